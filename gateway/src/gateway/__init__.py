@@ -1,0 +1,1 @@
+"""The face of the system: REST and WebSocket, from the contract."""

@@ -1,0 +1,81 @@
+"""The application: what is served where."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from http import HTTPStatus
+from importlib.resources import files
+
+import orjson
+from fastapi import FastAPI
+from fastapi_swagger import patch_fastapi
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, WebSocketRoute
+
+from gateway.endpoint import contract_routes
+from gateway.events import EventFeed
+from gateway.health import Health
+from gateway.metrics import Metrics, RequestMetrics
+from gateway.problems import HttpError, problem
+from gateway.websocket import WebSocketEndpoint
+from shared.errors import Code, ServiceError
+from shared.identity import TokenVerifier
+from shared.messagebus import MessageBus
+from shared.trace import new_traceparent, trace_id
+
+__all__ = ["build_app"]
+
+
+def build_app(bus: MessageBus, verifier: TokenVerifier, *, max_body_bytes: int) -> FastAPI:
+    """Return the gateway, calling over `bus` and hearing its events while it runs."""
+    feed, metrics, health = EventFeed(), Metrics(), Health(bus)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        hearing = asyncio.create_task(feed.run(bus))  # waits where the broker is away
+        yield
+        hearing.cancel()
+        with suppress(asyncio.CancelledError):
+            await hearing
+
+    app = FastAPI(
+        title="Postbus",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+    )
+    document = orjson.loads(files("postbus").joinpath("openapi.json").read_bytes())
+    app.openapi = lambda: document  # type: ignore[method-assign]  # the way FastAPI documents
+    patch_fastapi(app)  # /docs, with its assets from the package
+    app.router.routes.extend(contract_routes(bus, verifier, max_body_bytes))
+    app.router.routes.extend(
+        [
+            WebSocketRoute("/ws", WebSocketEndpoint(bus, verifier, feed, metrics)),
+            Route("/healthz", health.live),
+            Route("/readyz", health.ready),
+            Route("/metrics", metrics.expose),
+        ]
+    )
+    app.add_exception_handler(HTTPException, _http_problem)  # type: ignore[arg-type]
+    app.add_exception_handler(Exception, _internal_problem)
+    app.add_middleware(RequestMetrics, metrics=metrics)
+    return app
+
+
+async def _http_problem(_request: Request, error: HTTPException) -> Response:
+    """What the router refuses, such as an unknown path."""
+    status = HTTPStatus(error.status_code)
+    code = Code.NOT_FOUND if status is HTTPStatus.NOT_FOUND else Code.UNIMPLEMENTED
+    reason = "UNKNOWN_PATH" if status is HTTPStatus.NOT_FOUND else status.name
+    refused = HttpError(status, code, reason, status.description, headers=dict(error.headers or {}))
+    return problem(refused, trace_id(new_traceparent()))
+
+
+async def _internal_problem(request: Request, _error: Exception) -> Response:
+    """What nobody foresaw; the log has it, the client gets nothing of the inside."""
+    trace = getattr(request.state, "trace_id", "") or trace_id(new_traceparent())
+    internal = ServiceError(Code.INTERNAL, "INTERNAL", "Something went wrong on our side.")
+    return problem(internal, trace)

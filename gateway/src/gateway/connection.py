@@ -1,0 +1,176 @@
+"""What one WebSocket client may do: authenticate, call, subscribe."""
+
+import asyncio
+from typing import Any
+
+from gateway.calls import MAX_TIMEOUT, new_request, public_method
+from gateway.events import EventFeed, Listener
+from gateway.frames import frame_id, read_client_frame, server_frame
+from gateway.transcoding import read_json
+from postbus.bus.v1 import Event
+from postbus.registry import EVENTS
+from shared.errors import Code, ServiceError
+from shared.identity import Caller, TokenVerifier
+from shared.messagebus import MessageBus
+from shared.trace import new_traceparent, trace_id
+from shared.wire import encode, message_class, parse
+
+__all__ = ["Connection"]
+
+_MAX_CALLS = 64
+_MAX_SUBSCRIPTIONS = 64
+_MAX_WAITING_FRAMES = 1024
+_REALTIME = "postbus.realtime.v1."
+
+
+class Connection:
+    """The state of one client; `receive` takes its frames, `next_frame` has the answers."""
+
+    def __init__(self, bus: MessageBus, verifier: TokenVerifier, feed: EventFeed) -> None:
+        self.authenticated: asyncio.Future[Caller] = asyncio.get_running_loop().create_future()
+        self._bus = bus
+        self._verifier = verifier
+        self._feed = feed
+        self._access_token = ""
+        self._calls: set[asyncio.Task[None]] = set()
+        self._subscriptions: dict[str, Listener] = {}
+        self._out: asyncio.Queue[str] = asyncio.Queue()
+        self._too_slow = False
+
+    def close(self) -> None:
+        """End every call and subscription."""
+        for call in self._calls:
+            call.cancel()
+        for listener in self._subscriptions.values():
+            self._feed.ignore(listener)
+
+    async def next_frame(self) -> str:
+        """Wait for the next frame to send; RESOURCE_EXHAUSTED if the client is too slow."""
+        frame = await self._out.get()
+        if self._too_slow:
+            raise ServiceError(
+                Code.RESOURCE_EXHAUSTED, "CLIENT_TOO_SLOW", "Too many frames wait to be read."
+            )
+        return frame
+
+    def receive(self, text: str) -> None:
+        """Act on a client's frame; one that is wrong is answered with an error frame."""
+        id_ = ""
+        try:
+            document = read_json(text.encode())
+            id_ = frame_id(document)
+            frame = read_client_frame(document)
+            getattr(self, f"_{frame.WhichOneof('frame')}")(frame)
+        except ServiceError as error:
+            self._fail(id_, error, trace_id(new_traceparent()))
+
+    def _authenticate(self, frame: Any) -> None:
+        if self.authenticated.done():
+            raise ServiceError(
+                Code.FAILED_PRECONDITION, "AUTHENTICATED_BEFORE", "This connection is known."
+            )
+        caller = self._verifier.verify(frame.authenticate.access_token)
+        self._access_token = frame.authenticate.access_token
+        self.authenticated.set_result(caller)
+        answer = message_class(_REALTIME + "Authenticated")(user_id=caller.user_id)
+        answer.expires_at.FromDatetime(caller.expires_at)  # type: ignore[attr-defined]
+        self._send("authenticated", answer, id_=frame.id)
+
+    def _require_authenticated(self) -> None:
+        if not self.authenticated.done():
+            raise ServiceError(
+                Code.UNAUTHENTICATED, "TOKEN_MISSING", "Authenticate with the first frame."
+            )
+
+    def _call(self, frame: Any) -> None:
+        self._require_authenticated()
+        if len(self._calls) >= _MAX_CALLS:
+            raise ServiceError(
+                Code.RESOURCE_EXHAUSTED,
+                "TOO_MANY_CALLS",
+                f"At most {_MAX_CALLS} calls at once.",
+                retry_after=1,
+            )
+        call = asyncio.create_task(self._run_call(frame))
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+
+    async def _run_call(self, frame: Any) -> None:
+        traceparent = new_traceparent()
+        try:
+            result = await self._result(frame.call, traceparent)
+            self._send("result", result, id_=frame.id)
+        except ServiceError as error:
+            self._fail(frame.id, error, trace_id(traceparent))
+
+    async def _result(self, call: Any, traceparent: str) -> Any:
+        method = public_method(call.method)
+        if call.request.TypeName() != method.request_name:
+            raise ServiceError(
+                Code.INVALID_ARGUMENT,
+                "WRONG_REQUEST_TYPE",
+                f"{method.name} takes a {method.request_name}.",
+            )
+        seconds = call.timeout_ms / 1000 if call.timeout_ms else method.timeout
+        payload = await self._bus.call(
+            method.name,
+            new_request(
+                call.request.value,
+                timeout=min(seconds, MAX_TIMEOUT),
+                access_token=self._access_token,
+                traceparent=traceparent,
+            ),
+        )
+        result: Any = message_class(_REALTIME + "Result")()
+        result.response.Pack(parse(method.response_name, payload))
+        return result
+
+    def _subscribe(self, frame: Any) -> None:
+        self._require_authenticated()
+        unknown = [name for name in frame.subscribe.types if name not in EVENTS]
+        if unknown:
+            raise ServiceError(
+                Code.INVALID_ARGUMENT, "UNKNOWN_EVENT", "There is no event of such a type."
+            )
+        if frame.id in self._subscriptions or len(self._subscriptions) >= _MAX_SUBSCRIPTIONS:
+            raise ServiceError(
+                Code.RESOURCE_EXHAUSTED,
+                "TOO_MANY_SUBSCRIPTIONS",
+                f"At most {_MAX_SUBSCRIPTIONS} subscriptions, each with an id of its own.",
+            )
+        id_ = frame.id
+
+        def listener(event: Event) -> None:
+            self._send("event", _delivery(event), id_=id_)
+
+        for name in frame.subscribe.types:
+            self._feed.listen(name, listener)
+        self._subscriptions[id_] = listener
+        self._send("subscribed", message_class(_REALTIME + "Subscribed")(), id_=id_)
+
+    def _unsubscribe(self, frame: Any) -> None:
+        self._require_authenticated()
+        listener = self._subscriptions.pop(frame.unsubscribe.subscription, None)
+        if listener is None:
+            raise ServiceError(
+                Code.NOT_FOUND, "UNKNOWN_SUBSCRIPTION", "There is no such subscription."
+            )
+        self._feed.ignore(listener)
+        self._send("unsubscribed", message_class(_REALTIME + "Unsubscribed")(), id_=frame.id)
+
+    def _send(self, kind: str, message: Any, *, id_: str) -> None:
+        if self._out.qsize() >= _MAX_WAITING_FRAMES:
+            self._too_slow = True
+            return
+        self._out.put_nowait(server_frame(kind, message, id_=id_))
+
+    def _fail(self, id_: str, error: ServiceError, trace: str) -> None:
+        encoded = encode(error.to_message(trace))
+        self._send("error", parse("postbus.bus.v1.Error", encoded), id_=id_)
+
+
+def _delivery(event: Event) -> Any:
+    delivery: Any = message_class(_REALTIME + "Delivery")(event_id=event.id, subject=event.subject)
+    delivery.time.FromDatetime(event.time)
+    delivery.data.Pack(parse(event.type, event.data))
+    return delivery

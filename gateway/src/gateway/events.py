@@ -1,0 +1,54 @@
+"""Events of the bus, handed to every WebSocket that asked for them."""
+
+from collections import defaultdict
+from collections.abc import Callable
+
+import structlog
+
+from postbus.bus.v1 import Event
+from postbus.registry import EVENTS
+from shared.errors import ServiceError
+from shared.messagebus import MessageBus
+from shared.messagebus.bus import unavailable
+from shared.wire import decode
+
+__all__ = ["EventFeed", "Listener"]
+
+_log = structlog.get_logger()
+
+Listener = Callable[[Event], None]
+"""Takes an event at once; never waits, never raises."""
+
+
+class EventFeed:
+    """One queue for all events, of this process; `run` fills it from the bus."""
+
+    def __init__(self) -> None:
+        self._active = False
+        self._listeners: defaultdict[str, set[Listener]] = defaultdict(set)
+
+    async def run(self, bus: MessageBus) -> None:
+        """Begin to hear of events, once the broker is there."""
+        await bus.subscribe(list(EVENTS), self._deliver)
+        self._active = True
+
+    def listen(self, event_type: str, listener: Listener) -> None:
+        """Pass every event of a type to `listener` from now on; UNAVAILABLE if none arrive yet."""
+        if not self._active:
+            raise unavailable("EVENTS_UNAVAILABLE", "Events can't be heard at the moment.")
+        self._listeners[event_type].add(listener)
+
+    def ignore(self, listener: Listener) -> None:
+        """Pass nothing more to `listener`."""
+        for listeners in self._listeners.values():
+            listeners.discard(listener)
+
+    async def _deliver(self, body: bytes) -> bool:
+        try:
+            event = decode(Event, body)
+        except ServiceError:
+            _log.warning("event.malformed")
+            return True
+        for listener in tuple(self._listeners.get(event.type, ())):
+            listener(event)
+        return True

@@ -1,0 +1,96 @@
+"""The WebSocket at /ws: frames of proto/postbus/realtime/v1, as proto3 JSON in text messages."""
+
+import asyncio
+from contextlib import suppress
+from datetime import UTC, datetime
+
+import structlog
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from gateway.connection import Connection
+from gateway.events import EventFeed
+from gateway.metrics import Metrics
+from gateway.problems import CLOSE_CODES
+from shared.errors import Code, ServiceError
+from shared.identity import TokenVerifier
+from shared.messagebus import MessageBus
+
+__all__ = ["WebSocketEndpoint"]
+
+_log = structlog.get_logger()
+_AUTHENTICATION_SECONDS = 10.0
+
+
+class WebSocketEndpoint:
+    """Accepts WebSockets: an ASGI application."""
+
+    def __init__(
+        self, bus: MessageBus, verifier: TokenVerifier, feed: EventFeed, metrics: Metrics
+    ) -> None:
+        self._bus = bus
+        self._verifier = verifier
+        self._feed = feed
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one client until it leaves, its token expires, or it is too slow."""
+        socket = WebSocket(scope, receive, send)
+        await socket.accept()
+        connection = Connection(self._bus, self._verifier, self._feed)
+        with self._metrics.sockets.track_inprogress():
+            try:
+                ended = await _serve(socket, connection)
+            finally:
+                connection.close()
+        if ended is not None:
+            with suppress(RuntimeError, WebSocketDisconnect):  # it may be gone already
+                await socket.close(CLOSE_CODES[ended.code], ended.reason)
+
+
+async def _serve(socket: WebSocket, connection: Connection) -> ServiceError | None:
+    """Run until one side ends; return why, if it is we who end it."""
+    tasks = {
+        asyncio.create_task(work)
+        for work in (_read(socket, connection), _write(socket, connection), _expire(connection))
+    }
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        try:
+            task.result()
+        except WebSocketDisconnect:
+            return None
+        except ServiceError as error:
+            return error
+    return None
+
+
+async def _read(socket: WebSocket, connection: Connection) -> None:
+    while True:
+        text = await socket.receive()
+        if text["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(text.get("code", 1005))
+        connection.receive(text.get("text") or "")
+
+
+async def _write(socket: WebSocket, connection: Connection) -> None:
+    while True:
+        await socket.send_text(await connection.next_frame())
+
+
+async def _expire(connection: Connection) -> None:
+    """End a connection that does not say who it is, or whose token has expired."""
+    try:
+        async with asyncio.timeout(_AUTHENTICATION_SECONDS):
+            caller = await connection.authenticated
+    except TimeoutError:
+        raise ServiceError(
+            Code.UNAUTHENTICATED, "TOKEN_MISSING", "Authenticate with the first frame."
+        ) from None
+    await asyncio.sleep((caller.expires_at - datetime.now(UTC)).total_seconds())
+    raise ServiceError(Code.UNAUTHENTICATED, "TOKEN_EXPIRED", "The access token has expired.")

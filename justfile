@@ -1,0 +1,91 @@
+# Postbus. Without just: ./just RECIPE, which brings its own.
+
+python := justfile_directory() / ".venv/bin/python"
+
+[private]
+default:
+    @just --justfile {{ quote(justfile()) }} --list --unsorted
+
+# start the whole system, and restart what you change
+[group('run')]
+[no-exit-message]
+dev: _setup
+    @exec {{ quote(python) }} -m tools dev
+
+# tell a story against the real system, then stop
+[group('run')]
+[no-exit-message]
+demo: _setup
+    @exec {{ quote(python) }} -m tools demo
+
+# write gen/ from proto/
+[group('build')]
+[no-exit-message]
+gen: _setup
+    @exec {{ quote(python) }} -m tools.generate
+
+# pass the tests; arguments go to pytest
+[group('build')]
+[no-exit-message]
+[positional-arguments]
+test *arguments: _setup
+    @exec {{ quote(python) }} -m tools test "$@"
+
+# format, lint, types, imports, contracts, drift
+[group('build')]
+[no-exit-message]
+check: _setup
+    @exec {{ quote(python) }} -m tools check
+
+# lock all dependencies anew, with hashes
+[group('build')]
+[no-exit-message]
+[positional-arguments]
+lock *arguments:
+    @exec python3 -m tools.lock "$@"
+
+# start the servers to stay: RabbitMQ, PostgreSQL, MongoDB
+[group('servers')]
+[no-exit-message]
+up: _setup
+    @exec {{ quote(python) }} -m tools up
+
+# stop the servers
+[group('servers')]
+[no-exit-message]
+down: _setup
+    @exec {{ quote(python) }} -m tools down
+
+# show the servers, their addresses and who uses them
+[group('servers')]
+[no-exit-message]
+status: _setup
+    @exec {{ quote(python) }} -m tools status
+
+# show logs of servers and services: just logs [--follow] [NAME...]
+[group('servers')]
+[no-exit-message]
+[positional-arguments]
+logs *arguments: _setup
+    @exec {{ quote(python) }} -m tools logs "$@"
+
+# bring the databases up to date
+[group('data')]
+[no-exit-message]
+migrate: _setup
+    @exec {{ quote(python) }} -m tools migrate
+
+# add users and posts to look at to a running system
+[group('data')]
+[no-exit-message]
+seed: _setup
+    @exec {{ quote(python) }} -m tools seed
+
+# write .env with new secrets for docker compose, once
+[group('data')]
+[no-exit-message]
+secrets: _setup
+    @exec {{ quote(python) }} -m tools secrets
+
+_setup:
+    @python3 -m tools.setup

@@ -1,0 +1,56 @@
+"""What a handler knows of the call that it serves, and what it passes on to calls of its own."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from shared.errors import Code, ServiceError
+from shared.identity import Caller
+
+__all__ = ["Context", "current_context", "use_context"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """One call of a method, or the delivery of one event."""
+
+    name: str
+    """Full name of the method or event."""
+    caller: Caller | None = None
+    access_token: str = ""
+    deadline: float
+    """When the caller stops waiting, in seconds since the epoch."""
+    operation_id: str = ""
+    traceparent: str
+
+    @property
+    def user_id(self) -> str:
+        """Id of the calling user; UNAUTHENTICATED if there is none."""
+        if self.caller is None:
+            raise ServiceError(Code.UNAUTHENTICATED, "TOKEN_MISSING", "Log in first.")
+        return self.caller.user_id
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until the deadline; negative once it has passed."""
+        return self.deadline - time.time()
+
+
+_current: ContextVar[Context | None] = ContextVar("postbus_context", default=None)
+
+
+def current_context() -> Context | None:
+    """Return the context of the call that this task serves, if it serves one."""
+    return _current.get()
+
+
+@contextmanager
+def use_context(context: Context) -> Iterator[None]:
+    """Make `context` the current one; calls made inside carry its deadline, identity and trace."""
+    token = _current.set(context)
+    try:
+        yield
+    finally:
+        _current.reset(token)

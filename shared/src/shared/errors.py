@@ -1,0 +1,65 @@
+"""The one error type of the system."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from postbus.bus.v1 import Code, Error, FieldViolation, Outcome
+
+__all__ = ["Code", "FieldViolation", "Outcome", "ServiceError"]
+
+
+class ServiceError(Exception):
+    """Why a call failed: raised by handlers, carried as `postbus.bus.v1.Error`, rebuilt at the
+    caller.
+
+    `reason` is UPPER_SNAKE_CASE and stable; `message` is for people and goes to the caller, so it
+    never tells what is inside. `retry_after` is in seconds.
+    """
+
+    def __init__(
+        self,
+        code: int,  # a Code; betterproto's enum members are plain int to type checkers
+        reason: str,
+        message: str,
+        *,
+        violations: Sequence[FieldViolation] = (),
+        retry_after: float | None = None,
+        outcome: int = Outcome.NO_EFFECT,
+        trace_id: str = "",
+    ) -> None:
+        self.code = Code.try_value(code)
+        super().__init__(f"{self.code.name} {reason}: {message}")
+        self.reason = reason
+        self.message = message
+        self.violations = list(violations)
+        self.retry_after = retry_after
+        self.outcome = Outcome.try_value(outcome)
+        self.trace_id = trace_id
+
+    @classmethod
+    def from_message(cls, error: Error) -> "ServiceError":
+        """Rebuild the error that a service answered with."""
+        seconds = error.retry_after.total_seconds()
+        return cls(
+            error.code,
+            error.reason,
+            error.message,
+            violations=error.violations,
+            retry_after=seconds or None,
+            outcome=error.outcome,
+            trace_id=error.trace_id,
+        )
+
+    def to_message(self, trace_id: str) -> Error:
+        """Return the error as it travels; `trace_id` is used where the error has none."""
+        error = Error(
+            code=self.code,
+            reason=self.reason,
+            message=self.message,
+            violations=self.violations,
+            outcome=self.outcome,
+            trace_id=self.trace_id or trace_id,
+        )
+        if self.retry_after is not None:
+            error.retry_after = timedelta(seconds=self.retry_after)
+        return error

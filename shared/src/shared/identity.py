@@ -1,0 +1,60 @@
+"""Access tokens: who the caller is, checked at the gateway and again in every worker."""
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import jwt
+
+from shared.errors import Code, ServiceError
+
+__all__ = ["ALGORITHM", "AUDIENCE", "ISSUER", "Caller", "TokenVerifier"]
+
+ALGORITHM = "EdDSA"
+ISSUER = "postbus.users"
+AUDIENCE = "postbus"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """A user with a valid access token."""
+
+    user_id: str
+    session_id: str
+    expires_at: datetime
+
+
+class TokenVerifier:
+    """Verifies access tokens (JSON Web Tokens, EdDSA) with public keys.
+
+    `key_set` is a JSON Web Key Set; a token names its key by `kid`. ValueError if it has no key.
+    """
+
+    def __init__(self, key_set: str) -> None:
+        keys = jwt.PyJWKSet.from_dict(json.loads(key_set)).keys
+        self._keys = {key.key_id: key for key in keys}
+
+    def verify(self, token: str) -> Caller:
+        """Return the caller; UNAUTHENTICATED with TOKEN_EXPIRED or TOKEN_INVALID otherwise."""
+        try:
+            claims = jwt.decode(
+                token,
+                self._keys[jwt.get_unverified_header(token)["kid"]],
+                algorithms=[ALGORITHM],
+                issuer=ISSUER,
+                audience=AUDIENCE,
+                options={"require": ["exp", "iat", "sub", "sid", "jti"]},
+            )
+        except jwt.ExpiredSignatureError:
+            raise _unauthenticated("TOKEN_EXPIRED", "The access token has expired.") from None
+        except (jwt.InvalidTokenError, KeyError, TypeError):
+            raise _unauthenticated("TOKEN_INVALID", "The access token is not valid.") from None
+        return Caller(
+            user_id=claims["sub"],
+            session_id=claims["sid"],
+            expires_at=datetime.fromtimestamp(claims["exp"], UTC),
+        )
+
+
+def _unauthenticated(reason: str, message: str) -> ServiceError:
+    return ServiceError(Code.UNAUTHENTICATED, reason, message)

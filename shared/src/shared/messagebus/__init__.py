@@ -1,0 +1,22 @@
+"""The message bus: typed calls and events between services."""
+
+from postbus.bus.v1 import Event, Reply, Request
+from shared.messagebus.bus import EventHandler, MessageBus, RpcHandler, Subscription
+from shared.messagebus.client import ServiceChannel, publish
+from shared.messagebus.dispatch import Dispatcher
+from shared.messagebus.patterns import EventPattern, MessagePattern
+
+__all__ = [
+    "Dispatcher",
+    "Event",
+    "EventHandler",
+    "EventPattern",
+    "MessageBus",
+    "MessagePattern",
+    "Reply",
+    "Request",
+    "RpcHandler",
+    "ServiceChannel",
+    "Subscription",
+    "publish",
+]

@@ -1,0 +1,146 @@
+"""The bus over RabbitMQ, with aio-pika.
+
+aio-pika's robust connection restores topology by rules of its own, and loses exclusive queues and
+cancelled consumers on the way. Here a plain connection lives in a `Session`; when it ends, every
+pending call fails at once, and a new session serves and subscribes anew.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+import structlog
+from pydantic import SecretStr
+
+from postbus.bus.v1 import Event, Request
+from shared.messagebus.amqp_endpoints import Endpoint, EventConsumer, RpcServer
+from shared.messagebus.amqp_session import BROKER_ERRORS, Session
+from shared.messagebus.bus import EventHandler, RpcHandler, unavailable
+
+__all__ = ["AmqpBus", "connect"]
+
+_log = structlog.get_logger()
+_FIRST_DELAY: Final = 0.1
+_LAST_DELAY: Final = 2.0
+
+
+@asynccontextmanager
+async def connect(url: SecretStr, name: str) -> AsyncIterator["AmqpBus"]:
+    """Open a bus under the connection name `name`, and close it at the end.
+
+    Returns at once, connected or not: the bus connects in the background, and again whenever the
+    connection is lost.
+    """
+    bus = AmqpBus(url, name)
+    task = asyncio.create_task(bus.run())
+    try:
+        yield bus
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+class AmqpBus:
+    """A MessageBus over one RabbitMQ connection at a time."""
+
+    def __init__(self, url: SecretStr, name: str) -> None:
+        self._url = url
+        self._name = name
+        self._session: Session | None = None
+        self._connected = asyncio.Event()
+        self._endpoints: list[Endpoint] = []
+
+    @property
+    def ready(self) -> bool:
+        """Whether the broker is connected."""
+        return self._session is not None
+
+    async def wait_ready(self) -> None:
+        """Return once the broker is connected."""
+        await self._connected.wait()
+
+    async def call(self, route: str, request: Request) -> bytes:
+        """See MessageBus.call."""
+        return await self._require_session().call(route, request)
+
+    async def publish(self, event: Event) -> None:
+        """See MessageBus.publish."""
+        await self._require_session().publish(event)
+
+    async def serve(
+        self, queue: str, routes: Sequence[str], handler: RpcHandler, *, concurrency: int = 64
+    ) -> "_AmqpSubscription":
+        """See MessageBus.serve; waits for the broker."""
+        return await self._start(RpcServer(queue, routes, handler, concurrency))
+
+    async def subscribe(
+        self, types: Sequence[str], handler: EventHandler, *, queue: str | None = None
+    ) -> "_AmqpSubscription":
+        """See MessageBus.subscribe; waits for the broker."""
+        return await self._start(EventConsumer(queue, types, handler))
+
+    def _require_session(self) -> Session:
+        if self._session is None:
+            raise unavailable("NOT_CONNECTED", "The message broker is away.")
+        return self._session
+
+    async def _start(self, endpoint: Endpoint) -> "_AmqpSubscription":
+        self._endpoints.append(endpoint)
+        while not endpoint.active:
+            await self._connected.wait()
+            async with endpoint.starting:
+                await self._start_now(endpoint)
+        return _AmqpSubscription(self._endpoints, endpoint)
+
+    async def _start_now(self, endpoint: Endpoint) -> None:
+        session = self._session
+        if session is None or endpoint.active:
+            return
+        try:
+            await endpoint.start(session)
+        except BROKER_ERRORS as error:
+            _log.warning("bus.not_started", queue=endpoint.queue_name, error=type(error).__name__)
+            self._connected.clear()
+            session.fail()
+
+    async def run(self) -> None:
+        """Keep a session open until cancelled."""
+        delay = _FIRST_DELAY
+        while True:
+            try:
+                async with Session.open(self._url.get_secret_value(), self._name) as session:
+                    await self._restart_endpoints(session)
+                    self._session = session
+                    self._connected.set()
+                    _log.info("bus.connected")
+                    delay = _FIRST_DELAY
+                    await session.lost.wait()
+                    _log.warning("bus.connection_lost")
+            except BROKER_ERRORS as error:
+                _log.warning("bus.not_connected", error=type(error).__name__, retry_in=delay)
+            finally:
+                self._session = None
+                self._connected.clear()
+            await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  # jitter, not a secret
+            delay = min(delay * 2, _LAST_DELAY)
+
+    async def _restart_endpoints(self, session: Session) -> None:
+        for endpoint in list(self._endpoints):
+            async with endpoint.starting:
+                await endpoint.start(session)
+
+
+class _AmqpSubscription:
+    def __init__(self, endpoints: list[Endpoint], endpoint: Endpoint) -> None:
+        self._endpoints = endpoints
+        self._endpoint = endpoint
+
+    async def cancel(self) -> None:
+        """See Subscription.cancel."""
+        if self._endpoint in self._endpoints:
+            self._endpoints.remove(self._endpoint)
+            with suppress(*BROKER_ERRORS):
+                await self._endpoint.stop()

@@ -1,0 +1,151 @@
+"""Queues that are consumed: calls to be answered and events to be handled."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
+
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
+
+from shared.messagebus.amqp_session import (
+    BROKER_ERRORS,
+    CONTENT_TYPE,
+    EVENT_EXCHANGE,
+    RPC_EXCHANGE,
+    Session,
+)
+from shared.messagebus.bus import EventHandler, RpcHandler
+
+__all__ = ["Endpoint", "EventConsumer", "RpcServer"]
+
+_RPC_QUEUE_EXPIRES_MS: Final = 1000
+"""How long calls wait for a worker that has gone; later ones have no route."""
+_EVENT_PREFETCH: Final = 32
+_DELIVERY_LIMIT: Final = 10
+"""Deliveries of an event that ends its consumer each time, before it is a dead letter."""
+
+
+class Endpoint:
+    """A queue and its consumer; begins anew on every session."""
+
+    def __init__(self, queue_name: str, prefetch: int) -> None:
+        self.queue_name = queue_name
+        self.starting = asyncio.Lock()
+        self._prefetch = prefetch
+        self._session: Session | None = None
+        self._running: set[asyncio.Task[object]] = set()
+
+    @property
+    def active(self) -> bool:
+        """Whether it consumes at this moment."""
+        return self._session is not None and not self._session.lost.is_set()
+
+    async def start(self, session: Session) -> None:
+        """Declare, bind and consume; raises BROKER_ERRORS."""
+        self._channel = await session.channel(publisher_confirms=False)
+        await self._channel.set_qos(self._prefetch)
+        self._queue = await self._declare(self._channel)
+        self._tag = await self._queue.consume(self._on_message)
+        self._session = session
+
+    async def stop(self) -> None:
+        """Take no more messages, finish those that have begun, and leave; raises BROKER_ERRORS."""
+        if not self.active or self._session is None:
+            return
+        await self._queue.cancel(self._tag)
+        if self._running:
+            await asyncio.wait(self._running)
+        self._channel.close_callbacks.remove(self._session.fail)
+        await self._leave()
+        await self._channel.close()
+
+    async def _on_message(self, message: AbstractIncomingMessage) -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+        with suppress(*BROKER_ERRORS):  # the broker delivers it again
+            await self._handle(message)
+
+    async def _declare(self, channel: AbstractChannel) -> AbstractQueue:
+        raise NotImplementedError
+
+    async def _handle(self, message: AbstractIncomingMessage) -> None:
+        raise NotImplementedError
+
+    async def _leave(self) -> None:
+        """Do what is left once nothing runs."""
+
+
+class RpcServer(Endpoint):
+    """Answers the calls of a queue that is bound to each of its routes."""
+
+    def __init__(
+        self, queue: str, routes: Sequence[str], handler: RpcHandler, concurrency: int
+    ) -> None:
+        super().__init__(queue, prefetch=concurrency)
+        self._routes = routes
+        self._handler = handler
+
+    async def _declare(self, channel: AbstractChannel) -> AbstractQueue:
+        queue = await channel.declare_queue(
+            self.queue_name, durable=True, arguments={"x-expires": _RPC_QUEUE_EXPIRES_MS}
+        )
+        for route in self._routes:
+            await queue.bind(RPC_EXCHANGE, route)
+        return queue
+
+    async def _handle(self, message: AbstractIncomingMessage) -> None:
+        reply = await self._handler(message.routing_key or "", message.body)
+        if message.reply_to:
+            await self._channel.default_exchange.publish(
+                aio_pika.Message(
+                    reply, content_type=CONTENT_TYPE, correlation_id=message.correlation_id
+                ),
+                message.reply_to,
+                mandatory=False,
+            )
+        await message.ack()
+
+    async def _leave(self) -> None:
+        """Delete the queue if this was its last server: callers are then told at once."""
+        with suppress(*BROKER_ERRORS):
+            await self._queue.delete(if_unused=True, if_empty=True)
+
+
+class EventConsumer(Endpoint):
+    """Hands the events of a queue to a handler; those that it refuses become dead letters."""
+
+    def __init__(self, queue: str | None, types: Sequence[str], handler: EventHandler) -> None:
+        super().__init__(queue or "", prefetch=_EVENT_PREFETCH)
+        self._types = types
+        self._handler = handler
+
+    async def _declare(self, channel: AbstractChannel) -> AbstractQueue:
+        queue = await self._declare_queue(channel)
+        for event in self._types:
+            await queue.bind(EVENT_EXCHANGE, event)
+        return queue
+
+    async def _declare_queue(self, channel: AbstractChannel) -> AbstractQueue:
+        if not self.queue_name:
+            return await channel.declare_queue(exclusive=True, auto_delete=True)
+        dead_letters = f"{self.queue_name}.dead"
+        await channel.declare_queue(dead_letters, durable=True)
+        return await channel.declare_queue(
+            self.queue_name,
+            durable=True,
+            arguments={
+                "x-queue-type": "quorum",
+                "x-delivery-limit": _DELIVERY_LIMIT,
+                "x-dead-letter-exchange": "",
+                "x-dead-letter-routing-key": dead_letters,
+            },
+        )
+
+    async def _handle(self, message: AbstractIncomingMessage) -> None:
+        if await self._handler(message.body):
+            await message.ack()
+        else:
+            await message.reject(requeue=False)

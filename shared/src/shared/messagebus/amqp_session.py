@@ -1,0 +1,156 @@
+"""One connection to RabbitMQ: calls go out on it and replies come in."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
+from aiormq.exceptions import AMQPError, PublishError
+from yarl import URL
+
+from postbus.bus.v1 import Event, Outcome, Request
+from shared.errors import ServiceError
+from shared.messagebus.bus import deadline_exceeded, payload_of, remaining, unavailable
+from shared.wire import encode
+
+__all__ = ["BROKER_ERRORS", "CONTENT_TYPE", "EVENT_EXCHANGE", "RPC_EXCHANGE", "Session"]
+
+BROKER_ERRORS: Final = (AMQPError, OSError, RuntimeError, TimeoutError)
+"""What aio-pika raises while the broker is away (RuntimeError: a channel that is closed)."""
+
+RPC_EXCHANGE: Final = "postbus.rpc"
+EVENT_EXCHANGE: Final = "postbus.events"
+CONTENT_TYPE: Final = "application/x-protobuf"
+
+_HEARTBEAT: Final = 10
+_CONNECT_TIMEOUT: Final = 5
+_CONFIRM_TIMEOUT: Final = 5
+
+
+class Session:
+    """One connection: calls go out and replies come in on one channel, events on another.
+
+    `lost` is set once the connection, a channel or a consumer has gone; the session is then of no
+    more use.
+    """
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        self.lost = asyncio.Event()
+        self._connection = connection
+        self._pending: dict[str, asyncio.Future[bytes]] = {}
+        self._ids = itertools.count()
+        connection.close_callbacks.add(self.fail)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, url: str, name: str) -> AsyncIterator["Session"]:
+        """Connect and declare the exchanges; raises BROKER_ERRORS."""
+        connection = await aio_pika.connect(
+            URL(url).update_query(heartbeat=_HEARTBEAT),
+            timeout=_CONNECT_TIMEOUT,
+            client_properties={"connection_name": name},
+        )
+        session = cls(connection)
+        try:
+            async with asyncio.timeout(_CONNECT_TIMEOUT):
+                await session._declare()
+            yield session
+        finally:
+            session.fail()
+            with suppress(*BROKER_ERRORS):
+                await asyncio.wait_for(connection.close(), 1)
+
+    async def _declare(self) -> None:
+        # aiormq matches returned messages by confirms and message_id, so both have to be on.
+        calls = await self.channel(on_return_raises=True)
+        self._rpc = await calls.declare_exchange(RPC_EXCHANGE, "topic", durable=True)
+        replies = await calls.declare_queue(exclusive=True, auto_delete=True)
+        await replies.consume(self._on_reply, no_ack=True)
+        self._reply_to = replies.name
+        events = await self.channel()
+        self._events = await events.declare_exchange(EVENT_EXCHANGE, "topic", durable=True)
+
+    async def channel(
+        self, *, publisher_confirms: bool = True, on_return_raises: bool = False
+    ) -> AbstractChannel:
+        """Open a channel; the session is lost if the broker closes it or cancels a consumer."""
+        channel = await self._connection.channel(
+            publisher_confirms=publisher_confirms, on_return_raises=on_return_raises
+        )
+        channel.close_callbacks.add(self.fail)
+        underlay = await channel.get_underlay_channel()
+        underlay.on_consumer_cancel_callbacks.add(self.fail)
+        return channel
+
+    async def call(self, route: str, request: Request) -> bytes:
+        """See MessageBus.call."""
+        correlation_id = str(next(self._ids))
+        reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._pending[correlation_id] = reply
+        published = False
+        try:
+            async with asyncio.timeout(remaining(request)):
+                await self._rpc.publish(self._message(request, correlation_id), route)
+                published = True
+                body = await reply
+        except TimeoutError:
+            if not published:  # aiormq may hold the channel's lock for good
+                self.fail()
+            raise deadline_exceeded() from None
+        except PublishError:
+            raise unavailable("NO_ROUTE", "No service answers this at the moment.") from None
+        except BROKER_ERRORS:
+            raise _connection_lost() from None
+        finally:
+            self._pending.pop(correlation_id, None)
+        return payload_of(body)
+
+    def _message(self, request: Request, correlation_id: str) -> aio_pika.Message:
+        return aio_pika.Message(
+            encode(request),
+            content_type=CONTENT_TYPE,
+            message_id=correlation_id,
+            correlation_id=correlation_id,
+            reply_to=self._reply_to,
+            expiration=max(remaining(request), 0.001),
+        )
+
+    async def publish(self, event: Event) -> None:
+        """See MessageBus.publish."""
+        message = aio_pika.Message(
+            encode(event),
+            content_type=CONTENT_TYPE,
+            message_id=event.id,
+            type=event.type,
+            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        )
+        try:
+            async with asyncio.timeout(_CONFIRM_TIMEOUT):
+                await self._events.publish(message, event.type, mandatory=False)
+        except BROKER_ERRORS as error:
+            if isinstance(error, TimeoutError):
+                self.fail()
+            raise _connection_lost() from None
+
+    async def _on_reply(self, message: AbstractIncomingMessage) -> None:
+        reply = self._pending.get(message.correlation_id or "")
+        if reply is not None and not reply.done():
+            reply.set_result(message.body)
+
+    def fail(self, *_reason: object) -> None:
+        """Give the session up; every call that waits on it fails."""
+        self.lost.set()
+        for reply in self._pending.values():
+            if not reply.done():
+                reply.set_exception(_connection_lost())
+
+
+def _connection_lost() -> ServiceError:
+    return unavailable(
+        "CONNECTION_LOST",
+        "The connection to the message broker broke; the change may have happened.",
+        Outcome.UNKNOWN,
+    )

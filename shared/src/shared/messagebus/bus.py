@@ -1,0 +1,99 @@
+"""What a transport promises: the same for RabbitMQ and for memory, tested by one suite."""
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from postbus.bus.v1 import Event, Outcome, Reply, Request
+from shared.errors import Code, ServiceError
+from shared.wire import decode
+
+__all__ = [
+    "EventHandler",
+    "MessageBus",
+    "RpcHandler",
+    "Subscription",
+    "deadline_exceeded",
+    "payload_of",
+    "remaining",
+    "unavailable",
+]
+
+RpcHandler = Callable[[str, bytes], Awaitable[bytes]]
+"""Takes a route and an encoded Request, returns an encoded Reply, never raises."""
+
+EventHandler = Callable[[bytes], Awaitable[bool]]
+"""Takes an encoded Event and returns whether it is dealt with; False sends it to the dead letters.
+Never raises."""
+
+
+class Subscription(Protocol):
+    """Events flowing to a handler."""
+
+    async def cancel(self) -> None:
+        """Stop the flow. Events that the handler has begun are finished first."""
+
+
+class MessageBus(Protocol):
+    """Calls methods, serves them, publishes events and hears of them. Safe for concurrent use."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether the broker can be reached at this moment."""
+
+    async def call(self, route: str, request: Request) -> bytes:
+        """Send `request` to whoever serves `route` and return the payload of the reply.
+
+        Raises ServiceError: what the service answered; UNAVAILABLE with reason NO_ROUTE at once if
+        nobody serves the route, NOT_CONNECTED at once if the broker is away, CONNECTION_LOST if it
+        goes away meanwhile; DEADLINE_EXCEEDED at the request's deadline.
+        """
+
+    async def publish(self, event: Event) -> None:
+        """Hand `event` to the broker, and return once it has taken charge of it."""
+
+    async def serve(
+        self, queue: str, routes: Sequence[str], handler: RpcHandler, *, concurrency: int = 64
+    ) -> Subscription:
+        """Answer calls of `routes` with `handler`, at most `concurrency` at once.
+
+        Everyone who serves the same `queue` shares its calls. A call is acknowledged after its
+        reply is sent.
+        """
+
+    async def subscribe(
+        self, types: Sequence[str], handler: EventHandler, *, queue: str | None = None
+    ) -> Subscription:
+        """Pass events of `types` to `handler`, beginning when this returns.
+
+        A named `queue` is durable and shared by everyone who subscribes with the name. Without a
+        name the queue is this subscription's own and goes with it.
+        """
+
+
+def payload_of(reply: bytes) -> bytes:
+    """Return the payload of an encoded Reply; raise the error that it carries."""
+    message = decode(Reply, reply)
+    if message.is_set("error"):
+        raise ServiceError.from_message(message.error)
+    return message.payload
+
+
+def remaining(request: Request) -> float:
+    """Return the seconds until the deadline of `request`, negative if it has passed."""
+    return request.deadline_unix_ms / 1000 - time.time()
+
+
+def deadline_exceeded() -> ServiceError:
+    """The error of a call that had no answer in time."""
+    return ServiceError(
+        Code.DEADLINE_EXCEEDED,
+        "DEADLINE_EXCEEDED",
+        "No answer in time; the change may have happened.",
+        outcome=Outcome.UNKNOWN,
+    )
+
+
+def unavailable(reason: str, message: str, outcome: int = Outcome.NO_EFFECT) -> ServiceError:
+    """The error of a call that could not be delivered or answered."""
+    return ServiceError(Code.UNAVAILABLE, reason, message, retry_after=1, outcome=outcome)

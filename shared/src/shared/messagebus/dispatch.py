@@ -1,0 +1,180 @@
+"""The one place where a message meets its handler."""
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import betterproto
+import structlog
+
+from postbus.bus.v1 import Event, Reply, Request
+from postbus.registry import EVENTS, METHODS, Access, EventType, Method
+from shared.context import Context, use_context
+from shared.errors import Code, ServiceError
+from shared.identity import Caller, TokenVerifier
+from shared.messagebus.bus import deadline_exceeded
+from shared.messagebus.patterns import event_type, method_handler
+from shared.trace import child_traceparent, trace_id
+from shared.wire import decode, encode, parse, require_valid
+
+__all__ = ["ContractMismatchError", "Dispatcher"]
+
+_log = structlog.get_logger()
+EVERY_WORKER = "bus"
+"""Methods of the package postbus.bus are served by each worker for itself."""
+_EVENT_BUDGET = 30.0
+_MAX_RETRY_DELAY = 5.0
+
+Handler = Callable[[Any, Context], Awaitable[Any]]
+
+
+class ContractMismatchError(Exception):
+    """The handlers of a worker are not those that the contract asks for."""
+
+
+class Dispatcher:
+    """Decodes, verifies, validates, runs the handler, and turns what it raises into an Error.
+
+    `handlers` are objects whose methods carry `@MessagePattern` or `@EventPattern`. Raises
+    ContractMismatchError, with names, unless they serve exactly the methods of `worker`.
+    """
+
+    def __init__(self, worker: str, handlers: Iterable[object], verifier: TokenVerifier) -> None:
+        self._worker = worker
+        self._verifier = verifier
+        self._methods: dict[str, tuple[Method, Handler]] = {}
+        self._events: dict[str, tuple[EventType, Handler]] = {}
+        owners = list(handlers)
+        for owner in owners:
+            for _, function in inspect.getmembers(owner, inspect.iscoroutinefunction):
+                self._add(function)
+        _check(worker, owners, self._methods)
+
+    @property
+    def routes(self) -> list[str]:
+        """The methods that are served."""
+        return list(self._methods)
+
+    @property
+    def events(self) -> list[str]:
+        """The events that are consumed."""
+        return list(self._events)
+
+    def _add(self, function: Handler) -> None:
+        handles, event = method_handler(function), event_type(function)
+        for route, method in _routes(self._worker).items():
+            if method.handler == handles:
+                self._methods[route] = (method, function)
+        for known in EVENTS.values():
+            if known.message is event:
+                self._events[known.name] = (known, function)
+
+    async def reply(self, route: str, body: bytes) -> bytes:
+        """Return the encoded Reply to an encoded Request."""
+        traceparent = ""
+        try:
+            request = decode(Request, body)
+            traceparent = child_traceparent(request.traceparent)
+            return encode(Reply(payload=await self._call(route, request, traceparent)))
+        except ServiceError as error:
+            return encode(Reply(error=error.to_message(trace_id(traceparent))))
+        except Exception:  # noqa: BLE001  # the edge: a handler may raise anything
+            _log.exception("request.failed", method=route, trace_id=trace_id(traceparent))
+            internal = ServiceError(Code.INTERNAL, "INTERNAL", "Something went wrong on our side.")
+            return encode(Reply(error=internal.to_message(trace_id(traceparent))))
+
+    async def _call(self, route: str, request: Request, traceparent: str) -> bytes:
+        if route not in self._methods:
+            raise ServiceError(Code.UNIMPLEMENTED, "UNKNOWN_METHOD", "The method is not served.")
+        method, handler = self._methods[route]
+        context = Context(
+            name=route,
+            caller=self._caller(method, request.access_token),
+            access_token=request.access_token,
+            deadline=request.deadline_unix_ms / 1000,
+            operation_id=request.operation_id,
+            traceparent=traceparent,
+        )
+        require_valid(parse(method.request_name, request.payload))
+        return encode(await _run(handler, decode(method.request, request.payload), context))
+
+    def _caller(self, method: Method, access_token: str) -> Caller | None:
+        """Verify the token again: whoever reaches the broker could name any user."""
+        if access_token:
+            return self._verifier.verify(access_token)
+        if method.access is Access.USER:
+            raise ServiceError(Code.UNAUTHENTICATED, "TOKEN_MISSING", "Log in first.")
+        return None
+
+    async def consume(self, body: bytes) -> bool:
+        """Run the consumer of an encoded Event; False if it failed for good.
+
+        While a part that the consumer needs is away (UNAVAILABLE), it is tried again and again,
+        with growing delays: the event is not at fault.
+        """
+        name, delay = "", 0.1
+        while True:
+            try:
+                event = decode(Event, body)
+                name = event.type
+                await self._consume(event)
+                return True
+            except ServiceError as error:
+                if error.code is not Code.UNAVAILABLE:
+                    _log.error("event.failed", event_type=name, reason=error.reason)
+                    return False
+                _log.warning("event.delayed", event_type=name, reason=error.reason, seconds=delay)
+            except Exception:  # noqa: BLE001  # the edge, as above
+                _log.exception("event.failed", event_type=name)
+                return False
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, _MAX_RETRY_DELAY)
+
+    async def _consume(self, event: Event) -> None:
+        known, handler = self._events[event.type]
+        context = Context(
+            name=event.type,
+            deadline=time.time() + _EVENT_BUDGET,
+            operation_id=event.id,
+            traceparent=child_traceparent(event.traceparent),
+        )
+        await _run(handler, decode(known.message, event.data), context)
+
+
+async def _run(handler: Handler, message: betterproto.Message, context: Context) -> Any:
+    """Run `handler` until it is done or the deadline passes; past it, don't begin."""
+    if context.remaining <= 0:
+        raise deadline_exceeded()
+    try:
+        async with asyncio.timeout(context.remaining) as budget:
+            with use_context(context):
+                return await handler(message, context)
+    except TimeoutError:
+        if budget.expired():
+            raise deadline_exceeded() from None
+        raise
+
+
+def _routes(worker: str) -> dict[str, Method]:
+    """The routes of `worker`: its own methods, and under its name those of every worker."""
+    own = {method.name: method for method in METHODS.values() if method.worker == worker}
+    every = {f"{m.name}.{worker}": m for m in METHODS.values() if m.worker == EVERY_WORKER}
+    return own | every
+
+
+def _check(worker: str, handlers: Iterable[object], served: Iterable[str]) -> None:
+    missing = sorted(_routes(worker).keys() - set(served))
+    ours = {method.handler for method in _routes(worker).values()}
+    foreign = sorted(
+        handles
+        for owner in handlers
+        for _, function in inspect.getmembers(owner, inspect.iscoroutinefunction)
+        if (handles := method_handler(function)) and handles not in ours
+    )
+    if missing or foreign:
+        raise ContractMismatchError(
+            f"worker {worker!r}: methods without a handler: {missing or 'none'}; "
+            f"handlers of methods that are not its own: {foreign or 'none'}"
+        )

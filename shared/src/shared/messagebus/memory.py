@@ -1,0 +1,126 @@
+"""The bus within one process, for tests: same promises as RabbitMQ, nothing to start."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from postbus.bus.v1 import Event, Request
+from shared.messagebus.bus import (
+    EventHandler,
+    RpcHandler,
+    deadline_exceeded,
+    payload_of,
+    remaining,
+    unavailable,
+)
+from shared.wire import encode
+
+__all__ = ["MemoryBus"]
+
+
+@dataclass(eq=False)
+class _Server:
+    queue: str
+    routes: frozenset[str]
+    handler: RpcHandler
+    limit: asyncio.Semaphore
+    servers: list["_Server"]
+    running: set[asyncio.Task[bytes]] = field(default_factory=set)
+
+    async def cancel(self) -> None:
+        """Take no more calls and finish those that have begun."""
+        if self in self.servers:
+            self.servers.remove(self)
+        await asyncio.gather(*self.running, return_exceptions=True)
+
+
+@dataclass(eq=False)
+class _Consumer:
+    types: frozenset[str]
+    queue: "_Queue"
+    task: asyncio.Task[None]
+
+    async def cancel(self) -> None:
+        """Stop; the event being handled goes back to the queue."""
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        self.queue.active.discard(self)
+
+
+@dataclass(eq=False)
+class _Queue:
+    types: set[str] = field(default_factory=set)
+    events: asyncio.Queue[bytes] = field(default_factory=asyncio.Queue)
+    active: set[_Consumer] = field(default_factory=set)
+    durable: bool = False
+
+
+class MemoryBus:
+    """A MessageBus whose messages never leave the process; they are encoded all the same."""
+
+    def __init__(self) -> None:
+        self.ready = True
+        self.dead_letters: asyncio.Queue[bytes] = asyncio.Queue()
+        self._servers: list[_Server] = []
+        self._turn: dict[str, int] = defaultdict(int)
+        self._queues: dict[str, _Queue] = {}
+
+    async def call(self, route: str, request: Request) -> bytes:
+        """See MessageBus.call."""
+        servers = [server for server in self._servers if route in server.routes]
+        if not servers:
+            raise unavailable("NO_ROUTE", "No service answers this at the moment.")
+        self._turn[route] += 1
+        server = servers[self._turn[route] % len(servers)]
+        task = asyncio.create_task(_answer(server, route, encode(request)))
+        server.running.add(task)
+        task.add_done_callback(server.running.discard)
+        try:
+            async with asyncio.timeout(remaining(request)):
+                return payload_of(await asyncio.shield(task))
+        except TimeoutError:
+            raise deadline_exceeded() from None
+
+    async def serve(
+        self, queue: str, routes: Sequence[str], handler: RpcHandler, *, concurrency: int = 64
+    ) -> _Server:
+        """See MessageBus.serve."""
+        limit = asyncio.Semaphore(concurrency)
+        server = _Server(queue, frozenset(routes), handler, limit, self._servers)
+        self._servers.append(server)
+        return server
+
+    async def publish(self, event: Event) -> None:
+        """See MessageBus.publish."""
+        body = encode(event)
+        for queue in self._queues.values():
+            if event.type in queue.types and (queue.durable or queue.active):
+                queue.events.put_nowait(body)
+
+    async def subscribe(
+        self, types: Sequence[str], handler: EventHandler, *, queue: str | None = None
+    ) -> _Consumer:
+        """See MessageBus.subscribe."""
+        name = queue or f"own-{len(self._queues)}"
+        target = self._queues.setdefault(name, _Queue(durable=queue is not None))
+        target.types.update(types)
+        task = asyncio.create_task(self._consume(target, handler))
+        consumer = _Consumer(frozenset(types), target, task)
+        target.active.add(consumer)
+        return consumer
+
+    async def _consume(self, queue: _Queue, handler: EventHandler) -> None:
+        while True:
+            body = await queue.events.get()
+            try:
+                if not await handler(body):
+                    self.dead_letters.put_nowait(body)
+            except asyncio.CancelledError:
+                queue.events.put_nowait(body)
+                raise
+
+
+async def _answer(server: _Server, route: str, body: bytes) -> bytes:
+    async with server.limit:
+        return await server.handler(route, body)

@@ -1,0 +1,64 @@
+"""Decorators that tie a handler to the contract: name and types are never typed twice."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import betterproto
+
+from shared.context import Context
+
+__all__ = ["EventPattern", "MessagePattern", "event_type", "method_handler"]
+
+In = TypeVar("In", bound=betterproto.Message)
+Out = TypeVar("Out", bound=betterproto.Message)
+Self = TypeVar("Self")
+
+_METHOD = "__postbus_method__"
+_EVENT = "__postbus_event__"
+
+
+def MessagePattern(  # the field's name for it
+    method: Callable[[Any, In], Awaitable[Out]],
+) -> Callable[
+    [Callable[[Self, In, Context], Awaitable[Out]]],
+    Callable[[Self, In, Context], Awaitable[Out]],
+]:
+    """Make an async method the handler of an rpc, given by its generated base class:
+
+    `@MessagePattern(PostsServiceBase.create_post)`
+    """
+
+    def mark(
+        handler: Callable[[Self, In, Context], Awaitable[Out]],
+    ) -> Callable[[Self, In, Context], Awaitable[Out]]:
+        setattr(handler, _METHOD, f"{method.__module__}.{method.__qualname__}")
+        return handler
+
+    return mark
+
+
+def EventPattern(
+    event: type[In],
+) -> Callable[
+    [Callable[[Self, In, Context], Awaitable[None]]],
+    Callable[[Self, In, Context], Awaitable[None]],
+]:
+    """Make an async method a consumer of an event: `@EventPattern(UserRegistered)`."""
+
+    def mark(
+        handler: Callable[[Self, In, Context], Awaitable[None]],
+    ) -> Callable[[Self, In, Context], Awaitable[None]]:
+        setattr(handler, _EVENT, event)
+        return handler
+
+    return mark
+
+
+def method_handler(function: object) -> str | None:
+    """Return what a method handler handles, as `Method.handler` names it; None for others."""
+    return getattr(function, _METHOD, None)
+
+
+def event_type(function: object) -> type[betterproto.Message] | None:
+    """Return the event that a handler consumes; None for others."""
+    return getattr(function, _EVENT, None)

@@ -1,0 +1,27 @@
+"""W3C Trace Context, level 1: the `traceparent` of a call (https://www.w3.org/TR/trace-context)."""
+
+import re
+import secrets
+
+__all__ = ["child_traceparent", "new_traceparent", "trace_id"]
+
+_TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
+
+
+def new_traceparent() -> str:
+    """Return the traceparent of a new, sampled trace."""
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+
+
+def child_traceparent(parent: str) -> str:
+    """Return a traceparent of a new span below `parent`; of a new trace if `parent` is invalid."""
+    match = _TRACEPARENT.fullmatch(parent)
+    if match is None:
+        return new_traceparent()
+    return f"00-{match[1]}-{secrets.token_hex(8)}-{match[2]}"
+
+
+def trace_id(traceparent: str) -> str:
+    """Return the 32 hex digits of the trace; empty if `traceparent` is invalid."""
+    match = _TRACEPARENT.fullmatch(traceparent)
+    return match[1] if match else ""

@@ -1,0 +1,113 @@
+"""The runtime of a worker: connect, serve, tell of its health, stop cleanly."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import structlog
+import uvloop
+
+from postbus.bus.v1 import CheckRequest, CheckResponse, HealthServiceBase, Part
+from shared.context import Context
+from shared.identity import TokenVerifier
+from shared.logs import configure_logs
+from shared.messagebus import Dispatcher, MessageBus, MessagePattern, Subscription
+from shared.messagebus.amqp import connect
+from shared.settings import ServiceSettings
+
+__all__ = ["Application", "Health", "Probe", "run_worker", "serve"]
+
+_log = structlog.get_logger()
+_PROBE_TIMEOUT = 0.5
+
+Probe = Callable[[], Awaitable[None]]
+"""Returns if a part that the worker needs answers, and raises if not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Application:
+    """What a worker is made of."""
+
+    handlers: Iterable[object]
+    probes: Mapping[str, Probe]
+
+
+class Health:
+    """Answers for a worker: `probes` by the name of the part."""
+
+    def __init__(self, probes: Mapping[str, Probe]) -> None:
+        self._probes = probes
+
+    @MessagePattern(HealthServiceBase.check)
+    async def check(self, _request: CheckRequest, _context: Context) -> CheckResponse:
+        """Ask every part at once."""
+        answers = await asyncio.gather(*(_answers(probe) for probe in self._probes.values()))
+        parts = zip(self._probes, answers, strict=True)
+        return CheckResponse(parts=[Part(name=name, ready=ready) for name, ready in parts])
+
+
+async def _answers(probe: Probe) -> bool:
+    try:
+        async with asyncio.timeout(_PROBE_TIMEOUT):
+            await probe()
+    except Exception:  # noqa: BLE001  # whatever a driver raises, the part is not ready
+        return False
+    return True
+
+
+@asynccontextmanager
+async def serve(
+    name: str, application: Application, bus: MessageBus, verifier: TokenVerifier
+) -> AsyncIterator[None]:
+    """Serve `application` on `bus` as worker `name`; at the end, finish what has begun.
+
+    Raises ContractMismatchError if its handlers are not those of the contract.
+    """
+    handlers = [*application.handlers, Health(application.probes)]
+    dispatcher = Dispatcher(name, handlers, verifier)
+    subscriptions: list[Subscription] = []
+    try:
+        for event in dispatcher.events:
+            queue = f"{name}.{event}"
+            subscriptions.append(await bus.subscribe([event], dispatcher.consume, queue=queue))
+        subscriptions.append(await bus.serve(name, dispatcher.routes, dispatcher.reply))
+        yield
+    finally:
+        await asyncio.gather(*(subscription.cancel() for subscription in subscriptions))
+
+
+def run_worker(
+    name: str,
+    settings: ServiceSettings,
+    application: Callable[[MessageBus], AbstractAsyncContextManager[Application]],
+) -> None:
+    """Run the worker `name` until SIGTERM or SIGINT; `application` opens what it needs."""
+    configure_logs(name, settings.log_format)
+    uvloop.run(_run(name, settings, application))
+
+
+async def _run(
+    name: str,
+    settings: ServiceSettings,
+    application: Callable[[MessageBus], AbstractAsyncContextManager[Application]],
+) -> None:
+    _cancel_on_signals()
+    verifier = TokenVerifier(settings.verification_keys)
+    with suppress(asyncio.CancelledError):
+        async with (
+            connect(settings.amqp_url, name) as bus,
+            application(bus) as opened,
+            serve(name, opened, bus, verifier),
+        ):
+            _log.info("worker.ready")
+            await asyncio.Future()
+    _log.info("worker.stopped")
+
+
+def _cancel_on_signals() -> None:
+    """Cancel this task on SIGTERM or SIGINT: its context managers then drain and close."""
+    task = asyncio.current_task()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)  # type: ignore[union-attr]

@@ -1,0 +1,105 @@
+"""The same system over the WebSocket."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+
+from tests.people import sign_up
+from tests.system import System
+
+Unique = Callable[[str], str]
+
+
+@pytest.fixture
+async def socket(system: System) -> AsyncIterator[ClientConnection]:
+    async with connect(system.websocket_url) as opened:
+        yield opened
+
+
+async def ask(socket: ClientConnection, frame: dict[str, Any]) -> dict[str, Any]:
+    await socket.send(json.dumps(frame))
+    async with asyncio.timeout(5):
+        answer: dict[str, Any] = json.loads(await socket.recv())
+    return answer
+
+
+async def test_call_over_the_socket_equals_the_call_over_rest(
+    socket: ClientConnection, client: httpx.AsyncClient, unique: Unique
+) -> None:
+    alice = await sign_up(client, unique("alice"))
+
+    known = await ask(socket, {"id": "1", "authenticate": {"accessToken": alice.token}})
+    assert known["id"] == "1"
+    assert known["authenticated"]["userId"] == alice.id
+
+    answer = await ask(
+        socket,
+        {
+            "id": "2",
+            "call": {
+                "method": "postbus.posts.v1.PostsService.CreatePost",
+                "request": {"title": "Over the socket"},
+            },
+        },
+    )
+    assert answer["id"] == "2"
+    response = answer["result"]["response"]
+    assert response["@type"] == "type.googleapis.com/postbus.posts.v1.CreatePostResponse"
+    over_rest = await client.get(f"/v1/posts/{response['post']['id']}")
+    assert over_rest.json() == response["post"]
+
+
+async def test_subscriber_sees_the_event_of_a_post_made_over_rest(
+    socket: ClientConnection, client: httpx.AsyncClient, unique: Unique
+) -> None:
+    alice = await sign_up(client, unique("alice"))
+    await ask(socket, {"id": "1", "authenticate": {"accessToken": alice.token}})
+    active = await ask(
+        socket, {"id": "2", "subscribe": {"types": ["postbus.posts.v1.PostCreated"]}}
+    )
+    assert active == {"id": "2", "subscribed": {}}
+
+    post = (await client.post("/v1/posts", json={"title": "News"}, headers=alice.headers)).json()
+
+    async with asyncio.timeout(5):
+        while True:  # other tests publish events too
+            delivery = json.loads(await socket.recv())
+            if delivery["event"]["subject"] == post["id"]:
+                break
+    assert delivery["id"] == "2"
+    assert delivery["event"]["data"]["post"] == post
+
+
+async def test_call_before_authentication_is_refused(socket: ClientConnection) -> None:
+    answer = await ask(
+        socket, {"id": "1", "call": {"method": "postbus.users.v1.UsersService.GetMe"}}
+    )
+
+    assert answer["error"]["code"] == "CODE_UNAUTHENTICATED"
+
+
+async def test_failed_call_is_a_typed_error_frame_and_the_socket_lives_on(
+    socket: ClientConnection, client: httpx.AsyncClient, unique: Unique
+) -> None:
+    alice = await sign_up(client, unique("alice"))
+    await ask(socket, {"id": "1", "authenticate": {"accessToken": alice.token}})
+
+    async def reason(frame: dict[str, Any]) -> tuple[str, str]:
+        answer = await ask(socket, frame)
+        return answer["error"]["code"], answer["error"]["reason"]
+
+    def call(method: str, request: dict[str, Any]) -> dict[str, Any]:
+        return {"id": "x", "call": {"method": method, "request": request}}
+
+    invalid = call("postbus.posts.v1.PostsService.GetPost", {"id": "not-an-id"})
+    assert await reason(invalid) == ("CODE_INVALID_ARGUMENT", "INVALID_FIELDS")
+    internal = call("postbus.bus.v1.HealthService.Check", {})
+    assert (await reason(internal))[0] == "CODE_UNIMPLEMENTED"
+    unknown = call("postbus.posts.v1.PostsService.Nonsense", {})
+    assert (await reason(unknown))[0] == "CODE_UNIMPLEMENTED"
+    assert (await ask(socket, call("postbus.users.v1.UsersService.GetMe", {})))["result"]

@@ -1,0 +1,37 @@
+"""Each service's environment holds what the service needs and nothing of the others."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+LIST_PACKAGES = """
+import importlib.metadata, json
+print(json.dumps([package.name.lower() for package in importlib.metadata.distributions()]))
+"""
+
+
+def installed(service: str) -> set[str]:
+    python = ROOT / service / ".venv/bin/python"
+    answer = subprocess.run([python, "-c", LIST_PACKAGES], capture_output=True, check=True)
+    return set(json.loads(answer.stdout))
+
+
+@pytest.mark.parametrize(
+    ("service", "present", "absent"),
+    [
+        ("posts", {"odmantic", "pymongo"}, {"sqlmodel", "sqlalchemy", "asyncpg", "fastapi"}),
+        ("users", {"sqlmodel", "asyncpg"}, {"odmantic", "pymongo", "motor", "fastapi"}),
+        ("gateway", {"fastapi"}, {"sqlmodel", "sqlalchemy", "asyncpg", "odmantic", "pymongo"}),
+    ],
+)
+def test_service_holds_only_its_own_packages(
+    service: str, present: set[str], absent: set[str]
+) -> None:
+    packages = installed(service)
+
+    assert present <= packages
+    assert not absent & packages

@@ -1,0 +1,73 @@
+"""A server that is away: 503 within a second, readiness names it, and all comes back by itself."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
+
+import httpx
+import pytest
+
+from tests.conftest import Place, new_vhost
+from tests.people import sign_up
+from tests.proxy import Proxy
+from tests.system import System, run_system
+from tests.tokens import TokenMaker
+
+Unique = Callable[[str], str]
+Fragile = tuple[System, dict[str, Proxy]]
+
+PARTS = {"rabbitmq": "rabbitmq", "postgresql": "users.postgresql", "mongodb": "posts.mongodb"}
+
+
+@pytest.fixture(scope="module")
+async def fragile(
+    place: Place, run_id: str, tokens: TokenMaker, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Fragile]:
+    """A system with a virtual host of its own, and a proxy in front of each server."""
+    proxies, environment = {}, {}
+    async with AsyncExitStack() as stack:
+        vhost = await stack.enter_async_context(new_vhost(f"{run_id}_fragile"))
+        own_place = replace(place, amqp_url=vhost)
+        urls = dict(zip(PARTS, own_place.as_environment().items(), strict=True))
+        for name, (variable, url) in urls.items():
+            target = httpx.URL(url)
+            assert target.port is not None
+            proxies[name] = Proxy(target.host, target.port)
+            await proxies[name].start()
+            stack.push_async_callback(proxies[name].stop)
+            environment[variable] = str(target.copy_with(port=proxies[name].port))
+        logs = tmp_path_factory.mktemp("fragile")
+        yield await stack.enter_async_context(run_system(environment, tokens, logs)), proxies
+
+
+@pytest.mark.parametrize("server", PARTS)
+async def test_server_that_is_away_is_a_503_and_comes_back(
+    fragile: Fragile, server: str, unique: Unique
+) -> None:
+    system, proxies = fragile
+    async with httpx.AsyncClient(base_url=system.url, timeout=10) as client:
+        alice = await sign_up(client, unique("alice"))
+
+        async def answers() -> list[tuple[int, float]]:
+            """Status and seconds of a request that each database has to answer."""
+            taken = []
+            for url in ("/v1/me", "/v1/posts"):
+                began = time.monotonic()
+                answer = await client.get(url, headers=alice.headers)
+                taken.append((answer.status_code, time.monotonic() - began))
+            return taken
+
+        await proxies[server].stop()
+        broken = await answers()
+        status, readiness = await system.readiness()
+        await proxies[server].start()
+        await system.until_ready()
+        mended = await answers()
+
+    failing = [seconds for code, seconds in broken if code == 503]
+    assert len(failing) == (2 if server == "rabbitmq" else 1), broken
+    assert max(failing) < 1
+    assert status == 503
+    assert readiness["parts"][PARTS[server]] is False
+    assert [code for code, _ in mended] == [200, 200]

@@ -1,0 +1,252 @@
+"""What the gateway does with requests, good and bad, before and after the bus."""
+
+import json
+
+import httpx
+import pytest
+
+from postbus.bus.v1 import Code, Error, FieldViolation, Reply
+from postbus.posts.v1 import (
+    CreatePostRequest,
+    CreatePostResponse,
+    ListPostsRequest,
+    Post,
+    UpdatePostRequest,
+)
+from shared.messagebus.memory import MemoryBus
+from shared.wire import decode, encode
+from tests.gateway.conftest import Worker
+from tests.tokens import TokenMaker
+
+POST_ID = "018f3f6e-0000-7000-8000-000000000001"
+
+
+@pytest.fixture
+def headers(tokens: TokenMaker) -> dict[str, str]:
+    return {"Authorization": f"Bearer {tokens.token('alice')}"}
+
+
+def problem_of(answer: httpx.Response) -> tuple[int, str]:
+    assert answer.headers["content-type"] == "application/problem+json"
+    return answer.status_code, answer.json()["reason"]
+
+
+async def test_body_becomes_the_request_message_and_the_reply_the_body(
+    gateway: httpx.AsyncClient, worker: Worker, headers: dict[str, str]
+) -> None:
+    response = CreatePostResponse(post=Post(id=POST_ID, title="Hi", version=1))
+    worker.reply = Reply(payload=encode(response))
+
+    answer = await gateway.post("/v1/posts", json={"title": "Hi", "body": "é"}, headers=headers)
+
+    assert answer.status_code == 201
+    assert answer.json()["id"] == POST_ID
+    assert answer.json()["version"] == "1"
+    [(route, request)] = worker.requests
+    assert route == "postbus.posts.v1.PostsService.CreatePost"
+    assert decode(CreatePostRequest, request.payload) == CreatePostRequest(title="Hi", body="é")
+
+
+async def test_call_carries_token_operation_id_trace_and_deadline(
+    gateway: httpx.AsyncClient, worker: Worker, headers: dict[str, str]
+) -> None:
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    sent = headers | {
+        "Idempotency-Key": "key-1",
+        "traceparent": f"00-{trace}-b7ad6b7169203331-01",
+        "Request-Timeout": "2.5",
+    }
+
+    answer = await gateway.post("/v1/posts", json={"title": "Hi"}, headers=sent)
+
+    [(_, request)] = worker.requests
+    assert f"Bearer {request.access_token}" == headers["Authorization"]
+    assert request.operation_id == "key-1"
+    assert request.traceparent.split("-")[1] == trace == answer.headers["trace-id"]
+
+
+async def test_query_parameters_become_fields(gateway: httpx.AsyncClient, worker: Worker) -> None:
+    query = {"pageSize": "5", "author_id": POST_ID}
+
+    assert (await gateway.get("/v1/posts", params=query)).status_code == 200
+
+    [(_, request)] = worker.requests
+    expected = ListPostsRequest(page_size=5, author_id=POST_ID)
+    assert decode(ListPostsRequest, request.payload) == expected
+
+
+async def test_patch_names_the_members_that_were_sent(
+    gateway: httpx.AsyncClient, worker: Worker, headers: dict[str, str]
+) -> None:
+    await gateway.patch(f"/v1/posts/{POST_ID}", json={"body": None}, headers=headers)
+
+    [(_, request)] = worker.requests
+    message = decode(UpdatePostRequest, request.payload)
+    assert (message.id, message.update_mask.paths, message.body) == (POST_ID, ["body"], None)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"", (400, "MALFORMED_JSON")),
+        (b"{", (400, "MALFORMED_JSON")),
+        (b'{"title": NaN}', (400, "MALFORMED_JSON")),
+        (b'{"title": "\xff"}', (400, "MALFORMED_JSON")),
+        (b'{"title": "\\ud800"}', (400, "MALFORMED_JSON")),
+        (b"[" * 9000, (400, "MALFORMED_JSON")),
+        (b"[]", (400, "NOT_AN_OBJECT")),
+        (b'"title"', (400, "NOT_AN_OBJECT")),
+        (b"{}", (422, "INVALID_FIELDS")),
+        (b'{"title": ""}', (422, "INVALID_FIELDS")),
+        (b'{"title": 1}', (422, "INVALID_FIELDS")),
+        (b'{"title": ["a"]}', (422, "INVALID_FIELDS")),
+        (b'{"title": "a", "nonsense": 1}', (422, "INVALID_FIELDS")),
+        (b'{"title": "a", "id": "x"}', (422, "INVALID_FIELDS")),
+        (b'{"title": "' + b"a" * 20_000 + b'"}', (413, "BODY_TOO_LARGE")),
+    ],
+)
+async def test_bad_body_is_a_problem_and_reaches_no_worker(
+    gateway: httpx.AsyncClient,
+    worker: Worker,
+    headers: dict[str, str],
+    body: bytes,
+    expected: tuple[int, str],
+) -> None:
+    sent = headers | {"Content-Type": "application/json"}
+
+    answer = await gateway.post("/v1/posts", content=body, headers=sent)
+
+    assert problem_of(answer) == expected
+    assert worker.requests == []
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/v1/posts?pageSize=ten", "pageSize"),
+        ("/v1/posts?pageSize=101", "pageSize"),
+        ("/v1/posts?pageSize=-1", "pageSize"),
+        ("/v1/posts?nonsense=1", "nonsense"),
+        ("/v1/posts/not-an-id", "id"),
+        ("/v1/users/a%00b", "username"),
+    ],
+)
+async def test_bad_parameter_is_named(
+    gateway: httpx.AsyncClient, worker: Worker, path: str, field: str
+) -> None:
+    answer = await gateway.get(path)
+
+    assert problem_of(answer) == (422, "INVALID_FIELDS")
+    assert [violation["field"] for violation in answer.json()["violations"]] == [field]
+    assert worker.requests == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("Content-Type", "text/plain", (415, "NOT_JSON")),
+        ("Authorization", "Basic YTpi", (401, "TOKEN_INVALID")),
+        ("Authorization", "Bearer", (401, "TOKEN_INVALID")),
+        ("Idempotency-Key", "a b", (400, "IDEMPOTENCY_KEY_INVALID")),
+        ("Idempotency-Key", "a" * 129, (400, "IDEMPOTENCY_KEY_INVALID")),
+        ("Request-Timeout", "0", (400, "REQUEST_TIMEOUT_INVALID")),
+        ("Request-Timeout", "soon", (400, "REQUEST_TIMEOUT_INVALID")),
+        ("Request-Timeout", "31", (400, "REQUEST_TIMEOUT_INVALID")),
+    ],
+)
+async def test_bad_header_is_a_problem(
+    gateway: httpx.AsyncClient,
+    worker: Worker,
+    headers: dict[str, str],
+    name: str,
+    value: str,
+    expected: tuple[int, str],
+) -> None:
+    sent = {"Content-Type": "application/json", **headers, name: value}
+
+    answer = await gateway.post("/v1/posts", content=b'{"title": "Hi"}', headers=sent)
+
+    assert problem_of(answer) == expected
+    assert worker.requests == []
+
+
+async def test_bad_token_is_refused_even_where_none_is_needed(gateway: httpx.AsyncClient) -> None:
+    answer = await gateway.get("/v1/posts", headers={"Authorization": "Bearer x.y.z"})
+
+    assert problem_of(answer) == (401, "TOKEN_INVALID")
+
+
+async def test_error_of_the_worker_keeps_code_reason_and_violations(
+    gateway: httpx.AsyncClient, worker: Worker
+) -> None:
+    worker.reply = Reply(
+        error=Error(
+            code=Code.try_value(Code.FAILED_PRECONDITION),
+            reason="STALE",
+            message="Read it again.",
+            violations=[FieldViolation(field="etag", rule="equal", message="differs")],
+        )
+    )
+
+    answer = await gateway.get(f"/v1/posts/{POST_ID}")
+
+    assert problem_of(answer) == (412, "STALE")
+    body = answer.json()
+    assert (body["code"], body["detail"]) == ("FAILED_PRECONDITION", "Read it again.")
+    assert body["violations"] == [{"field": "etag", "rule": "equal", "message": "differs"}]
+    assert body["traceId"] == answer.headers["trace-id"]
+
+
+async def test_unknown_path_and_method_are_problems(gateway: httpx.AsyncClient) -> None:
+    unknown = await gateway.get("/v1/nonsense")
+    wrong_verb = await gateway.put(f"/v1/posts/{POST_ID}")
+
+    assert problem_of(unknown) == (404, "UNKNOWN_PATH")
+    assert problem_of(wrong_verb) == (405, "METHOD_NOT_ALLOWED")
+    assert wrong_verb.headers["allow"] == "DELETE, GET, PATCH"
+
+
+async def test_nobody_serving_is_a_503_with_a_retry_hint(verifier: object) -> None:
+    from gateway.app import build_app
+
+    app = build_app(MemoryBus(), verifier, max_body_bytes=1000)  # type: ignore[arg-type]
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        answer = await client.get("/v1/posts")
+
+    assert problem_of(answer) == (503, "NO_ROUTE")
+    assert answer.headers["retry-after"] == "1"
+
+
+async def test_internal_methods_have_no_route(gateway: httpx.AsyncClient) -> None:
+    paths = (await gateway.get("/openapi.json")).json()["paths"]
+
+    assert not any("health" in path.lower() for path in paths)
+
+
+async def test_every_documented_path_is_served(gateway: httpx.AsyncClient) -> None:
+    document = (await gateway.get("/openapi.json")).json()
+
+    for path, verbs in document["paths"].items():
+        for verb in verbs:
+            answer = await gateway.request(verb.upper(), path.replace("{id}", POST_ID))
+            assert answer.status_code not in {404, 405}, (verb, path)
+
+
+async def test_metrics_count_by_route_template(gateway: httpx.AsyncClient) -> None:
+    await gateway.get(f"/v1/posts/{POST_ID}")
+    await gateway.get("/made/up/by/an/outsider")
+
+    text = (await gateway.get("/metrics")).text
+
+    assert 'postbus_http_requests_total{method="GET",route="/v1/posts/{id}",status="200"}' in text
+    assert 'route="none",status="404"' in text
+    assert "outsider" not in text
+
+
+async def test_documentation_page_needs_no_other_host(gateway: httpx.AsyncClient) -> None:
+    page = await gateway.get("/docs")
+
+    assert page.status_code == 200
+    assert "https://" not in page.text
+    assert json.loads((await gateway.get("/openapi.json")).text)["openapi"].startswith("3.1")

@@ -1,0 +1,237 @@
+"""Where messages meet handlers: who may call, what is refused, and what callers are told."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import pytest
+from betterproto.lib.google.protobuf import Empty
+
+from postbus.bus.v1 import Code, Event, Reply, Request
+from postbus.posts.v1 import (
+    CreatePostRequest,
+    CreatePostResponse,
+    DeletePostRequest,
+    GetPostRequest,
+    GetPostResponse,
+    ListPostsRequest,
+    ListPostsResponse,
+    Post,
+    PostsServiceBase,
+    UpdatePostRequest,
+    UpdatePostResponse,
+)
+from postbus.users.v1 import UserRegistered
+from shared.context import Context
+from shared.errors import ServiceError
+from shared.identity import TokenVerifier
+from shared.messagebus import Dispatcher, EventPattern, MessagePattern, publish
+from shared.messagebus.dispatch import ContractMismatchError
+from shared.messagebus.memory import MemoryBus
+from shared.wire import decode, encode
+from shared.worker import Application, Health, serve
+from tests.tokens import TokenMaker
+
+CREATE = "postbus.posts.v1.PostsService.CreatePost"
+GET = "postbus.posts.v1.PostsService.GetPost"
+POST_ID = "018f3f6e-0000-7000-8000-000000000001"
+
+
+class Posts:
+    """Handlers of every rpc of `posts`, and a consumer."""
+
+    def __init__(self) -> None:
+        self.seen: list[object] = []
+        self.consumed = asyncio.Event()
+        self.failure: Exception | None = None
+
+    @MessagePattern(PostsServiceBase.create_post)
+    async def create_post(self, request: CreatePostRequest, context: Context) -> CreatePostResponse:
+        self.seen.append((request.title, context.user_id))
+        return CreatePostResponse(post=Post(id=POST_ID, title=request.title))
+
+    @MessagePattern(PostsServiceBase.get_post)
+    async def get_post(self, _request: GetPostRequest, _context: Context) -> GetPostResponse:
+        if self.failure is not None:
+            raise self.failure
+        return GetPostResponse()
+
+    @MessagePattern(PostsServiceBase.list_posts)
+    async def list_posts(self, _request: ListPostsRequest, _context: Context) -> ListPostsResponse:
+        return ListPostsResponse()
+
+    @MessagePattern(PostsServiceBase.update_post)
+    async def update_post(
+        self, _request: UpdatePostRequest, _context: Context
+    ) -> UpdatePostResponse:
+        return UpdatePostResponse()
+
+    @MessagePattern(PostsServiceBase.delete_post)
+    async def delete_post(self, _request: DeletePostRequest, _context: Context) -> Empty:
+        return Empty()
+
+    @EventPattern(UserRegistered)
+    async def user_registered(self, event: UserRegistered, _context: Context) -> None:
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
+        self.seen.append(event.username)
+        self.consumed.set()
+
+
+@pytest.fixture
+def posts() -> Posts:
+    return Posts()
+
+
+@pytest.fixture
+async def bus(posts: Posts, verifier: TokenVerifier) -> AsyncIterator[MemoryBus]:
+    """`posts`, served as a worker serves it."""
+    bus = MemoryBus()
+    async with serve("posts", Application(handlers=[posts], probes={}), bus, verifier):
+        yield bus
+
+
+def a_request(payload: bytes, *, seconds: float = 5, token: str = "") -> Request:
+    deadline = int((time.time() + seconds) * 1000)
+    return Request(payload=payload, deadline_unix_ms=deadline, access_token=token)
+
+
+async def failure_of(bus: MemoryBus, route: str, request: Request) -> ServiceError:
+    with pytest.raises(ServiceError) as raised:
+        await bus.call(route, request)
+    return raised.value
+
+
+async def test_handler_gets_the_request_and_the_verified_caller(
+    bus: MemoryBus, posts: Posts, tokens: TokenMaker
+) -> None:
+    request = a_request(encode(CreatePostRequest(title="Hi")), token=tokens.token("alice"))
+
+    response = decode(CreatePostResponse, await bus.call(CREATE, request))
+
+    assert response.post.title == "Hi"
+    assert posts.seen == [("Hi", "alice")]
+
+
+@pytest.mark.parametrize("kind", ["none", "forged", "expired", "garbage"])
+async def test_worker_refuses_a_caller_that_it_cannot_verify(
+    bus: MemoryBus, posts: Posts, tokens: TokenMaker, kind: str
+) -> None:
+    token = {
+        "none": "",
+        "forged": TokenMaker().token("alice"),
+        "expired": tokens.token("alice", lifetime=timedelta(minutes=-1)),
+        "garbage": "a.b.c",
+    }[kind]
+
+    error = await failure_of(
+        bus, CREATE, a_request(encode(CreatePostRequest(title="Hi")), token=token)
+    )
+
+    assert error.code is Code.UNAUTHENTICATED
+    assert posts.seen == []
+
+
+async def test_request_that_breaks_the_contract_never_reaches_the_handler(
+    bus: MemoryBus, posts: Posts, tokens: TokenMaker
+) -> None:
+    request = a_request(encode(CreatePostRequest(title="")), token=tokens.token("alice"))
+
+    error = await failure_of(bus, CREATE, request)
+
+    assert error.code is Code.INVALID_ARGUMENT
+    assert [violation.field for violation in error.violations] == ["title"]
+    assert posts.seen == []
+
+
+@pytest.mark.parametrize("payload", [b"\x0a\xff", b"\x0a\x05abc", b"\x0f", b"\xff" * 20])
+async def test_malformed_payload_is_an_invalid_argument(bus: MemoryBus, payload: bytes) -> None:
+    error = await failure_of(bus, GET, a_request(payload))
+
+    assert (error.code, error.reason) == (Code.INVALID_ARGUMENT, "MALFORMED_MESSAGE")
+
+
+async def test_malformed_envelope_is_an_invalid_argument(
+    posts: Posts, verifier: TokenVerifier
+) -> None:
+    bus = MemoryBus()
+    async with serve("posts", Application(handlers=[posts], probes={}), bus, verifier):
+        [server] = bus._servers
+        reply = decode(Reply, await server.handler(GET, b"\xff\xff\xff"))
+
+    assert reply.error.code == Code.INVALID_ARGUMENT
+
+
+async def test_unforeseen_exception_tells_nothing_of_the_inside(
+    bus: MemoryBus, posts: Posts
+) -> None:
+    posts.failure = RuntimeError("password=hunter2")
+
+    error = await failure_of(bus, GET, a_request(encode(GetPostRequest(id=POST_ID))))
+
+    assert (error.code, error.reason) == (Code.INTERNAL, "INTERNAL")
+    assert "hunter2" not in error.message
+    assert len(error.trace_id) == 32
+
+
+async def test_handler_that_has_no_answer_at_the_deadline_is_cancelled(
+    verifier: TokenVerifier,
+) -> None:
+    cancelled = asyncio.Event()
+
+    class Slow(Posts):
+        @MessagePattern(PostsServiceBase.get_post)
+        async def get_post(self, _request: GetPostRequest, _context: Context) -> GetPostResponse:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.set()
+            return GetPostResponse()
+
+    dispatcher = Dispatcher("posts", [Slow(), Health({})], verifier)
+    body = encode(a_request(encode(GetPostRequest(id=POST_ID)), seconds=0.2))
+    reply = decode(Reply, await dispatcher.reply(GET, body))
+
+    assert reply.error.code == Code.DEADLINE_EXCEEDED
+    assert cancelled.is_set()
+
+
+async def test_worker_that_lacks_a_handler_does_not_start(verifier: TokenVerifier) -> None:
+    class Fewer:
+        @MessagePattern(PostsServiceBase.get_post)
+        async def get_post(self, _request: GetPostRequest, _context: Context) -> GetPostResponse:
+            return GetPostResponse()
+
+    with pytest.raises(ContractMismatchError, match=r"PostsService\.CreatePost"):
+        Dispatcher("posts", [Fewer()], verifier)
+
+
+async def test_worker_with_a_handler_of_another_worker_does_not_start(
+    posts: Posts, verifier: TokenVerifier
+) -> None:
+    with pytest.raises(ContractMismatchError, match=r"PostsServiceBase\.create_post"):
+        Dispatcher("users", [posts], verifier)
+
+
+async def test_event_is_tried_again_while_a_part_is_away(bus: MemoryBus, posts: Posts) -> None:
+    posts.failure = ServiceError(Code.UNAVAILABLE, "DATABASE_UNAVAILABLE", "Away.")
+
+    await publish(bus, UserRegistered(user_id="1", username="alice"))
+
+    async with asyncio.timeout(5):
+        await posts.consumed.wait()
+    assert posts.seen == ["alice"]
+    assert bus.dead_letters.empty()
+
+
+async def test_event_whose_consumer_fails_is_a_dead_letter(bus: MemoryBus, posts: Posts) -> None:
+    posts.failure = RuntimeError("bug")
+
+    await publish(bus, UserRegistered(user_id="1", username="alice"))
+
+    async with asyncio.timeout(5):
+        dead_letter = await bus.dead_letters.get()
+    assert decode(Event, dead_letter).subject == "1"
+    assert posts.seen == []

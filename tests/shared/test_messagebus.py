@@ -1,0 +1,234 @@
+"""The promises of MessageBus, kept by every transport."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from pydantic import SecretStr
+
+from postbus.bus.v1 import Code, Error, Event, Outcome, Reply, Request
+from shared.errors import ServiceError
+from shared.messagebus import MessageBus
+from shared.messagebus.amqp import connect
+from shared.messagebus.memory import MemoryBus
+from shared.wire import decode, encode
+
+Unique = Callable[[str], str]
+
+
+@pytest.fixture(params=["memory", "amqp"])
+async def bus(request: pytest.FixtureRequest, vhost: str) -> AsyncIterator[MessageBus]:
+    if request.param == "memory":
+        yield MemoryBus()
+        return
+    async with connect(SecretStr(vhost), "test") as connected:
+        await connected.wait_ready()
+        yield connected
+
+
+def a_request(payload: bytes = b"", seconds: float = 5) -> Request:
+    return Request(payload=payload, deadline_unix_ms=int((time.time() + seconds) * 1000))
+
+
+async def echo(_route: str, body: bytes) -> bytes:
+    return encode(Reply(payload=decode(Request, body).payload))
+
+
+async def test_call_returns_the_payload_of_the_reply(bus: MessageBus, unique: Unique) -> None:
+    route = unique("route.")
+    server = await bus.serve(unique("queue."), [route], echo)
+
+    assert await bus.call(route, a_request(b"hello")) == b"hello"
+
+    await server.cancel()
+
+
+async def test_concurrent_calls_get_each_its_own_reply(bus: MessageBus, unique: Unique) -> None:
+    route = unique("route.")
+    server = await bus.serve(unique("queue."), [route], echo)
+    payloads = [str(number).encode() for number in range(200)]
+
+    replies = await asyncio.gather(*(bus.call(route, a_request(each)) for each in payloads))
+
+    assert replies == payloads
+    await server.cancel()
+
+
+async def test_unroutable_call_is_unavailable_at_once(bus: MessageBus, unique: Unique) -> None:
+    began = time.monotonic()
+
+    with pytest.raises(ServiceError) as raised:
+        await bus.call(unique("nobody."), a_request())
+
+    assert (raised.value.code, raised.value.reason) == (Code.UNAVAILABLE, "NO_ROUTE")
+    assert raised.value.outcome is Outcome.NO_EFFECT
+    assert time.monotonic() - began < 1
+
+
+async def test_call_to_a_stopped_server_is_unavailable_at_once(
+    bus: MessageBus, unique: Unique
+) -> None:
+    route = unique("route.")
+    server = await bus.serve(unique("queue."), [route], echo)
+    await server.cancel()
+    began = time.monotonic()
+
+    with pytest.raises(ServiceError) as raised:
+        await bus.call(route, a_request())
+
+    assert raised.value.reason == "NO_ROUTE"
+    assert time.monotonic() - began < 1
+
+
+async def test_unanswered_call_fails_at_its_deadline(bus: MessageBus, unique: Unique) -> None:
+    route = unique("route.")
+    answered = asyncio.Event()
+
+    async def late(_route: str, _body: bytes) -> bytes:
+        await answered.wait()
+        return encode(Reply())
+
+    server = await bus.serve(unique("queue."), [route], late)
+    began = time.monotonic()
+
+    with pytest.raises(ServiceError) as raised:
+        await bus.call(route, a_request(seconds=0.3))
+
+    assert raised.value.code is Code.DEADLINE_EXCEEDED
+    assert raised.value.outcome is Outcome.UNKNOWN
+    assert 0.25 < time.monotonic() - began < 1
+    answered.set()
+    await server.cancel()
+
+
+async def test_error_of_the_server_is_rebuilt_at_the_caller(
+    bus: MessageBus, unique: Unique
+) -> None:
+    route = unique("route.")
+
+    async def refuse(_route: str, _body: bytes) -> bytes:
+        return encode(
+            Reply(
+                error=Error(
+                    code=Code.try_value(Code.NOT_FOUND), reason="GONE", message="No.", trace_id="t"
+                )
+            )
+        )
+
+    server = await bus.serve(unique("queue."), [route], refuse)
+
+    with pytest.raises(ServiceError) as raised:
+        await bus.call(route, a_request())
+
+    error = raised.value
+    assert (error.code, error.reason, error.message, error.trace_id) == (
+        Code.NOT_FOUND,
+        "GONE",
+        "No.",
+        "t",
+    )
+    await server.cancel()
+
+
+async def test_cancelled_server_finishes_what_it_has_begun(bus: MessageBus, unique: Unique) -> None:
+    route = unique("route.")
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(_route: str, _body: bytes) -> bytes:
+        begun.set()
+        await go_on.wait()
+        return encode(Reply(payload=b"done"))
+
+    server = await bus.serve(unique("queue."), [route], slow)
+    call = asyncio.create_task(bus.call(route, a_request()))
+    await begun.wait()
+    stopping = asyncio.create_task(server.cancel())
+    go_on.set()
+
+    assert await call == b"done"
+    await stopping
+
+
+async def test_servers_of_one_queue_share_its_calls(bus: MessageBus, unique: Unique) -> None:
+    route, queue = unique("route."), unique("queue.")
+    served: dict[str, int] = {"first": 0, "second": 0}
+
+    def counting(name: str) -> Callable[[str, bytes], "asyncio.Future[bytes]"]:
+        async def handler(_route: str, body: bytes) -> bytes:
+            served[name] += 1
+            return await echo(_route, body)
+
+        return handler  # type: ignore[return-value]
+
+    first = await bus.serve(queue, [route], counting("first"), concurrency=1)
+    second = await bus.serve(queue, [route], counting("second"), concurrency=1)
+
+    await asyncio.gather(*(bus.call(route, a_request()) for _ in range(20)))
+
+    assert served["first"] > 0
+    assert served["second"] > 0
+    assert sum(served.values()) == 20
+    await asyncio.gather(first.cancel(), second.cancel())
+
+
+async def test_every_named_queue_gets_an_event_once(bus: MessageBus, unique: Unique) -> None:
+    event = unique("event.")
+    received: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
+
+    def consumer(name: str) -> Callable[[bytes], "asyncio.Future[bool]"]:
+        async def handler(body: bytes) -> bool:
+            received.put_nowait((name, decode(Event, body).data))
+            return True
+
+        return handler  # type: ignore[return-value]
+
+    names = [unique("one."), unique("two.")]
+    subscriptions = [await bus.subscribe([event], consumer(name), queue=name) for name in names]
+
+    await bus.publish(Event(id="1", type=event, data=b"news"))
+
+    async with asyncio.timeout(5):
+        deliveries = {await received.get(), await received.get()}
+    assert deliveries == {(names[0], b"news"), (names[1], b"news")}
+    assert received.empty()
+    for subscription in subscriptions:
+        await subscription.cancel()
+
+
+async def test_named_queue_keeps_events_while_nobody_consumes(
+    bus: MessageBus, unique: Unique
+) -> None:
+    event, queue = unique("event."), unique("queue.")
+    received: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def keep(body: bytes) -> bool:
+        received.put_nowait(decode(Event, body).data)
+        return True
+
+    await (await bus.subscribe([event], keep, queue=queue)).cancel()
+    await bus.publish(Event(id="1", type=event, data=b"meanwhile"))
+    subscription = await bus.subscribe([event], keep, queue=queue)
+
+    async with asyncio.timeout(5):
+        assert await received.get() == b"meanwhile"
+    await subscription.cancel()
+
+
+async def test_own_queue_hears_events_from_the_moment_of_subscribing(
+    bus: MessageBus, unique: Unique
+) -> None:
+    event = unique("event.")
+    received: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def keep(body: bytes) -> bool:
+        received.put_nowait(decode(Event, body).data)
+        return True
+
+    await bus.publish(Event(id="1", type=event, data=b"before"))
+    subscription = await bus.subscribe([event], keep)
+    await bus.publish(Event(id="2", type=event, data=b"after"))
+
+    async with asyncio.timeout(5):
+        assert await received.get() == b"after"
+    await subscription.cancel()

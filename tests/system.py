@@ -1,0 +1,119 @@
+"""The whole system as processes, each from its own environment, for tests to use and to break."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.tokens import TokenMaker
+
+__all__ = ["System", "free_port", "run_system"]
+
+ROOT = Path(__file__).parents[1]
+SERVICES = ("users", "posts", "gateway")
+
+
+def free_port() -> int:
+    """Return a TCP port on 127.0.0.1 that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class System:
+    """Gateway and workers; `url` is the gateway's."""
+
+    def __init__(self, environment: Mapping[str, str], logs: Path) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.websocket_url = f"ws://127.0.0.1:{self.port}/ws"
+        self._environment = {**environment, "POSTBUS_PORT": str(self.port)}
+        self._logs = logs
+        self._processes: dict[str, asyncio.subprocess.Process] = {}
+
+    async def run(self, service: str, *arguments: str) -> asyncio.subprocess.Process:
+        """Run `python -m service arguments` in the service's environment."""
+        with (self._logs / f"{service}.log").open("ab") as log:
+            return await asyncio.create_subprocess_exec(
+                ROOT / service / ".venv/bin/python",
+                "-m",
+                service,
+                *arguments,
+                env={"PATH": os.environ["PATH"], **self._environment},
+                stdout=log,
+                stderr=log,
+            )
+
+    async def migrate(self) -> None:
+        """Bring both databases up to date."""
+        for process in await asyncio.gather(
+            self.run("users", "migrate"), self.run("posts", "migrate")
+        ):
+            assert await process.wait() == 0, "a migration failed"
+
+    async def start(self, *services: str) -> None:
+        """Start services; `until_ready` waits for them."""
+        for service in services:
+            self._processes[service] = await self.run(service)
+
+    async def stop(self, service: str) -> int:
+        """End a service with SIGTERM; return its exit code. At most five seconds."""
+        process = self._processes.pop(service)
+        process.terminate()
+        async with asyncio.timeout(5):
+            return await process.wait()
+
+    async def kill(self, service: str) -> None:
+        """End a service with SIGKILL."""
+        process = self._processes.pop(service)
+        process.kill()
+        await process.wait()
+
+    async def stop_all(self) -> None:
+        """End whatever runs."""
+        await asyncio.gather(*(self.stop(service) for service in list(self._processes)))
+
+    async def readiness(self) -> tuple[int, dict[str, Any]]:
+        """Return status and body of /readyz; status 0 while the gateway does not answer."""
+        async with httpx.AsyncClient(base_url=self.url, timeout=5) as client:
+            try:
+                answer = await client.get("/readyz")
+            except httpx.TransportError:
+                return 0, {}
+            return answer.status_code, answer.json()
+
+    async def until_ready(self, seconds: float = 20) -> None:
+        """Wait until every part is ready."""
+        status, body = 0, {}
+        try:
+            async with asyncio.timeout(seconds):
+                while (status := (answer := await self.readiness())[0]) != 200:
+                    body = answer[1]
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise AssertionError(f"not ready after {seconds} s: {status} {body}") from None
+
+
+@asynccontextmanager
+async def run_system(
+    environment: Mapping[str, str], tokens: TokenMaker, logs: Path
+) -> AsyncIterator[System]:
+    """Migrate and start everything; `environment` gives the addresses of the servers."""
+    keys = {
+        "POSTBUS_SIGNING_KEY": tokens.signing_key,
+        "POSTBUS_VERIFICATION_KEYS": tokens.key_set,
+    }
+    system = System({**environment, **keys}, logs)
+    try:
+        await system.migrate()
+        await system.start(*SERVICES)
+        await system.until_ready()
+        yield system
+    finally:
+        await system.stop_all()

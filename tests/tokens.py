@@ -1,0 +1,47 @@
+"""Access tokens as the service `users` signs them, and as it never would."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from jwt.algorithms import OKPAlgorithm
+from uuid_utils.compat import uuid7
+
+
+class TokenMaker:
+    """A signing key and the tokens made with it."""
+
+    def __init__(self, kid: str = "test") -> None:
+        self._key = Ed25519PrivateKey.generate()
+        self._kid = kid
+
+    @property
+    def signing_key(self) -> str:
+        """The private key, as the setting POSTBUS_SIGNING_KEY holds it."""
+        return json.dumps(self._jwk(OKPAlgorithm.to_jwk(self._key)))
+
+    @property
+    def key_set(self) -> str:
+        """The public key, as the setting POSTBUS_VERIFICATION_KEYS holds it."""
+        return json.dumps({"keys": [self._jwk(OKPAlgorithm.to_jwk(self._key.public_key()))]})
+
+    def _jwk(self, text: str) -> dict[str, Any]:
+        return {**json.loads(text), "kid": self._kid, "alg": "EdDSA"}
+
+    def token(
+        self, user_id: str, *, lifetime: timedelta = timedelta(minutes=5), **claims: Any
+    ) -> str:
+        """Return a token of the user; `claims` replace those that it would have."""
+        now = datetime.now(UTC)
+        content = {
+            "iss": "postbus.users",
+            "aud": "postbus",
+            "sub": user_id,
+            "sid": str(uuid7()),
+            "jti": str(uuid7()),
+            "iat": now + min(lifetime, timedelta()),
+            "exp": now + lifetime,
+        }
+        return jwt.encode(content | claims, self._key, "EdDSA", headers={"kid": self._kid})

@@ -1,0 +1,125 @@
+"""`python -m tools`: what the recipes of the justfile call."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from tools.infrastructure import InfrastructureError
+from tools.infrastructure.signals import end_on_signals
+
+Command = Callable[[argparse.Namespace], int | None]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one command; returns the exit code."""
+    options, rest = _parser().parse_known_args(arguments)
+    if rest and options.command != "test":
+        _parser().error(f"unrecognized arguments: {' '.join(rest)}")
+    options.rest = rest
+    end_on_signals()
+    try:
+        return _COMMANDS[options.command][1](options) or 0
+    except InfrastructureError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tools", description="Developer's commands.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (text, _) in _COMMANDS.items():
+        command = commands.add_parser(name, help=text, add_help=name != "test")
+        if name == "logs":
+            command.add_argument("names", nargs="*", metavar="NAME", help="a server or a service")
+            command.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
+    return parser
+
+
+def _up(_: argparse.Namespace) -> None:
+    from tools.infrastructure import lifecycle
+
+    lifecycle.up()
+
+
+def _down(_: argparse.Namespace) -> None:
+    from tools.infrastructure import lifecycle
+
+    lifecycle.down()
+
+
+def _status(_: argparse.Namespace) -> None:
+    from tools.infrastructure import lifecycle
+
+    lifecycle.status()
+
+
+def _logs(options: argparse.Namespace) -> None:
+    from tools.logs import show
+
+    show(options.names, follow=options.follow)
+
+
+def _dev(_: argparse.Namespace) -> int:
+    from tools.dev import dev
+
+    return dev()
+
+
+def _test(options: argparse.Namespace) -> int:
+    from tools.test import test
+
+    return test(options.rest)
+
+
+def _check(_: argparse.Namespace) -> int:
+    from tools.check import check
+
+    return check()
+
+
+def _demo(_: argparse.Namespace) -> int:
+    from tools.demo import demo
+
+    return demo()
+
+
+def _seed(_: argparse.Namespace) -> None:
+    from tools.seed import seed_running
+
+    seed_running()
+
+
+def _migrate(_: argparse.Namespace) -> None:
+    from tools.migrate import migrate_standalone
+
+    migrate_standalone()
+
+
+def _secrets(_: argparse.Namespace) -> None:
+    from tools.paths import ROOT
+    from tools.secrets import Secrets
+
+    Secrets.load_or_create(ROOT / ".env")
+    print("secrets: .env is there; docker compose reads it")
+
+
+_COMMANDS: dict[str, tuple[str, Command]] = {
+    "up": ("start the servers to stay", _up),
+    "down": ("stop the servers", _down),
+    "status": ("show the servers and who uses them", _status),
+    "logs": ("show logs of servers and services", _logs),
+    "dev": ("run the whole system, restarting what changes", _dev),
+    "test": ("run pytest on real servers; all arguments are pytest's", _test),
+    "check": ("look at everything that can be checked without running it", _check),
+    "demo": ("tell a story against the real system", _demo),
+    "seed": ("add users and posts to a running system", _seed),
+    "migrate": ("bring the databases up to date", _migrate),
+    "secrets": ("write .env for docker compose, once", _secrets),
+}
+
+if __name__ == "__main__":
+    os.chdir(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    sys.exit(main(sys.argv[1:]))

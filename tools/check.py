@@ -1,0 +1,52 @@
+"""`just check`: everything that can be said of the code without running it."""
+
+import os
+import subprocess
+import sys
+
+from tools.paths import ROOT, VENV
+
+_CHECKS = {
+    "format": ("ruff", "format", "--check", "--quiet"),
+    "lint": ("ruff", "check", "--quiet"),
+    "types": ("mypy", "shared/src", "gateway/src", "posts/src", "users/src", "tools", "tests"),
+    "imports": ("lint-imports", "--no-cache"),
+    "contracts": ("buf", "lint"),
+    "proto format": ("buf", "format", "--diff", "--exit-code", "proto"),
+    "drift of gen/": ("python", "-m", "tools.generate", "--check"),
+}
+_BASE = "main"
+
+
+def check() -> int:
+    """Run every check; return 1 if one failed. What a check prints is shown only if it fails."""
+    checks = {**_CHECKS, **_breaking()}
+    failed = [name for name, command in checks.items() if not _passes(name, command)]
+    print(f"check: failed: {', '.join(failed)}" if failed else "check: ok")
+    return 1 if failed else 0
+
+
+def _breaking() -> dict[str, tuple[str, ...]]:
+    """Changes of the contracts against main, where there is a main with contracts."""
+    for base in (f"origin/{_BASE}", _BASE):
+        known = ["git", "rev-parse", "--verify", "--quiet", f"{base}:proto"]
+        if subprocess.run(known, cwd=ROOT, capture_output=True, check=False).returncode == 0:
+            return {"breaking changes": ("python", "-m", "tools.breaking", base)}
+    return {}
+
+
+def _passes(name: str, command: tuple[str, ...]) -> bool:
+    path = f"{VENV / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    answer = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    print(f"check: {name}: {'failed' if answer.returncode else 'ok'}", flush=True)
+    if answer.returncode:
+        print(answer.stdout, file=sys.stderr)
+    return answer.returncode == 0

@@ -1,0 +1,128 @@
+"""`just dev`: the whole system on this machine, until Ctrl-C."""
+
+import fcntl
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TextIO
+
+import httpx
+
+from tools.environment import service_environments
+from tools.infrastructure import Addresses, servers
+from tools.infrastructure.ports import is_free
+from tools.migrate import migrate
+from tools.paths import DEV
+from tools.runner import Services
+from tools.secrets import Secrets
+from tools.seed import seed
+
+_STATE = DEV / "dev.state"  # the process and the gateway's address, locked while dev runs
+_FIRST_PORT = 8000
+_POLL_SECONDS = 0.1
+_PATIENCE_SECONDS = 30
+
+
+def dev() -> int:
+    """Returns after a signal, when the services have ended; that is how it always ends: 0."""
+    with _only_one() as state, servers("dev") as addresses:
+        secrets = Secrets.load_or_create(DEV / "secrets.env")
+        port = _free_port()
+        environments = service_environments(addresses, secrets, port=port)
+        migrate(addresses, environments)
+        url = f"http://localhost:{port}"
+        _write(state, url)
+        services = Services(environments)
+        told = threading.Thread(
+            target=_tell, args=(services, url, addresses, secrets), daemon=True, name="tell"
+        )
+        told.start()
+        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        try:
+            services.loop()
+        finally:
+            services.kill()  # only what an unforeseen end of the loop has left
+        return 0
+
+
+def gateway_of_dev() -> str | None:
+    """The address of the gateway of the `just dev` that runs in this clone, if one does."""
+    with suppress(FileNotFoundError), _STATE.open("r") as state:
+        try:
+            fcntl.flock(state, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _, *url = _STATE.read_text().split() or ["?"]
+            return url[0] if url else None
+    return None
+
+
+@contextmanager
+def _only_one() -> Iterator[TextIO]:
+    """The state file, locked; the program ends if another `just dev` of this clone has it."""
+    DEV.mkdir(exist_ok=True)
+    with _STATE.open("a+") as state:
+        try:
+            fcntl.flock(state, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            process, *url = _STATE.read_text().split() or ["?"]
+            where = f" at {url[0]}" if url else ""
+            raise SystemExit(
+                f"just dev runs already in this clone{where} (process {process})."
+                " End it with Ctrl-C in its terminal."
+            ) from None
+        _write(state, "")
+        yield state
+
+
+def _write(state: TextIO, url: str) -> None:
+    state.seek(0)
+    state.truncate()
+    state.write(f"{os.getpid()} {url}")
+    state.flush()
+
+
+def _free_port() -> int:
+    port = _FIRST_PORT
+    while not is_free(port):
+        port += 1
+    if port != _FIRST_PORT:
+        print(f"dev: port {_FIRST_PORT} is taken, so the gateway listens on {port}", flush=True)
+    return port
+
+
+def _tell(services: Services, url: str, addresses: Addresses, secrets: Secrets) -> None:
+    """Waits for the gateway, seeds, and says where everything is and how to log in."""
+    began = time.monotonic()
+    while trouble := _not_ready(url):
+        if time.monotonic() - began > _PATIENCE_SECONDS:
+            services.say(f"still not ready: {trouble}")
+            began = time.monotonic()
+        time.sleep(_POLL_SECONDS)
+    try:
+        seed(url, secrets)
+    except httpx.HTTPError as error:
+        services.say(f"could not seed: {error}")
+    management = httpx.URL(addresses.amqp_management_url)
+    services.say(
+        f"ready after {time.monotonic() - began:.1f} s. Ctrl-C ends it.\n"
+        f"  API         {url}/v1\n"
+        f"  documents   {url}/docs\n"
+        f"  WebSocket   {url.replace('http', 'ws', 1)}/ws\n"
+        f"  metrics     {url}/metrics\n"
+        f"  RabbitMQ    {management.copy_with(username=None, password=None)}"
+        f"  ({management.username} / {management.password})\n"
+        f"  log in as   alice / {secrets.alice_password}\n"
+        f"              bob   / {secrets.bob_password}"
+    )
+
+
+def _not_ready(url: str) -> str:
+    """What the gateway lacks; empty when it is ready."""
+    try:
+        answer = httpx.get(f"{url}/readyz", timeout=2, trust_env=False)
+    except httpx.TransportError as error:
+        return str(error)
+    return "" if answer.status_code == httpx.codes.OK else answer.text

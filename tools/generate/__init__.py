@@ -1,0 +1,1 @@
+"""The contract generator: from proto/ to gen/."""

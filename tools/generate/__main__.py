@@ -1,0 +1,100 @@
+"""`just gen`: write gen/ from proto/. Offline, and the same for the same contracts.
+
+`python -m tools.generate --check` writes nothing and fails if gen/ is not up to date.
+"""
+
+import filecmp
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tools.generate.contracts import Contracts, GeneratorError
+from tools.generate.openapi import openapi
+from tools.generate.registry import registry_source
+from tools.generate.rest_models import rest_models_source
+from tools.generate.third_party import lay_out
+from tools.paths import DEV, ROOT, VENV
+
+_TARGET = ROOT / "gen" / "postbus"
+
+
+def main(arguments: list[str]) -> int:
+    """Generate into a folder beside, and swap it in only if all went well."""
+    check = arguments == ["--check"]
+    lay_out(DEV / "third_party")
+    with tempfile.TemporaryDirectory(dir=DEV) as name:
+        fresh = Path(name) / "postbus"
+        try:
+            if not check:
+                _run("buf", "format", "-w", "proto")
+            _generate(fresh)
+        except GeneratorError as error:
+            print(f"gen: {error}", file=sys.stderr)
+            return 1
+        except subprocess.CalledProcessError as error:
+            return error.returncode
+        if check:
+            return _report(_differences(fresh, _TARGET))
+        if _differences(fresh, _TARGET):
+            shutil.rmtree(_TARGET, ignore_errors=True)
+            shutil.copytree(fresh, _TARGET)
+    print("gen: gen/ is up to date")
+    return 0
+
+
+def _generate(target: Path) -> None:
+    _run("buf", "lint", "--error-format=text")
+    documented = target.with_name("documented.binpb")
+    _run("buf", "build", "-o", str(documented))
+    _run("buf", "generate", "-o", str(target.parent / "buf"))
+    shutil.copytree(target.parent / "buf" / "betterproto" / "postbus", target)
+    (target / "py.typed").touch()
+    _run("buf", "build", "--exclude-source-info", "-o", str(target / "contracts.binpb"))
+    contracts = Contracts(documented.read_bytes())
+    (target / "registry.py").write_text(registry_source(contracts))
+    document = json.dumps(openapi(contracts), indent=2, ensure_ascii=False)
+    (target / "openapi.json").write_text(document + "\n")
+    (target / "rest.py").write_text(rest_models_source(contracts))
+
+
+def _run(*command: str) -> None:
+    """Run one of our own tools, whose output is shown only where it fails."""
+    path = f"{VENV / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    answer = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PATH": path}, capture_output=True, check=False
+    )
+    if answer.returncode:
+        sys.stderr.buffer.write(answer.stdout + answer.stderr)
+        answer.check_returncode()
+
+
+def _differences(fresh: Path, present: Path) -> list[str]:
+    """Names of the files that differ between two trees; Python's caches do not count."""
+    trees = [
+        {
+            path.relative_to(tree)
+            for path in tree.rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts
+        }
+        for tree in (fresh, present)
+    ]
+    changed = {
+        path
+        for path in trees[0] & trees[1]
+        if not filecmp.cmp(fresh / path, present / path, shallow=False)
+    }
+    return sorted(map(str, changed | (trees[0] ^ trees[1])))
+
+
+def _report(differences: list[str]) -> int:
+    for name in differences:
+        print(f"gen/postbus/{name} is not what proto/ says: run just gen", file=sys.stderr)
+    return 1 if differences else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,136 @@
+"""Processes that outlive the command that started them, known again by their pid files."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+_POLL_SECONDS = 0.02
+
+
+def identity(pid: int) -> str | None:
+    """What tells this process from a later one with the same pid; None if it is not running.
+
+    The pid, the boot and the start time. A zombie is not running.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None if Path("/proc/self").exists() else _identity_by_ps(pid)
+    state, *rest = stat.rpartition(")")[2].split()  # the name before it may hold anything
+    return None if state in "ZX" else f"{pid} {boot} {rest[18]}"
+
+
+def _identity_by_ps(pid: int) -> str | None:
+    """The same on systems without /proc."""
+    answer = subprocess.run(
+        ["ps", "-o", "state=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
+    state, _, started = answer.stdout.strip().partition(" ")
+    return f"{pid} {started}" if started and not state.startswith("Z") else None
+
+
+def recorded(file: Path) -> int | None:
+    """The pid whose identity the file records, if that very process is still running."""
+    with suppress(OSError, ValueError, IndexError):
+        text = file.read_text()
+        pid = int(text.split()[0])
+        if identity(pid) == text:
+            return pid
+    return None
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float) -> bool:
+    """Polls the condition until it holds (True) or the time is over (False)."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Daemon:
+    """One background process: its own session, `NAME.pid` and `NAME.log` in its folder."""
+
+    name: str
+    folder: Path
+    stop_signal: signal.Signals = signal.SIGTERM
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"{self.name}.log"
+
+    @property
+    def _pid_file(self) -> Path:
+        return self.folder / f"{self.name}.pid"
+
+    def pid(self) -> int | None:
+        """The pid, if it runs."""
+        return recorded(self._pid_file)
+
+    def last_pid(self) -> int | None:
+        """The pid it had when it was last started, running or not."""
+        with suppress(OSError, ValueError, IndexError):
+            return int(self._pid_file.read_text().split()[0])
+        return None
+
+    def spawn(self, command: Sequence[str | Path], environment: Mapping[str, str]) -> None:
+        """Starts it; the earlier log is kept as NAME.log.1."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.log.exists():
+            self.log.replace(self.folder / f"{self.name}.log.1")
+        with self.log.open("wb") as log:
+            process = subprocess.Popen(
+                command,
+                env=dict(environment),
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._pid_file.write_text(identity(process.pid) or f"{process.pid} ended")
+
+    def send(self, number: signal.Signals) -> None:
+        """Signals it and, as it leads its own group, on SIGKILL all its children."""
+        if pid := self.pid():
+            with suppress(ProcessLookupError):
+                (os.killpg if number is signal.SIGKILL else os.kill)(pid, number)
+
+    def kill(self) -> None:
+        """Ends it at once, with its children; returns when it is gone."""
+        self.send(signal.SIGKILL)
+        wait_until(lambda: self.pid() is None, seconds=5)
+
+    def tail(self, lines: int = 15) -> str:
+        """The end of its log, for an error message."""
+        with suppress(OSError):
+            return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        return ""
+
+
+def stop_all(daemons: Iterable[Daemon], *, grace: float) -> None:
+    """Stops them together; what still runs after `grace` seconds is killed."""
+    running = [daemon for daemon in daemons if daemon.pid()]
+    for daemon in running:
+        daemon.send(daemon.stop_signal)
+    if not wait_until(lambda: not any(daemon.pid() for daemon in running), seconds=grace):
+        for daemon in running:
+            daemon.send(signal.SIGKILL)
+        wait_until(lambda: not any(daemon.pid() for daemon in running), seconds=1.0)
+    for daemon in running:
+        _reap(daemon.last_pid())
+
+
+def _reap(pid: int | None) -> None:
+    """Takes the exit status of a child of this process, so that no zombie is left."""
+    if pid:
+        with suppress(ChildProcessError):  # another command had started it
+            os.waitpid(pid, os.WNOHANG)

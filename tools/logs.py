@@ -1,0 +1,28 @@
+"""`just logs`: what servers and services have written."""
+
+import os
+
+from tools.infrastructure.lifecycle import server_log_command
+from tools.paths import LOGS, SERVICES
+
+_SERVERS = ("rabbitmq", "mongodb", "mongo", "postgres")
+
+
+def show(names: list[str], *, follow: bool) -> None:
+    """Becomes the command that prints the logs of the named ones, or of all services.
+
+    Servers and services are not mixed: without names, the services are shown if there are any.
+    """
+    if unknown := [name for name in names if name not in (*SERVICES, *_SERVERS)]:
+        raise SystemExit(
+            f"There is no log of {', '.join(unknown)}. Known are:"
+            f" {', '.join(SERVICES)} (services), rabbitmq, mongodb, postgres (servers)."
+        )
+    services = [str(LOGS / f"{name}.log") for name in SERVICES if name in names or not names]
+    existing = [file for file in services if os.path.exists(file)]
+    servers = [name for name in names if name in _SERVERS]
+    if existing and not servers:
+        command = ["tail", "-n", "40", *(["-F"] if follow else []), "--", *existing]
+    else:
+        command = server_log_command(servers, follow=follow)
+    os.execvp(command[0], command)  # noqa: S606 - no shell is wanted

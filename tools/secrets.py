@@ -1,0 +1,77 @@
+"""The secrets of one installation: made once, kept in a file that only its owner can read."""
+
+import base64
+import hashlib
+import json
+import os
+import secrets
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Self
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Secrets:
+    """Passwords, and the keys that sign and verify access tokens (RFC 8037 JWK, JWKS)."""
+
+    rabbitmq_password: str
+    postgres_password: str
+    postbus_signing_key: str
+    postbus_verification_keys: str
+    alice_password: str
+    bob_password: str
+
+    @classmethod
+    def load_or_create(cls, file: Path) -> Self:
+        """Reads the file; what it lacks is made and added to it (mode 600)."""
+        known = _parse(file.read_text()) if file.exists() else {}
+        names = [field.name for field in fields(cls)]
+        if any(name not in known for name in names):
+            known = _new() | known
+            _write(file, known)
+        return cls(**{name: known[name] for name in names})
+
+
+def _new() -> dict[str, str]:
+    signing, verification = _key_pair()
+    passwords = ("rabbitmq_password", "postgres_password", "alice_password", "bob_password")
+    return {name: secrets.token_urlsafe(18) for name in passwords} | {
+        "postbus_signing_key": json.dumps(signing, separators=(",", ":")),
+        "postbus_verification_keys": json.dumps({"keys": [verification]}, separators=(",", ":")),
+    }
+
+
+def _key_pair() -> tuple[dict[str, str], dict[str, str]]:
+    """An Ed25519 key as private and public JWK; its id is the thumbprint of RFC 7638."""
+    key = Ed25519PrivateKey.generate()
+    public = {
+        "crv": "Ed25519",
+        "kty": "OKP",
+        "x": _base64url(key.public_key().public_bytes_raw()),
+    }
+    canonical = json.dumps(public, separators=(",", ":"), sort_keys=True)
+    kid = _base64url(hashlib.sha256(canonical.encode()).digest())
+    public |= {"kid": kid, "alg": "EdDSA", "use": "sig"}
+    return public | {"d": _base64url(key.private_bytes_raw())}, public
+
+
+def _base64url(octets: bytes) -> str:
+    return base64.urlsafe_b64encode(octets).rstrip(b"=").decode()
+
+
+def _parse(text: str) -> dict[str, str]:
+    """Lines of NAME='value', as Docker Compose reads them too."""
+    lines = [line for line in text.splitlines() if "=" in line and not line.startswith("#")]
+    pairs = (line.split("=", 1) for line in lines)
+    return {name.strip().lower(): value.strip().strip("'") for name, value in pairs}
+
+
+def _write(file: Path, values: dict[str, str]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f"{file.name}.{os.getpid()}.draft")
+    draft.touch(mode=0o600)
+    lines = [f"{name.upper()}='{value}'" for name, value in values.items()]
+    draft.write_text("# Made by Postbus's tools; never commit it.\n" + "\n".join(lines) + "\n")
+    draft.replace(file)

@@ -1,0 +1,47 @@
+"""`just test`: pytest on real servers."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from tools.infrastructure import servers
+from tools.paths import ROOT
+
+_STOP_SECONDS = 5
+
+
+def test(arguments: Sequence[str]) -> int:
+    """Runs pytest with the servers' addresses in its environment; returns its exit code.
+
+    The tests get databases and virtual hosts of their own, so a running `just dev` is not touched.
+    """
+    with servers("test") as addresses:
+        pytest = subprocess.Popen(
+            [sys.executable, "-m", "pytest", *arguments],
+            env=os.environ | addresses.as_environment(),
+            cwd=ROOT,
+        )
+        return _wait(pytest)
+
+
+def _wait(pytest: subprocess.Popen[bytes]) -> int:
+    """Gives an interrupted pytest the time to clean up after its tests."""
+    try:
+        return pytest.wait()
+    except KeyboardInterrupt:  # Ctrl-C has reached pytest too
+        _end(pytest)
+        raise
+    except SystemExit:
+        pytest.send_signal(signal.SIGINT)
+        _end(pytest)
+        raise
+
+
+def _end(pytest: subprocess.Popen[bytes]) -> None:
+    try:
+        pytest.wait(timeout=_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        pytest.kill()
+        pytest.wait()
