@@ -57,36 +57,40 @@ def _message(message: DescriptorProto, proto2: bool) -> Iterator[str]:
             yield from _indent(_message(nested, proto2))
     for enum in message.enum_type:
         yield from _indent(_enum(enum))
-    maps = {f".{nested.name}": nested for nested in message.nested_type}
-    for index, oneof in enumerate(message.oneof_decl):
-        members = [
-            field
-            for field in message.field
-            if field.HasField("oneof_index")
-            and field.oneof_index == index
-            and not field.proto3_optional
-        ]
-        if members:
-            yield f"  oneof {oneof.name} {{"
-            yield from (f"    option {option};" for option in _options(oneof.options))
-            yield from (f"    {_field(field, proto2, label=False)}" for field in members)
-            yield "  }"
-    for field in message.field:
-        if field.HasField("oneof_index") and not field.proto3_optional:
-            continue
-        entry = maps.get(field.type_name[field.type_name.rfind(".") :])
-        yield f"  {_field(field, proto2, entry=entry if _is_map(entry) else None)}"
-    for span in message.extension_range:
-        yield f"  extensions {span.start} to {_range_end(span.end)};"
-    for name in message.reserved_name:
-        yield f'  reserved "{name}";'
-    for reserved in message.reserved_range:
-        yield f"  reserved {reserved.start} to {reserved.end - 1};"
+    yield from _fields(message, proto2)
+    for extension in message.extension_range:
+        yield f"  extensions {extension.start} to {_range_end(extension.end)};"
+    yield from (f'  reserved "{name}";' for name in message.reserved_name)
+    for span in message.reserved_range:
+        yield f"  reserved {span.start} to {span.end - 1};"
     yield "}"
 
 
-def _is_map(entry: DescriptorProto | None) -> bool:
-    return entry is not None and entry.options.map_entry
+def _fields(message: DescriptorProto, proto2: bool) -> Iterator[str]:
+    """Fields in their order; a oneof stands where its first member does."""
+    entries = {nested.name: nested for nested in message.nested_type if nested.options.map_entry}
+    begun: set[int] = set()
+    for field in message.field:
+        if not _in_oneof(field):
+            entry = entries.get(field.type_name.rpartition(".")[2])
+            yield f"  {_field(field, proto2, entry=entry)}"
+        elif field.oneof_index not in begun:
+            begun.add(field.oneof_index)
+            yield from _oneof(message, field.oneof_index, proto2)
+
+
+def _oneof(message: DescriptorProto, index: int, proto2: bool) -> Iterator[str]:
+    oneof = message.oneof_decl[index]
+    yield f"  oneof {oneof.name} {{"
+    yield from (f"    option {option};" for option in _options(oneof.options))
+    for field in message.field:
+        if _in_oneof(field) and field.oneof_index == index:
+            yield f"    {_field(field, proto2, label=False)}"
+    yield "  }"
+
+
+def _in_oneof(field: FieldDescriptorProto) -> bool:
+    return field.HasField("oneof_index") and not field.proto3_optional
 
 
 def _range_end(end: int) -> str:
@@ -125,6 +129,9 @@ def _enum(enum: EnumDescriptorProto) -> Iterator[str]:
         options = list(_options(value.options))
         suffix = f" [{', '.join(options)}]" if options else ""
         yield f"  {value.name} = {value.number}{suffix};"
+    yield from (f'  reserved "{name}";' for name in enum.reserved_name)
+    for span in enum.reserved_range:  # whose end, unlike a message's, is included
+        yield f"  reserved {span.start} to {span.end};"
     yield "}"
 
 

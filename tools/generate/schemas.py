@@ -71,9 +71,6 @@ class Schemas:
         those that google.api.field_behavior requires.
         """
         fields = [field for field in message.fields if field.name not in without]
-        for field in fields:
-            if field.containing_oneof and not _is_optional(field):
-                raise GeneratorError(field, "oneofs are not supported over REST yet")
         required = [
             field.json_name
             for field in fields
@@ -91,6 +88,8 @@ class Schemas:
 
     def field(self, field: FieldDescriptor, *, nullable: bool = False) -> Schema:
         """Return the schema of a field, with its comment and rules."""
+        if field.containing_oneof and not _is_optional(field):
+            raise GeneratorError(field, "oneofs are not supported over REST yet")
         rules = self._contracts.rules(field)
         if field.message_type and field.message_type.GetOptions().map_entry:
             value = self._single(field.message_type.fields_by_name["value"], rules.map.values)

@@ -1,0 +1,81 @@
+"""One set of vectors for both ends: the gateway's models and the worker's protovalidate agree."""
+
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+from pydantic import ValidationError
+
+from postbus.rest import REQUESTS
+from shared.wire import message_class, validate
+
+UUID = "018f3f6e-0000-7000-8000-000000000001"
+SIGN_UP = {"username": "alice", "email": "alice@example.com", "password": "12345678"}
+
+GOOD: list[tuple[str, dict[str, Any]]] = [
+    ("users.v1.SignUpRequest", SIGN_UP),
+    ("users.v1.SignUpRequest", SIGN_UP | {"email": "a+b@x"}),
+    ("users.v1.SignUpRequest", SIGN_UP | {"password": "ä" * 128}),
+    ("users.v1.LogInRequest", {"login": "ä ö", "password": "x"}),
+    ("users.v1.GetUserRequest", {"username": "_"}),
+    ("posts.v1.CreatePostRequest", {"title": "\U0001d4b3" * 200}),
+    ("posts.v1.CreatePostRequest", {"title": "x", "body": "b" * 100_000}),
+    ("posts.v1.GetPostRequest", {"id": UUID.upper()}),
+    ("posts.v1.ListPostsRequest", {}),
+    ("posts.v1.ListPostsRequest", {"authorId": "", "pageSize": 100, "pageToken": ""}),
+    ("posts.v1.UpdatePostRequest", {"id": UUID, "title": "x"}),
+    ("posts.v1.UpdatePostRequest", {"id": UUID, "title": None}),
+]
+BAD: list[tuple[str, dict[str, Any], set[str]]] = [
+    ("users.v1.SignUpRequest", SIGN_UP | {"username": "al"}, {"username"}),
+    ("users.v1.SignUpRequest", SIGN_UP | {"username": "1alice"}, {"username"}),
+    ("users.v1.SignUpRequest", SIGN_UP | {"username": "alice\n"}, {"username"}),
+    ("users.v1.SignUpRequest", SIGN_UP | {"username": "\u0430lice"}, {"username"}),
+    ("users.v1.SignUpRequest", SIGN_UP | {"email": "alice"}, {"email"}),
+    ("users.v1.SignUpRequest", SIGN_UP | {"email": "alice@example.com\n"}, {"email"}),
+    ("users.v1.SignUpRequest", SIGN_UP | {"email": "a@" + "b" * 64}, {"email"}),
+    ("users.v1.SignUpRequest", SIGN_UP | {"password": "1234567"}, {"password"}),
+    ("users.v1.SignUpRequest", SIGN_UP | {"password": "ä" * 129}, {"password"}),
+    ("users.v1.LogInRequest", {"login": "a\x00b", "password": "x"}, {"login"}),
+    ("users.v1.LogInRequest", {"login": "", "password": ""}, {"login", "password"}),
+    ("users.v1.GetUserRequest", {"username": "a" * 31}, {"username"}),
+    ("posts.v1.CreatePostRequest", {"title": ""}, {"title"}),
+    ("posts.v1.CreatePostRequest", {"title": "\U0001d4b3" * 201}, {"title"}),
+    ("posts.v1.CreatePostRequest", {"title": "x", "body": "b" * 100_001}, {"body"}),
+    ("posts.v1.GetPostRequest", {"id": UUID + "\n"}, {"id"}),
+    ("posts.v1.GetPostRequest", {"id": UUID.replace("-", "")}, {"id"}),
+    ("posts.v1.ListPostsRequest", {"authorId": "x", "pageSize": 101}, {"authorId", "pageSize"}),
+    ("posts.v1.ListPostsRequest", {"pageSize": -1}, {"pageSize"}),
+    ("posts.v1.UpdatePostRequest", {"id": UUID, "title": ""}, {"title"}),
+]
+
+
+def fields_refused_by_gateway(name: str, document: dict[str, Any]) -> set[str]:
+    try:
+        REQUESTS[name].model_validate(document)
+    except ValidationError as error:
+        return {str(detail["loc"][0]) for detail in error.errors()}
+    return set()
+
+
+def fields_refused_by_worker(name: str, document: dict[str, Any]) -> set[str]:
+    message = json_format.ParseDict(document, message_class(name)())
+    return {violation.field for violation in validate(message)}
+
+
+@pytest.mark.parametrize(("name", "document"), GOOD)
+def test_good_request_passes_both_ends(name: str, document: dict[str, Any]) -> None:
+    full_name = f"postbus.{name}"
+
+    assert fields_refused_by_gateway(full_name, document) == set()
+    assert fields_refused_by_worker(full_name, document) == set()
+
+
+@pytest.mark.parametrize(("name", "document", "fields"), BAD)
+def test_bad_request_is_refused_at_both_ends(
+    name: str, document: dict[str, Any], fields: set[str]
+) -> None:
+    full_name = f"postbus.{name}"
+
+    assert fields_refused_by_gateway(full_name, document) == fields
+    assert fields_refused_by_worker(full_name, document) == fields
