@@ -28,13 +28,18 @@ async def test_stopped_worker_is_a_503_at_once_and_comes_back(
     assert (await client.get("/v1/posts")).status_code == 200
 
 
-@pytest.mark.parametrize("worker", ["users", "posts"])
-async def test_killed_worker_comes_back(
-    system: System, client: httpx.AsyncClient, worker: str
+@pytest.mark.parametrize(("worker", "path"), [("users", "/v1/users/x"), ("posts", "/v1/posts")])
+async def test_killed_worker_is_a_503_at_once_and_comes_back(
+    system: System, client: httpx.AsyncClient, worker: str, path: str
 ) -> None:
     await system.kill(worker)
-    await system.start(worker)
+    began = time.monotonic()
 
+    answer = await client.get(path)
+    seconds = time.monotonic() - began
+    await system.start(worker)
     await system.until_ready()
 
-    assert (await client.get("/v1/posts")).status_code == 200
+    assert (answer.status_code, answer.json()["reason"]) == (503, "NO_ROUTE")
+    assert seconds < 1
+    assert (await client.get(path)).status_code in {200, 404}

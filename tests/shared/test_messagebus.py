@@ -150,6 +150,27 @@ async def test_cancelled_server_finishes_what_it_has_begun(bus: MessageBus, uniq
     await stopping
 
 
+async def test_calls_that_wait_for_the_last_server_are_answered_before_it_goes(
+    bus: MessageBus, unique: Unique
+) -> None:
+    route = unique("route.")
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(_route: str, body: bytes) -> bytes:
+        begun.set()
+        await go_on.wait()
+        return await echo(_route, body)
+
+    server = await bus.serve(unique("queue."), [route], slow, concurrency=1)
+    calls = [asyncio.create_task(bus.call(route, a_request(b"x"))) for _ in range(5)]
+    await begun.wait()
+    stopping = asyncio.create_task(server.cancel())
+    go_on.set()
+
+    assert await asyncio.gather(*calls) == [b"x"] * 5
+    await stopping
+
+
 async def test_servers_of_one_queue_share_its_calls(bus: MessageBus, unique: Unique) -> None:
     route, queue = unique("route."), unique("queue.")
     served: dict[str, int] = {"first": 0, "second": 0}

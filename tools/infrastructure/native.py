@@ -15,7 +15,7 @@ from tools.infrastructure.rabbitmq import RabbitMQ
 from tools.infrastructure.report import Row
 from tools.secrets import Secrets
 
-_START_SECONDS = 60.0
+_START_SECONDS = 120.0
 _STOP_SECONDS = 2.0  # everything is on disk well before; RabbitMQ 3.10 then idles for 5 s
 _POLL_SECONDS = 0.05
 

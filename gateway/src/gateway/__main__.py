@@ -10,13 +10,14 @@ from gateway.settings import GatewaySettings
 from shared.identity import TokenVerifier
 from shared.logs import configure_logs
 from shared.messagebus.amqp import connect
+from shared.settings import load
 
 _DRAIN_SECONDS = 2
 
 
 def main() -> None:
     """Run until SIGTERM or SIGINT."""
-    settings = GatewaySettings()
+    settings = load(GatewaySettings)
     configure_logs("gateway", settings.log_format)
     uvloop.run(_serve(settings))
 

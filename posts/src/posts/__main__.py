@@ -11,12 +11,13 @@ from posts.repository import AuthorRepository, PostRepository
 from posts.settings import PostsSettings
 from shared.messagebus import MessageBus
 from shared.mongo import open_mongo
+from shared.settings import load
 from shared.worker import Application, run_worker
 
 
 def main() -> None:
     """Do what the command line says."""
-    settings = PostsSettings()
+    settings = load(PostsSettings)
     match sys.argv[1:]:
         case []:
             run_worker("posts", settings, lambda bus: _application(settings, bus))

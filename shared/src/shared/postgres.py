@@ -1,11 +1,9 @@
-"""PostgreSQL for a service: SQLModel sessions over asyncpg, and Alembic migrations."""
+"""PostgreSQL for a service: SQLModel sessions over asyncpg."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from alembic import command
-from alembic.config import Config
 from pydantic import SecretStr
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
@@ -16,7 +14,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from shared.errors import Code, ServiceError
 
-__all__ = ["Postgres", "migrate", "open_postgres"]
+__all__ = ["Postgres", "async_url", "open_postgres"]
 
 _POOL_SIZE: Final = 10
 _CONNECT_TIMEOUT: Final = 2.0
@@ -62,7 +60,7 @@ async def open_postgres(url: SecretStr) -> AsyncIterator[Postgres]:
     Connects at first use, so that the database may come later.
     """
     engine = create_async_engine(
-        _async_url(url),
+        async_url(url),
         pool_size=_POOL_SIZE,
         max_overflow=0,
         pool_timeout=_POOL_TIMEOUT,
@@ -75,15 +73,8 @@ async def open_postgres(url: SecretStr) -> AsyncIterator[Postgres]:
         await engine.dispose()
 
 
-def migrate(url: SecretStr, scripts: str, revision: str = "head") -> None:
-    """Bring the database to `revision` with the Alembic scripts in the package `scripts`."""
-    config = Config()
-    config.set_main_option("script_location", scripts)
-    config.attributes["url"] = _async_url(url)
-    command.upgrade(config, revision)
-
-
-def _async_url(url: SecretStr) -> str:
+def async_url(url: SecretStr) -> str:
+    """Return the URL as SQLAlchemy wants it, with asyncpg as the driver."""
     parsed = make_url(url.get_secret_value()).set(drivername="postgresql+asyncpg")
     return parsed.render_as_string(hide_password=False)
 

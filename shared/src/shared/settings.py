@@ -1,12 +1,13 @@
 """Configuration that every process has; read once, in `__main__`, and passed on as values."""
 
+import sys
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-__all__ = ["ServiceSettings"]
+__all__ = ["ServiceSettings", "load"]
 
 _SECRETS = Path("/run/secrets")
 
@@ -17,6 +18,7 @@ class ServiceSettings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="POSTBUS_",
         frozen=True,
+        hide_input_in_errors=True,
         secrets_dir=_SECRETS if _SECRETS.is_dir() else None,
     )
 
@@ -26,3 +28,16 @@ class ServiceSettings(BaseSettings):
     """Public keys that access tokens are verified with: a JSON Web Key Set (RFC 7517)."""
     log_format: Literal["console", "json"] = "json"
     """Log lines for people or for machines."""
+
+
+S = TypeVar("S", bound=ServiceSettings)
+
+
+def load(settings: type[S]) -> S:
+    """Return the settings of this process; end it with what is wrong with them."""
+    try:
+        return settings()
+    except ValidationError as error:
+        sys.exit(
+            "\n".join(f"POSTBUS_{e['loc'][0]!s}".upper() + f": {e['msg']}" for e in error.errors())
+        )

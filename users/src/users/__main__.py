@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 
 from shared.messagebus import MessageBus
-from shared.postgres import migrate, open_postgres
+from shared.postgres import open_postgres
+from shared.settings import load
 from shared.worker import Application, run_worker
 from users.handlers import AuthHandlers, UserHandlers
 from users.passwords import Passwords
@@ -16,11 +17,13 @@ from users.tokens import TokenSigner
 
 def main() -> None:
     """Do what the command line says."""
-    settings = UsersSettings()
+    settings = load(UsersSettings)
     match sys.argv[1:]:
         case []:
             run_worker("users", settings, lambda bus: _application(settings, bus))
         case ["migrate"]:
+            from shared.migrations import migrate  # Alembic is slow to import
+
             migrate(settings.postgres_url, "users:migrations")
         case _:
             sys.exit("usage: python -m users [migrate]")

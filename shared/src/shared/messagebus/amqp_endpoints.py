@@ -7,6 +7,7 @@ from typing import Final
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
+from aiormq import spec
 
 from shared.messagebus.amqp_session import (
     BROKER_ERRORS,
@@ -19,8 +20,9 @@ from shared.messagebus.bus import EventHandler, RpcHandler
 
 __all__ = ["Endpoint", "EventConsumer", "RpcServer"]
 
-_RPC_QUEUE_EXPIRES_MS: Final = 1000
-"""How long calls wait for a worker that has gone; later ones have no route."""
+_ORPHAN_EXPIRES_MS: Final = 1000
+"""A broker that restarts keeps the queue of calls; without a worker it goes after this time."""
+_DRAIN_SECONDS: Final = 1.0
 _EVENT_PREFETCH: Final = 32
 _DELIVERY_LIMIT: Final = 10
 """Deliveries of an event that ends its consumer each time, before it is a dead letter."""
@@ -53,11 +55,11 @@ class Endpoint:
         """Take no more messages, finish those that have begun, and leave; raises BROKER_ERRORS."""
         if not self.active or self._session is None:
             return
+        await self._drain()
         await self._queue.cancel(self._tag)
         if self._running:
             await asyncio.wait(self._running)
         self._channel.close_callbacks.remove(self._session.fail)
-        await self._leave()
         await self._channel.close()
 
     async def _on_message(self, message: AbstractIncomingMessage) -> None:
@@ -74,12 +76,15 @@ class Endpoint:
     async def _handle(self, message: AbstractIncomingMessage) -> None:
         raise NotImplementedError
 
-    async def _leave(self) -> None:
-        """Do what is left once nothing runs."""
+    async def _drain(self) -> None:
+        """Do what has to be done while messages still come."""
 
 
 class RpcServer(Endpoint):
-    """Answers the calls of a queue that is bound to each of its routes."""
+    """Answers the calls of a queue that is bound to each of its routes.
+
+    The queue goes with its last consumer, so that callers are told at once that nobody serves.
+    """
 
     def __init__(
         self, queue: str, routes: Sequence[str], handler: RpcHandler, concurrency: int
@@ -90,7 +95,10 @@ class RpcServer(Endpoint):
 
     async def _declare(self, channel: AbstractChannel) -> AbstractQueue:
         queue = await channel.declare_queue(
-            self.queue_name, durable=True, arguments={"x-expires": _RPC_QUEUE_EXPIRES_MS}
+            self.queue_name,
+            durable=True,
+            auto_delete=True,
+            arguments={"x-expires": _ORPHAN_EXPIRES_MS},
         )
         for route in self._routes:
             await queue.bind(RPC_EXCHANGE, route)
@@ -108,10 +116,20 @@ class RpcServer(Endpoint):
             )
         await message.ack()
 
-    async def _leave(self) -> None:
-        """Delete the queue if this was its last server: callers are then told at once."""
-        with suppress(*BROKER_ERRORS):
-            await self._queue.delete(if_unused=True, if_empty=True)
+    async def _drain(self) -> None:
+        """Answer what waits, if this is the last server: the queue will go, and its calls too."""
+        if (await self._queue_state()).consumer_count != 1:
+            return
+        for route in self._routes:
+            await self._queue.unbind(RPC_EXCHANGE, route)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                while (await self._queue_state()).message_count:  # noqa: ASYNC110  # no event says
+                    await asyncio.sleep(0.02)
+
+    async def _queue_state(self) -> spec.Queue.DeclareOk:
+        queue = await self._channel.declare_queue(self.queue_name, passive=True)
+        return queue.declaration_result
 
 
 class EventConsumer(Endpoint):
