@@ -4,7 +4,6 @@ import json
 import os
 import secrets as random
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -18,9 +17,10 @@ from tools.infrastructure import servers
 from tools.infrastructure.ports import free_port
 from tools.migrate import migrate
 from tools.paths import DEV, LOGS, ROOT, python_of
+from tools.readiness import wait_until_ready
 from tools.secrets import Secrets
 
-_PATIENCE_SECONDS = 30
+_PATIENCE_SECONDS = 60
 _ANSWER_SECONDS = 10
 
 
@@ -142,7 +142,9 @@ def _gateway() -> Iterator[str]:
         for service, environment in environments.items():
             stack.enter_context(_running(service, environment))
         url = f"http://127.0.0.1:{port}"
-        _wait_until_ready(url)
+        print(f"demo: starting gateway, users and posts at {url}", flush=True)
+        if missing := wait_until_ready(url, _PATIENCE_SECONDS):
+            raise SystemExit(f"demo: not ready, see logs/: {missing}")
         yield url
 
 
@@ -166,18 +168,3 @@ def _running(service: str, environment: dict[str, str]) -> Iterator[None]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _wait_until_ready(url: str) -> None:
-    print(f"demo: starting gateway, users and posts at {url}", flush=True)
-    end, state = time.monotonic() + _PATIENCE_SECONDS, ""
-    while time.monotonic() < end:
-        try:
-            answer = httpx.get(f"{url}/readyz", timeout=2, trust_env=False)
-            if answer.status_code == httpx.codes.OK:
-                return
-            state = answer.text
-        except httpx.TransportError as error:
-            state = str(error)
-        time.sleep(0.1)
-    raise SystemExit(f"demo: not ready after {_PATIENCE_SECONDS} s: {state}; see logs/")

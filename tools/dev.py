@@ -9,20 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
-import httpx
-
 from tools.environment import service_environments
 from tools.infrastructure import Addresses, servers
 from tools.infrastructure.ports import is_free
 from tools.migrate import migrate
 from tools.paths import DEV
+from tools.readiness import wait_until_ready
 from tools.runner import Services
 from tools.secrets import Secrets
-from tools.seed import seed
 
 _STATE = DEV / "dev.state"  # the process and the gateway's address, locked while dev runs
 _FIRST_PORT = 8000
-_POLL_SECONDS = 0.1
 _PATIENCE_SECONDS = 30
 
 
@@ -95,12 +92,13 @@ def _free_port() -> int:
 
 def _tell(services: Services, url: str, addresses: Addresses, secrets: Secrets) -> None:
     """Waits for the gateway, seeds, and says where everything is and how to log in."""
+    import httpx  # slow to import, and by now the services are starting
+
+    from tools.seed import seed
+
     began = time.monotonic()
-    while trouble := _not_ready(url):
-        if time.monotonic() - began > _PATIENCE_SECONDS:
-            services.say(f"still not ready: {trouble}")
-            began = time.monotonic()
-        time.sleep(_POLL_SECONDS)
+    while missing := wait_until_ready(url, _PATIENCE_SECONDS):
+        services.say(f"still not ready: {missing}")
     try:
         seed(url, secrets)
     except httpx.HTTPError as error:
@@ -117,12 +115,3 @@ def _tell(services: Services, url: str, addresses: Addresses, secrets: Secrets) 
         f"  log in as   alice / {secrets.alice_password}\n"
         f"              bob   / {secrets.bob_password}"
     )
-
-
-def _not_ready(url: str) -> str:
-    """What the gateway lacks; empty when it is ready."""
-    try:
-        answer = httpx.get(f"{url}/readyz", timeout=2, trust_env=False)
-    except httpx.TransportError as error:
-        return str(error)
-    return "" if answer.status_code == httpx.codes.OK else answer.text

@@ -11,16 +11,16 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
-
-from pymongo import MongoClient
-from pymongo.errors import OperationFailure, PyMongoError
+from typing import TYPE_CHECKING, Any
 
 from tools.infrastructure import packages, ports
 from tools.infrastructure.errors import InfrastructureError
 from tools.infrastructure.processes import Daemon
 from tools.paths import DEV
 from tools.uv import uv
+
+if TYPE_CHECKING:
+    from pymongo import MongoClient
 
 _FOLDER = DEV / "mongodb"
 _PORTS = _FOLDER / "ports.json"
@@ -123,6 +123,9 @@ class MongoDB:
 
     def ready(self) -> bool:
         """Whether the member is primary; makes it one where that takes a configuration."""
+        from pymongo import MongoClient  # slow to import, and by now the servers are starting
+        from pymongo.errors import PyMongoError
+
         if not ports.accepts(ports.remembered(_PORTS)["mongodb"]):
             return False
         try:
@@ -134,8 +137,10 @@ class MongoDB:
         except PyMongoError:
             return False
 
-    def _configure(self, client: MongoClient[dict[str, Any]]) -> None:
+    def _configure(self, client: "MongoClient[dict[str, Any]]") -> None:
         """Makes the replica set, or tells it that its only member has another port now."""
+        from pymongo.errors import OperationFailure
+
         host = f"{ports.HOST}:{ports.remembered(_PORTS)['mongodb']}"
         try:
             config = client.admin.command("replSetGetConfig")["config"]
