@@ -11,12 +11,12 @@ from typing import Any
 import httpx
 from websockets.sync.client import ClientConnection, connect
 
-from tools.dev import gateway_of_dev
 from tools.environment import service_environments
 from tools.infrastructure import servers
 from tools.infrastructure.ports import free_port
 from tools.migrate import migrate
 from tools.paths import DEV, LOGS, ROOT, python_of
+from tools.presence import gateway_of_dev
 from tools.readiness import wait_until_ready
 from tools.secrets import Secrets
 

@@ -1,37 +1,33 @@
 """`just dev`: the whole system on this machine, until Ctrl-C."""
 
-import fcntl
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import TextIO
 
 from tools.environment import service_environments
 from tools.infrastructure import Addresses, servers
 from tools.infrastructure.ports import is_free
 from tools.migrate import migrate
 from tools.paths import DEV
+from tools.presence import only_one, write
 from tools.readiness import wait_until_ready
 from tools.runner import Services
 from tools.secrets import Secrets
 
-_STATE = DEV / "dev.state"  # the process and the gateway's address, locked while dev runs
 _FIRST_PORT = 8000
 _PATIENCE_SECONDS = 30
 
 
 def dev() -> int:
     """Returns after a signal, when the services have ended; that is how it always ends: 0."""
-    with _only_one() as state, servers("dev") as addresses:
+    with only_one() as state, servers("dev") as addresses:
         secrets = Secrets.load_or_create(DEV / "secrets.env")
         port = _free_port()
         environments = service_environments(addresses, secrets, port=port)
         migrate(addresses, environments)
         url = f"http://localhost:{port}"
-        _write(state, url)
+        write(state, url)
         services = Services(environments)
         told = threading.Thread(
             target=_tell, args=(services, url, addresses, secrets), daemon=True, name="tell"
@@ -43,42 +39,6 @@ def dev() -> int:
         finally:
             services.kill()  # only what an unforeseen end of the loop has left
         return 0
-
-
-def gateway_of_dev() -> str | None:
-    """The address of the gateway of the `just dev` that runs in this clone, if one does."""
-    with suppress(FileNotFoundError), _STATE.open("r") as state:
-        try:
-            fcntl.flock(state, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _, *url = _STATE.read_text().split() or ["?"]
-            return url[0] if url else None
-    return None
-
-
-@contextmanager
-def _only_one() -> Iterator[TextIO]:
-    """The state file, locked; the program ends if another `just dev` of this clone has it."""
-    DEV.mkdir(exist_ok=True)
-    with _STATE.open("a+") as state:
-        try:
-            fcntl.flock(state, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            process, *url = _STATE.read_text().split() or ["?"]
-            where = f" at {url[0]}" if url else ""
-            raise SystemExit(
-                f"just dev runs already in this clone{where} (process {process})."
-                " End it with Ctrl-C in its terminal."
-            ) from None
-        _write(state, "")
-        yield state
-
-
-def _write(state: TextIO, url: str) -> None:
-    state.seek(0)
-    state.truncate()
-    state.write(f"{os.getpid()} {url}")
-    state.flush()
 
 
 def _free_port() -> int:

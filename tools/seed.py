@@ -3,6 +3,7 @@
 import httpx
 
 from tools.paths import DEV
+from tools.presence import gateway_of_dev
 from tools.secrets import Secrets
 
 _POSTS = {
@@ -42,8 +43,6 @@ def seed(url: str, secrets: Secrets) -> None:
 
 def seed_running() -> None:
     """The recipe: seeds the system that `just dev` runs in this clone."""
-    from tools.dev import gateway_of_dev
-
     if (url := gateway_of_dev()) is None:
         raise SystemExit("No gateway runs in this clone: start it with ./just dev, which seeds too")
     seed(url, Secrets.load_or_create(DEV / "secrets.env"))
