@@ -5,10 +5,14 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import aio_pika
 import httpx
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
+from postbus.bus.v1 import Event
+from shared.wire import encode
+from tests.conftest import Place
 from tests.people import sign_up
 from tests.system import System
 
@@ -103,3 +107,53 @@ async def test_failed_call_is_a_typed_error_frame_and_the_socket_lives_on(
     unknown = call("postbus.posts.v1.PostsService.Nonsense", {})
     assert (await reason(unknown))[0] == "CODE_UNIMPLEMENTED"
     assert (await ask(socket, call("postbus.users.v1.UsersService.GetMe", {})))["result"]
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "{}",
+        '{"id": "1"}',
+        '{"id": 1, "authenticate": {}}',
+        '{"id": "1", "authenticate": {"accessToken": "x"}, "subscribe": {"types": ["x"]}}',
+        '{"id": "1", "call": {"method": "x", "request": {"@type": 5}}}',
+        '{"id": "1", "call": {"method": "x", "request": {"@type": "x/y", "a": 1}}}',
+        '{"id": "1", "call": "x"}',
+        '{"id": "1", "call": ' + '{"request": ' * 200 + "{}" + "}" * 201,
+        '{"id": "1", "nonsense": {}}',
+        b"\xff\xfe",
+    ],
+)
+async def test_malformed_frame_is_an_error_frame_and_the_socket_lives_on(
+    socket: ClientConnection, frame: str | bytes
+) -> None:
+    await socket.send(frame)
+
+    async with asyncio.timeout(5):
+        answer = json.loads(await socket.recv())
+    assert answer["error"]["code"] in {"CODE_INVALID_ARGUMENT", "CODE_UNAUTHENTICATED"}
+    assert (await ask(socket, {"id": "2", "authenticate": {"accessToken": "x"}}))["error"]
+
+
+async def test_garbage_among_the_events_does_not_stop_them(
+    socket: ClientConnection, client: httpx.AsyncClient, place: Place, unique: Unique
+) -> None:
+    alice = await sign_up(client, unique("alice"))
+    event = "postbus.posts.v1.PostCreated"
+    await ask(socket, {"id": "1", "authenticate": {"accessToken": alice.token}})
+    await ask(socket, {"id": "2", "subscribe": {"types": [event]}})
+    garbage = [b"", b"\xff" * 9, encode(Event(id="1", type=event, data=b"\xff"))]
+
+    async with await aio_pika.connect(place.amqp_url) as broker:
+        exchange = await (await broker.channel()).get_exchange("postbus.events")
+        for body in garbage * 40:  # more than are delivered at once
+            await exchange.publish(aio_pika.Message(body), event)
+    post = (await client.post("/v1/posts", json={"title": "News"}, headers=alice.headers)).json()
+
+    async with asyncio.timeout(5):
+        while json.loads(await socket.recv())["event"]["subject"] != post["id"]:
+            pass

@@ -6,6 +6,7 @@ import uvicorn
 import uvloop
 
 from gateway.app import build_app
+from gateway.limits import BoundedHttpProtocol
 from gateway.settings import GatewaySettings
 from shared.identity import TokenVerifier
 from shared.logs import configure_logs
@@ -29,6 +30,7 @@ async def _serve(settings: GatewaySettings) -> None:
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
+                http=BoundedHttpProtocol,
                 host=settings.host,
                 port=settings.port,
                 log_config=None,

@@ -3,11 +3,12 @@
 import asyncio
 from typing import Any
 
+from google.protobuf.message import Message
+
 from gateway.calls import MAX_TIMEOUT, new_request, public_method
 from gateway.events import EventFeed, Listener
 from gateway.frames import frame_id, read_client_frame, server_frame
 from gateway.transcoding import read_json
-from postbus.bus.v1 import Event
 from postbus.registry import EVENTS
 from shared.errors import Code, ServiceError
 from shared.identity import Caller, TokenVerifier
@@ -140,8 +141,8 @@ class Connection:
             )
         id_ = frame.id
 
-        def listener(event: Event) -> None:
-            self._send("event", _delivery(event), id_=id_)
+        def listener(delivery: Message) -> None:
+            self._send("event", delivery, id_=id_)
 
         for name in frame.subscribe.types:
             self._feed.listen(name, listener)
@@ -167,10 +168,3 @@ class Connection:
     def _fail(self, id_: str, error: ServiceError, trace: str) -> None:
         encoded = encode(error.to_message(trace))
         self._send("error", parse("postbus.bus.v1.Error", encoded), id_=id_)
-
-
-def _delivery(event: Event) -> Any:
-    delivery: Any = message_class(_REALTIME + "Delivery")(event_id=event.id, subject=event.subject)
-    delivery.time.FromDatetime(event.time)
-    delivery.data.Pack(parse(event.type, event.data))
-    return delivery

@@ -3,6 +3,7 @@
 Plain ASGI, not FastAPI routes: their machinery costs several times what the call itself does.
 """
 
+import asyncio
 import re
 from collections.abc import Mapping
 from typing import Final
@@ -25,6 +26,7 @@ from shared.trace import child_traceparent, trace_id
 __all__ = ["Endpoint", "contract_routes"]
 
 _OPERATION_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
+_BODY_SECONDS: Final = 30.0
 _SECONDS: Final = re.compile(r"\d{1,3}(\.\d{1,3})?")
 
 
@@ -111,6 +113,18 @@ class Endpoint:
             raise HttpError(
                 415, Code.INVALID_ARGUMENT, "NOT_JSON", "Send the body as application/json."
             )
+        try:
+            async with asyncio.timeout(_BODY_SECONDS):
+                return await self._read(request)
+        except TimeoutError:
+            raise HttpError(
+                408,
+                Code.INVALID_ARGUMENT,
+                "BODY_TOO_SLOW",
+                f"The body has not come within {_BODY_SECONDS:.0f} seconds.",
+            ) from None
+
+    async def _read(self, request: Request) -> bytes:
         body = bytearray()
         async for chunk in request.stream():
             body += chunk
@@ -120,7 +134,6 @@ class Endpoint:
                     Code.INVALID_ARGUMENT,
                     "BODY_TOO_LARGE",
                     f"The body is larger than {self._max_body_bytes} bytes.",
-                    headers={"Connection": "close"},
                 )
         return bytes(body)
 

@@ -2,22 +2,24 @@
 
 from collections import defaultdict
 from collections.abc import Callable
+from typing import Any
 
 import structlog
+from google.protobuf.message import Message
 
 from postbus.bus.v1 import Event
 from postbus.registry import EVENTS
 from shared.errors import ServiceError
 from shared.messagebus import MessageBus
 from shared.messagebus.bus import unavailable
-from shared.wire import decode
+from shared.wire import decode, message_class, parse
 
 __all__ = ["EventFeed", "Listener"]
 
 _log = structlog.get_logger()
 
-Listener = Callable[[Event], None]
-"""Takes an event at once; never waits, never raises."""
+Listener = Callable[[Message], None]
+"""Takes an event as a Delivery, at once; never waits, never raises."""
 
 
 class EventFeed:
@@ -46,9 +48,21 @@ class EventFeed:
     async def _deliver(self, body: bytes) -> bool:
         try:
             event = decode(Event, body)
+            if not self._listeners.get(event.type):
+                return True
+            delivery = _delivery(event)
         except ServiceError:
             _log.warning("event.malformed")
             return True
-        for listener in tuple(self._listeners.get(event.type, ())):
-            listener(event)
+        for listener in tuple(self._listeners[event.type]):
+            listener(delivery)
         return True
+
+
+def _delivery(event: Event) -> Any:
+    delivery: Any = message_class("postbus.realtime.v1.Delivery")(
+        event_id=event.id, subject=event.subject
+    )
+    delivery.time.FromDatetime(event.time)
+    delivery.data.Pack(parse(event.type, event.data))
+    return delivery

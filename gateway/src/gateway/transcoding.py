@@ -129,11 +129,15 @@ def _location(parts: tuple[int | str, ...]) -> str:
     return path.removeprefix(".")
 
 
+_UNFORESEEN = (AttributeError, KeyError, RecursionError, TypeError, ValueError)
+"""What json_format also raises for hostile documents, such as an `@type` that is a number."""
+
+
 def parse_document(target: type[Message], document: Document) -> Message:
     """Return the message that proto3 JSON describes; INVALID_ARGUMENT if it describes none."""
     try:
         return json_format.ParseDict(document, target(), descriptor_pool=pool())
-    except (json_format.ParseError, RecursionError):
+    except (json_format.ParseError, *_UNFORESEEN):
         # The parser's own text quotes the input and names inner types.
         raise ServiceError(
             Code.INVALID_ARGUMENT, "MALFORMED_JSON", "The JSON does not fit the message."

@@ -24,6 +24,8 @@ __all__ = ["ContractMismatchError", "Dispatcher"]
 _log = structlog.get_logger()
 EVERY_WORKER = "bus"
 """Methods of the package postbus.bus are served by each worker for itself."""
+_MAX_BUDGET = 60.0
+"""No call runs longer, in seconds, whatever its caller asks for."""
 _EVENT_BUDGET = 30.0
 _MAX_RETRY_DELAY = 5.0
 
@@ -93,7 +95,7 @@ class Dispatcher:
             name=route,
             caller=self._caller(method, request.access_token),
             access_token=request.access_token,
-            deadline=request.deadline_unix_ms / 1000,
+            deadline=min(request.deadline_unix_ms / 1000, time.time() + _MAX_BUDGET),
             operation_id=request.operation_id,
             traceparent=traceparent,
         )
