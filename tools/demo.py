@@ -134,11 +134,10 @@ def _gateway() -> Iterator[str]:
         yield url
         return
     with ExitStack() as stack:
-        addresses = stack.enter_context(servers("demo"))
+        addresses = stack.enter_context(servers("demo", prepare=migrate))
         secrets = Secrets.load_or_create(DEV / "secrets.env")
         port = free_port()
         environments = service_environments(addresses, secrets, port=port)
-        migrate(addresses, environments)
         for service, environment in environments.items():
             stack.enter_context(_running(service, environment))
         url = f"http://127.0.0.1:{port}"

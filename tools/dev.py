@@ -21,11 +21,10 @@ _PATIENCE_SECONDS = 30
 
 def dev() -> int:
     """Returns after a signal, when the services have ended; that is how it always ends: 0."""
-    with only_one() as state, servers("dev") as addresses:
+    with only_one() as state, servers("dev", prepare=migrate) as addresses:
         secrets = Secrets.load_or_create(DEV / "secrets.env")
         port = _free_port()
         environments = service_environments(addresses, secrets, port=port)
-        migrate(addresses, environments)
         url = f"http://localhost:{port}"
         write(state, url)
         services = Services(environments)

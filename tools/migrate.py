@@ -3,7 +3,6 @@
 import asyncio
 import os
 import subprocess
-from collections.abc import Mapping
 from contextlib import suppress
 
 import asyncpg
@@ -16,8 +15,10 @@ from tools.secrets import Secrets
 _WITH_DATABASE = ("users", "posts")
 
 
-def migrate(addresses: Addresses, environments: Mapping[str, Mapping[str, str]]) -> None:
+def migrate(addresses: Addresses) -> None:
     """Makes the users' database if it is missing, then runs both services' migrations."""
+    secrets = Secrets.load_or_create(DEV / "secrets.env")
+    environments = service_environments(addresses, secrets, port=0)
     asyncio.run(_create_database(addresses.postgres_url, "users"))
     running = {
         service: subprocess.Popen(
@@ -34,9 +35,8 @@ def migrate(addresses: Addresses, environments: Mapping[str, Mapping[str, str]])
 
 def migrate_standalone() -> None:
     """The recipe: on the servers that run, or on servers started for it."""
-    with servers("migrate") as addresses:
-        secrets = Secrets.load_or_create(DEV / "secrets.env")
-        migrate(addresses, service_environments(addresses, secrets, port=0))
+    with servers("migrate", prepare=migrate):
+        pass
     print("migrate: the databases are up to date")
 
 

@@ -35,10 +35,10 @@ def seed(url: str, secrets: Secrets) -> None:
     with httpx.Client(base_url=url, timeout=10, trust_env=False) as client:
         present = _titles(client)
         for name, posts in _POSTS.items():
-            token = _log_in(client, name, passwords[name])
-            for title, body in posts:
-                if title not in present:
-                    _post(client, "/v1/posts", {"title": title, "body": body}, token)
+            missing = [(title, body) for title, body in posts if title not in present]
+            token = _log_in(client, name, passwords[name]) if missing else ""
+            for title, body in missing:
+                _post(client, "/v1/posts", {"title": title, "body": body}, token)
 
 
 def seed_running() -> None:

@@ -1,6 +1,6 @@
 """The addresses of the three servers, and how they are named in the environment."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from urllib.parse import urlsplit, urlunsplit
 
@@ -33,6 +33,10 @@ class Addresses:
     def as_environment(self) -> dict[str, str]:
         """The same addresses as POSTBUS_* variables."""
         return {variable(key): url for key, url in asdict(self).items()}
+
+
+Prepare = Callable[[Addresses], None]
+"""What a command does as soon as it can, such as migrating the databases."""
 
 
 def variable(field: str) -> str:

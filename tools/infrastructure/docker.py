@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tools.infrastructure import ports
-from tools.infrastructure.addresses import Addresses, without_password
+from tools.infrastructure.addresses import Addresses, Prepare, without_password
 from tools.infrastructure.errors import InfrastructureError
 from tools.infrastructure.report import Row
 from tools.paths import DEV, ROOT
@@ -48,12 +48,14 @@ class Docker:
         """Whether any of them runs."""
         return bool(self._ask("ps", "--quiet", *_SERVICES).strip())
 
-    def start(self) -> Addresses:
-        """Returns when the health checks of all three are content."""
+    def start(self, prepare: Prepare) -> Addresses:
+        """Returns when the health checks of all three are content and `prepare` is done."""
         if not self.running():
             ports.choose(_PORTS, _NAMES)
         self._ask("up", "--detach", "--wait", *_SERVICES)
-        return self._addresses()
+        addresses = self._addresses()
+        prepare(addresses)
+        return addresses
 
     def stop(self) -> None:
         """Stops the containers; their data stays."""

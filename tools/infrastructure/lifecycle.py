@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tools.infrastructure import docker, leases
-from tools.infrastructure.addresses import Addresses, without_password
+from tools.infrastructure.addresses import Addresses, Prepare, without_password
 from tools.infrastructure.docker import Docker
 from tools.infrastructure.native import Native
 from tools.infrastructure.report import Row, table
@@ -17,8 +17,12 @@ _SECRETS = DEV / "secrets.env"
 
 
 @contextmanager
-def servers(command: str = "python") -> Iterator[Addresses]:
+def servers(
+    command: str = "python", *, prepare: Prepare = lambda addresses: None
+) -> Iterator[Addresses]:
     """Starts what is missing, and stops it at the end if nobody else uses it.
+
+    `prepare` is called once both databases are ready; RabbitMQ, the slowest, may still be starting.
 
     Addresses set in the environment come first; then a Docker engine, where one answers; then
     processes of this clone. `command` is what `just down` calls the holder of this lease.
@@ -26,12 +30,13 @@ def servers(command: str = "python") -> Iterator[Addresses]:
     """
     if given := Addresses.from_environment(os.environ):
         print("servers: those whose addresses are in the environment", flush=True)
+        prepare(given)
         yield given
         return
     lease = leases.take(command)
     try:
         with leases.exclusively():
-            addresses = _start()
+            addresses = _start(prepare)
         yield addresses
     finally:
         with deferred_signals(), leases.exclusively():
@@ -87,11 +92,11 @@ def server_log_command(names: list[str], *, follow: bool) -> list[str]:
     return _backend().log_command(names, follow=follow)
 
 
-def _start() -> Addresses:
+def _start(prepare: Prepare = lambda addresses: None) -> Addresses:
     backend = _backend()
     if not backend.running():
         print(f"servers: starting RabbitMQ, PostgreSQL and MongoDB as {backend.title}", flush=True)
-    return backend.start()
+    return backend.start(prepare)
 
 
 def _stop_if_unused() -> None:

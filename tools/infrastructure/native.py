@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from tools.infrastructure import packages
-from tools.infrastructure.addresses import Addresses, without_password
+from tools.infrastructure.addresses import Addresses, Prepare, without_password
 from tools.infrastructure.errors import InfrastructureError
 from tools.infrastructure.mongodb import MongoDB
 from tools.infrastructure.postgres import Postgres
@@ -54,20 +54,22 @@ class Native:
         """Whether any of them runs."""
         return any(daemon.pid() for daemon in self._daemons())
 
-    def start(self) -> Addresses:
-        """Returns when all three are ready; what already runs is left as it is."""
+    def start(self, prepare: Prepare) -> Addresses:
+        """Returns when all three are ready and `prepare` is done; what runs is left as it is."""
         packages.provide([name for server in self._servers for name in server.missing_packages()])
         self._mongodb.install()
-        waiting = list(self._servers)
-        for server in waiting:
+        for server in self._servers:
             server.launch()
-        self._wait(waiting)
-        return Addresses(
+        addresses = Addresses(
             amqp_url=self._rabbitmq.amqp_url,
             amqp_management_url=self._rabbitmq.management_url,
             postgres_url=self._postgres.url,
             mongo_url=self._mongodb.url,
         )
+        self._wait([self._postgres, self._mongodb])
+        prepare(addresses)
+        self._wait([self._rabbitmq])
+        return addresses
 
     def stop(self) -> None:
         """Ends all of them within seconds; their data stays."""
