@@ -7,13 +7,13 @@ import sys
 from tools.paths import ROOT, VENV
 
 _CHECKS = {
+    "drift of gen/": ("python", "-m", "tools.generate", "--check"),  # first: lays out imports
     "format": ("ruff", "format", "--check", "--quiet"),
     "lint": ("ruff", "check", "--quiet"),
     "types": ("mypy", "shared/src", "gateway/src", "posts/src", "users/src", "tools", "tests"),
     "imports": ("lint-imports", "--no-cache"),
     "contracts": ("buf", "lint"),
     "proto format": ("buf", "format", "--diff", "--exit-code", "proto"),
-    "drift of gen/": ("python", "-m", "tools.generate", "--check"),
 }
 _BASE = "main"
 
