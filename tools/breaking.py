@@ -19,8 +19,9 @@ def main(revision: str) -> int:
         base = Path(name)
         _extract(revision, base)
         shutil.copytree(DEV / "third_party", base / ".dev" / "third_party")
-        subprocess.run([_BUF, "build", "-o", base / "base.binpb"], cwd=base, check=True)
-        compare = [str(_BUF), "breaking", "--against", str(base / "base.binpb")]
+        subprocess.run([_BUF, "build", "proto", "-o", base / "base.binpb"], cwd=base, check=True)
+        against = ["--against", str(base / "base.binpb"), "--exclude-imports"]
+        compare = [str(_BUF), "breaking", "proto", *against]
         return subprocess.run(compare, cwd=ROOT, check=False).returncode
 
 
