@@ -47,3 +47,5 @@ def _adopt_standard_logging(
         structlog.stdlib.ProcessorFormatter(foreign_pre_chain=processors, processor=renderer)
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    for library in ("aio_pika", "aiormq"):  # tracebacks of lost connections, of which the bus tells
+        logging.getLogger(library).setLevel(logging.CRITICAL)
