@@ -21,6 +21,7 @@ _PATIENCE_SECONDS = 30
 
 def dev() -> int:
     """Returns after a signal, when the services have ended; that is how it always ends: 0."""
+    began = time.monotonic()
     with only_one() as state, servers("dev", prepare=migrate) as addresses:
         secrets = Secrets.load_or_create(DEV / "secrets.env")
         port = _free_port()
@@ -29,7 +30,7 @@ def dev() -> int:
         write(state, url)
         services = Services(environments)
         told = threading.Thread(
-            target=_tell, args=(services, url, addresses, secrets), daemon=True, name="tell"
+            target=_tell, args=(began, services, url, addresses, secrets), daemon=True, name="tell"
         )
         told.start()
         signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
@@ -49,13 +50,14 @@ def _free_port() -> int:
     return port
 
 
-def _tell(services: Services, url: str, addresses: Addresses, secrets: Secrets) -> None:
+def _tell(
+    began: float, services: Services, url: str, addresses: Addresses, secrets: Secrets
+) -> None:
     """Waits for the gateway, seeds, and says where everything is and how to log in."""
     import httpx  # slow to import, and by now the services are starting
 
     from tools.seed import seed
 
-    began = time.monotonic()
     while missing := wait_until_ready(url, _PATIENCE_SECONDS):
         services.say(f"still not ready: {missing}")
     try:
