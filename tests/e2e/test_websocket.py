@@ -9,6 +9,7 @@ import aio_pika
 import httpx
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from postbus.bus.v1 import Event
 from shared.wire import encode
@@ -157,3 +158,24 @@ async def test_garbage_among_the_events_does_not_stop_them(
     async with asyncio.timeout(5):
         while json.loads(await socket.recv())["event"]["subject"] != post["id"]:
             pass
+
+
+async def test_client_that_reads_too_slowly_is_cut_off(
+    system: System, client: httpx.AsyncClient, unique: Unique
+) -> None:
+    alice = await sign_up(client, unique("alice"))
+    slow = await connect(system.websocket_url, max_queue=1)
+    await ask(slow, {"id": "1", "authenticate": {"accessToken": alice.token}})
+    frame = json.dumps({"id": "x" * 64, "unsubscribe": {"subscription": "none"}})
+
+    async def flood() -> None:
+        """Ask for answers and read none of them."""
+        while True:
+            await slow.send(frame)
+
+    with pytest.raises(ConnectionClosed) as closed:
+        await asyncio.wait_for(flood(), timeout=30)
+
+    assert closed.value.rcvd is None or closed.value.rcvd.code == 4429
+    async with connect(system.websocket_url) as other:
+        assert (await ask(other, {"id": "1", "authenticate": {"accessToken": "x"}}))["error"]

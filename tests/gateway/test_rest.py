@@ -5,6 +5,7 @@ import json
 import httpx
 import pytest
 
+from gateway.app import build_app
 from postbus.bus.v1 import Code, Error, FieldViolation, Reply
 from postbus.posts.v1 import (
     CreatePostRequest,
@@ -199,16 +200,15 @@ async def test_error_of_the_worker_keeps_code_reason_and_violations(
 
 async def test_unknown_path_and_method_are_problems(gateway: httpx.AsyncClient) -> None:
     unknown = await gateway.get("/v1/nonsense")
+    slash = await gateway.get("/v1/posts/")
     wrong_verb = await gateway.put(f"/v1/posts/{POST_ID}")
 
-    assert problem_of(unknown) == (404, "UNKNOWN_PATH")
+    assert problem_of(unknown) == problem_of(slash) == (404, "UNKNOWN_PATH")
     assert problem_of(wrong_verb) == (405, "METHOD_NOT_ALLOWED")
     assert wrong_verb.headers["allow"] == "DELETE, GET, PATCH"
 
 
 async def test_nobody_serving_is_a_503_with_a_retry_hint(verifier: object) -> None:
-    from gateway.app import build_app
-
     app = build_app(MemoryBus(), verifier, max_body_bytes=1000)  # type: ignore[arg-type]
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:

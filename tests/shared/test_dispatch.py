@@ -235,3 +235,12 @@ async def test_event_whose_consumer_fails_is_a_dead_letter(bus: MemoryBus, posts
         dead_letter = await bus.dead_letters.get()
     assert decode(Event, dead_letter).subject == "1"
     assert posts.seen == []
+
+
+async def test_event_that_nobody_consumes_is_a_dead_letter(
+    posts: Posts, verifier: TokenVerifier
+) -> None:
+    dispatcher = Dispatcher("posts", [posts, Health({})], verifier)
+
+    assert await dispatcher.consume(encode(Event(id="1", type="nonsense"))) is False
+    assert await dispatcher.consume(b"\xff") is False

@@ -45,6 +45,7 @@ def build_app(bus: MessageBus, verifier: TokenVerifier, *, max_body_bytes: int) 
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         swagger_ui_oauth2_redirect_url=None,
     )
     document = orjson.loads(files("postbus").joinpath("openapi.json").read_bytes())

@@ -25,7 +25,10 @@ _REALTIME = "postbus.realtime.v1."
 
 
 class Connection:
-    """The state of one client; `receive` takes its frames, `next_frame` has the answers."""
+    """The state of one client; `receive` takes its frames, `next_frame` has the answers.
+
+    `authenticated` tells who the client is; `overflowed` is set once too many frames wait for it.
+    """
 
     def __init__(self, bus: MessageBus, verifier: TokenVerifier, feed: EventFeed) -> None:
         self.authenticated: asyncio.Future[Caller] = asyncio.get_running_loop().create_future()
@@ -36,7 +39,7 @@ class Connection:
         self._calls: set[asyncio.Task[None]] = set()
         self._subscriptions: dict[str, Listener] = {}
         self._out: asyncio.Queue[str] = asyncio.Queue()
-        self._too_slow = False
+        self.overflowed = asyncio.Event()
 
     def close(self) -> None:
         """End every call and subscription."""
@@ -46,13 +49,8 @@ class Connection:
             self._feed.ignore(listener)
 
     async def next_frame(self) -> str:
-        """Wait for the next frame to send; RESOURCE_EXHAUSTED if the client is too slow."""
-        frame = await self._out.get()
-        if self._too_slow:
-            raise ServiceError(
-                Code.RESOURCE_EXHAUSTED, "CLIENT_TOO_SLOW", "Too many frames wait to be read."
-            )
-        return frame
+        """Wait for the next frame to send."""
+        return await self._out.get()
 
     def receive(self, text: str) -> None:
         """Act on a client's frame; one that is wrong is answered with an error frame."""
@@ -161,7 +159,7 @@ class Connection:
 
     def _send(self, kind: str, message: Any, *, id_: str) -> None:
         if self._out.qsize() >= _MAX_WAITING_FRAMES:
-            self._too_slow = True
+            self.overflowed.set()
             return
         self._out.put_nowait(server_frame(kind, message, id_=id_))
 

@@ -20,6 +20,7 @@ __all__ = ["WebSocketEndpoint"]
 
 _log = structlog.get_logger()
 _AUTHENTICATION_SECONDS = 10.0
+_CLOSE_SECONDS = 1.0
 
 
 class WebSocketEndpoint:
@@ -44,15 +45,21 @@ class WebSocketEndpoint:
             finally:
                 connection.close()
         if ended is not None:
-            with suppress(RuntimeError, WebSocketDisconnect):  # it may be gone already
-                await socket.close(CLOSE_CODES[ended.code], ended.reason)
+            with suppress(RuntimeError, TimeoutError, WebSocketDisconnect):  # it may be gone
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await socket.close(CLOSE_CODES[ended.code], ended.reason)
 
 
 async def _serve(socket: WebSocket, connection: Connection) -> ServiceError | None:
     """Run until one side ends; return why, if it is we who end it."""
     tasks = {
         asyncio.create_task(work)
-        for work in (_read(socket, connection), _write(socket, connection), _expire(connection))
+        for work in (
+            _read(socket, connection),
+            _write(socket, connection),
+            _expire(connection),
+            _overflow(connection),
+        )
     }
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -81,6 +88,14 @@ async def _read(socket: WebSocket, connection: Connection) -> None:
 async def _write(socket: WebSocket, connection: Connection) -> None:
     while True:
         await socket.send_text(await connection.next_frame())
+
+
+async def _overflow(connection: Connection) -> None:
+    """End a connection whose client reads too slowly."""
+    await connection.overflowed.wait()
+    raise ServiceError(
+        Code.RESOURCE_EXHAUSTED, "CLIENT_TOO_SLOW", "Too many frames wait to be read."
+    )
 
 
 async def _expire(connection: Connection) -> None:

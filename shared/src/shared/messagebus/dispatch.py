@@ -135,6 +135,8 @@ class Dispatcher:
             delay = min(delay * 2, _MAX_RETRY_DELAY)
 
     async def _consume(self, event: Event) -> None:
+        if event.type not in self._events:
+            raise ServiceError(Code.UNIMPLEMENTED, "UNKNOWN_EVENT", "The event is not consumed.")
         known, handler = self._events[event.type]
         context = Context(
             name=event.type,
