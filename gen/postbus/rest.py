@@ -203,6 +203,7 @@ class GetUserRequest(BaseModel):
         ),
     ]
 
+
 REQUESTS: dict[str, type[BaseModel]] = {
     "postbus.posts.v1.CreatePostRequest": CreatePostRequest,
     "postbus.posts.v1.DeletePostRequest": DeletePostRequest,

@@ -12,7 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tools.generate.codec import codec_source
 from tools.generate.contracts import Contracts, GeneratorError
+from tools.generate.messages import with_constructors
 from tools.generate.openapi import openapi
 from tools.generate.registry import registry_source
 from tools.generate.rest_models import rest_models_source
@@ -55,10 +57,14 @@ def _generate(target: Path) -> None:
     (target / "py.typed").touch()
     _run("buf", "build", "--exclude-source-info", "-o", str(target / "contracts.binpb"))
     contracts = Contracts(documented.read_bytes())
+    for module in target.rglob("__init__.py"):
+        module.write_text(with_constructors(module.read_text()))
     (target / "registry.py").write_text(registry_source(contracts))
+    (target / "codec.py").write_text(codec_source(contracts))
     document = json.dumps(openapi(contracts), indent=2, ensure_ascii=False)
     (target / "openapi.json").write_text(document + "\n")
     (target / "rest.py").write_text(rest_models_source(contracts))
+    _run("ruff", "format", "--isolated", "--line-length=100", "--quiet", str(target))
 
 
 def _run(*command: str) -> None:

@@ -17,7 +17,6 @@ from google.protobuf.message_factory import GetMessageClass
 
 __all__ = ["Contracts", "GeneratorError", "HttpBinding"]
 
-_OWN = "postbus/"
 _VERBS = ("get", "put", "post", "delete", "patch")
 
 
@@ -40,9 +39,10 @@ class HttpBinding:
 
 
 class Contracts:
-    """Files, messages, methods, options and comments of proto/."""
+    """Files, messages, methods, options and comments of proto/; our own are below `root`."""
 
-    def __init__(self, descriptor_set: bytes) -> None:
+    def __init__(self, descriptor_set: bytes, root: str = "postbus") -> None:
+        self._root = root
         self._pool = DescriptorPool()
         self._files = FileDescriptorSet.FromString(descriptor_set).file
         for file in self._files:
@@ -51,7 +51,7 @@ class Contracts:
     @cached_property
     def files(self) -> list[FileDescriptor]:
         """Our own files, by name."""
-        names = sorted(file.name for file in self._files if file.name.startswith(_OWN))
+        names = sorted(file.name for file in self._files if file.name.startswith(f"{self._root}/"))
         return [self._pool.FindFileByName(name) for name in names]
 
     @cached_property

@@ -1,12 +1,12 @@
 """gen/postbus/registry.py: every method, event and message of the contract, as data."""
 
-import importlib
 from collections.abc import Iterator
 
 from betterproto.casing import snake_case
-from google.protobuf.descriptor import Descriptor, MethodDescriptor
+from google.protobuf.descriptor import MethodDescriptor
 
 from tools.generate.contracts import Contracts, GeneratorError
+from tools.generate.names import python_class
 
 __all__ = ["registry_source"]
 
@@ -96,7 +96,7 @@ def registry_source(contracts: Contracts) -> str:
         *_mapping(
             "MESSAGES",
             "type[betterproto.Message]",
-            (f'    "{name}": {_python_class(known[name])},\n' for name in sorted(known)),
+            (f'    "{name}": {python_class(known[name])},\n' for name in sorted(known)),
         ),
     ]
     return "".join(parts).rstrip("\n") + "\n"
@@ -119,8 +119,8 @@ def _method(contracts: Contracts, method: MethodDescriptor) -> str:
         "service": repr(service.full_name),
         "route": repr(f"/{service.full_name}/{method.name}"),
         "handler": repr(f"{service.full_name}Base.{snake_case(method.name)}"),
-        "request": _python_class(method.input_type),
-        "response": _python_class(method.output_type),
+        "request": python_class(method.input_type),
+        "response": python_class(method.output_type),
         "request_name": repr(method.input_type.full_name),
         "response_name": repr(method.output_type.full_name),
         "access": f"Access.{_access(method, rules.access)}",
@@ -164,17 +164,7 @@ def _events(contracts: Contracts) -> Iterator[str]:
         yield (
             f'    "{message.full_name}": EventType(\n'
             f"        name={message.full_name!r},\n"
-            f"        message={_python_class(message)},\n"
+            f"        message={python_class(message)},\n"
             f"        subject={subject!r},\n"
             "    ),\n"
         )
-
-
-def _python_class(message: Descriptor) -> str:
-    """The betterproto class; nested messages carry their parents' names in front."""
-    package = message.file.package
-    name = message.full_name.removeprefix(package + ".").replace(".", "")
-    if package == "google.protobuf":
-        package = "betterproto.lib.google.protobuf"
-        importlib.import_module(package).__getattribute__(name)
-    return f"{package}.{name}"

@@ -10,10 +10,11 @@ from google.protobuf.message import Message
 from pydantic import BaseModel, ValidationError
 
 from gateway.problems import HttpError
+from postbus.codec import POOL
 from postbus.registry import HttpRule, Method
 from postbus.rest import REQUESTS
 from shared.errors import Code, FieldViolation, ServiceError
-from shared.wire import message_class, parse, pool
+from shared.wire import message_class, parse
 
 __all__ = ["parse_document", "read_json", "read_request", "to_json", "write_response"]
 
@@ -136,7 +137,7 @@ _UNFORESEEN = (AttributeError, KeyError, RecursionError, TypeError, ValueError)
 def parse_document(target: type[Message], document: Document) -> Message:
     """Return the message that proto3 JSON describes; INVALID_ARGUMENT if it describes none."""
     try:
-        return json_format.ParseDict(document, target(), descriptor_pool=pool())
+        return json_format.ParseDict(document, target(), descriptor_pool=POOL)
     except (json_format.ParseError, *_UNFORESEEN):
         # The parser's own text quotes the input and names inner types.
         raise ServiceError(
@@ -171,7 +172,7 @@ def write_response(method: Method, rule: HttpRule, payload: bytes) -> bytes:
 def to_json(message: Message) -> Document:
     """Return canonical proto3 JSON, with every field that has no presence."""
     document: Document = json_format.MessageToDict(
-        message, always_print_fields_with_no_presence=True, descriptor_pool=pool()
+        message, always_print_fields_with_no_presence=True, descriptor_pool=POOL
     )
     return document
 

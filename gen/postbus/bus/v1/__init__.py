@@ -97,6 +97,11 @@ class Outcome(betterproto.Enum):
     """
 
 
+from betterproto import PLACEHOLDER
+
+_set_attribute = object.__setattr__
+
+
 @dataclass(eq=False, repr=False)
 class FieldViolation(betterproto.Message):
     """One part of a request that breaks a rule of the contract."""
@@ -109,6 +114,27 @@ class FieldViolation(betterproto.Message):
 
     message: str = betterproto.string_field(3)
     """What is wrong, for people."""
+
+    def __init__(
+        self,
+        field: str = PLACEHOLDER,
+        rule: str = PLACEHOLDER,
+        message: str = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "field": field,
+                "rule": rule,
+                "message": message,
+                "_serialized_on_wire": field is not PLACEHOLDER
+                or rule is not PLACEHOLDER
+                or message is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -140,6 +166,39 @@ class Error(betterproto.Message):
     trace_id: str = betterproto.string_field(7)
     """Finds the failure in logs and traces."""
 
+    def __init__(
+        self,
+        code: "Code" = PLACEHOLDER,
+        reason: str = PLACEHOLDER,
+        message: str = PLACEHOLDER,
+        violations: List["FieldViolation"] = PLACEHOLDER,
+        retry_after: timedelta = PLACEHOLDER,
+        outcome: "Outcome" = PLACEHOLDER,
+        trace_id: str = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "code": code,
+                "reason": reason,
+                "message": message,
+                "violations": violations,
+                "retry_after": retry_after,
+                "outcome": outcome,
+                "trace_id": trace_id,
+                "_serialized_on_wire": code is not PLACEHOLDER
+                or reason is not PLACEHOLDER
+                or message is not PLACEHOLDER
+                or violations is not PLACEHOLDER
+                or retry_after is not PLACEHOLDER
+                or outcome is not PLACEHOLDER
+                or trace_id is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
+
 
 @dataclass(eq=False, repr=False)
 class Request(betterproto.Message):
@@ -166,6 +225,33 @@ class Request(betterproto.Message):
     traceparent: str = betterproto.string_field(5)
     """W3C trace context (`traceparent`)."""
 
+    def __init__(
+        self,
+        payload: bytes = PLACEHOLDER,
+        deadline_unix_ms: int = PLACEHOLDER,
+        access_token: str = PLACEHOLDER,
+        operation_id: str = PLACEHOLDER,
+        traceparent: str = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "payload": payload,
+                "deadline_unix_ms": deadline_unix_ms,
+                "access_token": access_token,
+                "operation_id": operation_id,
+                "traceparent": traceparent,
+                "_serialized_on_wire": payload is not PLACEHOLDER
+                or deadline_unix_ms is not PLACEHOLDER
+                or access_token is not PLACEHOLDER
+                or operation_id is not PLACEHOLDER
+                or traceparent is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
+
 
 @dataclass(eq=False, repr=False)
 class Reply(betterproto.Message):
@@ -176,6 +262,29 @@ class Reply(betterproto.Message):
 
     error: "Error" = betterproto.message_field(2, group="result")
     """Why the call failed."""
+
+    def __init__(
+        self,
+        payload: bytes = PLACEHOLDER,
+        error: "Error" = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "payload": payload,
+                "error": error,
+                "_serialized_on_wire": payload is not PLACEHOLDER or error is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {
+                    "result": "error"
+                    if error is not PLACEHOLDER
+                    else "payload"
+                    if payload is not PLACEHOLDER
+                    else None
+                },
+            },
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -207,6 +316,39 @@ class Event(betterproto.Message):
     traceparent: str = betterproto.string_field(7)
     """W3C trace context (`traceparent`) of the call that caused it."""
 
+    def __init__(
+        self,
+        id: str = PLACEHOLDER,
+        source: str = PLACEHOLDER,
+        type: str = PLACEHOLDER,
+        subject: str = PLACEHOLDER,
+        time: datetime = PLACEHOLDER,
+        data: bytes = PLACEHOLDER,
+        traceparent: str = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "id": id,
+                "source": source,
+                "type": type,
+                "subject": subject,
+                "time": time,
+                "data": data,
+                "traceparent": traceparent,
+                "_serialized_on_wire": id is not PLACEHOLDER
+                or source is not PLACEHOLDER
+                or type is not PLACEHOLDER
+                or subject is not PLACEHOLDER
+                or time is not PLACEHOLDER
+                or data is not PLACEHOLDER
+                or traceparent is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
+
 
 @dataclass(eq=False, repr=False)
 class CheckRequest(betterproto.Message):
@@ -222,6 +364,21 @@ class CheckResponse(betterproto.Message):
     parts: List["Part"] = betterproto.message_field(1)
     """Each part that the worker needs, such as `postgresql`."""
 
+    def __init__(
+        self,
+        parts: List["Part"] = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "parts": parts,
+                "_serialized_on_wire": parts is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
+
 
 @dataclass(eq=False, repr=False)
 class Part(betterproto.Message):
@@ -233,6 +390,23 @@ class Part(betterproto.Message):
     ready: bool = betterproto.bool_field(2)
     """Whether it answers."""
 
+    def __init__(
+        self,
+        name: str = PLACEHOLDER,
+        ready: bool = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "name": name,
+                "ready": ready,
+                "_serialized_on_wire": name is not PLACEHOLDER or ready is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
+
 
 class HealthServiceStub(betterproto.ServiceStub):
     async def check(
@@ -241,7 +415,7 @@ class HealthServiceStub(betterproto.ServiceStub):
         *,
         timeout: Optional[float] = None,
         deadline: Optional["Deadline"] = None,
-        metadata: Optional["MetadataLike"] = None
+        metadata: Optional["MetadataLike"] = None,
     ) -> "CheckResponse":
         return await self._unary_unary(
             "/postbus.bus.v1.HealthService/Check",
@@ -254,7 +428,6 @@ class HealthServiceStub(betterproto.ServiceStub):
 
 
 class HealthServiceBase(ServiceBase):
-
     async def check(self, check_request: "CheckRequest") -> "CheckResponse":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 

@@ -24,6 +24,11 @@ class Access(betterproto.Enum):
     """Services on the bus; never reachable through the gateway."""
 
 
+from betterproto import PLACEHOLDER
+
+_set_attribute = object.__setattr__
+
+
 @dataclass(eq=False, repr=False)
 class MethodRules(betterproto.Message):
     """How a method is called."""
@@ -41,6 +46,27 @@ class MethodRules(betterproto.Message):
     Status of a successful HTTP answer; 200 if unset, 204 for an empty message.
     """
 
+    def __init__(
+        self,
+        access: "Access" = PLACEHOLDER,
+        default_timeout_ms: int = PLACEHOLDER,
+        http_status: int = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "access": access,
+                "default_timeout_ms": default_timeout_ms,
+                "http_status": http_status,
+                "_serialized_on_wire": access is not PLACEHOLDER
+                or default_timeout_ms is not PLACEHOLDER
+                or http_status is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
+
 
 @dataclass(eq=False, repr=False)
 class EventRules(betterproto.Message):
@@ -50,3 +76,18 @@ class EventRules(betterproto.Message):
     """
     Name of the string field with the id of the aggregate that the event is about.
     """
+
+    def __init__(
+        self,
+        subject: str = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "subject": subject,
+                "_serialized_on_wire": subject is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )

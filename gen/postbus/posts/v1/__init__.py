@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from grpclib.metadata import Deadline
 
 
+from betterproto import PLACEHOLDER
+
+_set_attribute = object.__setattr__
+
+
 @dataclass(eq=False, repr=False)
 class Post(betterproto.Message):
     """A post."""
@@ -48,6 +53,39 @@ class Post(betterproto.Message):
     version: int = betterproto.int64_field(7)
     """Counts the changes, from 1."""
 
+    def __init__(
+        self,
+        id: str = PLACEHOLDER,
+        author: "Author" = PLACEHOLDER,
+        title: str = PLACEHOLDER,
+        body: str = PLACEHOLDER,
+        created_at: datetime = PLACEHOLDER,
+        updated_at: datetime = PLACEHOLDER,
+        version: int = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "id": id,
+                "author": author,
+                "title": title,
+                "body": body,
+                "created_at": created_at,
+                "updated_at": updated_at,
+                "version": version,
+                "_serialized_on_wire": id is not PLACEHOLDER
+                or author is not PLACEHOLDER
+                or title is not PLACEHOLDER
+                or body is not PLACEHOLDER
+                or created_at is not PLACEHOLDER
+                or updated_at is not PLACEHOLDER
+                or version is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
+
 
 @dataclass(eq=False, repr=False)
 class Author(betterproto.Message):
@@ -58,6 +96,23 @@ class Author(betterproto.Message):
 
     username: str = betterproto.string_field(2)
     """The user's name."""
+
+    def __init__(
+        self,
+        id: str = PLACEHOLDER,
+        username: str = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "id": id,
+                "username": username,
+                "_serialized_on_wire": id is not PLACEHOLDER or username is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -70,6 +125,23 @@ class CreatePostRequest(betterproto.Message):
     body: str = betterproto.string_field(2)
     """Up to 100,000 characters."""
 
+    def __init__(
+        self,
+        title: str = PLACEHOLDER,
+        body: str = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "title": title,
+                "body": body,
+                "_serialized_on_wire": title is not PLACEHOLDER or body is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
+
 
 @dataclass(eq=False, repr=False)
 class CreatePostResponse(betterproto.Message):
@@ -77,6 +149,21 @@ class CreatePostResponse(betterproto.Message):
 
     post: "Post" = betterproto.message_field(1)
     """The new post."""
+
+    def __init__(
+        self,
+        post: "Post" = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "post": post,
+                "_serialized_on_wire": post is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -86,6 +173,21 @@ class GetPostRequest(betterproto.Message):
     id: str = betterproto.string_field(1)
     """The post's id."""
 
+    def __init__(
+        self,
+        id: str = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "id": id,
+                "_serialized_on_wire": id is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
+
 
 @dataclass(eq=False, repr=False)
 class GetPostResponse(betterproto.Message):
@@ -93,6 +195,21 @@ class GetPostResponse(betterproto.Message):
 
     post: "Post" = betterproto.message_field(1)
     """The post."""
+
+    def __init__(
+        self,
+        post: "Post" = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "post": post,
+                "_serialized_on_wire": post is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -108,6 +225,27 @@ class ListPostsRequest(betterproto.Message):
     page_token: str = betterproto.string_field(3)
     """`next_page_token` of the page before; empty for the first."""
 
+    def __init__(
+        self,
+        author_id: str = PLACEHOLDER,
+        page_size: int = PLACEHOLDER,
+        page_token: str = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "author_id": author_id,
+                "page_size": page_size,
+                "page_token": page_token,
+                "_serialized_on_wire": author_id is not PLACEHOLDER
+                or page_size is not PLACEHOLDER
+                or page_token is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
+
 
 @dataclass(eq=False, repr=False)
 class ListPostsResponse(betterproto.Message):
@@ -118,6 +256,24 @@ class ListPostsResponse(betterproto.Message):
 
     next_page_token: str = betterproto.string_field(2)
     """Asks for the next page; empty on the last."""
+
+    def __init__(
+        self,
+        posts: List["Post"] = PLACEHOLDER,
+        next_page_token: str = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "posts": posts,
+                "next_page_token": next_page_token,
+                "_serialized_on_wire": posts is not PLACEHOLDER
+                or next_page_token is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -133,13 +289,35 @@ class UpdatePostRequest(betterproto.Message):
     body: Optional[str] = betterproto.string_field(3, optional=True)
     """New text, up to 100,000 characters."""
 
-    update_mask: "betterproto_lib_google_protobuf.FieldMask" = (
-        betterproto.message_field(4)
-    )
+    update_mask: "betterproto_lib_google_protobuf.FieldMask" = betterproto.message_field(4)
     """
     The fields to change. Over REST it may be left out: it then holds the members that the body
      has.
     """
+
+    def __init__(
+        self,
+        id: str = PLACEHOLDER,
+        title: Optional[str] = None,
+        body: Optional[str] = None,
+        update_mask: "betterproto_lib_google_protobuf.FieldMask" = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "id": id,
+                "title": title,
+                "body": body,
+                "update_mask": update_mask,
+                "_serialized_on_wire": id is not PLACEHOLDER
+                or (title is not PLACEHOLDER and title is not None)
+                or (body is not PLACEHOLDER and body is not None)
+                or update_mask is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -149,6 +327,21 @@ class UpdatePostResponse(betterproto.Message):
     post: "Post" = betterproto.message_field(1)
     """The changed post."""
 
+    def __init__(
+        self,
+        post: "Post" = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "post": post,
+                "_serialized_on_wire": post is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
+
 
 @dataclass(eq=False, repr=False)
 class DeletePostRequest(betterproto.Message):
@@ -156,6 +349,21 @@ class DeletePostRequest(betterproto.Message):
 
     id: str = betterproto.string_field(1)
     """The post's id."""
+
+    def __init__(
+        self,
+        id: str = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "id": id,
+                "_serialized_on_wire": id is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -168,6 +376,23 @@ class PostCreated(betterproto.Message):
     post: "Post" = betterproto.message_field(2)
     """Its state."""
 
+    def __init__(
+        self,
+        post_id: str = PLACEHOLDER,
+        post: "Post" = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "post_id": post_id,
+                "post": post,
+                "_serialized_on_wire": post_id is not PLACEHOLDER or post is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
+
 
 @dataclass(eq=False, repr=False)
 class PostUpdated(betterproto.Message):
@@ -178,6 +403,23 @@ class PostUpdated(betterproto.Message):
 
     post: "Post" = betterproto.message_field(2)
     """Its new state."""
+
+    def __init__(
+        self,
+        post_id: str = PLACEHOLDER,
+        post: "Post" = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "post_id": post_id,
+                "post": post,
+                "_serialized_on_wire": post_id is not PLACEHOLDER or post is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -190,6 +432,23 @@ class PostDeleted(betterproto.Message):
     author_id: str = betterproto.string_field(2)
     """Who wrote it."""
 
+    def __init__(
+        self,
+        post_id: str = PLACEHOLDER,
+        author_id: str = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "post_id": post_id,
+                "author_id": author_id,
+                "_serialized_on_wire": post_id is not PLACEHOLDER or author_id is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
+
 
 class PostsServiceStub(betterproto.ServiceStub):
     async def create_post(
@@ -198,7 +457,7 @@ class PostsServiceStub(betterproto.ServiceStub):
         *,
         timeout: Optional[float] = None,
         deadline: Optional["Deadline"] = None,
-        metadata: Optional["MetadataLike"] = None
+        metadata: Optional["MetadataLike"] = None,
     ) -> "CreatePostResponse":
         return await self._unary_unary(
             "/postbus.posts.v1.PostsService/CreatePost",
@@ -215,7 +474,7 @@ class PostsServiceStub(betterproto.ServiceStub):
         *,
         timeout: Optional[float] = None,
         deadline: Optional["Deadline"] = None,
-        metadata: Optional["MetadataLike"] = None
+        metadata: Optional["MetadataLike"] = None,
     ) -> "GetPostResponse":
         return await self._unary_unary(
             "/postbus.posts.v1.PostsService/GetPost",
@@ -232,7 +491,7 @@ class PostsServiceStub(betterproto.ServiceStub):
         *,
         timeout: Optional[float] = None,
         deadline: Optional["Deadline"] = None,
-        metadata: Optional["MetadataLike"] = None
+        metadata: Optional["MetadataLike"] = None,
     ) -> "ListPostsResponse":
         return await self._unary_unary(
             "/postbus.posts.v1.PostsService/ListPosts",
@@ -249,7 +508,7 @@ class PostsServiceStub(betterproto.ServiceStub):
         *,
         timeout: Optional[float] = None,
         deadline: Optional["Deadline"] = None,
-        metadata: Optional["MetadataLike"] = None
+        metadata: Optional["MetadataLike"] = None,
     ) -> "UpdatePostResponse":
         return await self._unary_unary(
             "/postbus.posts.v1.PostsService/UpdatePost",
@@ -266,7 +525,7 @@ class PostsServiceStub(betterproto.ServiceStub):
         *,
         timeout: Optional[float] = None,
         deadline: Optional["Deadline"] = None,
-        metadata: Optional["MetadataLike"] = None
+        metadata: Optional["MetadataLike"] = None,
     ) -> "betterproto_lib_google_protobuf.Empty":
         return await self._unary_unary(
             "/postbus.posts.v1.PostsService/DeletePost",
@@ -279,23 +538,16 @@ class PostsServiceStub(betterproto.ServiceStub):
 
 
 class PostsServiceBase(ServiceBase):
-
-    async def create_post(
-        self, create_post_request: "CreatePostRequest"
-    ) -> "CreatePostResponse":
+    async def create_post(self, create_post_request: "CreatePostRequest") -> "CreatePostResponse":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def get_post(self, get_post_request: "GetPostRequest") -> "GetPostResponse":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def list_posts(
-        self, list_posts_request: "ListPostsRequest"
-    ) -> "ListPostsResponse":
+    async def list_posts(self, list_posts_request: "ListPostsRequest") -> "ListPostsResponse":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def update_post(
-        self, update_post_request: "UpdatePostRequest"
-    ) -> "UpdatePostResponse":
+    async def update_post(self, update_post_request: "UpdatePostRequest") -> "UpdatePostResponse":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def delete_post(

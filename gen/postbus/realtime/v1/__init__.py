@@ -13,6 +13,11 @@ import betterproto.lib.google.protobuf as betterproto_lib_google_protobuf
 from ...bus import v1 as __bus_v1__
 
 
+from betterproto import PLACEHOLDER
+
+_set_attribute = object.__setattr__
+
+
 @dataclass(eq=False, repr=False)
 class ClientFrame(betterproto.Message):
     """What a client sends."""
@@ -31,6 +36,43 @@ class ClientFrame(betterproto.Message):
 
     unsubscribe: "Unsubscribe" = betterproto.message_field(5, group="frame")
     """Ends a subscription."""
+
+    def __init__(
+        self,
+        id: str = PLACEHOLDER,
+        authenticate: "Authenticate" = PLACEHOLDER,
+        call: "Call" = PLACEHOLDER,
+        subscribe: "Subscribe" = PLACEHOLDER,
+        unsubscribe: "Unsubscribe" = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "id": id,
+                "authenticate": authenticate,
+                "call": call,
+                "subscribe": subscribe,
+                "unsubscribe": unsubscribe,
+                "_serialized_on_wire": id is not PLACEHOLDER
+                or authenticate is not PLACEHOLDER
+                or call is not PLACEHOLDER
+                or subscribe is not PLACEHOLDER
+                or unsubscribe is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {
+                    "frame": "unsubscribe"
+                    if unsubscribe is not PLACEHOLDER
+                    else "subscribe"
+                    if subscribe is not PLACEHOLDER
+                    else "call"
+                    if call is not PLACEHOLDER
+                    else "authenticate"
+                    if authenticate is not PLACEHOLDER
+                    else None
+                },
+            },
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -61,6 +103,53 @@ class ServerFrame(betterproto.Message):
     unsubscribed: "Unsubscribed" = betterproto.message_field(7, group="frame")
     """The subscription has ended."""
 
+    def __init__(
+        self,
+        id: str = PLACEHOLDER,
+        authenticated: "Authenticated" = PLACEHOLDER,
+        result: "Result" = PLACEHOLDER,
+        error: "__bus_v1__.Error" = PLACEHOLDER,
+        subscribed: "Subscribed" = PLACEHOLDER,
+        event: "Delivery" = PLACEHOLDER,
+        unsubscribed: "Unsubscribed" = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "id": id,
+                "authenticated": authenticated,
+                "result": result,
+                "error": error,
+                "subscribed": subscribed,
+                "event": event,
+                "unsubscribed": unsubscribed,
+                "_serialized_on_wire": id is not PLACEHOLDER
+                or authenticated is not PLACEHOLDER
+                or result is not PLACEHOLDER
+                or error is not PLACEHOLDER
+                or subscribed is not PLACEHOLDER
+                or event is not PLACEHOLDER
+                or unsubscribed is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {
+                    "frame": "unsubscribed"
+                    if unsubscribed is not PLACEHOLDER
+                    else "event"
+                    if event is not PLACEHOLDER
+                    else "subscribed"
+                    if subscribed is not PLACEHOLDER
+                    else "error"
+                    if error is not PLACEHOLDER
+                    else "result"
+                    if result is not PLACEHOLDER
+                    else "authenticated"
+                    if authenticated is not PLACEHOLDER
+                    else None
+                },
+            },
+        )
+
 
 @dataclass(eq=False, repr=False)
 class Authenticate(betterproto.Message):
@@ -68,6 +157,21 @@ class Authenticate(betterproto.Message):
 
     access_token: str = betterproto.string_field(1)
     """Access token, as LogIn returns it."""
+
+    def __init__(
+        self,
+        access_token: str = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "access_token": access_token,
+                "_serialized_on_wire": access_token is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -79,6 +183,23 @@ class Authenticated(betterproto.Message):
 
     expires_at: datetime = betterproto.message_field(2)
     """When the token expires, and with it this connection."""
+
+    def __init__(
+        self,
+        user_id: str = PLACEHOLDER,
+        expires_at: datetime = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "user_id": user_id,
+                "expires_at": expires_at,
+                "_serialized_on_wire": user_id is not PLACEHOLDER or expires_at is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -94,6 +215,27 @@ class Call(betterproto.Message):
     timeout_ms: int = betterproto.uint32_field(3)
     """Budget of the call in milliseconds; the method's own if unset."""
 
+    def __init__(
+        self,
+        method: str = PLACEHOLDER,
+        request: "betterproto_lib_google_protobuf.Any" = PLACEHOLDER,
+        timeout_ms: int = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "method": method,
+                "request": request,
+                "timeout_ms": timeout_ms,
+                "_serialized_on_wire": method is not PLACEHOLDER
+                or request is not PLACEHOLDER
+                or timeout_ms is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
+
 
 @dataclass(eq=False, repr=False)
 class Result(betterproto.Message):
@@ -102,6 +244,21 @@ class Result(betterproto.Message):
     response: "betterproto_lib_google_protobuf.Any" = betterproto.message_field(1)
     """The method's response message."""
 
+    def __init__(
+        self,
+        response: "betterproto_lib_google_protobuf.Any" = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "response": response,
+                "_serialized_on_wire": response is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
+
 
 @dataclass(eq=False, repr=False)
 class Subscribe(betterproto.Message):
@@ -109,6 +266,21 @@ class Subscribe(betterproto.Message):
 
     types: List[str] = betterproto.string_field(1)
     """Full names, such as `postbus.posts.v1.PostCreated`."""
+
+    def __init__(
+        self,
+        types: List[str] = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "types": types,
+                "_serialized_on_wire": types is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -124,6 +296,21 @@ class Unsubscribe(betterproto.Message):
 
     subscription: str = betterproto.string_field(1)
     """Id of the `subscribe` frame."""
+
+    def __init__(
+        self,
+        subscription: str = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "subscription": subscription,
+                "_serialized_on_wire": subscription is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -148,3 +335,27 @@ class Delivery(betterproto.Message):
 
     data: "betterproto_lib_google_protobuf.Any" = betterproto.message_field(4)
     """The event's message."""
+
+    def __init__(
+        self,
+        event_id: str = PLACEHOLDER,
+        subject: str = PLACEHOLDER,
+        time: datetime = PLACEHOLDER,
+        data: "betterproto_lib_google_protobuf.Any" = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "event_id": event_id,
+                "subject": subject,
+                "time": time,
+                "data": data,
+                "_serialized_on_wire": event_id is not PLACEHOLDER
+                or subject is not PLACEHOLDER
+                or time is not PLACEHOLDER
+                or data is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from grpclib.metadata import Deadline
 
 
+from betterproto import PLACEHOLDER
+
+_set_attribute = object.__setattr__
+
+
 @dataclass(eq=False, repr=False)
 class UserRegistered(betterproto.Message):
     """An account was created."""
@@ -33,6 +38,27 @@ class UserRegistered(betterproto.Message):
 
     created_at: datetime = betterproto.message_field(3)
     """When it was created."""
+
+    def __init__(
+        self,
+        user_id: str = PLACEHOLDER,
+        username: str = PLACEHOLDER,
+        created_at: datetime = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "user_id": user_id,
+                "username": username,
+                "created_at": created_at,
+                "_serialized_on_wire": user_id is not PLACEHOLDER
+                or username is not PLACEHOLDER
+                or created_at is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -51,6 +77,30 @@ class User(betterproto.Message):
     created_at: datetime = betterproto.message_field(4)
     """When the account was created."""
 
+    def __init__(
+        self,
+        id: str = PLACEHOLDER,
+        username: str = PLACEHOLDER,
+        email: str = PLACEHOLDER,
+        created_at: datetime = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "id": id,
+                "username": username,
+                "email": email,
+                "created_at": created_at,
+                "_serialized_on_wire": id is not PLACEHOLDER
+                or username is not PLACEHOLDER
+                or email is not PLACEHOLDER
+                or created_at is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
+
 
 @dataclass(eq=False, repr=False)
 class Profile(betterproto.Message):
@@ -64,6 +114,27 @@ class Profile(betterproto.Message):
 
     created_at: datetime = betterproto.message_field(3)
     """When the account was created."""
+
+    def __init__(
+        self,
+        id: str = PLACEHOLDER,
+        username: str = PLACEHOLDER,
+        created_at: datetime = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "id": id,
+                "username": username,
+                "created_at": created_at,
+                "_serialized_on_wire": id is not PLACEHOLDER
+                or username is not PLACEHOLDER
+                or created_at is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -79,6 +150,27 @@ class SignUpRequest(betterproto.Message):
     password: str = betterproto.string_field(3)
     """8 to 128 characters."""
 
+    def __init__(
+        self,
+        username: str = PLACEHOLDER,
+        email: str = PLACEHOLDER,
+        password: str = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "username": username,
+                "email": email,
+                "password": password,
+                "_serialized_on_wire": username is not PLACEHOLDER
+                or email is not PLACEHOLDER
+                or password is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
+
 
 @dataclass(eq=False, repr=False)
 class SignUpResponse(betterproto.Message):
@@ -86,6 +178,21 @@ class SignUpResponse(betterproto.Message):
 
     user: "User" = betterproto.message_field(1)
     """The new account."""
+
+    def __init__(
+        self,
+        user: "User" = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "user": user,
+                "_serialized_on_wire": user is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -98,6 +205,23 @@ class LogInRequest(betterproto.Message):
     password: str = betterproto.string_field(2)
     """The account's password."""
 
+    def __init__(
+        self,
+        login: str = PLACEHOLDER,
+        password: str = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "login": login,
+                "password": password,
+                "_serialized_on_wire": login is not PLACEHOLDER or password is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
+
 
 @dataclass(eq=False, repr=False)
 class LogInResponse(betterproto.Message):
@@ -108,6 +232,24 @@ class LogInResponse(betterproto.Message):
 
     expires_at: datetime = betterproto.message_field(2)
     """When it expires."""
+
+    def __init__(
+        self,
+        access_token: str = PLACEHOLDER,
+        expires_at: datetime = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "access_token": access_token,
+                "expires_at": expires_at,
+                "_serialized_on_wire": access_token is not PLACEHOLDER
+                or expires_at is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -124,6 +266,21 @@ class GetMeResponse(betterproto.Message):
     user: "User" = betterproto.message_field(1)
     """The caller."""
 
+    def __init__(
+        self,
+        user: "User" = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "user": user,
+                "_serialized_on_wire": user is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
+
 
 @dataclass(eq=False, repr=False)
 class GetUserRequest(betterproto.Message):
@@ -131,6 +288,21 @@ class GetUserRequest(betterproto.Message):
 
     username: str = betterproto.string_field(1)
     """The user's name, without regard to case."""
+
+    def __init__(
+        self,
+        username: str = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "username": username,
+                "_serialized_on_wire": username is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -140,6 +312,21 @@ class GetUserResponse(betterproto.Message):
     profile: "Profile" = betterproto.message_field(1)
     """The user."""
 
+    def __init__(
+        self,
+        profile: "Profile" = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "profile": profile,
+                "_serialized_on_wire": profile is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
+
 
 class AuthServiceStub(betterproto.ServiceStub):
     async def sign_up(
@@ -148,7 +335,7 @@ class AuthServiceStub(betterproto.ServiceStub):
         *,
         timeout: Optional[float] = None,
         deadline: Optional["Deadline"] = None,
-        metadata: Optional["MetadataLike"] = None
+        metadata: Optional["MetadataLike"] = None,
     ) -> "SignUpResponse":
         return await self._unary_unary(
             "/postbus.users.v1.AuthService/SignUp",
@@ -165,7 +352,7 @@ class AuthServiceStub(betterproto.ServiceStub):
         *,
         timeout: Optional[float] = None,
         deadline: Optional["Deadline"] = None,
-        metadata: Optional["MetadataLike"] = None
+        metadata: Optional["MetadataLike"] = None,
     ) -> "LogInResponse":
         return await self._unary_unary(
             "/postbus.users.v1.AuthService/LogIn",
@@ -184,7 +371,7 @@ class UsersServiceStub(betterproto.ServiceStub):
         *,
         timeout: Optional[float] = None,
         deadline: Optional["Deadline"] = None,
-        metadata: Optional["MetadataLike"] = None
+        metadata: Optional["MetadataLike"] = None,
     ) -> "GetMeResponse":
         return await self._unary_unary(
             "/postbus.users.v1.UsersService/GetMe",
@@ -201,7 +388,7 @@ class UsersServiceStub(betterproto.ServiceStub):
         *,
         timeout: Optional[float] = None,
         deadline: Optional["Deadline"] = None,
-        metadata: Optional["MetadataLike"] = None
+        metadata: Optional["MetadataLike"] = None,
     ) -> "GetUserResponse":
         return await self._unary_unary(
             "/postbus.users.v1.UsersService/GetUser",
@@ -214,7 +401,6 @@ class UsersServiceStub(betterproto.ServiceStub):
 
 
 class AuthServiceBase(ServiceBase):
-
     async def sign_up(self, sign_up_request: "SignUpRequest") -> "SignUpResponse":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
@@ -253,7 +439,6 @@ class AuthServiceBase(ServiceBase):
 
 
 class UsersServiceBase(ServiceBase):
-
     async def get_me(self, get_me_request: "GetMeRequest") -> "GetMeResponse":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 

@@ -17,7 +17,7 @@ from shared.identity import Caller, TokenVerifier
 from shared.messagebus.bus import deadline_exceeded
 from shared.messagebus.patterns import event_type, method_handler
 from shared.trace import child_traceparent, trace_id
-from shared.wire import decode, encode, parse, require_valid
+from shared.wire import decode, encode, from_upb, parse, require_valid
 
 __all__ = ["ContractMismatchError", "Dispatcher"]
 
@@ -99,8 +99,9 @@ class Dispatcher:
             operation_id=request.operation_id,
             traceparent=traceparent,
         )
-        require_valid(parse(method.request_name, request.payload))
-        return encode(await _run(handler, decode(method.request, request.payload), context))
+        message = parse(method.request_name, request.payload)
+        require_valid(message)
+        return encode(await _run(handler, from_upb(method.request, message), context))
 
     def _caller(self, method: Method, access_token: str) -> Caller | None:
         """Verify the token again: whoever reaches the broker could name any user."""

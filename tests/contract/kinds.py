@@ -1,0 +1,167 @@
+"""Messages with every kind of field, generated as `just gen` does, and any number of examples."""
+
+import importlib
+import sys
+from importlib.resources import files
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+from grpc_tools import protoc
+from hypothesis import strategies as st
+
+from tools.generate.codec import codec_source
+from tools.generate.contracts import Contracts
+from tools.generate.messages import with_constructors
+
+__all__ = ["build", "examples", "fill"]
+
+_F = FieldDescriptor
+_PROTO = Path(__file__).with_name("kinds.proto")
+
+
+def build(target: Path) -> tuple[ModuleType, ModuleType, ModuleType]:
+    """Generate the package `kinds` below `target` and import it.
+
+    Returns its messages, the same as betterproto alone makes them, and the codec.
+    """
+    source = target / "proto/kinds/v1/kinds.proto"
+    source.parent.mkdir(parents=True)
+    source.write_bytes(_PROTO.read_bytes())
+    _compile(source, target)
+    (target / "plain").mkdir()
+    (target / "plain/__init__.py").touch()
+    (target / "kinds/v1").rename(target / "plain/v1")
+    _compile(source, target)
+    module = target / "kinds/v1/__init__.py"
+    module.write_text(with_constructors(module.read_text()))
+    contracts = Contracts((target / "kinds/contracts.binpb").read_bytes(), "kinds")
+    (target / "kinds/codec.py").write_text(codec_source(contracts))
+    sys.path.insert(0, str(target))
+    kinds, plain, codec = map(importlib.import_module, ("kinds.v1", "plain.v1", "kinds.codec"))
+    return kinds, plain, codec
+
+
+def _compile(source: Path, target: Path) -> None:
+    includes = [f"-I{target / 'proto'}", f"-I{files('grpc_tools').joinpath('_proto')}"]
+    (target / "kinds").mkdir(exist_ok=True)
+    plugin = Path(sys.executable).with_name("protoc-gen-python_betterproto")
+    options = [
+        f"--plugin={plugin}",
+        f"--python_betterproto_out={target}",
+        "--include_imports",
+        f"-o{target / 'kinds/contracts.binpb'}",
+    ]
+    if protoc.main(["protoc", *includes, *options, str(source)]) != 0:
+        raise AssertionError("kinds.proto does not compile")
+
+
+def _integers(bits: int, *, signed: bool) -> st.SearchStrategy[int]:
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    return st.integers(low, high) | st.sampled_from([low, high, 0, 1])
+
+
+_SCALARS: Final[dict[int, st.SearchStrategy[Any]]] = {
+    _F.TYPE_DOUBLE: st.floats(),
+    _F.TYPE_FLOAT: st.floats(width=32),
+    _F.TYPE_BOOL: st.booleans(),
+    _F.TYPE_STRING: st.text(max_size=20),
+    _F.TYPE_BYTES: st.binary(max_size=20),
+    _F.TYPE_ENUM: st.sampled_from([0, 1, -1, 2**31 - 1, 7]),  # 7 has no name
+    **dict.fromkeys((_F.TYPE_INT32, _F.TYPE_SINT32, _F.TYPE_SFIXED32), _integers(32, signed=True)),
+    **dict.fromkeys((_F.TYPE_UINT32, _F.TYPE_FIXED32), _integers(32, signed=False)),
+    **dict.fromkeys((_F.TYPE_INT64, _F.TYPE_SINT64, _F.TYPE_SFIXED64), _integers(64, signed=True)),
+    **dict.fromkeys((_F.TYPE_UINT64, _F.TYPE_FIXED64), _integers(64, signed=False)),
+}
+_MICROSECOND: Final = 1000
+_WELL_KNOWN: Final = {
+    "google.protobuf.Timestamp": st.fixed_dictionaries(
+        {
+            "seconds": st.integers(-62135596800, 253402300799),
+            "nanos": st.integers(0, 999_999).map(lambda micros: micros * _MICROSECOND),
+        }
+    ),
+    "google.protobuf.Duration": st.builds(
+        lambda micros: {
+            "seconds": abs(micros) // 10**6 * (1 if micros > 0 else -1),
+            "nanos": abs(micros) % 10**6 * _MICROSECOND * (1 if micros > 0 else -1),
+        },
+        st.integers(-(10**14), 10**14),
+    ),
+}
+"""With the precision of Python's datetime."""
+
+
+_TAME: Final = {
+    _F.TYPE_DOUBLE: st.floats(allow_nan=False).map(lambda value: value + 0.0),
+    _F.TYPE_FLOAT: st.floats(width=32, allow_nan=False).map(lambda value: value + 0.0),
+    _F.TYPE_ENUM: st.sampled_from([0, 1, 2**31 - 1, 7]),
+}
+
+
+def examples(
+    message: Descriptor, *, depth: int = 2, tame: bool = False
+) -> st.SearchStrategy[dict[str, Any]]:
+    """What `fill` takes: the values of some fields by name.
+
+    `tame` leaves out what betterproto 2.0.0b7 itself gets wrong: negative members of enums, -0.0,
+    NaN, negative durations, and entries of maps that are empty.
+    """
+    optional = {
+        field.name: _field(field, depth, tame=tame)
+        for field in message.fields
+        if depth or field.message_type is None
+    }
+
+    def one_of_each_oneof(values: dict[str, Any]) -> dict[str, Any]:
+        for oneof in message.oneofs:
+            for field in [field for field in oneof.fields if field.name in values][1:]:
+                del values[field.name]
+        return values
+
+    return st.fixed_dictionaries({}, optional=optional).map(one_of_each_oneof)
+
+
+def _field(field: FieldDescriptor, depth: int, *, tame: bool) -> st.SearchStrategy[Any]:
+    if field.message_type and field.message_type.GetOptions().map_entry:
+        entry = field.message_type.fields_by_name
+        key = _SCALARS[entry["key"].type].filter(lambda key: key or not tame)
+        return st.dictionaries(key, _value(entry["value"], depth, tame=tame), max_size=3)
+    value = _value(field, depth, tame=tame)
+    return st.lists(value, max_size=3) if field.is_repeated else value
+
+
+def _value(field: FieldDescriptor, depth: int, *, tame: bool) -> st.SearchStrategy[Any]:
+    if field.message_type is None:
+        return (_SCALARS | _TAME)[field.type] if tame else _SCALARS[field.type]
+    known = _WELL_KNOWN.get(field.message_type.full_name)
+    if known is None:
+        return examples(field.message_type, depth=depth - 1, tame=tame)
+    return known.filter(lambda value: not tame or value.get("nanos", 0) >= 0 <= value["seconds"])
+
+
+def fill(message: Message, values: dict[str, Any]) -> Message:
+    """Set fields of google's `message`, and return it."""
+    for name, value in values.items():
+        field = message.DESCRIPTOR.fields_by_name[name]
+        target = getattr(message, name)
+        if field.message_type and field.message_type.GetOptions().map_entry:
+            for key, each in value.items():
+                if isinstance(each, dict):
+                    fill(target[key], each)
+                else:
+                    target[key] = each
+        elif field.is_repeated:
+            for each in value:
+                if isinstance(each, dict):
+                    fill(target.add(), each)
+                else:
+                    target.append(each)
+        elif isinstance(value, dict):
+            target.SetInParent()
+            fill(target, value)
+        else:
+            setattr(message, name, value)
+    return message

@@ -1,0 +1,134 @@
+"""The codec against google's and betterproto's own, over every kind of field."""
+
+from types import ModuleType
+from typing import Any
+
+import betterproto
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.contract.kinds import build, examples, fill
+
+READ_ALIKE = ["Scalars", "Optionals", "Lists", "Maps", "Choices", "Nested", "Names", "Wrappers"]
+ALL = [*READ_ALIKE, "WellKnown"]
+WRITTEN_ALIKE = ["Scalars", "Optionals", "Lists", "Maps", "Choices", "Names", "Wrappers"]
+TIMES = {"google.protobuf.Timestamp", "google.protobuf.Duration"}
+many = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=25)
+
+
+class Kinds:
+    """The generated package: messages, the same without our constructors, the codec."""
+
+    def __init__(self, messages: ModuleType, plain: ModuleType, codec: ModuleType) -> None:
+        self.messages = messages
+        self.plain = plain
+        self.codecs = {kind.__name__: codec for kind, codec in codec.CODECS.items()}
+
+    def google(self, name: str, values: dict[str, Any]) -> Any:
+        return fill(self.codecs[name].upb(), values)
+
+    def encode(self, message: Any) -> Any:
+        """What google reads in the bytes of the message."""
+        codec = self.codecs[type(message).__name__]
+        target = codec.upb()
+        codec.write(message, target)
+        return codec.upb.FromString(target.SerializeToString())
+
+
+@pytest.fixture(scope="session")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> Kinds:
+    return Kinds(*build(tmp_path_factory.mktemp("kinds")))
+
+
+def canonical(message: Any) -> bytes:
+    """Bytes that are equal for equal messages, NaN included."""
+    data: bytes = message.SerializeToString(deterministic=True)
+    return data
+
+
+def without_epochs(message: Any) -> Any:
+    """Drop times that are there and zero: betterproto has no way to tell them from absent ones."""
+    for field, value in list(message.ListFields()):
+        if field.message_type is None:
+            continue
+        if field.message_type.GetOptions().map_entry:
+            of_messages = field.message_type.fields_by_name["value"].message_type
+            entries = value.values() if of_messages else ()
+        else:
+            entries = value if field.is_repeated else [value]
+        for each in entries:
+            without_epochs(each)
+        if (
+            field.message_type.full_name in TIMES
+            and not field.is_repeated
+            and field.containing_oneof is None
+            and not value.ListFields()
+        ):
+            message.ClearField(field.name)
+    return message
+
+
+@pytest.mark.parametrize("name", ALL)
+@many
+@given(data=st.data())
+def test_message_survives_the_way_through_our_classes(
+    kinds: Kinds, name: str, data: st.DataObject
+) -> None:
+    codec = kinds.codecs[name]
+    google = kinds.google(name, data.draw(examples(codec.upb.DESCRIPTOR)))
+
+    again = kinds.encode(codec.read(google))
+
+    assert canonical(again) == canonical(without_epochs(google))
+
+
+@pytest.mark.parametrize("name", READ_ALIKE)
+@many
+@given(data=st.data())
+def test_object_is_the_one_that_betterproto_reads(
+    kinds: Kinds, name: str, data: st.DataObject
+) -> None:
+    codec = kinds.codecs[name]
+    google = kinds.google(name, data.draw(examples(codec.upb.DESCRIPTOR, tame=True)))
+
+    ours = codec.read(google)
+    theirs = getattr(kinds.messages, name)().parse(google.SerializeToString())
+
+    assert ours == theirs
+    assert ours._group_current == theirs._group_current
+
+
+@pytest.mark.parametrize("name", WRITTEN_ALIKE)
+@many
+@given(data=st.data())
+def test_bytes_mean_what_those_of_betterproto_mean(
+    kinds: Kinds, name: str, data: st.DataObject
+) -> None:
+    codec = kinds.codecs[name]
+    ours = codec.read(kinds.google(name, data.draw(examples(codec.upb.DESCRIPTOR, tame=True))))
+
+    theirs = codec.upb.FromString(bytes(ours))
+
+    assert canonical(kinds.encode(ours)) == canonical(without_epochs(theirs))
+
+
+@pytest.mark.parametrize("name", READ_ALIKE)
+@many
+@given(data=st.data())
+def test_constructor_makes_what_that_of_betterproto_makes(
+    kinds: Kinds, name: str, data: st.DataObject
+) -> None:
+    codec = kinds.codecs[name]
+    values = codec.read(
+        kinds.google(name, data.draw(examples(codec.upb.DESCRIPTOR, tame=True)))
+    ).__dict__
+    given = {
+        field: value
+        for field, value in values.items()
+        if not field.startswith("_") and value is not betterproto.PLACEHOLDER
+    }
+
+    ours, theirs = (getattr(each, name)(**given) for each in (kinds.messages, kinds.plain))
+
+    assert ours.__dict__ == theirs.__dict__

@@ -1,0 +1,25 @@
+"""How betterproto names things in Python."""
+
+from betterproto.compile.naming import pythonize_class_name, pythonize_field_name
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+
+__all__ = ["field_name", "module_of", "python_class"]
+
+_GOOGLE = "google.protobuf"
+
+
+def module_of(kind: Descriptor | EnumDescriptor) -> str:
+    """Return the module of a message's or an enum's class."""
+    package: str = kind.file.package
+    return f"betterproto.lib.{_GOOGLE}" if package == _GOOGLE else package
+
+
+def python_class(kind: Descriptor | EnumDescriptor) -> str:
+    """Return the class with its module; nested types carry their parents' names in front."""
+    nested = kind.full_name.removeprefix(kind.file.package + ".")
+    return f"{module_of(kind)}.{pythonize_class_name('_' + nested.replace('.', '_'))}"
+
+
+def field_name(field: FieldDescriptor) -> str:
+    """Return the attribute of a field."""
+    return str(pythonize_field_name(field.name))
