@@ -1,10 +1,14 @@
 """Users of the running system, for tests."""
 
+import asyncio
+import json
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
+from websockets.asyncio.client import ClientConnection
 
-__all__ = ["PASSWORD", "Person", "sign_up"]
+__all__ = ["PASSWORD", "Person", "ask", "sign_up"]
 
 PASSWORD = "correct horse battery"  # noqa: S105  # of accounts that live for one test run
 
@@ -32,3 +36,11 @@ async def sign_up(client: httpx.AsyncClient, username: str) -> Person:
     assert session.status_code == 200, session.text
     token = session.json()["accessToken"]
     return Person(id=created.json()["id"], username=username, token=token)
+
+
+async def ask(socket: ClientConnection, frame: dict[str, Any]) -> dict[str, Any]:
+    """Send a frame; return the next that comes."""
+    await socket.send(json.dumps(frame))
+    async with asyncio.timeout(5):
+        answer: dict[str, Any] = json.loads(await socket.recv())
+    return answer

@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed
 from postbus.bus.v1 import Event
 from shared.wire import encode
 from tests.conftest import Place
-from tests.people import sign_up
+from tests.people import ask, sign_up
 from tests.system import System
 
 Unique = Callable[[str], str]
@@ -24,13 +24,6 @@ Unique = Callable[[str], str]
 async def socket(system: System) -> AsyncIterator[ClientConnection]:
     async with connect(system.websocket_url) as opened:
         yield opened
-
-
-async def ask(socket: ClientConnection, frame: dict[str, Any]) -> dict[str, Any]:
-    await socket.send(json.dumps(frame))
-    async with asyncio.timeout(5):
-        answer: dict[str, Any] = json.loads(await socket.recv())
-    return answer
 
 
 async def test_call_over_the_socket_equals_the_call_over_rest(

@@ -1,5 +1,6 @@
 """A server that is away: 503 within a second, readiness names it, and all comes back by itself."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -7,9 +8,11 @@ from dataclasses import replace
 
 import httpx
 import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
 
 from tests.conftest import Place, new_vhost
-from tests.people import sign_up
+from tests.people import ask, sign_up
 from tests.proxy import Proxy
 from tests.system import System, run_system
 from tests.tokens import TokenMaker
@@ -71,3 +74,38 @@ async def test_server_that_is_away_is_a_503_and_comes_back(
     assert status == 503
     assert readiness["parts"][PARTS[server]] is False
     assert [code for code, _ in mended] == [200, 200]
+
+
+async def test_subscriber_that_may_have_missed_events_is_told(
+    fragile: Fragile, unique: Unique
+) -> None:
+    system, proxies = fragile
+    async with httpx.AsyncClient(base_url=system.url, timeout=10) as client:
+        alice = await sign_up(client, unique("alice"))
+    async with connect(system.websocket_url) as socket:
+        await ask(socket, {"id": "1", "authenticate": {"accessToken": alice.token}})
+        await ask(socket, {"id": "2", "subscribe": {"types": ["postbus.posts.v1.PostCreated"]}})
+
+        await proxies["rabbitmq"].stop()
+        await proxies["rabbitmq"].start()
+
+        with pytest.raises(ConnectionClosed) as closed:
+            await asyncio.wait_for(socket.recv(), timeout=20)
+    assert closed.value.rcvd is not None
+    assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1013, "EVENTS_INTERRUPTED")
+    await system.until_ready()
+
+
+async def test_worker_stops_in_time_while_its_database_is_away(
+    fragile: Fragile, unique: Unique
+) -> None:
+    system, proxies = fragile
+    async with httpx.AsyncClient(base_url=system.url, timeout=10) as client:
+        await proxies["mongodb"].stop()
+        await sign_up(client, unique("alice"))  # `posts` tries again and again to store her card
+
+        assert await system.stop("posts") == 0
+
+        await proxies["mongodb"].start()
+        await system.start("posts")
+        await system.until_ready()

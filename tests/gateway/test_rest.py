@@ -198,6 +198,20 @@ async def test_error_of_the_worker_keeps_code_reason_and_violations(
     assert body["traceId"] == answer.headers["trace-id"]
 
 
+async def test_query_cannot_say_what_path_or_body_say(
+    gateway: httpx.AsyncClient, worker: Worker
+) -> None:
+    over_path = await gateway.get(f"/v1/posts/{POST_ID}?id={POST_ID.replace('1', '2')}")
+    over_body = await gateway.post(
+        "/v1/auth/login?password=x", json={"login": "a", "password": "b"}
+    )
+
+    for answer, name in ((over_path, "id"), (over_body, "password")):
+        assert problem_of(answer) == (422, "INVALID_FIELDS")
+        assert [each["field"] for each in answer.json()["violations"]] == [name]
+    assert worker.requests == []
+
+
 async def test_unknown_path_and_method_are_problems(gateway: httpx.AsyncClient) -> None:
     unknown = await gateway.get("/v1/nonsense")
     slash = await gateway.get("/v1/posts/")
@@ -205,7 +219,7 @@ async def test_unknown_path_and_method_are_problems(gateway: httpx.AsyncClient) 
 
     assert problem_of(unknown) == problem_of(slash) == (404, "UNKNOWN_PATH")
     assert problem_of(wrong_verb) == (405, "METHOD_NOT_ALLOWED")
-    assert wrong_verb.headers["allow"] == "DELETE, GET, PATCH"
+    assert wrong_verb.headers["allow"] == "DELETE, GET, HEAD, PATCH"
 
 
 async def test_nobody_serving_is_a_503_with_a_retry_hint(verifier: object) -> None:

@@ -45,6 +45,7 @@ class Posts:
         self.seen: list[object] = []
         self.consumed = asyncio.Event()
         self.failure: Exception | None = None
+        self.answer = GetPostResponse()
 
     @MessagePattern(PostsServiceBase.create_post)
     async def create_post(self, request: CreatePostRequest, context: Context) -> CreatePostResponse:
@@ -55,7 +56,7 @@ class Posts:
     async def get_post(self, _request: GetPostRequest, _context: Context) -> GetPostResponse:
         if self.failure is not None:
             raise self.failure
-        return GetPostResponse()
+        return self.answer
 
     @MessagePattern(PostsServiceBase.list_posts)
     async def list_posts(self, _request: ListPostsRequest, _context: Context) -> ListPostsResponse:
@@ -244,3 +245,26 @@ async def test_event_that_nobody_consumes_is_a_dead_letter(
 
     assert await dispatcher.consume(encode(Event(id="1", type="nonsense"))) is False
     assert await dispatcher.consume(b"\xff") is False
+
+
+async def test_answer_that_is_too_large_is_an_error(bus: MemoryBus, posts: Posts) -> None:
+    posts.answer = GetPostResponse(post=Post(body="x" * 9_000_000))
+
+    error = await failure_of(bus, GET, a_request(encode(GetPostRequest(id=POST_ID))))
+
+    assert (error.code, error.reason) == (Code.OUT_OF_RANGE, "REPLY_TOO_LARGE")
+
+
+def test_consumer_of_what_is_no_event_does_not_start(verifier: TokenVerifier) -> None:
+    class Wrong(Posts):
+        @EventPattern(Post)
+        async def wrong(self, _event: Post, _context: Context) -> None:
+            """Never called."""
+
+    with pytest.raises(ContractMismatchError, match="Post is not an event"):
+        Dispatcher("posts", [Wrong(), Health({})], verifier)
+
+
+def test_method_with_two_handlers_does_not_start(verifier: TokenVerifier) -> None:
+    with pytest.raises(ContractMismatchError, match="CreatePost has two handlers"):
+        Dispatcher("posts", [Posts(), Posts(), Health({})], verifier)

@@ -102,6 +102,27 @@ async def test_unanswered_call_fails_at_its_deadline(bus: MessageBus, unique: Un
     await server.cancel()
 
 
+async def test_impatient_caller_does_not_disturb_the_others(
+    bus: MessageBus, unique: Unique
+) -> None:
+    route = unique("route.")
+    answered = asyncio.Event()
+
+    async def late(_route: str, body: bytes) -> bytes:
+        await answered.wait()
+        return await echo(_route, body)
+
+    server = await bus.serve(unique("queue."), [route], late)
+    patient = asyncio.create_task(bus.call(route, a_request(b"patient")))
+    for _ in range(20):
+        with pytest.raises(ServiceError, match="DEADLINE_EXCEEDED"):
+            await bus.call(route, a_request(seconds=0.002))
+    answered.set()
+
+    assert await patient == b"patient"
+    await server.cancel()
+
+
 async def test_error_of_the_server_is_rebuilt_at_the_caller(
     bus: MessageBus, unique: Unique
 ) -> None:

@@ -23,6 +23,10 @@ _PROBLEM: Final[Schema] = {
         "detail": {"type": "string", "description": "What is wrong. May change; never parse it."},
         "code": {"type": "string", "description": "Canonical code, such as `NOT_FOUND`."},
         "reason": {"type": "string", "description": "Stable cause, such as `USERNAME_TAKEN`."},
+        "outcome": {
+            "enum": ["NO_EFFECT", "UNKNOWN"],
+            "description": "Whether the change may have happened although the request failed.",
+        },
         "violations": {
             "type": "array",
             "description": "Every field that breaks a rule.",
@@ -38,7 +42,17 @@ _PROBLEM: Final[Schema] = {
         },
         "traceId": {"type": "string", "description": "Finds the failure in logs."},
     },
-    "required": ["type", "title", "status", "detail", "code", "reason", "violations", "traceId"],
+    "required": [
+        "type",
+        "title",
+        "status",
+        "detail",
+        "code",
+        "reason",
+        "outcome",
+        "violations",
+        "traceId",
+    ],
 }
 _HEADERS: Final = [
     {

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from importlib.resources import files
 
 import orjson
+import structlog
 from fastapi import FastAPI
 from fastapi_swagger import patch_fastapi
 from starlette.exceptions import HTTPException
@@ -20,21 +21,23 @@ from gateway.health import Health
 from gateway.metrics import Metrics, RequestMetrics
 from gateway.problems import HttpError, problem
 from gateway.websocket import WebSocketEndpoint
-from shared.errors import Code, ServiceError
+from shared.errors import Code, ServiceError, internal
 from shared.identity import TokenVerifier
 from shared.messagebus import MessageBus
-from shared.trace import new_traceparent, trace_id
+from shared.trace import child_traceparent, new_traceparent, trace_id
 
 __all__ = ["build_app"]
+
+_log = structlog.get_logger()
 
 
 def build_app(bus: MessageBus, verifier: TokenVerifier, *, max_body_bytes: int) -> FastAPI:
     """Return the gateway, calling over `bus` and hearing its events while it runs."""
-    feed, metrics, health = EventFeed(), Metrics(), Health(bus)
+    feed, metrics, health = EventFeed(bus), Metrics(), Health(bus)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        hearing = asyncio.create_task(feed.run(bus))  # waits where the broker is away
+        hearing = asyncio.create_task(feed.run())  # waits where the broker is away
         yield
         hearing.cancel()
         with suppress(asyncio.CancelledError):
@@ -66,17 +69,23 @@ def build_app(bus: MessageBus, verifier: TokenVerifier, *, max_body_bytes: int) 
     return app
 
 
-async def _http_problem(_request: Request, error: HTTPException) -> Response:
+async def _http_problem(request: Request, error: HTTPException) -> Response:
     """What the router refuses, such as an unknown path."""
     status = HTTPStatus(error.status_code)
     code = Code.NOT_FOUND if status is HTTPStatus.NOT_FOUND else Code.UNIMPLEMENTED
     reason = "UNKNOWN_PATH" if status is HTTPStatus.NOT_FOUND else status.name
     refused = HttpError(status, code, reason, status.description, headers=dict(error.headers or {}))
-    return problem(refused, trace_id(new_traceparent()))
+    return _traced(refused, trace_id(child_traceparent(request.headers.get("traceparent", ""))))
 
 
-async def _internal_problem(request: Request, _error: Exception) -> Response:
+async def _internal_problem(request: Request, error: Exception) -> Response:
     """What nobody foresaw; the log has it, the client gets nothing of the inside."""
     trace = getattr(request.state, "trace_id", "") or trace_id(new_traceparent())
-    internal = ServiceError(Code.INTERNAL, "INTERNAL", "Something went wrong on our side.")
-    return problem(internal, trace)
+    _log.error("request.failed", path=request.url.path, trace_id=trace, exc_info=error)
+    return _traced(internal(), trace)
+
+
+def _traced(error: ServiceError, trace: str) -> Response:
+    response = problem(error, trace)
+    response.headers["Trace-Id"] = trace
+    return response

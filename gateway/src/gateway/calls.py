@@ -7,7 +7,7 @@ from uuid_utils.compat import uuid7
 from postbus.bus.v1 import Request
 from postbus.registry import METHODS, Access, Method
 from shared.errors import Code, ServiceError
-from shared.identity import TokenVerifier
+from shared.identity import TokenVerifier, token_missing
 
 __all__ = ["MAX_TIMEOUT", "authorize", "new_request", "public_method"]
 
@@ -28,7 +28,7 @@ def authorize(method: Method, access_token: str, verifier: TokenVerifier) -> Non
     if access_token:
         verifier.verify(access_token)
     elif method.access is not Access.PUBLIC:
-        raise ServiceError(Code.UNAUTHENTICATED, "TOKEN_MISSING", "Log in first.")
+        raise token_missing()
 
 
 def new_request(

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import structlog
 from google.protobuf.message import Message
 
 from gateway.calls import MAX_TIMEOUT, new_request, public_method
@@ -10,7 +11,7 @@ from gateway.events import EventFeed, Listener
 from gateway.frames import frame_id, read_client_frame, server_frame
 from gateway.transcoding import read_json
 from postbus.registry import EVENTS
-from shared.errors import Code, ServiceError
+from shared.errors import Code, ServiceError, internal
 from shared.identity import Caller, TokenVerifier
 from shared.messagebus import MessageBus
 from shared.trace import new_traceparent, trace_id
@@ -18,16 +19,19 @@ from shared.wire import encode, message_class, parse
 
 __all__ = ["Connection"]
 
+_log = structlog.get_logger()
+
 _MAX_CALLS = 64
 _MAX_SUBSCRIPTIONS = 64
 _MAX_WAITING_FRAMES = 1024
+_MAX_WAITING_CHARACTERS = 4 * 2**20
 _REALTIME = "postbus.realtime.v1."
 
 
 class Connection:
     """The state of one client; `receive` takes its frames, `next_frame` has the answers.
 
-    `authenticated` tells who the client is; `overflowed` is set once too many frames wait for it.
+    `authenticated` tells who the client is; `overflowed` is set once too much waits for it.
     """
 
     def __init__(self, bus: MessageBus, verifier: TokenVerifier, feed: EventFeed) -> None:
@@ -39,18 +43,27 @@ class Connection:
         self._calls: set[asyncio.Task[None]] = set()
         self._subscriptions: dict[str, Listener] = {}
         self._out: asyncio.Queue[str] = asyncio.Queue()
+        self._waiting_characters = 0
         self.overflowed = asyncio.Event()
 
-    def close(self) -> None:
+    @property
+    def subscribed(self) -> bool:
+        """Whether the client waits for events."""
+        return bool(self._subscriptions)
+
+    async def close(self) -> None:
         """End every call and subscription."""
-        for call in self._calls:
-            call.cancel()
         for listener in self._subscriptions.values():
             self._feed.ignore(listener)
+        for call in self._calls:
+            call.cancel()
+        await asyncio.gather(*self._calls, return_exceptions=True)
 
     async def next_frame(self) -> str:
         """Wait for the next frame to send."""
-        return await self._out.get()
+        frame = await self._out.get()
+        self._waiting_characters -= len(frame)
+        return frame
 
     def receive(self, text: str) -> None:
         """Act on a client's frame; one that is wrong is answered with an error frame."""
@@ -101,6 +114,9 @@ class Connection:
             self._send("result", result, id_=frame.id)
         except ServiceError as error:
             self._fail(frame.id, error, trace_id(traceparent))
+        except Exception:  # noqa: BLE001  # the edge: the client waits for an answer
+            _log.exception("call.failed", trace_id=trace_id(traceparent))
+            self._fail(frame.id, internal(), trace_id(traceparent))
 
     async def _result(self, call: Any, traceparent: str) -> Any:
         method = public_method(call.method)
@@ -158,10 +174,13 @@ class Connection:
         self._send("unsubscribed", message_class(_REALTIME + "Unsubscribed")(), id_=frame.id)
 
     def _send(self, kind: str, message: Any, *, id_: str) -> None:
-        if self._out.qsize() >= _MAX_WAITING_FRAMES:
+        text = server_frame(kind, message, id_=id_)
+        waiting = self._waiting_characters
+        if self._out.qsize() >= _MAX_WAITING_FRAMES or waiting > _MAX_WAITING_CHARACTERS:
             self.overflowed.set()
             return
-        self._out.put_nowait(server_frame(kind, message, id_=id_))
+        self._waiting_characters += len(text)
+        self._out.put_nowait(text)
 
     def _fail(self, id_: str, error: ServiceError, trace: str) -> None:
         encoded = encode(error.to_message(trace))

@@ -98,12 +98,13 @@ class Endpoint:
     def _rule(self, verb: str) -> tuple[Method, HttpRule]:
         found = self._rules.get("GET" if verb == "HEAD" else verb)
         if found is None:
+            allowed = {*self._rules, *(["HEAD"] if "GET" in self._rules else [])}
             raise HttpError(
                 405,
                 Code.UNIMPLEMENTED,
                 "METHOD_NOT_ALLOWED",
                 f"This path has no {verb}.",
-                headers={"Allow": ", ".join(sorted(self._rules))},
+                headers={"Allow": ", ".join(sorted(allowed))},
             )
         return found
 

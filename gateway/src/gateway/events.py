@@ -1,5 +1,6 @@
 """Events of the bus, handed to every WebSocket that asked for them."""
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -23,20 +24,29 @@ Listener = Callable[[Message], None]
 
 
 class EventFeed:
-    """One queue for all events, of this process; `run` fills it from the bus."""
+    """One queue for all events, of this process; `run` fills it from the bus.
 
-    def __init__(self) -> None:
+    `gap` is set, and replaced by a new one, when listeners may have missed events.
+    """
+
+    def __init__(self, bus: MessageBus) -> None:
+        self.gap = asyncio.Event()
+        self._bus = bus
         self._active = False
         self._listeners: defaultdict[str, set[Listener]] = defaultdict(set)
 
-    async def run(self, bus: MessageBus) -> None:
+    async def run(self) -> None:
         """Begin to hear of events, once the broker is there."""
-        await bus.subscribe(list(EVENTS), self._deliver)
+        await self._bus.subscribe(list(EVENTS), self._deliver, on_gap=self._tell_of_gap)
         self._active = True
 
+    def _tell_of_gap(self) -> None:
+        self.gap.set()
+        self.gap = asyncio.Event()
+
     def listen(self, event_type: str, listener: Listener) -> None:
-        """Pass every event of a type to `listener` from now on; UNAVAILABLE if none arrive yet."""
-        if not self._active:
+        """Pass every event of a type to `listener` until the next gap; UNAVAILABLE if none come."""
+        if not (self._active and self._bus.ready):
             raise unavailable("EVENTS_UNAVAILABLE", "Events can't be heard at the moment.")
         self._listeners[event_type].add(listener)
 

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from shared.errors import Code, ServiceError
 
-__all__ = ["CLOSE_CODES", "HttpError", "problem", "status_of"]
+__all__ = ["CLOSE_CODES", "HttpError", "problem"]
 
 _INTERNAL: Final = (500, 1011)
 _STATUS_AND_CLOSE_CODE: Final = MappingProxyType(
@@ -52,8 +52,7 @@ class HttpError(ServiceError):
         self.headers = headers or {}
 
 
-def status_of(error: ServiceError) -> int:
-    """Return the HTTP status of an error."""
+def _status(error: ServiceError) -> int:
     if isinstance(error, HttpError):
         return error.status
     return _STATUS_AND_CLOSE_CODE.get(error.code, _INTERNAL)[0]
@@ -61,7 +60,7 @@ def status_of(error: ServiceError) -> int:
 
 def problem(error: ServiceError, trace_id: str) -> Response:
     """Return the response that tells of an error."""
-    status = status_of(error)
+    status = _status(error)
     body = {
         "type": "about:blank",
         "title": error.reason.replace("_", " ").capitalize(),
@@ -69,6 +68,7 @@ def problem(error: ServiceError, trace_id: str) -> Response:
         "detail": error.message,
         "code": error.code.name,
         "reason": error.reason,
+        "outcome": error.outcome.name,
         "violations": [
             {"field": each.field, "rule": each.rule, "message": each.message}
             for each in error.violations

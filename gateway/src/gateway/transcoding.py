@@ -45,6 +45,8 @@ def read_request(
     for name, value in path.items():
         _put(document, target.DESCRIPTOR, name, value)
     for name, value in query:
+        if rule.body == "*" or name in path:  # it was said already
+            raise _unknown_parameter(name)
         _put(document, target.DESCRIPTOR, name, value)
     _validate(REQUESTS[method.request_name], document)
     message = parse_document(target, document)

@@ -41,16 +41,16 @@ class WebSocketEndpoint:
         connection = Connection(self._bus, self._verifier, self._feed)
         with self._metrics.sockets.track_inprogress():
             try:
-                ended = await _serve(socket, connection)
+                ended = await _serve(socket, connection, self._feed)
             finally:
-                connection.close()
+                await connection.close()
         if ended is not None:
             with suppress(RuntimeError, TimeoutError, WebSocketDisconnect):  # it may be gone
                 async with asyncio.timeout(_CLOSE_SECONDS):
                     await socket.close(CLOSE_CODES[ended.code], ended.reason)
 
 
-async def _serve(socket: WebSocket, connection: Connection) -> ServiceError | None:
+async def _serve(socket: WebSocket, connection: Connection, feed: EventFeed) -> ServiceError | None:
     """Run until one side ends; return why, if it is we who end it."""
     tasks = {
         asyncio.create_task(work)
@@ -59,6 +59,7 @@ async def _serve(socket: WebSocket, connection: Connection) -> ServiceError | No
             _write(socket, connection),
             _expire(connection),
             _overflow(connection),
+            _miss_events(connection, feed),
         )
     }
     try:
@@ -96,6 +97,16 @@ async def _overflow(connection: Connection) -> None:
     raise ServiceError(
         Code.RESOURCE_EXHAUSTED, "CLIENT_TOO_SLOW", "Too many frames wait to be read."
     )
+
+
+async def _miss_events(connection: Connection, feed: EventFeed) -> None:
+    """End a connection that may have missed events: its client must not believe that it has all."""
+    while True:
+        await feed.gap.wait()
+        if connection.subscribed:
+            raise ServiceError(
+                Code.UNAVAILABLE, "EVENTS_INTERRUPTED", "Events may have been missed."
+            )
 
 
 async def _expire(connection: Connection) -> None:

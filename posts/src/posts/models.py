@@ -10,12 +10,11 @@ __all__ = ["Author", "Post"]
 
 
 class Post(Model):
-    """A post. Changes name the version that they change."""
+    """A post. `version` counts its changes."""
 
     model_config: ClassVar = {
         "collection": "posts",
         "indexes": lambda: [
-            Index(desc(Post.id)),
             Index(Post.author_id, desc(Post.id)),
         ],
     }

@@ -6,8 +6,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from shared.errors import Code, ServiceError
-from shared.identity import Caller
+from shared.identity import Caller, token_missing
 
 __all__ = ["Context", "current_context", "use_context"]
 
@@ -29,7 +28,7 @@ class Context:
     def user_id(self) -> str:
         """Id of the calling user; UNAUTHENTICATED if there is none."""
         if self.caller is None:
-            raise ServiceError(Code.UNAUTHENTICATED, "TOKEN_MISSING", "Log in first.")
+            raise token_missing()
         return self.caller.user_id
 
     @property

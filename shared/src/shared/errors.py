@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from postbus.bus.v1 import Code, Error, FieldViolation, Outcome
 
-__all__ = ["Code", "FieldViolation", "Outcome", "ServiceError"]
+__all__ = ["Code", "FieldViolation", "Outcome", "ServiceError", "database_away", "internal"]
 
 
 class ServiceError(Exception):
@@ -63,3 +63,21 @@ class ServiceError(Exception):
         if self.retry_after is not None:
             error.retry_after = timedelta(seconds=self.retry_after)
         return error
+
+
+def internal() -> ServiceError:
+    """The error of a fault of ours; the log has the cause, the caller nothing of the inside."""
+    return ServiceError(
+        Code.INTERNAL, "INTERNAL", "Something went wrong on our side.", outcome=Outcome.UNKNOWN
+    )
+
+
+def database_away(outcome: int) -> ServiceError:
+    """The error of a database that cannot be reached, or went away meanwhile."""
+    return ServiceError(
+        Code.UNAVAILABLE,
+        "DATABASE_UNAVAILABLE",
+        "The database is away.",
+        retry_after=1,
+        outcome=outcome,
+    )

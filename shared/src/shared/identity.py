@@ -8,7 +8,7 @@ import jwt
 
 from shared.errors import Code, ServiceError
 
-__all__ = ["ALGORITHM", "AUDIENCE", "ISSUER", "Caller", "TokenVerifier"]
+__all__ = ["ALGORITHM", "AUDIENCE", "ISSUER", "Caller", "TokenVerifier", "token_missing"]
 
 ALGORITHM = "EdDSA"
 ISSUER = "postbus.users"
@@ -27,7 +27,8 @@ class Caller:
 class TokenVerifier:
     """Verifies access tokens (JSON Web Tokens, EdDSA) with public keys.
 
-    `key_set` is a JSON Web Key Set; a token names its key by `kid`. ValueError if it has no key.
+    `key_set` is a JSON Web Key Set; a token names its key by `kid`.
+    jwt.PyJWKSetError if it has no key.
     """
 
     def __init__(self, key_set: str) -> None:
@@ -54,6 +55,11 @@ class TokenVerifier:
             session_id=claims["sid"],
             expires_at=datetime.fromtimestamp(claims["exp"], UTC),
         )
+
+
+def token_missing() -> ServiceError:
+    """The error of a caller without an access token."""
+    return _unauthenticated("TOKEN_MISSING", "Log in first.")
 
 
 def _unauthenticated(reason: str, message: str) -> ServiceError:

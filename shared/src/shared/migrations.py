@@ -9,9 +9,9 @@ from shared.postgres import async_url
 __all__ = ["migrate"]
 
 
-def migrate(url: SecretStr, scripts: str, revision: str = "head") -> None:
-    """Bring the database to `revision` with the Alembic scripts in the package `scripts`."""
+def migrate(url: SecretStr, scripts: str) -> None:
+    """Bring the database up to date with the Alembic scripts in the package `scripts`."""
     config = Config()
     config.set_main_option("script_location", scripts)
     config.attributes["url"] = async_url(url)
-    command.upgrade(config, revision)
+    command.upgrade(config, "head")

@@ -13,10 +13,10 @@ from odmantic.query import QueryExpression
 from pydantic import SecretStr
 from pymongo import AsyncMongoClient, IndexModel, ReturnDocument
 from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.errors import ConnectionFailure, DuplicateKeyError
+from pymongo.errors import ConnectionFailure, DuplicateKeyError, ServerSelectionTimeoutError
 from pymongo.write_concern import WriteConcern
 
-from shared.errors import Code, ServiceError
+from shared.errors import Code, Outcome, ServiceError, database_away
 
 __all__ = ["Collection", "Mongo", "open_mongo"]
 
@@ -131,7 +131,7 @@ def _translated() -> Iterator[None]:
         yield
     except DuplicateKeyError as error:
         raise ServiceError(Code.ALREADY_EXISTS, "ALREADY_EXISTS", "It exists already.") from error
+    except ServerSelectionTimeoutError as error:
+        raise database_away(Outcome.NO_EFFECT) from error
     except ConnectionFailure as error:
-        raise ServiceError(
-            Code.UNAVAILABLE, "DATABASE_UNAVAILABLE", "The database is away.", retry_after=1
-        ) from error
+        raise database_away(Outcome.UNKNOWN) from error

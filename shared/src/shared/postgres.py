@@ -12,7 +12,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from shared.errors import Code, ServiceError
+from shared.errors import Outcome, database_away
 
 __all__ = ["Postgres", "async_url", "open_postgres"]
 
@@ -40,11 +40,13 @@ class Postgres:
                 session.begin(),
             ):
                 yield session
-        except (InterfaceError, OperationalError, PoolTimeoutError, OSError) as error:
-            raise _unavailable() from error
+        except (PoolTimeoutError, OSError) as error:  # there was no connection to begin with
+            raise database_away(Outcome.NO_EFFECT) from error
+        except (InterfaceError, OperationalError) as error:
+            raise database_away(Outcome.UNKNOWN) from error
         except DBAPIError as error:
             if error.connection_invalidated:
-                raise _unavailable() from error
+                raise database_away(Outcome.UNKNOWN) from error
             raise
 
     async def ping(self) -> None:
@@ -77,9 +79,3 @@ def async_url(url: SecretStr) -> str:
     """Return the URL as SQLAlchemy wants it, with asyncpg as the driver."""
     parsed = make_url(url.get_secret_value()).set(drivername="postgresql+asyncpg")
     return parsed.render_as_string(hide_password=False)
-
-
-def _unavailable() -> ServiceError:
-    return ServiceError(
-        Code.UNAVAILABLE, "DATABASE_UNAVAILABLE", "The database is away.", retry_after=1
-    )

@@ -19,7 +19,6 @@ class ServiceSettings(BaseSettings):
         env_prefix="POSTBUS_",
         frozen=True,
         hide_input_in_errors=True,
-        secrets_dir=_SECRETS if _SECRETS.is_dir() else None,
     )
 
     amqp_url: SecretStr
@@ -36,7 +35,7 @@ S = TypeVar("S", bound=ServiceSettings)
 def load(settings: type[S]) -> S:
     """Return the settings of this process; end it with what is wrong with them."""
     try:
-        return settings()
+        return settings(_secrets_dir=_SECRETS if _SECRETS.is_dir() else None)
     except ValidationError as error:
         sys.exit(
             "\n".join(f"POSTBUS_{e['loc'][0]!s}".upper() + f": {e['msg']}" for e in error.errors())

@@ -164,7 +164,7 @@ class Error(betterproto.Message):
     """What is known of the effect."""
 
     trace_id: str = betterproto.string_field(7)
-    """Finds the failure in logs and traces."""
+    """W3C trace id of the call; the logs of failures have it."""
 
     def __init__(
         self,

@@ -95,7 +95,10 @@ class ServerFrame(betterproto.Message):
     """A frame of the client failed."""
 
     subscribed: "Subscribed" = betterproto.message_field(5, group="frame")
-    """The subscription is active: every event from now on is sent."""
+    """
+    The subscription is active: every event from now on is sent. Where the server may have missed
+     some, it closes the connection with 1013: connect anew, and read what you show.
+    """
 
     event: "Delivery" = betterproto.message_field(6, group="frame")
     """An event of a subscription."""

@@ -7,7 +7,8 @@ pending call fails at once, and a new session serves and subscribes anew.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -24,6 +25,8 @@ __all__ = ["AmqpBus", "connect"]
 _log = structlog.get_logger()
 _FIRST_DELAY: Final = 0.1
 _LAST_DELAY: Final = 2.0
+_STABLE_SECONDS: Final = 5.0
+"""A connection that lived so long is tried again soon, a shorter one ever later."""
 
 
 @asynccontextmanager
@@ -77,10 +80,15 @@ class AmqpBus:
         return await self._start(RpcServer(queue, routes, handler, concurrency))
 
     async def subscribe(
-        self, types: Sequence[str], handler: EventHandler, *, queue: str | None = None
+        self,
+        types: Sequence[str],
+        handler: EventHandler,
+        *,
+        queue: str | None = None,
+        on_gap: Callable[[], None] | None = None,
     ) -> "_AmqpSubscription":
         """See MessageBus.subscribe; waits for the broker."""
-        return await self._start(EventConsumer(queue, types, handler))
+        return await self._start(EventConsumer(queue, types, handler, on_gap))
 
     def _require_session(self) -> Session:
         if self._session is None:
@@ -93,6 +101,8 @@ class AmqpBus:
             await self._connected.wait()
             async with endpoint.starting:
                 await self._start_now(endpoint)
+            if not endpoint.active:
+                await asyncio.sleep(_FIRST_DELAY)
         return _AmqpSubscription(self._endpoints, endpoint)
 
     async def _start_now(self, endpoint: Endpoint) -> None:
@@ -102,7 +112,7 @@ class AmqpBus:
         try:
             await endpoint.start(session)
         except BROKER_ERRORS as error:
-            _log.warning("bus.not_started", queue=endpoint.queue_name, error=type(error).__name__)
+            _log.warning("bus.not_started", queue=endpoint.queue_name, error=repr(error))
             self._connected.clear()
             session.fail()
 
@@ -112,15 +122,17 @@ class AmqpBus:
         while True:
             try:
                 async with Session.open(self._url.get_secret_value(), self._name) as session:
+                    began = time.monotonic()
                     await self._restart_endpoints(session)
                     self._session = session
                     self._connected.set()
                     _log.info("bus.connected")
-                    delay = _FIRST_DELAY
                     await session.lost.wait()
                     _log.warning("bus.connection_lost")
+                    if time.monotonic() - began > _STABLE_SECONDS:
+                        delay = _FIRST_DELAY
             except BROKER_ERRORS as error:
-                _log.warning("bus.not_connected", error=type(error).__name__, retry_in=delay)
+                _log.warning("bus.not_connected", error=repr(error), retry_in=delay)
             finally:
                 self._session = None
                 self._connected.clear()
@@ -130,7 +142,8 @@ class AmqpBus:
     async def _restart_endpoints(self, session: Session) -> None:
         for endpoint in list(self._endpoints):
             async with endpoint.starting:
-                await endpoint.start(session)
+                if endpoint in self._endpoints:  # not cancelled meanwhile
+                    await endpoint.start(session)
 
 
 class _AmqpSubscription:
@@ -142,5 +155,6 @@ class _AmqpSubscription:
         """See Subscription.cancel."""
         if self._endpoint in self._endpoints:
             self._endpoints.remove(self._endpoint)
-            with suppress(*BROKER_ERRORS):
-                await self._endpoint.stop()
+            async with self._endpoint.starting:
+                with suppress(*BROKER_ERRORS):
+                    await self._endpoint.stop()

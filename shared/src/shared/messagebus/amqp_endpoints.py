@@ -1,7 +1,7 @@
 """Queues that are consumed: calls to be answered and events to be handled."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -23,6 +23,7 @@ __all__ = ["Endpoint", "EventConsumer", "RpcServer"]
 _ORPHAN_EXPIRES_MS: Final = 1000
 """A broker that restarts keeps the queue of calls; without a worker it goes after this time."""
 _DRAIN_SECONDS: Final = 1.0
+_FINISH_SECONDS: Final = 2.5
 _EVENT_PREFETCH: Final = 32
 _DELIVERY_LIMIT: Final = 10
 """Deliveries of an event that ends its consumer each time, before it is a dead letter."""
@@ -52,15 +53,26 @@ class Endpoint:
         self._session = session
 
     async def stop(self) -> None:
-        """Take no more messages, finish those that have begun, and leave; raises BROKER_ERRORS."""
-        if not self.active or self._session is None:
-            return
-        await self._drain()
-        await self._queue.cancel(self._tag)
+        """Take no more messages, finish those that have begun, and leave; raises BROKER_ERRORS.
+
+        What is not finished in time is cancelled; events are then delivered again.
+        """
+        try:
+            if self.active:
+                await self._drain()
+                await self._queue.cancel(self._tag)
+        finally:
+            await self._finish_running()
+        if self.active and self._session is not None:
+            self._channel.close_callbacks.remove(self._session.fail)
+            await self._channel.close()
+
+    async def _finish_running(self) -> None:
         if self._running:
-            await asyncio.wait(self._running)
-        self._channel.close_callbacks.remove(self._session.fail)
-        await self._channel.close()
+            _, late = await asyncio.wait(self._running, timeout=_FINISH_SECONDS)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
     async def _on_message(self, message: AbstractIncomingMessage) -> None:
         task = asyncio.current_task()
@@ -135,10 +147,24 @@ class RpcServer(Endpoint):
 class EventConsumer(Endpoint):
     """Hands the events of a queue to a handler; those that it refuses become dead letters."""
 
-    def __init__(self, queue: str | None, types: Sequence[str], handler: EventHandler) -> None:
+    def __init__(
+        self,
+        queue: str | None,
+        types: Sequence[str],
+        handler: EventHandler,
+        on_gap: Callable[[], None] | None,
+    ) -> None:
         super().__init__(queue or "", prefetch=_EVENT_PREFETCH)
         self._types = types
         self._handler = handler
+        self._on_gap = on_gap
+
+    async def start(self, session: Session) -> None:
+        """See Endpoint.start; tells of the gap if this is not the first time."""
+        again = self._session is not None
+        await super().start(session)
+        if again and self._on_gap is not None:
+            self._on_gap()
 
     async def _declare(self, channel: AbstractChannel) -> AbstractQueue:
         queue = await self._declare_queue(channel)

@@ -2,9 +2,9 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
-from typing import Final
+from typing import Any, Final
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
@@ -41,6 +41,7 @@ class Session:
         self.lost = asyncio.Event()
         self._connection = connection
         self._pending: dict[str, asyncio.Future[bytes]] = {}
+        self._publishing: set[asyncio.Task[None]] = set()
         self._ids = itertools.count()
         connection.close_callbacks.add(self.fail)
 
@@ -87,18 +88,17 @@ class Session:
 
     async def call(self, route: str, request: Request) -> bytes:
         """See MessageBus.call."""
+        if remaining(request) <= 0:
+            raise deadline_exceeded(Outcome.NO_EFFECT)
         correlation_id = str(next(self._ids))
         reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._pending[correlation_id] = reply
-        published = False
+        message = self._message(request, correlation_id)
         try:
             async with asyncio.timeout(remaining(request)):
-                await self._rpc.publish(self._message(request, correlation_id), route)
-                published = True
+                await self._confirmed(self._rpc.publish(message, route))
                 body = await reply
         except TimeoutError:
-            if not published:  # aiormq may hold the channel's lock for good
-                self.fail()
             raise deadline_exceeded() from None
         except PublishError:
             raise unavailable("NO_ROUTE", "No service answers this at the moment.") from None
@@ -128,12 +128,32 @@ class Session:
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
         )
         try:
-            async with asyncio.timeout(_CONFIRM_TIMEOUT):
-                await self._events.publish(message, event.type, mandatory=False)
-        except BROKER_ERRORS as error:
-            if isinstance(error, TimeoutError):
-                self.fail()
+            await self._confirmed(self._events.publish(message, event.type, mandatory=False))
+        except BROKER_ERRORS:
             raise _connection_lost() from None
+
+    async def _confirmed(self, publishing: Coroutine[Any, Any, object]) -> None:
+        """Publish in a task of its own: one that is cut off may hold aiormq's channel for good.
+
+        It has its own time, whatever the caller's deadline; past that the session is lost.
+        """
+        task = asyncio.create_task(self._within_time(publishing))
+        self._publishing.add(task)
+        task.add_done_callback(self._published)
+        await asyncio.shield(task)
+
+    async def _within_time(self, publishing: Coroutine[Any, Any, object]) -> None:
+        try:
+            async with asyncio.timeout(_CONFIRM_TIMEOUT):
+                await publishing
+        except TimeoutError:
+            self.fail()
+            raise ConnectionError("no confirm") from None
+
+    def _published(self, task: asyncio.Task[None]) -> None:
+        self._publishing.discard(task)
+        if not task.cancelled():
+            task.exception()  # the caller may have left before
 
     async def _on_reply(self, message: AbstractIncomingMessage) -> None:
         reply = self._pending.get(message.correlation_id or "")

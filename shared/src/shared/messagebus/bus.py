@@ -62,12 +62,18 @@ class MessageBus(Protocol):
         """
 
     async def subscribe(
-        self, types: Sequence[str], handler: EventHandler, *, queue: str | None = None
+        self,
+        types: Sequence[str],
+        handler: EventHandler,
+        *,
+        queue: str | None = None,
+        on_gap: Callable[[], None] | None = None,
     ) -> Subscription:
         """Pass events of `types` to `handler`, beginning when this returns.
 
         A named `queue` is durable and shared by everyone who subscribes with the name. Without a
-        name the queue is this subscription's own and goes with it.
+        name the queue is this subscription's own and goes with it or with the connection; `on_gap`
+        is called when events flow again after some may have been missed.
         """
 
 
@@ -84,13 +90,10 @@ def remaining(request: Request) -> float:
     return request.deadline_unix_ms / 1000 - time.time()
 
 
-def deadline_exceeded() -> ServiceError:
+def deadline_exceeded(outcome: int = Outcome.UNKNOWN) -> ServiceError:
     """The error of a call that had no answer in time."""
     return ServiceError(
-        Code.DEADLINE_EXCEEDED,
-        "DEADLINE_EXCEEDED",
-        "No answer in time; the change may have happened.",
-        outcome=Outcome.UNKNOWN,
+        Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "No answer in time.", outcome=outcome
     )
 
 

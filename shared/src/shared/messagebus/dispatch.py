@@ -9,11 +9,11 @@ from typing import Any
 import betterproto
 import structlog
 
-from postbus.bus.v1 import Event, Reply, Request
+from postbus.bus.v1 import Event, Outcome, Reply, Request
 from postbus.registry import EVENTS, METHODS, Access, EventType, Method
 from shared.context import Context, use_context
-from shared.errors import Code, ServiceError
-from shared.identity import Caller, TokenVerifier
+from shared.errors import Code, ServiceError, internal
+from shared.identity import Caller, TokenVerifier, token_missing
 from shared.messagebus.bus import deadline_exceeded
 from shared.messagebus.patterns import event_type, method_handler
 from shared.trace import child_traceparent, trace_id
@@ -26,6 +26,7 @@ EVERY_WORKER = "bus"
 """Methods of the package postbus.bus are served by each worker for itself."""
 _MAX_BUDGET = 60.0
 """No call runs longer, in seconds, whatever its caller asks for."""
+_MAX_REPLY_BYTES = 8 * 2**20
 _EVENT_BUDGET = 30.0
 _MAX_RETRY_DELAY = 5.0
 
@@ -68,10 +69,12 @@ class Dispatcher:
         handles, event = method_handler(function), event_type(function)
         for route, method in _routes(self._worker).items():
             if method.handler == handles:
-                self._methods[route] = (method, function)
-        for known in EVENTS.values():
-            if known.message is event:
-                self._events[known.name] = (known, function)
+                _add_once(self._methods, route, (method, function))
+        if event is not None:
+            known = next((known for known in EVENTS.values() if known.message is event), None)
+            if known is None:
+                raise ContractMismatchError(f"{event.__name__} is not an event of the contract")
+            _add_once(self._events, known.name, (known, function))
 
     async def reply(self, route: str, body: bytes) -> bytes:
         """Return the encoded Reply to an encoded Request."""
@@ -84,8 +87,7 @@ class Dispatcher:
             return encode(Reply(error=error.to_message(trace_id(traceparent))))
         except Exception:  # noqa: BLE001  # the edge: a handler may raise anything
             _log.exception("request.failed", method=route, trace_id=trace_id(traceparent))
-            internal = ServiceError(Code.INTERNAL, "INTERNAL", "Something went wrong on our side.")
-            return encode(Reply(error=internal.to_message(trace_id(traceparent))))
+            return encode(Reply(error=internal().to_message(trace_id(traceparent))))
 
     async def _call(self, route: str, request: Request, traceparent: str) -> bytes:
         if route not in self._methods:
@@ -101,14 +103,19 @@ class Dispatcher:
         )
         message = parse(method.request_name, request.payload)
         require_valid(message)
-        return encode(await _run(handler, from_upb(method.request, message), context))
+        payload = encode(await _run(handler, from_upb(method.request, message), context))
+        if len(payload) > _MAX_REPLY_BYTES:  # the broker would close the channel, and with it all
+            raise ServiceError(
+                Code.OUT_OF_RANGE, "REPLY_TOO_LARGE", "The answer is too large: ask for less."
+            )
+        return payload
 
     def _caller(self, method: Method, access_token: str) -> Caller | None:
         """Verify the token again: whoever reaches the broker could name any user."""
         if access_token:
             return self._verifier.verify(access_token)
         if method.access is Access.USER:
-            raise ServiceError(Code.UNAUTHENTICATED, "TOKEN_MISSING", "Log in first.")
+            raise token_missing()
         return None
 
     async def consume(self, body: bytes) -> bool:
@@ -151,7 +158,7 @@ class Dispatcher:
 async def _run(handler: Handler, message: betterproto.Message, context: Context) -> Any:
     """Run `handler` until it is done or the deadline passes; past it, don't begin."""
     if context.remaining <= 0:
-        raise deadline_exceeded()
+        raise deadline_exceeded(Outcome.NO_EFFECT)
     try:
         async with asyncio.timeout(context.remaining) as budget:
             with use_context(context):
@@ -160,6 +167,12 @@ async def _run(handler: Handler, message: betterproto.Message, context: Context)
         if budget.expired():
             raise deadline_exceeded() from None
         raise
+
+
+def _add_once(handlers: dict[str, Any], name: str, handler: Any) -> None:
+    if name in handlers:
+        raise ContractMismatchError(f"{name} has two handlers")
+    handlers[name] = handler
 
 
 def _routes(worker: str) -> dict[str, Method]:

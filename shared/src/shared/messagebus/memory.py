@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from postbus.bus.v1 import Event, Request
@@ -21,7 +21,6 @@ __all__ = ["MemoryBus"]
 
 @dataclass(eq=False)
 class _Server:
-    queue: str
     routes: frozenset[str]
     handler: RpcHandler
     limit: asyncio.Semaphore
@@ -37,7 +36,6 @@ class _Server:
 
 @dataclass(eq=False)
 class _Consumer:
-    types: frozenset[str]
     queue: "_Queue"
     task: asyncio.Task[None]
 
@@ -87,7 +85,7 @@ class MemoryBus:
     ) -> _Server:
         """See MessageBus.serve."""
         limit = asyncio.Semaphore(concurrency)
-        server = _Server(queue, frozenset(routes), handler, limit, self._servers)
+        server = _Server(frozenset(routes), handler, limit, self._servers)
         self._servers.append(server)
         return server
 
@@ -99,14 +97,19 @@ class MemoryBus:
                 queue.events.put_nowait(body)
 
     async def subscribe(
-        self, types: Sequence[str], handler: EventHandler, *, queue: str | None = None
+        self,
+        types: Sequence[str],
+        handler: EventHandler,
+        *,
+        queue: str | None = None,
+        on_gap: Callable[[], None] | None = None,  # memory has no gaps
     ) -> _Consumer:
         """See MessageBus.subscribe."""
         name = queue or f"own-{len(self._queues)}"
         target = self._queues.setdefault(name, _Queue(durable=queue is not None))
         target.types.update(types)
         task = asyncio.create_task(self._consume(target, handler))
-        consumer = _Consumer(frozenset(types), target, task)
+        consumer = _Consumer(target, task)
         target.active.add(consumer)
         return consumer
 
