@@ -32,10 +32,15 @@ class Idempotency(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpRule:
-    """How a method is called over REST: google.api.http, and the status of success."""
+    """How a method is called over REST: google.api.http, and the status of success.
+
+    `variables` are the fields that the path sets, by JSON path, and of which of its parameters;
+    `body` and `response_body` are JSON names.
+    """
 
     verb: str
     path: str
+    variables: tuple[tuple[str, str], ...]
     body: str
     response_body: str
     status: int
@@ -98,7 +103,16 @@ METHODS: Mapping[str, Method] = {
         access=Access.USER,
         timeout=5.0,
         idempotency=Idempotency.UNKNOWN,
-        http=(HttpRule(verb="POST", path="/v1/posts", body="*", response_body="post", status=201),),
+        http=(
+            HttpRule(
+                verb="POST",
+                path="/v1/posts",
+                variables=(),
+                body="*",
+                response_body="post",
+                status=201,
+            ),
+        ),
     ),
     "postbus.posts.v1.PostsService.GetPost": Method(
         name="postbus.posts.v1.PostsService.GetPost",
@@ -114,7 +128,14 @@ METHODS: Mapping[str, Method] = {
         timeout=5.0,
         idempotency=Idempotency.NO_SIDE_EFFECTS,
         http=(
-            HttpRule(verb="GET", path="/v1/posts/{id}", body="", response_body="post", status=200),
+            HttpRule(
+                verb="GET",
+                path="/v1/posts/{id}",
+                variables=(("id", "{id}"),),
+                body="",
+                response_body="post",
+                status=200,
+            ),
         ),
     ),
     "postbus.posts.v1.PostsService.ListPosts": Method(
@@ -130,7 +151,11 @@ METHODS: Mapping[str, Method] = {
         access=Access.PUBLIC,
         timeout=5.0,
         idempotency=Idempotency.NO_SIDE_EFFECTS,
-        http=(HttpRule(verb="GET", path="/v1/posts", body="", response_body="", status=200),),
+        http=(
+            HttpRule(
+                verb="GET", path="/v1/posts", variables=(), body="", response_body="", status=200
+            ),
+        ),
     ),
     "postbus.posts.v1.PostsService.UpdatePost": Method(
         name="postbus.posts.v1.PostsService.UpdatePost",
@@ -147,7 +172,12 @@ METHODS: Mapping[str, Method] = {
         idempotency=Idempotency.UNKNOWN,
         http=(
             HttpRule(
-                verb="PATCH", path="/v1/posts/{id}", body="*", response_body="post", status=200
+                verb="PATCH",
+                path="/v1/posts/{id}",
+                variables=(("id", "{id}"),),
+                body="*",
+                response_body="post",
+                status=200,
             ),
         ),
     ),
@@ -165,7 +195,14 @@ METHODS: Mapping[str, Method] = {
         timeout=5.0,
         idempotency=Idempotency.IDEMPOTENT,
         http=(
-            HttpRule(verb="DELETE", path="/v1/posts/{id}", body="", response_body="", status=204),
+            HttpRule(
+                verb="DELETE",
+                path="/v1/posts/{id}",
+                variables=(("id", "{id}"),),
+                body="",
+                response_body="",
+                status=204,
+            ),
         ),
     ),
     "postbus.users.v1.AuthService.SignUp": Method(
@@ -183,7 +220,12 @@ METHODS: Mapping[str, Method] = {
         idempotency=Idempotency.UNKNOWN,
         http=(
             HttpRule(
-                verb="POST", path="/v1/auth/signup", body="*", response_body="user", status=201
+                verb="POST",
+                path="/v1/auth/signup",
+                variables=(),
+                body="*",
+                response_body="user",
+                status=201,
             ),
         ),
     ),
@@ -201,7 +243,14 @@ METHODS: Mapping[str, Method] = {
         timeout=5.0,
         idempotency=Idempotency.UNKNOWN,
         http=(
-            HttpRule(verb="POST", path="/v1/auth/login", body="*", response_body="", status=200),
+            HttpRule(
+                verb="POST",
+                path="/v1/auth/login",
+                variables=(),
+                body="*",
+                response_body="",
+                status=200,
+            ),
         ),
     ),
     "postbus.users.v1.UsersService.GetMe": Method(
@@ -217,7 +266,11 @@ METHODS: Mapping[str, Method] = {
         access=Access.USER,
         timeout=5.0,
         idempotency=Idempotency.NO_SIDE_EFFECTS,
-        http=(HttpRule(verb="GET", path="/v1/me", body="", response_body="user", status=200),),
+        http=(
+            HttpRule(
+                verb="GET", path="/v1/me", variables=(), body="", response_body="user", status=200
+            ),
+        ),
     ),
     "postbus.users.v1.UsersService.GetUser": Method(
         name="postbus.users.v1.UsersService.GetUser",
@@ -236,6 +289,7 @@ METHODS: Mapping[str, Method] = {
             HttpRule(
                 verb="GET",
                 path="/v1/users/{username}",
+                variables=(("username", "{username}"),),
                 body="",
                 response_body="profile",
                 status=200,

@@ -5,133 +5,150 @@ in the path, the query or the body."""
 from __future__ import annotations
 
 from typing import Annotated
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+from pydantic import MISSING
+from postbus.rest_types import FieldMask, Integer, Message
 
 
-class CreatePostRequest(BaseModel):
+class CreatePostRequest(Message):
     """
     A new post.
     """
 
     model_config = ConfigDict(
         extra="forbid",
-        populate_by_name=True,
+        validate_by_name=True,
     )
     title: Annotated[str, Field(description="1 to 200 characters.", max_length=200, min_length=1)]
     body: Annotated[
-        str | None, Field(description="Up to 100,000 characters.", max_length=100000)
-    ] = None
+        str | MISSING, Field(description="Up to 100,000 characters.", max_length=100000)
+    ] = MISSING
 
 
-class GetPostRequest(BaseModel):
-    """
-    Names a post.
-    """
-
-    model_config = ConfigDict(
-        extra="forbid",
-        populate_by_name=True,
-    )
-    id: Annotated[
-        str,
-        Field(
-            description="The post's id.",
-            pattern="^[0-9a-fA-F]{8}-([0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$",
-        ),
-    ]
-
-
-class ListPostsRequest(BaseModel):
-    """
-    Selects posts.
-    """
-
-    model_config = ConfigDict(
-        extra="forbid",
-        populate_by_name=True,
-    )
-    author_id: Annotated[
-        str | None,
-        Field(
-            alias="authorId",
-            description="Only posts of this user.",
-            pattern="^$|^[0-9a-fA-F]{8}-([0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$",
-        ),
-    ] = None
-    page_size: Annotated[
-        int | None,
-        Field(
-            alias="pageSize", description="How many at most, up to 100; 20 if unset.", ge=0, le=100
-        ),
-    ] = None
-    page_token: Annotated[
-        str | None,
-        Field(
-            alias="pageToken",
-            description="`next_page_token` of the page before; empty for the first.",
-            max_length=500,
-        ),
-    ] = None
-
-
-class UpdatePostRequest(BaseModel):
-    """
-    Changes to a post.
-    """
-
-    model_config = ConfigDict(
-        extra="forbid",
-        populate_by_name=True,
-    )
-    id: Annotated[
-        str,
-        Field(
-            description="The post's id.",
-            pattern="^[0-9a-fA-F]{8}-([0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$",
-        ),
-    ]
-    title: Annotated[
-        str | None,
-        Field(description="New title, 1 to 200 characters.", max_length=200, min_length=1),
-    ] = None
-    body: Annotated[
-        str | None, Field(description="New text, up to 100,000 characters.", max_length=100000)
-    ] = None
-    update_mask: Annotated[
-        str | None,
-        Field(
-            alias="updateMask",
-            description="The fields to change. Over REST it may be left out: it then holds the members that the body has.",
-        ),
-    ] = None
-
-
-class DeletePostRequest(BaseModel):
+class DeletePostRequest(Message):
     """
     Names the post to delete.
     """
 
     model_config = ConfigDict(
         extra="forbid",
-        populate_by_name=True,
+        validate_by_name=True,
     )
     id: Annotated[
         str,
         Field(
             description="The post's id.",
-            pattern="^[0-9a-fA-F]{8}-([0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$",
+            pattern="^[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$",
         ),
     ]
 
 
-class SignUpRequest(BaseModel):
+class GetMeRequest(Message):
+    """
+    Asks for the caller.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        validate_by_name=True,
+    )
+
+
+class GetPostRequest(Message):
+    """
+    Names a post.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        validate_by_name=True,
+    )
+    id: Annotated[
+        str,
+        Field(
+            description="The post's id.",
+            pattern="^[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$",
+        ),
+    ]
+
+
+class GetUserRequest(Message):
+    """
+    Names a user.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        validate_by_name=True,
+    )
+    username: Annotated[
+        str,
+        Field(
+            description="The user's name, without regard to case.", pattern="^[A-Za-z0-9_]{1,30}$"
+        ),
+    ]
+
+
+class ListPostsRequest(Message):
+    """
+    Selects posts.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        validate_by_name=True,
+        arbitrary_types_allowed=True,
+    )
+    author_id: Annotated[
+        str | MISSING, Field(alias="authorId", description="Only posts of this user.")
+    ] = MISSING
+    page_size: Annotated[
+        Integer | MISSING,
+        Field(
+            alias="pageSize", description="How many at most, up to 100; 20 if unset.", ge=0, le=100
+        ),
+    ] = MISSING
+    page_token: Annotated[
+        str | MISSING,
+        Field(
+            alias="pageToken",
+            description="`next_page_token` of the page before; empty for the first.",
+            max_length=500,
+        ),
+    ] = MISSING
+
+
+class LogInRequest(Message):
+    """
+    Who logs in.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        validate_by_name=True,
+    )
+    login: Annotated[
+        str,
+        Field(
+            description="Username or email address.",
+            max_length=254,
+            min_length=1,
+            pattern="^[^\\x00-\\x1f\\x7f]*$",
+        ),
+    ]
+    password: Annotated[
+        str, Field(description="The account's password.", max_length=128, min_length=1)
+    ]
+
+
+class SignUpRequest(Message):
     """
     What a new account needs.
     """
 
     model_config = ConfigDict(
         extra="forbid",
-        populate_by_name=True,
+        validate_by_name=True,
     )
     username: Annotated[
         str,
@@ -153,65 +170,48 @@ class SignUpRequest(BaseModel):
     ]
 
 
-class LogInRequest(BaseModel):
+class UpdatePostRequest(Message):
     """
-    Who logs in.
+    Changes to a post.
     """
 
     model_config = ConfigDict(
         extra="forbid",
-        populate_by_name=True,
+        validate_by_name=True,
+        arbitrary_types_allowed=True,
     )
-    login: Annotated[
+    id: Annotated[
         str,
         Field(
-            description="Username or email address.",
-            max_length=254,
-            min_length=1,
-            pattern="^[^\\x00-\\x1f\\x7f]*$",
+            description="The post's id.",
+            pattern="^[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$",
         ),
     ]
-    password: Annotated[
-        str, Field(description="The account's password.", max_length=128, min_length=1)
-    ]
-
-
-class GetMeRequest(BaseModel):
-    """
-    Asks for the caller.
-    """
-
-    model_config = ConfigDict(
-        extra="forbid",
-        populate_by_name=True,
-    )
-
-
-class GetUserRequest(BaseModel):
-    """
-    Names a user.
-    """
-
-    model_config = ConfigDict(
-        extra="forbid",
-        populate_by_name=True,
-    )
-    username: Annotated[
-        str,
+    title: Annotated[
+        str | None | MISSING,
+        Field(description="New title, 1 to 200 characters.", max_length=200, min_length=1),
+    ] = MISSING
+    body: Annotated[
+        str | None | MISSING,
+        Field(description="New text, up to 100,000 characters.", max_length=100000),
+    ] = MISSING
+    update_mask: Annotated[
+        FieldMask | None | MISSING,
         Field(
-            description="The user's name, without regard to case.", pattern="^[A-Za-z0-9_]{1,30}$"
+            alias="updateMask",
+            description="The fields to change. Over REST it may be left out: it then holds the members that the body has.",
         ),
-    ]
+    ] = MISSING
 
 
-REQUESTS: dict[str, type[BaseModel]] = {
+REQUESTS: dict[str, type[Message]] = {
     "postbus.posts.v1.CreatePostRequest": CreatePostRequest,
     "postbus.posts.v1.DeletePostRequest": DeletePostRequest,
-    "postbus.posts.v1.GetPostRequest": GetPostRequest,
-    "postbus.posts.v1.ListPostsRequest": ListPostsRequest,
-    "postbus.posts.v1.UpdatePostRequest": UpdatePostRequest,
     "postbus.users.v1.GetMeRequest": GetMeRequest,
+    "postbus.posts.v1.GetPostRequest": GetPostRequest,
     "postbus.users.v1.GetUserRequest": GetUserRequest,
+    "postbus.posts.v1.ListPostsRequest": ListPostsRequest,
     "postbus.users.v1.LogInRequest": LogInRequest,
     "postbus.users.v1.SignUpRequest": SignUpRequest,
+    "postbus.posts.v1.UpdatePostRequest": UpdatePostRequest,
 }

@@ -34,9 +34,6 @@ def main(arguments: list[str]) -> int:
             if not check:
                 _run("buf", "format", "-w", "proto")
             _generate(fresh)
-        except GeneratorError as error:
-            print(f"gen: {error}", file=sys.stderr)
-            return 1
         except subprocess.CalledProcessError as error:
             return error.returncode
         if check:
@@ -57,6 +54,13 @@ def _generate(target: Path) -> None:
     (target / "py.typed").touch()
     _run("buf", "build", "--exclude-source-info", "-o", str(target / "contracts.binpb"))
     contracts = Contracts(documented.read_bytes())
+    try:
+        _write(contracts, target)
+    except GeneratorError as error:
+        sys.exit(f"gen: {contracts.explain(error)}")
+
+
+def _write(contracts: Contracts, target: Path) -> None:
     for module in target.rglob("__init__.py"):
         module.write_text(with_constructors(module.read_text()))
     (target / "registry.py").write_text(registry_source(contracts))
@@ -64,6 +68,7 @@ def _generate(target: Path) -> None:
     document = json.dumps(openapi(contracts), indent=2, ensure_ascii=False)
     (target / "openapi.json").write_text(document + "\n")
     (target / "rest.py").write_text(rest_models_source(contracts))
+    shutil.copy(Path(__file__).with_name("rest_types.py"), target)
     _run("ruff", "format", "--isolated", "--line-length=100", "--quiet", str(target))
 
 

@@ -6,6 +6,15 @@ from typing import Final
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
 from tools.generate.contracts import Contracts
+from tools.generate.fields import (
+    TIMES,
+    WRAPPERS,
+    choices,
+    is_map,
+    is_optional,
+    message_of,
+    value_of,
+)
 from tools.generate.names import field_name, module_of, python_class
 
 __all__ = ["codec_source"]
@@ -102,11 +111,6 @@ def _write_duration(value: timedelta, m: Any) -> None:
     if rest := microseconds % 1_000_000:
         m.nanos = sign * rest * 1000
 '''
-_TIMES: Final = {"google.protobuf.Timestamp": "time", "google.protobuf.Duration": "duration"}
-_WRAPPERS: Final = frozenset(
-    f"google.protobuf.{kind}Value"
-    for kind in ("Bool", "Bytes", "Double", "Float", "Int32", "Int64", "String", "UInt32", "UInt64")
-)
 
 
 def codec_source(contracts: Contracts) -> str:
@@ -146,30 +150,15 @@ def _with_imported(contracts: Contracts) -> list[Descriptor]:
 
 
 def _message_of(field: FieldDescriptor) -> Descriptor | None:
-    kind = _value_of(field).message_type
-    converted = kind is None or kind.full_name in _TIMES or kind.full_name in _WRAPPERS
+    kind = value_of(field).message_type
+    converted = kind is None or kind.full_name in TIMES or kind.full_name in WRAPPERS
     return None if converted else kind
 
 
 def _enums(messages: list[Descriptor]) -> list[EnumDescriptor]:
-    used = [_value_of(field).enum_type for message in messages for field in message.fields]
+    used = [value_of(field).enum_type for message in messages for field in message.fields]
     enums = {enum.full_name: enum for enum in used if enum}
     return [enums[name] for name in sorted(enums)]
-
-
-def _is_map(field: FieldDescriptor) -> bool:
-    return bool(field.message_type and field.message_type.GetOptions().map_entry)
-
-
-def _value_of(field: FieldDescriptor) -> FieldDescriptor:
-    """The field itself; of a map the field with its values."""
-    return _message(field).fields_by_name["value"] if _is_map(field) else field
-
-
-def _message(field: FieldDescriptor) -> Descriptor:
-    if field.message_type is None:
-        raise TypeError(f"{field.full_name} holds no message")
-    return field.message_type
 
 
 def _plain(kind: Descriptor | EnumDescriptor) -> str:
@@ -191,17 +180,7 @@ def _functions(message: Descriptor) -> str:
 
 
 def _oneofs(message: Descriptor) -> dict[str, list[FieldDescriptor]]:
-    """The oneofs that someone wrote; `optional` makes others."""
-    return {
-        oneof.name: list(oneof.fields)
-        for oneof in message.oneofs
-        if not any(_is_optional(field) for field in oneof.fields)
-    }
-
-
-def _is_optional(field: FieldDescriptor) -> bool:
-    oneof = field.containing_oneof
-    return oneof is not None and oneof.name == f"_{field.name}"
+    return {oneof.name: list(oneof.fields) for oneof in choices(message)}
 
 
 def _reader(message: Descriptor) -> str:
@@ -225,23 +204,23 @@ def _current(oneof: str, members: list[FieldDescriptor]) -> str:
 
 def _read(field: FieldDescriptor) -> str:
     source = _attribute(field)
-    if _is_map(field):
-        value = _read_value(_value_of(field), "v")
+    if is_map(field):
+        value = _read_value(value_of(field), "v")
         return f"dict({source})" if value == "v" else f"{{k: {value} for k, v in {source}.items()}}"
     if field.is_repeated:
         value = _read_value(field, "v")
         return f"list({source})" if value == "v" else f"[{value} for v in {source}]"
     value = _read_value(field, source)
-    if _is_optional(field):
+    if is_optional(field):
         return f'{value} if m.HasField("{field.name}") else None'
     if field.containing_oneof:
         chosen = f'in_{field.containing_oneof.name} == "{field.name}"'
         return f"{value} if {chosen} else PLACEHOLDER"
     if field.message_type is None:
         return value
-    if field.message_type.full_name in _TIMES:
+    if field.message_type.full_name in TIMES:
         return value.replace("(", "_or_unset(", 1)
-    unset = "None" if field.message_type.full_name in _WRAPPERS else "PLACEHOLDER"
+    unset = "None" if field.message_type.full_name in WRAPPERS else "PLACEHOLDER"
     return f'{value} if m.HasField("{field.name}") else {unset}'
 
 
@@ -256,9 +235,9 @@ def _read_value(field: FieldDescriptor, source: str) -> str:
     if field.message_type is None:
         return source
     name = field.message_type.full_name
-    if name in _TIMES:
-        return f"_read_{_TIMES[name]}({source})"
-    if name in _WRAPPERS:
+    if name in TIMES:
+        return f"_read_{TIMES[name]}({source})"
+    if name in WRAPPERS:
         return f"{source}.value"
     return f"_read_{_plain(field.message_type)}({source})"
 
@@ -268,7 +247,7 @@ def _writer(message: Descriptor) -> str:
     oneofs = _oneofs(message)
     lines = ["    d = o.__dict__\n" if message.fields else "    pass\n"]
     for field in message.fields:
-        if field.containing_oneof is None or _is_optional(field):
+        if field.containing_oneof is None or is_optional(field):
             given = f'(v := d["{field_name(field)}"]) is not PLACEHOLDER and v is not None'
             lines += [f"    if {given}:\n", *(f"        {line}\n" for line in _write(field))]
     for name, members in oneofs.items():
@@ -284,7 +263,7 @@ def _writer(message: Descriptor) -> str:
 
 def _write(field: FieldDescriptor) -> list[str]:
     target = _attribute(field)
-    if _is_map(field):
+    if is_map(field):
         return _write_map(field, target)
     if field.message_type is None:
         if field.is_repeated:
@@ -298,25 +277,25 @@ def _write(field: FieldDescriptor) -> list[str]:
 
 
 def _write_map(field: FieldDescriptor, target: str) -> list[str]:
-    value = _value_of(field)
+    value = value_of(field)
     if value.message_type is None:
         return [f"{target}.update(v)"]
     return ["for k, each in v.items():", f"    {_write_message(value, 'each', f'{target}[k]')}"]
 
 
 def _write_message(field: FieldDescriptor, value: str, target: str) -> str:
-    kind = _message(field)
-    if kind.full_name in _WRAPPERS:
+    kind = message_of(field)
+    if kind.full_name in WRAPPERS:
         return f"{target}.value = {value}"
-    writer = _TIMES.get(kind.full_name) or _plain(kind)
+    writer = TIMES.get(kind.full_name) or _plain(kind)
     return f"_write_{writer}({value}, {target})"
 
 
 def _presence(field: FieldDescriptor) -> list[str]:
     """An empty message is there where betterproto says so."""
-    kind = _message(field)
-    if kind.full_name in _WRAPPERS or field.containing_oneof or not kind.fields:
+    kind = message_of(field)
+    if kind.full_name in WRAPPERS or field.containing_oneof or not kind.fields:
         return ["s.SetInParent()"]
-    if kind.full_name in _TIMES:
+    if kind.full_name in TIMES:
         return []
     return ['if v.__dict__["_serialized_on_wire"]:', "    s.SetInParent()"]

@@ -1,7 +1,6 @@
 """The contracts as the generator sees them, read from a descriptor set."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -15,27 +14,17 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSe
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 
-__all__ = ["Contracts", "GeneratorError", "HttpBinding"]
+__all__ = ["Contracts", "GeneratorError"]
 
-_VERBS = ("get", "put", "post", "delete", "patch")
+_NAMED = {"message_type", "nested_type", "service", "method", "field", "oneof_decl", "enum_type"}
 
 
 class GeneratorError(Exception):
-    """The contract asks for something that can't be generated; says where and why."""
+    """The contract asks for something that can't be generated: `where`, a descriptor, and why."""
 
     def __init__(self, where: Any, why: str) -> None:
-        file = where.containing_service.file if isinstance(where, MethodDescriptor) else where.file
-        super().__init__(f"proto/{file.name}: {where.full_name}: {why}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HttpBinding:
-    """One rule of google.api.http."""
-
-    verb: str
-    path: str
-    body: str
-    response_body: str
+        super().__init__(f"{where.full_name}: {why}")
+        self.where = where
 
 
 class Contracts:
@@ -93,34 +82,26 @@ class Contracts:
         required = 2
         return required in self.option(field, "google.api.field_behavior")
 
-    def http(self, method: MethodDescriptor) -> list[HttpBinding]:
-        """Return the HTTP bindings of a method, the main one first."""
-        rule = self.option(method, "google.api.http")
-        return [
-            _binding(method, each)
-            for each in (rule, *rule.additional_bindings)
-            if each.WhichOneof("pattern")
-        ]
+    def is_event(self, message: Descriptor) -> bool:
+        """Whether a message is an event."""
+        return bool(self.option(message, "postbus.options.v1.event").subject)
 
     def comment(self, full_name: str) -> str:
         """Return the leading comment of a message, field, method or service, as one text."""
-        return self._comments.get(full_name, "")
+        location = self._locations.get(full_name)
+        return _text(location.leading_comments) if location else ""
+
+    def explain(self, error: GeneratorError) -> str:
+        """Say file and line of what is at fault, and why."""
+        where = error.where
+        file = where.containing_service.file if isinstance(where, MethodDescriptor) else where.file
+        location = self._locations.get(where.full_name)
+        line = f":{location.span[0] + 1}" if location else ""
+        return f"proto/{file.name}{line}: {error}"
 
     @cached_property
-    def _comments(self) -> dict[str, str]:
-        return {name: text for file in self._files for name, text in _comments(file)}
-
-
-def _binding(method: MethodDescriptor, rule: Any) -> HttpBinding:
-    verb = rule.WhichOneof("pattern")
-    if verb not in _VERBS:
-        raise GeneratorError(method, "custom HTTP verbs are not supported")
-    path = getattr(rule, verb)
-    if "=" in path or "*" in path:
-        raise GeneratorError(method, f"path templates with patterns are not supported: {path}")
-    return HttpBinding(
-        verb=verb.upper(), path=path, body=rule.body, response_body=rule.response_body
-    )
+    def _locations(self) -> dict[str, Any]:
+        return {name: place for file in self._files for name, place in _locations(file)}
 
 
 def _with_nested(message: Descriptor) -> Iterator[Descriptor]:
@@ -130,19 +111,18 @@ def _with_nested(message: Descriptor) -> Iterator[Descriptor]:
             yield from _with_nested(nested)
 
 
-def _comments(file: FileDescriptorProto) -> Iterator[tuple[str, str]]:
-    """Full names and comments; paths are those of SourceCodeInfo in descriptor.proto."""
+def _locations(file: FileDescriptorProto) -> Iterator[tuple[str, Any]]:
+    """Full names and where they stand; paths are those of SourceCodeInfo in descriptor.proto."""
     for location in file.source_code_info.location:
-        name = _name_at(file, list(location.path))
-        if name and location.leading_comments:
-            yield name, _text(location.leading_comments)
+        if name := _name_at(file, list(location.path)):
+            yield name, location
 
 
 def _name_at(file: FileDescriptorProto, path: list[int]) -> str:
     names, place = [file.package], file
     while len(path) >= 2:  # field number and index
         field = place.DESCRIPTOR.fields_by_number[path[0]]
-        if field.name not in {"message_type", "nested_type", "service", "method", "field"}:
+        if field.name not in _NAMED:
             return ""
         place = getattr(place, field.name)[path[1]]
         names.append(place.name)

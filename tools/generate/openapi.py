@@ -1,16 +1,21 @@
 """gen/postbus/openapi.json: the REST interface, OpenAPI 3.1."""
 
 import re
+from collections.abc import Iterator
 from typing import Any, Final
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
+from google.protobuf.descriptor import MethodDescriptor
 
-from tools.generate.contracts import Contracts, GeneratorError, HttpBinding
+from tools.generate.contracts import Contracts, GeneratorError
+from tools.generate.http_rules import Binding, bindings, json_path
+from tools.generate.json_values import take_apart
 from tools.generate.schemas import Schema, Schemas
 
 __all__ = ["openapi"]
 
-_PARAMETER: Final = re.compile(r"\{([^}]+)\}")
+_ACCESS_USER: Final = 2
+_ACCESS_INTERNAL: Final = 3
+_NO_SIDE_EFFECTS: Final = 1
 _DERIVED: Final = frozenset({"update_mask"})
 """Fields that the gateway fills in for a PATCH."""
 _PROBLEM: Final[Schema] = {
@@ -71,23 +76,24 @@ _IDEMPOTENCY_KEY: Final = {
 
 
 def openapi(contracts: Contracts) -> dict[str, Any]:
-    """Return the document."""
+    """Return the document: what outsiders may call."""
     schemas = Schemas(contracts)
+    rules = bindings(contracts)
+    methods = [method for method in contracts.methods if rules[method.full_name]]
+    public = [method for method in methods if _access(contracts, method) != _ACCESS_INTERNAL]
     paths: dict[str, dict[str, Any]] = {}
-    for method in contracts.methods:
-        for index, rule in enumerate(contracts.http(method)):
-            operations = paths.setdefault(rule.path, {})
-            if rule.verb.lower() in operations:
-                raise GeneratorError(method, f"{rule.verb} {rule.path} is taken")
-            operations[rule.verb.lower()] = _operation(contracts, schemas, method, rule, index)
+    for method in public:
+        for index, binding in enumerate(rules[method.full_name]):
+            operation = _Operation(contracts, schemas, method, binding).document(index)
+            paths.setdefault(binding.path, {})[binding.verb.lower()] = operation
     components = {"Problem": _PROBLEM} | dict(sorted(schemas.components.items()))
-    services = {method.containing_service for method in contracts.methods if contracts.http(method)}
-    return {
+    services = {method.containing_service.full_name: method.containing_service for method in public}
+    document = {
         "openapi": "3.1.0",
         "info": {"title": "Postbus", "version": "1", "license": {"name": "MIT"}},
         "tags": [
-            {"name": service.name, "description": contracts.comment(service.full_name)}
-            for service in sorted(services, key=lambda service: service.full_name)
+            {"name": services[name].name, "description": contracts.comment(name)}
+            for name in sorted(services)
         ],
         "paths": paths,
         "components": {
@@ -97,97 +103,99 @@ def openapi(contracts: Contracts) -> dict[str, Any]:
             },
         },
     }
+    readable: dict[str, Any] = take_apart(document, python=False)
+    return readable
 
 
-def _operation(
-    contracts: Contracts, schemas: Schemas, method: MethodDescriptor, rule: HttpBinding, index: int
-) -> dict[str, Any]:
-    rules = contracts.option(method, "postbus.options.v1.method")
-    summary, _, description = contracts.comment(method.full_name).partition("\n\n")
-    in_path = frozenset(_PARAMETER.findall(rule.path))
-    operation: dict[str, Any] = {
-        "operationId": method.name + (f"_{index}" if index else ""),
-        "tags": [method.containing_service.name],
-        "summary": summary,
-        "description": description,
-        "parameters": _parameters(contracts, schemas, method, rule, in_path),
-    }
-    if rule.body:
-        schema = _body(schemas, method, rule, in_path)
+def _access(contracts: Contracts, method: MethodDescriptor) -> int:
+    return int(contracts.option(method, "postbus.options.v1.method").access)
+
+
+class _Operation:
+    """One binding of a method."""
+
+    def __init__(
+        self, contracts: Contracts, schemas: Schemas, method: MethodDescriptor, binding: Binding
+    ) -> None:
+        self._contracts = contracts
+        self._schemas = schemas
+        self._method = method
+        self._binding = binding
+
+    def document(self, index: int) -> dict[str, Any]:
+        """Return the operation; `index` tells the bindings of a method apart."""
+        method = self._method
+        summary, _, description = self._contracts.comment(method.full_name).partition("\n\n")
+        operation: dict[str, Any] = {
+            "operationId": method.name + (f"_{index}" if index else ""),
+            "tags": [method.containing_service.name],
+            "summary": summary,
+            "description": description,
+            "parameters": [*self._path(), *self._query(), *self._headers()],
+        }
+        if self._binding.body:
+            content = {"application/json": {"schema": self._body()}}
+            operation["requestBody"] = {"required": True, "content": content}
+        operation["responses"] = self._responses()
+        for_users = _access(self._contracts, method) == _ACCESS_USER
+        return operation | {"security": [{"bearer": []}] if for_users else [{}, {"bearer": []}]}
+
+    def _path(self) -> Iterator[Schema]:
+        for path, parts in self._binding.variables:
+            names = re.findall(r"\{([^}]+)\}", parts)
+            whole = self._schemas.field(path[-1], asked=True, required=True)
+            description = whole.pop("description", "")
+            for name in names:
+                schema = whole if parts == f"{{{name}}}" else {"type": "string"}
+                yield {
+                    "name": name,
+                    "in": "path",
+                    "required": True,
+                    "description": description,
+                    "schema": schema,
+                }
+
+    def _query(self) -> Iterator[Schema]:
+        for path in self._binding.query:
+            required = self._schemas.required(path[-1]) and len(path) == 1
+            schema = self._schemas.field(path[-1], asked=True, required=True)
+            yield {
+                "name": json_path(path),
+                "in": "query",
+                "required": required,
+                "description": schema.pop("description", ""),
+                "schema": schema,
+            }
+
+    def _headers(self) -> list[Schema]:
+        safe = self._method.GetOptions().idempotency_level == _NO_SIDE_EFFECTS
+        return _HEADERS + ([] if safe else [_IDEMPOTENCY_KEY])
+
+    def _body(self) -> Schema:
+        request, binding = self._method.input_type, self._binding
+        if binding.body != "*":
+            field = next(each for each in request.fields if each.json_name == binding.body)
+            return self._schemas.field(field, asked=True, required=True)
+        derived = _DERIVED if binding.verb == "PATCH" else frozenset()
+        in_path = frozenset(path[0].name for path, _ in binding.variables)
+        for path, _ in binding.variables:
+            if len(path) > 1:
+                raise GeneratorError(
+                    self._method, f'{json_path(path)} is in the path: name the body, not "*"'
+                )
+        return self._schemas.message(request, asked=True, without=in_path | derived)
+
+    def _responses(self) -> dict[str, Any]:
+        problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+        failure = {"description": "It failed.", "content": problem}
+        answer = self._binding.answer
+        if answer is None and not self._method.output_type.fields:
+            return {"204": {"description": "Done."}, "default": failure}
+        schema = (
+            self._schemas.reference(self._method.output_type)
+            if answer is None
+            else self._schemas.field(answer, asked=False)
+        )
         content = {"application/json": {"schema": schema}}
-        operation["requestBody"] = {"required": True, "content": content}
-    operation["responses"] = _responses(schemas, method, rule, rules.http_status)
-    access_user = 2
-    operation["security"] = (
-        [{"bearer": []}] if rules.access == access_user else [{}, {"bearer": []}]
-    )
-    return operation
-
-
-def _parameters(
-    contracts: Contracts,
-    schemas: Schemas,
-    method: MethodDescriptor,
-    rule: HttpBinding,
-    in_path: frozenset[str],
-) -> list[Schema]:
-    fields = method.input_type.fields_by_name
-    for name in in_path - set(fields):
-        raise GeneratorError(method, f"the path parameter {name} is not a field of the request")
-    parameters = [_parameter(schemas, fields[name], "path") for name in sorted(in_path)]
-    if not rule.body:
-        in_query = [field for field in fields.values() if field.name not in in_path]
-        parameters += [
-            _parameter(schemas, field, "query", required=contracts.is_required(field))
-            for field in in_query
-        ]
-    safe = method.GetOptions().idempotency_level == 1
-    return parameters + _HEADERS + ([] if safe else [_IDEMPOTENCY_KEY])
-
-
-def _parameter(
-    schemas: Schemas, field: FieldDescriptor, place: str, *, required: bool = True
-) -> Schema:
-    if field.message_type:
-        raise GeneratorError(field, "messages are not supported as parameters yet")
-    schema = schemas.field(field)
-    description = schema.pop("description")
-    name = field.name if place == "path" else field.json_name
-    return {
-        "name": name,
-        "in": place,
-        "required": required,
-        "description": description,
-        "schema": schema,
-    }
-
-
-def _body(
-    schemas: Schemas, method: MethodDescriptor, rule: HttpBinding, in_path: frozenset[str]
-) -> Schema:
-    if rule.body != "*":
-        raise GeneratorError(method, 'only body: "*" is supported yet')
-    derived = _DERIVED if rule.verb == "PATCH" else frozenset()
-    return schemas.message(method.input_type, answers=False, without=in_path | derived)
-
-
-def _responses(
-    schemas: Schemas, method: MethodDescriptor, rule: HttpBinding, status: int
-) -> dict[str, Any]:
-    problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    failure = {"description": "It failed.", "content": problem}
-    if not method.output_type.fields:
-        return {"204": {"description": "Done."}, "default": failure}
-    answered = _answered(method, rule)
-    content = {"application/json": {"schema": schemas.reference(answered)}}
-    return {str(status or 200): {"description": "Done.", "content": content}, "default": failure}
-
-
-def _answered(method: MethodDescriptor, rule: HttpBinding) -> Descriptor:
-    """The message that the body of an answer holds."""
-    if not rule.response_body:
-        return method.output_type
-    field = method.output_type.fields_by_name.get(rule.response_body)
-    if field is None or field.message_type is None or field.is_repeated:
-        raise GeneratorError(method, f"response_body is not a message field: {rule.response_body}")
-    return field.message_type
+        done = {"description": "Done.", "content": content}
+        return {str(self._binding.status): done, "default": failure}

@@ -6,6 +6,7 @@ from betterproto.casing import snake_case
 from google.protobuf.descriptor import MethodDescriptor
 
 from tools.generate.contracts import Contracts, GeneratorError
+from tools.generate.http_rules import Binding, bindings, json_path
 from tools.generate.names import python_class
 
 __all__ = ["registry_source"]
@@ -41,10 +42,15 @@ class Idempotency(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpRule:
-    """How a method is called over REST: google.api.http, and the status of success."""
+    """How a method is called over REST: google.api.http, and the status of success.
+
+    `variables` are the fields that the path sets, by JSON path, and of which of its parameters;
+    `body` and `response_body` are JSON names.
+    """
 
     verb: str
     path: str
+    variables: tuple[tuple[str, str], ...]
     body: str
     response_body: str
     status: int
@@ -85,13 +91,18 @@ _DEFAULT_TIMEOUT_MS = 5000
 def registry_source(contracts: Contracts) -> str:
     """Return the module's source."""
     packages = sorted({file.package for file in contracts.files})
+    rules = bindings(contracts)
     known = {message.full_name: message for message in contracts.messages}
     for method in contracts.methods:
         for message in (method.input_type, method.output_type):
             known.setdefault(message.full_name, message)
     parts = [
         _HEADER.replace("{imports}", "\n".join(f"import {package}" for package in packages)),
-        *_mapping("METHODS", "Method", (_method(contracts, each) for each in contracts.methods)),
+        *_mapping(
+            "METHODS",
+            "Method",
+            (_method(contracts, each, rules[each.full_name]) for each in contracts.methods),
+        ),
         *_mapping("EVENTS", "EventType", _events(contracts)),
         *_mapping(
             "MESSAGES",
@@ -108,7 +119,7 @@ def _mapping(name: str, kind: str, entries: Iterator[str]) -> Iterator[str]:
     yield "}\n"
 
 
-def _method(contracts: Contracts, method: MethodDescriptor) -> str:
+def _method(contracts: Contracts, method: MethodDescriptor, http: list[Binding]) -> str:
     if method.client_streaming or method.server_streaming:
         raise GeneratorError(method, "streaming methods are not supported yet")
     service = method.containing_service
@@ -126,7 +137,7 @@ def _method(contracts: Contracts, method: MethodDescriptor) -> str:
         "access": f"Access.{_access(method, rules.access)}",
         "timeout": str((rules.default_timeout_ms or _DEFAULT_TIMEOUT_MS) / 1000),
         "idempotency": f"Idempotency.{_idempotency(method)}",
-        "http": _http(contracts, method, rules.http_status),
+        "http": _http(http),
     }
     lines = "".join(f"        {name}={value},\n" for name, value in values.items())
     return f'    "{method.full_name}": Method(\n{lines}    ),\n'
@@ -144,14 +155,20 @@ def _idempotency(method: MethodDescriptor) -> str:
     return names[method.GetOptions().idempotency_level]
 
 
-def _http(contracts: Contracts, method: MethodDescriptor, status: int) -> str:
-    success = status or (200 if method.output_type.fields else 204)
-    rules = "".join(
-        f"            HttpRule(verb={rule.verb!r}, path={rule.path!r}, body={rule.body!r},"
-        f" response_body={rule.response_body!r}, status={success}),\n"
-        for rule in contracts.http(method)
-    )
-    return f"(\n{rules}        )" if rules else "()"
+def _http(http: list[Binding]) -> str:
+    return f"({''.join(f'{_rule(binding)},' for binding in http)})"
+
+
+def _rule(binding: Binding) -> str:
+    values = {
+        "verb": binding.verb,
+        "path": binding.path,
+        "variables": tuple((json_path(path), parts) for path, parts in binding.variables),
+        "body": binding.body,
+        "response_body": binding.answer.json_name if binding.answer else "",
+        "status": binding.status,
+    }
+    return f"HttpRule({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
 
 def _events(contracts: Contracts) -> Iterator[str]:

@@ -6,8 +6,13 @@ from typing import Any
 from datamodel_code_generator import InputFileType, generate
 from datamodel_code_generator.enums import DataModelType, OpenAPIScope
 from datamodel_code_generator.format import Formatter, PythonVersion
+from datamodel_code_generator.parser import LiteralType
+from google.protobuf.descriptor import Descriptor
 
 from tools.generate.contracts import Contracts
+from tools.generate.fields import choices
+from tools.generate.http_rules import bindings
+from tools.generate.json_values import take_apart
 from tools.generate.schemas import Schema, Schemas
 
 __all__ = ["rest_models_source"]
@@ -21,25 +26,39 @@ in the path, the query or the body."""'''
 def rest_models_source(contracts: Contracts) -> str:
     """Return the module's source: the models, and REQUESTS to find them by message name."""
     schemas = Schemas(contracts)
-    requests = {
-        method.input_type.full_name: method.input_type
-        for method in contracts.methods
-        if contracts.http(method)
+    rules = bindings(contracts)
+    for method in contracts.methods:
+        if rules[method.full_name]:
+            schemas.reference(method.input_type, asked=True)
+    asked = {
+        schemas.name(message, asked=True): message
+        for message in contracts.messages
+        if schemas.name(message, asked=True) in schemas.components
     }
     models = {
-        message.name: _without_formats(schemas.message(message, answers=False))
-        for message in requests.values()
+        name: _without_unions(schema)
+        for name, schema in sorted(schemas.components.items())
+        if name in asked
     }
-    models |= schemas.components
-    names = "".join(f'    "{name}": {requests[name].name},\n' for name in sorted(requests))
-    return f"{_models(models)}\n\nREQUESTS: dict[str, type[BaseModel]] = {{\n{names}}}\n"
+    requests = "".join(
+        f'    "{message.full_name}": {name},\n' for name, message in sorted(asked.items())
+    )
+    unions = "".join(_oneofs(name, message) for name, message in sorted(asked.items()))
+    return f"{_models(models)}\n\n{unions}\nREQUESTS: dict[str, type[Message]] = {{\n{requests}}}\n"
 
 
-def _without_formats(schema: Schema) -> Schema:
-    """Leave `format` out: buf.validate's own patterns decide, not Pydantic's idea of an email."""
-    for field in schema["properties"].values():
-        field.pop("format", None)
-    return schema
+def _without_unions(schema: Schema) -> Schema:
+    """The generator would make a class of each choice; Message looks after them."""
+    kept = {key: value for key, value in schema.items() if key not in {"oneOf", "allOf"}}
+    plain: Schema = take_apart(kept, python=True)
+    return plain
+
+
+def _oneofs(name: str, message: Descriptor) -> str:
+    members = {
+        oneof.name: tuple(field.json_name for field in oneof.fields) for oneof in choices(message)
+    }
+    return f"{name}.oneofs = {members!r}\n" if members else ""
 
 
 def _models(schemas: dict[str, Any]) -> str:
@@ -59,6 +78,10 @@ def _models(schemas: dict[str, Any]) -> str:
         snake_case_field=True,
         allow_population_by_field_name=True,
         field_constraints=True,
+        base_class="postbus.rest_types.Message",
+        collapse_root_models=True,
+        enum_field_as_literal=LiteralType.All,
+        use_missing_sentinel=True,
         use_annotated=True,
         use_standard_collections=True,
         use_union_operator=True,
@@ -69,4 +92,7 @@ def _models(schemas: dict[str, Any]) -> str:
     )
     if not isinstance(source, str):
         raise TypeError("datamodel-code-generator gave no single module")
-    return source
+    # Its own import is deprecated since Pydantic 2.14.
+    return source.replace(
+        "from pydantic.experimental.missing_sentinel import", "from pydantic import"
+    )

@@ -54,7 +54,7 @@ def build_app(bus: MessageBus, verifier: TokenVerifier, *, max_body_bytes: int) 
     document = orjson.loads(files("postbus").joinpath("openapi.json").read_bytes())
     app.openapi = lambda: document  # type: ignore[method-assign]  # the way FastAPI documents
     patch_fastapi(app)  # /docs, with its assets from the package
-    app.router.routes.extend(contract_routes(bus, verifier, max_body_bytes))
+    app.router.routes.append(contract_routes(bus, verifier, max_body_bytes))
     app.router.routes.extend(
         [
             WebSocketRoute("/ws", WebSocketEndpoint(bus, verifier, feed, metrics)),

@@ -15,7 +15,7 @@ from shared.errors import Code, ServiceError, internal
 from shared.identity import Caller, TokenVerifier
 from shared.messagebus import MessageBus
 from shared.trace import new_traceparent, trace_id
-from shared.wire import encode, message_class, parse
+from shared.wire import encode, message_class, parse, require_valid
 
 __all__ = ["Connection"]
 
@@ -126,6 +126,7 @@ class Connection:
                 "WRONG_REQUEST_TYPE",
                 f"{method.name} takes a {method.request_name}.",
             )
+        require_valid(parse(method.request_name, call.request.value))
         seconds = call.timeout_ms / 1000 if call.timeout_ms else method.timeout
         payload = await self._bus.call(
             method.name,

@@ -11,12 +11,12 @@ from typing import Final
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from gateway.calls import MAX_TIMEOUT, authorize, new_request
 from gateway.problems import HttpError, problem
-from gateway.transcoding import read_request, write_response
+from gateway.routing import ContractRoutes
+from gateway.transcoding import Transcoder
 from postbus.registry import METHODS, Access, HttpRule, Method
 from shared.errors import Code, ServiceError
 from shared.identity import TokenVerifier
@@ -30,16 +30,20 @@ _BODY_SECONDS: Final = 30.0
 _SECONDS: Final = re.compile(r"\d{1,3}(\.\d{1,3})?")
 
 
-def contract_routes(bus: MessageBus, verifier: TokenVerifier, max_body_bytes: int) -> list[Route]:
-    """Return a route for each path of the contract."""
+def contract_routes(
+    bus: MessageBus, verifier: TokenVerifier, max_body_bytes: int
+) -> ContractRoutes:
+    """Return the routes of the contract."""
     by_path: dict[str, dict[str, tuple[Method, HttpRule]]] = {}
     for method in METHODS.values():
         for rule in method.http if method.access is not Access.INTERNAL else ():
             by_path.setdefault(rule.path, {})[rule.verb] = (method, rule)
-    return [
-        Route(path, Endpoint(path, rules, bus, verifier, max_body_bytes))
-        for path, rules in by_path.items()
-    ]
+    return ContractRoutes(
+        {
+            path: Endpoint(path, rules, bus, verifier, max_body_bytes)
+            for path, rules in by_path.items()
+        }
+    )
 
 
 class Endpoint:
@@ -54,7 +58,9 @@ class Endpoint:
         max_body_bytes: int,
     ) -> None:
         self._path = path
-        self._rules = rules
+        self._rules = {
+            verb: (method, rule, Transcoder(method, rule)) for verb, (method, rule) in rules.items()
+        }
         self._bus = bus
         self._verifier = verifier
         self._max_body_bytes = max_body_bytes
@@ -75,12 +81,11 @@ class Endpoint:
         await response(scope, receive, send)
 
     async def _answer(self, request: Request, traceparent: str) -> Response:
-        method, rule = self._rule(request.method)
+        method, rule, transcoder = self._rule(request.method)
         token = _bearer_token(request.headers)
         authorize(method, token, self._verifier)
         body = await self._body(request) if rule.body else b""
-        query = request.query_params.multi_items()
-        message = read_request(method, rule, request.path_params, query, body)
+        message = transcoder.read(request.path_params, request.query_params.multi_items(), body)
         reply = await self._bus.call(
             method.name,
             new_request(
@@ -91,11 +96,11 @@ class Endpoint:
                 operation_id=_operation_id(request.headers),
             ),
         )
-        content = write_response(method, rule, reply)
+        content = transcoder.write(reply)
         status = rule.status if content else 204
         return Response(content, status, media_type="application/json" if content else None)
 
-    def _rule(self, verb: str) -> tuple[Method, HttpRule]:
+    def _rule(self, verb: str) -> tuple[Method, HttpRule, Transcoder]:
         found = self._rules.get("GET" if verb == "HEAD" else verb)
         if found is None:
             allowed = {*self._rules, *(["HEAD"] if "GET" in self._rules else [])}

@@ -1,24 +1,31 @@
 """HTTP to request messages and back, by the rules of google.api.http and proto3 JSON."""
 
+import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from google.protobuf import json_format
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from gateway.problems import HttpError
 from postbus.codec import POOL
 from postbus.registry import HttpRule, Method
 from postbus.rest import REQUESTS
 from shared.errors import Code, FieldViolation, ServiceError
-from shared.wire import message_class, parse
+from shared.wire import invalid_fields, message_class, parse, require_valid, validate
 
-__all__ = ["parse_document", "read_json", "read_request", "to_json", "write_response"]
+__all__ = ["Transcoder", "parse_document", "read_json", "to_json"]
 
 Document = dict[str, Any]
+
+_MASK: Final = "update_mask"
+_PARAMETER: Final = re.compile(r"\{([^}]+)\}")
+_INTEGER: Final = re.compile(r"-?\d{1,20}")
+_NUMBER: Final = re.compile(r"-?\d{1,400}(\.\d{1,400})?([eE][+-]?\d{1,3})?")
+_BOOLEANS: Final = {"true": True, "false": False}
 
 
 def read_json(body: bytes) -> Any:
@@ -31,98 +38,183 @@ def read_json(body: bytes) -> Any:
         ) from None
 
 
-def read_request(
-    method: Method,
-    rule: HttpRule,
-    path: Mapping[str, str],
-    query: Iterable[tuple[str, str]],
-    body: bytes,
-) -> Message:
-    """Return the request message of an HTTP request; INVALID_ARGUMENT with every violation."""
-    target = message_class(method.request_name)
-    document = _body(rule, body)
-    sent = list(document)
-    for name, value in path.items():
-        _put(document, target.DESCRIPTOR, name, value)
-    for name, value in query:
-        if rule.body == "*" or name in path:  # it was said already
-            raise _unknown_parameter(name)
-        _put(document, target.DESCRIPTOR, name, value)
-    _validate(REQUESTS[method.request_name], document)
-    message = parse_document(target, document)
-    if rule.verb == "PATCH" and "update_mask" in target.DESCRIPTOR.fields_by_name:
-        _derive_mask(message, sent)
-    return message
+class Transcoder:
+    """One binding of a method: what HTTP says of the request, and how the answer is written."""
+
+    def __init__(self, method: Method, rule: HttpRule) -> None:
+        self._method = method
+        self._rule = rule
+        self._request = message_class(method.request_name)
+        self._said = {path for path, _ in rule.variables} | {rule.body}
+        self._patches = rule.verb == "PATCH" and _MASK in self._request.DESCRIPTOR.fields_by_name
+
+    def read(
+        self, parameters: Mapping[str, str], query: Iterable[tuple[str, str]], body: bytes
+    ) -> Message:
+        """Return the request message; INVALID_ARGUMENT with every violation."""
+        document, sent = self._body(body)
+        for path, template in self._rule.variables:
+            place = _Place(self._request.DESCRIPTOR, path)
+            place.put(document, _filled(template, parameters))
+        for name, value in query:
+            place = _Place(self._request.DESCRIPTOR, name)
+            if self._rule.body == "*" or place.path in self._said:  # it is said elsewhere
+                raise _unknown(name)
+            place.put(document, value)
+        message = self._validated(document)
+        if self._patches:
+            self._derive_mask(message, sent)
+        return message
+
+    def _body(self, body: bytes) -> tuple[Document, Document]:
+        """What the body says of the request, and what the client sent of the resource."""
+        if not self._rule.body:
+            return {}, {}
+        value = read_json(body)
+        if self._rule.body != "*":
+            return {self._rule.body: value}, value if isinstance(value, dict) else {}
+        if not isinstance(value, dict):
+            raise HttpError(
+                400, Code.INVALID_ARGUMENT, "NOT_AN_OBJECT", "The body must be a JSON object."
+            )
+        return value, dict(value)
+
+    def _validated(self, document: Document) -> Message:
+        """Where the document is a message, its violations are those that a worker would find."""
+        try:
+            REQUESTS[self._method.request_name].model_validate(document)
+        except ValidationError as error:
+            raise invalid_fields(self._rules_broken(document) or _violations(error)) from None
+        message = parse_document(self._request, document)
+        require_valid(message)
+        return message
+
+    def _rules_broken(self, document: Document) -> list[FieldViolation]:
+        try:
+            return validate(parse_document(self._request, document))
+        except ServiceError:
+            return []
+
+    def _derive_mask(self, message: Any, sent: Document) -> None:
+        """A PATCH changes the members that the client sent, unless it says which."""
+        if message.update_mask.paths:
+            return
+        resource = message.DESCRIPTOR
+        if self._rule.body != "*":
+            resource = _field(resource, self._rule.body).message_type
+        in_path = {path for path, _ in self._rule.variables}
+        members = {name: value for name, value in sent.items() if name not in in_path}
+        message.update_mask.paths.extend(_paths(resource, members))
+
+    def write(self, payload: bytes) -> bytes:
+        """Return the body of the response, empty for an empty message."""
+        message = parse(self._method.response_name, payload)
+        if not message.DESCRIPTOR.fields:
+            return b""
+        document = to_json(message)
+        if self._rule.response_body:
+            return orjson.dumps(document.get(self._rule.response_body))
+        return orjson.dumps(document)
 
 
-def _body(rule: HttpRule, body: bytes) -> Document:
-    if not rule.body:
-        return {}
-    value = read_json(body)
-    if rule.body != "*":
-        return {_camel(rule.body): value}
-    if not isinstance(value, dict):
-        raise HttpError(
-            400, Code.INVALID_ARGUMENT, "NOT_AN_OBJECT", "The body must be a JSON object."
-        )
-    return value
+def _filled(template: str, parameters: Mapping[str, str]) -> str:
+    """The value of a field: `shelves/{shelf}` with the parameters of the path."""
+    return _PARAMETER.sub(lambda match: parameters[match[1]], template)
 
 
-def _put(document: Document, descriptor: Any, path: str, text: str) -> None:
-    """Set the field that a path or query parameter names, as `authorId` or `author.id`."""
-    *parents, last = path.split(".")
-    for parent in parents:
-        field = _field(descriptor, parent)
-        if field is None or field.message_type is None:
-            raise _unknown_parameter(path)
-        document = document.setdefault(field.json_name, {})
-        descriptor = field.message_type
-    field = _field(descriptor, last)
-    if field is None or not isinstance(document, dict):
-        raise _unknown_parameter(path)
-    value = _BOOLEANS.get(text, text) if field.type == FieldDescriptor.TYPE_BOOL else text
-    if field.is_repeated:
-        document.setdefault(field.json_name, []).append(value)
-    else:
-        document[field.json_name] = value
+class _Place:
+    """The field that a parameter names, as `authorId`, `author_id` or `author.id`."""
+
+    def __init__(self, request: Any, name: str) -> None:
+        *parents, last = name.split(".")
+        self._parents = []
+        for parent in parents:
+            field = _field(request, parent, of=name)
+            if field.message_type is None or field.is_repeated:
+                raise _unknown(name)
+            self._parents.append(field.json_name)
+            request = field.message_type
+        self._field = _field(request, last, of=name)
+        self.path = ".".join([*self._parents, self._field.json_name])
+
+    def put(self, document: Document, text: str) -> None:
+        """Set the field in the document; INVALID_ARGUMENT if it is given twice."""
+        for parent in self._parents:
+            document = document.setdefault(parent, {})
+            if not isinstance(document, dict):
+                raise _unknown(self.path)
+        value = _value(self._field, text)
+        if self._field.is_repeated:
+            document.setdefault(self._field.json_name, []).append(value)
+        elif self._field.json_name in document:
+            raise _violated(self.path, "repeated", "given more than once")
+        else:
+            document[self._field.json_name] = value
 
 
-_BOOLEANS: Mapping[str, bool] = {"true": True, "false": False}
-
-
-def _field(descriptor: Any, name: str) -> FieldDescriptor | None:
+def _field(message: Any, name: str, *, of: str = "") -> FieldDescriptor:
     """The field with this name, as proto or JSON writes it."""
-    fields: list[FieldDescriptor] = descriptor.fields
-    return next((field for field in fields if name in (field.name, field.json_name)), None)
+    fields: list[FieldDescriptor] = message.fields
+    for field in fields:
+        if name in (field.name, field.json_name):
+            return field
+    raise _unknown(of or name)
 
 
-def _unknown_parameter(name: str) -> ServiceError:
-    violation = FieldViolation(field=name, rule="unknown", message="no such parameter")
-    return _invalid([violation])
+def _value(field: FieldDescriptor, text: str) -> Any:
+    """Text as JSON would have it; what does not fit stays text, and is refused as such."""
+    wrapped = field.message_type and field.message_type.fields_by_name.get("value")
+    kind = (wrapped or field).cpp_type
+    if kind == FieldDescriptor.CPPTYPE_BOOL:
+        return _BOOLEANS.get(text, text)
+    if kind in (FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_UINT32):
+        return int(text) if _INTEGER.fullmatch(text) else text
+    if kind in (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT):
+        return float(text) if _NUMBER.fullmatch(text) else text
+    return text
 
 
-def _invalid(violations: list[FieldViolation]) -> ServiceError:
-    return ServiceError(
-        Code.INVALID_ARGUMENT,
-        "INVALID_FIELDS",
-        "The request breaks the rules of the contract.",
-        violations=violations,
-    )
+def _paths(message: Any, document: Document, prefix: str = "") -> list[str]:
+    """The fields that a document has: of messages theirs, of all else the whole."""
+    paths = []
+    for name, value in document.items():
+        field = _field(message, name)
+        if field.name == _MASK and not prefix:
+            continue
+        path = prefix + field.name
+        if isinstance(value, dict) and value and _is_plain(field):
+            paths += _paths(field.message_type, value, f"{path}.")
+        else:
+            paths.append(path)
+    return paths
 
 
-def _validate(model: type[BaseModel], document: Document) -> None:
-    try:
-        model.model_validate(document)
-    except ValidationError as error:
-        details = error.errors(include_url=False, include_context=False, include_input=False)
-        raise _invalid(
-            [
-                FieldViolation(
-                    field=_location(detail["loc"]), rule=detail["type"], message=detail["msg"]
-                )
-                for detail in details
-            ]
-        ) from None
+def _is_plain(field: FieldDescriptor) -> bool:
+    kind = field.message_type
+    if kind is None or kind.full_name.startswith("google.protobuf."):
+        return False
+    return not kind.GetOptions().map_entry
+
+
+def _unknown(name: str) -> ServiceError:
+    return _violated(name, "unknown", "no such parameter")
+
+
+def _violated(name: str, rule: str, message: str) -> ServiceError:
+    return invalid_fields([FieldViolation(field=name, rule=rule, message=message)])
+
+
+def _violations(error: ValidationError) -> list[FieldViolation]:
+    """What is wrong with the form of a document; `rule` is Pydantic's name for it."""
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    return [
+        FieldViolation(
+            field=_location(detail["loc"]),
+            rule=detail["type"],
+            message=detail["msg"].removeprefix("Value error, "),
+        )
+        for detail in details
+    ]
 
 
 def _location(parts: tuple[int | str, ...]) -> str:
@@ -147,38 +239,9 @@ def parse_document(target: type[Message], document: Document) -> Message:
         ) from None
 
 
-def _derive_mask(message: Any, sent: Iterable[str]) -> None:
-    """A PATCH changes the members that the body has, unless it says which."""
-    if message.update_mask.paths:
-        return
-    names = {
-        field.name: (field.name, field.json_name)
-        for field in message.DESCRIPTOR.fields
-        if field.name != "update_mask"
-    }
-    for name, spellings in names.items():
-        if any(spelling in sent for spelling in spellings):
-            message.update_mask.paths.append(name)
-
-
-def write_response(method: Method, rule: HttpRule, payload: bytes) -> bytes:
-    """Return the body of the response, empty for an empty message."""
-    message = parse(method.response_name, payload)
-    if not message.DESCRIPTOR.fields:
-        return b""
-    if rule.response_body:
-        message = getattr(message, rule.response_body)
-    return orjson.dumps(to_json(message))
-
-
 def to_json(message: Message) -> Document:
     """Return canonical proto3 JSON, with every field that has no presence."""
     document: Document = json_format.MessageToDict(
         message, always_print_fields_with_no_presence=True, descriptor_pool=POOL
     )
     return document
-
-
-def _camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(word.capitalize() for word in rest)

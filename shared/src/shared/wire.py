@@ -4,6 +4,7 @@ betterproto's classes are what programs see; google's parser (upb) reads and wri
 is many times faster, and rejects what betterproto takes in silence: truncated and malformed bytes.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,7 +19,16 @@ from shared.errors import Code, FieldViolation, ServiceError
 if TYPE_CHECKING:
     from protovalidate._gen.buf.validate.validate_pb import FieldPathElement, Violation
 
-__all__ = ["decode", "encode", "from_upb", "message_class", "parse", "require_valid", "validate"]
+__all__ = [
+    "decode",
+    "encode",
+    "from_upb",
+    "invalid_fields",
+    "message_class",
+    "parse",
+    "require_valid",
+    "validate",
+]
 
 M = TypeVar("M", bound=betterproto.Message)
 
@@ -75,12 +85,17 @@ def require_valid(message: Message) -> None:
     """Raise INVALID_ARGUMENT with every rule of the contract that `message` breaks."""
     violations = validate(message)
     if violations:
-        raise ServiceError(
-            Code.INVALID_ARGUMENT,
-            "INVALID_FIELDS",
-            "The request breaks the rules of the contract.",
-            violations=violations,
-        )
+        raise invalid_fields(violations)
+
+
+def invalid_fields(violations: Sequence[FieldViolation]) -> ServiceError:
+    """The error of a request that breaks rules of the contract."""
+    return ServiceError(
+        Code.INVALID_ARGUMENT,
+        "INVALID_FIELDS",
+        "The request breaks the rules of the contract.",
+        violations=violations,
+    )
 
 
 def validate(message: Message) -> list[FieldViolation]:

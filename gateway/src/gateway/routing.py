@@ -1,0 +1,71 @@
+"""Paths of the contract to endpoints: one regular expression for all of them."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import unquote
+
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+__all__ = ["ContractRoutes"]
+
+_PARAMETER = re.compile(r"\{([^}]+)\}")
+
+
+class ContractRoutes(BaseRoute):
+    """Serves each path template (`/v1/posts/{id}:publish`) by its endpoint.
+
+    A parameter is one segment, which may hold an escaped slash (RFC 3986, section 2.2). Where two
+    templates fit, the one with the literal text further in front wins.
+    """
+
+    def __init__(self, endpoints: Mapping[str, ASGIApp]) -> None:
+        templates = sorted(endpoints, key=_by_literals)
+        self._endpoints = {f"t{i}": endpoints[path] for i, path in enumerate(templates)}
+        self._parameters = {f"t{i}": _PARAMETER.findall(path) for i, path in enumerate(templates)}
+        self._pattern = re.compile(
+            "|".join(f"(?P<t{i}>{_pattern(path)})" for i, path in enumerate(templates))
+        )
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Tell whether a template fits, and with which parameters."""
+        if scope["type"] != "http":
+            return Match.NONE, {}
+        path = scope.get("raw_path") or scope["path"].encode()
+        found = self._pattern.fullmatch(path.decode("ascii", "replace"))
+        if found is None or found.lastgroup is None:
+            return Match.NONE, {}
+        values = [value for value in found.groups()[found.lastindex or 0 :] if value is not None]
+        names = self._parameters[found.lastgroup]
+        parameters = {
+            name: unquote(value) for name, value in zip(names, values[: len(names)], strict=True)
+        }
+        return Match.FULL, {"endpoint": self._endpoints[found.lastgroup], "path_params": parameters}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request that matched."""
+        await scope["endpoint"](scope, receive, send)
+
+    def url_path_for(self, name: str, /, **path_params: Any) -> Any:
+        """Nothing builds these addresses from names."""
+        raise NotImplementedError
+
+
+def _pattern(template: str) -> str:
+    path, verb = _split(template)
+    parts = _PARAMETER.split(path)  # literal, name, literal, name, ...
+    text = "".join("([^/]+?)" if i % 2 else re.escape(part) for i, part in enumerate(parts))
+    return text + re.escape(verb)
+
+
+def _split(template: str) -> tuple[str, str]:
+    """A custom verb, such as `:publish`, follows the last segment."""
+    path, colon, verb = template.rpartition(":")
+    return (path, colon + verb) if colon and "/" not in verb and "}" not in verb else (template, "")
+
+
+def _by_literals(template: str) -> tuple[object, ...]:
+    path, verb = _split(template)
+    segments = [(segment.startswith("{"), segment) for segment in path.split("/")]
+    return (not verb, segments)

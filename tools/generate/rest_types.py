@@ -1,0 +1,93 @@
+"""What proto3 JSON has and Pydantic has no type for. Copied to gen/ beside the models."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from google.protobuf.duration_pb2 import Duration as _Duration
+from google.protobuf.field_mask_pb2 import FieldMask as _FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp as _Timestamp
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Strict,
+    StringConstraints,
+    model_validator,
+)
+
+__all__ = [
+    "Base64",
+    "Duration",
+    "FieldMask",
+    "Float",
+    "Integer",
+    "Message",
+    "Time",
+    "WideInteger",
+]
+
+_NOT_FINITE = {"NaN", "Infinity", "-Infinity"}
+
+
+class Message(BaseModel):
+    """A message in proto3 JSON: members by their JSON or proto names, of each oneof at most one."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    oneofs: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """The JSON names of the members of each oneof."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_of_each(cls, document: Any) -> Any:
+        if not isinstance(document, dict):
+            return document
+        for name, members in cls.oneofs.items():
+            given = [member for member in members if member in document]
+            if len(given) > 1:
+                raise ValueError(f"only one of {name} may be set: {' or '.join(given)}")
+        return document
+
+
+def _whole(value: Any) -> Any:
+    """1.0 and 1e3 are integers to JSON."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _from_text(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and value.lstrip("-").isdecimal() else _whole(value)
+
+
+def _number(value: Any) -> Any:
+    return float(value) if isinstance(value, str) and value in _NOT_FINITE else value
+
+
+def _read_by(kind: Any) -> Any:
+    """Let google's own parser decide; its complaints don't go to clients."""
+
+    def check(value: str) -> str:
+        try:
+            kind().FromJsonString(value)
+        except Exception:  # noqa: BLE001  # it raises errors of many kinds
+            raise ValueError(f"not a valid {kind.DESCRIPTOR.name}") from None
+        return value
+
+    return AfterValidator(check)
+
+
+Integer = Annotated[int, Strict(), BeforeValidator(_whole)]
+"""32 bits."""
+WideInteger = Annotated[int, Strict(), BeforeValidator(_from_text)]
+"""64 bits: a number or its digits."""
+Float = Annotated[float, Strict(), BeforeValidator(_number)]
+Base64 = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^(?:[A-Za-z0-9+/_-]{4})*(?:[A-Za-z0-9+/_-]{2}(?:==)?|[A-Za-z0-9+/_-]{3}=?)?$"
+    ),
+]
+"""Of either alphabet, with or without padding."""
+Time = Annotated[str, _read_by(_Timestamp)]
+Duration = Annotated[str, _read_by(_Duration)]
+FieldMask = Annotated[str, _read_by(_FieldMask)]
