@@ -72,22 +72,25 @@ async def vhost(run_id: str) -> AsyncIterator[str]:
 
 @pytest.fixture(scope="session")
 async def postgres_url(run_id: str) -> AsyncIterator[str]:
-    """URL of an empty PostgreSQL database of this run."""
+    """URL of a PostgreSQL database that is not there yet; removed with those that begin alike."""
     server = _server("POSTGRES")
-    connection = await asyncpg.connect(server)
-    await connection.execute(f"CREATE DATABASE {run_id}")
     yield str(httpx.URL(server).copy_with(path=f"/{run_id}"))
-    await connection.execute(f"DROP DATABASE {run_id} WITH (FORCE)")
+    connection = await asyncpg.connect(server)
+    ours = "SELECT datname FROM pg_database WHERE starts_with(datname, $1)"
+    for (name,) in await connection.fetch(ours, run_id):
+        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
     await connection.close()
 
 
 @pytest.fixture(scope="session")
 async def mongo_url(run_id: str) -> AsyncIterator[str]:
-    """URL of an empty MongoDB database of this run."""
+    """URL of a MongoDB database that is not there yet; removed with those that begin alike."""
     server = httpx.URL(_server("MONGO"))
     yield str(server.copy_with(path=f"/{run_id}"))
     async with AsyncMongoClient[dict[str, object]](str(server)) as client:
-        await client.drop_database(run_id)
+        for name in await client.list_database_names():
+            if name.startswith(run_id):
+                await client.drop_database(name)
 
 
 @pytest.fixture(scope="session")

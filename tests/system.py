@@ -11,11 +11,12 @@ from typing import Any
 import httpx
 
 from tests.tokens import TokenMaker
+from tools.environment import databases
+from tools.paths import SERVICES
 
 __all__ = ["System", "free_port", "run_system"]
 
 ROOT = Path(__file__).parents[1]
-SERVICES = ("users", "posts", "gateway")
 
 
 def free_port() -> int:
@@ -45,16 +46,23 @@ class System:
                 "-m",
                 service,
                 *arguments,
-                env={"PATH": os.environ["PATH"], **self._environment},
+                env={"PATH": os.environ["PATH"], **self._environment, **self._databases(service)},
                 stdout=log,
                 stderr=log,
             )
 
+    def _databases(self, service: str) -> dict[str, str]:
+        """A service's own databases: the given ones with its name appended."""
+        names = [f"POSTBUS_{server.upper()}_URL" for server in databases(service)]
+        urls = {name: httpx.URL(self._environment[name]) for name in names}
+        return {
+            name: str(url.copy_with(path=f"{url.path}_{service}")) for name, url in urls.items()
+        }
+
     async def migrate(self) -> None:
-        """Bring both databases up to date."""
-        for process in await asyncio.gather(
-            self.run("users", "migrate"), self.run("posts", "migrate")
-        ):
+        """Bring every database up to date."""
+        migrations = (self.run(each, "migrate") for each in SERVICES if databases(each))
+        for process in await asyncio.gather(*migrations):
             assert await process.wait() == 0, "a migration failed"
 
     async def start(self, *services: str) -> None:

@@ -1,8 +1,10 @@
 """The environment variables by which the services are configured on a developer's machine."""
 
+import tomllib
 from urllib.parse import urlsplit, urlunsplit
 
 from tools.infrastructure import Addresses
+from tools.paths import ROOT, SERVICES
 from tools.secrets import Secrets
 
 
@@ -16,17 +18,26 @@ def service_environments(
         "POSTBUS_LOG_FORMAT": "console",
         "PYTHONUNBUFFERED": "1",
     }
+    own = {
+        "gateway": {"POSTBUS_PORT": str(port)},
+        "users": {"POSTBUS_SIGNING_KEY": secrets.postbus_signing_key},
+    }
+    urls = {"postgres": addresses.postgres_url, "mongo": addresses.mongo_url}
     return {
-        "users": shared
-        | {
-            "POSTBUS_POSTGRES_URL": database(addresses.postgres_url, "users"),
-            "POSTBUS_SIGNING_KEY": secrets.postbus_signing_key,
-        },
-        "posts": shared | {"POSTBUS_MONGO_URL": database(addresses.mongo_url, "posts")},
-        "gateway": shared | {"POSTBUS_PORT": str(port)},
+        service: shared
+        | own.get(service, {})
+        | {f"POSTBUS_{server.upper()}_URL": _database(urls[server], service) for server in servers}
+        for service, servers in ((service, databases(service)) for service in SERVICES)
     }
 
 
-def database(url: str, name: str) -> str:
+def databases(service: str) -> list[str]:
+    """The servers that keep a service's data, as its pyproject.toml names the extras of shared."""
+    project = tomllib.loads((ROOT / service / "pyproject.toml").read_text())["project"]
+    [shared] = [need for need in project["dependencies"] if need.startswith("postbus-shared")]
+    return [server for server in ("mongo", "postgres") if server in shared]
+
+
+def _database(url: str, name: str) -> str:
     """The same server's address with another database."""
     return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))

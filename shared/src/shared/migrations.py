@@ -1,8 +1,13 @@
 """Alembic migrations of a service's PostgreSQL database."""
 
+import asyncio
+from contextlib import suppress
+
+import asyncpg
 from alembic import command
 from alembic.config import Config
 from pydantic import SecretStr
+from sqlalchemy.engine import make_url
 
 from shared.postgres import async_url
 
@@ -10,8 +15,23 @@ __all__ = ["migrate"]
 
 
 def migrate(url: SecretStr, scripts: str) -> None:
-    """Bring the database up to date with the Alembic scripts in the package `scripts`."""
+    """Bring the database up to date with the Alembic scripts in the package `scripts`.
+
+    A database that does not exist is created first, if the server lets the user do it.
+    """
+    asyncio.run(_create_if_missing(url.get_secret_value()))
     config = Config()
     config.set_main_option("script_location", scripts)
     config.attributes["url"] = async_url(url)
     command.upgrade(config, "head")
+
+
+async def _create_if_missing(url: str) -> None:
+    try:
+        connection = await asyncpg.connect(url)
+    except asyncpg.InvalidCatalogNameError:
+        connection = await asyncpg.connect(url, database="postgres")
+        name = str(make_url(url).database).replace('"', '""')
+        with suppress(asyncpg.DuplicateDatabaseError):  # made meanwhile
+            await connection.execute(f'CREATE DATABASE "{name}"')
+    await connection.close()
