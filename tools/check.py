@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 
-from tools.paths import ROOT, VENV
+from tools.paths import ROOT, SERVICES, VENV
 
+_SOURCES = (*(f"{package}/src" for package in ("shared", *SERVICES)), "tools", "tests")
 _CHECKS = {
     "drift of gen/": ("python", "-m", "tools.generate", "--check"),  # first: lays out imports
     "format": ("ruff", "format", "--check", "--quiet"),
     "lint": ("ruff", "check", "--quiet"),
-    "types": ("mypy", "shared/src", "gateway/src", "posts/src", "users/src", "tools", "tests"),
+    "types": ("mypy", *_SOURCES),
     "imports": ("lint-imports", "--no-cache"),
     "contracts": ("buf", "lint"),
     "proto format": ("buf", "format", "--diff", "--exit-code", "proto"),

@@ -141,7 +141,7 @@ def _gateway() -> Iterator[str]:
         for service, environment in environments.items():
             stack.enter_context(_running(service, environment))
         url = f"http://127.0.0.1:{port}"
-        print(f"demo: starting gateway, users and posts at {url}", flush=True)
+        print(f"demo: starting {', '.join(environments)} at {url}", flush=True)
         if missing := wait_until_ready(url, _PATIENCE_SECONDS):
             raise SystemExit(f"demo: not ready, see logs/: {missing}")
         yield url
