@@ -31,6 +31,20 @@ gen: _setup
 test *arguments: _setup
     @exec {{ quote(python) }} -m tools test "$@"
 
+# write a service that works: just new-service NAME [--database postgres|mongo]
+[group('build')]
+[no-exit-message]
+[positional-arguments]
+new-service *arguments: _setup
+    @exec {{ quote(python) }} -m tools new-service "$@"
+
+# remove a service that nothing else uses
+[group('build')]
+[no-exit-message]
+[positional-arguments]
+remove-service *arguments: _setup
+    @exec {{ quote(python) }} -m tools remove-service "$@"
+
 # format, lint, types, imports, contracts, drift
 [group('build')]
 [no-exit-message]

@@ -35,6 +35,14 @@ def _parser() -> argparse.ArgumentParser:
         if name == "logs":
             command.add_argument("names", nargs="*", metavar="NAME", help="a server or a service")
             command.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
+        if name == "new-service":
+            command.add_argument("name", metavar="NAME", help="a plural, such as comments")
+            command.add_argument("--thing", default="", help="its singular, where it is irregular")
+            databases = ("postgres", "mongo")
+            command.add_argument("--database", choices=databases, default="postgres")
+        if name == "remove-service":
+            command.add_argument("name", metavar="NAME", help="a service")
+            command.add_argument("-y", "--yes", action="store_true", help="don't ask")
     return parser
 
 
@@ -106,6 +114,18 @@ def _secrets(_: argparse.Namespace) -> None:
     print("secrets: .env is there; docker compose reads it")
 
 
+def _new_service(options: argparse.Namespace) -> None:
+    from tools.scaffold.service import new_service
+
+    new_service(options.name, thing=options.thing, database=options.database)
+
+
+def _remove_service(options: argparse.Namespace) -> None:
+    from tools.scaffold.service import remove_service
+
+    remove_service(options.name, yes=options.yes)
+
+
 _COMMANDS: dict[str, tuple[str, Command]] = {
     "up": ("start the servers to stay", _up),
     "down": ("stop the servers", _down),
@@ -115,6 +135,8 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
     "test": ("run pytest on real servers; all arguments are pytest's", _test),
     "check": ("look at everything that can be checked without running it", _check),
     "demo": ("tell a story against the real system", _demo),
+    "new-service": ("write a service that works, to make it yours", _new_service),
+    "remove-service": ("remove a service and its entries in other files", _remove_service),
     "seed": ("add users and posts to a running system", _seed),
     "migrate": ("bring the databases up to date", _migrate),
     "secrets": ("write .env for docker compose, once", _secrets),

@@ -31,10 +31,15 @@ def main(arguments: Sequence[str]) -> None:
     projects = [f"{service}/pyproject.toml" for service in SERVICES]
     _compile("pyproject.toml", "--group=dev", *projects, "-o", "requirements.txt", *arguments)
     for service in SERVICES:
-        lock = f"{service}/requirements.txt"
-        _compile(f"{service}/pyproject.toml", "-c", "requirements.txt", "-o", lock, *arguments)
+        lock_service(service, *arguments)
     for source in ("tools/just.in", "tools/infrastructure/mongodb.in"):
         _compile(source, "-o", source.replace(".in", ".txt"), *arguments)
+
+
+def lock_service(service: str, *arguments: str) -> None:
+    """Write the lock file of a service, with the versions that the root's has decided."""
+    lock = f"{service}/requirements.txt"
+    _compile(f"{service}/pyproject.toml", "-c", "requirements.txt", "-o", lock, *arguments)
 
 
 def _compile(*arguments: str) -> None:

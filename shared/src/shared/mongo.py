@@ -115,14 +115,14 @@ class Collection(Generic[M]):
             return (await self._documents.delete_one(query)).deleted_count == 1
 
     async def create_indexes(self) -> None:
-        """Create the indexes that the model declares."""
-        with _translated():
-            await self._documents.create_indexes(
-                [
-                    index if isinstance(index, IndexModel) else index.get_pymongo_index()
-                    for index in self._model.__indexes__()
-                ]
-            )
+        """Create the indexes that the model declares, if any."""
+        indexes = [
+            index if isinstance(index, IndexModel) else index.get_pymongo_index()
+            for index in self._model.__indexes__()
+        ]
+        if indexes:  # MongoDB refuses to create none
+            with _translated():
+                await self._documents.create_indexes(indexes)
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""`just new-service` and `just remove-service`."""

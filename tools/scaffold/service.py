@@ -1,0 +1,150 @@
+"""A service, written and removed: all of it or nothing."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from string import Template
+
+from tools.infrastructure.signals import deferred_signals
+from tools.lock import lock_service
+from tools.paths import DEV, ROOT, SERVICES, VENV
+from tools.scaffold.listings import (
+    add_to_compose,
+    add_to_pyproject,
+    remove_from_compose,
+    remove_from_pyproject,
+)
+from tools.scaffold.names import Names, names_of
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_PYPROJECT, _COMPOSE = ROOT / "pyproject.toml", ROOT / "compose.yaml"
+
+
+def new_service(name: str, *, thing: str, database: str) -> None:
+    """Writes the service, locks what it needs, generates; raises SystemExit if it can't."""
+    names = names_of(name, thing, database)
+    with _all_or_nothing(name):
+        written = [_write(template, names) for template in _templates(database)]
+        _PYPROJECT.write_text(add_to_pyproject(_PYPROJECT.read_text(), name))
+        _COMPOSE.write_text(add_to_compose(_COMPOSE.read_text(), name, database))
+        lock_service(name)
+        _run("python", "-m", "tools.generate")
+        ours = [str(folder) for folder in _folders(name)]
+        _run("ruff", "check", "--quiet", "--select=I", "--fix", *ours)
+        _run("ruff", "format", "--quiet", *ours)
+        _run("ruff", "check", "--quiet", *ours)
+    files = sorted([*written, ROOT / name / "requirements.txt"])
+    print("\n".join(f"  {file.relative_to(ROOT)}" for file in files))
+    print(
+        "  and its entries in pyproject.toml, compose.yaml and gen/\n"
+        f"new-service: {name} works: try ./just test tests/{name}\n"
+        f"  Make it yours in proto/postbus/{name}/v1, run ./just gen, and write the handlers in\n"
+        f"  {name}/src/{name}/handlers.py. A running ./just dev has it once started anew."
+    )
+
+
+def remove_service(name: str, *, yes: bool) -> None:
+    """Removes the service after a question; raises SystemExit where others depend on it."""
+    if name not in SERVICES or name == "gateway":
+        raise SystemExit(f"There is no service {name}.")
+    if users := _users(name):
+        raise SystemExit(f"{name} can't be removed: it is used by\n  " + "\n  ".join(users))
+    _confirm(name, yes=yes)
+    with _all_or_nothing(name):
+        for folder in _folders(name):
+            shutil.rmtree(folder, ignore_errors=True)
+        _PYPROJECT.write_text(remove_from_pyproject(_PYPROJECT.read_text(), name))
+        _COMPOSE.write_text(remove_from_compose(_COMPOSE.read_text(), name))
+        _run("python", "-m", "tools.generate")
+    print(f"remove-service: {name} is gone; what it stored is still in its database")
+
+
+def _folders(name: str) -> tuple[Path, ...]:
+    """All that is the service's alone."""
+    return (ROOT / name, ROOT / "proto" / "postbus" / name, ROOT / "tests" / name)
+
+
+def _templates(database: str) -> Iterator[tuple[Path, str]]:
+    """Each template, with the path of what is written from it."""
+    for base in (_TEMPLATES / "every", _TEMPLATES / database):
+        for template in sorted(base.rglob("*.tmpl")):
+            yield template, str(template.relative_to(base)).removesuffix(".tmpl")
+
+
+def _write(template: tuple[Path, str], names: Names) -> Path:
+    source, path = template
+    target = ROOT / path.replace("NAME", names.service)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(Template(source.read_text()).substitute(names.placeholders()))
+    return target
+
+
+@contextmanager
+def _all_or_nothing(name: str) -> Iterator[None]:
+    """Puts everything back as it was if the block does not come to its end."""
+    touched = [*_folders(name), _PYPROJECT, _COMPOSE, ROOT / "gen" / "postbus"]
+    DEV.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=DEV) as kept:
+        copies = {path: Path(kept) / str(number) for number, path in enumerate(touched)}
+        for path, copy in copies.items():
+            _copy(path, copy)
+        try:
+            yield
+        except BaseException:
+            with deferred_signals():
+                for path, copy in copies.items():
+                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                    _copy(copy, path)
+            raise
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copies a file or a folder, if it is there; environments and caches are made anew."""
+    if source.is_dir():
+        ignored = shutil.ignore_patterns(".venv", "__pycache__")
+        shutil.copytree(source, target, ignore=ignored)
+    elif source.exists():
+        shutil.copy2(source, target)
+
+
+def _users(name: str) -> list[str]:
+    """Files of others that name the service's contracts or import its package."""
+    uses = rf'postbus\.{name}\.|^import "postbus/{name}/|^(from|import) {name}\b'
+    ours = [f":!{folder.relative_to(ROOT)}" for folder in _folders(name)]
+    return _git("grep", "--untracked", "-lE", uses, "--", "*.py", "*.proto", ":!gen", *ours)
+
+
+def _confirm(name: str, *, yes: bool) -> None:
+    """Shows what goes and what of it git could not bring back; ends the program after a no."""
+    ours = [str(folder.relative_to(ROOT)) for folder in _folders(name)]
+    print(f"remove-service: removes {', '.join(ours)} and the entries of {name} in other files")
+    if lost := _git("status", "--porcelain", "--untracked-files=all", "--", *ours):
+        print("  These changes were never committed and will be lost:")
+        print("\n".join(f"  {line}" for line in lost))
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise SystemExit("Nothing is removed without a yes: answer with --yes.")
+    if input("Remove it? [y/N] ").strip().lower() not in {"y", "yes"}:
+        raise SystemExit("Nothing is removed.")
+
+
+def _git(*arguments: str) -> list[str]:
+    """The lines that git answers; SystemExit if it can't, such as outside of a repository."""
+    answer = subprocess.run(
+        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if answer.returncode > 1:  # 1 is git grep that has found nothing
+        raise SystemExit(answer.stderr.strip())
+    return answer.stdout.splitlines()
+
+
+def _run(program: str, *arguments: str) -> None:
+    """Runs a program of the workspace; SystemExit if it fails, after it has said why."""
+    command = [str(VENV / "bin" / program), *arguments]
+    if subprocess.run(command, cwd=ROOT, check=False).returncode:
+        raise SystemExit(f"{program} {' '.join(arguments[:2])} failed: nothing is changed.")
