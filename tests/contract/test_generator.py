@@ -104,7 +104,9 @@ def test_registry_holds_what_the_contract_says_of_a_method() -> None:
 
 
 def test_registry_holds_every_event() -> None:
-    assert {event.name: event.subject for event in EVENTS.values()} == {
+    ours = ("postbus.posts.", "postbus.users.")
+
+    assert {name: event.subject for name, event in EVENTS.items() if name.startswith(ours)} == {
         "postbus.posts.v1.PostCreated": "post_id",
         "postbus.posts.v1.PostDeleted": "post_id",
         "postbus.posts.v1.PostUpdated": "post_id",
