@@ -38,8 +38,12 @@ def _parser() -> argparse.ArgumentParser:
         if name == "new-service":
             command.add_argument("name", metavar="NAME", help="a plural, such as comments")
             command.add_argument("--thing", default="", help="its singular, where it is irregular")
-            databases = ("postgres", "mongo")
-            command.add_argument("--database", choices=databases, default="postgres")
+            command.add_argument(
+                "--database",
+                choices=("postgres", "mongo"),
+                default="postgres",
+                help="postgres if unsaid",
+            )
         if name == "remove-service":
             command.add_argument("name", metavar="NAME", help="a service")
             command.add_argument("-y", "--yes", action="store_true", help="don't ask")
