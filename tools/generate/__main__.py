@@ -16,6 +16,7 @@ from tools.generate.codec import codec_source
 from tools.generate.contracts import Contracts, GeneratorError
 from tools.generate.messages import with_constructors
 from tools.generate.openapi import openapi
+from tools.generate.protos_zip import protos_zip
 from tools.generate.registry import registry_source
 from tools.generate.rest_models import rest_models_source
 from tools.generate.third_party import lay_out
@@ -63,6 +64,7 @@ def _generate(target: Path) -> None:
 def _write(contracts: Contracts, target: Path) -> None:
     for module in target.rglob("__init__.py"):
         module.write_text(with_constructors(module.read_text()))
+    (target / "protos.zip").write_bytes(protos_zip(contracts.file_names))
     (target / "registry.py").write_text(registry_source(contracts))
     (target / "codec.py").write_text(codec_source(contracts))
     document = json.dumps(openapi(contracts), indent=2, ensure_ascii=False)

@@ -38,6 +38,11 @@ class Contracts:
             self._pool.Add(file)
 
     @cached_property
+    def file_names(self) -> list[str]:
+        """All files, imports too: each after those that it imports."""
+        return [file.name for file in self._files]
+
+    @cached_property
     def files(self) -> list[FileDescriptor]:
         """Our own files, by name."""
         names = sorted(file.name for file in self._files if file.name.startswith(f"{self._root}/"))

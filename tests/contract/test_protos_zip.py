@@ -1,0 +1,54 @@
+"""The archive of .proto files: whole, and the same contracts as the descriptor set."""
+
+from importlib.resources import as_file, files
+from pathlib import Path
+from zipfile import ZipFile
+
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
+from grpc_tools import protoc
+
+PUBLISHED = files("postbus").joinpath("contracts.binpb").read_bytes()
+
+
+def file_set_class() -> type[FileDescriptorSet]:
+    """FileDescriptorSet, knowing the options that the contracts themselves define."""
+    pool = DescriptorPool()
+    for file in FileDescriptorSet.FromString(PUBLISHED).file:
+        pool.Add(file)
+    name = "google.protobuf.FileDescriptorSet"
+    return GetMessageClass(pool.FindMessageTypeByName(name))  # type: ignore[return-value]
+
+
+def descriptors(data: bytes, set_class: type[FileDescriptorSet]) -> dict[str, object]:
+    """The files of a set without what buf adds to each."""
+    parsed = set_class.FromString(data)
+    parsed.DiscardUnknownFields()
+    return {file.name: file for file in parsed.file}
+
+
+def test_archive_alone_compiles_to_the_descriptor_set(tmp_path: Path) -> None:
+    with as_file(files("postbus").joinpath("protos.zip")) as archive, ZipFile(archive) as opened:
+        opened.extractall(tmp_path)
+        names = opened.namelist()
+    compiled = tmp_path / "compiled.binpb"
+
+    # The name of the program is where protoc would look for google/protobuf by itself.
+    arguments = [f"{tmp_path}/none/protoc", f"-I{tmp_path}", "--include_imports", f"-o{compiled}"]
+    assert protoc.main([*arguments, *names]) == 0
+
+    set_class = file_set_class()
+    ours = descriptors(compiled.read_bytes(), set_class)
+    published = descriptors(PUBLISHED, set_class)
+    assert ours.keys() == published.keys() == set(names)
+    # Of its own file, protoc keeps no options that are meant for sources only; buf does.
+    del ours["google/protobuf/descriptor.proto"], published["google/protobuf/descriptor.proto"]
+    assert ours == published
+
+
+def test_archive_has_the_comments_of_the_contracts() -> None:
+    with as_file(files("postbus").joinpath("protos.zip")) as archive, ZipFile(archive) as opened:
+        text = opened.read("postbus/posts/v1/posts.proto").decode()
+
+    assert "// What users write.\nservice PostsService {" in text

@@ -1,0 +1,34 @@
+"""The contracts as sources for any protoc: ours, with comments, and all that they import."""
+
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from io import BytesIO
+from zipfile import ZIP_STORED, ZipFile, ZipInfo
+
+from tools.paths import DEV, ROOT
+
+__all__ = ["protos_zip"]
+
+_REGULAR_FILE = 0o100644 << 16
+
+
+def protos_zip(names: Iterable[str]) -> bytes:
+    """Return an archive of these files of a descriptor set, the same for the same contents."""
+    roots: Sequence[Traversable] = (
+        ROOT / "proto",
+        DEV / "third_party",
+        files("grpc_tools").joinpath("_proto"),  # google/protobuf
+    )
+    target = BytesIO()
+    with ZipFile(target, "w", ZIP_STORED) as archive:  # what deflate makes depends on its version
+        for name in sorted(names):
+            entry = ZipInfo(name)  # dated 1980
+            entry.create_system = 3
+            entry.external_attr = _REGULAR_FILE
+            archive.writestr(entry, _source(name, roots))
+    return target.getvalue()
+
+
+def _source(name: str, roots: Sequence[Traversable]) -> bytes:
+    return next(root.joinpath(name) for root in roots if root.joinpath(name).is_file()).read_bytes()
