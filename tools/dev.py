@@ -68,7 +68,7 @@ def _tell(
     services.say(
         f"ready after {time.monotonic() - began:.1f} s. Ctrl-C ends it.\n"
         f"  API         {url}/v1\n"
-        f"  documents   {url}/docs\n"
+        f"  documents   {url}/docs, {url}/docs/events, {url}/contracts\n"
         f"  WebSocket   {url.replace('http', 'ws', 1)}/ws\n"
         f"  metrics     {url}/metrics\n"
         f"  RabbitMQ    {management.copy_with(username=None, password=None)}"

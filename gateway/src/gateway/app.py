@@ -4,17 +4,15 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
-from importlib.resources import files
 
-import orjson
 import structlog
 from fastapi import FastAPI
-from fastapi_swagger import patch_fastapi
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 
+from gateway.contracts import publication_routes
 from gateway.endpoint import contract_routes
 from gateway.events import EventFeed
 from gateway.health import Health
@@ -46,14 +44,10 @@ def build_app(bus: MessageBus, verifier: TokenVerifier, *, max_body_bytes: int) 
     app = FastAPI(
         title="Postbus",
         lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
+        openapi_url=None,  # our own document is published, and with it our own /docs
         redirect_slashes=False,
-        swagger_ui_oauth2_redirect_url=None,
     )
-    document = orjson.loads(files("postbus").joinpath("openapi.json").read_bytes())
-    app.openapi = lambda: document  # type: ignore[method-assign]  # the way FastAPI documents
-    patch_fastapi(app)  # /docs, with its assets from the package
+    app.router.routes.extend(publication_routes())
     app.router.routes.append(contract_routes(bus, verifier, max_body_bytes))
     app.router.routes.extend(
         [

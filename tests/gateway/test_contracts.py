@@ -1,0 +1,161 @@
+"""What the gateway publishes of the contracts: documents, the page about them, viewers."""
+
+import base64
+import hashlib
+import re
+from html.parser import HTMLParser
+from importlib.resources import files
+from urllib.parse import urljoin
+
+import httpx
+import pytest
+
+from gateway.app import build_app
+from shared.identity import TokenVerifier
+from shared.messagebus.memory import MemoryBus
+
+DOCUMENTS = {
+    "/openapi.json": ("openapi.json", "application/json"),
+    "/asyncapi.json": ("asyncapi.json", "application/json"),
+    "/contracts/descriptor.binpb": ("contracts.binpb", "application/protobuf"),
+    "/contracts/protos.zip": ("protos.zip", "application/zip"),
+}
+PAGES = ["/contracts", "/docs", "/docs/events"]
+
+
+class References(HTMLParser):
+    """Collects what a page links to and loads."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found |= {value for name, value in attrs if name in {"href", "src"} and value}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS)
+async def test_documents_are_the_generated_files(gateway: httpx.AsyncClient, path: str) -> None:
+    name, media_type = DOCUMENTS[path]
+
+    answer = await gateway.get(path)
+
+    assert answer.status_code == 200
+    assert answer.content == files("postbus").joinpath(name).read_bytes()
+    assert answer.headers["content-type"] == media_type
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["cache-control"] == "no-cache"
+
+
+@pytest.mark.parametrize("path", ["/contracts/descriptor.binpb", "/contracts/protos.zip"])
+async def test_binary_documents_are_saved_by_name(gateway: httpx.AsyncClient, path: str) -> None:
+    disposition = (await gateway.get(path)).headers["content-disposition"]
+
+    assert disposition == f'attachment; filename="{path.rpartition("/")[2]}"'
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *PAGES, "/docs/swagger-ui-bundle.js"])
+@pytest.mark.parametrize("known", ["{}", "W/{}", '"old, one", W/"other", {}', " * "])
+async def test_who_has_it_gets_304(gateway: httpx.AsyncClient, path: str, known: str) -> None:
+    etag = (await gateway.get(path)).headers["etag"]
+
+    answer = await gateway.get(path, headers={"If-None-Match": known.format(etag)})
+
+    assert answer.status_code == 304
+    assert answer.content == b""
+    assert answer.headers["etag"] == etag
+    assert answer.headers["cache-control"] == "no-cache"
+
+
+@pytest.mark.parametrize("known", ['"other"', 'W/"other"', "", '"*"', "bare"])
+async def test_who_has_another_gets_it_whole(gateway: httpx.AsyncClient, known: str) -> None:
+    answer = await gateway.get("/openapi.json", headers={"If-None-Match": known})
+
+    assert answer.status_code == 200
+    assert answer.json()["openapi"] == "3.1.0"
+
+
+async def test_etags_may_come_in_several_headers(gateway: httpx.AsyncClient) -> None:
+    etag = (await gateway.get("/openapi.json")).headers["etag"]
+    headers = [("If-None-Match", '"other"'), ("If-None-Match", etag)]
+
+    assert (await gateway.get("/openapi.json", headers=headers)).status_code == 304
+
+
+async def test_etags_tell_documents_apart(gateway: httpx.AsyncClient) -> None:
+    etags = {(await gateway.get(path)).headers["etag"] for path in [*DOCUMENTS, *PAGES]}
+
+    assert len(etags) == len(DOCUMENTS) + len(PAGES)
+    assert not any(etag.startswith("W/") for etag in etags)
+
+
+async def test_etag_is_the_same_at_every_gateway(
+    gateway: httpx.AsyncClient, verifier: TokenVerifier
+) -> None:
+    other = build_app(MemoryBus(), verifier, max_body_bytes=10_000)
+    transport = httpx.ASGITransport(other)
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        theirs = (await client.get("/contracts/protos.zip")).headers["etag"]
+
+    assert (await gateway.get("/contracts/protos.zip")).headers["etag"] == theirs
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *PAGES])
+async def test_head_tells_the_same_without_the_body(gateway: httpx.AsyncClient, path: str) -> None:
+    answer = await gateway.head(path)
+
+    assert answer.status_code == 200
+    assert answer.content == b""
+    assert answer.headers == (await gateway.get(path)).headers
+
+
+@pytest.mark.parametrize("path", PAGES)
+async def test_pages_need_no_other_host(gateway: httpx.AsyncClient, path: str) -> None:
+    page = await gateway.get(path)
+    references = References(page.text).found
+
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert page.headers["content-security-policy"].startswith("default-src 'none';")
+    assert "unsafe" not in page.headers["content-security-policy"]
+    assert "https://" not in page.text
+    assert references
+    for reference in references:
+        assert "//" not in reference
+        assert (await gateway.get(urljoin(path, reference))).status_code == 200, reference
+
+
+async def test_page_lists_every_document_and_both_references(gateway: httpx.AsyncClient) -> None:
+    references = References((await gateway.get("/contracts")).text).found
+
+    targets = {urljoin("/contracts", reference) for reference in references}
+    assert targets == {*DOCUMENTS, "/docs", "/docs/events"}
+
+
+async def test_commands_name_the_host_that_was_asked(gateway: httpx.AsyncClient) -> None:
+    page = await gateway.get("/contracts", headers={"Host": "api.example.com:8443"})
+
+    assert "  http://api.example.com:8443/contracts/protos.zip \\" in page.text
+
+
+async def test_host_cannot_become_markup(gateway: httpx.AsyncClient) -> None:
+    page = await gateway.get("/contracts", headers={"Host": "<script>alert(1)</script>"})
+
+    assert "<script" not in page.text
+
+
+async def test_page_allows_its_own_style_and_nothing_else(gateway: httpx.AsyncClient) -> None:
+    page = await gateway.get("/contracts")
+    [style] = re.findall("<style>(.*?)</style>", page.text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+
+    assert page.headers["content-security-policy"] == (
+        "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none';"
+        f" style-src 'sha256-{digest}'"
+    )
+
+
+async def test_root_leads_to_the_documentation(gateway: httpx.AsyncClient) -> None:
+    answer = await gateway.get("/")
+
+    assert (answer.status_code, answer.headers["location"]) == (307, "/docs")
