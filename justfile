@@ -24,6 +24,12 @@ demo: _setup
 gen: _setup
     @exec {{ quote(python) }} -m tools.generate
 
+# build the documents and packages of the contracts in dist/contracts
+[group('build')]
+[no-exit-message]
+contracts: _setup
+    @exec {{ quote(python) }} -m tools contracts
+
 # pass the tests; arguments go to pytest
 [group('build')]
 [no-exit-message]

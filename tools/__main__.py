@@ -110,6 +110,14 @@ def _migrate(_: argparse.Namespace) -> None:
     migrate_standalone()
 
 
+def _contracts(_: argparse.Namespace) -> None:
+    from tools.contracts import release
+    from tools.paths import ROOT
+
+    release(ROOT / "dist" / "contracts")
+    print("contracts: dist/contracts has the documents, the page and the packages")
+
+
 def _secrets(_: argparse.Namespace) -> None:
     from tools.paths import ROOT
     from tools.secrets import Secrets
@@ -138,6 +146,7 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
     "dev": ("run the whole system, restarting what changes", _dev),
     "test": ("run pytest on real servers; all arguments are pytest's", _test),
     "check": ("look at everything that can be checked without running it", _check),
+    "contracts": ("build the release folder of the contracts", _contracts),
     "demo": ("tell a story against the real system", _demo),
     "new-service": ("write a service that works, to make it yours", _new_service),
     "remove-service": ("remove a service and its entries in other files", _remove_service),

@@ -1,0 +1,135 @@
+"""The release folder of the contracts: whole, reproducible, and of use in Python and JavaScript."""
+
+import base64
+import re
+import subprocess
+from importlib.resources import files
+from pathlib import Path
+
+import grpc_tools
+import pytest
+
+from postbus.posts.v1 import Author, Post
+from shared.wire import decode
+from tools.contracts import release
+from tools.node import node_environment, node_modules, npm
+from tools.uv import uv
+
+DOCUMENTS = {
+    "openapi.json": "openapi.json",
+    "asyncapi.json": "asyncapi.json",
+    "descriptor.binpb": "contracts.binpb",
+    "protos.zip": "protos.zip",
+}
+POST = Post(
+    id="018f3f6e-0000-7000-8000-000000000001",
+    title="Notes",
+    body="é",
+    version=9_007_199_254_740_993,  # no JavaScript number holds it
+    author=Author(username="ada"),
+)
+WRITE = """
+import { create, toBinary } from "@bufbuild/protobuf";
+import { PostSchema, type Post } from "postbus/posts/v1/posts_pb";
+
+const post: Post = create(PostSchema, {
+  id: "018f3f6e-0000-7000-8000-000000000001",
+  title: "Notes",
+  body: "é",
+  version: 9007199254740993n,
+  author: { username: "ada" },
+});
+console.log(btoa(String.fromCharCode(...toBinary(PostSchema, post))));
+"""
+READ = """
+import base64, sys
+import postbus
+from postbus.posts.v1 import Post
+post = Post().parse(base64.b64decode(sys.argv[1]))
+print(postbus.__file__, post.title, post.version, post.author.username)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("release") / "contracts"
+    release(target)
+    return target
+
+
+@pytest.fixture(scope="module")
+def encoded(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A post that a program in TypeScript, which was type-checked, has made with the package."""
+    project = tmp_path_factory.mktemp("javascript")
+    (project / "package.json").write_text('{"type": "module"}')
+    (project / "write.ts").write_text(WRITE)
+    [tarball] = folder.glob("*.tgz")
+    runtime = node_modules() / "@bufbuild" / "protobuf"
+    npm("install", "--offline", "--ignore-scripts", str(tarball), str(runtime), cwd=project)
+    compiler = str(node_modules() / "typescript" / "bin" / "tsc")
+    options = ["--strict", "--module", "nodenext", "--target", "es2022"]
+    run(project, "node", compiler, *options, "--lib", "es2022,dom", "write.ts")
+    return run(project, "node", "write.js").strip()
+
+
+def run(folder: Path, *command: str, **environment: str) -> str:
+    answer = subprocess.run(
+        command,
+        cwd=folder,
+        env=node_environment() | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stdout
+    return answer.stdout
+
+
+def test_documents_are_the_generated_files(folder: Path) -> None:
+    for published, generated in DOCUMENTS.items():
+        expected = files("postbus").joinpath(generated).read_bytes()
+        assert (folder / published).read_bytes() == expected
+
+
+def test_sums_are_of_all_files(folder: Path) -> None:
+    named = {line.split("  ")[1] for line in (folder / "SHA256SUMS").read_text().splitlines()}
+
+    assert named == {path.name for path in folder.iterdir()} - {"SHA256SUMS"}
+    run(folder, "sha256sum", "--check", "--strict", "SHA256SUMS")
+
+
+def test_page_names_what_is_there(folder: Path) -> None:
+    page = (folder / "index.html").read_text()
+
+    assert set(re.findall(r'href="([^"]+)"', page)) == set(DOCUMENTS)
+    for package in (*folder.glob("*.whl"), *folder.glob("*.tgz")):
+        assert f" install ./{package.name}<" in page
+
+
+def test_release_is_reproducible(folder: Path, tmp_path: Path) -> None:
+    release(tmp_path / "again")
+
+    again = (tmp_path / "again" / "SHA256SUMS").read_text()
+    assert again == (folder / "SHA256SUMS").read_text()
+
+
+def test_python_reads_what_typescript_wrote(encoded: str) -> None:
+    assert decode(Post, base64.b64decode(encoded)) == POST
+
+
+def test_wheel_alone_reads_it_too(folder: Path, encoded: str, tmp_path: Path) -> None:
+    [wheel] = folder.glob("*.whl")
+    run(tmp_path, uv(), "venv", "--quiet", "--no-project", "scratch")
+    python = tmp_path / "scratch" / "bin" / "python"
+    run(tmp_path, uv(), "pip", "install", "--quiet", "--python", "scratch", "--no-deps", str(wheel))
+    # Its dependencies, but not our gen/: links to projects do not work from PYTHONPATH.
+    dependencies = str(Path(grpc_tools.__file__).parents[1])
+
+    told = run(tmp_path, str(python), "-c", READ, encoded, PYTHONPATH=dependencies).split()
+
+    assert Path(told[0]).is_relative_to(tmp_path / "scratch")
+    assert told[1:] == ["Notes", "9007199254740993", "ada"]
+    package = Path(told[0]).parent
+    present = {path.name for path in package.iterdir()}
+    assert {"py.typed", *DOCUMENTS.values()} <= present

