@@ -138,10 +138,13 @@ async def test_commands_name_the_host_that_was_asked(gateway: httpx.AsyncClient)
     assert "  http://api.example.com:8443/contracts/protos.zip \\" in page.text
 
 
-async def test_host_cannot_become_markup(gateway: httpx.AsyncClient) -> None:
-    page = await gateway.get("/contracts", headers={"Host": "<script>alert(1)</script>"})
+@pytest.mark.parametrize("host", ["<script>alert(1)</script>", "a&lt;script"])
+async def test_host_cannot_become_markup(gateway: httpx.AsyncClient, host: str) -> None:
+    page = await gateway.get("/contracts", headers={"Host": host})
 
+    assert page.status_code == 200
     assert "<script" not in page.text
+    assert "&lt;" not in page.text
 
 
 async def test_page_allows_its_own_style_and_nothing_else(gateway: httpx.AsyncClient) -> None:

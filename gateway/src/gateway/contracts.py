@@ -4,6 +4,7 @@ import base64
 import hashlib
 import html
 import re
+from functools import cache
 from importlib.metadata import distribution
 from importlib.resources import files
 from pathlib import Path
@@ -77,7 +78,7 @@ class Document:
 
 
 def publication_routes() -> list[Route]:
-    """Return the routes of the documents, of /contracts and of /docs; all is read now."""
+    """Return the routes of /contracts, /docs and all documents, which are read now."""
     documents = _generated() | _viewers() | _assets()
     return [
         Route("/", _to_docs),
@@ -133,6 +134,7 @@ def _assets() -> dict[str, Document]:
     }
 
 
+@cache
 def _page(name: str) -> str:
     return files("gateway").joinpath("pages", name).read_text()
 
