@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tools.generate.asyncapi import asyncapi
 from tools.generate.codec import codec_source
 from tools.generate.contracts import Contracts, GeneratorError
 from tools.generate.messages import with_constructors
@@ -67,8 +68,9 @@ def _write(contracts: Contracts, target: Path) -> None:
     (target / "protos.zip").write_bytes(protos_zip(contracts.file_names))
     (target / "registry.py").write_text(registry_source(contracts))
     (target / "codec.py").write_text(codec_source(contracts))
-    document = json.dumps(openapi(contracts), indent=2, ensure_ascii=False)
-    (target / "openapi.json").write_text(document + "\n")
+    for name, document in (("openapi", openapi), ("asyncapi", asyncapi)):
+        text = json.dumps(document(contracts), indent=2, ensure_ascii=False)
+        (target / f"{name}.json").write_text(text + "\n")
     (target / "rest.py").write_text(rest_models_source(contracts))
     shutil.copy(Path(__file__).with_name("rest_types.py"), target)
     _run("ruff", "format", "--isolated", "--line-length=100", "--quiet", str(target))

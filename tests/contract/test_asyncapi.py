@@ -1,0 +1,141 @@
+"""The AsyncAPI document: valid to the official parser, whole, true of the frames and the bus."""
+
+import json
+import subprocess
+from importlib.resources import files
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from gateway.frames import read_client_frame
+from postbus.registry import EVENTS, METHODS, Access
+from shared.messagebus.amqp_session import CONTENT_TYPE, EVENT_EXCHANGE, RPC_EXCHANGE
+from tools.node import node_environment, node_modules
+
+DOCUMENT: dict[str, Any] = json.loads(files("postbus").joinpath("asyncapi.json").read_text())
+PARSE = """
+import { Parser } from "@asyncapi/parser";
+import { readFileSync } from "node:fs";
+const { document, diagnostics } = await new Parser().parse(readFileSync(0, "utf8"));
+const found = diagnostics.filter((each) => each.severity < 2).map((each) => each.message);
+console.log(JSON.stringify({ found, operations: document?.operations().all().length }));
+"""
+CREATE = "postbus.posts.v1.PostsService.CreatePost"
+UUID = "018f3f6e-0000-7000-8000-000000000001"
+
+
+def parsed(document: dict[str, Any]) -> dict[str, Any]:
+    """What the official parser says."""
+    command = ["node", "--input-type=module", "-e", PARSE]
+    answer = subprocess.run(
+        command,
+        input=json.dumps(document),
+        cwd=node_modules().parent,
+        env=node_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    result: dict[str, Any] = json.loads(answer.stdout)
+    return result
+
+
+def test_official_parser_finds_no_fault() -> None:
+    result = parsed(DOCUMENT)
+
+    assert result == {"found": [], "operations": len(DOCUMENT["operations"])}
+
+
+def test_official_parser_would_find_a_fault() -> None:
+    broken = {**DOCUMENT, "operations": {"x": {"action": "nonsense"}}}
+
+    assert parsed(broken)["found"] != []
+
+
+def test_every_method_and_event_has_its_channel_on_the_bus() -> None:
+    bound = {
+        channel["address"].removesuffix(".{worker}"): channel["bindings"]["amqp"]["exchange"][
+            "name"
+        ]
+        for channel in DOCUMENT["channels"].values()
+        if "amqp" in channel.get("bindings", {})
+    }
+
+    methods, events = dict.fromkeys(METHODS, RPC_EXCHANGE), dict.fromkeys(EVENTS, EVENT_EXCHANGE)
+    assert bound == methods | events
+    on_the_bus = [
+        message
+        for message in DOCUMENT["components"]["messages"].values()
+        if "contentType" in message
+    ]
+    assert {message["contentType"] for message in on_the_bus} == {CONTENT_TYPE}
+    assert len(on_the_bus) == 2 * len(METHODS) + len(EVENTS)
+
+
+def test_websocket_has_what_outsiders_may_call_and_nothing_else() -> None:
+    public = {name for name, method in METHODS.items() if method.access is not Access.INTERNAL}
+    messages = DOCUMENT["channels"]["websocket"]["messages"]
+
+    called = {name.removeprefix("call.") for name in messages if name.startswith("call.")}
+    delivered = {name.removeprefix("event.") for name in messages if name.startswith("event.")}
+
+    assert called == public
+    assert delivered == set(EVENTS)
+
+
+def payload_of(message: str) -> Draft202012Validator:
+    schema = DOCUMENT["components"]["messages"][message]["payload"]
+    return Draft202012Validator({**schema, "components": DOCUMENT["components"]})
+
+
+@pytest.mark.parametrize(
+    ("message", "frame"),
+    [
+        ("authenticate", {"id": "1", "authenticate": {"accessToken": "x"}}),
+        ("subscribe", {"id": "1", "subscribe": {"types": ["postbus.posts.v1.PostCreated"]}}),
+        ("unsubscribe", {"id": "1", "unsubscribe": {"subscription": "1"}}),
+        (
+            f"call.{CREATE}",
+            {"id": "1", "call": {"method": CREATE, "request": {"title": "x"}, "timeoutMs": 100}},
+        ),
+    ],
+)
+def test_documented_frame_is_what_the_gateway_reads(message: str, frame: dict[str, Any]) -> None:
+    assert payload_of(message).is_valid(frame)
+    assert read_client_frame(frame).id == "1"
+
+
+@pytest.mark.parametrize(
+    ("message", "frame"),
+    [
+        ("authenticate", {"id": "1", "authenticate": {"accessToken": ""}}),
+        ("subscribe", {"id": "", "subscribe": {"types": ["x"]}}),
+        ("subscribe", {"id": "1", "subscribe": {"types": []}}),
+        (f"call.{CREATE}", {"id": "1", "call": {"method": CREATE, "request": {"title": ""}}}),
+        (f"call.{CREATE}", {"id": "1", "call": {"method": "another", "request": {"title": "x"}}}),
+    ],
+)
+def test_frame_that_the_gateway_refuses_is_not_documented(
+    message: str, frame: dict[str, Any]
+) -> None:
+    assert not payload_of(message).is_valid(frame)
+
+
+def test_event_at_the_websocket_is_documented_as_it_comes() -> None:
+    frame = {
+        "id": "1",
+        "event": {
+            "eventId": UUID,
+            "subject": UUID,
+            "time": "2026-01-01T00:00:00.000001Z",
+            "data": {
+                "@type": "type.googleapis.com/postbus.posts.v1.PostDeleted",
+                "postId": UUID,
+                "authorId": UUID,
+            },
+        },
+    }
+
+    assert payload_of("event.postbus.posts.v1.PostDeleted").is_valid(frame)
+    assert not payload_of("event.postbus.posts.v1.PostCreated").is_valid(frame)
