@@ -405,6 +405,7 @@ def _read_postbus_options_v1_EventRules(m: Any) -> Any:
         "__dict__",
         {
             "subject": m.subject,
+            "version": m.version,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -417,6 +418,8 @@ def _write_postbus_options_v1_EventRules(o: Any, m: Any) -> None:
     d = o.__dict__
     if (v := d["subject"]) is not PLACEHOLDER and v is not None:
         m.subject = v
+    if (v := d["version"]) is not PLACEHOLDER and v is not None:
+        m.version = v
 
 
 def _read_postbus_options_v1_MethodRules(m: Any) -> Any:

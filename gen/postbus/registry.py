@@ -67,11 +67,15 @@ class Method:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventType:
-    """An event. `name` is its routing key, `subject` the field with the aggregate's id."""
+    """An event. `name` is its routing key, `subject` the field with the aggregate's id.
+
+    `version` is that of its meaning: raised by every change that would mislead consumers.
+    """
 
     name: str
     message: type[betterproto.Message]
     subject: str
+    version: int
 
 
 METHODS: Mapping[str, Method] = {
@@ -302,21 +306,25 @@ EVENTS: Mapping[str, EventType] = {
         name="postbus.posts.v1.PostCreated",
         message=postbus.posts.v1.PostCreated,
         subject="post_id",
+        version=1,
     ),
     "postbus.posts.v1.PostDeleted": EventType(
         name="postbus.posts.v1.PostDeleted",
         message=postbus.posts.v1.PostDeleted,
         subject="post_id",
+        version=1,
     ),
     "postbus.posts.v1.PostUpdated": EventType(
         name="postbus.posts.v1.PostUpdated",
         message=postbus.posts.v1.PostUpdated,
         subject="post_id",
+        version=1,
     ),
     "postbus.users.v1.UserRegistered": EventType(
         name="postbus.users.v1.UserRegistered",
         message=postbus.users.v1.UserRegistered,
         subject="user_id",
+        version=1,
     ),
 }
 MESSAGES: Mapping[str, type[betterproto.Message]] = {

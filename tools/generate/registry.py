@@ -77,11 +77,15 @@ class Method:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventType:
-    """An event. `name` is its routing key, `subject` the field with the aggregate's id."""
+    """An event. `name` is its routing key, `subject` the field with the aggregate's id.
+
+    `version` is that of its meaning: raised by every change that would mislead consumers.
+    """
 
     name: str
     message: type[betterproto.Message]
     subject: str
+    version: int
 
 
 '''
@@ -173,7 +177,8 @@ def _rule(binding: Binding) -> str:
 
 def _events(contracts: Contracts) -> Iterator[str]:
     for message in contracts.messages:
-        subject = contracts.option(message, "postbus.options.v1.event").subject
+        rules = contracts.option(message, "postbus.options.v1.event")
+        subject = rules.subject
         if not subject:
             continue
         if subject not in message.fields_by_name:
@@ -183,5 +188,6 @@ def _events(contracts: Contracts) -> Iterator[str]:
             f"        name={message.full_name!r},\n"
             f"        message={python_class(message)},\n"
             f"        subject={subject!r},\n"
+            f"        version={rules.version or 1},\n"
             "    ),\n"
         )

@@ -77,16 +77,24 @@ class EventRules(betterproto.Message):
     Name of the string field with the id of the aggregate that the event is about.
     """
 
+    version: int = betterproto.uint32_field(2)
+    """
+    Version of the event's meaning; 1 if unset. Raised by every change that would mislead consumers
+     of the version before.
+    """
+
     def __init__(
         self,
         subject: str = PLACEHOLDER,
+        version: int = PLACEHOLDER,
     ) -> None:
         _set_attribute(
             self,
             "__dict__",
             {
                 "subject": subject,
-                "_serialized_on_wire": subject is not PLACEHOLDER,
+                "version": version,
+                "_serialized_on_wire": subject is not PLACEHOLDER or version is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {},
             },
