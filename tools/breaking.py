@@ -78,8 +78,13 @@ def _between(before: Path, after: Path, *, source: str = "") -> list[Finding]:
     try:
         own = compare(*sets)
     except (DecodeError, TypeError, ValueError) as error:
-        raise BreakingError(f"{before} or {after} is not a descriptor set: {error}") from None
-    return own + list(_from_buf(before, source or str(after.resolve())))
+        raise BreakingError(f"can't compare {before} with {after}: {error}") from None
+    return own + list(_from_buf(_input(before), source or _input(after)))
+
+
+def _input(path: Path) -> str:
+    """A descriptor set for buf, which otherwise goes by the file's ending."""
+    return f"{path.resolve()}#format=binpb"
 
 
 def _read(path: Path) -> bytes:
@@ -89,10 +94,10 @@ def _read(path: Path) -> bytes:
         raise BreakingError(f"{path}: {error.strerror}") from None
 
 
-def _from_buf(before: Path, after: str) -> Iterable[Finding]:
+def _from_buf(before: str, after: str) -> Iterable[Finding]:
     """What breaks those who generate code from the contracts."""
     options = ("--exclude-imports", "--error-format", "json")
-    lines = _buf("breaking", after, "--against", str(before.resolve()), *options)
+    lines = _buf("breaking", after, "--against", before, *options)
     for found in map(json.loads, lines):
         path = found["path"].removeprefix("proto/")
         if path.startswith("postbus/"):  # protoc does not say which files are imports

@@ -63,11 +63,15 @@ def new_fields_required(pair: Pair[Descriptor]) -> Iterator[Change]:
 
 def _refused_if_empty(message: Descriptor) -> dict[str, str]:
     """The fields that break a rule when nothing is set, with the rule."""
-    found = [each.proto for each in protovalidate.collect_violations(GetMessageClass(message)())]
+    try:
+        # A validator of its own: one remembers types by name, and they differ between the sets.
+        found = protovalidate.Validator().collect_violations(GetMessageClass(message)())
+    except (protovalidate.CompilationError, protovalidate.EvaluationError) as error:
+        raise ValueError(f"{message.full_name}: {error}") from None
     return {
-        violation.field.elements[0].field_name: violation.rule_id
+        violation.proto.field.elements[0].field_name: violation.proto.rule_id
         for violation in found
-        if violation.field and violation.field.elements
+        if violation.proto.field and violation.proto.field.elements
     }
 
 

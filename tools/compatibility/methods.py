@@ -5,13 +5,14 @@ from itertools import takewhile
 
 from google.protobuf.descriptor import MethodDescriptor
 
-from tools.compatibility.findings import Audience, Change
+from tools.compatibility.findings import Audience, Breaks, Change, anyone
 from tools.compatibility.surface import Pair, Route, Surface
 
 __all__ = ["METHOD_RULES", "ROUTE_RULES", "captured_routes", "removed_methods", "removed_routes"]
 
 _METHOD = "postbus.options.v1.method"
 _ACCESS = ("UNSPECIFIED", "PUBLIC", "USER", "INTERNAL")
+_USER = _ACCESS.index("USER")
 _DEFAULT_TIMEOUT_MS = 5000
 
 
@@ -159,20 +160,46 @@ def _types(pair: Pair[MethodDescriptor]) -> Iterator[Change]:
             )
 
 
-def _access(pair: Pair[MethodDescriptor]) -> Iterator[Change]:
-    """Tighter access shuts clients out; looser access lets more in, which is to be meant."""
-    before, after = (options.get("access", 0) for options in pair.options(_METHOD))
-    if before != after:
-        yield Change(
-            name=pair.after.full_name,
-            what=f"access {'tightened' if after > before else 'loosened: security'}",
-            before=_ACCESS[before],
-            after=_ACCESS[after],
-            breaks=lambda use: (
-                use.audience is not Audience.WORKER or after == _ACCESS.index("USER")
-            ),
-            notice=after < before,
+def _access_tightened(pair: Pair[MethodDescriptor]) -> Iterator[Change]:
+    """Clients are shut out. A worker may still call what is internal."""
+    before, after = _accesses(pair)
+    if after > before:
+        yield _of_access(pair, "access tightened", lambda use: use.audience is not Audience.WORKER)
+
+
+def _access_loosened(pair: Pair[MethodDescriptor]) -> Iterator[Change]:
+    """More people are let in, which is to be meant."""
+    before, after = _accesses(pair)
+    if after < before:
+        yield _of_access(pair, "access loosened, mind security", anyone, notice=True)
+
+
+def _token_required(pair: Pair[MethodDescriptor]) -> Iterator[Change]:
+    """A worker that calls for itself has no access token."""
+    before, after = _accesses(pair)
+    if after == _USER != before:
+        yield _of_access(
+            pair, "access token now required", lambda use: use.audience is Audience.WORKER
         )
+
+
+def _accesses(pair: Pair[MethodDescriptor]) -> tuple[int, int]:
+    before, after = (options.get("access", 0) for options in pair.options(_METHOD))
+    return before, after
+
+
+def _of_access(
+    pair: Pair[MethodDescriptor], what: str, breaks: Breaks, *, notice: bool = False
+) -> Change:
+    before, after = _accesses(pair)
+    return Change(
+        name=pair.after.full_name,
+        what=what,
+        before=_ACCESS[before],
+        after=_ACCESS[after],
+        breaks=breaks,
+        notice=notice,
+    )
 
 
 def _idempotency(pair: Pair[MethodDescriptor]) -> Iterator[Change]:
@@ -205,4 +232,12 @@ def _timeout(pair: Pair[MethodDescriptor]) -> Iterator[Change]:
 
 
 ROUTE_RULES = (_parameters, _body, _response_body, _status, _fields_moved)
-METHOD_RULES = (_streaming, _types, _access, _idempotency, _timeout)
+METHOD_RULES = (
+    _streaming,
+    _types,
+    _access_tightened,
+    _access_loosened,
+    _token_required,
+    _idempotency,
+    _timeout,
+)

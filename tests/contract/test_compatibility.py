@@ -1,0 +1,808 @@
+"""What breaks for whom between two versions of a contract: each rule on a pair, and its reverse."""
+
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from grpc_tools import protoc
+
+from tools.compatibility import compare
+from tools.generate.third_party import lay_out
+
+ROOT = Path(__file__).parents[2]
+THIRD_PARTY = ROOT / ".dev/third_party"
+PACKAGE = "postbus.odd.v1."
+
+REST, WEBSOCKET, WORKER = "REST client", "WebSocket client", "worker"
+CALLERS = f"{REST}, {WEBSOCKET}, {WORKER}"
+CLIENTS = f"{REST}, {WEBSOCKET}"
+BY_KEY = f"{WEBSOCKET}, {WORKER}"
+HEARERS = f"{WEBSOCKET}, event consumer"
+UNDECIDED = "constraint changed, it can't be decided how"
+STALE = "event version not raised by a breaking change: 1 -> 1"
+
+Found = dict[str, str]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imports() -> None:
+    lay_out(THIRD_PARTY)
+
+
+def rpc(
+    http: str = 'post: "/v1/things" body: "*"',
+    rules: str = "access: ACCESS_USER",
+    *,
+    name: str = "Do",
+    types: str = "(Ask) returns (Answer)",
+    more: str = "",
+) -> str:
+    route = f"option (google.api.http) = {{{http}}};" if http else ""
+    return (
+        f"rpc {name}{types} {{ {route} option (postbus.options.v1.method) = {{{rules}}}; {more} }}"
+    )
+
+
+def service(*rpcs: str) -> str:
+    return f"service Odd {{ {' '.join(rpcs or [rpc()])} }}"
+
+
+def asked(fields: str, more: str = "") -> str:
+    """A contract that differs in what is asked."""
+    return f"{service()} message Ask {{ {fields} }} message Answer {{ bool ok = 1; }} {more}"
+
+
+def answered(fields: str, more: str = "") -> str:
+    """A contract that differs in what is answered."""
+    return f"{service()} message Ask {{ }} message Answer {{ {fields} }} {more}"
+
+
+def served(*rpcs: str, more: str = "") -> str:
+    """A contract that differs in its methods."""
+    messages = "message Ask { string id = 1; string name = 2; } message Answer { Ask ask = 1; }"
+    return f"{service(*rpcs)} {messages} {more}"
+
+
+def event(fields: str = "string id = 1;", rules: str = 'subject: "id"') -> str:
+    """A contract that differs in an event."""
+    return f"message Done {{ option (postbus.options.v1.event) = {{{rules}}}; {fields} }}"
+
+
+def ruled(rules: str, kind: str = "string") -> str:
+    """A field with rules, in what is asked."""
+    return asked(f"{kind} a = 1 [{rules}];")
+
+
+def both(text: str, who: str) -> tuple[Found, Found]:
+    """The same finding there and back, with `<->` between what changes places."""
+    what, _, values = text.rpartition(": ")
+    before, _, after = values.partition(" <-> ")
+    return {f"{what}: {before} -> {after}": who}, {f"{what}: {after} -> {before}": who}
+
+
+def tighter(rule: str, before: str = "none", after: str = "true") -> tuple[Found, Found]:
+    return {f"Ask.a: constraint tightened: {rule}: {before} -> {after}": CALLERS}, {}
+
+
+def lay(rule: str) -> str:
+    return f"(buf.validate.field).{rule}"
+
+
+ROUTES = {
+    "verb": (
+        served(rpc('put: "/v1/things" body: "*"')),
+        served(rpc('post: "/v1/things" body: "*"')),
+        *both("Odd.Do: route removed: PUT /v1/things <-> POST /v1/things", REST),
+    ),
+    "second binding": (
+        served(rpc('get: "/v1/a" additional_bindings {get: "/v1/b"}')),
+        served(rpc('get: "/v1/a"')),
+        {"Odd.Do: route removed: GET /v1/b -> gone": REST},
+        {},
+    ),
+    "pattern": (
+        served(rpc('get: "/v1/{id=a/*}"')),
+        served(rpc('get: "/v1/{id=b/*}"')),
+        *both("Odd.Do: route removed: GET /v1/{id=a/*} <-> GET /v1/{id=b/*}", REST),
+    ),
+    "parameter": (
+        served(rpc('get: "/v1/things/{id}"')),
+        served(rpc('get: "/v1/things/{name}"')),
+        {
+            "Odd.Do: path parameters renamed: GET /v1/things/{id} -> GET /v1/things/{name}": REST,
+            "Odd.Do: GET /v1/things/{name}: field id moved: path -> query": REST,
+            "Odd.Do: GET /v1/things/{name}: field name moved: query -> path": REST,
+        },
+        {
+            "Odd.Do: path parameters renamed: GET /v1/things/{name} -> GET /v1/things/{id}": REST,
+            "Odd.Do: GET /v1/things/{id}: field id moved: query -> path": REST,
+            "Odd.Do: GET /v1/things/{id}: field name moved: path -> query": REST,
+        },
+    ),
+    "body": (
+        served(rpc('post: "/v1/things"')),
+        served(rpc('post: "/v1/things" body: "*"')),
+        *both("Odd.Do: POST /v1/things: body changed: none <-> *", REST),
+    ),
+    "response body": (
+        served(rpc('get: "/v1/things"')),
+        served(rpc('get: "/v1/things" response_body: "ask"')),
+        *both("Odd.Do: GET /v1/things: response_body changed: none <-> ask", REST),
+    ),
+    "status": (
+        served(rpc(rules="access: ACCESS_USER")),
+        served(rpc(rules="access: ACCESS_USER http_status: 201")),
+        *both("Odd.Do: POST /v1/things: status changed: 200 <-> 201", REST),
+    ),
+    "captured": (
+        served(rpc('get: "/v1/{id}"')),
+        served(rpc('post: "/v1/{name}"', name="Other"), rpc('get: "/v1/{id}"')),
+        {"Odd.Do: route captured: GET /v1/{id} -> POST /v1/{name} of Odd.Other comes first": REST},
+        {
+            "Odd.Other: method removed: Odd.Other -> gone": BY_KEY,
+            "Odd.Other: route removed: POST /v1/{name} -> gone": REST,
+        },
+    ),
+    "captured in part": (
+        served(rpc('get: "/v1/{id}"')),
+        served(rpc('get: "/v1/me"', name="Me"), rpc('get: "/v1/{id}"')),
+        {
+            "notice: Odd.Do: route captured in part: GET /v1/{id} -> "
+            "GET /v1/me of Odd.Me comes first": REST
+        },
+        {
+            "Odd.Me: method removed: Odd.Me -> gone": BY_KEY,
+            "Odd.Me: route removed: GET /v1/me -> gone": REST,
+        },
+    ),
+    "order swapped": (
+        served(rpc('get: "/v1/me"', name="Me"), rpc('get: "/v1/{id}"')),
+        served(rpc('get: "/v1/{id}"'), rpc('get: "/v1/me"', name="Me")),
+        {"Odd.Me: route captured: GET /v1/me -> GET /v1/{id} of Odd.Do comes first": REST},
+        {
+            "notice: Odd.Do: route captured in part: GET /v1/{id} -> "
+            "GET /v1/me of Odd.Me comes first": REST
+        },
+    ),
+}
+
+METHODS = {
+    "renamed with its route kept": (
+        served(rpc(name="Do")),
+        served(rpc(name="Make")),
+        {"Odd.Do: method removed: Odd.Do -> gone": BY_KEY},
+        {"Odd.Make: method removed: Odd.Make -> gone": BY_KEY},
+    ),
+    "internal one removed": (
+        served(rpc("", "access: ACCESS_INTERNAL"), rpc(name="Stays")),
+        served(rpc(name="Stays")),
+        {"Odd.Do: method removed: Odd.Do -> gone": WORKER},
+        {},
+    ),
+    "type renamed, the same inside": (
+        served(rpc(), more="message Wish { string id = 1; string name = 2; }"),
+        served(
+            rpc(types="(Wish) returns (Answer)"),
+            more="message Wish { string id = 1; string name = 2; }",
+        ),
+        *both("Odd.Do: request type changed: Ask <-> Wish", WEBSOCKET),
+    ),
+    "type replaced, other inside": (
+        served(rpc(), more="message Reply { int32 ask = 1; }"),
+        served(
+            rpc(types="(Ask) returns (Reply)"),
+            more="message Reply { int32 ask = 1; }",
+        ),
+        {
+            "Odd.Do: response type changed: Answer -> Reply": WEBSOCKET,
+            "Reply.ask: type changed: Ask -> int32": CALLERS,
+            "Reply.ask: presence lost: optional -> always there": CALLERS,
+        },
+        {
+            "Odd.Do: response type changed: Reply -> Answer": WEBSOCKET,
+            "Answer.ask: type changed: int32 -> Ask": CALLERS,
+            "Answer.ask: presence gained: always there -> optional": CLIENTS,
+        },
+    ),
+    "streaming": (
+        served(rpc()),
+        served(rpc(types="(Ask) returns (stream Answer)")),
+        *both("Odd.Do: streaming changed: unary <-> server streaming", CALLERS),
+    ),
+    "public to user": (
+        served(rpc(rules="access: ACCESS_PUBLIC")),
+        served(rpc(rules="access: ACCESS_USER")),
+        {
+            "Odd.Do: access tightened: PUBLIC -> USER": CLIENTS,
+            "Odd.Do: access token now required: PUBLIC -> USER": WORKER,
+        },
+        {"notice: Odd.Do: access loosened, mind security: USER -> PUBLIC": CALLERS},
+    ),
+    "user to internal": (
+        served(rpc(rules="access: ACCESS_USER")),
+        served(rpc(rules="access: ACCESS_INTERNAL")),
+        {"Odd.Do: access tightened: USER -> INTERNAL": CLIENTS},
+        {
+            "notice: Odd.Do: access loosened, mind security: INTERNAL -> USER": WORKER,
+            "Odd.Do: access token now required: INTERNAL -> USER": WORKER,
+        },
+    ),
+    "idempotency": (
+        served(rpc(more="option idempotency_level = NO_SIDE_EFFECTS;")),
+        served(rpc(more="option idempotency_level = IDEMPOTENT;")),
+        {"Odd.Do: idempotency weakened: NO_SIDE_EFFECTS -> IDEMPOTENT": CALLERS},
+        {},
+    ),
+    "idempotency lost": (
+        served(rpc(more="option idempotency_level = IDEMPOTENT;")),
+        served(rpc()),
+        {"Odd.Do: idempotency weakened: IDEMPOTENT -> IDEMPOTENCY_UNKNOWN": CALLERS},
+        {},
+    ),
+    "timeout": (
+        served(rpc()),
+        served(rpc(rules="access: ACCESS_USER default_timeout_ms: 100")),
+        {"notice: Odd.Do: default timeout lowered: 5000 ms -> 100 ms": CALLERS},
+        {},
+    ),
+}
+
+FIELDS = {
+    "removed though reserved": (
+        asked("string a = 1;"),
+        asked("reserved 1; reserved 'a';"),
+        {"Ask.a: field removed: string -> gone": CALLERS},
+        {},
+    ),
+    "renamed": (
+        asked("string a_b = 1;"),
+        asked("string b = 1;"),
+        {"Ask.b: JSON name changed: aB -> b": CLIENTS},
+        {"Ask.a_b: JSON name changed: b -> aB": CLIENTS},
+    ),
+    "renamed in JSON": (
+        answered("string a = 1;"),
+        answered('string a = 1 [json_name = "b"];'),
+        *both("Answer.a: JSON name changed: a <-> b", CLIENTS),
+    ),
+    "renamed but in the JSON asked": (
+        asked("string a = 1;"),
+        asked('string b = 1 [json_name = "a"];'),
+        {"Ask.b: field renamed: a -> b": CLIENTS},
+        {"Ask.a: field renamed: b -> a": CLIENTS},
+    ),
+    "renamed but in the JSON answered": (
+        answered("string a = 1;"),
+        answered('string b = 1 [json_name = "a"];'),
+        {},
+        {},
+    ),
+    "renumbered": (
+        asked("string a = 1;"),
+        asked("string a = 2;"),
+        *both("Ask.a: number changed: 1 <-> 2", WORKER),
+    ),
+    "wider, in JSON a string": (
+        answered("int32 a = 1;"),
+        answered("int64 a = 1;"),
+        *both("Answer.a: type changed: int32 <-> int64", CALLERS),
+    ),
+    "string or bytes": (
+        asked("string a = 1;"),
+        asked("bytes a = 1;"),
+        *both("Ask.a: type changed: string <-> bytes", CALLERS),
+    ),
+    "the same in JSON": (
+        asked("int32 a = 1;"),
+        asked("sint32 a = 1;"),
+        *both("Ask.a: type changed: int32 <-> sint32", WORKER),
+    ),
+    "well-known type": (
+        answered("google.protobuf.Timestamp a = 1;"),
+        answered("google.protobuf.Duration a = 1;"),
+        *both(
+            "Answer.a: type changed: google.protobuf.Timestamp <-> google.protobuf.Duration",
+            CALLERS,
+        ),
+    ),
+    "inner message": (
+        answered("Part a = 1;", "message Part { string b = 1; }"),
+        answered("Other a = 1;", "message Other { }"),
+        {"Part.b: field removed: string -> gone": CALLERS},
+        {},
+    ),
+    "repeated": (
+        asked("string a = 1;"),
+        asked("repeated string a = 1;"),
+        *both("Ask.a: cardinality changed: singular <-> repeated", CALLERS),
+    ),
+    "value of a map": (
+        answered("map<string, string> a = 1;"),
+        answered("map<string, bytes> a = 1;"),
+        *both("Answer.AEntry.value: type changed: string <-> bytes", CALLERS),
+    ),
+    "map or list": (
+        answered("map<string, Part> a = 1;", "message Part { }"),
+        answered("repeated Part a = 1;", "message Part { }"),
+        *both("Answer.a: type changed: map <-> Part", CALLERS),
+    ),
+    "presence in what is asked": (
+        asked("optional string a = 1;"),
+        asked("string a = 1;"),
+        {"Ask.a: presence lost: optional -> always there": CALLERS},
+        {},
+    ),
+    "presence in what is answered": (
+        answered("optional string a = 1;"),
+        answered("string a = 1;"),
+        {"Answer.a: presence lost: optional -> always there": CALLERS},
+        {"Answer.a: presence gained: always there -> optional": CLIENTS},
+    ),
+    "oneof joined": (
+        asked("optional string a = 1; optional string b = 2;"),
+        asked("oneof c { string a = 1; string b = 2; }"),
+        {
+            "Ask.a: oneof changed: excludes none -> excludes b": CALLERS,
+            "Ask.b: oneof changed: excludes none -> excludes a": CALLERS,
+        },
+        {
+            "Ask.a: oneof changed: excludes b -> excludes none": CALLERS,
+            "Ask.b: oneof changed: excludes a -> excludes none": CALLERS,
+        },
+    ),
+    "oneof renamed": (
+        asked("oneof c { string a = 1; string b = 2; }"),
+        asked("oneof d { string a = 1; string b = 2; }"),
+        {},
+        {},
+    ),
+    "oneof extended": (
+        answered("oneof c { string a = 1; }"),
+        answered("oneof c { string a = 1; string b = 2; }"),
+        {"notice: Answer.b: case added to oneof c: none -> string": CALLERS},
+        {"Answer.b: field removed: string -> gone": CALLERS},
+    ),
+    "enum value renamed": (
+        asked("E a = 1;", "enum E { Z = 0; }"),
+        asked("E a = 1;", "enum E { Y = 0; }"),
+        {"E.Y: enum value renamed: Z -> Y": CLIENTS},
+        {"E.Z: enum value renamed: Y -> Z": CLIENTS},
+    ),
+    "enum value with an alias": (
+        asked("E a = 1;", "enum E { Z = 0; }"),
+        asked("E a = 1;", "enum E { option allow_alias = true; Y = 0; Z = 0; }"),
+        {},
+        {"E.Z: enum value renamed: Y, Z -> Z": CLIENTS},
+    ),
+    "enum value removed from what is asked": (
+        asked("E a = 1;", "enum E { Z = 0; B = 1; }"),
+        asked("E a = 1;", "enum E { Z = 0; }"),
+        {"E.B: enum value removed: 1 -> gone": CALLERS},
+        {},
+    ),
+    "enum value removed from what is answered": (
+        answered("E a = 1;", "enum E { Z = 0; B = 1; }"),
+        answered("E a = 1;", "enum E { Z = 0; }"),
+        {"E.B: enum value removed: 1 -> gone": WORKER},
+        {"notice: E.B: enum value added: none -> 1": CALLERS},
+    ),
+}
+
+CEL = '(buf.validate.field).cel = {{id: "{}", message: "m", expression: "{}"}}'
+CONSTRAINTS = {
+    "longest": (
+        ruled(lay("string.max_len = 9")),
+        ruled(lay("string.max_len = 8")),
+        *tighter("string.max_len", "9", "8"),
+    ),
+    "shortest": (
+        ruled(lay("string.min_len = 1")),
+        ruled(lay("string.min_len = 2")),
+        *tighter("string.min_len", "1", "2"),
+    ),
+    "first rule": (
+        asked("string a = 1;"),
+        ruled(lay("string.max_bytes = 2")),
+        *tighter("string.max_bytes", "none", "2"),
+    ),
+    "exact length, said otherwise": (
+        ruled(lay("string.len = 2")),
+        ruled(f"{lay('string.min_len = 2')}, {lay('string.max_len = 2')}"),
+        {},
+        {},
+    ),
+    "exact length": (
+        ruled(lay("string.max_len = 2")),
+        ruled(lay("string.len = 2")),
+        *tighter("string.min_len", "none", "2"),
+    ),
+    "format": (
+        asked("string a = 1;"),
+        ruled(lay("string.uuid = true")),
+        *tighter("string.uuid", "none", "True"),
+    ),
+    "pattern": (
+        ruled(lay('string.pattern = "^a$"')),
+        ruled(lay('string.pattern = "^b$"')),
+        *both(f"Ask.a: {UNDECIDED}: string.pattern: ^a$ <-> ^b$", CALLERS),
+    ),
+    "fewer choices": (
+        ruled(lay('string = {in: ["x", "y"]}')),
+        ruled(lay('string = {in: ["x"]}')),
+        *tighter("string.in", "[x, y]", "[x]"),
+    ),
+    "other choices": (
+        ruled(lay('string = {in: ["x"]}')),
+        ruled(lay('string = {in: ["y"]}')),
+        *both(f"Ask.a: {UNDECIDED}: string.in: [x] <-> [y]", CALLERS),
+    ),
+    "more exceptions": (
+        ruled(lay("int32 = {not_in: [1]}"), "int32"),
+        ruled(lay("int32 = {not_in: [1, 2]}"), "int32"),
+        *tighter("int32.not_in", "[1]", "[1, 2]"),
+    ),
+    "constant": (
+        ruled(lay("int32.const = 1"), "int32"),
+        ruled(lay("int32.const = 2"), "int32"),
+        *both(f"Ask.a: {UNDECIDED}: int32.const: 1 <-> 2", CALLERS),
+    ),
+    "number's bound": (
+        ruled(lay("int32.lte = 9"), "int32"),
+        ruled(lay("int32.lte = 8"), "int32"),
+        *tighter("int32.lte", "9", "8"),
+    ),
+    "number's bound, said otherwise": (
+        ruled(lay("int32.gt = 0"), "int32"),
+        ruled(lay("int32.gte = 1"), "int32"),
+        {},
+        {},
+    ),
+    "bound that excludes itself": (
+        ruled(lay("double.gte = 0.5"), "double"),
+        ruled(lay("double.gt = 0.5"), "double"),
+        *tighter("double.gte", "0.5", "0.5 excluded"),
+    ),
+    "range turned inside out": (
+        ruled(lay("int32 = {gte: 5, lte: 9}"), "int32"),
+        ruled(lay("int32 = {gte: 9, lte: 5}"), "int32"),
+        {"Ask.a: constraint tightened: int32.outside: none -> to 5, from 9": CALLERS},
+        {
+            "Ask.a: constraint tightened: int32.gte: none -> 5": CALLERS,
+            "Ask.a: constraint tightened: int32.lte: none -> 9": CALLERS,
+        },
+    ),
+    "duration": (
+        ruled(lay("duration.lte = {seconds: 3}"), "google.protobuf.Duration"),
+        ruled(lay("duration.lte = {seconds: 2, nanos: 500000000}"), "google.protobuf.Duration"),
+        *tighter("duration.lte", "3.0", "2.5"),
+    ),
+    "known enum values only": (
+        asked("E a = 1;", "enum E { Z = 0; }"),
+        asked(f"E a = 1 [{lay('enum.defined_only = true')}];", "enum E { Z = 0; }"),
+        *tighter("enum.defined_only", "none", "True"),
+    ),
+    "items": (
+        ruled(lay("repeated = {max_items: 2, items: {string: {max_len: 9}}}"), "repeated string"),
+        ruled(lay("repeated = {max_items: 1, items: {string: {max_len: 8}}}"), "repeated string"),
+        {
+            "Ask.a: constraint tightened: repeated.max_items: 2 -> 1": CALLERS,
+            "Ask.a: constraint tightened: repeated.items.string.max_len: 9 -> 8": CALLERS,
+        },
+        {},
+    ),
+    "map": (
+        ruled(lay("map.min_pairs = 1"), "map<string, string>"),
+        ruled(lay("map = {min_pairs: 1, keys: {string: {min_len: 1}}}"), "map<string, string>"),
+        *tighter("map.keys.string.min_len", "none", "1"),
+    ),
+    "required": (
+        ruled(lay("string.max_len = 9")),
+        ruled(f"{lay('string.max_len = 9')}, {lay('required = true')}"),
+        *tighter("required", "none", "True"),
+    ),
+    "required field behavior": (
+        asked("string a = 1;"),
+        ruled("(google.api.field_behavior) = REQUIRED"),
+        *tighter("google.api.field_behavior REQUIRED", "none", "True"),
+    ),
+    "zero values no longer let through": (
+        ruled(f"{lay('string.uuid = true')}, {lay('ignore = IGNORE_IF_ZERO_VALUE')}"),
+        ruled(lay("string.uuid = true")),
+        *tighter("ignore", "1", "none"),
+    ),
+    "first rule, not for zero values": (
+        asked("string a = 1;"),
+        ruled(f"{lay('string.uuid = true')}, {lay('ignore = IGNORE_IF_ZERO_VALUE')}"),
+        *tighter("string.uuid", "none", "True"),
+    ),
+    "rule that is ignored": (
+        asked("string a = 1;"),
+        ruled(f"{lay('string.uuid = true')}, {lay('ignore = IGNORE_ALWAYS')}"),
+        {},
+        {},
+    ),
+    "CEL added": (
+        asked("string a = 1;"),
+        ruled(CEL.format("x.y", "this != 'a'")),
+        *tighter("cel x.y", "none", "this != 'a'"),
+    ),
+    "CEL changed": (
+        ruled(CEL.format("x.y", "this != 'a'")),
+        ruled(CEL.format("x.y", "this != 'b'")),
+        *both(f"Ask.a: {UNDECIDED}: cel x.y: this != 'a' <-> this != 'b'", CALLERS),
+    ),
+    "CEL under another id": (
+        ruled(CEL.format("x", "this != 'a'")),
+        ruled(CEL.format("y", "this != 'a'")),
+        {},
+        {},
+    ),
+    "CEL of the message": (
+        asked("string a = 1;"),
+        asked(
+            'option (buf.validate.message).cel = {id: "x", expression: "this.a != \'\'"};'
+            "string a = 1;"
+        ),
+        {"Ask: constraint tightened: cel x: none -> this.a != ''": CALLERS},
+        {},
+    ),
+    "oneof of the message": (
+        asked('option (buf.validate.message).oneof = {fields: "a"}; string a = 1;'),
+        asked('option (buf.validate.message).oneof = {fields: "a" required: true}; string a = 1;'),
+        {"Ask: constraint tightened: oneof of a required: none -> True": CALLERS},
+        {},
+    ),
+    "oneof": (
+        asked("oneof c { string a = 1; }"),
+        asked("oneof c { option (buf.validate.oneof).required = true; string a = 1; }"),
+        {"Ask: constraint tightened: oneof c required: none -> True": CALLERS},
+        {},
+    ),
+    "new field required": (
+        asked("reserved 1;"),
+        ruled("(google.api.field_behavior) = REQUIRED"),
+        {"Ask.a: new field required: none -> google.api.field_behavior REQUIRED": CALLERS},
+        {"Ask.a: field removed: string -> gone": CALLERS},
+    ),
+    "new field that may not be empty": (
+        asked("reserved 1;"),
+        ruled(lay("string.min_len = 1")),
+        {"Ask.a: new field required: none -> string.min_len": CALLERS},
+        {"Ask.a: field removed: string -> gone": CALLERS},
+    ),
+    "new field that may be left out": (
+        asked("reserved 1;"),
+        ruled(lay("string.min_len = 1"), "optional string"),
+        {},
+        {"Ask.a: field removed: string -> gone": CALLERS},
+    ),
+    "answer that promises less": (
+        answered(f"string a = 1 [{lay('string.max_len = 8')}];"),
+        answered(f"string a = 1 [{lay('string.max_len = 9')}];"),
+        {"Answer.a: constraint loosened: string.max_len: 8 -> 9": CALLERS},
+        {},
+    ),
+    "message asked and answered": (
+        served(rpc(types="(Ask) returns (Ask)")),
+        served(rpc(types="(Ask) returns (Ask)")).replace(
+            "string id = 1;", f"string id = 1 [{lay('string.max_len = 8')}];"
+        ),
+        {"Ask.id: constraint tightened: string.max_len: none -> 8": CALLERS},
+        {"Ask.id: constraint loosened: string.max_len: 8 -> none": CALLERS},
+    ),
+}
+
+EVENTS = {
+    "removed": (
+        event(),
+        "message Done { string id = 1; }",
+        {"Done: event removed: Done -> gone": HEARERS},
+        {},
+    ),
+    "renamed": (
+        event(),
+        event().replace("Done", "Made"),
+        {"Done: event removed: Done -> gone": HEARERS},
+        {"Made: event removed: Made -> gone": HEARERS},
+    ),
+    "subject": (
+        event("string id = 1; string other = 2;"),
+        event("string id = 1; string other = 2;", 'subject: "other"'),
+        *both("Done: event subject changed: id <-> other", HEARERS),
+    ),
+    "version": (
+        event(rules='subject: "id" version: 2'),
+        event(),
+        {"Done: event version lowered: 2 -> 1": HEARERS},
+        {"notice: Done: event version raised: 1 -> 2": HEARERS},
+    ),
+    "broken, version kept": (
+        event("string id = 1; Part part = 2;") + "message Part { int32 a = 1; }",
+        event("string id = 1; Part part = 2;") + "message Part { }",
+        {"Part.a: field removed: int32 -> gone": HEARERS, f"Done: {STALE}": HEARERS},
+        {},
+    ),
+    "broken, version raised": (
+        event("string id = 1; int32 a = 2;"),
+        event(rules='subject: "id" version: 2'),
+        {
+            "Done.a: field removed: int32 -> gone": HEARERS,
+            "notice: Done: event version raised: 1 -> 2": HEARERS,
+        },
+        {"Done: event version lowered: 2 -> 1": HEARERS},
+    ),
+    "promises less": (
+        event(f"string id = 1 [{lay('string.uuid = true')}];"),
+        event(),
+        {
+            "Done.id: constraint loosened: string.uuid: True -> none": HEARERS,
+            f"Done: {STALE}": HEARERS,
+        },
+        {},
+    ),
+}
+
+
+TABLES = {
+    "route": ROUTES,
+    "method": METHODS,
+    "field": FIELDS,
+    "constraint": CONSTRAINTS,
+    "event": EVENTS,
+}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "forth", "back"),
+    [
+        pytest.param(*case, id=f"{kind}: {name}")
+        for kind, table in TABLES.items()
+        for name, case in table.items()
+    ],
+)
+def test_change_breaks_those_who_rely_on_it(
+    before: str, after: str, forth: Found, back: Found
+) -> None:
+    assert breaks(before, after) == forth
+    assert breaks(after, before) == back
+
+
+@pytest.mark.parametrize("contract", [served(rpc()), event(), ruled(CEL.format("x", "true"))])
+def test_unchanged_contract_breaks_nobody(contract: str) -> None:
+    assert breaks(contract, contract) == {}
+
+
+def breaks(before: str, after: str) -> Found:
+    """What is found, without the package, by those whom it breaks."""
+    found = compare(compiled(before), compiled(after))
+    assert all(finding.where.startswith("proto/postbus/odd/v1/odd.proto:") for finding in found)
+    texts = [
+        ("notice: " if finding.notice else "") + finding.text.replace(PACKAGE, "")
+        for finding in found
+    ]
+    assert len(texts) == len(set(texts))
+    order = [REST, WEBSOCKET, WORKER, "event consumer"]
+    people = [", ".join(sorted(finding.audiences, key=order.index)) for finding in found]
+    return dict(zip(texts, people, strict=True))
+
+
+HEAD = """syntax = "proto3";
+package postbus.odd.v1;
+import "buf/validate/validate.proto";
+import "google/api/annotations.proto";
+import "google/api/field_behavior.proto";
+import "google/protobuf/duration.proto";
+import "google/protobuf/timestamp.proto";
+import "postbus/options/v1/options.proto";
+"""
+
+
+@cache
+def compiled(contract: str) -> bytes:
+    """The descriptor set of a contract, by protoc."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source, target = folder / "postbus/odd/v1/odd.proto", folder / "odd.binpb"
+        source.parent.mkdir(parents=True)
+        source.write_text(HEAD + contract)
+        well_known = files("grpc_tools").joinpath("_proto")
+        includes = [f"-I{path}" for path in (folder, ROOT / "proto", THIRD_PARTY, well_known)]
+        options = ["--include_imports", "--include_source_info", f"-o{target}"]
+        assert protoc.main(["protoc", *includes, *options, str(source)]) == 0, contract
+        return target.read_bytes()
+
+
+def breaking(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tools.breaking", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def written(folder: Path, **contracts: str) -> list[Path]:
+    for name, contract in contracts.items():
+        (folder / name).write_bytes(compiled(contract))
+    return [folder / name for name in contracts]
+
+
+def test_command_says_what_breaks_for_whom_and_fails(tmp_path: Path) -> None:
+    before = served(rpc('get: "/v1/a"'), more=event("string id = 1; string a = 2;"))
+    after = served(rpc('get: "/v1/b"'), more="\n" + event())
+
+    answer = breaking(*written(tmp_path, before=before, after=after))
+
+    file = "  proto/postbus/odd/v1/odd.proto"
+    assert answer.stdout.splitlines() == [
+        "breaks REST client:",
+        f"{file}:9: postbus.odd.v1.Odd.Do: route removed: GET /v1/a -> GET /v1/b",
+        "breaks WebSocket client, event consumer:",
+        f"{file}:10: postbus.odd.v1.Done.a: field removed: string -> gone",
+        f"{file}:10: postbus.odd.v1.Done: {STALE}",
+        "breaks generated code:",
+        f'{file}:10: Previously present field "2" with name "a" on message "Done" was deleted. '
+        "(FIELD_NO_DELETE)",
+        "breaking: 4 breaking, 0 to be known; "
+        "breaks REST client, WebSocket client, event consumer, generated code",
+    ]
+    assert (answer.returncode, answer.stderr) == (1, "")
+
+
+def test_command_passes_what_breaks_nobody_and_shows_notices(tmp_path: Path) -> None:
+    before, after = served(rpc()), served(rpc(rules="access: ACCESS_PUBLIC"))
+
+    answer = breaking(*written(tmp_path, before=before, after=after))
+
+    assert answer.stdout.splitlines() == [
+        "to be known by REST client, WebSocket client, worker:",
+        "  proto/postbus/odd/v1/odd.proto:9: postbus.odd.v1.Odd.Do: "
+        "access loosened, mind security: USER -> PUBLIC",
+        "breaking: 0 breaking, 1 to be known; breaks nobody",
+    ]
+    assert (answer.returncode, answer.stderr) == (0, "")
+
+
+def test_contracts_of_the_present_revision_break_nobody() -> None:
+    answer = breaking("HEAD")
+
+    assert answer.stdout.splitlines()[-1].endswith("breaks nobody"), answer.stdout + answer.stderr
+    assert answer.returncode == 0
+
+
+def test_descriptor_set_without_places_is_told_by_names() -> None:
+    sets = []
+    for contract in (event(), event("string id = 1; string a = 2;")):
+        bare = FileDescriptorSet.FromString(compiled(contract))
+        for file in bare.file:
+            file.ClearField("source_code_info")
+        sets.append(bare.SerializeToString())
+
+    found = compare(sets[1], sets[0])
+
+    assert {finding.where for finding in found} == {""}
+    assert {finding.text for finding in found} == {
+        "postbus.odd.v1.Done.a: field removed: string -> gone",
+        f"postbus.odd.v1.Done: {STALE}",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["no-such-revision"], "no contracts in revision no-such-revision: "),
+        (["/no/such/file", "/no/such/file"], "/no/such/file: No such file or directory"),
+        ([__file__, __file__], f"can't compare {__file__} with {__file__}: "),
+        ([], "give a git revision, or two descriptor sets"),
+    ],
+)
+def test_comparison_that_cannot_be_made_is_one_line_and_exit_code_2(
+    arguments: list[str], reason: str
+) -> None:
+    answer = breaking(*arguments)
+
+    assert answer.returncode == 2
+    assert answer.stdout == ""
+    [line] = answer.stderr.splitlines()
+    assert line.startswith(f"breaking: {reason}")
