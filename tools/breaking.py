@@ -19,6 +19,7 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from tools.compatibility import Audience, Finding, compare
+from tools.generate.third_party import lay_out
 from tools.paths import DEV, ROOT
 
 _BUF = Path(sys.executable).with_name("buf")
@@ -53,6 +54,8 @@ def _since(revision: str) -> list[Finding]:
         folder = Path(name)
         before, after = folder / "before.binpb", folder / "after.binpb"
         _extract(revision, folder)
+        if not (DEV / "third_party").exists():
+            lay_out(DEV / "third_party")
         shutil.copytree(DEV / "third_party", folder / ".dev" / "third_party")
         _buf("build", "proto", "-o", str(before), cwd=folder)
         _buf("build", "proto", "-o", str(after), cwd=ROOT)

@@ -31,7 +31,8 @@ Found = dict[str, str]
 
 @pytest.fixture(scope="module", autouse=True)
 def _imports() -> None:
-    lay_out(THIRD_PARTY)
+    if not THIRD_PARTY.exists():
+        lay_out(THIRD_PARTY)
 
 
 def rpc(
@@ -691,8 +692,30 @@ def breaks(before: str, after: str) -> Found:
     return dict(zip(texts, people, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("message", "who"),
+    [
+        ("postbus.realtime.v1.ClientFrame", WEBSOCKET),
+        ("postbus.realtime.v1.ServerFrame", WEBSOCKET),
+        ("postbus.bus.v1.Request", WORKER),
+        ("postbus.bus.v1.Reply", WORKER),
+        ("postbus.bus.v1.Event", "event consumer"),
+        ("postbus.bus.v1.Error", REST),
+    ],
+)
+def test_frames_and_envelopes_break_those_who_exchange_them(message: str, who: str) -> None:
+    package, _, name = message.rpartition(".")
+    before = compiled(f"message {name} {{ string a = 1; }}", package)
+    after = compiled(f"message {name} {{ }}", package)
+
+    [finding] = compare(before, after)
+
+    assert finding.text == f"{message}.a: field removed: string -> gone"
+    assert finding.audiences == {who}
+
+
 HEAD = """syntax = "proto3";
-package postbus.odd.v1;
+package {package};
 import "buf/validate/validate.proto";
 import "google/api/annotations.proto";
 import "google/api/field_behavior.proto";
@@ -703,13 +726,13 @@ import "postbus/options/v1/options.proto";
 
 
 @cache
-def compiled(contract: str) -> bytes:
+def compiled(contract: str, package: str = "postbus.odd.v1") -> bytes:
     """The descriptor set of a contract, by protoc."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source, target = folder / "postbus/odd/v1/odd.proto", folder / "odd.binpb"
         source.parent.mkdir(parents=True)
-        source.write_text(HEAD + contract)
+        source.write_text(HEAD.replace("{package}", package) + contract)
         well_known = files("grpc_tools").joinpath("_proto")
         includes = [f"-I{path}" for path in (folder, ROOT / "proto", THIRD_PARTY, well_known)]
         options = ["--include_imports", "--include_source_info", f"-o{target}"]
@@ -786,6 +809,16 @@ def test_descriptor_set_without_places_is_told_by_names() -> None:
         "postbus.odd.v1.Done.a: field removed: string -> gone",
         f"postbus.odd.v1.Done: {STALE}",
     }
+
+
+def test_rule_that_does_not_compile_is_an_error_not_a_guess(tmp_path: Path) -> None:
+    broken = 'option (buf.validate.message).cel = {id: "x" expression: "this.("};'
+    before, after = asked(broken), asked(f"{broken} string a = 1;")
+
+    answer = breaking(*written(tmp_path, before=before, after=after))
+
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert "postbus.odd.v1.Ask: " in answer.stderr
 
 
 @pytest.mark.parametrize(

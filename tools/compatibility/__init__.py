@@ -6,7 +6,7 @@ loosening breaks them. REST and WebSocket clients see JSON (names), workers and 
 binary messages (numbers), some of either version while a deployment rolls.
 """
 
-from tools.compatibility.compare import compare
+from tools.compatibility.comparison import compare
 from tools.compatibility.findings import Audience, Finding
 
 __all__ = ["Audience", "Finding", "compare"]
