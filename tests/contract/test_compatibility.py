@@ -210,6 +210,12 @@ METHODS = {
             "Answer.ask: presence gained: always there -> optional": CLIENTS,
         },
     ),
+    "field outside the body of the answer": (
+        served(rpc('get: "/v1" response_body: "ask"')).replace("Ask ask", "int32 a = 2; Ask ask"),
+        served(rpc('get: "/v1" response_body: "ask"')),
+        {"Answer.a: field removed: int32 -> gone": BY_KEY},
+        {},
+    ),
     "streaming": (
         served(rpc()),
         served(rpc(types="(Ask) returns (stream Answer)")),
@@ -405,6 +411,11 @@ CONSTRAINTS = {
         ruled(lay("string.min_len = 1")),
         ruled(lay("string.min_len = 2")),
         *tighter("string.min_len", "1", "2"),
+    ),
+    "of a type that has changed": (
+        ruled(lay("int32.lte = 9"), "int32"),
+        ruled(lay("int64.lte = 8"), "int64"),
+        *both("Ask.a: type changed: int32 <-> int64", CALLERS),
     ),
     "first rule": (
         asked("string a = 1;"),

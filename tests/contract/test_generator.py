@@ -221,3 +221,23 @@ def test_event_whose_subject_is_no_field_is_an_error(compile_proto: Compile) -> 
 
     with pytest.raises(GeneratorError, match="subject is not a field of it: nonsense"):
         registry_source(contracts)
+
+
+def test_registry_holds_the_version_of_an_event_from_1(compile_proto: Compile) -> None:
+    source = registry_source(
+        compile_proto(
+            """
+            message Old {
+              option (postbus.options.v1.event) = {subject: "id"};
+              string id = 1;
+            }
+            message Raised {
+              option (postbus.options.v1.event) = {subject: "id" version: 3};
+              string id = 1;
+            }
+            """
+        )
+    )
+
+    assert "message=postbus.odd.v1.Old,\n        subject='id',\n        version=1,\n" in source
+    assert "message=postbus.odd.v1.Raised,\n        subject='id',\n        version=3,\n" in source
