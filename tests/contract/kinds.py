@@ -16,7 +16,7 @@ from tools.generate.codec import codec_source
 from tools.generate.contracts import Contracts
 from tools.generate.messages import with_constructors
 
-__all__ = ["build", "examples", "fill"]
+__all__ = ["build", "canonical", "examples", "fill", "without_epochs"]
 
 _F = FieldDescriptor
 _PROTO = Path(__file__).with_name("kinds.proto")
@@ -96,8 +96,8 @@ _WELL_KNOWN: Final = {
 
 _TAME: Final = {
     _F.TYPE_DOUBLE: st.floats(allow_nan=False).map(lambda value: value + 0.0),
-    _F.TYPE_FLOAT: st.floats(width=32, allow_nan=False).map(lambda value: value + 0.0),
-    _F.TYPE_ENUM: st.sampled_from([0, 1, 2**31 - 1, 7]),
+    # google's json_format prints the largest as 3.4028235e38, and refuses to read that
+    _F.TYPE_FLOAT: st.floats(-(2.0**120), 2.0**120, width=32).map(lambda value: value + 0.0),
 }
 
 
@@ -106,8 +106,8 @@ def examples(
 ) -> st.SearchStrategy[dict[str, Any]]:
     """What `fill` takes: the values of some fields by name.
 
-    `tame` leaves out what betterproto 2.0.0b7 itself gets wrong: negative members of enums, -0.0,
-    NaN, negative durations, and entries of maps that are empty.
+    `tame` leaves out what betterproto 2.0.0b7 itself gets wrong: members of enums that are
+    negative or not known, -0.0, NaN, negative durations, and entries of maps that are empty.
     """
     optional = {
         field.name: _field(field, depth, tame=tame)
@@ -134,6 +134,9 @@ def _field(field: FieldDescriptor, depth: int, *, tame: bool) -> st.SearchStrate
 
 
 def _value(field: FieldDescriptor, depth: int, *, tame: bool) -> st.SearchStrategy[Any]:
+    if field.enum_type and tame:
+        numbers = [value.number for value in field.enum_type.values]
+        return st.sampled_from([number for number in numbers if number >= 0])
     if field.message_type is None:
         return (_SCALARS | _TAME)[field.type] if tame else _SCALARS[field.type]
     known = _WELL_KNOWN.get(field.message_type.full_name)
@@ -164,4 +167,32 @@ def fill(message: Message, values: dict[str, Any]) -> Message:
             fill(target, value)
         else:
             setattr(message, name, value)
+    return message
+
+
+def canonical(message: Any) -> bytes:
+    """Bytes that are equal for equal messages, NaN included."""
+    data: bytes = message.SerializeToString(deterministic=True)
+    return data
+
+
+def without_epochs(message: Any) -> Any:
+    """Drop times that are there and zero: betterproto has no way to tell them from absent ones."""
+    for field, value in list(message.ListFields()):
+        if field.message_type is None:
+            continue
+        if field.message_type.GetOptions().map_entry:
+            of_messages = field.message_type.fields_by_name["value"].message_type
+            entries = value.values() if of_messages else ()
+        else:
+            entries = value if field.is_repeated else [value]
+        for each in entries:
+            without_epochs(each)
+        if (
+            field.message_type.full_name in _WELL_KNOWN
+            and not field.is_repeated
+            and field.containing_oneof is None
+            and not value.ListFields()
+        ):
+            message.ClearField(field.name)
     return message

@@ -8,12 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.contract.kinds import build, examples, fill
+from tests.contract.kinds import build, canonical, examples, fill, without_epochs
 
 READ_ALIKE = ["Scalars", "Optionals", "Lists", "Maps", "Choices", "Nested", "Names", "Wrappers"]
-ALL = [*READ_ALIKE, "WellKnown"]
+ALL = [*READ_ALIKE, "WellKnown", "Anything"]
 WRITTEN_ALIKE = ["Scalars", "Optionals", "Lists", "Maps", "Choices", "Names", "Wrappers"]
-TIMES = {"google.protobuf.Timestamp", "google.protobuf.Duration"}
 many = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=25)
 
 
@@ -39,34 +38,6 @@ class Kinds:
 @pytest.fixture(scope="session")
 def kinds(tmp_path_factory: pytest.TempPathFactory) -> Kinds:
     return Kinds(*build(tmp_path_factory.mktemp("kinds")))
-
-
-def canonical(message: Any) -> bytes:
-    """Bytes that are equal for equal messages, NaN included."""
-    data: bytes = message.SerializeToString(deterministic=True)
-    return data
-
-
-def without_epochs(message: Any) -> Any:
-    """Drop times that are there and zero: betterproto has no way to tell them from absent ones."""
-    for field, value in list(message.ListFields()):
-        if field.message_type is None:
-            continue
-        if field.message_type.GetOptions().map_entry:
-            of_messages = field.message_type.fields_by_name["value"].message_type
-            entries = value.values() if of_messages else ()
-        else:
-            entries = value if field.is_repeated else [value]
-        for each in entries:
-            without_epochs(each)
-        if (
-            field.message_type.full_name in TIMES
-            and not field.is_repeated
-            and field.containing_oneof is None
-            and not value.ListFields()
-        ):
-            message.ClearField(field.name)
-    return message
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -29,13 +29,14 @@ _TARGET = ROOT / "gen" / "postbus"
 def main(arguments: list[str]) -> int:
     """Generate into a folder beside, and swap it in only if all went well."""
     check = arguments == ["--check"]
-    lay_out(DEV / "third_party")
     with tempfile.TemporaryDirectory(dir=DEV) as name:
         fresh = Path(name) / "postbus"
         try:
             if not check:
-                _run("buf", "format", "-w", "proto")
-            _generate(fresh)
+                _run("buf", "format", "-w", "proto", cwd=ROOT)
+            generate(ROOT, fresh)
+            if not check:
+                _lint()
         except subprocess.CalledProcessError as error:
             return error.returncode
         if check:
@@ -47,25 +48,38 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _generate(target: Path) -> None:
-    _run("buf", "lint", "--error-format=text")
+def generate(project: Path, target: Path) -> None:
+    """Write the package `postbus` from `project`/proto into `target`, a folder to be made.
+
+    Raises CalledProcessError after showing what buf says, SystemExit with what can't be generated.
+    """
+    lay_out(project / ".dev/third_party")
     documented = target.with_name("documented.binpb")
-    _run("buf", "build", "-o", str(documented))
-    _run("buf", "generate", "-o", str(target.parent / "buf"))
+    _run("buf", "build", "-o", str(documented), cwd=project)
+    _run("buf", "generate", "-o", str(target.parent / "buf"), cwd=project)
     shutil.copytree(target.parent / "buf" / "betterproto" / "postbus", target)
     (target / "py.typed").touch()
-    _run("buf", "build", "--exclude-source-info", "-o", str(target / "contracts.binpb"))
+    lean = str(target / "contracts.binpb")
+    _run("buf", "build", "--exclude-source-info", "-o", lean, cwd=project)
     contracts = Contracts(documented.read_bytes())
+    (target / "protos.zip").write_bytes(protos_zip(contracts.file_names, project))
     try:
         _write(contracts, target)
     except GeneratorError as error:
         sys.exit(f"gen: {contracts.explain(error)}")
 
 
+def _lint() -> None:
+    """Show what `just check` will refuse; it does not stand in the way of trying things out."""
+    try:
+        _run("buf", "lint", cwd=ROOT)
+    except subprocess.CalledProcessError:
+        print("gen: just check refuses the above", file=sys.stderr)
+
+
 def _write(contracts: Contracts, target: Path) -> None:
     for module in target.rglob("__init__.py"):
         module.write_text(with_constructors(module.read_text()))
-    (target / "protos.zip").write_bytes(protos_zip(contracts.file_names))
     (target / "registry.py").write_text(registry_source(contracts))
     (target / "codec.py").write_text(codec_source(contracts))
     for name, document in (("openapi", openapi), ("asyncapi", asyncapi)):
@@ -73,14 +87,14 @@ def _write(contracts: Contracts, target: Path) -> None:
         (target / f"{name}.json").write_text(text + "\n")
     (target / "rest.py").write_text(rest_models_source(contracts))
     shutil.copy(Path(__file__).with_name("rest_types.py"), target)
-    _run("ruff", "format", "--isolated", "--line-length=100", "--quiet", str(target))
+    _run("ruff", "format", "--isolated", "--line-length=100", "--quiet", str(target), cwd=ROOT)
 
 
-def _run(*command: str) -> None:
+def _run(*command: str, cwd: Path) -> None:
     """Run one of our own tools, whose output is shown only where it fails."""
     path = f"{VENV / 'bin'}{os.pathsep}{os.environ['PATH']}"
     answer = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"PATH": path}, capture_output=True, check=False
+        command, cwd=cwd, env=os.environ | {"PATH": path}, capture_output=True, check=False
     )
     if answer.returncode:
         sys.stderr.buffer.write(answer.stdout + answer.stderr)

@@ -50,7 +50,7 @@ def _int64(name: str, low: int, high: int) -> Schema:
 def _float(name: str, bounds: Schema) -> Schema:
     return {
         "anyOf": [{"type": "number", "format": name, **bounds}, {"enum": list(_NOT_FINITE)}],
-        "x-python": _python("Float", "number", **bounds),
+        "x-python": _python(name.capitalize(), "number"),
     }
 
 

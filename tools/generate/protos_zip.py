@@ -4,20 +4,19 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from io import BytesIO
+from pathlib import Path
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
-
-from tools.paths import DEV, ROOT
 
 __all__ = ["protos_zip"]
 
 _REGULAR_FILE = 0o100644 << 16
 
 
-def protos_zip(names: Iterable[str]) -> bytes:
-    """Return an archive of these files of a descriptor set, the same for the same contents."""
+def protos_zip(names: Iterable[str], project: Path) -> bytes:
+    """Return an archive of these files of a project, the same for the same contents."""
     roots: Sequence[Traversable] = (
-        ROOT / "proto",
-        DEV / "third_party",
+        project / "proto",
+        project / ".dev/third_party",
         files("grpc_tools").joinpath("_proto"),  # google/protobuf
     )
     target = BytesIO()

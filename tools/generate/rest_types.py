@@ -1,5 +1,6 @@
 """What proto3 JSON has and Pydantic has no type for. Copied to gen/ beside the models."""
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
@@ -18,6 +19,7 @@ from pydantic import (
 
 __all__ = [
     "Base64",
+    "Double",
     "Duration",
     "FieldMask",
     "Float",
@@ -27,6 +29,7 @@ __all__ = [
     "WideInteger",
 ]
 
+_FLOAT_MAX = 3.4028234663852886e38
 _NOT_FINITE = {"NaN", "Infinity", "-Infinity"}
 
 
@@ -63,6 +66,12 @@ def _number(value: Any) -> Any:
     return float(value) if isinstance(value, str) and value in _NOT_FINITE else value
 
 
+def _single(value: float) -> float:
+    if math.isfinite(value) and abs(value) > _FLOAT_MAX:
+        raise ValueError("too large for 32 bits")
+    return value
+
+
 def _read_by(kind: Any) -> Any:
     """Let google's own parser decide; its complaints don't go to clients."""
 
@@ -80,7 +89,9 @@ Integer = Annotated[int, Strict(), BeforeValidator(_whole)]
 """32 bits."""
 WideInteger = Annotated[int, Strict(), BeforeValidator(_from_text)]
 """64 bits: a number or its digits."""
-Float = Annotated[float, Strict(), BeforeValidator(_number)]
+Double = Annotated[float, Strict(), BeforeValidator(_number)]
+Float = Annotated[Double, AfterValidator(_single)]
+"""32 bits."""
 Base64 = Annotated[
     str,
     StringConstraints(

@@ -204,7 +204,8 @@ def _key(schema: Schema) -> Schema:
     if schema.get("type") == "string":
         return schema
     if schema.get("type") == "boolean":
-        return {"enum": ["true", "false"], "x-python": {"type": "string"}}
+        pattern = "^(?:true|false)$"
+        return {"pattern": pattern, "x-python": {"type": "string", "pattern": pattern}}
     wide = COMPONENTS[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
     pattern = integers(wide["minimum"], wide["maximum"])
-    return {"pattern": pattern, "x-python": {"type": "string"}}
+    return {"pattern": pattern, "x-python": {"type": "string", "pattern": pattern}}

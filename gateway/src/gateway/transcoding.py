@@ -72,7 +72,7 @@ class Transcoder:
             return {}, {}
         value = read_json(body)
         if self._rule.body != "*":
-            return {self._rule.body: value}, value if isinstance(value, dict) else {}
+            return {self._rule.body: value}, dict(value) if isinstance(value, dict) else {}
         if not isinstance(value, dict):
             raise HttpError(
                 400, Code.INVALID_ARGUMENT, "NOT_AN_OBJECT", "The body must be a JSON object."
@@ -104,7 +104,8 @@ class Transcoder:
             resource = _field(resource, self._rule.body).message_type
         in_path = {path for path, _ in self._rule.variables}
         members = {name: value for name, value in sent.items() if name not in in_path}
-        message.update_mask.paths.extend(_paths(resource, members))
+        if paths := _paths(resource, members):
+            message.update_mask.paths.extend(paths)
 
     def write(self, payload: bytes) -> bytes:
         """Return the body of the response, empty for an empty message."""

@@ -1,0 +1,366 @@
+"""From a .proto that nobody has seen to an answer over REST, with every kind of field and rule."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import descriptor_pb2, json_format
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import validate
+
+from tests.contract.kinds import canonical, examples, fill, without_epochs
+from tests.tokens import TokenMaker
+from tools.generate.__main__ import generate
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+many = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=25)
+
+
+class Pipeline:
+    """The generated package, and the gateway that serves it in a process of its own."""
+
+    def __init__(self, package: Path, worker: "subprocess.Popen[str]") -> None:
+        self.package = package
+        self._worker = worker
+        self._pool = DescriptorPool()
+        data = (package / "contracts.binpb").read_bytes()
+        for file in descriptor_pb2.FileDescriptorSet.FromString(data).file:
+            self._pool.Add(file)
+
+    def google(self, name: str) -> Any:
+        return GetMessageClass(self._pool.FindMessageTypeByName(f"postbus.kinds.v1.{name}"))
+
+    def ask(self, verb: str, url: str, body: Any = None) -> tuple[int, Any]:
+        """Send JSON, or text that is none; return status and JSON of the answer."""
+        text = body if body is None or isinstance(body, str) else json.dumps(body)
+        assert self._worker.stdin is not None
+        assert self._worker.stdout is not None
+        self._worker.stdin.write(json.dumps([verb, url, text]) + "\n")
+        self._worker.stdin.flush()
+        status, answer = json.loads(self._worker.stdout.readline())
+        return status, answer
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    project = tmp_path_factory.mktemp("pipeline")
+    shutil.copytree(ROOT / "proto", project / "proto")
+    for name in ("buf.yaml", "buf.gen.yaml"):
+        shutil.copy(ROOT / name, project)
+    target = project / "proto/postbus/kinds/v1"
+    target.mkdir(parents=True)
+    kinds = (
+        (HERE / "kinds.proto").read_text().replace("package kinds.v1", "package postbus.kinds.v1")
+    )
+    (target / "kinds.proto").write_text(kinds)
+    shutil.copy(HERE / "pipeline.proto", target)
+    package = project / "site/postbus"
+    package.parent.mkdir()
+    generate(project, package)
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.contract.pipeline_worker", TokenMaker().key_set],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": f"{package.parent}{os.pathsep}{ROOT}"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as worker:
+        yield Pipeline(package, worker)
+        assert worker.stdin is not None
+        worker.stdin.close()
+
+
+def test_document_of_the_new_service_is_valid(pipeline: Pipeline) -> None:
+    document = json.loads((pipeline.package / "openapi.json").read_text())
+
+    validate(document)
+    assert {"/v1/kinds", "/v1/kinds/{scalars.string}:query", "/v1/kinds:check"} <= set(
+        document["paths"]
+    )
+    assert "/v1/shelves/{shelves}/books/{books}" in document["paths"]
+
+
+PARTS = ["Scalars", "Optionals", "Lists", "Maps", "Choices", "Nested", "Wrappers", "Names"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+@many
+@given(data=st.data())
+def test_message_of_every_kind_comes_back_as_it_went(
+    pipeline: Pipeline, part: str, data: st.DataObject
+) -> None:
+    every, kind = pipeline.google("Every"), pipeline.google(part)
+    drawn = data.draw(examples(kind.DESCRIPTOR, tame=True))
+    message = fill(every(), {part.lower(): drawn})
+
+    status, answer = pipeline.ask("POST", "/v1/kinds", json_format.MessageToDict(message))
+
+    assert status == 200, answer
+    back = json_format.ParseDict(answer, every())
+    assert canonical(without_epochs(back)) == canonical(without_epochs(message))
+
+
+EDGES: list[tuple[str, Any, Any]] = [
+    ("scalars.int64", "9223372036854775807", ...),
+    ("scalars.int64", -9223372036854775808, "-9223372036854775808"),
+    ("scalars.uint64", "18446744073709551615", ...),
+    ("scalars.int32", 1.0, 1),
+    ("scalars.int32", 1e3, 1000),
+    ("scalars.double", "NaN", ...),
+    ("scalars.double", "-Infinity", ...),
+    ("scalars.double", 1.7976931348623157e308, ...),
+    ("scalars.double", 5e-324, ...),
+    ("scalars.float", 3.4028233e38, ...),
+    ("scalars.bytes", "-_8=", "+/8="),
+    ("scalars.bytes", "+/8", "+/8="),
+    ("scalars.color", "COLOR_COLD", ...),
+    ("wellKnown.time", "2026-02-28T23:59:59.123456Z", ...),
+    ("wellKnown.time", "2026-03-01T01:00:00+01:00", "2026-03-01T00:00:00Z"),
+    ("wellKnown.time", "0001-01-01T00:00:00Z", ...),
+    ("wellKnown.time", "9999-12-31T23:59:59.999999Z", ...),
+    ("wellKnown.duration", "-1.500s", ...),
+    ("wellKnown.mask", "fooBar,baz.quxQuux", ...),
+    ("wellKnown.struct", {"a": [1, None, {"b": "c"}], "d": True}, ...),
+    ("wellKnown.value", [1, "x", None], ...),
+    ("wellKnown.list", [{"a": []}], ...),
+    ("wellKnown.empty", {}, ...),
+    ("optionals.string", "", ...),
+    ("optionals.int32", 0, ...),
+    ("wrappers.bool", False, ...),
+    ("choices.nothing", {}, ...),
+    ("maps.leaves", {"true": {"name": "x", "number": "0"}}, ...),
+    ("names.camelCase", "x", ...),
+    ("names.from", "x", ...),
+]
+
+
+@pytest.mark.parametrize(("path", "sent", "expected"), EDGES)
+def test_edge_of_proto3_json_comes_back_in_canonical_form(
+    pipeline: Pipeline, path: str, sent: Any, expected: Any
+) -> None:
+    part, field = path.split(".")
+
+    status, answer = pipeline.ask("POST", "/v1/kinds", {part: {field: sent}})
+
+    assert status == 200, answer
+    assert answer[part][field] == (sent if expected is ... else expected)
+
+
+@pytest.mark.parametrize(
+    ("path", "sent"),
+    [
+        ("scalars.int64", "9223372036854775808"),
+        ("scalars.int64", "1.5"),
+        ("scalars.int64", "007x"),
+        ("scalars.uint64", -1),
+        ("scalars.int32", 2147483648),
+        ("scalars.int32", "5"),
+        ("scalars.int32", True),
+        ("scalars.int32", 1.5),
+        ("scalars.float", 3.5e38),
+        ("scalars.double", "nan"),
+        ("scalars.bool", "true"),
+        ("scalars.bool", 1),
+        ("scalars.string", 5),
+        ("scalars.string", None),
+        ("scalars.bytes", "a"),
+        ("scalars.bytes", "*"),
+        ("scalars.color", "RED"),
+        ("scalars.color", 1),
+        ("wellKnown.time", "2026-02-30T00:00:00Z"),
+        ("wellKnown.time", "2026-02-28"),
+        ("wellKnown.time", "10000-01-01T00:00:00Z"),
+        ("wellKnown.duration", "1.5"),
+        ("wellKnown.duration", "999999999999s"),
+        ("wellKnown.mask", "foo_bar"),
+        ("lists.strings", "x"),
+        ("lists.strings", [None]),
+        ("maps.int64s", {"x": "1"}),
+        ("maps.leaves", {"yes": {}}),
+        ("scalars.nonsense", 1),
+    ],
+)
+def test_what_is_no_proto3_json_is_refused_with_its_path(
+    pipeline: Pipeline, path: str, sent: Any
+) -> None:
+    part, field = path.split(".")
+
+    status, answer = pipeline.ask("POST", "/v1/kinds", {part: {field: sent}})
+
+    assert (status, answer["reason"]) == (422, "INVALID_FIELDS"), answer
+    assert all(each["field"].startswith(f"value.{path}") for each in answer["violations"]), answer
+
+
+def test_two_members_of_a_oneof_are_refused(pipeline: Pipeline) -> None:
+    status, answer = pipeline.ask("POST", "/v1/kinds", {"choices": {"text": "", "number": "1"}})
+
+    assert status == 422
+    [violation] = answer["violations"]
+    assert violation["field"] == "value.choices"
+    assert violation["message"] == "only one of choice may be set: text or number"
+
+
+def test_query_takes_repeated_nested_and_typed_parameters(pipeline: Pipeline) -> None:
+    query = (
+        "scalars.int32=-5&scalars.bool=true&scalars.double=1e3&colors=COLOR_RED&colors=COLOR_FAR"
+        "&numbers=1&numbers=-9223372036854775808&since=2026-01-01T00:00:00Z&sure=false"
+        "&wrappers.int64=7&wrappers.bool=true&scalars.float=NaN"
+    )
+
+    status, answer = pipeline.ask("GET", f"/v1/kinds?{query}")
+
+    assert status == 200, answer["violations"]
+    assert (answer["scalars"]["int32"], answer["scalars"]["bool"]) == (-5, True)
+    assert (answer["scalars"]["double"], answer["scalars"]["float"]) == (1000.0, "NaN")
+    assert answer["colors"] == ["COLOR_RED", "COLOR_FAR"]
+    assert answer["numbers"] == ["1", "-9223372036854775808"]
+    assert (answer["since"], answer["sure"]) == ("2026-01-01T00:00:00Z", False)
+    assert answer["wrappers"] == {"int64": "7", "bool": True}
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("scalars.int32=x", "scalars.int32"),
+        ("scalars.int32=1&scalars.int32=2", "scalars.int32"),
+        ("scalars.nonsense=1", "scalars.nonsense"),
+        ("nonsense=1", "nonsense"),
+        ("scalars=1", "scalars"),
+        ("colors=RED", "colors[0]"),
+    ],
+)
+def test_wrong_query_is_refused_with_its_parameter(
+    pipeline: Pipeline, query: str, field: str
+) -> None:
+    status, answer = pipeline.ask("GET", f"/v1/kinds?{query}")
+
+    assert status == 422
+    assert [each["field"] for each in answer["violations"]] == [field]
+
+
+def test_additional_binding_and_custom_verb_set_a_nested_field(pipeline: Pipeline) -> None:
+    status, answer = pipeline.ask("GET", "/v1/kinds/a%2Fb%20c:query?scalars.int32=1")
+
+    assert status == 200, answer
+    assert (answer["scalars"]["string"], answer["scalars"]["int32"]) == ("a/b c", 1)
+    assert pipeline.ask("GET", "/v1/kinds/x:query?scalars.string=y")[0] == 422
+
+
+@pytest.mark.parametrize(
+    ("body", "mask"),
+    [
+        ({"title": "x"}, "title"),
+        ({"title": ""}, "title"),
+        ({"note": None}, "note"),
+        ({"note": "", "tags": []}, "note,tags"),
+        ({"leaf": {"name": "x"}}, "leaf.name"),
+        ({"leaf": None}, "leaf"),
+        ({"leaf": {}}, "leaf"),
+        ({"labels": {"a": "b"}}, "labels"),
+        ({}, None),
+    ],
+)
+def test_change_names_the_members_that_were_sent(
+    pipeline: Pipeline, body: dict[str, Any], mask: str | None
+) -> None:
+    status, answer = pipeline.ask("PATCH", "/v1/shelves/1/books/2", body)
+
+    assert status == 200, answer
+    assert answer["thing"]["name"] == "shelves/1/books/2"
+    assert answer.get("updateMask") == mask
+
+
+def test_change_takes_the_mask_that_was_given(pipeline: Pipeline) -> None:
+    url = "/v1/shelves/1/books/2?updateMask=title,leaf.name"
+
+    assert pipeline.ask("PATCH", url, {"title": "x"})[1]["updateMask"] == "title,leaf.name"
+    assert pipeline.ask("PATCH", "/v1/shelves/1/magazines/2", {})[0] == 404
+
+
+GOOD = {"low": 1, "name": "x", "email": "a@b", "leaf": {}}
+RULES: list[tuple[dict[str, Any], set[tuple[str, str]]]] = [
+    ({}, set()),
+    ({"high": "1000000000000", "ratio": 1, "code": "ABC", "tags": ["aa", "bb"]}, set()),
+    ({"counts": {"abc": 1}, "data": "AAAAAA==", "color": "COLOR_FAR", "nick": None}, set()),
+    ({"code": "", "host": "", "at": "2099-12-31T23:59:59Z", "size": "1"}, set()),
+    ({"size": "18446744073709551615", "host": "example.com"}, set()),
+    ({"low": -6}, {("low", "int32.gte_lt")}),
+    ({"low": 10}, {("low", "int32.gte_lt")}),
+    ({"high": "1000000000001"}, {("high", "int64.lte")}),
+    ({"high": 1000000000001}, {("high", "int64.lte")}),
+    ({"ratio": 1.5}, {("ratio", "double.gte_lte")}),
+    ({"ratio": "NaN"}, {("ratio", "double.gte_lte")}),
+    ({"code": "abc"}, {("code", "string.pattern")}),
+    ({"code": "ABCD"}, {("code", "string.pattern")}),
+    ({"name": ""}, {("name", "string.min_len")}),
+    ({"name": "123456"}, {("name", "string.max_len")}),
+    ({"tags": ["aa", "aa"]}, {("tags", "repeated.unique")}),
+    ({"tags": ["aa", "b"]}, {("tags[1]", "string.min_len")}),
+    ({"tags": ["aa", "bb", "cc"]}, {("tags", "repeated.max_items")}),
+    ({"counts": {"abcd": 1}}, {('counts["abcd"]', "string.max_len")}),
+    ({"counts": {"a": 0}}, {('counts["a"]', "int32.gt")}),
+    ({"counts": {"a": 1, "b": 1, "c": 1}}, {("counts", "map.max_pairs")}),
+    ({"color": "COLOR_COLD"}, {("color", "enum.not_in")}),
+    ({"data": "AAAAAAA="}, {("data", "bytes.max_len")}),
+    ({"email": "x"}, {("email", "string.email")}),
+    ({"nick": "x"}, {("nick", "string.min_len")}),
+    ({"at": "2100-01-01T00:00:00Z"}, {("at", "timestamp.lt")}),
+    ({"host": "-"}, {("host", "string.hostname")}),
+    ({"size": "2"}, {("size", "uint64.in")}),
+    ({"high": "1"}, {("", "low_below_high")}),
+    ({"email": ...}, {("contact", "required")}),
+    ({"leaf": ...}, {("leaf", "required")}),
+    ({"name": ..., "leaf": ...}, {("name", "string.min_len"), ("leaf", "required")}),
+]
+
+
+def with_changes(changes: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in (GOOD | changes).items() if value is not ...}
+
+
+@pytest.mark.parametrize(("changes", "violations"), RULES)
+def test_rule_is_kept_at_the_gateway_and_named_as_in_the_worker(
+    pipeline: Pipeline, changes: dict[str, Any], violations: set[tuple[str, str]]
+) -> None:
+    document = with_changes(changes)
+
+    status, answer = pipeline.ask("POST", "/v1/kinds:check", document)
+
+    found = {(each["field"], each["rule"]) for each in (answer or {}).get("violations", [])}
+    assert found == violations
+    assert status == (422 if violations else 204)
+
+
+SAID_ELSEWHERE = {
+    "bytes.max_len",
+    "low_below_high",
+    "string.hostname",
+    "timestamp.lt",
+    "uint64.in",
+}
+"""Rules for which JSON Schema has no words, or not exact ones."""
+
+
+@pytest.mark.parametrize(("changes", "violations"), RULES)
+def test_rule_is_in_the_document(
+    pipeline: Pipeline, changes: dict[str, Any], violations: set[tuple[str, str]]
+) -> None:
+    document = json.loads((pipeline.package / "openapi.json").read_text())
+    operation = document["paths"]["/v1/kinds:check"]["post"]
+    schema = operation["requestBody"]["content"]["application/json"]["schema"]
+    validator = Draft202012Validator({**schema, "components": document["components"]})
+
+    said = {rule for _, rule in violations} - SAID_ELSEWHERE
+
+    assert validator.is_valid(with_changes(changes)) == (not said)
