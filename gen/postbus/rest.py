@@ -199,7 +199,7 @@ class UpdatePostRequest(Message):
         FieldMask | None | MISSING,
         Field(
             alias="updateMask",
-            description="The fields to change. Over REST it may be left out: it then holds the members that the body has.",
+            description="The fields to change; if empty, nothing changes. Over REST it is the members of the body.",
         ),
     ] = MISSING
 

@@ -150,6 +150,7 @@ async def test_bad_parameter_is_named(
         ("Authorization", "Bearer", (401, "TOKEN_INVALID")),
         ("Idempotency-Key", "a b", (400, "IDEMPOTENCY_KEY_INVALID")),
         ("Idempotency-Key", "a" * 129, (400, "IDEMPOTENCY_KEY_INVALID")),
+        ("Idempotency-Key", "", (400, "IDEMPOTENCY_KEY_INVALID")),
         ("Request-Timeout", "0", (400, "REQUEST_TIMEOUT_INVALID")),
         ("Request-Timeout", "soon", (400, "REQUEST_TIMEOUT_INVALID")),
         ("Request-Timeout", "31", (400, "REQUEST_TIMEOUT_INVALID")),

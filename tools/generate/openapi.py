@@ -59,14 +59,11 @@ _PROBLEM: Final[Schema] = {
         "traceId",
     ],
 }
-_HEADERS: Final = [
-    {
-        "name": "Request-Timeout",
-        "in": "header",
-        "description": "Seconds to wait for the answer, up to 30.",
-        "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": 30},
-    }
-]
+_INFO: Final = """\
+Every failure is a problem (RFC 9457) with a code and a stable reason. Any request may say in the
+header `Request-Timeout` how many seconds to wait for the answer, from 0.001 to 30, and carry a
+`traceparent` (W3C Trace Context). Events, and the same methods over a WebSocket, are described in
+`/asyncapi.json`; the contracts themselves are at `/contracts`."""
 _IDEMPOTENCY_KEY: Final = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -90,7 +87,12 @@ def openapi(contracts: Contracts) -> dict[str, Any]:
     services = {method.containing_service.full_name: method.containing_service for method in public}
     document = {
         "openapi": "3.1.0",
-        "info": {"title": "Postbus", "version": "1", "license": {"name": "MIT"}},
+        "info": {
+            "title": "Postbus",
+            "version": "1",
+            "description": _INFO,
+            "license": {"name": "MIT"},
+        },
         "tags": [
             {"name": services[name].name, "description": contracts.comment(name)}
             for name in sorted(services)
@@ -169,7 +171,7 @@ class _Operation:
 
     def _headers(self) -> list[Schema]:
         safe = self._method.GetOptions().idempotency_level == _NO_SIDE_EFFECTS
-        return _HEADERS + ([] if safe else [_IDEMPOTENCY_KEY])
+        return [] if safe else [_IDEMPOTENCY_KEY]
 
     def _body(self) -> Schema:
         request, binding = self._method.input_type, self._binding

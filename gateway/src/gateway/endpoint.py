@@ -27,7 +27,8 @@ __all__ = ["Endpoint", "contract_routes"]
 
 _OPERATION_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 _BODY_SECONDS: Final = 30.0
-_SECONDS: Final = re.compile(r"\d{1,3}(\.\d{1,3})?")
+_SECONDS: Final = re.compile(r"\d{1,3}(\.\d{1,20})?")
+_MIN_TIMEOUT: Final = 0.001
 
 
 def contract_routes(
@@ -159,19 +160,21 @@ def _timeout(headers: Headers, method: Method) -> float:
     value = headers.get("request-timeout")
     if value is None:
         return method.timeout
-    if not _SECONDS.fullmatch(value) or not 0 < float(value) <= MAX_TIMEOUT:
+    if not _SECONDS.fullmatch(value) or not _MIN_TIMEOUT <= float(value) <= MAX_TIMEOUT:
         raise HttpError(
             400,
             Code.INVALID_ARGUMENT,
             "REQUEST_TIMEOUT_INVALID",
-            f"Request-Timeout takes seconds, up to {MAX_TIMEOUT:.0f}.",
+            f"Request-Timeout takes seconds, from {_MIN_TIMEOUT} to {MAX_TIMEOUT:.0f}.",
         )
     return float(value)
 
 
 def _operation_id(headers: Headers) -> str:
-    value = headers.get("idempotency-key", "")
-    if value and not _OPERATION_ID.fullmatch(value):
+    value = headers.get("idempotency-key")
+    if value is None:
+        return ""
+    if not _OPERATION_ID.fullmatch(value):
         raise HttpError(
             400,
             Code.INVALID_ARGUMENT,

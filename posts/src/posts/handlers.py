@@ -91,13 +91,14 @@ class PostHandlers:
 
     @MessagePattern(PostsServiceBase.update_post)
     async def update_post(self, request: UpdatePostRequest, context: Context) -> UpdatePostResponse:
-        """Change the fields that the mask names."""
+        """Change the fields that the mask names; an empty mask changes nothing."""
         changes = _changes(request)
         post = await self._posts.change(request.id, context.user_id, changes, _now())
         if post is None:
             raise await self._why_not(request.id)
         [message] = await self._with_authors([post])
-        await publish(self._bus, PostUpdated(post_id=post.id, post=message))
+        if changes:
+            await publish(self._bus, PostUpdated(post_id=post.id, post=message))
         return UpdatePostResponse(post=message)
 
     @MessagePattern(PostsServiceBase.delete_post)
@@ -126,7 +127,7 @@ class PostHandlers:
 
 def _changes(request: UpdatePostRequest) -> dict[str, str]:
     paths = set(request.update_mask.paths)
-    if not paths or not paths <= _CHANGEABLE:
+    if not paths <= _CHANGEABLE:
         raise ServiceError(
             Code.INVALID_ARGUMENT,
             "UPDATE_MASK_INVALID",

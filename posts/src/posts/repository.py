@@ -42,9 +42,11 @@ class PostRepository:
         self, post_id: str, author_id: str, changes: Mapping[str, Any], now: datetime
     ) -> Post | None:
         """Change the author's post and count its version up; None if the author has none such."""
+        query = and_(eq(Post.id, post_id), eq(Post.author_id, author_id))
+        if not changes:
+            return await self._posts.find_one(query)
         return await self._posts.update_one(
-            and_(eq(Post.id, post_id), eq(Post.author_id, author_id)),
-            {"$set": {**changes, "updated_at": now}, "$inc": {"version": 1}},
+            query, {"$set": {**changes, "updated_at": now}, "$inc": {"version": 1}}
         )
 
     async def delete(self, post_id: str, author_id: str) -> bool:

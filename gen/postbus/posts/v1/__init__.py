@@ -291,8 +291,7 @@ class UpdatePostRequest(betterproto.Message):
 
     update_mask: "betterproto_lib_google_protobuf.FieldMask" = betterproto.message_field(4)
     """
-    The fields to change. Over REST it may be left out: it then holds the members that the body
-     has.
+    The fields to change; if empty, nothing changes. Over REST it is the members of the body.
     """
 
     def __init__(
