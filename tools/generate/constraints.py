@@ -30,8 +30,7 @@ _WELL_KNOWN: Final = {
     "protobuf_fqn": f"^{_NAME}$",
     "protobuf_dot_fqn": f"^\\.{_NAME}$",
 }
-_FORMATS: Final = {
-    "email": "email",
+_FORMATS: Final = {  # not email: JSON Schema's is narrower
     "uuid": "uuid",
     "hostname": "hostname",
     "ipv4": "ipv4",
