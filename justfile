@@ -57,6 +57,13 @@ remove-service *arguments: _setup
 check: _setup
     @exec {{ quote(python) }} -m tools check
 
+# measure ours against rivals, in one run: just bench [SUITE...]
+[group('build')]
+[no-exit-message]
+[positional-arguments]
+bench *arguments: _setup
+    @exec {{ quote(python) }} -m bench "$@"
+
 # lock all dependencies anew, with hashes
 [group('build')]
 [no-exit-message]

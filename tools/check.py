@@ -6,7 +6,7 @@ import sys
 
 from tools.paths import ROOT, SERVICES, VENV
 
-_SOURCES = (*(f"{package}/src" for package in ("shared", *SERVICES)), "tools", "tests")
+_SOURCES = (*(f"{package}/src" for package in ("shared", *SERVICES)), "tools", "tests", "bench")
 _CHECKS = {
     "drift of gen/": ("python", "-m", "tools.generate", "--check"),  # first: lays out imports
     "format": ("ruff", "format", "--check", "--quiet"),

@@ -1,0 +1,1 @@
+"""Load and comparison benchmarks."""

@@ -1,0 +1,107 @@
+"""`just bench codec`: make, encode and decode a message, against betterproto and betterproto2."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from grpc_tools import protoc
+
+from bench.report import Result
+from tools.generate.codec import codec_source
+from tools.generate.contracts import Contracts
+from tools.generate.messages import with_constructors
+from tools.paths import DEV
+from tools.uv import uv
+
+__all__ = ["run"]
+
+_HERE = Path(__file__).parent
+_SCRATCH = DEV / "bench/codec"
+_RIVALS = ("betterproto", "betterproto2")
+_ROUNDS = 3
+_BETTERPROTO2 = ("betterproto2==0.10.0", "betterproto2-compiler==0.10.1")
+
+
+def run() -> list[Result]:
+    """Build every contender, and measure them in turn, several times."""
+    shutil.rmtree(_SCRATCH, ignore_errors=True)
+    _SCRATCH.mkdir(parents=True)
+    rival_python = _install()
+    _compile(rival_python)
+    pythons = {"ours": Path(sys.executable), "betterproto": Path(sys.executable)}
+    pythons["betterproto2"] = rival_python
+    rounds: list[dict[str, dict[str, float]]] = []
+    for number in range(_ROUNDS):
+        print(f"bench: codec: round {number + 1} of {_ROUNDS}", flush=True)
+        rounds.append({name: _measure(name, python) for name, python in pythons.items()})
+    best = {
+        name: {measure: min(each[name][measure] for each in rounds) for measure in rounds[0][name]}
+        for name in pythons
+    }
+    size = int(best["ours"].pop("bytes"))
+    return [
+        Result(
+            measure=f"codec: {measure}, {size} bytes",
+            unit="µs",
+            ours=value,
+            rivals={rival: best[rival][measure] for rival in _RIVALS},
+        )
+        for measure, value in best["ours"].items()
+    ]
+
+
+def _measure(name: str, python: Path) -> dict[str, float]:
+    command = [str(python), str(_HERE / "program.py"), name, str(_SCRATCH)]
+    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    measures: dict[str, float] = json.loads(answer.stdout)
+    return measures
+
+
+def _install() -> Path:
+    """betterproto2 in an environment of its own: it shares command names with betterproto."""
+    environment = _SCRATCH / "venv"
+    python = environment / "bin/python"
+    make = [uv(), "venv", "--quiet", "--python", sys.executable, str(environment)]
+    subprocess.run(make, check=True)
+    install = [uv(), "pip", "install", "--quiet", "--python", str(python)]
+    subprocess.run([*install, *_BETTERPROTO2, "grpcio-tools"], check=True)
+    return python
+
+
+def _compile(rival_python: Path) -> None:
+    """Once by betterproto as it is, once with our constructors and codec, once by betterproto2."""
+    options = [
+        f"-I{_HERE / 'proto'}",
+        f"-I{files('grpc_tools').joinpath('_proto')}",
+        "bench/v1/post.proto",
+    ]
+    plugin = Path(sys.executable).with_name("protoc-gen-python_betterproto")
+    descriptors = _SCRATCH / "contracts.binpb"
+    ours: list[Any] = [
+        "protoc",
+        f"--plugin={plugin}",
+        f"--python_betterproto_out={_SCRATCH}",
+        "--include_imports",
+        f"-o{descriptors}",
+        *options,
+    ]
+    if protoc.main(ours) != 0:
+        raise RuntimeError("post.proto does not compile")
+    shutil.copytree(_SCRATCH / "bench/v1", _SCRATCH / "plain/v1")
+    (_SCRATCH / "plain/__init__.py").touch()
+    module = _SCRATCH / "bench/v1/__init__.py"
+    module.write_text(with_constructors(module.read_text()))
+    shutil.copy(descriptors, _SCRATCH / "bench")
+    contracts = Contracts(descriptors.read_bytes(), "bench")
+    (_SCRATCH / "bench/codec.py").write_text(codec_source(contracts))
+    (_SCRATCH / "two").mkdir()
+    plugin = rival_python.with_name("protoc-gen-python_betterproto2")
+    theirs = [f"--plugin={plugin}", f"--python_betterproto2_out={_SCRATCH / 'two'}", *options]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it calls ruff
+    compiler = [str(rival_python), "-m", "grpc_tools.protoc", *theirs]
+    subprocess.run(compiler, check=True, env=os.environ | {"PATH": path})
