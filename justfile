@@ -57,6 +57,12 @@ remove-service *arguments: _setup
 check: _setup
     @exec {{ quote(python) }} -m tools check
 
+# look for bytes and JSON that break the edges: just fuzz [SECONDS]
+[group('build')]
+[no-exit-message]
+fuzz seconds="300": _setup
+    @POSTBUS_FUZZ_SECONDS={{ quote(seconds) }} exec {{ quote(python) }} -m pytest -q tests/contract/test_fuzz.py
+
 # measure ours against rivals, in one run: just bench [SUITE...]
 [group('build')]
 [no-exit-message]
