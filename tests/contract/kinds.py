@@ -16,13 +16,32 @@ from tools.generate.codec import codec_source
 from tools.generate.contracts import Contracts
 from tools.generate.messages import with_constructors
 
-__all__ = ["build", "canonical", "examples", "fill", "without_epochs"]
+__all__ = ["Kinds", "canonical", "examples", "fill", "without_epochs"]
 
 _F = FieldDescriptor
 _PROTO = Path(__file__).with_name("kinds.proto")
 
 
-def build(target: Path) -> tuple[ModuleType, ModuleType, ModuleType]:
+class Kinds:
+    """The generated package: messages, the same without our constructors, the codec."""
+
+    def __init__(self, folder: Path) -> None:
+        self.messages, self.plain, codec = _build(folder)
+        self.codecs = {kind.__name__: each for kind, each in codec.CODECS.items()}
+        self.descriptors = folder / "kinds/contracts.binpb"
+
+    def google(self, name: str, values: dict[str, Any]) -> Any:
+        return fill(self.codecs[name].upb(), values)
+
+    def encode(self, message: Any) -> Any:
+        """What google reads in the bytes of the message."""
+        codec = self.codecs[type(message).__name__]
+        target = codec.upb()
+        codec.write(message, target)
+        return codec.upb.FromString(target.SerializeToString())
+
+
+def _build(target: Path) -> tuple[ModuleType, ModuleType, ModuleType]:
     """Generate the package `kinds` below `target` and import it.
 
     Returns its messages, the same as betterproto alone makes them, and the codec.

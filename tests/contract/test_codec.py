@@ -1,43 +1,16 @@
 """The codec against google's and betterproto's own, over every kind of field."""
 
-from types import ModuleType
-from typing import Any
-
 import betterproto
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.contract.kinds import build, canonical, examples, fill, without_epochs
+from tests.contract.kinds import Kinds, canonical, examples, without_epochs
 
 READ_ALIKE = ["Scalars", "Optionals", "Lists", "Maps", "Choices", "Nested", "Names", "Wrappers"]
 ALL = [*READ_ALIKE, "WellKnown", "Anything"]
 WRITTEN_ALIKE = ["Scalars", "Optionals", "Lists", "Maps", "Choices", "Names", "Wrappers"]
 many = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=25)
-
-
-class Kinds:
-    """The generated package: messages, the same without our constructors, the codec."""
-
-    def __init__(self, messages: ModuleType, plain: ModuleType, codec: ModuleType) -> None:
-        self.messages = messages
-        self.plain = plain
-        self.codecs = {kind.__name__: codec for kind, codec in codec.CODECS.items()}
-
-    def google(self, name: str, values: dict[str, Any]) -> Any:
-        return fill(self.codecs[name].upb(), values)
-
-    def encode(self, message: Any) -> Any:
-        """What google reads in the bytes of the message."""
-        codec = self.codecs[type(message).__name__]
-        target = codec.upb()
-        codec.write(message, target)
-        return codec.upb.FromString(target.SerializeToString())
-
-
-@pytest.fixture(scope="session")
-def kinds(tmp_path_factory: pytest.TempPathFactory) -> Kinds:
-    return Kinds(*build(tmp_path_factory.mktemp("kinds")))
 
 
 @pytest.mark.parametrize("name", ALL)
