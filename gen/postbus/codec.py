@@ -203,6 +203,54 @@ def _write_postbus_bus_v1_CheckResponse(o: Any, m: Any) -> None:
             _write_postbus_bus_v1_Part(each, m.parts.add())
 
 
+def _read_postbus_bus_v1_Completed(m: Any) -> Any:
+    o = _new(postbus.bus.v1.Completed)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_bus_v1_Completed(o: Any, m: Any) -> None:
+    pass
+
+
+def _read_postbus_bus_v1_Control(m: Any) -> Any:
+    o = _new(postbus.bus.v1.Control)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "reply_to": m.reply_to,
+            "correlation_id": m.correlation_id,
+            "credit": m.credit,
+            "cancel": m.cancel,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_bus_v1_Control(o: Any, m: Any) -> None:
+    d = o.__dict__
+    if (v := d["reply_to"]) is not PLACEHOLDER and v is not None:
+        m.reply_to = v
+    if (v := d["correlation_id"]) is not PLACEHOLDER and v is not None:
+        m.correlation_id = v
+    if (v := d["credit"]) is not PLACEHOLDER and v is not None:
+        m.credit = v
+    if (v := d["cancel"]) is not PLACEHOLDER and v is not None:
+        m.cancel = v
+
+
 def _read_postbus_bus_v1_Error(m: Any) -> Any:
     o = _new(postbus.bus.v1.Error)
     _set_attribute(
@@ -344,6 +392,10 @@ def _read_postbus_bus_v1_Reply(m: Any) -> Any:
         {
             "payload": m.payload if in_result == "payload" else PLACEHOLDER,
             "error": _read_postbus_bus_v1_Error(m.error) if in_result == "error" else PLACEHOLDER,
+            "completed": _read_postbus_bus_v1_Completed(m.completed)
+            if in_result == "completed"
+            else PLACEHOLDER,
+            "sequence": m.sequence,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {"result": in_result},
@@ -354,6 +406,8 @@ def _read_postbus_bus_v1_Reply(m: Any) -> Any:
 
 def _write_postbus_bus_v1_Reply(o: Any, m: Any) -> None:
     d = o.__dict__
+    if (v := d["sequence"]) is not PLACEHOLDER and v is not None:
+        m.sequence = v
     chosen = d["_group_current"]["result"]
     if chosen == "payload":
         v = d["payload"]
@@ -362,6 +416,11 @@ def _write_postbus_bus_v1_Reply(o: Any, m: Any) -> None:
         v = d["error"]
         s = m.error
         _write_postbus_bus_v1_Error(v, s)
+        s.SetInParent()
+    if chosen == "completed":
+        v = d["completed"]
+        s = m.completed
+        _write_postbus_bus_v1_Completed(v, s)
         s.SetInParent()
 
 
@@ -900,6 +959,27 @@ def _write_postbus_realtime_v1_Call(o: Any, m: Any) -> None:
         m.timeout_ms = v
 
 
+def _read_postbus_realtime_v1_Cancel(m: Any) -> Any:
+    o = _new(postbus.realtime.v1.Cancel)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "call": m.call,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_realtime_v1_Cancel(o: Any, m: Any) -> None:
+    d = o.__dict__
+    if (v := d["call"]) is not PLACEHOLDER and v is not None:
+        m.call = v
+
+
 def _read_postbus_realtime_v1_ClientFrame(m: Any) -> Any:
     in_frame = m.WhichOneof("frame")
     o = _new(postbus.realtime.v1.ClientFrame)
@@ -917,6 +997,9 @@ def _read_postbus_realtime_v1_ClientFrame(m: Any) -> Any:
             else PLACEHOLDER,
             "unsubscribe": _read_postbus_realtime_v1_Unsubscribe(m.unsubscribe)
             if in_frame == "unsubscribe"
+            else PLACEHOLDER,
+            "cancel": _read_postbus_realtime_v1_Cancel(m.cancel)
+            if in_frame == "cancel"
             else PLACEHOLDER,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
@@ -951,6 +1034,29 @@ def _write_postbus_realtime_v1_ClientFrame(o: Any, m: Any) -> None:
         s = m.unsubscribe
         _write_postbus_realtime_v1_Unsubscribe(v, s)
         s.SetInParent()
+    if chosen == "cancel":
+        v = d["cancel"]
+        s = m.cancel
+        _write_postbus_realtime_v1_Cancel(v, s)
+        s.SetInParent()
+
+
+def _read_postbus_realtime_v1_Completed(m: Any) -> Any:
+    o = _new(postbus.realtime.v1.Completed)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_realtime_v1_Completed(o: Any, m: Any) -> None:
+    pass
 
 
 def _read_postbus_realtime_v1_Delivery(m: Any) -> Any:
@@ -1037,6 +1143,9 @@ def _read_postbus_realtime_v1_ServerFrame(m: Any) -> Any:
             "unsubscribed": _read_postbus_realtime_v1_Unsubscribed(m.unsubscribed)
             if in_frame == "unsubscribed"
             else PLACEHOLDER,
+            "completed": _read_postbus_realtime_v1_Completed(m.completed)
+            if in_frame == "completed"
+            else PLACEHOLDER,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {"frame": in_frame},
@@ -1079,6 +1188,11 @@ def _write_postbus_realtime_v1_ServerFrame(o: Any, m: Any) -> None:
         v = d["unsubscribed"]
         s = m.unsubscribed
         _write_postbus_realtime_v1_Unsubscribed(v, s)
+        s.SetInParent()
+    if chosen == "completed":
+        v = d["completed"]
+        s = m.completed
+        _write_postbus_realtime_v1_Completed(v, s)
         s.SetInParent()
 
 
@@ -1458,6 +1572,16 @@ CODECS: Mapping[type, Codec] = {
         _read_postbus_bus_v1_CheckResponse,
         _write_postbus_bus_v1_CheckResponse,
     ),
+    postbus.bus.v1.Completed: Codec(
+        _class("postbus.bus.v1.Completed"),
+        _read_postbus_bus_v1_Completed,
+        _write_postbus_bus_v1_Completed,
+    ),
+    postbus.bus.v1.Control: Codec(
+        _class("postbus.bus.v1.Control"),
+        _read_postbus_bus_v1_Control,
+        _write_postbus_bus_v1_Control,
+    ),
     postbus.bus.v1.Error: Codec(
         _class("postbus.bus.v1.Error"), _read_postbus_bus_v1_Error, _write_postbus_bus_v1_Error
     ),
@@ -1573,10 +1697,20 @@ CODECS: Mapping[type, Codec] = {
         _read_postbus_realtime_v1_Call,
         _write_postbus_realtime_v1_Call,
     ),
+    postbus.realtime.v1.Cancel: Codec(
+        _class("postbus.realtime.v1.Cancel"),
+        _read_postbus_realtime_v1_Cancel,
+        _write_postbus_realtime_v1_Cancel,
+    ),
     postbus.realtime.v1.ClientFrame: Codec(
         _class("postbus.realtime.v1.ClientFrame"),
         _read_postbus_realtime_v1_ClientFrame,
         _write_postbus_realtime_v1_ClientFrame,
+    ),
+    postbus.realtime.v1.Completed: Codec(
+        _class("postbus.realtime.v1.Completed"),
+        _read_postbus_realtime_v1_Completed,
+        _write_postbus_realtime_v1_Completed,
     ),
     postbus.realtime.v1.Delivery: Codec(
         _class("postbus.realtime.v1.Delivery"),

@@ -48,7 +48,10 @@ class HttpRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """An rpc. `name` is its routing key, `timeout` the default budget in seconds."""
+    """An rpc. `name` is its routing key, `timeout` the default budget in seconds.
+
+    `streams` tells whether it answers with a stream of responses.
+    """
 
     name: str
     worker: str
@@ -61,6 +64,7 @@ class Method:
     response_name: str
     access: Access
     timeout: float
+    streams: bool
     idempotency: Idempotency
     http: tuple[HttpRule, ...]
 
@@ -91,6 +95,7 @@ METHODS: Mapping[str, Method] = {
         response_name="postbus.bus.v1.CheckResponse",
         access=Access.INTERNAL,
         timeout=0.8,
+        streams=False,
         idempotency=Idempotency.NO_SIDE_EFFECTS,
         http=(),
     ),
@@ -106,6 +111,7 @@ METHODS: Mapping[str, Method] = {
         response_name="postbus.posts.v1.CreatePostResponse",
         access=Access.USER,
         timeout=5.0,
+        streams=False,
         idempotency=Idempotency.UNKNOWN,
         http=(
             HttpRule(
@@ -130,6 +136,7 @@ METHODS: Mapping[str, Method] = {
         response_name="postbus.posts.v1.GetPostResponse",
         access=Access.PUBLIC,
         timeout=5.0,
+        streams=False,
         idempotency=Idempotency.NO_SIDE_EFFECTS,
         http=(
             HttpRule(
@@ -154,6 +161,7 @@ METHODS: Mapping[str, Method] = {
         response_name="postbus.posts.v1.ListPostsResponse",
         access=Access.PUBLIC,
         timeout=5.0,
+        streams=False,
         idempotency=Idempotency.NO_SIDE_EFFECTS,
         http=(
             HttpRule(
@@ -173,6 +181,7 @@ METHODS: Mapping[str, Method] = {
         response_name="postbus.posts.v1.UpdatePostResponse",
         access=Access.USER,
         timeout=5.0,
+        streams=False,
         idempotency=Idempotency.UNKNOWN,
         http=(
             HttpRule(
@@ -197,6 +206,7 @@ METHODS: Mapping[str, Method] = {
         response_name="google.protobuf.Empty",
         access=Access.USER,
         timeout=5.0,
+        streams=False,
         idempotency=Idempotency.IDEMPOTENT,
         http=(
             HttpRule(
@@ -221,6 +231,7 @@ METHODS: Mapping[str, Method] = {
         response_name="postbus.users.v1.SignUpResponse",
         access=Access.PUBLIC,
         timeout=5.0,
+        streams=False,
         idempotency=Idempotency.UNKNOWN,
         http=(
             HttpRule(
@@ -245,6 +256,7 @@ METHODS: Mapping[str, Method] = {
         response_name="postbus.users.v1.LogInResponse",
         access=Access.PUBLIC,
         timeout=5.0,
+        streams=False,
         idempotency=Idempotency.UNKNOWN,
         http=(
             HttpRule(
@@ -269,6 +281,7 @@ METHODS: Mapping[str, Method] = {
         response_name="postbus.users.v1.GetMeResponse",
         access=Access.USER,
         timeout=5.0,
+        streams=False,
         idempotency=Idempotency.NO_SIDE_EFFECTS,
         http=(
             HttpRule(
@@ -288,6 +301,7 @@ METHODS: Mapping[str, Method] = {
         response_name="postbus.users.v1.GetUserResponse",
         access=Access.PUBLIC,
         timeout=5.0,
+        streams=False,
         idempotency=Idempotency.NO_SIDE_EFFECTS,
         http=(
             HttpRule(
@@ -331,6 +345,8 @@ MESSAGES: Mapping[str, type[betterproto.Message]] = {
     "google.protobuf.Empty": betterproto.lib.google.protobuf.Empty,
     "postbus.bus.v1.CheckRequest": postbus.bus.v1.CheckRequest,
     "postbus.bus.v1.CheckResponse": postbus.bus.v1.CheckResponse,
+    "postbus.bus.v1.Completed": postbus.bus.v1.Completed,
+    "postbus.bus.v1.Control": postbus.bus.v1.Control,
     "postbus.bus.v1.Error": postbus.bus.v1.Error,
     "postbus.bus.v1.Event": postbus.bus.v1.Event,
     "postbus.bus.v1.FieldViolation": postbus.bus.v1.FieldViolation,
@@ -356,7 +372,9 @@ MESSAGES: Mapping[str, type[betterproto.Message]] = {
     "postbus.realtime.v1.Authenticate": postbus.realtime.v1.Authenticate,
     "postbus.realtime.v1.Authenticated": postbus.realtime.v1.Authenticated,
     "postbus.realtime.v1.Call": postbus.realtime.v1.Call,
+    "postbus.realtime.v1.Cancel": postbus.realtime.v1.Cancel,
     "postbus.realtime.v1.ClientFrame": postbus.realtime.v1.ClientFrame,
+    "postbus.realtime.v1.Completed": postbus.realtime.v1.Completed,
     "postbus.realtime.v1.Delivery": postbus.realtime.v1.Delivery,
     "postbus.realtime.v1.Result": postbus.realtime.v1.Result,
     "postbus.realtime.v1.ServerFrame": postbus.realtime.v1.ServerFrame,

@@ -7,6 +7,7 @@ with a line: status and JSON. Started by test_pipeline.py, with the generated pa
 import asyncio
 import json
 import sys
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx
@@ -15,17 +16,23 @@ from postbus.kinds.v1 import (
     ChangeResponse,
     CheckRequest,
     CheckResponse,
+    CountRequest,
+    CountResponse,
     EchoRequest,
     EchoResponse,
     KindsServiceBase,
+    KindsServiceStub,
     QueryRequest,
     QueryResponse,
 )
 
 from gateway.app import build_app
-from shared.context import Context
+from gateway.connection import Connection
+from gateway.events import EventFeed
+from shared.context import Context, current_context
+from shared.errors import Code, ServiceError
 from shared.identity import TokenVerifier
-from shared.messagebus import MessagePattern
+from shared.messagebus import MessagePattern, ServiceChannel
 from shared.messagebus.memory import MemoryBus
 from shared.worker import Application, serve
 
@@ -45,6 +52,16 @@ class Kinds:
     async def change(self, request: ChangeRequest, _context: Context) -> ChangeResponse:
         return ChangeResponse(request=request)
 
+    @MessagePattern(KindsServiceBase.count)
+    async def count(
+        self, request: CountRequest, context: Context
+    ) -> AsyncGenerator[CountResponse, None]:
+        assert current_context() is context
+        for number in range(1, request.to + 1):
+            if number == request.fail_at:
+                raise ServiceError(Code.ABORTED, "TOLD_TO_FAIL", "As you wished.")
+            yield CountResponse(number=number)
+
     @MessagePattern(KindsServiceBase.check)
     async def check(self, _request: CheckRequest, _context: Context) -> CheckResponse:
         return CheckResponse()
@@ -59,7 +76,16 @@ async def main() -> None:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
             for line in sys.stdin:
-                text = json.dumps(await answer(client, *json.loads(line)))
+                verb, url, body = json.loads(line)
+                if verb == "WEBSOCKET":
+                    got = [0, await converse(bus, verifier, json.loads(body))]
+                elif verb == "STUB":
+                    stub = KindsServiceStub(ServiceChannel(bus))
+                    request = CountRequest(to=int(body))
+                    got = [0, [response.number async for response in stub.count(request)]]
+                else:
+                    got = await answer(client, verb, url, body)
+                text = json.dumps(got)
                 sys.stdout.write(text + "\n")
                 sys.stdout.flush()
 
@@ -67,7 +93,22 @@ async def main() -> None:
 async def answer(client: httpx.AsyncClient, verb: str, url: str, body: str | None) -> list[Any]:
     headers = {} if body is None else {"Content-Type": "application/json"}
     response = await client.request(verb, url, content=body, headers=headers)
+    if response.headers.get("content-type") == "application/x-ndjson":
+        return [response.status_code, [json.loads(line) for line in response.text.splitlines()]]
     return [response.status_code, response.json() if response.content else None]
+
+
+async def converse(bus: MemoryBus, verifier: TokenVerifier, frames: list[Any]) -> list[Any]:
+    """Send the frames of a WebSocket client; return what it gets, until its last call ends."""
+    connection = Connection(bus, verifier, EventFeed(bus))
+    for frame in frames:
+        connection.receive(json.dumps(frame))
+    answers = []
+    while True:
+        answers.append(json.loads(await connection.next_frame()))
+        if answers[-1]["id"] == frames[-1]["id"] and answers[-1].keys() & {"completed", "error"}:
+            await connection.close()
+            return answers
 
 
 if __name__ == "__main__":

@@ -203,7 +203,7 @@ def test_what_rest_cannot_say_is_an_error_with_line_and_reason(
     ("rpc", "why"),
     [
         ("rpc Get(Request) returns (Response);", "say who may call it"),
-        ("rpc Get(Request) returns (stream Response);", "streaming methods"),
+        ("rpc Get(stream Request) returns (Response);", "a stream of requests is not"),
     ],
 )
 def test_method_that_the_bus_cannot_serve_is_an_error(

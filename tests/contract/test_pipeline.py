@@ -30,8 +30,9 @@ many = settings(deadline=None, suppress_health_check=list(HealthCheck), max_exam
 class Pipeline:
     """The generated package, and the gateway that serves it in a process of its own."""
 
-    def __init__(self, package: Path, worker: "subprocess.Popen[str]") -> None:
+    def __init__(self, package: Path, worker: "subprocess.Popen[str]", token: str) -> None:
         self.package = package
+        self.token = token
         self._worker = worker
         self._pool = DescriptorPool()
         data = (package / "contracts.binpb").read_bytes()
@@ -68,15 +69,16 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     package = project / "site/postbus"
     package.parent.mkdir()
     generate(project, package)
+    tokens = TokenMaker()
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.contract.pipeline_worker", TokenMaker().key_set],
+        [sys.executable, "-m", "tests.contract.pipeline_worker", tokens.key_set],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": f"{package.parent}{os.pathsep}{ROOT}"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     ) as worker:
-        yield Pipeline(package, worker)
+        yield Pipeline(package, worker, tokens.token("alice"))
         assert worker.stdin is not None
         worker.stdin.close()
 
@@ -364,3 +366,66 @@ def test_rule_is_in_the_document(
     said = {rule for _, rule in violations} - SAID_ELSEWHERE
 
     assert validator.is_valid(with_changes(changes)) == (not said)
+
+
+COUNT = "postbus.kinds.v1.KindsService.Count"
+
+
+def test_stream_over_rest_is_a_line_for_each_message(pipeline: Pipeline) -> None:
+    status, lines = pipeline.ask("GET", "/v1/kinds:count?to=100")
+
+    assert status == 200
+    assert lines == [{"result": {"number": str(number)}} for number in range(1, 101)]
+    assert pipeline.ask("GET", "/v1/kinds:count") == (200, [])
+
+
+def test_stream_over_rest_fails_with_a_status_or_with_its_last_line(pipeline: Pipeline) -> None:
+    status, problem = pipeline.ask("GET", "/v1/kinds:count?to=3&failAt=1")
+    assert (status, problem["reason"]) == (409, "TOLD_TO_FAIL")
+    assert pipeline.ask("GET", "/v1/kinds:count?to=-1")[0] == 422
+
+    status, lines = pipeline.ask("GET", "/v1/kinds:count?to=3&failAt=3")
+
+    assert status == 200
+    assert lines[:2] == [{"result": {"number": "1"}}, {"result": {"number": "2"}}]
+    assert lines[2]["error"]["reason"] == "TOLD_TO_FAIL"
+
+
+def test_stream_over_the_websocket_is_results_and_an_end(pipeline: Pipeline) -> None:
+    _, frames = pipeline.ask(
+        "WEBSOCKET",
+        "",
+        [
+            {"id": "1", "authenticate": {"accessToken": pipeline.token}},
+            {"id": "2", "call": {"method": COUNT, "request": {"to": 3, "failAt": 2}}},
+            {"id": "3", "call": {"method": COUNT, "request": {"to": 50}}},
+        ],
+    )
+
+    of_the_second = [frame for frame in frames if frame["id"] == "2"]
+    of_the_third = [frame for frame in frames if frame["id"] == "3"]
+    assert of_the_second[0]["result"]["response"]["number"] == "1"
+    assert of_the_second[1]["error"]["reason"] == "TOLD_TO_FAIL"
+    numbers = [frame["result"]["response"]["number"] for frame in of_the_third[:-1]]
+    assert numbers == [str(number) for number in range(1, 51)]
+    assert of_the_third[-1] == {"id": "3", "completed": {}}
+
+
+def test_stream_is_iterated_by_the_generated_stub(pipeline: Pipeline) -> None:
+    assert pipeline.ask("STUB", "", 40) == (0, list(range(1, 41)))
+
+
+def test_call_that_is_cancelled_says_so(pipeline: Pipeline) -> None:
+    _, frames = pipeline.ask(
+        "WEBSOCKET",
+        "",
+        [
+            {"id": "1", "authenticate": {"accessToken": pipeline.token}},
+            {"id": "2", "call": {"method": COUNT, "request": {"to": 1000000}}},
+            {"id": "3", "cancel": {"call": "2"}},
+            {"id": "4", "cancel": {"call": "nonsense"}},
+        ],
+    )
+
+    errors = {frame["id"]: frame["error"]["reason"] for frame in frames if "error" in frame}
+    assert errors == {"2": "CANCELLED", "4": "UNKNOWN_CALL"}

@@ -157,10 +157,9 @@ async def test_malformed_payload_is_an_invalid_argument(bus: MemoryBus, payload:
 async def test_malformed_envelope_is_an_invalid_argument(
     posts: Posts, verifier: TokenVerifier
 ) -> None:
-    bus = MemoryBus()
-    async with serve("posts", Application(handlers=[posts], probes={}), bus, verifier):
-        [server] = bus._servers
-        reply = decode(Reply, await server.handler(GET, b"\xff\xff\xff"))
+    dispatcher = Dispatcher("posts", [posts, Health({})], verifier)
+
+    reply = decode(Reply, await dispatcher.reply(GET, b"\xff\xff\xff"))
 
     assert reply.error.code == Code.INVALID_ARGUMENT
 

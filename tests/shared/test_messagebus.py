@@ -1,16 +1,19 @@
 """The promises of MessageBus, kept by every transport."""
 
 import asyncio
+import itertools
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 
 import pytest
 from pydantic import SecretStr
 
-from postbus.bus.v1 import Code, Error, Event, Outcome, Reply, Request
+from postbus.bus.v1 import Code, Completed, Error, Event, Outcome, Reply, Request
 from shared.errors import ServiceError
 from shared.messagebus import MessageBus
 from shared.messagebus.amqp import connect
+from shared.messagebus.bus import CREDIT, RpcHandler
 from shared.messagebus.memory import MemoryBus
 from shared.wire import decode, encode
 
@@ -274,3 +277,110 @@ async def test_own_queue_hears_events_from_the_moment_of_subscribing(
     async with asyncio.timeout(5):
         assert await received.get() == b"after"
     await subscription.cancel()
+
+
+def numbers(count: int) -> RpcHandler:
+    """Streams the numbers up to `count`, and then its end."""
+
+    async def stream(_route: str, _body: bytes) -> AsyncGenerator[bytes, None]:
+        for number in range(1, count + 1):
+            yield encode(Reply(payload=str(number).encode(), sequence=number))
+        yield encode(Reply(completed=Completed(), sequence=count + 1))
+
+    return stream
+
+
+async def test_stream_comes_whole_and_in_order(bus: MessageBus, unique: Unique) -> None:
+    route = unique("route.")
+    server = await bus.serve(unique("queue."), [route], numbers(500))
+
+    streams = [[int(payload) async for payload in bus.stream(route, a_request())] for _ in range(3)]
+
+    assert streams == [list(range(1, 501))] * 3
+    await server.cancel()
+
+
+async def test_error_in_the_middle_of_a_stream_ends_it(bus: MessageBus, unique: Unique) -> None:
+    route = unique("route.")
+
+    async def stream(_route: str, _body: bytes) -> AsyncGenerator[bytes, None]:
+        yield encode(Reply(payload=b"1", sequence=1))
+        yield encode(Reply(error=Error(code=Code.try_value(Code.ABORTED), reason="ENOUGH")))
+
+    server = await bus.serve(unique("queue."), [route], stream)
+    replies = bus.stream(route, a_request())
+
+    assert await anext(replies) == b"1"
+    with pytest.raises(ServiceError, match="ENOUGH"):
+        await anext(replies)
+    await server.cancel()
+
+
+async def test_stream_with_a_gap_is_broken(bus: MessageBus, unique: Unique) -> None:
+    route = unique("route.")
+
+    async def stream(_route: str, _body: bytes) -> AsyncGenerator[bytes, None]:
+        yield encode(Reply(payload=b"1", sequence=1))
+        yield encode(Reply(payload=b"3", sequence=3))
+
+    server = await bus.serve(unique("queue."), [route], stream)
+
+    with pytest.raises(ServiceError) as raised:
+        [payload async for payload in bus.stream(route, a_request())]
+
+    assert (raised.value.code, raised.value.reason) == (Code.UNAVAILABLE, "STREAM_BROKEN")
+    await server.cancel()
+
+
+async def test_stream_waits_for_who_takes_it_and_ends_when_they_leave(
+    bus: MessageBus, unique: Unique
+) -> None:
+    route = unique("route.")
+    made: list[int] = []
+    ended = asyncio.Event()
+
+    async def endless(_route: str, _body: bytes) -> AsyncGenerator[bytes, None]:
+        try:
+            for number in itertools.count(1):
+                made.append(number)
+                yield encode(Reply(payload=str(number).encode(), sequence=number))
+        finally:
+            ended.set()
+
+    server = await bus.serve(unique("queue."), [route], endless)
+    stream = bus.stream(route, a_request())
+    async with aclosing(stream):
+        for _ in range(40):
+            await anext(stream)
+        taken = len(made)
+
+    async with asyncio.timeout(5):
+        await ended.wait()
+    assert taken <= 40 + CREDIT + 2
+    await server.cancel()
+
+
+async def test_stream_of_a_route_that_nobody_serves_is_unavailable(
+    bus: MessageBus, unique: Unique
+) -> None:
+    with pytest.raises(ServiceError) as raised:
+        await anext(bus.stream(unique("nobody."), a_request()))
+
+    assert (raised.value.code, raised.value.reason) == (Code.UNAVAILABLE, "NO_ROUTE")
+
+
+async def test_stream_ends_at_its_deadline(bus: MessageBus, unique: Unique) -> None:
+    route = unique("route.")
+    over = asyncio.Event()
+
+    async def stalled(_route: str, _body: bytes) -> AsyncGenerator[bytes, None]:
+        yield encode(Reply(payload=b"1", sequence=1))
+        await over.wait()
+
+    server = await bus.serve(unique("queue."), [route], stalled)
+
+    with pytest.raises(ServiceError, match="DEADLINE_EXCEEDED"):
+        [payload async for payload in bus.stream(route, a_request(seconds=0.5))]
+
+    over.set()
+    await server.cancel()

@@ -20,6 +20,7 @@ _ANSWERS: Final = {
     "authenticate": ("authenticated", "error"),
     "subscribe": ("subscribed", "error"),
     "unsubscribe": ("unsubscribed", "error"),
+    "cancel": ("error",),
 }
 _INFO: Final = """\
 Over the WebSocket the same methods are called as over REST, and events arrive as they happen. The
@@ -161,9 +162,8 @@ class _Document:
         result["properties"]["response"] = self._typed(method.output_type)
         frame = self._own[f"{_REALTIME}.ServerFrame"].fields_by_name["result"]
         self._add_frame(f"result.{name}", frame, result, asked=False)
-        self._operate(
-            f"{_WEBSOCKET}.{name}", "receive", [f"call.{name}"], (f"result.{name}", "error")
-        )
+        answers = (f"result.{name}", *(["completed"] if method.server_streaming else []), "error")
+        self._operate(f"{_WEBSOCKET}.{name}", "receive", [f"call.{name}"], answers)
 
     def _typed(self, message: Descriptor) -> Schema:
         """What google.protobuf.Any holds, in JSON."""

@@ -198,6 +198,12 @@ class _Operation:
             if answer is None
             else self._schemas.field(answer, asked=False)
         )
+        if self._method.server_streaming:
+            problem_ = problem["application/problem+json"]["schema"]
+            lines = {"type": "object", "properties": {"result": schema, "error": problem_}}
+            content = {"application/x-ndjson": {"schema": lines}}
+            done = {"description": "A line for each message, as it comes.", "content": content}
+            return {str(self._binding.status): done, "default": failure}
         content = {"application/json": {"schema": schema}}
         done = {"description": "Done.", "content": content}
         return {str(self._binding.status): done, "default": failure}

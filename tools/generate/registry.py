@@ -58,7 +58,10 @@ class HttpRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """An rpc. `name` is its routing key, `timeout` the default budget in seconds."""
+    """An rpc. `name` is its routing key, `timeout` the default budget in seconds.
+
+    `streams` tells whether it answers with a stream of responses.
+    """
 
     name: str
     worker: str
@@ -71,6 +74,7 @@ class Method:
     response_name: str
     access: Access
     timeout: float
+    streams: bool
     idempotency: Idempotency
     http: tuple[HttpRule, ...]
 
@@ -124,8 +128,8 @@ def _mapping(name: str, kind: str, entries: Iterator[str]) -> Iterator[str]:
 
 
 def _method(contracts: Contracts, method: MethodDescriptor, http: list[Binding]) -> str:
-    if method.client_streaming or method.server_streaming:
-        raise GeneratorError(method, "streaming methods are not supported yet")
+    if method.client_streaming:
+        raise GeneratorError(method, "a stream of requests is not supported: only of responses")
     service = method.containing_service
     rules = contracts.option(method, "postbus.options.v1.method")
     values = {
@@ -140,6 +144,7 @@ def _method(contracts: Contracts, method: MethodDescriptor, http: list[Binding])
         "response_name": repr(method.output_type.full_name),
         "access": f"Access.{_access(method, rules.access)}",
         "timeout": str((rules.default_timeout_ms or _DEFAULT_TIMEOUT_MS) / 1000),
+        "streams": str(method.server_streaming),
         "idempotency": f"Idempotency.{_idempotency(method)}",
         "http": _http(http),
     }

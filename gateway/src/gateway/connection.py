@@ -1,6 +1,7 @@
 """What one WebSocket client may do: authenticate, call, subscribe."""
 
 import asyncio
+from contextlib import aclosing
 from typing import Any
 
 import structlog
@@ -10,7 +11,8 @@ from gateway.calls import MAX_TIMEOUT, new_request, public_method
 from gateway.events import EventFeed, Listener
 from gateway.frames import frame_id, read_client_frame, server_frame
 from gateway.transcoding import read_json
-from postbus.registry import EVENTS
+from postbus.bus.v1 import Outcome, Request
+from postbus.registry import EVENTS, Method
 from shared.errors import Code, ServiceError, internal
 from shared.identity import Caller, TokenVerifier
 from shared.messagebus import MessageBus
@@ -24,6 +26,7 @@ _log = structlog.get_logger()
 _MAX_CALLS = 64
 _MAX_SUBSCRIPTIONS = 64
 _MAX_WAITING_FRAMES = 1024
+_MAX_WAITING_RESULTS = 16
 _MAX_WAITING_CHARACTERS = 4 * 2**20
 _REALTIME = "postbus.realtime.v1."
 
@@ -40,7 +43,8 @@ class Connection:
         self._verifier = verifier
         self._feed = feed
         self._access_token = ""
-        self._calls: set[asyncio.Task[None]] = set()
+        self._calls: dict[str, asyncio.Task[None]] = {}
+        self._room = asyncio.Event()
         self._subscriptions: dict[str, Listener] = {}
         self._out: asyncio.Queue[str] = asyncio.Queue()
         self._waiting_characters = 0
@@ -55,14 +59,15 @@ class Connection:
         """End every call and subscription."""
         for listener in self._subscriptions.values():
             self._feed.ignore(listener)
-        for call in self._calls:
+        for call in self._calls.values():
             call.cancel()
-        await asyncio.gather(*self._calls, return_exceptions=True)
+        await asyncio.gather(*self._calls.values(), return_exceptions=True)
 
     async def next_frame(self) -> str:
         """Wait for the next frame to send."""
         frame = await self._out.get()
         self._waiting_characters -= len(frame)
+        self._room.set()
         return frame
 
     def receive(self, text: str) -> None:
@@ -103,23 +108,53 @@ class Connection:
                 f"At most {_MAX_CALLS} calls at once.",
                 retry_after=1,
             )
+        if frame.id in self._calls:
+            raise ServiceError(
+                Code.ALREADY_EXISTS, "CALL_ID_TAKEN", "A call with this id is running."
+            )
+        id_ = frame.id
         call = asyncio.create_task(self._run_call(frame))
-        self._calls.add(call)
-        call.add_done_callback(self._calls.discard)
+        self._calls[id_] = call
+        call.add_done_callback(lambda _: self._calls.pop(id_, None))
+
+    def _cancel(self, frame: Any) -> None:
+        self._require_authenticated()
+        call = self._calls.get(frame.cancel.call)
+        if call is None:
+            raise ServiceError(Code.NOT_FOUND, "UNKNOWN_CALL", "No such call is running.")
+        call.cancel()
+        cancelled = ServiceError(
+            Code.CANCELLED, "CANCELLED", "You have ended the call.", outcome=Outcome.UNKNOWN
+        )
+        self._fail(frame.cancel.call, cancelled, trace_id(new_traceparent()))
 
     async def _run_call(self, frame: Any) -> None:
         traceparent = new_traceparent()
         try:
-            result = await self._result(frame.call, traceparent)
-            self._send("result", result, id_=frame.id)
+            method = public_method(frame.call.method)
+            request = self._request(method, frame.call, traceparent)
+            if method.streams:
+                await self._stream(method, request, frame.id)
+            else:
+                payload = await self._bus.call(method.name, request)
+                self._send("result", _result(method, payload), id_=frame.id)
         except ServiceError as error:
             self._fail(frame.id, error, trace_id(traceparent))
         except Exception:  # noqa: BLE001  # the edge: the client waits for an answer
             _log.exception("call.failed", trace_id=trace_id(traceparent))
             self._fail(frame.id, internal(), trace_id(traceparent))
 
-    async def _result(self, call: Any, traceparent: str) -> Any:
-        method = public_method(call.method)
+    async def _stream(self, method: Method, request: Request, id_: str) -> None:
+        """Take from the stream no faster than the client reads."""
+        async with aclosing(self._bus.stream(method.name, request)) as payloads:
+            async for payload in payloads:
+                self._send("result", _result(method, payload), id_=id_)
+                while self._out.qsize() >= _MAX_WAITING_RESULTS:
+                    self._room.clear()
+                    await self._room.wait()
+        self._send("completed", message_class(_REALTIME + "Completed")(), id_=id_)
+
+    def _request(self, method: Method, call: Any, traceparent: str) -> Request:
         if call.request.TypeName() != method.request_name:
             raise ServiceError(
                 Code.INVALID_ARGUMENT,
@@ -128,18 +163,12 @@ class Connection:
             )
         require_valid(parse(method.request_name, call.request.value))
         seconds = call.timeout_ms / 1000 if call.timeout_ms else method.timeout
-        payload = await self._bus.call(
-            method.name,
-            new_request(
-                call.request.value,
-                timeout=min(seconds, MAX_TIMEOUT),
-                access_token=self._access_token,
-                traceparent=traceparent,
-            ),
+        return new_request(
+            call.request.value,
+            timeout=min(seconds, MAX_TIMEOUT),
+            access_token=self._access_token,
+            traceparent=traceparent,
         )
-        result: Any = message_class(_REALTIME + "Result")()
-        result.response.Pack(parse(method.response_name, payload))
-        return result
 
     def _subscribe(self, frame: Any) -> None:
         self._require_authenticated()
@@ -186,3 +215,9 @@ class Connection:
     def _fail(self, id_: str, error: ServiceError, trace: str) -> None:
         encoded = encode(error.to_message(trace))
         self._send("error", parse("postbus.bus.v1.Error", encoded), id_=id_)
+
+
+def _result(method: Method, payload: bytes) -> Any:
+    result: Any = message_class(_REALTIME + "Result")()
+    result.response.Pack(parse(method.response_name, payload))
+    return result

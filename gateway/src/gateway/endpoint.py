@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.calls import MAX_TIMEOUT, authorize, new_request
 from gateway.problems import HttpError, problem
 from gateway.routing import ContractRoutes
+from gateway.streaming import stream_response
 from gateway.transcoding import Transcoder
 from postbus.registry import METHODS, Access, HttpRule, Method
 from shared.errors import Code, ServiceError
@@ -73,7 +74,7 @@ class Endpoint:
         trace = trace_id(traceparent)
         scope["state"].update(route=self._path, trace_id=trace)
         try:
-            response = await self._answer(request, traceparent)
+            response = await self._answer(request, traceparent, trace)
         except ServiceError as error:
             response = problem(error, trace)
         except ClientDisconnect:
@@ -81,23 +82,23 @@ class Endpoint:
         response.headers["Trace-Id"] = trace
         await response(scope, receive, send)
 
-    async def _answer(self, request: Request, traceparent: str) -> Response:
+    async def _answer(self, request: Request, traceparent: str, trace: str) -> Response:
         method, rule, transcoder = self._rule(request.method)
         token = _bearer_token(request.headers)
         authorize(method, token, self._verifier)
         body = await self._body(request) if rule.body else b""
         message = transcoder.read(request.path_params, request.query_params.multi_items(), body)
-        reply = await self._bus.call(
-            method.name,
-            new_request(
-                message.SerializeToString(),
-                timeout=_timeout(request.headers, method),
-                access_token=token,
-                traceparent=traceparent,
-                operation_id=_operation_id(request.headers),
-            ),
+        call = new_request(
+            message.SerializeToString(),
+            timeout=_timeout(request.headers, method),
+            access_token=token,
+            traceparent=traceparent,
+            operation_id=_operation_id(request.headers),
         )
-        content = transcoder.write(reply)
+        if method.streams:
+            payloads = self._bus.stream(method.name, call)
+            return await stream_response(payloads, transcoder, rule.status, trace)
+        content = transcoder.write(await self._bus.call(method.name, call))
         status = rule.status if content else 204
         return Response(content, status, media_type="application/json" if content else None)
 

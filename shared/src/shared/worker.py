@@ -72,7 +72,7 @@ async def serve(
         for event in dispatcher.events:
             queue = f"{name}.{event}"
             subscriptions.append(await bus.subscribe([event], dispatcher.consume, queue=queue))
-        subscriptions.append(await bus.serve(name, dispatcher.routes, dispatcher.reply))
+        subscriptions.append(await bus.serve(name, dispatcher.routes, dispatcher.answer))
         yield
     finally:
         await asyncio.gather(*(subscription.cancel() for subscription in subscriptions))

@@ -255,7 +255,7 @@ class Request(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class Reply(betterproto.Message):
-    """The answer to a Request."""
+    """The answer to a Request, or one of several of a method that streams."""
 
     payload: bytes = betterproto.bytes_field(1, group="result")
     """The method's response message, binary."""
@@ -263,10 +263,18 @@ class Reply(betterproto.Message):
     error: "Error" = betterproto.message_field(2, group="result")
     """Why the call failed."""
 
+    completed: "Completed" = betterproto.message_field(4, group="result")
+    """A stream has come to its end."""
+
+    sequence: int = betterproto.uint32_field(3)
+    """Of a stream: counts its Replies, from 1."""
+
     def __init__(
         self,
         payload: bytes = PLACEHOLDER,
         error: "Error" = PLACEHOLDER,
+        completed: "Completed" = PLACEHOLDER,
+        sequence: int = PLACEHOLDER,
     ) -> None:
         _set_attribute(
             self,
@@ -274,15 +282,72 @@ class Reply(betterproto.Message):
             {
                 "payload": payload,
                 "error": error,
-                "_serialized_on_wire": payload is not PLACEHOLDER or error is not PLACEHOLDER,
+                "completed": completed,
+                "sequence": sequence,
+                "_serialized_on_wire": payload is not PLACEHOLDER
+                or error is not PLACEHOLDER
+                or completed is not PLACEHOLDER
+                or sequence is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {
-                    "result": "error"
+                    "result": "completed"
+                    if completed is not PLACEHOLDER
+                    else "error"
                     if error is not PLACEHOLDER
                     else "payload"
                     if payload is not PLACEHOLDER
                     else None
                 },
+            },
+        )
+
+
+@dataclass(eq=False, repr=False)
+class Completed(betterproto.Message):
+    """A stream has come to its end."""
+
+    pass
+
+
+@dataclass(eq=False, repr=False)
+class Control(betterproto.Message):
+    """What a caller says of a stream that it receives."""
+
+    reply_to: str = betterproto.string_field(1)
+    """
+    The queue that the stream goes to, as in the Request's AMQP properties.
+    """
+
+    correlation_id: str = betterproto.string_field(2)
+    """The call, as in the Request's AMQP properties."""
+
+    credit: int = betterproto.uint32_field(3)
+    """How many more Replies may be sent."""
+
+    cancel: bool = betterproto.bool_field(4)
+    """The caller is no longer interested."""
+
+    def __init__(
+        self,
+        reply_to: str = PLACEHOLDER,
+        correlation_id: str = PLACEHOLDER,
+        credit: int = PLACEHOLDER,
+        cancel: bool = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "reply_to": reply_to,
+                "correlation_id": correlation_id,
+                "credit": credit,
+                "cancel": cancel,
+                "_serialized_on_wire": reply_to is not PLACEHOLDER
+                or correlation_id is not PLACEHOLDER
+                or credit is not PLACEHOLDER
+                or cancel is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
             },
         )
 

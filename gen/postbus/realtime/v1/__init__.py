@@ -37,6 +37,11 @@ class ClientFrame(betterproto.Message):
     unsubscribe: "Unsubscribe" = betterproto.message_field(5, group="frame")
     """Ends a subscription."""
 
+    cancel: "Cancel" = betterproto.message_field(6, group="frame")
+    """
+    Ends a call; if it still runs, it is answered with the error CANCELLED.
+    """
+
     def __init__(
         self,
         id: str = PLACEHOLDER,
@@ -44,6 +49,7 @@ class ClientFrame(betterproto.Message):
         call: "Call" = PLACEHOLDER,
         subscribe: "Subscribe" = PLACEHOLDER,
         unsubscribe: "Unsubscribe" = PLACEHOLDER,
+        cancel: "Cancel" = PLACEHOLDER,
     ) -> None:
         _set_attribute(
             self,
@@ -54,14 +60,18 @@ class ClientFrame(betterproto.Message):
                 "call": call,
                 "subscribe": subscribe,
                 "unsubscribe": unsubscribe,
+                "cancel": cancel,
                 "_serialized_on_wire": id is not PLACEHOLDER
                 or authenticate is not PLACEHOLDER
                 or call is not PLACEHOLDER
                 or subscribe is not PLACEHOLDER
-                or unsubscribe is not PLACEHOLDER,
+                or unsubscribe is not PLACEHOLDER
+                or cancel is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {
-                    "frame": "unsubscribe"
+                    "frame": "cancel"
+                    if cancel is not PLACEHOLDER
+                    else "unsubscribe"
                     if unsubscribe is not PLACEHOLDER
                     else "subscribe"
                     if subscribe is not PLACEHOLDER
@@ -89,7 +99,9 @@ class ServerFrame(betterproto.Message):
     """The client is known."""
 
     result: "Result" = betterproto.message_field(3, group="frame")
-    """A call succeeded."""
+    """
+    A call succeeded. A method that streams has any number of results, and then `completed`.
+    """
 
     error: "__bus_v1__.Error" = betterproto.message_field(4, group="frame")
     """A frame of the client failed."""
@@ -106,6 +118,9 @@ class ServerFrame(betterproto.Message):
     unsubscribed: "Unsubscribed" = betterproto.message_field(7, group="frame")
     """The subscription has ended."""
 
+    completed: "Completed" = betterproto.message_field(8, group="frame")
+    """A call of a method that streams has come to its end."""
+
     def __init__(
         self,
         id: str = PLACEHOLDER,
@@ -115,6 +130,7 @@ class ServerFrame(betterproto.Message):
         subscribed: "Subscribed" = PLACEHOLDER,
         event: "Delivery" = PLACEHOLDER,
         unsubscribed: "Unsubscribed" = PLACEHOLDER,
+        completed: "Completed" = PLACEHOLDER,
     ) -> None:
         _set_attribute(
             self,
@@ -127,16 +143,20 @@ class ServerFrame(betterproto.Message):
                 "subscribed": subscribed,
                 "event": event,
                 "unsubscribed": unsubscribed,
+                "completed": completed,
                 "_serialized_on_wire": id is not PLACEHOLDER
                 or authenticated is not PLACEHOLDER
                 or result is not PLACEHOLDER
                 or error is not PLACEHOLDER
                 or subscribed is not PLACEHOLDER
                 or event is not PLACEHOLDER
-                or unsubscribed is not PLACEHOLDER,
+                or unsubscribed is not PLACEHOLDER
+                or completed is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {
-                    "frame": "unsubscribed"
+                    "frame": "completed"
+                    if completed is not PLACEHOLDER
+                    else "unsubscribed"
                     if unsubscribed is not PLACEHOLDER
                     else "event"
                     if event is not PLACEHOLDER
@@ -238,6 +258,36 @@ class Call(betterproto.Message):
                 "_group_current": {},
             },
         )
+
+
+@dataclass(eq=False, repr=False)
+class Cancel(betterproto.Message):
+    """Ends a call."""
+
+    call: str = betterproto.string_field(1)
+    """Id of the `call` frame."""
+
+    def __init__(
+        self,
+        call: str = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "call": call,
+                "_serialized_on_wire": call is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
+
+
+@dataclass(eq=False, repr=False)
+class Completed(betterproto.Message):
+    """A call of a method that streams has come to its end."""
+
+    pass
 
 
 @dataclass(eq=False, repr=False)

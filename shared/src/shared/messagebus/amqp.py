@@ -8,7 +8,7 @@ pending call fails at once, and a new session serves and subscribes anew.
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -68,6 +68,10 @@ class AmqpBus:
     async def call(self, route: str, request: Request) -> bytes:
         """See MessageBus.call."""
         return await self._require_session().call(route, request)
+
+    def stream(self, route: str, request: Request) -> AsyncGenerator[bytes, None]:
+        """See MessageBus.stream."""
+        return self._require_session().stream(route, request)
 
     async def publish(self, event: Event) -> None:
         """See MessageBus.publish."""

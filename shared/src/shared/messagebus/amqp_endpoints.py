@@ -1,14 +1,16 @@
 """Queues that are consumed: calls to be answered and events to be handled."""
 
 import asyncio
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, suppress
 from typing import Final
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 from aiormq import spec
 
+from postbus.bus.v1 import Control
+from shared.errors import ServiceError
 from shared.messagebus.amqp_session import (
     BROKER_ERRORS,
     CONTENT_TYPE,
@@ -16,13 +18,15 @@ from shared.messagebus.amqp_session import (
     RPC_EXCHANGE,
     Session,
 )
-from shared.messagebus.bus import EventHandler, RpcHandler
+from shared.messagebus.bus import CREDIT, EventHandler, RpcHandler
+from shared.wire import decode
 
 __all__ = ["Endpoint", "EventConsumer", "RpcServer"]
 
 _ORPHAN_EXPIRES_MS: Final = 1000
 """A broker that restarts keeps the queue of calls; without a worker it goes after this time."""
 _DRAIN_SECONDS: Final = 1.0
+_MAX_STALL_SECONDS: Final = 30.0
 _FINISH_SECONDS: Final = 2.5
 _EVENT_PREFETCH: Final = 32
 _DELIVERY_LIMIT: Final = 10
@@ -104,6 +108,8 @@ class RpcServer(Endpoint):
         super().__init__(queue, prefetch=concurrency)
         self._routes = routes
         self._handler = handler
+        self._control_queue = ""
+        self._flows: dict[tuple[str, str], _Flow] = {}
 
     async def _declare(self, channel: AbstractChannel) -> AbstractQueue:
         queue = await channel.declare_queue(
@@ -114,19 +120,52 @@ class RpcServer(Endpoint):
         )
         for route in self._routes:
             await queue.bind(RPC_EXCHANGE, route)
+        controls = await channel.declare_queue(exclusive=True, auto_delete=True)
+        await controls.consume(self._on_control, no_ack=True)
+        self._control_queue = controls.name
         return queue
 
     async def _handle(self, message: AbstractIncomingMessage) -> None:
-        reply = await self._handler(message.routing_key or "", message.body)
+        answer = self._handler(message.routing_key or "", message.body)
+        if isinstance(answer, AsyncGenerator):
+            await self._stream(message, answer)
+        else:
+            await self._reply(message, await answer)
+        await message.ack()
+
+    async def _reply(self, message: AbstractIncomingMessage, reply: bytes) -> None:
         if message.reply_to:
             await self._channel.default_exchange.publish(
                 aio_pika.Message(
-                    reply, content_type=CONTENT_TYPE, correlation_id=message.correlation_id
+                    reply,
+                    content_type=CONTENT_TYPE,
+                    correlation_id=message.correlation_id,
+                    reply_to=self._control_queue,
                 ),
                 message.reply_to,
                 mandatory=False,
             )
-        await message.ack()
+
+    async def _stream(
+        self, message: AbstractIncomingMessage, replies: AsyncGenerator[bytes, None]
+    ) -> None:
+        """Send what the caller has credit for, until the end or until it cancels."""
+        key = (message.reply_to or "", message.correlation_id or "")
+        self._flows[key] = flow = _Flow()
+        try:
+            async with aclosing(replies):
+                async for reply in replies:
+                    if not await flow.may_send():
+                        return
+                    await self._reply(message, reply)
+        finally:
+            del self._flows[key]
+
+    async def _on_control(self, message: AbstractIncomingMessage) -> None:
+        with suppress(ServiceError):  # whoever reaches the broker may send what it likes
+            control = decode(Control, message.body)
+            if flow := self._flows.get((control.reply_to, control.correlation_id)):
+                flow.control(control)
 
     async def _drain(self) -> None:
         """Answer what waits, if this is the last server: the queue will go, and its calls too."""
@@ -142,6 +181,33 @@ class RpcServer(Endpoint):
     async def _queue_state(self) -> spec.Queue.DeclareOk:
         queue = await self._channel.declare_queue(self.queue_name, passive=True)
         return queue.declaration_result
+
+
+class _Flow:
+    """The credit of one stream."""
+
+    def __init__(self) -> None:
+        self._credit = CREDIT
+        self._cancelled = False
+        self._changed = asyncio.Event()
+
+    def control(self, control: Control) -> None:
+        """Take what the caller says."""
+        self._credit = min(self._credit + control.credit, CREDIT)
+        self._cancelled = self._cancelled or control.cancel
+        self._changed.set()
+
+    async def may_send(self) -> bool:
+        """Wait for credit; False if the caller has cancelled, or takes nothing for too long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_MAX_STALL_SECONDS):
+                while self._credit == 0 and not self._cancelled:
+                    self._changed.clear()
+                    await self._changed.wait()
+        if self._credit == 0 or self._cancelled:
+            return False
+        self._credit -= 1
+        return True
 
 
 class EventConsumer(Endpoint):

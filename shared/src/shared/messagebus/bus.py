@@ -1,26 +1,32 @@
 """What a transport promises: the same for RabbitMQ and for memory, tested by one suite."""
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Final, Protocol
 
 from postbus.bus.v1 import Event, Outcome, Reply, Request
 from shared.errors import Code, ServiceError
 from shared.wire import decode
 
 __all__ = [
+    "CREDIT",
     "EventHandler",
     "MessageBus",
     "RpcHandler",
     "Subscription",
     "deadline_exceeded",
+    "next_payload",
     "payload_of",
     "remaining",
     "unavailable",
 ]
 
-RpcHandler = Callable[[str, bytes], Awaitable[bytes]]
-"""Takes a route and an encoded Request, returns an encoded Reply, never raises."""
+RpcHandler = Callable[[str, bytes], Awaitable[bytes] | AsyncGenerator[bytes, None]]
+"""Takes a route and an encoded Request, returns an encoded Reply, or a stream of them whose last is
+`completed` or `error`. Never raises."""
+
+CREDIT: Final = 32
+"""Replies of a stream that may be on their way."""
 
 EventHandler = Callable[[bytes], Awaitable[bool]]
 """Takes an encoded Event and returns whether it is dealt with; False sends it to the dead letters.
@@ -47,6 +53,13 @@ class MessageBus(Protocol):
         Raises ServiceError: what the service answered; UNAVAILABLE with reason NO_ROUTE at once if
         nobody serves the route, NOT_CONNECTED at once if the broker is away, CONNECTION_LOST if it
         goes away meanwhile; DEADLINE_EXCEEDED at the request's deadline.
+        """
+
+    def stream(self, route: str, request: Request) -> AsyncGenerator[bytes, None]:
+        """Send `request` to whoever serves `route` and yield the payload of each reply.
+
+        Raises like `call`. Closing the generator before its end cancels the call at the other side,
+        as far as it can be reached.
         """
 
     async def publish(self, event: Event) -> None:
@@ -80,9 +93,25 @@ class MessageBus(Protocol):
 def payload_of(reply: bytes) -> bytes:
     """Return the payload of an encoded Reply; raise the error that it carries."""
     message = decode(Reply, reply)
-    if message.is_set("error"):
-        raise ServiceError.from_message(message.error)
+    _raise_error(message)
     return message.payload
+
+
+def next_payload(reply: bytes, sequence: int) -> bytes | None:
+    """Return the payload of a stream's Reply, None at its end; raise the error that it carries.
+
+    One that does not have the number `sequence` breaks the stream: UNAVAILABLE, STREAM_BROKEN.
+    """
+    message = decode(Reply, reply)
+    _raise_error(message)
+    if message.sequence != sequence:
+        raise unavailable("STREAM_BROKEN", "A part of the answer is missing.", Outcome.UNKNOWN)
+    return None if message.is_set("completed") else message.payload
+
+
+def _raise_error(reply: Reply) -> None:
+    if reply.is_set("error"):
+        raise ServiceError.from_message(reply.error)
 
 
 def remaining(request: Request) -> float:

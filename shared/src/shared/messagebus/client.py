@@ -1,7 +1,8 @@
 """Typed clients: the generated stubs over the bus, and typed events."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
@@ -49,7 +50,7 @@ class ServiceChannel:
 
 
 class _Call:
-    """One unary call, in the form of grpclib's client stream."""
+    """One call, in the form of grpclib's client stream."""
 
     def __init__(
         self, bus: MessageBus, route: str, response_type: type[betterproto.Message], budget: float
@@ -58,7 +59,6 @@ class _Call:
         self._route = route
         self._response_type = response_type
         self._budget = budget
-        self._payload = b""
 
     async def __aenter__(self) -> Self:
         return self
@@ -72,13 +72,18 @@ class _Call:
         """Nothing is open between sending and receiving."""
 
     async def send_message(self, message: betterproto.Message, *, end: bool = False) -> None:
-        """Send the request and wait for the reply; raises ServiceError."""
-        request = _request(encode(message), self._budget)
-        self._payload = await self._bus.call(self._route, request)
+        """Keep the request, which is sent when the reply is waited for."""
+        self._request = _request(encode(message), self._budget)
+
+    async def __aiter__(self) -> AsyncGenerator[Any, None]:
+        async with aclosing(self._bus.stream(self._route, self._request)) as payloads:
+            async for payload in payloads:
+                yield decode(self._response_type, payload)
 
     async def recv_message(self) -> Any:
-        """Return the reply."""
-        return decode(self._response_type, self._payload)
+        """Send the request and return the reply; raises ServiceError."""
+        payload = await self._bus.call(self._route, self._request)
+        return decode(self._response_type, payload)
 
 
 def _request(payload: bytes, budget: float) -> Request:

@@ -3,13 +3,14 @@
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from contextlib import aclosing
 from typing import Any
 
 import betterproto
 import structlog
 
-from postbus.bus.v1 import Event, Outcome, Reply, Request
+from postbus.bus.v1 import Completed, Event, Outcome, Reply, Request
 from postbus.registry import EVENTS, METHODS, Access, EventType, Method
 from shared.context import Context, use_context
 from shared.errors import Code, ServiceError, internal
@@ -30,7 +31,8 @@ _MAX_REPLY_BYTES = 8 * 2**20
 _EVENT_BUDGET = 30.0
 _MAX_RETRY_DELAY = 5.0
 
-Handler = Callable[[Any, Context], Awaitable[Any]]
+Handler = Callable[[Any, Context], Any]
+"""A coroutine function, or an async generator function where the method streams."""
 
 
 class ContractMismatchError(Exception):
@@ -51,7 +53,7 @@ class Dispatcher:
         self._events: dict[str, tuple[EventType, Handler]] = {}
         owners = list(handlers)
         for owner in owners:
-            for _, function in inspect.getmembers(owner, inspect.iscoroutinefunction):
+            for _, function in inspect.getmembers(owner, _is_handler):
                 self._add(function)
         _check(worker, owners, self._methods)
 
@@ -69,6 +71,8 @@ class Dispatcher:
         handles, event = method_handler(function), event_type(function)
         for route, method in _routes(self._worker).items():
             if method.handler == handles:
+                if method.streams != inspect.isasyncgenfunction(function):
+                    raise ContractMismatchError(f"{route}: an async generator is for streams only")
                 _add_once(self._methods, route, (method, function))
         if event is not None:
             known = next((known for known in EVENTS.values() if known.message is event), None)
@@ -76,20 +80,52 @@ class Dispatcher:
                 raise ContractMismatchError(f"{event.__name__} is not an event of the contract")
             _add_once(self._events, known.name, (known, function))
 
+    def answer(
+        self, route: str, body: bytes
+    ) -> Coroutine[Any, Any, bytes] | AsyncGenerator[bytes, None]:
+        """Return the encoded Reply to an encoded Request, or the stream of them."""
+        method, _ = self._methods.get(route, (None, None))
+        if method is not None and method.streams:
+            return self.replies(route, body)
+        return self.reply(route, body)
+
     async def reply(self, route: str, body: bytes) -> bytes:
         """Return the encoded Reply to an encoded Request."""
         traceparent = ""
         try:
             request = decode(Request, body)
             traceparent = child_traceparent(request.traceparent)
-            return encode(Reply(payload=await self._call(route, request, traceparent)))
+            handler, message, context = self._begin(route, request, traceparent)
+            payload = _payload(await _run(handler, message, context))
+            return encode(Reply(payload=payload))
         except ServiceError as error:
             return encode(Reply(error=error.to_message(trace_id(traceparent))))
         except Exception:  # noqa: BLE001  # the edge: a handler may raise anything
             _log.exception("request.failed", method=route, trace_id=trace_id(traceparent))
             return encode(Reply(error=internal().to_message(trace_id(traceparent))))
 
-    async def _call(self, route: str, request: Request, traceparent: str) -> bytes:
+    async def replies(self, route: str, body: bytes) -> AsyncGenerator[bytes, None]:
+        """Yield the encoded Replies of a stream, the last of which tells of its end."""
+        traceparent, sequence = "", 0
+        try:
+            request = decode(Request, body)
+            traceparent = child_traceparent(request.traceparent)
+            handler, message, context = self._begin(route, request, traceparent)
+            async with aclosing(_run_stream(handler, message, context)) as responses:
+                async for response in responses:
+                    sequence += 1
+                    yield encode(Reply(payload=_payload(response), sequence=sequence))
+            yield encode(Reply(completed=Completed(), sequence=sequence + 1))
+        except ServiceError as error:
+            yield encode(Reply(error=error.to_message(trace_id(traceparent))))
+        except Exception:  # noqa: BLE001  # the edge, as above
+            _log.exception("request.failed", method=route, trace_id=trace_id(traceparent))
+            yield encode(Reply(error=internal().to_message(trace_id(traceparent))))
+
+    def _begin(
+        self, route: str, request: Request, traceparent: str
+    ) -> tuple[Handler, betterproto.Message, Context]:
+        """Verify and validate; return what is to be run."""
         if route not in self._methods:
             raise ServiceError(Code.UNIMPLEMENTED, "UNKNOWN_METHOD", "The method is not served.")
         method, handler = self._methods[route]
@@ -103,12 +139,7 @@ class Dispatcher:
         )
         message = parse(method.request_name, request.payload)
         require_valid(message)
-        payload = encode(await _run(handler, from_upb(method.request, message), context))
-        if len(payload) > _MAX_REPLY_BYTES:  # the broker would close the channel, and with it all
-            raise ServiceError(
-                Code.OUT_OF_RANGE, "REPLY_TOO_LARGE", "The answer is too large: ask for less."
-            )
-        return payload
+        return handler, from_upb(method.request, message), context
 
     def _caller(self, method: Method, access_token: str) -> Caller | None:
         """Verify the token again: whoever reaches the broker could name any user."""
@@ -169,10 +200,44 @@ async def _run(handler: Handler, message: betterproto.Message, context: Context)
         raise
 
 
+async def _run_stream(
+    handler: Handler, message: betterproto.Message, context: Context
+) -> AsyncGenerator[Any, None]:
+    """Yield what `handler` yields until it is done or the deadline passes."""
+    responses = handler(message, context)
+    async with aclosing(responses):
+        while context.remaining > 0:
+            try:
+                async with asyncio.timeout(context.remaining) as budget:
+                    with use_context(context):
+                        response = await anext(responses)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                if not budget.expired():
+                    raise
+                break
+            yield response
+    raise deadline_exceeded()
+
+
+def _payload(response: betterproto.Message) -> bytes:
+    payload = encode(response)
+    if len(payload) > _MAX_REPLY_BYTES:  # the broker would close the channel, and with it all
+        raise ServiceError(
+            Code.OUT_OF_RANGE, "REPLY_TOO_LARGE", "The answer is too large: ask for less."
+        )
+    return payload
+
+
 def _add_once(handlers: dict[str, Any], name: str, handler: Any) -> None:
     if name in handlers:
         raise ContractMismatchError(f"{name} has two handlers")
     handlers[name] = handler
+
+
+def _is_handler(member: object) -> bool:
+    return inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member)
 
 
 def _routes(worker: str) -> dict[str, Method]:
@@ -188,7 +253,7 @@ def _check(worker: str, handlers: Iterable[object], served: Iterable[str]) -> No
     foreign = sorted(
         handles
         for owner in handlers
-        for _, function in inspect.getmembers(owner, inspect.iscoroutinefunction)
+        for _, function in inspect.getmembers(owner, _is_handler)
         if (handles := method_handler(function)) and handles not in ours
     )
     if missing or foreign:

@@ -2,14 +2,19 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
 
 from postbus.bus.v1 import Event, Request
 from shared.messagebus.bus import (
+    CREDIT,
     EventHandler,
     RpcHandler,
     deadline_exceeded,
+    next_payload,
     payload_of,
     remaining,
     unavailable,
@@ -25,7 +30,7 @@ class _Server:
     handler: RpcHandler
     limit: asyncio.Semaphore
     servers: list["_Server"]
-    running: set[asyncio.Task[bytes]] = field(default_factory=set)
+    running: set[asyncio.Task[Any]] = field(default_factory=set)
 
     async def cancel(self) -> None:
         """Take no more calls and finish those that have begun."""
@@ -66,11 +71,7 @@ class MemoryBus:
 
     async def call(self, route: str, request: Request) -> bytes:
         """See MessageBus.call."""
-        servers = [server for server in self._servers if route in server.routes]
-        if not servers:
-            raise unavailable("NO_ROUTE", "No service answers this at the moment.")
-        self._turn[route] += 1
-        server = servers[self._turn[route] % len(servers)]
+        server = self._server(route)
         task = asyncio.create_task(_answer(server, route, encode(request)))
         server.running.add(task)
         task.add_done_callback(server.running.discard)
@@ -79,6 +80,32 @@ class MemoryBus:
                 return payload_of(await asyncio.shield(task))
         except TimeoutError:
             raise deadline_exceeded() from None
+
+    async def stream(self, route: str, request: Request) -> AsyncGenerator[bytes, None]:
+        """See MessageBus.stream."""
+        server = self._server(route)
+        replies: asyncio.Queue[bytes] = asyncio.Queue(CREDIT)
+        task = asyncio.create_task(_stream(server, route, encode(request), replies))
+        server.running.add(task)
+        task.add_done_callback(server.running.discard)
+        try:
+            for sequence in count(1):
+                async with asyncio.timeout(remaining(request)):
+                    payload = next_payload(await replies.get(), sequence)
+                if payload is None:
+                    return
+                yield payload
+        except TimeoutError:
+            raise deadline_exceeded() from None
+        finally:
+            task.cancel()
+
+    def _server(self, route: str) -> _Server:
+        servers = [server for server in self._servers if route in server.routes]
+        if not servers:
+            raise unavailable("NO_ROUTE", "No service answers this at the moment.")
+        self._turn[route] += 1
+        return servers[self._turn[route] % len(servers)]
 
     async def serve(
         self, queue: str, routes: Sequence[str], handler: RpcHandler, *, concurrency: int = 64
@@ -126,4 +153,18 @@ class MemoryBus:
 
 async def _answer(server: _Server, route: str, body: bytes) -> bytes:
     async with server.limit:
-        return await server.handler(route, body)
+        answer = server.handler(route, body)
+        if isinstance(answer, AsyncGenerator):
+            raise TypeError(f"{route} streams")
+        return await answer
+
+
+async def _stream(server: _Server, route: str, body: bytes, replies: asyncio.Queue[bytes]) -> None:
+    async with server.limit:
+        answer = server.handler(route, body)
+        if not isinstance(answer, AsyncGenerator):
+            replies.put_nowait(await answer)
+            return
+        async with aclosing(answer):
+            async for reply in answer:
+                await replies.put(reply)

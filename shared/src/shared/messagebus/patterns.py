@@ -1,7 +1,7 @@
 """Decorators that tie a handler to the contract: name and types are never typed twice."""
 
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar, overload
 
 import betterproto
 
@@ -12,25 +12,39 @@ __all__ = ["EventPattern", "MessagePattern", "event_type", "method_handler"]
 In = TypeVar("In", bound=betterproto.Message)
 Out = TypeVar("Out", bound=betterproto.Message)
 Self = TypeVar("Self")
+T = TypeVar("T")
 
 _METHOD = "__postbus_method__"
 _EVENT = "__postbus_event__"
 
 
-def MessagePattern(  # the field's name for it
+@overload
+def MessagePattern(
     method: Callable[[Any, In], Awaitable[Out]],
 ) -> Callable[
     [Callable[[Self, In, Context], Awaitable[Out]]],
     Callable[[Self, In, Context], Awaitable[Out]],
-]:
+]: ...
+
+
+@overload
+def MessagePattern(
+    method: Callable[[Any, In], AsyncIterator[Out]],
+) -> Callable[
+    [Callable[[Self, In, Context], AsyncIterator[Out]]],
+    Callable[[Self, In, Context], AsyncIterator[Out]],
+]: ...
+
+
+def MessagePattern(method: Callable[..., Any]) -> Callable[[T], T]:  # the field's name for it
     """Make an async method the handler of an rpc, given by its generated base class:
 
     `@MessagePattern(PostsServiceBase.create_post)`
+
+    The handler of an rpc that streams is an async generator.
     """
 
-    def mark(
-        handler: Callable[[Self, In, Context], Awaitable[Out]],
-    ) -> Callable[[Self, In, Context], Awaitable[Out]]:
+    def mark(handler: T) -> T:
         setattr(handler, _METHOD, f"{method.__module__}.{method.__qualname__}")
         return handler
 
