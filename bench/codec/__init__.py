@@ -12,7 +12,7 @@ from typing import Any
 from grpc_tools import protoc
 
 from bench.report import Result
-from tools.generate.codec import codec_source
+from tools.generate.codec import write_codec
 from tools.generate.contracts import Contracts
 from tools.generate.messages import with_constructors
 from tools.paths import DEV
@@ -98,7 +98,7 @@ def _compile(rival_python: Path) -> None:
     module.write_text(with_constructors(module.read_text()))
     shutil.copy(descriptors, _SCRATCH / "bench")
     contracts = Contracts(descriptors.read_bytes(), "bench")
-    (_SCRATCH / "bench/codec.py").write_text(codec_source(contracts))
+    write_codec(contracts, _SCRATCH / "bench")
     (_SCRATCH / "two").mkdir()
     plugin = rival_python.with_name("protoc-gen-python_betterproto2")
     theirs = [f"--plugin={plugin}", f"--python_betterproto2_out={_SCRATCH / 'two'}", *options]

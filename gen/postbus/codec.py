@@ -5,9 +5,7 @@
 Python's datetime can't hold; `write` fills a new message of upb's from an object.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
@@ -22,6 +20,16 @@ import postbus.options.v1
 import postbus.posts.v1
 import postbus.realtime.v1
 import postbus.users.v1
+from postbus.conversions import (
+    Codec,
+    Members,
+    read_duration,
+    read_duration_or_unset,
+    read_time,
+    read_time_or_unset,
+    write_duration,
+    write_time,
+)
 
 POOL = DescriptorPool()
 """Every descriptor of the contract, third-party imports included."""
@@ -30,74 +38,17 @@ for _file in FileDescriptorSet.FromString(
 ).file:
     POOL.Add(_file)
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _new = object.__new__
 _set_attribute = object.__setattr__
-
-
-@dataclass(frozen=True, slots=True)
-class Codec:
-    """How the messages of a class are converted. `upb` is google's class."""
-
-    upb: Any
-    read: Callable[[Any], Any]
-    write: Callable[[Any, Any], None]
-
-
-class _Members(dict[int, Any]):
-    """Members of an enum by number; an unknown number becomes a member without a name."""
-
-    def __init__(self, kind: Any) -> None:
-        super().__init__({int(member): member for member in kind})
-        self._kind = kind
-
-    def __missing__(self, number: int) -> Any:
-        return self._kind.try_value(number)
 
 
 def _class(name: str) -> Any:
     return GetMessageClass(POOL.FindMessageTypeByName(name))
 
 
-def _read_time(m: Any) -> datetime:
-    return _EPOCH + timedelta(0, m.seconds, m.nanos // 1000)
-
-
-def _read_time_or_unset(m: Any) -> Any:
-    """Betterproto can't tell the epoch from a time that is not there."""
-    seconds, nanos = m.seconds, m.nanos
-    return _EPOCH + timedelta(0, seconds, nanos // 1000) if seconds or nanos else PLACEHOLDER
-
-
-def _write_time(value: datetime, m: Any) -> None:
-    since = value - _EPOCH
-    if seconds := since.days * 86400 + since.seconds:
-        m.seconds = seconds
-    if since.microseconds:
-        m.nanos = since.microseconds * 1000
-
-
-def _read_duration(m: Any) -> timedelta:
-    return timedelta(0, m.seconds, int(m.nanos / 1000))
-
-
-def _read_duration_or_unset(m: Any) -> Any:
-    return _read_duration(m) if m.seconds or m.nanos else PLACEHOLDER
-
-
-def _write_duration(value: timedelta, m: Any) -> None:
-    """Seconds and nanoseconds have the same sign."""
-    microseconds = abs(value) // timedelta(microseconds=1)
-    sign = -1 if value.days < 0 else 1
-    if seconds := microseconds // 1_000_000:
-        m.seconds = sign * seconds
-    if rest := microseconds % 1_000_000:
-        m.nanos = sign * rest * 1000
-
-
-_postbus_bus_v1_Code = _Members(postbus.bus.v1.Code)
-_postbus_bus_v1_Outcome = _Members(postbus.bus.v1.Outcome)
-_postbus_options_v1_Access = _Members(postbus.options.v1.Access)
+_postbus_bus_v1_Code = Members(postbus.bus.v1.Code)
+_postbus_bus_v1_Outcome = Members(postbus.bus.v1.Outcome)
+_postbus_options_v1_Access = Members(postbus.options.v1.Access)
 
 
 def _read_google_protobuf_Any(m: Any) -> Any:
@@ -261,7 +212,7 @@ def _read_postbus_bus_v1_Error(m: Any) -> Any:
             "reason": m.reason,
             "message": m.message,
             "violations": [_read_postbus_bus_v1_FieldViolation(v) for v in m.violations],
-            "retry_after": _read_duration_or_unset(m.retry_after),
+            "retry_after": read_duration_or_unset(m.retry_after),
             "outcome": _postbus_bus_v1_Outcome[m.outcome],
             "trace_id": m.trace_id,
             "_serialized_on_wire": True,
@@ -285,7 +236,7 @@ def _write_postbus_bus_v1_Error(o: Any, m: Any) -> None:
             _write_postbus_bus_v1_FieldViolation(each, m.violations.add())
     if (v := d["retry_after"]) is not PLACEHOLDER and v is not None:
         s = m.retry_after
-        _write_duration(v, s)
+        write_duration(v, s)
     if (v := d["outcome"]) is not PLACEHOLDER and v is not None:
         m.outcome = v
     if (v := d["trace_id"]) is not PLACEHOLDER and v is not None:
@@ -302,7 +253,7 @@ def _read_postbus_bus_v1_Event(m: Any) -> Any:
             "source": m.source,
             "type": m.type,
             "subject": m.subject,
-            "time": _read_time_or_unset(m.time),
+            "time": read_time_or_unset(m.time),
             "data": m.data,
             "traceparent": m.traceparent,
             "_serialized_on_wire": True,
@@ -325,7 +276,7 @@ def _write_postbus_bus_v1_Event(o: Any, m: Any) -> None:
         m.subject = v
     if (v := d["time"]) is not PLACEHOLDER and v is not None:
         s = m.time
-        _write_time(v, s)
+        write_time(v, s)
     if (v := d["data"]) is not PLACEHOLDER and v is not None:
         m.data = v
     if (v := d["traceparent"]) is not PLACEHOLDER and v is not None:
@@ -710,8 +661,8 @@ def _read_postbus_posts_v1_Post(m: Any) -> Any:
             else PLACEHOLDER,
             "title": m.title,
             "body": m.body,
-            "created_at": _read_time_or_unset(m.created_at),
-            "updated_at": _read_time_or_unset(m.updated_at),
+            "created_at": read_time_or_unset(m.created_at),
+            "updated_at": read_time_or_unset(m.updated_at),
             "version": m.version,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
@@ -736,10 +687,10 @@ def _write_postbus_posts_v1_Post(o: Any, m: Any) -> None:
         m.body = v
     if (v := d["created_at"]) is not PLACEHOLDER and v is not None:
         s = m.created_at
-        _write_time(v, s)
+        write_time(v, s)
     if (v := d["updated_at"]) is not PLACEHOLDER and v is not None:
         s = m.updated_at
-        _write_time(v, s)
+        write_time(v, s)
     if (v := d["version"]) is not PLACEHOLDER and v is not None:
         m.version = v
 
@@ -909,7 +860,7 @@ def _read_postbus_realtime_v1_Authenticated(m: Any) -> Any:
         "__dict__",
         {
             "user_id": m.user_id,
-            "expires_at": _read_time_or_unset(m.expires_at),
+            "expires_at": read_time_or_unset(m.expires_at),
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -924,7 +875,7 @@ def _write_postbus_realtime_v1_Authenticated(o: Any, m: Any) -> None:
         m.user_id = v
     if (v := d["expires_at"]) is not PLACEHOLDER and v is not None:
         s = m.expires_at
-        _write_time(v, s)
+        write_time(v, s)
 
 
 def _read_postbus_realtime_v1_Call(m: Any) -> Any:
@@ -1067,7 +1018,7 @@ def _read_postbus_realtime_v1_Delivery(m: Any) -> Any:
         {
             "event_id": m.event_id,
             "subject": m.subject,
-            "time": _read_time_or_unset(m.time),
+            "time": read_time_or_unset(m.time),
             "data": _read_google_protobuf_Any(m.data) if m.HasField("data") else PLACEHOLDER,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
@@ -1085,7 +1036,7 @@ def _write_postbus_realtime_v1_Delivery(o: Any, m: Any) -> None:
         m.subject = v
     if (v := d["time"]) is not PLACEHOLDER and v is not None:
         s = m.time
-        _write_time(v, s)
+        write_time(v, s)
     if (v := d["data"]) is not PLACEHOLDER and v is not None:
         s = m.data
         _write_google_protobuf_Any(v, s)
@@ -1394,7 +1345,7 @@ def _read_postbus_users_v1_LogInResponse(m: Any) -> Any:
         "__dict__",
         {
             "access_token": m.access_token,
-            "expires_at": _read_time_or_unset(m.expires_at),
+            "expires_at": read_time_or_unset(m.expires_at),
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -1409,7 +1360,7 @@ def _write_postbus_users_v1_LogInResponse(o: Any, m: Any) -> None:
         m.access_token = v
     if (v := d["expires_at"]) is not PLACEHOLDER and v is not None:
         s = m.expires_at
-        _write_time(v, s)
+        write_time(v, s)
 
 
 def _read_postbus_users_v1_Profile(m: Any) -> Any:
@@ -1420,7 +1371,7 @@ def _read_postbus_users_v1_Profile(m: Any) -> Any:
         {
             "id": m.id,
             "username": m.username,
-            "created_at": _read_time_or_unset(m.created_at),
+            "created_at": read_time_or_unset(m.created_at),
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -1437,7 +1388,7 @@ def _write_postbus_users_v1_Profile(o: Any, m: Any) -> None:
         m.username = v
     if (v := d["created_at"]) is not PLACEHOLDER and v is not None:
         s = m.created_at
-        _write_time(v, s)
+        write_time(v, s)
 
 
 def _read_postbus_users_v1_SignUpRequest(m: Any) -> Any:
@@ -1500,7 +1451,7 @@ def _read_postbus_users_v1_User(m: Any) -> Any:
             "id": m.id,
             "username": m.username,
             "email": m.email,
-            "created_at": _read_time_or_unset(m.created_at),
+            "created_at": read_time_or_unset(m.created_at),
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -1519,7 +1470,7 @@ def _write_postbus_users_v1_User(o: Any, m: Any) -> None:
         m.email = v
     if (v := d["created_at"]) is not PLACEHOLDER and v is not None:
         s = m.created_at
-        _write_time(v, s)
+        write_time(v, s)
 
 
 def _read_postbus_users_v1_UserRegistered(m: Any) -> Any:
@@ -1530,7 +1481,7 @@ def _read_postbus_users_v1_UserRegistered(m: Any) -> Any:
         {
             "user_id": m.user_id,
             "username": m.username,
-            "created_at": _read_time_or_unset(m.created_at),
+            "created_at": read_time_or_unset(m.created_at),
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -1547,7 +1498,7 @@ def _write_postbus_users_v1_UserRegistered(o: Any, m: Any) -> None:
         m.username = v
     if (v := d["created_at"]) is not PLACEHOLDER and v is not None:
         s = m.created_at
-        _write_time(v, s)
+        write_time(v, s)
 
 
 CODECS: Mapping[type, Codec] = {

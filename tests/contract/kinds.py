@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from grpc_tools import protoc
 from hypothesis import strategies as st
 
-from tools.generate.codec import codec_source
+from tools.generate.codec import write_codec
 from tools.generate.contracts import Contracts
 from tools.generate.messages import with_constructors
 
@@ -57,7 +57,7 @@ def _build(target: Path) -> tuple[ModuleType, ModuleType, ModuleType]:
     module = target / "kinds/v1/__init__.py"
     module.write_text(with_constructors(module.read_text()))
     contracts = Contracts((target / "kinds/contracts.binpb").read_bytes(), "kinds")
-    (target / "kinds/codec.py").write_text(codec_source(contracts))
+    write_codec(contracts, target / "kinds")
     sys.path.insert(0, str(target))
     kinds, plain, codec = map(importlib.import_module, ("kinds.v1", "plain.v1", "kinds.codec"))
     return kinds, plain, codec

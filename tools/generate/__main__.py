@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from tools.generate.asyncapi import asyncapi
-from tools.generate.codec import codec_source
+from tools.generate.codec import write_codec
 from tools.generate.contracts import Contracts, GeneratorError
 from tools.generate.messages import with_constructors
 from tools.generate.openapi import openapi
@@ -81,7 +81,7 @@ def _write(contracts: Contracts, target: Path) -> None:
     for module in target.rglob("__init__.py"):
         module.write_text(with_constructors(module.read_text()))
     (target / "registry.py").write_text(registry_source(contracts))
-    (target / "codec.py").write_text(codec_source(contracts))
+    write_codec(contracts, target)
     for name, document in (("openapi", openapi), ("asyncapi", asyncapi)):
         text = json.dumps(document(contracts), indent=2, ensure_ascii=False)
         (target / f"{name}.json").write_text(text + "\n")

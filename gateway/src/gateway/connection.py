@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from gateway.calls import MAX_TIMEOUT, new_request, public_method
 from gateway.events import EventFeed, Listener
 from gateway.frames import frame_id, read_client_frame, server_frame
-from gateway.transcoding import read_json
+from gateway.transcoding import Document, read_json, to_json
 from postbus.bus.v1 import Outcome, Request
 from postbus.registry import EVENTS, Method
 from shared.errors import Code, ServiceError, internal
@@ -185,8 +185,8 @@ class Connection:
             )
         id_ = frame.id
 
-        def listener(delivery: Message) -> None:
-            self._send("event", delivery, id_=id_)
+        def listener(delivery: Document) -> None:
+            self._send_document("event", delivery, id_=id_)
 
         for name in frame.subscribe.types:
             self._feed.listen(name, listener)
@@ -203,8 +203,11 @@ class Connection:
         self._feed.ignore(listener)
         self._send("unsubscribed", message_class(_REALTIME + "Unsubscribed")(), id_=frame.id)
 
-    def _send(self, kind: str, message: Any, *, id_: str) -> None:
-        text = server_frame(kind, message, id_=id_)
+    def _send(self, kind: str, message: Message, *, id_: str) -> None:
+        self._send_document(kind, to_json(message), id_=id_)
+
+    def _send_document(self, kind: str, document: Document, *, id_: str) -> None:
+        text = server_frame(kind, document, id_=id_)
         waiting = self._waiting_characters
         if self._out.qsize() >= _MAX_WAITING_FRAMES or waiting > _MAX_WAITING_CHARACTERS:
             self.overflowed.set()

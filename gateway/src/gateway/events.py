@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
-from google.protobuf.message import Message
 
+from gateway.transcoding import Document, to_json
 from postbus.bus.v1 import Event
 from postbus.registry import EVENTS
 from shared.errors import ServiceError
@@ -19,8 +19,8 @@ __all__ = ["EventFeed", "Listener"]
 
 _log = structlog.get_logger()
 
-Listener = Callable[[Message], None]
-"""Takes an event as a Delivery, at once; never waits, never raises."""
+Listener = Callable[[Document], None]
+"""Takes an event as a Delivery in JSON, at once; never waits, never raises."""
 
 
 class EventFeed:
@@ -69,10 +69,10 @@ class EventFeed:
         return True
 
 
-def _delivery(event: Event) -> Any:
+def _delivery(event: Event) -> Document:
     delivery: Any = message_class("postbus.realtime.v1.Delivery")(
         event_id=event.id, subject=event.subject
     )
     delivery.time.FromDatetime(event.time)
     delivery.data.Pack(parse(event.type, event.data))
-    return delivery
+    return to_json(delivery)

@@ -3,9 +3,8 @@
 from typing import Any
 
 import orjson
-from google.protobuf.message import Message
 
-from gateway.transcoding import parse_document, to_json
+from gateway.transcoding import Document, parse_document
 from postbus.registry import METHODS
 from shared.errors import Code, ServiceError
 from shared.wire import message_class, require_valid
@@ -13,7 +12,6 @@ from shared.wire import message_class, require_valid
 __all__ = ["frame_id", "read_client_frame", "server_frame"]
 
 _CLIENT_FRAME = "postbus.realtime.v1.ClientFrame"
-_SERVER_FRAME = "postbus.realtime.v1.ServerFrame"
 _ANY = "type.googleapis.com/"
 
 
@@ -43,8 +41,6 @@ def frame_id(document: Any) -> str:
     return found[:64] if isinstance(found, str) else ""
 
 
-def server_frame(frame: str, message: Message, *, id_: str) -> str:
+def server_frame(frame: str, document: Document, *, id_: str) -> str:
     """Return the text of a server's frame, such as `result`."""
-    whole: Any = message_class(_SERVER_FRAME)(id=id_)
-    getattr(whole, frame).CopyFrom(message)
-    return orjson.dumps(to_json(whole)).decode()
+    return orjson.dumps({"id": id_, frame: document}).decode()

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import orjson
+import structlog
 from google.protobuf import json_format
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
@@ -14,10 +15,12 @@ from gateway.problems import HttpError
 from postbus.codec import POOL
 from postbus.registry import HttpRule, Method
 from postbus.rest import REQUESTS
-from shared.errors import Code, FieldViolation, ServiceError
+from shared.errors import Code, FieldViolation, ServiceError, internal
 from shared.wire import invalid_fields, message_class, parse, require_valid, validate
 
-__all__ = ["Transcoder", "parse_document", "read_json", "to_json"]
+__all__ = ["Document", "Transcoder", "parse_document", "read_json", "to_json"]
+
+_log = structlog.get_logger()
 
 Document = dict[str, Any]
 
@@ -241,8 +244,15 @@ def parse_document(target: type[Message], document: Document) -> Message:
 
 
 def to_json(message: Message) -> Document:
-    """Return canonical proto3 JSON, with every field that has no presence."""
-    document: Document = json_format.MessageToDict(
-        message, always_print_fields_with_no_presence=True, descriptor_pool=POOL
-    )
+    """Return canonical proto3 JSON, with every field that has no presence.
+
+    INTERNAL if a service has sent what JSON can't say, such as a time beyond year 9999.
+    """
+    try:
+        document: Document = json_format.MessageToDict(
+            message, always_print_fields_with_no_presence=True, descriptor_pool=POOL
+        )
+    except json_format.Error:
+        _log.warning("message.not_json", message_type=message.DESCRIPTOR.full_name)
+        raise internal() from None
     return document
