@@ -16,6 +16,7 @@ from tools.generate.__main__ import main
 from tools.generate.contracts import Contracts, GeneratorError
 from tools.generate.openapi import openapi
 from tools.generate.registry import registry_source
+from tools.generate.supported import require_supported
 
 ROOT = Path(__file__).parents[2]
 THIRD_PARTY = ROOT / ".dev/third_party"
@@ -212,6 +213,46 @@ def test_method_that_the_bus_cannot_serve_is_an_error(
     contracts = compile_proto(service(rpc) + "message Request {} message Response {}")
 
     assert re.match(rf"{ODD}OddService\.Get: {why}", complaint(contracts, registry_source))
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ("message Optional {}", r"Optional: the generated module needs this name"),
+        (
+            'message Odd { string a = 1 [(buf.validate.field).string.pattern = "(["]; }',
+            r"Odd: failed to compile program string\.pattern: missing \]",
+        ),
+        (
+            'message Odd { option (buf.validate.message).cel = {id: "x" expression: "no("}; }',
+            r"Odd: failed to compile expression x: .*",
+        ),
+    ],
+)
+def test_what_generated_code_would_stumble_over_is_an_error(
+    compile_proto: Compile, body: str, why: str
+) -> None:
+    assert re.match(f"{ODD}{why}", complaint(compile_proto(body), require_supported))
+
+
+@pytest.mark.parametrize(
+    ("head", "why"),
+    [
+        ('syntax = "proto2"; package postbus.odd.v1;', 'only syntax = "proto3" is supported'),
+        ('syntax = "proto3"; package odd.v1;', "its package must begin with postbus."),
+        ('syntax = "proto3";', "its package must begin with postbus."),
+    ],
+)
+def test_file_that_is_not_ours_to_generate_is_an_error(tmp_path: Path, head: str, why: str) -> None:
+    source = tmp_path / "postbus/odd.proto"
+    source.parent.mkdir()
+    source.write_text(f"{head} message Odd {{}}")
+    target = tmp_path / "odd.binpb"
+    assert protoc.main(["protoc", f"-I{tmp_path}", f"-o{target}", str(source)]) == 0
+
+    complained = complaint(Contracts(target.read_bytes()), require_supported)
+
+    assert complained == f"proto/postbus/odd.proto: {why}"
 
 
 def test_event_whose_subject_is_no_field_is_an_error(compile_proto: Compile) -> None:

@@ -20,6 +20,7 @@ from tools.generate.openapi import openapi
 from tools.generate.protos_zip import protos_zip
 from tools.generate.registry import registry_source
 from tools.generate.rest_models import rest_models_source
+from tools.generate.supported import require_supported
 from tools.generate.third_party import lay_out
 from tools.paths import DEV, ROOT, VENV
 
@@ -56,15 +57,13 @@ def generate(project: Path, target: Path) -> None:
     lay_out(project / ".dev/third_party")
     documented = target.with_name("documented.binpb")
     _run("buf", "build", "-o", str(documented), cwd=project)
-    _run("buf", "generate", "-o", str(target.parent / "buf"), cwd=project)
-    shutil.copytree(target.parent / "buf" / "betterproto" / "postbus", target)
-    (target / "py.typed").touch()
-    lean = str(target / "contracts.binpb")
-    _run("buf", "build", "--exclude-source-info", "-o", lean, cwd=project)
     contracts = Contracts(documented.read_bytes())
-    (target / "protos.zip").write_bytes(protos_zip(contracts.file_names, project))
+    for name in contracts.file_names:
+        if (project / "proto" / name).exists() and not name.startswith("postbus/"):
+            sys.exit(f"gen: proto/{name}: every contract belongs in proto/postbus")
     try:
-        _write(contracts, target)
+        require_supported(contracts)
+        _write(contracts, project, target)
     except GeneratorError as error:
         sys.exit(f"gen: {contracts.explain(error)}")
 
@@ -77,7 +76,13 @@ def _lint() -> None:
         print("gen: just check refuses the above", file=sys.stderr)
 
 
-def _write(contracts: Contracts, target: Path) -> None:
+def _write(contracts: Contracts, project: Path, target: Path) -> None:
+    _run("buf", "generate", "-o", str(target.parent / "buf"), cwd=project)
+    shutil.copytree(target.parent / "buf" / "betterproto" / "postbus", target)
+    (target / "py.typed").touch()
+    lean = str(target / "contracts.binpb")
+    _run("buf", "build", "--exclude-source-info", "-o", lean, cwd=project)
+    (target / "protos.zip").write_bytes(protos_zip(contracts.file_names, project))
     for module in target.rglob("__init__.py"):
         module.write_text(with_constructors(module.read_text()))
     (target / "registry.py").write_text(registry_source(contracts))

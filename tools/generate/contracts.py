@@ -23,7 +23,7 @@ class GeneratorError(Exception):
     """The contract asks for something that can't be generated: `where`, a descriptor, and why."""
 
     def __init__(self, where: Any, why: str) -> None:
-        super().__init__(f"{where.full_name}: {why}")
+        super().__init__(why if isinstance(where, FileDescriptor) else f"{where.full_name}: {why}")
         self.where = where
 
 
@@ -31,7 +31,7 @@ class Contracts:
     """Files, messages, methods, options and comments of proto/; our own are below `root`."""
 
     def __init__(self, descriptor_set: bytes, root: str = "postbus") -> None:
-        self._root = root
+        self.root = root
         self._pool = DescriptorPool()
         self._files = FileDescriptorSet.FromString(descriptor_set).file
         for file in self._files:
@@ -45,8 +45,12 @@ class Contracts:
     @cached_property
     def files(self) -> list[FileDescriptor]:
         """Our own files, by name."""
-        names = sorted(file.name for file in self._files if file.name.startswith(f"{self._root}/"))
+        names = sorted(file.name for file in self._files if file.name.startswith(f"{self.root}/"))
         return [self._pool.FindFileByName(name) for name in names]
+
+    def syntax(self, file: FileDescriptor) -> str:
+        """Return what the file is written in: `proto3`, `editions`; proto2 is empty."""
+        return next(each.syntax for each in self._files if each.name == file.name)
 
     @cached_property
     def messages(self) -> list[Descriptor]:
@@ -99,6 +103,8 @@ class Contracts:
     def explain(self, error: GeneratorError) -> str:
         """Say file and line of what is at fault, and why."""
         where = error.where
+        if isinstance(where, FileDescriptor):
+            return f"proto/{where.name}: {error}"
         file = where.containing_service.file if isinstance(where, MethodDescriptor) else where.file
         location = self._locations.get(where.full_name)
         line = f":{location.span[0] + 1}" if location else ""

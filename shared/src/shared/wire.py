@@ -6,7 +6,7 @@ is many times faster, and rejects what betterproto takes in silence: truncated a
 
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import betterproto
 import protovalidate
@@ -102,7 +102,7 @@ def validate(message: Message) -> list[FieldViolation]:
     """Return every rule of `buf.validate` that `message` breaks, in the order of the fields."""
     return [
         FieldViolation(
-            field=_path(violation.proto),
+            field=_path(message.DESCRIPTOR, violation.proto),
             rule=violation.proto.rule_id,
             message=violation.proto.message,
         )
@@ -110,15 +110,18 @@ def validate(message: Message) -> list[FieldViolation]:
     ]
 
 
-def _path(violation: "Violation") -> str:
+def _path(message: Any, violation: "Violation") -> str:
     """Write a field path as proto3 JSON names it: `post.tags[2]`; empty for the whole message."""
-    elements = violation.field.elements if violation.field else []
-    return ".".join(_json_name(element.field_name) + _subscript(element) for element in elements)
-
-
-def _json_name(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(word.capitalize() for word in rest)
+    path = []
+    for element in violation.field.elements if violation.field else []:
+        field = message.fields_by_name.get(element.field_name)
+        path.append((field.json_name if field else element.field_name) + _subscript(element))
+        if field and field.message_type:
+            kind = field.message_type
+            message = (
+                kind.fields_by_name["value"].message_type if kind.GetOptions().map_entry else kind
+            )
+    return ".".join(path)
 
 
 def _subscript(element: "FieldPathElement") -> str:
