@@ -26,6 +26,10 @@ def require_supported(contracts: Contracts) -> None:
     for kind in contracts.messages:
         if kind.name in _TAKEN:
             raise GeneratorError(kind, "the generated module needs this name: choose another")
+    for method in contracts.methods:
+        for kind in (method.input_type, method.output_type):
+            if kind.full_name.startswith("google.") and kind.full_name != "google.protobuf.Empty":
+                raise GeneratorError(method, f"wrap {kind.full_name} in a message of your own")
     validator = Validator()  # it remembers messages by name: one for each contract
     for kind in contracts.messages:
         try:
