@@ -9,12 +9,12 @@ import json
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Iterable, Sequence
 from io import BytesIO
 from itertools import groupby
 from pathlib import Path
+from zipfile import ZipFile
 
 from google.protobuf.message import DecodeError
 
@@ -64,15 +64,15 @@ def _since(revision: str) -> list[Finding]:
 
 def _extract(revision: str, target: Path) -> None:
     archive = subprocess.run(
-        ["git", "archive", "--end-of-options", revision, "proto", "buf.yaml"],
+        ["git", "archive", "--format=zip", "--end-of-options", revision, "proto", "buf.yaml"],
         cwd=ROOT,
         capture_output=True,
         check=False,
     )
     if archive.returncode:
         raise BreakingError(f"no contracts in revision {revision}: {_last_line(archive.stderr)}")
-    with tarfile.open(fileobj=BytesIO(archive.stdout)) as files:
-        files.extractall(target, filter="data")
+    with ZipFile(BytesIO(archive.stdout)) as files:
+        files.extractall(target)
 
 
 def _between(before: Path, after: Path, *, source: str = "") -> list[Finding]:
