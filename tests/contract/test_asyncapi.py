@@ -10,7 +10,8 @@ from jsonschema import Draft202012Validator
 
 from gateway.frames import read_client_frame
 from postbus.registry import EVENTS, METHODS, Access
-from shared.messagebus.amqp_session import CONTENT_TYPE, EVENT_EXCHANGE, RPC_EXCHANGE
+from shared.messagebus.amqp.session import CONTENT_TYPE
+from shared.messagebus.amqp.topology import EVENT_EXCHANGE, RPC_EXCHANGE
 from tools.node import node_environment, node_modules
 
 DOCUMENT: dict[str, Any] = json.loads(files("postbus").joinpath("asyncapi.json").read_text())

@@ -20,12 +20,12 @@ from shared.wire import decode, encode
 Unique = Callable[[str], str]
 
 
-@pytest.fixture(params=["memory", "amqp"])
+@pytest.fixture(params=["memory", "frames", "aio-pika"])
 async def bus(request: pytest.FixtureRequest, vhost: str) -> AsyncIterator[MessageBus]:
     if request.param == "memory":
         yield MemoryBus()
         return
-    async with connect(SecretStr(vhost), "test") as connected:
+    async with connect(SecretStr(vhost), "test", request.param) as connected:
         await connected.wait_ready()
         yield connected
 

@@ -24,7 +24,7 @@ def main() -> None:
 
 
 async def _serve(settings: GatewaySettings) -> None:
-    async with connect(settings.amqp_url, "gateway") as bus:
+    async with connect(settings.amqp_url, "gateway", settings.amqp_plane) as bus:
         verifier = TokenVerifier(settings.verification_keys)
         app = build_app(bus, verifier, max_body_bytes=settings.max_body_bytes)
         server = uvicorn.Server(

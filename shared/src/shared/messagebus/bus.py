@@ -6,7 +6,7 @@ from typing import Final, Protocol
 
 from postbus.bus.v1 import Event, Outcome, Reply, Request
 from shared.errors import Code, ServiceError
-from shared.wire import decode
+from shared.wire import decode, encode
 
 __all__ = [
     "CREDIT",
@@ -15,7 +15,9 @@ __all__ = [
     "RpcHandler",
     "Subscription",
     "deadline_exceeded",
+    "error_reply",
     "next_payload",
+    "not_connected",
     "payload_of",
     "remaining",
     "unavailable",
@@ -114,6 +116,11 @@ def _raise_error(reply: Reply) -> None:
         raise ServiceError.from_message(reply.error)
 
 
+def error_reply(error: ServiceError, trace_id: str = "") -> bytes:
+    """Return an encoded Reply that carries `error`."""
+    return encode(Reply(error=error.to_message(trace_id)))
+
+
 def remaining(request: Request) -> float:
     """Return the seconds until the deadline of `request`, negative if it has passed."""
     return request.deadline_unix_ms / 1000 - time.time()
@@ -129,3 +136,8 @@ def deadline_exceeded(outcome: int = Outcome.UNKNOWN) -> ServiceError:
 def unavailable(reason: str, message: str, outcome: int = Outcome.NO_EFFECT) -> ServiceError:
     """The error of a call that could not be delivered or answered."""
     return ServiceError(Code.UNAVAILABLE, reason, message, retry_after=1, outcome=outcome)
+
+
+def not_connected() -> ServiceError:
+    """The error of a call that was not sent, because the broker is away."""
+    return unavailable("NOT_CONNECTED", "The message broker is away.")

@@ -1,7 +1,7 @@
-"""The bus over RabbitMQ, with aio-pika.
+"""The bus over RabbitMQ: connected again and again.
 
 aio-pika's robust connection restores topology by rules of its own, and loses exclusive queues and
-cancelled consumers on the way. Here a plain connection lives in a `Session`; when it ends, every
+cancelled consumers on the way. Here plain connections live in a `Session`; when one ends, every
 pending call fails at once, and a new session serves and subscribes anew.
 """
 
@@ -16,9 +16,10 @@ import structlog
 from pydantic import SecretStr
 
 from postbus.bus.v1 import Event, Request
-from shared.messagebus.amqp_endpoints import Endpoint, EventConsumer, RpcServer
-from shared.messagebus.amqp_session import BROKER_ERRORS, Session
-from shared.messagebus.bus import EventHandler, RpcHandler, unavailable
+from shared.messagebus.amqp.endpoints import Endpoint, EventConsumer, RpcServer
+from shared.messagebus.amqp.link import BROKER_ERRORS, Plane
+from shared.messagebus.amqp.session import Session
+from shared.messagebus.bus import EventHandler, RpcHandler, not_connected
 
 __all__ = ["AmqpBus", "connect"]
 
@@ -30,13 +31,15 @@ _STABLE_SECONDS: Final = 5.0
 
 
 @asynccontextmanager
-async def connect(url: SecretStr, name: str) -> AsyncIterator["AmqpBus"]:
+async def connect(url: SecretStr, name: str, plane: Plane = "frames") -> AsyncIterator["AmqpBus"]:
     """Open a bus under the connection name `name`, and close it at the end.
+
+    `plane` says who carries the messages: our own frames, or aio-pika.
 
     Returns at once, connected or not: the bus connects in the background, and again whenever the
     connection is lost.
     """
-    bus = AmqpBus(url, name)
+    bus = AmqpBus(url, name, plane)
     task = asyncio.create_task(bus.run())
     try:
         yield bus
@@ -47,19 +50,20 @@ async def connect(url: SecretStr, name: str) -> AsyncIterator["AmqpBus"]:
 
 
 class AmqpBus:
-    """A MessageBus over one RabbitMQ connection at a time."""
+    """A MessageBus over one session at a time."""
 
-    def __init__(self, url: SecretStr, name: str) -> None:
+    def __init__(self, url: SecretStr, name: str, plane: Plane) -> None:
         self._url = url
         self._name = name
+        self._plane: Plane = plane
         self._session: Session | None = None
         self._connected = asyncio.Event()
         self._endpoints: list[Endpoint] = []
 
     @property
     def ready(self) -> bool:
-        """Whether the broker is connected."""
-        return self._session is not None
+        """Whether the broker is connected and takes messages."""
+        return self._session is not None and self._session.ready
 
     async def wait_ready(self) -> None:
         """Return once the broker is connected."""
@@ -96,7 +100,7 @@ class AmqpBus:
 
     def _require_session(self) -> Session:
         if self._session is None:
-            raise unavailable("NOT_CONNECTED", "The message broker is away.")
+            raise not_connected()
         return self._session
 
     async def _start(self, endpoint: Endpoint) -> "_AmqpSubscription":
@@ -122,16 +126,18 @@ class AmqpBus:
 
     async def run(self) -> None:
         """Keep a session open until cancelled."""
-        delay = _FIRST_DELAY
+        url, delay = self._url.get_secret_value(), _FIRST_DELAY
         while True:
             try:
-                async with Session.open(self._url.get_secret_value(), self._name) as session:
+                async with Session.open(url, self._name, self._plane) as session:
                     began = time.monotonic()
                     await self._restart_endpoints(session)
                     self._session = session
                     self._connected.set()
                     _log.info("bus.connected")
                     await session.lost.wait()
+                    self._session = None
+                    self._connected.clear()
                     _log.warning("bus.connection_lost")
                     if time.monotonic() - began > _STABLE_SECONDS:
                         delay = _FIRST_DELAY

@@ -1,0 +1,349 @@
+"""Queues that are consumed: calls to be answered and events to be handled."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, suppress
+from typing import Final
+
+from aio_pika.abc import AbstractChannel, AbstractQueue
+from aiormq import spec
+
+from postbus.bus.v1 import Control, Outcome
+from shared.errors import Code, ServiceError
+from shared.messagebus.amqp import frames
+from shared.messagebus.amqp.frames import Delivered
+from shared.messagebus.amqp.lanes import Lane
+from shared.messagebus.amqp.link import Link
+from shared.messagebus.amqp.session import CONTENT_TYPE, Session
+from shared.messagebus.amqp.topology import CONTROL_EXCHANGE, EVENT_EXCHANGE, RPC_EXCHANGE
+from shared.messagebus.bus import CREDIT, EventHandler, RpcHandler, error_reply, unavailable
+from shared.messagebus.slots import Slots
+from shared.wire import decode
+
+__all__ = ["Endpoint", "EventConsumer", "RpcServer"]
+
+_ORPHAN_EXPIRES_MS: Final = 1000
+"""A broker that restarts keeps the queue of calls; without a worker it goes after this time."""
+_DRAIN_SECONDS: Final = 1.0
+_MAX_STALL_SECONDS: Final = 30.0
+_FINISH_SECONDS: Final = 2.5
+_MAX_CALLS: Final = 1024
+"""Calls that a worker has at once, begun or not, before it refuses more."""
+_RPC_PREFETCH: Final = 2 * _MAX_CALLS
+"""More than it ever has: so handlers that wait for calls to their own worker do not block it."""
+_MAX_CANCELS: Final = 1024
+_EVENT_PREFETCH: Final = 32
+_DELIVERY_LIMIT: Final = 10
+"""Deliveries of an event that ends its consumer each time, before it is a dead letter."""
+
+
+class Endpoint:
+    """A queue and its consumer; begins anew on every session."""
+
+    def __init__(self, queue_name: str, prefetch: int) -> None:
+        self.queue_name = queue_name
+        self.starting = asyncio.Lock()
+        self._prefetch = prefetch
+        self._session: Session | None = None
+        self._running: set[asyncio.Task[None]] = set()
+
+    @property
+    def active(self) -> bool:
+        """Whether it consumes at this moment."""
+        return self._session is not None and not self._session.lost.is_set()
+
+    async def start(self, session: Session) -> None:
+        """Declare, bind and consume; raises BROKER_ERRORS."""
+        self._link = self._link_of(session)
+        self._channel, self._lane = await self._link.channel(prefetch=self._prefetch)
+        self._queue = await self._declare(self._channel)
+        lane = self._lane
+        self._tag = await lane.consume(self._queue.name, lambda m: self._begin(lane, m))
+        self._session = session
+
+    async def stop(self) -> None:
+        """Take no more messages, finish those that have begun, and leave; raises BROKER_ERRORS.
+
+        What is not finished in time is cancelled; events are then delivered again.
+        """
+        try:
+            if self.active:
+                await self._drain()
+                await self._queue.cancel(self._tag)
+                self._hand_back()
+        finally:
+            await self._finish_running()
+        if self.active:
+            await self._lane.room()
+            await self._link.close_channel(self._channel, self._lane)
+
+    async def _finish_running(self) -> None:
+        if self._running:
+            _, late = await asyncio.wait(self._running, timeout=_FINISH_SECONDS)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    def _run(self, lane: Lane, message: Delivered) -> "asyncio.Task[None]":
+        task = asyncio.create_task(self._handle(lane, message))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    def _link_of(self, session: Session) -> Link:
+        raise NotImplementedError
+
+    async def _declare(self, channel: AbstractChannel) -> AbstractQueue:
+        raise NotImplementedError
+
+    def _begin(self, lane: Lane, message: Delivered) -> None:
+        """Take a message; on the lane it came by, which may not be the present one any more."""
+        self._run(lane, message)
+
+    async def _handle(self, lane: Lane, message: Delivered) -> None:
+        raise NotImplementedError
+
+    async def _drain(self) -> None:
+        """Do what has to be done while messages still come."""
+
+    def _hand_back(self) -> None:
+        """Give back what has not begun."""
+
+
+class RpcServer(Endpoint):
+    """Answers the calls of a queue that is bound to each of its routes.
+
+    The queue goes with its last consumer, so that callers are told at once that nobody serves.
+    """
+
+    def __init__(
+        self, queue: str, routes: Sequence[str], handler: RpcHandler, concurrency: int
+    ) -> None:
+        super().__init__(queue, prefetch=_RPC_PREFETCH)
+        self._routes = routes
+        self._handler = handler
+        self._slots = Slots(concurrency)
+        self._control_queue = ""
+        self._calls: dict[_Key, asyncio.Task[None]] = {}
+        self._flows: dict[_Key, _Flow] = {}
+        self._cancelled: OrderedDict[_Key, None] = OrderedDict()
+
+    def _link_of(self, session: Session) -> Link:
+        """Calls and replies share a connection: an ack comes after the reply that it stands for."""
+        return session.publishing
+
+    async def _declare(self, channel: AbstractChannel) -> AbstractQueue:
+        queue = await channel.declare_queue(
+            self.queue_name,
+            durable=True,
+            auto_delete=True,
+            arguments={"x-expires": _ORPHAN_EXPIRES_MS},
+        )
+        for route in self._routes:
+            await queue.bind(RPC_EXCHANGE, route)
+        self._controls = await self._link.channel()
+        control_channel, control_lane = self._controls
+        controls = await control_channel.declare_queue(exclusive=True, auto_delete=True)
+        for route in self._routes:
+            await controls.bind(CONTROL_EXCHANGE, route)
+        await control_lane.consume(controls.name, self._on_control, no_ack=True)
+        self._control_queue = controls.name
+        return queue
+
+    def _begin(self, lane: Lane, message: Delivered) -> None:
+        key = (message.reply_to, message.correlation_id)
+        if key in self._cancelled:
+            lane.ack(message.tag)
+        elif message.oversized:
+            self._refuse(lane, message, "REQUEST_TOO_LARGE", "The request is too large.")
+        elif len(self._running) >= _MAX_CALLS:
+            self._refuse(lane, message, "OVERLOADED", "The service has too much to do.")
+        else:
+            self._calls[key] = self._run(lane, message)
+
+    def _refuse(self, lane: Lane, message: Delivered, reason: str, text: str) -> None:
+        error = ServiceError(
+            Code.RESOURCE_EXHAUSTED, reason, text, retry_after=1, outcome=Outcome.NO_EFFECT
+        )
+        self._reply(lane, message, error_reply(error))
+        lane.ack(message.tag)
+
+    async def _handle(self, lane: Lane, message: Delivered) -> None:
+        key = (message.reply_to, message.correlation_id)
+        begun = False
+        try:
+            async with self._slots:
+                begun = True
+                answer = self._handler(message.routing_key, message.body)
+                if isinstance(answer, AsyncGenerator):
+                    await self._stream(lane, message, key, answer)
+                else:
+                    self._reply(lane, message, await answer)
+            lane.ack(message.tag)
+        except asyncio.CancelledError:
+            self._end_cancelled(lane, message, key, begun=begun)
+        finally:
+            self._calls.pop(key, None)
+        if not lane.has_room:
+            await lane.room()
+
+    def _end_cancelled(self, lane: Lane, message: Delivered, key: "_Key", *, begun: bool) -> None:
+        """By the caller, who wants no answer; or by the end of this server."""
+        if key in self._cancelled:
+            lane.ack(message.tag)
+        elif begun:
+            late = unavailable("SERVER_STOPPED", "The service has stopped.", Outcome.UNKNOWN)
+            self._reply(lane, message, error_reply(late))
+            lane.ack(message.tag)
+        else:
+            lane.reject(message.tag, requeue=True)
+
+    def _reply(self, lane: Lane, message: Delivered, reply: bytes) -> None:
+        if message.reply_to:
+            header = frames.properties(
+                CONTENT_TYPE,
+                correlation_id=message.correlation_id,
+                reply_to=self._control_queue,
+            )
+            lane.publish("", message.reply_to, header, reply)
+
+    async def _stream(
+        self, lane: Lane, message: Delivered, key: "_Key", replies: AsyncGenerator[bytes, None]
+    ) -> None:
+        """Send what the caller has credit for, until the end or until it cancels."""
+        self._flows[key] = flow = _Flow()
+        try:
+            async with aclosing(replies):
+                async for reply in replies:
+                    if not await flow.may_send():
+                        return
+                    self._reply(lane, message, reply)
+        finally:
+            del self._flows[key]
+
+    def _on_control(self, message: Delivered) -> None:
+        with suppress(ServiceError):  # whoever reaches the broker may send what it likes
+            control = decode(Control, message.body)
+            key = (control.reply_to, control.correlation_id)
+            if control.cancel:
+                self._cancel(key)
+            elif flow := self._flows.get(key):
+                flow.give(control.credit)
+
+    def _cancel(self, key: "_Key") -> None:
+        """End a call; one that has not come yet is remembered, though not for ever."""
+        self._cancelled[key] = None
+        if len(self._cancelled) > _MAX_CANCELS:
+            self._cancelled.popitem(last=False)
+        if call := self._calls.get(key):
+            call.cancel()
+
+    async def _drain(self) -> None:
+        """Answer what waits, if this is the last server: the queue will go, and its calls too."""
+        state = await self._queue_state()
+        if state.consumer_count != 1:
+            return
+        for route in self._routes:
+            await self._queue.unbind(RPC_EXCHANGE, route)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                while (await self._queue_state()).message_count or self._slots.waiting:  # noqa: ASYNC110  # no event
+                    await asyncio.sleep(0.02)
+
+    def _hand_back(self) -> None:
+        """Another server has what waits for a slot here."""
+        self._slots.turn_away()
+
+    async def stop(self) -> None:
+        """See Endpoint.stop."""
+        await super().stop()
+        if self.active:
+            await self._link.close_channel(*self._controls)
+
+    async def _queue_state(self) -> spec.Queue.DeclareOk:
+        queue = await self._channel.declare_queue(self.queue_name, passive=True)
+        return queue.declaration_result
+
+
+_Key = tuple[str, str]
+"""A call, by its reply-to and correlation id."""
+
+
+class _Flow:
+    """The credit of one stream."""
+
+    def __init__(self) -> None:
+        self._credit = CREDIT
+        self._changed = asyncio.Event()
+
+    def give(self, credit: int) -> None:
+        """Take what the caller gives."""
+        self._credit = min(self._credit + credit, CREDIT)
+        self._changed.set()
+
+    async def may_send(self) -> bool:
+        """Wait for credit; False if the caller takes nothing for too long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_MAX_STALL_SECONDS):
+                while self._credit == 0:
+                    self._changed.clear()
+                    await self._changed.wait()
+        if self._credit == 0:
+            return False
+        self._credit -= 1
+        return True
+
+
+class EventConsumer(Endpoint):
+    """Hands the events of a queue to a handler; those that it refuses become dead letters."""
+
+    def __init__(
+        self,
+        queue: str | None,
+        types: Sequence[str],
+        handler: EventHandler,
+        on_gap: Callable[[], None] | None,
+    ) -> None:
+        super().__init__(queue or "", prefetch=_EVENT_PREFETCH)
+        self._types = types
+        self._handler = handler
+        self._on_gap = on_gap
+
+    def _link_of(self, session: Session) -> Link:
+        return session.consuming
+
+    async def start(self, session: Session) -> None:
+        """See Endpoint.start; tells of the gap if this is not the first time."""
+        again = self._session is not None
+        await super().start(session)
+        if again and self._on_gap is not None:
+            self._on_gap()
+
+    async def _declare(self, channel: AbstractChannel) -> AbstractQueue:
+        queue = await self._declare_queue(channel)
+        for event in self._types:
+            await queue.bind(EVENT_EXCHANGE, event)
+        return queue
+
+    async def _declare_queue(self, channel: AbstractChannel) -> AbstractQueue:
+        if not self.queue_name:
+            return await channel.declare_queue(exclusive=True, auto_delete=True)
+        dead_letters = f"{self.queue_name}.dead"
+        await channel.declare_queue(dead_letters, durable=True)
+        return await channel.declare_queue(
+            self.queue_name,
+            durable=True,
+            arguments={
+                "x-queue-type": "quorum",
+                "x-delivery-limit": _DELIVERY_LIMIT,
+                "x-dead-letter-exchange": "",
+                "x-dead-letter-routing-key": dead_letters,
+            },
+        )
+
+    async def _handle(self, lane: Lane, message: Delivered) -> None:
+        if not message.oversized and await self._handler(message.body):
+            lane.ack(message.tag)
+        else:
+            lane.reject(message.tag, requeue=False)

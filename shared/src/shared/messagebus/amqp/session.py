@@ -1,0 +1,253 @@
+"""A conversation with RabbitMQ, from connecting to losing the connection."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from postbus.bus.v1 import Control, Event, Outcome, Request
+from shared.errors import ServiceError
+from shared.messagebus.amqp import frames
+from shared.messagebus.amqp.frames import Delivered
+from shared.messagebus.amqp.lanes import RefusedError
+from shared.messagebus.amqp.link import BROKER_ERRORS, Link, Plane
+from shared.messagebus.amqp.topology import (
+    CONTROL_EXCHANGE,
+    EVENT_EXCHANGE,
+    RPC_EXCHANGE,
+    declare_exchanges,
+)
+from shared.messagebus.bus import (
+    CREDIT,
+    deadline_exceeded,
+    next_payload,
+    not_connected,
+    payload_of,
+    remaining,
+    unavailable,
+)
+from shared.wire import encode
+
+__all__ = ["CONTENT_TYPE", "Session"]
+
+CONTENT_TYPE: Final = "application/x-protobuf"
+
+_DECLARE_TIMEOUT: Final = 5
+_CONFIRM_TIMEOUT: Final = 5
+_CONTROL_HEADER: Final = frames.properties(CONTENT_TYPE)
+
+
+class Session:
+    """Two connections: one publishes, and has the calls and their replies; one consumes events.
+
+    RabbitMQ stops reading from connections that publish when it is short of memory or disk: those
+    who consume can still say what is done. `lost` is set once a connection, a channel or a consumer
+    has gone; the session is then of no more use.
+    """
+
+    def __init__(self, publishing: Link, consuming: Link) -> None:
+        self.publishing = publishing
+        self.consuming = consuming
+        self.lost = asyncio.Event()
+        self._pending: dict[str, asyncio.Future[bytes]] = {}
+        self._streams: dict[str, _Stream] = {}
+        self._ids = itertools.count()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, url: str, name: str, plane: Plane) -> AsyncIterator["Session"]:
+        """Connect and declare the exchanges; raises BROKER_ERRORS."""
+        async with (
+            Link.open(url, name, plane) as publishing,
+            Link.open(url, f"{name} (events)", plane) as consuming,
+        ):
+            session = cls(publishing, consuming)
+            publishing.on_lost(session.fail)
+            consuming.on_lost(session.fail)
+            async with asyncio.timeout(_DECLARE_TIMEOUT):
+                await session._declare()
+            yield session
+
+    @property
+    def ready(self) -> bool:
+        """Whether messages can be sent at this moment."""
+        return not (self.lost.is_set() or self.publishing.blocked)
+
+    async def _declare(self) -> None:
+        channel, self._calls = await self.publishing.channel(mandatory=True)
+        await declare_exchanges(channel)
+        self._calls.on_returned(self._on_returned)
+        _, self._controls = await self.publishing.channel()
+        _, self._events = await self.publishing.channel(confirms=True)
+        # A fresh name: a queue of the connection before may not have gone yet.
+        channel, replies = await self.publishing.channel()
+        queue = await channel.declare_queue(exclusive=True, auto_delete=True)
+        await replies.consume(queue.name, self._on_reply, no_ack=True)
+        self._reply_to = queue.name
+
+    async def call(self, route: str, request: Request) -> bytes:
+        """See MessageBus.call."""
+        reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        correlation_id = str(next(self._ids))
+        self._pending[correlation_id] = reply
+        timer = asyncio.get_running_loop().call_later(remaining(request), _expire, reply)
+        try:
+            await self._send(route, request, correlation_id, reply)
+            body = await reply
+        except asyncio.CancelledError:
+            self._cancel(route, correlation_id)
+            raise
+        finally:
+            timer.cancel()
+            del self._pending[correlation_id]
+        return payload_of(body)
+
+    async def _send(
+        self, route: str, request: Request, correlation_id: str, reply: "asyncio.Future[bytes]"
+    ) -> None:
+        """Publish a request; what has no time left, or no broker, has no effect."""
+        if self.lost.is_set():
+            raise not_connected()
+        if self.publishing.blocked:
+            raise unavailable("BROKER_BLOCKED", "The message broker is short of memory or disk.")
+        budget = remaining(request)
+        if budget <= 0:
+            raise deadline_exceeded(Outcome.NO_EFFECT)
+        if not self._calls.has_room:
+            waiting = asyncio.create_task(self._calls.room())
+            await asyncio.wait((waiting, reply), return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+        if reply.done():  # the deadline, or the end of the session
+            return
+        header = frames.properties(
+            CONTENT_TYPE,
+            correlation_id=correlation_id,
+            reply_to=self._reply_to,
+            expiration_ms=max(int(budget * 1000), 1),
+        )
+        self._calls.publish(RPC_EXCHANGE, route, header, encode(request), mandatory=True)
+
+    async def stream(self, route: str, request: Request) -> AsyncGenerator[bytes, None]:
+        """See MessageBus.stream."""
+        correlation_id = str(next(self._ids))
+        begun: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        stream = self._streams[correlation_id] = _Stream(self, correlation_id)
+        try:
+            async with asyncio.timeout(remaining(request)):
+                await self._send(route, request, correlation_id, begun)
+            for sequence in itertools.count(1):
+                async with asyncio.timeout(remaining(request)):
+                    payload = next_payload(await stream.next(), sequence)
+                if payload is None:
+                    stream.ended = True
+                    return
+                yield payload
+        except TimeoutError:
+            raise deadline_exceeded() from None
+        except ServiceError:
+            stream.ended = True
+            raise
+        finally:
+            del self._streams[correlation_id]
+            if not stream.ended:
+                self._cancel(route, correlation_id)
+
+    def _cancel(self, route: str, correlation_id: str) -> None:
+        """Tell every worker that serves the route: one of them may have the call."""
+        control = Control(reply_to=self._reply_to, correlation_id=correlation_id, cancel=True)
+        if self.ready:
+            self._controls.publish(CONTROL_EXCHANGE, route, _CONTROL_HEADER, encode(control))
+
+    def give_credit(self, queue: str, correlation_id: str, credit: int) -> None:
+        """Let the worker that has `queue` send more of a stream."""
+        control = Control(reply_to=self._reply_to, correlation_id=correlation_id, credit=credit)
+        if self.ready:
+            self._controls.publish("", queue, _CONTROL_HEADER, encode(control))
+
+    async def publish(self, event: Event) -> None:
+        """See MessageBus.publish."""
+        if self.publishing.blocked:
+            raise unavailable("BROKER_BLOCKED", "The message broker is short of memory or disk.")
+        header = frames.properties(
+            CONTENT_TYPE, persistent=True, message_id=event.id, type_=event.type
+        )
+        await self.publish_confirmed(EVENT_EXCHANGE, event.type, header, encode(event))
+
+    async def publish_confirmed(
+        self, exchange: str, routing_key: str, header: bytes, body: bytes
+    ) -> None:
+        """Hand over a message; UNAVAILABLE unless the broker confirms that it has it."""
+        try:
+            async with asyncio.timeout(_CONFIRM_TIMEOUT):
+                await self._events.publish_confirmed(exchange, routing_key, header, body)
+        except RefusedError:
+            raise unavailable("EVENT_REFUSED", "The message broker has refused.") from None
+        except BROKER_ERRORS:  # a confirm that is late has been lost
+            self.fail()
+            raise _connection_lost() from None
+
+    def _on_reply(self, message: Delivered) -> None:
+        reply = self._pending.get(message.correlation_id)
+        if reply is not None:
+            if not reply.done():
+                reply.set_result(message.body)
+        elif (stream := self._streams.get(message.correlation_id)) is not None:
+            stream.put(message)
+
+    def _on_returned(self, correlation_id: str) -> None:
+        error = unavailable("NO_ROUTE", "No service answers this at the moment.")
+        if (reply := self._pending.get(correlation_id)) is not None and not reply.done():
+            reply.set_exception(error)
+        elif (stream := self._streams.get(correlation_id)) is not None:
+            stream.put(error)
+
+    def fail(self) -> None:
+        """Give the session up; every call that waits on it fails."""
+        if self.lost.is_set():
+            return
+        self.lost.set()
+        for reply in self._pending.values():
+            if not reply.done():
+                reply.set_exception(_connection_lost())
+        for stream in self._streams.values():
+            stream.put(_connection_lost())
+
+
+class _Stream:
+    """The replies to one call that streams; gives credit as they are taken."""
+
+    def __init__(self, session: Session, correlation_id: str) -> None:
+        self.ended = False
+        self._session = session
+        self._correlation_id = correlation_id
+        self._replies: asyncio.Queue[Delivered | ServiceError] = asyncio.Queue()
+        self._taken = 0
+
+    def put(self, reply: Delivered | ServiceError) -> None:
+        """Take a reply, or why none will come."""
+        self._replies.put_nowait(reply)
+
+    async def next(self) -> bytes:
+        """Wait for the next reply."""
+        reply = await self._replies.get()
+        if isinstance(reply, ServiceError):
+            raise reply
+        self._taken += 1
+        if self._taken == CREDIT // 2 and reply.reply_to:
+            self._session.give_credit(reply.reply_to, self._correlation_id, self._taken)
+            self._taken = 0
+        return reply.body
+
+
+def _expire(reply: "asyncio.Future[bytes]") -> None:
+    if not reply.done():
+        reply.set_exception(deadline_exceeded())
+
+
+def _connection_lost() -> ServiceError:
+    return unavailable(
+        "CONNECTION_LOST",
+        "The connection to the message broker broke; the change may have happened.",
+        Outcome.UNKNOWN,
+    )
