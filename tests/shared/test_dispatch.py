@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from betterproto.lib.google.protobuf import Empty
 
-from postbus.bus.v1 import Code, Event, Reply, Request
+from postbus.bus.v1 import Code, Event, Reply
 from postbus.posts.v1 import (
     CreatePostRequest,
     CreatePostResponse,
@@ -26,7 +26,7 @@ from postbus.users.v1 import UserRegistered
 from shared.context import Context
 from shared.errors import ServiceError
 from shared.identity import TokenVerifier
-from shared.messagebus import Dispatcher, EventPattern, MessagePattern, publish
+from shared.messagebus import Call, Dispatcher, EventPattern, MessagePattern, publish
 from shared.messagebus.dispatch import ContractMismatchError
 from shared.messagebus.memory import MemoryBus
 from shared.wire import decode, encode
@@ -94,21 +94,20 @@ async def bus(posts: Posts, verifier: TokenVerifier) -> AsyncIterator[MemoryBus]
         yield bus
 
 
-def a_request(payload: bytes, *, seconds: float = 5, token: str = "") -> Request:
-    deadline = int((time.time() + seconds) * 1000)
-    return Request(payload=payload, deadline_unix_ms=deadline, access_token=token)
+def a_call(payload: bytes, *, seconds: float = 5, token: str = "") -> Call:
+    return Call.new(payload, deadline=time.time() + seconds, access_token=token)
 
 
-async def failure_of(bus: MemoryBus, route: str, request: Request) -> ServiceError:
+async def failure_of(bus: MemoryBus, route: str, call: Call) -> ServiceError:
     with pytest.raises(ServiceError) as raised:
-        await bus.call(route, request)
+        await bus.call(route, call)
     return raised.value
 
 
 async def test_handler_gets_the_request_and_the_verified_caller(
     bus: MemoryBus, posts: Posts, tokens: TokenMaker
 ) -> None:
-    request = a_request(encode(CreatePostRequest(title="Hi")), token=tokens.token("alice"))
+    request = a_call(encode(CreatePostRequest(title="Hi")), token=tokens.token("alice"))
 
     response = decode(CreatePostResponse, await bus.call(CREATE, request))
 
@@ -128,7 +127,7 @@ async def test_worker_refuses_a_caller_that_it_cannot_verify(
     }[kind]
 
     error = await failure_of(
-        bus, CREATE, a_request(encode(CreatePostRequest(title="Hi")), token=token)
+        bus, CREATE, a_call(encode(CreatePostRequest(title="Hi")), token=token)
     )
 
     assert error.code is Code.UNAUTHENTICATED
@@ -138,7 +137,7 @@ async def test_worker_refuses_a_caller_that_it_cannot_verify(
 async def test_request_that_breaks_the_contract_never_reaches_the_handler(
     bus: MemoryBus, posts: Posts, tokens: TokenMaker
 ) -> None:
-    request = a_request(encode(CreatePostRequest(title="")), token=tokens.token("alice"))
+    request = a_call(encode(CreatePostRequest(title="")), token=tokens.token("alice"))
 
     error = await failure_of(bus, CREATE, request)
 
@@ -149,7 +148,7 @@ async def test_request_that_breaks_the_contract_never_reaches_the_handler(
 
 @pytest.mark.parametrize("payload", [b"\x0a\xff", b"\x0a\x05abc", b"\x0f", b"\xff" * 20])
 async def test_malformed_payload_is_an_invalid_argument(bus: MemoryBus, payload: bytes) -> None:
-    error = await failure_of(bus, GET, a_request(payload))
+    error = await failure_of(bus, GET, a_call(payload))
 
     assert (error.code, error.reason) == (Code.INVALID_ARGUMENT, "MALFORMED_MESSAGE")
 
@@ -169,7 +168,7 @@ async def test_unforeseen_exception_tells_nothing_of_the_inside(
 ) -> None:
     posts.failure = RuntimeError("password=hunter2")
 
-    error = await failure_of(bus, GET, a_request(encode(GetPostRequest(id=POST_ID))))
+    error = await failure_of(bus, GET, a_call(encode(GetPostRequest(id=POST_ID))))
 
     assert (error.code, error.reason) == (Code.INTERNAL, "INTERNAL")
     assert "hunter2" not in error.message
@@ -191,7 +190,7 @@ async def test_handler_that_has_no_answer_at_the_deadline_is_cancelled(
             return GetPostResponse()
 
     dispatcher = Dispatcher("posts", [Slow(), Health({})], verifier)
-    body = encode(a_request(encode(GetPostRequest(id=POST_ID)), seconds=0.2))
+    body = a_call(encode(GetPostRequest(id=POST_ID)), seconds=0.2).request
     reply = decode(Reply, await dispatcher.reply(GET, body))
 
     assert reply.error.code == Code.DEADLINE_EXCEEDED
@@ -249,7 +248,7 @@ async def test_event_that_nobody_consumes_is_a_dead_letter(
 async def test_answer_that_is_too_large_is_an_error(bus: MemoryBus, posts: Posts) -> None:
     posts.answer = GetPostResponse(post=Post(body="x" * 9_000_000))
 
-    error = await failure_of(bus, GET, a_request(encode(GetPostRequest(id=POST_ID))))
+    error = await failure_of(bus, GET, a_call(encode(GetPostRequest(id=POST_ID))))
 
     assert (error.code, error.reason) == (Code.OUT_OF_RANGE, "REPLY_TOO_LARGE")
 

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from postbus.bus.v1 import Code, Completed, Error, Event, Outcome, Reply, Request
 from shared.errors import ServiceError
-from shared.messagebus import MessageBus
+from shared.messagebus import Call, MessageBus
 from shared.messagebus.amqp import connect
 from shared.messagebus.bus import CREDIT, RpcHandler
 from shared.messagebus.memory import MemoryBus
@@ -30,8 +30,8 @@ async def bus(request: pytest.FixtureRequest, vhost: str) -> AsyncIterator[Messa
         yield connected
 
 
-def a_request(payload: bytes = b"", seconds: float = 5) -> Request:
-    return Request(payload=payload, deadline_unix_ms=int((time.time() + seconds) * 1000))
+def a_call(payload: bytes = b"", seconds: float = 5) -> Call:
+    return Call.new(payload, deadline=time.time() + seconds)
 
 
 async def echo(_route: str, body: bytes) -> bytes:
@@ -42,7 +42,7 @@ async def test_call_returns_the_payload_of_the_reply(bus: MessageBus, unique: Un
     route = unique("route.")
     server = await bus.serve(unique("queue."), [route], echo)
 
-    assert await bus.call(route, a_request(b"hello")) == b"hello"
+    assert await bus.call(route, a_call(b"hello")) == b"hello"
 
     await server.cancel()
 
@@ -52,7 +52,7 @@ async def test_concurrent_calls_get_each_its_own_reply(bus: MessageBus, unique: 
     server = await bus.serve(unique("queue."), [route], echo)
     payloads = [str(number).encode() for number in range(200)]
 
-    replies = await asyncio.gather(*(bus.call(route, a_request(each)) for each in payloads))
+    replies = await asyncio.gather(*(bus.call(route, a_call(each)) for each in payloads))
 
     assert replies == payloads
     await server.cancel()
@@ -62,7 +62,7 @@ async def test_unroutable_call_is_unavailable_at_once(bus: MessageBus, unique: U
     began = time.monotonic()
 
     with pytest.raises(ServiceError) as raised:
-        await bus.call(unique("nobody."), a_request())
+        await bus.call(unique("nobody."), a_call())
 
     assert (raised.value.code, raised.value.reason) == (Code.UNAVAILABLE, "NO_ROUTE")
     assert raised.value.outcome is Outcome.NO_EFFECT
@@ -78,7 +78,7 @@ async def test_call_to_a_stopped_server_is_unavailable_at_once(
     began = time.monotonic()
 
     with pytest.raises(ServiceError) as raised:
-        await bus.call(route, a_request())
+        await bus.call(route, a_call())
 
     assert raised.value.reason == "NO_ROUTE"
     assert time.monotonic() - began < 1
@@ -96,7 +96,7 @@ async def test_unanswered_call_fails_at_its_deadline(bus: MessageBus, unique: Un
     began = time.monotonic()
 
     with pytest.raises(ServiceError) as raised:
-        await bus.call(route, a_request(seconds=0.3))
+        await bus.call(route, a_call(seconds=0.3))
 
     assert raised.value.code is Code.DEADLINE_EXCEEDED
     assert raised.value.outcome is Outcome.UNKNOWN
@@ -116,10 +116,10 @@ async def test_impatient_caller_does_not_disturb_the_others(
         return await echo(_route, body)
 
     server = await bus.serve(unique("queue."), [route], late)
-    patient = asyncio.create_task(bus.call(route, a_request(b"patient")))
+    patient = asyncio.create_task(bus.call(route, a_call(b"patient")))
     for _ in range(20):
         with pytest.raises(ServiceError, match="DEADLINE_EXCEEDED"):
-            await bus.call(route, a_request(seconds=0.002))
+            await bus.call(route, a_call(seconds=0.002))
     answered.set()
 
     assert await patient == b"patient"
@@ -143,7 +143,7 @@ async def test_error_of_the_server_is_rebuilt_at_the_caller(
     server = await bus.serve(unique("queue."), [route], refuse)
 
     with pytest.raises(ServiceError) as raised:
-        await bus.call(route, a_request())
+        await bus.call(route, a_call())
 
     error = raised.value
     assert (error.code, error.reason, error.message, error.trace_id) == (
@@ -165,7 +165,7 @@ async def test_cancelled_server_finishes_what_it_has_begun(bus: MessageBus, uniq
         return encode(Reply(payload=b"done"))
 
     server = await bus.serve(unique("queue."), [route], slow)
-    call = asyncio.create_task(bus.call(route, a_request()))
+    call = asyncio.create_task(bus.call(route, a_call()))
     await begun.wait()
     stopping = asyncio.create_task(server.cancel())
     go_on.set()
@@ -186,7 +186,7 @@ async def test_calls_that_wait_for_the_last_server_are_answered_before_it_goes(
         return await echo(_route, body)
 
     server = await bus.serve(unique("queue."), [route], slow, concurrency=1)
-    calls = [asyncio.create_task(bus.call(route, a_request(b"x"))) for _ in range(5)]
+    calls = [asyncio.create_task(bus.call(route, a_call(b"x"))) for _ in range(5)]
     await begun.wait()
     stopping = asyncio.create_task(server.cancel())
     go_on.set()
@@ -209,7 +209,7 @@ async def test_servers_of_one_queue_share_its_calls(bus: MessageBus, unique: Uni
     first = await bus.serve(queue, [route], counting("first"), concurrency=1)
     second = await bus.serve(queue, [route], counting("second"), concurrency=1)
 
-    await asyncio.gather(*(bus.call(route, a_request()) for _ in range(20)))
+    await asyncio.gather(*(bus.call(route, a_call()) for _ in range(20)))
 
     assert served["first"] > 0
     assert served["second"] > 0
@@ -294,7 +294,7 @@ async def test_stream_comes_whole_and_in_order(bus: MessageBus, unique: Unique) 
     route = unique("route.")
     server = await bus.serve(unique("queue."), [route], numbers(500))
 
-    streams = [[int(payload) async for payload in bus.stream(route, a_request())] for _ in range(3)]
+    streams = [[int(payload) async for payload in bus.stream(route, a_call())] for _ in range(3)]
 
     assert streams == [list(range(1, 501))] * 3
     await server.cancel()
@@ -308,7 +308,7 @@ async def test_error_in_the_middle_of_a_stream_ends_it(bus: MessageBus, unique: 
         yield encode(Reply(error=Error(code=Code.try_value(Code.ABORTED), reason="ENOUGH")))
 
     server = await bus.serve(unique("queue."), [route], stream)
-    replies = bus.stream(route, a_request())
+    replies = bus.stream(route, a_call())
 
     assert await anext(replies) == b"1"
     with pytest.raises(ServiceError, match="ENOUGH"):
@@ -326,7 +326,7 @@ async def test_stream_with_a_gap_is_broken(bus: MessageBus, unique: Unique) -> N
     server = await bus.serve(unique("queue."), [route], stream)
 
     with pytest.raises(ServiceError) as raised:
-        [payload async for payload in bus.stream(route, a_request())]
+        [payload async for payload in bus.stream(route, a_call())]
 
     assert (raised.value.code, raised.value.reason) == (Code.UNAVAILABLE, "STREAM_BROKEN")
     await server.cancel()
@@ -348,7 +348,7 @@ async def test_stream_waits_for_who_takes_it_and_ends_when_they_leave(
             ended.set()
 
     server = await bus.serve(unique("queue."), [route], endless)
-    stream = bus.stream(route, a_request())
+    stream = bus.stream(route, a_call())
     async with aclosing(stream):
         for _ in range(40):
             await anext(stream)
@@ -364,7 +364,7 @@ async def test_stream_of_a_route_that_nobody_serves_is_unavailable(
     bus: MessageBus, unique: Unique
 ) -> None:
     with pytest.raises(ServiceError) as raised:
-        await anext(bus.stream(unique("nobody."), a_request()))
+        await anext(bus.stream(unique("nobody."), a_call()))
 
     assert (raised.value.code, raised.value.reason) == (Code.UNAVAILABLE, "NO_ROUTE")
 
@@ -380,7 +380,7 @@ async def test_stream_ends_at_its_deadline(bus: MessageBus, unique: Unique) -> N
     server = await bus.serve(unique("queue."), [route], stalled)
 
     with pytest.raises(ServiceError, match="DEADLINE_EXCEEDED"):
-        [payload async for payload in bus.stream(route, a_request(seconds=0.5))]
+        [payload async for payload in bus.stream(route, a_call(seconds=0.5))]
 
     over.set()
     await server.cancel()

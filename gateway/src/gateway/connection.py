@@ -1,21 +1,22 @@
 """What one WebSocket client may do: authenticate, call, subscribe."""
 
 import asyncio
+import time
 from contextlib import aclosing
 from typing import Any
 
 import structlog
 from google.protobuf.message import Message
 
-from gateway.calls import MAX_TIMEOUT, new_request, public_method
+from gateway.calls import MAX_TIMEOUT, public_method
 from gateway.events import EventFeed, Listener
 from gateway.frames import frame_id, read_client_frame, server_frame
 from gateway.transcoding import Document, read_json, to_json
-from postbus.bus.v1 import Outcome, Request
+from postbus.bus.v1 import Outcome
 from postbus.registry import EVENTS, Method
 from shared.errors import Code, ServiceError, internal
 from shared.identity import Caller, TokenVerifier
-from shared.messagebus import MessageBus
+from shared.messagebus import Call, MessageBus, call_method
 from shared.trace import new_traceparent, trace_id
 from shared.wire import encode, message_class, parse, require_valid
 
@@ -132,11 +133,11 @@ class Connection:
         traceparent = new_traceparent()
         try:
             method = public_method(frame.call.method)
-            request = self._request(method, frame.call, traceparent)
+            call = self._request(method, frame.call, traceparent)
             if method.streams:
-                await self._stream(method, request, frame.id)
+                await self._stream(method, call, frame.id)
             else:
-                payload = await self._bus.call(method.name, request)
+                payload = await call_method(self._bus, method, call)
                 self._send("result", _result(method, payload), id_=frame.id)
         except ServiceError as error:
             self._fail(frame.id, error, trace_id(traceparent))
@@ -144,9 +145,9 @@ class Connection:
             _log.exception("call.failed", trace_id=trace_id(traceparent))
             self._fail(frame.id, internal(), trace_id(traceparent))
 
-    async def _stream(self, method: Method, request: Request, id_: str) -> None:
+    async def _stream(self, method: Method, call: Call, id_: str) -> None:
         """Take from the stream no faster than the client reads."""
-        async with aclosing(self._bus.stream(method.name, request)) as payloads:
+        async with aclosing(self._bus.stream(method.name, call)) as payloads:
             async for payload in payloads:
                 self._send("result", _result(method, payload), id_=id_)
                 while self._out.qsize() >= _MAX_WAITING_RESULTS:
@@ -154,18 +155,18 @@ class Connection:
                     await self._room.wait()
         self._send("completed", message_class(_REALTIME + "Completed")(), id_=id_)
 
-    def _request(self, method: Method, call: Any, traceparent: str) -> Request:
-        if call.request.TypeName() != method.request_name:
+    def _request(self, method: Method, frame: Any, traceparent: str) -> Call:
+        if frame.request.TypeName() != method.request_name:
             raise ServiceError(
                 Code.INVALID_ARGUMENT,
                 "WRONG_REQUEST_TYPE",
                 f"{method.name} takes a {method.request_name}.",
             )
-        require_valid(parse(method.request_name, call.request.value))
-        seconds = call.timeout_ms / 1000 if call.timeout_ms else method.timeout
-        return new_request(
-            call.request.value,
-            timeout=min(seconds, MAX_TIMEOUT),
+        require_valid(parse(method.request_name, frame.request.value))
+        seconds = frame.timeout_ms / 1000 if frame.timeout_ms else method.timeout
+        return Call.new(
+            frame.request.value,
+            deadline=time.time() + min(seconds, MAX_TIMEOUT),
             access_token=self._access_token,
             traceparent=traceparent,
         )

@@ -5,6 +5,7 @@ Plain ASGI, not FastAPI routes: their machinery costs several times what the cal
 
 import asyncio
 import re
+import time
 from collections.abc import Mapping
 from typing import Final
 
@@ -13,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.calls import MAX_TIMEOUT, authorize, new_request
+from gateway.calls import MAX_TIMEOUT, authorize
 from gateway.problems import HttpError, problem
 from gateway.routing import ContractRoutes
 from gateway.streaming import stream_response
@@ -21,7 +22,7 @@ from gateway.transcoding import Transcoder
 from postbus.registry import METHODS, Access, HttpRule, Method
 from shared.errors import Code, ServiceError
 from shared.identity import TokenVerifier
-from shared.messagebus import MessageBus
+from shared.messagebus import Call, MessageBus, call_method
 from shared.trace import child_traceparent, trace_id
 
 __all__ = ["Endpoint", "contract_routes"]
@@ -88,9 +89,9 @@ class Endpoint:
         authorize(method, token, self._verifier)
         body = await self._body(request) if rule.body else b""
         message = transcoder.read(request.path_params, request.query_params.multi_items(), body)
-        call = new_request(
+        call = Call.new(
             message.SerializeToString(),
-            timeout=_timeout(request.headers, method),
+            deadline=time.time() + _timeout(request.headers, method),
             access_token=token,
             traceparent=traceparent,
             operation_id=_operation_id(request.headers),
@@ -98,7 +99,7 @@ class Endpoint:
         if method.streams:
             payloads = self._bus.stream(method.name, call)
             return await stream_response(payloads, transcoder, rule.status, trace)
-        content = transcoder.write(await self._bus.call(method.name, call))
+        content = transcoder.write(await call_method(self._bus, method, call))
         status = rule.status if content else 204
         return Response(content, status, media_type="application/json" if content else None)
 

@@ -12,7 +12,7 @@ from postbus.bus.v1 import Event
 from postbus.registry import EVENTS
 from shared.errors import ServiceError
 from shared.messagebus import MessageBus
-from shared.messagebus.bus import unavailable
+from shared.messagebus.envelope import unavailable
 from shared.wire import decode, message_class, parse
 
 __all__ = ["EventFeed", "Listener"]

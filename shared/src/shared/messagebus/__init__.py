@@ -2,11 +2,13 @@
 
 from postbus.bus.v1 import Event, Reply, Request
 from shared.messagebus.bus import EventHandler, MessageBus, RpcHandler, Subscription
-from shared.messagebus.client import ServiceChannel, publish
+from shared.messagebus.client import ServiceChannel, call_method, publish
 from shared.messagebus.dispatch import Dispatcher
+from shared.messagebus.envelope import Call
 from shared.messagebus.patterns import EventPattern, MessagePattern
 
 __all__ = [
+    "Call",
     "Dispatcher",
     "Event",
     "EventHandler",
@@ -18,5 +20,6 @@ __all__ = [
     "RpcHandler",
     "ServiceChannel",
     "Subscription",
+    "call_method",
     "publish",
 ]

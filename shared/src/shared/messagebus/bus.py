@@ -1,12 +1,10 @@
 """What a transport promises: the same for RabbitMQ and for memory, tested by one suite."""
 
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
-from postbus.bus.v1 import Event, Outcome, Reply, Request
-from shared.errors import Code, ServiceError
-from shared.wire import decode, encode
+from postbus.bus.v1 import Event
+from shared.messagebus.envelope import Call
 
 __all__ = [
     "CREDIT",
@@ -14,13 +12,6 @@ __all__ = [
     "MessageBus",
     "RpcHandler",
     "Subscription",
-    "deadline_exceeded",
-    "error_reply",
-    "next_payload",
-    "not_connected",
-    "payload_of",
-    "remaining",
-    "unavailable",
 ]
 
 RpcHandler = Callable[[str, bytes], Awaitable[bytes] | AsyncGenerator[bytes, None]]
@@ -49,16 +40,16 @@ class MessageBus(Protocol):
     def ready(self) -> bool:
         """Whether the broker can be reached at this moment."""
 
-    async def call(self, route: str, request: Request) -> bytes:
-        """Send `request` to whoever serves `route` and return the payload of the reply.
+    async def call(self, route: str, call: Call) -> bytes:
+        """Send `call` to whoever serves `route` and return the payload of the reply.
 
         Raises ServiceError: what the service answered; UNAVAILABLE with reason NO_ROUTE at once if
         nobody serves the route, NOT_CONNECTED at once if the broker is away, CONNECTION_LOST if it
-        goes away meanwhile; DEADLINE_EXCEEDED at the request's deadline.
+        goes away meanwhile; DEADLINE_EXCEEDED at the call's deadline.
         """
 
-    def stream(self, route: str, request: Request) -> AsyncGenerator[bytes, None]:
-        """Send `request` to whoever serves `route` and yield the payload of each reply.
+    def stream(self, route: str, call: Call) -> AsyncGenerator[bytes, None]:
+        """Send `call` to whoever serves `route` and yield the payload of each reply.
 
         Raises like `call`. Closing the generator before its end cancels the call at the other side,
         as far as it can be reached.
@@ -90,54 +81,3 @@ class MessageBus(Protocol):
         name the queue is this subscription's own and goes with it or with the connection; `on_gap`
         is called when events flow again after some may have been missed.
         """
-
-
-def payload_of(reply: bytes) -> bytes:
-    """Return the payload of an encoded Reply; raise the error that it carries."""
-    message = decode(Reply, reply)
-    _raise_error(message)
-    return message.payload
-
-
-def next_payload(reply: bytes, sequence: int) -> bytes | None:
-    """Return the payload of a stream's Reply, None at its end; raise the error that it carries.
-
-    One that does not have the number `sequence` breaks the stream: UNAVAILABLE, STREAM_BROKEN.
-    """
-    message = decode(Reply, reply)
-    _raise_error(message)
-    if message.sequence != sequence:
-        raise unavailable("STREAM_BROKEN", "A part of the answer is missing.", Outcome.UNKNOWN)
-    return None if message.is_set("completed") else message.payload
-
-
-def _raise_error(reply: Reply) -> None:
-    if reply.is_set("error"):
-        raise ServiceError.from_message(reply.error)
-
-
-def error_reply(error: ServiceError, trace_id: str = "") -> bytes:
-    """Return an encoded Reply that carries `error`."""
-    return encode(Reply(error=error.to_message(trace_id)))
-
-
-def remaining(request: Request) -> float:
-    """Return the seconds until the deadline of `request`, negative if it has passed."""
-    return request.deadline_unix_ms / 1000 - time.time()
-
-
-def deadline_exceeded(outcome: int = Outcome.UNKNOWN) -> ServiceError:
-    """The error of a call that had no answer in time."""
-    return ServiceError(
-        Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "No answer in time.", outcome=outcome
-    )
-
-
-def unavailable(reason: str, message: str, outcome: int = Outcome.NO_EFFECT) -> ServiceError:
-    """The error of a call that could not be delivered or answered."""
-    return ServiceError(Code.UNAVAILABLE, reason, message, retry_after=1, outcome=outcome)
-
-
-def not_connected() -> ServiceError:
-    """The error of a call that was not sent, because the broker is away."""
-    return unavailable("NOT_CONNECTED", "The message broker is away.")

@@ -1,25 +1,58 @@
 """Typed clients: the generated stubs over the bus, and typed events."""
 
+import asyncio
+import random
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime
+from itertools import count
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import betterproto
 from uuid_utils.compat import uuid7
 
-from postbus.bus.v1 import Event, Request
-from postbus.registry import EVENTS, METHODS, Method
+from postbus.bus.v1 import Event
+from postbus.registry import EVENTS, METHODS, Idempotency, Method
 from shared.context import current_context
-from shared.messagebus.bus import MessageBus, deadline_exceeded
-from shared.trace import child_traceparent
+from shared.errors import ServiceError
+from shared.messagebus.bus import MessageBus
+from shared.messagebus.envelope import Call, deadline_exceeded
+from shared.messagebus.slots import outside_slot
+from shared.trace import child_traceparent, new_traceparent
 from shared.wire import decode, encode
 
-__all__ = ["ServiceChannel", "publish"]
+__all__ = ["ServiceChannel", "call_method", "publish"]
 
-_METHODS_BY_ROUTE: Mapping[str, Method] = {method.route: method for method in METHODS.values()}
+_BROKEN: Final = ("CONNECTION_LOST", "NOT_CONNECTED")
+_RETRY_DELAY: Final = 0.05
+_RETRY_SECONDS: Final = 1.0
+_METHODS_BY_ROUTE: Final[Mapping[str, Method]] = {
+    method.route: method for method in METHODS.values()
+}
+
+
+async def call_method(bus: MessageBus, method: Method, call: Call, route: str = "") -> bytes:
+    """Send `call` and return the payload of the reply; see MessageBus.call.
+
+    Where the broker goes away meanwhile, a method that is safe or idempotent is called again, for
+    a second at most and within the budget.
+    """
+    last = time.monotonic() + min(call.remaining, _RETRY_SECONDS)
+    for attempt in count():
+        try:
+            return await bus.call(route or method.name, call)
+        except ServiceError as error:
+            delay = _RETRY_DELAY * 2**attempt * random.uniform(0.5, 1)  # noqa: S311  # jitter
+            if (
+                error.reason not in _BROKEN
+                or method.idempotency is Idempotency.UNKNOWN
+                or time.monotonic() + delay > last
+            ):
+                raise
+        await asyncio.sleep(delay)
+    raise AssertionError("count() has no end")
 
 
 class ServiceChannel:
@@ -46,16 +79,22 @@ class ServiceChannel:
         """Begin a call, as betterproto's stubs do; `timeout` in seconds."""
         method = _METHODS_BY_ROUTE[route]
         budget = method.timeout if timeout is None else timeout
-        return _Call(self._bus, method.name + self._suffix, response_type, budget)
+        return _Call(self._bus, method, method.name + self._suffix, response_type, budget)
 
 
 class _Call:
     """One call, in the form of grpclib's client stream."""
 
     def __init__(
-        self, bus: MessageBus, route: str, response_type: type[betterproto.Message], budget: float
+        self,
+        bus: MessageBus,
+        method: Method,
+        route: str,
+        response_type: type[betterproto.Message],
+        budget: float,
     ) -> None:
         self._bus = bus
+        self._method = method
         self._route = route
         self._response_type = response_type
         self._budget = budget
@@ -73,36 +112,35 @@ class _Call:
 
     async def send_message(self, message: betterproto.Message, *, end: bool = False) -> None:
         """Keep the request, which is sent when the reply is waited for."""
-        self._request = _request(encode(message), self._budget)
+        self._call = _new_call(encode(message), self._budget)
 
     async def __aiter__(self) -> AsyncGenerator[Any, None]:
-        async with aclosing(self._bus.stream(self._route, self._request)) as payloads:
-            async for payload in payloads:
+        async with aclosing(self._bus.stream(self._route, self._call)) as payloads:
+            while True:
+                with outside_slot():
+                    payload = await anext(payloads, None)
+                if payload is None:
+                    return
                 yield decode(self._response_type, payload)
 
     async def recv_message(self) -> Any:
         """Send the request and return the reply; raises ServiceError."""
-        payload = await self._bus.call(self._route, self._request)
+        with outside_slot():
+            payload = await call_method(self._bus, self._method, self._call, self._route)
         return decode(self._response_type, payload)
 
 
-def _request(payload: bytes, budget: float) -> Request:
+def _new_call(payload: bytes, budget: float) -> Call:
     deadline = time.time() + budget
     context = current_context()
     if context is None:
-        return Request(
-            payload=payload,
-            deadline_unix_ms=int(deadline * 1000),
-            operation_id=str(uuid7()),
-            traceparent=child_traceparent(""),
-        )
+        return Call.new(payload, deadline=deadline, traceparent=new_traceparent())
     if context.remaining <= 0:
         raise deadline_exceeded()
-    return Request(
-        payload=payload,
-        deadline_unix_ms=int(min(deadline, context.deadline) * 1000),
+    return Call.new(
+        payload,
+        deadline=min(deadline, context.deadline),
         access_token=context.access_token,
-        operation_id=str(uuid7()),
         traceparent=child_traceparent(context.traceparent),
     )
 

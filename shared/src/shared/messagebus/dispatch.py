@@ -10,12 +10,18 @@ from typing import Any
 import betterproto
 import structlog
 
-from postbus.bus.v1 import Completed, Event, Outcome, Reply, Request
+from postbus.bus.v1 import Event, Outcome
 from postbus.registry import EVENTS, METHODS, Access, EventType, Method
 from shared.context import Context, use_context
 from shared.errors import Code, ServiceError, internal
 from shared.identity import Caller, TokenVerifier, token_missing
-from shared.messagebus.bus import deadline_exceeded
+from shared.messagebus.envelope import (
+    completed_reply,
+    deadline_exceeded,
+    error_reply,
+    payload_reply,
+    read_request,
+)
 from shared.messagebus.patterns import event_type, method_handler
 from shared.trace import child_traceparent, trace_id
 from shared.wire import decode, encode, from_upb, parse, require_valid
@@ -93,37 +99,37 @@ class Dispatcher:
         """Return the encoded Reply to an encoded Request."""
         traceparent = ""
         try:
-            request = decode(Request, body)
+            request = read_request(body)
             traceparent = child_traceparent(request.traceparent)
             handler, message, context = self._begin(route, request, traceparent)
             payload = _payload(await _run(handler, message, context))
-            return encode(Reply(payload=payload))
+            return payload_reply(payload)
         except ServiceError as error:
-            return encode(Reply(error=error.to_message(trace_id(traceparent))))
+            return error_reply(error, trace_id(traceparent))
         except Exception:  # noqa: BLE001  # the edge: a handler may raise anything
             _log.exception("request.failed", method=route, trace_id=trace_id(traceparent))
-            return encode(Reply(error=internal().to_message(trace_id(traceparent))))
+            return error_reply(internal(), trace_id(traceparent))
 
     async def replies(self, route: str, body: bytes) -> AsyncGenerator[bytes, None]:
         """Yield the encoded Replies of a stream, the last of which tells of its end."""
         traceparent, sequence = "", 0
         try:
-            request = decode(Request, body)
+            request = read_request(body)
             traceparent = child_traceparent(request.traceparent)
             handler, message, context = self._begin(route, request, traceparent)
             async with aclosing(_run_stream(handler, message, context)) as responses:
                 async for response in responses:
                     sequence += 1
-                    yield encode(Reply(payload=_payload(response), sequence=sequence))
-            yield encode(Reply(completed=Completed(), sequence=sequence + 1))
+                    yield payload_reply(_payload(response), sequence)
+            yield completed_reply(sequence + 1)
         except ServiceError as error:
-            yield encode(Reply(error=error.to_message(trace_id(traceparent))))
+            yield error_reply(error, trace_id(traceparent))
         except Exception:  # noqa: BLE001  # the edge, as above
             _log.exception("request.failed", method=route, trace_id=trace_id(traceparent))
-            yield encode(Reply(error=internal().to_message(trace_id(traceparent))))
+            yield error_reply(internal(), trace_id(traceparent))
 
     def _begin(
-        self, route: str, request: Request, traceparent: str
+        self, route: str, request: Any, traceparent: str
     ) -> tuple[Handler, betterproto.Message, Context]:
         """Verify and validate; return what is to be run."""
         if route not in self._methods:

@@ -8,15 +8,13 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from postbus.bus.v1 import Event, Request
-from shared.messagebus.bus import (
-    CREDIT,
-    EventHandler,
-    RpcHandler,
+from postbus.bus.v1 import Event
+from shared.messagebus.bus import CREDIT, EventHandler, RpcHandler
+from shared.messagebus.envelope import (
+    Call,
     deadline_exceeded,
     next_payload,
     payload_of,
-    remaining,
     unavailable,
 )
 from shared.wire import encode
@@ -69,28 +67,28 @@ class MemoryBus:
         self._turn: dict[str, int] = defaultdict(int)
         self._queues: dict[str, _Queue] = {}
 
-    async def call(self, route: str, request: Request) -> bytes:
+    async def call(self, route: str, call: Call) -> bytes:
         """See MessageBus.call."""
         server = self._server(route)
-        task = asyncio.create_task(_answer(server, route, encode(request)))
+        task = asyncio.create_task(_answer(server, route, call.request))
         server.running.add(task)
         task.add_done_callback(server.running.discard)
         try:
-            async with asyncio.timeout(remaining(request)):
+            async with asyncio.timeout(call.remaining):
                 return payload_of(await asyncio.shield(task))
         except TimeoutError:
             raise deadline_exceeded() from None
 
-    async def stream(self, route: str, request: Request) -> AsyncGenerator[bytes, None]:
+    async def stream(self, route: str, call: Call) -> AsyncGenerator[bytes, None]:
         """See MessageBus.stream."""
         server = self._server(route)
         replies: asyncio.Queue[bytes] = asyncio.Queue(CREDIT)
-        task = asyncio.create_task(_stream(server, route, encode(request), replies))
+        task = asyncio.create_task(_stream(server, route, call.request, replies))
         server.running.add(task)
         task.add_done_callback(server.running.discard)
         try:
             for sequence in count(1):
-                async with asyncio.timeout(remaining(request)):
+                async with asyncio.timeout(call.remaining):
                     payload = next_payload(await replies.get(), sequence)
                 if payload is None:
                     return

@@ -31,7 +31,7 @@ class Slots:
             self._free -= 1
         else:
             await self._wait()
-        _current.set(self)
+        _current.set(_Seat(self))
 
     async def _wait(self) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -62,7 +62,17 @@ class Slots:
         self._free -= 1
 
 
-_current: ContextVar[Slots | None] = ContextVar("postbus_slots", default=None)
+class _Seat:
+    """A slot, and how many calls of its handler are waited for."""
+
+    __slots__ = ("calls", "slots")
+
+    def __init__(self, slots: Slots) -> None:
+        self.slots = slots
+        self.calls = 0
+
+
+_current: ContextVar[_Seat | None] = ContextVar("postbus_slots", default=None)
 
 
 @contextmanager
@@ -71,12 +81,16 @@ def outside_slot() -> Iterator[None]:
 
     Services that call each other can't so wait for each other's handlers for ever.
     """
-    slots = _current.get()
-    if slots is None:
+    seat = _current.get()
+    if seat is None:
         yield
         return
-    slots.leave()
+    seat.calls += 1
+    if seat.calls == 1:
+        seat.slots.leave()
     try:
         yield
     finally:
-        slots.return_()
+        seat.calls -= 1
+        if seat.calls == 0:
+            seat.slots.return_()

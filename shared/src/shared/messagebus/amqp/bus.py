@@ -15,11 +15,12 @@ from typing import Final
 import structlog
 from pydantic import SecretStr
 
-from postbus.bus.v1 import Event, Request
+from postbus.bus.v1 import Event
 from shared.messagebus.amqp.endpoints import Endpoint, EventConsumer, RpcServer
 from shared.messagebus.amqp.link import BROKER_ERRORS, Plane
 from shared.messagebus.amqp.session import Session
-from shared.messagebus.bus import EventHandler, RpcHandler, not_connected
+from shared.messagebus.bus import EventHandler, RpcHandler
+from shared.messagebus.envelope import Call, not_connected
 
 __all__ = ["AmqpBus", "connect"]
 
@@ -69,13 +70,13 @@ class AmqpBus:
         """Return once the broker is connected."""
         await self._connected.wait()
 
-    async def call(self, route: str, request: Request) -> bytes:
+    async def call(self, route: str, call: Call) -> bytes:
         """See MessageBus.call."""
-        return await self._require_session().call(route, request)
+        return await self._require_session().call(route, call)
 
-    def stream(self, route: str, request: Request) -> AsyncGenerator[bytes, None]:
+    def stream(self, route: str, call: Call) -> AsyncGenerator[bytes, None]:
         """See MessageBus.stream."""
-        return self._require_session().stream(route, request)
+        return self._require_session().stream(route, call)
 
     async def publish(self, event: Event) -> None:
         """See MessageBus.publish."""

@@ -17,7 +17,8 @@ from shared.messagebus.amqp.lanes import Lane
 from shared.messagebus.amqp.link import Link
 from shared.messagebus.amqp.session import CONTENT_TYPE, Session
 from shared.messagebus.amqp.topology import CONTROL_EXCHANGE, EVENT_EXCHANGE, RPC_EXCHANGE
-from shared.messagebus.bus import CREDIT, EventHandler, RpcHandler, error_reply, unavailable
+from shared.messagebus.bus import CREDIT, EventHandler, RpcHandler
+from shared.messagebus.envelope import error_reply, unavailable
 from shared.messagebus.slots import Slots
 from shared.wire import decode
 

@@ -15,6 +15,7 @@ __all__ = [
     "MAX_BODY",
     "Confirmed",
     "Delivered",
+    "Header",
     "Parser",
     "ProtocolError",
     "Returned",
@@ -28,10 +29,14 @@ MAX_BODY: Final = 16 * 2**20
 """Bytes of a body; a longer one is skipped, and delivered as `oversized`."""
 
 _END: Final = b"\xce"  # 4.2.3: frame-end
+_END_BYTE: Final = 0xCE
 _METHOD, _HEADER, _BODY = 1, 2, 3  # 4.2.3: frame types
 _BASIC: Final = 60
 _BLOCKED, _UNBLOCKED = b"\0\x0a\0\x3c", b"\0\x0a\0\x3d"  # connection.blocked, RabbitMQ's own
 _PUBLISH, _RETURN, _DELIVER, _ACK, _REJECT, _NACK = 40, 50, 60, 80, 90, 120
+_BASIC_CLASS: Final = b"\0\x3c"
+_CONFIRMS: Final = frozenset((_ACK, _NACK))
+_OURS: Final = frozenset((_DELIVER, _RETURN, _ACK, _NACK))
 
 _FRAME: Final = struct.Struct(">BHI")  # type, channel, size
 _METHOD_FRAME: Final = struct.Struct(">BHIHH")  # the same, class and method
@@ -39,7 +44,9 @@ _HEADER_FRAME: Final = struct.Struct(">BHIHHQ")  # the same, class, weight and b
 _ACK_FRAME: Final = struct.Struct(">BHIHHQBB")  # the same, delivery tag, multiple or requeue, end
 _SIZE: Final = struct.Struct(">I")
 _TAG: Final = struct.Struct(">Q")
+_BYTE: Final = [bytes((value,)) for value in range(256)]
 _OVERHEAD: Final = 8
+_SHORTEST_CONTENT: Final = 2 * _OVERHEAD + 14
 
 # 4.2.6.1: property flags, in the order in which the properties follow.
 _CONTENT_TYPE, _ENCODING, _HEADERS, _DELIVERY_MODE = 1 << 15, 1 << 14, 1 << 13, 1 << 12
@@ -119,7 +126,7 @@ def _short(text: str) -> bytes:
     data = text.encode()
     if len(data) > 255:
         raise ValueError("a short string of AMQP has at most 255 bytes")
-    return bytes((len(data),)) + data
+    return _BYTE[len(data)] + data
 
 
 @lru_cache(4096)
@@ -169,6 +176,31 @@ def properties(
     return flags.to_bytes(2, "big") + b"".join(parts)
 
 
+class Header:
+    """Makes the properties of transient messages that differ in little."""
+
+    __slots__ = ("_begin", "_reply_to")
+
+    def __init__(self, content_type: str, reply_to: str) -> None:
+        flags = _CONTENT_TYPE | _DELIVERY_MODE | _CORRELATION_ID | _REPLY_TO
+        rest = _short(content_type) + b"\x01"
+        self._begin = (
+            flags.to_bytes(2, "big") + rest,
+            (flags | _EXPIRATION).to_bytes(2, "big") + rest,
+        )
+        self._reply_to = _short(reply_to)
+
+    def __call__(self, correlation_id: str, expiration_ms: int | None = None) -> bytes:
+        """Return what `properties` would."""
+        transient, expiring = self._begin
+        if expiration_ms is None:
+            return b"".join((transient, _short(correlation_id), self._reply_to))
+        expiration = b"%d" % expiration_ms
+        return b"".join(
+            (expiring, _short(correlation_id), self._reply_to, _BYTE[len(expiration)], expiration)
+        )
+
+
 def publish(
     channel: int,
     exchange: str,
@@ -197,12 +229,12 @@ def publish(
 
 def ack(channel: int, tag: int) -> bytes:
     """Return the frame of basic.ack (60.80)."""
-    return _ACK_FRAME.pack(_METHOD, channel, 13, _BASIC, _ACK, tag, 0, 0xCE)
+    return _ACK_FRAME.pack(_METHOD, channel, 13, _BASIC, _ACK, tag, 0, _END_BYTE)
 
 
 def reject(channel: int, tag: int, *, requeue: bool) -> bytes:
     """Return the frame of basic.reject (60.90)."""
-    return _ACK_FRAME.pack(_METHOD, channel, 13, _BASIC, _REJECT, tag, requeue, 0xCE)
+    return _ACK_FRAME.pack(_METHOD, channel, 13, _BASIC, _REJECT, tag, requeue, _END_BYTE)
 
 
 Message = Delivered | Returned | Confirmed
@@ -238,12 +270,26 @@ class Parser:
         self._rest = b""
         self._contents: dict[int, _Content] = {}
 
+    def leave(self, channel: int) -> None:
+        """Pass on what comes for a channel from now on."""
+        self.channels.pop(channel, None)
+        self._contents.pop(channel, None)
+
     def feed(self, data: bytes) -> bool:
         """Take bytes from the broker; ProtocolError if they can't be AMQP.
 
         Returns whether a message was among them.
         """
         buffer = self._rest + data if self._rest else data
+        try:
+            at, found = self._read(buffer)
+        except (IndexError, struct.error) as error:
+            raise ProtocolError("a method or header is cut short") from error
+        self._rest = buffer[at:]
+        return found
+
+    def _read(self, buffer: bytes) -> tuple[int, bool]:
+        """Read all frames that are whole; return where the next begins."""
         end, at, found = len(buffer), 0, False
         channels, contents, unpack = self.channels, self._contents, _FRAME.unpack_from
         passing = 0  # where the frames begin that are not for us
@@ -254,7 +300,7 @@ class Parser:
                 raise ProtocolError("a frame is longer than was agreed")
             if after > end:
                 break
-            if buffer[after - 1] != 0xCE:
+            if buffer[after - 1] != _END_BYTE:
                 raise ProtocolError("a frame does not end where it should")
             handler = channels.get(channel)
             if handler is None or not self._is_ours(kind, channel, buffer, at, size):
@@ -265,73 +311,107 @@ class Parser:
             if passing < at:
                 self._others(buffer[passing:at])
             found = True
-            payload = buffer[at + 7 : after - 1]
-            if kind == _METHOD:
-                if payload[3] in (_ACK, _NACK):
-                    handler(_confirmed(payload))
-                else:
-                    contents[channel] = _Content(payload)
-            elif message := self._part(contents[channel], kind, payload):
-                del contents[channel]
+            if kind != _METHOD:
+                if message := self._part(contents[channel], kind, buffer[at + 7 : after - 1]):
+                    del contents[channel]
+                    handler(message)
+            elif buffer[at + 10] in _CONFIRMS:
+                handler(_confirmed(buffer[at + 7 : after - 1]))
+            elif whole := _whole(buffer, at + 7, after, end, channel):
+                message, after = whole
                 handler(message)
+            else:
+                contents[channel] = _Content(buffer[at + 7 : after - 1])
             at = passing = after
         if passing < at:
             self._others(buffer[passing:at])
-        self._rest = buffer[at:]
-        return found
+        return at, found
 
     def _is_ours(self, kind: int, channel: int, buffer: bytes, at: int, size: int) -> bool:
         """Whether a frame of a chosen channel belongs to a message or confirms one."""
+        if kind == _METHOD:
+            ours = size >= 4 and buffer[at + 7 : at + 9] == _BASIC_CLASS
+            if ours and channel in self._contents:
+                raise ProtocolError("a method in the middle of a message")
+            return ours and buffer[at + 10] in _OURS
         if kind in (_HEADER, _BODY):
             if channel not in self._contents:
                 raise ProtocolError("content without a method")
             return True
-        if kind != _METHOD or size < 4 or buffer[at + 7 : at + 9] != b"\0\x3c":
-            return False
-        return buffer[at + 10] in (_DELIVER, _RETURN, _ACK, _NACK)
+        return False
 
     def _part(self, content: _Content, kind: int, payload: bytes) -> Message | None:
         """Add a header or a part of a body; return the message once it is whole."""
-        try:
-            if kind == _HEADER and content.left < 0:
-                content.header = payload
-                content.left = _TAG.unpack_from(payload, 4)[0]
-                content.oversized = content.left > MAX_BODY
-            elif kind == _BODY and len(payload) <= content.left:
-                content.left -= len(payload)
-                if not content.oversized:
-                    content.parts.append(payload)
-            else:
-                raise ProtocolError("content out of order")
-            if content.left:
-                return None
-            return _message(content)
-        except (IndexError, struct.error) as error:
-            raise ProtocolError("a method or header is cut short") from error
+        if kind == _HEADER and content.left < 0:
+            content.header = payload
+            content.left = _TAG.unpack_from(payload, 4)[0]
+            content.oversized = content.left > MAX_BODY
+        elif kind == _BODY and len(payload) <= content.left:
+            content.left -= len(payload)
+            if not content.oversized:
+                content.parts.append(payload)
+        else:
+            raise ProtocolError("content out of order")
+        if content.left:
+            return None
+        body = content.parts[0] if len(content.parts) == 1 else b"".join(content.parts)
+        return _message(content.method, 0, content.header, 0, body, content.oversized)
 
 
-def _message(content: _Content) -> Message:
-    method, parts = content.method, content.parts
-    headers, correlation_id, reply_to = _read_properties(content.header)
-    if method[3] == _RETURN:
+def _whole(
+    buffer: bytes, method: int, header: int, end: int, channel: int
+) -> tuple[Message, int] | None:
+    """Return the message whose method has the payload at `method`, and where it ends.
+
+    None unless its header frame, at `header`, and its body in one frame are there already: as they
+    are for nearly all. What follows a method must belong to it (4.2.6), so what does not look so is
+    left for the slow way to refuse.
+    """
+    if end - header < _SHORTEST_CONTENT:
+        return None
+    kind, number, size = _FRAME.unpack_from(buffer, header)
+    frame = header + size + _OVERHEAD
+    if kind != _HEADER or number != channel or end - frame < _OVERHEAD:
+        return None
+    kind, number, length = _FRAME.unpack_from(buffer, frame)
+    after = frame + length + _OVERHEAD
+    if (
+        kind != _BODY
+        or number != channel
+        or after > end
+        or _TAG.unpack_from(buffer, header + 11)[0] != length
+        or buffer[frame - 1] != _END_BYTE
+        or buffer[after - 1] != _END_BYTE
+    ):
+        return None
+    body = buffer[frame + 7 : after - 1]
+    return _message(buffer, method, buffer, header + 7, body, oversized=False), after
+
+
+def _message(
+    method: bytes, at: int, header: bytes, start: int, body: bytes, oversized: bool
+) -> Message:
+    """Return the message whose method's payload is at `at`, its header's at `start`."""
+    headers, correlation_id, reply_to = _read_properties(header, start)
+    if method[at + 3] == _RETURN:
         return Returned(correlation_id)
-    at = 5 + method[4]  # 60.60: consumer tag, delivery tag, redelivered, exchange, routing key
-    key = at + 10 + method[at + 9]
+    tag = at + 5 + method[at + 4]  # 60.60: consumer tag, delivery tag, redelivered, exchange, key
+    key = tag + 10 + method[tag + 9]
     return Delivered(
-        _TAG.unpack_from(method, at)[0],
-        method[at + 8] == 1,
+        _TAG.unpack_from(method, tag)[0],
+        method[tag + 8] == 1,
         method[key + 1 : key + 1 + method[key]].decode(errors="replace"),
         correlation_id,
         reply_to,
         headers,
-        parts[0] if len(parts) == 1 else b"".join(parts),
-        content.oversized,
+        body,
+        oversized,
     )
 
 
-def _read_properties(header: bytes) -> tuple[bytes, str, str]:
+def _read_properties(header: bytes, start: int) -> tuple[bytes, str, str]:
     """Return the headers as bytes, correlation id and reply-to; the rest is not needed."""
-    flags, at = header[12] << 8 | header[13], 14
+    flags, at = header[start + 12] << 8 | header[start + 13], start + 14
     headers = correlation_id = reply_to = b""
     if flags & _CONTENT_TYPE:
         at += 1 + header[at]

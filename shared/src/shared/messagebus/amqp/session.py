@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from postbus.bus.v1 import Control, Event, Outcome, Request
+from postbus.bus.v1 import Control, Event, Outcome
 from shared.errors import ServiceError
 from shared.messagebus.amqp import frames
 from shared.messagebus.amqp.frames import Delivered
@@ -18,13 +18,13 @@ from shared.messagebus.amqp.topology import (
     RPC_EXCHANGE,
     declare_exchanges,
 )
-from shared.messagebus.bus import (
-    CREDIT,
+from shared.messagebus.bus import CREDIT
+from shared.messagebus.envelope import (
+    Call,
     deadline_exceeded,
     next_payload,
     not_connected,
     payload_of,
-    remaining,
     unavailable,
 )
 from shared.wire import encode
@@ -50,6 +50,7 @@ class Session:
         self.publishing = publishing
         self.consuming = consuming
         self.lost = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         self._pending: dict[str, asyncio.Future[bytes]] = {}
         self._streams: dict[str, _Stream] = {}
         self._ids = itertools.count()
@@ -85,15 +86,20 @@ class Session:
         queue = await channel.declare_queue(exclusive=True, auto_delete=True)
         await replies.consume(queue.name, self._on_reply, no_ack=True)
         self._reply_to = queue.name
+        self._header = frames.Header(CONTENT_TYPE, queue.name)
 
-    async def call(self, route: str, request: Request) -> bytes:
+    async def call(self, route: str, call: Call) -> bytes:
         """See MessageBus.call."""
-        reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        budget = self._budget(call)
+        reply: asyncio.Future[bytes] = self._loop.create_future()
         correlation_id = str(next(self._ids))
         self._pending[correlation_id] = reply
-        timer = asyncio.get_running_loop().call_later(remaining(request), _expire, reply)
+        timer = self._loop.call_later(budget, _expire, reply)
         try:
-            await self._send(route, request, correlation_id, reply)
+            if not self._calls.has_room:
+                await self._wait_for_room(reply)
+            if not reply.done():  # the deadline, or the end of the session
+                self._send(route, call, correlation_id)
             body = await reply
         except asyncio.CancelledError:
             self._cancel(route, correlation_id)
@@ -103,41 +109,40 @@ class Session:
             del self._pending[correlation_id]
         return payload_of(body)
 
-    async def _send(
-        self, route: str, request: Request, correlation_id: str, reply: "asyncio.Future[bytes]"
-    ) -> None:
-        """Publish a request; what has no time left, or no broker, has no effect."""
+    def _budget(self, call: Call) -> float:
+        """Return the seconds that are left; raise unless there are, and a broker that listens."""
         if self.lost.is_set():
             raise not_connected()
         if self.publishing.blocked:
             raise unavailable("BROKER_BLOCKED", "The message broker is short of memory or disk.")
-        budget = remaining(request)
+        budget = call.remaining
         if budget <= 0:
             raise deadline_exceeded(Outcome.NO_EFFECT)
-        if not self._calls.has_room:
-            waiting = asyncio.create_task(self._calls.room())
-            await asyncio.wait((waiting, reply), return_when=asyncio.FIRST_COMPLETED)
-            waiting.cancel()
-        if reply.done():  # the deadline, or the end of the session
-            return
-        header = frames.properties(
-            CONTENT_TYPE,
-            correlation_id=correlation_id,
-            reply_to=self._reply_to,
-            expiration_ms=max(int(budget * 1000), 1),
-        )
-        self._calls.publish(RPC_EXCHANGE, route, header, encode(request), mandatory=True)
+        return budget
 
-    async def stream(self, route: str, request: Request) -> AsyncGenerator[bytes, None]:
+    async def _wait_for_room(self, reply: "asyncio.Future[bytes]") -> None:
+        """Wait until the connection takes more, or until the reply tells why not."""
+        waiting = asyncio.create_task(self._calls.room())
+        try:
+            await asyncio.wait((waiting, reply), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+
+    def _send(self, route: str, call: Call, correlation_id: str) -> None:
+        header = self._header(correlation_id, max(int(call.remaining * 1000), 1))
+        self._calls.publish(RPC_EXCHANGE, route, header, call.request, mandatory=True)
+
+    async def stream(self, route: str, call: Call) -> AsyncGenerator[bytes, None]:
         """See MessageBus.stream."""
         correlation_id = str(next(self._ids))
-        begun: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        budget = self._budget(call)
         stream = self._streams[correlation_id] = _Stream(self, correlation_id)
         try:
-            async with asyncio.timeout(remaining(request)):
-                await self._send(route, request, correlation_id, begun)
+            async with asyncio.timeout(budget):
+                await self._calls.room()
+            self._send(route, call, correlation_id)
             for sequence in itertools.count(1):
-                async with asyncio.timeout(remaining(request)):
+                async with asyncio.timeout(call.remaining):
                     payload = next_payload(await stream.next(), sequence)
                 if payload is None:
                     stream.ended = True

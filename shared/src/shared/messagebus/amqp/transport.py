@@ -53,7 +53,7 @@ class Transport(asyncio.Protocol):
 
     def leave(self, channel: int) -> None:
         """Pass them on to aiormq again."""
-        self._parser.channels.pop(channel, None)
+        self._parser.leave(channel)
 
     def send(self, data: bytes) -> None:
         """Send whole frames at the end of this tick."""
