@@ -40,6 +40,7 @@ for _file in FileDescriptorSet.FromString(
 
 _new = object.__new__
 _set_attribute = object.__setattr__
+_get_attribute = object.__getattribute__
 
 
 def _class(name: str) -> Any:
@@ -68,7 +69,7 @@ def _read_google_protobuf_Any(m: Any) -> Any:
 
 
 def _write_google_protobuf_Any(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["type_url"]) is not PLACEHOLDER and v is not None:
         m.type_url = v
     if (v := d["value"]) is not PLACEHOLDER and v is not None:
@@ -109,7 +110,7 @@ def _read_google_protobuf_FieldMask(m: Any) -> Any:
 
 
 def _write_google_protobuf_FieldMask(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["paths"]) is not PLACEHOLDER and v is not None:
         m.paths.extend(v)
 
@@ -148,7 +149,7 @@ def _read_postbus_bus_v1_CheckResponse(m: Any) -> Any:
 
 
 def _write_postbus_bus_v1_CheckResponse(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["parts"]) is not PLACEHOLDER and v is not None:
         for each in v:
             _write_postbus_bus_v1_Part(each, m.parts.add())
@@ -191,7 +192,7 @@ def _read_postbus_bus_v1_Control(m: Any) -> Any:
 
 
 def _write_postbus_bus_v1_Control(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["reply_to"]) is not PLACEHOLDER and v is not None:
         m.reply_to = v
     if (v := d["correlation_id"]) is not PLACEHOLDER and v is not None:
@@ -224,7 +225,7 @@ def _read_postbus_bus_v1_Error(m: Any) -> Any:
 
 
 def _write_postbus_bus_v1_Error(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["code"]) is not PLACEHOLDER and v is not None:
         m.code = v
     if (v := d["reason"]) is not PLACEHOLDER and v is not None:
@@ -265,7 +266,7 @@ def _read_postbus_bus_v1_Event(m: Any) -> Any:
 
 
 def _write_postbus_bus_v1_Event(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["id"]) is not PLACEHOLDER and v is not None:
         m.id = v
     if (v := d["source"]) is not PLACEHOLDER and v is not None:
@@ -301,7 +302,7 @@ def _read_postbus_bus_v1_FieldViolation(m: Any) -> Any:
 
 
 def _write_postbus_bus_v1_FieldViolation(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["field"]) is not PLACEHOLDER and v is not None:
         m.field = v
     if (v := d["rule"]) is not PLACEHOLDER and v is not None:
@@ -327,7 +328,7 @@ def _read_postbus_bus_v1_Part(m: Any) -> Any:
 
 
 def _write_postbus_bus_v1_Part(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["name"]) is not PLACEHOLDER and v is not None:
         m.name = v
     if (v := d["ready"]) is not PLACEHOLDER and v is not None:
@@ -356,7 +357,7 @@ def _read_postbus_bus_v1_Reply(m: Any) -> Any:
 
 
 def _write_postbus_bus_v1_Reply(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["sequence"]) is not PLACEHOLDER and v is not None:
         m.sequence = v
     chosen = d["_group_current"]["result"]
@@ -395,7 +396,7 @@ def _read_postbus_bus_v1_Request(m: Any) -> Any:
 
 
 def _write_postbus_bus_v1_Request(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["payload"]) is not PLACEHOLDER and v is not None:
         m.payload = v
     if (v := d["deadline_unix_ms"]) is not PLACEHOLDER and v is not None:
@@ -425,7 +426,7 @@ def _read_postbus_options_v1_EventRules(m: Any) -> Any:
 
 
 def _write_postbus_options_v1_EventRules(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["subject"]) is not PLACEHOLDER and v is not None:
         m.subject = v
     if (v := d["version"]) is not PLACEHOLDER and v is not None:
@@ -450,7 +451,7 @@ def _read_postbus_options_v1_MethodRules(m: Any) -> Any:
 
 
 def _write_postbus_options_v1_MethodRules(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["access"]) is not PLACEHOLDER and v is not None:
         m.access = v
     if (v := d["default_timeout_ms"]) is not PLACEHOLDER and v is not None:
@@ -476,7 +477,7 @@ def _read_postbus_posts_v1_Author(m: Any) -> Any:
 
 
 def _write_postbus_posts_v1_Author(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["id"]) is not PLACEHOLDER and v is not None:
         m.id = v
     if (v := d["username"]) is not PLACEHOLDER and v is not None:
@@ -500,7 +501,7 @@ def _read_postbus_posts_v1_CreatePostRequest(m: Any) -> Any:
 
 
 def _write_postbus_posts_v1_CreatePostRequest(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["title"]) is not PLACEHOLDER and v is not None:
         m.title = v
     if (v := d["body"]) is not PLACEHOLDER and v is not None:
@@ -523,11 +524,11 @@ def _read_postbus_posts_v1_CreatePostResponse(m: Any) -> Any:
 
 
 def _write_postbus_posts_v1_CreatePostResponse(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["post"]) is not PLACEHOLDER and v is not None:
         s = m.post
         _write_postbus_posts_v1_Post(v, s)
-        if v.__dict__["_serialized_on_wire"]:
+        if _get_attribute(v, "_serialized_on_wire"):
             s.SetInParent()
 
 
@@ -547,7 +548,7 @@ def _read_postbus_posts_v1_DeletePostRequest(m: Any) -> Any:
 
 
 def _write_postbus_posts_v1_DeletePostRequest(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["id"]) is not PLACEHOLDER and v is not None:
         m.id = v
 
@@ -568,7 +569,7 @@ def _read_postbus_posts_v1_GetPostRequest(m: Any) -> Any:
 
 
 def _write_postbus_posts_v1_GetPostRequest(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["id"]) is not PLACEHOLDER and v is not None:
         m.id = v
 
@@ -589,11 +590,11 @@ def _read_postbus_posts_v1_GetPostResponse(m: Any) -> Any:
 
 
 def _write_postbus_posts_v1_GetPostResponse(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["post"]) is not PLACEHOLDER and v is not None:
         s = m.post
         _write_postbus_posts_v1_Post(v, s)
-        if v.__dict__["_serialized_on_wire"]:
+        if _get_attribute(v, "_serialized_on_wire"):
             s.SetInParent()
 
 
@@ -615,7 +616,7 @@ def _read_postbus_posts_v1_ListPostsRequest(m: Any) -> Any:
 
 
 def _write_postbus_posts_v1_ListPostsRequest(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["author_id"]) is not PLACEHOLDER and v is not None:
         m.author_id = v
     if (v := d["page_size"]) is not PLACEHOLDER and v is not None:
@@ -641,7 +642,7 @@ def _read_postbus_posts_v1_ListPostsResponse(m: Any) -> Any:
 
 
 def _write_postbus_posts_v1_ListPostsResponse(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["posts"]) is not PLACEHOLDER and v is not None:
         for each in v:
             _write_postbus_posts_v1_Post(each, m.posts.add())
@@ -673,13 +674,13 @@ def _read_postbus_posts_v1_Post(m: Any) -> Any:
 
 
 def _write_postbus_posts_v1_Post(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["id"]) is not PLACEHOLDER and v is not None:
         m.id = v
     if (v := d["author"]) is not PLACEHOLDER and v is not None:
         s = m.author
         _write_postbus_posts_v1_Author(v, s)
-        if v.__dict__["_serialized_on_wire"]:
+        if _get_attribute(v, "_serialized_on_wire"):
             s.SetInParent()
     if (v := d["title"]) is not PLACEHOLDER and v is not None:
         m.title = v
@@ -712,13 +713,13 @@ def _read_postbus_posts_v1_PostCreated(m: Any) -> Any:
 
 
 def _write_postbus_posts_v1_PostCreated(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["post_id"]) is not PLACEHOLDER and v is not None:
         m.post_id = v
     if (v := d["post"]) is not PLACEHOLDER and v is not None:
         s = m.post
         _write_postbus_posts_v1_Post(v, s)
-        if v.__dict__["_serialized_on_wire"]:
+        if _get_attribute(v, "_serialized_on_wire"):
             s.SetInParent()
 
 
@@ -739,7 +740,7 @@ def _read_postbus_posts_v1_PostDeleted(m: Any) -> Any:
 
 
 def _write_postbus_posts_v1_PostDeleted(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["post_id"]) is not PLACEHOLDER and v is not None:
         m.post_id = v
     if (v := d["author_id"]) is not PLACEHOLDER and v is not None:
@@ -763,13 +764,13 @@ def _read_postbus_posts_v1_PostUpdated(m: Any) -> Any:
 
 
 def _write_postbus_posts_v1_PostUpdated(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["post_id"]) is not PLACEHOLDER and v is not None:
         m.post_id = v
     if (v := d["post"]) is not PLACEHOLDER and v is not None:
         s = m.post
         _write_postbus_posts_v1_Post(v, s)
-        if v.__dict__["_serialized_on_wire"]:
+        if _get_attribute(v, "_serialized_on_wire"):
             s.SetInParent()
 
 
@@ -794,7 +795,7 @@ def _read_postbus_posts_v1_UpdatePostRequest(m: Any) -> Any:
 
 
 def _write_postbus_posts_v1_UpdatePostRequest(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["id"]) is not PLACEHOLDER and v is not None:
         m.id = v
     if (v := d["title"]) is not PLACEHOLDER and v is not None:
@@ -804,7 +805,7 @@ def _write_postbus_posts_v1_UpdatePostRequest(o: Any, m: Any) -> None:
     if (v := d["update_mask"]) is not PLACEHOLDER and v is not None:
         s = m.update_mask
         _write_google_protobuf_FieldMask(v, s)
-        if v.__dict__["_serialized_on_wire"]:
+        if _get_attribute(v, "_serialized_on_wire"):
             s.SetInParent()
 
 
@@ -824,11 +825,11 @@ def _read_postbus_posts_v1_UpdatePostResponse(m: Any) -> Any:
 
 
 def _write_postbus_posts_v1_UpdatePostResponse(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["post"]) is not PLACEHOLDER and v is not None:
         s = m.post
         _write_postbus_posts_v1_Post(v, s)
-        if v.__dict__["_serialized_on_wire"]:
+        if _get_attribute(v, "_serialized_on_wire"):
             s.SetInParent()
 
 
@@ -848,7 +849,7 @@ def _read_postbus_realtime_v1_Authenticate(m: Any) -> Any:
 
 
 def _write_postbus_realtime_v1_Authenticate(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["access_token"]) is not PLACEHOLDER and v is not None:
         m.access_token = v
 
@@ -870,7 +871,7 @@ def _read_postbus_realtime_v1_Authenticated(m: Any) -> Any:
 
 
 def _write_postbus_realtime_v1_Authenticated(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["user_id"]) is not PLACEHOLDER and v is not None:
         m.user_id = v
     if (v := d["expires_at"]) is not PLACEHOLDER and v is not None:
@@ -898,13 +899,13 @@ def _read_postbus_realtime_v1_Call(m: Any) -> Any:
 
 
 def _write_postbus_realtime_v1_Call(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["method"]) is not PLACEHOLDER and v is not None:
         m.method = v
     if (v := d["request"]) is not PLACEHOLDER and v is not None:
         s = m.request
         _write_google_protobuf_Any(v, s)
-        if v.__dict__["_serialized_on_wire"]:
+        if _get_attribute(v, "_serialized_on_wire"):
             s.SetInParent()
     if (v := d["timeout_ms"]) is not PLACEHOLDER and v is not None:
         m.timeout_ms = v
@@ -926,7 +927,7 @@ def _read_postbus_realtime_v1_Cancel(m: Any) -> Any:
 
 
 def _write_postbus_realtime_v1_Cancel(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["call"]) is not PLACEHOLDER and v is not None:
         m.call = v
 
@@ -961,7 +962,7 @@ def _read_postbus_realtime_v1_ClientFrame(m: Any) -> Any:
 
 
 def _write_postbus_realtime_v1_ClientFrame(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["id"]) is not PLACEHOLDER and v is not None:
         m.id = v
     chosen = d["_group_current"]["frame"]
@@ -1029,7 +1030,7 @@ def _read_postbus_realtime_v1_Delivery(m: Any) -> Any:
 
 
 def _write_postbus_realtime_v1_Delivery(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["event_id"]) is not PLACEHOLDER and v is not None:
         m.event_id = v
     if (v := d["subject"]) is not PLACEHOLDER and v is not None:
@@ -1040,7 +1041,7 @@ def _write_postbus_realtime_v1_Delivery(o: Any, m: Any) -> None:
     if (v := d["data"]) is not PLACEHOLDER and v is not None:
         s = m.data
         _write_google_protobuf_Any(v, s)
-        if v.__dict__["_serialized_on_wire"]:
+        if _get_attribute(v, "_serialized_on_wire"):
             s.SetInParent()
 
 
@@ -1062,11 +1063,11 @@ def _read_postbus_realtime_v1_Result(m: Any) -> Any:
 
 
 def _write_postbus_realtime_v1_Result(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["response"]) is not PLACEHOLDER and v is not None:
         s = m.response
         _write_google_protobuf_Any(v, s)
-        if v.__dict__["_serialized_on_wire"]:
+        if _get_attribute(v, "_serialized_on_wire"):
             s.SetInParent()
 
 
@@ -1106,7 +1107,7 @@ def _read_postbus_realtime_v1_ServerFrame(m: Any) -> Any:
 
 
 def _write_postbus_realtime_v1_ServerFrame(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["id"]) is not PLACEHOLDER and v is not None:
         m.id = v
     chosen = d["_group_current"]["frame"]
@@ -1163,7 +1164,7 @@ def _read_postbus_realtime_v1_Subscribe(m: Any) -> Any:
 
 
 def _write_postbus_realtime_v1_Subscribe(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["types"]) is not PLACEHOLDER and v is not None:
         m.types.extend(v)
 
@@ -1202,7 +1203,7 @@ def _read_postbus_realtime_v1_Unsubscribe(m: Any) -> Any:
 
 
 def _write_postbus_realtime_v1_Unsubscribe(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["subscription"]) is not PLACEHOLDER and v is not None:
         m.subscription = v
 
@@ -1259,11 +1260,11 @@ def _read_postbus_users_v1_GetMeResponse(m: Any) -> Any:
 
 
 def _write_postbus_users_v1_GetMeResponse(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["user"]) is not PLACEHOLDER and v is not None:
         s = m.user
         _write_postbus_users_v1_User(v, s)
-        if v.__dict__["_serialized_on_wire"]:
+        if _get_attribute(v, "_serialized_on_wire"):
             s.SetInParent()
 
 
@@ -1283,7 +1284,7 @@ def _read_postbus_users_v1_GetUserRequest(m: Any) -> Any:
 
 
 def _write_postbus_users_v1_GetUserRequest(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["username"]) is not PLACEHOLDER and v is not None:
         m.username = v
 
@@ -1306,11 +1307,11 @@ def _read_postbus_users_v1_GetUserResponse(m: Any) -> Any:
 
 
 def _write_postbus_users_v1_GetUserResponse(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["profile"]) is not PLACEHOLDER and v is not None:
         s = m.profile
         _write_postbus_users_v1_Profile(v, s)
-        if v.__dict__["_serialized_on_wire"]:
+        if _get_attribute(v, "_serialized_on_wire"):
             s.SetInParent()
 
 
@@ -1331,7 +1332,7 @@ def _read_postbus_users_v1_LogInRequest(m: Any) -> Any:
 
 
 def _write_postbus_users_v1_LogInRequest(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["login"]) is not PLACEHOLDER and v is not None:
         m.login = v
     if (v := d["password"]) is not PLACEHOLDER and v is not None:
@@ -1355,7 +1356,7 @@ def _read_postbus_users_v1_LogInResponse(m: Any) -> Any:
 
 
 def _write_postbus_users_v1_LogInResponse(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["access_token"]) is not PLACEHOLDER and v is not None:
         m.access_token = v
     if (v := d["expires_at"]) is not PLACEHOLDER and v is not None:
@@ -1381,7 +1382,7 @@ def _read_postbus_users_v1_Profile(m: Any) -> Any:
 
 
 def _write_postbus_users_v1_Profile(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["id"]) is not PLACEHOLDER and v is not None:
         m.id = v
     if (v := d["username"]) is not PLACEHOLDER and v is not None:
@@ -1409,7 +1410,7 @@ def _read_postbus_users_v1_SignUpRequest(m: Any) -> Any:
 
 
 def _write_postbus_users_v1_SignUpRequest(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["username"]) is not PLACEHOLDER and v is not None:
         m.username = v
     if (v := d["email"]) is not PLACEHOLDER and v is not None:
@@ -1434,11 +1435,11 @@ def _read_postbus_users_v1_SignUpResponse(m: Any) -> Any:
 
 
 def _write_postbus_users_v1_SignUpResponse(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["user"]) is not PLACEHOLDER and v is not None:
         s = m.user
         _write_postbus_users_v1_User(v, s)
-        if v.__dict__["_serialized_on_wire"]:
+        if _get_attribute(v, "_serialized_on_wire"):
             s.SetInParent()
 
 
@@ -1461,7 +1462,7 @@ def _read_postbus_users_v1_User(m: Any) -> Any:
 
 
 def _write_postbus_users_v1_User(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["id"]) is not PLACEHOLDER and v is not None:
         m.id = v
     if (v := d["username"]) is not PLACEHOLDER and v is not None:
@@ -1491,7 +1492,7 @@ def _read_postbus_users_v1_UserRegistered(m: Any) -> Any:
 
 
 def _write_postbus_users_v1_UserRegistered(o: Any, m: Any) -> None:
-    d = o.__dict__
+    d = _get_attribute(o, "__dict__")
     if (v := d["user_id"]) is not PLACEHOLDER and v is not None:
         m.user_id = v
     if (v := d["username"]) is not PLACEHOLDER and v is not None:

@@ -59,6 +59,7 @@ for _file in FileDescriptorSet.FromString(
 
 _new = object.__new__
 _set_attribute = object.__setattr__
+_get_attribute = object.__getattribute__
 
 
 def _class(name: str) -> Any:
@@ -205,7 +206,7 @@ def _read_value(field: FieldDescriptor, source: str) -> str:
 def _writer(message: Descriptor) -> str:
     """What is PLACEHOLDER or None is not there."""
     oneofs = _oneofs(message)
-    lines = ["    d = o.__dict__\n" if message.fields else "    pass\n"]
+    lines = ["    d = _get_attribute(o, '__dict__')\n" if message.fields else "    pass\n"]
     for field in message.fields:
         if field.containing_oneof is None or is_optional(field):
             given = f'(v := d["{field_name(field)}"]) is not PLACEHOLDER and v is not None'
@@ -258,4 +259,4 @@ def _presence(field: FieldDescriptor) -> list[str]:
         return ["s.SetInParent()"]
     if kind.full_name in TIMES:
         return []
-    return ['if v.__dict__["_serialized_on_wire"]:', "    s.SetInParent()"]
+    return ['if _get_attribute(v, "_serialized_on_wire"):', "    s.SetInParent()"]

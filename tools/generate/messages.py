@@ -1,6 +1,7 @@
-"""gen/postbus/**/__init__.py: betterproto's classes, each with an `__init__` of its own.
+"""gen/postbus/**/__init__.py: betterproto's classes, each with constructor and access of its own.
 
-The one that betterproto inherits from dataclasses walks all fields twice, several times slower.
+The constructor that betterproto inherits from dataclasses walks all fields twice, several times
+slower; its access looks for the field's oneof each time, which only a field that is unset needs.
 """
 
 import ast
@@ -9,7 +10,19 @@ from dataclasses import dataclass
 
 __all__ = ["with_constructors"]
 
-_IMPORT = "from betterproto import PLACEHOLDER\n\n_set_attribute = object.__setattr__\n"
+_IMPORT = """\
+from betterproto import PLACEHOLDER
+
+_set_attribute = object.__setattr__
+_get_attribute = object.__getattribute__
+
+
+def _get_set_attribute(message, name):
+    value = _get_attribute(message, name)
+    if value is PLACEHOLDER:
+        return betterproto.Message.__getattribute__(message, name)
+    return value
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +82,8 @@ def _constructor(fields: list[_Field]) -> str:
         f'            "_serialized_on_wire": {given},\n'
         '            "_unknown_fields": b"",\n'
         f'            "_group_current": {{{groups}}},\n'
-        "        })\n"
+        "        })\n\n"
+        "    __getattribute__ = _get_set_attribute\n"
     )
 
 

@@ -1,8 +1,6 @@
 """What a handler knows of the call that it serves, and what it passes on to calls of its own."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -11,7 +9,7 @@ from shared.identity import Caller, token_missing
 __all__ = ["Context", "current_context", "use_context"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Context:
     """One call of a method, or the delivery of one event."""
 
@@ -45,11 +43,16 @@ def current_context() -> Context | None:
     return _current.get()
 
 
-@contextmanager
-def use_context(context: Context) -> Iterator[None]:
+class use_context:  # noqa: N801  # a context manager; contextlib's costs each call more
     """Make `context` the current one; calls made inside carry its deadline, identity and trace."""
-    token = _current.set(context)
-    try:
-        yield
-    finally:
-        _current.reset(token)
+
+    __slots__ = ("_context", "_token")
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def __enter__(self) -> None:
+        self._token = _current.set(self._context)
+
+    def __exit__(self, *_error: object) -> None:
+        _current.reset(self._token)

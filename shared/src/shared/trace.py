@@ -1,16 +1,17 @@
 """W3C Trace Context, level 1: the `traceparent` of a call (https://www.w3.org/TR/trace-context)."""
 
+import random
 import re
-import secrets
 
 __all__ = ["child_traceparent", "new_traceparent", "trace_id"]
 
+_random = random.Random()  # noqa: S311  # ids, not secrets
 _TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
 
 
 def new_traceparent() -> str:
     """Return the traceparent of a new, sampled trace."""
-    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+    return f"00-{_random.getrandbits(128):032x}-{_random.getrandbits(64):016x}-01"
 
 
 def child_traceparent(parent: str) -> str:
@@ -18,7 +19,7 @@ def child_traceparent(parent: str) -> str:
     match = _TRACEPARENT.fullmatch(parent)
     if match is None:
         return new_traceparent()
-    return f"00-{match[1]}-{secrets.token_hex(8)}-{match[2]}"
+    return f"00-{match[1]}-{_random.getrandbits(64):016x}-{match[2]}"
 
 
 def trace_id(traceparent: str) -> str:

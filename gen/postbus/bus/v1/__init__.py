@@ -100,6 +100,14 @@ class Outcome(betterproto.Enum):
 from betterproto import PLACEHOLDER
 
 _set_attribute = object.__setattr__
+_get_attribute = object.__getattribute__
+
+
+def _get_set_attribute(message, name):
+    value = _get_attribute(message, name)
+    if value is PLACEHOLDER:
+        return betterproto.Message.__getattribute__(message, name)
+    return value
 
 
 @dataclass(eq=False, repr=False)
@@ -135,6 +143,8 @@ class FieldViolation(betterproto.Message):
                 "_group_current": {},
             },
         )
+
+    __getattribute__ = _get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -199,6 +209,8 @@ class Error(betterproto.Message):
             },
         )
 
+    __getattribute__ = _get_set_attribute
+
 
 @dataclass(eq=False, repr=False)
 class Request(betterproto.Message):
@@ -252,6 +264,8 @@ class Request(betterproto.Message):
             },
         )
 
+    __getattribute__ = _get_set_attribute
+
 
 @dataclass(eq=False, repr=False)
 class Reply(betterproto.Message):
@@ -300,6 +314,8 @@ class Reply(betterproto.Message):
                 },
             },
         )
+
+    __getattribute__ = _get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -350,6 +366,8 @@ class Control(betterproto.Message):
                 "_group_current": {},
             },
         )
+
+    __getattribute__ = _get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -414,6 +432,8 @@ class Event(betterproto.Message):
             },
         )
 
+    __getattribute__ = _get_set_attribute
+
 
 @dataclass(eq=False, repr=False)
 class CheckRequest(betterproto.Message):
@@ -444,6 +464,8 @@ class CheckResponse(betterproto.Message):
             },
         )
 
+    __getattribute__ = _get_set_attribute
+
 
 @dataclass(eq=False, repr=False)
 class Part(betterproto.Message):
@@ -471,6 +493,8 @@ class Part(betterproto.Message):
                 "_group_current": {},
             },
         )
+
+    __getattribute__ = _get_set_attribute
 
 
 class HealthServiceStub(betterproto.ServiceStub):

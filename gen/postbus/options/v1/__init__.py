@@ -27,6 +27,14 @@ class Access(betterproto.Enum):
 from betterproto import PLACEHOLDER
 
 _set_attribute = object.__setattr__
+_get_attribute = object.__getattribute__
+
+
+def _get_set_attribute(message, name):
+    value = _get_attribute(message, name)
+    if value is PLACEHOLDER:
+        return betterproto.Message.__getattribute__(message, name)
+    return value
 
 
 @dataclass(eq=False, repr=False)
@@ -67,6 +75,8 @@ class MethodRules(betterproto.Message):
             },
         )
 
+    __getattribute__ = _get_set_attribute
+
 
 @dataclass(eq=False, repr=False)
 class EventRules(betterproto.Message):
@@ -99,3 +109,5 @@ class EventRules(betterproto.Message):
                 "_group_current": {},
             },
         )
+
+    __getattribute__ = _get_set_attribute

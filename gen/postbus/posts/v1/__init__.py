@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 from betterproto import PLACEHOLDER
 
 _set_attribute = object.__setattr__
+_get_attribute = object.__getattribute__
+
+
+def _get_set_attribute(message, name):
+    value = _get_attribute(message, name)
+    if value is PLACEHOLDER:
+        return betterproto.Message.__getattribute__(message, name)
+    return value
 
 
 @dataclass(eq=False, repr=False)
@@ -86,6 +94,8 @@ class Post(betterproto.Message):
             },
         )
 
+    __getattribute__ = _get_set_attribute
+
 
 @dataclass(eq=False, repr=False)
 class Author(betterproto.Message):
@@ -113,6 +123,8 @@ class Author(betterproto.Message):
                 "_group_current": {},
             },
         )
+
+    __getattribute__ = _get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -142,6 +154,8 @@ class CreatePostRequest(betterproto.Message):
             },
         )
 
+    __getattribute__ = _get_set_attribute
+
 
 @dataclass(eq=False, repr=False)
 class CreatePostResponse(betterproto.Message):
@@ -164,6 +178,8 @@ class CreatePostResponse(betterproto.Message):
                 "_group_current": {},
             },
         )
+
+    __getattribute__ = _get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -188,6 +204,8 @@ class GetPostRequest(betterproto.Message):
             },
         )
 
+    __getattribute__ = _get_set_attribute
+
 
 @dataclass(eq=False, repr=False)
 class GetPostResponse(betterproto.Message):
@@ -210,6 +228,8 @@ class GetPostResponse(betterproto.Message):
                 "_group_current": {},
             },
         )
+
+    __getattribute__ = _get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -246,6 +266,8 @@ class ListPostsRequest(betterproto.Message):
             },
         )
 
+    __getattribute__ = _get_set_attribute
+
 
 @dataclass(eq=False, repr=False)
 class ListPostsResponse(betterproto.Message):
@@ -274,6 +296,8 @@ class ListPostsResponse(betterproto.Message):
                 "_group_current": {},
             },
         )
+
+    __getattribute__ = _get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -318,6 +342,8 @@ class UpdatePostRequest(betterproto.Message):
             },
         )
 
+    __getattribute__ = _get_set_attribute
+
 
 @dataclass(eq=False, repr=False)
 class UpdatePostResponse(betterproto.Message):
@@ -341,6 +367,8 @@ class UpdatePostResponse(betterproto.Message):
             },
         )
 
+    __getattribute__ = _get_set_attribute
+
 
 @dataclass(eq=False, repr=False)
 class DeletePostRequest(betterproto.Message):
@@ -363,6 +391,8 @@ class DeletePostRequest(betterproto.Message):
                 "_group_current": {},
             },
         )
+
+    __getattribute__ = _get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -392,6 +422,8 @@ class PostCreated(betterproto.Message):
             },
         )
 
+    __getattribute__ = _get_set_attribute
+
 
 @dataclass(eq=False, repr=False)
 class PostUpdated(betterproto.Message):
@@ -420,6 +452,8 @@ class PostUpdated(betterproto.Message):
             },
         )
 
+    __getattribute__ = _get_set_attribute
+
 
 @dataclass(eq=False, repr=False)
 class PostDeleted(betterproto.Message):
@@ -447,6 +481,8 @@ class PostDeleted(betterproto.Message):
                 "_group_current": {},
             },
         )
+
+    __getattribute__ = _get_set_attribute
 
 
 class PostsServiceStub(betterproto.ServiceStub):

@@ -16,6 +16,14 @@ from ...bus import v1 as __bus_v1__
 from betterproto import PLACEHOLDER
 
 _set_attribute = object.__setattr__
+_get_attribute = object.__getattribute__
+
+
+def _get_set_attribute(message, name):
+    value = _get_attribute(message, name)
+    if value is PLACEHOLDER:
+        return betterproto.Message.__getattribute__(message, name)
+    return value
 
 
 @dataclass(eq=False, repr=False)
@@ -83,6 +91,8 @@ class ClientFrame(betterproto.Message):
                 },
             },
         )
+
+    __getattribute__ = _get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -173,6 +183,8 @@ class ServerFrame(betterproto.Message):
             },
         )
 
+    __getattribute__ = _get_set_attribute
+
 
 @dataclass(eq=False, repr=False)
 class Authenticate(betterproto.Message):
@@ -195,6 +207,8 @@ class Authenticate(betterproto.Message):
                 "_group_current": {},
             },
         )
+
+    __getattribute__ = _get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -223,6 +237,8 @@ class Authenticated(betterproto.Message):
                 "_group_current": {},
             },
         )
+
+    __getattribute__ = _get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -259,6 +275,8 @@ class Call(betterproto.Message):
             },
         )
 
+    __getattribute__ = _get_set_attribute
+
 
 @dataclass(eq=False, repr=False)
 class Cancel(betterproto.Message):
@@ -281,6 +299,8 @@ class Cancel(betterproto.Message):
                 "_group_current": {},
             },
         )
+
+    __getattribute__ = _get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -312,6 +332,8 @@ class Result(betterproto.Message):
             },
         )
 
+    __getattribute__ = _get_set_attribute
+
 
 @dataclass(eq=False, repr=False)
 class Subscribe(betterproto.Message):
@@ -334,6 +356,8 @@ class Subscribe(betterproto.Message):
                 "_group_current": {},
             },
         )
+
+    __getattribute__ = _get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -364,6 +388,8 @@ class Unsubscribe(betterproto.Message):
                 "_group_current": {},
             },
         )
+
+    __getattribute__ = _get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -412,3 +438,5 @@ class Delivery(betterproto.Message):
                 "_group_current": {},
             },
         )
+
+    __getattribute__ = _get_set_attribute

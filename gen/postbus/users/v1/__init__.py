@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 from betterproto import PLACEHOLDER
 
 _set_attribute = object.__setattr__
+_get_attribute = object.__getattribute__
+
+
+def _get_set_attribute(message, name):
+    value = _get_attribute(message, name)
+    if value is PLACEHOLDER:
+        return betterproto.Message.__getattribute__(message, name)
+    return value
 
 
 @dataclass(eq=False, repr=False)
@@ -59,6 +67,8 @@ class UserRegistered(betterproto.Message):
                 "_group_current": {},
             },
         )
+
+    __getattribute__ = _get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -101,6 +111,8 @@ class User(betterproto.Message):
             },
         )
 
+    __getattribute__ = _get_set_attribute
+
 
 @dataclass(eq=False, repr=False)
 class Profile(betterproto.Message):
@@ -135,6 +147,8 @@ class Profile(betterproto.Message):
                 "_group_current": {},
             },
         )
+
+    __getattribute__ = _get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -171,6 +185,8 @@ class SignUpRequest(betterproto.Message):
             },
         )
 
+    __getattribute__ = _get_set_attribute
+
 
 @dataclass(eq=False, repr=False)
 class SignUpResponse(betterproto.Message):
@@ -193,6 +209,8 @@ class SignUpResponse(betterproto.Message):
                 "_group_current": {},
             },
         )
+
+    __getattribute__ = _get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -222,6 +240,8 @@ class LogInRequest(betterproto.Message):
             },
         )
 
+    __getattribute__ = _get_set_attribute
+
 
 @dataclass(eq=False, repr=False)
 class LogInResponse(betterproto.Message):
@@ -250,6 +270,8 @@ class LogInResponse(betterproto.Message):
                 "_group_current": {},
             },
         )
+
+    __getattribute__ = _get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -281,6 +303,8 @@ class GetMeResponse(betterproto.Message):
             },
         )
 
+    __getattribute__ = _get_set_attribute
+
 
 @dataclass(eq=False, repr=False)
 class GetUserRequest(betterproto.Message):
@@ -304,6 +328,8 @@ class GetUserRequest(betterproto.Message):
             },
         )
 
+    __getattribute__ = _get_set_attribute
+
 
 @dataclass(eq=False, repr=False)
 class GetUserResponse(betterproto.Message):
@@ -326,6 +352,8 @@ class GetUserResponse(betterproto.Message):
                 "_group_current": {},
             },
         )
+
+    __getattribute__ = _get_set_attribute
 
 
 class AuthServiceStub(betterproto.ServiceStub):

@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime
-from itertools import count
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -39,20 +38,26 @@ async def call_method(bus: MessageBus, method: Method, call: Call, route: str = 
     Where the broker goes away meanwhile, a method that is safe or idempotent is called again, for
     a second at most and within the budget.
     """
+    route = route or method.name
+    try:
+        return await bus.call(route, call)
+    except ServiceError as error:
+        if method.idempotency is Idempotency.UNKNOWN or error.reason not in _BROKEN:
+            raise
+    return await _call_again(bus, route, call)
+
+
+async def _call_again(bus: MessageBus, route: str, call: Call) -> bytes:
     last = time.monotonic() + min(call.remaining, _RETRY_SECONDS)
-    for attempt in count():
+    delay = _RETRY_DELAY
+    while True:
+        await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  # jitter, not a secret
+        delay *= 2
         try:
-            return await bus.call(route or method.name, call)
+            return await bus.call(route, call)
         except ServiceError as error:
-            delay = _RETRY_DELAY * 2**attempt * random.uniform(0.5, 1)  # noqa: S311  # jitter
-            if (
-                error.reason not in _BROKEN
-                or method.idempotency is Idempotency.UNKNOWN
-                or time.monotonic() + delay > last
-            ):
+            if error.reason not in _BROKEN or time.monotonic() + delay > last:
                 raise
-        await asyncio.sleep(delay)
-    raise AssertionError("count() has no end")
 
 
 class ServiceChannel:

@@ -23,6 +23,7 @@ from shared.messagebus.envelope import (
     read_request,
 )
 from shared.messagebus.patterns import event_type, method_handler
+from shared.timelimit import TimeLimit
 from shared.trace import child_traceparent, trace_id
 from shared.wire import decode, encode, from_upb, parse, require_valid
 
@@ -194,14 +195,15 @@ class Dispatcher:
 
 async def _run(handler: Handler, message: betterproto.Message, context: Context) -> Any:
     """Run `handler` until it is done or the deadline passes; past it, don't begin."""
-    if context.remaining <= 0:
+    remaining = context.remaining
+    if remaining <= 0:
         raise deadline_exceeded(Outcome.NO_EFFECT)
+    limit = TimeLimit(remaining)
     try:
-        async with asyncio.timeout(context.remaining) as budget:
-            with use_context(context):
-                return await handler(message, context)
+        with limit, use_context(context):
+            return await handler(message, context)
     except TimeoutError:
-        if budget.expired():
+        if limit.expired:
             raise deadline_exceeded() from None
         raise
 
@@ -213,14 +215,14 @@ async def _run_stream(
     responses = handler(message, context)
     async with aclosing(responses):
         while context.remaining > 0:
+            limit = TimeLimit(context.remaining)
             try:
-                async with asyncio.timeout(context.remaining) as budget:
-                    with use_context(context):
-                        response = await anext(responses)
+                with limit, use_context(context):
+                    response = await anext(responses)
             except StopAsyncIteration:
                 return
             except TimeoutError:
-                if not budget.expired():
+                if not limit.expired:
                     raise
                 break
             yield response

@@ -28,7 +28,7 @@ _Request: Any = message_class(_REQUEST)
 _Reply: Any = message_class("postbus.bus.v1.Reply")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
     """One call, ready to be sent."""
 

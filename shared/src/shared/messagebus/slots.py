@@ -2,9 +2,9 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
+from typing import Final
 
 __all__ = ["Slots", "outside_slot"]
 
@@ -62,35 +62,35 @@ class Slots:
         self._free -= 1
 
 
-class _Seat:
+class _Seat(AbstractContextManager[None]):
     """A slot, and how many calls of its handler are waited for."""
 
-    __slots__ = ("calls", "slots")
+    __slots__ = ("_calls", "_slots")
 
     def __init__(self, slots: Slots) -> None:
-        self.slots = slots
-        self.calls = 0
+        self._slots = slots
+        self._calls = 0
+
+    def __enter__(self) -> None:
+        self._calls += 1
+        if self._calls == 1:
+            self._slots.leave()
+
+    def __exit__(self, *_error: object) -> None:
+        self._calls -= 1
+        if self._calls == 0:
+            self._slots.return_()
 
 
 _current: ContextVar[_Seat | None] = ContextVar("postbus_slots", default=None)
 
 
-@contextmanager
-def outside_slot() -> Iterator[None]:
+def outside_slot() -> AbstractContextManager[None]:
     """Wait for something else without keeping others from running.
 
     Services that call each other can't so wait for each other's handlers for ever.
     """
-    seat = _current.get()
-    if seat is None:
-        yield
-        return
-    seat.calls += 1
-    if seat.calls == 1:
-        seat.slots.leave()
-    try:
-        yield
-    finally:
-        seat.calls -= 1
-        if seat.calls == 0:
-            seat.slots.return_()
+    return _current.get() or _NOWHERE
+
+
+_NOWHERE: Final = nullcontext()
