@@ -257,6 +257,9 @@ def _read_postbus_bus_v1_Event(m: Any) -> Any:
             "time": read_time_or_unset(m.time),
             "data": m.data,
             "traceparent": m.traceparent,
+            "version": m.version,
+            "correlation_id": m.correlation_id,
+            "causation_id": m.causation_id,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -282,6 +285,12 @@ def _write_postbus_bus_v1_Event(o: Any, m: Any) -> None:
         m.data = v
     if (v := d["traceparent"]) is not PLACEHOLDER and v is not None:
         m.traceparent = v
+    if (v := d["version"]) is not PLACEHOLDER and v is not None:
+        m.version = v
+    if (v := d["correlation_id"]) is not PLACEHOLDER and v is not None:
+        m.correlation_id = v
+    if (v := d["causation_id"]) is not PLACEHOLDER and v is not None:
+        m.causation_id = v
 
 
 def _read_postbus_bus_v1_FieldViolation(m: Any) -> Any:
@@ -387,6 +396,7 @@ def _read_postbus_bus_v1_Request(m: Any) -> Any:
             "access_token": m.access_token,
             "operation_id": m.operation_id,
             "traceparent": m.traceparent,
+            "correlation_id": m.correlation_id,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -407,6 +417,8 @@ def _write_postbus_bus_v1_Request(o: Any, m: Any) -> None:
         m.operation_id = v
     if (v := d["traceparent"]) is not PLACEHOLDER and v is not None:
         m.traceparent = v
+    if (v := d["correlation_id"]) is not PLACEHOLDER and v is not None:
+        m.correlation_id = v
 
 
 def _read_postbus_options_v1_EventRules(m: Any) -> Any:
@@ -417,6 +429,7 @@ def _read_postbus_options_v1_EventRules(m: Any) -> Any:
         {
             "subject": m.subject,
             "version": m.version,
+            "aggregate_version": m.aggregate_version,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -431,6 +444,8 @@ def _write_postbus_options_v1_EventRules(o: Any, m: Any) -> None:
         m.subject = v
     if (v := d["version"]) is not PLACEHOLDER and v is not None:
         m.version = v
+    if (v := d["aggregate_version"]) is not PLACEHOLDER and v is not None:
+        m.aggregate_version = v
 
 
 def _read_postbus_options_v1_MethodRules(m: Any) -> Any:
@@ -442,6 +457,7 @@ def _read_postbus_options_v1_MethodRules(m: Any) -> Any:
             "access": _postbus_options_v1_Access[m.access],
             "default_timeout_ms": m.default_timeout_ms,
             "http_status": m.http_status,
+            "secret_response": m.secret_response,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -458,6 +474,8 @@ def _write_postbus_options_v1_MethodRules(o: Any, m: Any) -> None:
         m.default_timeout_ms = v
     if (v := d["http_status"]) is not PLACEHOLDER and v is not None:
         m.http_status = v
+    if (v := d["secret_response"]) is not PLACEHOLDER and v is not None:
+        m.secret_response = v
 
 
 def _read_postbus_posts_v1_Author(m: Any) -> Any:

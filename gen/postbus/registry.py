@@ -50,7 +50,8 @@ class HttpRule:
 class Method:
     """An rpc. `name` is its routing key, `timeout` the default budget in seconds.
 
-    `streams` tells whether it answers with a stream of responses.
+    `streams` tells whether it answers with a stream of responses, `secret_response` whether its
+    response must not be stored.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Method:
     timeout: float
     streams: bool
     idempotency: Idempotency
+    secret_response: bool
     http: tuple[HttpRule, ...]
 
 
@@ -74,12 +76,14 @@ class EventType:
     """An event. `name` is its routing key, `subject` the field with the aggregate's id.
 
     `version` is that of its meaning: raised by every change that would mislead consumers.
+    `aggregate_version` is the path of the field with the aggregate's version, empty without one.
     """
 
     name: str
     message: type[betterproto.Message]
     subject: str
     version: int
+    aggregate_version: tuple[str, ...]
 
 
 METHODS: Mapping[str, Method] = {
@@ -97,6 +101,7 @@ METHODS: Mapping[str, Method] = {
         timeout=0.8,
         streams=False,
         idempotency=Idempotency.NO_SIDE_EFFECTS,
+        secret_response=False,
         http=(),
     ),
     "postbus.posts.v1.PostsService.CreatePost": Method(
@@ -113,6 +118,7 @@ METHODS: Mapping[str, Method] = {
         timeout=5.0,
         streams=False,
         idempotency=Idempotency.UNKNOWN,
+        secret_response=False,
         http=(
             HttpRule(
                 verb="POST",
@@ -138,6 +144,7 @@ METHODS: Mapping[str, Method] = {
         timeout=5.0,
         streams=False,
         idempotency=Idempotency.NO_SIDE_EFFECTS,
+        secret_response=False,
         http=(
             HttpRule(
                 verb="GET",
@@ -163,6 +170,7 @@ METHODS: Mapping[str, Method] = {
         timeout=5.0,
         streams=False,
         idempotency=Idempotency.NO_SIDE_EFFECTS,
+        secret_response=False,
         http=(
             HttpRule(
                 verb="GET", path="/v1/posts", variables=(), body="", response_body="", status=200
@@ -183,6 +191,7 @@ METHODS: Mapping[str, Method] = {
         timeout=5.0,
         streams=False,
         idempotency=Idempotency.UNKNOWN,
+        secret_response=False,
         http=(
             HttpRule(
                 verb="PATCH",
@@ -208,6 +217,7 @@ METHODS: Mapping[str, Method] = {
         timeout=5.0,
         streams=False,
         idempotency=Idempotency.IDEMPOTENT,
+        secret_response=False,
         http=(
             HttpRule(
                 verb="DELETE",
@@ -233,6 +243,7 @@ METHODS: Mapping[str, Method] = {
         timeout=5.0,
         streams=False,
         idempotency=Idempotency.UNKNOWN,
+        secret_response=False,
         http=(
             HttpRule(
                 verb="POST",
@@ -258,6 +269,7 @@ METHODS: Mapping[str, Method] = {
         timeout=5.0,
         streams=False,
         idempotency=Idempotency.UNKNOWN,
+        secret_response=True,
         http=(
             HttpRule(
                 verb="POST",
@@ -283,6 +295,7 @@ METHODS: Mapping[str, Method] = {
         timeout=5.0,
         streams=False,
         idempotency=Idempotency.NO_SIDE_EFFECTS,
+        secret_response=False,
         http=(
             HttpRule(
                 verb="GET", path="/v1/me", variables=(), body="", response_body="user", status=200
@@ -303,6 +316,7 @@ METHODS: Mapping[str, Method] = {
         timeout=5.0,
         streams=False,
         idempotency=Idempotency.NO_SIDE_EFFECTS,
+        secret_response=False,
         http=(
             HttpRule(
                 verb="GET",
@@ -321,24 +335,28 @@ EVENTS: Mapping[str, EventType] = {
         message=postbus.posts.v1.PostCreated,
         subject="post_id",
         version=1,
+        aggregate_version=("post", "version"),
     ),
     "postbus.posts.v1.PostDeleted": EventType(
         name="postbus.posts.v1.PostDeleted",
         message=postbus.posts.v1.PostDeleted,
         subject="post_id",
         version=1,
+        aggregate_version=(),
     ),
     "postbus.posts.v1.PostUpdated": EventType(
         name="postbus.posts.v1.PostUpdated",
         message=postbus.posts.v1.PostUpdated,
         subject="post_id",
         version=1,
+        aggregate_version=("post", "version"),
     ),
     "postbus.users.v1.UserRegistered": EventType(
         name="postbus.users.v1.UserRegistered",
         message=postbus.users.v1.UserRegistered,
         subject="user_id",
         version=1,
+        aggregate_version=(),
     ),
 }
 MESSAGES: Mapping[str, type[betterproto.Message]] = {

@@ -194,3 +194,38 @@ async def test_null_and_absent_members_of_a_patch_differ(
     assert (emptied.json()["title"], emptied.json()["body"]) == ("Title", "")
     assert nothing.json() == emptied.json()
     assert problem_of(no_title) == (422, "TITLE_MISSING")
+
+
+async def test_repeated_request_with_its_key_has_one_effect_and_the_first_answer(
+    client: httpx.AsyncClient, unique: Unique
+) -> None:
+    alice, bob = await sign_up(client, unique("alice")), await sign_up(client, unique("bob"))
+    key = {"Idempotency-Key": unique("key-")}
+
+    first, second = [
+        await client.post("/v1/posts", json={"title": "Once"}, headers=alice.headers | key)
+        for _ in range(2)
+    ]
+    other = await client.post("/v1/posts", json={"title": "Other"}, headers=alice.headers | key)
+    bobs = await client.post("/v1/posts", json={"title": "Once"}, headers=bob.headers | key)
+
+    assert (first.status_code, second.status_code) == (201, 201)
+    assert second.json() == first.json()
+    assert problem_of(other) == (422, "OPERATION_ID_REUSED")
+    assert bobs.json()["author"]["id"] == bob.id
+    listed = await client.get("/v1/posts", params={"authorId": alice.id})
+    assert [post["title"] for post in listed.json()["posts"]] == ["Once"]
+
+
+async def test_repeated_log_in_with_its_key_does_not_give_the_token_again(
+    client: httpx.AsyncClient, unique: Unique
+) -> None:
+    alice = await sign_up(client, unique("alice"))
+    key = {"Idempotency-Key": unique("key-")}
+    credentials = {"login": alice.username, "password": PASSWORD}
+
+    first = await client.post("/v1/auth/login", json=credentials, headers=key)
+    second = await client.post("/v1/auth/login", json=credentials, headers=key)
+
+    assert first.status_code == 200
+    assert problem_of(second) == (409, "ALREADY_DONE")

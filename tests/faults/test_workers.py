@@ -1,11 +1,20 @@
 """A worker that is stopped or killed: callers are told at once, and all comes back by itself."""
 
+import asyncio
+import json
 import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 import pytest
+from websockets.asyncio.client import connect
 
+from tests.people import Person, sign_up
 from tests.system import System
+
+Unique = Callable[[str], str]
 
 
 async def test_stopped_worker_is_a_503_at_once_and_comes_back(
@@ -45,3 +54,58 @@ async def test_killed_worker_is_a_503_at_once_and_comes_back(
     assert (answer.status_code, answer.json()["reason"]) == (503, "NO_ROUTE")
     assert seconds < 1
     assert (await client.get(path)).status_code in {200, 404}
+
+
+async def test_killed_worker_loses_no_acknowledged_write_and_no_event(
+    system: System, client: httpx.AsyncClient, unique: Unique
+) -> None:
+    """Kills `posts` twice under load; every client repeats its request until it is answered."""
+    alice = await sign_up(client, unique("alice"))
+    answered: dict[str, str] = {}
+
+    async def write(title: str) -> None:
+        headers = alice.headers | {"Idempotency-Key": title, "Request-Timeout": "2"}
+        while title not in answered:
+            answer = await client.post("/v1/posts", json={"title": title}, headers=headers)
+            if answer.status_code == 201:
+                answered[title] = answer.json()["id"]
+            else:
+                assert answer.status_code in {503, 504}, answer.text
+                await asyncio.sleep(0.1)
+
+    async with listening(system, alice, "postbus.posts.v1.PostCreated") as events:
+        writers = [asyncio.create_task(write(unique("kill"))) for _ in range(60)]
+        for _ in range(2):
+            await asyncio.sleep(0.15)
+            await system.kill("posts")
+            await system.start("posts")
+            await system.until_ready()
+        await asyncio.gather(*writers)
+
+        listed = await client.get("/v1/posts", params={"authorId": alice.id, "pageSize": 100})
+        stored = {post["title"]: post["id"] for post in listed.json()["posts"]}
+        assert len(listed.json()["posts"]) == 60
+        assert stored == answered
+        async with asyncio.timeout(5):
+            while not set(stored.values()) <= {each["subject"] for each in events}:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def listening(system: System, person: Person, type_: str) -> AsyncIterator[list[Any]]:
+    """Give a list that fills with the events of a type."""
+    events: list[Any] = []
+    async with connect(system.websocket_url) as socket:
+        await socket.send(json.dumps({"id": "1", "authenticate": {"accessToken": person.token}}))
+        await socket.send(json.dumps({"id": "2", "subscribe": {"types": [type_]}}))
+        for _ in range(2):
+            await socket.recv()
+
+        async def receive() -> None:
+            async for frame in socket:
+                if event := json.loads(frame).get("event"):
+                    events.append(event)
+
+        receiving = asyncio.create_task(receive())
+        yield events
+        receiving.cancel()

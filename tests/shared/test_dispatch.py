@@ -26,10 +26,11 @@ from postbus.users.v1 import UserRegistered
 from shared.context import Context
 from shared.errors import ServiceError
 from shared.identity import TokenVerifier
-from shared.messagebus import Call, Dispatcher, EventPattern, MessagePattern, publish
+from shared.messagebus import Call, Dispatcher, EventPattern, MessagePattern
 from shared.messagebus.dispatch import ContractMismatchError
 from shared.messagebus.memory import MemoryBus
 from shared.wire import decode, encode
+from shared.work import direct
 from shared.worker import Application, Health, serve
 from tests.tokens import TokenMaker
 
@@ -156,7 +157,7 @@ async def test_malformed_payload_is_an_invalid_argument(bus: MemoryBus, payload:
 async def test_malformed_envelope_is_an_invalid_argument(
     posts: Posts, verifier: TokenVerifier
 ) -> None:
-    dispatcher = Dispatcher("posts", [posts, Health({})], verifier)
+    dispatcher = Dispatcher("posts", [posts, Health({})], verifier, direct(MemoryBus().publish))
 
     reply = decode(Reply, await dispatcher.reply(GET, b"\xff\xff\xff"))
 
@@ -189,7 +190,7 @@ async def test_handler_that_has_no_answer_at_the_deadline_is_cancelled(
                 cancelled.set()
             return GetPostResponse()
 
-    dispatcher = Dispatcher("posts", [Slow(), Health({})], verifier)
+    dispatcher = Dispatcher("posts", [Slow(), Health({})], verifier, direct(MemoryBus().publish))
     body = a_call(encode(GetPostRequest(id=POST_ID)), seconds=0.2).request
     reply = decode(Reply, await dispatcher.reply(GET, body))
 
@@ -204,20 +205,25 @@ async def test_worker_that_lacks_a_handler_does_not_start(verifier: TokenVerifie
             return GetPostResponse()
 
     with pytest.raises(ContractMismatchError, match=r"PostsService\.CreatePost"):
-        Dispatcher("posts", [Fewer()], verifier)
+        Dispatcher("posts", [Fewer()], verifier, direct(MemoryBus().publish))
 
 
 async def test_worker_with_a_handler_of_another_worker_does_not_start(
     posts: Posts, verifier: TokenVerifier
 ) -> None:
     with pytest.raises(ContractMismatchError, match=r"PostsServiceBase\.create_post"):
-        Dispatcher("users", [posts], verifier)
+        Dispatcher("users", [posts], verifier, direct(MemoryBus().publish))
+
+
+def _registered() -> Event:
+    data = encode(UserRegistered(user_id="1", username="alice"))
+    return Event(id="e1", type="postbus.users.v1.UserRegistered", subject="1", data=data)
 
 
 async def test_event_is_tried_again_while_a_part_is_away(bus: MemoryBus, posts: Posts) -> None:
     posts.failure = ServiceError(Code.UNAVAILABLE, "DATABASE_UNAVAILABLE", "Away.")
 
-    await publish(bus, UserRegistered(user_id="1", username="alice"))
+    await bus.publish(_registered())
 
     async with asyncio.timeout(5):
         await posts.consumed.wait()
@@ -228,7 +234,7 @@ async def test_event_is_tried_again_while_a_part_is_away(bus: MemoryBus, posts: 
 async def test_event_whose_consumer_fails_is_a_dead_letter(bus: MemoryBus, posts: Posts) -> None:
     posts.failure = RuntimeError("bug")
 
-    await publish(bus, UserRegistered(user_id="1", username="alice"))
+    await bus.publish(_registered())
 
     async with asyncio.timeout(5):
         dead_letter = await bus.dead_letters.get()
@@ -239,7 +245,7 @@ async def test_event_whose_consumer_fails_is_a_dead_letter(bus: MemoryBus, posts
 async def test_event_that_nobody_consumes_is_a_dead_letter(
     posts: Posts, verifier: TokenVerifier
 ) -> None:
-    dispatcher = Dispatcher("posts", [posts, Health({})], verifier)
+    dispatcher = Dispatcher("posts", [posts, Health({})], verifier, direct(MemoryBus().publish))
 
     assert await dispatcher.consume(encode(Event(id="1", type="nonsense"))) is False
     assert await dispatcher.consume(b"\xff") is False
@@ -260,9 +266,9 @@ def test_consumer_of_what_is_no_event_does_not_start(verifier: TokenVerifier) ->
             """Never called."""
 
     with pytest.raises(ContractMismatchError, match="Post is not an event"):
-        Dispatcher("posts", [Wrong(), Health({})], verifier)
+        Dispatcher("posts", [Wrong(), Health({})], verifier, direct(MemoryBus().publish))
 
 
 def test_method_with_two_handlers_does_not_start(verifier: TokenVerifier) -> None:
     with pytest.raises(ContractMismatchError, match="CreatePost has two handlers"):
-        Dispatcher("posts", [Posts(), Posts(), Health({})], verifier)
+        Dispatcher("posts", [Posts(), Posts(), Health({})], verifier, direct(MemoryBus().publish))

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 from betterproto.casing import snake_case
-from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 
 from tools.generate.contracts import Contracts, GeneratorError
 from tools.generate.http_rules import Binding, bindings, json_path
-from tools.generate.names import python_class
+from tools.generate.names import field_name, python_class
 
 __all__ = ["registry_source"]
 
@@ -60,7 +60,8 @@ class HttpRule:
 class Method:
     """An rpc. `name` is its routing key, `timeout` the default budget in seconds.
 
-    `streams` tells whether it answers with a stream of responses.
+    `streams` tells whether it answers with a stream of responses, `secret_response` whether its
+    response must not be stored.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Method:
     timeout: float
     streams: bool
     idempotency: Idempotency
+    secret_response: bool
     http: tuple[HttpRule, ...]
 
 
@@ -84,16 +86,24 @@ class EventType:
     """An event. `name` is its routing key, `subject` the field with the aggregate's id.
 
     `version` is that of its meaning: raised by every change that would mislead consumers.
+    `aggregate_version` is the path of the field with the aggregate's version, empty without one.
     """
 
     name: str
     message: type[betterproto.Message]
     subject: str
     version: int
+    aggregate_version: tuple[str, ...]
 
 
 '''
 _DEFAULT_TIMEOUT_MS = 5000
+_INTEGERS = {
+    FieldDescriptor.CPPTYPE_INT32,
+    FieldDescriptor.CPPTYPE_INT64,
+    FieldDescriptor.CPPTYPE_UINT32,
+    FieldDescriptor.CPPTYPE_UINT64,
+}
 
 
 def registry_source(contracts: Contracts) -> str:
@@ -146,6 +156,7 @@ def _method(contracts: Contracts, method: MethodDescriptor, http: list[Binding])
         "timeout": str((rules.default_timeout_ms or _DEFAULT_TIMEOUT_MS) / 1000),
         "streams": str(method.server_streaming),
         "idempotency": f"Idempotency.{_idempotency(method)}",
+        "secret_response": str(rules.secret_response),
         "http": _http(http),
     }
     lines = "".join(f"        {name}={value},\n" for name, value in values.items())
@@ -194,5 +205,22 @@ def _events(contracts: Contracts) -> Iterator[str]:
             f"        message={python_class(message)},\n"
             f"        subject={subject!r},\n"
             f"        version={rules.version or 1},\n"
+            f"        aggregate_version={_aggregate_version(message, rules.aggregate_version)},\n"
             "    ),\n"
         )
+
+
+def _aggregate_version(message: Descriptor, path: str) -> tuple[str, ...]:
+    """Return the Python names along the path."""
+    names: list[str] = []
+    kind: Descriptor | None = message
+    field = None
+    for part in path.split(".") if path else ():
+        field = kind.fields_by_name.get(part) if kind else None
+        if field is None or field.is_repeated:
+            raise GeneratorError(message, f"the event's aggregate_version is not a field: {path}")
+        names.append(field_name(field))
+        kind = field.message_type
+    if field is not None and field.cpp_type not in _INTEGERS:
+        raise GeneratorError(message, f"the event's aggregate_version is not an integer: {path}")
+    return tuple(names)

@@ -110,7 +110,10 @@ class MongoDB:
             "--oplogSize": "128",
             "--wiredTigerCacheSizeGB": "0.5",
         }
-        parameters = ["diagnosticDataCollectionEnabled=false"]
+        parameters = [
+            "diagnosticDataCollectionEnabled=false",
+            "transactionLifetimeLimitSeconds=10",  # what a killed worker had begun
+        ]
         self._server.spawn(
             [
                 binary,

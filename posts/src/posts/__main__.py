@@ -31,12 +31,13 @@ def main() -> None:
 async def _application(settings: PostsSettings, bus: MessageBus) -> AsyncIterator[Application]:
     async with open_mongo(settings.mongo_url) as mongo:
         authors = AuthorCards(AuthorRepository(mongo), bus)
-        posts = PostHandlers(PostRepository(mongo), authors, bus)
-        yield Application(handlers=[posts, authors], probes={"mongodb": mongo.ping})
+        posts = PostHandlers(PostRepository(mongo), authors)
+        yield Application(handlers=[posts, authors], probes={"mongodb": mongo.ping}, store=mongo)
 
 
 async def _migrate(settings: PostsSettings) -> None:
     async with open_mongo(settings.mongo_url) as mongo:
+        await mongo.create_indexes()
         await PostRepository(mongo).create_indexes()
 
 

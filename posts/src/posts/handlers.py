@@ -31,7 +31,7 @@ from posts.pages import page_token, read_page_token
 from posts.repository import PostRepository
 from shared.context import Context
 from shared.errors import Code, ServiceError
-from shared.messagebus import MessageBus, MessagePattern, publish
+from shared.messagebus import MessagePattern, publish
 
 __all__ = ["PostHandlers"]
 
@@ -42,10 +42,9 @@ _CHANGEABLE = {"title", "body"}
 class PostHandlers:
     """What users write."""
 
-    def __init__(self, posts: PostRepository, authors: AuthorCards, bus: MessageBus) -> None:
+    def __init__(self, posts: PostRepository, authors: AuthorCards) -> None:
         self._posts = posts
         self._authors = authors
-        self._bus = bus
 
     @MessagePattern(PostsServiceBase.create_post)
     async def create_post(self, request: CreatePostRequest, context: Context) -> CreatePostResponse:
@@ -62,7 +61,7 @@ class PostHandlers:
         )
         await self._posts.add(post)
         message = _to_message(post, author)
-        await publish(self._bus, PostCreated(post_id=post.id, post=message))
+        await publish(PostCreated(post_id=post.id, post=message))
         return CreatePostResponse(post=message)
 
     @MessagePattern(PostsServiceBase.get_post)
@@ -98,7 +97,7 @@ class PostHandlers:
             raise await self._why_not(request.id)
         [message] = await self._with_authors([post])
         if changes:
-            await publish(self._bus, PostUpdated(post_id=post.id, post=message))
+            await publish(PostUpdated(post_id=post.id, post=message))
         return UpdatePostResponse(post=message)
 
     @MessagePattern(PostsServiceBase.delete_post)
@@ -106,7 +105,7 @@ class PostHandlers:
         """Delete the caller's post."""
         if not await self._posts.delete(request.id, context.user_id):
             raise await self._why_not(request.id)
-        await publish(self._bus, PostDeleted(post_id=request.id, author_id=context.user_id))
+        await publish(PostDeleted(post_id=request.id, author_id=context.user_id))
         return Empty()
 
     async def _with_authors(self, posts: Sequence[Post]) -> list[PostMessage]:

@@ -20,7 +20,12 @@ class Context:
     deadline: float
     """When the caller stops waiting, in seconds since the epoch."""
     operation_id: str = ""
+    """Names the operation; of an event its id."""
+    correlation_id: str = ""
+    """The operation that it all began with."""
     traceparent: str
+    calls: int = 0
+    """How many calls the handler has made so far."""
 
     @property
     def user_id(self) -> str:

@@ -4,19 +4,27 @@ ODMantic's own engine needs motor, which is deprecated and runs each call in a t
 throughput. Its models and query expressions work without it.
 """
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Final, Generic, TypeVar
 
 from odmantic import Model
 from odmantic.query import QueryExpression
 from pydantic import SecretStr
 from pymongo import AsyncMongoClient, IndexModel, ReturnDocument
+from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.errors import ConnectionFailure, DuplicateKeyError, ServerSelectionTimeoutError
 from pymongo.write_concern import WriteConcern
 
-from shared.errors import Code, Outcome, ServiceError, database_away
+from shared.mongo_work import (
+    MongoWork,
+    create_work_indexes,
+    forward,
+    perform,
+    translated,
+)
+from shared.work import Handle, Operation, Publish, current_work
 
 __all__ = ["Collection", "Mongo", "open_mongo"]
 
@@ -29,9 +37,10 @@ _CONNECT_TIMEOUT_MS: Final = 2000
 
 
 class Mongo:
-    """One database. Safe for concurrent use."""
+    """One database, and a Store of works. Safe for concurrent use."""
 
     def __init__(self, database: AsyncDatabase[Document]) -> None:
+        self.committed = asyncio.Event()
         self._database = database
 
     def collection(self, model: type[M]) -> "Collection[M]":
@@ -41,6 +50,26 @@ class Mongo:
     async def ping(self) -> None:
         """Return if the database answers; raise if not."""
         await self._database.command("ping")
+
+    async def perform(self, operation: Operation, handler: Handle) -> bytes:
+        """See Store.perform. Transactions that conflict are run again, until the deadline."""
+        reply, published = await perform(self._database, operation, handler)
+        if published:
+            self.committed.set()
+        return reply
+
+    async def forward(self, publish: Publish) -> int:
+        """See Store.forward."""
+        with translated():
+            return await forward(self._database, publish)
+
+    async def purge(self) -> None:
+        """See Store.purge: MongoDB does it by an index on the time."""
+
+    async def create_indexes(self) -> None:
+        """Create what units of work need."""
+        with translated():
+            await create_work_indexes(self._database)
 
 
 @asynccontextmanager
@@ -66,23 +95,25 @@ async def open_mongo(url: SecretStr) -> AsyncIterator[Mongo]:
 class Collection(Generic[M]):
     """The documents of one ODMantic model.
 
-    Every method raises UNAVAILABLE with reason DATABASE_UNAVAILABLE if the database cannot be
-    reached. Filters are query expressions (`eq(Post.id, id)`), never a client's dict.
+    Every method is part of the current work, if there is one, and raises UNAVAILABLE with reason
+    DATABASE_UNAVAILABLE if the database cannot be reached. Filters are query expressions
+    (`eq(Post.id, id)`), never a client's dict.
     """
 
     def __init__(self, database: AsyncDatabase[Document], model: type[M]) -> None:
+        self._database = database
         self._documents = database[model.__collection__]
         self._model = model
 
     async def insert(self, instance: M) -> None:
         """Store a new document; ALREADY_EXISTS if its id or a unique field is taken."""
-        with _translated():
-            await self._documents.insert_one(instance.model_dump_doc())
+        async with self._session() as session:
+            await self._documents.insert_one(instance.model_dump_doc(), session=session)
 
     async def find_one(self, query: QueryExpression) -> M | None:
         """Return the document that matches, or None."""
-        with _translated():
-            document = await self._documents.find_one(query)
+        async with self._session() as session:
+            document = await self._documents.find_one(query, session=session)
         return None if document is None else self._model.model_validate_doc(document)
 
     async def find(
@@ -90,29 +121,31 @@ class Collection(Generic[M]):
     ) -> list[M]:
         """Return up to `limit` documents that match every query, in the order of `sort`."""
         conditions: Document = {"$and": [dict(query) for query in queries]} if queries else {}
-        with _translated():
-            cursor = self._documents.find(conditions).sort(sort).limit(limit)
+        async with self._session() as session:
+            cursor = self._documents.find(conditions, session=session).sort(sort).limit(limit)
             documents = await cursor.to_list()
         return [self._model.model_validate_doc(document) for document in documents]
 
     async def update_one(self, query: QueryExpression, changes: Document) -> M | None:
         """Apply update operators to the document that matches; return it as it then is."""
-        with _translated():
+        async with self._session() as session:
             document = await self._documents.find_one_and_update(
-                query, changes, return_document=ReturnDocument.AFTER
+                query, changes, return_document=ReturnDocument.AFTER, session=session
             )
         return None if document is None else self._model.model_validate_doc(document)
 
     async def put(self, instance: M) -> None:
         """Store a document, replacing the one with its id if there is one."""
         document = instance.model_dump_doc()
-        with _translated():
-            await self._documents.replace_one({"_id": document["_id"]}, document, upsert=True)
+        async with self._session() as session:
+            await self._documents.replace_one(
+                {"_id": document["_id"]}, document, upsert=True, session=session
+            )
 
     async def delete_one(self, query: QueryExpression) -> bool:
         """Delete the document that matches; False if there is none."""
-        with _translated():
-            return (await self._documents.delete_one(query)).deleted_count == 1
+        async with self._session() as session:
+            return (await self._documents.delete_one(query, session=session)).deleted_count == 1
 
     async def create_indexes(self) -> None:
         """Create the indexes that the model declares, if any."""
@@ -121,17 +154,16 @@ class Collection(Generic[M]):
             for index in self._model.__indexes__()
         ]
         if indexes:  # MongoDB refuses to create none
-            with _translated():
+            with translated():
                 await self._documents.create_indexes(indexes)
 
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except DuplicateKeyError as error:
-        raise ServiceError(Code.ALREADY_EXISTS, "ALREADY_EXISTS", "It exists already.") from error
-    except ServerSelectionTimeoutError as error:
-        raise database_away(Outcome.NO_EFFECT) from error
-    except ConnectionFailure as error:
-        raise database_away(Outcome.UNKNOWN) from error
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[AsyncClientSession | None]:
+        """Give the session of the current work, if there is one."""
+        work = current_work()
+        with translated():
+            if isinstance(work, MongoWork) and work.database is self._database:
+                async with work.join() as session:
+                    yield session
+            else:
+                yield None

@@ -1,5 +1,6 @@
 """PostgreSQL for a service: SQLModel sessions over asyncpg."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -7,12 +8,11 @@ from typing import Final
 from pydantic import SecretStr
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from shared.errors import Outcome, database_away
+from shared.postgres_work import PostgresWork, forward, purge, translated
+from shared.work import Handle, Operation, Publish, current_work
 
 __all__ = ["Postgres", "async_url", "open_postgres"]
 
@@ -23,31 +23,52 @@ _POOL_TIMEOUT: Final = 2.0
 
 
 class Postgres:
-    """Sessions of one database. Safe for concurrent use."""
+    """Sessions of one database, and a Store of works. Safe for concurrent use."""
 
     def __init__(self, engine: AsyncEngine) -> None:
+        self.committed = asyncio.Event()
         self._engine = engine
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
-        """Open a session; commit at the end, roll back on an error.
+        """Give the session of the current work, or open one of its own.
 
+        Its own is committed at the end and rolled back on an error; that of a work is committed
+        once the handler has succeeded. Conflicts show at the end of either: IntegrityError.
         UNAVAILABLE with reason DATABASE_UNAVAILABLE if the database cannot be reached.
         """
+        work = current_work()
+        with translated():
+            if isinstance(work, PostgresWork) and work.engine is self._engine:
+                async with work.join() as session:
+                    yield session
+            else:
+                async with (
+                    AsyncSession(self._engine, expire_on_commit=False) as session,
+                    session.begin(),
+                ):
+                    yield session
+
+    async def perform(self, operation: Operation, handler: Handle) -> bytes:
+        """See Store.perform."""
+        work = PostgresWork(self._engine, operation)
         try:
-            async with (
-                AsyncSession(self._engine, expire_on_commit=False) as session,
-                session.begin(),
-            ):
-                yield session
-        except (PoolTimeoutError, OSError) as error:  # there was no connection to begin with
-            raise database_away(Outcome.NO_EFFECT) from error
-        except (InterfaceError, OperationalError) as error:
-            raise database_away(Outcome.UNKNOWN) from error
-        except DBAPIError as error:
-            if error.connection_invalidated:
-                raise database_away(Outcome.UNKNOWN) from error
-            raise
+            reply = await work.run(handler, at_once=operation.at_once)
+        finally:
+            await work.close()
+        if work.events:
+            self.committed.set()
+        return reply
+
+    async def forward(self, publish: Publish) -> int:
+        """See Store.forward."""
+        with translated():
+            return await forward(self._engine, publish)
+
+    async def purge(self) -> None:
+        """See Store.purge."""
+        with translated():
+            await purge(self._engine)
 
     async def ping(self) -> None:
         """Return if the database answers; raise if not."""

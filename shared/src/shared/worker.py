@@ -16,6 +16,7 @@ from shared.logs import configure_logs
 from shared.messagebus import Dispatcher, MessageBus, MessagePattern, Subscription
 from shared.messagebus.amqp import connect
 from shared.settings import ServiceSettings
+from shared.work import Store, direct, flush, relay
 
 __all__ = ["Application", "Health", "Probe", "run_worker", "serve"]
 
@@ -32,6 +33,8 @@ class Application:
 
     handlers: Iterable[object]
     probes: Mapping[str, Probe]
+    store: Store | None = None
+    """The database that keeps units of work whole; without one, no operation is remembered."""
 
 
 class Health:
@@ -66,8 +69,11 @@ async def serve(
     Raises ContractMismatchError if its handlers are not those of the contract.
     """
     handlers = [*application.handlers, Health(application.probes)]
-    dispatcher = Dispatcher(name, handlers, verifier)
+    store = application.store
+    perform = store.perform if store else direct(bus.publish)
+    dispatcher = Dispatcher(name, handlers, verifier, perform)
     subscriptions: list[Subscription] = []
+    relaying = asyncio.create_task(relay(store, bus.publish)) if store else None
     try:
         for event in dispatcher.events:
             queue = f"{name}.{event}"
@@ -76,6 +82,10 @@ async def serve(
         yield
     finally:
         await asyncio.gather(*(subscription.cancel() for subscription in subscriptions))
+        if store and relaying:
+            relaying.cancel()
+            await asyncio.gather(relaying, return_exceptions=True)
+            await flush(store, bus.publish)
 
 
 def run_worker(

@@ -4,7 +4,6 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 
-from shared.messagebus import MessageBus
 from shared.postgres import open_postgres
 from shared.settings import load
 from shared.worker import Application, run_worker
@@ -20,7 +19,7 @@ def main() -> None:
     settings = load(UsersSettings)
     match sys.argv[1:]:
         case []:
-            run_worker("users", settings, lambda bus: _application(settings, bus))
+            run_worker("users", settings, lambda _: _application(settings))
         case ["migrate"]:
             from shared.migrations import migrate  # Alembic is slow to import
 
@@ -30,14 +29,15 @@ def main() -> None:
 
 
 @asynccontextmanager
-async def _application(settings: UsersSettings, bus: MessageBus) -> AsyncIterator[Application]:
+async def _application(settings: UsersSettings) -> AsyncIterator[Application]:
     async with open_postgres(settings.postgres_url) as postgres:
         with closing(Passwords()) as passwords:
             users = UserRepository(postgres)
             tokens = TokenSigner(settings.signing_key)
             yield Application(
-                handlers=[AuthHandlers(users, passwords, tokens, bus), UserHandlers(users)],
+                handlers=[AuthHandlers(users, passwords, tokens), UserHandlers(users)],
                 probes={"postgresql": postgres.ping},
+                store=postgres,
             )
 
 

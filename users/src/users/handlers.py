@@ -21,7 +21,7 @@ from postbus.users.v1 import (
 from postbus.users.v1 import User as UserMessage
 from shared.context import Context
 from shared.errors import Code, ServiceError
-from shared.messagebus import MessageBus, MessagePattern, publish
+from shared.messagebus import MessagePattern, publish
 from users.models import User
 from users.passwords import Passwords
 from users.repository import UserRepository
@@ -33,13 +33,10 @@ __all__ = ["AuthHandlers", "UserHandlers"]
 class AuthHandlers:
     """Accounts and access."""
 
-    def __init__(
-        self, users: UserRepository, passwords: Passwords, tokens: TokenSigner, bus: MessageBus
-    ) -> None:
+    def __init__(self, users: UserRepository, passwords: Passwords, tokens: TokenSigner) -> None:
         self._users = users
         self._passwords = passwords
         self._tokens = tokens
-        self._bus = bus
 
     @MessagePattern(AuthServiceBase.sign_up)
     async def sign_up(self, request: SignUpRequest, _context: Context) -> SignUpResponse:
@@ -53,8 +50,7 @@ class AuthHandlers:
         )
         await self._users.add(user)
         await publish(
-            self._bus,
-            UserRegistered(user_id=user.id, username=user.username, created_at=user.created_at),
+            UserRegistered(user_id=user.id, username=user.username, created_at=user.created_at)
         )
         return SignUpResponse(user=_to_message(user))
 

@@ -231,11 +231,18 @@ class Request(betterproto.Message):
 
     operation_id: str = betterproto.string_field(4)
     """
-    Names the operation: a repetition with the same id has no second effect.
+    Names the operation: a repetition with the same id, by the same caller, has no second effect and
+     gets the first answer, for 24 hours. UUIDv7 unless the caller has a better name.
     """
 
     traceparent: str = betterproto.string_field(5)
     """W3C trace context (`traceparent`)."""
+
+    correlation_id: str = betterproto.string_field(6)
+    """
+    The operation that this call is part of, if it is made while another is served: the first one's
+     `operation_id`.
+    """
 
     def __init__(
         self,
@@ -244,6 +251,7 @@ class Request(betterproto.Message):
         access_token: str = PLACEHOLDER,
         operation_id: str = PLACEHOLDER,
         traceparent: str = PLACEHOLDER,
+        correlation_id: str = PLACEHOLDER,
     ) -> None:
         _set_attribute(
             self,
@@ -254,11 +262,13 @@ class Request(betterproto.Message):
                 "access_token": access_token,
                 "operation_id": operation_id,
                 "traceparent": traceparent,
+                "correlation_id": correlation_id,
                 "_serialized_on_wire": payload is not PLACEHOLDER
                 or deadline_unix_ms is not PLACEHOLDER
                 or access_token is not PLACEHOLDER
                 or operation_id is not PLACEHOLDER
-                or traceparent is not PLACEHOLDER,
+                or traceparent is not PLACEHOLDER
+                or correlation_id is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {},
             },
@@ -399,6 +409,19 @@ class Event(betterproto.Message):
     traceparent: str = betterproto.string_field(7)
     """W3C trace context (`traceparent`) of the call that caused it."""
 
+    version: int = betterproto.uint64_field(8)
+    """
+    Counts the changes of the aggregate; 0 if the event has no such number.
+    """
+
+    correlation_id: str = betterproto.string_field(9)
+    """The operation that it all began with."""
+
+    causation_id: str = betterproto.string_field(10)
+    """
+    The operation that this is part of, or the id of the event that it answers.
+    """
+
     def __init__(
         self,
         id: str = PLACEHOLDER,
@@ -408,6 +431,9 @@ class Event(betterproto.Message):
         time: datetime = PLACEHOLDER,
         data: bytes = PLACEHOLDER,
         traceparent: str = PLACEHOLDER,
+        version: int = PLACEHOLDER,
+        correlation_id: str = PLACEHOLDER,
+        causation_id: str = PLACEHOLDER,
     ) -> None:
         _set_attribute(
             self,
@@ -420,13 +446,19 @@ class Event(betterproto.Message):
                 "time": time,
                 "data": data,
                 "traceparent": traceparent,
+                "version": version,
+                "correlation_id": correlation_id,
+                "causation_id": causation_id,
                 "_serialized_on_wire": id is not PLACEHOLDER
                 or source is not PLACEHOLDER
                 or type is not PLACEHOLDER
                 or subject is not PLACEHOLDER
                 or time is not PLACEHOLDER
                 or data is not PLACEHOLDER
-                or traceparent is not PLACEHOLDER,
+                or traceparent is not PLACEHOLDER
+                or version is not PLACEHOLDER
+                or correlation_id is not PLACEHOLDER
+                or causation_id is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {},
             },

@@ -54,11 +54,18 @@ class MethodRules(betterproto.Message):
     Status of a successful HTTP answer; 200 if unset, 204 for an empty message.
     """
 
+    secret_response: bool = betterproto.bool_field(4)
+    """
+    The response holds a secret, such as a token, and is never stored: a repeated call of the same
+     operation is told ALREADY_DONE (ALREADY_EXISTS) in place of the first answer.
+    """
+
     def __init__(
         self,
         access: "Access" = PLACEHOLDER,
         default_timeout_ms: int = PLACEHOLDER,
         http_status: int = PLACEHOLDER,
+        secret_response: bool = PLACEHOLDER,
     ) -> None:
         _set_attribute(
             self,
@@ -67,9 +74,11 @@ class MethodRules(betterproto.Message):
                 "access": access,
                 "default_timeout_ms": default_timeout_ms,
                 "http_status": http_status,
+                "secret_response": secret_response,
                 "_serialized_on_wire": access is not PLACEHOLDER
                 or default_timeout_ms is not PLACEHOLDER
-                or http_status is not PLACEHOLDER,
+                or http_status is not PLACEHOLDER
+                or secret_response is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {},
             },
@@ -93,10 +102,17 @@ class EventRules(betterproto.Message):
      of the version before.
     """
 
+    aggregate_version: str = betterproto.string_field(3)
+    """
+    Path of the integer field with the version of the aggregate, such as `post.version`, if the
+     event has it: consumers then drop an event that comes after a later one of the same subject.
+    """
+
     def __init__(
         self,
         subject: str = PLACEHOLDER,
         version: int = PLACEHOLDER,
+        aggregate_version: str = PLACEHOLDER,
     ) -> None:
         _set_attribute(
             self,
@@ -104,7 +120,10 @@ class EventRules(betterproto.Message):
             {
                 "subject": subject,
                 "version": version,
-                "_serialized_on_wire": subject is not PLACEHOLDER or version is not PLACEHOLDER,
+                "aggregate_version": aggregate_version,
+                "_serialized_on_wire": subject is not PLACEHOLDER
+                or version is not PLACEHOLDER
+                or aggregate_version is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {},
             },

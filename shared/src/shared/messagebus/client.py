@@ -8,12 +8,13 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, Self
+from uuid import NAMESPACE_OID, uuid5
 
 import betterproto
-from uuid_utils.compat import uuid7
+from uuid_utils import uuid7
 
 from postbus.bus.v1 import Event
-from postbus.registry import EVENTS, METHODS, Idempotency, Method
+from postbus.registry import EVENTS, METHODS, EventType, Idempotency, Method
 from shared.context import current_context
 from shared.errors import ServiceError
 from shared.messagebus.bus import MessageBus
@@ -21,6 +22,7 @@ from shared.messagebus.envelope import Call, deadline_exceeded
 from shared.messagebus.slots import outside_slot
 from shared.trace import child_traceparent, new_traceparent
 from shared.wire import decode, encode
+from shared.work import current_work
 
 __all__ = ["ServiceChannel", "call_method", "publish"]
 
@@ -29,6 +31,10 @@ _RETRY_DELAY: Final = 0.05
 _RETRY_SECONDS: Final = 1.0
 _METHODS_BY_ROUTE: Final[Mapping[str, Method]] = {
     method.route: method for method in METHODS.values()
+}
+
+_EVENTS_BY_MESSAGE: Final[Mapping[type[betterproto.Message], EventType]] = {
+    event.message: event for event in EVENTS.values()
 }
 
 
@@ -117,7 +123,7 @@ class _Call:
 
     async def send_message(self, message: betterproto.Message, *, end: bool = False) -> None:
         """Keep the request, which is sent when the reply is waited for."""
-        self._call = _new_call(encode(message), self._budget)
+        self._call = _new_call(encode(message), self._method, self._budget)
 
     async def __aiter__(self) -> AsyncGenerator[Any, None]:
         async with aclosing(self._bus.stream(self._route, self._call)) as payloads:
@@ -135,26 +141,36 @@ class _Call:
         return decode(self._response_type, payload)
 
 
-def _new_call(payload: bytes, budget: float) -> Call:
+def _new_call(payload: bytes, method: Method, budget: float) -> Call:
+    """A call made while another is served belongs to it: made again, it has no second effect."""
     deadline = time.time() + budget
     context = current_context()
     if context is None:
         return Call.new(payload, deadline=deadline, traceparent=new_traceparent())
     if context.remaining <= 0:
         raise deadline_exceeded()
+    context.calls += 1
+    name = f"{context.name} {context.operation_id} {method.name} {context.calls}"
     return Call.new(
         payload,
         deadline=min(deadline, context.deadline),
         access_token=context.access_token,
+        operation_id=str(uuid5(NAMESPACE_OID, name)),
         traceparent=child_traceparent(context.traceparent),
+        correlation_id=context.correlation_id,
     )
 
 
-async def publish(bus: MessageBus, message: betterproto.Message) -> None:
-    """Publish an event: the broker has it when this returns. Its source is the event's worker."""
-    known = next(event for event in EVENTS.values() if event.message is type(message))
-    context = current_context()
-    await bus.publish(
+async def publish(message: betterproto.Message) -> None:
+    """Publish an event as part of the current unit of work: it goes out if and once that commits.
+
+    Its source is the event's worker. RuntimeError outside of a handler that may change something.
+    """
+    work, context = current_work(), current_context()
+    if work is None or context is None:
+        raise RuntimeError("publish events in handlers of methods that change something")
+    known = _EVENTS_BY_MESSAGE[type(message)]
+    work.events.append(
         Event(
             id=str(uuid7()),
             source=known.name.split(".")[1],
@@ -162,6 +178,15 @@ async def publish(bus: MessageBus, message: betterproto.Message) -> None:
             subject=getattr(message, known.subject),
             time=datetime.now(UTC),
             data=encode(message),
-            traceparent=child_traceparent(context.traceparent if context else ""),
+            traceparent=child_traceparent(context.traceparent),
+            version=_version(known, message) if known.aggregate_version else 0,
+            correlation_id=context.correlation_id,
+            causation_id=context.operation_id,
         )
     )
+
+
+def _version(known: EventType, message: Any) -> int:
+    for name in known.aggregate_version:
+        message = getattr(message, name)
+    return int(message)

@@ -1,6 +1,7 @@
 """The one place where a message meets its handler."""
 
 import asyncio
+import hashlib
 import inspect
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
@@ -9,9 +10,10 @@ from typing import Any
 
 import betterproto
 import structlog
+from uuid_utils import uuid7
 
 from postbus.bus.v1 import Event, Outcome
-from postbus.registry import EVENTS, METHODS, Access, EventType, Method
+from postbus.registry import EVENTS, METHODS, Access, EventType, Idempotency, Method
 from shared.context import Context, use_context
 from shared.errors import Code, ServiceError, internal
 from shared.identity import Caller, TokenVerifier, token_missing
@@ -26,6 +28,7 @@ from shared.messagebus.patterns import event_type, method_handler
 from shared.timelimit import TimeLimit
 from shared.trace import child_traceparent, trace_id
 from shared.wire import decode, encode, from_upb, parse, require_valid
+from shared.work import Operation, Perform
 
 __all__ = ["ContractMismatchError", "Dispatcher"]
 
@@ -50,11 +53,15 @@ class Dispatcher:
     """Decodes, verifies, validates, runs the handler, and turns what it raises into an Error.
 
     `handlers` are objects whose methods carry `@MessagePattern` or `@EventPattern`. Raises
-    ContractMismatchError, with names, unless they serve exactly the methods of `worker`.
+    ContractMismatchError, with names, unless they serve exactly the methods of `worker`. Methods
+    that change something, and consumers of events, run as units of work, by `perform`.
     """
 
-    def __init__(self, worker: str, handlers: Iterable[object], verifier: TokenVerifier) -> None:
+    def __init__(
+        self, worker: str, handlers: Iterable[object], verifier: TokenVerifier, perform: Perform
+    ) -> None:
         self._worker = worker
+        self._perform = perform
         self._verifier = verifier
         self._methods: dict[str, tuple[Method, Handler]] = {}
         self._events: dict[str, tuple[EventType, Handler]] = {}
@@ -103,7 +110,10 @@ class Dispatcher:
             request = read_request(body)
             traceparent = child_traceparent(request.traceparent)
             handler, message, context = self._begin(route, request, traceparent)
-            payload = _payload(await _run(handler, message, context))
+            if operation := _operation(self._methods[route][0], request, context):
+                payload = await _run(self._in_work(operation, handler), message, context)
+            else:
+                payload = _payload(await _run(handler, message, context))
             return payload_reply(payload)
         except ServiceError as error:
             return error_reply(error, trace_id(traceparent))
@@ -142,6 +152,7 @@ class Dispatcher:
             access_token=request.access_token,
             deadline=min(request.deadline_unix_ms / 1000, time.time() + _MAX_BUDGET),
             operation_id=request.operation_id,
+            correlation_id=request.correlation_id or request.operation_id,
             traceparent=traceparent,
         )
         message = parse(method.request_name, request.payload)
@@ -188,9 +199,43 @@ class Dispatcher:
             name=event.type,
             deadline=time.time() + _EVENT_BUDGET,
             operation_id=event.id,
+            correlation_id=event.correlation_id or event.id,
             traceparent=child_traceparent(event.traceparent),
         )
+        consumer = f"{self._worker}.{event.type}"
+        operation = Operation(
+            key=Operation.name("event", consumer, event.id),
+            at_once=True,
+            subject=Operation.name(consumer, event.subject),
+            version=event.version,
+        )
+        handler = self._in_work(operation, handler)
         await _run(handler, decode(known.message, event.data), context)
+
+    def _in_work(self, operation: Operation, handler: Handler) -> Handler:
+        """Make a handler a unit of work; it returns the payload."""
+
+        async def perform(message: betterproto.Message, context: Context) -> bytes:
+            async def handle() -> bytes:
+                context.calls = 0
+                response = await handler(message, context)
+                return b"" if response is None else _payload(response)
+
+            return await self._perform(operation, handle)
+
+        return perform
+
+
+def _operation(method: Method, request: Any, context: Context) -> Operation | None:
+    """Return what the call does once; None if it changes nothing, or has no name."""
+    if method.idempotency is Idempotency.NO_SIDE_EFFECTS:
+        return None
+    caller = context.caller.user_id if context.caller else ""
+    return Operation(
+        key=Operation.name("call", method.name, caller, request.operation_id or str(uuid7())),
+        fingerprint=hashlib.sha256(request.payload).digest(),
+        secret=method.secret_response,
+    )
 
 
 async def _run(handler: Handler, message: betterproto.Message, context: Context) -> Any:

@@ -46,6 +46,7 @@ class Call:
         access_token: str = "",
         operation_id: str = "",
         traceparent: str = "",
+        correlation_id: str = "",
     ) -> Self:
         """Put an encoded request message into its envelope; see postbus.bus.v1.Request.
 
@@ -57,6 +58,7 @@ class Call:
             access_token=access_token,
             operation_id=operation_id or str(uuid7()),
             traceparent=traceparent,
+            correlation_id=correlation_id,
         )
         return cls(request.SerializeToString(), deadline)
 

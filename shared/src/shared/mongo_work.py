@@ -1,0 +1,183 @@
+"""Units of work in MongoDB: the collections `inbox`, `outbox` and `versions` of each service.
+
+What the transaction of a killed worker wrote stays locked until the server's
+`transactionLifetimeLimitSeconds`: have it at 10 rather than its default of 60.
+"""
+
+import asyncio
+import random
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import (
+    ConnectionFailure,
+    DuplicateKeyError,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+)
+from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
+
+from postbus.bus.v1 import Event
+from shared.errors import Code, Outcome, ServiceError, database_away
+from shared.wire import decode, encode
+from shared.work import (
+    KEEP_SECONDS,
+    DoneBefore,
+    Handle,
+    Operation,
+    Publish,
+    Transaction,
+    answer_of,
+    publish_all,
+)
+
+__all__ = ["MongoWork", "create_work_indexes", "forward", "perform", "translated"]
+
+Database = AsyncDatabase[dict[str, Any]]
+
+_BATCH: Final = 100
+_LEASE: Final = timedelta(seconds=15)
+"""How long a worker may take to forward what it has claimed, before another one does."""
+_FIRST_DELAY: Final = 0.002
+_LONGEST_DELAY: Final = 0.1
+_LONG_AGO: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+async def create_work_indexes(database: Database) -> None:
+    """Create what units of work need."""
+    await database["inbox"].create_index("done_at", expireAfterSeconds=KEEP_SECONDS)
+    await database["outbox"].create_index("until")
+
+
+class MongoWork(Transaction):
+    """One transaction."""
+
+    def __init__(
+        self, database: Database, session: AsyncClientSession, operation: Operation
+    ) -> None:
+        super().__init__()
+        self.database = database
+        self._inbox = database["inbox"]
+        self._versions = database["versions"]
+        self._session = session
+        self._operation = operation
+
+    @asynccontextmanager
+    async def join(self) -> AsyncIterator[AsyncClientSession]:
+        """Give the session of the transaction."""
+        async with self.turn():
+            yield self._session
+
+    async def _begin(self) -> None:
+        if self._session.in_transaction:
+            return
+        await self._session.start_transaction(
+            read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority", j=True)
+        )
+        operation = self._operation
+        with translated():
+            found = await self._inbox.find_one({"_id": operation.key}, session=self._session)
+            if found is not None:
+                raise DoneBefore(answer_of(operation, found["fingerprint"], found["reply"]))
+            if operation.version:
+                newer = {"_id": operation.subject, "version": {"$gte": operation.version}}
+                if await self._versions.find_one(newer, session=self._session):
+                    raise DoneBefore
+
+    async def _commit(self, reply: bytes) -> None:
+        """Enter the operation last: a transaction whose worker is killed holds what it wrote.
+
+        Of two that run at once one commits; the other finds a conflict, and then the reply.
+        """
+        operation, session = self._operation, self._session
+        if not session.in_transaction:
+            return
+        entry = {
+            "_id": operation.key,
+            "fingerprint": operation.fingerprint,
+            "reply": None if operation.secret else reply,
+            "done_at": datetime.now(UTC),
+        }
+        events = [
+            {"_id": event.id, "event": encode(event), "until": _LONG_AGO} for event in self.events
+        ]
+        with translated(Outcome.UNKNOWN):
+            if events:
+                await self.database["outbox"].insert_many(events, session=session)
+            if operation.version:
+                version = {"$set": {"version": operation.version}}
+                subject = {"_id": operation.subject}
+                await self._versions.update_one(subject, version, upsert=True, session=session)
+            await self._inbox.insert_one(entry, session=session)
+            await self._commit_transaction()
+
+    async def _commit_transaction(self) -> None:
+        """Commit; while nobody knows whether it is committed, do it again."""
+        while True:
+            try:
+                return await self._session.commit_transaction()
+            except PyMongoError as error:
+                if not error.has_error_label("UnknownTransactionCommitResult"):
+                    raise
+            await asyncio.sleep(_LONGEST_DELAY)
+
+
+async def perform(database: Database, operation: Operation, handler: Handle) -> tuple[bytes, bool]:
+    """Return the reply of a work, and whether it has events; see Store.perform."""
+    delay = _FIRST_DELAY
+    while True:
+        async with database.client.start_session() as session:
+            work = MongoWork(database, session, operation)
+            try:
+                return await work.run(handler, at_once=operation.at_once), bool(work.events)
+            except PyMongoError as error:
+                if not error.has_error_label("TransientTransactionError"):
+                    raise
+        await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  # jitter, not a secret
+        delay = min(2 * delay, _LONGEST_DELAY)
+
+
+async def forward(database: Database, publish: Publish) -> int:
+    """See Store.forward. What a worker claims is its own for a while, then anyone's again."""
+    outbox = database.get_collection("outbox", write_concern=WriteConcern(1))
+    now = datetime.now(UTC)
+    free = outbox.find({"until": {"$lt": now}}, {"_id": 1}).sort("_id").limit(_BATCH)
+    wanted = [each["_id"] for each in await free.to_list()]
+    if not wanted:
+        return 0
+    claim = secrets.token_hex(8)
+    claimed = {"$set": {"claim": claim, "until": now + _LEASE}}
+    await outbox.update_many({"_id": {"$in": wanted}, "until": {"$lt": now}}, claimed)
+    mine = {"_id": {"$in": wanted}, "claim": claim}
+    ours = await outbox.find(mine).sort("_id").to_list()
+    try:
+        done, failure = await publish_all(publish, [decode(Event, each["event"]) for each in ours])
+        await outbox.delete_many({"_id": {"$in": done}})
+        if failure is not None:
+            raise failure
+    except BaseException:
+        await outbox.update_many(mine, {"$set": {"until": _LONG_AGO}})
+        raise
+    return len(done)
+
+
+@contextmanager
+def translated(unconnected: int = Outcome.NO_EFFECT) -> Iterator[None]:
+    """Turn what the driver raises into ServiceError; leave conflicts of transactions to `perform`.
+
+    `unconnected` is what is known of the effect where no server was found.
+    """
+    try:
+        yield
+    except DuplicateKeyError as error:
+        raise ServiceError(Code.ALREADY_EXISTS, "ALREADY_EXISTS", "It exists already.") from error
+    except ServerSelectionTimeoutError as error:
+        raise database_away(unconnected) from error
+    except ConnectionFailure as error:
+        raise database_away(Outcome.UNKNOWN) from error

@@ -1,0 +1,184 @@
+"""Units of work in PostgreSQL: the tables `inbox`, `outbox` and `versions` of each service."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from postbus.bus.v1 import Event
+from shared.errors import Outcome, database_away
+from shared.wire import decode, encode
+from shared.work import (
+    KEEP_SECONDS,
+    DoneBefore,
+    Operation,
+    Publish,
+    Transaction,
+    answer_of,
+    publish_all,
+)
+
+__all__ = [
+    "PostgresWork",
+    "create_work_tables",
+    "drop_work_tables",
+    "forward",
+    "purge",
+    "translated",
+]
+
+_BATCH = 100
+_PURGED = 10_000
+_metadata = sa.MetaData()
+_inbox = sa.Table(
+    "inbox",
+    _metadata,
+    sa.Column("key", sa.String(64), primary_key=True),
+    sa.Column("fingerprint", sa.LargeBinary, nullable=False),
+    sa.Column("reply", sa.LargeBinary),
+    sa.Column(
+        "done_at",
+        sa.DateTime(timezone=True),
+        nullable=False,
+        server_default=sa.func.now(),
+        index=True,
+    ),
+)
+_outbox = sa.Table(
+    "outbox",
+    _metadata,
+    sa.Column("id", sa.String(36), primary_key=True),
+    sa.Column("event", sa.LargeBinary, nullable=False),
+)
+_versions = sa.Table(
+    "versions",
+    _metadata,
+    sa.Column("subject", sa.String(64), primary_key=True),
+    sa.Column("version", sa.BigInteger, nullable=False),
+)
+_ENTER = sa.text(
+    "INSERT INTO inbox (key, fingerprint) VALUES (:key, :fingerprint) ON CONFLICT DO NOTHING"
+)
+_FOUND = sa.text("SELECT fingerprint, reply FROM inbox WHERE key = :key")
+_NEWER = sa.text(
+    "INSERT INTO versions (subject, version) VALUES (:subject, :version) ON CONFLICT (subject)"
+    " DO UPDATE SET version = excluded.version WHERE versions.version < excluded.version"
+)
+_LEAVE = sa.text(
+    "WITH sent AS (INSERT INTO outbox (id, event)"
+    " SELECT * FROM unnest(CAST(:ids AS varchar[]), CAST(:events AS bytea[])))"
+    " UPDATE inbox SET reply = :reply WHERE key = :key"
+)
+_CLAIM = sa.text("SELECT id, event FROM outbox ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED")
+_SENT = sa.text("DELETE FROM outbox WHERE id = ANY(:ids)")
+_PURGE = sa.text(
+    "DELETE FROM inbox WHERE key IN (SELECT key FROM inbox"
+    " WHERE done_at < now() - make_interval(secs => :seconds) LIMIT :limit)"
+)
+
+
+def create_work_tables(connection: sa.Connection) -> None:
+    """Create what units of work need; for migrations: `create_work_tables(op.get_bind())`."""
+    _metadata.create_all(connection)
+
+
+def drop_work_tables(connection: sa.Connection) -> None:
+    """Undo `create_work_tables`."""
+    _metadata.drop_all(connection)
+
+
+class PostgresWork(Transaction):
+    """One transaction."""
+
+    def __init__(self, engine: AsyncEngine, operation: Operation) -> None:
+        super().__init__()
+        self.engine = engine
+        self._operation = operation
+        self._session: AsyncSession | None = None
+
+    @asynccontextmanager
+    async def join(self) -> AsyncIterator[AsyncSession]:
+        """Give the session of the transaction; what is in it is flushed at the end."""
+        async with self.turn():
+            if self._session is None:
+                raise RuntimeError("the work has not begun")
+            yield self._session
+            await self._session.flush()
+
+    async def _begin(self) -> None:
+        if self._session is None:
+            self._session = AsyncSession(self.engine, expire_on_commit=False)
+            with translated():
+                await self._enter(self._session)
+
+    async def _enter(self, session: AsyncSession) -> None:
+        """Enter the operation into the inbox: another one of the same key is waited for."""
+        connection = await session.connection()
+        operation = self._operation
+        key = {"key": operation.key}
+        entered = await connection.execute(_ENTER, {**key, "fingerprint": operation.fingerprint})
+        if entered.rowcount == 0:
+            fingerprint, reply = (await connection.execute(_FOUND, key)).one()
+            raise DoneBefore(answer_of(operation, fingerprint, reply))
+        if operation.version:
+            newer = {"subject": operation.subject, "version": operation.version}
+            if (await connection.execute(_NEWER, newer)).rowcount == 0:
+                raise DoneBefore
+
+    async def _commit(self, reply: bytes) -> None:
+        if self._session is None:
+            return
+        stored = {
+            "key": self._operation.key,
+            "reply": None if self._operation.secret else reply,
+            "ids": [event.id for event in self.events],
+            "events": [encode(event) for event in self.events],
+        }
+        with translated(Outcome.UNKNOWN):
+            await (await self._session.connection()).execute(_LEAVE, stored)
+            await self._session.commit()
+
+    async def close(self) -> None:
+        """Undo what is not committed."""
+        if self._session is not None:
+            await self._session.close()
+
+
+async def forward(engine: AsyncEngine, publish: Publish) -> int:
+    """See Store.forward. Events that another worker has in hand are left to it."""
+    async with engine.begin() as connection:
+        rows = (await connection.execute(_CLAIM, {"limit": _BATCH})).all()
+        done, failure = await publish_all(publish, [decode(Event, event) for _, event in rows])
+        if done:
+            await connection.execute(_SENT, {"ids": done})
+    if failure is not None:
+        raise failure
+    return len(done)
+
+
+async def purge(engine: AsyncEngine) -> None:
+    """See Store.purge."""
+    async with engine.begin() as connection:
+        await connection.execute(_PURGE, {"seconds": KEEP_SECONDS, "limit": _PURGED})
+
+
+@contextmanager
+def translated(unconnected: int = Outcome.NO_EFFECT) -> Iterator[None]:
+    """Turn what the driver raises while the database is away into UNAVAILABLE.
+
+    `unconnected` is what is then known of the effect, if there was no connection.
+    """
+    try:
+        yield
+    except (PoolTimeoutError, OSError) as error:
+        raise database_away(unconnected) from error
+    except (InterfaceError, OperationalError) as error:
+        raise database_away(Outcome.UNKNOWN) from error
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise database_away(Outcome.UNKNOWN) from error
+        raise

@@ -1,0 +1,288 @@
+"""A unit of work: what one call or event changes, the events it causes and its reply, all or none.
+
+Each operation is remembered with its reply (the inbox), in the transaction of its changes: when it
+comes again, there is no second effect, and the caller gets the first answer. The events wait in the
+same database (the outbox) until the relay has handed them to the broker.
+"""
+
+import asyncio
+import hashlib
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import structlog
+
+from postbus.bus.v1 import Event
+from shared.errors import Code, ServiceError
+
+__all__ = [
+    "KEEP_SECONDS",
+    "DoneBefore",
+    "Handle",
+    "Operation",
+    "Perform",
+    "Publish",
+    "Store",
+    "Transaction",
+    "Work",
+    "answer_of",
+    "current_work",
+    "direct",
+    "flush",
+    "publish_all",
+    "relay",
+]
+
+_log = structlog.get_logger()
+KEEP_SECONDS: Final = 24 * 60 * 60
+"""How long an operation is remembered."""
+_POLL_SECONDS: Final = 1.0
+_LONGEST_DELAY: Final = 5.0
+_FLUSH_SECONDS: Final = 1.0
+_PURGE_SECONDS: Final = 300.0
+
+Publish = Callable[[Event], Awaitable[None]]
+"""Hands an event to the broker; raises ServiceError unless the broker has it."""
+
+Handle = Callable[[], Awaitable[bytes]]
+"""Runs the handler of an operation and returns its encoded response."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Operation:
+    """What must happen once: a call of a method by a caller, or an event at a consumer."""
+
+    key: str
+    """Its name, 64 hex digits."""
+    fingerprint: bytes = b""
+    """SHA-256 of what was asked: another question under the same name is refused."""
+    secret: bool = False
+    """The reply must not be stored."""
+    at_once: bool = False
+    """Changes something in any case: the work begins before the handler does."""
+    subject: str = ""
+    version: int = 0
+    """Of an event: names consumer and aggregate, and the aggregate's version; 0 for none."""
+
+    @staticmethod
+    def name(*parts: str) -> str:
+        """Return a key for what the parts name together."""
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+class DoneBefore(BaseException):  # no error, and not for handlers to catch
+    """Ends a handler whose operation has been done; the answer is `reply`."""
+
+    def __init__(self, reply: bytes = b"") -> None:
+        super().__init__()
+        self.reply = reply
+
+
+Perform = Callable[[Operation, Handle], Awaitable[bytes]]
+"""See Store.perform."""
+
+
+class Work:
+    """The work of one operation: here without a database."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+
+class Transaction(Work):
+    """The work of one operation in a database: begins at first use, for one task at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = asyncio.Lock()
+        self._user: asyncio.Task[object] | None = None
+        self._ended: BaseException | None = None
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Begin, and keep other tasks of the handler from the connection meanwhile."""
+        if self._user is asyncio.current_task():
+            yield
+            return
+        async with self._lock:
+            self._user = asyncio.current_task()
+            try:
+                await self._require()
+                yield
+            finally:
+                self._user = None
+
+    async def _require(self) -> None:
+        """Begin unless it has begun; once that has failed there is no going on."""
+        if self._ended is None:
+            try:
+                await self._begin()
+            except BaseException as error:
+                self._ended = error
+                raise
+        else:
+            raise self._ended
+
+    async def run(self, handler: Handle, *, at_once: bool) -> bytes:
+        """Run `handler` as part of this work, and commit; return its reply, or the first one."""
+        token = _current.set(self)
+        try:
+            if at_once:
+                async with self.turn():
+                    pass
+            reply = await handler()
+            if self.events:
+                async with self.turn():
+                    pass
+            if self._ended is not None:
+                raise self._ended
+            await self._commit(reply)
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            if isinstance(self._ended, DoneBefore):  # whatever became of it on its way here
+                return self._ended.reply
+            raise
+        else:
+            return reply
+        finally:
+            _current.reset(token)
+
+    async def _begin(self) -> None:
+        """Begin unless it has begun; DoneBefore if the operation has been done."""
+        raise NotImplementedError
+
+    async def _commit(self, reply: bytes) -> None:
+        """Store the reply and the events, and commit all of it, if it has begun."""
+        raise NotImplementedError
+
+
+class Store(Protocol):
+    """A database that keeps works whole. Safe for concurrent use."""
+
+    async def perform(self, operation: Operation, handler: Handle) -> bytes:
+        """Run `handler` in a unit of work and return its reply; the first one if it is done before.
+
+        What it raises undoes everything. It may be run again before the commit, where the database
+        asks for it.
+        """
+
+    async def forward(self, publish: Publish) -> int:
+        """Hand some events of the outbox to the broker, oldest first; return how many."""
+
+    async def purge(self) -> None:
+        """Forget old operations."""
+
+    @property
+    def committed(self) -> asyncio.Event:
+        """Set after each commit that put something into the outbox."""
+
+
+def direct(publish: Publish) -> Perform:
+    """Return what performs operations without a database: nothing is remembered.
+
+    Events go to the broker once the handler has succeeded, and before its reply.
+    """
+
+    async def perform(_operation: Operation, handler: Handle) -> bytes:
+        work = Work()
+        token = _current.set(work)
+        try:
+            reply = await handler()
+        finally:
+            _current.reset(token)
+        for event in work.events:
+            await publish(event)
+        return reply
+
+    return perform
+
+
+_current: ContextVar[Work | None] = ContextVar("postbus_work", default=None)
+
+
+def current_work() -> Work | None:
+    """Return the work that this task is part of, if it is part of one."""
+    return _current.get()
+
+
+def answer_of(operation: Operation, fingerprint: bytes, reply: bytes | None) -> bytes:
+    """Return the stored reply of an operation that has been done, or raise why there is none."""
+    if fingerprint != operation.fingerprint:
+        raise ServiceError(
+            Code.INVALID_ARGUMENT,
+            "OPERATION_ID_REUSED",
+            "The operation id belongs to another request: make a new one.",
+        )
+    if reply is None:
+        raise ServiceError(
+            Code.ALREADY_EXISTS,
+            "ALREADY_DONE",
+            "This was done before, and its answer is not kept.",
+        )
+    return reply
+
+
+async def relay(store: Store, publish: Publish) -> None:
+    """Hand the events of the outbox to the broker until cancelled: at once after each commit.
+
+    Every second it also looks for what a worker that was killed has left.
+    """
+    await asyncio.gather(_forward(store, publish), _purge(store))
+
+
+async def _forward(store: Store, publish: Publish) -> None:
+    delay = 0.0
+    while True:
+        store.committed.clear()
+        try:
+            forwarded = await store.forward(publish)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the events still wait
+            if not delay:
+                _log.warning("relay.delayed", error=repr(error))
+            delay = min(max(2 * delay, 0.1), _LONGEST_DELAY)
+            await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  # jitter
+            continue
+        delay = 0.0
+        if not forwarded:
+            await _wait(store.committed)
+
+
+async def flush(store: Store, publish: Publish) -> None:
+    """Hand over what waits, if that is soon done; the next worker finds the rest."""
+    try:
+        async with asyncio.timeout(_FLUSH_SECONDS):
+            while await store.forward(publish):
+                pass
+    except Exception as error:  # noqa: BLE001  # as above
+        _log.warning("relay.delayed", error=repr(error))
+
+
+async def _wait(event: asyncio.Event) -> None:
+    try:
+        async with asyncio.timeout(_POLL_SECONDS):
+            await event.wait()
+    except TimeoutError:
+        return
+
+
+async def _purge(store: Store) -> None:
+    while True:
+        await asyncio.sleep(_PURGE_SECONDS * random.uniform(0.5, 1))  # noqa: S311  # jitter
+        try:
+            await store.purge()
+        except Exception as error:  # noqa: BLE001  # as above
+            _log.warning("inbox.not_purged", error=repr(error))
+
+
+async def publish_all(
+    publish: Publish, events: Sequence[Event]
+) -> tuple[list[str], BaseException | None]:
+    """Publish events in order; return the ids of those that the broker has, and what went wrong."""
+    results = await asyncio.gather(*(publish(event) for event in events), return_exceptions=True)
+    done = [event.id for event, result in zip(events, results, strict=True) if result is None]
+    return done, next((result for result in results if result is not None), None)

@@ -1,0 +1,339 @@
+"""Units of work on real databases: an effect once, with its events and its reply, or not at all."""
+
+import asyncio
+import time
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import ClassVar, Protocol
+
+import asyncpg
+import httpx
+import pytest
+import sqlalchemy as sa
+from bson import ObjectId
+from odmantic import Field, Model
+from odmantic.query import eq
+from pydantic import SecretStr
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from postbus.bus.v1 import Event
+from shared.errors import Code, ServiceError
+from shared.mongo import Mongo, open_mongo
+from shared.postgres import Postgres, async_url, open_postgres
+from shared.postgres_work import create_work_tables
+from shared.work import Operation, Store, current_work, flush, relay
+
+Unique = Callable[[str], str]
+
+
+class Notes(Protocol):
+    """Something to change in a database."""
+
+    store: Store
+
+    @abstractmethod
+    async def add(self, text: str) -> None:
+        """Store a note; it has no key that could stop a second one."""
+
+    @abstractmethod
+    async def count(self, text: str) -> int:
+        """Count the notes with this text."""
+
+
+class PostgresNotes(Notes):
+    def __init__(self, store: Postgres) -> None:
+        self.store = self._postgres = store
+
+    async def add(self, text: str) -> None:
+        async with self._postgres.transaction() as session:
+            connection = await session.connection()
+            await connection.execute(sa.text("INSERT INTO notes VALUES (:text)"), {"text": text})
+
+    async def count(self, text: str) -> int:
+        query = sa.text("SELECT count(*) FROM notes WHERE note = :text")
+        async with self._postgres.transaction() as session:
+            connection = await session.connection()
+            return int((await connection.execute(query, {"text": text})).scalar_one())
+
+
+class Note(Model):
+    """A note."""
+
+    model_config: ClassVar = {"collection": "notes"}
+    id: ObjectId = Field(primary_field=True)
+    text: str
+
+
+class MongoNotes(Notes):
+    def __init__(self, store: Mongo) -> None:
+        self.store = store
+        self._notes = store.collection(Note)
+
+    async def add(self, text: str) -> None:
+        await self._notes.insert(Note(id=ObjectId(), text=text))
+
+    async def count(self, text: str) -> int:
+        return len(await self._notes.find(eq(Note.text, text), sort=[("_id", 1)], limit=1000))
+
+
+@asynccontextmanager
+async def _postgres_notes(url: str) -> AsyncIterator[Notes]:
+    server, _, name = url.rpartition("/")
+    connection = await asyncpg.connect(f"{server}/postgres")
+    await connection.execute(f'CREATE DATABASE "{name}"')
+    await connection.close()
+    engine = create_async_engine(async_url(SecretStr(url)))
+    async with engine.begin() as opened:
+        await opened.execute(sa.text("CREATE TABLE notes (note text)"))
+        await opened.run_sync(create_work_tables)
+    await engine.dispose()
+    async with open_postgres(SecretStr(url)) as postgres:
+        yield PostgresNotes(postgres)
+
+
+@asynccontextmanager
+async def _mongo_notes(url: str) -> AsyncIterator[Notes]:
+    async with open_mongo(SecretStr(url)) as mongo:
+        await mongo.create_indexes()
+        yield MongoNotes(mongo)
+
+
+@pytest.fixture(params=["postgres", "mongo"])
+async def notes(
+    request: pytest.FixtureRequest, unique: Unique, postgres_url: str, mongo_url: str
+) -> AsyncIterator[Notes]:
+    """A database of its own."""
+    if request.param == "postgres":
+        async with _postgres_notes(_another(postgres_url, unique)) as opened:
+            yield opened
+    else:
+        async with _mongo_notes(_another(mongo_url, unique)) as opened:
+            yield opened
+
+
+def _another(database: str, unique: Unique) -> str:
+    url = httpx.URL(database)
+    return str(url.copy_with(path=unique(f"{url.path}_")))
+
+
+def an_operation(name: str, asked: bytes = b"asked") -> Operation:
+    return Operation(key=Operation.name("call", name), fingerprint=asked)
+
+
+def an_event(id_: str) -> Event:
+    return Event(id=id_, type="postbus.test.v1.Noted", data=b"noted")
+
+
+def publish(id_: str) -> None:
+    work = current_work()
+    assert work is not None
+    work.events.append(an_event(id_))
+
+
+class Broker:
+    """Takes events, unless it is away."""
+
+    def __init__(self) -> None:
+        self.has: list[str] = []
+        self.away = False
+
+    async def publish(self, event: Event) -> None:
+        if self.away:
+            raise ServiceError(Code.UNAVAILABLE, "NOT_CONNECTED", "Away.")
+        self.has.append(event.id)
+
+
+async def test_repeated_operation_has_one_effect_and_the_first_reply(notes: Notes) -> None:
+    replies = iter([b"first", b"second"])
+
+    async def handler() -> bytes:
+        await notes.add("once")
+        return next(replies)
+
+    answers = [await notes.store.perform(an_operation("once"), handler) for _ in range(2)]
+
+    assert answers == [b"first", b"first"]
+    assert await notes.count("once") == 1
+
+
+async def test_concurrent_duplicates_have_one_effect_and_one_reply(notes: Notes) -> None:
+    runs = iter(range(1000))
+
+    async def handler() -> bytes:
+        await notes.add("duplicate")
+        await asyncio.sleep(0.05)
+        return str(next(runs)).encode()
+
+    operation = an_operation("duplicate")
+    answers = await asyncio.gather(*(notes.store.perform(operation, handler) for _ in range(20)))
+
+    assert len(set(answers)) == 1
+    assert await notes.count("duplicate") == 1
+
+
+async def test_other_request_under_the_same_name_is_refused(notes: Notes) -> None:
+    async def handler() -> bytes:
+        await notes.add("reused")
+        return b""
+
+    await notes.store.perform(an_operation("reused", b"one"), handler)
+    with pytest.raises(ServiceError) as raised:
+        await notes.store.perform(an_operation("reused", b"other"), handler)
+
+    assert (raised.value.code, raised.value.reason) == (
+        Code.INVALID_ARGUMENT,
+        "OPERATION_ID_REUSED",
+    )
+    assert await notes.count("reused") == 1
+
+
+async def test_secret_reply_is_not_kept(notes: Notes) -> None:
+    async def handler() -> bytes:
+        await notes.add("secret")
+        return b"token"
+
+    operation = an_operation("secret")
+    operation.secret = True
+    assert await notes.store.perform(operation, handler) == b"token"
+    with pytest.raises(ServiceError, match="ALREADY_DONE"):
+        await notes.store.perform(operation, handler)
+
+    assert await notes.count("secret") == 1
+
+
+async def test_handler_that_fails_leaves_nothing_and_may_be_tried_again(notes: Notes) -> None:
+    broker = Broker()
+
+    async def failing() -> bytes:
+        await notes.add("undone")
+        publish("undone")
+        raise ServiceError(Code.FAILED_PRECONDITION, "NOT_NOW", "Not now.")
+
+    async def succeeding() -> bytes:
+        await notes.add("undone")
+        return b"done"
+
+    with pytest.raises(ServiceError, match="NOT_NOW"):
+        await notes.store.perform(an_operation("undone"), failing)
+    assert await notes.count("undone") == 0
+    await flush(notes.store, broker.publish)
+    assert broker.has == []
+
+    assert await notes.store.perform(an_operation("undone"), succeeding) == b"done"
+    assert await notes.count("undone") == 1
+
+
+async def test_tasks_of_one_handler_share_its_work(notes: Notes) -> None:
+    async def handler() -> bytes:
+        await asyncio.gather(*(notes.add("together") for _ in range(5)))
+        raise ServiceError(Code.ABORTED, "ABORTED", "After all not.")
+
+    with pytest.raises(ServiceError, match="ABORTED"):
+        await notes.store.perform(an_operation("together"), handler)
+
+    assert await notes.count("together") == 0
+
+
+async def test_handler_that_swallows_everything_still_has_one_effect(notes: Notes) -> None:
+    async def handler() -> bytes:
+        try:
+            await notes.add("swallowed")
+        except BaseException:  # noqa: BLE001  # as careless as can be
+            return b"never sent"
+        return b"first"
+
+    answers = [await notes.store.perform(an_operation("swallowed"), handler) for _ in range(2)]
+
+    assert answers == [b"first", b"first"]
+    assert await notes.count("swallowed") == 1
+
+
+async def test_events_reach_the_broker_soon_after_the_commit_and_in_order(notes: Notes) -> None:
+    broker = Broker()
+    delays: list[float] = []
+    relaying = asyncio.create_task(relay(notes.store, broker.publish))
+    await asyncio.sleep(0.1)
+
+    for number in range(20):
+        name = f"{number:03}"
+
+        async def handler(name: str = name) -> bytes:
+            await notes.add(name)
+            publish(name)
+            await asyncio.sleep(0.01)
+            assert name not in broker.has  # not before the commit
+            return b""
+
+        await notes.store.perform(an_operation(name), handler)
+        committed = time.monotonic()
+        async with asyncio.timeout(5):
+            while name not in broker.has:  # noqa: ASYNC110  # what is measured
+                await asyncio.sleep(0.001)
+        delays.append(time.monotonic() - committed)
+
+    relaying.cancel()
+    assert broker.has == [f"{number:03}" for number in range(20)]
+    assert sorted(delays)[10] < 0.5  # far from the second of the poll
+
+
+async def test_events_wait_for_a_broker_that_is_away(notes: Notes) -> None:
+    broker = Broker()
+    broker.away = True
+
+    async def handler() -> bytes:
+        await notes.add("away")
+        for number in range(250):
+            publish(f"{number:03}")
+        return b""
+
+    await notes.store.perform(an_operation("away"), handler)
+    relaying = asyncio.create_task(relay(notes.store, broker.publish))
+    await asyncio.sleep(0.3)
+    assert broker.has == []
+    broker.away = False
+    async with asyncio.timeout(10):
+        while len(broker.has) < 250:  # noqa: ASYNC110  # polls the broker
+            await asyncio.sleep(0.01)
+    relaying.cancel()
+
+    assert sorted(broker.has) == [f"{number:03}" for number in range(250)]
+
+
+async def test_two_relays_do_not_send_twice(notes: Notes) -> None:
+    broker = Broker()
+
+    async def handler() -> bytes:
+        for number in range(500):
+            publish(f"{number:03}")
+        return b""
+
+    await notes.store.perform(an_operation("two"), handler)
+    relays = [asyncio.create_task(relay(notes.store, broker.publish)) for _ in range(2)]
+    async with asyncio.timeout(10):
+        while len(broker.has) < 500:  # noqa: ASYNC110  # polls the broker
+            await asyncio.sleep(0.01)
+    for each in relays:
+        each.cancel()
+
+    assert sorted(broker.has) == [f"{number:03}" for number in range(500)]
+
+
+async def test_event_that_comes_after_a_later_one_is_dropped(notes: Notes) -> None:
+    async def deliver(id_: str, version: int) -> None:
+        async def handler() -> bytes:
+            await notes.add(f"version {version}")
+            return b""
+
+        key = Operation.name("event", "consumer", id_)
+        event = Operation(key=key, at_once=True, subject="s1", version=version)
+        await notes.store.perform(event, handler)
+
+    await deliver("a", 1)
+    await deliver("c", 3)
+    await deliver("b", 2)
+    await deliver("c", 3)
+    await deliver("d", 4)
+
+    counts = [await notes.count(f"version {version}") for version in (1, 2, 3, 4)]
+    assert counts == [1, 0, 1, 1]

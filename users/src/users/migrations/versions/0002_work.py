@@ -1,0 +1,16 @@
+"""Inbox and outbox: what was done, and the events that wait."""
+
+from alembic import op
+
+from shared.postgres_work import create_work_tables, drop_work_tables
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    create_work_tables(op.get_bind())
+
+
+def downgrade() -> None:
+    drop_work_tables(op.get_bind())
