@@ -114,6 +114,13 @@ migrate: _setup
 seed: _setup
     @exec {{ quote(python) }} -m tools seed
 
+# look after dead letters: just dlq [show|replay|drop QUEUE] [ID...]
+[group('data')]
+[no-exit-message]
+[positional-arguments]
+dlq *arguments: _setup
+    @exec {{ quote(python) }} -m tools dlq "$@"
+
 # write .env with new secrets for docker compose, once
 [group('data')]
 [no-exit-message]

@@ -44,6 +44,10 @@ def _parser() -> argparse.ArgumentParser:
                 default="postgres",
                 help="postgres if unsaid",
             )
+        if name == "dlq" and "dlq" in sys.argv:  # slow to import
+            from tools.dlq import add_arguments
+
+            add_arguments(command)
         if name == "remove-service":
             command.add_argument("name", metavar="NAME", help="a service")
             command.add_argument("-y", "--yes", action="store_true", help="don't ask")
@@ -118,6 +122,12 @@ def _contracts(_: argparse.Namespace) -> None:
     print("contracts: dist/contracts has the documents, the page and the packages")
 
 
+def _dlq(options: argparse.Namespace) -> int:
+    from tools.dlq import dlq
+
+    return dlq(options)
+
+
 def _secrets(_: argparse.Namespace) -> None:
     from tools.paths import ROOT
     from tools.secrets import Secrets
@@ -152,6 +162,7 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
     "remove-service": ("remove a service and its entries in other files", _remove_service),
     "seed": ("add users and posts to a running system", _seed),
     "migrate": ("bring the databases up to date", _migrate),
+    "dlq": ("list, show, replay or drop events that a consumer could not deal with", _dlq),
     "secrets": ("write .env for docker compose, once", _secrets),
 }
 

@@ -90,7 +90,7 @@ def posts() -> Posts:
 @pytest.fixture
 async def bus(posts: Posts, verifier: TokenVerifier) -> AsyncIterator[MemoryBus]:
     """`posts`, served as a worker serves it."""
-    bus = MemoryBus()
+    bus = MemoryBus(delays=(0.05,))
     async with serve("posts", Application(handlers=[posts], probes={}), bus, verifier):
         yield bus
 
@@ -231,14 +231,24 @@ async def test_event_is_tried_again_while_a_part_is_away(bus: MemoryBus, posts: 
     assert bus.dead_letters.empty()
 
 
-async def test_event_whose_consumer_fails_is_a_dead_letter(bus: MemoryBus, posts: Posts) -> None:
+async def test_event_is_tried_again_after_a_bug(bus: MemoryBus, posts: Posts) -> None:
     posts.failure = RuntimeError("bug")
 
     await bus.publish(_registered())
 
     async with asyncio.timeout(5):
-        dead_letter = await bus.dead_letters.get()
-    assert decode(Event, dead_letter).subject == "1"
+        await posts.consumed.wait()
+    assert posts.seen == ["alice"]
+
+
+async def test_event_that_is_refused_is_a_dead_letter(bus: MemoryBus, posts: Posts) -> None:
+    posts.failure = ServiceError(Code.INVALID_ARGUMENT, "NONSENSE", "No.")
+
+    await bus.publish(_registered())
+
+    async with asyncio.timeout(5):
+        body, reason = await bus.dead_letters.get()
+    assert (decode(Event, body).subject, reason) == ("1", "NONSENSE")
     assert posts.seen == []
 
 
@@ -247,8 +257,13 @@ async def test_event_that_nobody_consumes_is_a_dead_letter(
 ) -> None:
     dispatcher = Dispatcher("posts", [posts, Health({})], verifier, direct(MemoryBus().publish))
 
-    assert await dispatcher.consume(encode(Event(id="1", type="nonsense"))) is False
-    assert await dispatcher.consume(b"\xff") is False
+    for body, reason in (
+        (encode(Event(id="1", type="nonsense")), "UNKNOWN_EVENT"),
+        (b"\xff", "MALFORMED_MESSAGE"),
+    ):
+        failure = await dispatcher.consume(body)
+        assert failure is not None
+        assert (failure.reason, failure.retry) == (reason, False)
 
 
 async def test_answer_that_is_too_large_is_an_error(bus: MemoryBus, posts: Posts) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 
+import aio_pika
 import pytest
 from pydantic import SecretStr
 
@@ -13,19 +14,20 @@ from postbus.bus.v1 import Code, Completed, Error, Event, Outcome, Reply, Reques
 from shared.errors import ServiceError
 from shared.messagebus import Call, MessageBus
 from shared.messagebus.amqp import connect
-from shared.messagebus.bus import CREDIT, RpcHandler
+from shared.messagebus.bus import CREDIT, EventHandler, Failure, RpcHandler
 from shared.messagebus.memory import MemoryBus
 from shared.wire import decode, encode
 
 Unique = Callable[[str], str]
+DELAYS = (0.1, 0.4)
 
 
 @pytest.fixture(params=["memory", "frames", "aio-pika"])
 async def bus(request: pytest.FixtureRequest, vhost: str) -> AsyncIterator[MessageBus]:
     if request.param == "memory":
-        yield MemoryBus()
+        yield MemoryBus(DELAYS)
         return
-    async with connect(SecretStr(vhost), "test", request.param) as connected:
+    async with connect(SecretStr(vhost), "test", request.param, delays=DELAYS) as connected:
         await connected.wait_ready()
         yield connected
 
@@ -199,12 +201,12 @@ async def test_servers_of_one_queue_share_its_calls(bus: MessageBus, unique: Uni
     route, queue = unique("route."), unique("queue.")
     served: dict[str, int] = {"first": 0, "second": 0}
 
-    def counting(name: str) -> Callable[[str, bytes], "asyncio.Future[bytes]"]:
+    def counting(name: str) -> RpcHandler:
         async def handler(_route: str, body: bytes) -> bytes:
             served[name] += 1
             return await echo(_route, body)
 
-        return handler  # type: ignore[return-value]
+        return handler
 
     first = await bus.serve(queue, [route], counting("first"), concurrency=1)
     second = await bus.serve(queue, [route], counting("second"), concurrency=1)
@@ -221,12 +223,11 @@ async def test_every_named_queue_gets_an_event_once(bus: MessageBus, unique: Uni
     event = unique("event.")
     received: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
 
-    def consumer(name: str) -> Callable[[bytes], "asyncio.Future[bool]"]:
-        async def handler(body: bytes) -> bool:
+    def consumer(name: str) -> EventHandler:
+        async def handler(body: bytes) -> None:
             received.put_nowait((name, decode(Event, body).data))
-            return True
 
-        return handler  # type: ignore[return-value]
+        return handler
 
     names = [unique("one."), unique("two.")]
     subscriptions = [await bus.subscribe([event], consumer(name), queue=name) for name in names]
@@ -247,9 +248,8 @@ async def test_named_queue_keeps_events_while_nobody_consumes(
     event, queue = unique("event."), unique("queue.")
     received: asyncio.Queue[bytes] = asyncio.Queue()
 
-    async def keep(body: bytes) -> bool:
+    async def keep(body: bytes) -> None:
         received.put_nowait(decode(Event, body).data)
-        return True
 
     await (await bus.subscribe([event], keep, queue=queue)).cancel()
     await bus.publish(Event(id="1", type=event, data=b"meanwhile"))
@@ -266,9 +266,8 @@ async def test_own_queue_hears_events_from_the_moment_of_subscribing(
     event = unique("event.")
     received: asyncio.Queue[bytes] = asyncio.Queue()
 
-    async def keep(body: bytes) -> bool:
+    async def keep(body: bytes) -> None:
         received.put_nowait(decode(Event, body).data)
-        return True
 
     await bus.publish(Event(id="1", type=event, data=b"before"))
     subscription = await bus.subscribe([event], keep)
@@ -276,6 +275,87 @@ async def test_own_queue_hears_events_from_the_moment_of_subscribing(
 
     async with asyncio.timeout(5):
         assert await received.get() == b"after"
+    await subscription.cancel()
+
+
+class Failing:
+    """Fails the first times with `failure`, and keeps the others."""
+
+    def __init__(self, failure: Failure, times: int) -> None:
+        self.tries: list[float] = []
+        self.kept: asyncio.Queue[bytes] = asyncio.Queue()
+        self._failure = failure
+        self._times = times
+
+    async def __call__(self, body: bytes) -> Failure | None:
+        data = decode(Event, body).data
+        if data == b"bad":
+            self.tries.append(time.monotonic())
+            if len(self.tries) <= self._times:
+                return self._failure
+        self.kept.put_nowait(data)
+        return None
+
+
+async def dead_letter(bus: MessageBus, vhost: str, queue: str) -> tuple[bytes, str]:
+    """Wait for a dead letter; return its body and the reason."""
+    async with asyncio.timeout(5):
+        if isinstance(bus, MemoryBus):
+            return await bus.dead_letters.get()
+        async with await aio_pika.connect(vhost) as connection:
+            dead = await (await connection.channel()).get_queue(f"{queue}.dead", ensure=False)
+            while (message := await dead.get(fail=False)) is None:  # noqa: ASYNC110  # polls
+                await asyncio.sleep(0.05)
+            await message.ack()
+    return message.body, str(message.headers["x-postbus-reason"])
+
+
+async def test_event_that_fails_is_tried_again_with_growing_delays(
+    bus: MessageBus, unique: Unique
+) -> None:
+    event = unique("event.")
+    failing = Failing(Failure(reason="LATER", message="Later.", retry=True), times=2)
+    subscription = await bus.subscribe([event], failing, queue=unique("queue."))
+
+    await bus.publish(Event(id="1", type=event, data=b"bad"))
+    await bus.publish(Event(id="2", type=event, data=b"good"))
+
+    async with asyncio.timeout(5):
+        assert [await failing.kept.get() for _ in range(2)] == [b"good", b"bad"]
+    first, second, third = failing.tries
+    assert second - first > 0.09
+    assert third - second > 0.39
+    await subscription.cancel()
+
+
+@pytest.mark.parametrize("retry", [True, False])
+async def test_event_that_fails_for_good_is_a_dead_letter_with_its_reason(
+    bus: MessageBus, vhost: str, unique: Unique, retry: bool
+) -> None:
+    event, queue = unique("event."), unique("queue.")
+    failing = Failing(Failure(reason="BROKEN", message="Broken.", retry=retry), times=100)
+    subscription = await bus.subscribe([event], failing, queue=queue)
+
+    await bus.publish(Event(id="1", type=event, data=b"bad"))
+    body, reason = await dead_letter(bus, vhost, queue)
+
+    assert (decode(Event, body).data, reason) == (b"bad", "BROKEN")
+    assert len(failing.tries) == (1 + len(DELAYS) if retry else 1)
+    await subscription.cancel()
+
+
+async def test_event_waits_for_ever_for_a_part_that_is_away(
+    bus: MessageBus, unique: Unique
+) -> None:
+    event = unique("event.")
+    away = Failure(reason="DATABASE_UNAVAILABLE", message="Away.", retry=True, away=True)
+    failing = Failing(away, times=len(DELAYS) + 2)
+    subscription = await bus.subscribe([event], failing, queue=unique("queue."))
+
+    await bus.publish(Event(id="1", type=event, data=b"bad"))
+
+    async with asyncio.timeout(10):
+        assert await failing.kept.get() == b"bad"
     await subscription.cancel()
 
 

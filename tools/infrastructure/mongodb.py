@@ -112,7 +112,7 @@ class MongoDB:
         }
         parameters = [
             "diagnosticDataCollectionEnabled=false",
-            "transactionLifetimeLimitSeconds=10",  # what a killed worker had begun
+            "transactionLifetimeLimitSeconds=5",  # what a killed worker had begun
         ]
         self._server.spawn(
             [

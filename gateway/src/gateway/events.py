@@ -55,18 +55,17 @@ class EventFeed:
         for listeners in self._listeners.values():
             listeners.discard(listener)
 
-    async def _deliver(self, body: bytes) -> bool:
+    async def _deliver(self, body: bytes) -> None:
         try:
             event = decode(Event, body)
             if not self._listeners.get(event.type):
-                return True
+                return
             delivery = _delivery(event)
         except ServiceError:
             _log.warning("event.malformed")
-            return True
+            return
         for listener in tuple(self._listeners[event.type]):
             listener(delivery)
-        return True
 
 
 def _delivery(event: Event) -> Document:

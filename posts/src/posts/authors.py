@@ -7,6 +7,7 @@ from posts.models import Author
 from posts.repository import AuthorRepository
 from shared.context import Context
 from shared.messagebus import EventPattern, MessageBus, ServiceChannel
+from shared.work import outside_work
 
 __all__ = ["AuthorCards"]
 
@@ -30,7 +31,8 @@ class AuthorCards:
             return known[context.user_id]
         answer = await self._users.get_me(GetMeRequest())
         author = Author(id=answer.user.id, username=answer.user.username)
-        await self._authors.put(author)
+        with outside_work():  # all first posts of an author would wait for each other
+            await self._authors.put(author)
         return author
 
     async def by_ids(self, author_ids: Iterable[str]) -> dict[str, Author]:

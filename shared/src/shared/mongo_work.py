@@ -1,7 +1,7 @@
 """Units of work in MongoDB: the collections `inbox`, `outbox` and `versions` of each service.
 
 What the transaction of a killed worker wrote stays locked until the server's
-`transactionLifetimeLimitSeconds`: have it at 10 rather than its default of 60.
+`transactionLifetimeLimitSeconds`: have it at 5 rather than its default of 60.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ __all__ = ["MongoWork", "create_work_indexes", "forward", "perform", "translated
 Database = AsyncDatabase[dict[str, Any]]
 
 _BATCH: Final = 100
-_LEASE: Final = timedelta(seconds=15)
+_LEASE: Final = timedelta(seconds=7)
 """How long a worker may take to forward what it has claimed, before another one does."""
 _FIRST_DELAY: Final = 0.002
 _LONGEST_DELAY: Final = 0.1

@@ -8,8 +8,8 @@ same database (the outbox) until the relay has handed them to the broker.
 import asyncio
 import hashlib
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -33,6 +33,7 @@ __all__ = [
     "current_work",
     "direct",
     "flush",
+    "outside_work",
     "publish_all",
     "relay",
 ]
@@ -91,6 +92,16 @@ class Work:
 
     def __init__(self) -> None:
         self.events: list[Event] = []
+
+
+@contextmanager
+def outside_work() -> Iterator[None]:
+    """What is done inside is not part of the current work: it stays, and holds nobody up."""
+    token = _current.set(None)
+    try:
+        yield
+    finally:
+        _current.reset(token)
 
 
 class Transaction(Work):

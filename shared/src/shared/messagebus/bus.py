@@ -1,6 +1,7 @@
 """What a transport promises: the same for RabbitMQ and for memory, tested by one suite."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from postbus.bus.v1 import Event
@@ -8,7 +9,9 @@ from shared.messagebus.envelope import Call
 
 __all__ = [
     "CREDIT",
+    "DELAYS",
     "EventHandler",
+    "Failure",
     "MessageBus",
     "RpcHandler",
     "Subscription",
@@ -21,9 +24,32 @@ RpcHandler = Callable[[str, bytes], Awaitable[bytes] | AsyncGenerator[bytes, Non
 CREDIT: Final = 32
 """Replies of a stream that may be on their way."""
 
-EventHandler = Callable[[bytes], Awaitable[bool]]
-"""Takes an encoded Event and returns whether it is dealt with; False sends it to the dead letters.
-Never raises."""
+DELAYS: Final = (1.0, 5.0, 30.0, 120.0, 600.0)
+"""Seconds between the tries of an event; after the last one it is a dead letter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why an event was not dealt with."""
+
+    reason: str
+    """UPPER_SNAKE_CASE, as of a ServiceError."""
+    message: str
+    retry: bool
+    """Whether it may go better another time; else it is a dead letter at once."""
+    away: bool = False
+    """Whether a part is away that the consumer needs: it is then tried for ever."""
+
+    def delay(self, attempt: int, delays: Sequence[float]) -> float | None:
+        """Return the seconds until the next try after `attempt`, counted from 1; None for none."""
+        if not self.retry or not delays or (attempt > len(delays) and not self.away):
+            return None
+        return delays[min(attempt, len(delays)) - 1]
+
+
+EventHandler = Callable[[bytes], Awaitable[Failure | None]]
+"""Takes an encoded Event, tries once to deal with it, and returns why it could not. Never raises.
+"""
 
 
 class Subscription(Protocol):
@@ -77,6 +103,8 @@ class MessageBus(Protocol):
     ) -> Subscription:
         """Pass events of `types` to `handler`, beginning when this returns.
 
+        What fails is tried again with growing delays, while others go on, and becomes a dead letter
+        of the queue in the end.
         A named `queue` is durable and shared by everyone who subscribes with the name. Without a
         name the queue is this subscription's own and goes with it or with the connection; `on_gap`
         is called when events flow again after some may have been missed.

@@ -1,6 +1,5 @@
 """The one place where a message meets its handler."""
 
-import asyncio
 import hashlib
 import inspect
 import time
@@ -17,6 +16,7 @@ from postbus.registry import EVENTS, METHODS, Access, EventType, Idempotency, Me
 from shared.context import Context, use_context
 from shared.errors import Code, ServiceError, internal
 from shared.identity import Caller, TokenVerifier, token_missing
+from shared.messagebus.bus import Failure
 from shared.messagebus.envelope import (
     completed_reply,
     deadline_exceeded,
@@ -39,7 +39,8 @@ _MAX_BUDGET = 60.0
 """No call runs longer, in seconds, whatever its caller asks for."""
 _MAX_REPLY_BYTES = 8 * 2**20
 _EVENT_BUDGET = 30.0
-_MAX_RETRY_DELAY = 5.0
+_MAY_PASS = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.ABORTED, Code.DEADLINE_EXCEEDED)
+"""What may go better another time."""
 
 Handler = Callable[[Any, Context], Any]
 """A coroutine function, or an async generator function where the method streams."""
@@ -167,29 +168,25 @@ class Dispatcher:
             raise token_missing()
         return None
 
-    async def consume(self, body: bytes) -> bool:
-        """Run the consumer of an encoded Event; False if it failed for good.
-
-        While a part that the consumer needs is away (UNAVAILABLE), it is tried again and again,
-        with growing delays: the event is not at fault.
-        """
-        name, delay = "", 0.1
-        while True:
-            try:
-                event = decode(Event, body)
-                name = event.type
-                await self._consume(event)
-                return True
-            except ServiceError as error:
-                if error.code is not Code.UNAVAILABLE:
-                    _log.error("event.failed", event_type=name, reason=error.reason)
-                    return False
-                _log.warning("event.delayed", event_type=name, reason=error.reason, seconds=delay)
-            except Exception:  # noqa: BLE001  # the edge, as above
-                _log.exception("event.failed", event_type=name)
-                return False
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, _MAX_RETRY_DELAY)
+    async def consume(self, body: bytes) -> Failure | None:
+        """Run the consumer of an encoded Event once; return why it failed, if it did."""
+        name = ""
+        try:
+            event = decode(Event, body)
+            name = event.type
+            await self._consume(event)
+        except ServiceError as error:
+            _log.warning("event.failed", event_type=name, reason=error.reason)
+            return Failure(
+                reason=error.reason,
+                message=error.message,
+                retry=error.code in _MAY_PASS,
+                away=error.code is Code.UNAVAILABLE,
+            )
+        except Exception as error:  # noqa: BLE001  # the edge, as above
+            _log.exception("event.failed", event_type=name)
+            return Failure(reason="INTERNAL", message=type(error).__name__, retry=True)
+        return None
 
     async def _consume(self, event: Event) -> None:
         if event.type not in self._events:

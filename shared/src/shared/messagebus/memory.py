@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any
 
 from postbus.bus.v1 import Event
-from shared.messagebus.bus import CREDIT, EventHandler, RpcHandler
+from shared.messagebus.bus import CREDIT, DELAYS, EventHandler, RpcHandler
 from shared.messagebus.envelope import (
     Call,
     deadline_exceeded,
@@ -52,7 +52,7 @@ class _Consumer:
 @dataclass(eq=False)
 class _Queue:
     types: set[str] = field(default_factory=set)
-    events: asyncio.Queue[bytes] = field(default_factory=asyncio.Queue)
+    events: asyncio.Queue[tuple[bytes, int]] = field(default_factory=asyncio.Queue)
     active: set[_Consumer] = field(default_factory=set)
     durable: bool = False
 
@@ -60,9 +60,10 @@ class _Queue:
 class MemoryBus:
     """A MessageBus whose messages never leave the process; they are encoded all the same."""
 
-    def __init__(self) -> None:
+    def __init__(self, delays: Sequence[float] = DELAYS) -> None:
         self.ready = True
-        self.dead_letters: asyncio.Queue[bytes] = asyncio.Queue()
+        self._delays = delays
+        self.dead_letters: asyncio.Queue[tuple[bytes, str]] = asyncio.Queue()
         self._servers: list[_Server] = []
         self._turn: dict[str, int] = defaultdict(int)
         self._queues: dict[str, _Queue] = {}
@@ -119,7 +120,7 @@ class MemoryBus:
         body = encode(event)
         for queue in self._queues.values():
             if event.type in queue.types and (queue.durable or queue.active):
-                queue.events.put_nowait(body)
+                queue.events.put_nowait((body, 1))
 
     async def subscribe(
         self,
@@ -140,13 +141,19 @@ class MemoryBus:
 
     async def _consume(self, queue: _Queue, handler: EventHandler) -> None:
         while True:
-            body = await queue.events.get()
+            body, attempt = await queue.events.get()
             try:
-                if not await handler(body):
-                    self.dead_letters.put_nowait(body)
+                failure = await handler(body)
             except asyncio.CancelledError:
-                queue.events.put_nowait(body)
+                queue.events.put_nowait((body, attempt))
                 raise
+            if failure is None:
+                continue
+            if (delay := failure.delay(attempt, self._delays)) is None:
+                self.dead_letters.put_nowait((body, failure.reason))
+            else:
+                again = (body, attempt + 1)
+                asyncio.get_running_loop().call_later(delay, queue.events.put_nowait, again)
 
 
 async def _answer(server: _Server, route: str, body: bytes) -> bytes:

@@ -16,10 +16,11 @@ import structlog
 from pydantic import SecretStr
 
 from postbus.bus.v1 import Event
-from shared.messagebus.amqp.endpoints import Endpoint, EventConsumer, RpcServer
+from shared.messagebus.amqp.consumer import EventConsumer
+from shared.messagebus.amqp.endpoints import Endpoint, RpcServer
 from shared.messagebus.amqp.link import BROKER_ERRORS, Plane
 from shared.messagebus.amqp.session import Session
-from shared.messagebus.bus import EventHandler, RpcHandler
+from shared.messagebus.bus import DELAYS, EventHandler, RpcHandler
 from shared.messagebus.envelope import Call, not_connected
 
 __all__ = ["AmqpBus", "connect"]
@@ -32,15 +33,18 @@ _STABLE_SECONDS: Final = 5.0
 
 
 @asynccontextmanager
-async def connect(url: SecretStr, name: str, plane: Plane = "frames") -> AsyncIterator["AmqpBus"]:
+async def connect(
+    url: SecretStr, name: str, plane: Plane = "frames", *, delays: Sequence[float] = DELAYS
+) -> AsyncIterator["AmqpBus"]:
     """Open a bus under the connection name `name`, and close it at the end.
 
-    `plane` says who carries the messages: our own frames, or aio-pika.
+    `plane` says who carries the messages: our own frames, or aio-pika. `delays` are the seconds
+    between the tries of an event.
 
     Returns at once, connected or not: the bus connects in the background, and again whenever the
     connection is lost.
     """
-    bus = AmqpBus(url, name, plane)
+    bus = AmqpBus(url, name, plane, delays)
     task = asyncio.create_task(bus.run())
     try:
         yield bus
@@ -53,10 +57,11 @@ async def connect(url: SecretStr, name: str, plane: Plane = "frames") -> AsyncIt
 class AmqpBus:
     """A MessageBus over one session at a time."""
 
-    def __init__(self, url: SecretStr, name: str, plane: Plane) -> None:
+    def __init__(self, url: SecretStr, name: str, plane: Plane, delays: Sequence[float]) -> None:
         self._url = url
         self._name = name
         self._plane: Plane = plane
+        self._delays = delays
         self._session: Session | None = None
         self._connected = asyncio.Event()
         self._endpoints: list[Endpoint] = []
@@ -97,7 +102,7 @@ class AmqpBus:
         on_gap: Callable[[], None] | None = None,
     ) -> "_AmqpSubscription":
         """See MessageBus.subscribe; waits for the broker."""
-        return await self._start(EventConsumer(queue, types, handler, on_gap))
+        return await self._start(EventConsumer(queue, types, handler, on_gap, self._delays))
 
     def _require_session(self) -> Session:
         if self._session is None:

@@ -1,8 +1,8 @@
-"""Queues that are consumed: calls to be answered and events to be handled."""
+"""Queues that are consumed, and first of all those of calls."""
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from typing import Final
 
@@ -16,13 +16,13 @@ from shared.messagebus.amqp.frames import Delivered
 from shared.messagebus.amqp.lanes import Lane
 from shared.messagebus.amqp.link import Link
 from shared.messagebus.amqp.session import CONTENT_TYPE, Session
-from shared.messagebus.amqp.topology import CONTROL_EXCHANGE, EVENT_EXCHANGE, RPC_EXCHANGE
-from shared.messagebus.bus import CREDIT, EventHandler, RpcHandler
+from shared.messagebus.amqp.topology import CONTROL_EXCHANGE, RPC_EXCHANGE
+from shared.messagebus.bus import CREDIT, RpcHandler
 from shared.messagebus.envelope import error_reply, unavailable
 from shared.messagebus.slots import Slots
 from shared.wire import decode
 
-__all__ = ["Endpoint", "EventConsumer", "RpcServer"]
+__all__ = ["Endpoint", "RpcServer"]
 
 _ORPHAN_EXPIRES_MS: Final = 1000
 """A broker that restarts keeps the queue of calls; without a worker it goes after this time."""
@@ -34,9 +34,6 @@ _MAX_CALLS: Final = 1024
 _RPC_PREFETCH: Final = 2 * _MAX_CALLS
 """More than it ever has: so handlers that wait for calls to their own worker do not block it."""
 _MAX_CANCELS: Final = 1024
-_EVENT_PREFETCH: Final = 32
-_DELIVERY_LIMIT: Final = 10
-"""Deliveries of an event that ends its consumer each time, before it is a dead letter."""
 
 
 class Endpoint:
@@ -294,57 +291,3 @@ class _Flow:
             return False
         self._credit -= 1
         return True
-
-
-class EventConsumer(Endpoint):
-    """Hands the events of a queue to a handler; those that it refuses become dead letters."""
-
-    def __init__(
-        self,
-        queue: str | None,
-        types: Sequence[str],
-        handler: EventHandler,
-        on_gap: Callable[[], None] | None,
-    ) -> None:
-        super().__init__(queue or "", prefetch=_EVENT_PREFETCH)
-        self._types = types
-        self._handler = handler
-        self._on_gap = on_gap
-
-    def _link_of(self, session: Session) -> Link:
-        return session.consuming
-
-    async def start(self, session: Session) -> None:
-        """See Endpoint.start; tells of the gap if this is not the first time."""
-        again = self._session is not None
-        await super().start(session)
-        if again and self._on_gap is not None:
-            self._on_gap()
-
-    async def _declare(self, channel: AbstractChannel) -> AbstractQueue:
-        queue = await self._declare_queue(channel)
-        for event in self._types:
-            await queue.bind(EVENT_EXCHANGE, event)
-        return queue
-
-    async def _declare_queue(self, channel: AbstractChannel) -> AbstractQueue:
-        if not self.queue_name:
-            return await channel.declare_queue(exclusive=True, auto_delete=True)
-        dead_letters = f"{self.queue_name}.dead"
-        await channel.declare_queue(dead_letters, durable=True)
-        return await channel.declare_queue(
-            self.queue_name,
-            durable=True,
-            arguments={
-                "x-queue-type": "quorum",
-                "x-delivery-limit": _DELIVERY_LIMIT,
-                "x-dead-letter-exchange": "",
-                "x-dead-letter-routing-key": dead_letters,
-            },
-        )
-
-    async def _handle(self, lane: Lane, message: Delivered) -> None:
-        if not message.oversized and await self._handler(message.body):
-            lane.ack(message.tag)
-        else:
-            lane.reject(message.tag, requeue=False)

@@ -85,6 +85,16 @@ class Link:
         self._lanes.append(lane)
         return channel, lane
 
+    @asynccontextmanager
+    async def scratch(self) -> AsyncIterator[AbstractChannel]:
+        """Open a channel that may fail without harm, with confirms, and close it at the end."""
+        channel = await self._connection.channel()
+        try:
+            yield channel
+        finally:
+            if not channel.is_closed:
+                await channel.close()
+
     async def close_channel(self, channel: AbstractChannel, lane: Lane) -> None:
         """Close a channel that is no more needed; the link lives on."""
         channel.close_callbacks.remove(self.fail)

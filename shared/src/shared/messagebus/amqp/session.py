@@ -77,7 +77,7 @@ class Session:
 
     async def _declare(self) -> None:
         channel, self._calls = await self.publishing.channel(mandatory=True)
-        await declare_exchanges(channel)
+        await declare_exchanges(self.publishing, channel)
         self._calls.on_returned(self._on_returned)
         _, self._controls = await self.publishing.channel()
         _, self._events = await self.publishing.channel(confirms=True)
