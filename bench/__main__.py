@@ -4,10 +4,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from bench import codec
+from bench import codec, rpc
 from bench.report import Result, publish
 
-_SUITES: Final[dict[str, Callable[[], Sequence[Result]]]] = {"codec": codec.run}
+_SUITES: Final[dict[str, Callable[[], Sequence[Result]]]] = {"codec": codec.run, "rpc": rpc.run}
 
 
 def main(names: Sequence[str]) -> None:

@@ -175,7 +175,7 @@ class _Document:
 
     def _add_rpc(self, method: MethodDescriptor) -> None:
         name, replies = method.full_name, f"{method.full_name}.reply"
-        self._add_channel(name, "postbus.rpc", self._about(method))
+        self._add_channel(name, "postbus.calls", self._about(method))
         if name.startswith(f"{_BUS}."):  # each worker serves it for itself
             self._channels[name]["address"] = f"{name}.{{worker}}"
             self._channels[name]["parameters"] = {"worker": {"description": "Which worker."}}

@@ -1,13 +1,12 @@
 """`python -m gateway`: serve REST and WebSocket."""
 
-import gc
-
 import uvicorn
 import uvloop
 
 from gateway.app import build_app
 from gateway.limits import BoundedHttpProtocol
 from gateway.settings import GatewaySettings
+from shared import collector
 from shared.identity import TokenVerifier
 from shared.logs import configure_logs
 from shared.messagebus.amqp import connect
@@ -40,10 +39,7 @@ async def _serve(settings: GatewaySettings) -> None:
                 ws_max_size=settings.max_body_bytes,
             )
         )
-        # What start-up made stays: the collector need not look at it again (a tenth of the p99).
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(50_000, 20, 100)
+        collector.settle()
         await server.serve()
 
 

@@ -3,7 +3,7 @@
 import random
 import re
 
-__all__ = ["child_traceparent", "new_traceparent", "trace_id"]
+__all__ = ["child_traceparent", "new_traceparent", "trace_id", "valid_traceparent"]
 
 _random = random.Random()  # noqa: S311  # ids, not secrets
 _TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
@@ -20,6 +20,11 @@ def child_traceparent(parent: str) -> str:
     if match is None:
         return new_traceparent()
     return f"00-{match[1]}-{_random.getrandbits(64):016x}-{match[2]}"
+
+
+def valid_traceparent(value: str) -> str:
+    """Return `value` if it is a traceparent, and else that of a new trace."""
+    return value if _TRACEPARENT.fullmatch(value) else new_traceparent()
 
 
 def trace_id(traceparent: str) -> str:

@@ -10,6 +10,7 @@ import structlog
 import uvloop
 
 from postbus.bus.v1 import CheckRequest, CheckResponse, HealthServiceBase, Part
+from shared import collector
 from shared.context import Context
 from shared.identity import TokenVerifier
 from shared.logs import configure_logs
@@ -111,6 +112,7 @@ async def _run(
             application(bus) as opened,
             serve(name, opened, bus, verifier),
         ):
+            collector.settle()
             _log.info("worker.ready")
             await asyncio.Future()
     _log.info("worker.stopped")

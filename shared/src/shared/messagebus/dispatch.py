@@ -26,7 +26,7 @@ from shared.messagebus.envelope import (
 )
 from shared.messagebus.patterns import event_type, method_handler
 from shared.timelimit import TimeLimit
-from shared.trace import child_traceparent, trace_id
+from shared.trace import trace_id, valid_traceparent
 from shared.wire import decode, encode, from_upb, parse, require_valid
 from shared.work import Operation, Perform
 
@@ -109,7 +109,7 @@ class Dispatcher:
         traceparent = ""
         try:
             request = read_request(body)
-            traceparent = child_traceparent(request.traceparent)
+            traceparent = valid_traceparent(request.traceparent)
             handler, message, context = self._begin(route, request, traceparent)
             if operation := _operation(self._methods[route][0], request, context):
                 payload = await _run(self._in_work(operation, handler), message, context)
@@ -127,7 +127,7 @@ class Dispatcher:
         traceparent, sequence = "", 0
         try:
             request = read_request(body)
-            traceparent = child_traceparent(request.traceparent)
+            traceparent = valid_traceparent(request.traceparent)
             handler, message, context = self._begin(route, request, traceparent)
             async with aclosing(_run_stream(handler, message, context)) as responses:
                 async for response in responses:
@@ -197,7 +197,7 @@ class Dispatcher:
             deadline=time.time() + _EVENT_BUDGET,
             operation_id=event.id,
             correlation_id=event.correlation_id or event.id,
-            traceparent=child_traceparent(event.traceparent),
+            traceparent=valid_traceparent(event.traceparent),
         )
         consumer = f"{self._worker}.{event.type}"
         operation = Operation(

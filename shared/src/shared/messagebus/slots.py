@@ -10,7 +10,7 @@ __all__ = ["Slots", "outside_slot"]
 
 
 class Slots:
-    """An async context manager of which so many can be inside at once; first come, first served."""
+    """Lets so many in at once; first come, first served. Who came in has to `leave`."""
 
     def __init__(self, limit: int) -> None:
         self._free = limit
@@ -26,14 +26,16 @@ class Slots:
         for waiting in self._waiting:
             waiting.cancel()
 
-    async def __aenter__(self) -> None:
-        if self._free > 0 and not self._waiting:
-            self._free -= 1
-        else:
-            await self._wait()
+    def enter_now(self) -> bool:
+        """Come in if there is room; False if one has to `wait`."""
+        if self._free <= 0 or self._waiting:
+            return False
+        self._free -= 1
         _current.set(_Seat(self))
+        return True
 
-    async def _wait(self) -> None:
+    async def wait(self) -> None:
+        """Come in once there is room."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
@@ -44,9 +46,7 @@ class Slots:
             else:  # let in and cancelled at once
                 self.leave()
             raise
-
-    async def __aexit__(self, *_error: object) -> None:
-        self.leave()
+        _current.set(_Seat(self))
 
     def leave(self) -> None:
         """Make room for the next."""

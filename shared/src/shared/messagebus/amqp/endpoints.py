@@ -122,7 +122,6 @@ class RpcServer(Endpoint):
         self._routes = routes
         self._handler = handler
         self._slots = Slots(concurrency)
-        self._control_queue = ""
         self._calls: dict[_Key, asyncio.Task[None]] = {}
         self._flows: dict[_Key, _Flow] = {}
         self._cancelled: OrderedDict[_Key, None] = OrderedDict()
@@ -146,7 +145,7 @@ class RpcServer(Endpoint):
         for route in self._routes:
             await controls.bind(CONTROL_EXCHANGE, route)
         await control_lane.consume(controls.name, self._on_control, no_ack=True)
-        self._control_queue = controls.name
+        self._header = frames.Header(CONTENT_TYPE, controls.name)
         return queue
 
     def _begin(self, lane: Lane, message: Delivered) -> None:
@@ -171,18 +170,22 @@ class RpcServer(Endpoint):
         key = (message.reply_to, message.correlation_id)
         begun = False
         try:
-            async with self._slots:
+            begun = self._slots.enter_now()
+            if not begun:
+                await self._slots.wait()
                 begun = True
-                answer = self._handler(message.routing_key, message.body)
-                if isinstance(answer, AsyncGenerator):
-                    await self._stream(lane, message, key, answer)
-                else:
-                    self._reply(lane, message, await answer)
+            answer = self._handler(message.routing_key, message.body)
+            if isinstance(answer, AsyncGenerator):
+                await self._stream(lane, message, key, answer)
+            else:
+                self._reply(lane, message, await answer)
             lane.ack(message.tag)
         except asyncio.CancelledError:
             self._end_cancelled(lane, message, key, begun=begun)
         finally:
             self._calls.pop(key, None)
+            if begun:
+                self._slots.leave()
         if not lane.has_room:
             await lane.room()
 
@@ -199,12 +202,7 @@ class RpcServer(Endpoint):
 
     def _reply(self, lane: Lane, message: Delivered, reply: bytes) -> None:
         if message.reply_to:
-            header = frames.properties(
-                CONTENT_TYPE,
-                correlation_id=message.correlation_id,
-                reply_to=self._control_queue,
-            )
-            lane.publish("", message.reply_to, header, reply)
+            lane.publish("", message.reply_to, self._header(message.correlation_id), reply)
 
     async def _stream(
         self, lane: Lane, message: Delivered, key: "_Key", replies: AsyncGenerator[bytes, None]

@@ -227,9 +227,9 @@ def publish(
     return b"".join(parts)
 
 
-def ack(channel: int, tag: int) -> bytes:
-    """Return the frame of basic.ack (60.80)."""
-    return _ACK_FRAME.pack(_METHOD, channel, 13, _BASIC, _ACK, tag, 0, _END_BYTE)
+def ack(channel: int, tag: int, *, multiple: bool = False) -> bytes:
+    """Return the frame of basic.ack (60.80), for one message or all up to it."""
+    return _ACK_FRAME.pack(_METHOD, channel, 13, _BASIC, _ACK, tag, multiple, _END_BYTE)
 
 
 def reject(channel: int, tag: int, *, requeue: bool) -> bytes:

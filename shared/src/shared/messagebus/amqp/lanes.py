@@ -98,6 +98,11 @@ class FrameLane:
         self._on_message: OnMessage = _ignore
         self._on_returned: OnReturned = _ignore
         self._published = 0
+        self._acked: list[int] = []
+        self._settled: set[int] = set()
+        """Messages dealt with that came after one that is not."""
+        self._frontier = 0
+        """All up to this delivery tag are dealt with; tags count from 1 on each channel (1.1)."""
         self._confirms: dict[int, asyncio.Future[None]] = {}
         transport.take(self._number, self._receive)
 
@@ -170,10 +175,31 @@ class FrameLane:
 
     def ack(self, tag: int) -> None:
         """See Lane.ack."""
-        self._transport.send(frames.ack(self._number, tag))
+        if not self._acked:
+            self._transport.send_last(self._acks)
+        self._acked.append(tag)
+
+    def _acks(self) -> bytes:
+        """Return the frames for what is acknowledged since the last time: mostly a single one.
+
+        All up to the first one that is not dealt with are acknowledged at once (60.80, multiple).
+        """
+        acked, self._acked = self._acked, []
+        self._settled.update(acked)
+        begin = end = self._frontier
+        while end + 1 in self._settled:
+            end += 1
+            self._settled.remove(end)
+        self._frontier = end
+        out = [frames.ack(self._number, tag) for tag in acked if tag > end]
+        if end > begin:  # names one that the broker does not know as acknowledged yet
+            last = max(tag for tag in acked if tag <= end)
+            out.append(frames.ack(self._number, last, multiple=True))
+        return b"".join(out)
 
     def reject(self, tag: int, *, requeue: bool) -> None:
         """See Lane.reject."""
+        self._settled.add(tag)
         self._transport.send(frames.reject(self._number, tag, requeue=requeue))
 
     @property

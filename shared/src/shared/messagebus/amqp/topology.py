@@ -30,7 +30,7 @@ __all__ = [
     "delay_queue",
 ]
 
-RPC_EXCHANGE: Final = "postbus.rpc"
+RPC_EXCHANGE: Final = "postbus.calls"
 CONTROL_EXCHANGE: Final = "postbus.control"
 EVENT_EXCHANGE: Final = "postbus.events"
 
@@ -113,7 +113,8 @@ def delay_queue(seconds: float) -> Queue:
 
 async def declare_exchanges(link: Link, channel: AbstractChannel) -> None:
     """Declare what everyone needs."""
-    for name in (RPC_EXCHANGE, CONTROL_EXCHANGE, EVENT_EXCHANGE):
+    await channel.declare_exchange(RPC_EXCHANGE, "direct", durable=True)  # cheaper than topic
+    for name in (CONTROL_EXCHANGE, EVENT_EXCHANGE):
         await channel.declare_exchange(name, "topic", durable=True)
     await declare(link, STREAM)
 

@@ -34,6 +34,7 @@ class Transport(asyncio.Protocol):
         self._parser = Parser(self._pass_on, self._on_blocked)
         self._loop = asyncio.get_running_loop()
         self._out: list[bytes] = []
+        self._last: list[Callable[[], bytes]] = []
         self._room = asyncio.Event()
         self._room.set()
         self._fed = 0.0
@@ -57,9 +58,15 @@ class Transport(asyncio.Protocol):
 
     def send(self, data: bytes) -> None:
         """Send whole frames at the end of this tick."""
-        if not self._out:
+        if not self._out and not self._last:
             self._loop.call_soon(self._flush)
         self._out.append(data)
+
+    def send_last(self, frames: Callable[[], bytes]) -> None:
+        """Send what `frames` returns at the end of this tick, after all the rest."""
+        if not self._out and not self._last:
+            self._loop.call_soon(self._flush)
+        self._last.append(frames)
 
     @property
     def has_room(self) -> bool:
@@ -72,6 +79,9 @@ class Transport(asyncio.Protocol):
 
     def _flush(self) -> None:
         out, self._out = self._out, []
+        if self._last:
+            last, self._last = self._last, []
+            out += [frames() for frames in last]
         if not self._socket.is_closing():
             self._socket.write(b"".join(out))
 

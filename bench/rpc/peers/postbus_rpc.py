@@ -1,0 +1,124 @@
+"""Postbus as it is used: a generated stub calls a handler, both ends check the contract."""
+
+import json
+import time
+
+import loop
+from betterproto.lib.google.protobuf import Empty
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from jwt.algorithms import OKPAlgorithm
+from loop import POST, URL, arguments, closed_loop, for_ever
+from pydantic import SecretStr
+
+from postbus.posts.v1 import (
+    Author,
+    CreatePostRequest,
+    CreatePostResponse,
+    DeletePostRequest,
+    GetPostRequest,
+    GetPostResponse,
+    ListPostsRequest,
+    ListPostsResponse,
+    Post,
+    PostsServiceBase,
+    PostsServiceStub,
+    UpdatePostRequest,
+    UpdatePostResponse,
+)
+from shared import collector
+from shared.context import Context
+from shared.identity import TokenVerifier
+from shared.messagebus import Call, MessagePattern, ServiceChannel
+from shared.messagebus.amqp import connect
+from shared.messagebus.envelope import payload_reply
+from shared.worker import Application, serve
+
+# The request and the response have about 300 bytes each.
+_ASKED = ListPostsRequest(page_size=20, page_token=(POST["body"] * 2)[:280])
+
+
+class Posts:
+    """Answers ListPosts with one post; the contract wants all methods to have a handler."""
+
+    @MessagePattern(PostsServiceBase.list_posts)
+    async def list_posts(self, request: ListPostsRequest, _context: Context) -> ListPostsResponse:
+        post = Post(
+            id=loop.NEW_ID,
+            author=Author(id=loop.NEW_ID, username=POST["author"]),
+            title=POST["title"],
+            body=request.page_token[:180],
+            version=1,
+        )
+        return ListPostsResponse(posts=[post])
+
+    @MessagePattern(PostsServiceBase.create_post)
+    async def create_post(self, _: CreatePostRequest, _context: Context) -> CreatePostResponse:
+        return CreatePostResponse()
+
+    @MessagePattern(PostsServiceBase.get_post)
+    async def get_post(self, _: GetPostRequest, _context: Context) -> GetPostResponse:
+        return GetPostResponse()
+
+    @MessagePattern(PostsServiceBase.update_post)
+    async def update_post(self, _: UpdatePostRequest, _context: Context) -> UpdatePostResponse:
+        return UpdatePostResponse()
+
+    @MessagePattern(PostsServiceBase.delete_post)
+    async def delete_post(self, _: DeletePostRequest, _context: Context) -> Empty:
+        return Empty()
+
+
+def _verifier() -> TokenVerifier:
+    key = json.loads(OKPAlgorithm.to_jwk(Ed25519PrivateKey.generate().public_key()))
+    return TokenVerifier(json.dumps({"keys": [key | {"kid": "bench"}]}))
+
+
+async def worker() -> None:
+    application = Application(handlers=[Posts()], probes={})
+    async with (
+        connect(SecretStr(URL), "bench worker") as bus,
+        serve("posts", application, bus, _verifier()),
+    ):
+        collector.settle()
+        await for_ever()
+
+
+async def client() -> None:
+    async with connect(SecretStr(URL), "bench client") as bus:
+        await bus.wait_ready()
+        collector.settle()
+        stub = PostsServiceStub(ServiceChannel(bus))  # type: ignore[arg-type]  # duck-typed
+
+        async def call() -> None:
+            response = await stub.list_posts(_ASKED)
+            assert response.posts[0].id == loop.NEW_ID
+
+        await closed_loop(call)
+
+
+async def bytes_worker() -> None:
+    """The data plane alone."""
+    reply = payload_reply(b"x" * 330)
+
+    async def handler(_route: str, _body: bytes) -> bytes:
+        return reply
+
+    async with connect(SecretStr(URL), "bench worker") as bus:
+        await bus.serve("bench.bytes", ["bench.bytes"], handler, concurrency=256)
+        collector.settle()
+        await for_ever()
+
+
+async def bytes_client() -> None:
+    request = b"x" * 310
+    async with connect(SecretStr(URL), "bench client") as bus:
+        await bus.wait_ready()
+        collector.settle()
+        await closed_loop(lambda: bus.call("bench.bytes", Call(request, time.time() + 5)))
+
+
+if __name__ == "__main__":
+    if "bytes" in arguments():
+        loop.run(bytes_worker, bytes_client)
+    else:
+        loop.run(worker, client)
