@@ -183,6 +183,7 @@ def _read_postbus_bus_v1_Control(m: Any) -> Any:
             "correlation_id": m.correlation_id,
             "credit": m.credit,
             "cancel": m.cancel,
+            "request": m.request,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -201,6 +202,8 @@ def _write_postbus_bus_v1_Control(o: Any, m: Any) -> None:
         m.credit = v
     if (v := d["cancel"]) is not PLACEHOLDER and v is not None:
         m.cancel = v
+    if (v := d["request"]) is not PLACEHOLDER and v is not None:
+        m.request = v
 
 
 def _read_postbus_bus_v1_Error(m: Any) -> Any:
@@ -320,6 +323,203 @@ def _write_postbus_bus_v1_FieldViolation(o: Any, m: Any) -> None:
         m.message = v
 
 
+def _read_postbus_bus_v1_GetStatisticsRequest(m: Any) -> Any:
+    o = _new(postbus.bus.v1.GetStatisticsRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_bus_v1_GetStatisticsRequest(o: Any, m: Any) -> None:
+    pass
+
+
+def _read_postbus_bus_v1_GetStatisticsResponse(m: Any) -> Any:
+    o = _new(postbus.bus.v1.GetStatisticsResponse)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "instance": _read_postbus_bus_v1_Instance(m.instance)
+            if m.HasField("instance")
+            else PLACEHOLDER,
+            "bounds": list(m.bounds),
+            "handlers": [_read_postbus_bus_v1_HandlerStatistics(v) for v in m.handlers],
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_bus_v1_GetStatisticsResponse(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["instance"]) is not PLACEHOLDER and v is not None:
+        s = m.instance
+        _write_postbus_bus_v1_Instance(v, s)
+        if _get_attribute(v, "_serialized_on_wire"):
+            s.SetInParent()
+    if (v := d["bounds"]) is not PLACEHOLDER and v is not None:
+        m.bounds.extend(v)
+    if (v := d["handlers"]) is not PLACEHOLDER and v is not None:
+        for each in v:
+            _write_postbus_bus_v1_HandlerStatistics(each, m.handlers.add())
+
+
+def _read_postbus_bus_v1_HandlerStatistics(m: Any) -> Any:
+    o = _new(postbus.bus.v1.HandlerStatistics)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "name": m.name,
+            "calls": m.calls,
+            "errors": dict(m.errors),
+            "in_flight": m.in_flight,
+            "duration": _read_postbus_bus_v1_Histogram(m.duration)
+            if m.HasField("duration")
+            else PLACEHOLDER,
+            "wait": _read_postbus_bus_v1_Histogram(m.wait) if m.HasField("wait") else PLACEHOLDER,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_bus_v1_HandlerStatistics(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["name"]) is not PLACEHOLDER and v is not None:
+        m.name = v
+    if (v := d["calls"]) is not PLACEHOLDER and v is not None:
+        m.calls = v
+    if (v := d["errors"]) is not PLACEHOLDER and v is not None:
+        m.errors.update(v)
+    if (v := d["in_flight"]) is not PLACEHOLDER and v is not None:
+        m.in_flight = v
+    if (v := d["duration"]) is not PLACEHOLDER and v is not None:
+        s = m.duration
+        _write_postbus_bus_v1_Histogram(v, s)
+        if _get_attribute(v, "_serialized_on_wire"):
+            s.SetInParent()
+    if (v := d["wait"]) is not PLACEHOLDER and v is not None:
+        s = m.wait
+        _write_postbus_bus_v1_Histogram(v, s)
+        if _get_attribute(v, "_serialized_on_wire"):
+            s.SetInParent()
+
+
+def _read_postbus_bus_v1_Histogram(m: Any) -> Any:
+    o = _new(postbus.bus.v1.Histogram)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "counts": list(m.counts),
+            "sum": m.sum,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_bus_v1_Histogram(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["counts"]) is not PLACEHOLDER and v is not None:
+        m.counts.extend(v)
+    if (v := d["sum"]) is not PLACEHOLDER and v is not None:
+        m.sum = v
+
+
+def _read_postbus_bus_v1_Instance(m: Any) -> Any:
+    o = _new(postbus.bus.v1.Instance)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "worker": m.worker,
+            "id": m.id,
+            "started_at": read_time_or_unset(m.started_at),
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_bus_v1_Instance(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["worker"]) is not PLACEHOLDER and v is not None:
+        m.worker = v
+    if (v := d["id"]) is not PLACEHOLDER and v is not None:
+        m.id = v
+    if (v := d["started_at"]) is not PLACEHOLDER and v is not None:
+        s = m.started_at
+        write_time(v, s)
+
+
+def _read_postbus_bus_v1_ListHandlersRequest(m: Any) -> Any:
+    o = _new(postbus.bus.v1.ListHandlersRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_bus_v1_ListHandlersRequest(o: Any, m: Any) -> None:
+    pass
+
+
+def _read_postbus_bus_v1_ListHandlersResponse(m: Any) -> Any:
+    o = _new(postbus.bus.v1.ListHandlersResponse)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "instance": _read_postbus_bus_v1_Instance(m.instance)
+            if m.HasField("instance")
+            else PLACEHOLDER,
+            "methods": list(m.methods),
+            "events": list(m.events),
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_bus_v1_ListHandlersResponse(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["instance"]) is not PLACEHOLDER and v is not None:
+        s = m.instance
+        _write_postbus_bus_v1_Instance(v, s)
+        if _get_attribute(v, "_serialized_on_wire"):
+            s.SetInParent()
+    if (v := d["methods"]) is not PLACEHOLDER and v is not None:
+        m.methods.extend(v)
+    if (v := d["events"]) is not PLACEHOLDER and v is not None:
+        m.events.extend(v)
+
+
 def _read_postbus_bus_v1_Part(m: Any) -> Any:
     o = _new(postbus.bus.v1.Part)
     _set_attribute(
@@ -342,6 +542,50 @@ def _write_postbus_bus_v1_Part(o: Any, m: Any) -> None:
         m.name = v
     if (v := d["ready"]) is not PLACEHOLDER and v is not None:
         m.ready = v
+
+
+def _read_postbus_bus_v1_PingRequest(m: Any) -> Any:
+    o = _new(postbus.bus.v1.PingRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_bus_v1_PingRequest(o: Any, m: Any) -> None:
+    pass
+
+
+def _read_postbus_bus_v1_PingResponse(m: Any) -> Any:
+    o = _new(postbus.bus.v1.PingResponse)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "instance": _read_postbus_bus_v1_Instance(m.instance)
+            if m.HasField("instance")
+            else PLACEHOLDER,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_bus_v1_PingResponse(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["instance"]) is not PLACEHOLDER and v is not None:
+        s = m.instance
+        _write_postbus_bus_v1_Instance(v, s)
+        if _get_attribute(v, "_serialized_on_wire"):
+            s.SetInParent()
 
 
 def _read_postbus_bus_v1_Reply(m: Any) -> Any:
@@ -397,6 +641,7 @@ def _read_postbus_bus_v1_Request(m: Any) -> Any:
             "operation_id": m.operation_id,
             "traceparent": m.traceparent,
             "correlation_id": m.correlation_id,
+            "sent_unix_ms": m.sent_unix_ms,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -419,6 +664,8 @@ def _write_postbus_bus_v1_Request(o: Any, m: Any) -> None:
         m.traceparent = v
     if (v := d["correlation_id"]) is not PLACEHOLDER and v is not None:
         m.correlation_id = v
+    if (v := d["sent_unix_ms"]) is not PLACEHOLDER and v is not None:
+        m.sent_unix_ms = v
 
 
 def _read_postbus_options_v1_EventRules(m: Any) -> Any:
@@ -1563,8 +1810,53 @@ CODECS: Mapping[type, Codec] = {
         _read_postbus_bus_v1_FieldViolation,
         _write_postbus_bus_v1_FieldViolation,
     ),
+    postbus.bus.v1.GetStatisticsRequest: Codec(
+        _class("postbus.bus.v1.GetStatisticsRequest"),
+        _read_postbus_bus_v1_GetStatisticsRequest,
+        _write_postbus_bus_v1_GetStatisticsRequest,
+    ),
+    postbus.bus.v1.GetStatisticsResponse: Codec(
+        _class("postbus.bus.v1.GetStatisticsResponse"),
+        _read_postbus_bus_v1_GetStatisticsResponse,
+        _write_postbus_bus_v1_GetStatisticsResponse,
+    ),
+    postbus.bus.v1.HandlerStatistics: Codec(
+        _class("postbus.bus.v1.HandlerStatistics"),
+        _read_postbus_bus_v1_HandlerStatistics,
+        _write_postbus_bus_v1_HandlerStatistics,
+    ),
+    postbus.bus.v1.Histogram: Codec(
+        _class("postbus.bus.v1.Histogram"),
+        _read_postbus_bus_v1_Histogram,
+        _write_postbus_bus_v1_Histogram,
+    ),
+    postbus.bus.v1.Instance: Codec(
+        _class("postbus.bus.v1.Instance"),
+        _read_postbus_bus_v1_Instance,
+        _write_postbus_bus_v1_Instance,
+    ),
+    postbus.bus.v1.ListHandlersRequest: Codec(
+        _class("postbus.bus.v1.ListHandlersRequest"),
+        _read_postbus_bus_v1_ListHandlersRequest,
+        _write_postbus_bus_v1_ListHandlersRequest,
+    ),
+    postbus.bus.v1.ListHandlersResponse: Codec(
+        _class("postbus.bus.v1.ListHandlersResponse"),
+        _read_postbus_bus_v1_ListHandlersResponse,
+        _write_postbus_bus_v1_ListHandlersResponse,
+    ),
     postbus.bus.v1.Part: Codec(
         _class("postbus.bus.v1.Part"), _read_postbus_bus_v1_Part, _write_postbus_bus_v1_Part
+    ),
+    postbus.bus.v1.PingRequest: Codec(
+        _class("postbus.bus.v1.PingRequest"),
+        _read_postbus_bus_v1_PingRequest,
+        _write_postbus_bus_v1_PingRequest,
+    ),
+    postbus.bus.v1.PingResponse: Codec(
+        _class("postbus.bus.v1.PingResponse"),
+        _read_postbus_bus_v1_PingResponse,
+        _write_postbus_bus_v1_PingResponse,
     ),
     postbus.bus.v1.Reply: Codec(
         _class("postbus.bus.v1.Reply"), _read_postbus_bus_v1_Reply, _write_postbus_bus_v1_Reply

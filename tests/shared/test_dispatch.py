@@ -8,7 +8,15 @@ from datetime import timedelta
 import pytest
 from betterproto.lib.google.protobuf import Empty
 
-from postbus.bus.v1 import Code, Event, Reply
+from postbus.bus.v1 import (
+    Code,
+    Event,
+    GetStatisticsRequest,
+    ListHandlersRequest,
+    PingRequest,
+    Reply,
+    WorkerServiceStub,
+)
 from postbus.posts.v1 import (
     CreatePostRequest,
     CreatePostResponse,
@@ -26,7 +34,7 @@ from postbus.users.v1 import UserRegistered
 from shared.context import Context
 from shared.errors import ServiceError
 from shared.identity import TokenVerifier
-from shared.messagebus import Call, Dispatcher, EventPattern, MessagePattern
+from shared.messagebus import Call, Dispatcher, EventPattern, MessagePattern, ServiceChannel
 from shared.messagebus.dispatch import ContractMismatchError
 from shared.messagebus.memory import MemoryBus
 from shared.wire import decode, encode
@@ -218,6 +226,28 @@ async def test_worker_with_a_handler_of_another_worker_does_not_start(
 def _registered() -> Event:
     data = encode(UserRegistered(user_id="1", username="alice"))
     return Event(id="e1", type="postbus.users.v1.UserRegistered", subject="1", data=data)
+
+
+async def test_worker_tells_what_it_does_and_has_done(bus: MemoryBus, posts: Posts) -> None:
+    stub = WorkerServiceStub(ServiceChannel(bus, worker="posts"))  # type: ignore[arg-type]
+    await failure_of(bus, CREATE, a_call(encode(CreatePostRequest(title="Hi"))))
+    posts.failure = ServiceError(Code.NOT_FOUND, "POST_NOT_FOUND", "No.")
+    await failure_of(bus, GET, a_call(encode(GetPostRequest(id=POST_ID))))
+    posts.failure = None
+    await bus.call(GET, a_call(encode(GetPostRequest(id=POST_ID))))
+
+    counted = await stub.get_statistics(GetStatisticsRequest())
+    handlers = await stub.list_handlers(ListHandlersRequest())
+    ping = await stub.ping(PingRequest())
+
+    [get] = [each for each in counted.handlers if each.name == GET]
+    assert (get.calls, get.errors, get.in_flight) == (2, {"NOT_FOUND": 1}, 0)
+    assert sum(get.duration.counts) == sum(get.wait.counts) == 2
+    assert len(get.duration.counts) == len(counted.bounds) + 1
+    assert GET in handlers.methods
+    assert handlers.events == ["postbus.users.v1.UserRegistered"]
+    assert ping.instance == counted.instance == handlers.instance
+    assert ping.instance.worker == "posts"
 
 
 async def test_event_is_tried_again_while_a_part_is_away(bus: MemoryBus, posts: Posts) -> None:

@@ -278,6 +278,24 @@ async def test_own_queue_hears_events_from_the_moment_of_subscribing(
     await subscription.cancel()
 
 
+async def test_every_process_answers_what_is_asked_of_all(bus: MessageBus, unique: Unique) -> None:
+    route = f"postbus.bus.v1.{unique('route')}"
+    queue = unique("queue.")
+
+    def answering(payload: bytes) -> RpcHandler:
+        async def handler(_route: str, _body: bytes) -> bytes:
+            return encode(Reply(payload=payload))
+
+        return handler
+
+    servers = [await bus.serve(queue, [route], answering(name)) for name in (b"one", b"two")]
+
+    assert sorted(await bus.gather(route, a_call(seconds=0.5))) == [b"one", b"two"]
+    assert await bus.gather(unique("nobody."), a_call(seconds=0.1)) == []
+    for server in servers:
+        await server.cancel()
+
+
 class Failing:
     """Fails the first times with `failure`, and keeps the others."""
 

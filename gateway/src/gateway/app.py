@@ -31,7 +31,7 @@ _log = structlog.get_logger()
 
 def build_app(bus: MessageBus, verifier: TokenVerifier, *, max_body_bytes: int) -> FastAPI:
     """Return the gateway, calling over `bus` and hearing its events while it runs."""
-    feed, metrics, health = EventFeed(bus), Metrics(), Health(bus)
+    feed, metrics, health = EventFeed(bus), Metrics(bus), Health(bus)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

@@ -8,13 +8,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.worker_metrics import WorkerMetrics
+from shared.messagebus import MessageBus
+
 __all__ = ["Metrics", "RequestMetrics"]
 
 
 class Metrics:
     """What is counted, in a registry of its own: two gateways in one process don't meet."""
 
-    def __init__(self) -> None:
+    def __init__(self, bus: MessageBus) -> None:
+        self._workers = WorkerMetrics(bus)
         self._registry = CollectorRegistry()
         self.requests = Counter(
             "postbus_http_requests",
@@ -36,8 +40,9 @@ class Metrics:
         self.sockets = Gauge("postbus_websockets_open", "Open WebSockets.", registry=self._registry)
 
     async def expose(self, _request: Request) -> Response:
-        """Answer GET /metrics."""
-        return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
+        """Answer GET /metrics: of this gateway, and of all workers, which expose no port."""
+        text = generate_latest(self._registry) + generate_latest(await self._workers.collect())
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
 class RequestMetrics:

@@ -81,6 +81,12 @@ class MessageBus(Protocol):
         as far as it can be reached.
         """
 
+    async def gather(self, route: str, call: Call) -> list[bytes]:
+        """Ask every process that serves `route`, a method of the package postbus.bus.
+
+        Returns the payloads of the replies that came before the call's deadline.
+        """
+
     async def publish(self, event: Event) -> None:
         """Hand `event` to the broker, and return once it has taken charge of it."""
 

@@ -1,5 +1,6 @@
 """The one place where a message meets its handler."""
 
+import asyncio
 import hashlib
 import inspect
 import time
@@ -25,6 +26,7 @@ from shared.messagebus.envelope import (
     read_request,
 )
 from shared.messagebus.patterns import event_type, method_handler
+from shared.messagebus.statistics import About, Statistics
 from shared.timelimit import TimeLimit
 from shared.trace import trace_id, valid_traceparent
 from shared.wire import decode, encode, from_upb, parse, require_valid
@@ -66,7 +68,9 @@ class Dispatcher:
         self._verifier = verifier
         self._methods: dict[str, tuple[Method, Handler]] = {}
         self._events: dict[str, tuple[EventType, Handler]] = {}
-        owners = list(handlers)
+        self.statistics = Statistics()
+        about = About(worker, self.statistics, lambda: self.routes, lambda: self.events)
+        owners = [*handlers, about]
         for owner in owners:
             for _, function in inspect.getmembers(owner, _is_handler):
                 self._add(function)
@@ -106,39 +110,54 @@ class Dispatcher:
 
     async def reply(self, route: str, body: bytes) -> bytes:
         """Return the encoded Reply to an encoded Request."""
-        traceparent = ""
+        traceparent, began, code = "", 0.0, Code.UNSPECIFIED
         try:
             request = read_request(body)
             traceparent = valid_traceparent(request.traceparent)
             handler, message, context = self._begin(route, request, traceparent)
+            began = self.statistics.begin(route, request.sent_unix_ms / 1000)
             if operation := _operation(self._methods[route][0], request, context):
                 payload = await _run(self._in_work(operation, handler), message, context)
             else:
                 payload = _payload(await _run(handler, message, context))
             return payload_reply(payload)
         except ServiceError as error:
+            code = error.code
             return error_reply(error, trace_id(traceparent))
+        except asyncio.CancelledError:
+            code = Code.CANCELLED
+            raise
         except Exception:  # noqa: BLE001  # the edge: a handler may raise anything
+            code = Code.INTERNAL
             _log.exception("request.failed", method=route, trace_id=trace_id(traceparent))
             return error_reply(internal(), trace_id(traceparent))
+        finally:
+            if began:
+                self.statistics.end(route, began, code)
 
     async def replies(self, route: str, body: bytes) -> AsyncGenerator[bytes, None]:
         """Yield the encoded Replies of a stream, the last of which tells of its end."""
-        traceparent, sequence = "", 0
+        traceparent, sequence, began, code = "", 0, 0.0, Code.UNSPECIFIED
         try:
             request = read_request(body)
             traceparent = valid_traceparent(request.traceparent)
             handler, message, context = self._begin(route, request, traceparent)
+            began = self.statistics.begin(route, request.sent_unix_ms / 1000)
             async with aclosing(_run_stream(handler, message, context)) as responses:
                 async for response in responses:
                     sequence += 1
                     yield payload_reply(_payload(response), sequence)
             yield completed_reply(sequence + 1)
         except ServiceError as error:
+            code = error.code
             yield error_reply(error, trace_id(traceparent))
         except Exception:  # noqa: BLE001  # the edge, as above
+            code = Code.INTERNAL
             _log.exception("request.failed", method=route, trace_id=trace_id(traceparent))
             yield error_reply(internal(), trace_id(traceparent))
+        finally:
+            if began:
+                self.statistics.end(route, began, code)
 
     def _begin(
         self, route: str, request: Any, traceparent: str
@@ -206,8 +225,16 @@ class Dispatcher:
             subject=Operation.name(consumer, event.subject),
             version=event.version,
         )
-        handler = self._in_work(operation, handler)
-        await _run(handler, decode(known.message, event.data), context)
+        message = decode(known.message, event.data)
+        began, code = self.statistics.begin(event.type, event.time.timestamp()), Code.INTERNAL
+        try:
+            await _run(self._in_work(operation, handler), message, context)
+            code = Code.UNSPECIFIED
+        except ServiceError as error:
+            code = error.code
+            raise
+        finally:
+            self.statistics.end(event.type, began, code)
 
     def _in_work(self, operation: Operation, handler: Handler) -> Handler:
         """Make a handler a unit of work; it returns the payload."""

@@ -59,6 +59,7 @@ class Call:
             operation_id=operation_id or str(uuid7()),
             traceparent=traceparent,
             correlation_id=correlation_id,
+            sent_unix_ms=int(time.time() * 1000),
         )
         return cls(request.SerializeToString(), deadline)
 

@@ -99,6 +99,12 @@ class MemoryBus:
         finally:
             task.cancel()
 
+    async def gather(self, route: str, call: Call) -> list[bytes]:
+        """See MessageBus.gather."""
+        servers = [server for server in self._servers if route in server.routes]
+        replies = [await _answer(server, route, call.request) for server in servers]
+        return [payload_of(reply) for reply in replies]
+
     def _server(self, route: str) -> _Server:
         servers = [server for server in self._servers if route in server.routes]
         if not servers:

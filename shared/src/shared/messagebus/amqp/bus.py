@@ -83,6 +83,10 @@ class AmqpBus:
         """See MessageBus.stream."""
         return self._require_session().stream(route, call)
 
+    async def gather(self, route: str, call: Call) -> list[bytes]:
+        """See MessageBus.gather."""
+        return await self._require_session().gather(route, call)
+
     async def publish(self, event: Event) -> None:
         """See MessageBus.publish."""
         await self._require_session().publish(event)

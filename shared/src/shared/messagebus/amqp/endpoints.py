@@ -222,10 +222,28 @@ class RpcServer(Endpoint):
         with suppress(ServiceError):  # whoever reaches the broker may send what it likes
             control = decode(Control, message.body)
             key = (control.reply_to, control.correlation_id)
-            if control.cancel:
+            if control.request:
+                self._answer_control(message.routing_key, control)
+            elif control.cancel:
                 self._cancel(key)
             elif flow := self._flows.get(key):
                 flow.give(control.credit)
+
+    def _answer_control(self, route: str, control: Control) -> None:
+        """Answer beside the queue, whatever waits in it; only what tells of the process itself."""
+        if not route.startswith("postbus.bus.") or len(self._running) >= _MAX_CALLS:
+            return
+        answer = self._handler(route, control.request)
+        if isinstance(answer, AsyncGenerator):
+            return
+
+        async def reply(lane: Lane = self._lane) -> None:
+            header = self._header(control.correlation_id)
+            lane.publish("", control.reply_to, header, await answer)
+
+        task = asyncio.create_task(reply())
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
 
     def _cancel(self, key: "_Key") -> None:
         """End a call; one that has not come yet is remembered, though not for ever."""

@@ -53,6 +53,7 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self._pending: dict[str, asyncio.Future[bytes]] = {}
         self._streams: dict[str, _Stream] = {}
+        self._gathered: dict[str, list[bytes]] = {}
         self._ids = itertools.count()
 
     @classmethod
@@ -158,6 +159,21 @@ class Session:
             if not stream.ended:
                 self._cancel(route, correlation_id)
 
+    async def gather(self, route: str, call: Call) -> list[bytes]:
+        """See MessageBus.gather."""
+        budget = self._budget(call)
+        correlation_id = str(next(self._ids))
+        replies = self._gathered[correlation_id] = []
+        control = Control(
+            reply_to=self._reply_to, correlation_id=correlation_id, request=call.request
+        )
+        self._controls.publish(CONTROL_EXCHANGE, route, _CONTROL_HEADER, encode(control))
+        try:
+            await asyncio.sleep(budget)  # nobody knows how many there are
+        finally:
+            del self._gathered[correlation_id]
+        return [payload_of(reply) for reply in replies]
+
     def _cancel(self, route: str, correlation_id: str) -> None:
         """Tell every worker that serves the route: one of them may have the call."""
         control = Control(reply_to=self._reply_to, correlation_id=correlation_id, cancel=True)
@@ -199,6 +215,8 @@ class Session:
                 reply.set_result(message.body)
         elif (stream := self._streams.get(message.correlation_id)) is not None:
             stream.put(message)
+        elif (gathered := self._gathered.get(message.correlation_id)) is not None:
+            gathered.append(message.body)
 
     def _on_returned(self, correlation_id: str) -> None:
         error = unavailable("NO_ROUTE", "No service answers this at the moment.")
