@@ -278,6 +278,27 @@ async def test_own_queue_hears_events_from_the_moment_of_subscribing(
     await subscription.cancel()
 
 
+async def test_call_that_is_cancelled_ends_its_handler(bus: MessageBus, unique: Unique) -> None:
+    route = unique("route.")
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def handler(_route: str, _body: bytes) -> bytes:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        return b""
+
+    server = await bus.serve(unique("queue."), [route], handler)
+    call = asyncio.create_task(bus.call(route, a_call()))
+    async with asyncio.timeout(5):
+        await begun.wait()
+        call.cancel()
+        await ended.wait()
+    await server.cancel()
+
+
 async def test_every_process_answers_what_is_asked_of_all(bus: MessageBus, unique: Unique) -> None:
     route = f"postbus.bus.v1.{unique('route')}"
     queue = unique("queue.")

@@ -7,6 +7,7 @@ import asyncio
 import re
 import time
 from collections.abc import Mapping
+from types import TracebackType
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -99,7 +100,9 @@ class Endpoint:
         if method.streams:
             payloads = self._bus.stream(method.name, call)
             return await stream_response(payloads, transcoder, rule.status, trace)
-        content = transcoder.write(await call_method(self._bus, method, call))
+        with _cancelled_by_disconnect(request):
+            payload = await call_method(self._bus, method, call)
+        content = transcoder.write(payload)
         status = rule.status if content else 204
         return Response(content, status, media_type="application/json" if content else None)
 
@@ -170,6 +173,37 @@ def _timeout(headers: Headers, method: Method) -> float:
             f"Request-Timeout takes seconds, from {_MIN_TIMEOUT} to {MAX_TIMEOUT:.0f}.",
         )
     return float(value)
+
+
+class _cancelled_by_disconnect:  # noqa: N801  # a context manager
+    """Cancels the task inside once the client has gone: ClientDisconnect."""
+
+    __slots__ = ("_gone", "_listener", "_request", "_task")
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._gone = False
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        self._listener = asyncio.create_task(self._listen())
+
+    async def _listen(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass  # what is left of the body
+        self._gone = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self._listener.cancel()
+        if self._gone and kind is asyncio.CancelledError:
+            raise ClientDisconnect from None
 
 
 def _operation_id(headers: Headers) -> str:

@@ -79,6 +79,9 @@ class MemoryBus:
                 return payload_of(await asyncio.shield(task))
         except TimeoutError:
             raise deadline_exceeded() from None
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
 
     async def stream(self, route: str, call: Call) -> AsyncGenerator[bytes, None]:
         """See MessageBus.stream."""
