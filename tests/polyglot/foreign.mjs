@@ -1,0 +1,66 @@
+// A client and a worker that know nothing of Postbus but its contracts: amqplib, @bufbuild/protobuf.
+// node foreign.mjs DESCRIPTORS AMQP_URL call METHOD REQUEST_JSON    prints the reply as JSON
+// node foreign.mjs DESCRIPTORS AMQP_URL serve METHOD RESPONSE_JSON  answers every call with it
+import { createFileRegistry, create, fromBinary, fromJson, toBinary, toJson } from '@bufbuild/protobuf';
+import { FileDescriptorSetSchema } from '@bufbuild/protobuf/wkt';
+import amqp from 'amqplib';
+import { randomUUID } from 'node:crypto';
+import { readFileSync } from 'node:fs';
+
+const [, , descriptors, url, role, name, json] = process.argv;
+const registry = createFileRegistry(fromBinary(FileDescriptorSetSchema, readFileSync(descriptors)));
+const Request = registry.getMessage('postbus.bus.v1.Request');
+const Reply = registry.getMessage('postbus.bus.v1.Reply');
+const [, service, method] = name.match(/(.*)\.(.*)/);
+const { input, output } = registry.getService(service).methods.find((each) => each.name === method);
+const say = (message) => process.stdout.write(JSON.stringify(message) + '\n');
+
+const connection = await amqp.connect(url);
+const channel = await connection.createChannel();
+
+if (role === 'call') {
+  const { queue } = await channel.assertQueue('', { exclusive: true });
+  const correlationId = randomUUID();
+  const answer = new Promise((resolve) => {
+    channel.on('return', () => resolve({ returned: true }));
+    channel.consume(queue, ({ content, properties }) => {
+      if (properties.correlationId !== correlationId) return;
+      const { result } = fromBinary(Reply, content);
+      resolve(
+        result.case === 'payload'
+          ? { response: toJson(output, fromBinary(output, result.value), { registry }) }
+          : { error: { code: result.value.code, reason: result.value.reason } },
+      );
+    }, { noAck: true });
+  });
+  const budget = 5000;
+  const request = create(Request, {
+    payload: toBinary(input, fromJson(input, JSON.parse(json), { registry })),
+    deadlineUnixMs: BigInt(Date.now() + budget),
+    operationId: randomUUID(),
+  });
+  channel.publish('postbus.calls', name, Buffer.from(toBinary(Request, request)), {
+    contentType: 'application/x-protobuf',
+    correlationId,
+    replyTo: queue,
+    expiration: String(budget),
+    mandatory: true,
+  });
+  say(await answer);
+  await connection.close();
+} else {
+  await channel.assertExchange('postbus.calls', 'direct', { durable: true });
+  const { queue } = await channel.assertQueue('foreign', { autoDelete: true });
+  await channel.bindQueue(queue, 'postbus.calls', name);
+  const response = toBinary(output, fromJson(output, JSON.parse(json), { registry }));
+  await channel.prefetch(64);
+  await channel.consume(queue, (message) => {
+    const { replyTo, correlationId } = message.properties;
+    const request = fromBinary(input, fromBinary(Request, message.content).payload);
+    say({ request: toJson(input, request, { registry }) });
+    const reply = create(Reply, { result: { case: 'payload', value: response } });
+    channel.sendToQueue(replyTo, Buffer.from(toBinary(Reply, reply)), { correlationId });
+    channel.ack(message);
+  });
+  say('READY');
+}
