@@ -13,6 +13,9 @@ class Proxy:
         self._target = (host, port)
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._clients: set[asyncio.StreamWriter] = set()
+        self._flows = asyncio.Event()
+        self._flows.set()
         self.port = 0
 
     async def start(self) -> None:
@@ -24,21 +27,42 @@ class Proxy:
         """Break every connection and refuse new ones."""
         if self._server is not None:
             self._server.close()
+        self.break_()
+
+    def break_(self) -> None:
+        """Break every connection."""
         for writer in list(self._writers):
             writer.transport.abort()
+
+    def stall(self) -> None:
+        """Pass nothing on, without a word, until `flow`."""
+        self._flows.clear()
+
+    def flow(self) -> None:
+        """Pass on again what has waited."""
+        self._flows.set()
+
+    def tell_clients(self, data: bytes) -> None:
+        """Send bytes to every client as if the server had."""
+        for writer in self._clients:
+            writer.write(data)
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             server_reader, server_writer = await asyncio.open_connection(*self._target)
             both = {writer, server_writer}
             self._writers |= both
-            await asyncio.gather(_copy(reader, server_writer), _copy(server_reader, writer))
+            self._clients.add(writer)
+            await asyncio.gather(
+                self._copy(reader, server_writer), self._copy(server_reader, writer)
+            )
             self._writers -= both
+            self._clients.discard(writer)
 
-
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with suppress(OSError):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    writer.close()
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                await self._flows.wait()
+                writer.write(data)
+                await writer.drain()
+        writer.close()

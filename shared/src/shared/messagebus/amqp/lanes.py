@@ -6,6 +6,7 @@
 import asyncio
 import struct
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 from aiormq import spec
@@ -227,6 +228,7 @@ class PikaLane:
         self._on_returned: OnReturned = _ignore
         self._waiting: asyncio.Queue[Coroutine[Any, Any, object]] = asyncio.Queue()
         self._tasks: set[asyncio.Task[Any]] = {asyncio.create_task(self._send())}
+        self._failed = False
         self._room = asyncio.Event()
         self._room.set()
 
@@ -271,7 +273,8 @@ class PikaLane:
     ) -> None:
         """See Lane.publish."""
         properties = _properties(header)
-        publishing = self._channel.basic_publish(
+        publish = partial(
+            self._channel.basic_publish,
             body,
             exchange=exchange,
             routing_key=routing_key,
@@ -280,16 +283,16 @@ class PikaLane:
             wait=False,
         )
         if self._channel.publisher_confirms:  # each waits for its own
-            self._spawn(self._publish_mandatory(publishing, properties.correlation_id or ""))
+            self._spawn(self._publish_mandatory(publish, properties.correlation_id or ""))
         else:
-            self._put(publishing)
+            self._put(publish())
 
     async def _publish_mandatory(
-        self, publishing: Coroutine[Any, Any, object], correlation_id: str
+        self, publish: Callable[[], Coroutine[Any, Any, object]], correlation_id: str
     ) -> None:
         """Aiormq tells what was returned only where it waits for confirms."""
         try:
-            await publishing
+            await publish()
         except PublishError:
             self._on_returned(correlation_id)
         except (AMQPError, OSError, RuntimeError):  # the session finds out
@@ -302,8 +305,13 @@ class PikaLane:
         publishing = self._channel.basic_publish(
             body, exchange=exchange, routing_key=routing_key, properties=_properties(header)
         )
+        task = self._spawn(publishing)
         try:
-            await asyncio.shield(self._spawn(publishing))  # cut off, it may hold the channel's lock
+            await asyncio.shield(task)  # cut off, it may hold the channel's lock
+        except asyncio.CancelledError:
+            if task.cancelled():  # by `fail`, not whoever waits here
+                raise ConnectionError("the broker is away") from None
+            raise
         except DeliveryError:
             raise RefusedError from None
         except (AMQPError, RuntimeError) as error:
@@ -328,6 +336,7 @@ class PikaLane:
 
     def fail(self) -> None:
         """See Lane.fail."""
+        self._failed = True
         for task in self._tasks:
             task.cancel()
         self._room.set()
@@ -335,6 +344,9 @@ class PikaLane:
             self._waiting.get_nowait().close()
 
     def _put(self, sending: Coroutine[Any, Any, object]) -> None:
+        if self._failed:
+            sending.close()
+            return
         self._waiting.put_nowait(sending)
         if self._waiting.qsize() > _WAITING:
             self._room.clear()

@@ -1,0 +1,181 @@
+"""What goes wrong at the broker and on the way to it, and how the bus comes back.
+
+Known of aio-pika and aiormq: consumers that the broker cancels are dropped in silence, exclusive
+queues and consumers may not come back, a blocked connection is not told, a publish that waits too
+long can hold its channel for ever.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+
+import aio_pika
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from postbus.bus.v1 import Event, Outcome, Reply
+from shared.errors import Code, ServiceError
+from shared.messagebus import Call
+from shared.messagebus.amqp import connect
+from shared.messagebus.amqp.bus import AmqpBus
+from shared.messagebus.bus import Failure
+from shared.wire import encode
+from tests.proxy import Proxy
+
+Unique = Callable[[str], str]
+BLOCKED = b"\1\0\0\0\0\0\x08\0\x0a\0\x3c\x03low\xce"  # connection.blocked
+UNBLOCKED = b"\1\0\0\0\0\0\x04\0\x0a\0\x3d\xce"
+
+
+@pytest.fixture
+async def proxy(vhost: str) -> AsyncIterator[Proxy]:
+    broker = httpx.URL(vhost)
+    proxy = Proxy(broker.host, broker.port or 5672)
+    await proxy.start()
+    yield proxy
+    proxy.flow()
+    await proxy.stop()
+
+
+@pytest.fixture(params=["frames", "aio-pika"])
+async def bus(request: pytest.FixtureRequest, vhost: str, proxy: Proxy) -> AsyncIterator[AmqpBus]:
+    """A bus behind the proxy."""
+    url = str(httpx.URL(vhost).copy_with(port=proxy.port))
+    async with connect(SecretStr(url), "faults", request.param, delays=(0.05,)) as connected:
+        await connected.wait_ready()
+        yield connected
+
+
+def a_call(seconds: float = 5) -> Call:
+    return Call.new(b"", deadline=time.time() + seconds)
+
+
+async def echo(_route: str, _body: bytes) -> bytes:
+    return encode(Reply(payload=b"here"))
+
+
+async def until_answered(bus: AmqpBus, route: str) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                assert await bus.call(route, a_call(0.5)) == b"here"
+            except ServiceError as error:
+                assert error.code in {Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED}  # noqa: PT017
+                await asyncio.sleep(0.05)
+            else:
+                return
+
+
+async def test_server_whose_queue_is_deleted_serves_again(
+    bus: AmqpBus, vhost: str, unique: Unique
+) -> None:
+    queue, route = unique("queue."), unique("route.")
+    server = await bus.serve(queue, [route], echo)
+
+    async with await aio_pika.connect(vhost) as connection:
+        await (await connection.channel()).queue_delete(queue)
+
+    await until_answered(bus, route)
+    await server.cancel()
+
+
+async def test_consumer_whose_queue_is_deleted_hears_again(
+    bus: AmqpBus, vhost: str, unique: Unique
+) -> None:
+    queue, event = unique("queue."), unique("event.")
+    heard: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def keep(body: bytes) -> Failure | None:
+        heard.put_nowait(body)
+        return None
+
+    subscription = await bus.subscribe([event], keep, queue=queue)
+    async with await aio_pika.connect(vhost) as connection:
+        await (await connection.channel()).queue_delete(queue)
+
+    async with asyncio.timeout(10):
+        while heard.empty():
+            try:
+                await bus.publish(Event(id="1", type=event))
+            except ServiceError:
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)
+    await subscription.cancel()
+
+
+async def test_calls_in_flight_fail_at_once_when_the_connection_breaks(
+    bus: AmqpBus, proxy: Proxy, unique: Unique
+) -> None:
+    route = unique("route.")
+    begun = asyncio.Event()
+
+    async def never(_route: str, _body: bytes) -> bytes:
+        begun.set()
+        await asyncio.Event().wait()
+        return b""
+
+    await bus.serve(unique("queue."), [route], never)
+    calls = [asyncio.create_task(bus.call(route, a_call())) for _ in range(10)]
+    await begun.wait()
+    broken = time.monotonic()
+    proxy.break_()
+    failures = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert time.monotonic() - broken < 1
+    assert {(f.reason, f.outcome) for f in failures if isinstance(f, ServiceError)} == {
+        ("CONNECTION_LOST", Outcome.UNKNOWN)
+    }
+
+
+async def test_everything_comes_back_after_each_break(
+    bus: AmqpBus, proxy: Proxy, unique: Unique
+) -> None:
+    route = unique("route.")
+    server = await bus.serve(unique("queue."), [route], echo)
+    for _ in range(5):
+        await until_answered(bus, route)
+        proxy.break_()
+    await until_answered(bus, route)
+    await server.cancel()
+
+
+async def test_connection_is_found_dead_when_nothing_comes_through(
+    bus: AmqpBus, proxy: Proxy, unique: Unique
+) -> None:
+    event = unique("event.")
+    proxy.stall()
+    began = time.monotonic()
+
+    with pytest.raises(ServiceError) as raised:
+        await bus.publish(Event(id="1", type=event))
+
+    assert (raised.value.reason, raised.value.outcome) == ("CONNECTION_LOST", Outcome.UNKNOWN)
+    assert time.monotonic() - began < 6
+    proxy.break_()
+    proxy.flow()
+    async with asyncio.timeout(10):
+        while not bus.ready:  # noqa: ASYNC110  # polls
+            await asyncio.sleep(0.01)
+    await bus.publish(Event(id="2", type=event))
+
+
+async def test_blocked_broker_is_not_ready_and_takes_no_calls(
+    bus: AmqpBus, proxy: Proxy, unique: Unique
+) -> None:
+    route = unique("route.")
+    server = await bus.serve(unique("queue."), [route], echo)
+    await until_answered(bus, route)
+
+    proxy.tell_clients(BLOCKED)
+    async with asyncio.timeout(5):
+        while bus.ready:  # noqa: ASYNC110  # polls
+            await asyncio.sleep(0.01)
+    with pytest.raises(ServiceError) as raised:
+        await bus.call(route, a_call())
+    assert (raised.value.reason, raised.value.outcome) == ("BROKER_BLOCKED", Outcome.NO_EFFECT)
+
+    proxy.tell_clients(UNBLOCKED)
+    await until_answered(bus, route)
+    assert bus.ready
+    await server.cancel()

@@ -1,0 +1,105 @@
+"""Something to change in a database: notes, in PostgreSQL and in MongoDB."""
+
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import ClassVar, Protocol
+
+import asyncpg
+import httpx
+import sqlalchemy as sa
+from bson import ObjectId
+from odmantic import Field, Model
+from odmantic.query import eq
+from pydantic import SecretStr
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from shared.mongo import Mongo, open_mongo
+from shared.postgres import Postgres, async_url, open_postgres
+from shared.postgres_work import create_work_tables
+from shared.work import Store
+
+__all__ = ["Notes", "mongo_notes", "postgres_notes"]
+
+Unique = Callable[[str], str]
+
+
+class Notes(Protocol):
+    """Something to change in a database."""
+
+    store: Store
+
+    @abstractmethod
+    async def add(self, text: str) -> None:
+        """Store a note; it has no key that could stop a second one."""
+
+    @abstractmethod
+    async def count(self, text: str) -> int:
+        """Count the notes with this text."""
+
+
+class PostgresNotes(Notes):
+    def __init__(self, store: Postgres) -> None:
+        self.store = self._postgres = store
+
+    async def add(self, text: str) -> None:
+        async with self._postgres.transaction() as session:
+            connection = await session.connection()
+            await connection.execute(sa.text("INSERT INTO notes VALUES (:text)"), {"text": text})
+
+    async def count(self, text: str) -> int:
+        query = sa.text("SELECT count(*) FROM notes WHERE note = :text")
+        async with self._postgres.transaction() as session:
+            connection = await session.connection()
+            return int((await connection.execute(query, {"text": text})).scalar_one())
+
+
+class Note(Model):
+    """A note."""
+
+    model_config: ClassVar = {"collection": "notes"}
+    id: ObjectId = Field(primary_field=True)
+    text: str
+
+
+class MongoNotes(Notes):
+    def __init__(self, store: Mongo) -> None:
+        self.store = store
+        self._notes = store.collection(Note)
+
+    async def add(self, text: str) -> None:
+        await self._notes.insert(Note(id=ObjectId(), text=text))
+
+    async def count(self, text: str) -> int:
+        return len(await self._notes.find(eq(Note.text, text), sort=[("_id", 1)], limit=1000))
+
+
+@asynccontextmanager
+async def postgres_notes(postgres_url: str, unique: Unique) -> AsyncIterator[Notes]:
+    """A database of its own at the server of `postgres_url`."""
+    url = _another(postgres_url, unique)
+    server, _, name = url.rpartition("/")
+    connection = await asyncpg.connect(f"{server}/postgres")
+    await connection.execute(f'CREATE DATABASE "{name}"')
+    await connection.close()
+    engine = create_async_engine(async_url(SecretStr(url)))
+    async with engine.begin() as opened:
+        await opened.execute(sa.text("CREATE TABLE notes (note text)"))
+        await opened.run_sync(create_work_tables)
+    await engine.dispose()
+    async with open_postgres(SecretStr(url)) as postgres:
+        yield PostgresNotes(postgres)
+
+
+@asynccontextmanager
+async def mongo_notes(mongo_url: str, unique: Unique) -> AsyncIterator[Notes]:
+    """A database of its own at the server of `mongo_url`."""
+    url = _another(mongo_url, unique)
+    async with open_mongo(SecretStr(url)) as mongo:
+        await mongo.create_indexes()
+        yield MongoNotes(mongo)
+
+
+def _another(database: str, unique: Unique) -> str:
+    url = httpx.URL(database)
+    return str(url.copy_with(path=unique(f"{url.path}_")))
