@@ -89,7 +89,7 @@ async def test_foreign_worker_answers_a_client(run_id: str, script: Path) -> Non
     ):
         assert await line(output) == "READY"
         await bus.wait_ready()
-        stub = PostsServiceStub(ServiceChannel(bus))  # type: ignore[arg-type]  # duck-typed
+        stub = PostsServiceStub(ServiceChannel(bus))
 
         answer = await stub.get_post(GetPostRequest(id=POST_ID))
 

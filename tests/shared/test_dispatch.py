@@ -229,7 +229,7 @@ def _registered() -> Event:
 
 
 async def test_worker_tells_what_it_does_and_has_done(bus: MemoryBus, posts: Posts) -> None:
-    stub = WorkerServiceStub(ServiceChannel(bus, worker="posts"))  # type: ignore[arg-type]
+    stub = WorkerServiceStub(ServiceChannel(bus, worker="posts"))
     await failure_of(bus, CREATE, a_call(encode(CreatePostRequest(title="Hi"))))
     posts.failure = ServiceError(Code.NOT_FOUND, "POST_NOT_FOUND", "No.")
     await failure_of(bus, GET, a_call(encode(GetPostRequest(id=POST_ID))))

@@ -15,7 +15,7 @@ from pathlib import Path
 from tools.generate.asyncapi import asyncapi
 from tools.generate.codec import write_codec
 from tools.generate.contracts import Contracts, GeneratorError
-from tools.generate.messages import with_constructors
+from tools.generate.messages import with_constructors, with_stubs
 from tools.generate.openapi import openapi
 from tools.generate.protos_zip import protos_zip
 from tools.generate.registry import registry_source
@@ -84,14 +84,15 @@ def _write(contracts: Contracts, project: Path, target: Path) -> None:
     _run("buf", "build", "--exclude-source-info", "-o", lean, cwd=project)
     (target / "protos.zip").write_bytes(protos_zip(contracts.file_names, project))
     for module in target.rglob("__init__.py"):
-        module.write_text(with_constructors(module.read_text()))
+        module.write_text(with_stubs(with_constructors(module.read_text()), target.name))
     (target / "registry.py").write_text(registry_source(contracts))
     write_codec(contracts, target)
     for name, document in (("openapi", openapi), ("asyncapi", asyncapi)):
         text = json.dumps(document(contracts), indent=2, ensure_ascii=False)
         (target / f"{name}.json").write_text(text + "\n")
     (target / "rest.py").write_text(rest_models_source(contracts))
-    shutil.copy(Path(__file__).with_name("rest_types.py"), target)
+    for own in ("rest_types.py", "stubs.py"):
+        shutil.copy(Path(__file__).with_name(own), target)
     _run("ruff", "format", "--isolated", "--line-length=100", "--quiet", str(target), cwd=ROOT)
 
 

@@ -1,4 +1,4 @@
-"""gen/postbus/**/__init__.py: betterproto's classes, each with constructor and access of its own.
+"""gen/postbus/**/__init__.py: betterproto's classes, with quicker constructors, access and stubs.
 
 The constructor that betterproto inherits from dataclasses walks all fields twice, several times
 slower; its access looks for the field's oneof each time, which only a field that is unset needs.
@@ -8,8 +8,9 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["with_constructors"]
+__all__ = ["with_constructors", "with_stubs"]
 
+_STUB = "(betterproto.ServiceStub)"
 _IMPORT = """\
 from betterproto import PLACEHOLDER
 
@@ -45,6 +46,14 @@ def with_constructors(source: str) -> str:
         first = min(node.decorator_list[0].lineno for node, _ in found if node.decorator_list)
         lines.insert(first - 1, _IMPORT + "\n\n")
     return "".join(lines)
+
+
+def with_stubs(source: str, root: str) -> str:
+    """Return betterproto's module `source` with the stubs of the package `root`."""
+    if _STUB not in source:
+        return source
+    imports = f"import betterproto\nfrom {root}.stubs import ServiceStub\n"
+    return source.replace(_STUB, "(ServiceStub)").replace("import betterproto\n", imports, 1)
 
 
 def _fields(message: ast.ClassDef) -> Iterator[_Field]:

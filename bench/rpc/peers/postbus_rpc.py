@@ -87,7 +87,7 @@ async def client() -> None:
     async with connect(SecretStr(URL), "bench client") as bus:
         await bus.wait_ready()
         collector.settle()
-        stub = PostsServiceStub(ServiceChannel(bus))  # type: ignore[arg-type]  # duck-typed
+        stub = PostsServiceStub(ServiceChannel(bus))
 
         async def call() -> None:
             response = await stub.list_posts(_ASKED)

@@ -36,7 +36,7 @@ class Health:
     async def _worker(self, worker: str) -> dict[str, bool]:
         channel = ServiceChannel(self._bus, worker=worker)
         try:
-            stub = HealthServiceStub(channel)  # type: ignore[arg-type]  # in place of grpclib's
+            stub = HealthServiceStub(channel)
             answer = await stub.check(CheckRequest())
         except ServiceError:
             return {worker: False}

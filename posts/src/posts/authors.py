@@ -17,7 +17,7 @@ class AuthorCards:
 
     def __init__(self, authors: AuthorRepository, bus: MessageBus) -> None:
         self._authors = authors
-        self._users = UsersServiceStub(ServiceChannel(bus))  # type: ignore[arg-type]  # duck-typed
+        self._users = UsersServiceStub(ServiceChannel(bus))
 
     @EventPattern(UserRegistered)
     async def user_registered(self, event: UserRegistered, _context: Context) -> None:

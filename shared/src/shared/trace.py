@@ -11,7 +11,8 @@ _TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0
 
 def new_traceparent() -> str:
     """Return the traceparent of a new, sampled trace."""
-    return f"00-{_random.getrandbits(128):032x}-{_random.getrandbits(64):016x}-01"
+    ids = _random.randbytes(24).hex()
+    return f"00-{ids[:32]}-{ids[32:]}-01"
 
 
 def child_traceparent(parent: str) -> str:

@@ -16,6 +16,7 @@ from typing import (
 )
 
 import betterproto
+from postbus.stubs import ServiceStub
 import grpclib
 from betterproto.grpc.grpclib_server import ServiceBase
 
@@ -798,7 +799,7 @@ class ListHandlersResponse(betterproto.Message):
     __getattribute__ = _get_set_attribute
 
 
-class HealthServiceStub(betterproto.ServiceStub):
+class HealthServiceStub(ServiceStub):
     async def check(
         self,
         check_request: "CheckRequest",
@@ -817,7 +818,7 @@ class HealthServiceStub(betterproto.ServiceStub):
         )
 
 
-class WorkerServiceStub(betterproto.ServiceStub):
+class WorkerServiceStub(ServiceStub):
     async def ping(
         self,
         ping_request: "PingRequest",

@@ -13,6 +13,7 @@ from typing import (
 )
 
 import betterproto
+from postbus.stubs import ServiceStub
 import betterproto.lib.google.protobuf as betterproto_lib_google_protobuf
 import grpclib
 from betterproto.grpc.grpclib_server import ServiceBase
@@ -485,7 +486,7 @@ class PostDeleted(betterproto.Message):
     __getattribute__ = _get_set_attribute
 
 
-class PostsServiceStub(betterproto.ServiceStub):
+class PostsServiceStub(ServiceStub):
     async def create_post(
         self,
         create_post_request: "CreatePostRequest",

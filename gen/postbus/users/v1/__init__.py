@@ -12,6 +12,7 @@ from typing import (
 )
 
 import betterproto
+from postbus.stubs import ServiceStub
 import grpclib
 from betterproto.grpc.grpclib_server import ServiceBase
 
@@ -356,7 +357,7 @@ class GetUserResponse(betterproto.Message):
     __getattribute__ = _get_set_attribute
 
 
-class AuthServiceStub(betterproto.ServiceStub):
+class AuthServiceStub(ServiceStub):
     async def sign_up(
         self,
         sign_up_request: "SignUpRequest",
@@ -392,7 +393,7 @@ class AuthServiceStub(betterproto.ServiceStub):
         )
 
 
-class UsersServiceStub(betterproto.ServiceStub):
+class UsersServiceStub(ServiceStub):
     async def get_me(
         self,
         get_me_request: "GetMeRequest",

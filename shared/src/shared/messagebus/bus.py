@@ -1,8 +1,8 @@
 """What a transport promises: the same for RabbitMQ and for memory, tested by one suite."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from postbus.bus.v1 import Event
 from shared.messagebus.envelope import Call
@@ -66,7 +66,7 @@ class MessageBus(Protocol):
     def ready(self) -> bool:
         """Whether the broker can be reached at this moment."""
 
-    async def call(self, route: str, call: Call) -> bytes:
+    def call(self, route: str, call: Call) -> Coroutine[Any, Any, bytes]:
         """Send `call` to whoever serves `route` and return the payload of the reply.
 
         Raises ServiceError: what the service answered; UNAVAILABLE with reason NO_ROUTE at once if

@@ -4,10 +4,9 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from datetime import UTC, datetime
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, TypeVar
 from uuid import NAMESPACE_OID, uuid5
 
 import betterproto
@@ -19,12 +18,14 @@ from shared.context import current_context
 from shared.errors import ServiceError
 from shared.messagebus.bus import MessageBus
 from shared.messagebus.envelope import Call, deadline_exceeded
-from shared.messagebus.slots import outside_slot
+from shared.messagebus.slots import current_seat
 from shared.trace import child_traceparent, new_traceparent
 from shared.wire import decode, encode
 from shared.work import current_work
 
 __all__ = ["ServiceChannel", "call_method", "publish"]
+
+M = TypeVar("M", bound=betterproto.Message)
 
 _BROKEN: Final = ("CONNECTION_LOST", "NOT_CONNECTED")
 _RETRY_DELAY: Final = 0.05
@@ -77,73 +78,39 @@ class ServiceChannel:
         self._bus = bus
         self._suffix = f".{worker}" if worker else ""
 
-    def request(
-        self,
-        route: str,
-        _cardinality: object,
-        _request_type: type[betterproto.Message],
-        response_type: type[betterproto.Message],
-        *,
-        timeout: float | None = None,  # betterproto's signature
-        **_unused: object,
-    ) -> "_Call":
-        """Begin a call, as betterproto's stubs do; `timeout` in seconds."""
+    async def unary(
+        self, route: str, request: betterproto.Message, response: type[M], timeout: float | None
+    ) -> M:
+        """Call a method and return its response; raises ServiceError. `timeout` in seconds."""
         method = _METHODS_BY_ROUTE[route]
-        budget = method.timeout if timeout is None else timeout
-        return _Call(self._bus, method, method.name + self._suffix, response_type, budget)
+        calling = call_method(
+            self._bus, method, _new_call(request, method, timeout), method.name + self._suffix
+        )
+        seat = current_seat()
+        if seat is None:
+            return decode(response, await calling)
+        with seat:
+            return decode(response, await calling)
 
-
-class _Call:
-    """One call, in the form of grpclib's client stream."""
-
-    def __init__(
-        self,
-        bus: MessageBus,
-        method: Method,
-        route: str,
-        response_type: type[betterproto.Message],
-        budget: float,
-    ) -> None:
-        self._bus = bus
-        self._method = method
-        self._route = route
-        self._response_type = response_type
-        self._budget = budget
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        """Nothing is open between sending and receiving."""
-
-    async def send_message(self, message: betterproto.Message, *, end: bool = False) -> None:
-        """Keep the request, which is sent when the reply is waited for."""
-        self._call = _new_call(encode(message), self._method, self._budget)
-
-    async def __aiter__(self) -> AsyncGenerator[Any, None]:
-        async with aclosing(self._bus.stream(self._route, self._call)) as payloads:
+    async def stream(
+        self, route: str, request: betterproto.Message, response: type[M], timeout: float | None
+    ) -> AsyncGenerator[M, None]:
+        """Call a method that streams and yield its responses; raises ServiceError."""
+        method = _METHODS_BY_ROUTE[route]
+        call, seat = _new_call(request, method, timeout), current_seat()
+        async with aclosing(self._bus.stream(method.name + self._suffix, call)) as payloads:
             while True:
-                with outside_slot():
+                with seat or nullcontext():
                     payload = await anext(payloads, None)
                 if payload is None:
                     return
-                yield decode(self._response_type, payload)
-
-    async def recv_message(self) -> Any:
-        """Send the request and return the reply; raises ServiceError."""
-        with outside_slot():
-            payload = await call_method(self._bus, self._method, self._call, self._route)
-        return decode(self._response_type, payload)
+                yield decode(response, payload)
 
 
-def _new_call(payload: bytes, method: Method, budget: float) -> Call:
+def _new_call(request: betterproto.Message, method: Method, timeout: float | None) -> Call:
     """A call made while another is served belongs to it: made again, it has no second effect."""
-    deadline = time.time() + budget
+    payload = encode(request)
+    deadline = time.time() + (method.timeout if timeout is None else timeout)
     context = current_context()
     if context is None:
         return Call.new(payload, deadline=deadline, traceparent=new_traceparent())

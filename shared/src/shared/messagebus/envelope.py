@@ -52,15 +52,16 @@ class Call:
 
         Without an operation id it gets a new one.
         """
-        request = _Request(
-            payload=payload,
-            deadline_unix_ms=int(deadline * 1000),
-            access_token=access_token,
-            operation_id=operation_id or str(uuid7()),
-            traceparent=traceparent,
-            correlation_id=correlation_id,
-            sent_unix_ms=int(time.time() * 1000),
-        )
+        request = _Request()  # field by field: quicker than with keywords
+        request.payload = payload
+        request.deadline_unix_ms = int(deadline * 1000)
+        request.operation_id = operation_id or str(uuid7())
+        request.traceparent = traceparent
+        request.sent_unix_ms = int(time.time() * 1000)
+        if access_token:
+            request.access_token = access_token
+        if correlation_id:
+            request.correlation_id = correlation_id
         return cls(request.SerializeToString(), deadline)
 
     @property

@@ -2,11 +2,10 @@
 
 import asyncio
 from collections import deque
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from typing import Final
 
-__all__ = ["Slots", "outside_slot"]
+__all__ = ["Seat", "Slots", "current_seat"]
 
 
 class Slots:
@@ -31,7 +30,7 @@ class Slots:
         if self._free <= 0 or self._waiting:
             return False
         self._free -= 1
-        _current.set(_Seat(self))
+        _current.set(Seat(self))
         return True
 
     async def wait(self) -> None:
@@ -46,7 +45,7 @@ class Slots:
             else:  # let in and cancelled at once
                 self.leave()
             raise
-        _current.set(_Seat(self))
+        _current.set(Seat(self))
 
     def leave(self) -> None:
         """Make room for the next."""
@@ -62,8 +61,11 @@ class Slots:
         self._free -= 1
 
 
-class _Seat(AbstractContextManager[None]):
-    """A slot, and how many calls of its handler are waited for."""
+class Seat(AbstractContextManager[None]):
+    """A handler's slot. Inside the context it waits for others, and keeps none from running.
+
+    Services that call each other can't so wait for each other's handlers for ever.
+    """
 
     __slots__ = ("_calls", "_slots")
 
@@ -82,15 +84,9 @@ class _Seat(AbstractContextManager[None]):
             self._slots.return_()
 
 
-_current: ContextVar[_Seat | None] = ContextVar("postbus_slots", default=None)
+_current: ContextVar[Seat | None] = ContextVar("postbus_slots", default=None)
 
 
-def outside_slot() -> AbstractContextManager[None]:
-    """Wait for something else without keeping others from running.
-
-    Services that call each other can't so wait for each other's handlers for ever.
-    """
-    return _current.get() or _NOWHERE
-
-
-_NOWHERE: Final = nullcontext()
+def current_seat() -> Seat | None:
+    """Return the seat of the handler that this is called by, if it is one."""
+    return _current.get()

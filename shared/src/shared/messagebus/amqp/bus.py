@@ -8,9 +8,9 @@ pending call fails at once, and a new session serves and subscribes anew.
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from pydantic import SecretStr
@@ -75,9 +75,9 @@ class AmqpBus:
         """Return once the broker is connected."""
         await self._connected.wait()
 
-    async def call(self, route: str, call: Call) -> bytes:
+    def call(self, route: str, call: Call) -> Coroutine[Any, Any, bytes]:
         """See MessageBus.call."""
-        return await self._require_session().call(route, call)
+        return self._require_session().call(route, call)
 
     def stream(self, route: str, call: Call) -> AsyncGenerator[bytes, None]:
         """See MessageBus.stream."""
