@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from datetime import timedelta
 
 import pytest
@@ -113,6 +113,12 @@ async def failure_of(bus: MemoryBus, route: str, call: Call) -> ServiceError:
     return raised.value
 
 
+async def reply_of(dispatcher: Dispatcher, request: bytes) -> Reply:
+    answer = dispatcher.answer(GET, request)
+    assert isinstance(answer, Coroutine)
+    return decode(Reply, await answer)
+
+
 async def test_handler_gets_the_request_and_the_verified_caller(
     bus: MemoryBus, posts: Posts, tokens: TokenMaker
 ) -> None:
@@ -167,7 +173,7 @@ async def test_malformed_envelope_is_an_invalid_argument(
 ) -> None:
     dispatcher = Dispatcher("posts", [posts, Health({})], verifier, direct(MemoryBus().publish))
 
-    reply = decode(Reply, await dispatcher.reply(GET, b"\xff\xff\xff"))
+    reply = await reply_of(dispatcher, b"\xff\xff\xff")
 
     assert reply.error.code == Code.INVALID_ARGUMENT
 
@@ -200,7 +206,7 @@ async def test_handler_that_has_no_answer_at_the_deadline_is_cancelled(
 
     dispatcher = Dispatcher("posts", [Slow(), Health({})], verifier, direct(MemoryBus().publish))
     body = a_call(encode(GetPostRequest(id=POST_ID)), seconds=0.2).request
-    reply = decode(Reply, await dispatcher.reply(GET, body))
+    reply = await reply_of(dispatcher, body)
 
     assert reply.error.code == Code.DEADLINE_EXCEEDED
     assert cancelled.is_set()

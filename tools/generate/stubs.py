@@ -11,15 +11,15 @@ T = TypeVar("T", bound=betterproto.Message)
 
 
 class Channel(Protocol):
-    """Carries the calls of a stub; `route` is `/PACKAGE.SERVICE/METHOD`, `timeout` in seconds."""
+    """Carries the calls of a stub; `route` is `/PACKAGE.SERVICE/METHOD`, `budget` in seconds."""
 
     def unary(
-        self, route: str, request: betterproto.Message, response: type[T], timeout: float | None
+        self, route: str, request: betterproto.Message, response: type[T], budget: float | None
     ) -> Awaitable[T]:
         """Call a method that answers once."""
 
     def stream(
-        self, route: str, request: betterproto.Message, response: type[T], timeout: float | None
+        self, route: str, request: betterproto.Message, response: type[T], budget: float | None
     ) -> AsyncIterator[T]:
         """Call a method that answers with a stream."""
 

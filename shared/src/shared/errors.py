@@ -5,7 +5,15 @@ from datetime import timedelta
 
 from postbus.bus.v1 import Code, Error, FieldViolation, Outcome
 
-__all__ = ["Code", "FieldViolation", "Outcome", "ServiceError", "database_away", "internal"]
+__all__ = [
+    "Code",
+    "FieldViolation",
+    "Outcome",
+    "ServiceError",
+    "database_away",
+    "deadline_exceeded",
+    "internal",
+]
 
 
 class ServiceError(Exception):
@@ -69,6 +77,13 @@ def internal() -> ServiceError:
     """The error of a fault of ours; the log has the cause, the caller nothing of the inside."""
     return ServiceError(
         Code.INTERNAL, "INTERNAL", "Something went wrong on our side.", outcome=Outcome.UNKNOWN
+    )
+
+
+def deadline_exceeded(outcome: int = Outcome.UNKNOWN) -> ServiceError:
+    """The error of a call that had no answer in time."""
+    return ServiceError(
+        Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "No answer in time.", outcome=outcome
     )
 
 

@@ -1,6 +1,8 @@
 """Access tokens: who the caller is, checked at the gateway and again in every worker."""
 
 import json
+import time
+from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -13,6 +15,8 @@ __all__ = ["ALGORITHM", "AUDIENCE", "ISSUER", "Caller", "TokenVerifier", "token_
 ALGORITHM = "EdDSA"
 ISSUER = "postbus.users"
 AUDIENCE = "postbus"
+_REMEMBERED = 4096
+"""Tokens that are not verified again: a signature costs more than all else of a call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,9 +38,19 @@ class TokenVerifier:
     def __init__(self, key_set: str) -> None:
         keys = jwt.PyJWKSet.from_dict(json.loads(key_set)).keys
         self._keys = {key.key_id: key for key in keys}
+        self._verified: OrderedDict[str, Caller] = OrderedDict()
 
     def verify(self, token: str) -> Caller:
         """Return the caller; UNAUTHENTICATED with TOKEN_EXPIRED or TOKEN_INVALID otherwise."""
+        caller = self._verified.get(token)
+        if caller is not None and caller.expires_at.timestamp() > time.time():
+            return caller
+        caller = self._verified[token] = self._verify(token)
+        if len(self._verified) > _REMEMBERED:
+            self._verified.popitem(last=False)
+        return caller
+
+    def _verify(self, token: str) -> Caller:
         try:
             claims = jwt.decode(
                 token,

@@ -26,11 +26,13 @@ __all__ = [
     "invalid_fields",
     "message_class",
     "parse",
+    "read_valid",
     "require_valid",
     "validate",
 ]
 
 M = TypeVar("M", bound=betterproto.Message)
+_broken_rules = protovalidate.Validator().collect_violations
 
 
 @cache
@@ -77,6 +79,15 @@ def _parse(kind: type[Message], data: bytes) -> Message:
         raise _malformed(kind.DESCRIPTOR.full_name) from None
 
 
+def read_valid(message_type: type[M], data: bytes) -> M:
+    """Return the message in `data`; INVALID_ARGUMENT if it is malformed or breaks a rule."""
+    codec = CODECS[message_type]
+    message = _parse(codec.upb, data)
+    if _broken_rules(message):
+        require_valid(message)
+    return from_upb(message_type, message)
+
+
 def _malformed(name: str) -> ServiceError:
     return ServiceError(Code.INVALID_ARGUMENT, "MALFORMED_MESSAGE", f"Not a valid {name}.")
 
@@ -106,7 +117,7 @@ def validate(message: Message) -> list[FieldViolation]:
             rule=violation.proto.rule_id,
             message=violation.proto.message,
         )
-        for violation in protovalidate.collect_violations(message)
+        for violation in _broken_rules(message)
     ]
 
 

@@ -15,9 +15,9 @@ from uuid_utils import uuid7
 from postbus.bus.v1 import Event
 from postbus.registry import EVENTS, METHODS, EventType, Idempotency, Method
 from shared.context import current_context
-from shared.errors import ServiceError
+from shared.errors import ServiceError, deadline_exceeded
 from shared.messagebus.bus import MessageBus
-from shared.messagebus.envelope import Call, deadline_exceeded
+from shared.messagebus.envelope import Call
 from shared.messagebus.slots import current_seat
 from shared.trace import child_traceparent, new_traceparent
 from shared.wire import decode, encode
@@ -79,12 +79,12 @@ class ServiceChannel:
         self._suffix = f".{worker}" if worker else ""
 
     async def unary(
-        self, route: str, request: betterproto.Message, response: type[M], timeout: float | None
+        self, route: str, request: betterproto.Message, response: type[M], budget: float | None
     ) -> M:
-        """Call a method and return its response; raises ServiceError. `timeout` in seconds."""
+        """Call a method and return its response; raises ServiceError. `budget` in seconds."""
         method = _METHODS_BY_ROUTE[route]
         calling = call_method(
-            self._bus, method, _new_call(request, method, timeout), method.name + self._suffix
+            self._bus, method, _new_call(request, method, budget), method.name + self._suffix
         )
         seat = current_seat()
         if seat is None:
@@ -93,11 +93,11 @@ class ServiceChannel:
             return decode(response, await calling)
 
     async def stream(
-        self, route: str, request: betterproto.Message, response: type[M], timeout: float | None
+        self, route: str, request: betterproto.Message, response: type[M], budget: float | None
     ) -> AsyncGenerator[M, None]:
         """Call a method that streams and yield its responses; raises ServiceError."""
         method = _METHODS_BY_ROUTE[route]
-        call, seat = _new_call(request, method, timeout), current_seat()
+        call, seat = _new_call(request, method, budget), current_seat()
         async with aclosing(self._bus.stream(method.name + self._suffix, call)) as payloads:
             while True:
                 with seat or nullcontext():
@@ -107,10 +107,10 @@ class ServiceChannel:
                 yield decode(response, payload)
 
 
-def _new_call(request: betterproto.Message, method: Method, timeout: float | None) -> Call:
+def _new_call(request: betterproto.Message, method: Method, budget: float | None) -> Call:
     """A call made while another is served belongs to it: made again, it has no second effect."""
     payload = encode(request)
-    deadline = time.time() + (method.timeout if timeout is None else timeout)
+    deadline = time.time() + (method.timeout if budget is None else budget)
     context = current_context()
     if context is None:
         return Call.new(payload, deadline=deadline, traceparent=new_traceparent())

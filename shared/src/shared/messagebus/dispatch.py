@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import inspect
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import aclosing
 from typing import Any
 
@@ -12,24 +12,22 @@ import betterproto
 import structlog
 from uuid_utils import uuid7
 
-from postbus.bus.v1 import Event, Outcome
+from postbus.bus.v1 import Event
 from postbus.registry import EVENTS, METHODS, Access, EventType, Idempotency, Method
-from shared.context import Context, use_context
+from shared.context import Context
 from shared.errors import Code, ServiceError, internal
-from shared.identity import Caller, TokenVerifier, token_missing
+from shared.identity import TokenVerifier, token_missing
 from shared.messagebus.bus import Failure
 from shared.messagebus.envelope import (
     completed_reply,
-    deadline_exceeded,
     error_reply,
     payload_reply,
     read_request,
 )
 from shared.messagebus.patterns import event_type, method_handler
-from shared.messagebus.statistics import About, Statistics
-from shared.timelimit import TimeLimit
+from shared.messagebus.statistics import About, Counted, Statistics
 from shared.trace import trace_id, valid_traceparent
-from shared.wire import decode, encode, from_upb, parse, require_valid
+from shared.wire import decode, encode, read_valid
 from shared.work import Operation, Perform
 
 __all__ = ["ContractMismatchError", "Dispatcher"]
@@ -66,7 +64,7 @@ class Dispatcher:
         self._worker = worker
         self._perform = perform
         self._verifier = verifier
-        self._methods: dict[str, tuple[Method, Handler]] = {}
+        self._methods: dict[str, _Served] = {}
         self._events: dict[str, tuple[EventType, Handler]] = {}
         self.statistics = Statistics()
         about = About(worker, self.statistics, lambda: self.routes, lambda: self.events)
@@ -92,7 +90,8 @@ class Dispatcher:
             if method.handler == handles:
                 if method.streams != inspect.isasyncgenfunction(function):
                     raise ContractMismatchError(f"{route}: an async generator is for streams only")
-                _add_once(self._methods, route, (method, function))
+                counted = self.statistics.of(route)
+                _add_once(self._methods, route, _Served(route, method, function, counted))
         if event is not None:
             known = next((known for known in EVENTS.values() if known.message is event), None)
             if known is None:
@@ -103,23 +102,24 @@ class Dispatcher:
         self, route: str, body: bytes
     ) -> Coroutine[Any, Any, bytes] | AsyncGenerator[bytes, None]:
         """Return the encoded Reply to an encoded Request, or the stream of them."""
-        method, _ = self._methods.get(route, (None, None))
-        if method is not None and method.streams:
-            return self.replies(route, body)
-        return self.reply(route, body)
+        served = self._methods.get(route)
+        if served is None:
+            return _not_served()
+        return self._replies(served, body) if served.method.streams else self._reply(served, body)
 
-    async def reply(self, route: str, body: bytes) -> bytes:
-        """Return the encoded Reply to an encoded Request."""
-        traceparent, began, code = "", 0.0, Code.UNSPECIFIED
+    async def _reply(self, served: "_Served", body: bytes) -> bytes:
+        traceparent, began, code = "", 0.0, 0
         try:
             request = read_request(body)
             traceparent = valid_traceparent(request.traceparent)
-            handler, message, context = self._begin(route, request, traceparent)
-            began = self.statistics.begin(route, request.sent_unix_ms / 1000)
-            if operation := _operation(self._methods[route][0], request, context):
-                payload = await _run(self._in_work(operation, handler), message, context)
+            began = served.counted.begin(request.sent_unix_ms / 1000)
+            context, message = self._begin(served, request, traceparent)
+            if operation := _operation(served, request, context):
+                with context:
+                    payload = await self._in_work(operation, served.handler, message, context)
             else:
-                payload = _payload(await _run(handler, message, context))
+                with context:
+                    payload = _payload(await served.handler(message, context))
             return payload_reply(payload)
         except ServiceError as error:
             code = error.code
@@ -129,21 +129,20 @@ class Dispatcher:
             raise
         except Exception:  # noqa: BLE001  # the edge: a handler may raise anything
             code = Code.INTERNAL
-            _log.exception("request.failed", method=route, trace_id=trace_id(traceparent))
+            _log.exception("request.failed", method=served.name, trace_id=trace_id(traceparent))
             return error_reply(internal(), trace_id(traceparent))
         finally:
             if began:
-                self.statistics.end(route, began, code)
+                served.counted.end(began, code)
 
-    async def replies(self, route: str, body: bytes) -> AsyncGenerator[bytes, None]:
-        """Yield the encoded Replies of a stream, the last of which tells of its end."""
-        traceparent, sequence, began, code = "", 0, 0.0, Code.UNSPECIFIED
+    async def _replies(self, served: "_Served", body: bytes) -> AsyncGenerator[bytes, None]:
+        traceparent, sequence, began, code = "", 0, 0.0, 0
         try:
             request = read_request(body)
             traceparent = valid_traceparent(request.traceparent)
-            handler, message, context = self._begin(route, request, traceparent)
-            began = self.statistics.begin(route, request.sent_unix_ms / 1000)
-            async with aclosing(_run_stream(handler, message, context)) as responses:
+            began = served.counted.begin(request.sent_unix_ms / 1000)
+            context, message = self._begin(served, request, traceparent)
+            async with aclosing(_run_stream(served.handler, message, context)) as responses:
                 async for response in responses:
                     sequence += 1
                     yield payload_reply(_payload(response), sequence)
@@ -153,39 +152,34 @@ class Dispatcher:
             yield error_reply(error, trace_id(traceparent))
         except Exception:  # noqa: BLE001  # the edge, as above
             code = Code.INTERNAL
-            _log.exception("request.failed", method=route, trace_id=trace_id(traceparent))
+            _log.exception("request.failed", method=served.name, trace_id=trace_id(traceparent))
             yield error_reply(internal(), trace_id(traceparent))
         finally:
             if began:
-                self.statistics.end(route, began, code)
+                served.counted.end(began, code)
 
     def _begin(
-        self, route: str, request: Any, traceparent: str
-    ) -> tuple[Handler, betterproto.Message, Context]:
-        """Verify and validate; return what is to be run."""
-        if route not in self._methods:
-            raise ServiceError(Code.UNIMPLEMENTED, "UNKNOWN_METHOD", "The method is not served.")
-        method, handler = self._methods[route]
+        self, served: "_Served", request: Any, traceparent: str
+    ) -> tuple[Context, betterproto.Message]:
+        """Verify and validate.
+
+        The token is verified again: whoever reaches the broker could name any user.
+        """
+        token = request.access_token
+        caller = self._verifier.verify(token) if token else None
+        if caller is None and served.needs_user:
+            raise token_missing()
+        operation_id = request.operation_id
         context = Context(
-            name=route,
-            caller=self._caller(method, request.access_token),
-            access_token=request.access_token,
+            name=served.name,
+            caller=caller,
+            access_token=token,
             deadline=min(request.deadline_unix_ms / 1000, time.time() + _MAX_BUDGET),
-            operation_id=request.operation_id,
-            correlation_id=request.correlation_id or request.operation_id,
+            operation_id=operation_id,
+            correlation_id=request.correlation_id or operation_id,
             traceparent=traceparent,
         )
-        message = parse(method.request_name, request.payload)
-        require_valid(message)
-        return handler, from_upb(method.request, message), context
-
-    def _caller(self, method: Method, access_token: str) -> Caller | None:
-        """Verify the token again: whoever reaches the broker could name any user."""
-        if access_token:
-            return self._verifier.verify(access_token)
-        if method.access is Access.USER:
-            raise token_missing()
-        return None
+        return context, read_valid(served.method.request, request.payload)
 
     async def consume(self, body: bytes) -> Failure | None:
         """Run the consumer of an encoded Event once; return why it failed, if it did."""
@@ -226,34 +220,59 @@ class Dispatcher:
             version=event.version,
         )
         message = decode(known.message, event.data)
-        began, code = self.statistics.begin(event.type, event.time.timestamp()), Code.INTERNAL
+        counted = self.statistics.of(event.type)
+        began, code = counted.begin(event.time.timestamp()), Code.INTERNAL
         try:
-            await _run(self._in_work(operation, handler), message, context)
+            with context:
+                await self._in_work(operation, handler, message, context)
             code = Code.UNSPECIFIED
         except ServiceError as error:
             code = error.code
             raise
         finally:
-            self.statistics.end(event.type, began, code)
+            counted.end(began, code)
 
-    def _in_work(self, operation: Operation, handler: Handler) -> Handler:
-        """Make a handler a unit of work; it returns the payload."""
+    def _in_work(
+        self,
+        operation: Operation,
+        handler: Handler,
+        message: betterproto.Message,
+        context: Context,
+    ) -> Awaitable[bytes]:
+        """Run a handler as a unit of work; return the payload."""
 
-        async def perform(message: betterproto.Message, context: Context) -> bytes:
-            async def handle() -> bytes:
-                context.calls = 0
-                response = await handler(message, context)
-                return b"" if response is None else _payload(response)
+        async def handle() -> bytes:
+            context.calls = 0
+            response = await handler(message, context)
+            return b"" if response is None else _payload(response)
 
-            return await self._perform(operation, handle)
-
-        return perform
+        return self._perform(operation, handle)
 
 
-def _operation(method: Method, request: Any, context: Context) -> Operation | None:
-    """Return what the call does once; None if it changes nothing, or has no name."""
-    if method.idempotency is Idempotency.NO_SIDE_EFFECTS:
+class _Served:
+    """A method and what it needs at each call."""
+
+    __slots__ = ("changes", "counted", "handler", "method", "name", "needs_user")
+
+    def __init__(self, name: str, method: Method, handler: Handler, counted: Counted) -> None:
+        self.name = name
+        self.method = method
+        self.handler = handler
+        self.counted = counted
+        self.needs_user = method.access is Access.USER
+        self.changes = method.idempotency is not Idempotency.NO_SIDE_EFFECTS
+
+
+async def _not_served() -> bytes:
+    error = ServiceError(Code.UNIMPLEMENTED, "UNKNOWN_METHOD", "The method is not served.")
+    return error_reply(error)
+
+
+def _operation(served: _Served, request: Any, context: Context) -> Operation | None:
+    """Return what the call does once; None if it changes nothing."""
+    if not served.changes:
         return None
+    method = served.method
     caller = context.caller.user_id if context.caller else ""
     return Operation(
         key=Operation.name("call", method.name, caller, request.operation_id or str(uuid7())),
@@ -262,40 +281,19 @@ def _operation(method: Method, request: Any, context: Context) -> Operation | No
     )
 
 
-async def _run(handler: Handler, message: betterproto.Message, context: Context) -> Any:
-    """Run `handler` until it is done or the deadline passes; past it, don't begin."""
-    remaining = context.remaining
-    if remaining <= 0:
-        raise deadline_exceeded(Outcome.NO_EFFECT)
-    limit = TimeLimit(remaining)
-    try:
-        with limit, use_context(context):
-            return await handler(message, context)
-    except TimeoutError:
-        if limit.expired:
-            raise deadline_exceeded() from None
-        raise
-
-
 async def _run_stream(
     handler: Handler, message: betterproto.Message, context: Context
 ) -> AsyncGenerator[Any, None]:
     """Yield what `handler` yields until it is done or the deadline passes."""
     responses = handler(message, context)
     async with aclosing(responses):
-        while context.remaining > 0:
-            limit = TimeLimit(context.remaining)
-            try:
-                with limit, use_context(context):
+        while True:
+            with context:
+                try:
                     response = await anext(responses)
-            except StopAsyncIteration:
-                return
-            except TimeoutError:
-                if not limit.expired:
-                    raise
-                break
+                except StopAsyncIteration:
+                    return
             yield response
-    raise deadline_exceeded()
 
 
 def _payload(response: betterproto.Message) -> bytes:

@@ -13,7 +13,6 @@ from shared.wire import encode, from_upb, message_class, parse
 __all__ = [
     "Call",
     "completed_reply",
-    "deadline_exceeded",
     "error_reply",
     "next_payload",
     "not_connected",
@@ -114,13 +113,6 @@ def _read(reply: bytes) -> Any:
     if message.HasField("error"):
         raise ServiceError.from_message(from_upb(Error, message.error))
     return message
-
-
-def deadline_exceeded(outcome: int = Outcome.UNKNOWN) -> ServiceError:
-    """The error of a call that had no answer in time."""
-    return ServiceError(
-        Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "No answer in time.", outcome=outcome
-    )
 
 
 def unavailable(reason: str, message: str, outcome: int = Outcome.NO_EFFECT) -> ServiceError:

@@ -9,14 +9,9 @@ from itertools import count
 from typing import Any
 
 from postbus.bus.v1 import Event
+from shared.errors import deadline_exceeded
 from shared.messagebus.bus import CREDIT, DELAYS, EventHandler, RpcHandler
-from shared.messagebus.envelope import (
-    Call,
-    deadline_exceeded,
-    next_payload,
-    payload_of,
-    unavailable,
-)
+from shared.messagebus.envelope import Call, next_payload, payload_of, unavailable
 from shared.wire import encode
 
 __all__ = ["MemoryBus"]

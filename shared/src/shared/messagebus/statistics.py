@@ -25,12 +25,14 @@ from postbus.bus.v1 import (
 from shared.context import Context
 from shared.messagebus.patterns import MessagePattern
 
-__all__ = ["About", "Statistics"]
+__all__ = ["About", "Counted", "Statistics"]
 
 _BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
-class _Counted:
+class Counted:
+    """Calls, errors and times of one handler, in buckets."""
+
     __slots__ = ("begun", "duration", "errors", "seconds", "wait", "waited")
 
     def __init__(self) -> None:
@@ -41,36 +43,36 @@ class _Counted:
         self.seconds = 0.0
         self.waited = 0.0
 
-
-class Statistics:
-    """Calls, errors and times of each handler, in buckets."""
-
-    def __init__(self) -> None:
-        self._handlers: dict[str, _Counted] = {}
-
-    def begin(self, name: str, sent: float) -> float:
+    def begin(self, sent: float) -> float:
         """Count a call that was sent at `sent` (seconds since the epoch; 0 if that is not known).
 
         Returns when it began, for `end`.
         """
-        counted = self._handlers.get(name)
-        if counted is None:
-            counted = self._handlers[name] = _Counted()
-        counted.begun += 1
+        self.begun += 1
         if sent:
             waited = max(time.time() - sent, 0.0)
-            counted.wait[bisect_left(_BOUNDS, waited)] += 1
-            counted.waited += waited
+            self.wait[bisect_left(_BOUNDS, waited)] += 1
+            self.waited += waited
         return time.perf_counter()
 
-    def end(self, name: str, began: float, code: int = 0) -> None:
+    def end(self, began: float, code: int = 0) -> None:
         """Count its end, with the code of its error if it failed."""
-        counted = self._handlers[name]
         seconds = time.perf_counter() - began
-        counted.duration[bisect_left(_BOUNDS, seconds)] += 1
-        counted.seconds += seconds
+        self.duration[bisect_left(_BOUNDS, seconds)] += 1
+        self.seconds += seconds
         if code:
-            counted.errors[(Code.try_value(code).name or "UNKNOWN").removeprefix("CODE_")] += 1
+            self.errors[(Code.try_value(code).name or "UNKNOWN").removeprefix("CODE_")] += 1
+
+
+class Statistics:
+    """What is counted of every handler."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[str, Counted] = {}
+
+    def of(self, name: str) -> Counted:
+        """Return what is counted of the handler of a method or event."""
+        return self._handlers.setdefault(name, Counted())
 
     def to_messages(self) -> list[HandlerStatistics]:
         """Return all that is counted."""
@@ -84,6 +86,7 @@ class Statistics:
                 wait=Histogram(counts=list(counted.wait), sum=counted.waited),
             )
             for name, counted in self._handlers.items()
+            if counted.begun
         ]
 
 

@@ -68,12 +68,15 @@ class EventConsumer(Endpoint):
         return queue
 
     async def _handle(self, lane: Lane, message: Delivered) -> None:
-        if message.oversized:  # its body was not read: the broker still has it
-            lane.reject(message.tag, requeue=False)
-            return
-        failure = await self._handler(message.body)
-        if failure is None or not self.queue_name or await self._put_off(message, failure):
-            lane.ack(message.tag)
+        try:
+            if message.oversized:  # its body was not read: the broker still has it
+                lane.reject(message.tag, requeue=False)
+                return
+            failure = await self._handler(message.body)
+            if failure is None or not self.queue_name or await self._put_off(message, failure):
+                lane.ack(message.tag)
+        finally:
+            del self._running[message]
 
     async def _put_off(self, message: Delivered, failure: Failure) -> bool:
         """Hand the event over to its next try, or to the dead letters; False if that is lost.

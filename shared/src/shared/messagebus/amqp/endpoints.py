@@ -44,7 +44,8 @@ class Endpoint:
         self.starting = asyncio.Lock()
         self._prefetch = prefetch
         self._session: Session | None = None
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[object, asyncio.Task[None]] = {}
+        """What has begun, by what it is about."""
 
     @property
     def active(self) -> bool:
@@ -78,16 +79,10 @@ class Endpoint:
 
     async def _finish_running(self) -> None:
         if self._running:
-            _, late = await asyncio.wait(self._running, timeout=_FINISH_SECONDS)
+            _, late = await asyncio.wait(self._running.values(), timeout=_FINISH_SECONDS)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-
-    def _run(self, lane: Lane, message: Delivered) -> "asyncio.Task[None]":
-        task = asyncio.create_task(self._handle(lane, message))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return task
 
     def _link_of(self, session: Session) -> Link:
         raise NotImplementedError
@@ -97,9 +92,10 @@ class Endpoint:
 
     def _begin(self, lane: Lane, message: Delivered) -> None:
         """Take a message; on the lane it came by, which may not be the present one any more."""
-        self._run(lane, message)
+        self._running[message] = asyncio.create_task(self._handle(lane, message))
 
     async def _handle(self, lane: Lane, message: Delivered) -> None:
+        """Deal with a message, and take it from what is running."""
         raise NotImplementedError
 
     async def _drain(self) -> None:
@@ -122,7 +118,7 @@ class RpcServer(Endpoint):
         self._routes = routes
         self._handler = handler
         self._slots = Slots(concurrency)
-        self._calls: dict[_Key, asyncio.Task[None]] = {}
+        self._calls: dict[_Key, Delivered] = {}
         self._flows: dict[_Key, _Flow] = {}
         self._cancelled: OrderedDict[_Key, None] = OrderedDict()
 
@@ -149,15 +145,12 @@ class RpcServer(Endpoint):
         return queue
 
     def _begin(self, lane: Lane, message: Delivered) -> None:
-        key = (message.reply_to, message.correlation_id)
-        if key in self._cancelled:
-            lane.ack(message.tag)
-        elif message.oversized:
+        if message.oversized:
             self._refuse(lane, message, "REQUEST_TOO_LARGE", "The request is too large.")
         elif len(self._running) >= _MAX_CALLS:
             self._refuse(lane, message, "OVERLOADED", "The service has too much to do.")
         else:
-            self._calls[key] = self._run(lane, message)
+            super()._begin(lane, message)
 
     def _refuse(self, lane: Lane, message: Delivered, reason: str, text: str) -> None:
         error = ServiceError(
@@ -168,6 +161,11 @@ class RpcServer(Endpoint):
 
     async def _handle(self, lane: Lane, message: Delivered) -> None:
         key = (message.reply_to, message.correlation_id)
+        if key in self._cancelled:
+            del self._running[message]
+            lane.ack(message.tag)
+            return
+        self._calls[key] = message
         begun = False
         try:
             begun = self._slots.enter_now()
@@ -184,6 +182,7 @@ class RpcServer(Endpoint):
             self._end_cancelled(lane, message, key, begun=begun)
         finally:
             self._calls.pop(key, None)
+            del self._running[message]
             if begun:
                 self._slots.leave()
         if not lane.has_room:
@@ -238,20 +237,21 @@ class RpcServer(Endpoint):
             return
 
         async def reply(lane: Lane = self._lane) -> None:
-            header = self._header(control.correlation_id)
-            lane.publish("", control.reply_to, header, await answer)
+            try:
+                header = self._header(control.correlation_id)
+                lane.publish("", control.reply_to, header, await answer)
+            finally:
+                del self._running[answer]
 
-        task = asyncio.create_task(reply())
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        self._running[answer] = asyncio.create_task(reply())
 
     def _cancel(self, key: "_Key") -> None:
         """End a call; one that has not come yet is remembered, though not for ever."""
         self._cancelled[key] = None
         if len(self._cancelled) > _MAX_CANCELS:
             self._cancelled.popitem(last=False)
-        if call := self._calls.get(key):
-            call.cancel()
+        if message := self._calls.get(key):
+            self._running[message].cancel()
 
     async def _drain(self) -> None:
         """Answer what waits, if this is the last server: the queue will go, and its calls too."""

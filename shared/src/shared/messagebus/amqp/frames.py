@@ -369,7 +369,7 @@ def _whole(
     """
     if end - header < _SHORTEST_CONTENT:
         return None
-    kind, number, size = _FRAME.unpack_from(buffer, header)
+    kind, number, size, _, _, body_size = _HEADER_FRAME.unpack_from(buffer, header)
     frame = header + size + _OVERHEAD
     if kind != _HEADER or number != channel or end - frame < _OVERHEAD:
         return None
@@ -379,7 +379,7 @@ def _whole(
         kind != _BODY
         or number != channel
         or after > end
-        or _TAG.unpack_from(buffer, header + 11)[0] != length
+        or body_size != length
         or buffer[frame - 1] != _END_BYTE
         or buffer[after - 1] != _END_BYTE
     ):
@@ -400,7 +400,7 @@ def _message(
     return Delivered(
         _TAG.unpack_from(method, tag)[0],
         method[tag + 8] == 1,
-        method[key + 1 : key + 1 + method[key]].decode(errors="replace"),
+        method[key + 1 : key + 1 + method[key]].decode("utf-8", "replace"),
         correlation_id,
         reply_to,
         headers,
@@ -431,7 +431,7 @@ def _read_properties(header: bytes, start: int) -> tuple[bytes, str, str]:
         at = after
     if flags & _REPLY_TO:
         reply_to = header[at + 1 : at + 1 + header[at]]
-    return headers, correlation_id.decode(errors="replace"), reply_to.decode(errors="replace")
+    return headers, correlation_id.decode("utf-8", "replace"), reply_to.decode("utf-8", "replace")
 
 
 def _confirmed(payload: bytes) -> Confirmed:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from postbus.bus.v1 import Control, Event, Outcome
-from shared.errors import ServiceError
+from shared.errors import ServiceError, deadline_exceeded
 from shared.messagebus.amqp import frames
 from shared.messagebus.amqp.frames import Delivered
 from shared.messagebus.amqp.lanes import RefusedError
@@ -21,7 +21,6 @@ from shared.messagebus.amqp.topology import (
 from shared.messagebus.bus import CREDIT
 from shared.messagebus.envelope import (
     Call,
-    deadline_exceeded,
     next_payload,
     not_connected,
     payload_of,
@@ -100,7 +99,7 @@ class Session:
             if not self._calls.has_room:
                 await self._wait_for_room(reply)
             if not reply.done():  # the deadline, or the end of the session
-                self._send(route, call, correlation_id)
+                self._send(route, call, correlation_id, budget)
             body = await reply
         except asyncio.CancelledError:
             self._cancel(route, correlation_id)
@@ -129,8 +128,8 @@ class Session:
         finally:
             waiting.cancel()
 
-    def _send(self, route: str, call: Call, correlation_id: str) -> None:
-        header = self._header(correlation_id, max(int(call.remaining * 1000), 1))
+    def _send(self, route: str, call: Call, correlation_id: str, budget: float) -> None:
+        header = self._header(correlation_id, max(int(budget * 1000), 1))
         self._calls.publish(RPC_EXCHANGE, route, header, call.request, mandatory=True)
 
     async def stream(self, route: str, call: Call) -> AsyncGenerator[bytes, None]:
@@ -141,7 +140,7 @@ class Session:
         try:
             async with asyncio.timeout(budget):
                 await self._calls.room()
-            self._send(route, call, correlation_id)
+            self._send(route, call, correlation_id, budget)
             for sequence in itertools.count(1):
                 async with asyncio.timeout(call.remaining):
                     payload = next_payload(await stream.next(), sequence)

@@ -29,6 +29,8 @@ class Transport(asyncio.Protocol):
 
     def __init__(self, inner: asyncio.StreamReaderProtocol) -> None:
         self.blocked = False
+        self.has_room = True
+        """Whether the socket takes more at this moment."""
         self.on_lost: Callable[[], None] = lambda: None
         self._inner = inner
         self._parser = Parser(self._pass_on, self._on_blocked)
@@ -68,13 +70,8 @@ class Transport(asyncio.Protocol):
             self._loop.call_soon(self._flush)
         self._last.append(frames)
 
-    @property
-    def has_room(self) -> bool:
-        """Whether the socket takes more at this moment."""
-        return self._room.is_set()
-
     async def room(self) -> None:
-        """Return once it does."""
+        """Return once the socket takes more."""
         await self._room.wait()
 
     def _flush(self) -> None:
@@ -93,7 +90,7 @@ class Transport(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End; whoever waits for room finds the session lost."""
-        self._room.set()
+        self._set_room()
         self._inner.connection_lost(exc)
         self.on_lost()
 
@@ -104,13 +101,18 @@ class Transport(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Make senders wait."""
+        self.has_room = False
         self._room.clear()
         self._inner.pause_writing()
 
     def resume_writing(self) -> None:
         """Let them go on."""
-        self._room.set()
+        self._set_room()
         self._inner.resume_writing()
+
+    def _set_room(self) -> None:
+        self.has_room = True
+        self._room.set()
 
     def data_received(self, data: bytes) -> None:
         """Tell the frames apart."""
