@@ -17,7 +17,7 @@ from tools.generate.fields import (
     message_of,
     value_of,
 )
-from tools.generate.names import field_name, module_of, python_class
+from tools.generate.names import field_name, module_of, plain_name, python_class, upb_field
 
 __all__ = ["write_codec"]
 
@@ -82,7 +82,7 @@ def _source(contracts: Contracts, root: str) -> str:
         _HEADER.replace("{root}", root).replace(
             "{imports}", "\n".join(f"import {module}" for module in modules)
         ),
-        *(f"\n_{_plain(enum)} = Members({python_class(enum)})" for enum in enums),
+        *(f"\n_{plain_name(enum)} = Members({python_class(enum)})" for enum in enums),
         "\n",
         *(_functions(message) for message in messages),
         "\n\nCODECS: Mapping[type, Codec] = {\n",
@@ -122,18 +122,14 @@ def _enums(messages: list[Descriptor]) -> list[EnumDescriptor]:
     return [enums[name] for name in sorted(enums)]
 
 
-def _plain(kind: Descriptor | EnumDescriptor) -> str:
-    return kind.full_name.replace(".", "_")
-
-
 def _entry(message: Descriptor) -> str:
-    plain = _plain(message)
+    plain = plain_name(message)
     functions = f'_class("{message.full_name}"), _read_{plain}, _write_{plain}'
     return f"    {python_class(message)}: Codec({functions}),\n"
 
 
 def _functions(message: Descriptor) -> str:
-    plain = _plain(message)
+    plain = plain_name(message)
     return (
         f"\n\ndef _read_{plain}(m: Any) -> Any:\n{_reader(message)}"
         f"\n\ndef _write_{plain}(o: Any, m: Any) -> None:\n{_writer(message)}"
@@ -164,7 +160,7 @@ def _current(oneof: str, members: list[FieldDescriptor]) -> str:
 
 
 def _read(field: FieldDescriptor) -> str:
-    source = _attribute(field)
+    source = upb_field(field)
     if is_map(field):
         value = _read_value(value_of(field), "v")
         return f"dict({source})" if value == "v" else f"{{k: {value} for k, v in {source}.items()}}"
@@ -185,14 +181,10 @@ def _read(field: FieldDescriptor) -> str:
     return f'{value} if m.HasField("{field.name}") else {unset}'
 
 
-def _attribute(field: FieldDescriptor) -> str:
-    return f'getattr(m, "{field.name}")' if iskeyword(field.name) else f"m.{field.name}"
-
-
 def _read_value(field: FieldDescriptor, source: str) -> str:
     """One value; where `source` itself is returned there is nothing to convert."""
     if field.enum_type:
-        return f"_{_plain(field.enum_type)}[{source}]"
+        return f"_{plain_name(field.enum_type)}[{source}]"
     if field.message_type is None:
         return source
     name = field.message_type.full_name
@@ -200,7 +192,7 @@ def _read_value(field: FieldDescriptor, source: str) -> str:
         return f"read_{TIMES[name]}({source})"
     if name in WRAPPERS:
         return f"{source}.value"
-    return f"_read_{_plain(field.message_type)}({source})"
+    return f"_read_{plain_name(field.message_type)}({source})"
 
 
 def _writer(message: Descriptor) -> str:
@@ -223,7 +215,7 @@ def _writer(message: Descriptor) -> str:
 
 
 def _write(field: FieldDescriptor) -> list[str]:
-    target = _attribute(field)
+    target = upb_field(field)
     if is_map(field):
         return _write_map(field, target)
     if field.message_type is None:
@@ -249,7 +241,7 @@ def _write_message(field: FieldDescriptor, value: str, target: str) -> str:
     if kind.full_name in WRAPPERS:
         return f"{target}.value = {value}"
     time = TIMES.get(kind.full_name)
-    return f"{f'write_{time}' if time else f'_write_{_plain(kind)}'}({value}, {target})"
+    return f"{f'write_{time}' if time else f'_write_{plain_name(kind)}'}({value}, {target})"
 
 
 def _presence(field: FieldDescriptor) -> list[str]:

@@ -1,9 +1,11 @@
-"""How betterproto names things in Python."""
+"""Names in generated Python, most of them betterproto's."""
+
+from keyword import iskeyword
 
 from betterproto.compile.naming import pythonize_class_name, pythonize_field_name
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
-__all__ = ["field_name", "module_of", "python_class"]
+__all__ = ["field_name", "module_of", "plain_name", "python_class", "upb_field"]
 
 _GOOGLE = "google.protobuf"
 
@@ -23,3 +25,13 @@ def python_class(kind: Descriptor | EnumDescriptor) -> str:
 def field_name(field: FieldDescriptor) -> str:
     """Return the attribute of a field."""
     return str(pythonize_field_name(field.name))
+
+
+def plain_name(kind: Descriptor | EnumDescriptor) -> str:
+    """Return the full name as part of a function's."""
+    return kind.full_name.replace(".", "_")
+
+
+def upb_field(field: FieldDescriptor) -> str:
+    """Return the expression of a field of upb's message `m`."""
+    return f'getattr(m, "{field.name}")' if iskeyword(field.name) else f"m.{field.name}"
