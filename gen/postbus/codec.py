@@ -115,6 +115,30 @@ def _write_google_protobuf_FieldMask(o: Any, m: Any) -> None:
         m.paths.extend(v)
 
 
+def _read_postbus_bus_v1_Batch(m: Any) -> Any:
+    o = _new(postbus.bus.v1.Batch)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "correlation_ids": list(m.correlation_ids),
+            "messages": list(m.messages),
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_bus_v1_Batch(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["correlation_ids"]) is not PLACEHOLDER and v is not None:
+        m.correlation_ids.extend(v)
+    if (v := d["messages"]) is not PLACEHOLDER and v is not None:
+        m.messages.extend(v)
+
+
 def _read_postbus_bus_v1_CheckRequest(m: Any) -> Any:
     o = _new(postbus.bus.v1.CheckRequest)
     _set_attribute(
@@ -1778,6 +1802,9 @@ CODECS: Mapping[type, Codec] = {
         _class("google.protobuf.FieldMask"),
         _read_google_protobuf_FieldMask,
         _write_google_protobuf_FieldMask,
+    ),
+    postbus.bus.v1.Batch: Codec(
+        _class("postbus.bus.v1.Batch"), _read_postbus_bus_v1_Batch, _write_postbus_bus_v1_Batch
     ),
     postbus.bus.v1.CheckRequest: Codec(
         _class("postbus.bus.v1.CheckRequest"),

@@ -412,6 +412,7 @@ EVENTS: Mapping[str, EventType] = {
 }
 MESSAGES: Mapping[str, type[betterproto.Message]] = {
     "google.protobuf.Empty": betterproto.lib.google.protobuf.Empty,
+    "postbus.bus.v1.Batch": postbus.bus.v1.Batch,
     "postbus.bus.v1.CheckRequest": postbus.bus.v1.CheckRequest,
     "postbus.bus.v1.CheckResponse": postbus.bus.v1.CheckResponse,
     "postbus.bus.v1.Completed": postbus.bus.v1.Completed,

@@ -345,6 +345,42 @@ class Completed(betterproto.Message):
 
 
 @dataclass(eq=False, repr=False)
+class Batch(betterproto.Message):
+    """
+    Calls of one method, made by one client in the same moment, or replies to one client: a single AMQP
+     message instead of many. Workers that take batches bind their queue also to the method's full name
+     followed by `/batch`; a client whose batch is returned publishes its calls one by one. Replies come
+     in batches, without an AMQP `correlation_id`, only to those who send batches.
+    """
+
+    correlation_ids: List[str] = betterproto.string_field(1)
+    """The AMQP property `correlation_id` of each."""
+
+    messages: List[bytes] = betterproto.bytes_field(2)
+    """The Requests, or the Replies, encoded; as many."""
+
+    def __init__(
+        self,
+        correlation_ids: List[str] = PLACEHOLDER,
+        messages: List[bytes] = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "correlation_ids": correlation_ids,
+                "messages": messages,
+                "_serialized_on_wire": correlation_ids is not PLACEHOLDER
+                or messages is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
+
+    __getattribute__ = _get_set_attribute
+
+
+@dataclass(eq=False, repr=False)
 class Control(betterproto.Message):
     """
     What a caller says of a call that it has made, or asks of all processes at once. Sent to the topic

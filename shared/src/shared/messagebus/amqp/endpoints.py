@@ -1,28 +1,33 @@
 """Queues that are consumed, and first of all those of calls."""
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from typing import Final
 
+import structlog
 from aio_pika.abc import AbstractChannel, AbstractQueue
 from aiormq import spec
 
 from postbus.bus.v1 import Control, Outcome
 from shared.errors import Code, ServiceError
 from shared.messagebus.amqp import frames
+from shared.messagebus.amqp.batches import Batch, batch_route, fits, single_route, unpack
 from shared.messagebus.amqp.frames import Delivered
 from shared.messagebus.amqp.lanes import Lane
 from shared.messagebus.amqp.link import Link
 from shared.messagebus.amqp.session import CONTENT_TYPE, Session
 from shared.messagebus.amqp.topology import CONTROL_EXCHANGE, RPC_EXCHANGE
 from shared.messagebus.bus import CREDIT, RpcHandler
-from shared.messagebus.envelope import error_reply, unavailable
+from shared.messagebus.envelope import error_reply, read_request, unavailable
 from shared.messagebus.slots import Slots
 from shared.wire import decode
 
 __all__ = ["Endpoint", "RpcServer"]
+
+_log = structlog.get_logger()
 
 _ORPHAN_EXPIRES_MS: Final = 1000
 """A broker that restarts keeps the queue of calls; without a worker it goes after this time."""
@@ -116,10 +121,13 @@ class RpcServer(Endpoint):
     ) -> None:
         super().__init__(queue, prefetch=_RPC_PREFETCH)
         self._routes = routes
+        self._keys = [*routes, *map(batch_route, routes)]
         self._handler = handler
         self._slots = Slots(concurrency)
         self._calls: dict[_Key, Delivered] = {}
         self._flows: dict[_Key, _Flow] = {}
+        self._replies: dict[tuple[Lane, str], Batch] = {}
+        """Of this moment, by where they go."""
         self._cancelled: OrderedDict[_Key, None] = OrderedDict()
 
     def _link_of(self, session: Session) -> Link:
@@ -133,8 +141,8 @@ class RpcServer(Endpoint):
             auto_delete=True,
             arguments={"x-expires": _ORPHAN_EXPIRES_MS},
         )
-        for route in self._routes:
-            await queue.bind(RPC_EXCHANGE, route)
+        for key in self._keys:
+            await queue.bind(RPC_EXCHANGE, key)
         self._controls = await self._link.channel()
         control_channel, control_lane = self._controls
         controls = await control_channel.declare_queue(exclusive=True, auto_delete=True)
@@ -145,6 +153,26 @@ class RpcServer(Endpoint):
         return queue
 
     def _begin(self, lane: Lane, message: Delivered) -> None:
+        if route := single_route(message.routing_key):
+            self._begin_batch(lane, route, message)
+        else:
+            self._begin_call(lane, message)
+
+    def _begin_batch(self, lane: Lane, route: str, message: Delivered) -> None:
+        try:
+            calls = unpack(message.body)
+        except ServiceError as error:  # from whom, and about what, is not known
+            _log.warning("bus.bad_batch", route=route, reason=error.reason)
+            calls = []
+        open_ = _Open(message.tag, len(calls))
+        if not calls:
+            lane.ack(message.tag)
+        for correlation_id, request in calls:
+            self._begin_call(
+                lane, _Batched(open_, route, correlation_id, message.reply_to, request)
+            )
+
+    def _begin_call(self, lane: Lane, message: Delivered) -> None:
         if message.oversized:
             self._refuse(lane, message, "REQUEST_TOO_LARGE", "The request is too large.")
         elif len(self._running) >= _MAX_CALLS:
@@ -157,13 +185,22 @@ class RpcServer(Endpoint):
             Code.RESOURCE_EXHAUSTED, reason, text, retry_after=1, outcome=Outcome.NO_EFFECT
         )
         self._reply(lane, message, error_reply(error))
-        lane.ack(message.tag)
+        self._done(lane, message)
+
+    def _done(self, lane: Lane, message: Delivered) -> None:
+        """Acknowledge a call; calls of a batch when the last of them is done."""
+        if type(message) is not _Batched:
+            lane.ack(message.tag)
+            return
+        message.open.calls -= 1
+        if not message.open.calls:
+            lane.ack(message.open.tag)
 
     async def _handle(self, lane: Lane, message: Delivered) -> None:
         key = (message.reply_to, message.correlation_id)
         if key in self._cancelled:
             del self._running[message]
-            lane.ack(message.tag)
+            self._done(lane, message)
             return
         self._calls[key] = message
         begun = False
@@ -177,7 +214,7 @@ class RpcServer(Endpoint):
                 await self._stream(lane, message, key, answer)
             else:
                 self._reply(lane, message, await answer)
-            lane.ack(message.tag)
+            self._done(lane, message)
         except asyncio.CancelledError:
             self._end_cancelled(lane, message, key, begun=begun)
         finally:
@@ -191,17 +228,48 @@ class RpcServer(Endpoint):
     def _end_cancelled(self, lane: Lane, message: Delivered, key: "_Key", *, begun: bool) -> None:
         """By the caller, who wants no answer; or by the end of this server."""
         if key in self._cancelled:
-            lane.ack(message.tag)
+            self._done(lane, message)
         elif begun:
             late = unavailable("SERVER_STOPPED", "The service has stopped.", Outcome.UNKNOWN)
             self._reply(lane, message, error_reply(late))
-            lane.ack(message.tag)
+            self._done(lane, message)
+        elif type(message) is _Batched:
+            self._send_back(lane, message)
+            self._done(lane, message)
         else:
             lane.reject(message.tag, requeue=True)
 
+    def _send_back(self, lane: Lane, message: Delivered) -> None:
+        """Give a call of a batch to another server."""
+        with suppress(ServiceError):
+            deadline = read_request(message.body).deadline_unix_ms
+            header = frames.properties(
+                CONTENT_TYPE,
+                correlation_id=message.correlation_id,
+                reply_to=message.reply_to,
+                expiration_ms=max(deadline - int(time.time() * 1000), 1),
+            )
+            lane.publish(RPC_EXCHANGE, message.routing_key, header, message.body)
+
     def _reply(self, lane: Lane, message: Delivered, reply: bytes) -> None:
-        if message.reply_to:
+        if not message.reply_to:
+            return
+        if type(message) is not _Batched or not fits(reply):
             lane.publish("", message.reply_to, self._header(message.correlation_id), reply)
+            return
+        waiting = self._replies.get((lane, message.reply_to))
+        if waiting is None:
+            if not self._replies:
+                lane.before_sending(self._send_replies)
+            waiting = self._replies[lane, message.reply_to] = Batch()
+        if waiting.add(message.correlation_id, reply):
+            del self._replies[lane, message.reply_to]
+            lane.publish("", message.reply_to, self._header(""), waiting.pack())
+
+    def _send_replies(self) -> None:
+        replies, self._replies = self._replies, {}
+        for (lane, reply_to), batch in replies.items():
+            lane.publish("", reply_to, self._header(""), batch.pack())
 
     async def _stream(
         self, lane: Lane, message: Delivered, key: "_Key", replies: AsyncGenerator[bytes, None]
@@ -258,8 +326,8 @@ class RpcServer(Endpoint):
         state = await self._queue_state()
         if state.consumer_count != 1:
             return
-        for route in self._routes:
-            await self._queue.unbind(RPC_EXCHANGE, route)
+        for key in self._keys:
+            await self._queue.unbind(RPC_EXCHANGE, key)
         with suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_SECONDS):
                 while (await self._queue_state()).message_count or self._slots.waiting:  # noqa: ASYNC110  # no event
@@ -282,6 +350,28 @@ class RpcServer(Endpoint):
 
 _Key = tuple[str, str]
 """A call, by its reply-to and correlation id."""
+
+
+class _Open:
+    """A batch with calls that are not done."""
+
+    __slots__ = ("calls", "tag")
+
+    def __init__(self, tag: int, calls: int) -> None:
+        self.tag = tag
+        self.calls = calls
+
+
+class _Batched(Delivered):
+    """A call out of a batch."""
+
+    __slots__ = ("open",)
+
+    def __init__(
+        self, open_: _Open, route: str, correlation_id: str, reply_to: str, request: bytes
+    ) -> None:
+        super().__init__(open_.tag, False, route, correlation_id, reply_to, b"", request)
+        self.open = open_
 
 
 class _Flow:

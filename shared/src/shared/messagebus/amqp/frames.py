@@ -104,10 +104,12 @@ class Delivered:
 class Returned:
     """A mandatory message that no queue takes (basic.return)."""
 
-    __slots__ = ("correlation_id",)
+    __slots__ = ("body", "correlation_id", "routing_key")
 
-    def __init__(self, correlation_id: str) -> None:
+    def __init__(self, routing_key: str, correlation_id: str, body: bytes) -> None:
+        self.routing_key = routing_key
         self.correlation_id = correlation_id
+        self.body = body
 
 
 class Confirmed:
@@ -393,20 +395,27 @@ def _message(
 ) -> Message:
     """Return the message whose method's payload is at `at`, its header's at `start`."""
     headers, correlation_id, reply_to = _read_properties(header, start)
-    if method[at + 3] == _RETURN:
-        return Returned(correlation_id)
+    if method[at + 3] == _RETURN:  # 60.50: reply code, reply text, exchange, routing key
+        key = at + 7 + method[at + 6]
+        key += 1 + method[key]
+        return Returned(_text(method, key), correlation_id, body)
     tag = at + 5 + method[at + 4]  # 60.60: consumer tag, delivery tag, redelivered, exchange, key
     key = tag + 10 + method[tag + 9]
     return Delivered(
         _TAG.unpack_from(method, tag)[0],
         method[tag + 8] == 1,
-        method[key + 1 : key + 1 + method[key]].decode("utf-8", "replace"),
+        _text(method, key),
         correlation_id,
         reply_to,
         headers,
         body,
         oversized,
     )
+
+
+def _text(data: bytes, at: int) -> str:
+    """Return the short string at `at` (4.2.5.3)."""
+    return data[at + 1 : at + 1 + data[at]].decode("utf-8", "replace")
 
 
 def _read_properties(header: bytes, start: int) -> tuple[bytes, str, str]:

@@ -24,7 +24,7 @@ __all__ = ["FrameLane", "Lane", "PikaLane", "RefusedError"]
 
 T = TypeVar("T")
 OnMessage = Callable[[Delivered], None]
-OnReturned = Callable[[str], None]
+OnReturned = Callable[[Returned], None]
 
 _WAITING: Final = 256
 """Messages that wait for aiormq before whoever sends has to wait as well."""
@@ -51,7 +51,7 @@ class Lane(Protocol):
         """
 
     def on_returned(self, handler: OnReturned) -> None:
-        """Pass the correlation ids of mandatory messages that no queue takes to `handler`."""
+        """Pass mandatory messages that no queue takes to `handler`."""
 
     def publish(
         self,
@@ -63,6 +63,9 @@ class Lane(Protocol):
         mandatory: bool = False,
     ) -> None:
         """Send a message; `header` is what `frames.properties` returns."""
+
+    def before_sending(self, callback: Callable[[], None]) -> None:
+        """Call back before what is sent in this moment leaves; to publish more."""
 
     async def publish_confirmed(
         self, exchange: str, routing_key: str, header: bytes, body: bytes
@@ -111,7 +114,7 @@ class FrameLane:
         if type(message) is Delivered:
             self._on_message(message)
         elif type(message) is Returned:
-            self._on_returned(message.correlation_id)
+            self._on_returned(message)
         elif type(message) is Confirmed:
             self._confirm(message)
 
@@ -147,6 +150,10 @@ class FrameLane:
                 number, exchange, routing_key, header, body, transport.frame_max, mandatory
             )
         )
+
+    def before_sending(self, callback: Callable[[], None]) -> None:
+        """See Lane.before_sending."""
+        self._transport.before_sending(callback)
 
     async def publish_confirmed(
         self, exchange: str, routing_key: str, header: bytes, body: bytes
@@ -283,20 +290,25 @@ class PikaLane:
             wait=False,
         )
         if self._channel.publisher_confirms:  # each waits for its own
-            self._spawn(self._publish_mandatory(publish, properties.correlation_id or ""))
+            returned = Returned(routing_key, properties.correlation_id or "", body)
+            self._spawn(self._publish_mandatory(publish, returned))
         else:
             self._put(publish())
 
     async def _publish_mandatory(
-        self, publish: Callable[[], Coroutine[Any, Any, object]], correlation_id: str
+        self, publish: Callable[[], Coroutine[Any, Any, object]], returned: Returned
     ) -> None:
         """Aiormq tells what was returned only where it waits for confirms."""
         try:
             await publish()
         except PublishError:
-            self._on_returned(correlation_id)
+            self._on_returned(returned)
         except (AMQPError, OSError, RuntimeError):  # the session finds out
             return
+
+    def before_sending(self, callback: Callable[[], None]) -> None:
+        """See Lane.before_sending."""
+        asyncio.get_running_loop().call_soon(callback)
 
     async def publish_confirmed(
         self, exchange: str, routing_key: str, header: bytes, body: bytes

@@ -2,14 +2,16 @@
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from postbus.bus.v1 import Control, Event, Outcome
 from shared.errors import ServiceError, deadline_exceeded
 from shared.messagebus.amqp import frames
-from shared.messagebus.amqp.frames import Delivered
+from shared.messagebus.amqp.batches import Batch, batch_route, fits, single_route, unpack
+from shared.messagebus.amqp.frames import Delivered, Returned
 from shared.messagebus.amqp.lanes import RefusedError
 from shared.messagebus.amqp.link import BROKER_ERRORS, Link, Plane
 from shared.messagebus.amqp.topology import (
@@ -24,6 +26,7 @@ from shared.messagebus.envelope import (
     next_payload,
     not_connected,
     payload_of,
+    read_request,
     unavailable,
 )
 from shared.wire import encode
@@ -34,6 +37,7 @@ CONTENT_TYPE: Final = "application/x-protobuf"
 
 _DECLARE_TIMEOUT: Final = 5
 _CONFIRM_TIMEOUT: Final = 5
+_SINGLY_SECONDS: Final = 10
 _CONTROL_HEADER: Final = frames.properties(CONTENT_TYPE)
 
 
@@ -54,6 +58,10 @@ class Session:
         self._streams: dict[str, _Stream] = {}
         self._gathered: dict[str, list[bytes]] = {}
         self._ids = itertools.count()
+        self._waiting: dict[str, _Calls] = {}
+        """Calls of this moment, by route."""
+        self._singly: set[str] = set()
+        """Routes where batches were returned of late."""
 
     @classmethod
     @asynccontextmanager
@@ -99,7 +107,7 @@ class Session:
             if not self._calls.has_room:
                 await self._wait_for_room(reply)
             if not reply.done():  # the deadline, or the end of the session
-                self._send(route, call, correlation_id, budget)
+                self._send(route, call.request, correlation_id, budget)
             body = await reply
         except asyncio.CancelledError:
             self._cancel(route, correlation_id)
@@ -128,9 +136,46 @@ class Session:
         finally:
             waiting.cancel()
 
-    def _send(self, route: str, call: Call, correlation_id: str, budget: float) -> None:
+    def _send(self, route: str, request: bytes, correlation_id: str, budget: float) -> None:
+        """Send a call together with the others of this moment."""
+        if route in self._singly or not fits(request):
+            self._send_alone(route, request, correlation_id, budget)
+            return
+        waiting = self._waiting.get(route)
+        if waiting is None:
+            if not self._waiting:
+                self._calls.before_sending(self._send_waiting)
+            waiting = self._waiting[route] = _Calls()
+        waiting.budget = max(waiting.budget, budget)
+        if waiting.add(correlation_id, request):
+            del self._waiting[route]
+            self._send_batch(route, waiting)
+
+    def _send_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for route, calls in waiting.items():
+            if len(calls.ids) == 1:
+                self._send_alone(route, calls.messages[0], calls.ids[0], calls.budget)
+            else:
+                self._send_batch(route, calls)
+
+    def _send_alone(self, route: str, request: bytes, correlation_id: str, budget: float) -> None:
         header = self._header(correlation_id, max(int(budget * 1000), 1))
-        self._calls.publish(RPC_EXCHANGE, route, header, call.request, mandatory=True)
+        self._calls.publish(RPC_EXCHANGE, route, header, request, mandatory=True)
+
+    def _send_batch(self, route: str, calls: "_Calls") -> None:
+        header = self._header("", max(int(calls.budget * 1000), 1))
+        self._calls.publish(RPC_EXCHANGE, batch_route(route), header, calls.pack(), mandatory=True)
+
+    def _send_one_by_one(self, route: str, calls: bytes) -> None:
+        """Nobody who takes batches serves the route; somebody else may."""
+        if route not in self._singly:
+            self._singly.add(route)
+            self._loop.call_later(_SINGLY_SECONDS, self._singly.discard, route)
+        for correlation_id, request in unpack(calls):
+            if correlation_id in self._pending:
+                budget = read_request(request).deadline_unix_ms / 1000 - time.time()
+                self._send_alone(route, request, correlation_id, budget)
 
     async def stream(self, route: str, call: Call) -> AsyncGenerator[bytes, None]:
         """See MessageBus.stream."""
@@ -140,7 +185,7 @@ class Session:
         try:
             async with asyncio.timeout(budget):
                 await self._calls.room()
-            self._send(route, call, correlation_id, budget)
+            self._send_alone(route, call.request, correlation_id, budget)
             for sequence in itertools.count(1):
                 async with asyncio.timeout(call.remaining):
                     payload = next_payload(await stream.next(), sequence)
@@ -208,6 +253,9 @@ class Session:
             raise _connection_lost() from None
 
     def _on_reply(self, message: Delivered) -> None:
+        if not message.correlation_id:
+            self._on_replies(message)
+            return
         reply = self._pending.get(message.correlation_id)
         if reply is not None:
             if not reply.done():
@@ -217,7 +265,18 @@ class Session:
         elif (gathered := self._gathered.get(message.correlation_id)) is not None:
             gathered.append(message.body)
 
-    def _on_returned(self, correlation_id: str) -> None:
+    def _on_replies(self, message: Delivered) -> None:
+        with suppress(ServiceError):  # whoever reaches the broker may send what it likes
+            for correlation_id, body in unpack(message.body):
+                reply = self._pending.get(correlation_id)
+                if reply is not None and not reply.done():
+                    reply.set_result(body)
+
+    def _on_returned(self, returned: Returned) -> None:
+        correlation_id = returned.correlation_id
+        if route := single_route(returned.routing_key):
+            self._send_one_by_one(route, returned.body)
+            return
         error = unavailable("NO_ROUTE", "No service answers this at the moment.")
         if (reply := self._pending.get(correlation_id)) is not None and not reply.done():
             reply.set_exception(error)
@@ -234,6 +293,16 @@ class Session:
                 reply.set_exception(_connection_lost())
         for stream in self._streams.values():
             stream.put(_connection_lost())
+
+
+class _Calls(Batch):
+    """Calls that leave together; `budget` is the longest of theirs, in seconds."""
+
+    __slots__ = ("budget",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.budget = 0.0
 
 
 class _Stream:

@@ -36,6 +36,8 @@ class Transport(asyncio.Protocol):
         self._parser = Parser(self._pass_on, self._on_blocked)
         self._loop = asyncio.get_running_loop()
         self._out: list[bytes] = []
+        self._scheduled = False
+        self._before: list[Callable[[], None]] = []
         self._last: list[Callable[[], bytes]] = []
         self._room = asyncio.Event()
         self._room.set()
@@ -60,21 +62,36 @@ class Transport(asyncio.Protocol):
 
     def send(self, data: bytes) -> None:
         """Send whole frames at the end of this tick."""
-        if not self._out and not self._last:
-            self._loop.call_soon(self._flush)
         self._out.append(data)
+        if not self._scheduled:
+            self._schedule()
+
+    def before_sending(self, callback: Callable[[], None]) -> None:
+        """Call back at the end of this tick: what is sent then leaves with all the rest."""
+        self._before.append(callback)
+        if not self._scheduled:
+            self._schedule()
 
     def send_last(self, frames: Callable[[], bytes]) -> None:
         """Send what `frames` returns at the end of this tick, after all the rest."""
-        if not self._out and not self._last:
-            self._loop.call_soon(self._flush)
         self._last.append(frames)
+        if not self._scheduled:
+            self._schedule()
 
     async def room(self) -> None:
         """Return once the socket takes more."""
         await self._room.wait()
 
+    def _schedule(self) -> None:
+        self._scheduled = True
+        self._loop.call_soon(self._flush)
+
     def _flush(self) -> None:
+        while self._before:
+            before, self._before = self._before, []
+            for callback in before:
+                callback()
+        self._scheduled = False
         out, self._out = self._out, []
         if self._last:
             last, self._last = self._last, []
