@@ -35,6 +35,12 @@ def an_event(id_: str) -> Event:
     return Event(id=id_, type="postbus.test.v1.Noted", data=b"noted")
 
 
+async def stop(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 def publish(id_: str) -> None:
     work = current_work()
     assert work is not None
@@ -182,7 +188,7 @@ async def test_events_reach_the_broker_soon_after_the_commit_and_in_order(notes:
                 await asyncio.sleep(0.001)
         delays.append(time.monotonic() - committed)
 
-    relaying.cancel()
+    await stop(relaying)
     assert broker.has == [f"{number:03}" for number in range(20)]
     assert sorted(delays)[10] < 0.5  # far from the second of the poll
 
@@ -205,7 +211,7 @@ async def test_events_wait_for_a_broker_that_is_away(notes: Notes) -> None:
     async with asyncio.timeout(10):
         while len(broker.has) < 250:  # noqa: ASYNC110  # polls the broker
             await asyncio.sleep(0.01)
-    relaying.cancel()
+    await stop(relaying)
 
     assert sorted(broker.has) == [f"{number:03}" for number in range(250)]
 
@@ -223,8 +229,7 @@ async def test_two_relays_do_not_send_twice(notes: Notes) -> None:
     async with asyncio.timeout(10):
         while len(broker.has) < 500:  # noqa: ASYNC110  # polls the broker
             await asyncio.sleep(0.01)
-    for each in relays:
-        each.cancel()
+    await stop(*relays)
 
     assert sorted(broker.has) == [f"{number:03}" for number in range(500)]
 
