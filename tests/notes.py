@@ -12,6 +12,7 @@ from bson import ObjectId
 from odmantic import Field, Model
 from odmantic.query import eq
 from pydantic import SecretStr
+from pymongo import AsyncMongoClient
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from shared.mongo import Mongo, open_mongo
@@ -87,8 +88,13 @@ async def postgres_notes(postgres_url: str, unique: Unique) -> AsyncIterator[Not
         await opened.execute(sa.text("CREATE TABLE notes (note text)"))
         await opened.run_sync(create_work_tables)
     await engine.dispose()
-    async with open_postgres(SecretStr(url)) as postgres:
-        yield PostgresNotes(postgres)
+    try:
+        async with open_postgres(SecretStr(url)) as postgres:
+            yield PostgresNotes(postgres)
+    finally:
+        connection = await asyncpg.connect(f"{server}/postgres")
+        await connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+        await connection.close()
 
 
 @asynccontextmanager
@@ -98,6 +104,9 @@ async def mongo_notes(mongo_url: str, unique: Unique) -> AsyncIterator[Notes]:
     async with open_mongo(SecretStr(url)) as mongo:
         await mongo.create_indexes()
         yield MongoNotes(mongo)
+    client: AsyncMongoClient[dict[str, object]]
+    async with AsyncMongoClient(url) as client:
+        await client.drop_database(client.get_default_database())
 
 
 def _another(database: str, unique: Unique) -> str:

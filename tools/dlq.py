@@ -23,6 +23,7 @@ from tools.paths import SERVICES
 __all__ = ["add_arguments", "dlq", "run"]
 
 _MOST = 10_000
+_SUFFIX = ".dead"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +52,8 @@ async def run(url: str, options: argparse.Namespace) -> int:
     async with await aio_pika.connect(url) as connection:
         if options.action in {None, "list"}:
             return await _list(connection)
-        if await _count(connection, options.queue) is None:
+        letters = options.queue.endswith(_SUFFIX)
+        if not letters or await _count(connection, options.queue) is None:
             print(f"dlq: there is no queue {options.queue}: `just dlq` lists those with events")
             return 1
         if options.action == "show":
@@ -83,10 +85,10 @@ async def _show(connection: aio_pika.abc.AbstractConnection, queue: str, limit: 
 async def _replay(
     connection: aio_pika.abc.AbstractConnection, queue: str, ids: Sequence[str]
 ) -> int:
-    target = queue.removesuffix(".dead")
+    target = queue.removesuffix(_SUFFIX)
     async with _letters(connection, queue) as letters:
         chosen = _chosen(letters, ids)
-        channel = await connection.channel()
+        channel = await connection.channel(on_return_raises=True)
         for letter in chosen:  # confirmed by the broker before it is taken away
             copy = aio_pika.Message(
                 letter.body,

@@ -8,6 +8,7 @@ long can hold its channel for ever.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import aio_pika
 import httpx
@@ -19,8 +20,10 @@ from shared.errors import Code, ServiceError
 from shared.messagebus import Call
 from shared.messagebus.amqp import connect
 from shared.messagebus.amqp.bus import AmqpBus
+from shared.messagebus.amqp.link import broker_errors
+from shared.messagebus.amqp.topology import EVENT_EXCHANGE
 from shared.messagebus.bus import Failure
-from shared.wire import encode
+from shared.wire import decode, encode
 from tests.proxy import Proxy
 
 Unique = Callable[[str], str]
@@ -179,3 +182,86 @@ async def test_blocked_broker_is_not_ready_and_takes_no_calls(
     await until_answered(bus, route)
     assert bus.ready
     await server.cancel()
+
+
+async def test_change_that_waits_for_a_blocked_broker_keeps_the_connection(
+    bus: AmqpBus, proxy: Proxy, unique: Unique
+) -> None:
+    session = bus._session
+    proxy.stall()
+    publishing = asyncio.create_task(bus.publish(Event(id="1", type=unique("event."))))
+    await asyncio.sleep(0.1)
+    proxy.tell_clients(BLOCKED)
+
+    with pytest.raises(ServiceError) as raised:
+        await publishing
+    assert (raised.value.reason, raised.value.outcome) == ("BROKER_BLOCKED", Outcome.UNKNOWN)
+
+    proxy.flow()
+    proxy.tell_clients(UNBLOCKED)
+    async with asyncio.timeout(5):
+        while not bus.ready:  # noqa: ASYNC110  # polls
+            await asyncio.sleep(0.01)
+    await bus.publish(Event(id="2", type=unique("event.")))
+    assert bus._session is session
+
+
+async def test_server_stops_though_the_broker_says_nothing(
+    bus: AmqpBus, proxy: Proxy, unique: Unique
+) -> None:
+    server = await bus.serve(unique("queue."), [unique("route.")], echo)
+    proxy.stall()
+
+    async with asyncio.timeout(8):
+        await server.cancel()
+
+
+async def test_events_with_what_amqp_has_no_room_for_are_dead_letters(
+    bus: AmqpBus, vhost: str, unique: Unique
+) -> None:
+    queue, event = unique("queue."), unique("event.")
+    heard = asyncio.Event()
+
+    async def refuse(body: bytes) -> Failure | None:
+        if decode(Event, body).id == "good":
+            heard.set()
+            return None
+        return Failure(reason="BAD", message="Bad.", retry=False)
+
+    subscription = await bus.subscribe([event], refuse, queue=queue)
+    async with await aio_pika.connect(vhost) as connection:
+        channel = await connection.channel()
+        exchange = await channel.get_exchange(EVENT_EXCHANGE)
+        nested: dict[str, Any] = {}
+        for _ in range(300):
+            nested = {"x": nested}
+        for number in range(40):  # more than it takes in hand
+            body = encode(Event(id="é" * 200, type="é" * 200))
+            headers = nested if number % 2 else {}
+            await exchange.publish(aio_pika.Message(body, headers=headers), event)
+        await bus.publish(Event(id="good", type=event))
+        async with asyncio.timeout(10):
+            await heard.wait()
+            dead = await channel.get_queue(f"{queue}.dead", ensure=False)
+            for _ in range(40):
+                while (letter := await dead.get(fail=False)) is None:  # noqa: ASYNC110  # polls
+                    await asyncio.sleep(0.02)
+                await letter.ack()
+    await subscription.cancel()
+
+
+async def test_what_aiormq_cancels_is_no_end_of_whoever_waits() -> None:
+    answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_soon(answer.cancel)
+    with pytest.raises(ConnectionError), broker_errors():
+        await answer
+
+    async def wait() -> None:
+        with broker_errors():
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

@@ -9,7 +9,7 @@ import pytest
 from aio_pika.abc import AbstractIncomingMessage
 from pydantic import SecretStr
 
-from postbus.bus.v1 import Batch, Reply, Request
+from postbus.bus.v1 import Batch, Outcome, Reply, Request
 from shared.errors import ServiceError
 from shared.messagebus import Call
 from shared.messagebus.amqp import connect
@@ -54,17 +54,20 @@ async def test_calls_of_one_moment_share_messages(
 ) -> None:
     route = unique("route.")
     queue = await channel.declare_queue(exclusive=True)
-    await queue.bind(RPC_EXCHANGE, f"{route}/batch")
+    for key in (route, f"{route}/batch"):
+        await queue.bind(RPC_EXCHANGE, key)
     calls = [asyncio.create_task(bus.call(route, a_call(each))) for each in numbered(20)]
 
     found: list[bytes] = []
     async with queue.iterator() as messages:
         while len(found) < len(calls):
             message = await anext(messages)
+            if message.correlation_id:  # the first has nothing to wait for
+                found.append(decode(Request, message.body).payload)
+                continue
             batch = decode(Batch, message.body)
             found += [decode(Request, each).payload for each in batch.messages]
             assert len(batch.messages) == len(set(batch.correlation_ids)) > 1
-            assert message.correlation_id in (None, "")
             assert isinstance(message.expiration, float)
             assert 4 < message.expiration <= 5
 
@@ -144,6 +147,28 @@ async def test_cancelled_call_leaves_the_rest_of_its_batch_alone(
     await server.cancel()
 
 
+async def test_last_server_tells_the_callers_of_what_it_has_not_begun(
+    bus: AmqpBus, unique: Unique
+) -> None:
+    route, begun = unique("route."), asyncio.Event()
+
+    async def never(_route: str, _body: bytes) -> bytes:
+        begun.set()
+        await asyncio.Event().wait()
+        return b""
+
+    server = await bus.serve(unique("queue."), [route], never, concurrency=1)
+    calls = [asyncio.create_task(bus.call(route, a_call(each, 20))) for each in numbered(6)]
+    await begun.wait()
+    await server.cancel()
+
+    failures = await asyncio.gather(*calls, return_exceptions=True)
+    told = [(f.reason, f.outcome) for f in failures if isinstance(f, ServiceError)]
+    assert sorted(told) == sorted(
+        [("SERVER_STOPPED", Outcome.UNKNOWN)] + 5 * [("SERVER_STOPPED", Outcome.NO_EFFECT)]
+    )
+
+
 async def test_stopping_server_hands_on_what_it_has_not_begun(bus: AmqpBus, unique: Unique) -> None:
     route, queue = unique("route."), unique("queue.")
     begun, go_on = asyncio.Event(), asyncio.Event()
@@ -172,9 +197,10 @@ async def test_stopping_server_hands_on_what_it_has_not_begun(bus: AmqpBus, uniq
         bytes(Batch(correlation_ids=["1"], messages=[])),
         bytes(Batch(correlation_ids=["1"] * 100, messages=[b""] * 100)),
         b"\x0a\x00" * 1_500_000,
+        bytes(Batch(correlation_ids=["é" * 200], messages=[b""])),
         b"",
     ],
-    ids=["malformed", "uneven", "too many", "too large", "empty"],
+    ids=["malformed", "uneven", "too many", "too large", "long id", "empty"],
 )
 async def test_bad_batch_is_dropped(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique, body: bytes

@@ -13,6 +13,7 @@ from postbus.bus.v1 import (
     Event,
     GetStatisticsRequest,
     ListHandlersRequest,
+    Outcome,
     PingRequest,
     Reply,
     WorkerServiceStub,
@@ -27,6 +28,7 @@ from postbus.posts.v1 import (
     ListPostsResponse,
     Post,
     PostsServiceBase,
+    PostsServiceStub,
     UpdatePostRequest,
     UpdatePostResponse,
 )
@@ -210,6 +212,25 @@ async def test_handler_that_has_no_answer_at_the_deadline_is_cancelled(
 
     assert reply.error.code == Code.DEADLINE_EXCEEDED
     assert cancelled.is_set()
+
+
+async def test_failure_after_a_nested_change_does_not_claim_that_nothing_happened(
+    bus: MemoryBus, posts: Posts, tokens: TokenMaker, verifier: TokenVerifier
+) -> None:
+    stub = PostsServiceStub(ServiceChannel(bus))
+
+    class Nesting(Posts):
+        @MessagePattern(PostsServiceBase.get_post)
+        async def get_post(self, _request: GetPostRequest, _context: Context) -> GetPostResponse:
+            await stub.create_post(CreatePostRequest(title="nested"))
+            raise ServiceError(Code.ABORTED, "LATER", "Later.")
+
+    dispatcher = Dispatcher("posts", [Nesting(), Health({})], verifier, direct(bus.publish))
+    body = a_call(encode(GetPostRequest(id=POST_ID)), token=tokens.token("alice")).request
+    reply = await reply_of(dispatcher, body)
+
+    assert posts.seen == [("nested", "alice")]
+    assert (reply.error.reason, reply.error.outcome) == ("LATER", Outcome.UNKNOWN)
 
 
 async def test_worker_that_lacks_a_handler_does_not_start(verifier: TokenVerifier) -> None:

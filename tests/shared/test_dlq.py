@@ -5,6 +5,7 @@ import json
 
 import aio_pika
 import pytest
+from aiormq.exceptions import PublishError
 from pydantic import SecretStr
 
 from postbus.bus.v1 import Event
@@ -49,6 +50,13 @@ async def test_dead_letters_are_listed_shown_replayed_and_dropped(
         assert await run(url, "drop", DEAD, "unknown", "--yes") == 1
         assert await ids_in(url, DEAD) == ["e1"]
         assert await run(url, "show", "nonsense.dead") == 1
+        assert await run(url, "drop", QUEUE, "--yes") == 1
+
+        async with await aio_pika.connect(url) as connection:
+            await (await connection.channel()).queue_delete(QUEUE)
+        with pytest.raises(PublishError):
+            await run(url, "replay", DEAD, "e1")
+        assert await ids_in(url, DEAD) == ["e1"]
 
 
 async def kill(url: str, *ids: str) -> None:

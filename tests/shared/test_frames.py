@@ -193,6 +193,8 @@ class Wire:
 
     def take(self, _channel: int, _handler: object) -> None: ...
 
+    def send(self, _data: bytes) -> None: ...
+
     def send_last(self, frames: Callable[[], bytes]) -> None:
         self.last.append(frames)
 
@@ -208,9 +210,13 @@ class Numbered:
     number = 1
 
 
-@given(order=st.permutations(range(1, 13)), ticks=st.lists(st.integers(1, 5), max_size=12))
+@given(
+    order=st.permutations(range(1, 13)),
+    ticks=st.lists(st.integers(1, 5), max_size=12),
+    rejected=st.sets(st.integers(1, 12), max_size=6),
+)
 def test_each_message_is_acknowledged_once_in_whatever_order(
-    order: list[int], ticks: list[int]
+    order: list[int], ticks: list[int], rejected: set[int]
 ) -> None:
     wire = Wire()
     lane = FrameLane(wire, Numbered())  # type: ignore[arg-type]  # all that it needs of them
@@ -219,7 +225,11 @@ def test_each_message_is_acknowledged_once_in_whatever_order(
 
     for count in [*ticks, len(order)]:
         for tag in (tag for tag, _ in zip(waiting, range(count), strict=False)):
-            lane.ack(tag)
+            if tag in rejected:
+                lane.reject(tag, requeue=False)
+                unknown.remove(tag)
+            else:
+                lane.ack(tag)
             done.add(tag)
         for tag, multiple in wire.tick():
             assert tag in unknown  # the broker closes the channel otherwise

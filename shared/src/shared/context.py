@@ -35,6 +35,8 @@ class Context:
     traceparent: str
     calls: int = 0
     """How many calls the handler has made so far."""
+    changed: bool = False
+    """Whether one of them may have changed something, wherever it went."""
     _expired: bool = field(default=False, init=False)
     _task: asyncio.Task[Any] = field(init=False)
     _cancelling: int = field(init=False)

@@ -11,7 +11,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from shared.postgres_work import PostgresWork, forward, purge, translated
+from shared.postgres_work import PostgresWork, Turns, forward, purge, translated
 from shared.work import Handle, Operation, Publish, current_work
 
 __all__ = ["Postgres", "async_url", "open_postgres"]
@@ -28,6 +28,7 @@ class Postgres:
     def __init__(self, engine: AsyncEngine) -> None:
         self.committed = asyncio.Event()
         self._engine = engine
+        self._turns = Turns(_POOL_SIZE, _POOL_TIMEOUT)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
@@ -44,6 +45,7 @@ class Postgres:
                     yield session
             else:
                 async with (
+                    self._turns,
                     AsyncSession(self._engine, expire_on_commit=False) as session,
                     session.begin(),
                 ):
@@ -51,7 +53,7 @@ class Postgres:
 
     async def perform(self, operation: Operation, handler: Handle) -> bytes:
         """See Store.perform."""
-        work = PostgresWork(self._engine, operation)
+        work = PostgresWork(self._engine, self._turns, operation)
         try:
             reply = await work.run(handler, at_once=operation.at_once)
         finally:
@@ -63,12 +65,14 @@ class Postgres:
     async def forward(self, publish: Publish) -> int:
         """See Store.forward."""
         with translated():
-            return await forward(self._engine, publish)
+            async with self._turns:
+                return await forward(self._engine, publish)
 
     async def purge(self) -> None:
         """See Store.purge."""
         with translated():
-            await purge(self._engine)
+            async with self._turns:
+                await purge(self._engine)
 
     async def ping(self) -> None:
         """Return if the database answers; raise if not."""
@@ -84,9 +88,8 @@ async def open_postgres(url: SecretStr) -> AsyncIterator[Postgres]:
     """
     engine = create_async_engine(
         async_url(url),
-        pool_size=_POOL_SIZE,
+        pool_size=_POOL_SIZE + 1,  # one for `ping`, which never waits for work
         max_overflow=0,
-        pool_timeout=_POOL_TIMEOUT,
         pool_pre_ping=True,
         connect_args={"timeout": _CONNECT_TIMEOUT, "command_timeout": _COMMAND_TIMEOUT},
     )

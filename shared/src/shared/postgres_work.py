@@ -1,11 +1,16 @@
 """Units of work in PostgreSQL: the tables `inbox`, `outbox` and `versions` of each service."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -24,6 +29,7 @@ from shared.work import (
 
 __all__ = [
     "PostgresWork",
+    "Turns",
     "create_work_tables",
     "drop_work_tables",
     "forward",
@@ -91,12 +97,36 @@ def drop_work_tables(connection: sa.Connection) -> None:
     _metadata.drop_all(connection)
 
 
+class Turns(AbstractAsyncContextManager[None]):
+    """So many connections at once, first come, first served: the pool's own queue is not fair.
+
+    Under load, whoever gives a connection back and asks again overtakes those who wait.
+    UNAVAILABLE if none is free in time.
+    """
+
+    def __init__(self, connections: int, timeout: float) -> None:
+        self._free = asyncio.Semaphore(connections)
+        self._timeout = timeout
+
+    async def __aenter__(self) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._free.acquire()
+        except TimeoutError:
+            raise database_away(Outcome.NO_EFFECT) from None
+
+    async def __aexit__(self, *_error: object) -> None:
+        self._free.release()
+
+
 class PostgresWork(Transaction):
     """One transaction."""
 
-    def __init__(self, engine: AsyncEngine, operation: Operation) -> None:
+    def __init__(self, engine: AsyncEngine, turns: Turns, operation: Operation) -> None:
         super().__init__()
         self.engine = engine
+        self._exit = AsyncExitStack()
+        self._turns = turns
         self._operation = operation
         self._session: AsyncSession | None = None
 
@@ -111,7 +141,9 @@ class PostgresWork(Transaction):
 
     async def _begin(self) -> None:
         if self._session is None:
-            self._session = AsyncSession(self.engine, expire_on_commit=False)
+            await self._exit.enter_async_context(self._turns)
+            session = AsyncSession(self.engine, expire_on_commit=False)
+            self._session = await self._exit.enter_async_context(session)
             with translated():
                 await self._enter(self._session)
 
@@ -144,8 +176,7 @@ class PostgresWork(Transaction):
 
     async def close(self) -> None:
         """Undo what is not committed."""
-        if self._session is not None:
-            await self._session.close()
+        await self._exit.aclose()
 
 
 async def forward(engine: AsyncEngine, publish: Publish) -> int:
@@ -174,7 +205,9 @@ def translated(unconnected: int = Outcome.NO_EFFECT) -> Iterator[None]:
     """
     try:
         yield
-    except (PoolTimeoutError, OSError) as error:
+    except TimeoutError as error:  # perhaps of a statement
+        raise database_away(Outcome.UNKNOWN) from error
+    except OSError as error:
         raise database_away(unconnected) from error
     except (InterfaceError, OperationalError) as error:
         raise database_away(Outcome.UNKNOWN) from error

@@ -27,6 +27,7 @@ __all__ = [
     "invalid_fields",
     "message_class",
     "parse",
+    "parse_as",
     "read_valid",
     "require_valid",
     "validate",
@@ -56,7 +57,7 @@ def encode(message: betterproto.Message) -> bytes:
 
 def decode(message_type: type[M], data: bytes) -> M:
     """Return the message in `data`; ServiceError INVALID_ARGUMENT if it is malformed."""
-    return from_upb(message_type, _parse(CODECS[message_type].upb, data))
+    return from_upb(message_type, parse_as(CODECS[message_type].upb, data))
 
 
 def from_upb(message_type: type[M], message: Message) -> M:
@@ -70,10 +71,11 @@ def from_upb(message_type: type[M], message: Message) -> M:
 
 def parse(name: str, data: bytes) -> Message:
     """Return google's message of this full name; INVALID_ARGUMENT if `data` is malformed."""
-    return _parse(message_class(name), data)
+    return parse_as(message_class(name), data)
 
 
-def _parse(kind: type[Message], data: bytes) -> Message:
+def parse_as(kind: type[Message], data: bytes) -> Message:
+    """Return google's message of this class; INVALID_ARGUMENT if `data` is malformed."""
     try:
         return kind.FromString(data)
     except DecodeError:
@@ -83,7 +85,7 @@ def _parse(kind: type[Message], data: bytes) -> Message:
 def read_valid(message_type: type[M], data: bytes) -> M:
     """Return the message in `data`; INVALID_ARGUMENT if it is malformed or breaks a rule."""
     codec = CODECS[message_type]
-    message = _parse(codec.upb, data)
+    message = parse_as(codec.upb, data)
     require_valid(message)
     return from_upb(message_type, message)
 

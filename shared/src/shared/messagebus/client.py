@@ -117,6 +117,7 @@ def _new_call(request: betterproto.Message, method: Method, budget: float | None
     if context.remaining <= 0:
         raise deadline_exceeded()
     context.calls += 1
+    context.changed |= method.idempotency is not Idempotency.NO_SIDE_EFFECTS
     name = f"{context.name} {context.operation_id} {method.name} {context.calls}"
     return Call.new(
         payload,

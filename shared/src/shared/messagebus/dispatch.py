@@ -15,7 +15,7 @@ from uuid_utils import uuid7
 from postbus.bus.v1 import Event
 from postbus.registry import EVENTS, METHODS, Access, EventType, Idempotency, Method
 from shared.context import Context
-from shared.errors import Code, ServiceError, internal
+from shared.errors import Code, Outcome, ServiceError, internal
 from shared.identity import TokenVerifier, token_missing
 from shared.messagebus.bus import Failure
 from shared.messagebus.envelope import (
@@ -108,7 +108,7 @@ class Dispatcher:
         return self._replies(served, body) if served.method.streams else self._reply(served, body)
 
     async def _reply(self, served: "_Served", body: bytes) -> bytes:
-        traceparent, began, code = "", 0.0, 0
+        traceparent, began, code, context = "", 0.0, 0, None
         try:
             request = read_request(body)
             traceparent = valid_traceparent(request.traceparent)
@@ -123,6 +123,8 @@ class Dispatcher:
             return payload_reply(payload)
         except ServiceError as error:
             code = error.code
+            if context is not None and context.changed:
+                error.outcome = Outcome.try_value(Outcome.UNKNOWN)
             return error_reply(error, trace_id(traceparent))
         except asyncio.CancelledError:
             code = Code.CANCELLED
@@ -169,7 +171,7 @@ class Dispatcher:
         caller = self._verifier.verify(token) if token else None
         if caller is None and served.needs_user:
             raise token_missing()
-        operation_id = request.operation_id
+        operation_id = request.operation_id or str(uuid7())
         context = Context(
             name=served.name,
             caller=caller,
@@ -205,14 +207,14 @@ class Dispatcher:
         if event.type not in self._events:
             raise ServiceError(Code.UNIMPLEMENTED, "UNKNOWN_EVENT", "The event is not consumed.")
         known, handler = self._events[event.type]
+        consumer = f"{self._worker}.{event.type}"
         context = Context(
-            name=event.type,
+            name=consumer,
             deadline=time.time() + _EVENT_BUDGET,
             operation_id=event.id,
             correlation_id=event.correlation_id or event.id,
             traceparent=valid_traceparent(event.traceparent),
         )
-        consumer = f"{self._worker}.{event.type}"
         operation = Operation(
             key=Operation.name("event", consumer, event.id),
             at_once=True,
@@ -275,7 +277,7 @@ def _operation(served: _Served, request: Any, context: Context) -> Operation | N
     method = served.method
     caller = context.caller.user_id if context.caller else ""
     return Operation(
-        key=Operation.name("call", method.name, caller, request.operation_id or str(uuid7())),
+        key=Operation.name("call", method.name, caller, context.operation_id),
         fingerprint=hashlib.sha256(request.payload).digest(),
         secret=method.secret_response,
     )

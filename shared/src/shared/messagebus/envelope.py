@@ -8,7 +8,7 @@ from uuid_utils import uuid7
 
 from postbus.bus.v1 import Error, Outcome, Reply
 from shared.errors import Code, ServiceError
-from shared.wire import encode, from_upb, message_class, parse
+from shared.wire import encode, from_upb, message_class, parse_as
 
 __all__ = [
     "Call",
@@ -22,8 +22,7 @@ __all__ = [
     "unavailable",
 ]
 
-_REQUEST = "postbus.bus.v1.Request"
-_Request: Any = message_class(_REQUEST)
+_Request: Any = message_class("postbus.bus.v1.Request")
 _Reply: Any = message_class("postbus.bus.v1.Reply")
 
 
@@ -71,7 +70,7 @@ class Call:
 
 def read_request(data: bytes) -> Any:
     """Return the Request in `data`, as google's class; INVALID_ARGUMENT if it is malformed."""
-    return parse(_REQUEST, data)
+    return parse_as(_Request, data)
 
 
 def payload_reply(payload: bytes, sequence: int = 0) -> bytes:
@@ -109,7 +108,7 @@ def next_payload(reply: bytes, sequence: int) -> bytes | None:
 
 
 def _read(reply: bytes) -> Any:
-    message: Any = parse("postbus.bus.v1.Reply", reply)
+    message: Any = parse_as(_Reply, reply)
     if message.HasField("error"):
         raise ServiceError.from_message(from_upb(Error, message.error))
     return message

@@ -40,10 +40,10 @@ class Slots:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.cancelled():
-                self._waiting.remove(turn)
-            else:  # let in and cancelled at once
+            if not turn.cancelled():  # let in and cancelled at once
                 self.leave()
+            elif turn in self._waiting:  # else whoever left has passed it over
+                self._waiting.remove(turn)
             raise
         _current.set(Seat(self))
 

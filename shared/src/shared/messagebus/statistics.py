@@ -28,6 +28,8 @@ from shared.messagebus.patterns import MessagePattern
 __all__ = ["About", "Counted", "Statistics"]
 
 _BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_LONGEST_WAIT: Final = 3600.0
+"""Seconds; what claims to have waited longer does not say when it was sent."""
 
 
 class Counted:
@@ -49,8 +51,8 @@ class Counted:
         Returns when it began, for `end`.
         """
         self.begun += 1
-        if sent:
-            waited = max(time.time() - sent, 0.0)
+        waited = max(time.time() - sent, 0.0)
+        if waited < _LONGEST_WAIT:
             self.wait[bisect_left(_BOUNDS, waited)] += 1
             self.waited += waited
         return time.perf_counter()

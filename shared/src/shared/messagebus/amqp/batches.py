@@ -18,6 +18,8 @@ _MAX_COUNT: Final = 8
 """More would keep workers of one queue from sharing the calls of a moment."""
 _MAX_MESSAGE: Final = 16 * 2**10
 """Bytes; what is larger travels alone."""
+_MAX_ID: Final = 255
+"""Bytes of a correlation id (4.2.5.3)."""
 _MAX_READ: Final = 64, 2 * 2**20
 """Messages and bytes of a batch that is read, whoever made it."""
 
@@ -65,6 +67,7 @@ def unpack(data: bytes) -> Sequence[tuple[str, bytes]]:
     if len(data) > size:
         raise ServiceError(Code.INVALID_ARGUMENT, "BATCH_TOO_LARGE", "The batch is too large.")
     batch: Any = parse(_BATCH, data)
-    if not len(batch.correlation_ids) == len(batch.messages) <= count:
+    ids, messages = batch.correlation_ids, batch.messages
+    if not len(ids) == len(messages) <= count or any(len(each.encode()) > _MAX_ID for each in ids):
         raise ServiceError(Code.INVALID_ARGUMENT, "MALFORMED_BATCH", "Not a valid batch.")
-    return list(zip(batch.correlation_ids, batch.messages, strict=True))
+    return list(zip(ids, messages, strict=True))

@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from postbus.bus.v1 import Event
 from shared.messagebus.amqp.consumer import EventConsumer
 from shared.messagebus.amqp.endpoints import Endpoint, RpcServer
-from shared.messagebus.amqp.link import BROKER_ERRORS, Plane
+from shared.messagebus.amqp.link import BROKER_ERRORS, Plane, broker_errors
 from shared.messagebus.amqp.session import Session
 from shared.messagebus.bus import DELAYS, EventHandler, RpcHandler
 from shared.messagebus.envelope import Call, not_connected
@@ -77,7 +77,9 @@ class AmqpBus:
 
     def call(self, route: str, call: Call) -> Coroutine[Any, Any, bytes]:
         """See MessageBus.call."""
-        return self._require_session().call(route, call)
+        if self._session is None:
+            raise not_connected()
+        return self._session.call(route, call)
 
     def stream(self, route: str, call: Call) -> AsyncGenerator[bytes, None]:
         """See MessageBus.stream."""
@@ -128,7 +130,8 @@ class AmqpBus:
         if session is None or endpoint.active:
             return
         try:
-            await endpoint.start(session)
+            with broker_errors():
+                await endpoint.start(session)
         except BROKER_ERRORS as error:
             _log.warning("bus.not_started", queue=endpoint.queue_name, error=repr(error))
             self._connected.clear()
@@ -139,15 +142,9 @@ class AmqpBus:
         url, delay = self._url.get_secret_value(), _FIRST_DELAY
         while True:
             try:
-                async with Session.open(url, self._name, self._plane) as session:
+                with broker_errors():
                     began = time.monotonic()
-                    await self._restart_endpoints(session)
-                    self._session = session
-                    self._connected.set()
-                    _log.info("bus.connected")
-                    await session.lost.wait()
-                    self._session = None
-                    self._connected.clear()
+                    await self._run_session(url)
                     _log.warning("bus.connection_lost")
                     if time.monotonic() - began > _STABLE_SECONDS:
                         delay = _FIRST_DELAY
@@ -158,6 +155,16 @@ class AmqpBus:
                 self._connected.clear()
             await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  # jitter, not a secret
             delay = min(delay * 2, _LAST_DELAY)
+
+    async def _run_session(self, url: str) -> None:
+        async with Session.open(url, self._name, self._plane) as session:
+            await self._restart_endpoints(session)
+            self._session = session
+            self._connected.set()
+            _log.info("bus.connected")
+            await session.lost.wait()
+            self._session = None
+            self._connected.clear()
 
     async def _restart_endpoints(self, session: Session) -> None:
         for endpoint in list(self._endpoints):
@@ -176,5 +183,5 @@ class _AmqpSubscription:
         if self._endpoint in self._endpoints:
             self._endpoints.remove(self._endpoint)
             async with self._endpoint.starting:
-                with suppress(*BROKER_ERRORS):
+                with suppress(*BROKER_ERRORS), broker_errors():
                     await self._endpoint.stop()

@@ -75,6 +75,9 @@ class EventConsumer(Endpoint):
             failure = await self._handler(message.body)
             if failure is None or not self.queue_name or await self._put_off(message, failure):
                 lane.ack(message.tag)
+        except Exception:  # noqa: BLE001  # the edge: no message may stay in hand
+            _log.exception("event.rejected", queue=self.queue_name)
+            lane.reject(message.tag, requeue=False)
         finally:
             del self._running[message]
 
@@ -123,4 +126,9 @@ def _names(message: Delivered) -> dict[str, Any]:
         event = decode(Event, message.body)
     except ServiceError:
         return {}
-    return {"message_id": event.id[:255], "type_": event.type[:255]}
+    return {"message_id": _cut(event.id), "type_": _cut(event.type)}
+
+
+def _cut(text: str) -> str:
+    """What AMQP has room for: 255 bytes (4.2.5.3)."""
+    return text.encode()[:255].decode(errors="ignore")

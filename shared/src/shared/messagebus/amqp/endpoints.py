@@ -5,6 +5,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import Final
 
 import structlog
@@ -19,7 +20,7 @@ from shared.messagebus.amqp.frames import Delivered
 from shared.messagebus.amqp.lanes import Lane
 from shared.messagebus.amqp.link import Link
 from shared.messagebus.amqp.session import CONTENT_TYPE, Session
-from shared.messagebus.amqp.topology import CONTROL_EXCHANGE, RPC_EXCHANGE
+from shared.messagebus.amqp.topology import CONTROL_EXCHANGE, RPC_EXCHANGE, consumers
 from shared.messagebus.bus import CREDIT, RpcHandler
 from shared.messagebus.envelope import error_reply, read_request, unavailable
 from shared.messagebus.slots import Slots
@@ -32,13 +33,19 @@ _log = structlog.get_logger()
 _ORPHAN_EXPIRES_MS: Final = 1000
 """A broker that restarts keeps the queue of calls; without a worker it goes after this time."""
 _DRAIN_SECONDS: Final = 1.0
+_STOP_SECONDS: Final = 2.0
 _MAX_STALL_SECONDS: Final = 30.0
 _FINISH_SECONDS: Final = 2.5
 _MAX_CALLS: Final = 1024
 """Calls that a worker has at once, begun or not, before it refuses more."""
 _RPC_PREFETCH: Final = 2 * _MAX_CALLS
 """More than it ever has: so handlers that wait for calls to their own worker do not block it."""
+_LONGEST_MS: Final = 60_000
 _MAX_CANCELS: Final = 1024
+_MAX_BYTES: Final = 64 * 2**20
+"""Bytes of the calls that a worker has at once, before it refuses more."""
+_MAX_ID: Final = 255
+"""Bytes of what AMQP names a call by (4.2.5.3)."""
 
 
 class Endpoint:
@@ -59,11 +66,12 @@ class Endpoint:
 
     async def start(self, session: Session) -> None:
         """Declare, bind and consume; raises BROKER_ERRORS."""
+        self._loop = asyncio.get_running_loop()
         self._link = self._link_of(session)
         self._channel, self._lane = await self._link.channel(prefetch=self._prefetch)
         self._queue = await self._declare(self._channel)
-        lane = self._lane
-        self._tag = await lane.consume(self._queue.name, lambda m: self._begin(lane, m))
+        self._tag = await self._lane.consume(self._queue.name, partial(self._begin, self._lane))
+        await self._bind()
         self._session = session
 
     async def stop(self) -> None:
@@ -73,14 +81,19 @@ class Endpoint:
         """
         try:
             if self.active:
-                await self._drain()
-                await self._queue.cancel(self._tag)
-                self._hand_back()
+                async with asyncio.timeout(_STOP_SECONDS):  # a broker that is blocked says nothing
+                    await self._drain()
+                    await self._queue.cancel(self._tag)
+                    await self._hand_back()
         finally:
             await self._finish_running()
         if self.active:
-            await self._lane.room()
-            await self._link.close_channel(self._channel, self._lane)
+            async with asyncio.timeout(_STOP_SECONDS):
+                await self._lane.room()
+                await self._close()
+
+    async def _close(self) -> None:
+        await self._link.close_channel(self._channel, self._lane)
 
     async def _finish_running(self) -> None:
         if self._running:
@@ -95,9 +108,12 @@ class Endpoint:
     async def _declare(self, channel: AbstractChannel) -> AbstractQueue:
         raise NotImplementedError
 
+    async def _bind(self) -> None:
+        """Let messages come that wait for a consumer to be there."""
+
     def _begin(self, lane: Lane, message: Delivered) -> None:
         """Take a message; on the lane it came by, which may not be the present one any more."""
-        self._running[message] = asyncio.create_task(self._handle(lane, message))
+        self._running[message] = self._loop.create_task(self._handle(lane, message))
 
     async def _handle(self, lane: Lane, message: Delivered) -> None:
         """Deal with a message, and take it from what is running."""
@@ -106,7 +122,7 @@ class Endpoint:
     async def _drain(self) -> None:
         """Do what has to be done while messages still come."""
 
-    def _hand_back(self) -> None:
+    async def _hand_back(self) -> None:
         """Give back what has not begun."""
 
 
@@ -129,6 +145,9 @@ class RpcServer(Endpoint):
         self._replies: dict[tuple[Lane, str], Batch] = {}
         """Of this moment, by where they go."""
         self._cancelled: OrderedDict[_Key, None] = OrderedDict()
+        self._bytes = 0
+        self._alone = False
+        """Whether the queue has gone with this server, the last one."""
 
     def _link_of(self, session: Session) -> Link:
         """Calls and replies share a connection: an ack comes after the reply that it stands for."""
@@ -141,8 +160,6 @@ class RpcServer(Endpoint):
             auto_delete=True,
             arguments={"x-expires": _ORPHAN_EXPIRES_MS},
         )
-        for key in self._keys:
-            await queue.bind(RPC_EXCHANGE, key)
         self._controls = await self._link.channel()
         control_channel, control_lane = self._controls
         controls = await control_channel.declare_queue(exclusive=True, auto_delete=True)
@@ -151,6 +168,11 @@ class RpcServer(Endpoint):
         await control_lane.consume(controls.name, self._on_control, no_ack=True)
         self._header = frames.Header(CONTENT_TYPE, controls.name)
         return queue
+
+    async def _bind(self) -> None:
+        """After consuming: a server that drains unbinds what seems to be its own alone."""
+        for key in self._keys:
+            await self._queue.bind(RPC_EXCHANGE, key)
 
     def _begin(self, lane: Lane, message: Delivered) -> None:
         if route := single_route(message.routing_key):
@@ -175,9 +197,10 @@ class RpcServer(Endpoint):
     def _begin_call(self, lane: Lane, message: Delivered) -> None:
         if message.oversized:
             self._refuse(lane, message, "REQUEST_TOO_LARGE", "The request is too large.")
-        elif len(self._running) >= _MAX_CALLS:
+        elif len(self._running) >= _MAX_CALLS or self._bytes > _MAX_BYTES:
             self._refuse(lane, message, "OVERLOADED", "The service has too much to do.")
         else:
+            self._bytes += len(message.body)
             super()._begin(lane, message)
 
     def _refuse(self, lane: Lane, message: Delivered, reason: str, text: str) -> None:
@@ -198,13 +221,12 @@ class RpcServer(Endpoint):
 
     async def _handle(self, lane: Lane, message: Delivered) -> None:
         key = (message.reply_to, message.correlation_id)
-        if key in self._cancelled:
-            del self._running[message]
-            self._done(lane, message)
-            return
-        self._calls[key] = message
         begun = False
         try:
+            if key in self._cancelled:
+                self._done(lane, message)
+                return
+            self._calls[key] = message
             begun = self._slots.enter_now()
             if not begun:
                 await self._slots.wait()
@@ -215,11 +237,18 @@ class RpcServer(Endpoint):
             else:
                 self._reply(lane, message, await answer)
             self._done(lane, message)
+            if len(self._running) == 1:
+                lane.flush()
         except asyncio.CancelledError:
             self._end_cancelled(lane, message, key, begun=begun)
+        except Exception:  # noqa: BLE001  # the edge: no message may stay in hand
+            _log.exception("bus.call_failed", route=message.routing_key)
+            self._done(lane, message)
         finally:
-            self._calls.pop(key, None)
+            if self._calls.get(key) is message:
+                del self._calls[key]
             del self._running[message]
+            self._bytes -= len(message.body)
             if begun:
                 self._slots.leave()
         if not lane.has_room:
@@ -233,6 +262,10 @@ class RpcServer(Endpoint):
             late = unavailable("SERVER_STOPPED", "The service has stopped.", Outcome.UNKNOWN)
             self._reply(lane, message, error_reply(late))
             self._done(lane, message)
+        elif self._alone:
+            stopped = unavailable("SERVER_STOPPED", "The service has stopped.")
+            self._reply(lane, message, error_reply(stopped))
+            self._done(lane, message)
         elif type(message) is _Batched:
             self._send_back(lane, message)
             self._done(lane, message)
@@ -242,12 +275,12 @@ class RpcServer(Endpoint):
     def _send_back(self, lane: Lane, message: Delivered) -> None:
         """Give a call of a batch to another server."""
         with suppress(ServiceError):
-            deadline = read_request(message.body).deadline_unix_ms
+            left = read_request(message.body).deadline_unix_ms - int(time.time() * 1000)
             header = frames.properties(
                 CONTENT_TYPE,
                 correlation_id=message.correlation_id,
                 reply_to=message.reply_to,
-                expiration_ms=max(deadline - int(time.time() * 1000), 1),
+                expiration_ms=min(max(left, 1), _LONGEST_MS),
             )
             lane.publish(RPC_EXCHANGE, message.routing_key, header, message.body)
 
@@ -283,12 +316,15 @@ class RpcServer(Endpoint):
                         return
                     self._reply(lane, message, reply)
         finally:
-            del self._flows[key]
+            if self._flows.get(key) is flow:
+                del self._flows[key]
 
     def _on_control(self, message: Delivered) -> None:
         with suppress(ServiceError):  # whoever reaches the broker may send what it likes
             control = decode(Control, message.body)
             key = (control.reply_to, control.correlation_id)
+            if max(map(len, key)) > _MAX_ID:
+                return
             if control.request:
                 self._answer_control(message.routing_key, control)
             elif control.cancel:
@@ -328,20 +364,22 @@ class RpcServer(Endpoint):
             return
         for key in self._keys:
             await self._queue.unbind(RPC_EXCHANGE, key)
+        if (await self._queue_state()).consumer_count != 1:  # another has come meanwhile
+            await self._bind()
+            return
         with suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_SECONDS):
                 while (await self._queue_state()).message_count or self._slots.waiting:  # noqa: ASYNC110  # no event
                     await asyncio.sleep(0.02)
 
-    def _hand_back(self) -> None:
-        """Another server has what waits for a slot here."""
+    async def _hand_back(self) -> None:
+        """Another server has what waits for a slot here; if there is none, the callers are told."""
+        self._alone = await consumers(self._link, self.queue_name) is None
         self._slots.turn_away()
 
-    async def stop(self) -> None:
-        """See Endpoint.stop."""
-        await super().stop()
-        if self.active:
-            await self._link.close_channel(*self._controls)
+    async def _close(self) -> None:
+        await super()._close()
+        await self._link.close_channel(*self._controls)
 
     async def _queue_state(self) -> spec.Queue.DeclareOk:
         queue = await self._channel.declare_queue(self.queue_name, passive=True)

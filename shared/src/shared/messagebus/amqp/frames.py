@@ -97,7 +97,7 @@ class Delivered:
         """The headers, parsed at each use; empty if they are malformed."""
         try:
             return decode.field_table(self._headers)[1] if self._headers else {}
-        except (ValueError, struct.error, UnicodeDecodeError, IndexError):
+        except (ValueError, struct.error, IndexError, RecursionError):
             return {}
 
 
@@ -125,7 +125,7 @@ class Confirmed:
 
 def _short(text: str) -> bytes:
     """4.2.5.3: a short string, at most 255 bytes."""
-    data = text.encode()
+    data = text.encode("utf-8", "surrogateescape")
     if len(data) > 255:
         raise ValueError("a short string of AMQP has at most 255 bytes")
     return _BYTE[len(data)] + data
@@ -414,14 +414,14 @@ def _message(
 
 
 def _text(data: bytes, at: int) -> str:
-    """Return the short string at `at` (4.2.5.3)."""
-    return data[at + 1 : at + 1 + data[at]].decode("utf-8", "replace")
+    """Return the short string at `at` (4.2.5.3), of which `_short` makes the same bytes again."""
+    return data[at + 1 : at + 1 + data[at]].decode("utf-8", "surrogateescape")
 
 
 def _read_properties(header: bytes, start: int) -> tuple[bytes, str, str]:
     """Return the headers as bytes, correlation id and reply-to; the rest is not needed."""
     flags, at = header[start + 12] << 8 | header[start + 13], start + 14
-    headers = correlation_id = reply_to = b""
+    headers, correlation_id, reply_to = b"", "", ""
     if flags & _CONTENT_TYPE:
         at += 1 + header[at]
     if flags & _ENCODING:
@@ -435,12 +435,11 @@ def _read_properties(header: bytes, start: int) -> tuple[bytes, str, str]:
     if flags & _PRIORITY:
         at += 1
     if flags & _CORRELATION_ID:
-        after = at + 1 + header[at]
-        correlation_id = header[at + 1 : after]
-        at = after
+        correlation_id = _text(header, at)
+        at += 1 + header[at]
     if flags & _REPLY_TO:
-        reply_to = header[at + 1 : at + 1 + header[at]]
-    return headers, correlation_id.decode("utf-8", "replace"), reply_to.decode("utf-8", "replace")
+        reply_to = _text(header, at)
+    return headers, correlation_id, reply_to
 
 
 def _confirmed(payload: bytes) -> Confirmed:

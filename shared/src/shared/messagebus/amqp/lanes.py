@@ -67,6 +67,9 @@ class Lane(Protocol):
     def before_sending(self, callback: Callable[[], None]) -> None:
         """Call back before what is sent in this moment leaves; to publish more."""
 
+    def flush(self) -> None:
+        """Let what is sent in this moment leave at once: no more will come."""
+
     async def publish_confirmed(
         self, exchange: str, routing_key: str, header: bytes, body: bytes
     ) -> None:
@@ -99,6 +102,7 @@ class FrameLane:
         self._transport = transport
         self._channel = channel
         self._number = channel.number
+        self._frame_max = transport.frame_max
         self._on_message: OnMessage = _ignore
         self._on_returned: OnReturned = _ignore
         self._published = 0
@@ -144,16 +148,19 @@ class FrameLane:
         mandatory: bool = False,
     ) -> None:
         """See Lane.publish."""
-        transport, number = self._transport, self._number
-        transport.send(
+        self._transport.send(
             frames.publish(
-                number, exchange, routing_key, header, body, transport.frame_max, mandatory
+                self._number, exchange, routing_key, header, body, self._frame_max, mandatory
             )
         )
 
     def before_sending(self, callback: Callable[[], None]) -> None:
         """See Lane.before_sending."""
         self._transport.before_sending(callback)
+
+    def flush(self) -> None:
+        """See Lane.flush."""
+        self._transport.flush()
 
     async def publish_confirmed(
         self, exchange: str, routing_key: str, header: bytes, body: bytes
@@ -193,16 +200,18 @@ class FrameLane:
         All up to the first one that is not dealt with are acknowledged at once (60.80, multiple).
         """
         acked, self._acked = self._acked, []
+        end = self._frontier
+        if acked == [end + 1] and not self._settled:
+            self._frontier += 1
+            return frames.ack(self._number, end + 1)
         self._settled.update(acked)
-        begin = end = self._frontier
         while end + 1 in self._settled:
             end += 1
             self._settled.remove(end)
         self._frontier = end
         out = [frames.ack(self._number, tag) for tag in acked if tag > end]
-        if end > begin:  # names one that the broker does not know as acknowledged yet
-            last = max(tag for tag in acked if tag <= end)
-            out.append(frames.ack(self._number, last, multiple=True))
+        if covered := [tag for tag in acked if tag <= end]:  # one that the broker still waits for
+            out.append(frames.ack(self._number, max(covered), multiple=True))
         return b"".join(out)
 
     def reject(self, tag: int, *, requeue: bool) -> None:
@@ -309,6 +318,9 @@ class PikaLane:
     def before_sending(self, callback: Callable[[], None]) -> None:
         """See Lane.before_sending."""
         asyncio.get_running_loop().call_soon(callback)
+
+    def flush(self) -> None:
+        """See Lane.flush: aiormq sends each message by itself."""
 
     async def publish_confirmed(
         self, exchange: str, routing_key: str, header: bytes, body: bytes

@@ -1,8 +1,8 @@
 """One connection to RabbitMQ: aio-pika's, with lanes for messages."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final, Literal, cast
 
 from aio_pika import Connection
@@ -14,10 +14,28 @@ from yarl import URL
 from shared.messagebus.amqp.lanes import FrameLane, Lane, PikaLane
 from shared.messagebus.amqp.transport import Factory, Transport
 
-__all__ = ["BROKER_ERRORS", "Link", "Plane"]
+__all__ = ["BROKER_ERRORS", "Link", "Plane", "broker_errors"]
 
 BROKER_ERRORS: Final = (AMQPError, OSError, RuntimeError, TimeoutError)
 """What aio-pika raises while the broker is away (RuntimeError: a channel that is closed)."""
+
+
+@contextmanager
+def broker_errors() -> Iterator[None]:
+    """What aio-pika raises inside is one of BROKER_ERRORS.
+
+    Where heartbeats stay away, aiormq cancels what waits for an answer (7.2.4): whoever waits has
+    not been cancelled, and must not end.
+    """
+    task = asyncio.current_task()
+    cancelling = task.cancelling() if task else 0
+    try:
+        yield
+    except asyncio.CancelledError:
+        if task is None or task.cancelling() > cancelling:
+            raise
+        raise ConnectionError("the broker is away") from None
+
 
 Plane = Literal["frames", "aio-pika"]
 """Who carries messages: our own frames, or aio-pika."""

@@ -6,10 +6,10 @@ from dataclasses import replace
 import structlog
 from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractChannel
-from aiormq.exceptions import ChannelLockedResource, ChannelNotFoundEntity
+from aiormq.exceptions import ChannelLockedResource
 
 from shared.messagebus.amqp.link import Link
-from shared.messagebus.amqp.topology import Queue, TopologyError, declare
+from shared.messagebus.amqp.topology import Queue, TopologyError, consumers, declare
 
 __all__ = ["prepare"]
 
@@ -28,7 +28,7 @@ async def prepare(link: Link, queue: Queue) -> None:
         await declare(link, queue)
     except TopologyError as difference:
         async with _lock(link, queue, difference):
-            if await _consumers(link, queue.name):
+            if await consumers(link, queue.name):
                 raise TopologyError(
                     f"{difference} It is replaced once no older worker consumes it."
                 ) from None
@@ -38,7 +38,7 @@ async def prepare(link: Link, queue: Queue) -> None:
             await declare(link, queue)
             await _empty(link, interim, queue.name)
     else:
-        if await _consumers(link, interim.name) is not None:
+        if await consumers(link, interim.name) is not None:
             async with _lock(link, queue, TopologyError(f"{queue.name} is being replaced.")):
                 await _empty(link, interim, queue.name)
 
@@ -61,16 +61,6 @@ class _lock:  # noqa: N801  # a context manager
     async def __aexit__(self, *_error: object) -> None:
         async with self._link.scratch() as channel:
             await channel.queue_delete(self._name)
-
-
-async def _consumers(link: Link, name: str) -> int | None:
-    """Return how many consume a queue; None if there is no such queue."""
-    try:
-        async with link.scratch() as channel:
-            queue = await channel.declare_queue(name, passive=True)
-    except ChannelNotFoundEntity:
-        return None
-    return queue.declaration_result.consumer_count or 0
 
 
 async def _empty(link: Link, source: Queue, target: str) -> None:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from postbus.bus.v1 import Control, Event, Outcome
-from shared.errors import ServiceError, deadline_exceeded
+from shared.errors import Code, ServiceError, deadline_exceeded
 from shared.messagebus.amqp import frames
 from shared.messagebus.amqp.batches import Batch, batch_route, fits, single_route, unpack
 from shared.messagebus.amqp.frames import Delivered, Returned
@@ -122,8 +122,8 @@ class Session:
         if self.lost.is_set():
             raise not_connected()
         if self.publishing.blocked:
-            raise unavailable("BROKER_BLOCKED", "The message broker is short of memory or disk.")
-        budget = call.remaining
+            raise _blocked()
+        budget = call.deadline - time.time()
         if budget <= 0:
             raise deadline_exceeded(Outcome.NO_EFFECT)
         return budget
@@ -137,7 +137,11 @@ class Session:
             waiting.cancel()
 
     def _send(self, route: str, request: bytes, correlation_id: str, budget: float) -> None:
-        """Send a call together with the others of this moment."""
+        """Send a call together with the others of this moment; the only one at once."""
+        if len(self._pending) == 1:
+            self._send_alone(route, request, correlation_id, budget)
+            self._calls.flush()
+            return
         if route in self._singly or not fits(request):
             self._send_alone(route, request, correlation_id, budget)
             return
@@ -195,8 +199,8 @@ class Session:
                 yield payload
         except TimeoutError:
             raise deadline_exceeded() from None
-        except ServiceError:
-            stream.ended = True
+        except ServiceError as error:
+            stream.ended = error.reason not in ("STREAM_BROKEN", "MALFORMED_MESSAGE")
             raise
         finally:
             del self._streams[correlation_id]
@@ -216,24 +220,26 @@ class Session:
             await asyncio.sleep(budget)  # nobody knows how many there are
         finally:
             del self._gathered[correlation_id]
-        return [payload_of(reply) for reply in replies]
+        payloads = []
+        for reply in replies:
+            with suppress(ServiceError):  # one that is not well does not hide the others
+                payloads.append(payload_of(reply))
+        return payloads
 
     def _cancel(self, route: str, correlation_id: str) -> None:
         """Tell every worker that serves the route: one of them may have the call."""
         control = Control(reply_to=self._reply_to, correlation_id=correlation_id, cancel=True)
-        if self.ready:
+        if not self.lost.is_set():
             self._controls.publish(CONTROL_EXCHANGE, route, _CONTROL_HEADER, encode(control))
 
     def give_credit(self, queue: str, correlation_id: str, credit: int) -> None:
         """Let the worker that has `queue` send more of a stream."""
         control = Control(reply_to=self._reply_to, correlation_id=correlation_id, credit=credit)
-        if self.ready:
+        if not self.lost.is_set():
             self._controls.publish("", queue, _CONTROL_HEADER, encode(control))
 
     async def publish(self, event: Event) -> None:
         """See MessageBus.publish."""
-        if self.publishing.blocked:
-            raise unavailable("BROKER_BLOCKED", "The message broker is short of memory or disk.")
         header = frames.properties(
             CONTENT_TYPE, persistent=True, message_id=event.id, type_=event.type
         )
@@ -243,14 +249,19 @@ class Session:
         self, exchange: str, routing_key: str, header: bytes, body: bytes
     ) -> None:
         """Hand over a message; UNAVAILABLE unless the broker confirms that it has it."""
+        if self.publishing.blocked:
+            raise _blocked()
         try:
             async with asyncio.timeout(_CONFIRM_TIMEOUT):
                 await self._events.publish_confirmed(exchange, routing_key, header, body)
         except RefusedError:
             raise unavailable("EVENT_REFUSED", "The message broker has refused.") from None
-        except BROKER_ERRORS:  # a confirm that is late has been lost
-            self.fail()
-            raise _connection_lost() from None
+        except BROKER_ERRORS:
+            if self.ready:  # a confirm that is late has been lost
+                self.fail()
+            if self.lost.is_set():
+                raise _connection_lost() from None
+            raise _blocked(Outcome.UNKNOWN) from None
 
     def _on_reply(self, message: Delivered) -> None:
         if not message.correlation_id:
@@ -258,10 +269,12 @@ class Session:
             return
         reply = self._pending.get(message.correlation_id)
         if reply is not None:
-            if not reply.done():
+            if message.oversized:
+                self._fail_call(message.correlation_id, _too_large())
+            elif not reply.done():
                 reply.set_result(message.body)
         elif (stream := self._streams.get(message.correlation_id)) is not None:
-            stream.put(message)
+            stream.put(_too_large() if message.oversized else message)
         elif (gathered := self._gathered.get(message.correlation_id)) is not None:
             gathered.append(message.body)
 
@@ -278,6 +291,9 @@ class Session:
             self._send_one_by_one(route, returned.body)
             return
         error = unavailable("NO_ROUTE", "No service answers this at the moment.")
+        self._fail_call(correlation_id, error)
+
+    def _fail_call(self, correlation_id: str, error: ServiceError) -> None:
         if (reply := self._pending.get(correlation_id)) is not None and not reply.done():
             reply.set_exception(error)
         elif (stream := self._streams.get(correlation_id)) is not None:
@@ -325,7 +341,7 @@ class _Stream:
         if isinstance(reply, ServiceError):
             raise reply
         self._taken += 1
-        if self._taken == CREDIT // 2 and reply.reply_to:
+        if self._taken >= CREDIT // 2 and reply.reply_to:
             self._session.give_credit(reply.reply_to, self._correlation_id, self._taken)
             self._taken = 0
         return reply.body
@@ -334,6 +350,16 @@ class _Stream:
 def _expire(reply: "asyncio.Future[bytes]") -> None:
     if not reply.done():
         reply.set_exception(deadline_exceeded())
+
+
+def _too_large() -> ServiceError:
+    text = "The answer is too large to be read."
+    return ServiceError(Code.OUT_OF_RANGE, "REPLY_TOO_LARGE", text, outcome=Outcome.UNKNOWN)
+
+
+def _blocked(outcome: int = Outcome.NO_EFFECT) -> ServiceError:
+    text = "The message broker is short of memory or disk."
+    return unavailable("BROKER_BLOCKED", text, outcome)
 
 
 def _connection_lost() -> ServiceError:

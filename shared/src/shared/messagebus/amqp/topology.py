@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from aio_pika.abc import AbstractChannel
-from aiormq.exceptions import ChannelPreconditionFailed
+from aiormq.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from shared.messagebus.amqp.link import Link
 
@@ -23,6 +23,7 @@ __all__ = [
     "Queue",
     "TopologyError",
     "consumer_queue",
+    "consumers",
     "dead_letters",
     "declare",
     "declare_exchanges",
@@ -132,6 +133,16 @@ async def declare(link: Link, queue: Queue) -> None:
                 await declared.bind(queue.exchange, key)
     except ChannelPreconditionFailed as error:
         raise TopologyError(_difference(queue.name, str(error))) from None
+
+
+async def consumers(link: Link, name: str) -> int | None:
+    """Return how many consume a queue; None if there is no such queue."""
+    try:
+        async with link.scratch() as channel:
+            queue = await channel.declare_queue(name, passive=True)
+    except ChannelNotFoundEntity:
+        return None
+    return queue.declaration_result.consumer_count or 0
 
 
 _INEQUIVALENT: Final = re.compile(

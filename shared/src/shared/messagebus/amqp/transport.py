@@ -5,6 +5,7 @@ those of messages on channels that a lane has taken.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, cast
 
@@ -37,8 +38,8 @@ class Transport(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._out: list[bytes] = []
         self._scheduled = False
-        self._before: list[Callable[[], None]] = []
-        self._last: list[Callable[[], bytes]] = []
+        self._before: deque[Callable[[], None]] = deque()
+        self._last: deque[Callable[[], bytes]] = deque()
         self._room = asyncio.Event()
         self._room.set()
         self._fed = 0.0
@@ -78,26 +79,27 @@ class Transport(asyncio.Protocol):
         if not self._scheduled:
             self._schedule()
 
+    def flush(self) -> None:
+        """Send at once what waits for the end of this tick."""
+        while self._before:
+            self._before.popleft()()
+        out, self._out = self._out, []
+        while self._last:
+            out.append(self._last.popleft()())
+        if out and not self._socket.is_closing():
+            self._socket.write(b"".join(out))
+
     async def room(self) -> None:
         """Return once the socket takes more."""
         await self._room.wait()
 
     def _schedule(self) -> None:
         self._scheduled = True
-        self._loop.call_soon(self._flush)
+        self._loop.call_soon(self._end_tick)
 
-    def _flush(self) -> None:
-        while self._before:
-            before, self._before = self._before, []
-            for callback in before:
-                callback()
+    def _end_tick(self) -> None:
         self._scheduled = False
-        out, self._out = self._out, []
-        if self._last:
-            last, self._last = self._last, []
-            out += [frames() for frames in last]
-        if not self._socket.is_closing():
-            self._socket.write(b"".join(out))
+        self.flush()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
