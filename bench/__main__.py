@@ -4,10 +4,15 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from bench import codec, rpc
+from bench import codec, events, memory, rpc
 from bench.report import Result, publish
 
-_SUITES: Final[dict[str, Callable[[], Sequence[Result]]]] = {"codec": codec.run, "rpc": rpc.run}
+_SUITES: Final[dict[str, Callable[[], Sequence[Result]]]] = {
+    "codec": codec.run,
+    "rpc": rpc.run,
+    "events": events.run,
+    "memory": memory.run,
+}
 
 
 def main(names: Sequence[str]) -> None:

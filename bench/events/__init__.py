@@ -1,0 +1,97 @@
+"""`just bench events`: writes with an event each, through inbox, outbox and relay to a consumer.
+
+One process writes and relays, another consumes. Beside it, by the driver alone: the same rows in
+the same transactions, with no bus behind them, and a bare write, which remembers nothing.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from bench.report import Result
+from bench.rpc.contenders import QUICK, virtual_host
+from tools.infrastructure import servers
+
+__all__ = ["run"]
+
+_PROGRAM: Final = Path(__file__).with_name("program.py")
+_ROUNDS: Final = 1 if QUICK else 3
+_SECONDS: Final = 2 if QUICK else 5
+_DATABASES: Final = {"PostgreSQL": "postgres", "MongoDB": "mongo"}
+
+
+def run() -> list[Result]:
+    """Measure both databases in turn, several times."""
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in _DATABASES}
+    with servers("bench") as addresses, virtual_host(addresses) as url:
+        urls = {"postgres": addresses.postgres_url, "mongo": addresses.mongo_url}
+        for number in range(_ROUNDS):
+            for name, database in _DATABASES.items():
+                print(f"bench: events: round {number + 1} of {_ROUNDS}: {name}", flush=True)
+                rounds[name].append(_measure(database, urls[database], url))
+    return [result for name, measured in rounds.items() for result in _results(name, measured)]
+
+
+def _measure(database: str, database_url: str, amqp_url: str) -> dict[str, float]:
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(["", *sys.path]),
+        "BENCH_URL": amqp_url,
+        "BENCH_DATABASE_URL": database_url,
+        "BENCH_SECONDS": str(_SECONDS),
+    }
+    command = [sys.executable, str(_PROGRAM)]
+    with subprocess.Popen(
+        [*command, "consumer"], env=environment, stdout=subprocess.PIPE, text=True
+    ) as consumer:
+        told = iter(consumer.stdout or ())
+        try:
+            if "READY\n" not in told:  # reads on until there
+                raise RuntimeError("the consumer did not start")
+            writer = subprocess.run(
+                [*command, database], env=environment, stdout=subprocess.PIPE, text=True, check=True
+            )
+        except BaseException:
+            consumer.kill()
+            raise
+        wrote: dict[str, Any] = json.loads(writer.stdout.splitlines()[-1])
+        heard: dict[str, Any] = json.loads(list(told)[-1])
+    delays = sorted(1e3 * (heard["at"][id_] - at) for id_, at in wrote.pop("committed").items())
+    return wrote | {
+        "events": heard["count"] / heard["seconds"],
+        "p50": delays[len(delays) // 2],
+        "p99": delays[int(len(delays) * 0.99)],
+    }
+
+
+def _results(name: str, rounds: list[dict[str, float]]) -> Iterator[Result]:
+    median = {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
+    alone = {"the same rows, driver alone": median["rows"], "bare write": median["bare"]}
+    yield Result(
+        measure=f"events: {name}: writes with an event, 32 at once",
+        unit="writes/s",
+        ours=median["writes"],
+        rivals=alone,
+    )
+    yield Result(
+        measure=f"events: {name}: events at the consumer",
+        unit="events/s",
+        ours=median["events"],
+        rivals=alone,
+    )
+    yield Result(
+        measure=f"events: {name}: from commit to consumer, median, 100 a second",
+        unit="ms",
+        ours=median["p50"],
+        rivals={},
+    )
+    yield Result(
+        measure=f"events: {name}: from commit to consumer, 99th percentile, 100 a second",
+        unit="ms",
+        ours=median["p99"],
+        rivals={},
+    )
