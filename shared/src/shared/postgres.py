@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 from pydantic import SecretStr
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -90,13 +91,19 @@ async def open_postgres(url: SecretStr) -> AsyncIterator[Postgres]:
         async_url(url),
         pool_size=_POOL_SIZE + 1,  # one for `ping`, which never waits for work
         max_overflow=0,
-        pool_pre_ping=True,
         connect_args={"timeout": _CONNECT_TIMEOUT, "command_timeout": _COMMAND_TIMEOUT},
     )
+    event.listen(engine.sync_engine, "checkout", _refuse_closed)
     try:
         yield Postgres(engine)
     finally:
         await engine.dispose()
+
+
+def _refuse_closed(connection: Any, *_: object) -> None:
+    """Have the pool open another connection: what `pool_pre_ping` asks the server thrice."""
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError
 
 
 def async_url(url: SecretStr) -> str:

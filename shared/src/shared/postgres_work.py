@@ -66,18 +66,16 @@ _versions = sa.Table(
     sa.Column("subject", sa.String(64), primary_key=True),
     sa.Column("version", sa.BigInteger, nullable=False),
 )
-_ENTER = sa.text(
-    "INSERT INTO inbox (key, fingerprint) VALUES (:key, :fingerprint) ON CONFLICT DO NOTHING"
-)
+_ENTER = "INSERT INTO inbox (key, fingerprint) VALUES ($1, $2) ON CONFLICT DO NOTHING"
 _FOUND = sa.text("SELECT fingerprint, reply FROM inbox WHERE key = :key")
 _NEWER = sa.text(
     "INSERT INTO versions (subject, version) VALUES (:subject, :version) ON CONFLICT (subject)"
     " DO UPDATE SET version = excluded.version WHERE versions.version < excluded.version"
 )
-_LEAVE = sa.text(
+_LEAVE = (
     "WITH sent AS (INSERT INTO outbox (id, event)"
-    " SELECT * FROM unnest(CAST(:ids AS varchar[]), CAST(:events AS bytea[])))"
-    " UPDATE inbox SET reply = :reply WHERE key = :key"
+    " SELECT * FROM unnest(CAST($1 AS varchar[]), CAST($2 AS bytea[])))"
+    " UPDATE inbox SET reply = $3 WHERE key = $4"
 )
 _CLAIM = sa.text("SELECT id, event FROM outbox ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED")
 _SENT = sa.text("DELETE FROM outbox WHERE id = ANY(:ids)")
@@ -152,7 +150,9 @@ class PostgresWork(Transaction):
         connection = await session.connection()
         operation = self._operation
         key = {"key": operation.key}
-        entered = await connection.execute(_ENTER, {**key, "fingerprint": operation.fingerprint})
+        entered = await connection.exec_driver_sql(  # spares each call SQLAlchemy's compiling
+            _ENTER, (operation.key, operation.fingerprint)
+        )
         if entered.rowcount == 0:
             fingerprint, reply = (await connection.execute(_FOUND, key)).one()
             raise DoneBefore(answer_of(operation, fingerprint, reply))
@@ -164,14 +164,14 @@ class PostgresWork(Transaction):
     async def _commit(self, reply: bytes) -> None:
         if self._session is None:
             return
-        stored = {
-            "key": self._operation.key,
-            "reply": None if self._operation.secret else reply,
-            "ids": [event.id for event in self.events],
-            "events": [encode(event) for event in self.events],
-        }
+        stored = (
+            [event.id for event in self.events],
+            [encode(event) for event in self.events],
+            None if self._operation.secret else reply,
+            self._operation.key,
+        )
         with translated(Outcome.UNKNOWN):
-            await (await self._session.connection()).execute(_LEAVE, stored)
+            await (await self._session.connection()).exec_driver_sql(_LEAVE, stored)
             await self._session.commit()
 
     async def close(self) -> None:
