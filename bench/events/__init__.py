@@ -1,7 +1,8 @@
 """`just bench events`: writes with an event each, through inbox, outbox and relay to a consumer.
 
-One process writes and relays, another consumes. Beside it, by the driver alone: the same rows in
-the same transactions, with no bus behind them, and a bare write, which remembers nothing.
+One process writes and relays, another consumes. Beside it, with no bus behind them: a bare write,
+which remembers nothing, by the same libraries (SQLAlchemy, ODMantic) and by the driver alone; and
+the same rows in the same transactions, by the driver alone.
 """
 
 import json
@@ -70,7 +71,11 @@ def _measure(database: str, database_url: str, amqp_url: str) -> dict[str, float
 
 def _results(name: str, rounds: list[dict[str, float]]) -> Iterator[Result]:
     median = {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
-    alone = {"the same rows, driver alone": median["rows"], "bare write": median["bare"]}
+    alone = {
+        "bare write, same libraries": median["stack"],
+        "the same rows, driver alone": median["rows"],
+        "bare write, driver alone": median["bare"],
+    }
     yield Result(
         measure=f"events: {name}: writes with an event, 32 at once",
         unit="writes/s",

@@ -192,7 +192,7 @@ async def writer(database: str) -> None:
     async with notes(DATABASE_URL, unique) as opened:
         url = httpx.URL(DATABASE_URL).copy_with(path=paths[-1])
         async with alone(str(url)) as (bare, rows, clear):
-            told = {"bare": await rate(bare)}
+            told = {"bare": await rate(bare), "stack": await rate(lambda: opened.add(TEXT))}
 
             async def clear_always() -> None:
                 while True:

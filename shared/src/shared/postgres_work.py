@@ -77,8 +77,8 @@ _LEAVE = (
     " SELECT * FROM unnest(CAST($1 AS varchar[]), CAST($2 AS bytea[])))"
     " UPDATE inbox SET reply = $3 WHERE key = $4"
 )
-_CLAIM = sa.text("SELECT id, event FROM outbox ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED")
-_SENT = sa.text("DELETE FROM outbox WHERE id = ANY(:ids)")
+_CLAIM = "SELECT id, event FROM outbox ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED"
+_SENT = "DELETE FROM outbox WHERE id = ANY($1)"
 _PURGE = sa.text(
     "DELETE FROM inbox WHERE key IN (SELECT key FROM inbox"
     " WHERE done_at < now() - make_interval(secs => :seconds) LIMIT :limit)"
@@ -182,10 +182,10 @@ class PostgresWork(Transaction):
 async def forward(engine: AsyncEngine, publish: Publish) -> int:
     """See Store.forward. Events that another worker has in hand are left to it."""
     async with engine.begin() as connection:
-        rows = (await connection.execute(_CLAIM, {"limit": _BATCH})).all()
-        done, failure = await publish_all(publish, [decode(Event, event) for _, event in rows])
+        rows = (await connection.exec_driver_sql(_CLAIM, (_BATCH,))).all()
+        done, failure = await publish_all(publish, [decode(Event, row.event) for row in rows])
         if done:
-            await connection.execute(_SENT, {"ids": done})
+            await connection.exec_driver_sql(_SENT, (done,))
     if failure is not None:
         raise failure
     return len(done)
