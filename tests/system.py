@@ -112,12 +112,16 @@ class System:
 async def run_system(
     environment: Mapping[str, str], tokens: TokenMaker, logs: Path
 ) -> AsyncIterator[System]:
-    """Migrate and start everything; `environment` gives the addresses of the servers."""
-    keys = {
+    """Migrate and start everything; `environment` gives the addresses of the servers.
+
+    POSTBUS_AMQP_PLANE of this process is theirs as well.
+    """
+    settings = {
+        "POSTBUS_AMQP_PLANE": os.environ.get("POSTBUS_AMQP_PLANE", "frames"),
         "POSTBUS_SIGNING_KEY": tokens.signing_key,
         "POSTBUS_VERIFICATION_KEYS": tokens.key_set,
     }
-    system = System({**environment, **keys}, logs)
+    system = System({**environment, **settings}, logs)
     try:
         await system.migrate()
         await system.start(*SERVICES)
