@@ -21,8 +21,12 @@ _LOCKED = ROOT / "tools" / "npm"
 
 
 def node_environment() -> dict[str, str]:
-    """Return this process's environment, with the wheel's node first on PATH."""
-    return os.environ | {"PATH": f"{_WHEEL / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    """Return this process's environment, with the wheel's node first on PATH.
+
+    npm would leave what it has compiled in the system's temporary folder.
+    """
+    path = f"{_WHEEL / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"PATH": path, "NODE_DISABLE_COMPILE_CACHE": "1"}
 
 
 def npm(*arguments: str, cwd: Path) -> str:
