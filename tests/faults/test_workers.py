@@ -91,6 +91,53 @@ async def test_killed_worker_loses_no_acknowledged_write_and_no_event(
                 await asyncio.sleep(0.05)
 
 
+async def test_rolling_restart_loses_no_call(
+    system: System, client: httpx.AsyncClient, unique: Unique
+) -> None:
+    """Two processes of `posts` are replaced in turn under load; no client repeats anything."""
+    alice = await sign_up(client, unique("alice"))
+    answers: list[tuple[int, str]] = []
+    running = True
+
+    async def write() -> None:
+        while running:
+            title = {"title": "rolling"}
+            answer = await client.post("/v1/posts", json=title, headers=alice.headers)
+            answers.append((answer.status_code, answer.text))
+
+    other = await system.run("posts")
+    await until_served_by(client, 2)
+    writers = [asyncio.create_task(write()) for _ in range(16)]
+    for _ in range(2):
+        assert await system.stop("posts") == 0
+        await system.start("posts")
+        await until_served_by(client, 2)
+        other.terminate()
+        assert await other.wait() == 0
+        other = await system.run("posts")
+        await until_served_by(client, 2)
+    running = False
+    await asyncio.gather(*writers)
+    other.terminate()
+    await other.wait()
+
+    assert [answer for answer in answers if answer[0] != 201] == []
+    assert len(answers) > 100
+
+
+async def until_served_by(client: httpx.AsyncClient, processes: int) -> None:
+    """Wait until so many processes of `posts` answer."""
+    up = 'postbus_worker_start_time_seconds{instance="'
+    async with asyncio.timeout(20):
+        while True:
+            lines = (await client.get("/metrics")).text.splitlines()
+            if (
+                len([each for each in lines if each.startswith(up) and '"posts"' in each])
+                == processes
+            ):
+                return
+
+
 @asynccontextmanager
 async def listening(system: System, person: Person, type_: str) -> AsyncIterator[list[Any]]:
     """Give a list that fills with the events of a type."""
