@@ -9,12 +9,12 @@ import pytest
 from aio_pika.abc import AbstractIncomingMessage
 from pydantic import SecretStr
 
-from postbus.bus.v1 import Batch, Outcome, Reply, Request
+from postbus.bus.v1 import Batch, Control, Outcome, Reply, Request
 from shared.errors import ServiceError
 from shared.messagebus import Call
 from shared.messagebus.amqp import connect
 from shared.messagebus.amqp.bus import AmqpBus
-from shared.messagebus.amqp.topology import RPC_EXCHANGE
+from shared.messagebus.amqp.topology import CONTROL_EXCHANGE, RPC_EXCHANGE
 from shared.wire import decode, encode
 
 Unique = Callable[[str], str]
@@ -237,3 +237,17 @@ async def test_bad_batch_of_replies_is_dropped(
     await channel.default_exchange.publish(aio_pika.Message(bytes(good)), request.reply_to)
 
     assert await call == b"here"
+
+
+async def test_control_with_a_name_that_amqp_can_not_say_is_ignored(
+    bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
+) -> None:
+    route = f"postbus.bus.v1.{unique('route')}"
+    server = await bus.serve(unique("queue."), [route], echo)
+    exchange = await channel.get_exchange(CONTROL_EXCHANGE)
+    control = Control(reply_to="é" * 200, correlation_id="1", request=a_call(b"").request)
+
+    await exchange.publish(aio_pika.Message(bytes(control)), route)
+
+    assert await bus.gather(route, a_call(b"here", 0.5)) == [b"here"]
+    await server.cancel()

@@ -252,3 +252,57 @@ async def test_event_that_comes_after_a_later_one_is_dropped(notes: Notes) -> No
 
     counts = [await notes.count(f"version {version}") for version in (1, 2, 3, 4)]
     assert counts == [1, 0, 1, 1]
+
+
+async def test_many_events_leave_though_no_commit_follows(notes: Notes) -> None:
+    broker = Broker()
+
+    async def handler() -> bytes:
+        for number in range(350):
+            publish(f"{number:03}")
+        return b""
+
+    await notes.store.perform(an_operation("many"), handler)
+    forwarded = []
+    while count := await notes.store.forward(broker.publish):
+        forwarded.append(count)
+
+    assert forwarded == [100, 100, 100, 50]
+    assert len(broker.has) == 350
+
+
+async def test_task_that_outlives_its_handler_keeps_no_connection(notes: Notes) -> None:
+    hold = asyncio.Event()
+
+    async def holding(name: str) -> None:
+        async def handler() -> bytes:
+            await notes.add(name)
+            await hold.wait()
+            return b""
+
+        await notes.store.perform(an_operation(name), handler)
+
+    late: list[asyncio.Task[None]] = []
+
+    async def leaving() -> bytes:
+        late.append(asyncio.create_task(notes.add("late")))
+        await asyncio.sleep(0.05)
+        raise ServiceError(Code.ABORTED, "LATER", "Later.")
+
+    for round_ in range(12):
+        hold.clear()
+        holders = [asyncio.create_task(holding(f"{round_} {number}")) for number in range(10)]
+        await asyncio.sleep(0.1)
+        with pytest.raises(ServiceError, match="LATER"):
+            await notes.store.perform(an_operation(f"leaving {round_}"), leaving)
+        hold.set()
+        await asyncio.gather(*holders)
+    await asyncio.gather(*late, return_exceptions=True)
+
+    await notes.store.perform(an_operation("last"), lambda: _noted(notes))
+    assert await notes.count("last") == 1
+
+
+async def _noted(notes: Notes) -> bytes:
+    await notes.add("last")
+    return b""

@@ -84,9 +84,8 @@ class MongoWork(Transaction):
         with translated():
             found = await self._inbox.find_one({"_id": operation.key}, session=self._session)
             if found is not None:
-                reply = answer_of(operation, found["fingerprint"], found["reply"])
                 await self._commit_transaction()  # what was read is then on the majority
-                raise DoneBefore(reply)
+                raise DoneBefore(answer_of(operation, found["fingerprint"], found["reply"]))
             if operation.version:
                 newer = {"_id": operation.subject, "version": {"$gte": operation.version}}
                 if await self._versions.find_one(newer, session=self._session):
@@ -150,9 +149,10 @@ async def forward(database: Database, publish: Publish) -> int:
     """See Store.forward. What a worker claims is its own for a while, then anyone's again."""
     outbox = database.get_collection("outbox", write_concern=WriteConcern(1))
     now = datetime.now(UTC)
-    committed = outbox.with_options(read_concern=ReadConcern("majority"))
-    free = committed.find({"until": {"$lt": now}}, {"_id": 1}).sort("_id").limit(_BATCH)
-    wanted = [each["_id"] for each in await free.to_list()]
+    free = outbox.find({"until": {"$lt": now}}, {"_id": 1}).sort("_id").limit(_BATCH)
+    found = {"_id": {"$in": [each["_id"] for each in await free.to_list()]}}
+    committed = outbox.with_options(read_concern=ReadConcern("majority"))  # what can't vanish again
+    wanted = [each["_id"] for each in await committed.find(found, {"_id": 1}).to_list()]
     if not wanted:
         return 0
     claim = secrets.token_hex(8)

@@ -91,6 +91,7 @@ async def open_postgres(url: SecretStr) -> AsyncIterator[Postgres]:
         async_url(url),
         pool_size=_POOL_SIZE + 1,  # one for `ping`, which never waits for work
         max_overflow=0,
+        pool_timeout=_POOL_TIMEOUT,
         connect_args={"timeout": _CONNECT_TIMEOUT, "command_timeout": _COMMAND_TIMEOUT},
     )
     event.listen(engine.sync_engine, "checkout", _refuse_closed)

@@ -11,6 +11,7 @@ from contextlib import (
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -140,6 +141,9 @@ class PostgresWork(Transaction):
     async def _begin(self) -> None:
         if self._session is None:
             await self._exit.enter_async_context(self._turns)
+            if self._ended is not None:  # the handler has, while this task of its waited
+                await self._exit.aclose()
+                raise self._ended
             session = AsyncSession(self.engine, expire_on_commit=False)
             self._session = await self._exit.enter_async_context(session)
             with translated():
@@ -176,6 +180,8 @@ class PostgresWork(Transaction):
 
     async def close(self) -> None:
         """Undo what is not committed."""
+        if self._ended is None:
+            self._ended = RuntimeError("the work has ended")
         await self._exit.aclose()
 
 
@@ -207,7 +213,7 @@ def translated(unconnected: int = Outcome.NO_EFFECT) -> Iterator[None]:
         yield
     except TimeoutError as error:  # perhaps of a statement
         raise database_away(Outcome.UNKNOWN) from error
-    except OSError as error:
+    except (PoolTimeoutError, OSError) as error:
         raise database_away(unconnected) from error
     except (InterfaceError, OperationalError) as error:
         raise database_away(Outcome.UNKNOWN) from error

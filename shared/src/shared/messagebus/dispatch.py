@@ -138,7 +138,7 @@ class Dispatcher:
                 served.counted.end(began, code)
 
     async def _replies(self, served: "_Served", body: bytes) -> AsyncGenerator[bytes, None]:
-        traceparent, sequence, began, code = "", 0, 0.0, 0
+        traceparent, sequence, began, code, context = "", 0, 0.0, 0, None
         try:
             request = read_request(body)
             traceparent = valid_traceparent(request.traceparent)
@@ -151,6 +151,8 @@ class Dispatcher:
             yield completed_reply(sequence + 1)
         except ServiceError as error:
             code = error.code
+            if context is not None and context.changed:
+                error.outcome = Outcome.try_value(Outcome.UNKNOWN)
             yield error_reply(error, trace_id(traceparent))
         except Exception:  # noqa: BLE001  # the edge, as above
             code = Code.INTERNAL

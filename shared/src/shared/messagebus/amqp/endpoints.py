@@ -86,6 +86,7 @@ class Endpoint:
                     await self._queue.cancel(self._tag)
                     await self._hand_back()
         finally:
+            self._turn_away()
             await self._finish_running()
         if self.active:
             async with asyncio.timeout(_STOP_SECONDS):
@@ -123,7 +124,10 @@ class Endpoint:
         """Do what has to be done while messages still come."""
 
     async def _hand_back(self) -> None:
-        """Give back what has not begun."""
+        """Find out who takes what has not begun."""
+
+    def _turn_away(self) -> None:
+        """Begin nothing more."""
 
 
 class RpcServer(Endpoint):
@@ -323,7 +327,7 @@ class RpcServer(Endpoint):
         with suppress(ServiceError):  # whoever reaches the broker may send what it likes
             control = decode(Control, message.body)
             key = (control.reply_to, control.correlation_id)
-            if max(map(len, key)) > _MAX_ID:
+            if any(len(each.encode()) > _MAX_ID for each in key):
                 return
             if control.request:
                 self._answer_control(message.routing_key, control)
@@ -373,8 +377,10 @@ class RpcServer(Endpoint):
                     await asyncio.sleep(0.02)
 
     async def _hand_back(self) -> None:
-        """Another server has what waits for a slot here; if there is none, the callers are told."""
+        """Another server; if there is none, the callers are told."""
         self._alone = await consumers(self._link, self.queue_name) is None
+
+    def _turn_away(self) -> None:
         self._slots.turn_away()
 
     async def _close(self) -> None:

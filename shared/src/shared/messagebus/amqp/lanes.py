@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
+import structlog
 from aiormq import spec
 from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
@@ -22,6 +23,7 @@ from shared.messagebus.amqp.transport import Transport
 
 __all__ = ["FrameLane", "Lane", "PikaLane", "RefusedError"]
 
+_log = structlog.get_logger()
 T = TypeVar("T")
 OnMessage = Callable[[Delivered], None]
 OnReturned = Callable[[Returned], None]
@@ -258,6 +260,8 @@ class PikaLane:
                 await sending
             except (AMQPError, OSError, RuntimeError):  # the session finds out
                 return
+            except (TypeError, ValueError):  # pamqp can't say it; the others can be said
+                _log.exception("bus.not_sent")
 
     async def consume(
         self,

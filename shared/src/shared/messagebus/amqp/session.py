@@ -38,6 +38,8 @@ CONTENT_TYPE: Final = "application/x-protobuf"
 _DECLARE_TIMEOUT: Final = 5
 _CONFIRM_TIMEOUT: Final = 5
 _SINGLY_SECONDS: Final = 10
+_OURS: Final = ("STREAM_BROKEN", "MALFORMED_MESSAGE", "REPLY_TOO_LARGE")
+"""Why a stream is given up at this end, while the other may go on."""
 _CONTROL_HEADER: Final = frames.properties(CONTENT_TYPE)
 
 
@@ -200,7 +202,7 @@ class Session:
         except TimeoutError:
             raise deadline_exceeded() from None
         except ServiceError as error:
-            stream.ended = error.reason not in ("STREAM_BROKEN", "MALFORMED_MESSAGE")
+            stream.ended = error.reason not in _OURS
             raise
         finally:
             del self._streams[correlation_id]
@@ -275,7 +277,9 @@ class Session:
                 reply.set_result(message.body)
         elif (stream := self._streams.get(message.correlation_id)) is not None:
             stream.put(_too_large() if message.oversized else message)
-        elif (gathered := self._gathered.get(message.correlation_id)) is not None:
+        elif (
+            gathered := self._gathered.get(message.correlation_id)
+        ) is not None and not message.oversized:
             gathered.append(message.body)
 
     def _on_replies(self, message: Delivered) -> None:

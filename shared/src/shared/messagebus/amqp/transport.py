@@ -98,8 +98,10 @@ class Transport(asyncio.Protocol):
         self._loop.call_soon(self._end_tick)
 
     def _end_tick(self) -> None:
-        self._scheduled = False
-        self.flush()
+        try:
+            self.flush()
+        finally:
+            self._scheduled = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
