@@ -251,3 +251,24 @@ async def test_control_with_a_name_that_amqp_can_not_say_is_ignored(
 
     assert await bus.gather(route, a_call(b"here", 0.5)) == [b"here"]
     await server.cancel()
+
+
+async def test_server_takes_no_more_bytes_in_hand_than_it_has_room_for(
+    bus: AmqpBus, unique: Unique
+) -> None:
+    route, go_on = unique("route."), asyncio.Event()
+
+    async def hold(_route: str, _body: bytes) -> bytes:
+        await go_on.wait()
+        return encode(Reply(payload=b"done"))
+
+    server = await bus.serve(unique("queue."), [route], hold)
+    calls = [asyncio.create_task(bus.call(route, a_call(bytes(15 * 2**20), 20))) for _ in range(6)]
+    refused, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+    with pytest.raises(ServiceError, match="OVERLOADED"):
+        await refused.pop()
+    go_on.set()
+
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert answers.count(b"done") == 5
+    await server.cancel()

@@ -123,9 +123,7 @@ class Dispatcher:
             return payload_reply(payload)
         except ServiceError as error:
             code = error.code
-            if context is not None and context.changed:
-                error.outcome = Outcome.try_value(Outcome.UNKNOWN)
-            return error_reply(error, trace_id(traceparent))
+            return _failure(error, context, traceparent)
         except asyncio.CancelledError:
             code = Code.CANCELLED
             raise
@@ -151,9 +149,7 @@ class Dispatcher:
             yield completed_reply(sequence + 1)
         except ServiceError as error:
             code = error.code
-            if context is not None and context.changed:
-                error.outcome = Outcome.try_value(Outcome.UNKNOWN)
-            yield error_reply(error, trace_id(traceparent))
+            yield _failure(error, context, traceparent)
         except Exception:  # noqa: BLE001  # the edge, as above
             code = Code.INTERNAL
             _log.exception("request.failed", method=served.name, trace_id=trace_id(traceparent))
@@ -265,6 +261,13 @@ class _Served:
         self.counted = counted
         self.needs_user = method.access is Access.USER
         self.changes = method.idempotency is not Idempotency.NO_SIDE_EFFECTS
+
+
+def _failure(error: ServiceError, context: Context | None, traceparent: str) -> bytes:
+    """Return the encoded Reply of a handler that failed; what it has called stays done."""
+    if context is not None and context.changed:
+        error.outcome = Outcome.try_value(Outcome.UNKNOWN)
+    return error_reply(error, trace_id(traceparent))
 
 
 async def _not_served() -> bytes:

@@ -17,8 +17,9 @@ from pydantic import SecretStr
 
 from postbus.bus.v1 import Event
 from shared.messagebus.amqp.consumer import EventConsumer
-from shared.messagebus.amqp.endpoints import Endpoint, RpcServer
+from shared.messagebus.amqp.endpoint import Endpoint
 from shared.messagebus.amqp.link import BROKER_ERRORS, Plane, broker_errors
+from shared.messagebus.amqp.rpc_server import RpcServer
 from shared.messagebus.amqp.session import Session
 from shared.messagebus.bus import DELAYS, EventHandler, RpcHandler
 from shared.messagebus.envelope import Call, not_connected

@@ -11,7 +11,7 @@ from aio_pika.abc import AbstractChannel, AbstractQueue
 from postbus.bus.v1 import Event
 from shared.errors import ServiceError
 from shared.messagebus.amqp import frames, topology
-from shared.messagebus.amqp.endpoints import Endpoint
+from shared.messagebus.amqp.endpoint import Endpoint
 from shared.messagebus.amqp.frames import Delivered
 from shared.messagebus.amqp.lanes import Lane
 from shared.messagebus.amqp.link import Link

@@ -11,7 +11,8 @@ from aiormq.channel import Channel
 from aiormq.exceptions import AMQPError
 from yarl import URL
 
-from shared.messagebus.amqp.lanes import FrameLane, Lane, PikaLane
+from shared.messagebus.amqp.lanes import FrameLane, Lane
+from shared.messagebus.amqp.pika_lane import PikaLane
 from shared.messagebus.amqp.transport import Factory, Transport
 
 __all__ = ["BROKER_ERRORS", "Link", "Plane", "broker_errors"]
