@@ -114,6 +114,12 @@ migrate: _setup
 seed: _setup
     @exec {{ quote(python) }} -m tools seed
 
+# set counters and leftovers right, and say which were wrong
+[group('data')]
+[no-exit-message]
+repair: _setup
+    @exec {{ quote(python) }} -m tools repair
+
 # look after dead letters: just dlq [show|replay|drop QUEUE] [ID...]
 [group('data')]
 [no-exit-message]
@@ -126,6 +132,12 @@ dlq *arguments: _setup
 [no-exit-message]
 secrets: _setup
     @exec {{ quote(python) }} -m tools secrets
+
+# sign access tokens with the next key, and make another
+[group('data')]
+[no-exit-message]
+rotate-keys: _setup
+    @exec {{ quote(python) }} -m tools rotate-keys
 
 _setup:
     @python3 -m tools.setup

@@ -38,7 +38,9 @@ class System:
         self._logs = logs
         self._processes: dict[str, asyncio.subprocess.Process] = {}
 
-    async def run(self, service: str, *arguments: str) -> asyncio.subprocess.Process:
+    async def run(
+        self, service: str, *arguments: str, stdout: int | None = None
+    ) -> asyncio.subprocess.Process:
         """Run `python -m service arguments` in the service's environment."""
         with (self._logs / f"{service}.log").open("ab") as log:
             return await asyncio.create_subprocess_exec(
@@ -47,9 +49,16 @@ class System:
                 service,
                 *arguments,
                 env={"PATH": os.environ["PATH"], **self._environment, **self._databases(service)},
-                stdout=log,
+                stdout=log if stdout is None else stdout,
                 stderr=log,
             )
+
+    async def output(self, service: str, *arguments: str) -> str:
+        """Run a command of a service to its end; return what it printed."""
+        process = await self.run(service, *arguments, stdout=asyncio.subprocess.PIPE)
+        output, _ = await process.communicate()
+        assert process.returncode == 0, output
+        return output.decode()
 
     def _databases(self, service: str) -> dict[str, str]:
         """A service's own databases: the given ones with its name appended."""
@@ -120,6 +129,7 @@ async def run_system(
         "POSTBUS_AMQP_PLANE": os.environ.get("POSTBUS_AMQP_PLANE", "frames"),
         "POSTBUS_SIGNING_KEY": tokens.signing_key,
         "POSTBUS_VERIFICATION_KEYS": tokens.key_set,
+        "POSTBUS_PAGE_TOKEN_KEY": "of the tests alone",
     }
     system = System({**environment, **settings}, logs)
     try:

@@ -136,6 +136,22 @@ def _secrets(_: argparse.Namespace) -> None:
     print("secrets: .env is there; docker compose reads it")
 
 
+def _rotate_keys(_: argparse.Namespace) -> None:
+    from tools.paths import DEV, ROOT
+    from tools.secrets import rotate_keys
+
+    for file in (DEV / "secrets.env", ROOT / ".env"):
+        if file.exists():
+            rotate_keys(file)
+            print(f"rotate-keys: {file.relative_to(ROOT)}: restart all services, in any order")
+
+
+def _repair(_: argparse.Namespace) -> int:
+    from tools.migrate import repair
+
+    return repair()
+
+
 def _new_service(options: argparse.Namespace) -> None:
     from tools.scaffold.service import new_service
 
@@ -164,6 +180,8 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
     "migrate": ("bring the databases up to date", _migrate),
     "dlq": ("list, show, replay or drop events that a consumer could not deal with", _dlq),
     "secrets": ("write .env for docker compose, once", _secrets),
+    "rotate-keys": ("sign access tokens with the next key, and make another", _rotate_keys),
+    "repair": ("set counters right, and say which were wrong", _repair),
 }
 
 if __name__ == "__main__":

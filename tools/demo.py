@@ -33,16 +33,26 @@ def demo() -> int:
 
 
 def _tell(url: str) -> None:
-    name = f"ada_{random.token_hex(4)}"
-    with httpx.Client(base_url=url, timeout=_ANSWER_SECONDS, trust_env=False) as rest:
-        user = _sign_up(rest, name)
-        token = _log_in(rest, name)
-        rest.headers["Authorization"] = f"Bearer {token}"
-        _read_post(rest, _create_post(rest, user))
-    socket_url = f"{url.replace('http', 'ws', 1)}/ws"
-    with connect(socket_url, proxy=None, open_timeout=_ANSWER_SECONDS) as socket:
+    names = [f"{name}_{random.token_hex(4)}" for name in ("ada", "mary")]
+    with ExitStack() as stack:
+        ada, mary = (
+            stack.enter_context(
+                httpx.Client(base_url=url, timeout=_ANSWER_SECONDS, trust_env=False)
+            )
+            for _ in names
+        )
+        user = _sign_up(ada, names[0])
+        token = _log_in(ada, names[0])
+        _sign_up(mary, names[1])
+        _log_in(mary, names[1])
+        post = _create_post(ada, user)
+        _read_post(ada, post)
+        _follow_and_read_feed(mary, post)
+        socket_url = f"{url.replace('http', 'ws', 1)}/ws"
+        socket = stack.enter_context(connect(socket_url, proxy=None, open_timeout=_ANSWER_SECONDS))
         _subscribe(socket, token)
         _call_and_see_event(socket)
+        _like_and_be_told(mary, post, socket)
 
 
 def _sign_up(rest: httpx.Client, name: str) -> dict[str, Any]:
@@ -55,12 +65,17 @@ def _sign_up(rest: httpx.Client, name: str) -> dict[str, Any]:
 def _log_in(rest: httpx.Client, name: str) -> str:
     body = {"login": name, "password": _password(name)}
     session = _answer(rest.post("/v1/auth/login", json=body), 200)
+    rest.headers["Authorization"] = f"Bearer {session['accessToken']}"
     _step("log in", "POST /v1/auth/login", f"token until {session['expiresAt']}")
     return str(session["accessToken"])
 
 
 def _create_post(rest: httpx.Client, user: dict[str, Any]) -> dict[str, Any]:
-    body = {"title": "Notes on the engine", "body": "It weaves algebraic patterns."}
+    body = {
+        "title": "Notes on the engine",
+        "body": "It weaves algebraic patterns.",
+        "tags": ["engines"],
+    }
     post = _answer(rest.post("/v1/posts", json=body), 201)
     _expect(post["author"]["id"] == user["id"], post)
     _step("create a post", "POST /v1/posts", f"post {post['id']}")
@@ -73,12 +88,31 @@ def _read_post(rest: httpx.Client, post: dict[str, Any]) -> None:
     _step("read it", "GET /v1/posts/{id}", f"“{found['title']}” by {found['author']['username']}")
 
 
+def _follow_and_read_feed(rest: httpx.Client, post: dict[str, Any]) -> None:
+    author = post["author"]["username"]
+    profile = _answer(rest.put(f"/v1/users/{author}/follow"), 200)
+    _expect(profile["followed"], profile)
+    feed = _answer(rest.get("/v1/feed"), 200)["posts"]
+    _expect([each["id"] for each in feed] == [post["id"]], feed)
+    _step("follow, read feed", "PUT .../follow, /v1/feed", f"“{feed[0]['title']}”")
+
+
+def _like_and_be_told(rest: httpx.Client, post: dict[str, Any], socket: ClientConnection) -> None:
+    liked = _answer(rest.put(f"/v1/posts/{post['id']}/like"), 200)
+    _expect((liked["liked"], liked["likeCount"]) == (True, 1), liked)
+    kinds: set[str] = set()
+    while "NOTIFICATION_KIND_LIKE" not in kinds:  # the follow may be told of first
+        event = _receive(socket).get("event", {})
+        kinds.add(event.get("data", {}).get("notification", {}).get("kind", ""))
+    _step("like, be told", "PUT .../like, /ws", "NotificationCreated, to the author alone")
+
+
 def _subscribe(socket: ClientConnection, token: str) -> None:
     known = _ask(socket, {"id": "1", "authenticate": {"accessToken": token}})
     _expect("authenticated" in known, known)
-    types = ["postbus.posts.v1.PostCreated"]
+    types = ["postbus.posts.v1.PostCreated", "postbus.posts.v1.NotificationCreated"]
     _expect("subscribed" in _ask(socket, {"id": "2", "subscribe": {"types": types}}), "subscribed")
-    _step("listen", "WebSocket /ws", "subscribed to PostCreated")
+    _step("listen", "WebSocket /ws", "subscribed to PostCreated and NotificationCreated")
 
 
 def _call_and_see_event(socket: ClientConnection) -> None:
@@ -123,7 +157,7 @@ def _expect(holds: bool, seen: object) -> None:
 
 
 def _step(what: str, how: str, outcome: str) -> None:
-    print(f"demo: {what:<18} {how:<22} {outcome}", flush=True)
+    print(f"demo: {what:<21} {how:<24} {outcome}", flush=True)
 
 
 @contextmanager

@@ -18,9 +18,11 @@ def service_environments(
         "POSTBUS_LOG_FORMAT": "console",
         "PYTHONUNBUFFERED": "1",
     }
+    pages = {"POSTBUS_PAGE_TOKEN_KEY": secrets.postbus_page_token_key}
     own = {
         "gateway": {"POSTBUS_PORT": str(port)},
-        "users": {"POSTBUS_SIGNING_KEY": secrets.postbus_signing_key},
+        "users": {"POSTBUS_SIGNING_KEY": secrets.postbus_signing_key, **pages},
+        "posts": pages,
     }
     urls = {"postgres": addresses.postgres_url, "mongo": addresses.mongo_url}
     return {

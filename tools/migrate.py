@@ -27,6 +27,23 @@ def migrate(addresses: Addresses) -> None:
         raise SystemExit(f"The migration of {' and '.join(failed)} failed: see above.")
 
 
+def repair() -> int:
+    """The recipe: each service looks through its own data, on the servers that run."""
+    with servers("repair", prepare=migrate) as addresses:
+        secrets = Secrets.load_or_create(DEV / "secrets.env")
+        environments = service_environments(addresses, secrets, port=0)
+        commands = [
+            subprocess.run(
+                [python_of(service), "-m", service, "repair"],
+                env=os.environ | environments[service],
+                cwd=ROOT,
+                check=False,
+            )
+            for service in ("users", "posts")
+        ]
+    return max(command.returncode for command in commands)
+
+
 def migrate_standalone() -> None:
     """The recipe: on the servers that run, or on servers started for it."""
     with servers("migrate", prepare=migrate):

@@ -14,12 +14,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Secrets:
-    """Passwords, and the keys that sign and verify access tokens (RFC 8037 JWK, JWKS)."""
+    """Passwords, and the keys that sign and verify access tokens (RFC 8037 JWK, JWKS).
+
+    The verification keys are the one before, the one that signs, and the next one: everyone knows
+    a key before the first token is signed with it, and until the last one has expired.
+    """
 
     rabbitmq_password: str
     postgres_password: str
     postbus_signing_key: str
+    postbus_next_signing_key: str
     postbus_verification_keys: str
+    postbus_page_token_key: str
     alice_password: str
     bob_password: str
 
@@ -29,22 +35,51 @@ class Secrets:
         known = _parse(file.read_text()) if file.exists() else {}
         names = [field.name for field in fields(cls)]
         if any(name not in known for name in names):
-            known = _new() | known
+            known = _verifiable(_new() | known)
             _write(file, known)
         return cls(**{name: known[name] for name in names})
 
 
+def rotate_keys(file: Path) -> None:
+    """Signs with the next key from now on, makes another next one, and drops the oldest."""
+    Secrets.load_or_create(file)
+    known = _parse(file.read_text())
+    current, following = known["postbus_signing_key"], known["postbus_next_signing_key"]
+    known |= {
+        "postbus_signing_key": following,
+        "postbus_next_signing_key": _new_key(),
+        "postbus_verification_keys": _json({"keys": [_public(json.loads(current))]}),
+    }
+    _write(file, _verifiable(known))
+
+
+def _verifiable(known: dict[str, str]) -> dict[str, str]:
+    """Adds what is missing to the verification keys."""
+    keys = json.loads(known["postbus_verification_keys"])["keys"]
+    for name in ("postbus_signing_key", "postbus_next_signing_key"):
+        public = _public(json.loads(known[name]))
+        if public["kid"] not in [key["kid"] for key in keys]:
+            keys.append(public)
+    return known | {"postbus_verification_keys": _json({"keys": keys})}
+
+
 def _new() -> dict[str, str]:
-    signing, verification = _key_pair()
-    passwords = ("rabbitmq_password", "postgres_password", "alice_password", "bob_password")
+    passwords = (
+        "rabbitmq_password",
+        "postgres_password",
+        "postbus_page_token_key",
+        "alice_password",
+        "bob_password",
+    )
     return {name: secrets.token_urlsafe(18) for name in passwords} | {
-        "postbus_signing_key": json.dumps(signing, separators=(",", ":")),
-        "postbus_verification_keys": json.dumps({"keys": [verification]}, separators=(",", ":")),
+        "postbus_signing_key": _new_key(),
+        "postbus_next_signing_key": _new_key(),
+        "postbus_verification_keys": _json({"keys": []}),
     }
 
 
-def _key_pair() -> tuple[dict[str, str], dict[str, str]]:
-    """An Ed25519 key as private and public JWK; its id is the thumbprint of RFC 7638."""
+def _new_key() -> str:
+    """An Ed25519 key as private JWK; its id is the thumbprint of RFC 7638."""
     key = Ed25519PrivateKey.generate()
     public = {
         "crv": "Ed25519",
@@ -54,7 +89,15 @@ def _key_pair() -> tuple[dict[str, str], dict[str, str]]:
     canonical = json.dumps(public, separators=(",", ":"), sort_keys=True)
     kid = _base64url(hashlib.sha256(canonical.encode()).digest())
     public |= {"kid": kid, "alg": "EdDSA", "use": "sig"}
-    return public | {"d": _base64url(key.private_bytes_raw())}, public
+    return _json(public | {"d": _base64url(key.private_bytes_raw())})
+
+
+def _public(key: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in key.items() if name != "d"}
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 def _base64url(octets: bytes) -> str:

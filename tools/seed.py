@@ -1,44 +1,31 @@
 """`just seed`: people and posts worth looking at, made through the public API like anyone's."""
 
+import hashlib
+import tomllib
+from pathlib import Path
+from typing import Any
+
 import httpx
 
 from tools.paths import DEV
 from tools.presence import gateway_of_dev
 from tools.secrets import Secrets
 
-_POSTS = {
-    "alice": [
-        (
-            "Why we write the contract first",
-            "A message that two teams read differently is two messages. So the .proto file comes"
-            " first, and both sides are generated from it.",
-        ),
-        (
-            "Three things a retry must know",
-            "Whether the first attempt arrived, whether it had an effect, and whether the second"
-            " one may have it again. An idempotency key answers all three.",
-        ),
-    ],
-    "bob": [
-        (
-            "Reading a dead letter queue",
-            "Start with the oldest message, not the newest: it is the one that was there before"
-            " everything else went wrong.",
-        ),
-    ],
-}
+_CONTENT = Path(__file__).with_suffix(".toml")
 
 
 def seed(url: str, secrets: Secrets) -> None:
     """Makes what is missing of it; raises httpx.HTTPError if the gateway refuses."""
-    passwords = {"alice": secrets.alice_password, "bob": secrets.bob_password}
+    content = tomllib.loads(_CONTENT.read_text())
     with httpx.Client(base_url=url, timeout=10, trust_env=False) as client:
-        present = _titles(client)
-        for name, posts in _POSTS.items():
-            missing = [(title, body) for title, body in posts if title not in present]
-            token = _log_in(client, name, passwords[name]) if missing else ""
-            for title, body in missing:
-                _post(client, "/v1/posts", {"title": title, "body": body}, token)
+        people = {
+            name: _Person(client, name, _password(name, secrets)) for name in content["people"]
+        }
+        for name, about in content["people"].items():
+            if people[name].new:
+                people[name].introduce(about)
+        for post in content["posts"]:
+            _write(people, **post)
 
 
 def seed_running() -> None:
@@ -46,28 +33,59 @@ def seed_running() -> None:
     if (url := gateway_of_dev()) is None:
         raise SystemExit("No gateway runs in this clone: start it with ./just dev, which seeds too")
     seed(url, Secrets.load_or_create(DEV / "secrets.env"))
-    print(f"seed: alice and bob and their posts are at {url}/v1")
+    print(f"seed: five people, what they write and what they think of it are at {url}/v1/posts")
 
 
-def _titles(client: httpx.Client) -> set[str]:
-    answer = client.get("/v1/posts", params={"pageSize": 100}).raise_for_status()
-    return {post["title"] for post in answer.json().get("posts", [])}
+def _password(name: str, secrets: Secrets) -> str:
+    """Those of alice and bob are shown; the others' are made of them."""
+    known = {"alice": secrets.alice_password, "bob": secrets.bob_password}
+    return known.get(name) or hashlib.sha256(f"{secrets.alice_password}{name}".encode()).hexdigest()
 
 
-def _log_in(client: httpx.Client, name: str, password: str) -> str:
-    """Signs the user up unless that has been done, and returns an access token."""
-    account = {"username": name, "email": f"{name}@example.com", "password": password}
-    answer = client.post("/v1/auth/signup", json=account)
-    if answer.status_code != httpx.codes.CONFLICT:
-        answer.raise_for_status()
-    return str(
-        _post(client, "/v1/auth/login", {"login": name, "password": password})["accessToken"]
-    )
+class _Person:
+    """Someone with an account."""
+
+    def __init__(self, client: httpx.Client, name: str, password: str) -> None:
+        self._client = client
+        self.name = name
+        account = {"username": name, "email": f"{name}@example.com", "password": password}
+        answer = client.post("/v1/auth/signup", json=account)
+        self.new = answer.status_code != httpx.codes.CONFLICT
+        if self.new:
+            answer.raise_for_status()
+        login = {"login": name, "password": password, "device": "just seed"}
+        session = client.post("/v1/auth/login", json=login).raise_for_status().json()
+        self._headers = {"Authorization": f"Bearer {session['accessToken']}"}
+
+    def send(self, verb: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        answer = self._client.request(verb, path, json=body, headers=self._headers)
+        return dict(answer.raise_for_status().json())
+
+    def introduce(self, about: dict[str, Any]) -> None:
+        profile = {"displayName": about["display_name"], "bio": about["bio"]}
+        self.send("PATCH", "/v1/me", profile)
+        for other in about["follows"]:
+            self.send("PUT", f"/v1/users/{other}/follow")
+
+    def titles(self, status: str) -> set[str]:
+        page = self.send("GET", f"/v1/posts?author={self.name}&status={status}&pageSize=100")
+        return {post["title"] for post in page["posts"]}
 
 
-def _post(
-    client: httpx.Client, path: str, body: dict[str, str], token: str = ""
-) -> dict[str, object]:
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    answer = client.post(path, json=body, headers=headers).raise_for_status()
-    return dict(answer.json())
+def _write(
+    people: dict[str, _Person],
+    *,
+    author: str,
+    likes: tuple[str, ...] = (),
+    comments: tuple[tuple[str, str], ...] = (),
+    status: str = "POST_STATUS_PUBLISHED",
+    **post: Any,
+) -> None:
+    """Makes a post and what others think of it, unless it is there."""
+    if post["title"] in people[author].titles(status):
+        return
+    id_ = people[author].send("POST", "/v1/posts", post | {"status": status})["id"]
+    for name in likes:
+        people[name].send("PUT", f"/v1/posts/{id_}/like")
+    for name, text in comments:
+        people[name].send("POST", f"/v1/posts/{id_}/comments", {"body": text})

@@ -36,33 +36,57 @@ def _postbus_bus_v1_PingRequest(m: Any) -> bool:
     return True
 
 
-def _postbus_posts_v1_CreatePostRequest(m: Any) -> bool:
-    return 1 <= len(m.title) and 200 >= len(m.title) and 100000 >= len(m.body)
+def _postbus_posts_v1_DeleteCommentRequest(m: Any) -> bool:
+    return _is_uuid(m.id) is not None and 0 <= m.expected_version
 
 
 def _postbus_posts_v1_DeletePostRequest(m: Any) -> bool:
-    return _is_uuid(m.id) is not None
+    return _is_uuid(m.id) is not None and 0 <= m.expected_version
 
 
 def _postbus_posts_v1_GetPostRequest(m: Any) -> bool:
+    return 1 <= len(m.id) and 250 >= len(m.id)
+
+
+def _postbus_posts_v1_LikePostRequest(m: Any) -> bool:
     return _is_uuid(m.id) is not None
 
 
-def _postbus_posts_v1_ListPostsRequest(m: Any) -> bool:
+def _postbus_posts_v1_ListCommentsRequest(m: Any) -> bool:
     return (
-        (not m.author_id or (_is_uuid(m.author_id) is not None))
+        _is_uuid(m.post_id) is not None
         and 0 <= m.page_size
         and 100 >= m.page_size
         and 500 >= len(m.page_token)
     )
 
 
-def _postbus_posts_v1_UpdatePostRequest(m: Any) -> bool:
-    return (
-        _is_uuid(m.id) is not None
-        and (not m.HasField("title") or (1 <= len(m.title) and 200 >= len(m.title)))
-        and (not m.HasField("body") or (100000 >= len(m.body)))
-    )
+def _postbus_posts_v1_ListFeedRequest(m: Any) -> bool:
+    return 0 <= m.page_size and 100 >= m.page_size and 500 >= len(m.page_token)
+
+
+def _postbus_posts_v1_ListNotificationsRequest(m: Any) -> bool:
+    return 0 <= m.page_size and 100 >= m.page_size and 500 >= len(m.page_token)
+
+
+def _postbus_posts_v1_ListTagsRequest(m: Any) -> bool:
+    return 0 <= m.page_size and 100 >= m.page_size and 500 >= len(m.page_token)
+
+
+def _postbus_posts_v1_MarkReadRequest(m: Any) -> bool:
+    return 100 >= len(m.ids) and all((_is_uuid(v) is not None) for v in m.ids)
+
+
+def _postbus_posts_v1_PublishPostRequest(m: Any) -> bool:
+    return _is_uuid(m.id) is not None and 0 <= m.expected_version
+
+
+def _postbus_posts_v1_UnlikePostRequest(m: Any) -> bool:
+    return _is_uuid(m.id) is not None
+
+
+def _postbus_posts_v1_UnpublishPostRequest(m: Any) -> bool:
+    return _is_uuid(m.id) is not None and 0 <= m.expected_version
 
 
 def _postbus_realtime_v1_Authenticate(m: Any) -> bool:
@@ -98,8 +122,57 @@ def _postbus_realtime_v1_Unsubscribe(m: Any) -> bool:
     return 1 <= len(m.subscription) and 64 >= len(m.subscription)
 
 
+def _postbus_users_v1_BatchGetUsersRequest(m: Any) -> bool:
+    return 100 >= len(m.ids) and all((_is_uuid(v) is not None) for v in m.ids)
+
+
+def _postbus_users_v1_ChangePasswordRequest(m: Any) -> bool:
+    return (
+        1 <= len(m.current_password)
+        and 128 >= len(m.current_password)
+        and 8 <= len(m.new_password)
+        and 128 >= len(m.new_password)
+    )
+
+
+def _postbus_users_v1_DeleteMeRequest(m: Any) -> bool:
+    return 0 <= m.expected_version
+
+
 def _postbus_users_v1_GetMeRequest(m: Any) -> bool:
     return True
+
+
+def _postbus_users_v1_GetSigningKeysRequest(m: Any) -> bool:
+    return True
+
+
+def _postbus_users_v1_ListFollowedIdsRequest(m: Any) -> bool:
+    return True
+
+
+def _postbus_users_v1_ListSessionsRequest(m: Any) -> bool:
+    return 0 <= m.page_size and 100 >= m.page_size and 500 >= len(m.page_token)
+
+
+def _postbus_users_v1_LogOutEverywhereRequest(m: Any) -> bool:
+    return True
+
+
+def _postbus_users_v1_LogOutRequest(m: Any) -> bool:
+    return True
+
+
+def _postbus_users_v1_RefreshSessionRequest(m: Any) -> bool:
+    return 1 <= len(m.refresh_token) and 200 >= len(m.refresh_token)
+
+
+def _postbus_users_v1_RevokeSessionRequest(m: Any) -> bool:
+    return _is_uuid(m.id) is not None
+
+
+def _postbus_users_v1_SearchUsersRequest(m: Any) -> bool:
+    return 100 >= len(m.q) and 0 <= m.page_size and 100 >= m.page_size and 500 >= len(m.page_token)
 
 
 CHECKS: Mapping[Any, Callable[[Any], bool]] = {
@@ -107,17 +180,35 @@ CHECKS: Mapping[Any, Callable[[Any], bool]] = {
     _class("postbus.bus.v1.GetStatisticsRequest"): _postbus_bus_v1_GetStatisticsRequest,
     _class("postbus.bus.v1.ListHandlersRequest"): _postbus_bus_v1_ListHandlersRequest,
     _class("postbus.bus.v1.PingRequest"): _postbus_bus_v1_PingRequest,
-    _class("postbus.posts.v1.CreatePostRequest"): _postbus_posts_v1_CreatePostRequest,
+    _class("postbus.posts.v1.DeleteCommentRequest"): _postbus_posts_v1_DeleteCommentRequest,
     _class("postbus.posts.v1.DeletePostRequest"): _postbus_posts_v1_DeletePostRequest,
     _class("postbus.posts.v1.GetPostRequest"): _postbus_posts_v1_GetPostRequest,
-    _class("postbus.posts.v1.ListPostsRequest"): _postbus_posts_v1_ListPostsRequest,
-    _class("postbus.posts.v1.UpdatePostRequest"): _postbus_posts_v1_UpdatePostRequest,
+    _class("postbus.posts.v1.LikePostRequest"): _postbus_posts_v1_LikePostRequest,
+    _class("postbus.posts.v1.ListCommentsRequest"): _postbus_posts_v1_ListCommentsRequest,
+    _class("postbus.posts.v1.ListFeedRequest"): _postbus_posts_v1_ListFeedRequest,
+    _class("postbus.posts.v1.ListNotificationsRequest"): _postbus_posts_v1_ListNotificationsRequest,
+    _class("postbus.posts.v1.ListTagsRequest"): _postbus_posts_v1_ListTagsRequest,
+    _class("postbus.posts.v1.MarkReadRequest"): _postbus_posts_v1_MarkReadRequest,
+    _class("postbus.posts.v1.PublishPostRequest"): _postbus_posts_v1_PublishPostRequest,
+    _class("postbus.posts.v1.UnlikePostRequest"): _postbus_posts_v1_UnlikePostRequest,
+    _class("postbus.posts.v1.UnpublishPostRequest"): _postbus_posts_v1_UnpublishPostRequest,
     _class("postbus.realtime.v1.Authenticate"): _postbus_realtime_v1_Authenticate,
     _class("postbus.realtime.v1.Call"): _postbus_realtime_v1_Call,
     _class("postbus.realtime.v1.Cancel"): _postbus_realtime_v1_Cancel,
     _class("postbus.realtime.v1.ClientFrame"): _postbus_realtime_v1_ClientFrame,
     _class("postbus.realtime.v1.Subscribe"): _postbus_realtime_v1_Subscribe,
     _class("postbus.realtime.v1.Unsubscribe"): _postbus_realtime_v1_Unsubscribe,
+    _class("postbus.users.v1.BatchGetUsersRequest"): _postbus_users_v1_BatchGetUsersRequest,
+    _class("postbus.users.v1.ChangePasswordRequest"): _postbus_users_v1_ChangePasswordRequest,
+    _class("postbus.users.v1.DeleteMeRequest"): _postbus_users_v1_DeleteMeRequest,
     _class("postbus.users.v1.GetMeRequest"): _postbus_users_v1_GetMeRequest,
+    _class("postbus.users.v1.GetSigningKeysRequest"): _postbus_users_v1_GetSigningKeysRequest,
+    _class("postbus.users.v1.ListFollowedIdsRequest"): _postbus_users_v1_ListFollowedIdsRequest,
+    _class("postbus.users.v1.ListSessionsRequest"): _postbus_users_v1_ListSessionsRequest,
+    _class("postbus.users.v1.LogOutEverywhereRequest"): _postbus_users_v1_LogOutEverywhereRequest,
+    _class("postbus.users.v1.LogOutRequest"): _postbus_users_v1_LogOutRequest,
+    _class("postbus.users.v1.RefreshSessionRequest"): _postbus_users_v1_RefreshSessionRequest,
+    _class("postbus.users.v1.RevokeSessionRequest"): _postbus_users_v1_RevokeSessionRequest,
+    _class("postbus.users.v1.SearchUsersRequest"): _postbus_users_v1_SearchUsersRequest,
 }
 """By google's class."""

@@ -50,6 +50,9 @@ def _class(name: str) -> Any:
 _postbus_bus_v1_Code = Members(postbus.bus.v1.Code)
 _postbus_bus_v1_Outcome = Members(postbus.bus.v1.Outcome)
 _postbus_options_v1_Access = Members(postbus.options.v1.Access)
+_postbus_posts_v1_NotificationKind = Members(postbus.posts.v1.NotificationKind)
+_postbus_posts_v1_PostOrder = Members(postbus.posts.v1.PostOrder)
+_postbus_posts_v1_PostStatus = Members(postbus.posts.v1.PostStatus)
 
 
 def _read_google_protobuf_Any(m: Any) -> Any:
@@ -625,6 +628,7 @@ def _read_postbus_bus_v1_Reply(m: Any) -> Any:
             if in_result == "completed"
             else PLACEHOLDER,
             "sequence": m.sequence,
+            "replayed": m.replayed,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {"result": in_result},
@@ -637,6 +641,8 @@ def _write_postbus_bus_v1_Reply(o: Any, m: Any) -> None:
     d = _get_attribute(o, "__dict__")
     if (v := d["sequence"]) is not PLACEHOLDER and v is not None:
         m.sequence = v
+    if (v := d["replayed"]) is not PLACEHOLDER and v is not None:
+        m.replayed = v
     chosen = d["_group_current"]["result"]
     if chosen == "payload":
         v = d["payload"]
@@ -701,6 +707,8 @@ def _read_postbus_options_v1_EventRules(m: Any) -> Any:
             "subject": m.subject,
             "version": m.version,
             "aggregate_version": m.aggregate_version,
+            "access": _postbus_options_v1_Access[m.access],
+            "recipient": m.recipient,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -717,6 +725,10 @@ def _write_postbus_options_v1_EventRules(o: Any, m: Any) -> None:
         m.version = v
     if (v := d["aggregate_version"]) is not PLACEHOLDER and v is not None:
         m.aggregate_version = v
+    if (v := d["access"]) is not PLACEHOLDER and v is not None:
+        m.access = v
+    if (v := d["recipient"]) is not PLACEHOLDER and v is not None:
+        m.recipient = v
 
 
 def _read_postbus_options_v1_MethodRules(m: Any) -> Any:
@@ -729,6 +741,9 @@ def _read_postbus_options_v1_MethodRules(m: Any) -> Any:
             "default_timeout_ms": m.default_timeout_ms,
             "http_status": m.http_status,
             "secret_response": m.secret_response,
+            "version": m.version,
+            "expected_version": m.expected_version,
+            "ends_session": m.ends_session,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -747,6 +762,12 @@ def _write_postbus_options_v1_MethodRules(o: Any, m: Any) -> None:
         m.http_status = v
     if (v := d["secret_response"]) is not PLACEHOLDER and v is not None:
         m.secret_response = v
+    if (v := d["version"]) is not PLACEHOLDER and v is not None:
+        m.version = v
+    if (v := d["expected_version"]) is not PLACEHOLDER and v is not None:
+        m.expected_version = v
+    if (v := d["ends_session"]) is not PLACEHOLDER and v is not None:
+        m.ends_session = v
 
 
 def _read_postbus_posts_v1_Author(m: Any) -> Any:
@@ -757,6 +778,9 @@ def _read_postbus_posts_v1_Author(m: Any) -> Any:
         {
             "id": m.id,
             "username": m.username,
+            "display_name": m.display_name,
+            "image_url": m.image_url,
+            "followed": m.followed,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -771,6 +795,193 @@ def _write_postbus_posts_v1_Author(o: Any, m: Any) -> None:
         m.id = v
     if (v := d["username"]) is not PLACEHOLDER and v is not None:
         m.username = v
+    if (v := d["display_name"]) is not PLACEHOLDER and v is not None:
+        m.display_name = v
+    if (v := d["image_url"]) is not PLACEHOLDER and v is not None:
+        m.image_url = v
+    if (v := d["followed"]) is not PLACEHOLDER and v is not None:
+        m.followed = v
+
+
+def _read_postbus_posts_v1_Comment(m: Any) -> Any:
+    o = _new(postbus.posts.v1.Comment)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "id": m.id,
+            "post_id": m.post_id,
+            "author": _read_postbus_posts_v1_Author(m.author)
+            if m.HasField("author")
+            else PLACEHOLDER,
+            "body": m.body,
+            "created_at": read_time_or_unset(m.created_at),
+            "updated_at": read_time_or_unset(m.updated_at),
+            "version": m.version,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_Comment(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["id"]) is not PLACEHOLDER and v is not None:
+        m.id = v
+    if (v := d["post_id"]) is not PLACEHOLDER and v is not None:
+        m.post_id = v
+    if (v := d["author"]) is not PLACEHOLDER and v is not None:
+        s = m.author
+        _write_postbus_posts_v1_Author(v, s)
+        if _get_attribute(v, "_serialized_on_wire"):
+            s.SetInParent()
+    if (v := d["body"]) is not PLACEHOLDER and v is not None:
+        m.body = v
+    if (v := d["created_at"]) is not PLACEHOLDER and v is not None:
+        s = m.created_at
+        write_time(v, s)
+    if (v := d["updated_at"]) is not PLACEHOLDER and v is not None:
+        s = m.updated_at
+        write_time(v, s)
+    if (v := d["version"]) is not PLACEHOLDER and v is not None:
+        m.version = v
+
+
+def _read_postbus_posts_v1_CommentCreated(m: Any) -> Any:
+    o = _new(postbus.posts.v1.CommentCreated)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "comment_id": m.comment_id,
+            "comment": _read_postbus_posts_v1_Comment(m.comment)
+            if m.HasField("comment")
+            else PLACEHOLDER,
+            "post_author_id": m.post_author_id,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_CommentCreated(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["comment_id"]) is not PLACEHOLDER and v is not None:
+        m.comment_id = v
+    if (v := d["comment"]) is not PLACEHOLDER and v is not None:
+        s = m.comment
+        _write_postbus_posts_v1_Comment(v, s)
+        if _get_attribute(v, "_serialized_on_wire"):
+            s.SetInParent()
+    if (v := d["post_author_id"]) is not PLACEHOLDER and v is not None:
+        m.post_author_id = v
+
+
+def _read_postbus_posts_v1_CommentDeleted(m: Any) -> Any:
+    o = _new(postbus.posts.v1.CommentDeleted)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "comment_id": m.comment_id,
+            "post_id": m.post_id,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_CommentDeleted(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["comment_id"]) is not PLACEHOLDER and v is not None:
+        m.comment_id = v
+    if (v := d["post_id"]) is not PLACEHOLDER and v is not None:
+        m.post_id = v
+
+
+def _read_postbus_posts_v1_CommentUpdated(m: Any) -> Any:
+    o = _new(postbus.posts.v1.CommentUpdated)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "comment_id": m.comment_id,
+            "comment": _read_postbus_posts_v1_Comment(m.comment)
+            if m.HasField("comment")
+            else PLACEHOLDER,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_CommentUpdated(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["comment_id"]) is not PLACEHOLDER and v is not None:
+        m.comment_id = v
+    if (v := d["comment"]) is not PLACEHOLDER and v is not None:
+        s = m.comment
+        _write_postbus_posts_v1_Comment(v, s)
+        if _get_attribute(v, "_serialized_on_wire"):
+            s.SetInParent()
+
+
+def _read_postbus_posts_v1_CreateCommentRequest(m: Any) -> Any:
+    o = _new(postbus.posts.v1.CreateCommentRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "post_id": m.post_id,
+            "body": m.body,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_CreateCommentRequest(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["post_id"]) is not PLACEHOLDER and v is not None:
+        m.post_id = v
+    if (v := d["body"]) is not PLACEHOLDER and v is not None:
+        m.body = v
+
+
+def _read_postbus_posts_v1_CreateCommentResponse(m: Any) -> Any:
+    o = _new(postbus.posts.v1.CreateCommentResponse)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "comment": _read_postbus_posts_v1_Comment(m.comment)
+            if m.HasField("comment")
+            else PLACEHOLDER,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_CreateCommentResponse(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["comment"]) is not PLACEHOLDER and v is not None:
+        s = m.comment
+        _write_postbus_posts_v1_Comment(v, s)
+        if _get_attribute(v, "_serialized_on_wire"):
+            s.SetInParent()
 
 
 def _read_postbus_posts_v1_CreatePostRequest(m: Any) -> Any:
@@ -781,6 +992,9 @@ def _read_postbus_posts_v1_CreatePostRequest(m: Any) -> Any:
         {
             "title": m.title,
             "body": m.body,
+            "summary": m.summary,
+            "tags": list(m.tags),
+            "status": _postbus_posts_v1_PostStatus[m.status],
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -795,6 +1009,12 @@ def _write_postbus_posts_v1_CreatePostRequest(o: Any, m: Any) -> None:
         m.title = v
     if (v := d["body"]) is not PLACEHOLDER and v is not None:
         m.body = v
+    if (v := d["summary"]) is not PLACEHOLDER and v is not None:
+        m.summary = v
+    if (v := d["tags"]) is not PLACEHOLDER and v is not None:
+        m.tags.extend(v)
+    if (v := d["status"]) is not PLACEHOLDER and v is not None:
+        m.status = v
 
 
 def _read_postbus_posts_v1_CreatePostResponse(m: Any) -> Any:
@@ -821,6 +1041,30 @@ def _write_postbus_posts_v1_CreatePostResponse(o: Any, m: Any) -> None:
             s.SetInParent()
 
 
+def _read_postbus_posts_v1_DeleteCommentRequest(m: Any) -> Any:
+    o = _new(postbus.posts.v1.DeleteCommentRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "id": m.id,
+            "expected_version": m.expected_version,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_DeleteCommentRequest(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["id"]) is not PLACEHOLDER and v is not None:
+        m.id = v
+    if (v := d["expected_version"]) is not PLACEHOLDER and v is not None:
+        m.expected_version = v
+
+
 def _read_postbus_posts_v1_DeletePostRequest(m: Any) -> Any:
     o = _new(postbus.posts.v1.DeletePostRequest)
     _set_attribute(
@@ -828,6 +1072,7 @@ def _read_postbus_posts_v1_DeletePostRequest(m: Any) -> Any:
         "__dict__",
         {
             "id": m.id,
+            "expected_version": m.expected_version,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -840,6 +1085,8 @@ def _write_postbus_posts_v1_DeletePostRequest(o: Any, m: Any) -> None:
     d = _get_attribute(o, "__dict__")
     if (v := d["id"]) is not PLACEHOLDER and v is not None:
         m.id = v
+    if (v := d["expected_version"]) is not PLACEHOLDER and v is not None:
+        m.expected_version = v
 
 
 def _read_postbus_posts_v1_GetPostRequest(m: Any) -> Any:
@@ -887,6 +1134,225 @@ def _write_postbus_posts_v1_GetPostResponse(o: Any, m: Any) -> None:
             s.SetInParent()
 
 
+def _read_postbus_posts_v1_LikePostRequest(m: Any) -> Any:
+    o = _new(postbus.posts.v1.LikePostRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "id": m.id,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_LikePostRequest(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["id"]) is not PLACEHOLDER and v is not None:
+        m.id = v
+
+
+def _read_postbus_posts_v1_LikePostResponse(m: Any) -> Any:
+    o = _new(postbus.posts.v1.LikePostResponse)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "post": _read_postbus_posts_v1_Post(m.post) if m.HasField("post") else PLACEHOLDER,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_LikePostResponse(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["post"]) is not PLACEHOLDER and v is not None:
+        s = m.post
+        _write_postbus_posts_v1_Post(v, s)
+        if _get_attribute(v, "_serialized_on_wire"):
+            s.SetInParent()
+
+
+def _read_postbus_posts_v1_ListCommentsRequest(m: Any) -> Any:
+    o = _new(postbus.posts.v1.ListCommentsRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "post_id": m.post_id,
+            "page_size": m.page_size,
+            "page_token": m.page_token,
+            "include_total": m.include_total,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_ListCommentsRequest(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["post_id"]) is not PLACEHOLDER and v is not None:
+        m.post_id = v
+    if (v := d["page_size"]) is not PLACEHOLDER and v is not None:
+        m.page_size = v
+    if (v := d["page_token"]) is not PLACEHOLDER and v is not None:
+        m.page_token = v
+    if (v := d["include_total"]) is not PLACEHOLDER and v is not None:
+        m.include_total = v
+
+
+def _read_postbus_posts_v1_ListCommentsResponse(m: Any) -> Any:
+    o = _new(postbus.posts.v1.ListCommentsResponse)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "comments": [_read_postbus_posts_v1_Comment(v) for v in m.comments],
+            "next_page_token": m.next_page_token,
+            "total": m.total if m.HasField("total") else None,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_ListCommentsResponse(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["comments"]) is not PLACEHOLDER and v is not None:
+        for each in v:
+            _write_postbus_posts_v1_Comment(each, m.comments.add())
+    if (v := d["next_page_token"]) is not PLACEHOLDER and v is not None:
+        m.next_page_token = v
+    if (v := d["total"]) is not PLACEHOLDER and v is not None:
+        m.total = v
+
+
+def _read_postbus_posts_v1_ListFeedRequest(m: Any) -> Any:
+    o = _new(postbus.posts.v1.ListFeedRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "page_size": m.page_size,
+            "page_token": m.page_token,
+            "include_total": m.include_total,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_ListFeedRequest(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["page_size"]) is not PLACEHOLDER and v is not None:
+        m.page_size = v
+    if (v := d["page_token"]) is not PLACEHOLDER and v is not None:
+        m.page_token = v
+    if (v := d["include_total"]) is not PLACEHOLDER and v is not None:
+        m.include_total = v
+
+
+def _read_postbus_posts_v1_ListFeedResponse(m: Any) -> Any:
+    o = _new(postbus.posts.v1.ListFeedResponse)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "posts": [_read_postbus_posts_v1_Post(v) for v in m.posts],
+            "next_page_token": m.next_page_token,
+            "total": m.total if m.HasField("total") else None,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_ListFeedResponse(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["posts"]) is not PLACEHOLDER and v is not None:
+        for each in v:
+            _write_postbus_posts_v1_Post(each, m.posts.add())
+    if (v := d["next_page_token"]) is not PLACEHOLDER and v is not None:
+        m.next_page_token = v
+    if (v := d["total"]) is not PLACEHOLDER and v is not None:
+        m.total = v
+
+
+def _read_postbus_posts_v1_ListNotificationsRequest(m: Any) -> Any:
+    o = _new(postbus.posts.v1.ListNotificationsRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "page_size": m.page_size,
+            "page_token": m.page_token,
+            "include_total": m.include_total,
+            "unread_only": m.unread_only,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_ListNotificationsRequest(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["page_size"]) is not PLACEHOLDER and v is not None:
+        m.page_size = v
+    if (v := d["page_token"]) is not PLACEHOLDER and v is not None:
+        m.page_token = v
+    if (v := d["include_total"]) is not PLACEHOLDER and v is not None:
+        m.include_total = v
+    if (v := d["unread_only"]) is not PLACEHOLDER and v is not None:
+        m.unread_only = v
+
+
+def _read_postbus_posts_v1_ListNotificationsResponse(m: Any) -> Any:
+    o = _new(postbus.posts.v1.ListNotificationsResponse)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "notifications": [_read_postbus_posts_v1_Notification(v) for v in m.notifications],
+            "next_page_token": m.next_page_token,
+            "total": m.total if m.HasField("total") else None,
+            "unread_count": m.unread_count,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_ListNotificationsResponse(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["notifications"]) is not PLACEHOLDER and v is not None:
+        for each in v:
+            _write_postbus_posts_v1_Notification(each, m.notifications.add())
+    if (v := d["next_page_token"]) is not PLACEHOLDER and v is not None:
+        m.next_page_token = v
+    if (v := d["total"]) is not PLACEHOLDER and v is not None:
+        m.total = v
+    if (v := d["unread_count"]) is not PLACEHOLDER and v is not None:
+        m.unread_count = v
+
+
 def _read_postbus_posts_v1_ListPostsRequest(m: Any) -> Any:
     o = _new(postbus.posts.v1.ListPostsRequest)
     _set_attribute(
@@ -896,6 +1362,13 @@ def _read_postbus_posts_v1_ListPostsRequest(m: Any) -> Any:
             "author_id": m.author_id,
             "page_size": m.page_size,
             "page_token": m.page_token,
+            "include_total": m.include_total,
+            "author": m.author,
+            "tag": m.tag,
+            "liked_by": m.liked_by,
+            "q": m.q,
+            "status": _postbus_posts_v1_PostStatus[m.status],
+            "order": _postbus_posts_v1_PostOrder[m.order],
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -912,6 +1385,20 @@ def _write_postbus_posts_v1_ListPostsRequest(o: Any, m: Any) -> None:
         m.page_size = v
     if (v := d["page_token"]) is not PLACEHOLDER and v is not None:
         m.page_token = v
+    if (v := d["include_total"]) is not PLACEHOLDER and v is not None:
+        m.include_total = v
+    if (v := d["author"]) is not PLACEHOLDER and v is not None:
+        m.author = v
+    if (v := d["tag"]) is not PLACEHOLDER and v is not None:
+        m.tag = v
+    if (v := d["liked_by"]) is not PLACEHOLDER and v is not None:
+        m.liked_by = v
+    if (v := d["q"]) is not PLACEHOLDER and v is not None:
+        m.q = v
+    if (v := d["status"]) is not PLACEHOLDER and v is not None:
+        m.status = v
+    if (v := d["order"]) is not PLACEHOLDER and v is not None:
+        m.order = v
 
 
 def _read_postbus_posts_v1_ListPostsResponse(m: Any) -> Any:
@@ -922,6 +1409,7 @@ def _read_postbus_posts_v1_ListPostsResponse(m: Any) -> Any:
         {
             "posts": [_read_postbus_posts_v1_Post(v) for v in m.posts],
             "next_page_token": m.next_page_token,
+            "total": m.total if m.HasField("total") else None,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -937,6 +1425,177 @@ def _write_postbus_posts_v1_ListPostsResponse(o: Any, m: Any) -> None:
             _write_postbus_posts_v1_Post(each, m.posts.add())
     if (v := d["next_page_token"]) is not PLACEHOLDER and v is not None:
         m.next_page_token = v
+    if (v := d["total"]) is not PLACEHOLDER and v is not None:
+        m.total = v
+
+
+def _read_postbus_posts_v1_ListTagsRequest(m: Any) -> Any:
+    o = _new(postbus.posts.v1.ListTagsRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "page_size": m.page_size,
+            "page_token": m.page_token,
+            "include_total": m.include_total,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_ListTagsRequest(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["page_size"]) is not PLACEHOLDER and v is not None:
+        m.page_size = v
+    if (v := d["page_token"]) is not PLACEHOLDER and v is not None:
+        m.page_token = v
+    if (v := d["include_total"]) is not PLACEHOLDER and v is not None:
+        m.include_total = v
+
+
+def _read_postbus_posts_v1_ListTagsResponse(m: Any) -> Any:
+    o = _new(postbus.posts.v1.ListTagsResponse)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "tags": [_read_postbus_posts_v1_Tag(v) for v in m.tags],
+            "next_page_token": m.next_page_token,
+            "total": m.total if m.HasField("total") else None,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_ListTagsResponse(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["tags"]) is not PLACEHOLDER and v is not None:
+        for each in v:
+            _write_postbus_posts_v1_Tag(each, m.tags.add())
+    if (v := d["next_page_token"]) is not PLACEHOLDER and v is not None:
+        m.next_page_token = v
+    if (v := d["total"]) is not PLACEHOLDER and v is not None:
+        m.total = v
+
+
+def _read_postbus_posts_v1_MarkReadRequest(m: Any) -> Any:
+    o = _new(postbus.posts.v1.MarkReadRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "ids": list(m.ids),
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_MarkReadRequest(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["ids"]) is not PLACEHOLDER and v is not None:
+        m.ids.extend(v)
+
+
+def _read_postbus_posts_v1_MarkReadResponse(m: Any) -> Any:
+    o = _new(postbus.posts.v1.MarkReadResponse)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "unread_count": m.unread_count,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_MarkReadResponse(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["unread_count"]) is not PLACEHOLDER and v is not None:
+        m.unread_count = v
+
+
+def _read_postbus_posts_v1_Notification(m: Any) -> Any:
+    o = _new(postbus.posts.v1.Notification)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "id": m.id,
+            "kind": _postbus_posts_v1_NotificationKind[m.kind],
+            "actor": _read_postbus_posts_v1_Author(m.actor) if m.HasField("actor") else PLACEHOLDER,
+            "post_id": m.post_id,
+            "comment_id": m.comment_id,
+            "created_at": read_time_or_unset(m.created_at),
+            "read": m.read,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_Notification(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["id"]) is not PLACEHOLDER and v is not None:
+        m.id = v
+    if (v := d["kind"]) is not PLACEHOLDER and v is not None:
+        m.kind = v
+    if (v := d["actor"]) is not PLACEHOLDER and v is not None:
+        s = m.actor
+        _write_postbus_posts_v1_Author(v, s)
+        if _get_attribute(v, "_serialized_on_wire"):
+            s.SetInParent()
+    if (v := d["post_id"]) is not PLACEHOLDER and v is not None:
+        m.post_id = v
+    if (v := d["comment_id"]) is not PLACEHOLDER and v is not None:
+        m.comment_id = v
+    if (v := d["created_at"]) is not PLACEHOLDER and v is not None:
+        s = m.created_at
+        write_time(v, s)
+    if (v := d["read"]) is not PLACEHOLDER and v is not None:
+        m.read = v
+
+
+def _read_postbus_posts_v1_NotificationCreated(m: Any) -> Any:
+    o = _new(postbus.posts.v1.NotificationCreated)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "user_id": m.user_id,
+            "notification": _read_postbus_posts_v1_Notification(m.notification)
+            if m.HasField("notification")
+            else PLACEHOLDER,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_NotificationCreated(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["user_id"]) is not PLACEHOLDER and v is not None:
+        m.user_id = v
+    if (v := d["notification"]) is not PLACEHOLDER and v is not None:
+        s = m.notification
+        _write_postbus_posts_v1_Notification(v, s)
+        if _get_attribute(v, "_serialized_on_wire"):
+            s.SetInParent()
 
 
 def _read_postbus_posts_v1_Post(m: Any) -> Any:
@@ -954,6 +1613,14 @@ def _read_postbus_posts_v1_Post(m: Any) -> Any:
             "created_at": read_time_or_unset(m.created_at),
             "updated_at": read_time_or_unset(m.updated_at),
             "version": m.version,
+            "slug": m.slug,
+            "summary": m.summary,
+            "tags": list(m.tags),
+            "status": _postbus_posts_v1_PostStatus[m.status],
+            "published_at": read_time_or_unset(m.published_at),
+            "like_count": m.like_count,
+            "comment_count": m.comment_count,
+            "liked": m.liked,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -983,6 +1650,23 @@ def _write_postbus_posts_v1_Post(o: Any, m: Any) -> None:
         write_time(v, s)
     if (v := d["version"]) is not PLACEHOLDER and v is not None:
         m.version = v
+    if (v := d["slug"]) is not PLACEHOLDER and v is not None:
+        m.slug = v
+    if (v := d["summary"]) is not PLACEHOLDER and v is not None:
+        m.summary = v
+    if (v := d["tags"]) is not PLACEHOLDER and v is not None:
+        m.tags.extend(v)
+    if (v := d["status"]) is not PLACEHOLDER and v is not None:
+        m.status = v
+    if (v := d["published_at"]) is not PLACEHOLDER and v is not None:
+        s = m.published_at
+        write_time(v, s)
+    if (v := d["like_count"]) is not PLACEHOLDER and v is not None:
+        m.like_count = v
+    if (v := d["comment_count"]) is not PLACEHOLDER and v is not None:
+        m.comment_count = v
+    if (v := d["liked"]) is not PLACEHOLDER and v is not None:
+        m.liked = v
 
 
 def _read_postbus_posts_v1_PostCreated(m: Any) -> Any:
@@ -1020,6 +1704,7 @@ def _read_postbus_posts_v1_PostDeleted(m: Any) -> Any:
         {
             "post_id": m.post_id,
             "author_id": m.author_id,
+            "version": m.version,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -1034,6 +1719,137 @@ def _write_postbus_posts_v1_PostDeleted(o: Any, m: Any) -> None:
         m.post_id = v
     if (v := d["author_id"]) is not PLACEHOLDER and v is not None:
         m.author_id = v
+    if (v := d["version"]) is not PLACEHOLDER and v is not None:
+        m.version = v
+
+
+def _read_postbus_posts_v1_PostErasureContinued(m: Any) -> Any:
+    o = _new(postbus.posts.v1.PostErasureContinued)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "post_id": m.post_id,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_PostErasureContinued(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["post_id"]) is not PLACEHOLDER and v is not None:
+        m.post_id = v
+
+
+def _read_postbus_posts_v1_PostLiked(m: Any) -> Any:
+    o = _new(postbus.posts.v1.PostLiked)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "post_id": m.post_id,
+            "author_id": m.author_id,
+            "user_id": m.user_id,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_PostLiked(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["post_id"]) is not PLACEHOLDER and v is not None:
+        m.post_id = v
+    if (v := d["author_id"]) is not PLACEHOLDER and v is not None:
+        m.author_id = v
+    if (v := d["user_id"]) is not PLACEHOLDER and v is not None:
+        m.user_id = v
+
+
+def _read_postbus_posts_v1_PostPublished(m: Any) -> Any:
+    o = _new(postbus.posts.v1.PostPublished)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "post_id": m.post_id,
+            "post": _read_postbus_posts_v1_Post(m.post) if m.HasField("post") else PLACEHOLDER,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_PostPublished(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["post_id"]) is not PLACEHOLDER and v is not None:
+        m.post_id = v
+    if (v := d["post"]) is not PLACEHOLDER and v is not None:
+        s = m.post
+        _write_postbus_posts_v1_Post(v, s)
+        if _get_attribute(v, "_serialized_on_wire"):
+            s.SetInParent()
+
+
+def _read_postbus_posts_v1_PostUnliked(m: Any) -> Any:
+    o = _new(postbus.posts.v1.PostUnliked)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "post_id": m.post_id,
+            "author_id": m.author_id,
+            "user_id": m.user_id,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_PostUnliked(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["post_id"]) is not PLACEHOLDER and v is not None:
+        m.post_id = v
+    if (v := d["author_id"]) is not PLACEHOLDER and v is not None:
+        m.author_id = v
+    if (v := d["user_id"]) is not PLACEHOLDER and v is not None:
+        m.user_id = v
+
+
+def _read_postbus_posts_v1_PostUnpublished(m: Any) -> Any:
+    o = _new(postbus.posts.v1.PostUnpublished)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "post_id": m.post_id,
+            "author_id": m.author_id,
+            "version": m.version,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_PostUnpublished(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["post_id"]) is not PLACEHOLDER and v is not None:
+        m.post_id = v
+    if (v := d["author_id"]) is not PLACEHOLDER and v is not None:
+        m.author_id = v
+    if (v := d["version"]) is not PLACEHOLDER and v is not None:
+        m.version = v
 
 
 def _read_postbus_posts_v1_PostUpdated(m: Any) -> Any:
@@ -1063,6 +1879,224 @@ def _write_postbus_posts_v1_PostUpdated(o: Any, m: Any) -> None:
             s.SetInParent()
 
 
+def _read_postbus_posts_v1_PublishPostRequest(m: Any) -> Any:
+    o = _new(postbus.posts.v1.PublishPostRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "id": m.id,
+            "expected_version": m.expected_version,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_PublishPostRequest(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["id"]) is not PLACEHOLDER and v is not None:
+        m.id = v
+    if (v := d["expected_version"]) is not PLACEHOLDER and v is not None:
+        m.expected_version = v
+
+
+def _read_postbus_posts_v1_PublishPostResponse(m: Any) -> Any:
+    o = _new(postbus.posts.v1.PublishPostResponse)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "post": _read_postbus_posts_v1_Post(m.post) if m.HasField("post") else PLACEHOLDER,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_PublishPostResponse(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["post"]) is not PLACEHOLDER and v is not None:
+        s = m.post
+        _write_postbus_posts_v1_Post(v, s)
+        if _get_attribute(v, "_serialized_on_wire"):
+            s.SetInParent()
+
+
+def _read_postbus_posts_v1_Tag(m: Any) -> Any:
+    o = _new(postbus.posts.v1.Tag)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "name": m.name,
+            "post_count": m.post_count,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_Tag(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["name"]) is not PLACEHOLDER and v is not None:
+        m.name = v
+    if (v := d["post_count"]) is not PLACEHOLDER and v is not None:
+        m.post_count = v
+
+
+def _read_postbus_posts_v1_UnlikePostRequest(m: Any) -> Any:
+    o = _new(postbus.posts.v1.UnlikePostRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "id": m.id,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_UnlikePostRequest(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["id"]) is not PLACEHOLDER and v is not None:
+        m.id = v
+
+
+def _read_postbus_posts_v1_UnlikePostResponse(m: Any) -> Any:
+    o = _new(postbus.posts.v1.UnlikePostResponse)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "post": _read_postbus_posts_v1_Post(m.post) if m.HasField("post") else PLACEHOLDER,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_UnlikePostResponse(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["post"]) is not PLACEHOLDER and v is not None:
+        s = m.post
+        _write_postbus_posts_v1_Post(v, s)
+        if _get_attribute(v, "_serialized_on_wire"):
+            s.SetInParent()
+
+
+def _read_postbus_posts_v1_UnpublishPostRequest(m: Any) -> Any:
+    o = _new(postbus.posts.v1.UnpublishPostRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "id": m.id,
+            "expected_version": m.expected_version,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_UnpublishPostRequest(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["id"]) is not PLACEHOLDER and v is not None:
+        m.id = v
+    if (v := d["expected_version"]) is not PLACEHOLDER and v is not None:
+        m.expected_version = v
+
+
+def _read_postbus_posts_v1_UnpublishPostResponse(m: Any) -> Any:
+    o = _new(postbus.posts.v1.UnpublishPostResponse)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "post": _read_postbus_posts_v1_Post(m.post) if m.HasField("post") else PLACEHOLDER,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_UnpublishPostResponse(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["post"]) is not PLACEHOLDER and v is not None:
+        s = m.post
+        _write_postbus_posts_v1_Post(v, s)
+        if _get_attribute(v, "_serialized_on_wire"):
+            s.SetInParent()
+
+
+def _read_postbus_posts_v1_UpdateCommentRequest(m: Any) -> Any:
+    o = _new(postbus.posts.v1.UpdateCommentRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "id": m.id,
+            "body": m.body,
+            "expected_version": m.expected_version,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_UpdateCommentRequest(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["id"]) is not PLACEHOLDER and v is not None:
+        m.id = v
+    if (v := d["body"]) is not PLACEHOLDER and v is not None:
+        m.body = v
+    if (v := d["expected_version"]) is not PLACEHOLDER and v is not None:
+        m.expected_version = v
+
+
+def _read_postbus_posts_v1_UpdateCommentResponse(m: Any) -> Any:
+    o = _new(postbus.posts.v1.UpdateCommentResponse)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "comment": _read_postbus_posts_v1_Comment(m.comment)
+            if m.HasField("comment")
+            else PLACEHOLDER,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_UpdateCommentResponse(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["comment"]) is not PLACEHOLDER and v is not None:
+        s = m.comment
+        _write_postbus_posts_v1_Comment(v, s)
+        if _get_attribute(v, "_serialized_on_wire"):
+            s.SetInParent()
+
+
 def _read_postbus_posts_v1_UpdatePostRequest(m: Any) -> Any:
     o = _new(postbus.posts.v1.UpdatePostRequest)
     _set_attribute(
@@ -1075,6 +2109,9 @@ def _read_postbus_posts_v1_UpdatePostRequest(m: Any) -> Any:
             "update_mask": _read_google_protobuf_FieldMask(m.update_mask)
             if m.HasField("update_mask")
             else PLACEHOLDER,
+            "summary": m.summary if m.HasField("summary") else None,
+            "tags": list(m.tags),
+            "expected_version": m.expected_version,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -1096,6 +2133,12 @@ def _write_postbus_posts_v1_UpdatePostRequest(o: Any, m: Any) -> None:
         _write_google_protobuf_FieldMask(v, s)
         if _get_attribute(v, "_serialized_on_wire"):
             s.SetInParent()
+    if (v := d["summary"]) is not PLACEHOLDER and v is not None:
+        m.summary = v
+    if (v := d["tags"]) is not PLACEHOLDER and v is not None:
+        m.tags.extend(v)
+    if (v := d["expected_version"]) is not PLACEHOLDER and v is not None:
+        m.expected_version = v
 
 
 def _read_postbus_posts_v1_UpdatePostResponse(m: Any) -> Any:
@@ -1120,6 +2163,27 @@ def _write_postbus_posts_v1_UpdatePostResponse(o: Any, m: Any) -> None:
         _write_postbus_posts_v1_Post(v, s)
         if _get_attribute(v, "_serialized_on_wire"):
             s.SetInParent()
+
+
+def _read_postbus_posts_v1_UserContentErasureContinued(m: Any) -> Any:
+    o = _new(postbus.posts.v1.UserContentErasureContinued)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "user_id": m.user_id,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_UserContentErasureContinued(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["user_id"]) is not PLACEHOLDER and v is not None:
+        m.user_id = v
 
 
 def _read_postbus_realtime_v1_Authenticate(m: Any) -> Any:
@@ -1515,6 +2579,174 @@ def _write_postbus_realtime_v1_Unsubscribed(o: Any, m: Any) -> None:
     pass
 
 
+def _read_postbus_users_v1_BatchGetUsersRequest(m: Any) -> Any:
+    o = _new(postbus.users.v1.BatchGetUsersRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "ids": list(m.ids),
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_BatchGetUsersRequest(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["ids"]) is not PLACEHOLDER and v is not None:
+        m.ids.extend(v)
+
+
+def _read_postbus_users_v1_BatchGetUsersResponse(m: Any) -> Any:
+    o = _new(postbus.users.v1.BatchGetUsersResponse)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "profiles": [_read_postbus_users_v1_Profile(v) for v in m.profiles],
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_BatchGetUsersResponse(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["profiles"]) is not PLACEHOLDER and v is not None:
+        for each in v:
+            _write_postbus_users_v1_Profile(each, m.profiles.add())
+
+
+def _read_postbus_users_v1_ChangePasswordRequest(m: Any) -> Any:
+    o = _new(postbus.users.v1.ChangePasswordRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "current_password": m.current_password,
+            "new_password": m.new_password,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_ChangePasswordRequest(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["current_password"]) is not PLACEHOLDER and v is not None:
+        m.current_password = v
+    if (v := d["new_password"]) is not PLACEHOLDER and v is not None:
+        m.new_password = v
+
+
+def _read_postbus_users_v1_DeleteMeRequest(m: Any) -> Any:
+    o = _new(postbus.users.v1.DeleteMeRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "expected_version": m.expected_version,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_DeleteMeRequest(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["expected_version"]) is not PLACEHOLDER and v is not None:
+        m.expected_version = v
+
+
+def _read_postbus_users_v1_FollowChanged(m: Any) -> Any:
+    o = _new(postbus.users.v1.FollowChanged)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "follow_id": m.follow_id,
+            "follower_id": m.follower_id,
+            "followed_id": m.followed_id,
+            "following": m.following,
+            "version": m.version,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_FollowChanged(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["follow_id"]) is not PLACEHOLDER and v is not None:
+        m.follow_id = v
+    if (v := d["follower_id"]) is not PLACEHOLDER and v is not None:
+        m.follower_id = v
+    if (v := d["followed_id"]) is not PLACEHOLDER and v is not None:
+        m.followed_id = v
+    if (v := d["following"]) is not PLACEHOLDER and v is not None:
+        m.following = v
+    if (v := d["version"]) is not PLACEHOLDER and v is not None:
+        m.version = v
+
+
+def _read_postbus_users_v1_FollowRequest(m: Any) -> Any:
+    o = _new(postbus.users.v1.FollowRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "username": m.username,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_FollowRequest(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["username"]) is not PLACEHOLDER and v is not None:
+        m.username = v
+
+
+def _read_postbus_users_v1_FollowResponse(m: Any) -> Any:
+    o = _new(postbus.users.v1.FollowResponse)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "profile": _read_postbus_users_v1_Profile(m.profile)
+            if m.HasField("profile")
+            else PLACEHOLDER,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_FollowResponse(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["profile"]) is not PLACEHOLDER and v is not None:
+        s = m.profile
+        _write_postbus_users_v1_Profile(v, s)
+        if _get_attribute(v, "_serialized_on_wire"):
+            s.SetInParent()
+
+
 def _read_postbus_users_v1_GetMeRequest(m: Any) -> Any:
     o = _new(postbus.users.v1.GetMeRequest)
     _set_attribute(
@@ -1555,6 +2787,46 @@ def _write_postbus_users_v1_GetMeResponse(o: Any, m: Any) -> None:
         _write_postbus_users_v1_User(v, s)
         if _get_attribute(v, "_serialized_on_wire"):
             s.SetInParent()
+
+
+def _read_postbus_users_v1_GetSigningKeysRequest(m: Any) -> Any:
+    o = _new(postbus.users.v1.GetSigningKeysRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_GetSigningKeysRequest(o: Any, m: Any) -> None:
+    pass
+
+
+def _read_postbus_users_v1_GetSigningKeysResponse(m: Any) -> Any:
+    o = _new(postbus.users.v1.GetSigningKeysResponse)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "keys": [_read_postbus_users_v1_SigningKey(v) for v in m.keys],
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_GetSigningKeysResponse(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["keys"]) is not PLACEHOLDER and v is not None:
+        for each in v:
+            _write_postbus_users_v1_SigningKey(each, m.keys.add())
 
 
 def _read_postbus_users_v1_GetUserRequest(m: Any) -> Any:
@@ -1604,6 +2876,216 @@ def _write_postbus_users_v1_GetUserResponse(o: Any, m: Any) -> None:
             s.SetInParent()
 
 
+def _read_postbus_users_v1_ListFollowedIdsRequest(m: Any) -> Any:
+    o = _new(postbus.users.v1.ListFollowedIdsRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_ListFollowedIdsRequest(o: Any, m: Any) -> None:
+    pass
+
+
+def _read_postbus_users_v1_ListFollowedIdsResponse(m: Any) -> Any:
+    o = _new(postbus.users.v1.ListFollowedIdsResponse)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "ids": list(m.ids),
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_ListFollowedIdsResponse(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["ids"]) is not PLACEHOLDER and v is not None:
+        m.ids.extend(v)
+
+
+def _read_postbus_users_v1_ListFollowersRequest(m: Any) -> Any:
+    o = _new(postbus.users.v1.ListFollowersRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "username": m.username,
+            "page_size": m.page_size,
+            "page_token": m.page_token,
+            "include_total": m.include_total,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_ListFollowersRequest(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["username"]) is not PLACEHOLDER and v is not None:
+        m.username = v
+    if (v := d["page_size"]) is not PLACEHOLDER and v is not None:
+        m.page_size = v
+    if (v := d["page_token"]) is not PLACEHOLDER and v is not None:
+        m.page_token = v
+    if (v := d["include_total"]) is not PLACEHOLDER and v is not None:
+        m.include_total = v
+
+
+def _read_postbus_users_v1_ListFollowersResponse(m: Any) -> Any:
+    o = _new(postbus.users.v1.ListFollowersResponse)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "profiles": [_read_postbus_users_v1_Profile(v) for v in m.profiles],
+            "next_page_token": m.next_page_token,
+            "total": m.total if m.HasField("total") else None,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_ListFollowersResponse(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["profiles"]) is not PLACEHOLDER and v is not None:
+        for each in v:
+            _write_postbus_users_v1_Profile(each, m.profiles.add())
+    if (v := d["next_page_token"]) is not PLACEHOLDER and v is not None:
+        m.next_page_token = v
+    if (v := d["total"]) is not PLACEHOLDER and v is not None:
+        m.total = v
+
+
+def _read_postbus_users_v1_ListFollowingRequest(m: Any) -> Any:
+    o = _new(postbus.users.v1.ListFollowingRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "username": m.username,
+            "page_size": m.page_size,
+            "page_token": m.page_token,
+            "include_total": m.include_total,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_ListFollowingRequest(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["username"]) is not PLACEHOLDER and v is not None:
+        m.username = v
+    if (v := d["page_size"]) is not PLACEHOLDER and v is not None:
+        m.page_size = v
+    if (v := d["page_token"]) is not PLACEHOLDER and v is not None:
+        m.page_token = v
+    if (v := d["include_total"]) is not PLACEHOLDER and v is not None:
+        m.include_total = v
+
+
+def _read_postbus_users_v1_ListFollowingResponse(m: Any) -> Any:
+    o = _new(postbus.users.v1.ListFollowingResponse)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "profiles": [_read_postbus_users_v1_Profile(v) for v in m.profiles],
+            "next_page_token": m.next_page_token,
+            "total": m.total if m.HasField("total") else None,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_ListFollowingResponse(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["profiles"]) is not PLACEHOLDER and v is not None:
+        for each in v:
+            _write_postbus_users_v1_Profile(each, m.profiles.add())
+    if (v := d["next_page_token"]) is not PLACEHOLDER and v is not None:
+        m.next_page_token = v
+    if (v := d["total"]) is not PLACEHOLDER and v is not None:
+        m.total = v
+
+
+def _read_postbus_users_v1_ListSessionsRequest(m: Any) -> Any:
+    o = _new(postbus.users.v1.ListSessionsRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "page_size": m.page_size,
+            "page_token": m.page_token,
+            "include_total": m.include_total,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_ListSessionsRequest(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["page_size"]) is not PLACEHOLDER and v is not None:
+        m.page_size = v
+    if (v := d["page_token"]) is not PLACEHOLDER and v is not None:
+        m.page_token = v
+    if (v := d["include_total"]) is not PLACEHOLDER and v is not None:
+        m.include_total = v
+
+
+def _read_postbus_users_v1_ListSessionsResponse(m: Any) -> Any:
+    o = _new(postbus.users.v1.ListSessionsResponse)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "sessions": [_read_postbus_users_v1_Session(v) for v in m.sessions],
+            "next_page_token": m.next_page_token,
+            "total": m.total if m.HasField("total") else None,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_ListSessionsResponse(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["sessions"]) is not PLACEHOLDER and v is not None:
+        for each in v:
+            _write_postbus_users_v1_Session(each, m.sessions.add())
+    if (v := d["next_page_token"]) is not PLACEHOLDER and v is not None:
+        m.next_page_token = v
+    if (v := d["total"]) is not PLACEHOLDER and v is not None:
+        m.total = v
+
+
 def _read_postbus_users_v1_LogInRequest(m: Any) -> Any:
     o = _new(postbus.users.v1.LogInRequest)
     _set_attribute(
@@ -1612,6 +3094,7 @@ def _read_postbus_users_v1_LogInRequest(m: Any) -> Any:
         {
             "login": m.login,
             "password": m.password,
+            "device": m.device,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -1626,6 +3109,8 @@ def _write_postbus_users_v1_LogInRequest(o: Any, m: Any) -> None:
         m.login = v
     if (v := d["password"]) is not PLACEHOLDER and v is not None:
         m.password = v
+    if (v := d["device"]) is not PLACEHOLDER and v is not None:
+        m.device = v
 
 
 def _read_postbus_users_v1_LogInResponse(m: Any) -> Any:
@@ -1636,6 +3121,9 @@ def _read_postbus_users_v1_LogInResponse(m: Any) -> Any:
         {
             "access_token": m.access_token,
             "expires_at": read_time_or_unset(m.expires_at),
+            "refresh_token": m.refresh_token,
+            "refresh_expires_at": read_time_or_unset(m.refresh_expires_at),
+            "session_id": m.session_id,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -1651,6 +3139,49 @@ def _write_postbus_users_v1_LogInResponse(o: Any, m: Any) -> None:
     if (v := d["expires_at"]) is not PLACEHOLDER and v is not None:
         s = m.expires_at
         write_time(v, s)
+    if (v := d["refresh_token"]) is not PLACEHOLDER and v is not None:
+        m.refresh_token = v
+    if (v := d["refresh_expires_at"]) is not PLACEHOLDER and v is not None:
+        s = m.refresh_expires_at
+        write_time(v, s)
+    if (v := d["session_id"]) is not PLACEHOLDER and v is not None:
+        m.session_id = v
+
+
+def _read_postbus_users_v1_LogOutEverywhereRequest(m: Any) -> Any:
+    o = _new(postbus.users.v1.LogOutEverywhereRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_LogOutEverywhereRequest(o: Any, m: Any) -> None:
+    pass
+
+
+def _read_postbus_users_v1_LogOutRequest(m: Any) -> Any:
+    o = _new(postbus.users.v1.LogOutRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_LogOutRequest(o: Any, m: Any) -> None:
+    pass
 
 
 def _read_postbus_users_v1_Profile(m: Any) -> Any:
@@ -1662,6 +3193,13 @@ def _read_postbus_users_v1_Profile(m: Any) -> Any:
             "id": m.id,
             "username": m.username,
             "created_at": read_time_or_unset(m.created_at),
+            "display_name": m.display_name,
+            "bio": m.bio,
+            "image_url": m.image_url,
+            "follower_count": m.follower_count,
+            "following_count": m.following_count,
+            "followed": m.followed,
+            "version": m.version,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -1679,6 +3217,218 @@ def _write_postbus_users_v1_Profile(o: Any, m: Any) -> None:
     if (v := d["created_at"]) is not PLACEHOLDER and v is not None:
         s = m.created_at
         write_time(v, s)
+    if (v := d["display_name"]) is not PLACEHOLDER and v is not None:
+        m.display_name = v
+    if (v := d["bio"]) is not PLACEHOLDER and v is not None:
+        m.bio = v
+    if (v := d["image_url"]) is not PLACEHOLDER and v is not None:
+        m.image_url = v
+    if (v := d["follower_count"]) is not PLACEHOLDER and v is not None:
+        m.follower_count = v
+    if (v := d["following_count"]) is not PLACEHOLDER and v is not None:
+        m.following_count = v
+    if (v := d["followed"]) is not PLACEHOLDER and v is not None:
+        m.followed = v
+    if (v := d["version"]) is not PLACEHOLDER and v is not None:
+        m.version = v
+
+
+def _read_postbus_users_v1_RefreshSessionRequest(m: Any) -> Any:
+    o = _new(postbus.users.v1.RefreshSessionRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "refresh_token": m.refresh_token,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_RefreshSessionRequest(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["refresh_token"]) is not PLACEHOLDER and v is not None:
+        m.refresh_token = v
+
+
+def _read_postbus_users_v1_RefreshSessionResponse(m: Any) -> Any:
+    o = _new(postbus.users.v1.RefreshSessionResponse)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "access_token": m.access_token,
+            "expires_at": read_time_or_unset(m.expires_at),
+            "refresh_token": m.refresh_token,
+            "refresh_expires_at": read_time_or_unset(m.refresh_expires_at),
+            "session_id": m.session_id,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_RefreshSessionResponse(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["access_token"]) is not PLACEHOLDER and v is not None:
+        m.access_token = v
+    if (v := d["expires_at"]) is not PLACEHOLDER and v is not None:
+        s = m.expires_at
+        write_time(v, s)
+    if (v := d["refresh_token"]) is not PLACEHOLDER and v is not None:
+        m.refresh_token = v
+    if (v := d["refresh_expires_at"]) is not PLACEHOLDER and v is not None:
+        s = m.refresh_expires_at
+        write_time(v, s)
+    if (v := d["session_id"]) is not PLACEHOLDER and v is not None:
+        m.session_id = v
+
+
+def _read_postbus_users_v1_RevokeSessionRequest(m: Any) -> Any:
+    o = _new(postbus.users.v1.RevokeSessionRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "id": m.id,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_RevokeSessionRequest(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["id"]) is not PLACEHOLDER and v is not None:
+        m.id = v
+
+
+def _read_postbus_users_v1_SearchUsersRequest(m: Any) -> Any:
+    o = _new(postbus.users.v1.SearchUsersRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "q": m.q,
+            "page_size": m.page_size,
+            "page_token": m.page_token,
+            "include_total": m.include_total,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_SearchUsersRequest(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["q"]) is not PLACEHOLDER and v is not None:
+        m.q = v
+    if (v := d["page_size"]) is not PLACEHOLDER and v is not None:
+        m.page_size = v
+    if (v := d["page_token"]) is not PLACEHOLDER and v is not None:
+        m.page_token = v
+    if (v := d["include_total"]) is not PLACEHOLDER and v is not None:
+        m.include_total = v
+
+
+def _read_postbus_users_v1_SearchUsersResponse(m: Any) -> Any:
+    o = _new(postbus.users.v1.SearchUsersResponse)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "profiles": [_read_postbus_users_v1_Profile(v) for v in m.profiles],
+            "next_page_token": m.next_page_token,
+            "total": m.total if m.HasField("total") else None,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_SearchUsersResponse(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["profiles"]) is not PLACEHOLDER and v is not None:
+        for each in v:
+            _write_postbus_users_v1_Profile(each, m.profiles.add())
+    if (v := d["next_page_token"]) is not PLACEHOLDER and v is not None:
+        m.next_page_token = v
+    if (v := d["total"]) is not PLACEHOLDER and v is not None:
+        m.total = v
+
+
+def _read_postbus_users_v1_Session(m: Any) -> Any:
+    o = _new(postbus.users.v1.Session)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "id": m.id,
+            "device": m.device,
+            "created_at": read_time_or_unset(m.created_at),
+            "refreshed_at": read_time_or_unset(m.refreshed_at),
+            "expires_at": read_time_or_unset(m.expires_at),
+            "current": m.current,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_Session(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["id"]) is not PLACEHOLDER and v is not None:
+        m.id = v
+    if (v := d["device"]) is not PLACEHOLDER and v is not None:
+        m.device = v
+    if (v := d["created_at"]) is not PLACEHOLDER and v is not None:
+        s = m.created_at
+        write_time(v, s)
+    if (v := d["refreshed_at"]) is not PLACEHOLDER and v is not None:
+        s = m.refreshed_at
+        write_time(v, s)
+    if (v := d["expires_at"]) is not PLACEHOLDER and v is not None:
+        s = m.expires_at
+        write_time(v, s)
+    if (v := d["current"]) is not PLACEHOLDER and v is not None:
+        m.current = v
+
+
+def _read_postbus_users_v1_SessionsRevoked(m: Any) -> Any:
+    o = _new(postbus.users.v1.SessionsRevoked)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "user_id": m.user_id,
+            "session_ids": list(m.session_ids),
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_SessionsRevoked(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["user_id"]) is not PLACEHOLDER and v is not None:
+        m.user_id = v
+    if (v := d["session_ids"]) is not PLACEHOLDER and v is not None:
+        m.session_ids.extend(v)
 
 
 def _read_postbus_users_v1_SignUpRequest(m: Any) -> Any:
@@ -1732,6 +3482,157 @@ def _write_postbus_users_v1_SignUpResponse(o: Any, m: Any) -> None:
             s.SetInParent()
 
 
+def _read_postbus_users_v1_SigningKey(m: Any) -> Any:
+    o = _new(postbus.users.v1.SigningKey)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "kty": m.kty,
+            "crv": m.crv,
+            "x": m.x,
+            "kid": m.kid,
+            "alg": m.alg,
+            "use": m.use,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_SigningKey(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["kty"]) is not PLACEHOLDER and v is not None:
+        m.kty = v
+    if (v := d["crv"]) is not PLACEHOLDER and v is not None:
+        m.crv = v
+    if (v := d["x"]) is not PLACEHOLDER and v is not None:
+        m.x = v
+    if (v := d["kid"]) is not PLACEHOLDER and v is not None:
+        m.kid = v
+    if (v := d["alg"]) is not PLACEHOLDER and v is not None:
+        m.alg = v
+    if (v := d["use"]) is not PLACEHOLDER and v is not None:
+        m.use = v
+
+
+def _read_postbus_users_v1_UnfollowRequest(m: Any) -> Any:
+    o = _new(postbus.users.v1.UnfollowRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "username": m.username,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_UnfollowRequest(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["username"]) is not PLACEHOLDER and v is not None:
+        m.username = v
+
+
+def _read_postbus_users_v1_UnfollowResponse(m: Any) -> Any:
+    o = _new(postbus.users.v1.UnfollowResponse)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "profile": _read_postbus_users_v1_Profile(m.profile)
+            if m.HasField("profile")
+            else PLACEHOLDER,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_UnfollowResponse(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["profile"]) is not PLACEHOLDER and v is not None:
+        s = m.profile
+        _write_postbus_users_v1_Profile(v, s)
+        if _get_attribute(v, "_serialized_on_wire"):
+            s.SetInParent()
+
+
+def _read_postbus_users_v1_UpdateMeRequest(m: Any) -> Any:
+    o = _new(postbus.users.v1.UpdateMeRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "username": m.username if m.HasField("username") else None,
+            "email": m.email if m.HasField("email") else None,
+            "display_name": m.display_name if m.HasField("display_name") else None,
+            "bio": m.bio if m.HasField("bio") else None,
+            "image_url": m.image_url if m.HasField("image_url") else None,
+            "update_mask": _read_google_protobuf_FieldMask(m.update_mask)
+            if m.HasField("update_mask")
+            else PLACEHOLDER,
+            "expected_version": m.expected_version,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_UpdateMeRequest(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["username"]) is not PLACEHOLDER and v is not None:
+        m.username = v
+    if (v := d["email"]) is not PLACEHOLDER and v is not None:
+        m.email = v
+    if (v := d["display_name"]) is not PLACEHOLDER and v is not None:
+        m.display_name = v
+    if (v := d["bio"]) is not PLACEHOLDER and v is not None:
+        m.bio = v
+    if (v := d["image_url"]) is not PLACEHOLDER and v is not None:
+        m.image_url = v
+    if (v := d["update_mask"]) is not PLACEHOLDER and v is not None:
+        s = m.update_mask
+        _write_google_protobuf_FieldMask(v, s)
+        if _get_attribute(v, "_serialized_on_wire"):
+            s.SetInParent()
+    if (v := d["expected_version"]) is not PLACEHOLDER and v is not None:
+        m.expected_version = v
+
+
+def _read_postbus_users_v1_UpdateMeResponse(m: Any) -> Any:
+    o = _new(postbus.users.v1.UpdateMeResponse)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "user": _read_postbus_users_v1_User(m.user) if m.HasField("user") else PLACEHOLDER,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_UpdateMeResponse(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["user"]) is not PLACEHOLDER and v is not None:
+        s = m.user
+        _write_postbus_users_v1_User(v, s)
+        if _get_attribute(v, "_serialized_on_wire"):
+            s.SetInParent()
+
+
 def _read_postbus_users_v1_User(m: Any) -> Any:
     o = _new(postbus.users.v1.User)
     _set_attribute(
@@ -1742,6 +3643,13 @@ def _read_postbus_users_v1_User(m: Any) -> Any:
             "username": m.username,
             "email": m.email,
             "created_at": read_time_or_unset(m.created_at),
+            "display_name": m.display_name,
+            "bio": m.bio,
+            "image_url": m.image_url,
+            "updated_at": read_time_or_unset(m.updated_at),
+            "follower_count": m.follower_count,
+            "following_count": m.following_count,
+            "version": m.version,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -1761,6 +3669,96 @@ def _write_postbus_users_v1_User(o: Any, m: Any) -> None:
     if (v := d["created_at"]) is not PLACEHOLDER and v is not None:
         s = m.created_at
         write_time(v, s)
+    if (v := d["display_name"]) is not PLACEHOLDER and v is not None:
+        m.display_name = v
+    if (v := d["bio"]) is not PLACEHOLDER and v is not None:
+        m.bio = v
+    if (v := d["image_url"]) is not PLACEHOLDER and v is not None:
+        m.image_url = v
+    if (v := d["updated_at"]) is not PLACEHOLDER and v is not None:
+        s = m.updated_at
+        write_time(v, s)
+    if (v := d["follower_count"]) is not PLACEHOLDER and v is not None:
+        m.follower_count = v
+    if (v := d["following_count"]) is not PLACEHOLDER and v is not None:
+        m.following_count = v
+    if (v := d["version"]) is not PLACEHOLDER and v is not None:
+        m.version = v
+
+
+def _read_postbus_users_v1_UserDeleted(m: Any) -> Any:
+    o = _new(postbus.users.v1.UserDeleted)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "user_id": m.user_id,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_UserDeleted(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["user_id"]) is not PLACEHOLDER and v is not None:
+        m.user_id = v
+
+
+def _read_postbus_users_v1_UserErasureContinued(m: Any) -> Any:
+    o = _new(postbus.users.v1.UserErasureContinued)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "user_id": m.user_id,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_UserErasureContinued(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["user_id"]) is not PLACEHOLDER and v is not None:
+        m.user_id = v
+
+
+def _read_postbus_users_v1_UserProfileUpdated(m: Any) -> Any:
+    o = _new(postbus.users.v1.UserProfileUpdated)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "user_id": m.user_id,
+            "username": m.username,
+            "display_name": m.display_name,
+            "image_url": m.image_url,
+            "version": m.version,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_users_v1_UserProfileUpdated(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["user_id"]) is not PLACEHOLDER and v is not None:
+        m.user_id = v
+    if (v := d["username"]) is not PLACEHOLDER and v is not None:
+        m.username = v
+    if (v := d["display_name"]) is not PLACEHOLDER and v is not None:
+        m.display_name = v
+    if (v := d["image_url"]) is not PLACEHOLDER and v is not None:
+        m.image_url = v
+    if (v := d["version"]) is not PLACEHOLDER and v is not None:
+        m.version = v
 
 
 def _read_postbus_users_v1_UserRegistered(m: Any) -> Any:
@@ -1908,6 +3906,36 @@ CODECS: Mapping[type, Codec] = {
         _read_postbus_posts_v1_Author,
         _write_postbus_posts_v1_Author,
     ),
+    postbus.posts.v1.Comment: Codec(
+        _class("postbus.posts.v1.Comment"),
+        _read_postbus_posts_v1_Comment,
+        _write_postbus_posts_v1_Comment,
+    ),
+    postbus.posts.v1.CommentCreated: Codec(
+        _class("postbus.posts.v1.CommentCreated"),
+        _read_postbus_posts_v1_CommentCreated,
+        _write_postbus_posts_v1_CommentCreated,
+    ),
+    postbus.posts.v1.CommentDeleted: Codec(
+        _class("postbus.posts.v1.CommentDeleted"),
+        _read_postbus_posts_v1_CommentDeleted,
+        _write_postbus_posts_v1_CommentDeleted,
+    ),
+    postbus.posts.v1.CommentUpdated: Codec(
+        _class("postbus.posts.v1.CommentUpdated"),
+        _read_postbus_posts_v1_CommentUpdated,
+        _write_postbus_posts_v1_CommentUpdated,
+    ),
+    postbus.posts.v1.CreateCommentRequest: Codec(
+        _class("postbus.posts.v1.CreateCommentRequest"),
+        _read_postbus_posts_v1_CreateCommentRequest,
+        _write_postbus_posts_v1_CreateCommentRequest,
+    ),
+    postbus.posts.v1.CreateCommentResponse: Codec(
+        _class("postbus.posts.v1.CreateCommentResponse"),
+        _read_postbus_posts_v1_CreateCommentResponse,
+        _write_postbus_posts_v1_CreateCommentResponse,
+    ),
     postbus.posts.v1.CreatePostRequest: Codec(
         _class("postbus.posts.v1.CreatePostRequest"),
         _read_postbus_posts_v1_CreatePostRequest,
@@ -1917,6 +3945,11 @@ CODECS: Mapping[type, Codec] = {
         _class("postbus.posts.v1.CreatePostResponse"),
         _read_postbus_posts_v1_CreatePostResponse,
         _write_postbus_posts_v1_CreatePostResponse,
+    ),
+    postbus.posts.v1.DeleteCommentRequest: Codec(
+        _class("postbus.posts.v1.DeleteCommentRequest"),
+        _read_postbus_posts_v1_DeleteCommentRequest,
+        _write_postbus_posts_v1_DeleteCommentRequest,
     ),
     postbus.posts.v1.DeletePostRequest: Codec(
         _class("postbus.posts.v1.DeletePostRequest"),
@@ -1933,6 +3966,46 @@ CODECS: Mapping[type, Codec] = {
         _read_postbus_posts_v1_GetPostResponse,
         _write_postbus_posts_v1_GetPostResponse,
     ),
+    postbus.posts.v1.LikePostRequest: Codec(
+        _class("postbus.posts.v1.LikePostRequest"),
+        _read_postbus_posts_v1_LikePostRequest,
+        _write_postbus_posts_v1_LikePostRequest,
+    ),
+    postbus.posts.v1.LikePostResponse: Codec(
+        _class("postbus.posts.v1.LikePostResponse"),
+        _read_postbus_posts_v1_LikePostResponse,
+        _write_postbus_posts_v1_LikePostResponse,
+    ),
+    postbus.posts.v1.ListCommentsRequest: Codec(
+        _class("postbus.posts.v1.ListCommentsRequest"),
+        _read_postbus_posts_v1_ListCommentsRequest,
+        _write_postbus_posts_v1_ListCommentsRequest,
+    ),
+    postbus.posts.v1.ListCommentsResponse: Codec(
+        _class("postbus.posts.v1.ListCommentsResponse"),
+        _read_postbus_posts_v1_ListCommentsResponse,
+        _write_postbus_posts_v1_ListCommentsResponse,
+    ),
+    postbus.posts.v1.ListFeedRequest: Codec(
+        _class("postbus.posts.v1.ListFeedRequest"),
+        _read_postbus_posts_v1_ListFeedRequest,
+        _write_postbus_posts_v1_ListFeedRequest,
+    ),
+    postbus.posts.v1.ListFeedResponse: Codec(
+        _class("postbus.posts.v1.ListFeedResponse"),
+        _read_postbus_posts_v1_ListFeedResponse,
+        _write_postbus_posts_v1_ListFeedResponse,
+    ),
+    postbus.posts.v1.ListNotificationsRequest: Codec(
+        _class("postbus.posts.v1.ListNotificationsRequest"),
+        _read_postbus_posts_v1_ListNotificationsRequest,
+        _write_postbus_posts_v1_ListNotificationsRequest,
+    ),
+    postbus.posts.v1.ListNotificationsResponse: Codec(
+        _class("postbus.posts.v1.ListNotificationsResponse"),
+        _read_postbus_posts_v1_ListNotificationsResponse,
+        _write_postbus_posts_v1_ListNotificationsResponse,
+    ),
     postbus.posts.v1.ListPostsRequest: Codec(
         _class("postbus.posts.v1.ListPostsRequest"),
         _read_postbus_posts_v1_ListPostsRequest,
@@ -1942,6 +4015,36 @@ CODECS: Mapping[type, Codec] = {
         _class("postbus.posts.v1.ListPostsResponse"),
         _read_postbus_posts_v1_ListPostsResponse,
         _write_postbus_posts_v1_ListPostsResponse,
+    ),
+    postbus.posts.v1.ListTagsRequest: Codec(
+        _class("postbus.posts.v1.ListTagsRequest"),
+        _read_postbus_posts_v1_ListTagsRequest,
+        _write_postbus_posts_v1_ListTagsRequest,
+    ),
+    postbus.posts.v1.ListTagsResponse: Codec(
+        _class("postbus.posts.v1.ListTagsResponse"),
+        _read_postbus_posts_v1_ListTagsResponse,
+        _write_postbus_posts_v1_ListTagsResponse,
+    ),
+    postbus.posts.v1.MarkReadRequest: Codec(
+        _class("postbus.posts.v1.MarkReadRequest"),
+        _read_postbus_posts_v1_MarkReadRequest,
+        _write_postbus_posts_v1_MarkReadRequest,
+    ),
+    postbus.posts.v1.MarkReadResponse: Codec(
+        _class("postbus.posts.v1.MarkReadResponse"),
+        _read_postbus_posts_v1_MarkReadResponse,
+        _write_postbus_posts_v1_MarkReadResponse,
+    ),
+    postbus.posts.v1.Notification: Codec(
+        _class("postbus.posts.v1.Notification"),
+        _read_postbus_posts_v1_Notification,
+        _write_postbus_posts_v1_Notification,
+    ),
+    postbus.posts.v1.NotificationCreated: Codec(
+        _class("postbus.posts.v1.NotificationCreated"),
+        _read_postbus_posts_v1_NotificationCreated,
+        _write_postbus_posts_v1_NotificationCreated,
     ),
     postbus.posts.v1.Post: Codec(
         _class("postbus.posts.v1.Post"), _read_postbus_posts_v1_Post, _write_postbus_posts_v1_Post
@@ -1956,10 +4059,78 @@ CODECS: Mapping[type, Codec] = {
         _read_postbus_posts_v1_PostDeleted,
         _write_postbus_posts_v1_PostDeleted,
     ),
+    postbus.posts.v1.PostErasureContinued: Codec(
+        _class("postbus.posts.v1.PostErasureContinued"),
+        _read_postbus_posts_v1_PostErasureContinued,
+        _write_postbus_posts_v1_PostErasureContinued,
+    ),
+    postbus.posts.v1.PostLiked: Codec(
+        _class("postbus.posts.v1.PostLiked"),
+        _read_postbus_posts_v1_PostLiked,
+        _write_postbus_posts_v1_PostLiked,
+    ),
+    postbus.posts.v1.PostPublished: Codec(
+        _class("postbus.posts.v1.PostPublished"),
+        _read_postbus_posts_v1_PostPublished,
+        _write_postbus_posts_v1_PostPublished,
+    ),
+    postbus.posts.v1.PostUnliked: Codec(
+        _class("postbus.posts.v1.PostUnliked"),
+        _read_postbus_posts_v1_PostUnliked,
+        _write_postbus_posts_v1_PostUnliked,
+    ),
+    postbus.posts.v1.PostUnpublished: Codec(
+        _class("postbus.posts.v1.PostUnpublished"),
+        _read_postbus_posts_v1_PostUnpublished,
+        _write_postbus_posts_v1_PostUnpublished,
+    ),
     postbus.posts.v1.PostUpdated: Codec(
         _class("postbus.posts.v1.PostUpdated"),
         _read_postbus_posts_v1_PostUpdated,
         _write_postbus_posts_v1_PostUpdated,
+    ),
+    postbus.posts.v1.PublishPostRequest: Codec(
+        _class("postbus.posts.v1.PublishPostRequest"),
+        _read_postbus_posts_v1_PublishPostRequest,
+        _write_postbus_posts_v1_PublishPostRequest,
+    ),
+    postbus.posts.v1.PublishPostResponse: Codec(
+        _class("postbus.posts.v1.PublishPostResponse"),
+        _read_postbus_posts_v1_PublishPostResponse,
+        _write_postbus_posts_v1_PublishPostResponse,
+    ),
+    postbus.posts.v1.Tag: Codec(
+        _class("postbus.posts.v1.Tag"), _read_postbus_posts_v1_Tag, _write_postbus_posts_v1_Tag
+    ),
+    postbus.posts.v1.UnlikePostRequest: Codec(
+        _class("postbus.posts.v1.UnlikePostRequest"),
+        _read_postbus_posts_v1_UnlikePostRequest,
+        _write_postbus_posts_v1_UnlikePostRequest,
+    ),
+    postbus.posts.v1.UnlikePostResponse: Codec(
+        _class("postbus.posts.v1.UnlikePostResponse"),
+        _read_postbus_posts_v1_UnlikePostResponse,
+        _write_postbus_posts_v1_UnlikePostResponse,
+    ),
+    postbus.posts.v1.UnpublishPostRequest: Codec(
+        _class("postbus.posts.v1.UnpublishPostRequest"),
+        _read_postbus_posts_v1_UnpublishPostRequest,
+        _write_postbus_posts_v1_UnpublishPostRequest,
+    ),
+    postbus.posts.v1.UnpublishPostResponse: Codec(
+        _class("postbus.posts.v1.UnpublishPostResponse"),
+        _read_postbus_posts_v1_UnpublishPostResponse,
+        _write_postbus_posts_v1_UnpublishPostResponse,
+    ),
+    postbus.posts.v1.UpdateCommentRequest: Codec(
+        _class("postbus.posts.v1.UpdateCommentRequest"),
+        _read_postbus_posts_v1_UpdateCommentRequest,
+        _write_postbus_posts_v1_UpdateCommentRequest,
+    ),
+    postbus.posts.v1.UpdateCommentResponse: Codec(
+        _class("postbus.posts.v1.UpdateCommentResponse"),
+        _read_postbus_posts_v1_UpdateCommentResponse,
+        _write_postbus_posts_v1_UpdateCommentResponse,
     ),
     postbus.posts.v1.UpdatePostRequest: Codec(
         _class("postbus.posts.v1.UpdatePostRequest"),
@@ -1970,6 +4141,11 @@ CODECS: Mapping[type, Codec] = {
         _class("postbus.posts.v1.UpdatePostResponse"),
         _read_postbus_posts_v1_UpdatePostResponse,
         _write_postbus_posts_v1_UpdatePostResponse,
+    ),
+    postbus.posts.v1.UserContentErasureContinued: Codec(
+        _class("postbus.posts.v1.UserContentErasureContinued"),
+        _read_postbus_posts_v1_UserContentErasureContinued,
+        _write_postbus_posts_v1_UserContentErasureContinued,
     ),
     postbus.realtime.v1.Authenticate: Codec(
         _class("postbus.realtime.v1.Authenticate"),
@@ -2036,6 +4212,41 @@ CODECS: Mapping[type, Codec] = {
         _read_postbus_realtime_v1_Unsubscribed,
         _write_postbus_realtime_v1_Unsubscribed,
     ),
+    postbus.users.v1.BatchGetUsersRequest: Codec(
+        _class("postbus.users.v1.BatchGetUsersRequest"),
+        _read_postbus_users_v1_BatchGetUsersRequest,
+        _write_postbus_users_v1_BatchGetUsersRequest,
+    ),
+    postbus.users.v1.BatchGetUsersResponse: Codec(
+        _class("postbus.users.v1.BatchGetUsersResponse"),
+        _read_postbus_users_v1_BatchGetUsersResponse,
+        _write_postbus_users_v1_BatchGetUsersResponse,
+    ),
+    postbus.users.v1.ChangePasswordRequest: Codec(
+        _class("postbus.users.v1.ChangePasswordRequest"),
+        _read_postbus_users_v1_ChangePasswordRequest,
+        _write_postbus_users_v1_ChangePasswordRequest,
+    ),
+    postbus.users.v1.DeleteMeRequest: Codec(
+        _class("postbus.users.v1.DeleteMeRequest"),
+        _read_postbus_users_v1_DeleteMeRequest,
+        _write_postbus_users_v1_DeleteMeRequest,
+    ),
+    postbus.users.v1.FollowChanged: Codec(
+        _class("postbus.users.v1.FollowChanged"),
+        _read_postbus_users_v1_FollowChanged,
+        _write_postbus_users_v1_FollowChanged,
+    ),
+    postbus.users.v1.FollowRequest: Codec(
+        _class("postbus.users.v1.FollowRequest"),
+        _read_postbus_users_v1_FollowRequest,
+        _write_postbus_users_v1_FollowRequest,
+    ),
+    postbus.users.v1.FollowResponse: Codec(
+        _class("postbus.users.v1.FollowResponse"),
+        _read_postbus_users_v1_FollowResponse,
+        _write_postbus_users_v1_FollowResponse,
+    ),
     postbus.users.v1.GetMeRequest: Codec(
         _class("postbus.users.v1.GetMeRequest"),
         _read_postbus_users_v1_GetMeRequest,
@@ -2045,6 +4256,16 @@ CODECS: Mapping[type, Codec] = {
         _class("postbus.users.v1.GetMeResponse"),
         _read_postbus_users_v1_GetMeResponse,
         _write_postbus_users_v1_GetMeResponse,
+    ),
+    postbus.users.v1.GetSigningKeysRequest: Codec(
+        _class("postbus.users.v1.GetSigningKeysRequest"),
+        _read_postbus_users_v1_GetSigningKeysRequest,
+        _write_postbus_users_v1_GetSigningKeysRequest,
+    ),
+    postbus.users.v1.GetSigningKeysResponse: Codec(
+        _class("postbus.users.v1.GetSigningKeysResponse"),
+        _read_postbus_users_v1_GetSigningKeysResponse,
+        _write_postbus_users_v1_GetSigningKeysResponse,
     ),
     postbus.users.v1.GetUserRequest: Codec(
         _class("postbus.users.v1.GetUserRequest"),
@@ -2056,6 +4277,46 @@ CODECS: Mapping[type, Codec] = {
         _read_postbus_users_v1_GetUserResponse,
         _write_postbus_users_v1_GetUserResponse,
     ),
+    postbus.users.v1.ListFollowedIdsRequest: Codec(
+        _class("postbus.users.v1.ListFollowedIdsRequest"),
+        _read_postbus_users_v1_ListFollowedIdsRequest,
+        _write_postbus_users_v1_ListFollowedIdsRequest,
+    ),
+    postbus.users.v1.ListFollowedIdsResponse: Codec(
+        _class("postbus.users.v1.ListFollowedIdsResponse"),
+        _read_postbus_users_v1_ListFollowedIdsResponse,
+        _write_postbus_users_v1_ListFollowedIdsResponse,
+    ),
+    postbus.users.v1.ListFollowersRequest: Codec(
+        _class("postbus.users.v1.ListFollowersRequest"),
+        _read_postbus_users_v1_ListFollowersRequest,
+        _write_postbus_users_v1_ListFollowersRequest,
+    ),
+    postbus.users.v1.ListFollowersResponse: Codec(
+        _class("postbus.users.v1.ListFollowersResponse"),
+        _read_postbus_users_v1_ListFollowersResponse,
+        _write_postbus_users_v1_ListFollowersResponse,
+    ),
+    postbus.users.v1.ListFollowingRequest: Codec(
+        _class("postbus.users.v1.ListFollowingRequest"),
+        _read_postbus_users_v1_ListFollowingRequest,
+        _write_postbus_users_v1_ListFollowingRequest,
+    ),
+    postbus.users.v1.ListFollowingResponse: Codec(
+        _class("postbus.users.v1.ListFollowingResponse"),
+        _read_postbus_users_v1_ListFollowingResponse,
+        _write_postbus_users_v1_ListFollowingResponse,
+    ),
+    postbus.users.v1.ListSessionsRequest: Codec(
+        _class("postbus.users.v1.ListSessionsRequest"),
+        _read_postbus_users_v1_ListSessionsRequest,
+        _write_postbus_users_v1_ListSessionsRequest,
+    ),
+    postbus.users.v1.ListSessionsResponse: Codec(
+        _class("postbus.users.v1.ListSessionsResponse"),
+        _read_postbus_users_v1_ListSessionsResponse,
+        _write_postbus_users_v1_ListSessionsResponse,
+    ),
     postbus.users.v1.LogInRequest: Codec(
         _class("postbus.users.v1.LogInRequest"),
         _read_postbus_users_v1_LogInRequest,
@@ -2066,10 +4327,55 @@ CODECS: Mapping[type, Codec] = {
         _read_postbus_users_v1_LogInResponse,
         _write_postbus_users_v1_LogInResponse,
     ),
+    postbus.users.v1.LogOutEverywhereRequest: Codec(
+        _class("postbus.users.v1.LogOutEverywhereRequest"),
+        _read_postbus_users_v1_LogOutEverywhereRequest,
+        _write_postbus_users_v1_LogOutEverywhereRequest,
+    ),
+    postbus.users.v1.LogOutRequest: Codec(
+        _class("postbus.users.v1.LogOutRequest"),
+        _read_postbus_users_v1_LogOutRequest,
+        _write_postbus_users_v1_LogOutRequest,
+    ),
     postbus.users.v1.Profile: Codec(
         _class("postbus.users.v1.Profile"),
         _read_postbus_users_v1_Profile,
         _write_postbus_users_v1_Profile,
+    ),
+    postbus.users.v1.RefreshSessionRequest: Codec(
+        _class("postbus.users.v1.RefreshSessionRequest"),
+        _read_postbus_users_v1_RefreshSessionRequest,
+        _write_postbus_users_v1_RefreshSessionRequest,
+    ),
+    postbus.users.v1.RefreshSessionResponse: Codec(
+        _class("postbus.users.v1.RefreshSessionResponse"),
+        _read_postbus_users_v1_RefreshSessionResponse,
+        _write_postbus_users_v1_RefreshSessionResponse,
+    ),
+    postbus.users.v1.RevokeSessionRequest: Codec(
+        _class("postbus.users.v1.RevokeSessionRequest"),
+        _read_postbus_users_v1_RevokeSessionRequest,
+        _write_postbus_users_v1_RevokeSessionRequest,
+    ),
+    postbus.users.v1.SearchUsersRequest: Codec(
+        _class("postbus.users.v1.SearchUsersRequest"),
+        _read_postbus_users_v1_SearchUsersRequest,
+        _write_postbus_users_v1_SearchUsersRequest,
+    ),
+    postbus.users.v1.SearchUsersResponse: Codec(
+        _class("postbus.users.v1.SearchUsersResponse"),
+        _read_postbus_users_v1_SearchUsersResponse,
+        _write_postbus_users_v1_SearchUsersResponse,
+    ),
+    postbus.users.v1.Session: Codec(
+        _class("postbus.users.v1.Session"),
+        _read_postbus_users_v1_Session,
+        _write_postbus_users_v1_Session,
+    ),
+    postbus.users.v1.SessionsRevoked: Codec(
+        _class("postbus.users.v1.SessionsRevoked"),
+        _read_postbus_users_v1_SessionsRevoked,
+        _write_postbus_users_v1_SessionsRevoked,
     ),
     postbus.users.v1.SignUpRequest: Codec(
         _class("postbus.users.v1.SignUpRequest"),
@@ -2081,8 +4387,48 @@ CODECS: Mapping[type, Codec] = {
         _read_postbus_users_v1_SignUpResponse,
         _write_postbus_users_v1_SignUpResponse,
     ),
+    postbus.users.v1.SigningKey: Codec(
+        _class("postbus.users.v1.SigningKey"),
+        _read_postbus_users_v1_SigningKey,
+        _write_postbus_users_v1_SigningKey,
+    ),
+    postbus.users.v1.UnfollowRequest: Codec(
+        _class("postbus.users.v1.UnfollowRequest"),
+        _read_postbus_users_v1_UnfollowRequest,
+        _write_postbus_users_v1_UnfollowRequest,
+    ),
+    postbus.users.v1.UnfollowResponse: Codec(
+        _class("postbus.users.v1.UnfollowResponse"),
+        _read_postbus_users_v1_UnfollowResponse,
+        _write_postbus_users_v1_UnfollowResponse,
+    ),
+    postbus.users.v1.UpdateMeRequest: Codec(
+        _class("postbus.users.v1.UpdateMeRequest"),
+        _read_postbus_users_v1_UpdateMeRequest,
+        _write_postbus_users_v1_UpdateMeRequest,
+    ),
+    postbus.users.v1.UpdateMeResponse: Codec(
+        _class("postbus.users.v1.UpdateMeResponse"),
+        _read_postbus_users_v1_UpdateMeResponse,
+        _write_postbus_users_v1_UpdateMeResponse,
+    ),
     postbus.users.v1.User: Codec(
         _class("postbus.users.v1.User"), _read_postbus_users_v1_User, _write_postbus_users_v1_User
+    ),
+    postbus.users.v1.UserDeleted: Codec(
+        _class("postbus.users.v1.UserDeleted"),
+        _read_postbus_users_v1_UserDeleted,
+        _write_postbus_users_v1_UserDeleted,
+    ),
+    postbus.users.v1.UserErasureContinued: Codec(
+        _class("postbus.users.v1.UserErasureContinued"),
+        _read_postbus_users_v1_UserErasureContinued,
+        _write_postbus_users_v1_UserErasureContinued,
+    ),
+    postbus.users.v1.UserProfileUpdated: Codec(
+        _class("postbus.users.v1.UserProfileUpdated"),
+        _read_postbus_users_v1_UserProfileUpdated,
+        _write_postbus_users_v1_UserProfileUpdated,
     ),
     postbus.users.v1.UserRegistered: Codec(
         _class("postbus.users.v1.UserRegistered"),

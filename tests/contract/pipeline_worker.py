@@ -29,6 +29,7 @@ from postbus.kinds.v1 import (
 from gateway.app import build_app
 from gateway.connection import Connection
 from gateway.events import EventFeed
+from gateway.revocations import SessionVerifier
 from shared.context import Context, current_context
 from shared.errors import Code, ServiceError
 from shared.identity import TokenVerifier
@@ -100,7 +101,7 @@ async def answer(client: httpx.AsyncClient, verb: str, url: str, body: str | Non
 
 async def converse(bus: MemoryBus, verifier: TokenVerifier, frames: list[Any]) -> list[Any]:
     """Send the frames of a WebSocket client; return what it gets, until its last call ends."""
-    connection = Connection(bus, verifier, EventFeed(bus))
+    connection = Connection(bus, SessionVerifier(bus, verifier), EventFeed(bus))
     for frame in frames:
         connection.receive(json.dumps(frame))
     answers = []

@@ -82,7 +82,19 @@ def test_websocket_has_what_outsiders_may_call_and_nothing_else() -> None:
     delivered = {name.removeprefix("event.") for name in messages if name.startswith("event.")}
 
     assert called == public
-    assert delivered == set(EVENTS)
+    assert delivered == {
+        name for name, event in EVENTS.items() if event.access is not Access.INTERNAL
+    }
+    assert "postbus.users.v1.SessionsRevoked" in EVENTS.keys() - delivered
+
+
+def test_event_for_one_user_says_so_at_the_websocket() -> None:
+    messages = DOCUMENT["components"]["messages"]
+
+    said = messages["event.postbus.posts.v1.NotificationCreated"]["description"]
+
+    assert said == "Only the user that `userId` names gets it."
+    assert "description" not in messages["event.postbus.posts.v1.PostCreated"]
 
 
 def payload_of(message: str) -> Draft202012Validator:
@@ -134,6 +146,7 @@ def test_event_at_the_websocket_is_documented_as_it_comes() -> None:
                 "@type": "type.googleapis.com/postbus.posts.v1.PostDeleted",
                 "postId": UUID,
                 "authorId": UUID,
+                "version": "7",
             },
         },
     }

@@ -22,7 +22,8 @@ REST, WEBSOCKET, WORKER = "REST client", "WebSocket client", "worker"
 CALLERS = f"{REST}, {WEBSOCKET}, {WORKER}"
 CLIENTS = f"{REST}, {WEBSOCKET}"
 BY_KEY = f"{WEBSOCKET}, {WORKER}"
-HEARERS = f"{WEBSOCKET}, event consumer"
+CONSUMER = "event consumer"
+HEARERS = f"{WEBSOCKET}, {CONSUMER}"
 UNDECIDED = "constraint changed, it can't be decided how"
 STALE = "event version not raised by a breaking change: 1 -> 1"
 
@@ -69,9 +70,19 @@ def served(*rpcs: str, more: str = "") -> str:
     return f"{service(*rpcs)} {messages} {more}"
 
 
-def event(fields: str = "string id = 1;", rules: str = 'subject: "id"') -> str:
+def event(
+    fields: str = "string id = 1;",
+    rules: str = 'subject: "id"',
+    access: str = "access: ACCESS_PUBLIC",
+) -> str:
     """A contract that differs in an event."""
-    return f"message Done {{ option (postbus.options.v1.event) = {{{rules}}}; {fields} }}"
+    return f"message Done {{ option (postbus.options.v1.event) = {{{rules} {access}}}; {fields} }}"
+
+
+def for_user(recipient: str) -> str:
+    """A contract that differs in the user who hears of an event."""
+    access = f'access: ACCESS_USER recipient: "{recipient}"'
+    return event("string id = 1; string other = 2;", access=access)
 
 
 def ruled(rules: str, kind: str = "string") -> str:
@@ -256,6 +267,21 @@ METHODS = {
         served(rpc(rules="access: ACCESS_USER default_timeout_ms: 100")),
         {"notice: Odd.Do: default timeout lowered: 5000 ms -> 100 ms": CALLERS},
         {},
+    ),
+    "version": (
+        served(rpc(rules='access: ACCESS_USER version: "ask.version"')),
+        served(rpc()),
+        {"Odd.Do: version lost: ask.version -> none": REST},
+        {},
+    ),
+    "expected version": (
+        served(rpc(rules='access: ACCESS_USER expected_version: "name"')),
+        served(rpc()),
+        {
+            "Odd.Do: expected_version lost: name -> none": REST,
+            "Odd.Do: POST /v1/things: field name moved: If-Match -> body": REST,
+        },
+        {"Odd.Do: POST /v1/things: field name moved: body -> If-Match": REST},
     ),
 }
 
@@ -657,6 +683,29 @@ EVENTS = {
         },
         {},
     ),
+    "internal one broken": (
+        event("string id = 1; int32 a = 2;", access=""),
+        event(access=""),
+        {"Done.a: field removed: int32 -> gone": CONSUMER, f"Done: {STALE}": CONSUMER},
+        {},
+    ),
+    "for everyone to for one user": (
+        event("string id = 1; string other = 2;"),
+        for_user("other"),
+        {"Done: event access tightened: PUBLIC -> USER": WEBSOCKET},
+        {"notice: Done: event access loosened, mind security: USER -> PUBLIC": HEARERS},
+    ),
+    "for one user to internal": (
+        for_user("other"),
+        event("string id = 1; string other = 2;", access=""),
+        {"Done: event access tightened: USER -> INTERNAL": WEBSOCKET},
+        {"notice: Done: event access loosened, mind security: INTERNAL -> USER": CONSUMER},
+    ),
+    "for another user": (
+        for_user("id"),
+        for_user("other"),
+        *both("Done: event recipient changed: id <-> other", WEBSOCKET),
+    ),
 }
 
 
@@ -698,7 +747,7 @@ def breaks(before: str, after: str) -> Found:
         for finding in found
     ]
     assert len(texts) == len(set(texts))
-    order = [REST, WEBSOCKET, WORKER, "event consumer"]
+    order = [REST, WEBSOCKET, WORKER, CONSUMER]
     people = [", ".join(sorted(finding.audiences, key=order.index)) for finding in found]
     return dict(zip(texts, people, strict=True))
 
@@ -710,7 +759,7 @@ def breaks(before: str, after: str) -> Found:
         ("postbus.realtime.v1.ServerFrame", WEBSOCKET),
         ("postbus.bus.v1.Request", WORKER),
         ("postbus.bus.v1.Reply", WORKER),
-        ("postbus.bus.v1.Event", "event consumer"),
+        ("postbus.bus.v1.Event", CONSUMER),
         ("postbus.bus.v1.Error", REST),
     ],
 )

@@ -90,8 +90,8 @@ def test_comments_of_the_contract_are_the_documentation() -> None:
     username = operation["requestBody"]["content"]["application/json"]["schema"]["properties"][
         "username"
     ]
-    assert username["description"].startswith("3 to 30 letters")
-    assert username["pattern"] == "^[A-Za-z][A-Za-z0-9_]{2,29}$"
+    assert username["description"].startswith("3 to 40 ASCII letters")
+    assert username["pattern"] == "^[A-Za-z][A-Za-z0-9_-]{2,39}$"
 
 
 def test_registry_holds_what_the_contract_says_of_a_method() -> None:
@@ -104,15 +104,112 @@ def test_registry_holds_what_the_contract_says_of_a_method() -> None:
     assert (rule.verb, rule.path, rule.status) == ("POST", "/v1/posts", 201)
 
 
+def test_registry_holds_the_versions_of_a_method() -> None:
+    changed, listed = (
+        METHODS[f"postbus.posts.v1.PostsService.{name}"] for name in ("UpdatePost", "ListPosts")
+    )
+
+    assert (changed.version, changed.expected_version) == (("post", "version"), "expected_version")
+    assert (listed.version, listed.expected_version) == ((), "")
+
+
 def test_registry_holds_every_event() -> None:
     ours = ("postbus.posts.", "postbus.users.")
 
     assert {name: event.subject for name, event in EVENTS.items() if name.startswith(ours)} == {
+        "postbus.posts.v1.CommentCreated": "comment_id",
+        "postbus.posts.v1.CommentDeleted": "comment_id",
+        "postbus.posts.v1.CommentUpdated": "comment_id",
+        "postbus.posts.v1.NotificationCreated": "user_id",
         "postbus.posts.v1.PostCreated": "post_id",
         "postbus.posts.v1.PostDeleted": "post_id",
+        "postbus.posts.v1.PostErasureContinued": "post_id",
+        "postbus.posts.v1.PostLiked": "post_id",
+        "postbus.posts.v1.PostPublished": "post_id",
+        "postbus.posts.v1.PostUnliked": "post_id",
+        "postbus.posts.v1.PostUnpublished": "post_id",
         "postbus.posts.v1.PostUpdated": "post_id",
+        "postbus.posts.v1.UserContentErasureContinued": "user_id",
+        "postbus.users.v1.FollowChanged": "follow_id",
+        "postbus.users.v1.SessionsRevoked": "user_id",
+        "postbus.users.v1.UserDeleted": "user_id",
+        "postbus.users.v1.UserErasureContinued": "user_id",
+        "postbus.users.v1.UserProfileUpdated": "user_id",
         "postbus.users.v1.UserRegistered": "user_id",
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "access", "recipient"),
+    [
+        ("posts.v1.PostCreated", Access.PUBLIC, ""),
+        ("posts.v1.NotificationCreated", Access.USER, "user_id"),
+        ("users.v1.SessionsRevoked", Access.INTERNAL, ""),
+    ],
+)
+def test_registry_holds_who_may_hear_of_an_event(name: str, access: Access, recipient: str) -> None:
+    event = EVENTS[f"postbus.{name}"]
+
+    assert (event.access, event.recipient) == (access, recipient)
+
+
+@pytest.mark.parametrize(
+    ("verb", "path", "asked", "told", "statuses"),
+    [
+        ("get", "/v1/posts", {"If-None-Match"}, {"ETag"}, {"200", "304", "default"}),
+        (
+            "get",
+            "/v1/posts/{id}",
+            {"If-Match", "If-None-Match"},
+            {"ETag"},
+            {"200", "304", "412", "default"},
+        ),
+        (
+            "patch",
+            "/v1/posts/{id}",
+            {"If-Match", "Idempotency-Key"},
+            {"ETag", "Idempotency-Replayed"},
+            {"200", "412", "default"},
+        ),
+        (
+            "delete",
+            "/v1/posts/{id}",
+            {"If-Match", "Idempotency-Key"},
+            {"Idempotency-Replayed"},
+            {"204", "412", "default"},
+        ),
+        (
+            "put",
+            "/v1/posts/{id}/like",
+            {"Idempotency-Key"},
+            {"ETag", "Idempotency-Replayed"},
+            {"200", "default"},
+        ),
+    ],
+)
+def test_openapi_has_the_headers_of_conditional_and_repeated_requests(
+    verb: str, path: str, asked: set[str], told: set[str], statuses: set[str]
+) -> None:
+    document = json.loads(files("postbus").joinpath("openapi.json").read_text())
+    operation = document["paths"][path][verb]
+    responses = operation["responses"]
+    success = next(response for status, response in responses.items() if status[0] == "2")
+
+    headers = {each["name"] for each in operation["parameters"] if each["in"] == "header"}
+
+    assert headers == asked
+    assert success.get("headers", {}).keys() == told
+    assert responses.keys() == statuses
+    assert all("headers" in response for status, response in responses.items() if status == "304")
+
+
+def test_expected_version_is_in_if_match_and_nowhere_else_over_rest() -> None:
+    openapi_text = files("postbus").joinpath("openapi.json").read_text()
+    asyncapi_text = files("postbus").joinpath("asyncapi.json").read_text()
+
+    assert "expectedVersion" not in openapi_text
+    assert "expectedVersion" not in files("postbus").joinpath("rest.py").read_text()
+    assert "expectedVersion" in asyncapi_text
 
 
 def test_third_party_file_printed_from_its_descriptor_means_the_same(tmp_path: Path) -> None:
@@ -266,6 +363,78 @@ def test_event_whose_subject_is_no_field_is_an_error(compile_proto: Compile) -> 
 
     with pytest.raises(GeneratorError, match="subject is not a field of it: nonsense"):
         registry_source(contracts)
+
+
+VERSIONED = """
+message Part { string name = 1; repeated int64 versions = 2; int64 version = 3; }
+message Request { int32 small = 1; string text = 2; repeated int64 many = 3; int64 fits = 4; }
+message Response { Part part = 1; repeated Part parts = 2; }
+"""
+
+
+@pytest.mark.parametrize(
+    ("rule", "why"),
+    [
+        ('version: "nonsense"', "the version of the response is not a field: nonsense"),
+        ('version: "part"', "the version of the response is not an integer: part"),
+        ('version: "part.name"', r"the version of the response is not an integer: part\.name"),
+        ('version: "part.versions"', r"the version of the response is not a field: part\.versions"),
+        ('version: "parts.version"', r"the version of the response is not a field: parts\.version"),
+        ('version: "part.name.x"', r"the version of the response is not a field: part\.name\.x"),
+        ('expected_version: "no"', "expected_version is not an int64 of the request: no"),
+        ('expected_version: "small"', "expected_version is not an int64 of the request: small"),
+        ('expected_version: "text"', "expected_version is not an int64 of the request: text"),
+        ('expected_version: "many"', "expected_version is not an int64 of the request: many"),
+    ],
+)
+def test_version_that_is_no_number_is_an_error_with_line_and_reason(
+    compile_proto: Compile, rule: str, why: str
+) -> None:
+    rpc = GET.replace("ACCESS_PUBLIC", f"ACCESS_PUBLIC {rule}")
+
+    said = complaint(compile_proto(service(rpc) + VERSIONED), registry_source)
+
+    assert re.fullmatch(rf"{ODD}OddService\.Get: {why}", said)
+
+
+def test_expected_version_in_the_path_is_an_error(compile_proto: Compile) -> None:
+    rpc = GET.replace("/v1/odd", "/v1/odd/{fits}").replace(
+        "ACCESS_PUBLIC", 'ACCESS_PUBLIC expected_version: "fits"'
+    )
+
+    said = complaint(compile_proto(service(rpc) + VERSIONED), openapi)
+
+    assert said.endswith("expected_version comes from If-Match, not from path or body")
+
+
+@pytest.mark.parametrize(
+    ("rules", "why"),
+    [
+        ("access: ACCESS_USER", "the event's recipient is not a string of it: none"),
+        ('access: ACCESS_USER recipient: "no"', "the event's recipient is not a string of it: no"),
+        ('access: ACCESS_USER recipient: "n"', "the event's recipient is not a string of it: n"),
+        (
+            'access: ACCESS_USER recipient: "ids"',
+            "the event's recipient is not a string of it: ids",
+        ),
+        (
+            'access: ACCESS_PUBLIC recipient: "id"',
+            "an event with a recipient has access: ACCESS_USER",
+        ),
+        ('recipient: "id"', "an event with a recipient has access: ACCESS_USER"),
+    ],
+)
+def test_event_that_no_one_user_can_be_told_is_an_error(
+    compile_proto: Compile, rules: str, why: str
+) -> None:
+    contracts = compile_proto(
+        f"""message Happened {{
+          option (postbus.options.v1.event) = {{subject: "id" {rules}}};
+          string id = 1; int64 n = 2; repeated string ids = 3;
+        }}"""
+    )
+
+    assert re.fullmatch(rf"{ODD}Happened: {why}", complaint(contracts, registry_source))
 
 
 def test_registry_holds_the_version_of_an_event_from_1(compile_proto: Compile) -> None:

@@ -31,7 +31,13 @@ async def test_post_is_created_read_changed_listed_and_deleted(
     assert created.status_code == 201
     post = created.json()
     assert (post["title"], post["body"], post["version"]) == ("Hello", "World", "1")
-    assert post["author"] == {"id": alice.id, "username": alice.username}
+    assert post["author"] == {
+        "id": alice.id,
+        "username": alice.username,
+        "displayName": "",
+        "imageUrl": "",
+        "followed": False,
+    }
 
     assert (await client.get(f"/v1/posts/{post['id']}")).json() == post
 
@@ -77,7 +83,18 @@ async def test_me_is_the_caller(client: httpx.AsyncClient, unique: Unique) -> No
     profile = (await client.get(f"/v1/users/{alice.username.upper()}")).json()
 
     assert (me["id"], me["email"]) == (alice.id, f"{alice.username}@example.com")
-    assert profile == {"id": alice.id, "username": alice.username, "createdAt": me["createdAt"]}
+    assert profile == {
+        "id": alice.id,
+        "username": alice.username,
+        "createdAt": me["createdAt"],
+        "displayName": "",
+        "bio": "",
+        "imageUrl": "",
+        "followerCount": 0,
+        "followingCount": 0,
+        "followed": False,
+        "version": "1",
+    }
 
 
 async def test_taken_username_and_email_are_conflicts(

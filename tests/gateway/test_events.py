@@ -17,7 +17,7 @@ async def test_an_event_that_json_cannot_say_stops_no_other() -> None:
     bus, heard = MemoryBus(), asyncio.Queue[Document]()
     feed = EventFeed(bus)
     await feed.run()
-    feed.listen(TYPE, heard.put_nowait)
+    feed.listen(TYPE, heard.put_nowait, user_id="alice")
     hostile: Any = message_class(TYPE)()
     hostile.post.created_at.nanos = 2_000_000_000
 

@@ -128,7 +128,7 @@ async def test_bad_body_is_a_problem_and_reaches_no_worker(
         ("/v1/posts?pageSize=101", "pageSize"),
         ("/v1/posts?pageSize=-1", "pageSize"),
         ("/v1/posts?nonsense=1", "nonsense"),
-        ("/v1/posts/not-an-id", "id"),
+        ("/v1/posts?authorId=not-an-id", "authorId"),
         ("/v1/users/a%00b", "username"),
     ],
 )

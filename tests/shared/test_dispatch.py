@@ -5,8 +5,8 @@ import time
 from collections.abc import AsyncIterator, Coroutine
 from datetime import timedelta
 
+import betterproto
 import pytest
-from betterproto.lib.google.protobuf import Empty
 
 from postbus.bus.v1 import (
     Code,
@@ -21,16 +21,11 @@ from postbus.bus.v1 import (
 from postbus.posts.v1 import (
     CreatePostRequest,
     CreatePostResponse,
-    DeletePostRequest,
     GetPostRequest,
     GetPostResponse,
-    ListPostsRequest,
-    ListPostsResponse,
     Post,
     PostsServiceBase,
     PostsServiceStub,
-    UpdatePostRequest,
-    UpdatePostResponse,
 )
 from postbus.users.v1 import UserRegistered
 from shared.context import Context
@@ -42,6 +37,7 @@ from shared.messagebus.memory import MemoryBus
 from shared.wire import decode, encode
 from shared.work import direct
 from shared.worker import Application, Health, serve
+from tests.idle import complete
 from tests.tokens import TokenMaker
 
 CREATE = "postbus.posts.v1.PostsService.CreatePost"
@@ -49,6 +45,7 @@ GET = "postbus.posts.v1.PostsService.GetPost"
 POST_ID = "018f3f6e-0000-7000-8000-000000000001"
 
 
+@complete
 class Posts:
     """Handlers of every rpc of `posts`, and a consumer."""
 
@@ -68,20 +65,6 @@ class Posts:
         if self.failure is not None:
             raise self.failure
         return self.answer
-
-    @MessagePattern(PostsServiceBase.list_posts)
-    async def list_posts(self, _request: ListPostsRequest, _context: Context) -> ListPostsResponse:
-        return ListPostsResponse()
-
-    @MessagePattern(PostsServiceBase.update_post)
-    async def update_post(
-        self, _request: UpdatePostRequest, _context: Context
-    ) -> UpdatePostResponse:
-        return UpdatePostResponse()
-
-    @MessagePattern(PostsServiceBase.delete_post)
-    async def delete_post(self, _request: DeletePostRequest, _context: Context) -> Empty:
-        return Empty()
 
     @EventPattern(UserRegistered)
     async def user_registered(self, event: UserRegistered, _context: Context) -> None:
@@ -115,8 +98,8 @@ async def failure_of(bus: MemoryBus, route: str, call: Call) -> ServiceError:
     return raised.value
 
 
-async def reply_of(dispatcher: Dispatcher, request: bytes) -> Reply:
-    answer = dispatcher.answer(GET, request)
+async def reply_of(dispatcher: Dispatcher, request: bytes, route: str = GET) -> Reply:
+    answer = dispatcher.answer(route, request)
     assert isinstance(answer, Coroutine)
     return decode(Reply, await answer)
 
@@ -344,3 +327,36 @@ def test_consumer_of_what_is_no_event_does_not_start(verifier: TokenVerifier) ->
 def test_method_with_two_handlers_does_not_start(verifier: TokenVerifier) -> None:
     with pytest.raises(ContractMismatchError, match="CreatePost has two handlers"):
         Dispatcher("posts", [Posts(), Posts(), Health({})], verifier, direct(MemoryBus().publish))
+
+
+async def test_operation_that_is_still_running_is_not_begun_again(
+    tokens: TokenMaker, verifier: TokenVerifier
+) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(Posts):
+        @MessagePattern(PostsServiceBase.create_post)
+        async def create_post(
+            self, _request: CreatePostRequest, _context: Context
+        ) -> CreatePostResponse:
+            begun.set()
+            await go_on.wait()
+            return CreatePostResponse()
+
+    dispatcher = Dispatcher("posts", [Slow(), Health({})], verifier, direct(MemoryBus().publish))
+    body = Call.new(
+        encode(CreatePostRequest(title="Once")),
+        deadline=time.time() + 5,
+        access_token=tokens.token("alice"),
+        operation_id="the same",
+    ).request
+    first = asyncio.create_task(reply_of(dispatcher, body, CREATE))
+    await begun.wait()
+    second = await reply_of(dispatcher, body, CREATE)
+    go_on.set()
+
+    assert (second.error.code, second.error.reason) == (Code.ABORTED, "OPERATION_RUNNING")
+    assert second.error.outcome == Outcome.UNKNOWN
+    assert betterproto.which_one_of(await first, "result")[0] == "payload"
+    again = await reply_of(dispatcher, body, CREATE)
+    assert betterproto.which_one_of(again, "result")[0] == "payload"

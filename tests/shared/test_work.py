@@ -67,9 +67,11 @@ async def test_repeated_operation_has_one_effect_and_the_first_reply(notes: Note
         await notes.add("once")
         return next(replies)
 
-    answers = [await notes.store.perform(an_operation("once"), handler) for _ in range(2)]
+    operations = [an_operation("once"), an_operation("once")]
+    answers = [await notes.store.perform(operation, handler) for operation in operations]
 
     assert answers == [b"first", b"first"]
+    assert [operation.replayed for operation in operations] == [False, True]
     assert await notes.count("once") == 1
 
 

@@ -111,7 +111,7 @@ class _Comparison:
     def contents(self) -> None:
         """Messages and enums, after everyone who uses them is known; those of events too."""
         for pair in self._event_pairs():
-            self._use(pair, _hearers(pair.before.full_name))
+            self._use(pair, self._hearers(pair.before.full_name))
         for pair, uses in self._contents.values():
             is_enum = isinstance(pair.before, EnumDescriptor)
             self._apply(ENUM_RULES if is_enum else _IN_MESSAGE, pair, uses)
@@ -120,15 +120,20 @@ class _Comparison:
 
     def events(self) -> None:
         """What event consumers see, and WebSocket clients that subscribe."""
-        self._note_each(removed_events(self._old, self._new), _hearers)
+        self._note_each(removed_events(self._old, self._new), self._hearers)
         broken = {
             use.event for (*_, notice), uses in self._broken.items() if not notice for use in uses
         }
         for pair in self._event_pairs():
             name = pair.before.full_name
-            self._apply(EVENT_RULES, pair, _hearers(name))
+            self._apply(EVENT_RULES, pair, self._hearers(name))
             if name in broken:
-                self._note(version_not_raised(pair), _hearers(name))
+                self._note(version_not_raised(pair), self._hearers(name))
+
+    def _hearers(self, event: str) -> Uses:
+        outside = self._old.is_heard_outside(self._old.events[event])
+        audiences = [Audience.CONSUMER, *([Audience.WEBSOCKET] if outside else [])]
+        return {Use(audience, _ANSWERED, event) for audience in audiences}
 
     def _event_pairs(self) -> list[Pair[Descriptor]]:
         old, new = self._old.events, self._new.events
@@ -190,8 +195,3 @@ def _answer(route: Route) -> Descriptor | None:
         return route.method.output_type
     field = route.method.output_type.fields_by_name.get(route.response_body)
     return field.message_type if field else None
-
-
-def _hearers(event: str) -> Uses:
-    audiences = (Audience.CONSUMER, Audience.WEBSOCKET)
-    return {Use(audience, _ANSWERED, event) for audience in audiences}

@@ -1,11 +1,11 @@
-"""Rules on events: name (the routing key), subject and version."""
+"""Rules on events: name (the routing key), subject, version, and who may hear of them."""
 
 from collections.abc import Iterator
 
 from google.protobuf.descriptor import Descriptor
 
-from tools.compatibility.findings import Change
-from tools.compatibility.surface import Pair, Surface
+from tools.compatibility.findings import Audience, Change
+from tools.compatibility.surface import ACCESS, Pair, Surface
 
 __all__ = ["EVENT_RULES", "removed_events", "version_not_raised"]
 
@@ -41,6 +41,47 @@ def _version_raised(pair: Pair[Descriptor]) -> Iterator[Change]:
         yield _of_version(pair, "event version raised", notice=True)
 
 
+def _access_tightened(pair: Pair[Descriptor]) -> Iterator[Change]:
+    """Clients hear of it no longer; services do."""
+    before, after = _accesses(pair)
+    if after > before:
+        yield _for_clients(pair, "event access tightened", ACCESS[before], ACCESS[after])
+
+
+def _access_loosened(pair: Pair[Descriptor]) -> Iterator[Change]:
+    """More people hear of it, which is to be meant."""
+    before, after = _accesses(pair)
+    if after < before:
+        yield Change(
+            name=pair.after.full_name,
+            what="event access loosened, mind security",
+            before=ACCESS[before],
+            after=ACCESS[after],
+            notice=True,
+        )
+
+
+def _accesses(pair: Pair[Descriptor]) -> tuple[int, int]:
+    return pair.old.event_access(pair.before), pair.new.event_access(pair.after)
+
+
+def _recipient(pair: Pair[Descriptor]) -> Iterator[Change]:
+    """Another user hears of it."""
+    before, after = (options.get("recipient", "") for options in pair.options(_EVENT))
+    if before and after and before != after:
+        yield _for_clients(pair, "event recipient changed", before, after)
+
+
+def _for_clients(pair: Pair[Descriptor], what: str, before: str, after: str) -> Change:
+    return Change(
+        name=pair.after.full_name,
+        what=what,
+        before=before,
+        after=after,
+        breaks=lambda use: use.audience is Audience.WEBSOCKET,
+    )
+
+
 def version_not_raised(pair: Pair[Descriptor]) -> Iterator[Change]:
     """Its message breaks consumers, and the version does not say so."""
     before, after = _versions(pair)
@@ -60,4 +101,11 @@ def _of_version(pair: Pair[Descriptor], what: str, *, notice: bool = False) -> C
     )
 
 
-EVENT_RULES = (_subject, _version_lowered, _version_raised)
+EVENT_RULES = (
+    _subject,
+    _version_lowered,
+    _version_raised,
+    _access_tightened,
+    _access_loosened,
+    _recipient,
+)

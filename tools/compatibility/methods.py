@@ -6,13 +6,12 @@ from itertools import takewhile
 from google.protobuf.descriptor import MethodDescriptor
 
 from tools.compatibility.findings import Audience, Breaks, Change, anyone
-from tools.compatibility.surface import Pair, Route, Surface
+from tools.compatibility.surface import ACCESS, Pair, Route, Surface
 
 __all__ = ["METHOD_RULES", "ROUTE_RULES", "captured_routes", "removed_methods", "removed_routes"]
 
 _METHOD = "postbus.options.v1.method"
-_ACCESS = ("UNSPECIFIED", "PUBLIC", "USER", "INTERNAL")
-_USER = _ACCESS.index("USER")
+_USER = ACCESS.index("USER")
 _DEFAULT_TIMEOUT_MS = 5000
 
 
@@ -98,23 +97,25 @@ def _method_options(pair: Pair[Route]) -> tuple[dict[str, int], dict[str, int]]:
 
 def _fields_moved(pair: Pair[Route]) -> Iterator[Change]:
     """A field goes elsewhere in the request; where the whole body changed, that says it."""
-    before, after = _places(pair.before), _places(pair.after)
+    before, after = _places(pair.old, pair.before), _places(pair.new, pair.after)
     for name in before.keys() & after.keys():
         moved = before[name] != after[name]
         if moved and ("path" in (before[name], after[name]) or pair.before.body == pair.after.body):
             yield _of_route(pair, f"field {name} moved", before[name], after[name])
 
 
-def _places(route: Route) -> dict[str, str]:
+def _places(surface: Surface, route: Route) -> dict[str, str]:
     in_path = {parameter.split(".")[0] for parameter in route.parameters}
-    return {
-        field.name: "path"
-        if field.name in in_path
-        else "body"
-        if route.body in ("*", field.name)
-        else "query"
-        for field in route.method.input_type.fields
-    }
+    in_header = surface.options(route.method, _METHOD).get("expected_version")
+
+    def place(field: str) -> str:
+        if field == in_header:
+            return "If-Match"
+        if field in in_path:
+            return "path"
+        return "body" if route.body in ("*", field) else "query"
+
+    return {field.name: place(field.name) for field in route.method.input_type.fields}
 
 
 def _of_route(pair: Pair[Route], what: str, before: object, after: object) -> Change:
@@ -195,8 +196,8 @@ def _of_access(
     return Change(
         name=pair.after.full_name,
         what=what,
-        before=_ACCESS[before],
-        after=_ACCESS[after],
+        before=ACCESS[before],
+        after=ACCESS[after],
         breaks=breaks,
         notice=notice,
     )
@@ -231,6 +232,20 @@ def _timeout(pair: Pair[MethodDescriptor]) -> Iterator[Change]:
         )
 
 
+def _conditions(pair: Pair[MethodDescriptor]) -> Iterator[Change]:
+    """The ETag no longer has a version, or If-Match is refused."""
+    before, after = pair.options(_METHOD)
+    for option in ("version", "expected_version"):
+        if option in before and option not in after:
+            yield Change(
+                name=pair.after.full_name,
+                what=f"{option} lost",
+                before=before[option],
+                after="none",
+                breaks=lambda use: use.audience is Audience.REST,
+            )
+
+
 ROUTE_RULES = (_parameters, _body, _response_body, _status, _fields_moved)
 METHOD_RULES = (
     _streaming,
@@ -240,4 +255,5 @@ METHOD_RULES = (
     _token_required,
     _idempotency,
     _timeout,
+    _conditions,
 )

@@ -11,7 +11,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSe
 
 from tools.generate.contracts import Contracts
 
-__all__ = ["Pair", "Route", "Surface"]
+__all__ = ["ACCESS", "Pair", "Route", "Surface"]
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -19,6 +19,8 @@ U = TypeVar("U")
 _METHOD = "postbus.options.v1.method"
 _EVENT = "postbus.options.v1.event"
 _INTERNAL = 3
+ACCESS = ("UNSPECIFIED", "PUBLIC", "USER", "INTERNAL")
+"""Names of postbus.options.v1.Access, each narrower than the one before."""
 _PARAMETER = re.compile(r"\{([^}=]+)(?:=([^}]+))?\}")
 
 
@@ -97,6 +99,14 @@ class Surface:
     def is_internal(self, method: MethodDescriptor) -> bool:
         """Whether the gateway keeps a method from its clients."""
         return bool(self.options(method, _METHOD).get("access") == _INTERNAL)
+
+    def event_access(self, event: Descriptor) -> int:
+        """Return who hears of an event, as an index of ACCESS; unset it is INTERNAL."""
+        return int(self.options(event, _EVENT).get("access", _INTERNAL))
+
+    def is_heard_outside(self, event: Descriptor) -> bool:
+        """Whether the gateway tells its clients of an event."""
+        return self.event_access(event) != _INTERNAL
 
     def options(self, owner: Any, extension: str) -> dict[str, Any]:
         """Return the fields of an option that are set, by name; none if the set knows it not."""

@@ -6,6 +6,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescri
 
 from tools.generate.contracts import Contracts
 from tools.generate.json_values import take_apart
+from tools.generate.options import event_access, recipient
 from tools.generate.schemas import Schema, Schemas
 
 __all__ = ["asyncapi"]
@@ -28,8 +29,8 @@ messages on the broker are for services: binary protobuf, which this document sh
 that it stands for. The sources of all are at `/contracts`."""
 _SOCKET: Final = """\
 Frames are proto3 JSON in text messages. The first frame of a client is `authenticate`. The server
-closes with 1013 where events may have been missed, 4401 for a missing or expired token, and 4429
-for a client that reads too slowly."""
+closes with 1013 where events may have been missed, 4401 for a missing or expired token or a session
+that has ended, and 4429 for a client that reads too slowly."""
 
 
 def asyncapi(contracts: Contracts) -> dict[str, Any]:
@@ -209,13 +210,20 @@ class _Document:
         return schema | {"x-protobuf-message": f"{_BUS}.{kind}"}
 
     def add_event(self, message: Descriptor) -> None:
-        """An event on the bus, and as it arrives at the WebSocket."""
+        """An event on the bus and, if outsiders may hear of it, as it arrives at the WebSocket."""
         name, about = message.full_name, self._comment(message)
         self._add_channel(name, "postbus.events", about)
         self._add_message(
             name, f"{name}.event", about, self._envelope("Event", "data", message, asked=False)
         )
         self._operations[name] = {"action": "send", "channel": {"$ref": f"#/channels/{name}"}}
+        if event_access(self._contracts, message) != "INTERNAL":
+            self._add_delivery(message)
+
+    def _add_delivery(self, message: Descriptor) -> None:
+        name, about = message.full_name, self._comment(message)
+        if user := message.fields_by_name.get(recipient(self._contracts, message)):
+            about += f"\n\nOnly the user that `{user.json_name}` names gets it."
         delivery = self._schemas.message(self._own[f"{_REALTIME}.Delivery"], asked=False)
         delivery["properties"]["data"] = self._typed(message)
         frame = self._own[f"{_REALTIME}.ServerFrame"].fields_by_name["event"]

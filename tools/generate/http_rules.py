@@ -9,6 +9,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescri
 
 from tools.generate.contracts import Contracts, GeneratorError
 from tools.generate.fields import is_plain_message, is_structured
+from tools.generate.options import expected_version
 
 __all__ = ["Binding", "FieldPath", "bindings", "json_path"]
 
@@ -67,6 +68,9 @@ class _Reader:
         self._contracts = contracts
         self._method = method
         self._request = method.input_type
+        expected = expected_version(contracts, method)
+        field = self._request.fields_by_name.get(expected)
+        self._in_header = {field.json_name} if field else set()
 
     def read(self, rule: Any) -> Binding:
         verb = rule.WhichOneof("pattern")
@@ -75,6 +79,9 @@ class _Reader:
         path, variables = self._path(getattr(rule, verb))
         body = self._body(verb, rule.body)
         said = {json_path(variable) for variable, _ in variables} | {body}
+        if self._in_header & said:
+            raise self._error("expected_version comes from If-Match, not from path or body")
+        said |= self._in_header
         query = () if rule.body == "*" else tuple(self._query(self._request, (), said))
         return Binding(
             verb=verb.upper(),

@@ -9,13 +9,14 @@ from google.protobuf.descriptor import MethodDescriptor
 from tools.generate.contracts import Contracts, GeneratorError
 from tools.generate.http_rules import Binding, bindings, json_path
 from tools.generate.json_values import take_apart
+from tools.generate.options import from_headers
+from tools.generate.rest_headers import RestHeaders
 from tools.generate.schemas import Schema, Schemas
 
 __all__ = ["openapi"]
 
 _ACCESS_USER: Final = 2
 _ACCESS_INTERNAL: Final = 3
-_NO_SIDE_EFFECTS: Final = 1
 _DERIVED: Final = frozenset({"update_mask"})
 """Fields that the gateway fills in for a PATCH."""
 _PROBLEM: Final[Schema] = {
@@ -59,22 +60,19 @@ _PROBLEM: Final[Schema] = {
         "traceId",
     ],
 }
+_REFERENCE: Final = {"$ref": "#/components/schemas/Problem"}
 _INFO: Final = """\
 Every failure is a problem (RFC 9457) with a code and a stable reason. Any request may say in the
 header `Request-Timeout` how many seconds to wait for the answer, from 0.001 to 30, and carry a
-`traceparent` (W3C Trace Context). Events, and the same methods over a WebSocket, are described in
-`/asyncapi.json`; the contracts themselves are at `/contracts`."""
-_IDEMPOTENCY_KEY: Final = {
-    "name": "Idempotency-Key",
-    "in": "header",
-    "description": "Names the operation: a repetition with the same key has no second effect.",
-    "schema": {"type": "string", "pattern": "^[\\x21-\\x7e]{1,128}$"},
-}
+`traceparent` (W3C Trace Context). What is read has an ETag: it comes again only if it has changed
+(`If-None-Match`), and where it has a version, a change can be bound to that (`If-Match`). Events,
+and the same methods over a WebSocket, are described in `/asyncapi.json`; the contracts themselves
+are at `/contracts`."""
 
 
 def openapi(contracts: Contracts) -> dict[str, Any]:
     """Return the document: what outsiders may call."""
-    schemas = Schemas(contracts)
+    schemas = Schemas(contracts, from_headers(contracts))
     rules = bindings(contracts)
     methods = [method for method in contracts.methods if rules[method.full_name]]
     public = [method for method in methods if _access(contracts, method) != _ACCESS_INTERNAL]
@@ -123,6 +121,7 @@ class _Operation:
         self._schemas = schemas
         self._method = method
         self._binding = binding
+        self._headers = RestHeaders(contracts, method, binding)
 
     def document(self, index: int) -> dict[str, Any]:
         """Return the operation; `index` tells the bindings of a method apart."""
@@ -133,7 +132,7 @@ class _Operation:
             "tags": [method.containing_service.name],
             "summary": summary,
             "description": description,
-            "parameters": [*self._path(), *self._query(), *self._headers()],
+            "parameters": [*self._path(), *self._query(), *self._headers.parameters()],
         }
         if self._binding.body:
             content = {"application/json": {"schema": self._body()}}
@@ -169,10 +168,6 @@ class _Operation:
                 "schema": schema,
             }
 
-    def _headers(self) -> list[Schema]:
-        safe = self._method.GetOptions().idempotency_level == _NO_SIDE_EFFECTS
-        return [] if safe else [_IDEMPOTENCY_KEY]
-
     def _body(self) -> Schema:
         request, binding = self._method.input_type, self._binding
         if binding.body != "*":
@@ -188,22 +183,25 @@ class _Operation:
         return self._schemas.message(request, asked=True, without=in_path | derived)
 
     def _responses(self) -> dict[str, Any]:
-        problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+        problem = {"application/problem+json": {"schema": _REFERENCE}}
         failure = {"description": "It failed.", "content": problem}
+        empty = self._binding.answer is None and not self._method.output_type.fields
+        done = {"description": "Done."} if empty else self._done()
+        return {
+            "204" if empty else str(self._binding.status): done | self._headers.of_success(),
+            **self._headers.responses(failure),
+            "default": failure,
+        }
+
+    def _done(self) -> Schema:
         answer = self._binding.answer
-        if answer is None and not self._method.output_type.fields:
-            return {"204": {"description": "Done."}, "default": failure}
         schema = (
             self._schemas.reference(self._method.output_type)
             if answer is None
             else self._schemas.field(answer, asked=False)
         )
         if self._method.server_streaming:
-            problem_ = problem["application/problem+json"]["schema"]
-            lines = {"type": "object", "properties": {"result": schema, "error": problem_}}
+            lines = {"type": "object", "properties": {"result": schema, "error": _REFERENCE}}
             content = {"application/x-ndjson": {"schema": lines}}
-            done = {"description": "A line for each message, as it comes.", "content": content}
-            return {str(self._binding.status): done, "default": failure}
-        content = {"application/json": {"schema": schema}}
-        done = {"description": "Done.", "content": content}
-        return {str(self._binding.status): done, "default": failure}
+            return {"description": "A line for each message, as it comes.", "content": content}
+        return {"description": "Done.", "content": {"application/json": {"schema": schema}}}

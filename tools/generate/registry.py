@@ -3,11 +3,19 @@
 from collections.abc import Iterator
 
 from betterproto.casing import snake_case
-from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
+from google.protobuf.descriptor import MethodDescriptor
 
 from tools.generate.contracts import Contracts, GeneratorError
 from tools.generate.http_rules import Binding, bindings, json_path
-from tools.generate.names import field_name, python_class
+from tools.generate.names import python_class
+from tools.generate.options import (
+    aggregate_version,
+    event_access,
+    expected_version,
+    method_access,
+    recipient,
+    response_version,
+)
 
 __all__ = ["registry_source"]
 
@@ -25,7 +33,7 @@ import betterproto.lib.google.protobuf
 
 
 class Access(StrEnum):
-    """Who may call a method."""
+    """Who may call a method, or hear of an event."""
 
     PUBLIC = "PUBLIC"
     USER = "USER"
@@ -61,7 +69,10 @@ class Method:
     """An rpc. `name` is its routing key, `timeout` the default budget in seconds.
 
     `streams` tells whether it answers with a stream of responses, `secret_response` whether its
-    response must not be stored.
+    response must not be stored, `ends_session` whether a call may end the caller's session.
+    `version` is the path of the version in its response and `expected_version` the field of its
+    request with the version that must be the current one, by the names of proto; both are empty
+    without one.
     """
 
     name: str
@@ -78,6 +89,9 @@ class Method:
     streams: bool
     idempotency: Idempotency
     secret_response: bool
+    ends_session: bool
+    version: tuple[str, ...]
+    expected_version: str
     http: tuple[HttpRule, ...]
 
 
@@ -87,6 +101,7 @@ class EventType:
 
     `version` is that of its meaning: raised by every change that would mislead consumers.
     `aggregate_version` is the path of the field with the aggregate's version, empty without one.
+    `access` says who may hear of it outside; with USER `recipient` is the field with the user's id.
     """
 
     name: str
@@ -94,16 +109,12 @@ class EventType:
     subject: str
     version: int
     aggregate_version: tuple[str, ...]
+    access: Access
+    recipient: str
 
 
 '''
 _DEFAULT_TIMEOUT_MS = 5000
-_INTEGERS = {
-    FieldDescriptor.CPPTYPE_INT32,
-    FieldDescriptor.CPPTYPE_INT64,
-    FieldDescriptor.CPPTYPE_UINT32,
-    FieldDescriptor.CPPTYPE_UINT64,
-}
 
 
 def registry_source(contracts: Contracts) -> str:
@@ -152,22 +163,18 @@ def _method(contracts: Contracts, method: MethodDescriptor, http: list[Binding])
         "response": python_class(method.output_type),
         "request_name": repr(method.input_type.full_name),
         "response_name": repr(method.output_type.full_name),
-        "access": f"Access.{_access(method, rules.access)}",
+        "access": f"Access.{method_access(contracts, method)}",
         "timeout": str((rules.default_timeout_ms or _DEFAULT_TIMEOUT_MS) / 1000),
         "streams": str(method.server_streaming),
         "idempotency": f"Idempotency.{_idempotency(method)}",
         "secret_response": str(rules.secret_response),
+        "ends_session": str(rules.ends_session),
+        "version": repr(response_version(contracts, method)),
+        "expected_version": repr(expected_version(contracts, method)),
         "http": _http(http),
     }
     lines = "".join(f"        {name}={value},\n" for name, value in values.items())
     return f'    "{method.full_name}": Method(\n{lines}    ),\n'
-
-
-def _access(method: MethodDescriptor, access: int) -> str:
-    names = {1: "PUBLIC", 2: "USER", 3: "INTERNAL"}
-    if access not in names:
-        raise GeneratorError(method, "say who may call it: (postbus.options.v1.method).access")
-    return names[access]
 
 
 def _idempotency(method: MethodDescriptor) -> str:
@@ -205,22 +212,8 @@ def _events(contracts: Contracts) -> Iterator[str]:
             f"        message={python_class(message)},\n"
             f"        subject={subject!r},\n"
             f"        version={rules.version or 1},\n"
-            f"        aggregate_version={_aggregate_version(message, rules.aggregate_version)},\n"
+            f"        aggregate_version={aggregate_version(contracts, message)},\n"
+            f"        access=Access.{event_access(contracts, message)},\n"
+            f"        recipient={recipient(contracts, message)!r},\n"
             "    ),\n"
         )
-
-
-def _aggregate_version(message: Descriptor, path: str) -> tuple[str, ...]:
-    """Return the Python names along the path."""
-    names: list[str] = []
-    kind: Descriptor | None = message
-    field = None
-    for part in path.split(".") if path else ():
-        field = kind.fields_by_name.get(part) if kind else None
-        if field is None or field.is_repeated:
-            raise GeneratorError(message, f"the event's aggregate_version is not a field: {path}")
-        names.append(field_name(field))
-        kind = field.message_type
-    if field is not None and field.cpp_type not in _INTEGERS:
-        raise GeneratorError(message, f"the event's aggregate_version is not an integer: {path}")
-    return tuple(names)

@@ -61,11 +61,13 @@ def _package(full_name: str) -> str:
 class Schemas:
     """Schemas of messages; those that are referred to gather in `components`.
 
-    A message that is both asked and answered has two: what clients send is stricter.
+    A message that is both asked and answered has two: what clients send is stricter. The fields
+    `unasked`, by full name, are in none that is asked.
     """
 
-    def __init__(self, contracts: Contracts) -> None:
+    def __init__(self, contracts: Contracts, unasked: frozenset[str] = frozenset()) -> None:
         self._contracts = contracts
+        self._unasked = unasked
         self._names = names_of(contracts)
         self._answered = reachable(
             chain(
@@ -102,6 +104,8 @@ class Schemas:
         whose absence breaks a rule, and nothing else than fields may be there.
         """
         fields = [field for field in message.fields if field.name not in without]
+        if asked:
+            fields = [field for field in fields if field.full_name not in self._unasked]
         refused = self._refused(message) if asked else set()
         required = [
             field.json_name

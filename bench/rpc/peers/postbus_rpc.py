@@ -2,9 +2,10 @@
 
 import json
 import time
+from importlib import import_module
+from typing import Any
 
 import loop
-from betterproto.lib.google.protobuf import Empty
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from jwt.algorithms import OKPAlgorithm
 from loop import POST, URL, arguments, closed_loop, for_ever
@@ -12,19 +13,13 @@ from pydantic import SecretStr
 
 from postbus.posts.v1 import (
     Author,
-    CreatePostRequest,
-    CreatePostResponse,
-    DeletePostRequest,
-    GetPostRequest,
-    GetPostResponse,
     ListPostsRequest,
     ListPostsResponse,
     Post,
     PostsServiceBase,
     PostsServiceStub,
-    UpdatePostRequest,
-    UpdatePostResponse,
 )
+from postbus.registry import METHODS, Method
 from shared import collector
 from shared.context import Context
 from shared.identity import TokenVerifier
@@ -51,21 +46,20 @@ class Posts:
         )
         return ListPostsResponse(posts=[post])
 
-    @MessagePattern(PostsServiceBase.create_post)
-    async def create_post(self, _: CreatePostRequest, _context: Context) -> CreatePostResponse:
-        return CreatePostResponse()
 
-    @MessagePattern(PostsServiceBase.get_post)
-    async def get_post(self, _: GetPostRequest, _context: Context) -> GetPostResponse:
-        return GetPostResponse()
+def _idle(method: Method) -> Any:
+    """A handler that is never called."""
+    module, service, name = method.handler.rsplit(".", 2)
 
-    @MessagePattern(PostsServiceBase.update_post)
-    async def update_post(self, _: UpdatePostRequest, _context: Context) -> UpdatePostResponse:
-        return UpdatePostResponse()
+    async def handler(_self: object, _request: Any, _context: Context) -> Any:
+        return method.response()
 
-    @MessagePattern(PostsServiceBase.delete_post)
-    async def delete_post(self, _: DeletePostRequest, _context: Context) -> Empty:
-        return Empty()
+    return MessagePattern(getattr(getattr(import_module(module), service), name))(handler)
+
+
+for _method in METHODS.values():
+    if _method.worker == "posts" and not _method.name.endswith(".ListPosts"):
+        setattr(Posts, _method.handler, _idle(_method))
 
 
 def _verifier() -> TokenVerifier:

@@ -18,6 +18,7 @@ from gateway.events import EventFeed
 from gateway.health import Health
 from gateway.metrics import Metrics, RequestMetrics
 from gateway.problems import HttpError, problem
+from gateway.revocations import SessionVerifier
 from gateway.websocket import WebSocketEndpoint
 from shared.errors import Code, ServiceError, internal
 from shared.identity import TokenVerifier
@@ -32,10 +33,12 @@ _log = structlog.get_logger()
 def build_app(bus: MessageBus, verifier: TokenVerifier, *, max_body_bytes: int) -> FastAPI:
     """Return the gateway, calling over `bus` and hearing its events while it runs."""
     feed, metrics, health = EventFeed(bus), Metrics(bus), Health(bus)
+    sessions = SessionVerifier(bus, verifier)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        hearing = asyncio.create_task(feed.run())  # waits where the broker is away
+        # They wait where the broker is away.
+        hearing = asyncio.gather(feed.run(), sessions.run())
         yield
         hearing.cancel()
         with suppress(asyncio.CancelledError):
@@ -48,10 +51,10 @@ def build_app(bus: MessageBus, verifier: TokenVerifier, *, max_body_bytes: int) 
         redirect_slashes=False,
     )
     app.router.routes.extend(publication_routes())
-    app.router.routes.append(contract_routes(bus, verifier, max_body_bytes))
+    app.router.routes.append(contract_routes(bus, sessions, max_body_bytes))
     app.router.routes.extend(
         [
-            WebSocketRoute("/ws", WebSocketEndpoint(bus, verifier, feed, metrics)),
+            WebSocketRoute("/ws", WebSocketEndpoint(bus, sessions, feed, metrics)),
             Route("/healthz", health.live),
             Route("/readyz", health.ready),
             Route("/metrics", metrics.expose),

@@ -1,8 +1,9 @@
 """What REST and WebSocket calls have in common on their way to the bus."""
 
+from gateway.revocations import SessionVerifier
 from postbus.registry import METHODS, Access, Method
 from shared.errors import Code, ServiceError
-from shared.identity import TokenVerifier, token_missing
+from shared.identity import token_missing
 
 __all__ = ["MAX_TIMEOUT", "authorize", "public_method"]
 
@@ -18,9 +19,9 @@ def public_method(name: str) -> Method:
     return method
 
 
-def authorize(method: Method, access_token: str, verifier: TokenVerifier) -> None:
+def authorize(method: Method, access_token: str, verifier: SessionVerifier) -> None:
     """Refuse callers that the method is not for: UNAUTHENTICATED. A bad token is never ignored."""
     if access_token:
-        verifier.verify(access_token)
+        verifier.verify(access_token, ended=method.ends_session)
     elif method.access is not Access.PUBLIC:
         raise token_missing()

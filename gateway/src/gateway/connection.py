@@ -9,13 +9,14 @@ import structlog
 from google.protobuf.message import Message
 
 from gateway.calls import MAX_TIMEOUT, public_method
-from gateway.events import EventFeed, Listener
+from gateway.events import CLIENT_EVENTS, EventFeed, Listener
 from gateway.frames import frame_id, read_client_frame, server_frame
+from gateway.revocations import SessionVerifier
 from gateway.transcoding import Document, read_json, to_json
 from postbus.bus.v1 import Outcome
-from postbus.registry import EVENTS, Method
+from postbus.registry import Method
 from shared.errors import Code, ServiceError, internal
-from shared.identity import Caller, TokenVerifier
+from shared.identity import Caller
 from shared.messagebus import Call, MessageBus, call_method
 from shared.trace import new_traceparent, trace_id
 from shared.wire import encode, message_class, parse, require_valid
@@ -38,7 +39,7 @@ class Connection:
     `authenticated` tells who the client is; `overflowed` is set once too much waits for it.
     """
 
-    def __init__(self, bus: MessageBus, verifier: TokenVerifier, feed: EventFeed) -> None:
+    def __init__(self, bus: MessageBus, verifier: SessionVerifier, feed: EventFeed) -> None:
         self.authenticated: asyncio.Future[Caller] = asyncio.get_running_loop().create_future()
         self._bus = bus
         self._verifier = verifier
@@ -94,14 +95,17 @@ class Connection:
         answer.expires_at.FromDatetime(caller.expires_at)  # type: ignore[attr-defined]
         self._send("authenticated", answer, id_=frame.id)
 
-    def _require_authenticated(self) -> None:
+    def _require_caller(self) -> Caller:
         if not self.authenticated.done():
             raise ServiceError(
                 Code.UNAUTHENTICATED, "TOKEN_MISSING", "Authenticate with the first frame."
             )
+        caller = self.authenticated.result()
+        self._verifier.require_open(caller)
+        return caller
 
     def _call(self, frame: Any) -> None:
-        self._require_authenticated()
+        self._require_caller()
         if len(self._calls) >= _MAX_CALLS:
             raise ServiceError(
                 Code.RESOURCE_EXHAUSTED,
@@ -119,7 +123,7 @@ class Connection:
         call.add_done_callback(lambda _: self._calls.pop(id_, None))
 
     def _cancel(self, frame: Any) -> None:
-        self._require_authenticated()
+        self._require_caller()
         call = self._calls.get(frame.cancel.call)
         if call is None:
             raise ServiceError(Code.NOT_FOUND, "UNKNOWN_CALL", "No such call is running.")
@@ -172,8 +176,8 @@ class Connection:
         )
 
     def _subscribe(self, frame: Any) -> None:
-        self._require_authenticated()
-        unknown = [name for name in frame.subscribe.types if name not in EVENTS]
+        caller = self._require_caller()
+        unknown = [name for name in frame.subscribe.types if name not in CLIENT_EVENTS]
         if unknown:
             raise ServiceError(
                 Code.INVALID_ARGUMENT, "UNKNOWN_EVENT", "There is no event of such a type."
@@ -190,12 +194,12 @@ class Connection:
             self._send_document("event", delivery, id_=id_)
 
         for name in frame.subscribe.types:
-            self._feed.listen(name, listener)
+            self._feed.listen(name, listener, user_id=caller.user_id)
         self._subscriptions[id_] = listener
         self._send("subscribed", message_class(_REALTIME + "Subscribed")(), id_=id_)
 
     def _unsubscribe(self, frame: Any) -> None:
-        self._require_authenticated()
+        self._require_caller()
         listener = self._subscriptions.pop(frame.unsubscribe.subscription, None)
         if listener is None:
             raise ServiceError(

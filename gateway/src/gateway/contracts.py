@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import html
-import re
 from functools import cache
 from importlib.metadata import distribution
 from importlib.resources import files
@@ -13,6 +12,8 @@ from string import Template
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
+
+from gateway.conditional import names_tag
 
 __all__ = ["contracts_page", "publication_routes"]
 
@@ -68,13 +69,9 @@ class Document:
 
     async def answer(self, request: Request) -> Response:
         """Answer GET and HEAD."""
-        if self._is_known(", ".join(request.headers.getlist("if-none-match"))):
+        if names_tag(request.headers.getlist("if-none-match"), self._etag):
             return Response(status_code=304, headers=self._validators)
         return Response(self._body, headers=self._headers)
-
-    def _is_known(self, if_none_match: str) -> bool:
-        """RFC 9110, section 13.1.2: by weak comparison, so W/ does not count."""
-        return if_none_match.strip() == "*" or self._etag in re.findall('"[^"]*"', if_none_match)
 
 
 def publication_routes() -> list[Route]:

@@ -4,48 +4,47 @@ Plain ASGI, not FastAPI routes: their machinery costs several times what the cal
 """
 
 import asyncio
-import re
 import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Final
 
-from starlette.datastructures import Headers
+from google.protobuf.message import Message
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.calls import MAX_TIMEOUT, authorize
+from gateway.answers import cache_control, success
+from gateway.calls import authorize
+from gateway.conditional import Conditions
+from gateway.disconnect import cancelled_by_disconnect
 from gateway.problems import HttpError, problem
+from gateway.request_headers import bearer_token, operation_id, timeout
+from gateway.revocations import SessionVerifier
 from gateway.routing import ContractRoutes
 from gateway.streaming import stream_response
 from gateway.transcoding import Transcoder
-from postbus.registry import METHODS, Access, HttpRule, Method
+from postbus.registry import METHODS, Access, Method
 from shared.errors import Code, ServiceError
-from shared.identity import TokenVerifier
 from shared.messagebus import Call, MessageBus, call_method
 from shared.trace import child_traceparent, trace_id
 
 __all__ = ["Endpoint", "contract_routes"]
 
-_OPERATION_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 _BODY_SECONDS: Final = 30.0
-_SECONDS: Final = re.compile(r"\d{1,3}(\.\d{1,20})?")
-_MIN_TIMEOUT: Final = 0.001
 
 
 def contract_routes(
-    bus: MessageBus, verifier: TokenVerifier, max_body_bytes: int
+    bus: MessageBus, verifier: SessionVerifier, max_body_bytes: int
 ) -> ContractRoutes:
     """Return the routes of the contract."""
-    by_path: dict[str, dict[str, tuple[Method, HttpRule]]] = {}
+    by_path: dict[str, dict[str, Transcoder]] = {}
     for method in METHODS.values():
         for rule in method.http if method.access is not Access.INTERNAL else ():
-            by_path.setdefault(rule.path, {})[rule.verb] = (method, rule)
+            by_path.setdefault(rule.path, {})[rule.verb] = Transcoder(method, rule)
     return ContractRoutes(
         {
-            path: Endpoint(path, rules, bus, verifier, max_body_bytes)
-            for path, rules in by_path.items()
+            path: Endpoint(path, bindings, bus, verifier, max_body_bytes)
+            for path, bindings in by_path.items()
         }
     )
 
@@ -56,15 +55,13 @@ class Endpoint:
     def __init__(
         self,
         path: str,
-        rules: Mapping[str, tuple[Method, HttpRule]],
+        bindings: Mapping[str, Transcoder],
         bus: MessageBus,
-        verifier: TokenVerifier,
+        verifier: SessionVerifier,
         max_body_bytes: int,
     ) -> None:
         self._path = path
-        self._rules = {
-            verb: (method, rule, Transcoder(method, rule)) for verb, (method, rule) in rules.items()
-        }
+        self._bindings = bindings
         self._bus = bus
         self._verifier = verifier
         self._max_body_bytes = max_body_bytes
@@ -82,34 +79,31 @@ class Endpoint:
         except ClientDisconnect:
             return
         response.headers["Trace-Id"] = trace
+        response.headers["Vary"] = "Authorization"
         await response(scope, receive, send)
 
     async def _answer(self, request: Request, traceparent: str, trace: str) -> Response:
-        method, rule, transcoder = self._rule(request.method)
-        token = _bearer_token(request.headers)
-        authorize(method, token, self._verifier)
-        body = await self._body(request) if rule.body else b""
-        message = transcoder.read(request.path_params, request.query_params.multi_items(), body)
-        call = Call.new(
-            message.SerializeToString(),
-            deadline=time.time() + _timeout(request.headers, method),
-            access_token=token,
-            traceparent=traceparent,
-            operation_id=_operation_id(request.headers),
-        )
+        binding = self._binding(request.method)
+        method = binding.method
+        authorize(method, bearer_token(request.headers), self._verifier)
+        conditions = Conditions(method, request.method, request.headers)
+        message = await self._message(request, binding)
+        conditions.expect(message)
+        call = _call(request, method, message, traceparent)
         if method.streams:
             payloads = self._bus.stream(method.name, call)
-            return await stream_response(payloads, transcoder, rule.status, trace)
-        with _cancelled_by_disconnect(request):
-            payload = await call_method(self._bus, method, call)
-        content = transcoder.write(payload)
-        status = rule.status if content else 204
-        return Response(content, status, media_type="application/json" if content else None)
+            response: Response = await stream_response(payloads, binding, trace)
+        else:
+            with cancelled_by_disconnect(request):
+                payload = await call_method(self._bus, method, call)
+            response = success(binding, payload, conditions, replayed=call.replayed)
+        response.headers["Cache-Control"] = cache_control(method)
+        return response
 
-    def _rule(self, verb: str) -> tuple[Method, HttpRule, Transcoder]:
-        found = self._rules.get("GET" if verb == "HEAD" else verb)
+    def _binding(self, verb: str) -> Transcoder:
+        found = self._bindings.get("GET" if verb == "HEAD" else verb)
         if found is None:
-            allowed = {*self._rules, *(["HEAD"] if "GET" in self._rules else [])}
+            allowed = {*self._bindings, *(["HEAD"] if "GET" in self._bindings else [])}
             raise HttpError(
                 405,
                 Code.UNIMPLEMENTED,
@@ -118,6 +112,10 @@ class Endpoint:
                 headers={"Allow": ", ".join(sorted(allowed))},
             )
         return found
+
+    async def _message(self, request: Request, binding: Transcoder) -> Message:
+        body = await self._body(request) if binding.rule.body else b""
+        return binding.read(request.path_params, request.query_params.multi_items(), body)
 
     async def _body(self, request: Request) -> bytes:
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -150,71 +148,11 @@ class Endpoint:
         return bytes(body)
 
 
-def _bearer_token(headers: Headers) -> str:
-    value = headers.get("authorization", "")
-    scheme, _, token = value.partition(" ")
-    if value and (scheme.lower() != "bearer" or not token.strip()):
-        raise ServiceError(
-            Code.UNAUTHENTICATED, "TOKEN_INVALID", "Send the access token as `Bearer <token>`."
-        )
-    return token.strip()
-
-
-def _timeout(headers: Headers, method: Method) -> float:
-    """Seconds that the client gives the call, or else the method's own."""
-    value = headers.get("request-timeout")
-    if value is None:
-        return method.timeout
-    if not _SECONDS.fullmatch(value) or not _MIN_TIMEOUT <= float(value) <= MAX_TIMEOUT:
-        raise HttpError(
-            400,
-            Code.INVALID_ARGUMENT,
-            "REQUEST_TIMEOUT_INVALID",
-            f"Request-Timeout takes seconds, from {_MIN_TIMEOUT} to {MAX_TIMEOUT:.0f}.",
-        )
-    return float(value)
-
-
-class _cancelled_by_disconnect:  # noqa: N801  # a context manager
-    """Cancels the task inside once the client has gone: ClientDisconnect."""
-
-    __slots__ = ("_gone", "_listener", "_request", "_task")
-
-    def __init__(self, request: Request) -> None:
-        self._request = request
-        self._gone = False
-
-    def __enter__(self) -> None:
-        self._task = asyncio.current_task()
-        self._listener = asyncio.create_task(self._listen())
-
-    async def _listen(self) -> None:
-        while (await self._request.receive())["type"] != "http.disconnect":
-            pass  # what is left of the body
-        self._gone = True
-        if self._task is not None:
-            self._task.cancel()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        self._listener.cancel()
-        if self._gone and kind is asyncio.CancelledError:
-            raise ClientDisconnect from None
-
-
-def _operation_id(headers: Headers) -> str:
-    value = headers.get("idempotency-key")
-    if value is None:
-        return ""
-    if not _OPERATION_ID.fullmatch(value):
-        raise HttpError(
-            400,
-            Code.INVALID_ARGUMENT,
-            "IDEMPOTENCY_KEY_INVALID",
-            "Idempotency-Key takes 1 to 128 visible ASCII characters.",
-        )
-    return value
+def _call(request: Request, method: Method, message: Message, traceparent: str) -> Call:
+    return Call.new(
+        message.SerializeToString(),
+        deadline=time.time() + timeout(request.headers, method),
+        access_token=bearer_token(request.headers),
+        traceparent=traceparent,
+        operation_id=operation_id(request.headers),
+    )

@@ -84,7 +84,9 @@ def problem(error: ServiceError, trace_id: str) -> Response:
 
 
 def _headers(error: ServiceError, status: int) -> dict[str, str]:
-    headers = dict(error.headers) if isinstance(error, HttpError) else {}
+    headers = {"Cache-Control": "no-store"}
+    if isinstance(error, HttpError):
+        headers |= error.headers
     if status == 401:  # RFC 9110, section 11.6.1
         headers["WWW-Authenticate"] = 'Bearer realm="postbus"'
     if error.retry_after is not None:

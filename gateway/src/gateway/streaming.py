@@ -14,7 +14,7 @@ __all__ = ["stream_response"]
 
 
 async def stream_response(
-    payloads: AsyncGenerator[bytes, None], transcoder: Transcoder, status: int, trace_id: str
+    payloads: AsyncGenerator[bytes, None], transcoder: Transcoder, trace_id: str
 ) -> StreamingResponse:
     """Return the response once the stream has begun; raises what ends it before.
 
@@ -33,8 +33,9 @@ async def stream_response(
             except ServiceError as error:
                 yield b'{"error":' + bytes(problem(error, trace_id).body) + b"}\n"
 
-    return StreamingResponse(lines(), status, media_type="application/x-ndjson")
+    return StreamingResponse(lines(), transcoder.rule.status, media_type="application/x-ndjson")
 
 
 def _line(transcoder: Transcoder, payload: bytes) -> bytes:
-    return b'{"result":' + (transcoder.write(payload) or orjson.dumps({})) + b"}\n"
+    line = transcoder.write(transcoder.response(payload))
+    return b'{"result":' + (line or orjson.dumps({})) + b"}\n"

@@ -45,23 +45,28 @@ class Transcoder:
     """One binding of a method: what HTTP says of the request, and how the answer is written."""
 
     def __init__(self, method: Method, rule: HttpRule) -> None:
-        self._method = method
-        self._rule = rule
+        self.method = method
+        self.rule = rule
         self._request = message_class(method.request_name)
-        self._said = {path for path, _ in rule.variables} | {rule.body}
+        self._said = {path for path, _ in rule.variables} | {rule.body} | self._in_header()
         self._patches = rule.verb == "PATCH" and _MASK in self._request.DESCRIPTOR.fields_by_name
+
+    def _in_header(self) -> set[str]:
+        """The field that comes from If-Match, and from nowhere else."""
+        field = self._request.DESCRIPTOR.fields_by_name.get(self.method.expected_version)
+        return {field.json_name} if field else set()
 
     def read(
         self, parameters: Mapping[str, str], query: Iterable[tuple[str, str]], body: bytes
     ) -> Message:
         """Return the request message; INVALID_ARGUMENT with every violation."""
         document, sent = self._body(body)
-        for path, template in self._rule.variables:
+        for path, template in self.rule.variables:
             place = _Place(self._request.DESCRIPTOR, path)
             place.put(document, _filled(template, parameters))
         for name, value in query:
             place = _Place(self._request.DESCRIPTOR, name)
-            if self._rule.body == "*" or place.path in self._said:  # it is said elsewhere
+            if self.rule.body == "*" or place.path in self._said:  # it is said elsewhere
                 raise _unknown(name)
             place.put(document, value)
         message = self._validated(document)
@@ -71,11 +76,11 @@ class Transcoder:
 
     def _body(self, body: bytes) -> tuple[Document, Document]:
         """What the body says of the request, and what the client sent of the resource."""
-        if not self._rule.body:
+        if not self.rule.body:
             return {}, {}
         value = read_json(body)
-        if self._rule.body != "*":
-            return {self._rule.body: value}, dict(value) if isinstance(value, dict) else {}
+        if self.rule.body != "*":
+            return {self.rule.body: value}, dict(value) if isinstance(value, dict) else {}
         if not isinstance(value, dict):
             raise HttpError(
                 400, Code.INVALID_ARGUMENT, "NOT_AN_OBJECT", "The body must be a JSON object."
@@ -85,7 +90,7 @@ class Transcoder:
     def _validated(self, document: Document) -> Message:
         """Where the document is a message, its violations are those that a worker would find."""
         try:
-            REQUESTS[self._method.request_name].model_validate(document)
+            REQUESTS[self.method.request_name].model_validate(document)
         except ValidationError as error:
             raise invalid_fields(self._rules_broken(document) or _violations(error)) from None
         message = parse_document(self._request, document)
@@ -103,21 +108,24 @@ class Transcoder:
         if message.update_mask.paths:
             return
         resource = message.DESCRIPTOR
-        if self._rule.body != "*":
-            resource = _field(resource, self._rule.body).message_type
-        in_path = {path for path, _ in self._rule.variables}
+        if self.rule.body != "*":
+            resource = _field(resource, self.rule.body).message_type
+        in_path = {path for path, _ in self.rule.variables}
         members = {name: value for name, value in sent.items() if name not in in_path}
         if paths := _paths(resource, members):
             message.update_mask.paths.extend(paths)
 
-    def write(self, payload: bytes) -> bytes:
-        """Return the body of the response, empty for an empty message."""
-        message = parse(self._method.response_name, payload)
-        if not message.DESCRIPTOR.fields:
+    def response(self, payload: bytes) -> Message:
+        """Return the response message that a reply carries."""
+        return parse(self.method.response_name, payload)
+
+    def write(self, response: Message) -> bytes:
+        """Return the body that tells of a response, empty for an empty message."""
+        if not response.DESCRIPTOR.fields:
             return b""
-        document = to_json(message)
-        if self._rule.response_body:
-            return orjson.dumps(document.get(self._rule.response_body))
+        document = to_json(response)
+        if self.rule.response_body:
+            return orjson.dumps(document.get(self.rule.response_body))
         return orjson.dumps(document)
 
 

@@ -12,8 +12,8 @@ from gateway.connection import Connection
 from gateway.events import EventFeed
 from gateway.metrics import Metrics
 from gateway.problems import CLOSE_CODES
+from gateway.revocations import SessionVerifier
 from shared.errors import Code, ServiceError
-from shared.identity import TokenVerifier
 from shared.messagebus import MessageBus
 
 __all__ = ["WebSocketEndpoint"]
@@ -27,7 +27,7 @@ class WebSocketEndpoint:
     """Accepts WebSockets: an ASGI application."""
 
     def __init__(
-        self, bus: MessageBus, verifier: TokenVerifier, feed: EventFeed, metrics: Metrics
+        self, bus: MessageBus, verifier: SessionVerifier, feed: EventFeed, metrics: Metrics
     ) -> None:
         self._bus = bus
         self._verifier = verifier
@@ -35,13 +35,13 @@ class WebSocketEndpoint:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one client until it leaves, its token expires, or it is too slow."""
+        """Serve one client until it leaves, its token or session ends, or it is too slow."""
         socket = WebSocket(scope, receive, send)
         await socket.accept()
         connection = Connection(self._bus, self._verifier, self._feed)
         with self._metrics.sockets.track_inprogress():
             try:
-                ended = await _serve(socket, connection, self._feed)
+                ended = await self._serve(socket, connection)
             finally:
                 await connection.close()
         if ended is not None:
@@ -49,25 +49,28 @@ class WebSocketEndpoint:
                 async with asyncio.timeout(_CLOSE_SECONDS):
                     await socket.close(CLOSE_CODES[ended.code], ended.reason)
 
+    async def _serve(self, socket: WebSocket, connection: Connection) -> ServiceError | None:
+        """Run until one side ends; return why, if it is we who end it."""
+        tasks = {
+            asyncio.create_task(work)
+            for work in (
+                _read(socket, connection),
+                _write(socket, connection),
+                _expire(connection, self._verifier),
+                _overflow(connection),
+                _miss_events(connection, self._feed),
+            )
+        }
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return _reason(done)
 
-async def _serve(socket: WebSocket, connection: Connection, feed: EventFeed) -> ServiceError | None:
-    """Run until one side ends; return why, if it is we who end it."""
-    tasks = {
-        asyncio.create_task(work)
-        for work in (
-            _read(socket, connection),
-            _write(socket, connection),
-            _expire(connection),
-            _overflow(connection),
-            _miss_events(connection, feed),
-        )
-    }
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+
+def _reason(done: set[asyncio.Task[None]]) -> ServiceError | None:
     for task in done:
         try:
             task.result()
@@ -109,8 +112,8 @@ async def _miss_events(connection: Connection, feed: EventFeed) -> None:
             )
 
 
-async def _expire(connection: Connection) -> None:
-    """End a connection that does not say who it is, or whose token has expired."""
+async def _expire(connection: Connection, verifier: SessionVerifier) -> None:
+    """End a connection that does not say who it is, or whose token or session has ended."""
     try:
         async with asyncio.timeout(_AUTHENTICATION_SECONDS):
             caller = await connection.authenticated
@@ -118,5 +121,10 @@ async def _expire(connection: Connection) -> None:
         raise ServiceError(
             Code.UNAUTHENTICATED, "TOKEN_MISSING", "Authenticate with the first frame."
         ) from None
-    await asyncio.sleep((caller.expires_at - datetime.now(UTC)).total_seconds())
-    raise ServiceError(Code.UNAUTHENTICATED, "TOKEN_EXPIRED", "The access token has expired.")
+    try:
+        async with asyncio.timeout((caller.expires_at - datetime.now(UTC)).total_seconds()):
+            await verifier.until_revoked(caller)
+    except TimeoutError:
+        raise ServiceError(
+            Code.UNAUTHENTICATED, "TOKEN_EXPIRED", "The access token has expired."
+        ) from None

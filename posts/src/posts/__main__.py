@@ -1,16 +1,32 @@
-"""`python -m posts`: run the worker. `python -m posts migrate`: create the indexes."""
+"""`python -m posts`: run the worker. `python -m posts migrate [VERSION]`: bring the database up to
+date, or to an older version. `python -m posts repair`: set right what is wrong, and say what.
+"""
 
 import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from posts.authors import AuthorCards
+from posts.authors import AuthorCards, AuthorRepository
+from posts.comment_handlers import CommentHandlers
+from posts.comments import CommentRepository
+from posts.erasure import Erasure
+from posts.follows import FollowRepository
 from posts.handlers import PostHandlers
-from posts.repository import AuthorRepository, PostRepository
+from posts.likes import LikeRepository
+from posts.lists import ListHandlers
+from posts.migrations import MIGRATIONS
+from posts.notification_handlers import NotificationHandlers
+from posts.notifications import NotificationRepository
+from posts.repair import repair
+from posts.repository import PostRepository
 from posts.settings import PostsSettings
+from posts.tags import TagRepository
+from posts.views import Views
 from shared.messagebus import MessageBus
-from shared.mongo import open_mongo
+from shared.mongo import Mongo, open_mongo
+from shared.mongo_migrations import migrate
+from shared.pages import Pages
 from shared.settings import load
 from shared.worker import Application, run_worker
 
@@ -22,23 +38,80 @@ def main() -> None:
         case []:
             run_worker("posts", settings, lambda bus: _application(settings, bus))
         case ["migrate"]:
-            asyncio.run(_migrate(settings))
+            asyncio.run(_migrate(settings, len(MIGRATIONS)))
+        case ["migrate", version] if version in map(str, range(len(MIGRATIONS) + 1)):
+            asyncio.run(_migrate(settings, int(version)))
+        case ["repair"]:
+            asyncio.run(_repair(settings))
         case _:
-            sys.exit("usage: python -m posts [migrate]")
+            sys.exit(f"usage: python -m posts [migrate [0-{len(MIGRATIONS)}] | repair]")
 
 
 @asynccontextmanager
 async def _application(settings: PostsSettings, bus: MessageBus) -> AsyncIterator[Application]:
     async with open_mongo(settings.mongo_url) as mongo:
-        authors = AuthorCards(AuthorRepository(mongo), bus)
-        posts = PostHandlers(PostRepository(mongo), authors)
-        yield Application(handlers=[posts, authors], probes={"mongodb": mongo.ping}, store=mongo)
+        handlers = _handlers(mongo, bus, Pages(settings.page_token_key))
+        yield Application(handlers=handlers, probes={"mongodb": mongo.ping}, store=mongo)
 
 
-async def _migrate(settings: PostsSettings) -> None:
+def _handlers(mongo: Mongo, bus: MessageBus, pages: Pages) -> list[object]:
+    posts, comments, likes = PostRepository(mongo), CommentRepository(mongo), LikeRepository(mongo)
+    follows, notifications = FollowRepository(mongo), NotificationRepository(mongo)
+    cards = AuthorRepository(mongo)
+    authors = AuthorCards(cards, follows, bus)
+    views = Views(authors, follows, likes)
+    return [
+        authors,
+        PostHandlers(posts=posts, likes=likes, authors=authors, views=views),
+        ListHandlers(
+            posts=posts,
+            likes=likes,
+            tags=TagRepository(mongo),
+            authors=authors,
+            views=views,
+            pages=pages,
+        ),
+        CommentHandlers(comments=comments, posts=posts, authors=authors, views=views, pages=pages),
+        NotificationHandlers(
+            notifications=notifications,
+            authors=cards,
+            follows=follows,
+            likes=likes,
+            views=views,
+            pages=pages,
+        ),
+        Erasure(
+            posts=posts,
+            comments=comments,
+            likes=likes,
+            follows=follows,
+            notifications=notifications,
+            authors=cards,
+        ),
+    ]
+
+
+async def _migrate(settings: PostsSettings, version: int) -> None:
     async with open_mongo(settings.mongo_url) as mongo:
+        await migrate(mongo, MIGRATIONS, version)
+        if version < len(MIGRATIONS):
+            return
         await mongo.create_indexes()
-        await PostRepository(mongo).create_indexes()
+        for repository in (
+            PostRepository,
+            CommentRepository,
+            LikeRepository,
+            FollowRepository,
+            NotificationRepository,
+            AuthorRepository,
+        ):
+            await repository(mongo).create_indexes()
+
+
+async def _repair(settings: PostsSettings) -> None:
+    async with open_mongo(settings.mongo_url) as mongo:
+        async for finding in repair(mongo):
+            print(f"posts: {finding}")  # noqa: T201  # a command's answer
 
 
 if __name__ == "__main__":

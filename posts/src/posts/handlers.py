@@ -1,130 +1,184 @@
-"""What the worker `posts` answers: one method per rpc of proto/postbus/posts/v1/posts.proto."""
+"""What users write: the rpcs of PostsService in proto/postbus/posts/v1/posts.proto that read or
+change one post.
+"""
 
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from typing import Any, Final
 
 from betterproto.lib.google.protobuf import Empty
 from uuid_utils.compat import uuid7
 
-from postbus.posts.v1 import (
-    Author as AuthorMessage,
-)
 from postbus.posts.v1 import (
     CreatePostRequest,
     CreatePostResponse,
     DeletePostRequest,
     GetPostRequest,
     GetPostResponse,
-    ListPostsRequest,
-    ListPostsResponse,
+    LikePostRequest,
+    LikePostResponse,
     PostCreated,
     PostDeleted,
+    PostLiked,
+    PostPublished,
     PostsServiceBase,
+    PostStatus,
+    PostUnliked,
+    PostUnpublished,
     PostUpdated,
+    PublishPostRequest,
+    PublishPostResponse,
+    UnlikePostRequest,
+    UnlikePostResponse,
+    UnpublishPostRequest,
+    UnpublishPostResponse,
     UpdatePostRequest,
     UpdatePostResponse,
 )
-from postbus.posts.v1 import Post as PostMessage
 from posts.authors import AuthorCards
-from posts.models import Author, Post
-from posts.pages import page_token, read_page_token
+from posts.likes import LikeRepository
+from posts.models import DRAFT, PUBLISHED, Post
 from posts.repository import PostRepository
+from posts.rules import own_post, published_post, readable_post
+from posts.texts import distinct_tags
+from posts.times import now
+from posts.views import Views, author_message, post_message
 from shared.context import Context
 from shared.errors import Code, ServiceError
 from shared.messagebus import MessagePattern, publish
 
 __all__ = ["PostHandlers"]
 
-_DEFAULT_PAGE_SIZE = 20
-_CHANGEABLE = {"title", "body"}
+_CHANGEABLE: Final = {"title", "summary", "body", "tags"}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PostHandlers:
-    """What users write."""
+    """One post. Events tell of published posts alone: nobody hears of a draft."""
 
-    def __init__(self, posts: PostRepository, authors: AuthorCards) -> None:
-        self._posts = posts
-        self._authors = authors
+    posts: PostRepository
+    likes: LikeRepository
+    authors: AuthorCards
+    views: Views
 
     @MessagePattern(PostsServiceBase.create_post)
     async def create_post(self, request: CreatePostRequest, context: Context) -> CreatePostResponse:
         """Store the post, then tell everyone."""
-        author = await self._authors.of_caller(context)
-        now = _now()
-        post = Post(
-            id=str(uuid7()),
-            author_id=author.id,
-            title=request.title,
-            body=request.body,
-            created_at=now,
-            updated_at=now,
-        )
-        await self._posts.add(post)
-        message = _to_message(post, author)
-        await publish(PostCreated(post_id=post.id, post=message))
+        author = await self.authors.of_caller(context)
+        post = _new_post(request, author.id)
+        await self.posts.add(post)
+        message = post_message(post, author_message(author.id, author))
+        if post.published:
+            await publish(PostCreated(post_id=post.id, post=message))
         return CreatePostResponse(post=message)
 
     @MessagePattern(PostsServiceBase.get_post)
-    async def get_post(self, request: GetPostRequest, _context: Context) -> GetPostResponse:
-        """Return one post."""
-        post = await self._posts.get(request.id)
-        if post is None:
-            raise _not_found()
-        [message] = await self._with_authors([post])
-        return GetPostResponse(post=message)
-
-    @MessagePattern(PostsServiceBase.list_posts)
-    async def list_posts(self, request: ListPostsRequest, _context: Context) -> ListPostsResponse:
-        """Return a page, and a token for the next if there is one."""
-        size = request.page_size or _DEFAULT_PAGE_SIZE
-        found = await self._posts.newest(
-            author_id=request.author_id,
-            before=read_page_token(request.page_token),
-            limit=size + 1,
-        )
-        page = found[:size]
-        return ListPostsResponse(
-            posts=await self._with_authors(page),
-            next_page_token=page_token(page[-1].id) if len(found) > size else "",
-        )
+    async def get_post(self, request: GetPostRequest, context: Context) -> GetPostResponse:
+        """Return a post that the caller may read."""
+        post = await readable_post(self.posts, request.id, context)
+        return GetPostResponse(post=await self.views.post(post, context))
 
     @MessagePattern(PostsServiceBase.update_post)
     async def update_post(self, request: UpdatePostRequest, context: Context) -> UpdatePostResponse:
-        """Change the fields that the mask names; an empty mask changes nothing."""
-        changes = _changes(request)
-        post = await self._posts.change(request.id, context.user_id, changes, _now())
-        if post is None:
-            raise await self._why_not(request.id)
-        [message] = await self._with_authors([post])
+        """Change the fields that the mask names and that are not so already."""
+        post = await own_post(self.posts, request.id, context, request.expected_version)
+        changes = _changes(request, post)
         if changes:
-            await publish(PostUpdated(post_id=post.id, post=message))
+            await self.posts.change(post, changes)
+        message = await self.views.post(post, context)
+        if changes and post.published:
+            shown = post_message(post, message.author)
+            await publish(PostUpdated(post_id=post.id, post=shown))
         return UpdatePostResponse(post=message)
 
     @MessagePattern(PostsServiceBase.delete_post)
     async def delete_post(self, request: DeletePostRequest, context: Context) -> Empty:
-        """Delete the caller's post."""
-        if not await self._posts.delete(request.id, context.user_id):
-            raise await self._why_not(request.id)
-        await publish(PostDeleted(post_id=request.id, author_id=context.user_id))
+        """Delete the post; its comments and likes go with the event."""
+        post = await own_post(self.posts, request.id, context, request.expected_version)
+        await self.posts.delete(post)
+        await publish(
+            PostDeleted(post_id=post.id, author_id=post.author_id, version=post.version + 1)
+        )
         return Empty()
 
-    async def _with_authors(self, posts: Sequence[Post]) -> list[PostMessage]:
-        authors = await self._authors.by_ids(post.author_id for post in posts)
-        return [
-            _to_message(post, authors.get(post.author_id, Author(id=post.author_id, username="")))
-            for post in posts
-        ]
+    @MessagePattern(PostsServiceBase.publish_post)
+    async def publish_post(
+        self, request: PublishPostRequest, context: Context
+    ) -> PublishPostResponse:
+        """Make a draft readable; its place in lists is when that first happened."""
+        post = await own_post(self.posts, request.id, context, request.expected_version)
+        changes = not post.published
+        if changes:
+            at = post.published_at or now()
+            await self.posts.change(post, {"status": PUBLISHED, "published_at": at, "at": at})
+        message = await self.views.post(post, context)
+        if changes:
+            shown = post_message(post, message.author)
+            await publish(PostPublished(post_id=post.id, post=shown))
+        return PublishPostResponse(post=message)
 
-    async def _why_not(self, post_id: str) -> ServiceError:
-        """Tell a post of someone else from one that does not exist."""
-        if await self._posts.get(post_id) is None:
-            return _not_found()
-        return ServiceError(
-            Code.PERMISSION_DENIED, "NOT_THE_AUTHOR", "Only its author may change a post."
-        )
+    @MessagePattern(PostsServiceBase.unpublish_post)
+    async def unpublish_post(
+        self, request: UnpublishPostRequest, context: Context
+    ) -> UnpublishPostResponse:
+        """Make a post a draft; it keeps its likes and comments."""
+        post = await own_post(self.posts, request.id, context, request.expected_version)
+        if post.published:
+            await self.posts.change(post, {"status": DRAFT})
+            await publish(
+                PostUnpublished(post_id=post.id, author_id=post.author_id, version=post.version)
+            )
+        return UnpublishPostResponse(post=await self.views.post(post, context))
+
+    @MessagePattern(PostsServiceBase.like_post)
+    async def like_post(self, request: LikePostRequest, context: Context) -> LikePostResponse:
+        """Like; the counter comes last, for all who like a post at once wait for each other."""
+        await self.authors.require_caller(context)
+        post = await published_post(self.posts, request.id)
+        message = await self.views.post(post, context)
+        if await self.likes.add(post.id, context.user_id):
+            liked = {"post_id": post.id, "author_id": post.author_id, "user_id": context.user_id}
+            await publish(PostLiked(**liked))
+            message.like_count = await self.posts.add_to_count(post.id, "like_count", 1)
+        message.liked = True
+        return LikePostResponse(post=message)
+
+    @MessagePattern(PostsServiceBase.unlike_post)
+    async def unlike_post(self, request: UnlikePostRequest, context: Context) -> UnlikePostResponse:
+        """Like no longer."""
+        post = await published_post(self.posts, request.id)
+        message = await self.views.post(post, context)
+        if await self.likes.remove(post.id, context.user_id):
+            liked = {"post_id": post.id, "author_id": post.author_id, "user_id": context.user_id}
+            await publish(PostUnliked(**liked))
+            message.like_count = await self.posts.add_to_count(post.id, "like_count", -1)
+        message.liked = False
+        return UnlikePostResponse(post=message)
 
 
-def _changes(request: UpdatePostRequest) -> dict[str, str]:
+def _new_post(request: CreatePostRequest, author_id: str) -> Post:
+    draft = request.status == PostStatus.DRAFT
+    created = now()
+    return Post(
+        id=str(uuid7()),
+        author_id=author_id,
+        slug="",
+        slugs=[],
+        title=request.title,
+        summary=request.summary,
+        body=request.body,
+        tags=request.tags,
+        tag_keys=[],
+        words=[],
+        status=DRAFT if draft else PUBLISHED,
+        at=created,
+        created_at=created,
+        updated_at=created,
+        published_at=None if draft else created,
+    )
+
+
+def _changes(request: UpdatePostRequest, post: Post) -> dict[str, Any]:
+    """Return the fields that get another value."""
     paths = set(request.update_mask.paths)
     if not paths <= _CHANGEABLE:
         raise ServiceError(
@@ -134,26 +188,7 @@ def _changes(request: UpdatePostRequest) -> dict[str, str]:
         )
     if "title" in paths and not request.title:
         raise ServiceError(Code.INVALID_ARGUMENT, "TITLE_MISSING", "A post needs a title.")
-    return {path: getattr(request, path) or "" for path in paths}
-
-
-def _now() -> datetime:
-    """The time as MongoDB keeps it, in milliseconds."""
-    now = datetime.now(UTC)
-    return now.replace(microsecond=now.microsecond // 1000 * 1000)
-
-
-def _not_found() -> ServiceError:
-    return ServiceError(Code.NOT_FOUND, "POST_NOT_FOUND", "There is no such post.")
-
-
-def _to_message(post: Post, author: Author) -> PostMessage:
-    return PostMessage(
-        id=post.id,
-        author=AuthorMessage(id=author.id, username=author.username),
-        title=post.title,
-        body=post.body,
-        created_at=post.created_at,
-        updated_at=post.updated_at,
-        version=post.version,
-    )
+    wanted: dict[str, Any] = {path: getattr(request, path) or "" for path in paths - {"tags"}}
+    if "tags" in paths:
+        wanted["tags"] = list(distinct_tags(request.tags).values())
+    return {path: value for path, value in wanted.items() if value != getattr(post, path)}

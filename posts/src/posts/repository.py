@@ -1,15 +1,58 @@
-"""Posts and author cards in MongoDB."""
+"""Posts in MongoDB."""
 
-from collections.abc import Iterable, Mapping
-from datetime import datetime
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
-from odmantic.query import QueryExpression, and_, eq, in_, lt
+from odmantic.query import QueryExpression, and_, eq, gt, gte, in_, lt, lte, or_
 
-from posts.models import Author, Post
+from posts.models import PUBLISHED, Post
+from posts.tags import TagRepository
+from posts.texts import distinct_tags, slug_of, tag_key, with_suffix
+from posts.times import now
 from shared.mongo import Mongo
+from shared.pages import Page
+from shared.words import words
 
-__all__ = ["AuthorRepository", "PostRepository"]
+__all__ = ["PostFilter", "PostRepository", "position"]
+
+_OLD_SLUGS: Final = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostFilter:
+    """Which posts a list has. None stands for all."""
+
+    status: str = PUBLISHED
+    author_ids: Sequence[str] | None = None
+    tag: str = ""
+    q: str = ""
+
+    def queries(self) -> list[QueryExpression]:
+        """Return what all of the posts match."""
+        queries = [eq(Post.status, self.status)]
+        if self.author_ids is not None:
+            only = len(self.author_ids) == 1
+            who = (
+                eq(Post.author_id, self.author_ids[0])
+                if only
+                else in_(Post.author_id, self.author_ids)
+            )
+            queries.append(who)
+        if self.tag:
+            queries.append(eq(Post.tag_keys, tag_key(self.tag)))
+        queries += [eq(Post.words, word) for word in words(self.q)]
+        return queries
+
+    @property
+    def nothing(self) -> bool:
+        """Whether no post can match."""
+        return self.author_ids == [] or bool(self.q.strip() and not words(self.q))
+
+
+def position(post: Post) -> tuple[int, str]:
+    """Return where a post stands in lists."""
+    return post.at, post.id
 
 
 class PostRepository:
@@ -17,63 +60,112 @@ class PostRepository:
 
     def __init__(self, mongo: Mongo) -> None:
         self._posts = mongo.collection(Post)
+        self._tags = TagRepository(mongo)
 
     async def add(self, post: Post) -> None:
-        """Store a new post."""
+        """Store a new post under a slug of its own, and count its tags."""
+        post.slug = await self._free_slug(post.title)
+        post.slugs = [post.slug]
+        _index(post)
         await self._posts.insert(post)
+        await self._tags.count({}, _counted(post))
 
     async def get(self, post_id: str) -> Post | None:
         """Return the post with this id."""
         return await self._posts.find_one(eq(Post.id, post_id))
 
-    async def newest(self, *, author_id: str, before: str, limit: int) -> list[Post]:
-        """Return up to `limit` posts, newest first: older than the post `before`, by an author.
+    async def by_slug(self, slug: str) -> Post | None:
+        """Return the post that has or had this slug."""
+        return await self._posts.find_one(eq(Post.slugs, slug))
 
-        An empty `author_id` stands for everyone, an empty `before` for now.
-        """
-        queries: list[QueryExpression] = []
-        if author_id:
-            queries.append(eq(Post.author_id, author_id))
-        if before:
-            queries.append(lt(Post.id, before))
-        return await self._posts.find(*queries, sort=[("_id", -1)], limit=limit)
+    async def find(
+        self, wanted: PostFilter, page: Page, *, oldest_first: bool = False
+    ) -> list[Post]:
+        """Return posts without their bodies, the latest first unless `oldest_first`."""
+        if wanted.nothing:
+            return []
+        queries = wanted.queries()
+        if page.after:
+            queries.append(_after(page.after, oldest_first=oldest_first))
+        order = 1 if oldest_first else -1
+        sort = [("at", order), ("_id", order)]
+        return await self._posts.find(*queries, sort=sort, limit=page.limit, without=["body"])
 
-    async def change(
-        self, post_id: str, author_id: str, changes: Mapping[str, Any], now: datetime
-    ) -> Post | None:
-        """Change the author's post and count its version up; None if the author has none such."""
-        query = and_(eq(Post.id, post_id), eq(Post.author_id, author_id))
-        if not changes:
-            return await self._posts.find_one(query)
-        return await self._posts.update_one(
-            query, {"$set": {**changes, "updated_at": now}, "$inc": {"version": 1}}
-        )
+    async def count(self, wanted: PostFilter) -> int:
+        """Count what `find` finds on all pages."""
+        return 0 if wanted.nothing else await self._posts.count(*wanted.queries())
 
-    async def delete(self, post_id: str, author_id: str) -> bool:
-        """Delete the author's post; False if the author has none such."""
-        return await self._posts.delete_one(
-            and_(eq(Post.id, post_id), eq(Post.author_id, author_id))
-        )
+    async def change(self, post: Post, changes: Mapping[str, Any]) -> None:
+        """Change a post that was read in this transaction, and all that hangs on its fields."""
+        before = _counted(post)
+        for name, value in changes.items():
+            setattr(post, name, value)
+        if "title" in changes:
+            await self._rename(post)
+        _index(post)
+        post.updated_at = now()
+        post.version += 1
+        document = post.model_dump_doc()
+        for name in ("_id", "like_count", "comment_count"):
+            del document[name]
+        await self._posts.update_one(eq(Post.id, post.id), {"$set": document})
+        await self._tags.count(before, _counted(post))
+
+    async def _rename(self, post: Post) -> None:
+        slug = slug_of(post.title)
+        if slug not in post.slugs:
+            slug = await self._free_slug(post.title)
+        others = [each for each in post.slugs if each != slug]
+        post.slug, post.slugs = slug, [slug, *others[:_OLD_SLUGS]]
+
+    async def _free_slug(self, title: str) -> str:
+        slug = slug_of(title)
+        return with_suffix(slug) if await self.by_slug(slug) else slug
+
+    async def add_to_count(self, post_id: str, name: str, step: int) -> int:
+        """Add to the counter `name` of a post that was read in this transaction; return the sum."""
+        post = await self._posts.update_one(eq(Post.id, post_id), {"$inc": {name: step}})
+        return getattr(post, name, 0)
+
+    async def take_from_counts(self, post_ids: Sequence[str], name: str) -> None:
+        """Take one from the counter `name` of posts, for each time that they are named."""
+        for post_id in sorted(set(post_ids)):
+            step = -post_ids.count(post_id)
+            await self._posts.update_one(eq(Post.id, post_id), {"$inc": {name: step}})
+
+    async def delete(self, post: Post) -> None:
+        """Delete a post, and count its tags no longer."""
+        await self._posts.delete_one(eq(Post.id, post.id))
+        await self._tags.count(_counted(post), {})
+
+    async def some_of(self, author_id: str, limit: int) -> list[Post]:
+        """Return some posts of a user, in whatever state."""
+        query = eq(Post.author_id, author_id)
+        return await self._posts.find(query, sort=[("_id", 1)], limit=limit, without=["body"])
 
     async def create_indexes(self) -> None:
         """Create what the queries need."""
         await self._posts.create_indexes()
+        await self._tags.create_indexes()
 
 
-class AuthorRepository:
-    """Stores author cards."""
+def _index(post: Post) -> None:
+    """Set the fields that a post is found by."""
+    tags = distinct_tags(post.tags)
+    post.tags, post.tag_keys = list(tags.values()), list(tags)
+    post.words = words(post.title, post.summary, *post.tags)
 
-    def __init__(self, mongo: Mongo) -> None:
-        self._authors = mongo.collection(Author)
 
-    async def put(self, author: Author) -> None:
-        """Store a card, new or changed."""
-        await self._authors.put(author)
+def _counted(post: Post) -> dict[str, str]:
+    """Return the tags that count, by key."""
+    return distinct_tags(post.tags) if post.published else {}
 
-    async def by_ids(self, author_ids: Iterable[str]) -> dict[str, Author]:
-        """Return the cards that are known, by id."""
-        wanted = sorted(set(author_ids))
-        found = await self._authors.find(
-            in_(Author.id, wanted), sort=[("_id", 1)], limit=len(wanted)
-        )
-        return {author.id: author for author in found}
+
+def _after(position: Sequence[Any], *, oldest_first: bool) -> QueryExpression:
+    """Match what follows a position; the first part alone bounds the index."""
+    at, post_id = position
+    if oldest_first:
+        beyond = or_(gt(Post.at, at), and_(eq(Post.at, at), gt(Post.id, post_id)))
+        return and_(gte(Post.at, at), beyond)
+    beyond = or_(lt(Post.at, at), and_(eq(Post.at, at), lt(Post.id, post_id)))
+    return and_(lte(Post.at, at), beyond)

@@ -33,6 +33,8 @@ class Context:
     correlation_id: str = ""
     """The operation that it all began with."""
     traceparent: str
+    sent_at: float = 0.0
+    """When the caller sent it, in seconds since the epoch, by the caller's clock."""
     calls: int = 0
     """How many calls the handler has made so far."""
     changed: bool = False
@@ -46,9 +48,13 @@ class Context:
     @property
     def user_id(self) -> str:
         """Id of the calling user; UNAUTHENTICATED if there is none."""
+        return self.require_caller().user_id
+
+    def require_caller(self) -> Caller:
+        """Return the caller; UNAUTHENTICATED if there is none."""
         if self.caller is None:
             raise token_missing()
-        return self.caller.user_id
+        return self.caller
 
     @property
     def remaining(self) -> float:

@@ -13,6 +13,8 @@ __all__ = [
     "database_away",
     "deadline_exceeded",
     "internal",
+    "require_version",
+    "version_mismatch",
 ]
 
 
@@ -85,6 +87,19 @@ def deadline_exceeded(outcome: int = Outcome.UNKNOWN) -> ServiceError:
     return ServiceError(
         Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "No answer in time.", outcome=outcome
     )
+
+
+def version_mismatch() -> ServiceError:
+    """The error of a change to another version than the current one."""
+    return ServiceError(
+        Code.FAILED_PRECONDITION, "VERSION_MISMATCH", "It has changed meanwhile: read it again."
+    )
+
+
+def require_version(current: int, expected: int) -> None:
+    """Raise FAILED_PRECONDITION unless `expected` is the current version, or 0 for any."""
+    if expected not in (0, current):
+        raise version_mismatch()
 
 
 def database_away(outcome: int) -> ServiceError:

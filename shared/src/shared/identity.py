@@ -10,11 +10,22 @@ import jwt
 
 from shared.errors import Code, ServiceError
 
-__all__ = ["ALGORITHM", "AUDIENCE", "ISSUER", "Caller", "TokenVerifier", "token_missing"]
+__all__ = [
+    "ACCESS_TOKEN_SECONDS",
+    "ALGORITHM",
+    "AUDIENCE",
+    "ISSUER",
+    "Caller",
+    "TokenVerifier",
+    "session_revoked",
+    "token_missing",
+]
 
 ALGORITHM = "EdDSA"
 ISSUER = "postbus.users"
 AUDIENCE = "postbus"
+ACCESS_TOKEN_SECONDS = 600
+"""How long an access token lives."""
 _REMEMBERED = 4096
 """Tokens that are not verified again: a signature costs more than all else of a call."""
 
@@ -74,6 +85,11 @@ class TokenVerifier:
 def token_missing() -> ServiceError:
     """The error of a caller without an access token."""
     return _unauthenticated("TOKEN_MISSING", "Log in first.")
+
+
+def session_revoked() -> ServiceError:
+    """The error of a caller whose session has ended."""
+    return _unauthenticated("SESSION_REVOKED", "The session has ended: log in again.")
 
 
 def _unauthenticated(reason: str, message: str) -> ServiceError:

@@ -14,16 +14,20 @@ from shared.postgres import async_url
 __all__ = ["migrate"]
 
 
-def migrate(url: SecretStr, scripts: str) -> None:
+def migrate(url: SecretStr, scripts: str, *, back_to: str | None = None) -> None:
     """Bring the database up to date with the Alembic scripts in the package `scripts`.
 
-    A database that does not exist is created first, if the server lets the user do it.
+    With `back_to`, take it back to an older revision. A database that does not exist is created
+    first, if the server lets the user do it.
     """
     asyncio.run(_create_if_missing(url.get_secret_value()))
     config = Config()
     config.set_main_option("script_location", scripts)
     config.attributes["url"] = async_url(url)
-    command.upgrade(config, "head")
+    if back_to is None:
+        command.upgrade(config, "head")
+    else:
+        command.downgrade(config, back_to)
 
 
 async def _create_if_missing(url: str) -> None:

@@ -5,7 +5,7 @@ throughput. Its models and query expressions work without it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, Generic, TypeVar
 
@@ -46,6 +46,11 @@ class Mongo:
     def collection(self, model: type[M]) -> "Collection[M]":
         """Return the collection of `model`."""
         return Collection(self._database, model)
+
+    @property
+    def database(self) -> AsyncDatabase[Document]:
+        """The database itself, for migrations."""
+        return self._database
 
     async def ping(self) -> None:
         """Return if the database answers; raise if not."""
@@ -117,14 +122,35 @@ class Collection(Generic[M]):
         return None if document is None else self._model.model_validate_doc(document)
 
     async def find(
-        self, *queries: QueryExpression, sort: list[tuple[str, int]], limit: int
+        self,
+        *queries: QueryExpression,
+        sort: list[tuple[str, int]],
+        limit: int,
+        without: Sequence[str] = (),
     ) -> list[M]:
-        """Return up to `limit` documents that match every query, in the order of `sort`."""
-        conditions: Document = {"$and": [dict(query) for query in queries]} if queries else {}
+        """Return up to `limit` documents that match every query, in the order of `sort`.
+
+        Fields that `without` names are not read: they have their defaults.
+        """
+        projection = dict.fromkeys(without, 0) or None
         async with self._session() as session:
-            cursor = self._documents.find(conditions, session=session).sort(sort).limit(limit)
-            documents = await cursor.to_list()
+            cursor = self._documents.find(_all_of(queries), projection, session=session)
+            documents = await cursor.sort(sort).limit(limit).to_list()
+        return self.read(documents)
+
+    async def aggregate(self, pipeline: list[Document]) -> list[Document]:
+        """Return what a pipeline gives; none of it may be a client's dict."""
+        async with self._session() as session:
+            return await (await self._documents.aggregate(pipeline, session=session)).to_list()
+
+    def read(self, documents: Iterable[Document]) -> list[M]:
+        """Return stored documents as instances of the model."""
         return [self._model.model_validate_doc(document) for document in documents]
+
+    async def count(self, *queries: QueryExpression) -> int:
+        """Count the documents that match every query."""
+        async with self._session() as session:
+            return await self._documents.count_documents(_all_of(queries), session=session)
 
     async def update_one(self, query: QueryExpression, changes: Document) -> M | None:
         """Apply update operators to the document that matches; return it as it then is."""
@@ -133,6 +159,11 @@ class Collection(Generic[M]):
                 query, changes, return_document=ReturnDocument.AFTER, session=session
             )
         return None if document is None else self._model.model_validate_doc(document)
+
+    async def update_many(self, query: QueryExpression, changes: Document) -> None:
+        """Apply update operators to all documents that match."""
+        async with self._session() as session:
+            await self._documents.update_many(query, changes, session=session)
 
     async def put(self, instance: M) -> None:
         """Store a document, replacing the one with its id if there is one."""
@@ -146,6 +177,11 @@ class Collection(Generic[M]):
         """Delete the document that matches; False if there is none."""
         async with self._session() as session:
             return (await self._documents.delete_one(query, session=session)).deleted_count == 1
+
+    async def delete_many(self, query: QueryExpression) -> int:
+        """Delete all documents that match; return how many."""
+        async with self._session() as session:
+            return (await self._documents.delete_many(query, session=session)).deleted_count
 
     async def create_indexes(self) -> None:
         """Create the indexes that the model declares, if any."""
@@ -167,3 +203,7 @@ class Collection(Generic[M]):
                     yield session
             else:
                 yield None
+
+
+def _all_of(queries: Sequence[QueryExpression]) -> Document:
+    return {"$and": [dict(query) for query in queries]} if queries else {}

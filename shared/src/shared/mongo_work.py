@@ -85,6 +85,7 @@ class MongoWork(Transaction):
             found = await self._inbox.find_one({"_id": operation.key}, session=self._session)
             if found is not None:
                 await self._commit_transaction()  # what was read is then on the majority
+                operation.replayed = True
                 raise DoneBefore(answer_of(operation, found["fingerprint"], found["reply"]))
             if operation.version:
                 newer = {"_id": operation.subject, "version": {"$gte": operation.version}}

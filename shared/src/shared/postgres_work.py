@@ -159,6 +159,7 @@ class PostgresWork(Transaction):
         )
         if entered.rowcount == 0:
             fingerprint, reply = (await connection.execute(_FOUND, key)).one()
+            operation.replayed = True
             raise DoneBefore(answer_of(operation, fingerprint, reply))
         if operation.version:
             newer = {"subject": operation.subject, "version": operation.version}

@@ -68,6 +68,8 @@ class Operation:
     subject: str = ""
     version: int = 0
     """Of an event: names consumer and aggregate, and the aggregate's version; 0 for none."""
+    replayed: bool = False
+    """Set by the store: it was done before, and its reply is the one that was then given."""
 
     @staticmethod
     def name(*parts: str) -> str:

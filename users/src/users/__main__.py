@@ -1,16 +1,25 @@
-"""`python -m users`: run the worker. `python -m users migrate`: bring the database up to date."""
+"""`python -m users`: run the worker. `python -m users migrate [REVISION]`: bring the database up to
+date, or back to an older revision. `python -m users repair`: set right what is wrong, and say what.
+"""
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 
+from shared.pages import Pages
 from shared.postgres import open_postgres
 from shared.settings import load
 from shared.worker import Application, run_worker
-from users.handlers import AuthHandlers, UserHandlers
+from users.auth import AuthHandlers
+from users.follows import FollowRepository
+from users.handlers import UserHandlers
 from users.passwords import Passwords
+from users.repair import repair
 from users.repository import UserRepository
+from users.sessions import SessionRepository
 from users.settings import UsersSettings
+from users.throttle import LoginThrottle
 from users.tokens import TokenSigner
 
 
@@ -20,25 +29,44 @@ def main() -> None:
     match sys.argv[1:]:
         case []:
             run_worker("users", settings, lambda _: _application(settings))
-        case ["migrate"]:
+        case ["migrate", *back_to] if len(back_to) <= 1:
             from shared.migrations import migrate  # Alembic is slow to import
 
-            migrate(settings.postgres_url, "users:migrations")
+            migrate(settings.postgres_url, "users:migrations", back_to=next(iter(back_to), None))
+        case ["repair"]:
+            asyncio.run(_repair(settings))
         case _:
-            sys.exit("usage: python -m users [migrate]")
+            sys.exit("usage: python -m users [migrate [REVISION] | repair]")
 
 
 @asynccontextmanager
 async def _application(settings: UsersSettings) -> AsyncIterator[Application]:
     async with open_postgres(settings.postgres_url) as postgres:
         with closing(Passwords()) as passwords:
-            users = UserRepository(postgres)
-            tokens = TokenSigner(settings.signing_key)
-            yield Application(
-                handlers=[AuthHandlers(users, passwords, tokens), UserHandlers(users)],
-                probes={"postgresql": postgres.ping},
+            users, sessions = UserRepository(postgres), SessionRepository(postgres)
+            pages = Pages(settings.page_token_key)
+            auth = AuthHandlers(
+                users=users,
+                sessions=sessions,
+                passwords=passwords,
+                throttle=LoginThrottle(postgres),
+                tokens=TokenSigner(settings.signing_key),
+                verification_keys=settings.verification_keys,
+                pages=pages,
                 store=postgres,
             )
+            people = UserHandlers(
+                users=users, sessions=sessions, follows=FollowRepository(postgres), pages=pages
+            )
+            yield Application(
+                handlers=[auth, people], probes={"postgresql": postgres.ping}, store=postgres
+            )
+
+
+async def _repair(settings: UsersSettings) -> None:
+    async with open_postgres(settings.postgres_url) as postgres:
+        async for finding in repair(postgres):
+            print(f"users: {finding}")  # noqa: T201  # a command's answer
 
 
 if __name__ == "__main__":

@@ -1,14 +1,26 @@
-"""What is stored of a user."""
+"""What is stored of a user: the account, its sessions and whom it follows."""
 
 from datetime import datetime
 
-from sqlalchemy import DateTime, Index, func
-from sqlmodel import Field, SQLModel
+from sqlalchemy import DateTime, ForeignKey, Index, func
+from sqlmodel import Column, Field, SQLModel, String
 
-__all__ = ["EMAIL_INDEX", "USERNAME_INDEX", "User"]
+from shared.words import words
+
+__all__ = [
+    "EMAIL_INDEX",
+    "USERNAME_INDEX",
+    "Follow",
+    "LoginFailures",
+    "Session",
+    "User",
+    "search_text",
+]
 
 USERNAME_INDEX = "users_username_key"
 EMAIL_INDEX = "users_email_key"
+_TIME = DateTime(timezone=True)
+_LONGEST_SEARCH = 400
 
 
 class User(SQLModel, table=True):
@@ -17,11 +29,72 @@ class User(SQLModel, table=True):
     __tablename__ = "users"
 
     id: str = Field(primary_key=True, max_length=36)
-    username: str = Field(max_length=30)
+    username: str = Field(max_length=40)
     email: str = Field(max_length=254)
     password_hash: str = Field(max_length=200)
-    created_at: datetime = Field(sa_type=DateTime(timezone=True))
+    display_name: str = Field(default="", max_length=50)
+    bio: str = Field(default="", max_length=1000)
+    image_url: str = Field(default="", max_length=500)
+    search: str = Field(default="", max_length=_LONGEST_SEARCH)
+    """The words of its names, see `search_text`."""
+    follower_count: int = 0
+    following_count: int = 0
+    created_at: datetime = Field(sa_type=_TIME)
+    updated_at: datetime = Field(sa_type=_TIME)
+    version: int = 1
 
 
 Index(USERNAME_INDEX, func.lower(User.username), unique=True)
 Index(EMAIL_INDEX, func.lower(User.email), unique=True)
+Index("users_search", func.to_tsvector("simple", User.search), postgresql_using="gin")
+
+
+def search_text(*names: str) -> str:
+    """Return what an account is found by: the words of its names, as far as they fit."""
+    return " ".join(words(*names))[:_LONGEST_SEARCH]
+
+
+class Session(SQLModel, table=True):
+    """A place where a user is logged in. Of its refresh token only hashes are kept."""
+
+    __tablename__ = "sessions"
+
+    id: str = Field(primary_key=True, max_length=36)
+    user_id: str = Field(
+        sa_column=Column(String(36), ForeignKey("users.id", ondelete="CASCADE"), nullable=False)
+    )
+    device: str = Field(max_length=100)
+    family_hash: bytes
+    """SHA-256 of the part that all refresh tokens of the session have in common."""
+    secret_hash: bytes
+    """SHA-256 of the part that only the current one has."""
+    created_at: datetime = Field(sa_type=_TIME)
+    refreshed_at: datetime = Field(sa_type=_TIME)
+    expires_at: datetime = Field(sa_type=_TIME)
+
+
+Index("sessions_of_user", Session.user_id, Session.id)
+
+
+class Follow(SQLModel, table=True):
+    """One user follows another. Both may be gone: see FollowRepository.erase."""
+
+    __tablename__ = "follows"
+
+    follower_id: str = Field(primary_key=True, max_length=36)
+    followed_id: str = Field(primary_key=True, max_length=36)
+    followed_at: datetime = Field(sa_type=_TIME)
+
+
+Index("follows_of_followed", Follow.followed_id, Follow.followed_at, Follow.follower_id)  # type: ignore[arg-type]
+Index("follows_of_follower", Follow.follower_id, Follow.followed_at, Follow.followed_id)  # type: ignore[arg-type]
+
+
+class LoginFailures(SQLModel, table=True):
+    """How often in a row someone failed to log in, by what they logged in with."""
+
+    __tablename__ = "login_failures"
+
+    login_hash: str = Field(primary_key=True, max_length=64)
+    count: int
+    last_at: datetime = Field(sa_type=_TIME, index=True)

@@ -1,11 +1,20 @@
-"""Users in PostgreSQL."""
+"""Accounts in PostgreSQL."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import ColumnElement, TextClause, text
 from sqlalchemy.exc import IntegrityError
-from sqlmodel import func, or_, select
+from sqlmodel import col, delete, func, or_, select, update
 
+from shared.context import Context
 from shared.errors import Code, ServiceError
+from shared.identity import session_revoked
+from shared.pages import Page
 from shared.postgres import Postgres
-from users.models import EMAIL_INDEX, USERNAME_INDEX, User
+from shared.words import words
+from users.models import EMAIL_INDEX, USERNAME_INDEX, Session, User
 
 __all__ = ["UserRepository"]
 
@@ -13,41 +22,104 @@ _TAKEN = {
     USERNAME_INDEX: ("USERNAME_TAKEN", "The username is taken."),
     EMAIL_INDEX: ("EMAIL_TAKEN", "The email address is taken."),
 }
+_lower_name: ColumnElement[str] = func.lower(User.username)
 
 
 class UserRepository:
-    """Stores and finds users. Every method raises UNAVAILABLE while the database is away."""
+    """Stores and finds accounts. Every method raises UNAVAILABLE while the database is away."""
 
     def __init__(self, postgres: Postgres) -> None:
         self._postgres = postgres
 
     async def add(self, user: User) -> None:
-        """Store a new user; ALREADY_EXISTS with USERNAME_TAKEN or EMAIL_TAKEN."""
-        try:
+        """Store a new account; ALREADY_EXISTS with USERNAME_TAKEN or EMAIL_TAKEN."""
+        with _names_taken():
             async with self._postgres.transaction() as session:
                 session.add(user)
-        except IntegrityError as error:
-            for index, (reason, message) in _TAKEN.items():
-                if index in str(error.orig):
-                    raise ServiceError(Code.ALREADY_EXISTS, reason, message) from None
-            raise
 
-    async def get(self, user_id: str) -> User | None:
-        """Return the user with this id."""
+    async def of_caller(self, context: Context, *, lock: bool = False) -> User:
+        """Return the caller's account, locked if it is to be changed.
+
+        UNAUTHENTICATED with SESSION_REVOKED if the session of the caller's token has ended.
+        """
+        caller = context.require_caller()
+        query = select(User).join(Session, col(Session.user_id) == User.id)
+        query = query.where(User.id == caller.user_id, Session.id == caller.session_id)
+        if lock:
+            query = query.with_for_update(key_share=True, of=User)
         async with self._postgres.transaction() as session:
-            return await session.get(User, user_id)
+            user = (await session.exec(query)).one_or_none()
+        if user is None:
+            raise session_revoked()
+        return user
+
+    async def by_ids(self, ids: Sequence[str]) -> Sequence[User]:
+        """Return the accounts with these ids, in no order."""
+        async with self._postgres.transaction() as session:
+            return (await session.exec(select(User).where(col(User.id).in_(ids)))).all()
 
     async def by_username(self, username: str) -> User | None:
-        """Return the user with this name, without regard to case."""
-        query = select(User).where(func.lower(User.username) == username.lower())
+        """Return the account with this name, without regard to case."""
+        query = select(User).where(_lower_name == username.lower())
         async with self._postgres.transaction() as session:
             return (await session.exec(query)).one_or_none()
 
     async def by_login(self, login: str) -> User | None:
-        """Return the user with this name or email address, without regard to case."""
+        """Return the account with this name or email address, without regard to case."""
         name = login.lower()
-        query = select(User).where(
-            or_(func.lower(User.username) == name, func.lower(User.email) == name)
-        )
+        query = select(User).where(or_(_lower_name == name, func.lower(User.email) == name))
         async with self._postgres.transaction() as session:
             return (await session.exec(query)).one_or_none()
+
+    async def search(self, q: str, page: Page) -> Sequence[User]:
+        """Return accounts whose names have words that begin like those of `q`, by username."""
+        query = select(User).where(*_matches(q)).order_by(_lower_name).limit(page.limit)
+        if page.after:
+            query = query.where(_lower_name > page.after[0])
+        async with self._postgres.transaction() as session:
+            return (await session.exec(query)).all()
+
+    async def count(self, q: str) -> int:
+        """Count what `search` finds."""
+        query = select(func.count()).select_from(User).where(*_matches(q))
+        async with self._postgres.transaction() as session:
+            return (await session.exec(query)).one()
+
+    async def change(self, user: User, changes: dict[str, Any]) -> None:
+        """Change an account that is locked; ALREADY_EXISTS as in `add`."""
+        with _names_taken():
+            async with self._postgres.transaction() as session:
+                await session.exec(update(User).where(col(User.id) == user.id).values(**changes))
+                await session.refresh(user)
+
+    async def refresh(self, user: User) -> None:
+        """Read an account anew, for its counters."""
+        async with self._postgres.transaction() as session:
+            session.add(user)
+            await session.refresh(user)
+
+    async def delete(self, user_id: str) -> None:
+        """Delete an account with its sessions."""
+        async with self._postgres.transaction() as session:
+            await session.exec(delete(User).where(col(User.id) == user_id))
+
+
+def _matches(q: str) -> list[TextClause | ColumnElement[bool]]:
+    if not q.strip():
+        return []
+    wanted = " & ".join(f"'{word}':*" for word in words(q))
+    if not wanted:
+        return [text("false")]
+    found = text("to_tsvector('simple', users.search) @@ CAST(:words AS tsquery)")
+    return [found.bindparams(words=wanted)]
+
+
+@contextmanager
+def _names_taken() -> Iterator[None]:
+    try:
+        yield
+    except IntegrityError as error:
+        for index, (reason, message) in _TAKEN.items():
+            if index in str(error.orig):
+                raise ServiceError(Code.ALREADY_EXISTS, reason, message) from None
+        raise

@@ -20,15 +20,15 @@ class TokenSigner:
     def __init__(self, signing_key: SecretStr) -> None:
         self._key = jwt.PyJWK(json.loads(signing_key.get_secret_value()))
 
-    def sign(self, user_id: str) -> tuple[str, datetime]:
-        """Return a token of a new session of the user, and when it expires."""
+    def sign(self, user_id: str, session_id: str) -> tuple[str, datetime]:
+        """Return a token of a session of the user, and when it expires."""
         now = datetime.now(UTC)
         expires_at = (now + _LIFETIME).replace(microsecond=0)
         claims = {
             "iss": ISSUER,
             "aud": AUDIENCE,
             "sub": user_id,
-            "sid": str(uuid7()),
+            "sid": session_id,
             "jti": str(uuid7()),
             "iat": now,
             "exp": expires_at,

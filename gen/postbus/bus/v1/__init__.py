@@ -302,12 +302,16 @@ class Reply(betterproto.Message):
     sequence: int = betterproto.uint32_field(3)
     """Of a stream: counts its Replies, from 1."""
 
+    replayed: bool = betterproto.bool_field(5)
+    """The operation was done before: this is the answer that it then got."""
+
     def __init__(
         self,
         payload: bytes = PLACEHOLDER,
         error: "Error" = PLACEHOLDER,
         completed: "Completed" = PLACEHOLDER,
         sequence: int = PLACEHOLDER,
+        replayed: bool = PLACEHOLDER,
     ) -> None:
         _set_attribute(
             self,
@@ -317,10 +321,12 @@ class Reply(betterproto.Message):
                 "error": error,
                 "completed": completed,
                 "sequence": sequence,
+                "replayed": replayed,
                 "_serialized_on_wire": payload is not PLACEHOLDER
                 or error is not PLACEHOLDER
                 or completed is not PLACEHOLDER
-                or sequence is not PLACEHOLDER,
+                or sequence is not PLACEHOLDER
+                or replayed is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {
                     "result": "completed"

@@ -60,12 +60,33 @@ class MethodRules(betterproto.Message):
      operation is told ALREADY_DONE (ALREADY_EXISTS) in place of the first answer.
     """
 
+    version: str = betterproto.string_field(5)
+    """
+    Path of the integer field of the response with the version of what it shows, such as
+     `post.version`. Over REST the ETag then begins with it.
+    """
+
+    expected_version: str = betterproto.string_field(6)
+    """
+    Name of the int64 field of the request with the version that must be the current one, 0 for any;
+     another one is FAILED_PRECONDITION. Over REST it comes from If-Match, and from nowhere else.
+    """
+
+    ends_session: bool = betterproto.bool_field(7)
+    """
+    A call may end the caller's session. Repeated, it comes with the token of a session that has
+     ended, and is let through to its first answer; the handler has to look for itself.
+    """
+
     def __init__(
         self,
         access: "Access" = PLACEHOLDER,
         default_timeout_ms: int = PLACEHOLDER,
         http_status: int = PLACEHOLDER,
         secret_response: bool = PLACEHOLDER,
+        version: str = PLACEHOLDER,
+        expected_version: str = PLACEHOLDER,
+        ends_session: bool = PLACEHOLDER,
     ) -> None:
         _set_attribute(
             self,
@@ -75,10 +96,16 @@ class MethodRules(betterproto.Message):
                 "default_timeout_ms": default_timeout_ms,
                 "http_status": http_status,
                 "secret_response": secret_response,
+                "version": version,
+                "expected_version": expected_version,
+                "ends_session": ends_session,
                 "_serialized_on_wire": access is not PLACEHOLDER
                 or default_timeout_ms is not PLACEHOLDER
                 or http_status is not PLACEHOLDER
-                or secret_response is not PLACEHOLDER,
+                or secret_response is not PLACEHOLDER
+                or version is not PLACEHOLDER
+                or expected_version is not PLACEHOLDER
+                or ends_session is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {},
             },
@@ -108,11 +135,24 @@ class EventRules(betterproto.Message):
      event has it: consumers then drop an event that comes after a later one of the same subject.
     """
 
+    access: "Access" = betterproto.enum_field(4)
+    """
+    Who may hear of it through the gateway: services alone if unset, ACCESS_PUBLIC for every client,
+     ACCESS_USER for the user that `recipient` names.
+    """
+
+    recipient: str = betterproto.string_field(5)
+    """
+    Name of the string field with the id of the one user who may hear of it.
+    """
+
     def __init__(
         self,
         subject: str = PLACEHOLDER,
         version: int = PLACEHOLDER,
         aggregate_version: str = PLACEHOLDER,
+        access: "Access" = PLACEHOLDER,
+        recipient: str = PLACEHOLDER,
     ) -> None:
         _set_attribute(
             self,
@@ -121,9 +161,13 @@ class EventRules(betterproto.Message):
                 "subject": subject,
                 "version": version,
                 "aggregate_version": aggregate_version,
+                "access": access,
+                "recipient": recipient,
                 "_serialized_on_wire": subject is not PLACEHOLDER
                 or version is not PLACEHOLDER
-                or aggregate_version is not PLACEHOLDER,
+                or aggregate_version is not PLACEHOLDER
+                or access is not PLACEHOLDER
+                or recipient is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {},
             },

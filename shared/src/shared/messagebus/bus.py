@@ -69,6 +69,7 @@ class MessageBus(Protocol):
     def call(self, route: str, call: Call) -> Coroutine[Any, Any, bytes]:
         """Send `call` to whoever serves `route` and return the payload of the reply.
 
+        `call.replayed` then tells whether the operation had been done before.
         Raises ServiceError: what the service answered; UNAVAILABLE with reason NO_ROUTE at once if
         nobody serves the route, NOT_CONNECTED at once if the broker is away, CONNECTION_LOST if it
         goes away meanwhile; DEADLINE_EXCEEDED at the call's deadline.

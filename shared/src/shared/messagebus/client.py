@@ -63,7 +63,8 @@ async def _call_again(bus: MessageBus, route: str, call: Call) -> bytes:
         try:
             return await bus.call(route, call)
         except ServiceError as error:
-            if error.reason not in _BROKEN or time.monotonic() + delay > last:
+            running = error.reason == "OPERATION_RUNNING"  # what was sent before the break
+            if not (running or error.reason in _BROKEN) or time.monotonic() + delay > last:
                 raise
 
 

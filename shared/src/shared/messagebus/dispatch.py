@@ -1,11 +1,11 @@
 """The one place where a message meets its handler."""
 
 import asyncio
-import hashlib
+import hmac
 import inspect
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import betterproto
@@ -66,6 +66,7 @@ class Dispatcher:
         self._verifier = verifier
         self._methods: dict[str, _Served] = {}
         self._events: dict[str, tuple[EventType, Handler]] = {}
+        self._running: set[str] = set()
         self.statistics = Statistics()
         about = About(worker, self.statistics, lambda: self.routes, lambda: self.events)
         owners = [*handlers, about]
@@ -115,11 +116,11 @@ class Dispatcher:
             began = served.counted.begin(request.sent_unix_ms / 1000)
             context, message = self._begin(served, request, traceparent)
             if operation := _operation(served, request, context):
-                with context:
+                with context, self._only(operation):
                     payload = await self._in_work(operation, served.handler, message, context)
-            else:
-                with context:
-                    payload = _payload(await served.handler(message, context))
+                return payload_reply(payload, replayed=operation.replayed)
+            with context:
+                payload = _payload(await served.handler(message, context))
             return payload_reply(payload)
         except ServiceError as error:
             code = error.code
@@ -178,6 +179,7 @@ class Dispatcher:
             operation_id=operation_id,
             correlation_id=request.correlation_id or operation_id,
             traceparent=traceparent,
+            sent_at=request.sent_unix_ms / 1000,
         )
         return context, read_valid(served.method.request, request.payload)
 
@@ -232,6 +234,23 @@ class Dispatcher:
         finally:
             counted.end(began, code)
 
+    @contextmanager
+    def _only(self, operation: Operation) -> Iterator[None]:
+        """Run an operation once at a time; where another worker runs it, the database waits."""
+        if operation.key in self._running:
+            raise ServiceError(
+                Code.ABORTED,
+                "OPERATION_RUNNING",
+                "This is being done: ask again, under the same name.",
+                retry_after=1,
+                outcome=Outcome.UNKNOWN,
+            )
+        self._running.add(operation.key)
+        try:
+            yield
+        finally:
+            self._running.discard(operation.key)
+
     def _in_work(
         self,
         operation: Operation,
@@ -283,9 +302,14 @@ def _operation(served: _Served, request: Any, context: Context) -> Operation | N
     caller = context.caller.user_id if context.caller else ""
     return Operation(
         key=Operation.name("call", method.name, caller, context.operation_id),
-        fingerprint=hashlib.sha256(request.payload).digest(),
+        fingerprint=_fingerprint(context.operation_id, request.payload),
         secret=method.secret_response,
     )
+
+
+def _fingerprint(operation_id: str, payload: bytes) -> bytes:
+    """Tell requests apart; what is in one, such as a password, is not to be guessed from it."""
+    return hmac.digest(operation_id.encode(), payload, "sha256")
 
 
 async def _run_stream(

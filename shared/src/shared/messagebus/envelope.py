@@ -34,6 +34,8 @@ class Call:
     """The encoded Request."""
     deadline: float
     """When the caller stops waiting, in seconds since the epoch."""
+    replayed: bool = False
+    """Set with the answer: whether it is that of an operation that was done before."""
 
     @classmethod
     def new(
@@ -73,9 +75,9 @@ def read_request(data: bytes) -> Any:
     return parse_as(_Request, data)
 
 
-def payload_reply(payload: bytes, sequence: int = 0) -> bytes:
+def payload_reply(payload: bytes, sequence: int = 0, *, replayed: bool = False) -> bytes:
     """Return an encoded Reply that carries a response message; `sequence` counts a stream's."""
-    reply: bytes = _Reply(payload=payload, sequence=sequence).SerializeToString()
+    reply: bytes = _Reply(payload=payload, sequence=sequence, replayed=replayed).SerializeToString()
     return reply
 
 
@@ -90,9 +92,15 @@ def error_reply(error: ServiceError, trace_id: str = "") -> bytes:
     return encode(Reply(error=error.to_message(trace_id)))
 
 
-def payload_of(reply: bytes) -> bytes:
-    """Return the payload of an encoded Reply; raise the error that it carries."""
-    payload: bytes = _read(reply).payload
+def payload_of(reply: bytes, call: Call | None = None) -> bytes:
+    """Return the payload of an encoded Reply, and note in `call` whether it was there before.
+
+    Raises the error that it carries.
+    """
+    message = _read(reply)
+    if call is not None:
+        call.replayed = message.replayed
+    payload: bytes = message.payload
     return payload
 
 

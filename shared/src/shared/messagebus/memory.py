@@ -71,7 +71,7 @@ class MemoryBus:
         task.add_done_callback(server.running.discard)
         try:
             async with asyncio.timeout(call.remaining):
-                return payload_of(await asyncio.shield(task))
+                return payload_of(await asyncio.shield(task), call)
         except TimeoutError:
             raise deadline_exceeded() from None
         except asyncio.CancelledError:

@@ -117,7 +117,7 @@ class Session:
         finally:
             timer.cancel()
             del self._pending[correlation_id]
-        return payload_of(body)
+        return payload_of(body, call)
 
     def _budget(self, call: Call) -> float:
         """Return the seconds that are left; raise unless there are, and a broker that listens."""

@@ -1,0 +1,53 @@
+"""Who follows whom, in MongoDB: a copy of what `users` says."""
+
+from collections.abc import Iterable
+
+from odmantic.query import eq, in_, or_
+
+from postbus.users.v1 import FollowChanged
+from posts.models import Follow
+from shared.mongo import Mongo
+
+__all__ = ["FollowRepository"]
+
+_MOST = 5000
+
+
+class FollowRepository:
+    """Stores and finds follows."""
+
+    def __init__(self, mongo: Mongo) -> None:
+        self._follows = mongo.collection(Follow)
+
+    async def learn(self, event: FollowChanged) -> None:
+        """Do as the event says."""
+        if event.following:
+            await self._follows.put(
+                Follow(
+                    id=event.follow_id, follower_id=event.follower_id, followed_id=event.followed_id
+                )
+            )
+        else:
+            await self._follows.delete_one(eq(Follow.id, event.follow_id))
+
+    async def followed_by(self, user_id: str, ids: Iterable[str]) -> set[str]:
+        """Return which of `ids` the user follows."""
+        pairs = [f"{user_id}/{each}" for each in set(ids)]
+        found = await self._follows.find(in_(Follow.id, pairs), sort=[("_id", 1)], limit=len(pairs))
+        return {follow.followed_id for follow in found}
+
+    async def ids_followed_by(self, user_id: str) -> list[str]:
+        """Return all whom the user follows, as far as is known here."""
+        query = eq(Follow.follower_id, user_id)
+        found = await self._follows.find(query, sort=[("_id", 1)], limit=_MOST)
+        return [follow.followed_id for follow in found]
+
+    async def erase(self, user_id: str, limit: int) -> int:
+        """Forget some follows of and by a user; return how many."""
+        query = or_(eq(Follow.follower_id, user_id), eq(Follow.followed_id, user_id))
+        some = await self._follows.find(query, sort=[("_id", 1)], limit=limit)
+        return await self._follows.delete_many(in_(Follow.id, [each.id for each in some]))
+
+    async def create_indexes(self) -> None:
+        """Create what the queries need."""
+        await self._follows.create_indexes()

@@ -1,0 +1,127 @@
+"""Lists of posts and tags: the rpcs of PostsService in proto/postbus/posts/v1/posts.proto that find
+many.
+"""
+
+import asyncio
+import heapq
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+from postbus.posts.v1 import (
+    ListFeedRequest,
+    ListFeedResponse,
+    ListPostsRequest,
+    ListPostsResponse,
+    ListTagsRequest,
+    ListTagsResponse,
+    PostOrder,
+    PostsServiceBase,
+    PostStatus,
+)
+from postbus.posts.v1 import Tag as TagMessage
+from posts.authors import AuthorCards
+from posts.likes import LikeRepository
+from posts.models import DRAFT, PUBLISHED, Post
+from posts.repository import PostFilter, PostRepository, position
+from posts.tags import TagRepository
+from posts.views import Views
+from shared.context import Context
+from shared.messagebus import MessagePattern
+from shared.pages import Page, Pages
+
+__all__ = ["ListHandlers"]
+
+_AUTHORS_AT_ONCE: Final = 100
+"""MongoDB merges so many sorted lists; of more it would read all posts, and then sort them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListHandlers:
+    """Many posts. None has its body: a page would have no bounds."""
+
+    posts: PostRepository
+    likes: LikeRepository
+    tags: TagRepository
+    authors: AuthorCards
+    views: Views
+    pages: Pages
+
+    @MessagePattern(PostsServiceBase.list_posts)
+    async def list_posts(self, request: ListPostsRequest, context: Context) -> ListPostsResponse:
+        """Return a page of the posts that fit."""
+        wanted, page = await self._wanted(request, context), self.pages.of(request)
+        if request.liked_by:
+            return await self._list_liked(request, wanted, page, context)
+        oldest_first = request.order == PostOrder.OLDEST
+        found = await self.posts.find(wanted, page, oldest_first=oldest_first)
+        posts, token = page.cut(found, position)
+        return ListPostsResponse(
+            posts=await self.views.posts(posts, context),
+            next_page_token=token,
+            total=await self.posts.count(wanted) if request.include_total else None,
+        )
+
+    async def _list_liked(
+        self, request: ListPostsRequest, wanted: PostFilter, page: Page, context: Context
+    ) -> ListPostsResponse:
+        """Return a page of the posts that a user likes, in the order of the likes."""
+        user_id = await self.authors.id_of(request.liked_by) or ""
+        found = await self.likes.posts(user_id, wanted, page)
+        liked, token = page.cut(found, lambda each: (each[1], each[0].id))
+        return ListPostsResponse(
+            posts=await self.views.posts([post for post, _ in liked], context),
+            next_page_token=token,
+            total=await self.likes.count(user_id, wanted) if request.include_total else None,
+        )
+
+    @MessagePattern(PostsServiceBase.list_feed)
+    async def list_feed(self, request: ListFeedRequest, context: Context) -> ListFeedResponse:
+        """Return a page of the posts of those whom the caller follows."""
+        ids, page = await self.authors.followed_by_caller(context), self.pages.of(request)
+        feeds = [
+            PostFilter(author_ids=ids[first : first + _AUTHORS_AT_ONCE])
+            for first in range(0, len(ids), _AUTHORS_AT_ONCE)
+        ]
+        found = await asyncio.gather(*(self.posts.find(feed, page) for feed in feeds))
+        posts, token = page.cut(_latest(found, page.limit), position)
+        total = sum([await self.posts.count(feed) for feed in feeds if request.include_total])
+        return ListFeedResponse(
+            posts=await self.views.posts(posts, context),
+            next_page_token=token,
+            total=total if request.include_total else None,
+        )
+
+    @MessagePattern(PostsServiceBase.list_tags)
+    async def list_tags(self, request: ListTagsRequest, _context: Context) -> ListTagsResponse:
+        """Return a page of tags."""
+        page = self.pages.of(request)
+        tags, token = page.cut(
+            await self.tags.most_used(page), lambda tag: (tag.post_count, tag.id)
+        )
+        return ListTagsResponse(
+            tags=[TagMessage(name=tag.name, post_count=tag.post_count) for tag in tags],
+            next_page_token=token,
+            total=await self.tags.total() if request.include_total else None,
+        )
+
+    async def _wanted(self, request: ListPostsRequest, context: Context) -> PostFilter:
+        """Return what is asked for; of drafts nobody sees but their own."""
+        drafts = request.status == PostStatus.DRAFT
+        only = [request.author_id.lower()] if request.author_id else []
+        if request.author:
+            only.append(await self.authors.id_of(request.author) or "")
+        if drafts:
+            only.append(context.user_id)
+        same = only[:1] if len(set(only)) == 1 else []
+        return PostFilter(
+            status=DRAFT if drafts else PUBLISHED,
+            author_ids=same if only else None,
+            tag=request.tag,
+            q=request.q,
+        )
+
+
+def _latest(lists: list[list[Post]], limit: int) -> list[Post]:
+    """Merge lists that begin with the latest."""
+    return list(islice(heapq.merge(*lists, key=position, reverse=True), limit))

@@ -1,0 +1,82 @@
+"""How the documents of `posts` have changed. Indexes come from the models, after these.
+
+Each step is written out here, for it has to stay what it was when the models go on.
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from pymongo import UpdateOne
+
+from shared.mongo_migrations import Database, Migration
+from shared.words import words
+
+__all__ = ["MIGRATIONS"]
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICRO: Final = timedelta(microseconds=1)
+_NEW: Final = ("tags", "likes", "comments", "follows", "notifications")
+_KEPT: Final = ("author_id", "title", "body", "version")
+
+
+async def _up_to_blog(database: Database) -> None:
+    """Posts get slug, status and counters, and times in microseconds; cards get a name to find."""
+    posts, authors = database["posts"], database["authors"]
+    old = {"shape": {"$exists": False}}
+    while found := await posts.find(old).limit(500).to_list():
+        await posts.bulk_write([_replaced(post, _blog_post(post)) for post in found])
+    while found := await authors.find(old).limit(500).to_list():
+        named = [{"name_key": each["username"].lower(), "version": 1} for each in found]
+        rest = {"display_name": "", "image_url": "", "deleted": False, "shape": 2}
+        await authors.bulk_write(
+            [_replaced(old, old | name | rest) for old, name in zip(found, named, strict=True)]
+        )
+
+
+async def _down_from_blog(database: Database) -> None:
+    """Drafts, slugs, tags, likes, comments, follows and notifications are lost."""
+    posts, authors = database["posts"], database["authors"]
+    await posts.delete_many({"status": "draft"})
+    for collection in (posts, authors):
+        await collection.drop_indexes()
+    while found := await posts.find({"shape": 2}).limit(500).to_list():
+        await posts.bulk_write([_replaced(post, _plain_post(post)) for post in found])
+    await authors.delete_many({"deleted": True})
+    new = ("name_key", "display_name", "image_url", "version", "deleted", "shape")
+    await authors.update_many({}, {"$unset": dict.fromkeys(new, "")})
+    for name in _NEW:
+        await database.drop_collection(name)
+
+
+def _replaced(old: dict[str, Any], new: dict[str, Any]) -> UpdateOne:
+    return UpdateOne({"_id": old["_id"]}, [{"$replaceWith": {"$literal": new}}])
+
+
+def _blog_post(old: dict[str, Any]) -> dict[str, Any]:
+    """The end of the id makes the slug one of its own."""
+    created, updated = ((old[name] - _EPOCH) // _MICRO for name in ("created_at", "updated_at"))
+    slug = "-".join([*words(old["title"]), old["_id"][-12:]])
+    return {name: old[name] for name in ("_id", *_KEPT)} | {
+        "slug": slug,
+        "slugs": [slug],
+        "summary": "",
+        "tags": [],
+        "tag_keys": [],
+        "words": words(old["title"]),
+        "status": "published",
+        "at": created,
+        "created_at": created,
+        "updated_at": updated,
+        "published_at": created,
+        "like_count": 0,
+        "comment_count": 0,
+        "shape": 2,
+    }
+
+
+def _plain_post(new: dict[str, Any]) -> dict[str, Any]:
+    times = {name: _EPOCH + new[name] * _MICRO for name in ("created_at", "updated_at")}
+    return {name: new[name] for name in ("_id", *_KEPT)} | times
+
+
+MIGRATIONS: Final = (Migration(up=_up_to_blog, down=_down_from_blog),)

@@ -1,0 +1,107 @@
+"""Notifications in MongoDB."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from odmantic.query import QueryExpression, and_, eq, in_, lt
+from uuid_utils.compat import uuid7
+
+from postbus.posts.v1 import NotificationKind
+from posts.models import Notification
+from posts.times import now
+from shared.mongo import Mongo
+from shared.pages import Page
+
+__all__ = ["NotificationRepository", "position"]
+
+_KEPT: Final = timedelta(days=90)
+
+
+def position(notification: Notification) -> tuple[str]:
+    """Return where a notification stands in a list: ids grow with time."""
+    return (notification.id,)
+
+
+class NotificationRepository:
+    """Stores and finds notifications."""
+
+    def __init__(self, mongo: Mongo) -> None:
+        self._notifications = mongo.collection(Notification)
+
+    async def add(
+        self,
+        kind: int,
+        user_id: str,
+        actor_id: str,
+        *,
+        post_id: str = "",
+        comment_id: str = "",
+    ) -> Notification | None:
+        """Store a notification; None if the user has it already."""
+        key = _key(kind, user_id, actor_id, post_id, comment_id)
+        if await self._notifications.find_one(eq(Notification.key, key)):
+            return None
+        notification = Notification(
+            id=str(uuid7()),
+            key=key,
+            user_id=user_id,
+            kind=int(kind),
+            actor_id=actor_id,
+            post_id=post_id,
+            comment_id=comment_id,
+            created_at=now(),
+            expires_at=datetime.now(UTC) + _KEPT,
+        )
+        await self._notifications.insert(notification)
+        return notification
+
+    async def take_back_like(self, user_id: str, actor_id: str, post_id: str) -> None:
+        """Remove the notification of a like that is no more."""
+        key = _key(NotificationKind.LIKE, user_id, actor_id, post_id)
+        await self._notifications.delete_one(eq(Notification.key, key))
+
+    async def of_user(
+        self, user_id: str, page: Page, *, unread_only: bool = False
+    ) -> list[Notification]:
+        """Return notifications of a user, the latest first."""
+        query = _of(user_id, unread_only=unread_only)
+        if page.after:
+            query = and_(query, lt(Notification.id, page.after[0]))
+        return await self._notifications.find(query, sort=[("_id", -1)], limit=page.limit)
+
+    async def count(self, user_id: str, *, unread_only: bool) -> int:
+        """Count notifications of a user."""
+        return await self._notifications.count(_of(user_id, unread_only=unread_only))
+
+    async def mark_read(self, user_id: str, ids: Sequence[str]) -> None:
+        """Mark notifications of a user as read: some, or without ids all."""
+        query = _of(user_id, unread_only=True)
+        if ids:
+            query = and_(query, in_(Notification.id, [each.lower() for each in ids]))
+        await self._notifications.update_many(query, {"$set": {"read": True}})
+
+    async def erase(self, key: str, id_: str, limit: int = 1000) -> int:
+        """Delete some notifications, by `user_id`, `actor_id`, `post_id` or `comment_id`.
+
+        Returns how many.
+        """
+        query = eq(getattr(Notification, key), id_)
+        some = await self._notifications.find(query, sort=[("_id", 1)], limit=limit)
+        return await self._notifications.delete_many(
+            in_(Notification.id, [each.id for each in some])
+        )
+
+    async def create_indexes(self) -> None:
+        """Create what the queries need."""
+        await self._notifications.create_indexes()
+
+
+def _of(user_id: str, *, unread_only: bool) -> QueryExpression:
+    mine = eq(Notification.user_id, user_id)
+    return and_(mine, eq(Notification.read, False)) if unread_only else mine
+
+
+def _key(kind: int, user_id: str, actor_id: str, post_id: str = "", comment_id: str = "") -> str:
+    """Name what happened."""
+    return f"{int(kind)} {user_id} {actor_id} {post_id} {comment_id}"

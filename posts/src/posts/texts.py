@@ -1,0 +1,46 @@
+"""What is made of texts: slugs, keys of tags, mentions."""
+
+import re
+import secrets
+import unicodedata
+from collections.abc import Iterable
+from typing import Final
+
+from shared.words import words
+
+__all__ = ["distinct_tags", "mentions", "slug_of", "tag_key", "with_suffix"]
+
+_UUID: Final = re.compile(r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}")
+_MENTION: Final = re.compile(r"(?<![\w@.-])@([A-Za-z][A-Za-z0-9_-]{2,39})")
+_SLUG_LENGTH: Final = 80
+_MOST_MENTIONS: Final = 10
+
+
+def slug_of(title: str) -> str:
+    """Return the name of a post in addresses: its title's words, in lower case, without accents."""
+    slug = "-".join(words(title))[:_SLUG_LENGTH].strip("-")
+    return with_suffix(slug) if _UUID.fullmatch(slug) else slug or "post"
+
+
+def with_suffix(slug: str) -> str:
+    """Return the slug with something behind it that no other has."""
+    return f"{slug}-{secrets.token_hex(4)}"
+
+
+def tag_key(tag: str) -> str:
+    """Return what tags have in common that are the same but for case."""
+    return unicodedata.normalize("NFKC", tag.strip().casefold())
+
+
+def distinct_tags(tags: Iterable[str]) -> dict[str, str]:
+    """Return tags by key, as they are first written, without spaces around them."""
+    found: dict[str, str] = {}
+    for tag in tags:
+        found.setdefault(tag_key(tag), unicodedata.normalize("NFC", tag.strip()))
+    return found
+
+
+def mentions(*texts: str) -> list[str]:
+    """Return usernames that texts name as `@username`, in lower case, once each, ten at most."""
+    names = (name.lower() for text in texts for name in _MENTION.findall(text))
+    return list(dict.fromkeys(names))[:_MOST_MENTIONS]

@@ -1,0 +1,24 @@
+"""Times as MongoDB keeps them here: microseconds since 1970 in UTC."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+__all__ = ["from_micros", "now", "to_micros"]
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICRO: Final = timedelta(microseconds=1)
+
+
+def now() -> int:
+    """Return the time."""
+    return to_micros(datetime.now(UTC))
+
+
+def to_micros(time: datetime) -> int:
+    """Return a time as it is stored."""
+    return (time - _EPOCH) // _MICRO
+
+
+def from_micros(micros: int) -> datetime:
+    """Return a stored time."""
+    return _EPOCH + micros * _MICRO

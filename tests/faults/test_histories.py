@@ -1,0 +1,135 @@
+"""What people did, whatever was killed meanwhile: what was acknowledged stays, and counts once.
+
+POSTBUS_SEED=N repeats a run as far as the machine allows.
+"""
+
+import asyncio
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+from tests.people import Person, sign_up
+from tests.system import System
+
+Unique = Callable[[str], str]
+PEOPLE = 6
+SECONDS = 8.0
+PATIENCE = 20.0
+
+
+class Actor:
+    """Someone who does one thing after the other, and repeats each until it is answered."""
+
+    def __init__(
+        self, client: httpx.AsyncClient, person: Person, dice: random.Random, unique: Unique
+    ) -> None:
+        self._client = client
+        self._dice = dice
+        self._unique = unique
+        self.person = person
+        self.posts: list[str] = []
+        self.comments: list[tuple[str, str]] = []
+        """Of which post, and the text."""
+        self.likes: dict[str, bool] = {}
+        self.follows: dict[str, bool] = {}
+
+    async def act(self, post_ids: list[str], others: list[str]) -> None:
+        """Do something, and remember it."""
+        post_id, other = self._dice.choice(post_ids), self._dice.choice(others)
+        wanted = self._dice.random() < 0.6
+        match self._dice.choice(("post", "like", "like", "comment", "follow")):
+            case "post":
+                post = await self._done("POST", "/v1/posts", {"title": "Race", "tags": ["race"]})
+                self.posts.append(post["id"])
+            case "like":
+                await self._done("PUT" if wanted else "DELETE", f"/v1/posts/{post_id}/like")
+                self.likes[post_id] = wanted
+            case "comment":
+                text = self._unique("text")
+                await self._done("POST", f"/v1/posts/{post_id}/comments", {"body": text})
+                self.comments.append((post_id, text))
+            case "follow" if other != self.person.username:
+                await self._done("PUT" if wanted else "DELETE", f"/v1/users/{other}/follow")
+                self.follows[other] = wanted
+
+    async def _done(
+        self, verb: str, path: str, body: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        headers = {
+            **self.person.headers,
+            "Idempotency-Key": self._unique("key"),
+            "Request-Timeout": "2",
+        }
+        last = time.monotonic() + PATIENCE
+        while True:
+            answer = await self._client.request(verb, path, json=body, headers=headers)
+            if answer.is_success:
+                return dict(answer.json())
+            assert answer.status_code in (409, 429, 503, 504), answer.text
+            assert time.monotonic() < last, answer.text
+            await asyncio.sleep(self._dice.random() * 0.2)
+
+
+async def kill_again_and_again(system: System, dice: random.Random) -> None:
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        service = dice.choice(("posts", "users"))
+        await asyncio.sleep(0.3 + dice.random())
+        await system.kill(service)
+        await system.start(service)
+        await system.until_ready()
+
+
+async def findings(system: System, service: str) -> str:
+    """Run the service's repair; return its last line."""
+    output = await system.output(service, "repair")
+    return output.splitlines()[-1]
+
+
+async def test_what_was_acknowledged_stays_and_counts_once(
+    system: System, client: httpx.AsyncClient, unique: Unique
+) -> None:
+    seed = int(os.environ.get("POSTBUS_SEED") or random.randrange(2**32))  # noqa: S311
+    print(f"POSTBUS_SEED={seed}")  # noqa: T201  # pytest shows it if the test fails
+    dice = random.Random(seed)  # noqa: S311
+    people = [await sign_up(client, unique("actor")) for _ in range(PEOPLE)]
+    actors = [Actor(client, person, dice, unique) for person in people]
+    created = [
+        await client.post("/v1/posts", json={"title": "First"}, headers=person.headers)
+        for person in people
+    ]
+    post_ids = [answer.json()["id"] for answer in created]
+    killing = asyncio.create_task(kill_again_and_again(system, dice))
+
+    async def live(actor: Actor) -> None:
+        while not killing.done():
+            await actor.act(post_ids, [person.username for person in people])
+
+    async with asyncio.timeout(SECONDS + 2 * PATIENCE):
+        await asyncio.gather(killing, *map(live, actors))
+
+    likes = Counter(id_ for actor in actors for id_, liked in actor.likes.items() if liked)
+    followers = Counter(name for actor in actors for name, yes in actor.follows.items() if yes)
+    texts = Counter(comment for actor in actors for comment in actor.comments)
+    for id_ in post_ids:
+        post = (await client.get(f"/v1/posts/{id_}")).json()
+        page = (await client.get(f"/v1/posts/{id_}/comments?pageSize=100&includeTotal=true")).json()
+        theirs = {text: count for (of, text), count in texts.items() if of == id_}
+        assert post["likeCount"] == likes[id_]
+        assert post["commentCount"] == page["total"] == len(theirs)
+        if not page["nextPageToken"]:
+            assert Counter(each["body"] for each in page["comments"]) == theirs
+    for actor in actors:
+        name = actor.person.username
+        profile = (await client.get(f"/v1/users/{name}")).json()
+        page = (await client.get(f"/v1/posts?author={name}&includeTotal=true")).json()
+        assert profile["followerCount"] == followers[name]
+        assert profile["followingCount"] == sum(actor.follows.values())
+        assert page["total"] == len(actor.posts) + 1
+    assert (await findings(system, "posts")).endswith(" posts, 0 things were wrong")
+    assert " 0 with wrong counters" in await findings(system, "users")

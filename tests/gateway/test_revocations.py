@@ -1,0 +1,156 @@
+"""Sessions that end before their access tokens expire."""
+
+from datetime import UTC, datetime
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from gateway.connection import Connection
+from gateway.events import EventFeed
+from gateway.revocations import SessionVerifier
+from postbus.bus.v1 import Event
+from postbus.users.v1 import SessionsRevoked
+from shared.errors import ServiceError
+from shared.identity import Caller, TokenVerifier
+from shared.messagebus.memory import MemoryBus
+from shared.wire import encode
+from tests.gateway.conftest import open_socket
+from tests.tokens import TokenMaker
+
+TYPE = "postbus.users.v1.SessionsRevoked"
+
+
+def revoked(*session_ids: str) -> Event:
+    message = SessionsRevoked(user_id="alice", session_ids=list(session_ids))
+    time = datetime(2026, 1, 2, tzinfo=UTC)
+    return Event(id="e", type=TYPE, subject="alice", time=time, data=encode(message))
+
+
+def session(session_id: str) -> Caller:
+    return Caller(
+        user_id="alice", session_id=session_id, expires_at=datetime(2100, 1, 1, tzinfo=UTC)
+    )
+
+
+async def end(bus: MemoryBus, verifier: SessionVerifier, *session_ids: str) -> None:
+    """Revoke sessions, and wait until the last is known to have ended."""
+    await bus.publish(revoked(*session_ids))
+    with pytest.raises(ServiceError, match="SESSION_REVOKED"):
+        await verifier.until_revoked(session(session_ids[-1]))
+
+
+async def test_revoked_session_closes_its_sockets_and_is_refused_from_then_on(
+    app: FastAPI, gateway: httpx.AsyncClient, bus: MemoryBus, tokens: TokenMaker
+) -> None:
+    gone, open_ = tokens.token("alice", sid="gone"), tokens.token("alice", sid="open")
+    async with open_socket(app) as first, open_socket(app) as second, open_socket(app) as other:
+        for socket, token in ((first, gone), (second, gone), (other, open_)):
+            await socket.ask({"id": "1", "authenticate": {"accessToken": token}})
+
+        await bus.publish(revoked("unknown", "gone"))
+
+        assert await first.end() == (4401, "SESSION_REVOKED")
+        assert await second.end() == (4401, "SESSION_REVOKED")
+        assert "subscribed" in await other.ask(
+            {"id": "2", "subscribe": {"types": ["postbus.posts.v1.PostCreated"]}}
+        )
+    refused = await gateway.get("/v1/posts", headers={"Authorization": f"Bearer {gone}"})
+    served = await gateway.get("/v1/posts", headers={"Authorization": f"Bearer {open_}"})
+    assert (refused.status_code, refused.json()["reason"]) == (401, "SESSION_REVOKED")
+    assert served.status_code == 200
+
+
+async def test_revoked_session_opens_no_socket(
+    app: FastAPI, bus: MemoryBus, tokens: TokenMaker
+) -> None:
+    token = tokens.token("alice", sid="gone")
+    frame = {"id": "1", "authenticate": {"accessToken": token}}
+    async with open_socket(app) as socket:
+        await socket.ask(frame)
+        await bus.publish(revoked("gone"))
+        await socket.end()
+
+    async with open_socket(app) as socket:
+        answer = await socket.ask(frame)
+
+    assert answer["error"]["code"] == "CODE_UNAUTHENTICATED"
+    assert answer["error"]["reason"] == "SESSION_REVOKED"
+
+
+async def test_revoked_session_may_repeat_the_call_that_ended_it(
+    app: FastAPI, gateway: httpx.AsyncClient, bus: MemoryBus, tokens: TokenMaker
+) -> None:
+    token = tokens.token("alice", sid="gone")
+    async with open_socket(app) as socket:
+        await socket.ask({"id": "1", "authenticate": {"accessToken": token}})
+        await bus.publish(revoked("gone"))
+        await socket.end()
+    headers = {"Authorization": f"Bearer {token}"}
+
+    again = await gateway.post("/v1/auth/logout", headers=headers)
+    other = await gateway.get("/v1/auth/sessions", headers=headers)
+
+    assert again.status_code == 204
+    assert (other.status_code, other.json()["reason"]) == (401, "SESSION_REVOKED")
+
+
+async def test_call_of_a_revoked_session_is_refused_before_its_socket_is_closed(
+    bus: MemoryBus, verifier: TokenVerifier, tokens: TokenMaker
+) -> None:
+    sessions = SessionVerifier(bus, verifier)
+    await sessions.run()
+    connection = Connection(bus, sessions, EventFeed(bus))
+    token = tokens.token("alice", sid="gone")
+    connection.receive(f'{{"id": "1", "authenticate": {{"accessToken": "{token}"}}}}')
+    await connection.next_frame()
+    await end(bus, sessions, "gone")
+
+    connection.receive('{"id": "2", "call": {"method": "postbus.posts.v1.PostsService.ListPosts"}}')
+
+    assert '"SESSION_REVOKED"' in await connection.next_frame()
+
+
+async def test_session_is_remembered_as_long_as_a_token_can_live(
+    bus: MemoryBus, verifier: TokenVerifier
+) -> None:
+    now = [1000.0]
+    sessions = SessionVerifier(bus, verifier, clock=lambda: now[0])
+    await sessions.run()
+    await end(bus, sessions, "a")
+    now[0] = 1100.0
+    await end(bus, sessions, "b")
+
+    now[0] = 1599.9
+    for name in ("a", "b"):
+        with pytest.raises(ServiceError, match="SESSION_REVOKED"):
+            sessions.require_open(session(name))
+    now[0] = 1600.0
+    sessions.require_open(session("a"))
+    with pytest.raises(ServiceError, match="SESSION_REVOKED"):
+        sessions.require_open(session("b"))
+
+
+async def test_no_more_than_100000_sessions_are_remembered_the_oldest_go_first(
+    bus: MemoryBus, verifier: TokenVerifier
+) -> None:
+    sessions = SessionVerifier(bus, verifier)
+    await sessions.run()
+    await end(bus, sessions, "oldest", "older", "old")
+
+    await end(bus, sessions, "older", *(f"s{number}" for number in range(99_999)))
+
+    for name in ("oldest", "old"):
+        sessions.require_open(session(name))
+    for name in ("older", "s0", "s99998"):
+        with pytest.raises(ServiceError, match="SESSION_REVOKED"):
+            sessions.require_open(session(name))
+
+
+async def test_malformed_revocation_stops_no_other(bus: MemoryBus, verifier: TokenVerifier) -> None:
+    sessions = SessionVerifier(bus, verifier)
+    await sessions.run()
+
+    await bus.publish(Event(id="e", type=TYPE, data=b"\xff"))
+
+    await end(bus, sessions, "gone")

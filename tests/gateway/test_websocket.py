@@ -1,0 +1,128 @@
+"""The WebSocket: who may hear of which event, and what a call may say."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+import betterproto
+import pytest
+from fastapi import FastAPI
+
+from postbus.bus.v1 import Event, Reply
+from postbus.posts.v1 import (
+    DeletePostRequest,
+    Notification,
+    NotificationCreated,
+    PostDeleted,
+)
+from shared.messagebus.memory import MemoryBus
+from shared.wire import decode, encode
+from tests.gateway.conftest import Socket, Worker, open_socket
+from tests.tokens import TokenMaker
+
+PUBLIC = "postbus.posts.v1.PostDeleted"
+FOR_ONE = "postbus.posts.v1.NotificationCreated"
+INTERNAL = "postbus.users.v1.SessionsRevoked"
+POST_ID = "018f3f6e-0000-7000-8000-000000000001"
+
+
+def event(type_: str, message: betterproto.Message) -> Event:
+    time = datetime(2026, 1, 2, tzinfo=UTC)
+    return Event(id="e", type=type_, subject="s", time=time, data=encode(message))
+
+
+def notification(user_id: str, id_: str) -> Event:
+    created = NotificationCreated(user_id=user_id, notification=Notification(id=id_))
+    return event(FOR_ONE, created)
+
+
+async def authenticated(socket: Socket, token: str) -> Socket:
+    answer = await socket.ask({"id": "1", "authenticate": {"accessToken": token}})
+    assert "authenticated" in answer
+    return socket
+
+
+@pytest.fixture
+async def alice(app: FastAPI, tokens: TokenMaker) -> AsyncIterator[Socket]:
+    async with open_socket(app) as socket:
+        yield await authenticated(socket, tokens.token("alice"))
+
+
+@pytest.fixture
+async def bob(app: FastAPI, tokens: TokenMaker) -> AsyncIterator[Socket]:
+    async with open_socket(app) as socket:
+        yield await authenticated(socket, tokens.token("bob"))
+
+
+async def test_internal_event_is_unknown_to_clients(alice: Socket) -> None:
+    internal = await alice.ask({"id": "2", "subscribe": {"types": [PUBLIC, INTERNAL]}})
+    unknown = await alice.ask({"id": "2", "subscribe": {"types": [PUBLIC, "postbus.no.v1.Such"]}})
+
+    for answer in (internal, unknown):
+        answer["error"].pop("traceId")
+    assert internal["error"]["reason"] == "UNKNOWN_EVENT"
+    assert internal == unknown
+
+
+async def test_public_event_reaches_everyone_who_subscribed(
+    bus: MemoryBus, alice: Socket, bob: Socket
+) -> None:
+    for socket in (alice, bob):
+        await socket.ask({"id": "2", "subscribe": {"types": [PUBLIC]}})
+
+    await bus.publish(event(PUBLIC, PostDeleted(post_id=POST_ID)))
+
+    for socket in (alice, bob):
+        assert (await socket.frame())["event"]["data"]["postId"] == POST_ID
+
+
+async def test_event_for_one_user_reaches_no_other(
+    bus: MemoryBus, alice: Socket, bob: Socket
+) -> None:
+    for socket in (alice, bob):
+        await socket.ask({"id": "2", "subscribe": {"types": [FOR_ONE]}})
+
+    for user_id in ("", "nobody", "bob", "alice"):
+        await bus.publish(notification(user_id, f"for {user_id}"))
+    await bus.publish(notification("bob", "last"))
+
+    heard = [(await socket.frame())["event"]["data"] for socket in (alice, bob, bob)]
+    assert [(each["userId"], each["notification"]["id"]) for each in heard] == [
+        ("alice", "for alice"),
+        ("bob", "for bob"),
+        ("bob", "last"),
+    ]
+
+
+async def test_event_for_one_user_reaches_all_of_the_users_sockets_until_they_unsubscribe(
+    app: FastAPI, bus: MemoryBus, tokens: TokenMaker, alice: Socket
+) -> None:
+    await alice.ask({"id": "2", "subscribe": {"types": [FOR_ONE]}})
+    async with open_socket(app) as other:
+        await authenticated(other, tokens.token("alice"))
+        await other.ask({"id": "2", "subscribe": {"types": [FOR_ONE]}})
+        await bus.publish(notification("alice", "first"))
+        assert (await other.frame())["event"]["data"]["notification"]["id"] == "first"
+        await other.ask({"id": "3", "unsubscribe": {"subscription": "2"}})
+
+        await bus.publish(notification("alice", "second"))
+
+        heard = [(await alice.frame())["event"]["data"]["notification"]["id"] for _ in range(2)]
+        assert heard == ["first", "second"]
+        answer = await other.ask({"id": "4", "unsubscribe": {"subscription": "2"}})
+        assert answer["error"]["reason"] == "UNKNOWN_SUBSCRIPTION"
+
+
+async def test_expected_version_is_a_plain_field_over_the_socket(
+    worker: Worker, alice: Socket
+) -> None:
+    worker.reply = Reply(payload=b"")
+    call = {
+        "method": "postbus.posts.v1.PostsService.DeletePost",
+        "request": {"id": POST_ID, "expectedVersion": "7"},
+    }
+
+    answer = await alice.ask({"id": "2", "call": call})
+
+    assert "result" in answer
+    [(_, request)] = worker.requests
+    assert decode(DeletePostRequest, request.payload).expected_version == 7
