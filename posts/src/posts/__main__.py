@@ -7,7 +7,8 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from posts.authors import AuthorCards, AuthorRepository
+from posts.author_cards import AuthorCards
+from posts.authors import AuthorRepository
 from posts.comment_handlers import CommentHandlers
 from posts.comments import CommentRepository
 from posts.erasure import Erasure
@@ -59,7 +60,7 @@ def _handlers(mongo: Mongo, bus: MessageBus, pages: Pages) -> list[object]:
     follows, notifications = FollowRepository(mongo), NotificationRepository(mongo)
     cards = AuthorRepository(mongo)
     authors = AuthorCards(cards, follows, bus)
-    views = Views(authors, follows, likes)
+    views = Views(authors, likes)
     return [
         authors,
         PostHandlers(posts=posts, likes=likes, authors=authors, views=views),

@@ -20,13 +20,14 @@ from postbus.posts.v1 import (
     UpdateCommentRequest,
     UpdateCommentResponse,
 )
-from posts.authors import AuthorCards
+from posts.author_cards import AuthorCards
+from posts.authors import author_message
 from posts.comments import CommentRepository, position
 from posts.models import Comment
 from posts.repository import PostRepository
 from posts.rules import published_post, readable_post
 from posts.times import now
-from posts.views import Views, author_message, comment_message
+from posts.views import Views, comment_message
 from shared.context import Context
 from shared.errors import Code, ServiceError, require_version, version_mismatch
 from shared.messagebus import MessagePattern, publish

@@ -34,14 +34,15 @@ from postbus.posts.v1 import (
     UpdatePostRequest,
     UpdatePostResponse,
 )
-from posts.authors import AuthorCards
+from posts.author_cards import AuthorCards
+from posts.authors import author_message
 from posts.likes import LikeRepository
 from posts.models import DRAFT, PUBLISHED, Post
 from posts.repository import PostRepository
 from posts.rules import own_post, published_post, readable_post
 from posts.texts import distinct_tags
 from posts.times import now
-from posts.views import Views, author_message, post_message
+from posts.views import Views, post_message
 from shared.context import Context
 from shared.errors import Code, ServiceError
 from shared.messagebus import MessagePattern, publish

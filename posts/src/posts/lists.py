@@ -20,7 +20,7 @@ from postbus.posts.v1 import (
     PostStatus,
 )
 from postbus.posts.v1 import Tag as TagMessage
-from posts.authors import AuthorCards
+from posts.author_cards import AuthorCards
 from posts.likes import LikeRepository
 from posts.models import DRAFT, PUBLISHED, Post
 from posts.repository import PostFilter, PostRepository, position

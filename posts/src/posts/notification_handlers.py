@@ -21,12 +21,12 @@ from postbus.posts.v1 import (
 )
 from postbus.posts.v1 import Post as PostMessage
 from postbus.users.v1 import FollowChanged
-from posts.authors import AuthorRepository
+from posts.authors import AuthorRepository, author_message
 from posts.follows import FollowRepository
 from posts.likes import LikeRepository
 from posts.notifications import NotificationRepository, position
 from posts.texts import mentions
-from posts.views import Views, author_message, notification_message
+from posts.views import Views, notification_message
 from shared.context import Context
 from shared.messagebus import EventPattern, MessagePattern, publish
 from shared.pages import Pages

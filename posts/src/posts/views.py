@@ -1,35 +1,31 @@
 """Posts and comments as the contract shows them: with authors, and as the caller sees them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from postbus.posts.v1 import Author as AuthorMessage
 from postbus.posts.v1 import Comment as CommentMessage
 from postbus.posts.v1 import Notification as NotificationMessage
 from postbus.posts.v1 import NotificationKind, PostStatus
 from postbus.posts.v1 import Post as PostMessage
-from posts.authors import AuthorCards
-from posts.follows import FollowRepository
+from posts.author_cards import AuthorCards
 from posts.likes import LikeRepository
-from posts.models import Author, Comment, Notification, Post
+from posts.models import Comment, Notification, Post
 from posts.times import from_micros
 from shared.context import Context
 
-__all__ = ["Views", "author_message", "comment_message", "notification_message", "post_message"]
+__all__ = ["Views", "comment_message", "notification_message", "post_message"]
 
 
 class Views:
     """Puts together what an answer shows."""
 
-    def __init__(
-        self, authors: AuthorCards, follows: FollowRepository, likes: LikeRepository
-    ) -> None:
+    def __init__(self, authors: AuthorCards, likes: LikeRepository) -> None:
         self._authors = authors
-        self._follows = follows
         self._likes = likes
 
     async def posts(self, posts: Sequence[Post], context: Context) -> list[PostMessage]:
         """Return posts as the caller sees them."""
-        authors = await self._messages_of((post.author_id for post in posts), context)
+        authors = await self._authors.shown((post.author_id for post in posts), context)
         liked: set[str] = set()
         if context.caller is not None and posts:
             ids = [post.id for post in posts]
@@ -46,7 +42,7 @@ class Views:
 
     async def comments(self, comments: Sequence[Comment], context: Context) -> list[CommentMessage]:
         """Return comments as the caller sees them."""
-        authors = await self._messages_of((comment.author_id for comment in comments), context)
+        authors = await self._authors.shown((comment.author_id for comment in comments), context)
         return [comment_message(comment, authors[comment.author_id]) for comment in comments]
 
     async def comment(self, comment: Comment, context: Context) -> CommentMessage:
@@ -58,33 +54,8 @@ class Views:
         self, notifications: Sequence[Notification], context: Context
     ) -> list[NotificationMessage]:
         """Return notifications of the caller."""
-        actors = await self._messages_of((each.actor_id for each in notifications), context)
+        actors = await self._authors.shown((each.actor_id for each in notifications), context)
         return [notification_message(each, actors[each.actor_id]) for each in notifications]
-
-    async def _messages_of(
-        self, author_ids: Iterable[str], context: Context
-    ) -> dict[str, AuthorMessage]:
-        wanted = set(author_ids)
-        cards = await self._authors.by_ids(wanted, context)
-        followed: set[str] = set()
-        if context.caller is not None and wanted:
-            followed = await self._follows.followed_by(context.caller.user_id, wanted)
-        return {
-            id_: author_message(id_, cards.get(id_), followed=id_ in followed) for id_ in wanted
-        }
-
-
-def author_message(id_: str, card: Author | None, *, followed: bool = False) -> AuthorMessage:
-    """Return an author; without a card all but the id is empty."""
-    if card is None:
-        return AuthorMessage(id=id_, followed=followed)
-    return AuthorMessage(
-        id=id_,
-        username=card.username,
-        display_name=card.display_name,
-        image_url=card.image_url,
-        followed=followed,
-    )
 
 
 def post_message(post: Post, author: AuthorMessage) -> PostMessage:

@@ -12,9 +12,11 @@ from shared.postgres import open_postgres
 from shared.settings import load
 from shared.worker import Application, run_worker
 from users.auth import AuthHandlers
+from users.follow_handlers import FollowHandlers
 from users.follows import FollowRepository
 from users.handlers import UserHandlers
 from users.passwords import Passwords
+from users.profiles import Profiles
 from users.repair import repair
 from users.repository import UserRepository
 from users.sessions import SessionRepository
@@ -55,11 +57,15 @@ async def _application(settings: UsersSettings) -> AsyncIterator[Application]:
                 pages=pages,
                 store=postgres,
             )
-            people = UserHandlers(
-                users=users, sessions=sessions, follows=FollowRepository(postgres), pages=pages
-            )
+            follows = FollowRepository(postgres)
+            profiles = Profiles(users, follows)
+            handlers = [
+                auth,
+                UserHandlers(users=users, sessions=sessions, profiles=profiles, pages=pages),
+                FollowHandlers(users=users, follows=follows, profiles=profiles, pages=pages),
+            ]
             yield Application(
-                handlers=[auth, people], probes={"postgresql": postgres.ping}, store=postgres
+                handlers=handlers, probes={"postgresql": postgres.ping}, store=postgres
             )
 
 

@@ -1,8 +1,7 @@
-"""The people who use the system: one method per rpc of UsersService in
-proto/postbus/users/v1/users.proto.
+"""The people who use the system: the rpcs of UsersService in
+proto/postbus/users/v1/users.proto that are about accounts.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -13,38 +12,25 @@ from postbus.users.v1 import (
     BatchGetUsersRequest,
     BatchGetUsersResponse,
     DeleteMeRequest,
-    FollowChanged,
-    FollowRequest,
-    FollowResponse,
     GetMeRequest,
     GetMeResponse,
     GetUserRequest,
     GetUserResponse,
-    ListFollowedIdsRequest,
-    ListFollowedIdsResponse,
-    ListFollowersRequest,
-    ListFollowersResponse,
-    ListFollowingRequest,
-    ListFollowingResponse,
-    Profile,
     SearchUsersRequest,
     SearchUsersResponse,
     SessionsRevoked,
-    UnfollowRequest,
-    UnfollowResponse,
     UpdateMeRequest,
     UpdateMeResponse,
     UserDeleted,
-    UserErasureContinued,
     UsersServiceBase,
 )
 from shared.context import Context
 from shared.errors import Code, ServiceError, require_version
-from shared.messagebus import EventPattern, MessagePattern, publish
+from shared.messagebus import MessagePattern, publish
 from shared.pages import Pages
-from users.follows import FollowRepository, position
-from users.messages import to_profile, to_profile_updated, to_user
+from users.messages import to_profile_updated, to_user
 from users.models import User, search_text
+from users.profiles import Profiles
 from users.repository import UserRepository
 from users.sessions import SessionRepository
 
@@ -61,7 +47,7 @@ class UserHandlers:
 
     users: UserRepository
     sessions: SessionRepository
-    follows: FollowRepository
+    profiles: Profiles
     pages: Pages
 
     @MessagePattern(UsersServiceBase.get_me)
@@ -92,25 +78,12 @@ class UserHandlers:
         await publish(UserDeleted(user_id=user.id))
         return Empty()
 
-    @EventPattern(UserDeleted)
-    async def user_deleted(self, event: UserDeleted, _context: Context) -> None:
-        """Begin to remove the follows."""
-        await self._erase(event.user_id)
-
-    @EventPattern(UserErasureContinued)
-    async def user_erasure_continued(self, event: UserErasureContinued, _context: Context) -> None:
-        """Remove more of them."""
-        await self._erase(event.user_id)
-
-    async def _erase(self, user_id: str) -> None:
-        """Remove some follows, and come back for the rest: nothing is lost between two steps."""
-        if await self.follows.erase(user_id):
-            await publish(UserErasureContinued(user_id=user_id))
-
     @MessagePattern(UsersServiceBase.get_user)
     async def get_user(self, request: GetUserRequest, context: Context) -> GetUserResponse:
         """Return what everyone may see."""
-        [profile] = await self._profiles([await self._named(request.username)], context)
+        [profile] = await self.profiles.shown(
+            [await self.profiles.named(request.username)], context
+        )
         return GetUserResponse(profile=profile)
 
     @MessagePattern(UsersServiceBase.search_users)
@@ -122,7 +95,7 @@ class UserHandlers:
         found = await self.users.search(request.q, page)
         users, token = page.cut(found, lambda user: (user.username.lower(),))
         return SearchUsersResponse(
-            profiles=await self._profiles(users, context),
+            profiles=await self.profiles.shown(users, context),
             next_page_token=token,
             total=await self.users.count(request.q) if request.include_total else None,
         )
@@ -133,95 +106,7 @@ class UserHandlers:
     ) -> BatchGetUsersResponse:
         """Return the profiles that there are."""
         users = await self.users.by_ids(request.ids)
-        return BatchGetUsersResponse(profiles=await self._profiles(users, context))
-
-    @MessagePattern(UsersServiceBase.list_followed_ids)
-    async def list_followed_ids(
-        self, _request: ListFollowedIdsRequest, context: Context
-    ) -> ListFollowedIdsResponse:
-        """Return whom the caller follows."""
-        ids = await self.follows.followed_ids(context.user_id)
-        return ListFollowedIdsResponse(ids=list(ids))
-
-    @MessagePattern(UsersServiceBase.follow)
-    async def follow(self, request: FollowRequest, context: Context) -> FollowResponse:
-        """Follow, and tell everyone if that is new."""
-        caller = await self.users.of_caller(context)
-        user = await self._named(request.username)
-        if user.id == caller.id:
-            raise ServiceError(Code.INVALID_ARGUMENT, "FOLLOWS_SELF", "Nobody follows themselves.")
-        version = await self.follows.add(caller.id, user.id)
-        await _tell(caller.id, user.id, following=True, version=version)
-        return FollowResponse(profile=await self._fresh(user, context))
-
-    @MessagePattern(UsersServiceBase.unfollow)
-    async def unfollow(self, request: UnfollowRequest, context: Context) -> UnfollowResponse:
-        """Follow no longer, and tell everyone if that is new."""
-        caller = await self.users.of_caller(context)
-        user = await self._named(request.username)
-        version = await self.follows.remove(caller.id, user.id)
-        await _tell(caller.id, user.id, following=False, version=version)
-        return UnfollowResponse(profile=await self._fresh(user, context))
-
-    @MessagePattern(UsersServiceBase.list_followers)
-    async def list_followers(
-        self, request: ListFollowersRequest, context: Context
-    ) -> ListFollowersResponse:
-        """Return a page of those who follow a user."""
-        user, page = await self._named(request.username), self.pages.of(request)
-        found, token = page.cut(await self.follows.followers(user.id, page), position)
-        return ListFollowersResponse(
-            profiles=await self._profiles([each.user for each in found], context),
-            next_page_token=token,
-            total=user.follower_count if request.include_total else None,
-        )
-
-    @MessagePattern(UsersServiceBase.list_following)
-    async def list_following(
-        self, request: ListFollowingRequest, context: Context
-    ) -> ListFollowingResponse:
-        """Return a page of those whom a user follows."""
-        user, page = await self._named(request.username), self.pages.of(request)
-        found, token = page.cut(await self.follows.following(user.id, page), position)
-        return ListFollowingResponse(
-            profiles=await self._profiles([each.user for each in found], context),
-            next_page_token=token,
-            total=user.following_count if request.include_total else None,
-        )
-
-    async def _named(self, username: str) -> User:
-        user = await self.users.by_username(username)
-        if user is None:
-            raise ServiceError(Code.NOT_FOUND, "USER_NOT_FOUND", "There is no such user.")
-        return user
-
-    async def _fresh(self, user: User, context: Context) -> Profile:
-        """Return the profile with the counters as they are now."""
-        await self.users.refresh(user)
-        [profile] = await self._profiles([user], context)
-        return profile
-
-    async def _profiles(self, users: Sequence[User], context: Context) -> list[Profile]:
-        """Return profiles as the caller sees them."""
-        followed: set[str] = set()
-        if context.caller is not None and users:
-            ids = [user.id for user in users]
-            followed = await self.follows.followed_by(context.caller.user_id, ids)
-        return [to_profile(user, followed) for user in users]
-
-
-async def _tell(follower_id: str, followed_id: str, *, following: bool, version: int) -> None:
-    """Publish a change; a `version` of 0 says that there was none."""
-    if version:
-        await publish(
-            FollowChanged(
-                follow_id=f"{follower_id}/{followed_id}",
-                follower_id=follower_id,
-                followed_id=followed_id,
-                following=following,
-                version=version,
-            )
-        )
+        return BatchGetUsersResponse(profiles=await self.profiles.shown(users, context))
 
 
 def _changes(request: UpdateMeRequest, user: User) -> dict[str, Any]:

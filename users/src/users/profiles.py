@@ -1,0 +1,42 @@
+"""Accounts as the caller sees them."""
+
+from collections.abc import Sequence
+
+from postbus.users.v1 import Profile
+from shared.context import Context
+from shared.errors import Code, ServiceError
+from users.follows import FollowRepository
+from users.messages import to_profile
+from users.models import User
+from users.repository import UserRepository
+
+__all__ = ["Profiles"]
+
+
+class Profiles:
+    """Finds accounts and shows them."""
+
+    def __init__(self, users: UserRepository, follows: FollowRepository) -> None:
+        self._users = users
+        self._follows = follows
+
+    async def named(self, username: str) -> User:
+        """Return the account with this name; else NOT_FOUND."""
+        user = await self._users.by_username(username)
+        if user is None:
+            raise ServiceError(Code.NOT_FOUND, "USER_NOT_FOUND", "There is no such user.")
+        return user
+
+    async def shown(self, users: Sequence[User], context: Context) -> list[Profile]:
+        """Return profiles as the caller sees them."""
+        followed: set[str] = set()
+        if context.caller is not None and users:
+            ids = [user.id for user in users]
+            followed = await self._follows.followed_by(context.caller.user_id, ids)
+        return [to_profile(user, followed) for user in users]
+
+    async def fresh(self, user: User, context: Context) -> Profile:
+        """Return the profile with the counters as they are now."""
+        await self._users.refresh(user)
+        [profile] = await self.shown([user], context)
+        return profile
