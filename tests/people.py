@@ -2,13 +2,14 @@
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 from websockets.asyncio.client import ClientConnection
 
-__all__ = ["PASSWORD", "Person", "ask", "sign_up"]
+__all__ = ["PASSWORD", "Client", "Person", "ask", "eventually", "sign_up"]
 
 PASSWORD = "correct horse battery"  # noqa: S105  # of accounts that live for one test run
 
@@ -44,3 +45,48 @@ async def ask(socket: ClientConnection, frame: dict[str, Any]) -> dict[str, Any]
     async with asyncio.timeout(5):
         answer: dict[str, Any] = json.loads(await socket.recv())
     return answer
+
+
+class Client:
+    """A REST client of one person; without one, of nobody."""
+
+    def __init__(self, client: httpx.AsyncClient, person: Person | None = None) -> None:
+        self._client = client
+        self._headers = person.headers if person else {}
+
+    async def send(
+        self, verb: str, path: str, body: object = None, **headers: str
+    ) -> httpx.Response:
+        """Send a request; header names have underscores for hyphens."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return await self._client.request(verb, path, json=body, headers=self._headers | named)
+
+    async def done(self, verb: str, path: str, body: object = None) -> dict[str, Any]:
+        """Send a request that succeeds; return the body of the answer."""
+        answer = await self.send(verb, path, body)
+        assert answer.is_success, f"{verb} {path}: {answer.status_code} {answer.text}"
+        return dict(answer.json()) if answer.content else {}
+
+    async def refused(self, verb: str, path: str, body: object = None) -> tuple[int, str]:
+        """Send a request that fails; return status and reason."""
+        answer = await self.send(verb, path, body)
+        assert answer.is_error, f"{verb} {path}: {answer.status_code} {answer.text}"
+        return answer.status_code, answer.json()["reason"]
+
+    async def all(self, path: str, items: str, size: int = 100) -> list[dict[str, Any]]:
+        """Return every item of a list, page by page."""
+        found: list[dict[str, Any]] = []
+        token, separator = "", "&" if "?" in path else "?"
+        while True:
+            page = await self.done("GET", f"{path}{separator}pageSize={size}&pageToken={token}")
+            found += page[items]
+            token = page["nextPageToken"]
+            if not token:
+                return found
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 10) -> None:
+    """Wait until a condition holds."""
+    async with asyncio.timeout(seconds):
+        while not await condition():  # noqa: ASYNC110  # polls
+            await asyncio.sleep(0.02)

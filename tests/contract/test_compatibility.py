@@ -733,7 +733,16 @@ def test_change_breaks_those_who_rely_on_it(
     assert breaks(after, before) == back
 
 
-@pytest.mark.parametrize("contract", [served(rpc()), event(), ruled(CEL.format("x", "true"))])
+@pytest.mark.parametrize(
+    "contract",
+    [
+        served(rpc()),
+        served(rpc(rules='access: ACCESS_USER version: "ask.version" expected_version: "name"')),
+        event(),
+        for_user("id"),
+        ruled(CEL.format("x", "true")),
+    ],
+)
 def test_unchanged_contract_breaks_nobody(contract: str) -> None:
     assert breaks(contract, contract) == {}
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from pymongo import UpdateOne
 
 from shared.mongo_migrations import Database, Migration
-from shared.words import words
+from shared.words import distinct_words, words
 
 __all__ = ["MIGRATIONS"]
 
@@ -62,7 +62,7 @@ def _blog_post(old: dict[str, Any]) -> dict[str, Any]:
         "summary": "",
         "tags": [],
         "tag_keys": [],
-        "words": words(old["title"]),
+        "words": distinct_words(old["title"]),
         "status": "published",
         "at": created,
         "created_at": created,

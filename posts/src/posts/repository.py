@@ -12,7 +12,7 @@ from posts.texts import distinct_tags, slug_of, tag_key, with_suffix
 from posts.times import now
 from shared.mongo import Mongo
 from shared.pages import Page
-from shared.words import words
+from shared.words import distinct_words
 
 __all__ = ["PostFilter", "PostRepository", "position"]
 
@@ -41,13 +41,13 @@ class PostFilter:
             queries.append(who)
         if self.tag:
             queries.append(eq(Post.tag_keys, tag_key(self.tag)))
-        queries += [eq(Post.words, word) for word in words(self.q)]
+        queries += [eq(Post.words, word) for word in distinct_words(self.q)]
         return queries
 
     @property
     def nothing(self) -> bool:
         """Whether no post can match."""
-        return self.author_ids == [] or bool(self.q.strip() and not words(self.q))
+        return self.author_ids == [] or bool(self.q.strip() and not distinct_words(self.q))
 
 
 def position(post: Post) -> tuple[int, str]:
@@ -153,7 +153,7 @@ def _index(post: Post) -> None:
     """Set the fields that a post is found by."""
     tags = distinct_tags(post.tags)
     post.tags, post.tag_keys = list(tags.values()), list(tags)
-    post.words = words(post.title, post.summary, *post.tags)
+    post.words = distinct_words(post.title, post.summary, *post.tags)
 
 
 def _counted(post: Post) -> dict[str, str]:

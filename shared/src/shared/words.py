@@ -1,21 +1,25 @@
 """Words of texts as they are looked for: without regard to case and accents."""
 
-import re
 import unicodedata
-from typing import Final
 
-__all__ = ["words"]
+__all__ = ["distinct_words", "words"]
 
-_WORD: Final = re.compile(r"[^\W_]+")
-
-
-def words(*texts: str) -> list[str]:
-    """Return the words of texts, letters and digits, once each, in lower case without accents."""
-    return list(dict.fromkeys(word for text in texts for word in _WORD.findall(_plain(text))))
+_ACCENTS = range(0x300, 0x370)
+"""Marks of Latin, Greek and Cyrillic letters. Those of other scripts make other letters."""
 
 
-def _plain(text: str) -> str:
-    """Take the marks off the letters (Unicode's NFKD), and put together what is left (NFKC)."""
+def words(text: str) -> list[str]:
+    """Return the words of a text in lower case, without accents: letters, digits and marks."""
     apart = unicodedata.normalize("NFKD", text.casefold())
-    kept = "".join(each for each in apart if not unicodedata.combining(each))
-    return unicodedata.normalize("NFKC", kept)
+    plain = "".join(each for each in apart if ord(each) not in _ACCENTS)
+    together = unicodedata.normalize("NFKC", plain)
+    return "".join(each if _in_word(each) else " " for each in together).split()
+
+
+def distinct_words(*texts: str) -> list[str]:
+    """Return the words of texts, once each."""
+    return list(dict.fromkeys(word for text in texts for word in words(text)))
+
+
+def _in_word(character: str) -> bool:
+    return unicodedata.category(character)[0] in "LNM"

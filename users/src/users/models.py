@@ -5,7 +5,7 @@ from datetime import datetime
 from sqlalchemy import DateTime, ForeignKey, Index, func
 from sqlmodel import Column, Field, SQLModel, String
 
-from shared.words import words
+from shared.words import distinct_words
 
 __all__ = [
     "EMAIL_INDEX",
@@ -51,7 +51,7 @@ Index("users_search", func.to_tsvector("simple", User.search), postgresql_using=
 
 def search_text(*names: str) -> str:
     """Return what an account is found by: the words of its names, as far as they fit."""
-    return " ".join(words(*names))[:_LONGEST_SEARCH]
+    return " ".join(distinct_words(*names))[:_LONGEST_SEARCH]
 
 
 class Session(SQLModel, table=True):
