@@ -1,0 +1,186 @@
+"""Lists of posts: what they have, in which order, page by page."""
+
+import asyncio
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from tests.people import Client, Person, sign_up
+
+Unique = Callable[[str], str]
+
+
+async def post(by: Client, title: str = "A post", **fields: object) -> str:
+    return str((await by.done("POST", "/v1/posts", {"title": title, **fields}))["id"])
+
+
+async def ids(by: Client, path: str) -> list[str]:
+    return [each["id"] for each in (await by.done("GET", path))["posts"]]
+
+
+async def test_every_filter_narrows_the_list(
+    as_alice: Client, as_bob: Client, alice: Person, bob: Person, unique: Unique
+) -> None:
+    tag, word = unique("Tag"), unique("wörd")
+    plain = await post(as_alice, "Plain", tags=[tag])
+    worded = await post(as_alice, f"A {word} here", tags=[tag])
+    others = await post(as_bob, f"Another {word}", summary="Crème brûlée")
+    await as_bob.done("PUT", f"/v1/posts/{plain}/like")
+    await as_bob.done("PUT", f"/v1/posts/{others}/like")
+    ascii_word = word.replace("ö", "O")
+
+    assert await ids(as_bob, f"/v1/posts?author={alice.username.upper()}") == [worded, plain]
+    assert await ids(as_bob, f"/v1/posts?authorId={alice.id.upper()}") == [worded, plain]
+    assert await ids(as_bob, f"/v1/posts?tag={tag.upper()}") == [worded, plain]
+    assert await ids(as_bob, f"/v1/posts?q={ascii_word}") == [others, worded]
+    assert await ids(as_bob, f"/v1/posts?q={ascii_word}+creme+BRULEE") == [others]
+    assert await ids(as_bob, f"/v1/posts?q={ascii_word}&tag={tag}") == [worded]
+    assert await ids(as_bob, f"/v1/posts?likedBy={bob.username}") == [others, plain]
+    assert await ids(as_bob, f"/v1/posts?likedBy={bob.username}&author={alice.username}") == [plain]
+    assert await ids(as_bob, f"/v1/posts?likedBy={bob.username}&tag={tag}&q=plain") == [plain]
+    oldest = f"/v1/posts?tag={tag}&order=POST_ORDER_OLDEST"
+    assert await ids(as_bob, oldest) == [plain, worded]
+
+
+async def test_what_fits_nothing_is_an_empty_page(as_alice: Client, bob: Person) -> None:
+    await post(as_alice, "A post")
+    both = f"author={bob.username}&authorId=018f3f6e-0000-7000-8000-000000000001"
+
+    for query in ("author=nobody-at-all", "likedBy=nobody-at-all", "q=🎉", "tag=nosuchtag", both):
+        page = await as_alice.done("GET", f"/v1/posts?{query}&includeTotal=true")
+        assert page == {"posts": [], "nextPageToken": "", "total": 0}, query
+
+
+async def test_lists_leave_the_bodies_out(as_alice: Client, alice: Person) -> None:
+    await post(as_alice, "A post", body="x" * 1000)
+
+    page = await as_alice.done("GET", f"/v1/posts?author={alice.username}")
+
+    assert [each["body"] for each in page["posts"]] == [""]
+
+
+async def test_drafts_are_listed_for_their_author(
+    as_alice: Client, as_bob: Client, as_nobody: Client, alice: Person
+) -> None:
+    draft = await post(as_alice, "Draft", status="POST_STATUS_DRAFT")
+    await post(as_alice, "Published")
+    path = "/v1/posts?status=POST_STATUS_DRAFT"
+
+    assert await ids(as_alice, path) == [draft]
+    assert await ids(as_bob, path) == []
+    assert await ids(as_bob, f"{path}&author={alice.username}") == []
+    assert await as_nobody.refused("GET", path) == (401, "TOKEN_MISSING")
+
+
+@pytest.mark.parametrize("order", ["POST_ORDER_NEWEST", "POST_ORDER_OLDEST"])
+async def test_pages_have_each_post_once_while_others_write(
+    order: str, as_alice: Client, as_bob: Client, unique: Unique
+) -> None:
+    tag = unique("tag")
+    before = [await post(as_alice, tags=[tag]) for _ in range(12)]
+    found, token = [], ""
+
+    while True:
+        path = f"/v1/posts?tag={tag}&order={order}&pageSize=5&pageToken={token}"
+        page = await as_alice.done("GET", path)
+        found += [each["id"] for each in page["posts"]]
+        await post(as_bob, tags=[tag])
+        token = page["nextPageToken"]
+        if not token or len(found) > 30:
+            break
+
+    assert len(found) == len(set(found))
+    expected = before if order == "POST_ORDER_OLDEST" else before[::-1]
+    assert [each for each in found if each in before] == expected
+
+
+async def test_liked_posts_are_paged_by_when_they_were_liked(
+    as_alice: Client, as_bob: Client, bob: Person
+) -> None:
+    posts = [await post(as_alice) for _ in range(7)]
+    liked = [posts[place] for place in (3, 0, 6, 1, 5)]
+    for each in liked:
+        await as_bob.done("PUT", f"/v1/posts/{each}/like")
+
+    found = await as_alice.all(f"/v1/posts?likedBy={bob.username}", "posts", size=2)
+    page = await as_alice.done("GET", f"/v1/posts?likedBy={bob.username}&includeTotal=true")
+
+    assert [each["id"] for each in found] == liked[::-1]
+    assert page["total"] == 5
+
+
+async def test_total_counts_all_pages_if_it_is_asked_for(as_alice: Client, unique: Unique) -> None:
+    tag = unique("tag")
+    for _ in range(3):
+        await post(as_alice, tags=[tag])
+
+    page = await as_alice.done("GET", f"/v1/posts?tag={tag}&pageSize=1&includeTotal=true")
+    plain = await as_alice.done("GET", f"/v1/posts?tag={tag}&pageSize=1")
+
+    assert (len(page["posts"]), page["total"]) == (1, 3)
+    assert "total" not in plain
+
+
+async def test_page_token_is_good_for_its_own_list_only(as_alice: Client, unique: Unique) -> None:
+    tag = unique("tag")
+    for _ in range(3):
+        await post(as_alice, tags=[tag])
+    page = await as_alice.done("GET", f"/v1/posts?tag={tag}&pageSize=1")
+    token = page["nextPageToken"]
+    middle = "A" if token[20] != "A" else "B"
+
+    for path in (
+        f"/v1/posts?tag={tag}x&pageToken={token}",
+        f"/v1/posts?pageToken={token}",
+        f"/v1/posts?tag={tag}&order=POST_ORDER_OLDEST&pageToken={token}",
+        f"/v1/feed?pageToken={token}",
+        f"/v1/tags?pageToken={token}",
+        f"/v1/posts?tag={tag}&pageToken={token[:20]}{middle}{token[21:]}",
+        f"/v1/posts?tag={tag}&pageToken={token[:-4]}",
+        f"/v1/posts?tag={tag}&pageToken=é",
+        f"/v1/posts?tag={tag}&pageToken=AAAA",
+    ):
+        assert await as_alice.refused("GET", path) == (422, "PAGE_TOKEN_INVALID"), path
+    other_size = await as_alice.done("GET", f"/v1/posts?tag={tag}&pageSize=2&pageToken={token}")
+    assert len(other_size["posts"]) == 2
+
+
+@pytest.mark.parametrize("size", ["-1", "101", "many"])
+async def test_page_size_out_of_bounds_is_refused(size: str, as_nobody: Client) -> None:
+    assert (await as_nobody.refused("GET", f"/v1/posts?pageSize={size}"))[0] == 422
+
+
+async def test_tags_of_most_posts_come_first_and_count_what_is_published(
+    as_alice: Client, unique: Unique
+) -> None:
+    many, few = unique("Many"), unique("few")
+    posts = [await post(as_alice, tags=[many]) for _ in range(3)]
+    await post(as_alice, tags=[many.lower(), few])
+
+    async def counts() -> dict[str, int]:
+        tags = await as_alice.all("/v1/tags", "tags", size=50)
+        assert [each["postCount"] for each in tags] == sorted(
+            (each["postCount"] for each in tags), reverse=True
+        )
+        return {each["name"]: each["postCount"] for each in tags if each["name"] in (many, few)}
+
+    assert await counts() == {many: 4, few: 1}
+    await as_alice.done("DELETE", f"/v1/posts/{posts[0]}")
+    await as_alice.done("POST", f"/v1/posts/{posts[1]}:unpublish")
+    await as_alice.done("PATCH", f"/v1/posts/{posts[2]}", {"tags": [few]})
+    assert await counts() == {many: 1, few: 2}
+
+
+async def test_posts_of_one_tag_written_at_once_all_count(
+    client: httpx.AsyncClient, as_nobody: Client, unique: Unique
+) -> None:
+    tag = unique("hot")
+    people = [Client(client, await sign_up(client, unique("hot"))) for _ in range(5)]
+
+    await asyncio.gather(*(post(person, tags=[tag]) for person in people for _ in range(10)))
+
+    page = await as_nobody.done("GET", f"/v1/posts?tag={tag}&includeTotal=true")
+    tags = await as_nobody.all("/v1/tags", "tags")
+    assert page["total"] == 50
+    assert [each["postCount"] for each in tags if each["name"] == tag] == [50]
