@@ -48,7 +48,7 @@ class System:
                 "-m",
                 service,
                 *arguments,
-                env={"PATH": os.environ["PATH"], **self._environment, **self._databases(service)},
+                env={"PATH": os.environ["PATH"], **self._environment, **self.databases(service)},
                 stdout=log if stdout is None else stdout,
                 stderr=log,
             )
@@ -60,7 +60,7 @@ class System:
         assert process.returncode == 0, output
         return output.decode()
 
-    def _databases(self, service: str) -> dict[str, str]:
+    def databases(self, service: str) -> dict[str, str]:
         """A service's own databases: the given ones with its name appended."""
         names = [f"POSTBUS_{server.upper()}_URL" for server in databases(service)]
         urls = {name: httpx.URL(self._environment[name]) for name in names}

@@ -41,7 +41,7 @@ from posts.models import DRAFT, PUBLISHED, Post
 from posts.repository import PostRepository
 from posts.rules import own_post, published_post, readable_post
 from posts.texts import distinct_tags
-from posts.times import now
+from posts.times import now, place
 from posts.views import Views, post_message
 from shared.context import Context
 from shared.errors import Code, ServiceError
@@ -110,7 +110,8 @@ class PostHandlers:
         changes = not post.published
         if changes:
             at = post.published_at or now()
-            await self.posts.change(post, {"status": PUBLISHED, "published_at": at, "at": at})
+            published = {"status": PUBLISHED, "published_at": at, "place": place(at, post.id)}
+            await self.posts.change(post, published)
         message = await self.views.post(post, context)
         if changes:
             shown = post_message(post, message.author)
@@ -158,9 +159,9 @@ class PostHandlers:
 
 def _new_post(request: CreatePostRequest, author_id: str) -> Post:
     draft = request.status == PostStatus.DRAFT
-    created = now()
+    id_, created = str(uuid7()), now()
     return Post(
-        id=str(uuid7()),
+        id=id_,
         author_id=author_id,
         slug="",
         slugs=[],
@@ -171,7 +172,7 @@ def _new_post(request: CreatePostRequest, author_id: str) -> Post:
         tag_keys=[],
         words=[],
         status=DRAFT if draft else PUBLISHED,
-        at=created,
+        place=place(created, id_),
         created_at=created,
         updated_at=created,
         published_at=None if draft else created,

@@ -7,14 +7,14 @@ from odmantic.query import eq, in_
 
 from posts.models import Like, Post
 from posts.repository import PostFilter
-from posts.times import now
+from posts.times import now, place
 from shared.mongo import Mongo
 from shared.pages import Page
 
 __all__ = ["LikeRepository", "Liked"]
 
-Liked = tuple[Post, int]
-"""A post, and when it was liked."""
+Liked = tuple[Post, str]
+"""A post, and the place of the like."""
 
 
 class LikeRepository:
@@ -29,7 +29,8 @@ class LikeRepository:
         if await self._likes.find_one(eq(Like.id, f"{post_id}/{user_id}")):
             return False
         id_ = f"{post_id}/{user_id}"
-        await self._likes.insert(Like(id=id_, post_id=post_id, user_id=user_id, liked_at=now()))
+        liked = place(now(), post_id)
+        await self._likes.insert(Like(id=id_, post_id=post_id, user_id=user_id, place=liked))
         return True
 
     async def remove(self, post_id: str, user_id: str) -> bool:
@@ -50,7 +51,7 @@ class LikeRepository:
             [*_joined(user_id, wanted, page.after), {"$limit": page.limit}]
         )
         posts = self._posts.read(each["post"] for each in found)
-        return list(zip(posts, (each["liked_at"] for each in found), strict=True))
+        return list(zip(posts, (each["place"] for each in found), strict=True))
 
     async def count(self, user_id: str, wanted: PostFilter) -> int:
         """Count what `posts` finds on all pages."""
@@ -75,9 +76,7 @@ def _joined(user_id: str, wanted: PostFilter, after: Sequence[Any]) -> list[dict
     """The likes of a user with their posts, as far as those are wanted."""
     match: dict[str, Any] = {"user_id": user_id}
     if after:
-        at, post_id = after
-        beyond = [{"liked_at": {"$lt": at}}, {"liked_at": at, "post_id": {"$lt": post_id}}]
-        match |= {"liked_at": {"$lte": at}, "$or": beyond}
+        match["place"] = {"$lt": after[0]}
     posts = {
         "from": "posts",
         "localField": "post_id",
@@ -88,5 +87,4 @@ def _joined(user_id: str, wanted: PostFilter, after: Sequence[Any]) -> list[dict
             {"$project": {"body": 0}},
         ],
     }
-    sort = {"$sort": {"liked_at": -1, "post_id": -1}}
-    return [{"$match": match}, sort, {"$lookup": posts}, {"$unwind": "$post"}]
+    return [{"$match": match}, {"$sort": {"place": -1}}, {"$lookup": posts}, {"$unwind": "$post"}]

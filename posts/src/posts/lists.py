@@ -68,7 +68,7 @@ class ListHandlers:
         """Return a page of the posts that a user likes, in the order of the likes."""
         user_id = await self.authors.id_of(request.liked_by) or ""
         found = await self.likes.posts(user_id, wanted, page)
-        liked, token = page.cut(found, lambda each: (each[1], each[0].id))
+        liked, token = page.cut(found, lambda each: (each[1],))
         return ListPostsResponse(
             posts=await self.views.posts([post for post, _ in liked], context),
             next_page_token=token,

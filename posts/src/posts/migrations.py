@@ -64,7 +64,7 @@ def _blog_post(old: dict[str, Any]) -> dict[str, Any]:
         "tag_keys": [],
         "words": distinct_words(old["title"]),
         "status": "published",
-        "at": created,
+        "place": f"{created:016x} {old['_id']}",
         "created_at": created,
         "updated_at": updated,
         "published_at": created,

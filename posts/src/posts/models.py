@@ -34,10 +34,10 @@ class Post(Model):
         "collection": "posts",
         "indexes": lambda: [
             Index(Post.slugs, unique=True),
-            Index(Post.status, desc(Post.at), desc(Post.id)),
-            Index(Post.author_id, Post.status, desc(Post.at), desc(Post.id)),
-            Index(Post.tag_keys, Post.status, desc(Post.at), desc(Post.id)),
-            Index(Post.words, Post.status, desc(Post.at), desc(Post.id)),
+            Index(Post.status, desc(Post.place)),
+            Index(Post.author_id, Post.status, desc(Post.place)),
+            Index(Post.tag_keys, Post.status, desc(Post.place)),
+            Index(Post.words, Post.status, desc(Post.place)),
         ],
     }
 
@@ -55,8 +55,8 @@ class Post(Model):
     words: list[str]
     """What it is found by."""
     status: str
-    at: int
-    """When it was first published, or created if it never was: its place in lists."""
+    place: str
+    """In lists: when it was first published, or created if it never was, see `times.place`."""
     created_at: int
     updated_at: int
     published_at: int | None = None
@@ -92,14 +92,15 @@ class Like(Model):
         "collection": "likes",
         "indexes": lambda: [
             Index(Like.post_id),
-            Index(Like.user_id, desc(Like.liked_at), desc(Like.post_id)),
+            Index(Like.user_id, desc(Like.place)),
         ],
     }
 
     id: str = Field(primary_field=True)
     post_id: str
     user_id: str
-    liked_at: int
+    place: str
+    """Among the user's likes: when it was, see `times.place`."""
 
 
 class Comment(Model):

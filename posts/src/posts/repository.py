@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from odmantic.query import QueryExpression, and_, eq, gt, gte, in_, lt, lte, or_
+from odmantic.query import QueryExpression, eq, gt, in_, lt
 
 from posts.models import PUBLISHED, Post
 from posts.tags import TagRepository
@@ -50,9 +50,9 @@ class PostFilter:
         return self.author_ids == [] or bool(self.q.strip() and not distinct_words(self.q))
 
 
-def position(post: Post) -> tuple[int, str]:
+def position(post: Post) -> tuple[str]:
     """Return where a post stands in lists."""
-    return post.at, post.id
+    return (post.place,)
 
 
 class PostRepository:
@@ -86,9 +86,9 @@ class PostRepository:
             return []
         queries = wanted.queries()
         if page.after:
-            queries.append(_after(page.after, oldest_first=oldest_first))
-        order = 1 if oldest_first else -1
-        sort = [("at", order), ("_id", order)]
+            beyond = gt if oldest_first else lt
+            queries.append(beyond(Post.place, page.after[0]))
+        sort = [("place", 1 if oldest_first else -1)]
         return await self._posts.find(*queries, sort=sort, limit=page.limit, without=["body"])
 
     async def count(self, wanted: PostFilter) -> int:
@@ -159,13 +159,3 @@ def _index(post: Post) -> None:
 def _counted(post: Post) -> dict[str, str]:
     """Return the tags that count, by key."""
     return distinct_tags(post.tags) if post.published else {}
-
-
-def _after(position: Sequence[Any], *, oldest_first: bool) -> QueryExpression:
-    """Match what follows a position; the first part alone bounds the index."""
-    at, post_id = position
-    if oldest_first:
-        beyond = or_(gt(Post.at, at), and_(eq(Post.at, at), gt(Post.id, post_id)))
-        return and_(gte(Post.at, at), beyond)
-    beyond = or_(lt(Post.at, at), and_(eq(Post.at, at), lt(Post.id, post_id)))
-    return and_(lte(Post.at, at), beyond)

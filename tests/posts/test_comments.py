@@ -1,0 +1,198 @@
+"""Comments, and what others are told of."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from websockets.asyncio.client import connect
+
+from tests.people import Client, Person, ask, eventually
+from tests.system import System
+
+Unique = Callable[[str], str]
+KIND = "NOTIFICATION_KIND_"
+
+
+async def post(by: Client, **fields: object) -> str:
+    created = await by.done("POST", "/v1/posts", {"title": "A post", **fields})
+    return f"/v1/posts/{created['id']}"
+
+
+async def comment(by: Client, path: str, body: str = "Text") -> str:
+    return str((await by.done("POST", f"{path}/comments", {"body": body}))["id"])
+
+
+async def told(to: Client) -> list[tuple[str, str]]:
+    """What the user was told, the latest first: kind and actor."""
+    page = await to.done("GET", "/v1/notifications")
+    return [(each["kind"], each["actor"]["username"]) for each in page["notifications"]]
+
+
+async def until_told(to: Client, expected: list[tuple[str, str]]) -> None:
+    """Wait until the user was told of this, in any order."""
+
+    async def so() -> bool:
+        return sorted(await told(to)) == sorted(expected)
+
+    try:
+        await eventually(so)
+    except TimeoutError:
+        raise AssertionError(await told(to)) from None
+
+
+async def test_comments_are_listed_latest_first_and_counted(
+    as_alice: Client, as_bob: Client, as_nobody: Client, bob: Person
+) -> None:
+    path = await post(as_alice)
+    ids = [await comment(as_bob, path, f"n{number}\n👍") for number in range(5)]
+
+    found = await as_nobody.all(f"{path}/comments", "comments", size=2)
+    page = await as_nobody.done("GET", f"{path}/comments?includeTotal=true")
+
+    assert [each["id"] for each in found] == ids[::-1]
+    assert [each["body"] for each in found] == [f"n{number}\n👍" for number in (4, 3, 2, 1, 0)]
+    assert {each["author"]["username"] for each in found} == {bob.username}
+    assert page["total"] == (await as_nobody.done("GET", path))["commentCount"] == 5
+
+
+async def test_comment_is_its_authors_to_change_and_both_authors_to_delete(
+    as_alice: Client, as_bob: Client, as_nobody: Client, client: httpx.AsyncClient, unique: Unique
+) -> None:
+    path = await post(as_alice)
+    first, second = await comment(as_bob, path), await comment(as_bob, path)
+
+    assert await as_alice.refused("PATCH", f"/v1/comments/{first}", {"body": "x"}) == (
+        403,
+        "NOT_THE_AUTHOR",
+    )
+    changed = await as_bob.send("PATCH", f"/v1/comments/{first}", {"body": "New"}, If_Match='"1"')
+    stale = await as_bob.send("PATCH", f"/v1/comments/{first}", {"body": "x"}, If_Match='"1"')
+    assert (changed.json()["body"], changed.json()["version"]) == ("New", "2")
+    assert (stale.status_code, stale.json()["reason"]) == (412, "VERSION_MISMATCH")
+    own = await comment(as_alice, path)
+    assert await as_bob.refused("DELETE", f"/v1/comments/{own}") == (403, "NOT_THE_AUTHOR")
+    await as_bob.done("DELETE", f"/v1/comments/{first}")
+    await as_alice.done("DELETE", f"/v1/comments/{second}")
+    assert await as_bob.refused("DELETE", f"/v1/comments/{first}") == (404, "COMMENT_NOT_FOUND")
+    assert (await as_nobody.done("GET", path))["commentCount"] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "rule"),
+    [("", "string.min_len"), ("x" * 10_001, "string.max_len"), ("a\u0000", "string.pattern")],
+)
+async def test_comment_that_breaks_a_rule_is_refused(
+    body: str, rule: str, as_alice: Client
+) -> None:
+    path = await post(as_alice)
+
+    answer = await as_alice.send("POST", f"{path}/comments", {"body": body})
+
+    assert [each["rule"] for each in answer.json()["violations"]] == [rule]
+
+
+async def test_author_is_told_of_likes_comments_and_follows_by_others(
+    as_alice: Client, as_bob: Client, alice: Person, bob: Person
+) -> None:
+    path = await post(as_alice)
+    for by in (as_alice, as_bob, as_bob):
+        await by.done("PUT", f"{path}/like")
+    await comment(as_alice, path)
+    gone = await comment(as_bob, path)
+    await comment(as_bob, path)
+    await as_bob.done("PUT", f"/v1/users/{alice.username}/follow")
+    by_bob = [(KIND + kind, bob.username) for kind in ("LIKE", "COMMENT", "COMMENT", "FOLLOW")]
+
+    await until_told(as_alice, by_bob)
+    assert await told(as_bob) == []
+    await as_bob.done("DELETE", f"{path}/like")
+    await as_bob.done("DELETE", f"/v1/comments/{gone}")
+    await until_told(as_alice, by_bob[2:])
+
+
+async def test_who_is_named_is_told_once(
+    as_alice: Client, as_bob: Client, alice: Person, bob: Person
+) -> None:
+    name = bob.username.upper()
+    draft = await post(
+        as_alice, body=f"@{name} and @{name}, not me@{name}", status="POST_STATUS_DRAFT"
+    )
+    path = await post(as_alice, title=f"Hello @{name}!")
+    await comment(as_alice, path, f"@{name}, @{alice.username} and @nobody-at-all")
+    mentioned = (KIND + "MENTION", alice.username)
+
+    await until_told(as_bob, [mentioned] * 2)
+    await as_alice.done("POST", f"{draft}:publish")
+    await until_told(as_bob, [mentioned] * 3)
+    assert await told(as_alice) == []
+
+
+async def test_notifications_are_read_by_their_user(
+    as_alice: Client, as_bob: Client, bob: Person
+) -> None:
+    path = await post(as_alice)
+    for _ in range(3):
+        await comment(as_bob, path)
+    await until_told(as_alice, [(KIND + "COMMENT", bob.username)] * 3)
+    page = await as_alice.done("GET", "/v1/notifications?includeTotal=true&pageSize=2")
+    first = page["notifications"][0]
+
+    assert (page["total"], page["unreadCount"], first["read"]) == (3, 3, False)
+    assert f"/v1/posts/{first['postId']}" == path
+    ids = {"ids": [first["id"]]}
+    assert await as_bob.done("POST", "/v1/notifications:markRead", ids) == {"unreadCount": 0}
+    assert await as_alice.done("POST", "/v1/notifications:markRead", ids) == {"unreadCount": 2}
+    unread = await as_alice.all("/v1/notifications?unreadOnly=true", "notifications", size=1)
+    assert first["id"] not in [each["id"] for each in unread]
+    assert len(unread) == 2
+    assert await as_alice.done("POST", "/v1/notifications:markRead", {}) == {"unreadCount": 0}
+
+
+async def test_notification_arrives_at_the_socket_of_its_user_alone(
+    system: System, as_alice: Client, as_bob: Client, alice: Person, bob: Person
+) -> None:
+    path = await post(as_alice)
+    types = ["postbus.posts.v1.NotificationCreated", "postbus.posts.v1.PostUpdated"]
+    async with connect(system.websocket_url) as hers, connect(system.websocket_url) as his:
+        for socket, person in ((hers, alice), (his, bob)):
+            await ask(socket, {"id": "1", "authenticate": {"accessToken": person.token}})
+            assert "subscribed" in await ask(socket, {"id": "2", "subscribe": {"types": types}})
+        await as_bob.done("PUT", f"{path}/like")
+        notified = json.loads(await hers.recv())["event"]["data"]
+        await as_alice.done("PATCH", path, {"title": "Changed"})
+        seen = json.loads(await his.recv())["event"]["data"]
+
+    assert notified["userId"] == alice.id
+    assert notified["notification"]["kind"] == KIND + "LIKE"
+    assert seen["@type"].endswith("PostUpdated")
+
+
+async def test_nobody_hears_of_a_draft(
+    system: System, as_alice: Client, alice: Person, bob: Person
+) -> None:
+    kinds = ("Created", "Updated", "Published", "Unpublished", "Deleted")
+    types = [f"postbus.posts.v1.Post{kind}" for kind in kinds]
+    async with connect(system.websocket_url) as socket:
+        await ask(socket, {"id": "1", "authenticate": {"accessToken": bob.token}})
+        await ask(socket, {"id": "2", "subscribe": {"types": types}})
+        draft = await post(as_alice, title="Secret", status="POST_STATUS_DRAFT")
+        await as_alice.done("PATCH", draft, {"title": "More secret"})
+        await as_alice.done("POST", f"{draft}:publish")
+        await as_alice.done("POST", f"{draft}:unpublish")
+        await as_alice.done("PATCH", draft, {"title": "Secret again"})
+        heard: list[Any] = []
+        while len(heard) < 2:
+            event = json.loads(await socket.recv())["event"]
+            if event["subject"] in draft:
+                heard.append(event["data"])
+        last = await post(as_alice, title="Last")
+        while (event := json.loads(await socket.recv())["event"])["subject"] not in last:
+            assert event["subject"] not in draft
+
+    assert [each["@type"].rpartition(".")[2] for each in heard] == [
+        "PostPublished",
+        "PostUnpublished",
+    ]
+    assert heard[0]["post"]["title"] == "More secret"

@@ -1,0 +1,203 @@
+"""Every query that `posts` makes goes by an index, and no list is sorted after it was read."""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import SecretStr
+from pymongo import AsyncMongoClient
+from pymongo.monitoring import (
+    CommandFailedEvent,
+    CommandListener,
+    CommandStartedEvent,
+    CommandSucceededEvent,
+)
+
+from postbus.posts.v1 import ListPostsRequest, NotificationKind
+from postbus.users.v1 import FollowChanged
+from posts.authors import AuthorRepository
+from posts.comments import CommentRepository
+from posts.follows import FollowRepository
+from posts.likes import LikeRepository
+from posts.models import DRAFT, PUBLISHED, Author, Comment, Post
+from posts.notifications import NotificationRepository
+from posts.repository import PostFilter, PostRepository
+from posts.tags import TagRepository
+from shared.mongo import Mongo
+from shared.pages import Page, Pages
+
+Unique = Callable[[str], str]
+Document = dict[str, Any]
+EXPLAINED = ("find", "aggregate", "update", "delete", "findAndModify")
+
+
+class Heard(CommandListener):
+    """The commands that the driver has sent."""
+
+    def __init__(self) -> None:
+        self.commands: list[Document] = []
+
+    def started(self, event: CommandStartedEvent) -> None:
+        if event.command_name in EXPLAINED:
+            self.commands.append(dict(event.command))
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        """Says nothing of the command."""
+
+    def failed(self, event: CommandFailedEvent) -> None:
+        """Says nothing of the command."""
+
+
+@pytest.fixture
+async def mongo(mongo_url: str, unique: Unique) -> AsyncIterator[tuple[Mongo, Heard]]:
+    """A database of its own, whose commands are heard."""
+    heard, url = Heard(), httpx.URL(mongo_url)
+    own = str(url.copy_with(path=unique(f"{url.path}_")))
+    async with AsyncMongoClient[Document](own, event_listeners=[heard]) as client:
+        yield Mongo(client.get_default_database()), heard
+        await client.drop_database(client.get_default_database())
+
+
+def a_page(*after: str | int) -> Page:
+    pages = Pages(SecretStr("key"))
+    token = pages.of(ListPostsRequest()).token(after) if after else ""
+    return pages.of(ListPostsRequest(page_token=token))
+
+
+def a_post(number: int) -> Post:
+    return Post(
+        id=f"p{number}",
+        author_id="a",
+        slug="",
+        slugs=[],
+        title=f"Title {number}",
+        tags=["t"],
+        tag_keys=[],
+        words=[],
+        status=PUBLISHED if number % 2 else DRAFT,
+        place=f"{number:02}",
+        created_at=number,
+        updated_at=number,
+    )
+
+
+async def ask_everything(mongo: Mongo) -> None:
+    """Make every query that the handlers make."""
+    await ask_of_posts(mongo)
+    await ask_of_what_hangs_on_them(mongo)
+
+
+async def ask_of_posts(mongo: Mongo) -> None:
+    posts, tags = PostRepository(mongo), TagRepository(mongo)
+    await posts.create_indexes()
+    for number in range(40):
+        await posts.add(a_post(number))
+    post = await posts.get("p1")
+    assert post is not None
+    await posts.by_slug(post.slug)
+    await posts.change(post, {"title": "Another", "tags": ["u"]})
+    await posts.add_to_count("p1", "like_count", 1)
+    await posts.take_from_counts(["p1", "p2"], "like_count")
+    await posts.some_of("a", 10)
+    for wanted in (
+        PostFilter(),
+        PostFilter(status=DRAFT, author_ids=["a"]),
+        PostFilter(author_ids=["a"]),
+        PostFilter(author_ids=[f"a{number}" for number in range(100)]),
+        PostFilter(tag="t"),
+        PostFilter(q="title 3"),
+        PostFilter(tag="t", author_ids=["a"]),
+        PostFilter(tag="t", q="title"),
+    ):
+        for oldest_first in (False, True):
+            await posts.find(wanted, a_page(), oldest_first=oldest_first)
+            await posts.find(wanted, a_page("07"), oldest_first=oldest_first)
+        await posts.count(wanted)
+    await posts.delete(post)
+    await tags.most_used(a_page())
+    await tags.most_used(a_page(3, "t"))
+    await tags.total()
+
+
+async def ask_of_what_hangs_on_them(mongo: Mongo) -> None:
+    comments, likes, follows = (
+        CommentRepository(mongo),
+        LikeRepository(mongo),
+        FollowRepository(mongo),
+    )
+    notifications, authors = NotificationRepository(mongo), AuthorRepository(mongo)
+    for repository in (comments, likes, follows, notifications, authors):
+        await repository.create_indexes()
+    comment = Comment(id="c", post_id="p1", author_id="a", body="b", created_at=1, updated_at=1)
+    await comments.add(comment)
+    await comments.get("c")
+    await comments.on("p1", a_page())
+    await comments.on("p1", a_page("c"))
+    await comments.change(comment, "new", 2)
+    await comments.erase("author_id", "a", 10)
+    await comments.erase("post_id", "p1", 10)
+    await comments.delete("c")
+    await likes.add("p1", "u")
+    await likes.liked_by("u", ["p1", "p2"])
+    for wanted in (PostFilter(), PostFilter(author_ids=["a"]), PostFilter(tag="t", q="title")):
+        await likes.posts("u", wanted, a_page())
+        await likes.posts("u", wanted, a_page("07"))
+        await likes.count("u", wanted)
+    await likes.erase("user_id", "u", 10)
+    await likes.erase("post_id", "p1", 10)
+    await likes.remove("p1", "u")
+    for following in (True, False):
+        await follows.learn(
+            FollowChanged(follow_id="u/a", follower_id="u", followed_id="a", following=following)
+        )
+    await follows.followed_by("u", ["a", "b"])
+    await follows.ids_followed_by("u")
+    await follows.erase("u", 10)
+    await notifications.add(NotificationKind.LIKE, "u", "a", post_id="p1")
+    await notifications.take_back_like("u", "a", "p1")
+    for unread_only in (False, True):
+        await notifications.of_user("u", a_page(), unread_only=unread_only)
+        await notifications.of_user("u", a_page("n"), unread_only=unread_only)
+        await notifications.count("u", unread_only=unread_only)
+    await notifications.mark_read("u", [])
+    await notifications.mark_read("u", ["n"])
+    for key in ("user_id", "actor_id", "post_id", "comment_id"):
+        await notifications.erase(key, "u")
+    await authors.learn(Author(id="a", username="A", name_key="a"))
+    await authors.learn(Author(id="a", username="B", name_key="b", version=2))
+    await authors.bury("a")
+    await authors.by_ids(["a", "b"])
+    await authors.by_names(["a", "b"])
+
+
+def stages(plan: Any) -> Iterator[str]:
+    """Name the stages of a plan that was chosen, and of those inside."""
+    if isinstance(plan, dict):
+        if isinstance(plan.get("stage"), str):
+            yield plan["stage"]
+        for name, inner in plan.items():
+            if name not in ("rejectedPlans", "command"):
+                yield from stages(inner)
+    if isinstance(plan, list):
+        for inner in plan:
+            yield from stages(inner)
+
+
+async def test_every_query_goes_by_an_index(mongo: tuple[Mongo, Heard]) -> None:
+    opened, heard = mongo
+    await ask_everything(opened)
+    asked, faults = list(heard.commands), []
+
+    for command in asked:
+        bare = {name: value for name, value in command.items() if name not in ("lsid", "$db")}
+        bare = {name: value for name, value in bare.items() if not name.startswith("$")}
+        bare.pop("writeConcern", None)
+        plan = await opened.database.command("explain", bare, verbosity="queryPlanner")
+        found = set(stages(plan))
+        if "COLLSCAN" in found or ("find" in bare and "SORT" in found):
+            faults.append((bare, found))
+
+    assert faults == []
+    assert {next(iter(command)) for command in asked} == set(EXPLAINED)
+    assert len(asked) > 150
