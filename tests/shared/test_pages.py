@@ -1,0 +1,63 @@
+"""Page tokens: they go on with their own list, and nobody else makes them."""
+
+import pytest
+from pydantic import SecretStr
+
+from postbus.posts.v1 import ListFeedRequest, ListPostsRequest
+from shared.errors import Code, ServiceError
+from shared.pages import Pages
+
+PAGES = Pages(SecretStr("the key"))
+ASKED = ListPostsRequest(tag="a")
+
+
+def token(*position: str | int) -> str:
+    return PAGES.of(ASKED).token(position)
+
+
+def test_token_gives_back_the_position_it_was_made_of() -> None:
+    page = PAGES.of(ListPostsRequest(tag="a", page_size=7, page_token=token(5, "日本")))
+
+    assert (page.size, page.limit, page.after) == (7, 8, (5, "日本"))
+
+
+def test_list_without_a_token_begins_at_its_beginning() -> None:
+    page = PAGES.of(ASKED)
+
+    assert (page.size, page.after) == (20, ())
+
+
+def test_page_has_a_token_while_there_is_more() -> None:
+    page = PAGES.of(ListPostsRequest(tag="a", page_size=2))
+
+    items, following = page.cut([1, 2, 3], lambda item: (item,))
+    assert items == [1, 2]
+    assert PAGES.of(ListPostsRequest(tag="a", page_token=following)).after == (2,)
+    assert page.cut([1, 2], lambda item: (item,)) == ([1, 2], "")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        ListPostsRequest(tag="b", page_token=token(1)),
+        ListPostsRequest(page_token=token(1)),
+        ListFeedRequest(page_token=token(1)),
+        ListPostsRequest(tag="a", page_token=token(1)[:-1]),
+        ListPostsRequest(tag="a", page_token=token(1) + "A"),
+        ListPostsRequest(tag="a", page_token="x" + token(1)[1:]),
+        ListPostsRequest(tag="a", page_token="****"),  # noqa: S106  # no password
+        ListPostsRequest(tag="a", page_token="é"),  # noqa: S106  # no password
+        ListPostsRequest(tag="a", page_token="A" * 400),
+        ListPostsRequest(tag="a", page_token=Pages(SecretStr("another")).of(ASKED).token((1,))),
+    ],
+)
+def test_token_of_another_make_is_an_invalid_argument(
+    request_: ListPostsRequest | ListFeedRequest,
+) -> None:
+    with pytest.raises(ServiceError) as raised:
+        PAGES.of(request_)
+
+    assert (raised.value.code, raised.value.reason) == (
+        Code.INVALID_ARGUMENT,
+        "PAGE_TOKEN_INVALID",
+    )
