@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import DateTime, ForeignKey, Index, func
+from sqlalchemy import DateTime, ForeignKey, Index, func, text
 from sqlmodel import Column, Field, SQLModel, String
 
 from shared.words import distinct_words
@@ -27,6 +27,9 @@ class User(SQLModel, table=True):
     """An account. Username and email are unique without regard to case."""
 
     __tablename__ = "users"
+    __table_args__ = (
+        Index("users_search", text("to_tsvector('simple', search)"), postgresql_using="gin"),
+    )
 
     id: str = Field(primary_key=True, max_length=36)
     username: str = Field(max_length=40)
@@ -46,7 +49,6 @@ class User(SQLModel, table=True):
 
 Index(USERNAME_INDEX, func.lower(User.username), unique=True)
 Index(EMAIL_INDEX, func.lower(User.email), unique=True)
-Index("users_search", func.to_tsvector("simple", User.search), postgresql_using="gin")
 
 
 def search_text(*names: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, TextClause, text
 from sqlalchemy.exc import IntegrityError
-from sqlmodel import col, delete, func, or_, select, update
+from sqlmodel import col, delete, func, or_, select
 
 from shared.context import Context
 from shared.errors import Code, ServiceError
@@ -89,8 +89,9 @@ class UserRepository:
         """Change an account that is locked; ALREADY_EXISTS as in `add`."""
         with _names_taken():
             async with self._postgres.transaction() as session:
-                await session.exec(update(User).where(col(User.id) == user.id).values(**changes))
-                await session.refresh(user)
+                session.add(user)
+                for name, value in changes.items():
+                    setattr(user, name, value)
 
     async def refresh(self, user: User) -> None:
         """Read an account anew, for its counters."""

@@ -1,0 +1,183 @@
+"""The database of `users`: from version to version and back, and how its queries find what they
+look for.
+"""
+
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import asyncpg
+import httpx
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from pydantic import SecretStr
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlmodel import SQLModel
+
+from postbus.users.v1 import ListFollowersRequest, SearchUsersRequest
+from shared.errors import ServiceError
+from shared.pages import Page, Pages
+from shared.postgres import Postgres, async_url
+from tools.paths import ROOT
+from users.follows import FollowRepository
+from users.models import User
+from users.repository import UserRepository
+from users.sessions import RefreshToken, SessionRepository
+from users.throttle import LoginThrottle
+
+Unique = Callable[[str], str]
+NOW = datetime.now(UTC)
+
+
+@pytest.fixture
+async def url(postgres_url: str, unique: Unique) -> str:
+    """A database of its own, that is not there yet."""
+    server = httpx.URL(postgres_url)
+    return str(server.copy_with(path=unique(f"{server.path}_")))
+
+
+def migrate(url: str, *arguments: str) -> None:
+    environment = {
+        "POSTBUS_AMQP_URL": "amqp://nowhere",
+        "POSTBUS_POSTGRES_URL": url,
+        "POSTBUS_SIGNING_KEY": "none",
+        "POSTBUS_VERIFICATION_KEYS": "none",
+        "POSTBUS_PAGE_TOKEN_KEY": "none",
+    }
+    command = [str(ROOT / "users/.venv/bin/python"), "-m", "users", "migrate", *arguments]
+    subprocess.run(command, env=environment, check=True, timeout=60)
+
+
+async def test_accounts_of_the_first_version_stay_through_both_ways(url: str) -> None:
+    migrate(url)
+    migrate(url, "0002")
+    database = await asyncpg.connect(url)
+    row = ("id", "Ada_B", "a@example.com", "hash", NOW)
+    await database.execute("INSERT INTO users VALUES ($1, $2, $3, $4, $5)", *row)
+    migrate(url)
+    new = await database.fetchrow(
+        "SELECT search, version, follower_count, updated_at FROM users WHERE id = 'id'"
+    )
+    await database.execute("UPDATE users SET username = repeat('x', 40)")
+    migrate(url, "0002")
+    old = await database.fetchrow("SELECT * FROM users")
+    await database.close()
+
+    assert tuple(new) == ("ada b", 1, 0, NOW)
+    assert len(old) == 5
+    assert old["username"].startswith("xxxxx")
+    assert len(old["username"]) <= 30
+
+
+async def test_migrations_make_what_the_models_say(url: str) -> None:
+    migrate(url)
+    engine = create_async_engine(async_url(SecretStr(url)))
+
+    def differences(connection: sa.Connection) -> list[Any]:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        found = compare_metadata(context, SQLModel.metadata)
+        return [each for each in found if "inbox" not in str(each) and "box" not in str(each)]
+
+    async with engine.connect() as connection:
+        found = await connection.run_sync(differences)
+    await engine.dispose()
+
+    ours = {"users", "sessions", "follows", "login_failures"}
+    assert [each for each in found if any(name in str(each) for name in ours)] == []
+
+
+class Heard:
+    """The statements that were sent, with their parameters."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.statements: list[tuple[str, Any]] = []
+        sa.event.listen(engine.sync_engine, "before_cursor_execute", self._hear)
+
+    def _hear(self, _c: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if not statement.startswith("INSERT"):
+            self.statements.append((statement, parameters))
+
+
+@pytest.fixture
+async def heard(url: str) -> AsyncIterator[tuple[AsyncEngine, Heard]]:
+    migrate(url)
+    engine = create_async_engine(async_url(SecretStr(url)))
+    yield engine, Heard(engine)
+    await engine.dispose()
+
+
+def a_page(kind: type[Any], *after: str) -> Page:
+    pages = Pages(SecretStr("key"))
+    return pages.of(kind(page_token=pages.of(kind()).token(after) if after else ""))
+
+
+async def ask_everything(postgres: Postgres) -> None:
+    """Make every query that the handlers make."""
+    users, sessions = UserRepository(postgres), SessionRepository(postgres)
+    follows, throttle = FollowRepository(postgres), LoginThrottle(postgres)
+    for name in ("ann", "bea"):
+        await users.add(
+            User(
+                id=name,
+                username=name,
+                email=f"{name}@example.com",
+                password_hash="hash",  # noqa: S106  # no password
+                search=name,
+                created_at=NOW,
+                updated_at=NOW,
+            )
+        )
+    ann = await users.by_username("ann")
+    assert ann is not None
+    await users.by_login("ann@example.com")
+    await users.by_ids(["ann", "bea"])
+    for q in ("", "an b"):
+        for page in (a_page(SearchUsersRequest), a_page(SearchUsersRequest, "ann")):
+            await users.search(q, page)
+    await users.count("an b")
+    await users.change(ann, {"bio": "new"})
+    await users.refresh(ann)
+    token = RefreshToken.new()
+    await sessions.open(ann, "", token)
+    await sessions.of_token(token)
+    await sessions.rotate(token, token.next())
+    await sessions.of_user("ann", a_page(SearchUsersRequest))
+    await sessions.of_user("ann", a_page(SearchUsersRequest, "x"))
+    await sessions.count("ann")
+    await sessions.end("ann", only="x")
+    await sessions.end("ann", but="x")
+    await follows.add("ann", "bea")
+    for page in (a_page(ListFollowersRequest), a_page(ListFollowersRequest, NOW.isoformat(), "x")):
+        await follows.followers("bea", page)
+        await follows.following("ann", page)
+    await follows.followed_by("ann", ["bea"])
+    await follows.followed_ids("ann")
+    await follows.remove("ann", "bea")
+    await follows.add("ann", "bea")
+    await follows.erase("ann")
+    with suppress(ServiceError):
+        await throttle.require("ann")
+    await throttle.failed("ann")
+    await throttle.succeeded("ann")
+    await users.delete("ann")
+
+
+async def test_every_query_goes_by_an_index(heard: tuple[AsyncEngine, Heard]) -> None:
+    engine, listener = heard
+    await ask_everything(Postgres(engine))
+    asked, faults = list(listener.statements), []
+
+    async with engine.connect() as connection:
+        await connection.exec_driver_sql("SET enable_seqscan = off")
+        for statement, parameters in asked:
+            plan = await connection.exec_driver_sql(f"EXPLAIN {statement}", parameters)
+            lines = "\n".join(row[0] for row in plan)
+            if "Seq Scan" in lines:
+                faults.append((statement, lines))
+
+    assert faults == []
+    assert len(asked) > 40

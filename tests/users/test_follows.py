@@ -1,0 +1,173 @@
+"""Who follows whom: once, whoever else does what at the same moment."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+
+import asyncpg
+import httpx
+import pytest
+
+from tests.people import Client, Person, eventually, sign_up
+from tests.system import System
+
+Unique = Callable[[str], str]
+
+
+@pytest.fixture
+async def people(client: httpx.AsyncClient, unique: Unique) -> list[Person]:
+    return [await sign_up(client, unique(name)) for name in ("ann", "bea", "cyd", "dot", "eve")]
+
+
+@pytest.fixture
+async def database(system: System) -> AsyncIterator[asyncpg.Connection]:
+    """What `users` has stored."""
+    connection = await asyncpg.connect(system.databases("users")["POSTBUS_POSTGRES_URL"])
+    yield connection
+    await connection.close()
+
+
+def follow(person: Person) -> str:
+    return f"/v1/users/{person.username}/follow"
+
+
+async def counts(client: httpx.AsyncClient, person: Person) -> tuple[int, int]:
+    profile = await Client(client).done("GET", f"/v1/users/{person.username}")
+    return profile["followerCount"], profile["followingCount"]
+
+
+async def test_following_twice_is_following_once(
+    client: httpx.AsyncClient, people: list[Person]
+) -> None:
+    ann, bea = people[:2]
+    as_ann = Client(client, ann)
+
+    for _ in range(2):
+        profile = await as_ann.done("PUT", follow(bea))
+        assert (profile["followed"], profile["followerCount"]) == (True, 1)
+    assert not (await Client(client).done("GET", f"/v1/users/{bea.username}"))["followed"]
+    assert await counts(client, ann) == (0, 1)
+    for _ in range(2):
+        profile = await as_ann.done("DELETE", follow(bea))
+        assert (profile["followed"], profile["followerCount"]) == (False, 0)
+
+
+async def test_nobody_follows_themselves_or_who_is_not_there(
+    client: httpx.AsyncClient, people: list[Person]
+) -> None:
+    as_ann = Client(client, people[0])
+
+    assert await as_ann.refused("PUT", follow(people[0])) == (422, "FOLLOWS_SELF")
+    for verb in ("PUT", "DELETE"):
+        path = "/v1/users/nobody-at-all/follow"
+        assert await as_ann.refused(verb, path) == (404, "USER_NOT_FOUND")
+
+
+async def test_followers_and_followed_are_listed_latest_first(
+    client: httpx.AsyncClient, people: list[Person]
+) -> None:
+    ann, others = people[0], people[1:]
+    for other in others:
+        await Client(client, other).done("PUT", follow(ann))
+        await Client(client, ann).done("PUT", follow(other))
+    names = [person.username for person in reversed(others)]
+
+    for kind in ("followers", "following"):
+        path = f"/v1/users/{ann.username}/{kind}"
+        listed = await Client(client, ann).all(path, "profiles", size=3)
+        assert [each["username"] for each in listed] == names
+        assert all(each["followed"] for each in listed)
+        page = await Client(client).done("GET", f"{path}?pageSize=1&includeTotal=true")
+        assert (page["total"], page["profiles"][0]["followed"]) == (4, False)
+        token = page["nextPageToken"]
+        foreign = f"/v1/users/{others[0].username}/{kind}?pageToken={token}"
+        assert await Client(client).refused("GET", foreign) == (422, "PAGE_TOKEN_INVALID")
+
+
+async def test_everyone_follows_everyone_at_once_and_all_of_it_counts(
+    client: httpx.AsyncClient, people: list[Person]
+) -> None:
+    dice = random.Random(7)  # noqa: S311  # no secret
+    pairs = [(one, other) for one in people for other in people if one is not other] * 4
+    dice.shuffle(pairs)
+    wanted = {(one.id, other.id): dice.random() < 0.7 for one, other in pairs}
+
+    async def do(one: Person, other: Person) -> None:
+        verb = "PUT" if wanted[one.id, other.id] else "DELETE"
+        await Client(client, one).done(verb, follow(other))
+
+    await asyncio.gather(*(do(one, other) for one, other in pairs))
+
+    for person in people:
+        followers = sum(yes for (_, other), yes in wanted.items() if other == person.id)
+        following = sum(yes for (one, _), yes in wanted.items() if one == person.id)
+        assert await counts(client, person) == (followers, following)
+
+
+async def test_deleted_user_is_gone_from_lists_and_counters(
+    client: httpx.AsyncClient, people: list[Person]
+) -> None:
+    ann, bea, cyd = people[:3]
+    await Client(client, ann).done("PUT", follow(bea))
+    await Client(client, bea).done("PUT", follow(ann))
+    await Client(client, bea).done("PUT", follow(cyd))
+
+    await Client(client, bea).done("DELETE", "/v1/me")
+
+    refused = await Client(client, bea).refused("GET", "/v1/me")
+    assert refused == (401, "SESSION_REVOKED")
+    assert await Client(client).refused("GET", f"/v1/users/{bea.username}") == (
+        404,
+        "USER_NOT_FOUND",
+    )
+    for kind in ("followers", "following"):
+        page = await Client(client).done("GET", f"/v1/users/{ann.username}/{kind}")
+        assert page["profiles"] == []
+
+    async def counted() -> bool:
+        return [await counts(client, each) for each in (ann, cyd)] == [(0, 0), (0, 0)]
+
+    await eventually(counted)
+    again = await sign_up(client, bea.username)
+    assert again.id != bea.id
+
+
+async def test_follows_of_a_deleted_user_go_in_several_steps(
+    client: httpx.AsyncClient, people: list[Person], database: asyncpg.Connection
+) -> None:
+    ann, bea = people[:2]
+    await Client(client, ann).done("PUT", follow(bea))
+    await database.execute(
+        "INSERT INTO follows SELECT 'fan-' || n, $1, now() FROM generate_series(1, 1200) n",
+        ann.id,
+    )
+
+    await Client(client, ann).done("DELETE", "/v1/me")
+
+    async def gone() -> bool:
+        query = "SELECT count(*) FROM follows WHERE followed_id = $1 OR follower_id = $1"
+        return not await database.fetchval(query, ann.id)
+
+    await eventually(gone)
+    assert await counts(client, bea) == (0, 0)
+
+
+async def test_repair_sets_right_what_is_wrong_and_says_what(
+    client: httpx.AsyncClient,
+    people: list[Person],
+    system: System,
+    database: asyncpg.Connection,
+) -> None:
+    ann, bea = people[:2]
+    await Client(client, ann).done("PUT", follow(bea))
+    await database.execute("UPDATE users SET follower_count = 9 WHERE id = $1", bea.id)
+    await database.execute("INSERT INTO follows VALUES ('gone', $1, now())", ann.id)
+
+    first = (await system.output("users", "repair")).splitlines()
+    again = (await system.output("users", "repair")).splitlines()
+
+    assert first[0] == f"users: {bea.id}: 1 followers instead of 9, 0 followed instead of 0"
+    assert first[1].endswith(" accounts, 1 with wrong counters, 1 follows without a user")
+    assert len(again) == 1
+    assert again[0].endswith(" accounts, 0 with wrong counters, 0 follows without a user")
+    assert await counts(client, bea) == (1, 0)
