@@ -1,0 +1,130 @@
+"""Who may do what: the same at the gateway and on the bus, where anyone could name any user."""
+
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+
+import httpx
+import jwt
+import pytest
+from pydantic import SecretStr
+
+from postbus.posts.v1 import CreatePostRequest, DeletePostRequest, GetPostRequest, UpdatePostRequest
+from postbus.registry import METHODS, Access, Method
+from postbus.users.v1 import RevokeSessionRequest
+from shared.errors import Code, ServiceError
+from shared.messagebus import Call
+from shared.messagebus.amqp import AmqpBus, connect
+from shared.wire import encode
+from tests.conftest import Place
+from tests.people import Client, sign_up
+from tests.system import System
+from tests.tokens import TokenMaker
+
+ID = "018f3f6e-0000-7000-8000-000000000001"
+FOR_USERS = [
+    method
+    for method in METHODS.values()
+    if method.access is Access.USER and method.worker in ("users", "posts")
+]
+FOR_SERVICES = [method for method in METHODS.values() if method.access is Access.INTERNAL]
+
+
+@pytest.fixture
+async def bus(place: Place, system: System) -> AsyncIterator[AmqpBus]:
+    """The broker, as someone sees it who has found its password."""
+    async with connect(SecretStr(place.amqp_url), "intruder") as opened:
+        await opened.wait_ready()
+        yield opened
+
+
+async def refusal(bus: AmqpBus, method: str, token: str, payload: bytes = b"") -> ServiceError:
+    call = Call.new(payload, deadline=time.time() + 5, access_token=token)
+    with pytest.raises(ServiceError) as raised:
+        await bus.call(method, call)
+    return raised.value
+
+
+def forged(tokens: TokenMaker) -> dict[str, str]:
+    """Tokens that `users` has never signed, or not for this."""
+    claims = {"iss": "postbus.users", "aud": "postbus", "sub": ID, "sid": ID, "jti": ID}
+    times = {"iat": time.time(), "exp": time.time() + 600}
+    public = json.loads(tokens.key_set)["keys"][0]["x"]  # which everyone has
+    return {
+        "signed by another": TokenMaker().token(ID),
+        "unsigned": jwt.encode(claims | times, "", "none", headers={"kid": "test"}),
+        "signed with the public key": jwt.encode(
+            claims | times, public, "HS256", headers={"kid": "test"}
+        ),
+        "expired": tokens.token(ID, lifetime=timedelta(seconds=-1)),
+        "for another audience": tokens.token(ID, aud="another"),
+        "of another issuer": tokens.token(ID, iss="another"),
+        "of another kind": "not.a.token",
+    }
+
+
+@pytest.mark.parametrize("method", FOR_USERS, ids=lambda method: method.name)
+async def test_method_for_users_refuses_everyone_else(
+    method: Method, bus: AmqpBus, client: httpx.AsyncClient, tokens: TokenMaker
+) -> None:
+    rule = method.http[0]
+    path = rule.path.replace("{username}", "someone")
+    for name in ("{id}", "{post_id}"):
+        path = path.replace(name, ID)
+
+    at_gateway = await client.request(rule.verb, path, json={} if rule.body else None)
+    assert (at_gateway.status_code, at_gateway.json()["reason"]) == (401, "TOKEN_MISSING")
+    assert (await refusal(bus, method.name, "")).reason == "TOKEN_MISSING"
+    for kind, token in forged(tokens).items():
+        headers = {"Authorization": f"Bearer {token}"}
+        answer = await client.request(
+            rule.verb, path, json={} if rule.body else None, headers=headers
+        )
+        assert (answer.status_code, answer.json()["code"]) == (401, "UNAUTHENTICATED"), kind
+        assert (await refusal(bus, method.name, token)).code is Code.UNAUTHENTICATED, kind
+
+
+@pytest.mark.parametrize("method", FOR_SERVICES, ids=lambda method: method.name)
+async def test_method_for_services_is_not_there_for_others(
+    method: Method, client: httpx.AsyncClient
+) -> None:
+    document = (await client.get("/openapi.json")).text
+
+    assert method.http == ()
+    assert method.request.__name__ not in document
+
+
+async def test_token_of_another_user_opens_nothing_of_this_one(
+    bus: AmqpBus, client: httpx.AsyncClient, unique: Callable[[str], str]
+) -> None:
+    alice = await sign_up(client, unique("alice"))
+    mallory = await sign_up(client, unique("mallory"))
+    draft = {"title": "Secret", "status": "POST_STATUS_DRAFT"}
+    hidden = (await Client(client, alice).done("POST", "/v1/posts", draft))["id"]
+    shown = (await Client(client, alice).done("POST", "/v1/posts", {"title": "Shown"}))["id"]
+    sessions = await Client(client, alice).done("GET", "/v1/auth/sessions")
+    session = sessions["sessions"][0]["id"]
+    posts, auth = "postbus.posts.v1.PostsService", "postbus.users.v1.AuthService"
+
+    for method, request, code in (
+        (f"{posts}.GetPost", GetPostRequest(id=hidden), Code.NOT_FOUND),
+        (f"{posts}.DeletePost", DeletePostRequest(id=hidden), Code.NOT_FOUND),
+        (f"{posts}.DeletePost", DeletePostRequest(id=shown), Code.PERMISSION_DENIED),
+        (f"{posts}.UpdatePost", UpdatePostRequest(id=shown), Code.PERMISSION_DENIED),
+        (f"{auth}.RevokeSession", RevokeSessionRequest(id=session), Code.NOT_FOUND),
+    ):
+        error = await refusal(bus, method, mallory.token, encode(request))
+        assert error.code is code, method
+    assert (await Client(client, alice).done("GET", "/v1/me"))["id"] == alice.id
+
+
+async def test_token_of_nobody_creates_nothing(bus: AmqpBus, tokens: TokenMaker) -> None:
+    """Signed by the right key, for an account that is not there."""
+    request = encode(CreatePostRequest(title="From nowhere"))
+
+    error = await refusal(
+        bus, "postbus.posts.v1.PostsService.CreatePost", tokens.token(ID), request
+    )
+
+    assert (error.code, error.reason) == (Code.UNAUTHENTICATED, "SESSION_REVOKED")
