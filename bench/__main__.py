@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from bench import codec, events, memory, rpc
+from bench import codec, events, memory, rpc, scale
 from bench.report import Result, publish
 
 _SUITES: Final[dict[str, Callable[[], Sequence[Result]]]] = {
@@ -12,6 +12,7 @@ _SUITES: Final[dict[str, Callable[[], Sequence[Result]]]] = {
     "rpc": rpc.run,
     "events": events.run,
     "memory": memory.run,
+    "scale": scale.run,
 }
 
 

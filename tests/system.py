@@ -96,6 +96,14 @@ class System:
         """End whatever runs."""
         await asyncio.gather(*(self.stop(service) for service in list(self._processes)))
 
+    def resident(self) -> dict[str, float]:
+        """Memory of each running service, in MiB."""
+        fields = {
+            name: Path(f"/proc/{process.pid}/status").read_text().partition("VmRSS:")[2]
+            for name, process in self._processes.items()
+        }
+        return {name: int(field.split()[0]) / 1024 for name, field in fields.items()}
+
     async def readiness(self) -> tuple[int, dict[str, Any]]:
         """Return status and body of /readyz; status 0 while the gateway does not answer."""
         async with httpx.AsyncClient(base_url=self.url, timeout=5) as client:

@@ -54,7 +54,7 @@ async def test_posts_of_the_first_version_are_read_as_published(database: Databa
     posts, authors = PostRepository(mongo), AuthorRepository(mongo)
     await posts.create_indexes()
 
-    post = await posts.by_slug("the-same-title-000000000001")
+    post = await posts.get("the-same-title-000000000001")
     assert post is not None
     assert (post.id, post.body, post.version, post.published) == (
         old_post(1)["_id"],
@@ -96,4 +96,4 @@ async def test_way_back_restores_the_first_version_but_for_drafts(database: Data
     assert sorted(await database["posts"].index_information()) == ["_id_"]
     await migrate(mongo, MIGRATIONS, LAST)
     await posts.create_indexes()
-    assert await posts.by_slug("the-same-title-000000000000") is not None
+    assert await posts.get("the-same-title-000000000000") is not None

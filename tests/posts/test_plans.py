@@ -65,9 +65,16 @@ def a_page(*after: str | int) -> Page:
     return pages.of(ListPostsRequest(page_token=token))
 
 
+def a_post_id(number: int) -> str:
+    return f"018f3f6e-0000-7000-8000-{number:012}"
+
+
+FIRST = a_post_id(1)
+
+
 def a_post(number: int) -> Post:
     return Post(
-        id=f"p{number}",
+        id=a_post_id(number),
         author_id="a",
         slug="",
         slugs=[],
@@ -93,12 +100,14 @@ async def ask_of_posts(mongo: Mongo) -> None:
     await posts.create_indexes()
     for number in range(40):
         await posts.add(a_post(number))
-    post = await posts.get("p1")
+    post = await posts.get(FIRST)
     assert post is not None
-    await posts.by_slug(post.slug)
+    await posts.get(post.slug)
+    await posts.with_author(post.slug)
+    await posts.with_author(FIRST)
     await posts.change(post, {"title": "Another", "tags": ["u"]})
-    await posts.add_to_count("p1", "like_count", 1)
-    await posts.take_from_counts(["p1", "p2"], "like_count")
+    await posts.add_to_count(FIRST, "like_count", 1)
+    await posts.take_from_counts([FIRST, a_post_id(2)], "like_count")
     await posts.some_of("a", 10)
     for wanted in (
         PostFilter(),

@@ -25,7 +25,7 @@ from posts.authors import author_message
 from posts.comments import CommentRepository, position
 from posts.models import Comment
 from posts.repository import PostRepository
-from posts.rules import published_post, readable_post
+from posts.rules import published, readable
 from posts.times import now
 from posts.views import Views, comment_message
 from shared.context import Context
@@ -52,7 +52,7 @@ class CommentHandlers:
     ) -> CreateCommentResponse:
         """Store the comment, then tell everyone; the counter comes last, as for likes."""
         author = await self.authors.of_caller(context)
-        post = await published_post(self.posts, request.post_id)
+        post = published(await self.posts.get(request.post_id))
         comment = _new_comment(request.body, post.id, author.id)
         message = comment_message(comment, author_message(author.id, author))
         await self.comments.add(comment)
@@ -67,7 +67,7 @@ class CommentHandlers:
         self, request: ListCommentsRequest, context: Context
     ) -> ListCommentsResponse:
         """Return a page of the comments on a post that the caller may read."""
-        post = await readable_post(self.posts, request.post_id, context)
+        post = readable(await self.posts.get(request.post_id), context)
         page = self.pages.of(request)
         comments, token = page.cut(await self.comments.on(post.id, page), position)
         return ListCommentsResponse(
@@ -82,7 +82,7 @@ class CommentHandlers:
     ) -> UpdateCommentResponse:
         """Change the text of the caller's comment."""
         comment = await self._comment(request.id)
-        await published_post(self.posts, comment.post_id)
+        published(await self.posts.get(comment.post_id))
         if comment.author_id != context.user_id:
             raise _not_yours()
         require_version(comment.version, request.expected_version)

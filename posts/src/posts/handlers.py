@@ -39,7 +39,7 @@ from posts.authors import author_message
 from posts.likes import LikeRepository
 from posts.models import DRAFT, PUBLISHED, Post
 from posts.repository import PostRepository
-from posts.rules import own_post, published_post, readable_post
+from posts.rules import own, published, readable
 from posts.texts import distinct_tags
 from posts.times import now, place
 from posts.views import Views, post_message
@@ -75,13 +75,14 @@ class PostHandlers:
     @MessagePattern(PostsServiceBase.get_post)
     async def get_post(self, request: GetPostRequest, context: Context) -> GetPostResponse:
         """Return a post that the caller may read."""
-        post = await readable_post(self.posts, request.id, context)
-        return GetPostResponse(post=await self.views.post(post, context))
+        found, author = await self.posts.with_author(request.id)
+        post = readable(found, context)
+        return GetPostResponse(post=await self.views.post(post, context, author))
 
     @MessagePattern(PostsServiceBase.update_post)
     async def update_post(self, request: UpdatePostRequest, context: Context) -> UpdatePostResponse:
         """Change the fields that the mask names and that are not so already."""
-        post = await own_post(self.posts, request.id, context, request.expected_version)
+        post = own(await self.posts.get(request.id), context, request.expected_version)
         changes = _changes(request, post)
         if changes:
             await self.posts.change(post, changes)
@@ -94,7 +95,7 @@ class PostHandlers:
     @MessagePattern(PostsServiceBase.delete_post)
     async def delete_post(self, request: DeletePostRequest, context: Context) -> Empty:
         """Delete the post; its comments and likes go with the event."""
-        post = await own_post(self.posts, request.id, context, request.expected_version)
+        post = own(await self.posts.get(request.id), context, request.expected_version)
         await self.posts.delete(post)
         await publish(
             PostDeleted(post_id=post.id, author_id=post.author_id, version=post.version + 1)
@@ -106,14 +107,14 @@ class PostHandlers:
         self, request: PublishPostRequest, context: Context
     ) -> PublishPostResponse:
         """Make a draft readable; its place in lists is when that first happened."""
-        post = await own_post(self.posts, request.id, context, request.expected_version)
-        changes = not post.published
-        if changes:
+        post = own(await self.posts.get(request.id), context, request.expected_version)
+        new = not post.published
+        if new:
             at = post.published_at or now()
-            published = {"status": PUBLISHED, "published_at": at, "place": place(at, post.id)}
-            await self.posts.change(post, published)
+            changes = {"status": PUBLISHED, "published_at": at, "place": place(at, post.id)}
+            await self.posts.change(post, changes)
         message = await self.views.post(post, context)
-        if changes:
+        if new:
             shown = post_message(post, message.author)
             await publish(PostPublished(post_id=post.id, post=shown))
         return PublishPostResponse(post=message)
@@ -123,7 +124,7 @@ class PostHandlers:
         self, request: UnpublishPostRequest, context: Context
     ) -> UnpublishPostResponse:
         """Make a post a draft; it keeps its likes and comments."""
-        post = await own_post(self.posts, request.id, context, request.expected_version)
+        post = own(await self.posts.get(request.id), context, request.expected_version)
         if post.published:
             await self.posts.change(post, {"status": DRAFT})
             await publish(
@@ -135,7 +136,7 @@ class PostHandlers:
     async def like_post(self, request: LikePostRequest, context: Context) -> LikePostResponse:
         """Like; the counter comes last, for all who like a post at once wait for each other."""
         await self.authors.require_caller(context)
-        post = await published_post(self.posts, request.id)
+        post = published(await self.posts.get(request.id))
         message = await self.views.post(post, context)
         if await self.likes.add(post.id, context.user_id):
             liked = {"post_id": post.id, "author_id": post.author_id, "user_id": context.user_id}
@@ -147,7 +148,7 @@ class PostHandlers:
     @MessagePattern(PostsServiceBase.unlike_post)
     async def unlike_post(self, request: UnlikePostRequest, context: Context) -> UnlikePostResponse:
         """Like no longer."""
-        post = await published_post(self.posts, request.id)
+        post = published(await self.posts.get(request.id))
         message = await self.views.post(post, context)
         if await self.likes.remove(post.id, context.user_id):
             liked = {"post_id": post.id, "author_id": post.author_id, "user_id": context.user_id}

@@ -1,12 +1,13 @@
 """Posts in MongoDB."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from odmantic.query import QueryExpression, eq, gt, in_, lt
 
-from posts.models import PUBLISHED, Post
+from posts.models import PUBLISHED, Author, Post
 from posts.tags import TagRepository
 from posts.texts import distinct_tags, slug_of, tag_key, with_suffix
 from posts.times import now
@@ -17,6 +18,7 @@ from shared.words import distinct_words
 __all__ = ["PostFilter", "PostRepository", "position"]
 
 _OLD_SLUGS: Final = 10
+_UUID: Final = re.compile(r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,7 @@ class PostRepository:
 
     def __init__(self, mongo: Mongo) -> None:
         self._posts = mongo.collection(Post)
+        self._authors = mongo.collection(Author)
         self._tags = TagRepository(mongo)
 
     async def add(self, post: Post) -> None:
@@ -70,13 +73,13 @@ class PostRepository:
         await self._posts.insert(post)
         await self._tags.count({}, _counted(post))
 
-    async def get(self, post_id: str) -> Post | None:
-        """Return the post with this id."""
-        return await self._posts.find_one(eq(Post.id, post_id))
+    async def get(self, name: str) -> Post | None:
+        """Return the post with this id, or that has or had this slug."""
+        return await self._posts.find_one(_named(name))
 
-    async def by_slug(self, slug: str) -> Post | None:
-        """Return the post that has or had this slug."""
-        return await self._posts.find_one(eq(Post.slugs, slug))
+    async def with_author(self, name: str) -> tuple[Post | None, Author | None]:
+        """Return a post as `get` does, and the card of its author if it is known."""
+        return await self._posts.find_with(_named(name), "author_id", self._authors)
 
     async def find(
         self, wanted: PostFilter, page: Page, *, oldest_first: bool = False
@@ -120,7 +123,7 @@ class PostRepository:
 
     async def _free_slug(self, title: str) -> str:
         slug = slug_of(title)
-        return with_suffix(slug) if await self.by_slug(slug) else slug
+        return with_suffix(slug) if await self.get(slug) else slug
 
     async def add_to_count(self, post_id: str, name: str, step: int) -> int:
         """Add to the counter `name` of a post that was read in this transaction; return the sum."""
@@ -147,6 +150,11 @@ class PostRepository:
         """Create what the queries need."""
         await self._posts.create_indexes()
         await self._tags.create_indexes()
+
+
+def _named(name: str) -> QueryExpression:
+    lower = name.lower()
+    return eq(Post.id if _UUID.fullmatch(lower) else Post.slugs, lower)
 
 
 def _index(post: Post) -> None:

@@ -5,11 +5,15 @@ throughput. Its models and query expressions work without it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, Generic, TypeVar
+from datetime import datetime
+from types import NoneType, UnionType
+from typing import Any, Final, Generic, TypeVar, Union, get_args, get_origin
 
+from bson import ObjectId
 from odmantic import Model
+from odmantic.field import ODMField
 from odmantic.query import QueryExpression
 from pydantic import SecretStr
 from pymongo import AsyncMongoClient, IndexModel, ReturnDocument
@@ -29,8 +33,10 @@ from shared.work import Handle, Operation, Publish, current_work
 __all__ = ["Collection", "Mongo", "open_mongo"]
 
 M = TypeVar("M", bound=Model)
+Other = TypeVar("Other", bound=Model)
 Document = dict[str, Any]
 
+_PLAIN: Final = (str, int, float, bool, bytes, datetime, ObjectId, NoneType)
 _SELECT_TIMEOUT_MS: Final = 400
 """Answers within a second while the server is away: the driver tries twice."""
 _CONNECT_TIMEOUT_MS: Final = 2000
@@ -109,6 +115,7 @@ class Collection(Generic[M]):
         self._database = database
         self._documents = database[model.__collection__]
         self._model = model
+        self._read = _reader(model)
 
     async def insert(self, instance: M) -> None:
         """Store a new document; ALREADY_EXISTS if its id or a unique field is taken."""
@@ -119,7 +126,26 @@ class Collection(Generic[M]):
         """Return the document that matches, or None."""
         async with self._session() as session:
             document = await self._documents.find_one(query, session=session)
-        return None if document is None else self._model.model_validate_doc(document)
+        return None if document is None else self._read(document)
+
+    async def find_with(
+        self, query: QueryExpression, field: str, other: "Collection[Other]"
+    ) -> tuple[M | None, Other | None]:
+        """Return the document that matches, and that of `other` whose id its `field` holds.
+
+        One question to the server in place of two.
+        """
+        lookup = {
+            "from": other._documents.name,
+            "localField": field,
+            "foreignField": "_id",
+            "as": "other",
+        }
+        found = await self.aggregate([{"$match": dict(query)}, {"$lookup": lookup}])
+        if not found:
+            return None, None
+        others = found[0].pop("other")
+        return self._read(found[0]), other._read(others[0]) if others else None
 
     async def find(
         self,
@@ -145,7 +171,7 @@ class Collection(Generic[M]):
 
     def read(self, documents: Iterable[Document]) -> list[M]:
         """Return stored documents as instances of the model."""
-        return [self._model.model_validate_doc(document) for document in documents]
+        return [self._read(document) for document in documents]
 
     async def count(self, *queries: QueryExpression) -> int:
         """Count the documents that match every query."""
@@ -158,7 +184,7 @@ class Collection(Generic[M]):
             document = await self._documents.find_one_and_update(
                 query, changes, return_document=ReturnDocument.AFTER, session=session
             )
-        return None if document is None else self._model.model_validate_doc(document)
+        return None if document is None else self._read(document)
 
     async def update_many(self, query: QueryExpression, changes: Document) -> None:
         """Apply update operators to all documents that match."""
@@ -207,3 +233,36 @@ class Collection(Generic[M]):
 
 def _all_of(queries: Sequence[QueryExpression]) -> Document:
     return {"$and": [dict(query) for query in queries]} if queries else {}
+
+
+def _reader(model: type[M]) -> Callable[[Document], Any]:
+    """Return what makes an instance of a stored document.
+
+    Where a model has nothing but plain fields, what is stored is what was once an instance, and is
+    taken as it is: a fifth of the time that ODMantic takes to look at it once more.
+    """
+    fields = model.__odm_fields__
+    plain = all(
+        isinstance(field, ODMField) and _is_plain(model.model_fields[name].annotation)
+        for name, field in fields.items()
+    )
+    if not plain:
+        return model.model_validate_doc
+    keys = {field.key_name: name for name, field in fields.items() if isinstance(field, ODMField)}
+
+    def read(document: Document) -> Any:
+        values = {keys[key]: value for key, value in document.items() if key in keys}
+        instance = model.model_construct(**values)
+        object.__setattr__(instance, "__fields_modified__", set())  # what ODMantic's own does
+        return instance
+
+    return read
+
+
+def _is_plain(annotation: Any) -> bool:
+    """Whether MongoDB keeps values of a type as they are."""
+    if annotation in _PLAIN:
+        return True
+    return get_origin(annotation) in (list, Union, UnionType) and all(
+        _is_plain(argument) for argument in get_args(annotation)
+    )

@@ -1,0 +1,59 @@
+"""The database queries alone: those that answer what is asked, by the drivers, nothing around them.
+
+No models, no authors or likes beside the posts, no envelope: what could not be left out.
+"""
+
+import asyncio
+import heapq
+from itertools import islice
+from typing import Any, Final
+
+import asyncpg
+from pymongo.asynchronous.database import AsyncDatabase
+
+__all__ = ["Alone"]
+
+_NO_BODY: Final = {"body": 0}
+_LATEST: Final = [("place", -1)]
+_SEARCH: Final = (
+    "SELECT * FROM users WHERE to_tsvector('simple', search) @@ CAST($1 AS tsquery)"
+    " ORDER BY lower(username) LIMIT 21"
+)
+_FOLLOWED: Final = (
+    "SELECT followed_id FROM follows WHERE follower_id = $1"
+    " ORDER BY followed_at DESC, followed_id DESC LIMIT 5000"
+)
+
+
+class Alone:
+    """The four queries, by what is asked for."""
+
+    def __init__(self, pool: asyncpg.Pool, database: AsyncDatabase[dict[str, Any]]) -> None:
+        self._pool = pool
+        self._posts = database["posts"]
+
+    async def get_post(self, id_: str) -> None:
+        """One post by its id."""
+        await self._posts.find_one({"_id": id_})
+
+    async def list_posts(self, tag: str) -> None:
+        """The first page of a tag."""
+        query = {"status": "published", "tag_keys": tag}
+        await self._posts.find(query, _NO_BODY).sort(_LATEST).limit(21).to_list()
+
+    async def list_feed(self, user_id: str) -> None:
+        """Whom the user follows, and the first page of what they wrote."""
+        rows = await self._pool.fetch(_FOLLOWED, user_id)
+        ids = [row[0] for row in rows]
+        pages = await asyncio.gather(
+            *(self._feed(ids[first : first + 100]) for first in range(0, len(ids), 100))
+        )
+        list(islice(heapq.merge(*pages, key=lambda post: str(post["place"]), reverse=True), 21))
+
+    async def _feed(self, author_ids: list[str]) -> list[dict[str, Any]]:
+        query = {"status": "published", "author_id": {"$in": author_ids}}
+        return await self._posts.find(query, _NO_BODY).sort(_LATEST).limit(21).to_list()
+
+    async def search_users(self, prefix: str) -> None:
+        """The first page of those whose names begin so."""
+        await self._pool.fetch(_SEARCH, f"'{prefix}':*")

@@ -1,0 +1,93 @@
+"""Fills the databases of a system, once: they stay between runs if they are whole."""
+
+import time
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any, Final
+
+import asyncpg
+from pymongo import AsyncMongoClient
+from pymongo.asynchronous.database import AsyncDatabase
+
+from bench.scale.content import Content, person_id
+from shared.words import distinct_words
+
+__all__ = ["load"]
+
+_BATCH: Final = 5000
+_NOW: Final = datetime(2026, 1, 1, tzinfo=UTC)
+_COLUMNS: Final = (
+    *("id", "username", "email", "password_hash", "display_name", "bio", "image_url", "search"),
+    *("follower_count", "following_count", "created_at", "updated_at", "version"),
+)
+Database = AsyncDatabase[dict[str, Any]]
+
+
+async def load(content: Content, postgres_url: str, mongo_url: str) -> None:
+    """Fill both databases, whose tables and indexes are there."""
+    async with AsyncMongoClient[dict[str, Any]](mongo_url) as client:
+        database = client.get_default_database()
+        if await database["loaded"].find_one({"posts": content.posts}):
+            print(f"bench: scale: {content.posts:,} posts are there from before", flush=True)
+            return
+        await _load_users(content, postgres_url)
+        await _load_posts(content, database)
+        await database["loaded"].insert_one({"posts": content.posts})
+
+
+async def _load_users(content: Content, url: str) -> None:
+    connection = await asyncpg.connect(url)
+    await connection.execute("TRUNCATE users, follows CASCADE")
+    follows = list(content.follows())
+    following, followers = [0] * content.people, [0] * content.people
+    for follower, followed in follows:
+        following[follower] += 1
+        followers[followed] += 1
+    rows = (
+        (
+            person_id(number),
+            name,
+            f"{name}@example.com",
+            "none",
+            *("", "", ""),
+            " ".join(distinct_words(name)),
+            followers[number],
+            following[number],
+            *(_NOW, _NOW, 1),
+        )
+        for number, name in enumerate(content.usernames())
+    )
+    await connection.copy_records_to_table("users", records=rows, columns=_COLUMNS)
+    pairs = ((person_id(one), person_id(other), _NOW) for one, other in follows)
+    await connection.copy_records_to_table("follows", records=pairs)
+    await connection.execute("ANALYZE")
+    await connection.close()
+    print(f"bench: scale: {content.people:,} people, {len(follows):,} follows", flush=True)
+
+
+async def _load_posts(content: Content, database: Database) -> None:
+    """Likes first, for posts have their number; indexes are made anew after both."""
+    for name, documents in (("likes", content.likes()), ("posts", content.post_documents())):
+        collection = database[name]
+        await collection.delete_many({})
+        indexes = await collection.index_information()
+        await collection.drop_indexes()
+        began, done = time.monotonic(), 0
+        for batch in _batches(documents):
+            await collection.insert_many(batch, ordered=False)
+            done += len(batch)
+            if done % 500_000 == 0:
+                print(f"bench: scale: {done:,} {name}", flush=True)
+        for index, about in indexes.items():
+            if index != "_id_":
+                unique = about.get("unique", False)
+                await collection.create_index(about["key"], name=index, unique=unique)
+        seconds = time.monotonic() - began
+        print(f"bench: scale: {done:,} {name} and their indexes in {seconds:.0f} s", flush=True)
+
+
+def _batches(documents: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    remaining = iter(documents)
+    while batch := list(islice(remaining, _BATCH)):
+        yield batch
