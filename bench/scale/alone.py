@@ -15,9 +15,16 @@ __all__ = ["Alone"]
 
 _NO_BODY: Final = {"body": 0}
 _LATEST: Final = [("place", -1)]
-_SEARCH: Final = (
-    "SELECT * FROM users WHERE to_tsvector('simple', search) @@ CAST($1 AS tsquery)"
-    " ORDER BY lower(username) LIMIT 21"
+_COUNT: Final = (
+    "SELECT count(*) FROM"
+    " (SELECT id FROM users WHERE words @@ to_tsquery('simple', $1) LIMIT 2001) AS some"
+)
+_MANY: Final = (
+    "SELECT * FROM users WHERE words @@ to_tsquery('simple', $1) ORDER BY lower(username) LIMIT 21"
+)
+_FEW: Final = (
+    "WITH found AS MATERIALIZED (SELECT id FROM users WHERE words @@ to_tsquery('simple', $1))"
+    " SELECT users.* FROM users JOIN found USING (id) ORDER BY lower(username) LIMIT 21"
 )
 _FOLLOWED: Final = (
     "SELECT followed_id FROM follows WHERE follower_id = $1"
@@ -56,4 +63,6 @@ class Alone:
 
     async def search_users(self, prefix: str) -> None:
         """The first page of those whose names begin so."""
-        await self._pool.fetch(_SEARCH, f"'{prefix}':*")
+        words = f"'{prefix}':*"
+        few = await self._pool.fetchval(_COUNT, words) <= 2000
+        await self._pool.fetch(_FEW if few else _MANY, words)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, Final
 
@@ -30,8 +30,10 @@ async def load(content: Content, postgres_url: str, mongo_url: str) -> None:
         database = client.get_default_database()
         if await database["loaded"].find_one({"posts": content.posts}):
             print(f"bench: scale: {content.posts:,} posts are there from before", flush=True)
+            await _open_sessions(content, postgres_url)
             return
         await _load_users(content, postgres_url)
+        await _open_sessions(content, postgres_url)
         await _load_posts(content, database)
         await database["loaded"].insert_one({"posts": content.posts})
 
@@ -64,6 +66,19 @@ async def _load_users(content: Content, url: str) -> None:
     await connection.execute("ANALYZE")
     await connection.close()
     print(f"bench: scale: {content.people:,} people, {len(follows):,} follows", flush=True)
+
+
+async def _open_sessions(content: Content, url: str) -> None:
+    """Log the readers in: the id of each session is that of its user."""
+    connection = await asyncpg.connect(url)
+    await connection.execute("TRUNCATE sessions")
+    until = datetime.now(UTC) + timedelta(days=1)
+    rows = [
+        (person_id(number), person_id(number), "", b"", b"", _NOW, _NOW, until)
+        for number in range(content.readers)
+    ]
+    await connection.copy_records_to_table("sessions", records=rows)
+    await connection.close()
 
 
 async def _load_posts(content: Content, database: Database) -> None:

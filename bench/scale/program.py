@@ -44,7 +44,9 @@ class Asked:
         self._content = content
         self._names = list(content.usernames())
         readers = [person_id(number) for number in range(content.readers)]
-        self.tokens = {each: tokens.token(each, lifetime=timedelta(hours=2)) for each in readers}
+        self.tokens = {
+            each: tokens.token(each, lifetime=timedelta(hours=2), sid=each) for each in readers
+        }
 
     def post(self) -> str:
         return post_id(self._dice.randrange(self._content.posts))

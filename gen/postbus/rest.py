@@ -73,7 +73,7 @@ class Tag(RootModel[str]):
         Field(
             max_length=50,
             min_length=1,
-            pattern="^(?:[ \\xa0]*[^\\x00-\\x20\\x7f-\\xa0\u2028-\u202e\u2066-\u2069][^\\x00-\\x1f\\x7f-\\x9f\u2028-\u202e\u2066-\u2069]*)?$",
+            pattern="^(?:[\\x20\\xa0\\xad\u1680\u2000-\u200f\u202f\u205f-\u2065\u206a-\u206f\u3000ㅤ\ufeff]*[^\\x00-\\x20\\x7f-\\xa0\\xad\u1680\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000ㅤ\ufeff][^\\x00-\\x1f\\x7f-\\x9f\u2028-\u202e\u2066-\u2069]*)?$",
         ),
     ]
 
@@ -93,7 +93,7 @@ class CreatePostRequest(Message):
             description="1 to 200 characters on one line, not only spaces.",
             max_length=200,
             min_length=1,
-            pattern="^(?:[ \\xa0]*[^\\x00-\\x20\\x7f-\\xa0\u2028-\u202e\u2066-\u2069][^\\x00-\\x1f\\x7f-\\x9f\u2028-\u202e\u2066-\u2069]*)?$",
+            pattern="^(?:[\\x20\\xa0\\xad\u1680\u2000-\u200f\u202f\u205f-\u2065\u206a-\u206f\u3000ㅤ\ufeff]*[^\\x00-\\x20\\x7f-\\xa0\\xad\u1680\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000ㅤ\ufeff][^\\x00-\\x1f\\x7f-\\x9f\u2028-\u202e\u2066-\u2069]*)?$",
         ),
     ]
     body: Annotated[
@@ -913,7 +913,7 @@ class UpdatePostRequest(Message):
             description="New title, by the rules of CreatePost.",
             max_length=200,
             min_length=1,
-            pattern="^(?:[ \\xa0]*[^\\x00-\\x20\\x7f-\\xa0\u2028-\u202e\u2066-\u2069][^\\x00-\\x1f\\x7f-\\x9f\u2028-\u202e\u2066-\u2069]*)?$",
+            pattern="^(?:[\\x20\\xa0\\xad\u1680\u2000-\u200f\u202f\u205f-\u2065\u206a-\u206f\u3000ㅤ\ufeff]*[^\\x00-\\x20\\x7f-\\xa0\\xad\u1680\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000ㅤ\ufeff][^\\x00-\\x1f\\x7f-\\x9f\u2028-\u202e\u2066-\u2069]*)?$",
         ),
     ] = MISSING
     body: Annotated[

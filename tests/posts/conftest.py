@@ -1,11 +1,15 @@
-"""People who write, of the running system."""
+"""People who write, of the running system, and what it has stored."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import httpx
 import pytest
+from pymongo import AsyncMongoClient
+from pymongo.asynchronous.database import AsyncDatabase
 
 from tests.people import Client, Person, sign_up
+from tests.system import System
 
 Unique = Callable[[str], str]
 
@@ -33,3 +37,11 @@ def as_bob(client: httpx.AsyncClient, bob: Person) -> Client:
 @pytest.fixture
 def as_nobody(client: httpx.AsyncClient) -> Client:
     return Client(client)
+
+
+@pytest.fixture
+async def database(system: System) -> AsyncIterator[AsyncDatabase[dict[str, Any]]]:
+    """What `posts` has stored."""
+    url = system.databases("posts")["POSTBUS_MONGO_URL"]
+    async with AsyncMongoClient[dict[str, Any]](url) as client:
+        yield client.get_default_database()

@@ -1,15 +1,12 @@
-"""Comments, and what others are told of."""
+"""Comments, and what others are told of them."""
 
-import json
+import asyncio
 from collections.abc import Callable
-from typing import Any
 
 import httpx
 import pytest
-from websockets.asyncio.client import connect
 
-from tests.people import Client, Person, ask, eventually
-from tests.system import System
+from tests.people import Client, Person, eventually
 
 Unique = Callable[[str], str]
 KIND = "NOTIFICATION_KIND_"
@@ -93,6 +90,51 @@ async def test_comment_that_breaks_a_rule_is_refused(
     assert [each["rule"] for each in answer.json()["violations"]] == [rule]
 
 
+async def test_comment_of_ten_thousand_characters_comes_back_as_it_was_written(
+    as_alice: Client,
+) -> None:
+    path = await post(as_alice)
+    body = "\U0001f469\u200d\U0001f467 e\u0301\r\n\t\u05e9\ufeff".ljust(10_000, "日")
+
+    await comment(as_alice, path, body)
+
+    assert [each["body"] for each in await as_alice.all(f"{path}/comments", "comments")] == [body]
+
+
+async def test_comment_that_is_changed_to_what_it_says_keeps_its_version(as_alice: Client) -> None:
+    id_ = await comment(as_alice, await post(as_alice), "Same")
+
+    same = await as_alice.done("PATCH", f"/v1/comments/{id_}", {"body": "Same"})
+    other = await as_alice.done("PATCH", f"/v1/comments/{id_}", {"body": "Other"})
+
+    assert (same["version"], same["updatedAt"]) == ("1", same["createdAt"])
+    assert (other["version"], other["updatedAt"] > other["createdAt"]) == ("2", True)
+
+
+async def test_comments_written_and_deleted_at_once_are_counted(
+    as_alice: Client, as_bob: Client
+) -> None:
+    path = await post(as_alice)
+
+    ids = await asyncio.gather(*(comment(by, path) for by in (as_alice, as_bob) * 10))
+    await asyncio.gather(*(as_alice.done("DELETE", f"/v1/comments/{id_}") for id_ in ids[:6]))
+
+    assert (await as_bob.done("GET", path))["commentCount"] == 14
+    left = await as_bob.all(f"{path}/comments", "comments", size=4)
+    assert sorted(each["id"] for each in left) == sorted(ids[6:])
+
+
+async def test_comment_that_is_not_there_is_not_found(as_alice: Client, as_nobody: Client) -> None:
+    path = "/v1/comments/018f3f6e-0000-7000-8000-000000000001"
+    own = await post(as_alice)
+
+    assert await as_alice.refused("PATCH", path, {"body": "x"}) == (404, "COMMENT_NOT_FOUND")
+    assert await as_alice.refused("DELETE", path) == (404, "COMMENT_NOT_FOUND")
+    for verb, place in (("POST", f"{own}/comments"), ("PATCH", path), ("DELETE", path)):
+        body = None if verb == "DELETE" else {"body": "x"}
+        assert await as_nobody.refused(verb, place, body) == (401, "TOKEN_MISSING")
+
+
 async def test_author_is_told_of_likes_comments_and_follows_by_others(
     as_alice: Client, as_bob: Client, alice: Person, bob: Person
 ) -> None:
@@ -148,51 +190,3 @@ async def test_notifications_are_read_by_their_user(
     assert first["id"] not in [each["id"] for each in unread]
     assert len(unread) == 2
     assert await as_alice.done("POST", "/v1/notifications:markRead", {}) == {"unreadCount": 0}
-
-
-async def test_notification_arrives_at_the_socket_of_its_user_alone(
-    system: System, as_alice: Client, as_bob: Client, alice: Person, bob: Person
-) -> None:
-    path = await post(as_alice)
-    types = ["postbus.posts.v1.NotificationCreated", "postbus.posts.v1.PostUpdated"]
-    async with connect(system.websocket_url) as hers, connect(system.websocket_url) as his:
-        for socket, person in ((hers, alice), (his, bob)):
-            await ask(socket, {"id": "1", "authenticate": {"accessToken": person.token}})
-            assert "subscribed" in await ask(socket, {"id": "2", "subscribe": {"types": types}})
-        await as_bob.done("PUT", f"{path}/like")
-        notified = json.loads(await hers.recv())["event"]["data"]
-        await as_alice.done("PATCH", path, {"title": "Changed"})
-        seen = json.loads(await his.recv())["event"]["data"]
-
-    assert notified["userId"] == alice.id
-    assert notified["notification"]["kind"] == KIND + "LIKE"
-    assert seen["@type"].endswith("PostUpdated")
-
-
-async def test_nobody_hears_of_a_draft(
-    system: System, as_alice: Client, alice: Person, bob: Person
-) -> None:
-    kinds = ("Created", "Updated", "Published", "Unpublished", "Deleted")
-    types = [f"postbus.posts.v1.Post{kind}" for kind in kinds]
-    async with connect(system.websocket_url) as socket:
-        await ask(socket, {"id": "1", "authenticate": {"accessToken": bob.token}})
-        await ask(socket, {"id": "2", "subscribe": {"types": types}})
-        draft = await post(as_alice, title="Secret", status="POST_STATUS_DRAFT")
-        await as_alice.done("PATCH", draft, {"title": "More secret"})
-        await as_alice.done("POST", f"{draft}:publish")
-        await as_alice.done("POST", f"{draft}:unpublish")
-        await as_alice.done("PATCH", draft, {"title": "Secret again"})
-        heard: list[Any] = []
-        while len(heard) < 2:
-            event = json.loads(await socket.recv())["event"]
-            if event["subject"] in draft:
-                heard.append(event["data"])
-        last = await post(as_alice, title="Last")
-        while (event := json.loads(await socket.recv())["event"])["subject"] not in last:
-            assert event["subject"] not in draft
-
-    assert [each["@type"].rpartition(".")[2] for each in heard] == [
-        "PostPublished",
-        "PostUnpublished",
-    ]
-    assert heard[0]["post"]["title"] == "More secret"

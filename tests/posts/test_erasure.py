@@ -1,26 +1,27 @@
-"""What goes with a post or a user who is gone, and the repair that tells."""
+"""What goes with a post or a user who is gone."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
-import pytest
-from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 
 from tests.people import Client, Person, eventually, sign_up
-from tests.system import System
 
 Unique = Callable[[str], str]
 Database = AsyncDatabase[dict[str, Any]]
-
-
-@pytest.fixture
-async def database(system: System) -> AsyncIterator[Database]:
-    """What `posts` has stored."""
-    url = system.databases("posts")["POSTBUS_MONGO_URL"]
-    async with AsyncMongoClient[dict[str, Any]](url) as client:
-        yield client.get_default_database()
+HANGING = {
+    "author_id": "x",
+    "user_id": "x",
+    "actor_id": "x",
+    "body": "x",
+    "place": "x",
+    "kind": 1,
+    "created_at": 1,
+    "updated_at": 1,
+    "expires_at": datetime(2100, 1, 1, tzinfo=UTC),
+}
 
 
 async def test_deleted_user_leaves_nothing(
@@ -94,34 +95,42 @@ async def test_deleted_post_takes_its_comments_and_likes_with_it(
     assert refusal[0] == 404
 
 
-async def test_repair_sets_right_what_is_wrong_and_says_what(
-    system: System, database: Database, as_alice: Client, as_bob: Client, unique: Unique
+async def test_all_that_hangs_on_a_deleted_post_goes_in_steps(
+    database: Database, as_alice: Client, unique: Unique
 ) -> None:
-    tag, gone = unique("wrong"), unique("gone")
-    id_ = (await as_alice.done("POST", "/v1/posts", {"title": "Wrong", "tags": [tag]}))["id"]
-    await as_bob.done("PUT", f"/v1/posts/{id_}/like")
-    await database["posts"].update_one(
-        {"_id": id_}, {"$set": {"like_count": 7, "comment_count": -1}}
-    )
-    await database["tags"].update_one({"_id": tag}, {"$set": {"post_count": 0}})
-    await database["likes"].insert_one({"_id": f"{gone}/x", "post_id": gone, "user_id": "x"})
-    await database["authors"].insert_one({"_id": gone, "deleted": True, "name_key": ""})
-    await database["comments"].insert_one({"_id": gone, "post_id": id_, "author_id": gone})
+    id_ = (await as_alice.done("POST", "/v1/posts", {"title": "Popular"}))["id"]
+    other = unique("other")
+    for name in ("comments", "likes", "notifications"):
+        await database[name].insert_many(
+            {"_id": unique(name), "key": unique("k"), "post_id": post_id, **HANGING}
+            for post_id in [id_] * 250 + [other]
+        )
+    await as_alice.done("DELETE", f"/v1/posts/{id_}")
 
-    first = (await system.output("posts", "repair")).splitlines()
-    again = (await system.output("posts", "repair")).splitlines()
+    async def gone() -> bool:
+        names = ("comments", "likes", "notifications")
+        return not any([await database[name].count_documents({"post_id": id_}) for name in names])
 
-    assert sorted(first[:-1]) == sorted(
-        [
-            f"posts: 1 comments of the deleted user {gone}",
-            f"posts: 1 likes of the deleted post {gone}",
-            f"posts: post {id_}: like_count 1 instead of 7",
-            f"posts: post {id_}: comment_count 0 instead of -1",
-            f"posts: tag {tag}: 1 posts instead of 0",
-        ]
-    )
-    assert first[-1].endswith(" posts, 5 things were wrong")
-    assert len(again) == 1
-    assert again[0].endswith(" posts, 0 things were wrong")
-    post = await as_alice.done("GET", f"/v1/posts/{id_}")
-    assert (post["likeCount"], post["commentCount"]) == (1, 0)
+    await eventually(gone)
+    for name in ("comments", "likes", "notifications"):
+        assert (await database[name].delete_many({"post_id": other})).deleted_count == 1
+
+
+async def test_user_who_was_liked_and_followed_by_the_deleted_one_loses_no_more(
+    as_alice: Client, as_bob: Client, as_nobody: Client, alice: Person, bob: Person
+) -> None:
+    id_ = (await as_alice.done("POST", "/v1/posts", {"title": "Kept"}))["id"]
+    for by in (as_alice, as_bob):
+        await by.done("PUT", f"/v1/posts/{id_}/like")
+    await as_bob.done("POST", f"/v1/posts/{id_}/comments", {"body": f"@{alice.username}"})
+    await as_bob.done("DELETE", "/v1/me")
+
+    async def settled() -> bool:
+        post = await as_nobody.done("GET", f"/v1/posts/{id_}")
+        told = (await as_alice.done("GET", "/v1/notifications"))["notifications"]
+        return (post["likeCount"], post["commentCount"], told) == (1, 0, [])
+
+    await eventually(settled)
+    assert (await as_alice.done("GET", f"/v1/posts/{id_}"))["liked"]
+    assert (await as_alice.done("GET", f"/v1/posts?author={bob.username}"))["posts"] == []
+    assert (await as_alice.done("GET", f"/v1/posts?likedBy={bob.username}"))["posts"] == []

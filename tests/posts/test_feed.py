@@ -1,11 +1,11 @@
 """The feed, and what else a user reads of their own writes on the other service."""
 
-import asyncio
 from collections.abc import Callable
 
 import httpx
 
 from tests.people import Client, Person, eventually, sign_up
+from tests.system import System
 
 Unique = Callable[[str], str]
 
@@ -81,31 +81,44 @@ async def test_new_name_shows_to_everyone_in_the_end(
     await eventually(shown)
 
 
-async def test_like_of_the_same_post_by_many_at_once_counts_each(
-    client: httpx.AsyncClient, as_alice: Client, as_nobody: Client, unique: Unique
+async def test_feed_pages_have_each_post_once_while_others_write(
+    as_alice: Client, as_bob: Client, alice: Person
 ) -> None:
-    post = await as_alice.done("POST", "/v1/posts", {"title": "Loved"})
-    path = f"/v1/posts/{post['id']}"
-    fans = [Client(client, await sign_up(client, unique("fan"))) for _ in range(40)]
+    await as_bob.done("PUT", f"/v1/users/{alice.username}/follow")
+    for number in range(5):
+        await as_alice.done("POST", "/v1/posts", {"title": str(number), "body": "Body"})
+    found: list[tuple[str, str]] = []
+    token = ""
 
-    answers = await asyncio.gather(*(fan.done("PUT", f"{path}/like") for fan in fans))
+    while len(found) < 10:
+        page = await as_bob.done("GET", f"/v1/feed?pageSize=2&pageToken={token}")
+        found += [(each["title"], each["body"]) for each in page["posts"]]
+        await as_alice.done("POST", "/v1/posts", {"title": "Later"})
+        token = page["nextPageToken"]
+        if not token:
+            break
 
-    assert all(answer["liked"] for answer in answers)
-    assert (await as_nobody.done("GET", path))["likeCount"] == 40
-    await asyncio.gather(*(fan.done("DELETE", f"{path}/like") for fan in fans[:15]))
-    assert (await as_nobody.done("GET", path))["likeCount"] == 25
+    assert found == [(str(number), "") for number in (4, 3, 2, 1, 0)]
 
 
-async def test_like_by_one_user_many_times_at_once_counts_once(
-    as_alice: Client, as_bob: Client, as_nobody: Client
+async def test_feed_and_names_are_what_is_known_while_users_is_away(
+    system: System, as_alice: Client, as_bob: Client, alice: Person
 ) -> None:
-    post = await as_alice.done("POST", "/v1/posts", {"title": "Loved"})
-    path = f"/v1/posts/{post['id']}"
+    await as_alice.done("POST", "/v1/posts", {"title": "Known"})
+    await as_bob.done("PUT", f"/v1/users/{alice.username}/follow")
 
-    answers = await asyncio.gather(*(as_bob.done("PUT", f"{path}/like") for _ in range(20)))
+    async def told() -> bool:  # what tells of the follow has taught of it as well
+        return bool((await as_alice.done("GET", "/v1/notifications"))["notifications"])
 
-    assert {answer["likeCount"] for answer in answers} == {1}
-    assert (await as_bob.done("GET", path))["liked"]
-    assert not (await as_nobody.done("GET", path))["liked"]
-    gone = await asyncio.gather(*(as_bob.done("DELETE", f"{path}/like") for _ in range(20)))
-    assert {answer["likeCount"] for answer in gone} == {0}
+    await eventually(told)
+    await system.stop("users")
+    try:
+        [post] = (await as_bob.done("GET", "/v1/feed"))["posts"]
+        mine = await as_alice.done("POST", "/v1/posts", {"title": "Mine"})
+    finally:
+        await system.start("users")
+        await system.until_ready()
+
+    assert (post["title"], post["author"]["username"]) == ("Known", alice.username)
+    assert post["author"]["followed"]
+    assert mine["author"]["username"] == alice.username

@@ -184,3 +184,45 @@ async def test_posts_of_one_tag_written_at_once_all_count(
     tags = await as_nobody.all("/v1/tags", "tags")
     assert page["total"] == 50
     assert [each["postCount"] for each in tags if each["name"] == tag] == [50]
+
+
+async def test_list_without_a_size_has_twenty_and_at_most_a_hundred(
+    as_alice: Client, unique: Unique
+) -> None:
+    tag = unique("tag")
+    await asyncio.gather(*(post(as_alice, str(number), tags=[tag]) for number in range(21)))
+
+    default = await as_alice.done("GET", f"/v1/posts?tag={tag}")
+    largest = await as_alice.done("GET", f"/v1/posts?tag={tag}&pageSize=100")
+
+    assert (len(default["posts"]), bool(default["nextPageToken"])) == (20, True)
+    assert (len(largest["posts"]), largest["nextPageToken"]) == (21, "")
+
+
+async def test_page_goes_on_behind_a_post_that_is_gone(as_alice: Client, unique: Unique) -> None:
+    tag = unique("tag")
+    posts = [await post(as_alice, tags=[tag]) for _ in range(6)]
+    page = await as_alice.done("GET", f"/v1/posts?tag={tag}&pageSize=2")
+    for id_ in (posts[4], posts[3]):
+        await as_alice.done("DELETE", f"/v1/posts/{id_}")
+
+    rest = await ids(as_alice, f"/v1/posts?tag={tag}&pageToken={page['nextPageToken']}")
+
+    assert [each["id"] for each in page["posts"]] + rest == [posts[n] for n in (5, 4, 2, 1, 0)]
+
+
+async def test_words_are_found_whole_in_title_summary_and_tags(
+    as_alice: Client, unique: Unique
+) -> None:
+    word = unique("w")
+    titled, tagged = (
+        await post(as_alice, f"On {word}"),
+        await post(as_alice, tags=[f"{word} \u2122"]),
+    )
+    summed = await post(as_alice, summary=f"({word}!)", body="unseen")
+    await post(as_alice, f"{word}s", body=word)
+
+    assert await ids(as_alice, f"/v1/posts?q={word.upper()}") == [summed, tagged, titled]
+    assert await ids(as_alice, f"/v1/posts?q={word}+TM") == [tagged]
+    await as_alice.done("PATCH", f"/v1/posts/{titled}", {"title": "Other"})
+    assert await ids(as_alice, f"/v1/posts?q={word}") == [summed, tagged]

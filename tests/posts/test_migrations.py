@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +16,9 @@ from posts.repository import PostFilter, PostRepository
 from posts.times import from_micros
 from shared.mongo import Mongo
 from shared.mongo_migrations import migrate
+from tests.conftest import Place
+from tests.system import System
+from tests.tokens import TokenMaker
 
 Unique = Callable[[str], str]
 Database = AsyncDatabase[dict[str, Any]]
@@ -97,3 +101,54 @@ async def test_way_back_restores_the_first_version_but_for_drafts(database: Data
     await migrate(mongo, MIGRATIONS, LAST)
     await posts.create_indexes()
     assert await posts.get("the-same-title-000000000000") is not None
+
+
+async def test_title_of_any_length_gets_a_slug_that_leads_to_its_post(database: Database) -> None:
+    mongo = Mongo(database)
+    titles = {11: "\ufdfa" * 200, 12: "\U0001f389", 13: "x" * 200}
+    await database["posts"].insert_many(
+        [old_post(number) | {"title": title} for number, title in titles.items()]
+    )
+
+    await migrate(mongo, MIGRATIONS, LAST)
+
+    slugs = [each["slug"] async for each in database["posts"].find().sort("_id")][3:]
+    assert [slugs[1], slugs[2]] == ["000000000012", "x" * 80 + "-000000000013"]
+    assert max(map(len, slugs)) <= 250  # as GetPost takes them
+    assert await PostRepository(mongo).get(slugs[0]) is not None
+
+
+@pytest.fixture
+def old_system(place: Place, tokens: TokenMaker, database: Database, tmp_path: Path) -> System:
+    """The services, none of them running, with databases beside the old one."""
+    server = httpx.URL(place.mongo_url)
+    settings = {
+        "POSTBUS_MONGO_URL": str(server.copy_with(path=f"/{database.name}")),
+        "POSTBUS_SIGNING_KEY": tokens.signing_key,
+        "POSTBUS_VERIFICATION_KEYS": tokens.key_set,
+        "POSTBUS_PAGE_TOKEN_KEY": "of the tests alone",
+    }
+    return System(place.as_environment() | settings, tmp_path)
+
+
+async def test_command_migrates_both_ways_and_makes_the_indexes(
+    old_system: System, database: Database
+) -> None:
+    stored = database.client[f"{database.name}_posts"]  # the name of the service is appended
+    await stored["posts"].insert_many([old_post(number) for number in range(1200)])
+    await stored["authors"].insert_one(AUTHOR)
+
+    await old_system.output("posts", "migrate")
+    indexes = await stored["posts"].index_information()
+    migrated = await stored["posts"].count_documents({"place": {"$exists": True}})
+    await old_system.output("posts", "migrate", "0")
+
+    assert migrated == 1200
+    assert indexes["slugs_1"]["unique"]
+    assert await stored["posts"].find().sort("_id").to_list() == [old_post(n) for n in range(1200)]
+    assert await stored["authors"].find().to_list() == [AUTHOR]
+    await old_system.output("posts", "migrate")
+    assert await stored["posts"].count_documents({"shape": 2}) == 1200
+    unknown = await old_system.run("posts", "migrate", str(LAST + 1))
+    assert await unknown.wait() == 1
+    await database.client.drop_database(stored)

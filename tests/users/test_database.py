@@ -4,7 +4,6 @@ look for.
 
 import subprocess
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel import SQLModel
 
 from postbus.users.v1 import ListFollowersRequest, SearchUsersRequest
-from shared.errors import ServiceError
+from shared.context import Context
+from shared.identity import Caller
 from shared.pages import Page, Pages
 from shared.postgres import Postgres, async_url
 from tools.paths import ROOT
@@ -145,9 +145,14 @@ async def ask_everything(postgres: Postgres) -> None:
     await sessions.open(ann, "", token)
     await sessions.of_token(token)
     await sessions.rotate(token, token.next())
+    caller = Caller(user_id="ann", session_id=token.session_id, expires_at=NOW)
+    context = Context(name="", caller=caller, deadline=0, traceparent="")
+    await users.of_caller(context)
+    await users.of_caller(context, lock=True)
     await sessions.of_user("ann", a_page(SearchUsersRequest))
     await sessions.of_user("ann", a_page(SearchUsersRequest, "x"))
     await sessions.count("ann")
+    await sessions.end_surplus("ann")
     await sessions.end("ann", only="x")
     await sessions.end("ann", but="x")
     await follows.add("ann", "bea")
@@ -159,9 +164,7 @@ async def ask_everything(postgres: Postgres) -> None:
     await follows.remove("ann", "bea")
     await follows.add("ann", "bea")
     await follows.erase("ann")
-    with suppress(ServiceError):
-        await throttle.require("ann")
-    await throttle.failed("ann")
+    await throttle.begin("ann")
     await throttle.succeeded("ann")
     await users.delete("ann")
 

@@ -75,6 +75,8 @@ def _handlers(mongo: Mongo, bus: MessageBus, pages: Pages) -> list[object]:
         CommentHandlers(comments=comments, posts=posts, authors=authors, views=views, pages=pages),
         NotificationHandlers(
             notifications=notifications,
+            posts=posts,
+            comments=comments,
             authors=cards,
             follows=follows,
             likes=likes,

@@ -86,12 +86,12 @@ class CommentHandlers:
         if comment.author_id != context.user_id:
             raise _not_yours()
         require_version(comment.version, request.expected_version)
-        if request.body != comment.body:
-            changed = await self.comments.change(comment, request.body, now())
-            if changed is None:
-                raise version_mismatch()
-            comment = changed
-        message = await self.views.comment(comment, context)
+        if request.body == comment.body:
+            return UpdateCommentResponse(comment=await self.views.comment(comment, context))
+        changed = await self.comments.change(comment, request.body, now())
+        if changed is None:
+            raise version_mismatch()
+        message = await self.views.comment(changed, context)
         await publish(CommentUpdated(comment_id=comment.id, comment=message))
         return UpdateCommentResponse(comment=message)
 

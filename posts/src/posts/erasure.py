@@ -26,6 +26,8 @@ from shared.messagebus import EventPattern, publish
 __all__ = ["Erasure"]
 
 _STEP: Final = 100
+_POSTS: Final = 10
+"""Each may have twenty tags, for which others wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,11 +82,12 @@ class Erasure:
             await publish(PostErasureContinued(post_id=post_id))
 
     async def _posts_of(self, user_id: str) -> bool:
-        posts = await self.posts.some_of(user_id, _STEP)
+        posts = await self.posts.some_of(user_id, _POSTS)
         for post in posts:
             await self.posts.delete(post)
-            gone = PostDeleted(post_id=post.id, author_id=user_id, version=post.version + 1)
-            await publish(gone)
+            if post.published_at is not None:
+                gone = PostDeleted(post_id=post.id, author_id=user_id, version=post.version + 1)
+                await publish(gone)
         return bool(posts)
 
     async def _comments_of(self, user_id: str) -> bool:

@@ -97,9 +97,10 @@ class PostHandlers:
         """Delete the post; its comments and likes go with the event."""
         post = own(await self.posts.get(request.id), context, request.expected_version)
         await self.posts.delete(post)
-        await publish(
-            PostDeleted(post_id=post.id, author_id=post.author_id, version=post.version + 1)
-        )
+        if post.published_at is not None:
+            await publish(
+                PostDeleted(post_id=post.id, author_id=post.author_id, version=post.version + 1)
+            )
         return Empty()
 
     @MessagePattern(PostsServiceBase.publish_post)

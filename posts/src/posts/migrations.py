@@ -55,7 +55,8 @@ def _replaced(old: dict[str, Any], new: dict[str, Any]) -> UpdateOne:
 def _blog_post(old: dict[str, Any]) -> dict[str, Any]:
     """The end of the id makes the slug one of its own."""
     created, updated = ((old[name] - _EPOCH) // _MICRO for name in ("created_at", "updated_at"))
-    slug = "-".join([*words(old["title"]), old["_id"][-12:]])
+    title = "-".join(words(old["title"]))[:80].strip("-")
+    slug = f"{title}-{old['_id'][-12:]}".strip("-")
     return {name: old[name] for name in ("_id", *_KEPT)} | {
         "slug": slug,
         "slugs": [slug],

@@ -161,8 +161,13 @@ class Notification(Model):
         "collection": "notifications",
         "indexes": lambda: [
             Index(Notification.key, unique=True),
-            Index(Notification.user_id, desc(Notification.id)),
-            Index(Notification.user_id, Notification.read, desc(Notification.id)),
+            Index(Notification.user_id, Notification.hidden, desc(Notification.id)),
+            Index(
+                Notification.user_id,
+                Notification.hidden,
+                Notification.read,
+                desc(Notification.id),
+            ),
             Index(Notification.actor_id),
             Index(Notification.post_id),
             Index(Notification.comment_id),
@@ -180,4 +185,6 @@ class Notification(Model):
     comment_id: str = ""
     created_at: int
     read: bool = False
+    hidden: bool = False
+    """What it tells of was taken back."""
     expires_at: datetime

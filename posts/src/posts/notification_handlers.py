@@ -22,9 +22,11 @@ from postbus.posts.v1 import (
 from postbus.posts.v1 import Post as PostMessage
 from postbus.users.v1 import FollowChanged
 from posts.authors import AuthorRepository, author_message
+from posts.comments import CommentRepository
 from posts.follows import FollowRepository
 from posts.likes import LikeRepository
 from posts.notifications import NotificationRepository, position
+from posts.repository import PostRepository
 from posts.texts import mentions
 from posts.views import Views, notification_message
 from shared.context import Context
@@ -36,9 +38,11 @@ __all__ = ["NotificationHandlers"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotificationHandlers:
-    """Notifications."""
+    """Notifications. Events come in any order: what has ended meanwhile is told nobody."""
 
     notifications: NotificationRepository
+    posts: PostRepository
+    comments: CommentRepository
     authors: AuthorRepository
     follows: FollowRepository
     likes: LikeRepository
@@ -71,6 +75,9 @@ class NotificationHandlers:
     @EventPattern(FollowChanged)
     async def follow_changed(self, event: FollowChanged, _context: Context) -> None:
         """Keep who follows whom, and tell the one who is followed."""
+        cards = await self.authors.by_ids([event.follower_id, event.followed_id])
+        if any(card.deleted for card in cards.values()):
+            return
         await self.follows.learn(event)
         if event.following:
             await self._notify(NotificationKind.FOLLOW, event.followed_id, event.follower_id)
@@ -91,7 +98,9 @@ class NotificationHandlers:
 
     @EventPattern(CommentCreated)
     async def comment_created(self, event: CommentCreated, _context: Context) -> None:
-        """Tell the author of the post, and whom the comment names."""
+        """Tell the author of the post, and whom the comment names, if it is there still."""
+        if await self.comments.get(event.comment_id) is None:
+            return
         actor, comment = event.comment.author.id, event.comment
         about = {"post_id": comment.post_id, "comment_id": comment.id}
         await self._notify(NotificationKind.COMMENT, event.post_author_id, actor, **about)
@@ -114,6 +123,9 @@ class NotificationHandlers:
         await self._notify_mentioned(event.post)
 
     async def _notify_mentioned(self, post: PostMessage) -> None:
+        stored = await self.posts.get(post.id)
+        if stored is None or not stored.published:
+            return
         for user_id in await self._mentioned(post.title, post.summary, post.body):
             await self._notify(NotificationKind.MENTION, user_id, post.author.id, post_id=post.id)
 

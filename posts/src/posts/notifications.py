@@ -38,9 +38,12 @@ class NotificationRepository:
         post_id: str = "",
         comment_id: str = "",
     ) -> Notification | None:
-        """Store a notification; None if the user has it already."""
+        """Store a notification; None if the user has it, or had it before it was taken back."""
         key = _key(kind, user_id, actor_id, post_id, comment_id)
-        if await self._notifications.find_one(eq(Notification.key, key)):
+        again = await self._notifications.update_one(
+            eq(Notification.key, key), {"$set": {"hidden": False}}
+        )
+        if again is not None:
             return None
         notification = Notification(
             id=str(uuid7()),
@@ -57,9 +60,9 @@ class NotificationRepository:
         return notification
 
     async def take_back_like(self, user_id: str, actor_id: str, post_id: str) -> None:
-        """Remove the notification of a like that is no more."""
+        """Hide the notification of a like that is no more."""
         key = _key(NotificationKind.LIKE, user_id, actor_id, post_id)
-        await self._notifications.delete_one(eq(Notification.key, key))
+        await self._notifications.update_one(eq(Notification.key, key), {"$set": {"hidden": True}})
 
     async def of_user(
         self, user_id: str, page: Page, *, unread_only: bool = False
@@ -98,7 +101,7 @@ class NotificationRepository:
 
 
 def _of(user_id: str, *, unread_only: bool) -> QueryExpression:
-    mine = eq(Notification.user_id, user_id)
+    mine = and_(eq(Notification.user_id, user_id), eq(Notification.hidden, False))
     return and_(mine, eq(Notification.read, False)) if unread_only else mine
 
 

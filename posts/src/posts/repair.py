@@ -1,7 +1,7 @@
 """The repair of what other data says: counters, and what has lost its post or its user.
 
-What is wrong is looked for outside, and set right in a transaction that looks once more: so the
-system may run meanwhile.
+The system may run meanwhile: what hangs on nothing is of no use to anyone, and a counter is set
+right in a transaction that counts once more.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -17,7 +17,12 @@ __all__ = ["repair"]
 
 _BATCH: Final = 500
 _COUNTED: Final = {"like_count": "likes", "comment_count": "comments"}
-_OF_POSTS: Final = ("likes", "comments")
+_CHILDREN: Final = (
+    ("likes", "post_id", "posts"),
+    ("comments", "post_id", "posts"),
+    ("notifications", "post_id", "posts"),
+    ("notifications", "comment_id", "comments"),
+)
 _OF_USERS: Final = (
     ("posts", "author_id"),
     ("likes", "user_id"),
@@ -34,7 +39,7 @@ Document = Mapping[str, Any]
 async def repair(mongo: Mongo) -> AsyncIterator[str]:
     """Set everything right; yield what was wrong, a line each, and at last how much that was."""
     database, wrong = mongo.database, 0
-    for look in (_of_deleted_users, _of_deleted_posts, _post_counters, _tag_counters):
+    for look in (_of_deleted_users, _of_deleted_parents, _post_counters, _tag_counters):
         async for finding in look(database):
             wrong += 1
             yield finding
@@ -50,16 +55,25 @@ async def _of_deleted_users(database: Database) -> AsyncIterator[str]:
                 yield f"{gone.deleted_count} {collection} of the deleted user {user['_id']}"
 
 
-async def _of_deleted_posts(database: Database) -> AsyncIterator[str]:
-    orphans: list[Document] = [
-        {"$group": {"_id": "$post_id"}},
-        {"$lookup": {"from": "posts", "localField": "_id", "foreignField": "_id", "as": "post"}},
-        {"$match": {"post": []}},
-    ]
-    for collection in _OF_POSTS:
-        async for post in await database[collection].aggregate(orphans, allowDiskUse=True):
-            gone = await database[collection].delete_many({"post_id": post["_id"]})
-            yield f"{gone.deleted_count} {collection} of the deleted post {post['_id']}"
+async def _of_deleted_parents(database: Database) -> AsyncIterator[str]:
+    for collection, field, parents in _CHILDREN:
+        orphans: list[Document] = [
+            {"$match": {field: {"$gt": ""}}},
+            {"$group": {"_id": f"${field}"}},
+            {
+                "$lookup": {
+                    "from": parents,
+                    "localField": "_id",
+                    "foreignField": "_id",
+                    "as": "parent",
+                }
+            },
+            {"$match": {"parent": []}},
+        ]
+        async for gone in await database[collection].aggregate(orphans, allowDiskUse=True):
+            left = await database[collection].delete_many({field: gone["_id"]})
+            parent = parents.removesuffix("s")
+            yield f"{left.deleted_count} {collection} of the deleted {parent} {gone['_id']}"
 
 
 async def _post_counters(database: Database) -> AsyncIterator[str]:

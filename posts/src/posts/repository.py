@@ -67,7 +67,7 @@ class PostRepository:
 
     async def add(self, post: Post) -> None:
         """Store a new post under a slug of its own, and count its tags."""
-        post.slug = await self._free_slug(post.title)
+        post.slug = await self._free_slug(post)
         post.slugs = [post.slug]
         _index(post)
         await self._posts.insert(post)
@@ -101,9 +101,10 @@ class PostRepository:
     async def change(self, post: Post, changes: Mapping[str, Any]) -> None:
         """Change a post that was read in this transaction, and all that hangs on its fields."""
         before = _counted(post)
+        renamed = "title" in changes or (post.published_at is None and "published_at" in changes)
         for name, value in changes.items():
             setattr(post, name, value)
-        if "title" in changes:
+        if renamed:
             await self._rename(post)
         _index(post)
         post.updated_at = now()
@@ -117,13 +118,15 @@ class PostRepository:
     async def _rename(self, post: Post) -> None:
         slug = slug_of(post.title)
         if slug not in post.slugs:
-            slug = await self._free_slug(post.title)
+            slug = await self._free_slug(post)
         others = [each for each in post.slugs if each != slug]
         post.slug, post.slugs = slug, [slug, *others[:_OLD_SLUGS]]
 
-    async def _free_slug(self, title: str) -> str:
-        slug = slug_of(title)
-        return with_suffix(slug) if await self.get(slug) else slug
+    async def _free_slug(self, post: Post) -> str:
+        """Return a slug that is free; a draft takes none that others would then miss."""
+        slug = slug_of(post.title)
+        taken = post.published_at is None or await self.get(slug)
+        return with_suffix(slug) if taken else slug
 
     async def add_to_count(self, post_id: str, name: str, step: int) -> int:
         """Add to the counter `name` of a post that was read in this transaction; return the sum."""
@@ -153,8 +156,8 @@ class PostRepository:
 
 
 def _named(name: str) -> QueryExpression:
-    lower = name.lower()
-    return eq(Post.id if _UUID.fullmatch(lower) else Post.slugs, lower)
+    folded = name.casefold()  # as in slugs
+    return eq(Post.id if _UUID.fullmatch(folded) else Post.slugs, folded)
 
 
 def _index(post: Post) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from odmantic.query import and_, eq, gt, lt, or_
+from odmantic.query import and_, eq, gt, in_, lt, lte, or_
 
 from posts.models import Tag
 from shared.mongo import Mongo
@@ -19,13 +19,22 @@ class TagRepository:
 
     async def count(self, before: Mapping[str, str], after: Mapping[str, str]) -> None:
         """Count a published post whose tags were `before` and are `after`, by key."""
-        for key in sorted(before.keys() ^ after.keys()):  # in one order: fewer conflicts
-            await self._add(key, before.get(key) or after[key], 1 if key in after else -1)
+        await self._add([key for key in before if key not in after], -1)
+        new = {key: name for key, name in after.items() if key not in before}
+        for key in await self._add(list(new), 1):
+            await self._tags.insert(Tag(id=key, name=new[key], post_count=1))
 
-    async def _add(self, key: str, name: str, step: int) -> None:
-        changes = {"$inc": {"post_count": step}}
-        if await self._tags.update_one(eq(Tag.id, key), changes) is None:
-            await self._tags.insert(Tag(id=key, name=name, post_count=step))
+    async def _add(self, keys: list[str], step: int) -> list[str]:
+        """Add to counters, all at once: others wait for them. Return those that are not there."""
+        if not keys:
+            return []
+        there = in_(Tag.id, keys)
+        await self._tags.update_many(there, {"$inc": {"post_count": step}})
+        if step < 0:
+            await self._tags.delete_many(and_(there, lte(Tag.post_count, 0)))
+            return []
+        found = await self._tags.find(there, sort=[("_id", 1)], limit=len(keys))
+        return sorted(set(keys) - {tag.id for tag in found})
 
     async def most_used(self, page: Page) -> list[Tag]:
         """Return tags, those of most posts first."""

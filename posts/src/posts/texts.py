@@ -29,13 +29,14 @@ def with_suffix(slug: str) -> str:
 
 def tag_key(tag: str) -> str:
     """Return what tags have in common that are the same but for case."""
-    return unicodedata.normalize("NFKC", tag.strip().casefold())
+    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFC", tag.strip()).casefold())
+    return unicodedata.normalize("NFKC", plain.casefold())  # ™ has become TM
 
 
 def distinct_tags(tags: Iterable[str]) -> dict[str, str]:
     """Return tags by key, as they are first written, without spaces around them."""
     found: dict[str, str] = {}
-    for tag in tags:
+    for tag in filter(str.strip, tags):
         found.setdefault(tag_key(tag), unicodedata.normalize("NFC", tag.strip()))
     return found
 

@@ -47,6 +47,7 @@ class Mongo:
 
     def __init__(self, database: AsyncDatabase[Document]) -> None:
         self.committed = asyncio.Event()
+        self._again = asyncio.Lock()
         self._database = database
 
     def collection(self, model: type[M]) -> "Collection[M]":
@@ -64,7 +65,7 @@ class Mongo:
 
     async def perform(self, operation: Operation, handler: Handle) -> bytes:
         """See Store.perform. Transactions that conflict are run again, until the deadline."""
-        reply, published = await perform(self._database, operation, handler)
+        reply, published = await perform(self._database, operation, handler, self._again)
         if published:
             self.committed.set()
         return reply

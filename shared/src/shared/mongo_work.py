@@ -8,7 +8,7 @@ import asyncio
 import random
 import secrets
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -131,11 +131,18 @@ class MongoWork(Transaction):
             await asyncio.sleep(_LONGEST_DELAY)
 
 
-async def perform(database: Database, operation: Operation, handler: Handle) -> tuple[bytes, bool]:
-    """Return the reply of a work, and whether it has events; see Store.perform."""
+async def perform(
+    database: Database, operation: Operation, handler: Handle, again: asyncio.Lock
+) -> tuple[bytes, bool]:
+    """Return the reply of a work, and whether it has events; see Store.perform.
+
+    What has met a conflict goes on one after the other, by the lock `again`: a hundred at once that
+    change the same document would stop each other for ever.
+    """
+    turn: AbstractAsyncContextManager[None] = nullcontext()
     delay = _FIRST_DELAY
     while True:
-        async with database.client.start_session() as session:
+        async with turn, database.client.start_session() as session:
             work = MongoWork(database, session, operation)
             try:
                 return await work.run(handler, at_once=operation.at_once), bool(work.events)
@@ -143,7 +150,7 @@ async def perform(database: Database, operation: Operation, handler: Handle) -> 
                 if not error.has_error_label("TransientTransactionError"):
                     raise
         await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  # jitter, not a secret
-        delay = min(2 * delay, _LONGEST_DELAY)
+        delay, turn = min(2 * delay, _LONGEST_DELAY), again
 
 
 async def forward(database: Database, publish: Publish) -> int:

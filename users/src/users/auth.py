@@ -33,7 +33,8 @@ from shared.context import Context
 from shared.errors import Code, ServiceError
 from shared.messagebus import MessagePattern, publish
 from shared.pages import Pages
-from shared.work import Operation, Store, outside_work
+from shared.postgres_work import PostgresWork
+from shared.work import Operation, Store, current_work, outside_work
 from users.messages import to_user
 from users.models import Session, User, search_text
 from users.passwords import Passwords
@@ -73,12 +74,13 @@ class AuthHandlers:
         """Answer alike, and as slowly, for a wrong password and an unknown account."""
         with outside_work():
             user = await self.users.by_login(request.login)
-        fits = await self._fits(user, request.password, user.id if user else request.login)
+        fits = await self._fits(user, request.password, request.login)
         token = RefreshToken.new()
         if user is None or not fits or not await self.sessions.open(user, request.device, token):
             raise ServiceError(
                 Code.UNAUTHENTICATED, "WRONG_CREDENTIALS", "Unknown account or wrong password."
             )
+        await _tell(user.id, await self.sessions.end_surplus(user.id))
         return LogInResponse(**self._tokens(user.id, token))
 
     @MessagePattern(AuthServiceBase.refresh_session)
@@ -143,7 +145,7 @@ class AuthHandlers:
         """Store the new password and end the other sessions."""
         with outside_work():
             known = await self.users.of_caller(context)
-        fits = await self._fits(known, request.current_password, known.id)
+        fits = await self._fits(known, request.current_password, f"password of {known.id}")
         password_hash = await self.passwords.hash(request.new_password)
         user = await self.users.of_caller(context, lock=True)
         if not fits or user.password_hash != known.password_hash:
@@ -165,14 +167,12 @@ class AuthHandlers:
             keys=[SigningKey(**{name: key.get(name, "") for name in names}) for key in keys]
         )
 
-    async def _fits(self, user: User | None, password: str, account: str) -> bool:
-        """Verify a password; RESOURCE_EXHAUSTED after too many failures of the account."""
-        failed_before = await self.throttle.require(account)
+    async def _fits(self, user: User | None, password: str, name: str) -> bool:
+        """Verify a password; RESOURCE_EXHAUSTED after too many failures under this name."""
+        await self.throttle.begin(name)
         fits = await self.passwords.verify(user.password_hash if user else None, password)
-        if not fits:
-            await self.throttle.failed(account)
-        elif failed_before:
-            await self.throttle.succeeded(account)
+        if fits:
+            await self.throttle.succeeded(name)
         return fits
 
     def _tokens(self, user_id: str, token: RefreshToken) -> dict[str, Any]:
@@ -195,6 +195,8 @@ class AuthHandlers:
             await self._end(session.user_id, only=session.id)
             return b""
 
+        if isinstance(work := current_work(), PostgresWork):
+            await work.close()  # calls that kept their connection would wait for each other's
         with outside_work():  # stays, although this call fails
             await self.store.perform(Operation(key=Operation.name("reused", session.id)), end)
         return ServiceError(
@@ -208,9 +210,14 @@ class AuthHandlers:
     ) -> list[str]:
         """End sessions and tell the gateways; return the ids of the sessions."""
         ended = await self.sessions.end(user_id, only=only, but=but)
-        if ended:
-            await publish(SessionsRevoked(user_id=user_id, session_ids=ended))
+        await _tell(user_id, ended)
         return ended
+
+
+async def _tell(user_id: str, ended: list[str]) -> None:
+    """Tell the gateways of sessions that have ended."""
+    if ended:
+        await publish(SessionsRevoked(user_id=user_id, session_ids=ended))
 
 
 def _new_user(request: SignUpRequest, password_hash: str) -> User:

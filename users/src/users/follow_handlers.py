@@ -90,8 +90,9 @@ class FollowHandlers:
     async def list_followed_ids(
         self, _request: ListFollowedIdsRequest, context: Context
     ) -> ListFollowedIdsResponse:
-        """Return whom the caller follows."""
-        ids = await self.follows.followed_ids(context.user_id)
+        """Return whom the caller follows, unless the session has ended."""
+        caller = await self.users.of_caller(context)
+        ids = await self.follows.followed_ids(caller.id)
         return ListFollowedIdsResponse(ids=list(ids))
 
     @EventPattern(UserDeleted)

@@ -51,7 +51,7 @@ class FollowRepository:
         async with self._postgres.transaction() as session:
             accounts = await _lock(session, [follower_id, followed_id])
             if len(accounts) < 2:
-                raise ServiceError(Code.NOT_FOUND, "USER_NOT_FOUND", "There is no such user.")
+                raise _not_found()
             added = insert(Follow).on_conflict_do_nothing()
             added = added.values(
                 follower_id=follower_id, followed_id=followed_id, followed_at=func.clock_timestamp()
@@ -65,9 +65,13 @@ class FollowRepository:
         return _version(since)
 
     async def remove(self, follower_id: str, followed_id: str) -> int:
-        """Follow no longer; return the version of the change, 0 if it was so before."""
+        """Follow no longer; return the version of the change, 0 if it was so before.
+
+        NOT_FOUND if one of them is gone.
+        """
         async with self._postgres.transaction() as session:
-            await _lock(session, [follower_id, followed_id])
+            if len(await _lock(session, [follower_id, followed_id])) < 2:
+                raise _not_found()
             removed = delete(Follow).where(
                 col(Follow.follower_id) == follower_id, col(Follow.followed_id) == followed_id
             )
@@ -147,6 +151,10 @@ def _version(at: datetime) -> int:
     """Microseconds since 1970: one clock, that of the database, under the lock of both accounts."""
     since = at - _EPOCH
     return (since.days * 86400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def _not_found() -> ServiceError:
+    return ServiceError(Code.NOT_FOUND, "USER_NOT_FOUND", "There is no such user.")
 
 
 def _too_many() -> ServiceError:

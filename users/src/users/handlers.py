@@ -104,7 +104,9 @@ class UserHandlers:
     async def batch_get_users(
         self, request: BatchGetUsersRequest, context: Context
     ) -> BatchGetUsersResponse:
-        """Return the profiles that there are."""
+        """Return the profiles that there are, unless the caller's session has ended."""
+        if context.caller is not None:
+            await self.users.of_caller(context)
         users = await self.users.by_ids(request.ids)
         return BatchGetUsersResponse(profiles=await self.profiles.shown(users, context))
 

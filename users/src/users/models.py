@@ -1,8 +1,10 @@
 """What is stored of a user: the account, its sessions and whom it follows."""
 
 from datetime import datetime
+from typing import ClassVar
 
-from sqlalchemy import DateTime, ForeignKey, Index, func, text
+from sqlalchemy import Computed, DateTime, ForeignKey, Index, func
+from sqlalchemy.dialects.postgresql import TSVECTOR
 from sqlmodel import Column, Field, SQLModel, String
 
 from shared.words import distinct_words
@@ -28,8 +30,10 @@ class User(SQLModel, table=True):
 
     __tablename__ = "users"
     __table_args__ = (
-        Index("users_search", text("to_tsvector('simple', search)"), postgresql_using="gin"),
+        Column("words", TSVECTOR, Computed("to_tsvector('simple', search)", persisted=True)),
+        Index("users_words", "words", postgresql_using="gin"),
     )
+    __mapper_args__: ClassVar = {"exclude_properties": ["words"]}  # only PostgreSQL looks at them
 
     id: str = Field(primary_key=True, max_length=36)
     username: str = Field(max_length=40)

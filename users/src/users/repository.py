@@ -18,6 +18,8 @@ from users.models import EMAIL_INDEX, USERNAME_INDEX, Session, User
 
 __all__ = ["UserRepository"]
 
+_FEW = 2000
+
 _TAKEN = {
     USERNAME_INDEX: ("USERNAME_TAKEN", "The username is taken."),
     EMAIL_INDEX: ("EMAIL_TAKEN", "The email address is taken."),
@@ -72,11 +74,22 @@ class UserRepository:
             return (await session.exec(query)).one_or_none()
 
     async def search(self, q: str, page: Page) -> Sequence[User]:
-        """Return accounts whose names have words that begin like those of `q`, by username."""
-        query = select(User).where(*_matches(q)).order_by(_lower_name).limit(page.limit)
+        """Return accounts whose names have words that begin like those of `q`, by username.
+
+        PostgreSQL can't tell whether that is many. Of many the first are soon found in the order
+        of the names; few are looked up by their words, and then sorted.
+        """
+        query, matches = select(User).order_by(_lower_name).limit(page.limit), _matches(q)
         if page.after:
             query = query.where(_lower_name > page.after[0])
+        found = select(User.id).where(*matches)
+        some = select(func.count()).select_from(found.limit(_FEW + 1).subquery())
         async with self._postgres.transaction() as session:
+            if matches and (await session.exec(some)).one() <= _FEW:
+                few = found.cte("found").prefix_with("MATERIALIZED")
+                query = query.join(few, col(User.id) == few.c.id)
+            else:
+                query = query.where(*matches)
             return (await session.exec(query)).all()
 
     async def count(self, q: str) -> int:
@@ -111,7 +124,7 @@ def _matches(q: str) -> list[TextClause | ColumnElement[bool]]:
     wanted = " & ".join(f"'{word}':*" for word in words(q))
     if not wanted:
         return [text("false")]
-    found = text("to_tsvector('simple', users.search) @@ CAST(:words AS tsquery)")
+    found = text("users.words @@ to_tsquery('simple', :words)")
     return [found.bindparams(words=wanted)]
 
 

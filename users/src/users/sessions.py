@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Self
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Delete
+from sqlalchemy import ColumnElement
 from sqlmodel import col, delete, func, or_, select, update
 from uuid_utils.compat import uuid7
 
@@ -100,9 +100,17 @@ class SessionRepository:
         async with self._postgres.transaction() as session:
             if (await session.exec(unchanged.with_for_update(read=True))).first() is None:
                 return False
-            await session.exec(_surplus(user.id, now))
             session.add(opened)
         return True
+
+    async def end_surplus(self, user_id: str) -> list[str]:
+        """End what has expired, and the oldest of more than a hundred; return the ids."""
+        mine, expired = col(Session.user_id) == user_id, col(Session.expires_at) < datetime.now(UTC)
+        latest = select(Session.id).where(mine).order_by(col(Session.id).desc()).limit(_MOST)
+        surplus = or_(expired, col(Session.id).not_in(latest))
+        async with self._postgres.transaction() as session:
+            ended = delete(Session).where(mine, surplus).returning(col(Session.id))
+            return list((await session.exec(ended)).scalars())
 
     async def of_token(self, token: RefreshToken) -> Session | None:
         """Return the open session that gave this token out, now or before."""
@@ -158,11 +166,3 @@ class SessionRepository:
 
 def _open(user_id: str) -> tuple[ColumnElement[bool], ...]:
     return col(Session.user_id) == user_id, col(Session.expires_at) > datetime.now(UTC)
-
-
-def _surplus(user_id: str, now: datetime) -> Delete:
-    """What a new session of the user takes the place of."""
-    mine = col(Session.user_id) == user_id
-    latest = select(Session.id).where(mine).order_by(col(Session.id).desc()).limit(_MOST - 1)
-    surplus = or_(col(Session.expires_at) < now, col(Session.id).not_in(latest))
-    return delete(Session).where(mine, surplus)

@@ -2,6 +2,7 @@
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects import postgresql
 
 from shared.words import words
 
@@ -60,20 +61,16 @@ def _profiles() -> None:
     for row in rows:
         search = " ".join(words(row.username))
         op.execute(users.update().where(users.c.id == row.id).values(search=search))
-    op.create_index(
-        "users_search",
-        "users",
-        [sa.text("to_tsvector('simple', search)")],
-        postgresql_using="gin",
-    )
+    made = sa.Computed("to_tsvector('simple', search)", persisted=True)
+    op.add_column("users", sa.Column("words", postgresql.TSVECTOR, made))
+    op.create_index("users_words", "users", ["words"], postgresql_using="gin")
 
 
 def downgrade() -> None:
     """Names that are too long for the column before are cut, and made unique by their id."""
     for table in ("login_failures", "follows", "sessions"):
         op.drop_table(table)
-    op.drop_index("users_search", "users")
-    names = ("display_name", "bio", "image_url", "search")
+    names = ("words", "display_name", "bio", "image_url", "search")
     for name in (*names, "follower_count", "following_count", "version", "updated_at"):
         op.drop_column("users", name)
     op.execute(

@@ -1,0 +1,89 @@
+"""Likes: who likes what, and how many do."""
+
+import asyncio
+from collections.abc import Callable
+
+import httpx
+
+from tests.people import Client, Person, sign_up
+
+Unique = Callable[[str], str]
+FANS = 100
+
+
+async def new_post(by: Client, **fields: object) -> str:
+    post = await by.done("POST", "/v1/posts", {"title": "Loved", **fields})
+    return f"/v1/posts/{post['id']}"
+
+
+async def test_likes_of_a_post_by_many_at_once_all_count(
+    client: httpx.AsyncClient, as_alice: Client, as_nobody: Client, unique: Unique
+) -> None:
+    path = await new_post(as_alice)
+    fans = [Client(client, await sign_up(client, unique("fan"))) for _ in range(FANS)]
+
+    liked = await asyncio.gather(*(fan.send("PUT", f"{path}/like") for fan in fans))
+    after = (await as_nobody.done("GET", path))["likeCount"]
+    unliked = await asyncio.gather(*(fan.send("DELETE", f"{path}/like") for fan in fans[:15]))
+
+    assert {answer.status_code for answer in liked} == {200}
+    assert sorted(answer.json()["likeCount"] for answer in liked) == list(range(1, FANS + 1))
+    assert (after, {answer.status_code for answer in unliked}) == (FANS, {200})
+    assert (await as_nobody.done("GET", path))["likeCount"] == 85
+
+
+async def test_like_by_one_user_many_times_at_once_counts_once(
+    as_alice: Client, as_bob: Client, as_nobody: Client
+) -> None:
+    path = await new_post(as_alice)
+
+    answers = await asyncio.gather(*(as_bob.done("PUT", f"{path}/like") for _ in range(20)))
+
+    assert {answer["likeCount"] for answer in answers} == {1}
+    assert (await as_bob.done("GET", path))["liked"]
+    assert not (await as_nobody.done("GET", path))["liked"]
+    gone = await asyncio.gather(*(as_bob.done("DELETE", f"{path}/like") for _ in range(20)))
+    assert {answer["likeCount"] for answer in gone} == {0}
+    assert not (await as_bob.done("GET", path))["liked"]
+
+
+async def test_liked_shows_in_every_answer_to_the_one_who_likes(
+    as_alice: Client, as_bob: Client, alice: Person
+) -> None:
+    path = await new_post(as_alice)
+    other = await new_post(as_alice)
+    await as_bob.done("PUT", f"/v1/users/{alice.username}/follow")
+    await as_bob.done("PUT", f"{path}/like")
+
+    for place in (f"/v1/posts?author={alice.username}", "/v1/feed"):
+        posts = (await as_bob.done("GET", place))["posts"]
+        liked = {f"/v1/posts/{each['id']}": each["liked"] for each in posts}
+        assert liked == {path: True, other: False}
+    of_alice = (await as_alice.done("GET", f"/v1/posts?author={alice.username}"))["posts"]
+    assert [each["liked"] for each in of_alice] == [False, False]
+
+
+async def test_likes_wait_with_a_post_that_is_no_longer_published(
+    as_alice: Client, as_bob: Client, bob: Person
+) -> None:
+    path = await new_post(as_alice)
+    await as_bob.done("PUT", f"{path}/like")
+    liked = f"/v1/posts?likedBy={bob.username}&includeTotal=true"
+    await as_alice.done("POST", f"{path}:unpublish")
+
+    hidden = await as_alice.done("GET", liked)
+    refused = [await as_bob.refused(verb, f"{path}/like") for verb in ("PUT", "DELETE")]
+    own = await as_alice.done("GET", f"{liked}&status=POST_STATUS_DRAFT")
+    await as_alice.done("POST", f"{path}:publish")
+
+    assert (hidden["posts"], hidden["total"], own["total"]) == ([], 0, 1)
+    assert refused == [(404, "POST_NOT_FOUND")] * 2
+    shown = await as_bob.done("GET", liked)
+    assert [(each["likeCount"], each["liked"]) for each in shown["posts"]] == [(1, True)]
+
+
+async def test_like_needs_an_account(as_alice: Client, as_nobody: Client) -> None:
+    path = await new_post(as_alice)
+
+    for verb in ("PUT", "DELETE"):
+        assert await as_nobody.refused(verb, f"{path}/like") == (401, "TOKEN_MISSING")

@@ -1,0 +1,109 @@
+"""The repair of what the documents of `posts` say of each other."""
+
+from collections.abc import Callable
+from typing import Any
+
+from pymongo.asynchronous.database import AsyncDatabase
+
+from tests.people import Client
+from tests.system import System
+
+Unique = Callable[[str], str]
+Database = AsyncDatabase[dict[str, Any]]
+
+
+async def test_repair_sets_right_what_is_wrong_and_says_what(
+    system: System, database: Database, as_alice: Client, as_bob: Client, unique: Unique
+) -> None:
+    tag, gone = unique("wrong"), unique("gone")
+    id_ = (await as_alice.done("POST", "/v1/posts", {"title": "Wrong", "tags": [tag]}))["id"]
+    await as_bob.done("PUT", f"/v1/posts/{id_}/like")
+    await database["posts"].update_one(
+        {"_id": id_}, {"$set": {"like_count": 7, "comment_count": -1}}
+    )
+    await database["tags"].update_one({"_id": tag}, {"$set": {"post_count": 0}})
+    await database["likes"].insert_one({"_id": f"{gone}/x", "post_id": gone, "user_id": "x"})
+    await database["authors"].insert_one({"_id": gone, "deleted": True, "name_key": ""})
+    await database["comments"].insert_one({"_id": gone, "post_id": id_, "author_id": gone})
+
+    first = (await system.output("posts", "repair")).splitlines()
+    again = (await system.output("posts", "repair")).splitlines()
+
+    assert sorted(first[:-1]) == sorted(
+        [
+            f"posts: 1 comments of the deleted user {gone}",
+            f"posts: 1 likes of the deleted post {gone}",
+            f"posts: post {id_}: like_count 1 instead of 7",
+            f"posts: post {id_}: comment_count 0 instead of -1",
+            f"posts: tag {tag}: 1 posts instead of 0",
+        ]
+    )
+    assert first[-1].endswith(" posts, 5 things were wrong")
+    assert len(again) == 1
+    assert again[0].endswith(" posts, 0 things were wrong")
+    post = await as_alice.done("GET", f"/v1/posts/{id_}")
+    assert (post["likeCount"], post["commentCount"]) == (1, 0)
+
+
+async def test_repair_removes_all_that_deleted_users_and_posts_have_left(
+    system: System, database: Database, as_alice: Client, unique: Unique
+) -> None:
+    user, post, other = unique("user"), unique("post"), unique("other")
+    kept = (await as_alice.done("POST", "/v1/posts", {"title": "Kept"}))["id"]
+    await database["authors"].insert_one({"_id": user, "deleted": True, "name_key": ""})
+    await database["posts"].insert_one({"_id": post, "author_id": user, "slugs": [post]})
+    await database["likes"].insert_many(
+        [
+            {"_id": f"{kept}/{user}", "post_id": kept, "user_id": user},
+            {"_id": f"{post}/{other}", "post_id": post, "user_id": other},
+        ]
+    )
+    await database["follows"].insert_many(
+        [
+            {"_id": f"{user}/{other}", "follower_id": user, "followed_id": other},
+            {"_id": f"{other}/{user}", "follower_id": other, "followed_id": user},
+        ]
+    )
+    told = ((user, other, kept), (other, user, ""), (other, other, post), (other, other, ""))
+    await database["notifications"].insert_many(
+        {"_id": unique("n"), "key": unique("k"), "user_id": to, "actor_id": by, "post_id": about}
+        for to, by, about in told
+    )
+
+    found = (await system.output("posts", "repair")).splitlines()
+
+    assert sorted(found[:-1]) == sorted(
+        [
+            f"posts: 1 posts of the deleted user {user}",
+            f"posts: 1 likes of the deleted user {user}",
+            f"posts: 1 likes of the deleted post {post}",
+            f"posts: 1 follows of the deleted user {user}",
+            f"posts: 1 follows of the deleted user {user}",
+            f"posts: 1 notifications of the deleted user {user}",
+            f"posts: 1 notifications of the deleted user {user}",
+            f"posts: 1 notifications of the deleted post {post}",
+        ]
+    )
+    left = await database["notifications"].find({"user_id": other}).to_list()
+    assert [(each["actor_id"], each["post_id"]) for each in left] == [(other, "")]
+    await database["notifications"].delete_many({"user_id": other})
+
+
+async def test_repair_names_a_tag_that_was_not_counted_at_all(
+    system: System, database: Database, as_alice: Client, as_nobody: Client, unique: Unique
+) -> None:
+    lost, unused = unique("lost"), unique("unused")
+    await as_alice.done("POST", "/v1/posts", {"title": "Tagged", "tags": [lost]})
+    await database["tags"].delete_one({"_id": lost})
+    await database["tags"].insert_one({"_id": unused, "name": unused, "post_count": 3})
+
+    found = (await system.output("posts", "repair")).splitlines()
+
+    assert sorted(found[:-1]) == [
+        f"posts: tag {lost}: 1 posts instead of 0",
+        f"posts: tag {unused}: 0 posts instead of 3",
+    ]
+    tags = await as_nobody.all("/v1/tags", "tags")
+    counts = {each["name"]: each["postCount"] for each in tags}
+    assert counts[lost] == 1
+    assert unused not in counts

@@ -1,0 +1,67 @@
+"""What is made of texts: slugs, keys of tags, mentions."""
+
+import re
+import unicodedata
+
+import pytest
+
+from posts.texts import distinct_tags, mentions, slug_of, tag_key
+
+
+@pytest.mark.parametrize(
+    ("title", "slug"),
+    [
+        ("Postbus™ is ㎏", "postbustm-is-kg"),
+        ("I ❤\ufe0f you", "i-you"),
+        ("❤\ufe0f", "post"),
+        ("--- a --- b ---", "a-b"),
+        ("x" * 200, "x" * 80),
+        ("a" * 79 + " b", "a" * 79),
+    ],
+)
+def test_slug_has_the_words_of_the_title(title: str, slug: str) -> None:
+    assert slug_of(title) == slug
+
+
+def test_slug_of_an_id_is_no_id() -> None:
+    id_ = "018F3F6E-0000-7000-8000-000000000001"
+
+    assert re.fullmatch(f"{id_.lower()}-[0-9a-f]{{8}}", slug_of(id_))
+
+
+def test_slug_of_any_character_is_found_in_any_case() -> None:
+    every = [chr(code) for code in range(0x30000) if not 0xD800 <= code < 0xE000]
+
+    assert [each for each in every if slug_of(each) != slug_of(each).casefold()] == []
+
+
+def test_tags_that_differ_in_case_or_composition_are_one() -> None:
+    assert distinct_tags(["Été", "ÉTÉ", "e\u0301te\u0301", "ete"]) == {"été": "Été", "ete": "ete"}
+    assert distinct_tags(["ΣΊΣΥΦΟΣ", "σίσυφος", "™", "tm"]) == {"σίσυφοσ": "ΣΊΣΥΦΟΣ", "tm": "™"}
+
+
+def test_tag_of_nothing_but_spaces_is_none() -> None:
+    assert distinct_tags(["\u3000", " \u2003", " a\u3000"]) == {"a": "a"}
+
+
+def test_tag_has_the_key_it_had_before_it_was_stored() -> None:
+    marked = "\u03b1\u0345\u0301"  # in this order only until it is composed
+
+    [(key, stored)] = distinct_tags([marked]).items()
+
+    assert unicodedata.normalize("NFC", marked) == stored != marked
+    assert key == tag_key(stored) == tag_key(marked)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("@alice, @Bob_1! (@carol-x)\n@dave.", ["alice", "bob_1", "carol-x", "dave"]),
+        ("@alice @ALICE @Alice", ["alice"]),
+        ("me@example.com @@alice x@alice .@alice", []),
+        ("@al @1alice @ alice", []),
+        (" ".join(f"@user{number}" for number in range(12)), [f"user{n}" for n in range(10)]),
+    ],
+)
+def test_mention_is_an_at_sign_before_a_name(text: str, named: list[str]) -> None:
+    assert mentions(text) == named
