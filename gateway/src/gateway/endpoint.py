@@ -23,7 +23,7 @@ from gateway.revocations import SessionVerifier
 from gateway.routing import ContractRoutes
 from gateway.streaming import stream_response
 from gateway.transcoding import Transcoder
-from postbus.registry import METHODS, Access, Method
+from postbus.registry import METHODS, Access
 from shared.errors import Code, ServiceError
 from shared.messagebus import Call, MessageBus, call_method
 from shared.trace import child_traceparent, trace_id
@@ -87,9 +87,16 @@ class Endpoint:
         method = binding.method
         authorize(method, bearer_token(request.headers), self._verifier)
         conditions = Conditions(method, request.method, request.headers)
+        key, seconds = operation_id(request.headers), timeout(request.headers, method)
         message = await self._message(request, binding)
         conditions.expect(message)
-        call = _call(request, method, message, traceparent)
+        call = Call.new(
+            message.SerializeToString(),
+            deadline=time.time() + seconds,
+            access_token=bearer_token(request.headers),
+            traceparent=traceparent,
+            operation_id=key,
+        )
         if method.streams:
             payloads = self._bus.stream(method.name, call)
             response: Response = await stream_response(payloads, binding, trace)
@@ -146,13 +153,3 @@ class Endpoint:
                     f"The body is larger than {self._max_body_bytes} bytes.",
                 )
         return bytes(body)
-
-
-def _call(request: Request, method: Method, message: Message, traceparent: str) -> Call:
-    return Call.new(
-        message.SerializeToString(),
-        deadline=time.time() + timeout(request.headers, method),
-        access_token=bearer_token(request.headers),
-        traceparent=traceparent,
-        operation_id=operation_id(request.headers),
-    )
