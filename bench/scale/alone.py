@@ -17,7 +17,7 @@ _NO_BODY: Final = {"body": 0}
 _LATEST: Final = [("place", -1)]
 _COUNT: Final = (
     "SELECT count(*) FROM"
-    " (SELECT id FROM users WHERE words @@ to_tsquery('simple', $1) LIMIT 2001) AS some"
+    " (SELECT id FROM users WHERE words @@ to_tsquery('simple', $1) LIMIT 2001) AS counted"
 )
 _MANY: Final = (
     "SELECT * FROM users WHERE words @@ to_tsquery('simple', $1) ORDER BY lower(username) LIMIT 21"

@@ -11,6 +11,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from pydantic import ValidationError
 
+from gateway.json_writer import write_json
 from gateway.problems import HttpError
 from postbus.codec import POOL
 from postbus.registry import HttpRule, Method
@@ -257,10 +258,8 @@ def to_json(message: Message) -> Document:
     INTERNAL if a service has sent what JSON can't say, such as a time beyond year 9999.
     """
     try:
-        document: Document = json_format.MessageToDict(
-            message, always_print_fields_with_no_presence=True, descriptor_pool=POOL
-        )
-    except json_format.Error:
+        document: Document = write_json(message)
+    except (ValueError, json_format.Error):
         _log.warning("message.not_json", message_type=message.DESCRIPTOR.full_name)
         raise internal() from None
     return document
