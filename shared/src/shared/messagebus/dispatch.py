@@ -71,7 +71,7 @@ class Dispatcher:
         about = About(worker, self.statistics, lambda: self.routes, lambda: self.events)
         owners = [*handlers, about]
         for owner in owners:
-            for _, function in inspect.getmembers(owner, _is_handler):
+            for function in _handlers_of(owner):
                 self._add(function)
         _check(worker, owners, self._methods)
 
@@ -342,6 +342,14 @@ def _add_once(handlers: dict[str, Any], name: str, handler: Any) -> None:
     handlers[name] = handler
 
 
+def _handlers_of(owner: object) -> list[Handler]:
+    """Return the methods of an object that may handle something.
+
+    They are looked for in its class: Python 3.11.2 can't list the members of an object with slots.
+    """
+    return [getattr(owner, name) for name, _ in inspect.getmembers(type(owner), _is_handler)]
+
+
 def _is_handler(member: object) -> bool:
     return inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member)
 
@@ -359,7 +367,7 @@ def _check(worker: str, handlers: Iterable[object], served: Iterable[str]) -> No
     foreign = sorted(
         handles
         for owner in handlers
-        for _, function in inspect.getmembers(owner, _is_handler)
+        for function in _handlers_of(owner)
         if (handles := method_handler(function)) and handles not in ours
     )
     if missing or foreign:
