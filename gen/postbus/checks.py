@@ -57,20 +57,20 @@ def _postbus_posts_v1_ListCommentsRequest(m: Any) -> bool:
         _is_uuid(m.post_id) is not None
         and 0 <= m.page_size
         and 100 >= m.page_size
-        and 500 >= len(m.page_token)
+        and 1000 >= len(m.page_token)
     )
 
 
 def _postbus_posts_v1_ListFeedRequest(m: Any) -> bool:
-    return 0 <= m.page_size and 100 >= m.page_size and 500 >= len(m.page_token)
+    return 0 <= m.page_size and 100 >= m.page_size and 1000 >= len(m.page_token)
 
 
 def _postbus_posts_v1_ListNotificationsRequest(m: Any) -> bool:
-    return 0 <= m.page_size and 100 >= m.page_size and 500 >= len(m.page_token)
+    return 0 <= m.page_size and 100 >= m.page_size and 1000 >= len(m.page_token)
 
 
 def _postbus_posts_v1_ListTagsRequest(m: Any) -> bool:
-    return 0 <= m.page_size and 100 >= m.page_size and 500 >= len(m.page_token)
+    return 0 <= m.page_size and 100 >= m.page_size and 1000 >= len(m.page_token)
 
 
 def _postbus_posts_v1_MarkReadRequest(m: Any) -> bool:
@@ -152,7 +152,7 @@ def _postbus_users_v1_ListFollowedIdsRequest(m: Any) -> bool:
 
 
 def _postbus_users_v1_ListSessionsRequest(m: Any) -> bool:
-    return 0 <= m.page_size and 100 >= m.page_size and 500 >= len(m.page_token)
+    return 0 <= m.page_size and 100 >= m.page_size and 1000 >= len(m.page_token)
 
 
 def _postbus_users_v1_LogOutEverywhereRequest(m: Any) -> bool:
@@ -172,7 +172,7 @@ def _postbus_users_v1_RevokeSessionRequest(m: Any) -> bool:
 
 
 def _postbus_users_v1_SearchUsersRequest(m: Any) -> bool:
-    return 100 >= len(m.q) and 0 <= m.page_size and 100 >= m.page_size and 500 >= len(m.page_token)
+    return 100 >= len(m.q) and 0 <= m.page_size and 100 >= m.page_size and 1000 >= len(m.page_token)
 
 
 CHECKS: Mapping[Any, Callable[[Any], bool]] = {

@@ -287,7 +287,7 @@ class ListCommentsRequest(Message):
         Field(
             alias="pageToken",
             description="`next_page_token` of the page before; empty for the first.",
-            max_length=500,
+            max_length=1000,
         ),
     ] = MISSING
     include_total: Annotated[
@@ -316,7 +316,7 @@ class ListFeedRequest(Message):
         Field(
             alias="pageToken",
             description="`next_page_token` of the page before; empty for the first.",
-            max_length=500,
+            max_length=1000,
         ),
     ] = MISSING
     include_total: Annotated[
@@ -352,7 +352,7 @@ class ListFollowersRequest(Message):
         Field(
             alias="pageToken",
             description="`next_page_token` of the page before; empty for the first.",
-            max_length=500,
+            max_length=1000,
         ),
     ] = MISSING
     include_total: Annotated[
@@ -388,7 +388,7 @@ class ListFollowingRequest(Message):
         Field(
             alias="pageToken",
             description="`next_page_token` of the page before; empty for the first.",
-            max_length=500,
+            max_length=1000,
         ),
     ] = MISSING
     include_total: Annotated[
@@ -417,7 +417,7 @@ class ListNotificationsRequest(Message):
         Field(
             alias="pageToken",
             description="`next_page_token` of the page before; empty for the first.",
-            max_length=500,
+            max_length=1000,
         ),
     ] = MISSING
     include_total: Annotated[
@@ -452,7 +452,7 @@ class ListPostsRequest(Message):
         Field(
             alias="pageToken",
             description="`next_page_token` of the page before; empty for the first.",
-            max_length=500,
+            max_length=1000,
         ),
     ] = MISSING
     include_total: Annotated[
@@ -515,7 +515,7 @@ class ListSessionsRequest(Message):
         Field(
             alias="pageToken",
             description="`next_page_token` of the page before; empty for the first.",
-            max_length=500,
+            max_length=1000,
         ),
     ] = MISSING
     include_total: Annotated[
@@ -544,7 +544,7 @@ class ListTagsRequest(Message):
         Field(
             alias="pageToken",
             description="`next_page_token` of the page before; empty for the first.",
-            max_length=500,
+            max_length=1000,
         ),
     ] = MISSING
     include_total: Annotated[
@@ -708,7 +708,7 @@ class SearchUsersRequest(Message):
         Field(
             alias="pageToken",
             description="`next_page_token` of the page before; empty for the first.",
-            max_length=500,
+            max_length=1000,
         ),
     ] = MISSING
     include_total: Annotated[

@@ -226,3 +226,16 @@ async def test_words_are_found_whole_in_title_summary_and_tags(
     assert await ids(as_alice, f"/v1/posts?q={word}+TM") == [tagged]
     await as_alice.done("PATCH", f"/v1/posts/{titled}", {"title": "Other"})
     assert await ids(as_alice, f"/v1/posts?q={word}") == [summed, tagged]
+
+
+@pytest.mark.parametrize("letter", ["👩", "\ufdfd", "\U0001d518", '"'])
+async def test_tag_of_the_longest_kind_does_not_end_the_list(
+    letter: str, as_alice: Client, as_nobody: Client, unique: Unique
+) -> None:
+    tags = [f"{letter * 49}{number}" for number in range(3)]
+    await post(as_alice, tags=tags)
+
+    found = [each["name"] for each in await as_nobody.all("/v1/tags", "tags", size=1)]
+
+    assert set(found) & set(tags)
+    assert len(found) == len(set(found))

@@ -13,6 +13,7 @@ __all__ = ["distinct_tags", "mentions", "slug_of", "tag_key", "with_suffix"]
 _UUID: Final = re.compile(r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}")
 _MENTION: Final = re.compile(r"(?<![\w@.-])@([A-Za-z][A-Za-z0-9_-]{2,39})")
 _SLUG_LENGTH: Final = 80
+_KEY_LENGTH: Final = 100
 _MOST_MENTIONS: Final = 10
 
 
@@ -28,9 +29,12 @@ def with_suffix(slug: str) -> str:
 
 
 def tag_key(tag: str) -> str:
-    """Return what tags have in common that are the same but for case."""
+    """Return what tags have in common that are the same but for case.
+
+    It is cut where it gets long (one letter may stand for eighteen): page tokens have to hold it.
+    """
     plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFC", tag.strip()).casefold())
-    return unicodedata.normalize("NFKC", plain.casefold())  # ™ has become TM
+    return unicodedata.normalize("NFKC", plain.casefold())[:_KEY_LENGTH]  # ™ has become TM
 
 
 def distinct_tags(tags: Iterable[str]) -> dict[str, str]:

@@ -65,7 +65,7 @@ class Pages:
         scope = _scope(request)
 
         def token(position: Position) -> str:
-            text = json.dumps(position, separators=(",", ":")).encode()
+            text = json.dumps(position, separators=(",", ":"), ensure_ascii=False).encode()
             return base64.urlsafe_b64encode(self._mac(scope, text) + text).decode().rstrip("=")
 
         after = self._read(scope, asked.page_token) if asked.page_token else ()
