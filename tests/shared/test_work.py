@@ -5,9 +5,11 @@ import time
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+import sqlalchemy as sa
 
 from postbus.bus.v1 import Event
 from shared.errors import Code, ServiceError
+from shared.postgres import Postgres
 from shared.work import Operation, current_work, flush, relay
 from tests.notes import Notes, mongo_notes, postgres_notes
 
@@ -308,3 +310,26 @@ async def test_task_that_outlives_its_handler_keeps_no_connection(notes: Notes) 
 async def _noted(notes: Notes) -> bytes:
     await notes.add("last")
     return b""
+
+
+async def test_purge_forgets_every_old_operation_and_no_other(
+    postgres_url: str, unique: Unique
+) -> None:
+    old = sa.text(
+        "INSERT INTO inbox (key, fingerprint, done_at)"
+        " SELECT n::text, '', now() - interval '25 hours' FROM generate_series(1, 25000) n"
+    )
+    new = sa.text("INSERT INTO inbox (key, fingerprint) VALUES ('new', '')")
+    async with postgres_notes(postgres_url, unique) as notes:
+        assert isinstance(notes.store, Postgres)
+        async with notes.store.transaction() as session:
+            connection = await session.connection()
+            for statement in (old, new):
+                await connection.execute(statement)
+
+        await notes.store.purge()
+
+        async with notes.store.transaction() as session:
+            connection = await session.connection()
+            left = (await connection.execute(sa.text("SELECT key FROM inbox"))).scalars().all()
+    assert left == ["new"]

@@ -179,6 +179,10 @@ class PostgresWork(Transaction):
             await (await self._session.connection()).exec_driver_sql(_LEAVE, stored)
             await self._session.commit()
 
+    async def give_up(self) -> None:
+        """See Work.give_up."""
+        await self.close()
+
     async def close(self) -> None:
         """Undo what is not committed."""
         if self._ended is None:
@@ -200,8 +204,11 @@ async def forward(engine: AsyncEngine, publish: Publish) -> int:
 
 async def purge(engine: AsyncEngine) -> None:
     """See Store.purge."""
-    async with engine.begin() as connection:
-        await connection.execute(_PURGE, {"seconds": KEEP_SECONDS, "limit": _PURGED})
+    purged = _PURGED
+    while purged == _PURGED:
+        async with engine.begin() as connection:
+            old = {"seconds": KEEP_SECONDS, "limit": _PURGED}
+            purged = (await connection.execute(_PURGE, old)).rowcount
 
 
 @contextmanager

@@ -34,6 +34,7 @@ __all__ = [
     "direct",
     "flush",
     "outside_work",
+    "perform_apart",
     "publish_all",
     "relay",
 ]
@@ -94,6 +95,9 @@ class Work:
 
     def __init__(self) -> None:
         self.events: list[Event] = []
+
+    async def give_up(self) -> None:
+        """Undo what is done, and hold nothing: the handler is about to fail."""
 
 
 @contextmanager
@@ -193,6 +197,17 @@ class Store(Protocol):
     @property
     def committed(self) -> asyncio.Event:
         """Set after each commit that put something into the outbox."""
+
+
+async def perform_apart(store: Store, operation: Operation, handler: Handle) -> None:
+    """Perform an operation that stays although the current work is about to fail.
+
+    The work is given up before: those that kept their connections would wait for each other's.
+    """
+    if work := _current.get():
+        await work.give_up()
+    with outside_work():
+        await store.perform(operation, handler)
 
 
 def direct(publish: Publish) -> Perform:

@@ -33,8 +33,7 @@ from shared.context import Context
 from shared.errors import Code, ServiceError
 from shared.messagebus import MessagePattern, publish
 from shared.pages import Pages
-from shared.postgres_work import PostgresWork
-from shared.work import Operation, Store, current_work, outside_work
+from shared.work import Operation, Store, outside_work, perform_apart
 from users.messages import to_user
 from users.models import Session, User, search_text
 from users.passwords import Passwords
@@ -195,10 +194,7 @@ class AuthHandlers:
             await self._end(session.user_id, only=session.id)
             return b""
 
-        if isinstance(work := current_work(), PostgresWork):
-            await work.close()  # calls that kept their connection would wait for each other's
-        with outside_work():  # stays, although this call fails
-            await self.store.perform(Operation(key=Operation.name("reused", session.id)), end)
+        await perform_apart(self.store, Operation(key=Operation.name("reused", session.id)), end)
         return ServiceError(
             Code.UNAUTHENTICATED,
             "REFRESH_TOKEN_REUSED",
