@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from postbus.bus.v1 import Event
 from shared.errors import Code, ServiceError
 from shared.postgres import Postgres
-from shared.work import Operation, current_work, flush, relay
+from shared.work import Operation, current_work, flush, outside_work, relay
 from tests.notes import Notes, mongo_notes, postgres_notes
 
 Unique = Callable[[str], str]
@@ -333,3 +333,30 @@ async def test_purge_forgets_every_old_operation_and_no_other(
             connection = await session.connection()
             left = (await connection.execute(sa.text("SELECT key FROM inbox"))).scalars().all()
     assert left == ["new"]
+
+
+async def test_work_reads_what_it_has_written_and_nobody_else_does(
+    postgres_url: str, unique: Unique
+) -> None:
+    count = sa.text("SELECT count(*) FROM notes")
+    counted = []
+
+    async with postgres_notes(postgres_url, unique) as notes:
+        store = notes.store
+        assert isinstance(store, Postgres)
+
+        async def read() -> None:
+            async with store.reading() as session:
+                counted.append((await (await session.connection()).execute(count)).scalar_one())
+
+        async def handler() -> bytes:
+            await notes.add("mine")
+            await read()
+            with outside_work():
+                await read()
+            return b""
+
+        await store.perform(an_operation("reads"), handler)
+        await read()
+
+    assert counted == [1, 0, 1]

@@ -29,6 +29,7 @@ class Postgres:
     def __init__(self, engine: AsyncEngine) -> None:
         self.committed = asyncio.Event()
         self._engine = engine
+        self._reader = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._turns = Turns(_POOL_SIZE, _POOL_TIMEOUT)
 
     @asynccontextmanager
@@ -39,9 +40,8 @@ class Postgres:
         once the handler has succeeded. Conflicts show at the end of either: IntegrityError.
         UNAVAILABLE with reason DATABASE_UNAVAILABLE if the database cannot be reached.
         """
-        work = current_work()
         with translated():
-            if isinstance(work, PostgresWork) and work.engine is self._engine:
+            if work := self._work():
                 async with work.join() as session:
                     yield session
             else:
@@ -51,6 +51,29 @@ class Postgres:
                     session.begin(),
                 ):
                     yield session
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncSession]:
+        """Give the session of the current work, or one that reads as it is asked.
+
+        Without a transaction each query is one round trip in place of three. Raises as
+        `transaction` does.
+        """
+        with translated():
+            if work := self._work():
+                async with work.join() as session:
+                    yield session
+            else:
+                async with (
+                    self._turns,
+                    AsyncSession(self._reader, expire_on_commit=False) as session,
+                ):
+                    yield session
+
+    def _work(self) -> PostgresWork | None:
+        """Return the current work, if it is one of this database."""
+        work = current_work()
+        return work if isinstance(work, PostgresWork) and work.engine is self._engine else None
 
     async def perform(self, operation: Operation, handler: Handle) -> bytes:
         """See Store.perform."""

@@ -85,14 +85,14 @@ class FollowRepository:
         """Return which of `ids` the user follows."""
         query = select(Follow.followed_id).where(Follow.follower_id == follower_id)
         query = query.where(col(Follow.followed_id).in_(ids))
-        async with self._postgres.transaction() as session:
+        async with self._postgres.reading() as session:
             return set((await session.exec(query)).all())
 
     async def followed_ids(self, follower_id: str) -> Sequence[str]:
         """Return whom the user follows, the latest first."""
         query = select(Follow.followed_id).where(Follow.follower_id == follower_id)
         query = query.order_by(col(Follow.followed_at).desc(), col(Follow.followed_id).desc())
-        async with self._postgres.transaction() as session:
+        async with self._postgres.reading() as session:
             return (await session.exec(query.limit(MOST_FOLLOWED))).all()
 
     async def followers(self, user_id: str, page: Page) -> list[Followed]:
@@ -111,7 +111,7 @@ class FollowRepository:
             after = tuple_(datetime.fromisoformat(str(since)), last)
             query = query.where(tuple_(col(Follow.followed_at), other) < after)
         query = query.order_by(col(Follow.followed_at).desc(), other.desc()).limit(page.limit)
-        async with self._postgres.transaction() as session:
+        async with self._postgres.reading() as session:
             return [Followed(user, at) for user, at in (await session.exec(query)).all()]
 
     async def erase(self, user_id: str) -> bool:

@@ -40,7 +40,7 @@ class UserRepository:
                 session.add(user)
 
     async def of_caller(self, context: Context, *, lock: bool = False) -> User:
-        """Return the caller's account, locked if it is to be changed.
+        """Return the caller's account; `lock` keeps others from it until the current work ends.
 
         UNAUTHENTICATED with SESSION_REVOKED if the session of the caller's token has ended.
         """
@@ -49,7 +49,7 @@ class UserRepository:
         query = query.where(User.id == caller.user_id, Session.id == caller.session_id)
         if lock:
             query = query.with_for_update(key_share=True, of=User)
-        async with self._postgres.transaction() as session:
+        async with self._postgres.reading() as session:
             user = (await session.exec(query)).one_or_none()
         if user is None:
             raise session_revoked()
@@ -57,20 +57,20 @@ class UserRepository:
 
     async def by_ids(self, ids: Sequence[str]) -> Sequence[User]:
         """Return the accounts with these ids, in no order."""
-        async with self._postgres.transaction() as session:
+        async with self._postgres.reading() as session:
             return (await session.exec(select(User).where(col(User.id).in_(ids)))).all()
 
     async def by_username(self, username: str) -> User | None:
         """Return the account with this name, without regard to case."""
         query = select(User).where(_lower_name == username.lower())
-        async with self._postgres.transaction() as session:
+        async with self._postgres.reading() as session:
             return (await session.exec(query)).one_or_none()
 
     async def by_login(self, login: str) -> User | None:
         """Return the account with this name or email address, without regard to case."""
         name = login.lower()
         query = select(User).where(or_(_lower_name == name, func.lower(User.email) == name))
-        async with self._postgres.transaction() as session:
+        async with self._postgres.reading() as session:
             return (await session.exec(query)).one_or_none()
 
     async def search(self, q: str, page: Page) -> Sequence[User]:
@@ -84,7 +84,7 @@ class UserRepository:
             query = query.where(_lower_name > page.after[0])
         found = select(User.id).where(*matches)
         some = select(func.count()).select_from(found.limit(_FEW + 1).subquery())
-        async with self._postgres.transaction() as session:
+        async with self._postgres.reading() as session:
             if matches and (await session.exec(some)).one() <= _FEW:
                 few = found.cte("found").prefix_with("MATERIALIZED")
                 query = query.join(few, col(User.id) == few.c.id)
@@ -95,7 +95,7 @@ class UserRepository:
     async def count(self, q: str) -> int:
         """Count what `search` finds."""
         query = select(func.count()).select_from(User).where(*_matches(q))
-        async with self._postgres.transaction() as session:
+        async with self._postgres.reading() as session:
             return (await session.exec(query)).one()
 
     async def change(self, user: User, changes: dict[str, Any]) -> None:
@@ -108,7 +108,7 @@ class UserRepository:
 
     async def refresh(self, user: User) -> None:
         """Read an account anew, for its counters."""
-        async with self._postgres.transaction() as session:
+        async with self._postgres.reading() as session:
             session.add(user)
             await session.refresh(user)
 

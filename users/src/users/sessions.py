@@ -119,7 +119,7 @@ class SessionRepository:
             Session.family_hash == token.family_hash,
             Session.expires_at > datetime.now(UTC),
         )
-        async with self._postgres.transaction() as session:
+        async with self._postgres.reading() as session:
             return (await session.exec(query)).one_or_none()
 
     async def rotate(self, old: RefreshToken, new: RefreshToken) -> bool:
@@ -142,13 +142,13 @@ class SessionRepository:
         query = select(Session).where(*_open(user_id)).order_by(col(Session.id).desc())
         if page.after:
             query = query.where(Session.id < str(page.after[0]))
-        async with self._postgres.transaction() as session:
+        async with self._postgres.reading() as session:
             return (await session.exec(query.limit(page.limit))).all()
 
     async def count(self, user_id: str) -> int:
         """Count the open sessions of a user."""
         query = select(func.count()).select_from(Session).where(*_open(user_id))
-        async with self._postgres.transaction() as session:
+        async with self._postgres.reading() as session:
             return (await session.exec(query)).one()
 
     async def end(
