@@ -25,8 +25,9 @@ from uuid_utils import uuid7
 from postbus.bus.v1 import Event
 from shared import collector
 from shared.messagebus.amqp import connect
+from shared.relay import relay
 from shared.wire import decode, encode
-from shared.work import Operation, current_work, relay
+from shared.work import Operation, current_work
 from tests.notes import Notes, mongo_notes, postgres_notes
 
 URL = SecretStr(os.environ["BENCH_URL"])

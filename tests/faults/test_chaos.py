@@ -20,8 +20,9 @@ from shared.messagebus import Call, MessageBus
 from shared.messagebus.amqp import connect
 from shared.messagebus.bus import Failure
 from shared.messagebus.memory import MemoryBus
+from shared.relay import relay
 from shared.wire import decode, encode
-from shared.work import Operation, current_work, relay
+from shared.work import Operation, current_work
 from tests.notes import Notes, postgres_notes
 from tests.proxy import Proxy
 

@@ -32,7 +32,7 @@ from shared.context import Context
 from shared.errors import ServiceError
 from shared.identity import TokenVerifier
 from shared.messagebus import Call, Dispatcher, EventPattern, MessagePattern, ServiceChannel
-from shared.messagebus.dispatch import ContractMismatchError
+from shared.messagebus.handlers import ContractMismatchError
 from shared.messagebus.memory import MemoryBus
 from shared.wire import decode, encode
 from shared.work import direct

@@ -10,7 +10,8 @@ import sqlalchemy as sa
 from postbus.bus.v1 import Event
 from shared.errors import Code, ServiceError
 from shared.postgres import Postgres
-from shared.work import Operation, current_work, flush, outside_work, relay
+from shared.relay import flush, relay
+from shared.work import Operation, current_work, outside_work
 from tests.notes import Notes, mongo_notes, postgres_notes
 
 Unique = Callable[[str], str]

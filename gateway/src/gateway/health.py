@@ -9,7 +9,7 @@ from postbus.bus.v1 import CheckRequest, HealthServiceStub
 from postbus.registry import METHODS
 from shared.errors import ServiceError
 from shared.messagebus import MessageBus, ServiceChannel
-from shared.messagebus.dispatch import EVERY_WORKER
+from shared.messagebus.handlers import EVERY_WORKER
 
 __all__ = ["Health"]
 

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from pydantic import ValidationError
 
 from gateway.json_writer import write_json
+from gateway.parameters import Place, field_named, unknown
 from gateway.problems import HttpError
 from postbus.codec import POOL
 from postbus.registry import HttpRule, Method
@@ -27,9 +28,6 @@ Document = dict[str, Any]
 
 _MASK: Final = "update_mask"
 _PARAMETER: Final = re.compile(r"\{([^}]+)\}")
-_INTEGER: Final = re.compile(r"-?\d{1,20}")
-_NUMBER: Final = re.compile(r"-?\d{1,400}(\.\d{1,400})?([eE][+-]?\d{1,3})?")
-_BOOLEANS: Final = {"true": True, "false": False}
 
 
 def read_json(body: bytes) -> Any:
@@ -63,12 +61,12 @@ class Transcoder:
         """Return the request message; INVALID_ARGUMENT with every violation."""
         document, sent = self._body(body)
         for path, template in self.rule.variables:
-            place = _Place(self._request.DESCRIPTOR, path)
+            place = Place(self._request.DESCRIPTOR, path)
             place.put(document, _filled(template, parameters))
         for name, value in query:
-            place = _Place(self._request.DESCRIPTOR, name)
+            place = Place(self._request.DESCRIPTOR, name)
             if self.rule.body == "*" or place.path in self._said:  # it is said elsewhere
-                raise _unknown(name)
+                raise unknown(name)
             place.put(document, value)
         message = self._validated(document)
         if self._patches:
@@ -110,7 +108,7 @@ class Transcoder:
             return
         resource = message.DESCRIPTOR
         if self.rule.body != "*":
-            resource = _field(resource, self.rule.body).message_type
+            resource = field_named(resource, self.rule.body).message_type
         in_path = {path for path, _ in self.rule.variables}
         members = {name: value for name, value in sent.items() if name not in in_path}
         if paths := _paths(resource, members):
@@ -135,63 +133,11 @@ def _filled(template: str, parameters: Mapping[str, str]) -> str:
     return _PARAMETER.sub(lambda match: parameters[match[1]], template)
 
 
-class _Place:
-    """The field that a parameter names, as `authorId`, `author_id` or `author.id`."""
-
-    def __init__(self, request: Any, name: str) -> None:
-        *parents, last = name.split(".")
-        self._parents = []
-        for parent in parents:
-            field = _field(request, parent, of=name)
-            if field.message_type is None or field.is_repeated:
-                raise _unknown(name)
-            self._parents.append(field.json_name)
-            request = field.message_type
-        self._field = _field(request, last, of=name)
-        self.path = ".".join([*self._parents, self._field.json_name])
-
-    def put(self, document: Document, text: str) -> None:
-        """Set the field in the document; INVALID_ARGUMENT if it is given twice."""
-        for parent in self._parents:
-            document = document.setdefault(parent, {})
-            if not isinstance(document, dict):
-                raise _unknown(self.path)
-        value = _value(self._field, text)
-        if self._field.is_repeated:
-            document.setdefault(self._field.json_name, []).append(value)
-        elif self._field.json_name in document:
-            raise _violated(self.path, "repeated", "given more than once")
-        else:
-            document[self._field.json_name] = value
-
-
-def _field(message: Any, name: str, *, of: str = "") -> FieldDescriptor:
-    """The field with this name, as proto or JSON writes it."""
-    fields: list[FieldDescriptor] = message.fields
-    for field in fields:
-        if name in (field.name, field.json_name):
-            return field
-    raise _unknown(of or name)
-
-
-def _value(field: FieldDescriptor, text: str) -> Any:
-    """Text as JSON would have it; what does not fit stays text, and is refused as such."""
-    wrapped = field.message_type and field.message_type.fields_by_name.get("value")
-    kind = (wrapped or field).cpp_type
-    if kind == FieldDescriptor.CPPTYPE_BOOL:
-        return _BOOLEANS.get(text, text)
-    if kind in (FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_UINT32):
-        return int(text) if _INTEGER.fullmatch(text) else text
-    if kind in (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT):
-        return float(text) if _NUMBER.fullmatch(text) else text
-    return text
-
-
 def _paths(message: Any, document: Document, prefix: str = "") -> list[str]:
     """The fields that a document has: of messages theirs, of all else the whole."""
     paths = []
     for name, value in document.items():
-        field = _field(message, name)
+        field = field_named(message, name)
         if field.name == _MASK and not prefix:
             continue
         path = prefix + field.name
@@ -207,14 +153,6 @@ def _is_plain(field: FieldDescriptor) -> bool:
     if kind is None or kind.full_name.startswith("google.protobuf."):
         return False
     return not kind.GetOptions().map_entry
-
-
-def _unknown(name: str) -> ServiceError:
-    return _violated(name, "unknown", "no such parameter")
-
-
-def _violated(name: str, rule: str, message: str) -> ServiceError:
-    return invalid_fields([FieldViolation(field=name, rule=rule, message=message)])
 
 
 def _violations(error: ValidationError) -> list[FieldViolation]:

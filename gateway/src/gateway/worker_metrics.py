@@ -18,7 +18,7 @@ from postbus.bus.v1 import GetStatisticsRequest, GetStatisticsResponse, Histogra
 from postbus.registry import METHODS
 from shared.errors import ServiceError
 from shared.messagebus import Call, MessageBus
-from shared.messagebus.dispatch import EVERY_WORKER
+from shared.messagebus.handlers import EVERY_WORKER
 from shared.wire import decode, encode
 
 __all__ = ["WorkerMetrics"]

@@ -25,6 +25,7 @@ from pymongo.write_concern import WriteConcern
 
 from postbus.bus.v1 import Event
 from shared.errors import Code, Outcome, ServiceError, database_away
+from shared.relay import publish_all
 from shared.wire import decode, encode
 from shared.work import (
     KEEP_SECONDS,
@@ -34,7 +35,6 @@ from shared.work import (
     Publish,
     Transaction,
     answer_of,
-    publish_all,
 )
 
 __all__ = ["MongoWork", "create_work_indexes", "forward", "perform", "translated"]

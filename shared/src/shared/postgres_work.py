@@ -17,6 +17,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from postbus.bus.v1 import Event
 from shared.errors import Outcome, database_away
+from shared.relay import publish_all
 from shared.wire import decode, encode
 from shared.work import (
     KEEP_SECONDS,
@@ -25,7 +26,6 @@ from shared.work import (
     Publish,
     Transaction,
     answer_of,
-    publish_all,
 )
 
 __all__ = [

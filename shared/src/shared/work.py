@@ -7,14 +7,12 @@ same database (the outbox) until the relay has handed them to the broker.
 
 import asyncio
 import hashlib
-import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final, Protocol
-
-import structlog
 
 from postbus.bus.v1 import Event
 from shared.errors import Code, ServiceError
@@ -32,20 +30,12 @@ __all__ = [
     "answer_of",
     "current_work",
     "direct",
-    "flush",
     "outside_work",
     "perform_apart",
-    "publish_all",
-    "relay",
 ]
 
-_log = structlog.get_logger()
 KEEP_SECONDS: Final = 24 * 60 * 60
 """How long an operation is remembered."""
-_POLL_SECONDS: Final = 1.0
-_LONGEST_DELAY: Final = 5.0
-_FLUSH_SECONDS: Final = 1.0
-_PURGE_SECONDS: Final = 300.0
 
 Publish = Callable[[Event], Awaitable[None]]
 """Hands an event to the broker; raises ServiceError unless the broker has it."""
@@ -110,7 +100,7 @@ def outside_work() -> Iterator[None]:
         _current.reset(token)
 
 
-class Transaction(Work):
+class Transaction(Work, ABC):
     """The work of one operation in a database: begins at first use, for one task at a time."""
 
     def __init__(self) -> None:
@@ -169,13 +159,13 @@ class Transaction(Work):
         finally:
             _current.reset(token)
 
+    @abstractmethod
     async def _begin(self) -> None:
         """Begin unless it has begun; DoneBefore if the operation has been done."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def _commit(self, reply: bytes) -> None:
         """Store the reply and the events, and commit all of it, if it has begun."""
-        raise NotImplementedError
 
 
 class Store(Protocol):
@@ -253,64 +243,3 @@ def answer_of(operation: Operation, fingerprint: bytes, reply: bytes | None) -> 
             "This was done before, and its answer is not kept.",
         )
     return reply
-
-
-async def relay(store: Store, publish: Publish) -> None:
-    """Hand the events of the outbox to the broker until cancelled: at once after each commit.
-
-    Every second it also looks for what a worker that was killed has left.
-    """
-    await asyncio.gather(_forward(store, publish), _purge(store))
-
-
-async def _forward(store: Store, publish: Publish) -> None:
-    delay = 0.0
-    while True:
-        store.committed.clear()
-        try:
-            forwarded = await store.forward(publish)
-        except Exception as error:  # noqa: BLE001  # whatever it is, the events still wait
-            if not delay:
-                _log.warning("relay.delayed", error=repr(error))
-            delay = min(max(2 * delay, 0.1), _LONGEST_DELAY)
-            await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  # jitter
-            continue
-        delay = 0.0
-        if not forwarded:
-            await _wait(store.committed)
-
-
-async def flush(store: Store, publish: Publish) -> None:
-    """Hand over what waits, if that is soon done; the next worker finds the rest."""
-    try:
-        async with asyncio.timeout(_FLUSH_SECONDS):
-            while await store.forward(publish):
-                pass
-    except Exception as error:  # noqa: BLE001  # as above
-        _log.warning("relay.delayed", error=repr(error))
-
-
-async def _wait(event: asyncio.Event) -> None:
-    try:
-        async with asyncio.timeout(_POLL_SECONDS):
-            await event.wait()
-    except TimeoutError:
-        return
-
-
-async def _purge(store: Store) -> None:
-    while True:
-        await asyncio.sleep(_PURGE_SECONDS * random.uniform(0.5, 1))  # noqa: S311  # jitter
-        try:
-            await store.purge()
-        except Exception as error:  # noqa: BLE001  # as above
-            _log.warning("inbox.not_purged", error=repr(error))
-
-
-async def publish_all(
-    publish: Publish, events: Sequence[Event]
-) -> tuple[list[str], BaseException | None]:
-    """Publish events in order; return the ids of those that the broker has, and what went wrong."""
-    results = await asyncio.gather(*(publish(event) for event in events), return_exceptions=True)
-    done = [event.id for event, result in zip(events, results, strict=True) if result is None]
-    return done, next((result for result in results if result is not None), None)

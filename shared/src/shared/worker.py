@@ -16,8 +16,9 @@ from shared.identity import TokenVerifier
 from shared.logs import configure_logs
 from shared.messagebus import Dispatcher, MessageBus, MessagePattern, Subscription
 from shared.messagebus.amqp import connect
+from shared.relay import flush, relay
 from shared.settings import ServiceSettings
-from shared.work import Store, direct, flush, relay
+from shared.work import Store, direct
 
 __all__ = ["Application", "Health", "Probe", "run_worker", "serve"]
 

@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import inspect
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterable, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ import structlog
 from uuid_utils import uuid7
 
 from postbus.bus.v1 import Event
-from postbus.registry import EVENTS, METHODS, Access, EventType, Idempotency, Method
+from postbus.registry import EVENTS, Access, EventType, Idempotency, Method
 from shared.context import Context
 from shared.errors import Code, Outcome, ServiceError, internal
 from shared.identity import TokenVerifier, token_missing
@@ -24,30 +24,28 @@ from shared.messagebus.envelope import (
     payload_reply,
     read_request,
 )
+from shared.messagebus.handlers import (
+    ContractMismatchError,
+    Handler,
+    handlers_of,
+    require_match,
+    routes_of,
+)
 from shared.messagebus.patterns import event_type, method_handler
 from shared.messagebus.statistics import About, Counted, Statistics
 from shared.trace import trace_id, valid_traceparent
 from shared.wire import decode, encode, read_valid
 from shared.work import Operation, Perform
 
-__all__ = ["ContractMismatchError", "Dispatcher"]
+__all__ = ["Dispatcher"]
 
 _log = structlog.get_logger()
-EVERY_WORKER = "bus"
-"""Methods of the package postbus.bus are served by each worker for itself."""
 _MAX_BUDGET = 60.0
 """No call runs longer, in seconds, whatever its caller asks for."""
 _MAX_REPLY_BYTES = 8 * 2**20
 _EVENT_BUDGET = 30.0
 _MAY_PASS = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.ABORTED, Code.DEADLINE_EXCEEDED)
 """What may go better another time."""
-
-Handler = Callable[[Any, Context], Any]
-"""A coroutine function, or an async generator function where the method streams."""
-
-
-class ContractMismatchError(Exception):
-    """The handlers of a worker are not those that the contract asks for."""
 
 
 class Dispatcher:
@@ -71,9 +69,9 @@ class Dispatcher:
         about = About(worker, self.statistics, lambda: self.routes, lambda: self.events)
         owners = [*handlers, about]
         for owner in owners:
-            for function in _handlers_of(owner):
+            for function in handlers_of(owner):
                 self._add(function)
-        _check(worker, owners, self._methods)
+        require_match(worker, owners, self._methods)
 
     @property
     def routes(self) -> list[str]:
@@ -87,7 +85,7 @@ class Dispatcher:
 
     def _add(self, function: Handler) -> None:
         handles, event = method_handler(function), event_type(function)
-        for route, method in _routes(self._worker).items():
+        for route, method in routes_of(self._worker).items():
             if method.handler == handles:
                 if method.streams != inspect.isasyncgenfunction(function):
                     raise ContractMismatchError(f"{route}: an async generator is for streams only")
@@ -340,38 +338,3 @@ def _add_once(handlers: dict[str, Any], name: str, handler: Any) -> None:
     if name in handlers:
         raise ContractMismatchError(f"{name} has two handlers")
     handlers[name] = handler
-
-
-def _handlers_of(owner: object) -> list[Handler]:
-    """Return the methods of an object that may handle something.
-
-    They are looked for in its class: Python 3.11.2 can't list the members of an object with slots.
-    """
-    return [getattr(owner, name) for name, _ in inspect.getmembers(type(owner), _is_handler)]
-
-
-def _is_handler(member: object) -> bool:
-    return inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member)
-
-
-def _routes(worker: str) -> dict[str, Method]:
-    """The routes of `worker`: its own methods, and under its name those of every worker."""
-    own = {method.name: method for method in METHODS.values() if method.worker == worker}
-    every = {f"{m.name}.{worker}": m for m in METHODS.values() if m.worker == EVERY_WORKER}
-    return own | every
-
-
-def _check(worker: str, handlers: Iterable[object], served: Iterable[str]) -> None:
-    missing = sorted(_routes(worker).keys() - set(served))
-    ours = {method.handler for method in _routes(worker).values()}
-    foreign = sorted(
-        handles
-        for owner in handlers
-        for function in _handlers_of(owner)
-        if (handles := method_handler(function)) and handles not in ours
-    )
-    if missing or foreign:
-        raise ContractMismatchError(
-            f"worker {worker!r}: methods without a handler: {missing or 'none'}; "
-            f"handlers of methods that are not its own: {foreign or 'none'}"
-        )
