@@ -1,11 +1,14 @@
 """A client that leaves: its call ends, all the way to the handler."""
 
 import asyncio
+import gc
 from typing import Any
 
 from gateway.app import build_app
+from postbus.bus.v1 import Reply
 from shared.identity import TokenVerifier
 from shared.messagebus.memory import MemoryBus
+from shared.wire import encode
 
 SCOPE = {
     "type": "http",
@@ -51,3 +54,36 @@ async def test_client_that_leaves_ends_its_call(verifier: TokenVerifier) -> None
         await ended.wait()
 
     assert sent == []
+
+
+async def test_request_leaves_nothing_for_the_garbage_collector(verifier: TokenVerifier) -> None:
+    """Else it would stop the process a few times a second, for longer than a request takes."""
+
+    async def handler(_route: str, _body: bytes) -> bytes:
+        return encode(Reply(payload=b""))
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        return {}
+
+    statuses: list[int] = []
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    bus = MemoryBus()
+    await bus.serve("posts", ["postbus.posts.v1.PostsService.ListPosts"], handler)
+    app = build_app(bus, verifier, max_body_bytes=10_000)
+    await app(dict(SCOPE), receive, send)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(100):
+            await app(dict(SCOPE), receive, send)
+        left = gc.collect()
+    finally:
+        gc.enable()
+
+    assert statuses == [200] * 101
+    assert left < 100

@@ -50,8 +50,8 @@ def build_app(bus: MessageBus, verifier: TokenVerifier, *, max_body_bytes: int) 
         openapi_url=None,  # our own document is published, and with it our own /docs
         redirect_slashes=False,
     )
-    app.router.routes.extend(publication_routes())
     app.router.routes.append(contract_routes(bus, sessions, max_body_bytes))
+    app.router.routes.extend(publication_routes())
     app.router.routes.extend(
         [
             WebSocketRoute("/ws", WebSocketEndpoint(bus, sessions, feed, metrics)),

@@ -35,5 +35,6 @@ class cancelled_by_disconnect:  # noqa: N801  # a context manager
         _traceback: TracebackType | None,
     ) -> None:
         self._listener.cancel()
+        del self._listener  # what was cancelled holds its frame: a cycle for each request
         if self._gone and kind is asyncio.CancelledError:
             raise ClientDisconnect from None

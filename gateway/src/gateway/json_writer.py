@@ -6,9 +6,9 @@ other messages of google with a JSON form of their own.
 """
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from functools import cache
+from functools import cache, lru_cache
 from operator import attrgetter
 from typing import Any, Final
 
@@ -42,26 +42,36 @@ def _writer(kind: Descriptor) -> Convert:
         return _time
     if kind.full_name.startswith("google.protobuf.") or any(map(_is_rare, kind.fields)):
         return _by_google
-    always = [_reader(field) for field in kind.fields if not field.has_presence]
-    perhaps = [(field.name, _reader(field)) for field in kind.fields if field.has_presence]
+    always = [field for field in kind.fields if not field.has_presence]
+    names, get_all = [field.json_name for field in always], _getter(always)
+    converted = [(field.json_name, convert) for field in always if (convert := _container(field))]
+    perhaps = [
+        (field.name, field.json_name, attrgetter(field.name), _container(field) or _same)
+        for field in kind.fields
+        if field.has_presence
+    ]
 
     def write(message: Any) -> dict[str, Any]:
-        document = {}
-        for name, get, convert in always:
-            value = get(message)
-            document[name] = convert(value) if convert else value
-        for given, (name, get, convert) in perhaps:
+        document = dict(zip(names, get_all(message), strict=True))
+        for name, convert in converted:
+            document[name] = convert(document[name])
+        for given, name, get, convert in perhaps:
             if message.HasField(given):
-                value = get(message)
-                document[name] = convert(value) if convert else value
+                document[name] = convert(get(message))
         return document
 
     return write
 
 
-def _reader(field: FieldDescriptor) -> tuple[str, Convert, Convert | None]:
-    """Return the name of a field in JSON, what gets its value, and what converts that."""
-    return field.json_name, attrgetter(field.name), _container(field)
+def _getter(fields: Sequence[FieldDescriptor]) -> Convert:
+    """Return what gets all values at once."""
+    match fields:
+        case []:
+            return lambda _message: ()
+        case [field]:
+            get = attrgetter(field.name)
+            return lambda message: (get(message),)
+    return attrgetter(*(field.name for field in fields))
 
 
 def _container(field: FieldDescriptor) -> Convert | None:
@@ -79,7 +89,7 @@ def _container(field: FieldDescriptor) -> Convert | None:
 def _value(field: FieldDescriptor) -> Convert | None:
     """Return what converts one value, None where JSON has it as it is."""
     if kind := field.message_type:
-        return lambda message: _writer(kind)(message)
+        return lambda message: _writer(kind)(message)  # not made yet if it holds itself
     if field.enum_type is not None:
         names = {number: value.name for number, value in field.enum_type.values_by_number.items()}
         return lambda number: names.get(number, number)
@@ -105,7 +115,12 @@ def _by_google(message: Any) -> Any:
 
 def _time(value: Any) -> str:
     """As json_format writes it: RFC 3339 with 0, 3, 6 or 9 digits of the second."""
-    seconds, nanos = value.seconds, value.nanos
+    return _time_text(value.seconds, value.nanos)
+
+
+@lru_cache(maxsize=1024)
+def _time_text(seconds: int, nanos: int) -> str:
+    """What is shown at the same time has the same times in it."""
     if not (_FIRST_SECOND <= seconds <= _LAST_SECOND and 0 <= nanos < 1_000_000_000):
         raise ValueError("no time of RFC 3339")
     text = (_EPOCH + timedelta(seconds=seconds)).isoformat()
