@@ -59,6 +59,20 @@ class Content:
         for number in range(self.people):
             yield f"{_word(number % 701)}{_word(number % 997)}_{number}"
 
+    def author_documents(self) -> Iterator[dict[str, Any]]:
+        """Author cards of all people."""
+        for number, name in enumerate(self.usernames()):
+            yield {
+                "_id": person_id(number),
+                "username": name,
+                "name_key": name,
+                "display_name": "",
+                "image_url": "",
+                "version": 1,
+                "deleted": False,
+                "shape": 2,
+            }
+
     def follows(self) -> Iterator[tuple[int, int]]:
         """Who follows whom."""
         dice = random.Random(1)  # noqa: S311  # no secret

@@ -82,8 +82,12 @@ async def _open_sessions(content: Content, url: str) -> None:
 
 
 async def _load_posts(content: Content, database: Database) -> None:
-    """Likes first, for posts have their number; indexes are made anew after both."""
-    for name, documents in (("likes", content.likes()), ("posts", content.post_documents())):
+    """Likes first, for posts have their number; indexes are made anew after each."""
+    for name, documents in (
+        ("authors", content.author_documents()),
+        ("likes", content.likes()),
+        ("posts", content.post_documents()),
+    ):
         collection = database[name]
         await collection.delete_many({})
         indexes = await collection.index_information()

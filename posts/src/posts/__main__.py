@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 from posts.author_cards import AuthorCards
 from posts.authors import AuthorRepository
+from posts.card_cache import CardCache
 from posts.comment_handlers import CommentHandlers
 from posts.comments import CommentRepository
 from posts.erasure import Erasure
@@ -50,16 +51,17 @@ def main() -> None:
 
 @asynccontextmanager
 async def _application(settings: PostsSettings, bus: MessageBus) -> AsyncIterator[Application]:
-    async with open_mongo(settings.mongo_url) as mongo:
-        handlers = _handlers(mongo, bus, Pages(settings.page_token_key))
+    cache = CardCache()
+    async with open_mongo(settings.mongo_url) as mongo, cache.hearing(bus):
+        handlers = _handlers(mongo, bus, cache, Pages(settings.page_token_key))
         yield Application(handlers=handlers, probes={"mongodb": mongo.ping}, store=mongo)
 
 
-def _handlers(mongo: Mongo, bus: MessageBus, pages: Pages) -> list[object]:
+def _handlers(mongo: Mongo, bus: MessageBus, cache: CardCache, pages: Pages) -> list[object]:
     posts, comments, likes = PostRepository(mongo), CommentRepository(mongo), LikeRepository(mongo)
     follows, notifications = FollowRepository(mongo), NotificationRepository(mongo)
     cards = AuthorRepository(mongo)
-    authors = AuthorCards(cards, follows, bus)
+    authors = AuthorCards(cards, cache, follows, bus)
     views = Views(authors, likes)
     return [
         authors,

@@ -8,12 +8,12 @@ from postbus.users.v1 import (
     BatchGetUsersRequest,
     GetUserRequest,
     ListFollowedIdsRequest,
-    Profile,
     UserProfileUpdated,
     UserRegistered,
     UsersServiceStub,
 )
-from posts.authors import AuthorRepository, author_message
+from posts.authors import AuthorRepository, author_message, card_of
+from posts.card_cache import CardCache
 from posts.follows import FollowRepository
 from posts.models import Author
 from shared.context import Context
@@ -37,11 +37,16 @@ class AuthorCards:
     """
 
     def __init__(
-        self, authors: AuthorRepository, follows: FollowRepository, bus: MessageBus
+        self,
+        authors: AuthorRepository,
+        cache: CardCache,
+        follows: FollowRepository,
+        bus: MessageBus,
     ) -> None:
         self._authors = authors
         self._follows = follows
         self._users = UsersServiceStub(ServiceChannel(bus))
+        self._cache = cache
 
     @EventPattern(UserRegistered)
     async def user_registered(self, event: UserRegistered, _context: Context) -> None:
@@ -52,16 +57,7 @@ class AuthorCards:
     @EventPattern(UserProfileUpdated)
     async def user_profile_updated(self, event: UserProfileUpdated, _context: Context) -> None:
         """Remember what is new of the user."""
-        await self._authors.learn(
-            Author(
-                id=event.user_id,
-                username=event.username,
-                name_key=event.username.lower(),
-                display_name=event.display_name,
-                image_url=event.image_url,
-                version=event.version,
-            )
-        )
+        await self._authors.learn(card_of(event.user_id, event))
 
     async def require_caller(self, context: Context) -> None:
         """Raise UNAUTHENTICATED if the caller's account is gone."""
@@ -85,7 +81,8 @@ class AuthorCards:
             return known
         if not answer.profiles:
             raise session_revoked()
-        author = _card(answer.profiles[0])
+        [profile] = answer.profiles
+        author = card_of(profile.id, profile)
         if known is None:
             # outside, for all first posts of an author would wait for each other
             with outside_work(), suppress(ServiceError):  # another call has, meanwhile
@@ -118,7 +115,11 @@ class AuthorCards:
     async def _known(
         self, ids: Sequence[str], followed: Collection[str]
     ) -> dict[str, AuthorMessage]:
-        cards = await self._authors.by_ids(ids)
+        cards = self._cache.of(ids)
+        if unread := [id_ for id_ in ids if id_ not in cards]:
+            read = await self._authors.by_ids(unread)
+            self._cache.keep(read.values())
+            cards |= read
         return {id_: author_message(id_, cards.get(id_), followed=id_ in followed) for id_ in ids}
 
     async def id_of(self, username: str) -> str | None:
@@ -145,14 +146,3 @@ class AuthorCards:
                 raise
             return await self._follows.ids_followed_by(context.user_id)
         return answer.ids
-
-
-def _card(profile: Profile) -> Author:
-    return Author(
-        id=profile.id,
-        username=profile.username,
-        name_key=profile.username.lower(),
-        display_name=profile.display_name,
-        image_url=profile.image_url,
-        version=profile.version,
-    )

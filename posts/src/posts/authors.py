@@ -1,15 +1,15 @@
 """Author cards in MongoDB: what posts show of users."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from odmantic.query import and_, eq, in_, lt
 
 from postbus.posts.v1 import Author as AuthorMessage
-from postbus.users.v1 import Profile
+from postbus.users.v1 import Profile, UserProfileUpdated
 from posts.models import Author
 from shared.mongo import Mongo
 
-__all__ = ["AuthorRepository", "author_message"]
+__all__ = ["AuthorRepository", "author_message", "card_of", "gone"]
 
 
 class AuthorRepository:
@@ -31,19 +31,15 @@ class AuthorRepository:
 
     async def bury(self, user_id: str) -> None:
         """Keep of a user that there is none any more."""
-        await self._authors.put(Author(id=user_id, username="", name_key="", deleted=True))
+        await self._authors.put(gone(user_id))
 
     async def get(self, user_id: str) -> Author | None:
         """Return the card of a user, or what is left of it."""
-        return await self._authors.find_one(eq(Author.id, user_id))
+        return await self._authors.get(user_id)
 
-    async def by_ids(self, ids: Iterable[str]) -> dict[str, Author]:
+    async def by_ids(self, ids: Sequence[str]) -> dict[str, Author]:
         """Return the cards that are known, by id."""
-        wanted = sorted(set(ids))
-        found = await self._authors.find(
-            in_(Author.id, wanted), sort=[("_id", 1)], limit=len(wanted)
-        )
-        return {author.id: author for author in found}
+        return await self._authors.get_many(ids)
 
     async def by_names(self, names: Sequence[str]) -> list[Author]:
         """Return the cards of usernames, without regard to case; rarely more than one of each."""
@@ -54,6 +50,23 @@ class AuthorRepository:
     async def create_indexes(self) -> None:
         """Create what the queries need."""
         await self._authors.create_indexes()
+
+
+def card_of(id_: str, told: Profile | UserProfileUpdated) -> Author:
+    """Return the card of a user, by what `users` tells."""
+    return Author(
+        id=id_,
+        username=told.username,
+        name_key=told.username.lower(),
+        display_name=told.display_name,
+        image_url=told.image_url,
+        version=told.version,
+    )
+
+
+def gone(id_: str) -> Author:
+    """Return what is left of the card of a deleted user."""
+    return Author(id=id_, username="", name_key="", deleted=True)
 
 
 def author_message(

@@ -26,7 +26,7 @@ class CommentRepository:
 
     async def get(self, comment_id: str) -> Comment | None:
         """Return the comment with this id."""
-        return await self._comments.find_one(eq(Comment.id, comment_id))
+        return await self._comments.get(comment_id)
 
     async def on(self, post_id: str, page: Page) -> list[Comment]:
         """Return comments on a post, the latest first."""

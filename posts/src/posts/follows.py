@@ -32,9 +32,8 @@ class FollowRepository:
 
     async def followed_by(self, user_id: str, ids: Iterable[str]) -> set[str]:
         """Return which of `ids` the user follows."""
-        pairs = [f"{user_id}/{each}" for each in set(ids)]
-        found = await self._follows.find(in_(Follow.id, pairs), sort=[("_id", 1)], limit=len(pairs))
-        return {follow.followed_id for follow in found}
+        found = await self._follows.get_many([f"{user_id}/{each}" for each in ids])
+        return {follow.followed_id for follow in found.values()}
 
     async def ids_followed_by(self, user_id: str) -> list[str]:
         """Return all whom the user follows, as far as is known here."""

@@ -26,9 +26,9 @@ class LikeRepository:
 
     async def add(self, post_id: str, user_id: str) -> bool:
         """Like; False if it was so before."""
-        if await self._likes.find_one(eq(Like.id, f"{post_id}/{user_id}")):
-            return False
         id_ = f"{post_id}/{user_id}"
+        if await self._likes.get(id_):
+            return False
         liked = place(now(), post_id)
         await self._likes.insert(Like(id=id_, post_id=post_id, user_id=user_id, place=liked))
         return True
@@ -39,9 +39,8 @@ class LikeRepository:
 
     async def liked_by(self, user_id: str, post_ids: Sequence[str]) -> set[str]:
         """Return which of the posts a user likes."""
-        ids = [f"{post_id}/{user_id}" for post_id in post_ids]
-        found = await self._likes.find(in_(Like.id, ids), sort=[("_id", 1)], limit=len(ids))
-        return {like.post_id for like in found}
+        found = await self._likes.get_many([f"{post_id}/{user_id}" for post_id in post_ids])
+        return {like.post_id for like in found.values()}
 
     async def posts(self, user_id: str, wanted: PostFilter, page: Page) -> list[Liked]:
         """Return the posts that a user likes, the latest liked first, without their bodies."""

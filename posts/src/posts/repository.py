@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from odmantic.query import QueryExpression, eq, gt, in_, lt
 
-from posts.models import PUBLISHED, Author, Post
+from posts.models import PUBLISHED, Post
 from posts.tags import TagRepository
 from posts.texts import distinct_tags, slug_of, tag_key, with_suffix
 from posts.times import now
@@ -18,6 +18,7 @@ from shared.words import distinct_words
 __all__ = ["PostFilter", "PostRepository", "position"]
 
 _OLD_SLUGS: Final = 10
+_UNLISTED: Final = ("body", "slugs", "tag_keys", "words")
 _UUID: Final = re.compile(r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}")
 
 
@@ -62,7 +63,6 @@ class PostRepository:
 
     def __init__(self, mongo: Mongo) -> None:
         self._posts = mongo.collection(Post)
-        self._authors = mongo.collection(Author)
         self._tags = TagRepository(mongo)
 
     async def add(self, post: Post) -> None:
@@ -75,11 +75,10 @@ class PostRepository:
 
     async def get(self, name: str) -> Post | None:
         """Return the post with this id, or that has or had this slug."""
-        return await self._posts.find_one(_named(name))
-
-    async def with_author(self, name: str) -> tuple[Post | None, Author | None]:
-        """Return a post as `get` does, and the card of its author if it is known."""
-        return await self._posts.find_with(_named(name), "author_id", self._authors)
+        folded = name.casefold()  # as in slugs
+        if _UUID.fullmatch(folded):
+            return await self._posts.get(folded)
+        return await self._posts.find_one(eq(Post.slugs, folded))
 
     async def find(
         self, wanted: PostFilter, page: Page, *, oldest_first: bool = False
@@ -92,7 +91,7 @@ class PostRepository:
             beyond = gt if oldest_first else lt
             queries.append(beyond(Post.place, page.after[0]))
         sort = [("place", 1 if oldest_first else -1)]
-        return await self._posts.find(*queries, sort=sort, limit=page.limit, without=["body"])
+        return await self._posts.find(*queries, sort=sort, limit=page.limit, without=_UNLISTED)
 
     async def count(self, wanted: PostFilter) -> int:
         """Count what `find` finds on all pages."""
@@ -153,11 +152,6 @@ class PostRepository:
         """Create what the queries need."""
         await self._posts.create_indexes()
         await self._tags.create_indexes()
-
-
-def _named(name: str) -> QueryExpression:
-    folded = name.casefold()  # as in slugs
-    return eq(Post.id if _UUID.fullmatch(folded) else Post.slugs, folded)
 
 
 def _index(post: Post) -> None:

@@ -8,9 +8,8 @@ from postbus.posts.v1 import Notification as NotificationMessage
 from postbus.posts.v1 import NotificationKind, PostStatus
 from postbus.posts.v1 import Post as PostMessage
 from posts.author_cards import AuthorCards
-from posts.authors import author_message
 from posts.likes import LikeRepository
-from posts.models import Author, Comment, Notification, Post
+from posts.models import Comment, Notification, Post
 from posts.times import from_micros
 from shared.context import Context
 
@@ -36,10 +35,8 @@ class Views:
             message.liked = message.id in liked
         return messages
 
-    async def post(self, post: Post, context: Context, author: Author | None = None) -> PostMessage:
-        """Return a post as the caller sees it; `author` is the card, where it is known already."""
-        if author is not None and context.caller is None:
-            return post_message(post, author_message(author.id, author))
+    async def post(self, post: Post, context: Context) -> PostMessage:
+        """Return a post as the caller sees it."""
         [message] = await self.posts([post], context)
         return message
 
@@ -63,7 +60,8 @@ class Views:
 
 def post_message(post: Post, author: AuthorMessage) -> PostMessage:
     """Return a post."""
-    message = PostMessage(
+    published_at = post.published_at
+    return PostMessage(
         id=post.id,
         author=author,
         title=post.title,
@@ -77,10 +75,8 @@ def post_message(post: Post, author: AuthorMessage) -> PostMessage:
         status=PostStatus.PUBLISHED if post.published else PostStatus.DRAFT,  # type: ignore[arg-type]
         like_count=post.like_count,
         comment_count=post.comment_count,
+        published_at=None if published_at is None else from_micros(published_at),  # type: ignore[arg-type]
     )
-    if post.published_at is not None:
-        message.published_at = from_micros(post.published_at)
-    return message
 
 
 def comment_message(comment: Comment, author: AuthorMessage) -> CommentMessage:

@@ -18,13 +18,13 @@ from pymongo import IndexModel, ReturnDocument
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
 
+from shared.loader import Loader
 from shared.mongo_work import MongoWork, translated
 from shared.work import current_work
 
 __all__ = ["Collection"]
 
 M = TypeVar("M", bound=Model)
-Other = TypeVar("Other", bound=Model)
 Document = dict[str, Any]
 
 _PLAIN: Final = (str, int, float, bool, bytes, datetime, ObjectId, NoneType)
@@ -43,36 +43,37 @@ class Collection(Generic[M]):
         self._documents = database[model.__collection__]
         self._model = model
         self._read = _reader(model)
+        self._loader = Loader(self._fetch)
 
     async def insert(self, instance: M) -> None:
         """Store a new document; ALREADY_EXISTS if its id or a unique field is taken."""
         async with self._session() as session:
             await self._documents.insert_one(instance.model_dump_doc(), session=session)
 
+    async def get(self, id_: str) -> M | None:
+        """Return the document with this id, or None."""
+        return (await self.get_many([id_])).get(id_)
+
+    async def get_many(self, ids: Sequence[str]) -> dict[str, M]:
+        """Return the documents that there are, by id.
+
+        Outside of a work, what is asked for at the same moment is one question to the server.
+        """
+        if not ids:
+            return {}
+        fetch = self._fetch if self._work() else self._loader.load
+        return {id_: self._read(document) for id_, document in (await fetch(ids)).items()}
+
+    async def _fetch(self, ids: Sequence[str]) -> dict[str, Document]:
+        async with self._session() as session:
+            found = self._documents.find({"_id": {"$in": ids}}, session=session)
+            return {document["_id"]: document for document in await found.to_list()}
+
     async def find_one(self, query: QueryExpression) -> M | None:
         """Return the document that matches, or None."""
         async with self._session() as session:
             document = await self._documents.find_one(query, session=session)
         return None if document is None else self._read(document)
-
-    async def find_with(
-        self, query: QueryExpression, field: str, other: "Collection[Other]"
-    ) -> tuple[M | None, Other | None]:
-        """Return the document that matches, and that of `other` whose id its `field` holds.
-
-        One question to the server in place of two.
-        """
-        lookup = {
-            "from": other._documents.name,
-            "localField": field,
-            "foreignField": "_id",
-            "as": "other",
-        }
-        found = await self.aggregate([{"$match": dict(query)}, {"$lookup": lookup}])
-        if not found:
-            return None, None
-        others = found[0].pop("other")
-        return self._read(found[0]), other._read(others[0]) if others else None
 
     async def find(
         self,
@@ -149,38 +150,53 @@ class Collection(Generic[M]):
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[AsyncClientSession | None]:
         """Give the session of the current work, if there is one."""
-        work = current_work()
+        work = self._work()
         with translated():
-            if isinstance(work, MongoWork) and work.database is self._database:
+            if work is not None:
                 async with work.join() as session:
                     yield session
             else:
                 yield None
+
+    def _work(self) -> MongoWork | None:
+        """Return the current work, if it is one of this database."""
+        work = current_work()
+        if isinstance(work, MongoWork) and work.database is self._database:
+            return work
+        return None
 
 
 def _all_of(queries: Sequence[QueryExpression]) -> Document:
     return {"$and": [dict(query) for query in queries]} if queries else {}
 
 
-def _reader(model: type[M]) -> Callable[[Document], Any]:
+def _reader(model: type[M]) -> Callable[[Document], M]:
     """Return what makes an instance of a stored document.
 
-    Where a model has nothing but plain fields, what is stored is what was once an instance, and is
-    taken as it is: a fifth of the time that ODMantic takes to look at it once more.
+    Where a model has nothing but plain fields, what is stored is what was once an instance, and
+    becomes one as what was pickled does: a fifth of the time that ODMantic takes to look at it once
+    more.
     """
-    fields = model.__odm_fields__
-    plain = all(
-        isinstance(field, ODMField) and _is_plain(model.model_fields[name].annotation)
-        for name, field in fields.items()
-    )
-    if not plain:
+    fields = {
+        field.key_name: name
+        for name, field in model.__odm_fields__.items()
+        if isinstance(field, ODMField) and _is_plain(model.model_fields[name].annotation)
+    }
+    if len(fields) < len(model.__odm_fields__):
         return model.model_validate_doc
-    keys = {field.key_name: name for name, field in fields.items() if isinstance(field, ODMField)}
+    defaults = {
+        name: field.default for name, field in model.model_fields.items() if not field.is_required()
+    }
 
-    def read(document: Document) -> Any:
-        values = {keys[key]: value for key, value in document.items() if key in keys}
-        instance = model.model_construct(**values)
-        object.__setattr__(instance, "__fields_modified__", set())  # what ODMantic's own does
+    state = {"__pydantic_fields_set__": set(fields.values())}  # the same for all: all are set
+    modified: set[str] = set()  # for ODMantic's engine
+
+    def read(document: Document) -> M:
+        values = defaults.copy()
+        values.update({fields[key]: value for key, value in document.items() if key in fields})
+        instance = model.__new__(model)
+        instance.__setstate__({**state, "__dict__": values})
+        object.__setattr__(instance, "__fields_modified__", modified)
         return instance
 
     return read

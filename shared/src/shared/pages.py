@@ -7,6 +7,7 @@ import hmac
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, Final, TypeVar
 
 import betterproto
@@ -89,8 +90,13 @@ class Pages:
 def _scope(request: betterproto.Message) -> bytes:
     """Name the list: what is asked for, but for the page."""
     asked: Any = request
-    filters = [getattr(asked, each.name) for each in fields(asked) if each.name not in _PAGING]
+    filters = [getattr(asked, name) for name in _filters(type(request))]
     return hashlib.sha256(f"{type(request).__name__}{filters!r}".encode()).digest()
+
+
+@cache
+def _filters(kind: Any) -> list[str]:
+    return [each.name for each in fields(kind) if each.name not in _PAGING]
 
 
 def _invalid() -> ServiceError:
