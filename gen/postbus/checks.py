@@ -7,6 +7,7 @@ rules of other kinds.
 
 import re
 from collections.abc import Callable, Mapping
+from re import fullmatch
 from typing import Any
 
 from google.protobuf.message_factory import GetMessageClass
@@ -34,6 +35,15 @@ def _postbus_bus_v1_ListHandlersRequest(m: Any) -> bool:
 
 def _postbus_bus_v1_PingRequest(m: Any) -> bool:
     return True
+
+
+def _postbus_posts_v1_CreateCommentRequest(m: Any) -> bool:
+    return (
+        _is_uuid(m.post_id) is not None
+        and 1 <= len(m.body)
+        and 10000 >= len(m.body)
+        and fullmatch("[^\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f]*", m.body) is not None
+    )
 
 
 def _postbus_posts_v1_DeleteCommentRequest(m: Any) -> bool:
@@ -69,6 +79,21 @@ def _postbus_posts_v1_ListNotificationsRequest(m: Any) -> bool:
     return 0 <= m.page_size and 100 >= m.page_size and 1000 >= len(m.page_token)
 
 
+def _postbus_posts_v1_ListPostsRequest(m: Any) -> bool:
+    return (
+        (not m.author_id or (_is_uuid(m.author_id) is not None))
+        and 0 <= m.page_size
+        and 100 >= m.page_size
+        and 1000 >= len(m.page_token)
+        and fullmatch("[A-Za-z0-9_-]{0,40}", m.author) is not None
+        and 50 >= len(m.tag)
+        and fullmatch("[A-Za-z0-9_-]{0,40}", m.liked_by) is not None
+        and 100 >= len(m.q)
+        and m.status in [0, 1, 2]
+        and m.order in [0, 1, 2]
+    )
+
+
 def _postbus_posts_v1_ListTagsRequest(m: Any) -> bool:
     return 0 <= m.page_size and 100 >= m.page_size and 1000 >= len(m.page_token)
 
@@ -87,6 +112,16 @@ def _postbus_posts_v1_UnlikePostRequest(m: Any) -> bool:
 
 def _postbus_posts_v1_UnpublishPostRequest(m: Any) -> bool:
     return _is_uuid(m.id) is not None and 0 <= m.expected_version
+
+
+def _postbus_posts_v1_UpdateCommentRequest(m: Any) -> bool:
+    return (
+        _is_uuid(m.id) is not None
+        and 1 <= len(m.body)
+        and 10000 >= len(m.body)
+        and fullmatch("[^\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f]*", m.body) is not None
+        and 0 <= m.expected_version
+    )
 
 
 def _postbus_realtime_v1_Authenticate(m: Any) -> bool:
@@ -139,6 +174,10 @@ def _postbus_users_v1_DeleteMeRequest(m: Any) -> bool:
     return 0 <= m.expected_version
 
 
+def _postbus_users_v1_FollowRequest(m: Any) -> bool:
+    return fullmatch("[A-Za-z0-9_-]{1,40}", m.username) is not None
+
+
 def _postbus_users_v1_GetMeRequest(m: Any) -> bool:
     return True
 
@@ -147,12 +186,46 @@ def _postbus_users_v1_GetSigningKeysRequest(m: Any) -> bool:
     return True
 
 
+def _postbus_users_v1_GetUserRequest(m: Any) -> bool:
+    return fullmatch("[A-Za-z0-9_-]{1,40}", m.username) is not None
+
+
 def _postbus_users_v1_ListFollowedIdsRequest(m: Any) -> bool:
     return True
 
 
+def _postbus_users_v1_ListFollowersRequest(m: Any) -> bool:
+    return (
+        fullmatch("[A-Za-z0-9_-]{1,40}", m.username) is not None
+        and 0 <= m.page_size
+        and 100 >= m.page_size
+        and 1000 >= len(m.page_token)
+    )
+
+
+def _postbus_users_v1_ListFollowingRequest(m: Any) -> bool:
+    return (
+        fullmatch("[A-Za-z0-9_-]{1,40}", m.username) is not None
+        and 0 <= m.page_size
+        and 100 >= m.page_size
+        and 1000 >= len(m.page_token)
+    )
+
+
 def _postbus_users_v1_ListSessionsRequest(m: Any) -> bool:
     return 0 <= m.page_size and 100 >= m.page_size and 1000 >= len(m.page_token)
+
+
+def _postbus_users_v1_LogInRequest(m: Any) -> bool:
+    return (
+        1 <= len(m.login)
+        and 254 >= len(m.login)
+        and fullmatch("[^\\x00-\\x1f\\x7f]*", m.login) is not None
+        and 1 <= len(m.password)
+        and 128 >= len(m.password)
+        and 100 >= len(m.device)
+        and fullmatch("[^\\x00-\\x1f\\x7f-\\x9f\u2028-\u202e\u2066-\u2069]*", m.device) is not None
+    )
 
 
 def _postbus_users_v1_LogOutEverywhereRequest(m: Any) -> bool:
@@ -175,11 +248,16 @@ def _postbus_users_v1_SearchUsersRequest(m: Any) -> bool:
     return 100 >= len(m.q) and 0 <= m.page_size and 100 >= m.page_size and 1000 >= len(m.page_token)
 
 
+def _postbus_users_v1_UnfollowRequest(m: Any) -> bool:
+    return fullmatch("[A-Za-z0-9_-]{1,40}", m.username) is not None
+
+
 CHECKS: Mapping[Any, Callable[[Any], bool]] = {
     _class("postbus.bus.v1.CheckRequest"): _postbus_bus_v1_CheckRequest,
     _class("postbus.bus.v1.GetStatisticsRequest"): _postbus_bus_v1_GetStatisticsRequest,
     _class("postbus.bus.v1.ListHandlersRequest"): _postbus_bus_v1_ListHandlersRequest,
     _class("postbus.bus.v1.PingRequest"): _postbus_bus_v1_PingRequest,
+    _class("postbus.posts.v1.CreateCommentRequest"): _postbus_posts_v1_CreateCommentRequest,
     _class("postbus.posts.v1.DeleteCommentRequest"): _postbus_posts_v1_DeleteCommentRequest,
     _class("postbus.posts.v1.DeletePostRequest"): _postbus_posts_v1_DeletePostRequest,
     _class("postbus.posts.v1.GetPostRequest"): _postbus_posts_v1_GetPostRequest,
@@ -187,11 +265,13 @@ CHECKS: Mapping[Any, Callable[[Any], bool]] = {
     _class("postbus.posts.v1.ListCommentsRequest"): _postbus_posts_v1_ListCommentsRequest,
     _class("postbus.posts.v1.ListFeedRequest"): _postbus_posts_v1_ListFeedRequest,
     _class("postbus.posts.v1.ListNotificationsRequest"): _postbus_posts_v1_ListNotificationsRequest,
+    _class("postbus.posts.v1.ListPostsRequest"): _postbus_posts_v1_ListPostsRequest,
     _class("postbus.posts.v1.ListTagsRequest"): _postbus_posts_v1_ListTagsRequest,
     _class("postbus.posts.v1.MarkReadRequest"): _postbus_posts_v1_MarkReadRequest,
     _class("postbus.posts.v1.PublishPostRequest"): _postbus_posts_v1_PublishPostRequest,
     _class("postbus.posts.v1.UnlikePostRequest"): _postbus_posts_v1_UnlikePostRequest,
     _class("postbus.posts.v1.UnpublishPostRequest"): _postbus_posts_v1_UnpublishPostRequest,
+    _class("postbus.posts.v1.UpdateCommentRequest"): _postbus_posts_v1_UpdateCommentRequest,
     _class("postbus.realtime.v1.Authenticate"): _postbus_realtime_v1_Authenticate,
     _class("postbus.realtime.v1.Call"): _postbus_realtime_v1_Call,
     _class("postbus.realtime.v1.Cancel"): _postbus_realtime_v1_Cancel,
@@ -201,14 +281,20 @@ CHECKS: Mapping[Any, Callable[[Any], bool]] = {
     _class("postbus.users.v1.BatchGetUsersRequest"): _postbus_users_v1_BatchGetUsersRequest,
     _class("postbus.users.v1.ChangePasswordRequest"): _postbus_users_v1_ChangePasswordRequest,
     _class("postbus.users.v1.DeleteMeRequest"): _postbus_users_v1_DeleteMeRequest,
+    _class("postbus.users.v1.FollowRequest"): _postbus_users_v1_FollowRequest,
     _class("postbus.users.v1.GetMeRequest"): _postbus_users_v1_GetMeRequest,
     _class("postbus.users.v1.GetSigningKeysRequest"): _postbus_users_v1_GetSigningKeysRequest,
+    _class("postbus.users.v1.GetUserRequest"): _postbus_users_v1_GetUserRequest,
     _class("postbus.users.v1.ListFollowedIdsRequest"): _postbus_users_v1_ListFollowedIdsRequest,
+    _class("postbus.users.v1.ListFollowersRequest"): _postbus_users_v1_ListFollowersRequest,
+    _class("postbus.users.v1.ListFollowingRequest"): _postbus_users_v1_ListFollowingRequest,
     _class("postbus.users.v1.ListSessionsRequest"): _postbus_users_v1_ListSessionsRequest,
+    _class("postbus.users.v1.LogInRequest"): _postbus_users_v1_LogInRequest,
     _class("postbus.users.v1.LogOutEverywhereRequest"): _postbus_users_v1_LogOutEverywhereRequest,
     _class("postbus.users.v1.LogOutRequest"): _postbus_users_v1_LogOutRequest,
     _class("postbus.users.v1.RefreshSessionRequest"): _postbus_users_v1_RefreshSessionRequest,
     _class("postbus.users.v1.RevokeSessionRequest"): _postbus_users_v1_RevokeSessionRequest,
     _class("postbus.users.v1.SearchUsersRequest"): _postbus_users_v1_SearchUsersRequest,
+    _class("postbus.users.v1.UnfollowRequest"): _postbus_users_v1_UnfollowRequest,
 }
 """By google's class."""

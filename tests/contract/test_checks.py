@@ -31,6 +31,10 @@ KEPT: list[tuple[str, dict[str, Any]]] = [
     ("Numbers", NUMBERS | {"page": 100, "above": 8, "below": -(2**63), "given": 2}),
     ("Holders", HOLDERS | {"many": [{"name": "x"}], "one": NUMBERS, "inner": HOLDERS}),
     ("Leaf", {"name": "x"}),
+    *(
+        ("Names", {"name": each, "color": 3, "colors": [0, 3]})
+        for each in ("A", "Abcd", "A\U0001d4b3 .")
+    ),
     ("Free", {"next": {"name": "x"}}),
 ]
 BROKEN: list[tuple[str, dict[str, Any]]] = [
@@ -52,8 +56,11 @@ BROKEN: list[tuple[str, dict[str, Any]]] = [
     ("Holders", HOLDERS | {"inner": HOLDERS | {"tags": []}}),
     ("Holders", {"tags": ["a"], "needed": {"name": "x"}}),
     ("Holders", {"tags": ["a"], "text": ""}),
+    *(("Names", {"name": each}) for each in ("", "a", "Abcde", "A\n", "A$", "\nA", "A\x1f")),
+    ("Names", {"name": "A", "color": 1}),
+    ("Names", {"name": "A", "colors": [0, 1]}),
 ]
-KNOWN = {"Strings", "Numbers", "Holders", "Leaf", "Free"}
+KNOWN = {"Strings", "Numbers", "Holders", "Leaf", "Names", "Free"}
 
 Checks = Mapping[Any, Callable[[Any], bool]]
 

@@ -12,6 +12,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from tools.generate.contracts import Contracts
 from tools.generate.fields import is_map, value_of
 from tools.generate.names import plain_name, upb_field
+from tools.generate.patterns import whole
 
 __all__ = ["checks_source"]
 
@@ -25,6 +26,7 @@ rules of other kinds.
 
 import re
 from collections.abc import Callable, Mapping
+from re import fullmatch
 from typing import Any
 
 from google.protobuf.message_factory import GetMessageClass
@@ -153,10 +155,19 @@ class _Checks:
         elif kind in _INTEGERS:
             yield from _in_range(value, typed)
         elif kind == "string":
-            _require(typed, {"min_len", "max_len", "len", "uuid"})
+            _require(typed, {"min_len", "max_len", "len", "uuid", "pattern"})
             yield from _bounds(f"len({value})", typed, min_len="<=", max_len=">=", len="==")
             if typed.uuid:
                 yield f"_is_uuid({value}) is not None"
+            if typed.pattern:
+                plain = whole(typed.pattern)
+                if plain is None:
+                    raise _UnknownError
+                yield f"fullmatch({plain!r}, {value}) is not None"
+        elif kind == "enum":
+            _require(typed, {"defined_only"})
+            if typed.defined_only:
+                yield f"{value} in {sorted(field.enum_type.values_by_number)}"
         elif kind == "bytes":
             _require(typed, {"min_len", "max_len", "len"})
             yield from _bounds(f"len({value})", typed, min_len="<=", max_len=">=", len="==")

@@ -4,15 +4,24 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-__all__ = ["integers", "is_portable"]
+__all__ = ["integers", "is_portable", "whole"]
 
 _NOT_PORTABLE: Final = re.compile(r"\(\?[^:]|\\[AzQECpP]|\[\[:")
 """What RE2, which buf.validate speaks, has and ECMA-262 has not: flags, anchors, classes."""
+_PLAIN: Final = re.compile(r"\^(\[\^?([^\\\[\]^]|\\x[0-9a-f]{2})+\]([*+]|\{\d+(,\d*)?\})?)+\$")
+"""Nothing but classes of characters, and how many of each."""
 
 
 def is_portable(pattern: str) -> bool:
     """Whether a pattern of RE2 means the same to JSON Schema (ECMA-262)."""
     return not _NOT_PORTABLE.search(pattern)
+
+
+def whole(pattern: str) -> str | None:
+    """Return what Python's `fullmatch` takes for a pattern of RE2; None unless both are sure to
+    agree: on characters and their number, of the whole text.
+    """
+    return pattern[1:-1] if _PLAIN.fullmatch(pattern) else None
 
 
 def integers(low: int, high: int) -> str:
