@@ -13,12 +13,13 @@ from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 
 from gateway.contracts import publication_routes
-from gateway.endpoint import contract_routes
+from gateway.endpoint import endpoints
 from gateway.events import EventFeed
 from gateway.health import Health
 from gateway.metrics import Metrics, RequestMetrics
 from gateway.problems import HttpError, problem
 from gateway.revocations import SessionVerifier
+from gateway.routing import ContractRoutes
 from gateway.websocket import WebSocketEndpoint
 from shared.errors import Code, ServiceError, internal
 from shared.identity import TokenVerifier
@@ -50,7 +51,6 @@ def build_app(bus: MessageBus, verifier: TokenVerifier, *, max_body_bytes: int) 
         openapi_url=None,  # our own document is published, and with it our own /docs
         redirect_slashes=False,
     )
-    app.router.routes.append(contract_routes(bus, sessions, max_body_bytes))
     app.router.routes.extend(publication_routes())
     app.router.routes.extend(
         [
@@ -62,6 +62,7 @@ def build_app(bus: MessageBus, verifier: TokenVerifier, *, max_body_bytes: int) 
     )
     app.add_exception_handler(HTTPException, _http_problem)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, _internal_problem)
+    app.add_middleware(ContractRoutes, endpoints=endpoints(bus, sessions, max_body_bytes))
     app.add_middleware(RequestMetrics, metrics=metrics)
     return app
 

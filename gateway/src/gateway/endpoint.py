@@ -11,7 +11,7 @@ from typing import Final
 from google.protobuf.message import Message
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.answers import cache_control, success
 from gateway.calls import authorize
@@ -20,7 +20,6 @@ from gateway.disconnect import cancelled_by_disconnect
 from gateway.problems import HttpError, problem
 from gateway.request_headers import bearer_token, operation_id, timeout
 from gateway.revocations import SessionVerifier
-from gateway.routing import ContractRoutes
 from gateway.streaming import stream_response
 from gateway.transcoding import Transcoder
 from postbus.registry import METHODS, Access
@@ -28,25 +27,23 @@ from shared.errors import Code, ServiceError
 from shared.messagebus import Call, MessageBus, call_method
 from shared.trace import child_traceparent, trace_id
 
-__all__ = ["Endpoint", "contract_routes"]
+__all__ = ["Endpoint", "endpoints"]
 
 _BODY_SECONDS: Final = 30.0
 
 
-def contract_routes(
+def endpoints(
     bus: MessageBus, verifier: SessionVerifier, max_body_bytes: int
-) -> ContractRoutes:
-    """Return the routes of the contract."""
+) -> dict[str, ASGIApp]:
+    """Return what serves the contract, by path template."""
     by_path: dict[str, dict[str, Transcoder]] = {}
     for method in METHODS.values():
         for rule in method.http if method.access is not Access.INTERNAL else ():
             by_path.setdefault(rule.path, {})[rule.verb] = Transcoder(method, rule)
-    return ContractRoutes(
-        {
-            path: Endpoint(path, bindings, bus, verifier, max_body_bytes)
-            for path, bindings in by_path.items()
-        }
-    )
+    return {
+        path: Endpoint(path, bindings, bus, verifier, max_body_bytes)
+        for path, bindings in by_path.items()
+    }
 
 
 class Endpoint:

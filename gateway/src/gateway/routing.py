@@ -2,10 +2,8 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
 from urllib.parse import unquote
 
-from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 __all__ = ["ContractRoutes"]
@@ -13,14 +11,16 @@ __all__ = ["ContractRoutes"]
 _PARAMETER = re.compile(r"\{([^}]+)\}")
 
 
-class ContractRoutes(BaseRoute):
-    """Serves each path template (`/v1/posts/{id}:publish`) by its endpoint.
+class ContractRoutes:
+    """ASGI middleware that serves each path template (`/v1/posts/{id}:publish`) by its endpoint.
 
+    It comes before FastAPI's own layers, none of which they need; what fits no template goes there.
     A parameter is one segment, which may hold an escaped slash (RFC 3986, section 2.2). Where two
     templates fit, the one with the literal text further in front wins.
     """
 
-    def __init__(self, endpoints: Mapping[str, ASGIApp]) -> None:
+    def __init__(self, app: ASGIApp, endpoints: Mapping[str, ASGIApp]) -> None:
+        self._app = app
         templates = sorted(endpoints, key=_by_literals)
         self._endpoints = {f"t{i}": endpoints[path] for i, path in enumerate(templates)}
         self._parameters = {f"t{i}": _PARAMETER.findall(path) for i, path in enumerate(templates)}
@@ -28,28 +28,22 @@ class ContractRoutes(BaseRoute):
             "|".join(f"(?P<t{i}>{_pattern(path)})" for i, path in enumerate(templates))
         )
 
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Tell whether a template fits, and with which parameters."""
-        if scope["type"] != "http":
-            return Match.NONE, {}
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request by its endpoint, with `path_params`."""
+        app = self._found(scope) if scope["type"] == "http" else None
+        await (app or self._app)(scope, receive, send)
+
+    def _found(self, scope: Scope) -> ASGIApp | None:
         path = scope.get("raw_path") or scope["path"].encode()
         found = self._pattern.fullmatch(path.decode("ascii", "replace"))
         if found is None or found.lastgroup is None:
-            return Match.NONE, {}
+            return None
         values = [value for value in found.groups()[found.lastindex or 0 :] if value is not None]
         names = self._parameters[found.lastgroup]
-        parameters = {
+        scope["path_params"] = {
             name: unquote(value) for name, value in zip(names, values[: len(names)], strict=True)
         }
-        return Match.FULL, {"endpoint": self._endpoints[found.lastgroup], "path_params": parameters}
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request that matched."""
-        await scope["endpoint"](scope, receive, send)
-
-    def url_path_for(self, name: str, /, **path_params: Any) -> Any:
-        """Nothing builds these addresses from names."""
-        raise NotImplementedError
+        return self._endpoints[found.lastgroup]
 
 
 def _pattern(template: str) -> str:
