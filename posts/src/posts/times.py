@@ -1,6 +1,7 @@
 """Times as MongoDB keeps them here: microseconds since 1970 in UTC."""
 
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 __all__ = ["from_micros", "now", "place", "to_micros"]
@@ -19,6 +20,7 @@ def to_micros(time: datetime) -> int:
     return (time - _EPOCH) // _MICRO
 
 
+@lru_cache(maxsize=1024)  # most posts have three times that are one
 def from_micros(micros: int) -> datetime:
     """Return a stored time."""
     return _EPOCH + micros * _MICRO

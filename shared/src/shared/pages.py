@@ -6,14 +6,14 @@ import hashlib
 import hmac
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from functools import cache
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import betterproto
 from pydantic import SecretStr
 
 from shared.errors import Code, ServiceError
+from shared.wire import to_upb
 
 __all__ = ["Page", "Pages", "Position"]
 
@@ -89,14 +89,12 @@ class Pages:
 
 def _scope(request: betterproto.Message) -> bytes:
     """Name the list: what is asked for, but for the page."""
-    asked: Any = request
-    filters = [getattr(asked, name) for name in _filters(type(request))]
-    return hashlib.sha256(f"{type(request).__name__}{filters!r}".encode()).digest()
-
-
-@cache
-def _filters(kind: Any) -> list[str]:
-    return [each.name for each in fields(kind) if each.name not in _PAGING]
+    asked = to_upb(request)
+    for field in asked.DESCRIPTOR.fields:
+        if field.name in _PAGING:
+            asked.ClearField(field.name)
+    filters = asked.SerializeToString(deterministic=True)
+    return hashlib.sha256(asked.DESCRIPTOR.full_name.encode() + filters).digest()
 
 
 def _invalid() -> ServiceError:

@@ -30,6 +30,7 @@ __all__ = [
     "parse_as",
     "read_valid",
     "require_valid",
+    "to_upb",
     "validate",
 ]
 
@@ -48,11 +49,16 @@ def encode(message: betterproto.Message) -> bytes:
 
     As with betterproto, a time that is the epoch is not written; unknown fields are dropped.
     """
+    data: bytes = to_upb(message).SerializeToString()
+    return data
+
+
+def to_upb(message: betterproto.Message) -> Any:
+    """Return our `message` as google's."""
     codec = CODECS[type(message)]
     target = codec.upb()
     codec.write(message, target)
-    data: bytes = target.SerializeToString()
-    return data
+    return target
 
 
 def decode(message_type: type[M], data: bytes) -> M:
