@@ -12,7 +12,7 @@ from contextlib import (
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from postbus.bus.v1 import Event
@@ -109,7 +109,10 @@ class Turns(AbstractAsyncContextManager[None]):
 
     async def __aenter__(self) -> None:
         try:
-            async with asyncio.timeout(self._timeout):
+            if self._free.locked():
+                async with asyncio.timeout(self._timeout):
+                    await self._free.acquire()
+            else:
                 await self._free.acquire()
         except TimeoutError:
             raise database_away(Outcome.NO_EFFECT) from None
@@ -128,6 +131,7 @@ class PostgresWork(Transaction):
         self._turns = turns
         self._operation = operation
         self._session: AsyncSession | None = None
+        self._connection: AsyncConnection | None = None
 
     @asynccontextmanager
     async def join(self) -> AsyncIterator[AsyncSession]:
@@ -136,7 +140,8 @@ class PostgresWork(Transaction):
             if self._session is None:
                 raise RuntimeError("the work has not begun")
             yield self._session
-            await self._session.flush()
+            if self._session.new or self._session.dirty or self._session.deleted:
+                await self._session.flush()
 
     async def _begin(self) -> None:
         if self._session is None:
@@ -147,11 +152,11 @@ class PostgresWork(Transaction):
             session = AsyncSession(self.engine, expire_on_commit=False)
             self._session = await self._exit.enter_async_context(session)
             with translated():
-                await self._enter(self._session)
+                self._connection = await session.connection()
+                await self._enter(self._connection)
 
-    async def _enter(self, session: AsyncSession) -> None:
+    async def _enter(self, connection: AsyncConnection) -> None:
         """Enter the operation into the inbox: another one of the same key is waited for."""
-        connection = await session.connection()
         operation = self._operation
         key = {"key": operation.key}
         entered = await connection.exec_driver_sql(  # spares each call SQLAlchemy's compiling
@@ -167,7 +172,7 @@ class PostgresWork(Transaction):
                 raise DoneBefore
 
     async def _commit(self, reply: bytes) -> None:
-        if self._session is None:
+        if self._session is None or self._connection is None:
             return
         stored = (
             [event.id for event in self.events],
@@ -176,7 +181,7 @@ class PostgresWork(Transaction):
             self._operation.key,
         )
         with translated(Outcome.UNKNOWN):
-            await (await self._session.connection()).exec_driver_sql(_LEAVE, stored)
+            await self._connection.exec_driver_sql(_LEAVE, stored)
             await self._session.commit()
 
     async def give_up(self) -> None:
