@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -36,6 +37,7 @@ SECONDS = float(os.environ["BENCH_SECONDS"])
 TYPE = "postbus.bench.v1.Noted"
 TEXT = "x" * 200
 AT_ONCE = 32
+LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 POOL = 10
 """Connections to PostgreSQL, as a worker has them."""
 
@@ -83,7 +85,14 @@ async def write(notes: Notes, event: Event) -> None:
 
 
 async def measure(notes: Notes) -> dict[str, object]:
-    """Write as fast as can be, then 100 times a second."""
+    """Write as fast as can be, at first without delivering; then 100 times a second."""
+
+    async def drop(_event: Event) -> None:
+        pass
+
+    stored = await rate(lambda: write(notes, an_event("stored")))
+    while await notes.store.forward(drop):
+        pass
     async with connect(URL, "bench events") as bus:
         await bus.wait_ready()
         relaying = asyncio.create_task(relay(notes.store, bus.publish))
@@ -102,7 +111,7 @@ async def measure(notes: Notes) -> dict[str, object]:
         await bus.publish(an_event("end"))
         relaying.cancel()
         await asyncio.gather(relaying, return_exceptions=True)
-    return {"writes": writes, "committed": committed}
+    return {"stored": stored, "writes": writes, "committed": committed}
 
 
 @asynccontextmanager
@@ -169,14 +178,21 @@ async def mongo_alone(url: str) -> AsyncIterator[tuple[Write, Write, Write]]:
             key = Operation.name(event.id)
             await database["inbox"].find_one({"_id": key}, session=session)
             await insert(session)
-            sent = {"_id": event.id, "event": encode(event)}
-            await database["outbox"].insert_one(sent, session=session)
-            entry = {"_id": key, "fingerprint": b"f", "reply": TEXT.encode()}
+            entry = {
+                "_id": key,
+                "fingerprint": b"f",
+                "reply": TEXT.encode(),
+                "events": [encode(event)],
+                "event_id": event.id,
+                "until": LONG_AGO,
+            }
             await database["inbox"].insert_one(entry, session=session)
 
         async def clear() -> None:
-            found = await database["outbox"].find({}, {"_id": 1}).sort("_id").limit(100).to_list()
-            await database["outbox"].delete_many({"_id": {"$in": [each["_id"] for each in found]}})
+            waiting = {"until": {"$lt": datetime.now(UTC)}}
+            found = await database["inbox"].find(waiting, {"_id": 1}).limit(100).to_list()
+            sent = {"$unset": dict.fromkeys(("events", "event_id", "until"), "")}
+            await database["inbox"].update_many({"_id": {"$in": [e["_id"] for e in found]}}, sent)
 
         yield bare, rows, clear
 

@@ -10,12 +10,14 @@ import pytest
 from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 
+from postbus.bus.v1 import Event
 from posts.authors import AuthorRepository
 from posts.migrations import MIGRATIONS
 from posts.repository import PostFilter, PostRepository
 from posts.times import from_micros
 from shared.mongo import Mongo
 from shared.mongo_migrations import migrate
+from shared.wire import encode
 from tests.conftest import Place
 from tests.system import System
 from tests.tokens import TokenMaker
@@ -152,3 +154,23 @@ async def test_command_migrates_both_ways_and_makes_the_indexes(
     unknown = await old_system.run("posts", "migrate", str(LAST + 1))
     assert await unknown.wait() == 1
     await database.client.drop_database(stored)
+
+
+async def test_events_that_wait_go_along_both_ways(database: Database) -> None:
+    mongo, sent = Mongo(database), list[Event]()
+    event = Event(id="019077f9-8680-7000-8000-000000000001", type="postbus.test.v1.Noted")
+    waiting = {"event": encode(event), "until": datetime(1970, 1, 1, tzinfo=UTC)}
+
+    async def publish(event: Event) -> None:
+        sent.append(event)
+
+    await migrate(mongo, MIGRATIONS, 1)
+    await database["outbox"].insert_one({"_id": event.id} | waiting)
+    await migrate(mongo, MIGRATIONS, LAST)
+    await migrate(mongo, MIGRATIONS, 1)
+    assert await database["outbox"].find_one() == {"_id": event.id} | waiting
+    await migrate(mongo, MIGRATIONS, LAST)
+    await mongo.forward(publish)
+
+    assert [each.id for each in sent] == [event.id]
+    assert "outbox" not in await database.list_collection_names()

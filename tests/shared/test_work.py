@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import sqlalchemy as sa
@@ -262,18 +262,41 @@ async def test_event_that_comes_after_a_later_one_is_dropped(notes: Notes) -> No
 async def test_many_events_leave_though_no_commit_follows(notes: Notes) -> None:
     broker = Broker()
 
-    async def handler() -> bytes:
-        for number in range(350):
+    def handler(number: int) -> Callable[[], Awaitable[bytes]]:
+        async def handle() -> bytes:
             publish(f"{number:03}")
-        return b""
+            return b""
 
-    await notes.store.perform(an_operation("many"), handler)
+        return handle
+
+    for number in range(350):
+        await notes.store.perform(an_operation(f"one of many: {number}"), handler(number))
     forwarded = []
     while count := await notes.store.forward(broker.publish):
         forwarded.append(count)
 
     assert forwarded == [100, 100, 100, 50]
-    assert len(broker.has) == 350
+    assert broker.has == [f"{number:03}" for number in range(350)]
+
+
+async def test_events_of_one_operation_leave_together_and_in_order(notes: Notes) -> None:
+    broker = Broker()
+    broker.away = True
+
+    async def handler() -> bytes:
+        for number in range(5):
+            publish(f"{number}")
+        return b"done"
+
+    await notes.store.perform(an_operation("five events"), handler)
+    with pytest.raises(ServiceError):
+        await notes.store.forward(broker.publish)
+    broker.away = False
+
+    assert await notes.store.forward(broker.publish) == 5
+    assert broker.has == ["0", "1", "2", "3", "4"]
+    assert await notes.store.perform(an_operation("five events"), handler) == b"done"
+    assert await notes.store.forward(broker.publish) == 0
 
 
 async def test_task_that_outlives_its_handler_keeps_no_connection(notes: Notes) -> None:

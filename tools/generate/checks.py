@@ -164,7 +164,7 @@ class _Checks:
                 if plain is None:
                     raise _UnknownError
                 yield f"fullmatch({plain!r}, {value}) is not None"
-        elif kind == "enum":
+        elif kind == "enum" and field.enum_type:
             _require(typed, {"defined_only"})
             if typed.defined_only:
                 yield f"{value} in {sorted(field.enum_type.values_by_number)}"

@@ -80,4 +80,28 @@ def _plain_post(new: dict[str, Any]) -> dict[str, Any]:
     return {name: new[name] for name in ("_id", *_KEPT)} | times
 
 
-MIGRATIONS: Final = (Migration(up=_up_to_blog, down=_down_from_blog),)
+async def _up_to_events_in_inbox(database: Database) -> None:
+    """What waits in the outbox moves to the inbox."""
+    inbox, outbox = database["inbox"], database["outbox"]
+    async for waiting in outbox.find():
+        entry = {"events": [waiting["event"]], "event_id": waiting["_id"], "until": _EPOCH}
+        await inbox.update_one({"_id": waiting["_id"]}, {"$set": entry}, upsert=True)
+    await database.drop_collection("outbox")
+
+
+async def _down_from_events_in_inbox(database: Database) -> None:
+    inbox, outbox = database["inbox"], database["outbox"]
+    async for entry in inbox.find({"until": {"$exists": True}}):
+        for number, event in enumerate(entry["events"]):
+            id_ = f"{entry['event_id']}{number or ''}"
+            waiting = {"event": event, "until": _EPOCH}
+            await outbox.update_one({"_id": id_}, {"$set": waiting}, upsert=True)
+    done = {"$set": {"done_at": datetime.now(UTC)}}
+    gone = {"$unset": dict.fromkeys(("events", "until", "event_id", "claim"), "")}
+    await inbox.update_many({"until": {"$exists": True}}, done | gone)
+
+
+MIGRATIONS: Final = (
+    Migration(up=_up_to_blog, down=_down_from_blog),
+    Migration(up=_up_to_events_in_inbox, down=_down_from_events_in_inbox),
+)

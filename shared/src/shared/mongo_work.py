@@ -1,4 +1,7 @@
-"""Units of work in MongoDB: the collections `inbox`, `outbox` and `versions` of each service.
+"""Units of work in MongoDB: the collections `inbox` and `versions` of each service.
+
+An operation's entry in the inbox holds its events as well, until the broker has them: a document
+more in each transaction would cost a fifth of it.
 
 What the transaction of a killed worker wrote stays locked until the server's
 `transactionLifetimeLimitSeconds`: have it at 5 rather than its default of 60.
@@ -46,13 +49,15 @@ _LEASE: Final = timedelta(seconds=7)
 """How long a worker may take to forward what it has claimed, before another one does."""
 _FIRST_DELAY: Final = 0.002
 _LONGEST_DELAY: Final = 0.1
+_WAITING: Final = [("until", 1), ("event_id", 1)]
+"""What waits to be forwarded: free since when, and in which order."""
 _LONG_AGO: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 async def create_work_indexes(database: Database) -> None:
     """Create what units of work need."""
     await database["inbox"].create_index("done_at", expireAfterSeconds=KEEP_SECONDS)
-    await database["outbox"].create_index("until")
+    await database["inbox"].create_index(_WAITING, sparse=True)
 
 
 class MongoWork(Transaction):
@@ -101,18 +106,17 @@ class MongoWork(Transaction):
         operation, session = self._operation, self._session
         if not session.in_transaction:
             return
-        entry = {
+        entry: dict[str, Any] = {
             "_id": operation.key,
             "fingerprint": operation.fingerprint,
             "reply": None if operation.secret else reply,
-            "done_at": datetime.now(UTC),
         }
-        events = [
-            {"_id": event.id, "event": encode(event), "until": _LONG_AGO} for event in self.events
-        ]
+        if self.events:
+            entry["events"] = [encode(event) for event in self.events]
+            entry |= {"until": _LONG_AGO, "event_id": self.events[0].id}
+        else:
+            entry["done_at"] = datetime.now(UTC)
         with translated(Outcome.UNKNOWN):
-            if events:
-                await self.database["outbox"].insert_many(events, session=session)
             if operation.version:
                 version = {"$set": {"version": operation.version}}
                 subject = {"_id": operation.subject}
@@ -155,28 +159,37 @@ async def perform(
 
 async def forward(database: Database, publish: Publish) -> int:
     """See Store.forward. What a worker claims is its own for a while, then anyone's again."""
-    outbox = database.get_collection("outbox", write_concern=WriteConcern(1))
+    inbox = database.get_collection("inbox", write_concern=WriteConcern(1))
     now = datetime.now(UTC)
-    free = outbox.find({"until": {"$lt": now}}, {"_id": 1}).sort("_id").limit(_BATCH)
+    free = inbox.find({"until": {"$lt": now}}, {"_id": 1}).sort(_WAITING).limit(_BATCH)
     found = {"_id": {"$in": [each["_id"] for each in await free.to_list()]}}
-    committed = outbox.with_options(read_concern=ReadConcern("majority"))  # what can't vanish again
+    committed = inbox.with_options(read_concern=ReadConcern("majority"))  # what can't vanish again
     wanted = [each["_id"] for each in await committed.find(found, {"_id": 1}).to_list()]
     if not wanted:
         return 0
     claim = secrets.token_hex(8)
     claimed = {"$set": {"claim": claim, "until": now + _LEASE}}
-    await outbox.update_many({"_id": {"$in": wanted}, "until": {"$lt": now}}, claimed)
+    await inbox.update_many({"_id": {"$in": wanted}, "until": {"$lt": now}}, claimed)
     mine = {"_id": {"$in": wanted}, "claim": claim}
-    ours = await outbox.find(mine).sort("_id").to_list()
+    entries = await inbox.find(mine, {"events": 1}).sort("event_id").to_list()
+    ours = {each["_id"]: [decode(Event, event) for event in each["events"]] for each in entries}
     try:
-        done, failure = await publish_all(publish, [decode(Event, each["event"]) for each in ours])
-        await outbox.delete_many({"_id": {"$in": done}})
+        events = [event for of_one in ours.values() for event in of_one]
+        done, failure = await publish_all(publish, events)
+        sent = [key for key, of_one in ours.items() if {event.id for event in of_one} <= set(done)]
+        await inbox.update_many({"_id": {"$in": sent}}, _sent(now))
         if failure is not None:
             raise failure
     except BaseException:
-        await outbox.update_many(mine, {"$set": {"until": _LONG_AGO}})
+        await inbox.update_many(mine, {"$set": {"until": _LONG_AGO}})
         raise
     return len(done)
+
+
+def _sent(now: datetime) -> dict[str, Any]:
+    """What becomes of an entry whose events the broker has: from now on it is kept for its time."""
+    waiting = dict.fromkeys(("events", "until", "event_id", "claim"), "")
+    return {"$set": {"done_at": now}, "$unset": waiting}
 
 
 @contextmanager
