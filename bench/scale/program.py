@@ -112,15 +112,16 @@ async def delays(ask: Ask, at_once: int, seconds: float) -> list[float]:
 
 
 async def measure(ways: dict[str, dict[str, Ask]], seconds: float, rounds: int) -> list[Any]:
-    """Measure in turn, several times."""
+    """Measure in turn, several times, after a round that fills the caches of all."""
     took: dict[tuple[str, int, str], list[float]] = {}
-    for number in range(rounds):
-        print(f"bench: scale: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+    for number in range(rounds + 1):
+        print(f"bench: scale: round {number} of {rounds}", file=sys.stderr, flush=True)
         for name, by_way in ways.items():
             for at_once in AT_ONCE:
                 for way, ask in by_way.items():
                     key = (name, at_once, way)
-                    took.setdefault(key, []).extend(await delays(ask, at_once, seconds))
+                    measured = await delays(ask, at_once, seconds if number else seconds / 2)
+                    took.setdefault(key, []).extend(measured if number else ())
     return [
         {
             "name": name,

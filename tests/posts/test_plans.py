@@ -103,6 +103,7 @@ async def ask_of_posts(mongo: Mongo) -> None:
     post = await posts.get(FIRST)
     assert post is not None
     await posts.get(post.slug)
+    await posts.with_author(FIRST)
     await posts.change(post, {"title": "Another", "tags": ["u"]})
     await posts.add_to_count(FIRST, "like_count", 1)
     await posts.take_from_counts([FIRST, a_post_id(2)], "like_count")

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from odmantic.query import QueryExpression, eq, gt, in_, lt
 
-from posts.models import PUBLISHED, Post
+from posts.models import PUBLISHED, Author, Post
 from posts.tags import TagRepository
 from posts.texts import distinct_tags, slug_of, tag_key, with_suffix
 from posts.times import now
@@ -63,6 +63,7 @@ class PostRepository:
 
     def __init__(self, mongo: Mongo) -> None:
         self._posts = mongo.collection(Post)
+        self._authors = mongo.collection(Author)
         self._tags = TagRepository(mongo)
 
     async def add(self, post: Post) -> None:
@@ -79,6 +80,13 @@ class PostRepository:
         if _UUID.fullmatch(folded):
             return await self._posts.get(folded)
         return await self._posts.find_one(eq(Post.slugs, folded))
+
+    async def with_author(self, name: str) -> tuple[Post | None, Author | None]:
+        """Return a post as `get` does, and the card of its author where that is at hand."""
+        folded = name.casefold()
+        if _UUID.fullmatch(folded):
+            return await self._posts.get_with(folded, "author_id", self._authors)
+        return await self.get(name), None
 
     async def find(
         self, wanted: PostFilter, page: Page, *, oldest_first: bool = False

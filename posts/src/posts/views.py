@@ -8,8 +8,9 @@ from postbus.posts.v1 import Notification as NotificationMessage
 from postbus.posts.v1 import NotificationKind, PostStatus
 from postbus.posts.v1 import Post as PostMessage
 from posts.author_cards import AuthorCards
+from posts.authors import author_message
 from posts.likes import LikeRepository
-from posts.models import Comment, Notification, Post
+from posts.models import Author, Comment, Notification, Post
 from posts.times import from_micros
 from shared.context import Context
 
@@ -35,8 +36,10 @@ class Views:
             message.liked = message.id in liked
         return messages
 
-    async def post(self, post: Post, context: Context) -> PostMessage:
-        """Return a post as the caller sees it."""
+    async def post(self, post: Post, context: Context, author: Author | None = None) -> PostMessage:
+        """Return a post as the caller sees it; `author` is the card, where it is known already."""
+        if author is not None and context.caller is None:
+            return post_message(post, author_message(author.id, author))
         [message] = await self.posts([post], context)
         return message
 

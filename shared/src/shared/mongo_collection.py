@@ -25,7 +25,9 @@ from shared.work import current_work
 __all__ = ["Collection"]
 
 M = TypeVar("M", bound=Model)
+Other = TypeVar("Other", bound=Model)
 Document = dict[str, Any]
+_Joined = tuple[Document, list[Document]]
 
 _PLAIN: Final = (str, int, float, bool, bytes, datetime, ObjectId, NoneType)
 
@@ -44,6 +46,7 @@ class Collection(Generic[M]):
         self._model = model
         self._read = _reader(model)
         self._loader = Loader(self._fetch)
+        self._joining: dict[str, Loader[_Joined]] = {}
 
     async def insert(self, instance: M) -> None:
         """Store a new document; ALREADY_EXISTS if its id or a unique field is taken."""
@@ -63,6 +66,28 @@ class Collection(Generic[M]):
             return {}
         fetch = self._fetch if self._work() else self._loader.load
         return {id_: self._read(document) for id_, document in (await fetch(ids)).items()}
+
+    async def get_with(
+        self, id_: str, field: str, other: "Collection[Other]"
+    ) -> tuple[M | None, Other | None]:
+        """Return the document with this id, and that of `other` whose id its `field` holds.
+
+        Joined with others of the same moment, as `get_many` does; never part of a work.
+        """
+        loader = self._joining.get(field)
+        if loader is None:
+            name = other._documents.name
+            loader = self._joining[field] = Loader(lambda ids: self._join(ids, field, name))
+        joined = (await loader.load([id_])).get(id_)
+        if joined is None:
+            return None, None
+        document, others = joined
+        return self._read(document), other._read(others[0]) if others else None
+
+    async def _join(self, ids: Sequence[str], field: str, name: str) -> dict[str, _Joined]:
+        lookup = {"from": name, "localField": field, "foreignField": "_id", "as": "other"}
+        found = await self.aggregate([{"$match": {"_id": {"$in": ids}}}, {"$lookup": lookup}])
+        return {document["_id"]: (document, document.pop("other")) for document in found}
 
     async def _fetch(self, ids: Sequence[str]) -> dict[str, Document]:
         async with self._session() as session:
@@ -191,7 +216,11 @@ def _reader(model: type[M]) -> Callable[[Document], M]:
     defaults = {
         name: field.default for name, field in model.model_fields.items() if not field.is_required()
     }
-    state = {"__pydantic_fields_set__": set(model.model_fields)}  # for all the same: all are set
+    state = {
+        "__pydantic_fields_set__": set(model.model_fields),  # for all the same: all are set
+        "__pydantic_extra__": None,
+        "__pydantic_private__": None,
+    }
     modified: set[str] = set()  # for ODMantic's engine
 
     def read(document: Document) -> M:
