@@ -2,10 +2,13 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 
 import pytest
 
 from shared.loader import Loader
+
+whose: ContextVar[str] = ContextVar("whose")
 
 
 class Shop:
@@ -13,6 +16,7 @@ class Shop:
 
     def __init__(self) -> None:
         self.asked: list[set[str]] = []
+        self.whose: list[str] = []
         self.begun = asyncio.Event()
         self.open = asyncio.Event()
         self.failure: Exception | None = None
@@ -20,6 +24,7 @@ class Shop:
 
     async def fetch(self, ids: Sequence[str]) -> Mapping[str, str]:
         self.asked.append(set(ids))
+        self.whose.append(whose.get("nobody's"))
         self.begun.set()
         try:
             await self.open.wait()
@@ -62,6 +67,15 @@ async def test_many_ids_are_several_questions(shop: Shop, loader: Loader[str]) -
 
     assert [list(each) for each in found] == [[id_] for id_ in ids]
     assert [len(each) for each in shop.asked] == [100, 100, 100, 50]
+
+
+async def test_question_is_part_of_nobodys_context(shop: Shop, loader: Loader[str]) -> None:
+    shop.open.set()
+    whose.set("the first caller's")
+
+    await loader.load(["a"])
+
+    assert shop.whose == ["nobody's"]
 
 
 async def test_failure_is_everyones(shop: Shop, loader: Loader[str]) -> None:

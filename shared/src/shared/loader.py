@@ -5,6 +5,7 @@ One question to a database costs as much as the thirty documents that it could b
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextvars import Context
 from typing import Final, Generic, TypeVar
 
 __all__ = ["Loader"]
@@ -20,7 +21,8 @@ class Loader(Generic[V]):
     """Puts what is asked for at the same moment into one question, `fetch`.
 
     What one caller is told the others are told as well, the error included. A caller that is
-    cancelled leaves the others alone; when all are, so is the question.
+    cancelled leaves the others alone; when all are, so is the question. It is asked in a context of
+    its own: no caller's work, trace or deadline is the others'.
     """
 
     def __init__(self, fetch: Fetch[V]) -> None:
@@ -66,7 +68,7 @@ class _Question(Generic[V]):
     def ask(self) -> None:
         """Ask, if anybody still waits."""
         if self._waiting:
-            self._task = asyncio.create_task(self._run())
+            self._task = asyncio.create_task(self._run(), context=Context())
 
     async def _run(self) -> None:
         try:

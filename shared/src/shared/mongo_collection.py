@@ -4,21 +4,18 @@ ODMantic's own engine needs motor, which is deprecated and runs each call in a t
 throughput. Its models and query expressions work without it.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
-from types import NoneType, UnionType
-from typing import Any, Final, Generic, TypeVar, Union, get_args, get_origin
+from typing import Any, Generic, TypeVar
 
-from bson import ObjectId
 from odmantic import Model
-from odmantic.field import ODMField
 from odmantic.query import QueryExpression
 from pymongo import IndexModel, ReturnDocument
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
 
 from shared.loader import Loader
+from shared.mongo_reader import reader
 from shared.mongo_work import MongoWork, translated
 from shared.work import current_work
 
@@ -28,8 +25,6 @@ M = TypeVar("M", bound=Model)
 Other = TypeVar("Other", bound=Model)
 Document = dict[str, Any]
 _Joined = tuple[Document, list[Document]]
-
-_PLAIN: Final = (str, int, float, bool, bytes, datetime, ObjectId, NoneType)
 
 
 class Collection(Generic[M]):
@@ -44,7 +39,7 @@ class Collection(Generic[M]):
         self._database = database
         self._documents = database[model.__collection__]
         self._model = model
-        self._read = _reader(model)
+        self._read = reader(model)
         self._loader = Loader(self._fetch)
         self._joining: dict[str, Loader[_Joined]] = {}
 
@@ -109,7 +104,7 @@ class Collection(Generic[M]):
     ) -> list[M]:
         """Return up to `limit` documents that match every query, in the order of `sort`.
 
-        Fields that `without` names are not read: they have their defaults.
+        Fields that `without` names are not read: they have their defaults, or are not there.
         """
         projection = dict.fromkeys(without, 0) or None
         async with self._session() as session:
@@ -193,51 +188,3 @@ class Collection(Generic[M]):
 
 def _all_of(queries: Sequence[QueryExpression]) -> Document:
     return {"$and": [dict(query) for query in queries]} if queries else {}
-
-
-def _reader(model: type[M]) -> Callable[[Document], M]:
-    """Return what makes an instance of a stored document.
-
-    Where a model has nothing but plain fields, what is stored is what was once an instance, and
-    becomes one as what was pickled does: a tenth of the time that ODMantic takes to look at it once
-    more.
-    """
-    keys = {
-        field.key_name for field in model.__odm_fields__.values() if isinstance(field, ODMField)
-    }
-    plain = keys == {"_id", *model.model_fields} - {"id"} and all(
-        _is_plain(field.annotation)
-        and field.default_factory is None
-        and not isinstance(field.default, list)
-        for field in model.model_fields.values()
-    )
-    if not plain:
-        return model.model_validate_doc
-    defaults = {
-        name: field.default for name, field in model.model_fields.items() if not field.is_required()
-    }
-    state = {
-        "__pydantic_fields_set__": set(model.model_fields),  # for all the same: all are set
-        "__pydantic_extra__": None,
-        "__pydantic_private__": None,
-    }
-    modified: set[str] = set()  # for ODMantic's engine
-
-    def read(document: Document) -> M:
-        values = defaults | document
-        values["id"] = values.pop("_id")
-        instance = model.__new__(model)
-        instance.__setstate__({**state, "__dict__": values})
-        object.__setattr__(instance, "__fields_modified__", modified)
-        return instance
-
-    return read
-
-
-def _is_plain(annotation: Any) -> bool:
-    """Whether MongoDB keeps values of a type as they are."""
-    if annotation in _PLAIN:
-        return True
-    return get_origin(annotation) in (list, Union, UnionType) and all(
-        _is_plain(argument) for argument in get_args(annotation)
-    )
