@@ -13,7 +13,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 
 __all__ = ["Alone"]
 
-_LISTED: Final = {"body": 0, "slugs": 0, "tag_keys": 0, "words": 0}
+_UNLISTED: Final = {"body": 0, "slugs": 0, "tag_keys": 0, "words": 0}
 _LATEST: Final = [("place", -1)]
 _COUNT: Final = (
     "SELECT count(*) FROM"
@@ -46,7 +46,7 @@ class Alone:
     async def list_posts(self, tag: str) -> None:
         """The first page of a tag."""
         query = {"status": "published", "tag_keys": tag}
-        await self._posts.find(query, _LISTED).sort(_LATEST).limit(21).to_list()
+        await self._posts.find(query, _UNLISTED).sort(_LATEST).limit(21).to_list()
 
     async def list_feed(self, user_id: str) -> None:
         """Whom the user follows, and the first page of what they wrote."""
@@ -59,7 +59,7 @@ class Alone:
 
     async def _feed(self, author_ids: list[str]) -> list[dict[str, Any]]:
         query = {"status": "published", "author_id": {"$in": author_ids}}
-        return await self._posts.find(query, _LISTED).sort(_LATEST).limit(21).to_list()
+        return await self._posts.find(query, _UNLISTED).sort(_LATEST).limit(21).to_list()
 
     async def search_users(self, prefix: str) -> None:
         """The first page of those whose names begin so."""

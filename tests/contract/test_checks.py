@@ -20,6 +20,7 @@ from postbus.checks import CHECKS
 from tests.contract.kinds import examples, fill
 from tools.generate.checks import checks_source
 from tools.generate.contracts import Contracts
+from tools.generate.patterns import whole
 
 UUID = "018f3f6e-0000-7000-8000-000000000001"
 STRINGS = {"at_least": "x", "import": "x", "needed": "x"}
@@ -140,3 +141,22 @@ def test_check_of_the_contract_says_what_protovalidate_says(kind: Any, data: st.
     message = fill(kind(), data.draw(examples(kind.DESCRIPTOR)))
 
     assert CHECKS[kind](message) == (not protovalidate.collect_violations(message))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "^[a-z]*[0-9]*$",  # tries every way to divide the text: RE2 does not
+        "^[a]{2,1}$",
+        "^[z-a]$",
+        "^[a&&b]$",  # may come to mean another thing in Python
+        "^[a]{0,1001}$",
+        "[a]",
+        "^a.b$",
+        "^(?i)[a]$",
+        "^[[:alpha:]]$",
+        "^[\\d]$",
+    ],
+)
+def test_pattern_that_python_may_read_otherwise_is_left_to_protovalidate(pattern: str) -> None:
+    assert whole(pattern) is None

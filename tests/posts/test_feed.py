@@ -70,13 +70,14 @@ async def test_new_name_shows_to_everyone_in_the_end(
     as_alice: Client, as_nobody: Client, unique: Unique
 ) -> None:
     post = await as_alice.done("POST", "/v1/posts", {"title": "Mine"})
-    await as_nobody.done("GET", f"/v1/posts/{post['id']}")  # what is read is kept for a while
+    path = f"/v1/posts/{post['slug']}"
+    await as_nobody.done("GET", path)  # what is read is kept for a while
     name = unique("renamed")
     profile = {"username": name, "imageUrl": "https://example.com/a.png"}
     await as_alice.done("PATCH", "/v1/me", profile)
 
     async def shown() -> bool:
-        author = (await as_nobody.done("GET", f"/v1/posts/{post['id']}"))["author"]
+        author = (await as_nobody.done("GET", path))["author"]
         return (author["username"], author["imageUrl"]) == (name, profile["imageUrl"])
 
     await eventually(shown)

@@ -158,19 +158,26 @@ async def test_command_migrates_both_ways_and_makes_the_indexes(
 
 async def test_events_that_wait_go_along_both_ways(database: Database) -> None:
     mongo, sent = Mongo(database), list[Event]()
-    event = Event(id="019077f9-8680-7000-8000-000000000001", type="postbus.test.v1.Noted")
-    waiting = {"event": encode(event), "until": datetime(1970, 1, 1, tzinfo=UTC)}
+    ids = [f"019077f9-8680-7000-8000-{number:012}" for number in range(3)]
+    one, *two = (encode(Event(id=id_, type="postbus.test.v1.Noted")) for id_ in ids)
+    waiting = {"until": datetime(1970, 1, 1, tzinfo=UTC)}
 
     async def publish(event: Event) -> None:
         sent.append(event)
 
     await migrate(mongo, MIGRATIONS, 1)
-    await database["outbox"].insert_one({"_id": event.id} | waiting)
+    await database["outbox"].insert_one({"_id": ids[0], "event": one} | waiting)
     await migrate(mongo, MIGRATIONS, LAST)
+    entry = {"_id": "operation", "events": two, "event_id": ids[1]}
+    await database["inbox"].insert_one(entry | waiting)
     await migrate(mongo, MIGRATIONS, 1)
-    assert await database["outbox"].find_one() == {"_id": event.id} | waiting
+    stored = await database["outbox"].find().sort("_id").to_list()
+    assert stored == [
+        {"_id": id_, "event": event} | waiting for id_, event in zip(ids, (one, *two), strict=True)
+    ]
     await migrate(mongo, MIGRATIONS, LAST)
+    assert await database["inbox"].count_documents({"done_at": {"$exists": True}}) == 1
+    assert await database["outbox"].count_documents({}) == 0
     await mongo.forward(publish)
 
-    assert [each.id for each in sent] == [event.id]
-    assert "outbox" not in await database.list_collection_names()
+    assert [each.id for each in sent] == ids

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from postbus.bus.v1 import Event
 from shared.errors import Code, ServiceError
+from shared.mongo import Mongo
 from shared.postgres import Postgres
 from shared.relay import flush, relay
 from shared.work import Operation, current_work, outside_work
@@ -56,9 +57,10 @@ class Broker:
     def __init__(self) -> None:
         self.has: list[str] = []
         self.away = False
+        self.refused: set[str] = set()
 
     async def publish(self, event: Event) -> None:
-        if self.away:
+        if self.away or event.id in self.refused:
             raise ServiceError(Code.UNAVAILABLE, "NOT_CONNECTED", "Away.")
         self.has.append(event.id)
 
@@ -279,9 +281,11 @@ async def test_many_events_leave_though_no_commit_follows(notes: Notes) -> None:
     assert broker.has == [f"{number:03}" for number in range(350)]
 
 
-async def test_events_of_one_operation_leave_together_and_in_order(notes: Notes) -> None:
+async def test_events_of_an_operation_leave_in_order_and_only_those_that_have_not(
+    notes: Notes,
+) -> None:
     broker = Broker()
-    broker.away = True
+    broker.refused = {"3"}
 
     async def handler() -> bytes:
         for number in range(5):
@@ -291,12 +295,55 @@ async def test_events_of_one_operation_leave_together_and_in_order(notes: Notes)
     await notes.store.perform(an_operation("five events"), handler)
     with pytest.raises(ServiceError):
         await notes.store.forward(broker.publish)
-    broker.away = False
+    assert broker.has == ["0", "1", "2", "4"]
+    broker.refused = set()
 
-    assert await notes.store.forward(broker.publish) == 5
-    assert broker.has == ["0", "1", "2", "3", "4"]
+    assert await notes.store.forward(broker.publish) == 1
+    assert broker.has == ["0", "1", "2", "4", "3"]
     assert await notes.store.perform(an_operation("five events"), handler) == b"done"
     assert await notes.store.forward(broker.publish) == 0
+
+
+async def test_operations_of_many_events_leave_a_hundred_or_so_at_once(notes: Notes) -> None:
+    broker = Broker()
+
+    def handler(number: int) -> Callable[[], Awaitable[bytes]]:
+        async def handle() -> bytes:
+            for each in range(30):
+                publish(f"{number} {each:02}")
+            return b""
+
+        return handle
+
+    for number in range(6):
+        await notes.store.perform(an_operation(f"thirty events: {number}"), handler(number))
+    forwarded = []
+    while count := await notes.store.forward(broker.publish):
+        forwarded.append(count)
+
+    assert max(forwarded) <= 130
+    assert broker.has == [f"{number} {each:02}" for number in range(6) for each in range(30)]
+
+
+@pytest.mark.parametrize("notes", ["mongo"], indirect=True)
+async def test_mongo_keeps_what_waits_and_forgets_what_is_done(
+    notes: Notes,
+) -> None:
+    """Its index on `done_at` deletes a day later."""
+
+    async def handler() -> bytes:
+        publish("waits")
+        return b"done"
+
+    await notes.store.perform(an_operation("waits"), handler)
+    assert isinstance(notes.store, Mongo)
+    inbox = notes.store.database["inbox"]
+    [waiting] = await inbox.find().to_list()
+    await notes.store.forward(Broker().publish)
+    [done] = await inbox.find().to_list()
+
+    assert waiting.keys() == {"_id", "fingerprint", "reply", "events", "event_id", "until"}
+    assert done.keys() == {"_id", "fingerprint", "reply", "done_at"}
 
 
 async def test_task_that_outlives_its_handler_keeps_no_connection(notes: Notes) -> None:

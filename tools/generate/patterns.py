@@ -1,6 +1,7 @@
 """Regular expressions for what JSON Schema's keywords can't say of a string."""
 
 import re
+import warnings
 from collections.abc import Iterator
 from typing import Final
 
@@ -8,8 +9,11 @@ __all__ = ["integers", "is_portable", "whole"]
 
 _NOT_PORTABLE: Final = re.compile(r"\(\?[^:]|\\[AzQECpP]|\[\[:")
 """What RE2, which buf.validate speaks, has and ECMA-262 has not: flags, anchors, classes."""
-_PLAIN: Final = re.compile(r"\^(\[\^?([^\\\[\]^]|\\x[0-9a-f]{2})+\]([*+]|\{\d+(,\d*)?\})?)+\$")
-"""Nothing but classes of characters, and how many of each."""
+_CLASS: Final = r"\[\^?(?:[^\\\[\]^]|\\x[0-9a-f]{2})+\]"
+_PLAIN: Final = re.compile(
+    rf"\^(?:{_CLASS}(?:\{{\d{{1,3}}\}})?)*{_CLASS}(?:[*+]|\{{\d{{1,3}}(?:,(?:\d{{1,3}})?)?\}})?\$"
+)
+"""Nothing but classes of characters, and how many of each; any number only of the last."""
 
 
 def is_portable(pattern: str) -> bool:
@@ -21,7 +25,15 @@ def whole(pattern: str) -> str | None:
     """Return what Python's `fullmatch` takes for a pattern of RE2; None unless both are sure to
     agree: on characters and their number, of the whole text.
     """
-    return pattern[1:-1] if _PLAIN.fullmatch(pattern) else None
+    if not _PLAIN.fullmatch(pattern):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            re.compile(pattern[1:-1])
+        except (re.error, Warning):
+            return None
+    return pattern[1:-1]
 
 
 def integers(low: int, high: int) -> str:

@@ -14,7 +14,8 @@ _PARAMETER = re.compile(r"\{([^}]+)\}")
 class ContractRoutes:
     """ASGI middleware that serves each path template (`/v1/posts/{id}:publish`) by its endpoint.
 
-    It comes before FastAPI's own layers, none of which they need; what fits no template goes there.
+    It comes before FastAPI's own router, which would ask each of its routes in turn; what fits no
+    template goes there.
     A parameter is one segment, which may hold an escaped slash (RFC 3986, section 2.2). Where two
     templates fit, the one with the literal text further in front wins.
     """

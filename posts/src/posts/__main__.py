@@ -92,6 +92,7 @@ def _handlers(mongo: Mongo, bus: MessageBus, cache: CardCache, pages: Pages) -> 
             follows=follows,
             notifications=notifications,
             authors=cards,
+            cache=cache,
         ),
     ]
 

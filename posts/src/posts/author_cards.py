@@ -57,7 +57,9 @@ class AuthorCards:
     @EventPattern(UserProfileUpdated)
     async def user_profile_updated(self, event: UserProfileUpdated, _context: Context) -> None:
         """Remember what is new of the user."""
-        await self._authors.learn(card_of(event.user_id, event))
+        card = card_of(event.user_id, event)
+        await self._authors.learn(card)
+        self._cache.keep([card])  # it may be one of long ago, which nobody heard of
 
     async def require_caller(self, context: Context) -> None:
         """Raise UNAUTHENTICATED if the caller's account is gone."""

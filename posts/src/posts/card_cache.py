@@ -26,14 +26,14 @@ _TYPES: Final = [
 ]
 _MOST: Final = 20_000
 """Cards, of less than a kilobyte each; the one not asked for longest is forgotten first."""
-_SECONDS: Final = 300.0
-"""Until a card is read again, in case that something has changed it without a word."""
+_SECONDS: Final = 60.0
+"""Until a card is read again: of a change before this process listened it may not have heard."""
 
 
 class CardCache:
     """What was read of authors, and what was heard of them since.
 
-    Each process hears of changes itself, as soon as the database does. `clock` gives seconds.
+    Each process hears of changes itself, about when the database does. `clock` gives seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -61,17 +61,20 @@ class CardCache:
 
     def keep(self, cards: Iterable[Author]) -> None:
         """Keep cards, unless later ones are here."""
-        until = self._clock() + _SECONDS
+        now = self._clock()
         for card in cards:
             kept = self._cards.get(card.id)
-            if kept is None or _age(kept[1]) <= _age(card):
-                self._cards[card.id] = until, card
+            if kept is None or kept[0] <= now or _age(kept[1]) <= _age(card):
+                self._cards[card.id] = now + _SECONDS, card
+                self._cards.move_to_end(card.id)
         while len(self._cards) > _MOST:
             self._cards.popitem(last=False)
 
     async def _hear(self, body: bytes) -> None:
         try:
             event = decode(Event, body)
+            if event.type not in _TYPES:  # it came under the routing key of another
+                return
             changed: Any = decode(EVENTS[event.type].message, event.data)
         except ServiceError:
             _log.warning("event.malformed")

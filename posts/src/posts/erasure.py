@@ -14,7 +14,8 @@ from postbus.posts.v1 import (
     UserContentErasureContinued,
 )
 from postbus.users.v1 import UserDeleted
-from posts.authors import AuthorRepository
+from posts.authors import AuthorRepository, gone
+from posts.card_cache import CardCache
 from posts.comments import CommentRepository
 from posts.follows import FollowRepository
 from posts.likes import LikeRepository
@@ -40,11 +41,13 @@ class Erasure:
     follows: FollowRepository
     notifications: NotificationRepository
     authors: AuthorRepository
+    cache: CardCache
 
     @EventPattern(UserDeleted)
     async def user_deleted(self, event: UserDeleted, _context: Context) -> None:
         """Let nothing new of the user in, then remove what there is."""
         await self.authors.bury(event.user_id)
+        self.cache.keep([gone(event.user_id)])
         await publish(UserContentErasureContinued(user_id=event.user_id))
 
     @EventPattern(UserContentErasureContinued)

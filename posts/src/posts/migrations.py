@@ -8,7 +8,9 @@ from typing import Any, Final
 
 from pymongo import UpdateOne
 
+from postbus.bus.v1 import Event
 from shared.mongo_migrations import Database, Migration
+from shared.wire import decode
 from shared.words import distinct_words, words
 
 __all__ = ["MIGRATIONS"]
@@ -83,22 +85,24 @@ def _plain_post(new: dict[str, Any]) -> dict[str, Any]:
 async def _up_to_events_in_inbox(database: Database) -> None:
     """What waits in the outbox moves to the inbox."""
     inbox, outbox = database["inbox"], database["outbox"]
-    async for waiting in outbox.find():
-        entry = {"events": [waiting["event"]], "event_id": waiting["_id"], "until": _EPOCH}
-        await inbox.update_one({"_id": waiting["_id"]}, {"$set": entry}, upsert=True)
-    await database.drop_collection("outbox")
+    while found := await outbox.find().limit(500).to_list():
+        for old in found:
+            waiting = {"events": [old["event"]], "event_id": old["_id"], "until": _EPOCH}
+            change = {"$set": waiting, "$unset": {"done_at": ""}}
+            await inbox.update_one({"_id": old["_id"]}, change, upsert=True)
+            await outbox.delete_one({"_id": old["_id"]})
 
 
 async def _down_from_events_in_inbox(database: Database) -> None:
     inbox, outbox = database["inbox"], database["outbox"]
-    async for entry in inbox.find({"until": {"$exists": True}}):
-        for number, event in enumerate(entry["events"]):
-            id_ = f"{entry['event_id']}{number or ''}"
-            waiting = {"event": event, "until": _EPOCH}
-            await outbox.update_one({"_id": id_}, {"$set": waiting}, upsert=True)
-    done = {"$set": {"done_at": datetime.now(UTC)}}
-    gone = {"$unset": dict.fromkeys(("events", "until", "event_id", "claim"), "")}
-    await inbox.update_many({"until": {"$exists": True}}, done | gone)
+    while found := await inbox.find({"until": {"$exists": True}}).limit(500).to_list():
+        for entry in found:
+            for event in entry["events"]:
+                waiting = {"$set": {"event": event, "until": _EPOCH}}
+                await outbox.update_one({"_id": decode(Event, event).id}, waiting, upsert=True)
+            done, gone = {"done_at": datetime.now(UTC)}, ("events", "until", "event_id", "claim")
+            change = {"$set": done, "$unset": dict.fromkeys(gone, "")}
+            await inbox.update_one({"_id": entry["_id"]}, change)
 
 
 MIGRATIONS: Final = (

@@ -41,7 +41,7 @@ class Collection(Generic[M]):
         self._model = model
         self._read = reader(model)
         self._loader = Loader(self._fetch)
-        self._joining: dict[str, Loader[_Joined]] = {}
+        self._joining: dict[tuple[str, str], Loader[_Joined]] = {}
 
     async def insert(self, instance: M) -> None:
         """Store a new document; ALREADY_EXISTS if its id or a unique field is taken."""
@@ -55,7 +55,8 @@ class Collection(Generic[M]):
     async def get_many(self, ids: Sequence[str]) -> dict[str, M]:
         """Return the documents that there are, by id.
 
-        Outside of a work, what is asked for at the same moment is one question to the server.
+        Outside of a work, what is asked for at the same moment is one question to the server: then
+        lists in the documents belong to all who asked, and are not to be changed.
         """
         if not ids:
             return {}
@@ -69,10 +70,11 @@ class Collection(Generic[M]):
 
         Joined with others of the same moment, as `get_many` does; never part of a work.
         """
-        loader = self._joining.get(field)
+        name = other._documents.name
+        loader = self._joining.get((field, name))
         if loader is None:
-            name = other._documents.name
-            loader = self._joining[field] = Loader(lambda ids: self._join(ids, field, name))
+            loader = Loader(lambda ids: self._join(ids, field, name))
+            self._joining[field, name] = loader
         joined = (await loader.load([id_])).get(id_)
         if joined is None:
             return None, None

@@ -46,6 +46,8 @@ def reader(model: type[M]) -> Callable[[Document], M]:
     modified: set[str] = set()  # for ODMantic's engine
 
     def read(document: Document) -> M:
+        if not document.keys() <= keys:
+            document = {key: value for key, value in document.items() if key in keys}
         values = defaults | document
         values["id"] = values.pop("_id")
         instance = model.__new__(model)

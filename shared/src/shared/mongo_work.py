@@ -13,9 +13,11 @@ import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
+from itertools import accumulate
 from typing import Any, Final
 
 from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import (
     ConnectionFailure,
@@ -42,7 +44,8 @@ from shared.work import (
 
 __all__ = ["MongoWork", "create_work_indexes", "forward", "perform", "translated"]
 
-Database = AsyncDatabase[dict[str, Any]]
+Document = dict[str, Any]
+Database = AsyncDatabase[Document]
 
 _BATCH: Final = 100
 _LEASE: Final = timedelta(seconds=7)
@@ -171,25 +174,40 @@ async def forward(database: Database, publish: Publish) -> int:
     claimed = {"$set": {"claim": claim, "until": now + _LEASE}}
     await inbox.update_many({"_id": {"$in": wanted}, "until": {"$lt": now}}, claimed)
     mine = {"_id": {"$in": wanted}, "claim": claim}
-    entries = await inbox.find(mine, {"events": 1}).sort("event_id").to_list()
-    ours = {each["_id"]: [decode(Event, event) for event in each["events"]] for each in entries}
+    all_done = False
     try:
-        events = [event for of_one in ours.values() for event in of_one]
+        ours = await inbox.find(mine, {"events": 1}).sort("event_id").to_list()
+        entries = _some(ours)
+        events = [decode(Event, event) for entry in entries for event in entry["events"]]
         done, failure = await publish_all(publish, events)
-        sent = [key for key, of_one in ours.items() if {event.id for event in of_one} <= set(done)]
-        await inbox.update_many({"_id": {"$in": sent}}, _sent(now))
+        await _leave(inbox, entries, set(done))
         if failure is not None:
             raise failure
-    except BaseException:
-        await inbox.update_many(mine, {"$set": {"until": _LONG_AGO}})
-        raise
+        all_done = len(entries) == len(ours)
+    finally:
+        if not all_done:  # what is left is anyone's
+            await inbox.update_many(mine, {"$set": {"until": _LONG_AGO}})
     return len(done)
 
 
-def _sent(now: datetime) -> dict[str, Any]:
-    """What becomes of an entry whose events the broker has: from now on it is kept for its time."""
+def _some(entries: list[Document]) -> list[Document]:
+    """Return the first entries, with as many events as are handed over at once."""
+    before = accumulate((len(entry["events"]) for entry in entries), initial=0)
+    return [entry for entry, count in zip(entries, before, strict=False) if count < _BATCH]
+
+
+async def _leave(inbox: AsyncCollection[Document], entries: list[Document], done: set[str]) -> None:
+    """Forget the events that the broker has; an entry with none left is kept for its time."""
+    sent = []
+    for entry in entries:
+        left = [event for event in entry["events"] if decode(Event, event).id not in done]
+        if not left:
+            sent.append(entry["_id"])
+        elif len(left) < len(entry["events"]):
+            await inbox.update_one({"_id": entry["_id"]}, {"$set": {"events": left}})
     waiting = dict.fromkeys(("events", "until", "event_id", "claim"), "")
-    return {"$set": {"done_at": now}, "$unset": waiting}
+    change = {"$set": {"done_at": datetime.now(UTC)}, "$unset": waiting}
+    await inbox.update_many({"_id": {"$in": sent}}, change)
 
 
 @contextmanager
