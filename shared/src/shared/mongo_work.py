@@ -180,7 +180,8 @@ async def forward(database: Database, publish: Publish) -> int:
         entries = _some(ours)
         events = [decode(Event, event) for entry in entries for event in entry["events"]]
         done, failure = await publish_all(publish, events)
-        await _leave(inbox, entries, set(done))
+        there = set(done)
+        await _leave(inbox, entries, iter([event.id in there for event in events]))
         if failure is not None:
             raise failure
         all_done = len(entries) == len(ours)
@@ -196,11 +197,13 @@ def _some(entries: list[Document]) -> list[Document]:
     return [entry for entry, count in zip(entries, before, strict=False) if count < _BATCH]
 
 
-async def _leave(inbox: AsyncCollection[Document], entries: list[Document], done: set[str]) -> None:
-    """Forget the events that the broker has; an entry with none left is kept for its time."""
+async def _leave(
+    inbox: AsyncCollection[Document], entries: list[Document], done: Iterator[bool]
+) -> None:
+    """Forget events that are `done`, told in order; what has none left is kept for its time."""
     sent = []
     for entry in entries:
-        left = [event for event in entry["events"] if decode(Event, event).id not in done]
+        left = [event for event in entry["events"] if not next(done)]
         if not left:
             sent.append(entry["_id"])
         elif len(left) < len(entry["events"]):
