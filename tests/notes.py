@@ -1,4 +1,4 @@
-"""Something to change in a database: notes, in PostgreSQL and in MongoDB."""
+"""Something to change in a database: notes, in PostgreSQL and in MongoDB; and who takes events."""
 
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable
@@ -15,14 +15,41 @@ from pydantic import SecretStr
 from pymongo import AsyncMongoClient
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from postbus.bus.v1 import Event
+from shared.errors import Code, ServiceError
 from shared.mongo import Mongo, open_mongo
 from shared.postgres import Postgres, async_url, open_postgres
 from shared.postgres_work import create_work_tables
-from shared.work import Store
+from shared.work import Operation, Store, current_work
 
-__all__ = ["Notes", "mongo_notes", "postgres_notes"]
+__all__ = ["Broker", "Notes", "an_operation", "mongo_notes", "postgres_notes", "publish"]
 
 Unique = Callable[[str], str]
+
+
+class Broker:
+    """Takes events, unless it is away."""
+
+    def __init__(self) -> None:
+        self.has: list[str] = []
+        self.away = False
+        self.refused: set[str] = set()
+
+    async def publish(self, event: Event) -> None:
+        if self.away or event.id in self.refused:
+            raise ServiceError(Code.UNAVAILABLE, "NOT_CONNECTED", "Away.")
+        self.has.append(event.id)
+
+
+def an_operation(name: str, asked: bytes = b"asked") -> Operation:
+    return Operation(key=Operation.name("call", name), fingerprint=asked)
+
+
+def publish(id_: str) -> None:
+    """Publish an event in the current work."""
+    work = current_work()
+    assert work is not None
+    work.events.append(Event(id=id_, type="postbus.test.v1.Noted", data=b"noted"))
 
 
 class Notes(Protocol):

@@ -1,68 +1,18 @@
 """Units of work on real databases: an effect once, with its events and its reply, or not at all."""
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Callable
 
 import pytest
 import sqlalchemy as sa
 
-from postbus.bus.v1 import Event
 from shared.errors import Code, ServiceError
-from shared.mongo import Mongo
 from shared.postgres import Postgres
-from shared.relay import flush, relay
-from shared.work import Operation, current_work, outside_work
-from tests.notes import Notes, mongo_notes, postgres_notes
+from shared.relay import flush
+from shared.work import Operation, outside_work
+from tests.notes import Broker, Notes, an_operation, postgres_notes, publish
 
 Unique = Callable[[str], str]
-
-
-@pytest.fixture(params=["postgres", "mongo"])
-async def notes(
-    request: pytest.FixtureRequest, unique: Unique, postgres_url: str, mongo_url: str
-) -> AsyncIterator[Notes]:
-    """A database of its own."""
-    if request.param == "postgres":
-        async with postgres_notes(postgres_url, unique) as opened:
-            yield opened
-    else:
-        async with mongo_notes(mongo_url, unique) as opened:
-            yield opened
-
-
-def an_operation(name: str, asked: bytes = b"asked") -> Operation:
-    return Operation(key=Operation.name("call", name), fingerprint=asked)
-
-
-def an_event(id_: str) -> Event:
-    return Event(id=id_, type="postbus.test.v1.Noted", data=b"noted")
-
-
-async def stop(*tasks: asyncio.Task[None]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def publish(id_: str) -> None:
-    work = current_work()
-    assert work is not None
-    work.events.append(an_event(id_))
-
-
-class Broker:
-    """Takes events, unless it is away."""
-
-    def __init__(self) -> None:
-        self.has: list[str] = []
-        self.away = False
-        self.refused: set[str] = set()
-
-    async def publish(self, event: Event) -> None:
-        if self.away or event.id in self.refused:
-            raise ServiceError(Code.UNAVAILABLE, "NOT_CONNECTED", "Away.")
-        self.has.append(event.id)
 
 
 async def test_repeated_operation_has_one_effect_and_the_first_reply(notes: Notes) -> None:
@@ -172,75 +122,6 @@ async def test_handler_that_swallows_everything_still_has_one_effect(notes: Note
     assert await notes.count("swallowed") == 1
 
 
-async def test_events_reach_the_broker_soon_after_the_commit_and_in_order(notes: Notes) -> None:
-    broker = Broker()
-    delays: list[float] = []
-    relaying = asyncio.create_task(relay(notes.store, broker.publish))
-    await asyncio.sleep(0.1)
-
-    for number in range(20):
-        name = f"{number:03}"
-
-        async def handler(name: str = name) -> bytes:
-            await notes.add(name)
-            publish(name)
-            await asyncio.sleep(0.01)
-            assert name not in broker.has  # not before the commit
-            return b""
-
-        await notes.store.perform(an_operation(name), handler)
-        committed = time.monotonic()
-        async with asyncio.timeout(5):
-            while name not in broker.has:  # noqa: ASYNC110  # what is measured
-                await asyncio.sleep(0.001)
-        delays.append(time.monotonic() - committed)
-
-    await stop(relaying)
-    assert broker.has == [f"{number:03}" for number in range(20)]
-    assert sorted(delays)[10] < 0.5  # far from the second of the poll
-
-
-async def test_events_wait_for_a_broker_that_is_away(notes: Notes) -> None:
-    broker = Broker()
-    broker.away = True
-
-    async def handler() -> bytes:
-        await notes.add("away")
-        for number in range(250):
-            publish(f"{number:03}")
-        return b""
-
-    await notes.store.perform(an_operation("away"), handler)
-    relaying = asyncio.create_task(relay(notes.store, broker.publish))
-    await asyncio.sleep(0.3)
-    assert broker.has == []
-    broker.away = False
-    async with asyncio.timeout(10):
-        while len(broker.has) < 250:  # noqa: ASYNC110  # polls the broker
-            await asyncio.sleep(0.01)
-    await stop(relaying)
-
-    assert sorted(broker.has) == [f"{number:03}" for number in range(250)]
-
-
-async def test_two_relays_do_not_send_twice(notes: Notes) -> None:
-    broker = Broker()
-
-    async def handler() -> bytes:
-        for number in range(500):
-            publish(f"{number:03}")
-        return b""
-
-    await notes.store.perform(an_operation("two"), handler)
-    relays = [asyncio.create_task(relay(notes.store, broker.publish)) for _ in range(2)]
-    async with asyncio.timeout(10):
-        while len(broker.has) < 500:  # noqa: ASYNC110  # polls the broker
-            await asyncio.sleep(0.01)
-    await stop(*relays)
-
-    assert sorted(broker.has) == [f"{number:03}" for number in range(500)]
-
-
 async def test_event_that_comes_after_a_later_one_is_dropped(notes: Notes) -> None:
     async def deliver(id_: str, version: int) -> None:
         async def handler() -> bytes:
@@ -259,91 +140,6 @@ async def test_event_that_comes_after_a_later_one_is_dropped(notes: Notes) -> No
 
     counts = [await notes.count(f"version {version}") for version in (1, 2, 3, 4)]
     assert counts == [1, 0, 1, 1]
-
-
-async def test_many_events_leave_though_no_commit_follows(notes: Notes) -> None:
-    broker = Broker()
-
-    def handler(number: int) -> Callable[[], Awaitable[bytes]]:
-        async def handle() -> bytes:
-            publish(f"{number:03}")
-            return b""
-
-        return handle
-
-    for number in range(350):
-        await notes.store.perform(an_operation(f"one of many: {number}"), handler(number))
-    forwarded = []
-    while count := await notes.store.forward(broker.publish):
-        forwarded.append(count)
-
-    assert forwarded == [100, 100, 100, 50]
-    assert broker.has == [f"{number:03}" for number in range(350)]
-
-
-async def test_events_of_an_operation_leave_in_order_and_only_those_that_have_not(
-    notes: Notes,
-) -> None:
-    broker = Broker()
-    broker.refused = {"3"}
-
-    async def handler() -> bytes:
-        for number in range(5):
-            publish(f"{number}")
-        return b"done"
-
-    await notes.store.perform(an_operation("five events"), handler)
-    with pytest.raises(ServiceError):
-        await notes.store.forward(broker.publish)
-    assert broker.has == ["0", "1", "2", "4"]
-    broker.refused = set()
-
-    assert await notes.store.forward(broker.publish) == 1
-    assert broker.has == ["0", "1", "2", "4", "3"]
-    assert await notes.store.perform(an_operation("five events"), handler) == b"done"
-    assert await notes.store.forward(broker.publish) == 0
-
-
-async def test_operations_of_many_events_leave_a_hundred_or_so_at_once(notes: Notes) -> None:
-    broker = Broker()
-
-    def handler(number: int) -> Callable[[], Awaitable[bytes]]:
-        async def handle() -> bytes:
-            for each in range(30):
-                publish(f"{number} {each:02}")
-            return b""
-
-        return handle
-
-    for number in range(6):
-        await notes.store.perform(an_operation(f"thirty events: {number}"), handler(number))
-    forwarded = []
-    while count := await notes.store.forward(broker.publish):
-        forwarded.append(count)
-
-    assert max(forwarded) <= 130
-    assert broker.has == [f"{number} {each:02}" for number in range(6) for each in range(30)]
-
-
-@pytest.mark.parametrize("notes", ["mongo"], indirect=True)
-async def test_mongo_keeps_what_waits_and_forgets_what_is_done(
-    notes: Notes,
-) -> None:
-    """Its index on `done_at` deletes a day later."""
-
-    async def handler() -> bytes:
-        publish("waits")
-        return b"done"
-
-    await notes.store.perform(an_operation("waits"), handler)
-    assert isinstance(notes.store, Mongo)
-    inbox = notes.store.database["inbox"]
-    [waiting] = await inbox.find().to_list()
-    await notes.store.forward(Broker().publish)
-    [done] = await inbox.find().to_list()
-
-    assert waiting.keys() == {"_id", "fingerprint", "reply", "events", "event_id", "until"}
-    assert done.keys() == {"_id", "fingerprint", "reply", "done_at"}
 
 
 async def test_task_that_outlives_its_handler_keeps_no_connection(notes: Notes) -> None:

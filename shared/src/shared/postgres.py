@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, Final
 
 from pydantic import SecretStr
@@ -32,33 +32,25 @@ class Postgres:
         self._reader = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._turns = Turns(_POOL_SIZE, _POOL_TIMEOUT)
 
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncSession]:
+    def transaction(self) -> AbstractAsyncContextManager[AsyncSession]:
         """Give the session of the current work, or open one of its own.
 
         Its own is committed at the end and rolled back on an error; that of a work is committed
         once the handler has succeeded. Conflicts show at the end of either: IntegrityError.
         UNAVAILABLE with reason DATABASE_UNAVAILABLE if the database cannot be reached.
         """
-        with translated():
-            if work := self._work():
-                async with work.join() as session:
-                    yield session
-            else:
-                async with (
-                    self._turns,
-                    AsyncSession(self._engine, expire_on_commit=False) as session,
-                    session.begin(),
-                ):
-                    yield session
+        return self._session(self._engine, begin=True)
 
-    @asynccontextmanager
-    async def reading(self) -> AsyncIterator[AsyncSession]:
+    def reading(self) -> AbstractAsyncContextManager[AsyncSession]:
         """Give the session of the current work, or one that reads as it is asked.
 
         Without a transaction each query is one round trip in place of three. Raises as
         `transaction` does.
         """
+        return self._session(self._reader, begin=False)
+
+    @asynccontextmanager
+    async def _session(self, engine: AsyncEngine, *, begin: bool) -> AsyncIterator[AsyncSession]:
         with translated():
             if work := self._work():
                 async with work.join() as session:
@@ -66,7 +58,8 @@ class Postgres:
             else:
                 async with (
                     self._turns,
-                    AsyncSession(self._reader, expire_on_commit=False) as session,
+                    AsyncSession(engine, expire_on_commit=False) as session,
+                    session.begin() if begin else nullcontext(),
                 ):
                     yield session
 
