@@ -1,7 +1,6 @@
 """The one place where a message meets its handler."""
 
 import asyncio
-import hmac
 import inspect
 import time
 from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterable, Iterator
@@ -13,7 +12,7 @@ import structlog
 from uuid_utils import uuid7
 
 from postbus.bus.v1 import Event
-from postbus.registry import EVENTS, Access, EventType, Idempotency, Method
+from postbus.registry import EVENTS, EventType
 from shared.context import Context
 from shared.errors import Code, Outcome, ServiceError, internal
 from shared.identity import TokenVerifier, token_missing
@@ -32,9 +31,10 @@ from shared.messagebus.handlers import (
     routes_of,
 )
 from shared.messagebus.patterns import event_type, method_handler
-from shared.messagebus.statistics import About, Counted, Statistics
+from shared.messagebus.served import Served, encode_response, run_stream
+from shared.messagebus.statistics import About, Statistics
 from shared.trace import trace_id, valid_traceparent
-from shared.wire import decode, encode, read_valid
+from shared.wire import decode, read_valid
 from shared.work import Operation, Perform
 
 __all__ = ["Dispatcher"]
@@ -42,7 +42,6 @@ __all__ = ["Dispatcher"]
 _log = structlog.get_logger()
 _MAX_BUDGET = 60.0
 """No call runs longer, in seconds, whatever its caller asks for."""
-_MAX_REPLY_BYTES = 8 * 2**20
 _EVENT_BUDGET = 30.0
 _MAY_PASS = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.ABORTED, Code.DEADLINE_EXCEEDED)
 """What may go better another time."""
@@ -62,7 +61,7 @@ class Dispatcher:
         self._worker = worker
         self._perform = perform
         self._verifier = verifier
-        self._methods: dict[str, _Served] = {}
+        self._methods: dict[str, Served] = {}
         self._events: dict[str, tuple[EventType, Handler]] = {}
         self._running: set[str] = set()
         self.statistics = Statistics()
@@ -90,7 +89,7 @@ class Dispatcher:
                 if method.streams != inspect.isasyncgenfunction(function):
                     raise ContractMismatchError(f"{route}: an async generator is for streams only")
                 counted = self.statistics.of(route)
-                _add_once(self._methods, route, _Served(route, method, function, counted))
+                _add_once(self._methods, route, Served(route, method, function, counted))
         if event is not None:
             known = next((known for known in EVENTS.values() if known.message is event), None)
             if known is None:
@@ -106,19 +105,19 @@ class Dispatcher:
             return _not_served()
         return self._replies(served, body) if served.method.streams else self._reply(served, body)
 
-    async def _reply(self, served: "_Served", body: bytes) -> bytes:
+    async def _reply(self, served: Served, body: bytes) -> bytes:
         traceparent, began, code, context = "", 0.0, 0, None
         try:
             request = read_request(body)
             traceparent = valid_traceparent(request.traceparent)
             began = served.counted.begin(request.sent_unix_ms / 1000)
             context, message = self._begin(served, request, traceparent)
-            if operation := _operation(served, request, context):
+            if operation := served.operation(request, context):
                 with context, self._only(operation):
                     payload = await self._in_work(operation, served.handler, message, context)
                 return payload_reply(payload, replayed=operation.replayed)
             with context:
-                payload = _payload(await served.handler(message, context))
+                payload = encode_response(await served.handler(message, context))
             return payload_reply(payload)
         except ServiceError as error:
             code = error.code
@@ -134,17 +133,17 @@ class Dispatcher:
             if began:
                 served.counted.end(began, code)
 
-    async def _replies(self, served: "_Served", body: bytes) -> AsyncGenerator[bytes, None]:
+    async def _replies(self, served: Served, body: bytes) -> AsyncGenerator[bytes, None]:
         traceparent, sequence, began, code, context = "", 0, 0.0, 0, None
         try:
             request = read_request(body)
             traceparent = valid_traceparent(request.traceparent)
             began = served.counted.begin(request.sent_unix_ms / 1000)
             context, message = self._begin(served, request, traceparent)
-            async with aclosing(_run_stream(served.handler, message, context)) as responses:
+            async with aclosing(run_stream(served.handler, message, context)) as responses:
                 async for response in responses:
                     sequence += 1
-                    yield payload_reply(_payload(response), sequence)
+                    yield payload_reply(encode_response(response), sequence)
             yield completed_reply(sequence + 1)
         except ServiceError as error:
             code = error.code
@@ -158,7 +157,7 @@ class Dispatcher:
                 served.counted.end(began, code)
 
     def _begin(
-        self, served: "_Served", request: Any, traceparent: str
+        self, served: Served, request: Any, traceparent: str
     ) -> tuple[Context, betterproto.Message]:
         """Verify and validate.
 
@@ -261,23 +260,9 @@ class Dispatcher:
         async def handle() -> bytes:
             context.calls = 0
             response = await handler(message, context)
-            return b"" if response is None else _payload(response)
+            return b"" if response is None else encode_response(response)
 
         return self._perform(operation, handle)
-
-
-class _Served:
-    """A method and what it needs at each call."""
-
-    __slots__ = ("changes", "counted", "handler", "method", "name", "needs_user")
-
-    def __init__(self, name: str, method: Method, handler: Handler, counted: Counted) -> None:
-        self.name = name
-        self.method = method
-        self.handler = handler
-        self.counted = counted
-        self.needs_user = method.access is Access.USER
-        self.changes = method.idempotency is not Idempotency.NO_SIDE_EFFECTS
 
 
 def _failure(error: ServiceError, context: Context | None, traceparent: str) -> bytes:
@@ -290,48 +275,6 @@ def _failure(error: ServiceError, context: Context | None, traceparent: str) -> 
 async def _not_served() -> bytes:
     error = ServiceError(Code.UNIMPLEMENTED, "UNKNOWN_METHOD", "The method is not served.")
     return error_reply(error)
-
-
-def _operation(served: _Served, request: Any, context: Context) -> Operation | None:
-    """Return what the call does once; None if it changes nothing."""
-    if not served.changes:
-        return None
-    method = served.method
-    caller = context.caller.user_id if context.caller else ""
-    return Operation(
-        key=Operation.name("call", method.name, caller, context.operation_id),
-        fingerprint=_fingerprint(context.operation_id, request.payload),
-        secret=method.secret_response,
-    )
-
-
-def _fingerprint(operation_id: str, payload: bytes) -> bytes:
-    """Tell requests apart; what is in one, such as a password, is not to be guessed from it."""
-    return hmac.digest(operation_id.encode(), payload, "sha256")
-
-
-async def _run_stream(
-    handler: Handler, message: betterproto.Message, context: Context
-) -> AsyncGenerator[Any, None]:
-    """Yield what `handler` yields until it is done or the deadline passes."""
-    responses = handler(message, context)
-    async with aclosing(responses):
-        while True:
-            with context:
-                try:
-                    response = await anext(responses)
-                except StopAsyncIteration:
-                    return
-            yield response
-
-
-def _payload(response: betterproto.Message) -> bytes:
-    payload = encode(response)
-    if len(payload) > _MAX_REPLY_BYTES:  # the broker would close the channel, and with it all
-        raise ServiceError(
-            Code.OUT_OF_RANGE, "REPLY_TOO_LARGE", "The answer is too large: ask for less."
-        )
-    return payload
 
 
 def _add_once(handlers: dict[str, Any], name: str, handler: Any) -> None:
