@@ -1,22 +1,33 @@
 """The whole system as processes, each from its own environment, for tests to use and to break."""
 
 import asyncio
+import json
 import os
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import httpx
 
+from postbus.registry import METHODS
 from tests.tokens import TokenMaker
 from tools.environment import databases
 from tools.paths import SERVICES
 
-__all__ = ["System", "free_port", "run_system"]
+__all__ = ["WITHOUT_RATES", "System", "free_port", "run_system"]
 
 ROOT = Path(__file__).parents[1]
+WITHOUT_RATES: Final = {
+    "POSTBUS_RATE_ADDRESS": "",
+    "POSTBUS_RATE_USER": "",
+    "POSTBUS_RATE_USER_CHANGES": "",
+    "POSTBUS_RATE_METHODS": json.dumps(
+        {name: "" for name, method in METHODS.items() if method.rate_limit}
+    ),
+}
+"""All tests come from one address. tests/gateway/test_rates.py and tests/e2e test the rates."""
 
 
 def free_port() -> int:
@@ -138,6 +149,7 @@ async def run_system(
         "POSTBUS_SIGNING_KEY": tokens.signing_key,
         "POSTBUS_VERIFICATION_KEYS": tokens.key_set,
         "POSTBUS_PAGE_TOKEN_KEY": "of the tests alone",
+        **WITHOUT_RATES,
     }
     system = System({**environment, **settings}, logs)
     try:

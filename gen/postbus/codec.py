@@ -744,6 +744,7 @@ def _read_postbus_options_v1_MethodRules(m: Any) -> Any:
             "version": m.version,
             "expected_version": m.expected_version,
             "ends_session": m.ends_session,
+            "rate_limit": m.rate_limit,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -768,6 +769,8 @@ def _write_postbus_options_v1_MethodRules(o: Any, m: Any) -> None:
         m.expected_version = v
     if (v := d["ends_session"]) is not PLACEHOLDER and v is not None:
         m.ends_session = v
+    if (v := d["rate_limit"]) is not PLACEHOLDER and v is not None:
+        m.rate_limit = v
 
 
 def _read_postbus_posts_v1_Author(m: Any) -> Any:

@@ -54,7 +54,7 @@ class Method:
     response must not be stored, `ends_session` whether a call may end the caller's session.
     `version` is the path of the version in its response and `expected_version` the field of its
     request with the version that must be the current one, by the names of proto; both are empty
-    without one.
+    without one. `rate_limit` is how often one client may call it, such as `20/minute`.
     """
 
     name: str
@@ -74,6 +74,7 @@ class Method:
     ends_session: bool
     version: tuple[str, ...]
     expected_version: str
+    rate_limit: str
     http: tuple[HttpRule, ...]
 
 
@@ -114,6 +115,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=(),
         expected_version="",
+        rate_limit="",
         http=(),
     ),
     "postbus.bus.v1.WorkerService.Ping": Method(
@@ -134,6 +136,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=(),
         expected_version="",
+        rate_limit="",
         http=(),
     ),
     "postbus.bus.v1.WorkerService.GetStatistics": Method(
@@ -154,6 +157,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=(),
         expected_version="",
+        rate_limit="",
         http=(),
     ),
     "postbus.bus.v1.WorkerService.ListHandlers": Method(
@@ -174,6 +178,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=(),
         expected_version="",
+        rate_limit="",
         http=(),
     ),
     "postbus.posts.v1.CommentsService.CreateComment": Method(
@@ -194,6 +199,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=("comment", "version"),
         expected_version="",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="POST",
@@ -223,6 +229,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=(),
         expected_version="",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="GET",
@@ -252,6 +259,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=("comment", "version"),
         expected_version="expected_version",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="PATCH",
@@ -281,6 +289,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=(),
         expected_version="expected_version",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="DELETE",
@@ -310,6 +319,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=(),
         expected_version="",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="GET",
@@ -339,6 +349,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=(),
         expected_version="",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="POST",
@@ -368,6 +379,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=("post", "version"),
         expected_version="",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="POST",
@@ -397,6 +409,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=("post", "version"),
         expected_version="",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="GET",
@@ -426,6 +439,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=(),
         expected_version="",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="GET", path="/v1/posts", variables=(), body="", response_body="", status=200
@@ -450,6 +464,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=(),
         expected_version="",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="GET", path="/v1/feed", variables=(), body="", response_body="", status=200
@@ -474,6 +489,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=(),
         expected_version="",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="GET", path="/v1/tags", variables=(), body="", response_body="", status=200
@@ -498,6 +514,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=("post", "version"),
         expected_version="expected_version",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="PATCH",
@@ -527,6 +544,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=(),
         expected_version="expected_version",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="DELETE",
@@ -556,6 +574,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=("post", "version"),
         expected_version="expected_version",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="POST",
@@ -585,6 +604,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=("post", "version"),
         expected_version="expected_version",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="POST",
@@ -614,6 +634,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=("post", "version"),
         expected_version="",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="PUT",
@@ -643,6 +664,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=("post", "version"),
         expected_version="",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="DELETE",
@@ -672,6 +694,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=("user", "version"),
         expected_version="",
+        rate_limit="20/minute",
         http=(
             HttpRule(
                 verb="POST",
@@ -701,6 +724,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=(),
         expected_version="",
+        rate_limit="30/minute",
         http=(
             HttpRule(
                 verb="POST",
@@ -730,6 +754,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=(),
         expected_version="",
+        rate_limit="60/minute",
         http=(
             HttpRule(
                 verb="POST",
@@ -759,6 +784,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=True,
         version=(),
         expected_version="",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="POST",
@@ -788,6 +814,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=True,
         version=(),
         expected_version="",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="POST",
@@ -817,6 +844,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=(),
         expected_version="",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="GET",
@@ -846,6 +874,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=True,
         version=(),
         expected_version="",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="DELETE",
@@ -875,6 +904,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=(),
         expected_version="",
+        rate_limit="10/minute",
         http=(
             HttpRule(
                 verb="POST",
@@ -904,6 +934,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=(),
         expected_version="",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="GET",
@@ -933,6 +964,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=("user", "version"),
         expected_version="",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="GET", path="/v1/me", variables=(), body="", response_body="user", status=200
@@ -957,6 +989,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=("user", "version"),
         expected_version="expected_version",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="PATCH",
@@ -986,6 +1019,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=True,
         version=(),
         expected_version="expected_version",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="DELETE", path="/v1/me", variables=(), body="", response_body="", status=204
@@ -1010,6 +1044,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=("profile", "version"),
         expected_version="",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="GET",
@@ -1039,6 +1074,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=(),
         expected_version="",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="GET", path="/v1/users", variables=(), body="", response_body="", status=200
@@ -1063,6 +1099,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=(),
         expected_version="",
+        rate_limit="",
         http=(),
     ),
     "postbus.users.v1.UsersService.ListFollowedIds": Method(
@@ -1083,6 +1120,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=(),
         expected_version="",
+        rate_limit="",
         http=(),
     ),
     "postbus.users.v1.UsersService.Follow": Method(
@@ -1103,6 +1141,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=("profile", "version"),
         expected_version="",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="PUT",
@@ -1132,6 +1171,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=("profile", "version"),
         expected_version="",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="DELETE",
@@ -1161,6 +1201,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=(),
         expected_version="",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="GET",
@@ -1190,6 +1231,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=(),
         expected_version="",
+        rate_limit="",
         http=(
             HttpRule(
                 verb="GET",

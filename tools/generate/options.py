@@ -1,5 +1,6 @@
 """The options of our own (postbus.options.v1), read and checked."""
 
+import re
 from typing import Any, Final
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
@@ -13,6 +14,7 @@ __all__ = [
     "expected_version",
     "from_headers",
     "method_access",
+    "rate_limit",
     "recipient",
     "response_version",
 ]
@@ -20,6 +22,7 @@ __all__ = [
 _METHOD: Final = "postbus.options.v1.method"
 _EVENT: Final = "postbus.options.v1.event"
 _ACCESS: Final = {1: "PUBLIC", 2: "USER", 3: "INTERNAL"}
+_RATE: Final = re.compile(r"[1-9][0-9]*/(second|minute|hour|day)")
 _INTEGERS: Final = {
     FieldDescriptor.CPPTYPE_INT32,
     FieldDescriptor.CPPTYPE_INT64,
@@ -34,6 +37,14 @@ def method_access(contracts: Contracts, method: MethodDescriptor) -> str:
     if access not in _ACCESS:
         raise GeneratorError(method, "say who may call it: (postbus.options.v1.method).access")
     return _ACCESS[access]
+
+
+def rate_limit(contracts: Contracts, method: MethodDescriptor) -> str:
+    """Return the rate of a method, such as `20/minute`; empty if it has none of its own."""
+    rate: str = contracts.option(method, _METHOD).rate_limit
+    if rate and not _RATE.fullmatch(rate):
+        raise GeneratorError(method, f"rate_limit is not like `20/minute`: {rate}")
+    return rate
 
 
 def response_version(contracts: Contracts, method: MethodDescriptor) -> tuple[str, ...]:

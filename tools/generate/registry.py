@@ -13,6 +13,7 @@ from tools.generate.options import (
     event_access,
     expected_version,
     method_access,
+    rate_limit,
     recipient,
     response_version,
 )
@@ -72,7 +73,7 @@ class Method:
     response must not be stored, `ends_session` whether a call may end the caller's session.
     `version` is the path of the version in its response and `expected_version` the field of its
     request with the version that must be the current one, by the names of proto; both are empty
-    without one.
+    without one. `rate_limit` is how often one client may call it, such as `20/minute`.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Method:
     ends_session: bool
     version: tuple[str, ...]
     expected_version: str
+    rate_limit: str
     http: tuple[HttpRule, ...]
 
 
@@ -171,6 +173,7 @@ def _method(contracts: Contracts, method: MethodDescriptor, http: list[Binding])
         "ends_session": str(rules.ends_session),
         "version": repr(response_version(contracts, method)),
         "expected_version": repr(expected_version(contracts, method)),
+        "rate_limit": repr(rate_limit(contracts, method)),
         "http": _http(http),
     }
     lines = "".join(f"        {name}={value},\n" for name, value in values.items())

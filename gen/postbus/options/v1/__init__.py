@@ -78,6 +78,13 @@ class MethodRules(betterproto.Message):
      ended, and is let through to its first answer; the handler has to look for itself.
     """
 
+    rate_limit: str = betterproto.string_field(8)
+    """
+    How often one client may call it through one gateway, such as `20/minute` (or `second`, `hour`,
+     `day`); unlimited if unset, apart from the limits on all requests. A client is a user where the
+     method's access is ACCESS_USER, else an address. A setting of the gateway overrides it.
+    """
+
     def __init__(
         self,
         access: "Access" = PLACEHOLDER,
@@ -87,6 +94,7 @@ class MethodRules(betterproto.Message):
         version: str = PLACEHOLDER,
         expected_version: str = PLACEHOLDER,
         ends_session: bool = PLACEHOLDER,
+        rate_limit: str = PLACEHOLDER,
     ) -> None:
         _set_attribute(
             self,
@@ -99,13 +107,15 @@ class MethodRules(betterproto.Message):
                 "version": version,
                 "expected_version": expected_version,
                 "ends_session": ends_session,
+                "rate_limit": rate_limit,
                 "_serialized_on_wire": access is not PLACEHOLDER
                 or default_timeout_ms is not PLACEHOLDER
                 or http_status is not PLACEHOLDER
                 or secret_response is not PLACEHOLDER
                 or version is not PLACEHOLDER
                 or expected_version is not PLACEHOLDER
-                or ends_session is not PLACEHOLDER,
+                or ends_session is not PLACEHOLDER
+                or rate_limit is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {},
             },

@@ -1,0 +1,202 @@
+"""Rates by address, user and method; in memory and in Redis."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from gateway.addresses import network_of
+from gateway.problems import HttpError
+from gateway.rates import BoundedStorage, Rates, RateSettings, open_storage
+from gateway.settings import GatewaySettings
+from postbus.registry import METHODS
+from shared.errors import Code
+from tests.system import free_port
+from tools.infrastructure import InfrastructureError, packages
+
+READ = METHODS["postbus.users.v1.UsersService.GetMe"]
+CHANGE = METHODS["postbus.posts.v1.PostsService.CreatePost"]
+LOG_IN = METHODS["postbus.users.v1.AuthService.LogIn"]
+CHANGE_PASSWORD = METHODS["postbus.users.v1.AuthService.ChangePassword"]
+
+
+def _rates(
+    *, address: str = "", user: str = "", user_changes: str = "", **methods: str
+) -> tuple[Rates, list[float]]:
+    named = {
+        name: rate for name in METHODS for last, rate in methods.items() if name.endswith(last)
+    }
+    settings = RateSettings(
+        address=address,
+        user=user,
+        user_changes=user_changes,
+        methods=dict.fromkeys(METHODS, "") | named,
+    )
+    now = [600.0]
+    return Rates(settings, BoundedStorage(), lambda: now[0]), now
+
+
+async def _refused(
+    rates: Rates, address: str, caller_id: str = "", method: object = READ
+) -> HttpError:
+    with pytest.raises(HttpError) as refused:
+        await rates.admit(address, caller_id, method)  # type: ignore[arg-type]
+    return refused.value
+
+
+async def test_address_without_token_is_refused_after_its_rate_and_others_are_not() -> None:
+    rates, now = _rates(address="2/minute")
+    now[0] = 645.0
+    await rates.admit("192.0.2.1")
+    await rates.admit("192.0.2.1")
+    error = await _refused(rates, "192.0.2.1")
+    assert (error.status, error.code, error.reason) == (
+        429,
+        Code.RESOURCE_EXHAUSTED,
+        "RATE_LIMITED",
+    )
+    assert error.retry_after == 15
+    assert error.headers == {
+        "ratelimit-policy": '"address";q=2;w=60',
+        "ratelimit": '"address";r=0;t=15',
+    }
+    await rates.admit("192.0.2.2")
+
+
+async def test_next_window_begins_anew() -> None:
+    rates, now = _rates(address="1/minute")
+    await rates.admit("192.0.2.1")
+    await _refused(rates, "192.0.2.1")
+    now[0] = 660.0
+    await rates.admit("192.0.2.1")
+
+
+async def test_user_is_counted_by_id_wherever_the_requests_come_from() -> None:
+    rates, _ = _rates(address="1/minute", user="2/minute")
+    await rates.admit("192.0.2.1", "u1", READ)
+    await rates.admit("192.0.2.2", "u1", READ)
+    await _refused(rates, "192.0.2.3", "u1")
+    await rates.admit("192.0.2.1", "u2", READ)
+
+
+async def test_changes_have_a_rate_of_their_own_beside_the_users() -> None:
+    rates, _ = _rates(user="3/minute", user_changes="1/minute")
+    headers = await rates.admit("192.0.2.1", "u1", CHANGE)
+    assert headers == [
+        (b"ratelimit-policy", b'"user";q=3;w=60, "user-changes";q=1;w=60'),
+        (b"ratelimit", b'"user";r=2;t=60, "user-changes";r=0;t=60'),
+    ]
+    await _refused(rates, "192.0.2.1", "u1", CHANGE)
+    await rates.admit("192.0.2.1", "u1", READ)
+
+
+async def test_rate_of_a_public_method_counts_by_address_even_with_a_token() -> None:
+    rates, _ = _rates(LogIn="1/minute")
+    await rates.admit("192.0.2.1", "u1", LOG_IN)
+    await _refused(rates, "192.0.2.1", "u2", LOG_IN)
+    await rates.admit("192.0.2.2", "u2", LOG_IN)
+
+
+async def test_rate_of_a_method_for_users_counts_by_user() -> None:
+    rates, _ = _rates(ChangePassword="1/minute")
+    await rates.admit("192.0.2.1", "u1", CHANGE_PASSWORD)
+    await rates.admit("192.0.2.1", "u2", CHANGE_PASSWORD)
+    await _refused(rates, "192.0.2.9", "u1", CHANGE_PASSWORD)
+
+
+async def test_contract_gives_the_rates_of_methods_unless_a_setting_does() -> None:
+    settings = RateSettings(address="", user="", user_changes="", methods={})
+    rates = Rates(settings, BoundedStorage(), lambda: 0.0)
+    for _ in range(30):
+        await rates.admit("192.0.2.1", "", LOG_IN)
+    await _refused(rates, "192.0.2.1", "", LOG_IN)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("fe80::1%eth0", "fe80::2"),
+    ],
+)
+def test_addresses_of_one_client_count_together(one: str, other: str) -> None:
+    assert network_of(one) == network_of(other)
+
+
+def test_other_networks_count_apart() -> None:
+    assert network_of("2001:db8:1:2::1") != network_of("2001:db8:1:3::1")
+    assert network_of("192.0.2.1") != network_of("192.0.2.2")
+
+
+async def test_memory_drops_the_oldest_window_at_its_bound() -> None:
+    storage = BoundedStorage(max_keys=2)
+    for key in ("a", "b", "c"):
+        await storage.incr(key, 60)
+    assert [await storage.get(key) for key in ("a", "b", "c")] == [0, 1, 1]
+
+
+@pytest.fixture(scope="module")
+async def redis_url() -> AsyncIterator[str]:
+    """A Redis of this module, from Debian's package where the system has none."""
+    program, libraries = shutil.which("redis-server"), ""
+    if program is None:
+        try:
+            packages.provide(["redis-server"])
+        except InfrastructureError as error:
+            pytest.skip(f"no Redis here: {error}")
+        program = str(packages.UNPACKED / "usr/bin/redis-server")
+        libraries = packages.library_path()
+    port = free_port()
+    server = await asyncio.create_subprocess_exec(
+        *(program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"),
+        stdout=asyncio.subprocess.PIPE,
+        env={"LD_LIBRARY_PATH": libraries},
+        cwd=Path("/tmp"),  # noqa: S108  # it writes nothing
+    )
+    try:
+        async with asyncio.timeout(10):
+            while b"eady to accept connections" not in await server.stdout.readline():  # type: ignore[union-attr]
+                pass
+        yield f"redis://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        await server.wait()
+
+
+async def test_gateways_count_together_in_redis(
+    redis_url: str, unique: Callable[[str], str]
+) -> None:
+    settings = RateSettings(address="2/minute", user="", user_changes="", methods={})
+    address, url = unique("address"), SecretStr(redis_url)
+    async with open_storage(url) as first, open_storage(url) as second:
+        one, other = (Rates(settings, store, lambda: 600.0) for store in (first, second))
+        await one.admit(address)
+        await other.admit(address)
+        await _refused(one, address)
+        await _refused(other, address)
+
+
+async def test_gateway_counts_alone_while_redis_is_unavailable(
+    unique: Callable[[str], str],
+) -> None:
+    settings = RateSettings(address="1/minute", user="", user_changes="", methods={})
+    async with open_storage(SecretStr(f"redis://127.0.0.1:{free_port()}")) as storage:
+        rates = Rates(settings, storage, lambda: 600.0)
+        address = unique("address")
+        await rates.admit(address)
+        await _refused(rates, address)
+
+
+def test_documented_table_has_the_defaults() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "limits.md").read_text()
+    for name, field in GatewaySettings.model_fields.items():
+        if name.startswith("rate_") and isinstance(field.default, str):
+            assert f"| `{name.upper()}` | `{field.default}` |" in text
+    for method in METHODS.values():
+        if method.rate_limit:
+            service = ".".join(method.name.rsplit(".", 2)[1:])
+            assert f"| `{service}` | `{method.rate_limit}` |" in text
