@@ -724,7 +724,7 @@ METHODS: Mapping[str, Method] = {
         ends_session=False,
         version=(),
         expected_version="",
-        rate_limit="30/minute",
+        rate_limit="60/minute",
         http=(
             HttpRule(
                 verb="POST",

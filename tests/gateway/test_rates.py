@@ -86,8 +86,8 @@ async def test_changes_have_a_rate_of_their_own_beside_the_users() -> None:
     rates, _ = _rates(user="3/minute", user_changes="1/minute")
     headers = await rates.admit("192.0.2.1", "u1", CHANGE)
     assert headers == [
-        (b"ratelimit-policy", b'"user";q=3;w=60, "user-changes";q=1;w=60'),
-        (b"ratelimit", b'"user";r=2;t=60, "user-changes";r=0;t=60'),
+        (b"ratelimit-policy", b'"user-changes";q=1;w=60, "user";q=3;w=60'),
+        (b"ratelimit", b'"user-changes";r=0;t=60, "user";r=2;t=60'),
     ]
     await _refused(rates, "192.0.2.1", "u1", CHANGE)
     await rates.admit("192.0.2.1", "u1", READ)
@@ -107,10 +107,18 @@ async def test_rate_of_a_method_for_users_counts_by_user() -> None:
     await _refused(rates, "192.0.2.9", "u1", CHANGE_PASSWORD)
 
 
+async def test_refusals_of_a_method_do_not_use_up_the_rate_of_the_address() -> None:
+    rates, _ = _rates(address="2/minute", LogIn="1/minute")
+    await rates.admit("192.0.2.1", "", LOG_IN)
+    for _ in range(5):
+        await _refused(rates, "192.0.2.1", "", LOG_IN)
+    await rates.admit("192.0.2.1", "", READ)
+
+
 async def test_contract_gives_the_rates_of_methods_unless_a_setting_does() -> None:
     settings = RateSettings(address="", user="", user_changes="", methods={})
     rates = Rates(settings, BoundedStorage(), lambda: 0.0)
-    for _ in range(30):
+    for _ in range(60):
         await rates.admit("192.0.2.1", "", LOG_IN)
     await _refused(rates, "192.0.2.1", "", LOG_IN)
 

@@ -148,7 +148,7 @@ class Rates:
         self._address = _policies(("address", settings.address))
         user = ("user", settings.user)
         self._user = _policies(user)
-        self._user_changes = _policies(user, ("user-changes", settings.user_changes))
+        self._user_changes = _policies(("user-changes", settings.user_changes), user)
         self._methods = {
             name: _policies((method.name.rpartition(".")[2], rate))
             for name, method in METHODS.items()
@@ -170,26 +170,26 @@ class Rates:
             window = int(now // policy.seconds)
             count = await self._count(f"{policy.name}/{key}/{window}", policy.seconds)
             counted.append((policy, policy.amount - count))
-        headers = _headers(counted, now)
-        for policy, left in counted:
-            if left < 0:
-                raise _limited(policy, _reset(policy, now), headers)
-        return headers
+            if count > policy.amount:
+                raise _limited(policy, _reset(policy, now), _headers(counted, now))
+        return _headers(counted, now)
 
     def _due(
         self, address: str, caller_id: str, method: Method | None
     ) -> list[tuple[_Policy, str]]:
-        """Return the limits that a request counts towards, with their keys."""
-        if caller_id:
-            changes = method and method.idempotency is not Idempotency.NO_SIDE_EFFECTS
-            own = self._user_changes if changes else self._user
-            due = [(policy, caller_id) for policy in own]
-        else:
-            due = [(policy, network_of(address)) for policy in self._address]
-        if method is not None and (extra := self._methods.get(method.name)):
+        """Return the limits that a request counts towards, with their keys.
+
+        The most special one comes first: a flood of one method does not use up the rest.
+        """
+        due: list[tuple[_Policy, str]] = []
+        if method is not None and (special := self._methods.get(method.name)):
             by_user = method.access is Access.USER and caller_id
-            due += [(policy, by_user or network_of(address)) for policy in extra]
-        return due
+            due += [(policy, by_user or network_of(address)) for policy in special]
+        if not caller_id:
+            return due + [(policy, network_of(address)) for policy in self._address]
+        changes = method and method.idempotency is not Idempotency.NO_SIDE_EFFECTS
+        own = self._user_changes if changes else self._user
+        return due + [(policy, caller_id) for policy in own]
 
     async def _count(self, key: str, seconds: int) -> int:
         try:
