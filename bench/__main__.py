@@ -4,12 +4,13 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from bench import codec, events, memory, rpc, scale
+from bench import codec, events, http, memory, rpc, scale
 from bench.report import Result, publish
 
 _SUITES: Final[dict[str, Callable[[], Sequence[Result]]]] = {
     "codec": codec.run,
     "rpc": rpc.run,
+    "http": http.run,
     "events": events.run,
     "memory": memory.run,
     "scale": scale.run,

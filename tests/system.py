@@ -107,6 +107,10 @@ class System:
         """End whatever runs."""
         await asyncio.gather(*(self.stop(service) for service in list(self._processes)))
 
+    def pids(self) -> list[int]:
+        """Return the process id of each running service."""
+        return [process.pid for process in self._processes.values()]
+
     def resident(self) -> dict[str, float]:
         """Memory of each running service, in MiB."""
         fields = {

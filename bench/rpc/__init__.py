@@ -7,14 +7,13 @@ bytes out.
 """
 
 import json
-import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Final
 
 import httpx
 
+from bench.process import cpu_seconds, pid_listening
 from bench.report import Result
 from bench.rpc.contenders import (
     QUICK,
@@ -55,20 +54,20 @@ def run() -> list[Result]:
 def _measure(contender: Contender, url: str) -> dict[int, Measures]:
     """Run its worker and its client once; return the measures by the number in flight."""
     port = httpx.URL(url).port
-    broker = _pid_listening(port) if port else None
+    broker = pid_listening(port) if port else None
     with (
         running(contender, "worker", url, _LOAD) as worker,
         running(contender, "client", url, _LOAD, ready="GO") as client,
     ):
         found: dict[int, Measures] = {}
         pids = [client.pid, worker.pid, *([broker] if broker else [])]
-        before = _cpu_ms(pids)
+        before = 1000 * cpu_seconds(pids)
         for line in client.stdout or ():
             if line.strip() == "GO":
-                before = _cpu_ms(pids)
+                before = 1000 * cpu_seconds(pids)
             elif line.startswith("{"):
                 told = json.loads(line)
-                used = (_cpu_ms(pids) - before) / told["calls"]
+                used = (1000 * cpu_seconds(pids) - before) / told["calls"]
                 found[told["in_flight"]] = {
                     "rate": told["rate"],
                     "p50": told["p50"],
@@ -78,32 +77,6 @@ def _measure(contender: Contender, url: str) -> dict[int, Measures]:
             if len(found) == len(_IN_FLIGHT):
                 return found
     raise FailedError("its client ended early")
-
-
-def _cpu_ms(pids: Sequence[int]) -> float:
-    """Processor time that the processes have used so far, with that of their threads."""
-    tick = 1000 / os.sysconf("SC_CLK_TCK")
-    used = 0.0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        used += (int(fields[11]) + int(fields[12])) * tick
-    return used
-
-
-def _pid_listening(port: int) -> int | None:
-    """The process that listens on a TCP port of this machine, if it can be seen."""
-    sockets = {
-        f"socket:[{fields[9]}]"
-        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
-        if (fields := line.split())[3] == "0A" and int(fields[1].partition(":")[2], 16) == port
-    }
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if any(os.readlink(each) in sockets for each in (process / "fd").iterdir()):
-                return int(process.name)
-        except OSError:  # gone, or not ours
-            continue
-    return None
 
 
 def _median(rounds: Sequence[dict[int, Measures]]) -> dict[int, Measures]:

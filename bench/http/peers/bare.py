@@ -1,0 +1,64 @@
+"""The floor: an ASGI handler that passes bytes over our data plane; its worker adds an id."""
+
+import asyncio
+import os
+import sys
+import time
+
+import uvicorn
+import uvloop
+from pydantic import SecretStr
+
+from shared import collector
+from shared.messagebus import Call
+from shared.messagebus.amqp import connect
+from shared.messagebus.envelope import payload_reply
+
+URL = SecretStr(os.environ["BENCH_URL"])
+HEAD = b'{"id": "018f3b6e-7b1a-7c44-9d0e-5f2a1b3c4d5e", '
+
+
+async def worker() -> None:
+    async def handler(_route: str, body: bytes) -> bytes:
+        return payload_reply(HEAD + body[1:])
+
+    async with connect(URL, "bench worker") as bus:
+        await bus.serve("bench.http.bare", ["bench.http.bare"], handler, concurrency=256)
+        collector.settle()
+        print("READY", flush=True)
+        await asyncio.Future()
+
+
+async def gateway() -> None:
+    async with connect(URL, "bench gateway") as bus:
+        await bus.wait_ready()
+
+        async def app(scope, receive, send):
+            if scope["type"] == "lifespan":
+                await receive()
+                await send({"type": "lifespan.startup.complete"})
+                asyncio.get_running_loop().call_later(0.5, lambda: print("READY", flush=True))
+                await receive()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+            body = (await receive())["body"]
+            body = await bus.call("bench.http.bare", Call(body, time.time() + 5))
+            headers = [
+                (b"content-type", b"application/json"),
+                (b"content-length", b"%d" % len(body)),
+            ]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+
+        config = uvicorn.Config(
+            app,
+            port=int(os.environ["BENCH_PORT"]),
+            http="httptools",
+            log_level="error",
+            access_log=False,
+        )
+        collector.settle()
+        await uvicorn.Server(config).serve()
+
+
+uvloop.run({"worker": worker, "gateway": gateway}[sys.argv[1]]())
