@@ -84,6 +84,7 @@ class EventType:
     `version` is that of its meaning: raised by every change that would mislead consumers.
     `aggregate_version` is the path of the field with the aggregate's version, empty without one.
     `access` says who may hear of it outside; with USER `recipient` is the field with the user's id.
+    `ended_sessions` is the field with the ids of the sessions that it ends, empty without one.
     """
 
     name: str
@@ -93,6 +94,7 @@ class EventType:
     aggregate_version: tuple[str, ...]
     access: Access
     recipient: str
+    ended_sessions: str
 
 
 METHODS: Mapping[str, Method] = {
@@ -1211,6 +1213,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=("comment", "version"),
         access=Access.PUBLIC,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.posts.v1.CommentDeleted": EventType(
         name="postbus.posts.v1.CommentDeleted",
@@ -1220,6 +1223,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=(),
         access=Access.PUBLIC,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.posts.v1.CommentUpdated": EventType(
         name="postbus.posts.v1.CommentUpdated",
@@ -1229,6 +1233,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=("comment", "version"),
         access=Access.PUBLIC,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.posts.v1.NotificationCreated": EventType(
         name="postbus.posts.v1.NotificationCreated",
@@ -1238,6 +1243,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=(),
         access=Access.USER,
         recipient="user_id",
+        ended_sessions="",
     ),
     "postbus.posts.v1.PostCreated": EventType(
         name="postbus.posts.v1.PostCreated",
@@ -1247,6 +1253,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=("post", "version"),
         access=Access.PUBLIC,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.posts.v1.PostDeleted": EventType(
         name="postbus.posts.v1.PostDeleted",
@@ -1256,6 +1263,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=("version",),
         access=Access.PUBLIC,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.posts.v1.PostErasureContinued": EventType(
         name="postbus.posts.v1.PostErasureContinued",
@@ -1265,6 +1273,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=(),
         access=Access.INTERNAL,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.posts.v1.PostLiked": EventType(
         name="postbus.posts.v1.PostLiked",
@@ -1274,6 +1283,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=(),
         access=Access.PUBLIC,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.posts.v1.PostPublished": EventType(
         name="postbus.posts.v1.PostPublished",
@@ -1283,6 +1293,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=("post", "version"),
         access=Access.PUBLIC,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.posts.v1.PostUnliked": EventType(
         name="postbus.posts.v1.PostUnliked",
@@ -1292,6 +1303,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=(),
         access=Access.PUBLIC,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.posts.v1.PostUnpublished": EventType(
         name="postbus.posts.v1.PostUnpublished",
@@ -1301,6 +1313,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=("version",),
         access=Access.PUBLIC,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.posts.v1.PostUpdated": EventType(
         name="postbus.posts.v1.PostUpdated",
@@ -1310,6 +1323,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=("post", "version"),
         access=Access.PUBLIC,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.posts.v1.UserContentErasureContinued": EventType(
         name="postbus.posts.v1.UserContentErasureContinued",
@@ -1319,6 +1333,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=(),
         access=Access.INTERNAL,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.users.v1.FollowChanged": EventType(
         name="postbus.users.v1.FollowChanged",
@@ -1328,6 +1343,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=("version",),
         access=Access.PUBLIC,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.users.v1.SessionsRevoked": EventType(
         name="postbus.users.v1.SessionsRevoked",
@@ -1337,6 +1353,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=(),
         access=Access.INTERNAL,
         recipient="",
+        ended_sessions="session_ids",
     ),
     "postbus.users.v1.UserDeleted": EventType(
         name="postbus.users.v1.UserDeleted",
@@ -1346,6 +1363,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=(),
         access=Access.PUBLIC,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.users.v1.UserErasureContinued": EventType(
         name="postbus.users.v1.UserErasureContinued",
@@ -1355,6 +1373,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=(),
         access=Access.INTERNAL,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.users.v1.UserProfileUpdated": EventType(
         name="postbus.users.v1.UserProfileUpdated",
@@ -1364,6 +1383,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=("version",),
         access=Access.PUBLIC,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.users.v1.UserRegistered": EventType(
         name="postbus.users.v1.UserRegistered",
@@ -1373,6 +1393,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=(),
         access=Access.PUBLIC,
         recipient="",
+        ended_sessions="",
     ),
 }
 MESSAGES: Mapping[str, type[betterproto.Message]] = {
