@@ -5,7 +5,7 @@ import inspect
 import time
 from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterable, Iterator
 from contextlib import aclosing, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import betterproto
 import structlog
@@ -15,7 +15,7 @@ from postbus.bus.v1 import Event
 from postbus.registry import EVENTS, EventType
 from shared.context import Context
 from shared.errors import Code, Outcome, ServiceError, internal
-from shared.identity import TokenVerifier, token_missing
+from shared.identity import Caller, token_missing
 from shared.messagebus.bus import Failure
 from shared.messagebus.envelope import (
     completed_reply,
@@ -37,7 +37,7 @@ from shared.trace import trace_id, valid_traceparent
 from shared.wire import decode, read_valid
 from shared.work import Operation, Perform
 
-__all__ = ["Dispatcher"]
+__all__ = ["Dispatcher", "Verifier"]
 
 _log = structlog.get_logger()
 _MAX_BUDGET = 60.0
@@ -45,6 +45,13 @@ _MAX_BUDGET = 60.0
 _EVENT_BUDGET = 30.0
 _MAY_PASS = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.ABORTED, Code.DEADLINE_EXCEEDED)
 """What may go better another time."""
+
+
+class Verifier(Protocol):
+    """Verifies access tokens and their sessions: shared.revocations.SessionVerifier."""
+
+    def verify(self, token: str, *, ended: bool) -> Caller:
+        """Return the caller, of a session that has `ended` too; raises ServiceError."""
 
 
 class Dispatcher:
@@ -56,7 +63,7 @@ class Dispatcher:
     """
 
     def __init__(
-        self, worker: str, handlers: Iterable[object], verifier: TokenVerifier, perform: Perform
+        self, worker: str, handlers: Iterable[object], verifier: Verifier, perform: Perform
     ) -> None:
         self._worker = worker
         self._perform = perform
@@ -161,10 +168,11 @@ class Dispatcher:
     ) -> tuple[Context, betterproto.Message]:
         """Verify and validate.
 
-        The token is verified again: whoever reaches the broker could name any user.
+        Token and session are verified again: any process that reaches the broker could name a user.
         """
         token = request.access_token
-        caller = self._verifier.verify(token) if token else None
+        ends_session = served.method.ends_session
+        caller = self._verifier.verify(token, ended=ends_session) if token else None
         if caller is None and served.needs_user:
             raise token_missing()
         operation_id = request.operation_id or str(uuid7())
