@@ -90,7 +90,7 @@ def path_of(method: Method) -> str:
 async def refused_over_rest(client: httpx.AsyncClient, method: Method, token: str) -> str:
     rule = method.http[0]
     headers = {"Authorization": f"Bearer {token}"}
-    body = {} if rule.body else None
+    body: dict[str, str] | None = {} if rule.body else None
     answer = await client.request(rule.verb, path_of(method), json=body, headers=headers)
     return f"{answer.status_code} {answer.json()['reason']}"
 

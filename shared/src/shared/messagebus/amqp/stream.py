@@ -26,6 +26,7 @@ _PREFETCH: Final = 64
 _START_SECONDS: Final = 1.0
 """A new session waits so long for the past events; its calls then begin without them."""
 _REPLAY_SECONDS: Final = 60.0
+"""What takes longer is begun again."""
 _RETRY_SECONDS: Final = 2.0
 _CLOSE_SECONDS: Final = 1.0
 _MAX_ERROR: Final = 500
@@ -36,20 +37,27 @@ _Arrived = asyncio.Queue[Delivered | None]
 
 
 class StreamFollower(Endpoint):
-    """Hands the events of a stream to a handler, one after the other.
+    """Hands the events of a stream to a handler, one after the other; see MessageBus.follow.
 
     A stream has no end that a consumer could see, so the follower publishes a mark: once it reads
     its own mark, it has read all events that the broker had confirmed before. The stream has a
     channel of its own: while it is unavailable, the session serves all that does not need it.
     """
 
-    def __init__(self, stream: Queue, handler: EventHandler, seconds: float) -> None:
+    def __init__(
+        self,
+        stream: Queue,
+        handler: EventHandler,
+        seconds: float,
+        replay_seconds: float = _REPLAY_SECONDS,
+    ) -> None:
         super().__init__(stream.name, _PREFETCH)
         self.complete = False
         self._stream = stream
         self._handler = handler
         # Counted back by the broker's own clock; a time would compare it with ours.
         self._offset = f"{math.ceil(seconds)}s"
+        self._replay_seconds = replay_seconds
         self._completed = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
 
@@ -91,7 +99,7 @@ class StreamFollower(Endpoint):
         def lost(*_reason: Any) -> None:
             arrived.put_nowait(None)
 
-        async with asyncio.timeout(_REPLAY_SECONDS) as limit:
+        async with asyncio.timeout(self._replay_seconds) as limit:
             await declare(link, self._stream)
             channel, lane = await link.channel(prefetch=_PREFETCH, on_lost=lost)
             try:
