@@ -27,7 +27,7 @@ from postbus.posts.v1 import (
     PostsServiceBase,
     PostsServiceStub,
 )
-from postbus.users.v1 import UserRegistered
+from postbus.users.v1 import SessionsRevoked, UserRegistered
 from shared.context import Context
 from shared.errors import ServiceError
 from shared.identity import TokenVerifier
@@ -43,6 +43,7 @@ from tests.tokens import TokenMaker
 
 CREATE = "postbus.posts.v1.PostsService.CreatePost"
 GET = "postbus.posts.v1.PostsService.GetPost"
+COUNTED_BY_ALL = "postbus.bus.v1.WorkerService.GetStatistics.posts"
 POST_ID = "018f3f6e-0000-7000-8000-000000000001"
 
 
@@ -321,6 +322,53 @@ async def test_answer_that_is_too_large_is_an_error(bus: MemoryBus, posts: Posts
     error = await failure_of(bus, GET, a_call(encode(GetPostRequest(id=POST_ID))))
 
     assert (error.code, error.reason) == (Code.OUT_OF_RANGE, "REPLY_TOO_LARGE")
+
+
+@pytest.mark.parametrize("route", [GET, COUNTED_BY_ALL])
+async def test_request_of_more_than_4_mib_is_refused_undecoded(
+    posts: Posts, sessions: SessionVerifier, route: str
+) -> None:
+    dispatcher = Dispatcher("posts", [posts, Health({})], sessions, direct(MemoryBus().publish))
+
+    too_large = await reply_of(dispatcher, b"\xff" * (4 * 2**20 + 1), route)
+    large = await reply_of(dispatcher, b"\xff" * (4 * 2**20), route)
+
+    assert (too_large.error.code, too_large.error.reason) == (
+        Code.RESOURCE_EXHAUSTED,
+        "REQUEST_TOO_LARGE",
+    )
+    assert large.error.reason == "MALFORMED_MESSAGE"
+
+
+async def test_worker_refuses_a_session_that_has_ended(
+    bus: MemoryBus, posts: Posts, tokens: TokenMaker
+) -> None:
+    token = tokens.token("alice", sid="gone")
+    request = encode(CreatePostRequest(title="Hi"))
+    await bus.call(CREATE, a_call(request, token=token))
+
+    revoked = SessionsRevoked(user_id="alice", session_ids=["gone"])
+    await bus.publish(Event(id="1", type="postbus.users.v1.SessionsRevoked", data=encode(revoked)))
+
+    error = await failure_of(bus, CREATE, a_call(request, token=token))
+    assert (error.code, error.reason) == (Code.UNAUTHENTICATED, "SESSION_REVOKED")
+    assert (await failure_of(bus, GET, a_call(b"", token=token))).reason == "SESSION_REVOKED"
+    assert posts.seen == [("Hi", "alice")]
+
+
+async def test_worker_refuses_tokens_until_it_knows_which_sessions_have_ended(
+    posts: Posts, tokens: TokenMaker, verifier: TokenVerifier
+) -> None:
+    sessions = SessionVerifier(MemoryBus(), verifier)
+    dispatcher = Dispatcher("posts", [posts, Health({})], sessions, direct(MemoryBus().publish))
+    request = encode(GetPostRequest(id=POST_ID))
+
+    refused = await reply_of(dispatcher, a_call(request, token=tokens.token("alice")).request)
+    public = await reply_of(dispatcher, a_call(request).request)
+
+    assert (refused.error.code, refused.error.reason) == (Code.UNAVAILABLE, "SESSIONS_UNKNOWN")
+    assert refused.error.retry_after == timedelta(seconds=1)
+    assert public == Reply(payload=b"")
 
 
 def test_consumer_of_what_is_no_event_does_not_start(sessions: SessionVerifier) -> None:

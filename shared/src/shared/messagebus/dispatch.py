@@ -43,6 +43,8 @@ _log = structlog.get_logger()
 _MAX_BUDGET = 60.0
 """No call runs longer, in seconds, whatever its caller asks for."""
 _EVENT_BUDGET = 30.0
+_MAX_REQUEST_BYTES = 4 * 2**20
+"""Larger requests are refused undecoded; the gateway accepts bodies of 1 MiB by default."""
 _MAY_PASS = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.ABORTED, Code.DEADLINE_EXCEEDED)
 """What may go better another time."""
 
@@ -110,6 +112,8 @@ class Dispatcher:
         served = self._methods.get(route)
         if served is None:
             return _not_served()
+        if len(body) > _MAX_REQUEST_BYTES:
+            return _too_large()
         return self._replies(served, body) if served.method.streams else self._reply(served, body)
 
     async def _reply(self, served: Served, body: bytes) -> bytes:
@@ -282,6 +286,13 @@ def _failure(error: ServiceError, context: Context | None, traceparent: str) -> 
 
 async def _not_served() -> bytes:
     error = ServiceError(Code.UNIMPLEMENTED, "UNKNOWN_METHOD", "The method is not served.")
+    return error_reply(error)
+
+
+async def _too_large() -> bytes:
+    error = ServiceError(
+        Code.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE", "The request is larger than 4 MiB."
+    )
     return error_reply(error)
 
 
