@@ -23,7 +23,7 @@ from shared.messagebus.amqp.stream import StreamFollower
 from shared.messagebus.amqp.topology import event_stream
 from shared.messagebus.bus import Failure
 from shared.revocations import SessionVerifier
-from shared.wire import encode
+from shared.wire import decode, encode
 from shared.worker import Application, serve
 from tests.conftest import new_vhost
 from tests.idle import complete
@@ -197,6 +197,27 @@ async def test_revocations_of_a_break_are_known_before_the_first_call_after_it(
         assert refused(sessions, meanwhile) == "SESSION_REVOKED"
         assert refused(sessions, before) == "SESSION_REVOKED"
     await proxy.stop()
+
+
+async def test_event_that_its_handler_can_not_bear_does_not_hide_the_next(
+    vhost: str, unique: Unique
+) -> None:
+    event, stream = unique("event."), unique("stream.")
+    heard: list[str] = []
+
+    async def handler(body: bytes) -> Failure | None:
+        heard.append(decode(Event, body).id)
+        if heard[-1] == "bad":
+            raise RuntimeError("unforeseen")
+        return None
+
+    async with opened(vhost) as bus:
+        following = await bus.follow(stream, [event], handler, seconds=60)
+        await bus.publish(Event(id="bad", type=event))
+        await bus.publish(Event(id="good", type=event))
+        await until(lambda: heard == ["bad", "good"])
+        assert following.complete
+        await following.cancel()
 
 
 async def test_replay_that_takes_too_long_begins_again(vhost: str, unique: Unique) -> None:

@@ -29,6 +29,8 @@ _CLOCK_SECONDS: Final = 60.0
 REMEMBERED_SECONDS: Final = ACCESS_TOKEN_SECONDS + _CLOCK_SECONDS
 _REMEMBERED: Final = 100_000
 """Sessions; the one that ended first is forgotten first."""
+_MAX_ID: Final = 64
+"""Characters of a session's id, a UUID; a longer one can't be in a token of ours."""
 
 
 class SessionVerifier:
@@ -112,7 +114,8 @@ class SessionVerifier:
             _log.warning("event.malformed")
             return
         for session_id in getattr(message, type_.ended_sessions):
-            self._revoke(session_id)
+            if len(session_id) <= _MAX_ID:
+                self._revoke(session_id)
 
     def _revoke(self, session_id: str) -> None:
         now = self._clock()

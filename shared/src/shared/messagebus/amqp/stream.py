@@ -135,5 +135,11 @@ class StreamFollower(Endpoint):
             if message.correlation_id == mark:
                 complete()
             elif message.routing_key in self._stream.keys and not message.oversized:
-                await self._handler(message.body)  # else a mark of another follower
+                await self._handle_event(message)  # else a mark of another follower
             lane.ack(message.tag)
+
+    async def _handle_event(self, message: Delivered) -> None:
+        try:
+            await self._handler(message.body)
+        except Exception:  # noqa: BLE001  # the edge: one bad event must not hide the next
+            _log.exception("event.rejected", stream=self.queue_name)
