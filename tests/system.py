@@ -50,16 +50,21 @@ class System:
         self._processes: dict[str, asyncio.subprocess.Process] = {}
 
     async def run(
-        self, service: str, *arguments: str, stdout: int | None = None
+        self, service: str, *arguments: str, stdout: int | None = None, **settings: str
     ) -> asyncio.subprocess.Process:
-        """Run `python -m service arguments` in the service's environment."""
+        """Run `python -m service arguments` in the service's environment and with `settings`."""
         with (self._logs / f"{service}.log").open("ab") as log:
             return await asyncio.create_subprocess_exec(
                 ROOT / service / ".venv/bin/python",
                 "-m",
                 service,
                 *arguments,
-                env={"PATH": os.environ["PATH"], **self._environment, **self.databases(service)},
+                env={
+                    "PATH": os.environ["PATH"],
+                    **self._environment,
+                    **self.databases(service),
+                    **settings,
+                },
                 stdout=log if stdout is None else stdout,
                 stderr=log,
             )
@@ -90,6 +95,19 @@ class System:
         for service in services:
             self._processes[service] = await self.run(service)
 
+    @asynccontextmanager
+    async def another_gateway(self) -> AsyncIterator[str]:
+        """Run one more gateway; give its URL."""
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        process = await self.run("gateway", POSTBUS_PORT=str(port))
+        try:
+            await self.until_ready(url=url)
+            yield url
+        finally:
+            process.terminate()
+            await process.wait()
+
     async def stop(self, service: str) -> int:
         """End a service with SIGTERM; return its exit code. At most five seconds."""
         process = self._processes.pop(service)
@@ -119,21 +137,21 @@ class System:
         }
         return {name: int(field.split()[0]) / 1024 for name, field in fields.items()}
 
-    async def readiness(self) -> tuple[int, dict[str, Any]]:
+    async def readiness(self, url: str = "") -> tuple[int, dict[str, Any]]:
         """Return status and body of /readyz; status 0 while the gateway does not answer."""
-        async with httpx.AsyncClient(base_url=self.url, timeout=5) as client:
+        async with httpx.AsyncClient(base_url=url or self.url, timeout=5) as client:
             try:
                 answer = await client.get("/readyz")
             except httpx.TransportError:
                 return 0, {}
             return answer.status_code, answer.json()
 
-    async def until_ready(self, seconds: float = 20) -> None:
+    async def until_ready(self, seconds: float = 20, url: str = "") -> None:
         """Wait until every part is ready."""
         status, body = 0, {}
         try:
             async with asyncio.timeout(seconds):
-                while (status := (answer := await self.readiness())[0]) != 200:
+                while (status := (answer := await self.readiness(url))[0]) != 200:
                     body = answer[1]
                     await asyncio.sleep(0.05)
         except TimeoutError:

@@ -709,6 +709,7 @@ def _read_postbus_options_v1_EventRules(m: Any) -> Any:
             "aggregate_version": m.aggregate_version,
             "access": _postbus_options_v1_Access[m.access],
             "recipient": m.recipient,
+            "ended_sessions": m.ended_sessions,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -729,6 +730,8 @@ def _write_postbus_options_v1_EventRules(o: Any, m: Any) -> None:
         m.access = v
     if (v := d["recipient"]) is not PLACEHOLDER and v is not None:
         m.recipient = v
+    if (v := d["ended_sessions"]) is not PLACEHOLDER and v is not None:
+        m.ended_sessions = v
 
 
 def _read_postbus_options_v1_MethodRules(m: Any) -> Any:

@@ -85,6 +85,7 @@ class EventType:
     `version` is that of its meaning: raised by every change that would mislead consumers.
     `aggregate_version` is the path of the field with the aggregate's version, empty without one.
     `access` says who may hear of it outside; with USER `recipient` is the field with the user's id.
+    `ended_sessions` is the field with the ids of the sessions that it ends, empty without one.
     """
 
     name: str
@@ -94,6 +95,7 @@ class EventType:
     aggregate_version: tuple[str, ...]
     access: Access
     recipient: str
+    ended_sessions: str
 
 
 METHODS: Mapping[str, Method] = {
@@ -1253,6 +1255,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=("comment", "version"),
         access=Access.PUBLIC,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.posts.v1.CommentDeleted": EventType(
         name="postbus.posts.v1.CommentDeleted",
@@ -1262,6 +1265,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=(),
         access=Access.PUBLIC,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.posts.v1.CommentUpdated": EventType(
         name="postbus.posts.v1.CommentUpdated",
@@ -1271,6 +1275,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=("comment", "version"),
         access=Access.PUBLIC,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.posts.v1.NotificationCreated": EventType(
         name="postbus.posts.v1.NotificationCreated",
@@ -1280,6 +1285,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=(),
         access=Access.USER,
         recipient="user_id",
+        ended_sessions="",
     ),
     "postbus.posts.v1.PostCreated": EventType(
         name="postbus.posts.v1.PostCreated",
@@ -1289,6 +1295,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=("post", "version"),
         access=Access.PUBLIC,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.posts.v1.PostDeleted": EventType(
         name="postbus.posts.v1.PostDeleted",
@@ -1298,6 +1305,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=("version",),
         access=Access.PUBLIC,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.posts.v1.PostErasureContinued": EventType(
         name="postbus.posts.v1.PostErasureContinued",
@@ -1307,6 +1315,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=(),
         access=Access.INTERNAL,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.posts.v1.PostLiked": EventType(
         name="postbus.posts.v1.PostLiked",
@@ -1316,6 +1325,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=(),
         access=Access.PUBLIC,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.posts.v1.PostPublished": EventType(
         name="postbus.posts.v1.PostPublished",
@@ -1325,6 +1335,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=("post", "version"),
         access=Access.PUBLIC,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.posts.v1.PostUnliked": EventType(
         name="postbus.posts.v1.PostUnliked",
@@ -1334,6 +1345,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=(),
         access=Access.PUBLIC,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.posts.v1.PostUnpublished": EventType(
         name="postbus.posts.v1.PostUnpublished",
@@ -1343,6 +1355,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=("version",),
         access=Access.PUBLIC,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.posts.v1.PostUpdated": EventType(
         name="postbus.posts.v1.PostUpdated",
@@ -1352,6 +1365,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=("post", "version"),
         access=Access.PUBLIC,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.posts.v1.UserContentErasureContinued": EventType(
         name="postbus.posts.v1.UserContentErasureContinued",
@@ -1361,6 +1375,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=(),
         access=Access.INTERNAL,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.users.v1.FollowChanged": EventType(
         name="postbus.users.v1.FollowChanged",
@@ -1370,6 +1385,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=("version",),
         access=Access.PUBLIC,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.users.v1.SessionsRevoked": EventType(
         name="postbus.users.v1.SessionsRevoked",
@@ -1379,6 +1395,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=(),
         access=Access.INTERNAL,
         recipient="",
+        ended_sessions="session_ids",
     ),
     "postbus.users.v1.UserDeleted": EventType(
         name="postbus.users.v1.UserDeleted",
@@ -1388,6 +1405,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=(),
         access=Access.PUBLIC,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.users.v1.UserErasureContinued": EventType(
         name="postbus.users.v1.UserErasureContinued",
@@ -1397,6 +1415,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=(),
         access=Access.INTERNAL,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.users.v1.UserProfileUpdated": EventType(
         name="postbus.users.v1.UserProfileUpdated",
@@ -1406,6 +1425,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=("version",),
         access=Access.PUBLIC,
         recipient="",
+        ended_sessions="",
     ),
     "postbus.users.v1.UserRegistered": EventType(
         name="postbus.users.v1.UserRegistered",
@@ -1415,6 +1435,7 @@ EVENTS: Mapping[str, EventType] = {
         aggregate_version=(),
         access=Access.PUBLIC,
         recipient="",
+        ended_sessions="",
     ),
 }
 MESSAGES: Mapping[str, type[betterproto.Message]] = {

@@ -29,12 +29,12 @@ from postbus.kinds.v1 import (
 from gateway.app import build_app
 from gateway.connection import Connection
 from gateway.events import EventFeed
-from gateway.revocations import SessionVerifier
 from shared.context import Context, current_context
 from shared.errors import Code, ServiceError
 from shared.identity import TokenVerifier
 from shared.messagebus import MessagePattern, ServiceChannel
 from shared.messagebus.memory import MemoryBus
+from shared.revocations import SessionVerifier
 from shared.worker import Application, serve
 
 
@@ -75,7 +75,10 @@ async def main() -> None:
     async with serve("kinds", Application(handlers=[Kinds()], probes={}), bus, verifier):
         app = build_app(bus, verifier, max_body_bytes=10_000_000)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://gateway") as client,
+        ):
             for line in sys.stdin:
                 verb, url, body = json.loads(line)
                 if verb == "WEBSOCKET":
@@ -101,7 +104,9 @@ async def answer(client: httpx.AsyncClient, verb: str, url: str, body: str | Non
 
 async def converse(bus: MemoryBus, verifier: TokenVerifier, frames: list[Any]) -> list[Any]:
     """Send the frames of a WebSocket client; return what it gets, until its last call ends."""
-    connection = Connection(bus, SessionVerifier(bus, verifier), EventFeed(bus))
+    sessions = SessionVerifier(bus, verifier)
+    await sessions.run()
+    connection = Connection(bus, sessions, EventFeed(bus))
     for frame in frames:
         connection.receive(json.dumps(frame))
     answers = []

@@ -437,6 +437,27 @@ def test_event_that_no_one_user_can_be_told_is_an_error(
     assert re.fullmatch(rf"{ODD}Happened: {why}", complaint(contracts, registry_source))
 
 
+def test_registry_holds_which_event_ends_sessions() -> None:
+    assert {
+        name: event.ended_sessions for name, event in EVENTS.items() if event.ended_sessions
+    } == {"postbus.users.v1.SessionsRevoked": "session_ids"}
+
+
+@pytest.mark.parametrize("field", ["no", "id", "numbers"])
+def test_ended_sessions_that_are_no_list_of_ids_are_an_error(
+    compile_proto: Compile, field: str
+) -> None:
+    contracts = compile_proto(
+        f"""message Happened {{
+          option (postbus.options.v1.event) = {{subject: "id" ended_sessions: "{field}"}};
+          string id = 1; repeated int64 numbers = 2;
+        }}"""
+    )
+
+    why = f"ended_sessions is not a repeated string of the event: {field}"
+    assert re.fullmatch(rf"{ODD}Happened: {why}", complaint(contracts, registry_source))
+
+
 def test_registry_holds_the_version_of_an_event_from_1(compile_proto: Compile) -> None:
     source = registry_source(
         compile_proto(

@@ -8,12 +8,14 @@ from fastapi import FastAPI
 
 from gateway.connection import Connection
 from gateway.events import EventFeed
-from gateway.revocations import SessionVerifier
 from postbus.bus.v1 import Event
 from postbus.users.v1 import SessionsRevoked
 from shared.errors import ServiceError
-from shared.identity import Caller, TokenVerifier
+from shared.identity import ACCESS_TOKEN_SECONDS, Caller, TokenVerifier
+from shared.messagebus.amqp.topology import event_stream
+from shared.messagebus.bus import KEPT_SECONDS
 from shared.messagebus.memory import MemoryBus
+from shared.revocations import REMEMBERED_SECONDS, SessionVerifier
 from shared.wire import encode
 from tests.gateway.conftest import open_socket
 from tests.tokens import TokenMaker
@@ -121,11 +123,11 @@ async def test_session_is_remembered_as_long_as_a_token_can_live(
     now[0] = 1100.0
     await end(bus, sessions, "b")
 
-    now[0] = 1599.9
+    now[0] = 1659.9
     for name in ("a", "b"):
         with pytest.raises(ServiceError, match="SESSION_REVOKED"):
             sessions.require_open(session(name))
-    now[0] = 1600.0
+    now[0] = 1660.0
     sessions.require_open(session("a"))
     with pytest.raises(ServiceError, match="SESSION_REVOKED"):
         sessions.require_open(session("b"))
@@ -154,3 +156,34 @@ async def test_malformed_revocation_stops_no_other(bus: MemoryBus, verifier: Tok
     await bus.publish(Event(id="e", type=TYPE, data=b"\xff"))
 
     await end(bus, sessions, "gone")
+
+
+async def test_id_that_is_too_long_for_a_session_is_not_remembered(
+    bus: MemoryBus, verifier: TokenVerifier
+) -> None:
+    sessions = SessionVerifier(bus, verifier)
+    await sessions.run()
+
+    await end(bus, sessions, "x" * 65, "y" * 64)
+
+    sessions.require_open(session("x" * 65))
+
+
+async def test_sessions_revoked_before_the_start_are_known(
+    bus: MemoryBus, verifier: TokenVerifier, tokens: TokenMaker
+) -> None:
+    await bus.publish(revoked("gone"))
+    sessions = SessionVerifier(bus, verifier)
+
+    await sessions.run()
+
+    assert sessions.ready
+    with pytest.raises(ServiceError, match="SESSION_REVOKED"):
+        sessions.verify(tokens.token("alice", sid="gone"))
+    assert sessions.verify(tokens.token("alice", sid="gone"), ended=True).user_id == "alice"
+    assert sessions.verify(tokens.token("alice", sid="open")).user_id == "alice"
+
+
+def test_revocations_are_kept_for_longer_than_a_token_can_live() -> None:
+    assert ACCESS_TOKEN_SECONDS + 60 <= REMEMBERED_SECONDS <= KEPT_SECONDS
+    assert event_stream("name", ["type"]).arguments["x-max-age"] == f"{KEPT_SECONDS}s"

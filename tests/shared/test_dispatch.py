@@ -27,13 +27,14 @@ from postbus.posts.v1 import (
     PostsServiceBase,
     PostsServiceStub,
 )
-from postbus.users.v1 import UserRegistered
+from postbus.users.v1 import SessionsRevoked, UserRegistered
 from shared.context import Context
 from shared.errors import ServiceError
 from shared.identity import TokenVerifier
 from shared.messagebus import Call, Dispatcher, EventPattern, MessagePattern, ServiceChannel
 from shared.messagebus.handlers import ContractMismatchError
 from shared.messagebus.memory import MemoryBus
+from shared.revocations import SessionVerifier
 from shared.wire import decode, encode
 from shared.work import direct
 from shared.worker import Application, Health, serve
@@ -42,6 +43,7 @@ from tests.tokens import TokenMaker
 
 CREATE = "postbus.posts.v1.PostsService.CreatePost"
 GET = "postbus.posts.v1.PostsService.GetPost"
+COUNTED_BY_ALL = "postbus.bus.v1.WorkerService.GetStatistics.posts"
 POST_ID = "018f3f6e-0000-7000-8000-000000000001"
 
 
@@ -73,6 +75,14 @@ class Posts:
             raise failure
         self.seen.append(event.username)
         self.consumed.set()
+
+
+@pytest.fixture
+async def sessions(verifier: TokenVerifier) -> SessionVerifier:
+    """Knows of no revocation."""
+    sessions = SessionVerifier(MemoryBus(), verifier)
+    await sessions.run()
+    return sessions
 
 
 @pytest.fixture
@@ -154,9 +164,9 @@ async def test_malformed_payload_is_an_invalid_argument(bus: MemoryBus, payload:
 
 
 async def test_malformed_envelope_is_an_invalid_argument(
-    posts: Posts, verifier: TokenVerifier
+    posts: Posts, sessions: SessionVerifier
 ) -> None:
-    dispatcher = Dispatcher("posts", [posts, Health({})], verifier, direct(MemoryBus().publish))
+    dispatcher = Dispatcher("posts", [posts, Health({})], sessions, direct(MemoryBus().publish))
 
     reply = await reply_of(dispatcher, b"\xff\xff\xff")
 
@@ -176,7 +186,7 @@ async def test_unforeseen_exception_tells_nothing_of_the_inside(
 
 
 async def test_handler_that_has_no_answer_at_the_deadline_is_cancelled(
-    verifier: TokenVerifier,
+    sessions: SessionVerifier,
 ) -> None:
     cancelled = asyncio.Event()
 
@@ -189,7 +199,7 @@ async def test_handler_that_has_no_answer_at_the_deadline_is_cancelled(
                 cancelled.set()
             return GetPostResponse()
 
-    dispatcher = Dispatcher("posts", [Slow(), Health({})], verifier, direct(MemoryBus().publish))
+    dispatcher = Dispatcher("posts", [Slow(), Health({})], sessions, direct(MemoryBus().publish))
     body = a_call(encode(GetPostRequest(id=POST_ID)), seconds=0.2).request
     reply = await reply_of(dispatcher, body)
 
@@ -198,7 +208,7 @@ async def test_handler_that_has_no_answer_at_the_deadline_is_cancelled(
 
 
 async def test_failure_after_a_nested_change_does_not_claim_that_nothing_happened(
-    bus: MemoryBus, posts: Posts, tokens: TokenMaker, verifier: TokenVerifier
+    bus: MemoryBus, posts: Posts, tokens: TokenMaker, sessions: SessionVerifier
 ) -> None:
     stub = PostsServiceStub(ServiceChannel(bus))
 
@@ -208,7 +218,7 @@ async def test_failure_after_a_nested_change_does_not_claim_that_nothing_happene
             await stub.create_post(CreatePostRequest(title="nested"))
             raise ServiceError(Code.ABORTED, "LATER", "Later.")
 
-    dispatcher = Dispatcher("posts", [Nesting(), Health({})], verifier, direct(bus.publish))
+    dispatcher = Dispatcher("posts", [Nesting(), Health({})], sessions, direct(bus.publish))
     body = a_call(encode(GetPostRequest(id=POST_ID)), token=tokens.token("alice")).request
     reply = await reply_of(dispatcher, body)
 
@@ -216,21 +226,21 @@ async def test_failure_after_a_nested_change_does_not_claim_that_nothing_happene
     assert (reply.error.reason, reply.error.outcome) == ("LATER", Outcome.UNKNOWN)
 
 
-async def test_worker_that_lacks_a_handler_does_not_start(verifier: TokenVerifier) -> None:
+async def test_worker_that_lacks_a_handler_does_not_start(sessions: SessionVerifier) -> None:
     class Fewer:
         @MessagePattern(PostsServiceBase.get_post)
         async def get_post(self, _request: GetPostRequest, _context: Context) -> GetPostResponse:
             return GetPostResponse()
 
     with pytest.raises(ContractMismatchError, match=r"PostsService\.CreatePost"):
-        Dispatcher("posts", [Fewer()], verifier, direct(MemoryBus().publish))
+        Dispatcher("posts", [Fewer()], sessions, direct(MemoryBus().publish))
 
 
 async def test_worker_with_a_handler_of_another_worker_does_not_start(
-    posts: Posts, verifier: TokenVerifier
+    posts: Posts, sessions: SessionVerifier
 ) -> None:
     with pytest.raises(ContractMismatchError, match=r"PostsServiceBase\.create_post"):
-        Dispatcher("users", [posts], verifier, direct(MemoryBus().publish))
+        Dispatcher("users", [posts], sessions, direct(MemoryBus().publish))
 
 
 def _registered() -> Event:
@@ -293,9 +303,9 @@ async def test_event_that_is_refused_is_a_dead_letter(bus: MemoryBus, posts: Pos
 
 
 async def test_event_that_nobody_consumes_is_a_dead_letter(
-    posts: Posts, verifier: TokenVerifier
+    posts: Posts, sessions: SessionVerifier
 ) -> None:
-    dispatcher = Dispatcher("posts", [posts, Health({})], verifier, direct(MemoryBus().publish))
+    dispatcher = Dispatcher("posts", [posts, Health({})], sessions, direct(MemoryBus().publish))
 
     for body, reason in (
         (encode(Event(id="1", type="nonsense")), "UNKNOWN_EVENT"),
@@ -314,23 +324,70 @@ async def test_answer_that_is_too_large_is_an_error(bus: MemoryBus, posts: Posts
     assert (error.code, error.reason) == (Code.OUT_OF_RANGE, "REPLY_TOO_LARGE")
 
 
-def test_consumer_of_what_is_no_event_does_not_start(verifier: TokenVerifier) -> None:
+@pytest.mark.parametrize("route", [GET, COUNTED_BY_ALL])
+async def test_request_of_more_than_4_mib_is_refused_undecoded(
+    posts: Posts, sessions: SessionVerifier, route: str
+) -> None:
+    dispatcher = Dispatcher("posts", [posts, Health({})], sessions, direct(MemoryBus().publish))
+
+    too_large = await reply_of(dispatcher, b"\xff" * (4 * 2**20 + 1), route)
+    large = await reply_of(dispatcher, b"\xff" * (4 * 2**20), route)
+
+    assert (too_large.error.code, too_large.error.reason) == (
+        Code.RESOURCE_EXHAUSTED,
+        "REQUEST_TOO_LARGE",
+    )
+    assert large.error.reason == "MALFORMED_MESSAGE"
+
+
+async def test_worker_refuses_a_session_that_has_ended(
+    bus: MemoryBus, posts: Posts, tokens: TokenMaker
+) -> None:
+    token = tokens.token("alice", sid="gone")
+    request = encode(CreatePostRequest(title="Hi"))
+    await bus.call(CREATE, a_call(request, token=token))
+
+    revoked = SessionsRevoked(user_id="alice", session_ids=["gone"])
+    await bus.publish(Event(id="1", type="postbus.users.v1.SessionsRevoked", data=encode(revoked)))
+
+    error = await failure_of(bus, CREATE, a_call(request, token=token))
+    assert (error.code, error.reason) == (Code.UNAUTHENTICATED, "SESSION_REVOKED")
+    assert (await failure_of(bus, GET, a_call(b"", token=token))).reason == "SESSION_REVOKED"
+    assert posts.seen == [("Hi", "alice")]
+
+
+async def test_worker_refuses_tokens_until_it_knows_which_sessions_have_ended(
+    posts: Posts, tokens: TokenMaker, verifier: TokenVerifier
+) -> None:
+    sessions = SessionVerifier(MemoryBus(), verifier)
+    dispatcher = Dispatcher("posts", [posts, Health({})], sessions, direct(MemoryBus().publish))
+    request = encode(GetPostRequest(id=POST_ID))
+
+    refused = await reply_of(dispatcher, a_call(request, token=tokens.token("alice")).request)
+    public = await reply_of(dispatcher, a_call(request).request)
+
+    assert (refused.error.code, refused.error.reason) == (Code.UNAVAILABLE, "SESSIONS_UNKNOWN")
+    assert refused.error.retry_after == timedelta(seconds=1)
+    assert public == Reply(payload=b"")
+
+
+def test_consumer_of_what_is_no_event_does_not_start(sessions: SessionVerifier) -> None:
     class Wrong(Posts):
         @EventPattern(Post)
         async def wrong(self, _event: Post, _context: Context) -> None:
             """Never called."""
 
     with pytest.raises(ContractMismatchError, match="Post is not an event"):
-        Dispatcher("posts", [Wrong(), Health({})], verifier, direct(MemoryBus().publish))
+        Dispatcher("posts", [Wrong(), Health({})], sessions, direct(MemoryBus().publish))
 
 
-def test_method_with_two_handlers_does_not_start(verifier: TokenVerifier) -> None:
+def test_method_with_two_handlers_does_not_start(sessions: SessionVerifier) -> None:
     with pytest.raises(ContractMismatchError, match="CreatePost has two handlers"):
-        Dispatcher("posts", [Posts(), Posts(), Health({})], verifier, direct(MemoryBus().publish))
+        Dispatcher("posts", [Posts(), Posts(), Health({})], sessions, direct(MemoryBus().publish))
 
 
 async def test_operation_that_is_still_running_is_not_begun_again(
-    tokens: TokenMaker, verifier: TokenVerifier
+    tokens: TokenMaker, sessions: SessionVerifier
 ) -> None:
     begun, go_on = asyncio.Event(), asyncio.Event()
 
@@ -343,7 +400,7 @@ async def test_operation_that_is_still_running_is_not_begun_again(
             await go_on.wait()
             return CreatePostResponse()
 
-    dispatcher = Dispatcher("posts", [Slow(), Health({})], verifier, direct(MemoryBus().publish))
+    dispatcher = Dispatcher("posts", [Slow(), Health({})], sessions, direct(MemoryBus().publish))
     body = Call.new(
         encode(CreatePostRequest(title="Once")),
         deadline=time.time() + 5,

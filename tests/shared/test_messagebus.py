@@ -14,7 +14,7 @@ from postbus.bus.v1 import Code, Completed, Error, Event, Outcome, Reply, Reques
 from shared.errors import ServiceError
 from shared.messagebus import Call, MessageBus
 from shared.messagebus.amqp import connect
-from shared.messagebus.bus import CREDIT, EventHandler, Failure, RpcHandler
+from shared.messagebus.bus import CREDIT, EventHandler, Failure, Following, RpcHandler
 from shared.messagebus.memory import MemoryBus
 from shared.wire import decode, encode
 
@@ -276,6 +276,105 @@ async def test_own_queue_hears_events_from_the_moment_of_subscribing(
     async with asyncio.timeout(5):
         assert await received.get() == b"after"
     await subscription.cancel()
+
+
+async def followed(
+    bus: MessageBus, stream: str, event: str, seconds: float = 60
+) -> tuple[Following, asyncio.Queue[str]]:
+    """Follow one type of event; return the queue of what the events say."""
+    heard: asyncio.Queue[str] = asyncio.Queue()
+
+    async def keep(body: bytes) -> None:
+        heard.put_nowait(decode(Event, body).data.decode())
+
+    return await bus.follow(stream, [event], keep, seconds=seconds), heard
+
+
+def drained(heard: asyncio.Queue[str]) -> list[str]:
+    return [heard.get_nowait() for _ in range(heard.qsize())]
+
+
+async def test_follower_gets_past_events_before_it_is_complete_and_new_ones_afterwards(
+    bus: MessageBus, unique: Unique
+) -> None:
+    stream, event, other = unique("stream."), unique("event."), unique("event.")
+    first, heard_by_first = await followed(bus, stream, event)
+    for number in range(500):
+        await bus.publish(Event(id=str(number), type=event, data=b"%d" % number))
+        if number % 100 == 0:
+            await bus.publish(Event(id="other", type=other, data=b"other"))
+
+    second, heard = await followed(bus, stream, event)
+    assert second.complete
+    assert drained(heard) == [str(number) for number in range(500)]
+    await bus.publish(Event(id="new", type=event, data=b"new"))
+
+    async with asyncio.timeout(5):
+        assert await heard.get() == "new"
+        assert [await heard_by_first.get() for _ in range(501)][-1] == "new"
+    assert heard.empty()
+    await asyncio.gather(first.cancel(), second.cancel())
+
+
+async def test_events_published_while_a_follower_starts_are_not_missed(
+    bus: MessageBus, unique: Unique
+) -> None:
+    stream, event = unique("stream."), unique("event.")
+    begin, _ = await followed(bus, stream, event)
+    numbers = [str(number) for number in range(300)]
+
+    async def publish() -> None:
+        for number in numbers:
+            await bus.publish(Event(id=number, type=event, data=number.encode()))
+
+    publishing = asyncio.create_task(publish())
+    followings = [await followed(bus, stream, event) for _ in range(5)]
+    await publishing
+
+    async with asyncio.timeout(5):
+        for following, heard in followings:
+            assert [await heard.get() for _ in numbers] == numbers
+            await following.cancel()
+    await begin.cancel()
+
+
+async def test_follower_is_spared_events_older_than_it_asks_for(
+    bus: MessageBus, unique: Unique
+) -> None:
+    stream, event = unique("stream."), unique("event.")
+    begin, _ = await followed(bus, stream, event)
+    await bus.publish(Event(id="old", type=event, data=b"old"))
+
+    async with asyncio.timeout(10):
+        while True:
+            following, heard = await followed(bus, stream, event, seconds=1)
+            await following.cancel()
+            if heard.empty():
+                break
+            await asyncio.sleep(0.1)
+    following, heard = await followed(bus, stream, event, seconds=60)
+
+    assert drained(heard) == ["old"]
+    await asyncio.gather(following.cancel(), begin.cancel())
+
+
+async def test_cancelled_follower_gets_nothing_more(bus: MessageBus, unique: Unique) -> None:
+    stream, event = unique("stream."), unique("event.")
+    ended, heard_by_ended = await followed(bus, stream, event)
+    other, heard = await followed(bus, stream, event)
+
+    await ended.cancel()
+    await bus.publish(Event(id="1", type=event, data=b"news"))
+
+    async with asyncio.timeout(5):
+        assert await heard.get() == "news"
+    assert heard_by_ended.empty()
+    await other.cancel()
+
+
+async def test_follower_can_not_ask_for_more_than_is_kept(bus: MessageBus, unique: Unique) -> None:
+    with pytest.raises(ValueError, match="streams keep events for 3600 seconds, not for 3601"):
+        await followed(bus, unique("stream."), unique("event."), seconds=3601)
 
 
 async def test_call_that_is_cancelled_ends_its_handler(bus: MessageBus, unique: Unique) -> None:

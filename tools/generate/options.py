@@ -10,6 +10,7 @@ from tools.generate.names import field_name
 
 __all__ = [
     "aggregate_version",
+    "ended_sessions",
     "event_access",
     "expected_version",
     "from_headers",
@@ -96,6 +97,17 @@ def recipient(contracts: Contracts, event: Descriptor) -> str:
             event, f"the event's recipient is not a string of it: {name or 'none'}"
         )
     return name
+
+
+def ended_sessions(contracts: Contracts, event: Descriptor) -> str:
+    """Return the name of Python of the field with the ids of ended sessions; empty without one."""
+    name: str = contracts.option(event, _EVENT).ended_sessions
+    if not name:
+        return ""
+    field = event.fields_by_name.get(name)
+    if field is None or field.type != FieldDescriptor.TYPE_STRING or not field.is_repeated:
+        raise GeneratorError(event, f"ended_sessions is not a repeated string of the event: {name}")
+    return field_name(field)
 
 
 def _is_single(field: FieldDescriptor | None, kind: int) -> bool:

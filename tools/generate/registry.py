@@ -10,6 +10,7 @@ from tools.generate.http_rules import Binding, bindings, json_path
 from tools.generate.names import python_class
 from tools.generate.options import (
     aggregate_version,
+    ended_sessions,
     event_access,
     expected_version,
     method_access,
@@ -104,6 +105,7 @@ class EventType:
     `version` is that of its meaning: raised by every change that would mislead consumers.
     `aggregate_version` is the path of the field with the aggregate's version, empty without one.
     `access` says who may hear of it outside; with USER `recipient` is the field with the user's id.
+    `ended_sessions` is the field with the ids of the sessions that it ends, empty without one.
     """
 
     name: str
@@ -113,6 +115,7 @@ class EventType:
     aggregate_version: tuple[str, ...]
     access: Access
     recipient: str
+    ended_sessions: str
 
 
 '''
@@ -218,5 +221,6 @@ def _events(contracts: Contracts) -> Iterator[str]:
             f"        aggregate_version={aggregate_version(contracts, message)},\n"
             f"        access=Access.{event_access(contracts, message)},\n"
             f"        recipient={recipient(contracts, message)!r},\n"
+            f"        ended_sessions={ended_sessions(contracts, message)!r},\n"
             "    ),\n"
         )

@@ -18,12 +18,12 @@ from gateway.events import EventFeed
 from gateway.health import Health
 from gateway.metrics import Metrics, RequestMetrics
 from gateway.problems import HttpError, problem
-from gateway.revocations import SessionVerifier
 from gateway.routing import ContractRoutes
 from gateway.websocket import WebSocketEndpoint
 from shared.errors import Code, ServiceError, internal
 from shared.identity import TokenVerifier
 from shared.messagebus import MessageBus
+from shared.revocations import SessionVerifier
 from shared.trace import child_traceparent, new_traceparent, trace_id
 
 __all__ = ["build_app"]
@@ -33,8 +33,9 @@ _log = structlog.get_logger()
 
 def build_app(bus: MessageBus, verifier: TokenVerifier, *, max_body_bytes: int) -> FastAPI:
     """Return the gateway, calling over `bus` and hearing its events while it runs."""
-    feed, metrics, health = EventFeed(bus), Metrics(bus), Health(bus)
+    feed, metrics = EventFeed(bus), Metrics(bus)
     sessions = SessionVerifier(bus, verifier)
+    health = Health(bus, sessions)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

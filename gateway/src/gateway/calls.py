@@ -1,9 +1,9 @@
 """What REST and WebSocket calls have in common on their way to the bus."""
 
-from gateway.revocations import SessionVerifier
 from postbus.registry import METHODS, Access, Method
 from shared.errors import Code, ServiceError
 from shared.identity import token_missing
+from shared.revocations import SessionVerifier
 
 __all__ = ["MAX_TIMEOUT", "authorize", "public_method"]
 

@@ -11,13 +11,13 @@ from google.protobuf.message import Message
 from gateway.calls import MAX_TIMEOUT, public_method
 from gateway.events import CLIENT_EVENTS, EventFeed, Listener
 from gateway.frames import frame_id, read_client_frame, server_frame
-from gateway.revocations import SessionVerifier
 from gateway.transcoding import Document, read_json, to_json
 from postbus.bus.v1 import Outcome
 from postbus.registry import Method
 from shared.errors import Code, ServiceError, internal
 from shared.identity import Caller
 from shared.messagebus import Call, MessageBus, call_method
+from shared.revocations import SessionVerifier
 from shared.trace import new_traceparent, trace_id
 from shared.wire import encode, message_class, parse, require_valid
 

@@ -19,12 +19,12 @@ from gateway.conditional import Conditions
 from gateway.disconnect import cancelled_by_disconnect
 from gateway.problems import HttpError, problem
 from gateway.request_headers import bearer_token, operation_id, timeout
-from gateway.revocations import SessionVerifier
 from gateway.streaming import stream_response
 from gateway.transcoding import Transcoder
 from postbus.registry import METHODS, Access
 from shared.errors import Code, ServiceError
 from shared.messagebus import Call, MessageBus, call_method
+from shared.revocations import SessionVerifier
 from shared.trace import child_traceparent, trace_id
 
 __all__ = ["Endpoint", "endpoints"]

@@ -10,6 +10,7 @@ from postbus.registry import METHODS
 from shared.errors import ServiceError
 from shared.messagebus import MessageBus, ServiceChannel
 from shared.messagebus.handlers import EVERY_WORKER
+from shared.revocations import SessionVerifier
 
 __all__ = ["Health"]
 
@@ -17,8 +18,9 @@ __all__ = ["Health"]
 class Health:
     """Liveness of this process and readiness of the whole system."""
 
-    def __init__(self, bus: MessageBus) -> None:
+    def __init__(self, bus: MessageBus, sessions: SessionVerifier) -> None:
         self._bus = bus
+        self._sessions = sessions
         self._workers = sorted({method.worker for method in METHODS.values()} - {EVERY_WORKER})
 
     async def live(self, _request: Request) -> JSONResponse:
@@ -27,7 +29,7 @@ class Health:
 
     async def ready(self, _request: Request) -> JSONResponse:
         """Answer GET /readyz: 200 if every part is ready, else 503; at once, or within a second."""
-        parts = {"rabbitmq": self._bus.ready}
+        parts = {"rabbitmq": self._bus.ready, "gateway.sessions": self._sessions.ready}
         for answer in await asyncio.gather(*map(self._worker, self._workers)):
             parts |= answer
         ready = all(parts.values())

@@ -12,9 +12,9 @@ from gateway.connection import Connection
 from gateway.events import EventFeed
 from gateway.metrics import Metrics
 from gateway.problems import CLOSE_CODES
-from gateway.revocations import SessionVerifier
 from shared.errors import Code, ServiceError
 from shared.messagebus import MessageBus
+from shared.revocations import SessionVerifier
 
 __all__ = ["WebSocketEndpoint"]
 

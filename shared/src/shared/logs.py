@@ -2,11 +2,14 @@
 
 import logging
 import sys
-from typing import Literal
+from typing import Final, Literal
 
 import structlog
 
 __all__ = ["configure_logs"]
+
+_MAX_VALUE: Final = 16 * 2**10
+"""Characters of a value, such as a traceback."""
 
 
 def configure_logs(service: str, log_format: Literal["console", "json"]) -> None:
@@ -16,6 +19,7 @@ def configure_logs(service: str, log_format: Literal["console", "json"]) -> None
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _without_traceback_locals,
+        _cut,
     ]
     renderer: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
@@ -37,6 +41,17 @@ def _without_traceback_locals(
 ) -> structlog.typing.EventDict:
     """Tracebacks as text: the values of local variables may be secret."""
     return structlog.processors.format_exc_info(None, "", event)
+
+
+def _cut(
+    _logger: object, _name: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Bound what a peer can make a process write: keep the beginning and the end of long values."""
+    half = _MAX_VALUE // 2
+    for name, value in event.items():
+        if isinstance(value, str) and len(value) > _MAX_VALUE:
+            event[name] = f"{value[:half]} … {value[-half:]}"
+    return event
 
 
 def _adopt_standard_logging(

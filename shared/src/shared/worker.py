@@ -17,6 +17,7 @@ from shared.logs import configure_logs
 from shared.messagebus import Dispatcher, MessageBus, MessagePattern, Subscription
 from shared.messagebus.amqp import connect
 from shared.relay import flush, relay
+from shared.revocations import SessionVerifier
 from shared.settings import ServiceSettings
 from shared.work import Store, direct
 
@@ -68,15 +69,19 @@ async def serve(
 ) -> AsyncIterator[None]:
     """Serve `application` on `bus` as worker `name`; at the end, finish what has begun.
 
-    Raises ContractMismatchError if its handlers are not those of the contract.
+    Raises ContractMismatchError if its handlers are not those of the contract. Revocations of
+    sessions are read before calls are served; if they cannot be, calls with a token are refused.
     """
-    handlers = [*application.handlers, Health(application.probes)]
+    sessions = SessionVerifier(bus, verifier)
+    probes = {**application.probes, "sessions": sessions.require_ready}
+    handlers = [*application.handlers, Health(probes)]
     store = application.store
     perform = store.perform if store else direct(bus.publish)
-    dispatcher = Dispatcher(name, handlers, verifier, perform)
+    dispatcher = Dispatcher(name, handlers, sessions, perform)
     subscriptions: list[Subscription] = []
     relaying = asyncio.create_task(relay(store, bus.publish)) if store else None
     try:
+        subscriptions.append(await sessions.run())
         for event in dispatcher.events:
             queue = f"{name}.{event}"
             subscriptions.append(await bus.subscribe([event], dispatcher.consume, queue=queue))

@@ -156,6 +156,12 @@ class EventRules(betterproto.Message):
     Name of the string field with the id of the one user who may hear of it.
     """
 
+    ended_sessions: str = betterproto.string_field(6)
+    """
+    Name of the repeated string field with the ids of the sessions that the event ends. Every process
+     that verifies access tokens refuses those of these sessions from then on.
+    """
+
     def __init__(
         self,
         subject: str = PLACEHOLDER,
@@ -163,6 +169,7 @@ class EventRules(betterproto.Message):
         aggregate_version: str = PLACEHOLDER,
         access: "Access" = PLACEHOLDER,
         recipient: str = PLACEHOLDER,
+        ended_sessions: str = PLACEHOLDER,
     ) -> None:
         _set_attribute(
             self,
@@ -173,11 +180,13 @@ class EventRules(betterproto.Message):
                 "aggregate_version": aggregate_version,
                 "access": access,
                 "recipient": recipient,
+                "ended_sessions": ended_sessions,
                 "_serialized_on_wire": subject is not PLACEHOLDER
                 or version is not PLACEHOLDER
                 or aggregate_version is not PLACEHOLDER
                 or access is not PLACEHOLDER
-                or recipient is not PLACEHOLDER,
+                or recipient is not PLACEHOLDER
+                or ended_sessions is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {},
             },

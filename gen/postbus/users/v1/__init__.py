@@ -1500,7 +1500,7 @@ class FollowChanged(betterproto.Message):
 @dataclass(eq=False, repr=False)
 class SessionsRevoked(betterproto.Message):
     """
-    Sessions of a user have ended: gateways refuse their access tokens, as `users` does by itself.
+    Sessions of a user have ended: the gateways and all workers refuse their access tokens.
     """
 
     user_id: str = betterproto.string_field(1)

@@ -1,7 +1,7 @@
 """The message bus: typed calls and events between services."""
 
 from postbus.bus.v1 import Event, Reply, Request
-from shared.messagebus.bus import EventHandler, MessageBus, RpcHandler, Subscription
+from shared.messagebus.bus import EventHandler, Following, MessageBus, RpcHandler, Subscription
 from shared.messagebus.client import ServiceChannel, call_method, publish
 from shared.messagebus.dispatch import Dispatcher
 from shared.messagebus.envelope import Call
@@ -13,6 +13,7 @@ __all__ = [
     "Event",
     "EventHandler",
     "EventPattern",
+    "Following",
     "MessageBus",
     "MessagePattern",
     "Reply",

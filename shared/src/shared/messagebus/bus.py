@@ -10,11 +10,14 @@ from shared.messagebus.envelope import Call
 __all__ = [
     "CREDIT",
     "DELAYS",
+    "KEPT_SECONDS",
     "EventHandler",
     "Failure",
+    "Following",
     "MessageBus",
     "RpcHandler",
     "Subscription",
+    "require_kept",
 ]
 
 RpcHandler = Callable[[str, bytes], Awaitable[bytes] | AsyncGenerator[bytes, None]]
@@ -57,6 +60,28 @@ class Subscription(Protocol):
 
     async def cancel(self) -> None:
         """Stop the flow. Events that the handler has begun are finished first."""
+
+
+KEPT_SECONDS: Final = 3600
+"""How long a stream keeps events at least."""
+
+
+def require_kept(seconds: float) -> None:
+    """Raise ValueError if a stream does not keep events for so many seconds."""
+    if seconds > KEPT_SECONDS:
+        raise ValueError(f"streams keep events for {KEPT_SECONDS} seconds, not for {seconds}")
+
+
+class Following(Subscription, Protocol):
+    """Events of a stream flowing to a handler."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the handler has had all events that were published until now.
+
+        It stays as it was while the broker is unavailable. On its return past events are read again
+        before the first call is sent or served, and this is False only if that takes too long.
+        """
 
 
 class MessageBus(Protocol):
@@ -115,4 +140,16 @@ class MessageBus(Protocol):
         A named `queue` is durable and shared by everyone who subscribes with the name. Without a
         name the queue is this subscription's own and goes with it or with the connection; `on_gap`
         is called when events flow again after some may have been missed.
+        """
+
+    async def follow(
+        self, stream: str, types: Sequence[str], handler: EventHandler, *, seconds: float
+    ) -> Following:
+        """Pass events of `types` to `handler`: those of the last `seconds` first, then new ones.
+
+        The events come one after the other in the order of publication, without a gap, some of them
+        more than once. What the handler returns is ignored. The named `stream` is durable, shared
+        by all its followers, and has the events since it was first followed. Returns once the past
+        events are handled, or after a second if the stream is unavailable: see Following.complete.
+        Raises ValueError if `seconds` is more than KEPT_SECONDS.
         """

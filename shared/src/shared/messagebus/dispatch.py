@@ -5,7 +5,7 @@ import inspect
 import time
 from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterable, Iterator
 from contextlib import aclosing, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import betterproto
 import structlog
@@ -15,7 +15,7 @@ from postbus.bus.v1 import Event
 from postbus.registry import EVENTS, EventType
 from shared.context import Context
 from shared.errors import Code, Outcome, ServiceError, internal
-from shared.identity import TokenVerifier, token_missing
+from shared.identity import Caller, token_missing
 from shared.messagebus.bus import Failure
 from shared.messagebus.envelope import (
     completed_reply,
@@ -37,14 +37,23 @@ from shared.trace import trace_id, valid_traceparent
 from shared.wire import decode, read_valid
 from shared.work import Operation, Perform
 
-__all__ = ["Dispatcher"]
+__all__ = ["Dispatcher", "Verifier"]
 
 _log = structlog.get_logger()
 _MAX_BUDGET = 60.0
 """No call runs longer, in seconds, whatever its caller asks for."""
 _EVENT_BUDGET = 30.0
+_MAX_REQUEST_BYTES = 4 * 2**20
+"""Larger requests are refused undecoded; the gateway accepts bodies of 1 MiB by default."""
 _MAY_PASS = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.ABORTED, Code.DEADLINE_EXCEEDED)
 """What may go better another time."""
+
+
+class Verifier(Protocol):
+    """Verifies access tokens and their sessions: shared.revocations.SessionVerifier."""
+
+    def verify(self, token: str, *, ended: bool) -> Caller:
+        """Return the caller, of a session that has `ended` too; raises ServiceError."""
 
 
 class Dispatcher:
@@ -56,7 +65,7 @@ class Dispatcher:
     """
 
     def __init__(
-        self, worker: str, handlers: Iterable[object], verifier: TokenVerifier, perform: Perform
+        self, worker: str, handlers: Iterable[object], verifier: Verifier, perform: Perform
     ) -> None:
         self._worker = worker
         self._perform = perform
@@ -103,6 +112,8 @@ class Dispatcher:
         served = self._methods.get(route)
         if served is None:
             return _not_served()
+        if len(body) > _MAX_REQUEST_BYTES:
+            return _too_large()
         return self._replies(served, body) if served.method.streams else self._reply(served, body)
 
     async def _reply(self, served: Served, body: bytes) -> bytes:
@@ -161,10 +172,11 @@ class Dispatcher:
     ) -> tuple[Context, betterproto.Message]:
         """Verify and validate.
 
-        The token is verified again: whoever reaches the broker could name any user.
+        Token and session are verified again: any process that reaches the broker could name a user.
         """
         token = request.access_token
-        caller = self._verifier.verify(token) if token else None
+        ends_session = served.method.ends_session
+        caller = self._verifier.verify(token, ended=ends_session) if token else None
         if caller is None and served.needs_user:
             raise token_missing()
         operation_id = request.operation_id or str(uuid7())
@@ -274,6 +286,13 @@ def _failure(error: ServiceError, context: Context | None, traceparent: str) -> 
 
 async def _not_served() -> bytes:
     error = ServiceError(Code.UNIMPLEMENTED, "UNKNOWN_METHOD", "The method is not served.")
+    return error_reply(error)
+
+
+async def _too_large() -> bytes:
+    error = ServiceError(
+        Code.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE", "The request is larger than 4 MiB."
+    )
     return error_reply(error)
 
 

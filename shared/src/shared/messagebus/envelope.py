@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from uuid_utils import uuid7
 
@@ -24,6 +24,9 @@ __all__ = [
 
 _Request: Any = message_class("postbus.bus.v1.Request")
 _Reply: Any = message_class("postbus.bus.v1.Reply")
+_MAX_ERROR_BYTES: Final = 64 * 2**10
+_MAX_ERROR_TEXT: Final = 1000
+"""Characters."""
 
 
 @dataclass(slots=True)
@@ -88,8 +91,18 @@ def completed_reply(sequence: int) -> bytes:
 
 
 def error_reply(error: ServiceError, trace_id: str = "") -> bytes:
-    """Return an encoded Reply that carries `error`."""
-    return encode(Reply(error=error.to_message(trace_id)))
+    """Return an encoded Reply of at most 64 KiB that carries `error`.
+
+    A larger error loses its violations, and all but the beginning of its texts.
+    """
+    message = error.to_message(trace_id)
+    reply = encode(Reply(error=message))
+    if len(reply) > _MAX_ERROR_BYTES:
+        message.violations = []
+        message.reason = message.reason[:_MAX_ERROR_TEXT]
+        message.message = message.message[:_MAX_ERROR_TEXT]
+        reply = encode(Reply(error=message))
+    return reply
 
 
 def payload_of(reply: bytes, call: Call | None = None) -> bytes:

@@ -1,20 +1,24 @@
 """The bus within one process, for tests: same promises as RabbitMQ, nothing to start."""
 
 import asyncio
-from collections import defaultdict
+import time
+from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, Final
 
 from postbus.bus.v1 import Event
 from shared.errors import deadline_exceeded
-from shared.messagebus.bus import CREDIT, DELAYS, EventHandler, RpcHandler
+from shared.messagebus.bus import CREDIT, DELAYS, EventHandler, RpcHandler, require_kept
 from shared.messagebus.envelope import Call, next_payload, payload_of, unavailable
 from shared.wire import encode
 
 __all__ = ["MemoryBus"]
+
+_KEPT: Final = 10_000
+"""Events that followers can still read."""
 
 
 @dataclass(eq=False)
@@ -36,6 +40,7 @@ class _Server:
 class _Consumer:
     queue: "_Queue"
     task: asyncio.Task[None]
+    complete: bool = True
 
     async def cancel(self) -> None:
         """Stop; the event being handled goes back to the queue."""
@@ -62,6 +67,8 @@ class MemoryBus:
         self._servers: list[_Server] = []
         self._turn: dict[str, int] = defaultdict(int)
         self._queues: dict[str, _Queue] = {}
+        self._published: deque[tuple[float, str, bytes]] = deque(maxlen=_KEPT)
+        """When, in seconds of the monotonic clock; type; encoded event."""
 
     async def call(self, route: str, call: Call) -> bytes:
         """See MessageBus.call."""
@@ -122,6 +129,7 @@ class MemoryBus:
     async def publish(self, event: Event) -> None:
         """See MessageBus.publish."""
         body = encode(event)
+        self._published.append((time.monotonic(), event.type, body))
         for queue in self._queues.values():
             if event.type in queue.types and (queue.durable or queue.active):
                 queue.events.put_nowait((body, 1))
@@ -143,6 +151,19 @@ class MemoryBus:
         target.active.add(consumer)
         return consumer
 
+    async def follow(
+        self, stream: str, types: Sequence[str], handler: EventHandler, *, seconds: float
+    ) -> _Consumer:
+        """See MessageBus.follow; every stream has all events."""
+        require_kept(seconds)
+        since = time.monotonic() - seconds
+        consumer = await self.subscribe(types, handler)
+        past = [body for at, type_, body in self._published if type_ in types and at >= since]
+        for body in past:
+            consumer.queue.events.put_nowait((body, 1))
+        await consumer.queue.events.join()
+        return consumer
+
     async def _consume(self, queue: _Queue, handler: EventHandler) -> None:
         while True:
             body, attempt = await queue.events.get()
@@ -151,6 +172,7 @@ class MemoryBus:
             except asyncio.CancelledError:
                 queue.events.put_nowait((body, attempt))
                 raise
+            queue.events.task_done()
             if failure is None:
                 continue
             if (delay := failure.delay(attempt, self._delays)) is None:

@@ -16,12 +16,14 @@ import structlog
 from pydantic import SecretStr
 
 from postbus.bus.v1 import Event
+from shared.messagebus.amqp import topology
 from shared.messagebus.amqp.consumer import EventConsumer
 from shared.messagebus.amqp.endpoint import Endpoint
 from shared.messagebus.amqp.link import BROKER_ERRORS, Plane, broker_errors
 from shared.messagebus.amqp.rpc_server import RpcServer
 from shared.messagebus.amqp.session import Session
-from shared.messagebus.bus import DELAYS, EventHandler, RpcHandler
+from shared.messagebus.amqp.stream import StreamFollower
+from shared.messagebus.bus import DELAYS, EventHandler, RpcHandler, require_kept
 from shared.messagebus.envelope import Call, not_connected
 
 __all__ = ["AmqpBus", "connect"]
@@ -111,6 +113,15 @@ class AmqpBus:
         """See MessageBus.subscribe; waits for the broker."""
         return await self._start(EventConsumer(queue, types, handler, on_gap, self._delays))
 
+    async def follow(
+        self, stream: str, types: Sequence[str], handler: EventHandler, *, seconds: float
+    ) -> "_AmqpFollowing":
+        """See MessageBus.follow; waits for the broker."""
+        require_kept(seconds)
+        follower = StreamFollower(topology.event_stream(stream, types), handler, seconds)
+        await self._start(follower)
+        return _AmqpFollowing(self._endpoints, follower)
+
     def _require_session(self) -> Session:
         if self._session is None:
             raise not_connected()
@@ -186,3 +197,14 @@ class _AmqpSubscription:
             async with self._endpoint.starting:
                 with suppress(*BROKER_ERRORS), broker_errors():
                     await self._endpoint.stop()
+
+
+class _AmqpFollowing(_AmqpSubscription):
+    def __init__(self, endpoints: list[Endpoint], follower: StreamFollower) -> None:
+        super().__init__(endpoints, follower)
+        self._follower = follower
+
+    @property
+    def complete(self) -> bool:
+        """See Following.complete."""
+        return self._follower.complete

@@ -84,20 +84,27 @@ class Link:
         return self._transport.blocked
 
     async def channel(
-        self, *, confirms: bool = False, mandatory: bool = False, prefetch: int = 0
+        self,
+        *,
+        confirms: bool = False,
+        mandatory: bool = False,
+        prefetch: int = 0,
+        on_lost: Callable[..., None] | None = None,
     ) -> tuple[AbstractChannel, Lane]:
         """Open a channel and its lane.
 
         One with `confirms` is for confirmed messages, one with `mandatory` for mandatory ones.
+        If the channel or its consumer is lost, `on_lost` is called; without one, the link fails.
         """
+        lost = on_lost or self.fail
         slow = self._plane == "aio-pika"  # aiormq tells what was returned only with confirms
         channel = await self._connection.channel(
             publisher_confirms=confirms or (mandatory and slow), on_return_raises=mandatory and slow
         )
-        channel.close_callbacks.add(self.fail)
+        channel.close_callbacks.add(lost)
         underlay = cast("Channel", await channel.get_underlay_channel())
         self._transport.frame_max = underlay.max_content_size + _FRAME_OVERHEAD
-        underlay.on_consumer_cancel_callbacks.add(self.fail)
+        underlay.on_consumer_cancel_callbacks.add(lost)
         if prefetch:
             await channel.set_qos(prefetch)
         lane = PikaLane(underlay) if slow else FrameLane(self._transport, underlay)
@@ -116,7 +123,7 @@ class Link:
 
     async def close_channel(self, channel: AbstractChannel, lane: Lane) -> None:
         """Close a channel that is no more needed; the link lives on."""
-        channel.close_callbacks.remove(self.fail)
+        channel.close_callbacks.discard(self.fail)
         lane.fail()
         self._lanes.remove(lane)
         await channel.close()

@@ -42,6 +42,8 @@ _LONGEST_MS: Final = 60_000
 _MAX_CANCELS: Final = 1024
 _MAX_BYTES: Final = 64 * 2**20
 """Bytes of the calls that a worker has at once, before it refuses more."""
+_MAX_CONTROL: Final = 64 * 2**10
+"""Bytes of a control; the requests in them are small."""
 _MAX_ID: Final = 255
 """Bytes of what AMQP names a call by (4.2.5.3)."""
 
@@ -240,7 +242,9 @@ class RpcServer(Endpoint):
                 del self._flows[key]
 
     def _on_control(self, message: Delivered) -> None:
-        with suppress(ServiceError):  # whoever reaches the broker may send what it likes
+        if len(message.body) > _MAX_CONTROL:
+            return
+        with suppress(ServiceError):  # any process that reaches the broker may send anything
             control = decode(Control, message.body)
             key = (control.reply_to, control.correlation_id)
             if any(len(each.encode()) > _MAX_ID for each in key):

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -38,6 +39,7 @@ CONTENT_TYPE: Final = "application/x-protobuf"
 _DECLARE_TIMEOUT: Final = 5
 _CONFIRM_TIMEOUT: Final = 5
 _SINGLY_SECONDS: Final = 10
+_IDS_AT_ONCE: Final = 256
 _OURS: Final = ("STREAM_BROKEN", "MALFORMED_MESSAGE", "REPLY_TOO_LARGE")
 """Why a stream is given up at this end, while the other may go on."""
 _CONTROL_HEADER: Final = frames.properties(CONTENT_TYPE)
@@ -59,7 +61,7 @@ class Session:
         self._pending: dict[str, asyncio.Future[bytes]] = {}
         self._streams: dict[str, _Stream] = {}
         self._gathered: dict[str, list[bytes]] = {}
-        self._ids = itertools.count()
+        self._ids = _Ids()
         self._waiting: dict[str, _Calls] = {}
         """Calls of this moment, by route."""
         self._singly: set[str] = set()
@@ -102,7 +104,7 @@ class Session:
         """See MessageBus.call."""
         budget = self._budget(call)
         reply: asyncio.Future[bytes] = self._loop.create_future()
-        correlation_id = str(next(self._ids))
+        correlation_id = self._ids.next()
         self._pending[correlation_id] = reply
         timer = self._loop.call_later(budget, _expire, reply)
         try:
@@ -185,7 +187,7 @@ class Session:
 
     async def stream(self, route: str, call: Call) -> AsyncGenerator[bytes, None]:
         """See MessageBus.stream."""
-        correlation_id = str(next(self._ids))
+        correlation_id = self._ids.next()
         budget = self._budget(call)
         stream = self._streams[correlation_id] = _Stream(self, correlation_id)
         try:
@@ -212,7 +214,7 @@ class Session:
     async def gather(self, route: str, call: Call) -> list[bytes]:
         """See MessageBus.gather."""
         budget = self._budget(call)
-        correlation_id = str(next(self._ids))
+        correlation_id = self._ids.next()
         replies = self._gathered[correlation_id] = []
         control = Control(
             reply_to=self._reply_to, correlation_id=correlation_id, request=call.request
@@ -315,6 +317,26 @@ class Session:
             stream.put(_connection_lost())
 
 
+class _Ids:
+    """Makes correlation ids of 128 random bits.
+
+    Any process that may publish to the reply queue could answer a call whose id it can guess: an id
+    that one callee sees must say nothing about the ids of other calls.
+    """
+
+    __slots__ = ("_unused",)
+
+    def __init__(self) -> None:
+        self._unused: list[str] = []
+
+    def next(self) -> str:
+        """Return a new id, 32 hex digits."""
+        if not self._unused:  # drawn together: one system call for many
+            digits = os.urandom(16 * _IDS_AT_ONCE).hex()
+            self._unused = [digits[at : at + 32] for at in range(0, len(digits), 32)]
+        return self._unused.pop()
+
+
 class _Calls(Batch):
     """Calls that leave together; `budget` is the longest of theirs, in seconds."""
 
@@ -336,8 +358,12 @@ class _Stream:
         self._taken = 0
 
     def put(self, reply: Delivered | ServiceError) -> None:
-        """Take a reply, or why none will come."""
-        self._replies.put_nowait(reply)
+        """Take a reply, or why none will come. Replies beyond the credit break the stream."""
+        waiting = self._replies.qsize()
+        if isinstance(reply, ServiceError) or waiting < CREDIT:
+            self._replies.put_nowait(reply)
+        elif waiting == CREDIT:
+            self._replies.put_nowait(_beyond_credit())
 
     async def next(self) -> bytes:
         """Wait for the next reply."""
@@ -354,6 +380,11 @@ class _Stream:
 def _expire(reply: "asyncio.Future[bytes]") -> None:
     if not reply.done():
         reply.set_exception(deadline_exceeded())
+
+
+def _beyond_credit() -> ServiceError:
+    text = "The answer came faster than it was asked for."
+    return unavailable("STREAM_BROKEN", text, Outcome.UNKNOWN)
 
 
 def _too_large() -> ServiceError:

@@ -9,6 +9,7 @@ from aio_pika.abc import AbstractChannel
 from aiormq.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from shared.messagebus.amqp.link import Link
+from shared.messagebus.bus import KEPT_SECONDS
 
 __all__ = [
     "ATTEMPT",
@@ -29,6 +30,7 @@ __all__ = [
     "declare_exchanges",
     "delay_exchange",
     "delay_queue",
+    "event_stream",
 ]
 
 RPC_EXCHANGE: Final = "postbus.calls"
@@ -78,6 +80,21 @@ STREAM: Final = Queue(
     keys=("#",),
 )
 """All events, to be read again from any point."""
+
+
+def event_stream(name: str, types: Sequence[str]) -> Queue:
+    """The events of some types, kept for those who follow them for at least `KEPT_SECONDS`."""
+    return Queue(
+        name=name,
+        arguments={
+            "x-queue-type": "stream",
+            "x-max-age": f"{KEPT_SECONDS}s",
+            "x-max-length-bytes": 2**27,
+            "x-stream-max-segment-size-bytes": 2**20,
+        },
+        exchange=EVENT_EXCHANGE,
+        keys=types,
+    )
 
 
 def consumer_queue(name: str, types: Sequence[str]) -> Queue:
