@@ -1474,7 +1474,7 @@ def _read_postbus_posts_v1_ListPostsRequest(m: Any) -> Any:
             "q": m.q,
             "status": _postbus_posts_v1_PostStatus[m.status],
             "order": _postbus_posts_v1_PostOrder[m.order],
-            "updated_since": read_time_or_unset(m.updated_since),
+            "updated_since": read_time(m.updated_since) if m.HasField("updated_since") else None,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -1508,6 +1508,7 @@ def _write_postbus_posts_v1_ListPostsRequest(o: Any, m: Any) -> None:
     if (v := d["updated_since"]) is not PLACEHOLDER and v is not None:
         s = m.updated_since
         write_time(v, s)
+        s.SetInParent()
 
 
 def _read_postbus_posts_v1_ListPostsResponse(m: Any) -> Any:

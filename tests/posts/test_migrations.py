@@ -12,8 +12,10 @@ from pymongo.asynchronous.database import AsyncDatabase
 
 from postbus.bus.v1 import Event
 from posts.authors import AuthorRepository
+from posts.filters import NEWEST, PostFilter
 from posts.migrations import MIGRATIONS
-from posts.repository import PostFilter, PostRepository
+from posts.repository import PostRepository
+from posts.search import PostSearch
 from posts.times import from_micros
 from shared.mongo import Mongo
 from shared.mongo_migrations import migrate
@@ -69,7 +71,8 @@ async def test_posts_of_the_first_version_are_read_as_published(database: Databa
         True,
     )
     assert from_micros(post.created_at) == from_micros(post.published_at or 0) == TIME
-    assert await posts.count(PostFilter(q="TITLE same")) == 3
+    found = await PostSearch(mongo).count(PostFilter(q="TITLE same"), NEWEST)
+    assert found == 3
     [author] = await authors.by_names(["ALICE"])
     assert (author.id, author.username, author.version) == (AUTHOR["_id"], "Alice", 1)
 

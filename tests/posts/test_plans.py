@@ -1,6 +1,7 @@
 """Every query that `posts` makes goes by an index, and no list is sorted after it was read."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -18,11 +19,13 @@ from postbus.posts.v1 import ListPostsRequest, NotificationKind
 from postbus.users.v1 import FollowChanged
 from posts.authors import AuthorRepository
 from posts.comments import CommentRepository
+from posts.filters import NEWEST, OLDEST, UPDATED, PostFilter
 from posts.follows import FollowRepository
 from posts.likes import LikeRepository
 from posts.models import DRAFT, PUBLISHED, Author, Comment, Post
 from posts.notifications import NotificationRepository
-from posts.repository import PostFilter, PostRepository
+from posts.repository import PostRepository
+from posts.search import PostSearch
 from posts.tags import TagRepository
 from shared.mongo import Mongo
 from shared.pages import Page, Pages
@@ -96,7 +99,7 @@ async def ask_everything(mongo: Mongo) -> None:
 
 
 async def ask_of_posts(mongo: Mongo) -> None:
-    posts, tags = PostRepository(mongo), TagRepository(mongo)
+    posts, search, tags = PostRepository(mongo), PostSearch(mongo), TagRepository(mongo)
     await posts.create_indexes()
     for number in range(40):
         await posts.add(a_post(number))
@@ -118,10 +121,14 @@ async def ask_of_posts(mongo: Mongo) -> None:
         PostFilter(tag="t", author_ids=["a"]),
         PostFilter(tag="t", q="title"),
     ):
-        for oldest_first in (False, True):
-            await posts.find(wanted, a_page(), oldest_first=oldest_first)
-            await posts.find(wanted, a_page("07"), oldest_first=oldest_first)
-        await posts.count(wanted)
+        for order in (NEWEST, OLDEST):
+            await search.find(wanted, a_page(), order)
+            await search.find(wanted, a_page("07"), order)
+        await search.count(wanted, NEWEST)
+        updated = replace(wanted, updated_since=3)
+        await search.find(updated, a_page(), UPDATED)
+        await search.find(updated, a_page(7, a_post_id(7)), UPDATED)
+        await search.count(updated, UPDATED)
     await posts.delete(post)
     await tags.most_used(a_page())
     await tags.most_used(a_page(3, "t"))
@@ -152,6 +159,8 @@ async def ask_of_what_hangs_on_them(mongo: Mongo) -> None:
         await likes.posts("u", wanted, a_page())
         await likes.posts("u", wanted, a_page("07"))
         await likes.count("u", wanted)
+    await likes.of_post("p1", a_page())
+    await likes.of_post("p1", a_page("07", "p1/u"))
     await likes.erase("user_id", "u", 10)
     await likes.erase("post_id", "p1", 10)
     await likes.remove("p1", "u")
@@ -168,6 +177,7 @@ async def ask_of_what_hangs_on_them(mongo: Mongo) -> None:
         await notifications.of_user("u", a_page(), unread_only=unread_only)
         await notifications.of_user("u", a_page("n"), unread_only=unread_only)
         await notifications.count("u", unread_only=unread_only)
+    await notifications.unread("u")
     await notifications.mark_read("u", [])
     await notifications.mark_read("u", ["n"])
     for key in ("user_id", "actor_id", "post_id", "comment_id"):

@@ -419,7 +419,7 @@ class ListPostsRequest(betterproto.Message):
      `updated_since` the one whose last change is the longest ago.
     """
 
-    updated_since: datetime = betterproto.message_field(11)
+    updated_since: Optional[datetime] = betterproto.message_field(11, optional=True)
     """
     Only posts whose last change is not before this time; creation and publication count as changes,
      likes and comments do not.
@@ -442,7 +442,7 @@ class ListPostsRequest(betterproto.Message):
         q: str = PLACEHOLDER,
         status: "PostStatus" = PLACEHOLDER,
         order: "PostOrder" = PLACEHOLDER,
-        updated_since: datetime = PLACEHOLDER,
+        updated_since: Optional[datetime] = None,
     ) -> None:
         _set_attribute(
             self,
@@ -469,7 +469,7 @@ class ListPostsRequest(betterproto.Message):
                 or q is not PLACEHOLDER
                 or status is not PLACEHOLDER
                 or order is not PLACEHOLDER
-                or updated_since is not PLACEHOLDER,
+                or (updated_since is not PLACEHOLDER and updated_since is not None),
                 "_unknown_fields": b"",
                 "_group_current": {},
             },
