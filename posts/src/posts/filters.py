@@ -78,9 +78,9 @@ class Order:
         """The sort specification."""
         return [(self.field, self.direction), *self._ids]
 
-    def index(self, field: str | None) -> Index:
-        """Return the keys of the index that has posts of one `field` and status in this order."""
-        leading = [(field, 1)] if field else []
+    def index(self, driver: Condition | None) -> Index:
+        """Return the keys of the index of a condition, status and this order."""
+        leading = [(driver.field, 1)] if driver else []
         stored = 1 if self.field == "updated_at" else -1
         return [*leading, ("status", 1), (self.field, stored), *self._ids]
 

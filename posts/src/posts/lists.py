@@ -90,12 +90,12 @@ class ListHandlers:
             for first in range(0, len(ids), _AUTHORS_AT_ONCE)
         ]
         found = await asyncio.gather(*(self.search.find(feed, page, NEWEST) for feed in feeds))
-        latest = _latest([posts for posts, _ in found], page.limit)
-        posts, token = page.cut(latest, NEWEST.position)
+        posts = _latest([posts for posts, _ in found], page.size)
+        more = any(rest for _, rest in found) or sum(len(each) for each, _ in found) > page.size
         count = self.search.count_all
         return ListFeedResponse(
             posts=await self.views.posts(posts, context),
-            next_page_token=token,
+            next_page_token=page.token(NEWEST.position(posts[-1])) if more else "",
             total=await count(feeds, NEWEST) if request.include_total else None,
         )
 

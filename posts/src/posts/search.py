@@ -14,7 +14,7 @@ __all__ = ["COUNTED", "EXAMINED", "UNLISTED", "PostSearch"]
 
 EXAMINED: Final = 2000
 """Posts that one page or one total examines where no index has exactly the posts of the list."""
-COUNTED: Final = 100_000
+COUNTED: Final = 50_000
 """Entries of an index that one total counts."""
 UNLISTED: Final = ("body", "slugs", "tag_keys", "words")
 """Fields of posts that no list shows."""
@@ -24,8 +24,7 @@ UNLISTED: Final = ("body", "slugs", "tag_keys", "words")
 class _Scan:
     """A part of an index, from where a page begins."""
 
-    index: Index | None
-    """None leaves the choice to MongoDB."""
+    index: Index
     last: Position
     """The last position to examine; empty if the end of the list is within the bound."""
 
@@ -34,8 +33,8 @@ class PostSearch:
     """Finds and counts posts.
 
     With at most one condition, an index has the posts of a list in their order. With several, the
-    index of the most selective condition is read, up to EXAMINED posts: MongoDB's own choice of an
-    index has no bound.
+    index of the most selective condition is read, up to EXAMINED posts. The index is named in each
+    query: MongoDB's own choice has no bound, and may sort.
     """
 
     def __init__(self, mongo: Mongo) -> None:
@@ -87,9 +86,10 @@ class PostSearch:
 
     async def _scan(self, wanted: PostFilter, order: Order, after: Position) -> _Scan:
         """Return the scan that reaches the end of the list, or else the furthest."""
-        if _is_served(wanted, order):
-            return _Scan(None, ())
         drivers = order.drivers(wanted)
+        if _is_served(wanted, order):
+            [driver] = drivers
+            return _Scan(order.index(driver), ())
         scans = await asyncio.gather(
             *(self._scan_by(driver, wanted, order, after) for driver in drivers)
         )
@@ -101,7 +101,7 @@ class PostSearch:
         self, driver: Condition | None, wanted: PostFilter, order: Order, after: Position
     ) -> _Scan:
         """Return the scan of EXAMINED posts by the index of one condition."""
-        index = order.index(driver.field if driver else None)
+        index = order.index(driver)
         driving = [driver.query] if driver else []
         edge = await self._posts.find(
             *wanted.base(),

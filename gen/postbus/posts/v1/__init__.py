@@ -493,7 +493,7 @@ class ListPostsResponse(betterproto.Message):
     total: Optional[int] = betterproto.int32_field(3, optional=True)
     """
     How many there are in all, if that was asked for. Not set if counting takes too long: of more
-     than 100,000 posts, or where more than 2000 posts or 1000 likes have to be examined.
+     than 50,000 posts, or where more than 2000 posts or 1000 likes have to be examined.
     """
 
     def __init__(
@@ -569,7 +569,7 @@ class ListFeedResponse(betterproto.Message):
 
     total: Optional[int] = betterproto.int32_field(3, optional=True)
     """
-    How many there are in all, if that was asked for; not set if there are more than 100,000.
+    How many there are in all, if that was asked for; not set if there are more than 50,000.
     """
 
     def __init__(
@@ -645,7 +645,7 @@ class ListTagsResponse(betterproto.Message):
 
     total: Optional[int] = betterproto.int32_field(3, optional=True)
     """
-    How many there are in all, if that was asked for; not set if there are more than 100,000.
+    How many there are in all, if that was asked for; not set if there are more than 50,000.
     """
 
     def __init__(
@@ -1581,7 +1581,7 @@ class ListNotificationsResponse(betterproto.Message):
 
     total: Optional[int] = betterproto.int32_field(3, optional=True)
     """
-    How many there are in all, if that was asked for; not set if there are more than 100,000.
+    How many there are in all, if that was asked for; not set if there are more than 50,000.
     """
 
     unread_count: int = betterproto.int32_field(4)
