@@ -78,25 +78,25 @@ async def mongo(filled: str) -> AsyncIterator[tuple[Mongo, SentCommands]]:
         yield Mongo(client.get_default_database()), sent
 
 
-def examined(plan: Any) -> Iterator[int]:
-    """Yield how many documents each stage of a plan has examined."""
+def examined(plan: Any, kind: str) -> Iterator[int]:
+    """Yield how many documents, or keys of indexes, each stage of a plan has examined."""
     if isinstance(plan, dict):
-        yield int(plan.get("docsExamined", 0))
-        yield int(plan.get("totalDocsExamined", 0)) if "$lookup" in plan else 0
+        yield int(plan.get(f"{kind}Examined", 0))
+        yield int(plan.get(f"total{kind.title()}Examined", 0)) if "$lookup" in plan else 0
         for name, inner in plan.items():
             if name != "allPlansExecution":
-                yield from examined(inner)
+                yield from examined(inner, kind)
     if isinstance(plan, list):
         for inner in plan:
-            yield from examined(inner)
+            yield from examined(inner, kind)
 
 
-async def work_of(mongo: Mongo, sent: SentCommands) -> int:
-    """Return how many documents the commands since the last call examine in all."""
+async def work_of(mongo: Mongo, sent: SentCommands, kind: str = "docs") -> int:
+    """Return how many documents or keys the commands since the last call examine in all."""
     total = 0
     for command in sent.taken():
         plan = await mongo.database.command("explain", command, verbosity="executionStats")
-        total += sum(examined(plan))
+        total += sum(examined(plan, kind))
     sent.taken()
     return total
 
@@ -197,16 +197,28 @@ async def test_rare_condition_finds_its_posts_at_once(mongo: tuple[Mongo, SentCo
     assert await work_of(opened, sent) < 20
 
 
+async def test_query_of_many_words_probes_a_few_indexes(mongo: tuple[Mongo, SentCommands]) -> None:
+    opened, sent = mongo
+    words = " ".join(f"w{number}" for number in range(30))
+
+    await PostSearch(opened).find(PostFilter(q=words), a_page(), NEWEST)
+
+    assert len(sent.taken()) == 6
+
+
 async def test_total_is_counted_up_to_a_bound(
     mongo: tuple[Mongo, SentCommands], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    posts = PostSearch(mongo[0])
+    opened, sent = mongo
+    posts = PostSearch(opened)
     assert await posts.count(PostFilter(tag="common"), NEWEST) == POSTS
     assert await posts.count(PostFilter(q="odd even"), NEWEST) is None
     halves = [PostFilter(q="odd"), PostFilter(q="even")]
     monkeypatch.setattr(search, "COUNTED", 4000)
+    sent.taken()
 
     assert await posts.count(PostFilter(tag="common"), NEWEST) is None
+    assert await work_of(opened, sent, "keys") < 4010
     assert await posts.count(PostFilter(q="even"), NEWEST) == 2501
     assert await posts.count_all(halves, NEWEST) is None
 
@@ -214,18 +226,20 @@ async def test_total_is_counted_up_to_a_bound(
 async def test_counts_of_tags_and_notifications_have_bounds(
     mongo: tuple[Mongo, SentCommands], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened, _ = mongo
+    opened, sent = mongo
     tags, told = TagRepository(opened), NotificationRepository(opened)
     await opened.database["tags"].insert_many(
-        [{"_id": f"t{number}", "name": "t", "post_count": 1} for number in range(5)]
+        [{"_id": f"t{number}", "name": "t", "post_count": 1} for number in range(40)]
     )
-    for number in range(5):
+    for number in range(40):
         await told.add(1, "reader", "actor", post_id=str(number))
-    assert (await tags.total(), await told.count("reader", unread_only=False)) == (5, 5)
+    assert (await tags.total(), await told.count("reader", unread_only=False)) == (40, 40)
     monkeypatch.setattr("posts.tags.COUNTED", 4)
     monkeypatch.setattr(notifications, "COUNTED", 4)
     monkeypatch.setattr(notifications, "UNREAD_COUNTED", 4)
+    sent.taken()
 
     assert await tags.total() is None
     assert await told.count("reader", unread_only=True) is None
     assert await told.unread("reader") == 4
+    assert await work_of(opened, sent, "keys") < 20

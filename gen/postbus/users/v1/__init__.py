@@ -454,7 +454,9 @@ class SearchUsersResponse(betterproto.Message):
     """Asks for the next page; empty on the last."""
 
     total: Optional[int] = betterproto.int32_field(3, optional=True)
-    """How many there are in all, if that was asked for."""
+    """
+    How many there are in all, if that was asked for; not set if there are more than 50,000.
+    """
 
     def __init__(
         self,
