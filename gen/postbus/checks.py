@@ -39,7 +39,8 @@ def _postbus_bus_v1_PingRequest(m: Any) -> bool:
 
 def _postbus_posts_v1_CreateCommentRequest(m: Any) -> bool:
     return (
-        _is_uuid(m.post_id) is not None
+        1 <= len(m.post_id)
+        and 250 >= len(m.post_id)
         and 1 <= len(m.body)
         and 10000 >= len(m.body)
         and fullmatch("[^\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f]*", m.body) is not None
@@ -51,7 +52,11 @@ def _postbus_posts_v1_DeleteCommentRequest(m: Any) -> bool:
 
 
 def _postbus_posts_v1_DeletePostRequest(m: Any) -> bool:
-    return _is_uuid(m.id) is not None and 0 <= m.expected_version
+    return 1 <= len(m.id) and 250 >= len(m.id) and 0 <= m.expected_version
+
+
+def _postbus_posts_v1_GetCommentRequest(m: Any) -> bool:
+    return _is_uuid(m.id) is not None
 
 
 def _postbus_posts_v1_GetPostRequest(m: Any) -> bool:
@@ -59,12 +64,13 @@ def _postbus_posts_v1_GetPostRequest(m: Any) -> bool:
 
 
 def _postbus_posts_v1_LikePostRequest(m: Any) -> bool:
-    return _is_uuid(m.id) is not None
+    return 1 <= len(m.id) and 250 >= len(m.id)
 
 
 def _postbus_posts_v1_ListCommentsRequest(m: Any) -> bool:
     return (
-        _is_uuid(m.post_id) is not None
+        1 <= len(m.post_id)
+        and 250 >= len(m.post_id)
         and 0 <= m.page_size
         and 100 >= m.page_size
         and 1000 >= len(m.page_token)
@@ -73,6 +79,16 @@ def _postbus_posts_v1_ListCommentsRequest(m: Any) -> bool:
 
 def _postbus_posts_v1_ListFeedRequest(m: Any) -> bool:
     return 0 <= m.page_size and 100 >= m.page_size and 1000 >= len(m.page_token)
+
+
+def _postbus_posts_v1_ListLikersRequest(m: Any) -> bool:
+    return (
+        1 <= len(m.id)
+        and 250 >= len(m.id)
+        and 0 <= m.page_size
+        and 100 >= m.page_size
+        and 1000 >= len(m.page_token)
+    )
 
 
 def _postbus_posts_v1_ListNotificationsRequest(m: Any) -> bool:
@@ -103,15 +119,15 @@ def _postbus_posts_v1_MarkReadRequest(m: Any) -> bool:
 
 
 def _postbus_posts_v1_PublishPostRequest(m: Any) -> bool:
-    return _is_uuid(m.id) is not None and 0 <= m.expected_version
+    return 1 <= len(m.id) and 250 >= len(m.id) and 0 <= m.expected_version
 
 
 def _postbus_posts_v1_UnlikePostRequest(m: Any) -> bool:
-    return _is_uuid(m.id) is not None
+    return 1 <= len(m.id) and 250 >= len(m.id)
 
 
 def _postbus_posts_v1_UnpublishPostRequest(m: Any) -> bool:
-    return _is_uuid(m.id) is not None and 0 <= m.expected_version
+    return 1 <= len(m.id) and 250 >= len(m.id) and 0 <= m.expected_version
 
 
 def _postbus_posts_v1_UpdateCommentRequest(m: Any) -> bool:
@@ -260,10 +276,12 @@ CHECKS: Mapping[Any, Callable[[Any], bool]] = {
     _class("postbus.posts.v1.CreateCommentRequest"): _postbus_posts_v1_CreateCommentRequest,
     _class("postbus.posts.v1.DeleteCommentRequest"): _postbus_posts_v1_DeleteCommentRequest,
     _class("postbus.posts.v1.DeletePostRequest"): _postbus_posts_v1_DeletePostRequest,
+    _class("postbus.posts.v1.GetCommentRequest"): _postbus_posts_v1_GetCommentRequest,
     _class("postbus.posts.v1.GetPostRequest"): _postbus_posts_v1_GetPostRequest,
     _class("postbus.posts.v1.LikePostRequest"): _postbus_posts_v1_LikePostRequest,
     _class("postbus.posts.v1.ListCommentsRequest"): _postbus_posts_v1_ListCommentsRequest,
     _class("postbus.posts.v1.ListFeedRequest"): _postbus_posts_v1_ListFeedRequest,
+    _class("postbus.posts.v1.ListLikersRequest"): _postbus_posts_v1_ListLikersRequest,
     _class("postbus.posts.v1.ListNotificationsRequest"): _postbus_posts_v1_ListNotificationsRequest,
     _class("postbus.posts.v1.ListPostsRequest"): _postbus_posts_v1_ListPostsRequest,
     _class("postbus.posts.v1.ListTagsRequest"): _postbus_posts_v1_ListTagsRequest,

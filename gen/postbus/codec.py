@@ -1095,6 +1095,53 @@ def _write_postbus_posts_v1_DeletePostRequest(o: Any, m: Any) -> None:
         m.expected_version = v
 
 
+def _read_postbus_posts_v1_GetCommentRequest(m: Any) -> Any:
+    o = _new(postbus.posts.v1.GetCommentRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "id": m.id,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_GetCommentRequest(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["id"]) is not PLACEHOLDER and v is not None:
+        m.id = v
+
+
+def _read_postbus_posts_v1_GetCommentResponse(m: Any) -> Any:
+    o = _new(postbus.posts.v1.GetCommentResponse)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "comment": _read_postbus_posts_v1_Comment(m.comment)
+            if m.HasField("comment")
+            else PLACEHOLDER,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_GetCommentResponse(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["comment"]) is not PLACEHOLDER and v is not None:
+        s = m.comment
+        _write_postbus_posts_v1_Comment(v, s)
+        if _get_attribute(v, "_serialized_on_wire"):
+            s.SetInParent()
+
+
 def _read_postbus_posts_v1_GetPostRequest(m: Any) -> Any:
     o = _new(postbus.posts.v1.GetPostRequest)
     _set_attribute(
@@ -1298,6 +1345,64 @@ def _write_postbus_posts_v1_ListFeedResponse(o: Any, m: Any) -> None:
         m.total = v
 
 
+def _read_postbus_posts_v1_ListLikersRequest(m: Any) -> Any:
+    o = _new(postbus.posts.v1.ListLikersRequest)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "id": m.id,
+            "page_size": m.page_size,
+            "page_token": m.page_token,
+            "include_total": m.include_total,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_ListLikersRequest(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["id"]) is not PLACEHOLDER and v is not None:
+        m.id = v
+    if (v := d["page_size"]) is not PLACEHOLDER and v is not None:
+        m.page_size = v
+    if (v := d["page_token"]) is not PLACEHOLDER and v is not None:
+        m.page_token = v
+    if (v := d["include_total"]) is not PLACEHOLDER and v is not None:
+        m.include_total = v
+
+
+def _read_postbus_posts_v1_ListLikersResponse(m: Any) -> Any:
+    o = _new(postbus.posts.v1.ListLikersResponse)
+    _set_attribute(
+        o,
+        "__dict__",
+        {
+            "likers": [_read_postbus_posts_v1_Author(v) for v in m.likers],
+            "next_page_token": m.next_page_token,
+            "total": m.total if m.HasField("total") else None,
+            "_serialized_on_wire": True,
+            "_unknown_fields": b"",
+            "_group_current": {},
+        },
+    )
+    return o
+
+
+def _write_postbus_posts_v1_ListLikersResponse(o: Any, m: Any) -> None:
+    d = _get_attribute(o, "__dict__")
+    if (v := d["likers"]) is not PLACEHOLDER and v is not None:
+        for each in v:
+            _write_postbus_posts_v1_Author(each, m.likers.add())
+    if (v := d["next_page_token"]) is not PLACEHOLDER and v is not None:
+        m.next_page_token = v
+    if (v := d["total"]) is not PLACEHOLDER and v is not None:
+        m.total = v
+
+
 def _read_postbus_posts_v1_ListNotificationsRequest(m: Any) -> Any:
     o = _new(postbus.posts.v1.ListNotificationsRequest)
     _set_attribute(
@@ -1375,6 +1480,7 @@ def _read_postbus_posts_v1_ListPostsRequest(m: Any) -> Any:
             "q": m.q,
             "status": _postbus_posts_v1_PostStatus[m.status],
             "order": _postbus_posts_v1_PostOrder[m.order],
+            "updated_since": read_time(m.updated_since) if m.HasField("updated_since") else None,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -1405,6 +1511,10 @@ def _write_postbus_posts_v1_ListPostsRequest(o: Any, m: Any) -> None:
         m.status = v
     if (v := d["order"]) is not PLACEHOLDER and v is not None:
         m.order = v
+    if (v := d["updated_since"]) is not PLACEHOLDER and v is not None:
+        s = m.updated_since
+        write_time(v, s)
+        s.SetInParent()
 
 
 def _read_postbus_posts_v1_ListPostsResponse(m: Any) -> Any:
@@ -3962,6 +4072,16 @@ CODECS: Mapping[type, Codec] = {
         _read_postbus_posts_v1_DeletePostRequest,
         _write_postbus_posts_v1_DeletePostRequest,
     ),
+    postbus.posts.v1.GetCommentRequest: Codec(
+        _class("postbus.posts.v1.GetCommentRequest"),
+        _read_postbus_posts_v1_GetCommentRequest,
+        _write_postbus_posts_v1_GetCommentRequest,
+    ),
+    postbus.posts.v1.GetCommentResponse: Codec(
+        _class("postbus.posts.v1.GetCommentResponse"),
+        _read_postbus_posts_v1_GetCommentResponse,
+        _write_postbus_posts_v1_GetCommentResponse,
+    ),
     postbus.posts.v1.GetPostRequest: Codec(
         _class("postbus.posts.v1.GetPostRequest"),
         _read_postbus_posts_v1_GetPostRequest,
@@ -4001,6 +4121,16 @@ CODECS: Mapping[type, Codec] = {
         _class("postbus.posts.v1.ListFeedResponse"),
         _read_postbus_posts_v1_ListFeedResponse,
         _write_postbus_posts_v1_ListFeedResponse,
+    ),
+    postbus.posts.v1.ListLikersRequest: Codec(
+        _class("postbus.posts.v1.ListLikersRequest"),
+        _read_postbus_posts_v1_ListLikersRequest,
+        _write_postbus_posts_v1_ListLikersRequest,
+    ),
+    postbus.posts.v1.ListLikersResponse: Codec(
+        _class("postbus.posts.v1.ListLikersResponse"),
+        _read_postbus_posts_v1_ListLikersResponse,
+        _write_postbus_posts_v1_ListLikersResponse,
     ),
     postbus.posts.v1.ListNotificationsRequest: Codec(
         _class("postbus.posts.v1.ListNotificationsRequest"),

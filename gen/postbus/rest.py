@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, RootModel, StrictBool
-from postbus.rest_types import FieldMask, Integer, Message
+from postbus.rest_types import FieldMask, Integer, Message, Time
 from pydantic import MISSING
 
 
@@ -52,8 +52,9 @@ class CreateCommentRequest(Message):
         str,
         Field(
             alias="postId",
-            description="The post's id.",
-            pattern="^[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$",
+            description="The post's id, or a slug that leads to it.",
+            max_length=250,
+            min_length=1,
         ),
     ]
     body: Annotated[
@@ -115,7 +116,7 @@ class CreatePostRequest(Message):
     tags: Annotated[
         list[Tag] | MISSING,
         Field(
-            description="Up to 20, each of 1 to 50 characters. Case does not tell tags apart: of those alike the first stays.",
+            description="Up to 20, each of 1 to 50 characters on one line, not only spaces.\n\nSpaces around a tag are removed, and it is brought into Unicode normalization form C. Tags that are equal after compatibility normalization (NFKC) and case folding count as one, such as `STRASSE` and `straße`, or `TM` and `™`: the first spelling stays.",
             max_length=20,
         ),
     ] = MISSING
@@ -166,8 +167,7 @@ class DeletePostRequest(Message):
     id: Annotated[
         str,
         Field(
-            description="The post's id.",
-            pattern="^[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$",
+            description="The post's id, or a slug that leads to it.", max_length=250, min_length=1
         ),
     ]
 
@@ -184,7 +184,26 @@ class FollowRequest(Message):
     username: Annotated[
         str,
         Field(
-            description="The user's name, without regard to case.", pattern="^[A-Za-z0-9_-]{1,40}$"
+            description="The user's name, without regard to case, or id.",
+            pattern="^[A-Za-z0-9_-]{1,40}$",
+        ),
+    ]
+
+
+class GetCommentRequest(Message):
+    """
+    Names a comment.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        validate_by_name=True,
+    )
+    id: Annotated[
+        str,
+        Field(
+            description="The comment's id.",
+            pattern="^[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$",
         ),
     ]
 
@@ -209,7 +228,12 @@ class GetPostRequest(Message):
         extra="forbid",
         validate_by_name=True,
     )
-    id: Annotated[str, Field(description="The post's id or slug.", max_length=250, min_length=1)]
+    id: Annotated[
+        str,
+        Field(
+            description="The post's id, or a slug that leads to it.", max_length=250, min_length=1
+        ),
+    ]
 
 
 class GetSigningKeysRequest(Message):
@@ -235,7 +259,8 @@ class GetUserRequest(Message):
     username: Annotated[
         str,
         Field(
-            description="The user's name, without regard to case.", pattern="^[A-Za-z0-9_-]{1,40}$"
+            description="The user's name, without regard to case, or id.",
+            pattern="^[A-Za-z0-9_-]{1,40}$",
         ),
     ]
 
@@ -252,8 +277,7 @@ class LikePostRequest(Message):
     id: Annotated[
         str,
         Field(
-            description="The post's id.",
-            pattern="^[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$",
+            description="The post's id, or a slug that leads to it.", max_length=250, min_length=1
         ),
     ]
 
@@ -272,8 +296,9 @@ class ListCommentsRequest(Message):
         str,
         Field(
             alias="postId",
-            description="The post's id.",
-            pattern="^[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$",
+            description="The post's id, or a slug that leads to it.",
+            max_length=250,
+            min_length=1,
         ),
     ]
     page_size: Annotated[
@@ -286,7 +311,7 @@ class ListCommentsRequest(Message):
         str | MISSING,
         Field(
             alias="pageToken",
-            description="`next_page_token` of the page before; empty for the first.",
+            description="`nextPageToken` of the page before; empty for the first.",
             max_length=1000,
         ),
     ] = MISSING
@@ -315,7 +340,7 @@ class ListFeedRequest(Message):
         str | MISSING,
         Field(
             alias="pageToken",
-            description="`next_page_token` of the page before; empty for the first.",
+            description="`nextPageToken` of the page before; empty for the first.",
             max_length=1000,
         ),
     ] = MISSING
@@ -337,7 +362,7 @@ class ListFollowersRequest(Message):
     username: Annotated[
         str,
         Field(
-            description="Whose followers: the user's name, without regard to case.",
+            description="The name of the user who is followed, without regard to case, or id.",
             pattern="^[A-Za-z0-9_-]{1,40}$",
         ),
     ]
@@ -351,7 +376,7 @@ class ListFollowersRequest(Message):
         str | MISSING,
         Field(
             alias="pageToken",
-            description="`next_page_token` of the page before; empty for the first.",
+            description="`nextPageToken` of the page before; empty for the first.",
             max_length=1000,
         ),
     ] = MISSING
@@ -373,7 +398,7 @@ class ListFollowingRequest(Message):
     username: Annotated[
         str,
         Field(
-            description="Who follows: the user's name, without regard to case.",
+            description="The name of the user who follows, without regard to case, or id.",
             pattern="^[A-Za-z0-9_-]{1,40}$",
         ),
     ]
@@ -387,7 +412,42 @@ class ListFollowingRequest(Message):
         str | MISSING,
         Field(
             alias="pageToken",
-            description="`next_page_token` of the page before; empty for the first.",
+            description="`nextPageToken` of the page before; empty for the first.",
+            max_length=1000,
+        ),
+    ] = MISSING
+    include_total: Annotated[
+        StrictBool | MISSING, Field(alias="includeTotal", description="Whether to count them all.")
+    ] = MISSING
+
+
+class ListLikersRequest(Message):
+    """
+    Selects users who like a post.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        validate_by_name=True,
+        arbitrary_types_allowed=True,
+    )
+    id: Annotated[
+        str,
+        Field(
+            description="The post's id, or a slug that leads to it.", max_length=250, min_length=1
+        ),
+    ]
+    page_size: Annotated[
+        Integer | MISSING,
+        Field(
+            alias="pageSize", description="How many at most, up to 100; 20 if unset.", ge=0, le=100
+        ),
+    ] = MISSING
+    page_token: Annotated[
+        str | MISSING,
+        Field(
+            alias="pageToken",
+            description="`nextPageToken` of the page before; empty for the first.",
             max_length=1000,
         ),
     ] = MISSING
@@ -416,7 +476,7 @@ class ListNotificationsRequest(Message):
         str | MISSING,
         Field(
             alias="pageToken",
-            description="`next_page_token` of the page before; empty for the first.",
+            description="`nextPageToken` of the page before; empty for the first.",
             max_length=1000,
         ),
     ] = MISSING
@@ -451,7 +511,7 @@ class ListPostsRequest(Message):
         str | MISSING,
         Field(
             alias="pageToken",
-            description="`next_page_token` of the page before; empty for the first.",
+            description="`nextPageToken` of the page before; empty for the first.",
             max_length=1000,
         ),
     ] = MISSING
@@ -461,17 +521,22 @@ class ListPostsRequest(Message):
     author: Annotated[
         str | MISSING,
         Field(
-            description="Only posts of the user with this name.", pattern="^[A-Za-z0-9_-]{0,40}$"
+            description="Only posts of the user with this name or id.",
+            pattern="^[A-Za-z0-9_-]{0,40}$",
         ),
     ] = MISSING
-    tag: Annotated[str | MISSING, Field(description="Only posts with this tag.", max_length=50)] = (
-        MISSING
-    )
+    tag: Annotated[
+        str | MISSING,
+        Field(
+            description="Only posts with this tag; tags are compared as CreatePost describes.",
+            max_length=50,
+        ),
+    ] = MISSING
     liked_by: Annotated[
         str | MISSING,
         Field(
             alias="likedBy",
-            description="Only posts that the user with this name likes.",
+            description="Only posts that the user with this name or id likes.",
             pattern="^[A-Za-z0-9_-]{0,40}$",
         ),
     ] = MISSING
@@ -489,7 +554,14 @@ class ListPostsRequest(Message):
     order: Annotated[
         Literal["POST_ORDER_UNSPECIFIED", "POST_ORDER_NEWEST", "POST_ORDER_OLDEST"] | MISSING,
         Field(
-            description="In which order; with `liked_by` the latest liked come first in any case."
+            description="In which order. With `likedBy` the latest liked come first in any case, and with `updatedSince` the one whose last change is the longest ago."
+        ),
+    ] = MISSING
+    updated_since: Annotated[
+        Time | None | MISSING,
+        Field(
+            alias="updatedSince",
+            description="Only posts whose last change is not before this time; creation and publication count as changes, likes and comments do not.\n\nFor copies that are brought up to date. The posts come in the order of `updatedAt`, unless `likedBy` is set. Deleted and unpublished posts are not listed: their events tell of them. A change that is in progress while the list is read may appear later with an earlier time, so start the next run a minute before the start of the last one.",
         ),
     ] = MISSING
 
@@ -514,7 +586,7 @@ class ListSessionsRequest(Message):
         str | MISSING,
         Field(
             alias="pageToken",
-            description="`next_page_token` of the page before; empty for the first.",
+            description="`nextPageToken` of the page before; empty for the first.",
             max_length=1000,
         ),
     ] = MISSING
@@ -543,7 +615,7 @@ class ListTagsRequest(Message):
         str | MISSING,
         Field(
             alias="pageToken",
-            description="`next_page_token` of the page before; empty for the first.",
+            description="`nextPageToken` of the page before; empty for the first.",
             max_length=1000,
         ),
     ] = MISSING
@@ -639,8 +711,7 @@ class PublishPostRequest(Message):
     id: Annotated[
         str,
         Field(
-            description="The post's id.",
-            pattern="^[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$",
+            description="The post's id, or a slug that leads to it.", max_length=250, min_length=1
         ),
     ]
 
@@ -707,7 +778,7 @@ class SearchUsersRequest(Message):
         str | MISSING,
         Field(
             alias="pageToken",
-            description="`next_page_token` of the page before; empty for the first.",
+            description="`nextPageToken` of the page before; empty for the first.",
             max_length=1000,
         ),
     ] = MISSING
@@ -762,7 +833,8 @@ class UnfollowRequest(Message):
     username: Annotated[
         str,
         Field(
-            description="The user's name, without regard to case.", pattern="^[A-Za-z0-9_-]{1,40}$"
+            description="The user's name, without regard to case, or id.",
+            pattern="^[A-Za-z0-9_-]{1,40}$",
         ),
     ]
 
@@ -779,8 +851,7 @@ class UnlikePostRequest(Message):
     id: Annotated[
         str,
         Field(
-            description="The post's id.",
-            pattern="^[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$",
+            description="The post's id, or a slug that leads to it.", max_length=250, min_length=1
         ),
     ]
 
@@ -797,8 +868,7 @@ class UnpublishPostRequest(Message):
     id: Annotated[
         str,
         Field(
-            description="The post's id.",
-            pattern="^[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$",
+            description="The post's id, or a slug that leads to it.", max_length=250, min_length=1
         ),
     ]
 
@@ -903,8 +973,7 @@ class UpdatePostRequest(Message):
     id: Annotated[
         str,
         Field(
-            description="The post's id.",
-            pattern="^[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$",
+            description="The post's id, or a slug that leads to it.", max_length=250, min_length=1
         ),
     ]
     title: Annotated[
@@ -953,6 +1022,7 @@ REQUESTS: dict[str, type[Message]] = {
     "postbus.users.v1.DeleteMeRequest": DeleteMeRequest,
     "postbus.posts.v1.DeletePostRequest": DeletePostRequest,
     "postbus.users.v1.FollowRequest": FollowRequest,
+    "postbus.posts.v1.GetCommentRequest": GetCommentRequest,
     "postbus.users.v1.GetMeRequest": GetMeRequest,
     "postbus.posts.v1.GetPostRequest": GetPostRequest,
     "postbus.users.v1.GetSigningKeysRequest": GetSigningKeysRequest,
@@ -962,6 +1032,7 @@ REQUESTS: dict[str, type[Message]] = {
     "postbus.posts.v1.ListFeedRequest": ListFeedRequest,
     "postbus.users.v1.ListFollowersRequest": ListFollowersRequest,
     "postbus.users.v1.ListFollowingRequest": ListFollowingRequest,
+    "postbus.posts.v1.ListLikersRequest": ListLikersRequest,
     "postbus.posts.v1.ListNotificationsRequest": ListNotificationsRequest,
     "postbus.posts.v1.ListPostsRequest": ListPostsRequest,
     "postbus.users.v1.ListSessionsRequest": ListSessionsRequest,

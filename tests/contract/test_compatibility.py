@@ -464,6 +464,16 @@ CONSTRAINTS = {
         ruled(lay("string.uuid = true")),
         *tighter("string.uuid", "none", "True"),
     ),
+    "format in place of lengths": (
+        ruled(lay("string = {min_len: 1, max_len: 250}")),
+        ruled(lay("string.uuid = true")),
+        {
+            "Ask.a: constraint tightened: string.max_len: 250 -> 36": CALLERS,
+            "Ask.a: constraint tightened: string.min_len: 1 -> 36": CALLERS,
+            "Ask.a: constraint tightened: string.uuid: none -> True": CALLERS,
+        },
+        {},
+    ),
     "pattern": (
         ruled(lay('string.pattern = "^a$"')),
         ruled(lay('string.pattern = "^b$"')),

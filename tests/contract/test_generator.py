@@ -94,6 +94,15 @@ def test_comments_of_the_contract_are_the_documentation() -> None:
     assert username["pattern"] == "^[A-Za-z][A-Za-z0-9_-]{2,39}$"
 
 
+@pytest.mark.parametrize("name", ["openapi.json", "asyncapi.json"])
+def test_documents_name_fields_as_json_has_them(name: str) -> None:
+    text = files("postbus").joinpath(name).read_text()
+
+    assert "`nextPageToken` of the page before" in text
+    assert "With `likedBy` the latest liked" in text
+    assert re.findall(r"`[a-z0-9]+_[a-z0-9_]+`", text) == []
+
+
 def test_registry_holds_what_the_contract_says_of_a_method() -> None:
     method = METHODS["postbus.posts.v1.PostsService.CreatePost"]
 

@@ -76,6 +76,43 @@ async def test_comment_is_its_authors_to_change_and_both_authors_to_delete(
     assert (await as_nobody.done("GET", path))["commentCount"] == 1
 
 
+async def test_comment_is_read_alone_and_changed_by_its_version(
+    as_alice: Client, as_bob: Client, as_nobody: Client, bob: Person
+) -> None:
+    path = await post(as_alice)
+    id_ = await comment(as_bob, path)
+    read = await as_nobody.send("GET", f"/v1/comments/{id_.upper()}")
+    [listed] = (await as_nobody.done("GET", f"{path}/comments"))["comments"]
+
+    assert read.json() == listed
+    assert (listed["id"], listed["author"]["username"]) == (id_, bob.username)
+    own = f"/v1/comments/{id_}"
+    known = await as_nobody.send("GET", own, If_None_Match=read.headers["ETag"])
+    assert known.status_code == 304
+    for tag in (read.headers["ETag"], '"2"'):
+        changed = await as_bob.send("PATCH", own, {"body": tag}, If_Match=tag)
+        assert changed.status_code == 200
+    assert (await as_nobody.done("GET", own))["version"] == "3"
+
+
+async def test_comment_is_there_as_long_as_its_post_is_readable(
+    as_alice: Client, as_bob: Client, as_nobody: Client
+) -> None:
+    path = await post(as_alice)
+    id_ = await comment(as_bob, path)
+    unknown = "/v1/comments/018f3f6e-0000-7000-8000-000000000000"
+
+    await as_alice.done("POST", f"{path}:unpublish")
+
+    assert (await as_alice.done("GET", f"/v1/comments/{id_}"))["id"] == id_
+    assert await as_bob.refused("GET", f"/v1/comments/{id_}") == (404, "POST_NOT_FOUND")
+    assert await as_nobody.refused("GET", unknown) == (404, "COMMENT_NOT_FOUND")
+    assert (await as_nobody.refused("GET", "/v1/comments/x"))[0] == 422
+    await as_alice.done("POST", f"{path}:publish")
+    await as_bob.done("DELETE", f"/v1/comments/{id_}")
+    assert await as_nobody.refused("GET", f"/v1/comments/{id_}") == (404, "COMMENT_NOT_FOUND")
+
+
 @pytest.mark.parametrize(
     ("body", "rule"),
     [("", "string.min_len"), ("x" * 10_001, "string.max_len"), ("a\u0000", "string.pattern")],

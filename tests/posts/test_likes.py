@@ -32,6 +32,42 @@ async def test_likes_of_a_post_by_many_at_once_all_count(
     assert (await as_nobody.done("GET", path))["likeCount"] == 85
 
 
+async def test_likers_of_a_post_are_listed_latest_first(
+    client: httpx.AsyncClient, as_alice: Client, as_nobody: Client, unique: Unique
+) -> None:
+    path, other = await new_post(as_alice), await new_post(as_alice)
+    people = [await sign_up(client, unique("fan")) for _ in range(5)]
+    for person in people:
+        await Client(client, person).done("PUT", f"{path}/like")
+    await Client(client, people[0]).done("PUT", f"/v1/users/{people[4].username}/follow")
+
+    found = await as_nobody.all(f"{path}/likes", "likers", size=2)
+    page = await Client(client, people[0]).done("GET", f"{path}/likes?includeTotal=true")
+    token = (await as_nobody.done("GET", f"{path}/likes?pageSize=1"))["nextPageToken"]
+
+    assert [each["id"] for each in found] == [person.id for person in people[::-1]]
+    assert [each["username"] for each in page["likers"]] == [p.username for p in people[::-1]]
+    assert [each["followed"] for each in page["likers"]] == [True, *4 * [False]]
+    assert page["total"] == 5
+    foreign = await as_nobody.refused("GET", f"{other}/likes?pageToken={token}")
+    assert foreign == (422, "PAGE_TOKEN_INVALID")
+    await Client(client, people[4]).done("DELETE", f"{path}/like")
+    assert (await as_nobody.done("GET", f"{path}/likes"))["likers"][0]["id"] == people[3].id
+
+
+async def test_likers_of_a_draft_are_listed_for_its_author_alone(
+    as_alice: Client, as_bob: Client, bob: Person
+) -> None:
+    path = await new_post(as_alice)
+    await as_bob.done("PUT", f"{path}/like")
+    await as_alice.done("POST", f"{path}:unpublish")
+
+    assert [each["id"] for each in (await as_alice.done("GET", f"{path}/likes"))["likers"]] == [
+        bob.id
+    ]
+    assert await as_bob.refused("GET", f"{path}/likes") == (404, "POST_NOT_FOUND")
+
+
 async def test_like_by_one_user_many_times_at_once_counts_once(
     as_alice: Client, as_bob: Client, as_nobody: Client
 ) -> None:

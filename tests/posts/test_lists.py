@@ -146,6 +146,52 @@ async def test_page_token_is_good_for_its_own_list_only(as_alice: Client, unique
     assert len(other_size["posts"]) == 2
 
 
+async def test_posts_changed_since_a_time_come_in_the_order_of_their_changes(
+    as_alice: Client, as_bob: Client, as_nobody: Client, alice: Person, unique: Unique
+) -> None:
+    tag = unique("tag")
+    posts = [await as_alice.done("POST", "/v1/posts", {"title": n, "tags": [tag]}) for n in "abcd"]
+    first, second, third, fourth = (each["id"] for each in posts)
+    await as_alice.done("PATCH", f"/v1/posts/{second}", {"body": "New"})
+    changed = await as_alice.done("PATCH", f"/v1/posts/{first}", {"body": "New"})
+    await as_bob.done("PUT", f"/v1/posts/{third}/like")
+    since, start = posts[2]["updatedAt"], f"/v1/posts?tag={tag}&updatedSince="
+    mine = f"/v1/posts?author={alice.username}&updatedSince={since}&includeTotal=true"
+
+    assert await ids(as_nobody, start + since) == [third, fourth, second, first]
+    assert await ids(as_nobody, start + changed["updatedAt"]) == [first]
+    assert await ids(as_nobody, f"{start}1970-01-01T00:00:00Z") == [third, fourth, second, first]
+    paged = [each["id"] for each in await as_nobody.all(start + since, "posts", size=1)]
+    assert paged == [third, fourth, second, first]
+    assert (await as_nobody.done("GET", mine))["total"] == 4
+    liked = f"/v1/posts?author={alice.username}&likedBy={{}}&updatedSince={changed['updatedAt']}"
+    await as_bob.done("PUT", f"/v1/posts/{first}/like")
+    assert await ids(as_nobody, liked.format(unique("nobody"))) == []
+    await as_alice.done("DELETE", f"/v1/posts/{second}")
+    await as_alice.done("POST", f"/v1/posts/{third}:unpublish")
+    assert await ids(as_nobody, start + since) == [fourth, first]
+    drafts = f"/v1/posts?status=POST_STATUS_DRAFT&updatedSince={since}"
+    assert await ids(as_alice, drafts) == [third]
+    assert (await as_nobody.refused("GET", f"{start}yesterday"))[0] == 422
+
+
+async def test_author_and_liker_may_be_named_by_id(
+    as_alice: Client, as_bob: Client, as_nobody: Client, alice: Person, bob: Person
+) -> None:
+    id_ = await post(as_alice)
+    await as_bob.done("PUT", f"/v1/posts/{id_}/like")
+
+    assert await ids(as_nobody, f"/v1/posts?author={alice.id.upper()}") == [id_]
+    assert await ids(as_nobody, f"/v1/posts?likedBy={bob.id}") == [id_]
+    assert await ids(as_nobody, f"/v1/posts?likedBy={alice.id}") == []
+
+
+async def test_invalid_page_token_is_a_violation_of_its_field(as_nobody: Client) -> None:
+    answer = await as_nobody.send("GET", "/v1/posts?pageToken=x")
+
+    assert [each["field"] for each in answer.json()["violations"]] == ["pageToken"]
+
+
 @pytest.mark.parametrize("size", ["-1", "101", "many"])
 async def test_page_size_out_of_bounds_is_refused(size: str, as_nobody: Client) -> None:
     assert (await as_nobody.refused("GET", f"/v1/posts?pageSize={size}"))[0] == 422

@@ -12,8 +12,11 @@ from pymongo.asynchronous.database import AsyncDatabase
 
 from postbus.bus.v1 import Event
 from posts.authors import AuthorRepository
+from posts.filters import NEWEST, PostFilter
+from posts.likes import LikeRepository
 from posts.migrations import MIGRATIONS
-from posts.repository import PostFilter, PostRepository
+from posts.repository import PostRepository
+from posts.search import PostSearch
 from posts.times import from_micros
 from shared.mongo import Mongo
 from shared.mongo_migrations import migrate
@@ -69,7 +72,8 @@ async def test_posts_of_the_first_version_are_read_as_published(database: Databa
         True,
     )
     assert from_micros(post.created_at) == from_micros(post.published_at or 0) == TIME
-    assert await posts.count(PostFilter(q="TITLE same")) == 3
+    found = await PostSearch(mongo).count(PostFilter(q="TITLE same"), NEWEST)
+    assert found == 3
     [author] = await authors.by_names(["ALICE"])
     assert (author.id, author.username, author.version) == (AUTHOR["_id"], "Alice", 1)
 
@@ -181,3 +185,22 @@ async def test_events_that_wait_go_along_both_ways(database: Database) -> None:
     await mongo.forward(publish)
 
     assert [each.id for each in sent] == ids
+
+
+async def test_indexes_of_likers_are_made_and_removed(database: Database) -> None:
+    mongo, likers = Mongo(database), "post_id_1_place_-1__id_-1"
+    changed = "status_1_updated_at_1__id_1"
+    await migrate(mongo, MIGRATIONS, 2)
+    await database["likes"].create_index("post_id")
+
+    await migrate(mongo, MIGRATIONS, 3)
+    await PostRepository(mongo).create_indexes()
+    await LikeRepository(mongo).create_indexes()
+    after = [await database[name].index_information() for name in ("likes", "posts")]
+    await migrate(mongo, MIGRATIONS, 2)
+    before = [await database[name].index_information() for name in ("likes", "posts")]
+
+    assert (likers in after[0], "post_id_1" in after[0]) == (True, False)
+    assert (likers in before[0], "post_id_1" in before[0]) == (False, True)
+    for name in (changed, f"author_id_1_{changed}"):
+        assert (name in after[1], name in before[1]) == (True, False)

@@ -7,8 +7,10 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 import pytest
+from websockets.asyncio.client import connect
 
-from tests.people import Client, Person
+from tests.people import Client, Person, ask
+from tests.system import System
 
 Unique = Callable[[str], str]
 NOWHERE = "/v1/posts/018f3f6e-0000-7000-8000-000000000001"
@@ -214,3 +216,42 @@ async def test_changes_at_once_that_name_no_version_are_all_made(as_alice: Clien
     read = await as_alice.done("GET", path)
     assert (read["title"], read["body"], read["summary"]) == ("Other", "Body", "Summary")
     assert (read["tags"], read["version"]) == (["tag"], "5")
+
+
+async def test_post_without_a_title_is_a_violation_of_its_field(as_alice: Client) -> None:
+    post = await as_alice.done("POST", "/v1/posts", {"title": "T"})
+
+    answer = await as_alice.send("PATCH", f"/v1/posts/{post['id']}", {"title": None})
+
+    assert (answer.status_code, answer.json()["reason"]) == (422, "TITLE_MISSING")
+    [violation] = answer.json()["violations"]
+    assert (violation["field"], violation["rule"]) == ("title", "required")
+    assert violation["message"] == "A post needs a title."
+
+
+async def test_mask_of_a_field_that_cannot_change_is_a_violation(
+    system: System, as_alice: Client, alice: Person
+) -> None:
+    post = await as_alice.done("POST", "/v1/posts", {"title": "T"})
+    call = {
+        "method": "postbus.posts.v1.PostsService.UpdatePost",
+        "request": {
+            "@type": "type.googleapis.com/postbus.posts.v1.UpdatePostRequest",
+            "id": post["id"],
+            "updateMask": "slug",
+        },
+    }
+    async with connect(system.websocket_url) as socket:
+        await ask(socket, {"id": "1", "authenticate": {"accessToken": alice.token}})
+        error = (await ask(socket, {"id": "2", "call": call}))["error"]
+
+    assert error["reason"] == "UPDATE_MASK_INVALID"
+    assert [each["field"] for each in error["violations"]] == ["updateMask"]
+
+
+async def test_tags_are_normalised_as_the_contract_says(as_alice: Client) -> None:
+    tags = [" spaced ", "e\u0301te\u0301", "\u2122", "TM", "x\u00b2", "x2", "STRASSE", "straße"]
+
+    post = await as_alice.done("POST", "/v1/posts", {"title": "T", "tags": tags})
+
+    assert post["tags"] == ["spaced", "\u00e9t\u00e9", "\u2122", "x\u00b2", "STRASSE"]

@@ -2,12 +2,21 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
+import httpx
 import pytest
+from pymongo import AsyncMongoClient
+from pymongo.asynchronous.database import AsyncDatabase
 
+from posts.models import PUBLISHED, Post
+from posts.repository import FORMER_SLUGS, PostRepository
+from shared.mongo import Mongo
 from tests.people import Client
 
 Unique = Callable[[str], str]
+Database = AsyncDatabase[dict[str, Any]]
+DRAFT = "POST_STATUS_DRAFT"
 
 
 @pytest.mark.parametrize(
@@ -86,18 +95,183 @@ async def test_titles_without_words_have_plain_slugs(as_alice: Client) -> None:
     assert posts[0]["slug"] != posts[1]["slug"]
 
 
-async def test_the_ten_slugs_before_lead_to_the_post(
-    as_alice: Client, as_nobody: Client, unique: Unique
+async def test_every_former_slug_leads_to_the_post_and_to_no_other(
+    as_alice: Client, as_bob: Client, unique: Unique
 ) -> None:
-    titles = [unique(f"t{number}x") for number in range(12)]
+    titles = [unique(f"t{number}x") for number in range(13)]
     post = await as_alice.done("POST", "/v1/posts", {"title": titles[0]})
     for title in titles[1:]:
         await as_alice.done("PATCH", f"/v1/posts/{post['id']}", {"title": title})
 
-    assert await as_nobody.refused("GET", f"/v1/posts/{titles[0]}") == (404, "POST_NOT_FOUND")
-    for title in titles[1:]:
-        read = await as_nobody.done("GET", f"/v1/posts/{title}")
-        assert (read["id"], read["slug"]) == (post["id"], titles[11])
+    other = await as_bob.done("POST", "/v1/posts", {"title": titles[0]})
+
+    assert other["slug"].startswith(f"{titles[0]}-")
+    for title in titles:
+        read = await as_bob.done("GET", f"/v1/posts/{title}")
+        assert (read["id"], read["slug"]) == (post["id"], titles[12])
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_slug_stays_while_the_words_of_the_title_do(
+    first: bool, as_alice: Client, unique: Unique
+) -> None:
+    title = unique("Read me ")
+    slugs = [(await as_alice.done("POST", "/v1/posts", {"title": title}))["slug"] for _ in range(2)]
+    slug = slugs[0 if first else 1]
+
+    async def retitled(text: str) -> str:
+        changed = await as_alice.done("PATCH", f"/v1/posts/{slug}", {"title": text})
+        return str(changed["slug"])
+
+    for text in (
+        title.upper(),
+        f"{title}!",
+        f"\u201c{title}\u201d",
+        title.replace("e", "é"),
+        title,
+    ):
+        assert await retitled(text) == slug
+    assert await retitled(f"{title} now") != slug
+    assert await retitled(title) == slug
+    for verb in ("unpublish", "publish"):
+        assert (await as_alice.done("POST", f"/v1/posts/{slug}:{verb}"))["slug"] == slug
+
+
+async def test_date_at_the_end_of_a_title_is_a_part_of_its_slug(
+    as_alice: Client, unique: Unique
+) -> None:
+    title = unique("Release ")
+    post = await as_alice.done("POST", "/v1/posts", {"title": f"{title} 20260101"})
+
+    changed = await as_alice.done("PATCH", f"/v1/posts/{post['id']}", {"title": title})
+
+    assert changed["slug"] == title.lower().replace(" ", "-")
+
+
+async def test_draft_keeps_one_slug_until_it_is_published(
+    as_alice: Client, database: Database, unique: Unique
+) -> None:
+    first, last = unique("first"), unique("last")
+    draft = await as_alice.done("POST", "/v1/posts", {"title": first, "status": DRAFT})
+    path = f"/v1/posts/{draft['id']}"
+    for title in ("One", "Two", last):
+        assert (await as_alice.done("PATCH", path, {"title": title}))["slug"] == draft["slug"]
+
+    published = await as_alice.done("POST", f"{path}:publish")
+    await as_alice.done("POST", f"{path}:unpublish")
+    edited = await as_alice.done("PATCH", path, {"title": first})
+    again = await as_alice.done("POST", f"{path}:publish")
+
+    assert (published["slug"], edited["slug"]) == (last, last)
+    assert again["slug"] == draft["slug"]
+    stored = await database["posts"].find_one({"_id": draft["id"]})
+    assert stored is not None
+    assert sorted(stored["slugs"]) == sorted([last, draft["slug"]])
+
+
+async def test_slug_no_longer_changes_after_a_hundred(mongo_url: str, unique: Unique) -> None:
+    url = httpx.URL(mongo_url)
+    own = str(url.copy_with(path=unique(f"{url.path}_")))
+    async with AsyncMongoClient[dict[str, Any]](own) as client:
+        opened = client.get_default_database()
+        posts, post = PostRepository(Mongo(opened)), a_published_post()
+        await posts.create_indexes()
+        await posts.add(post)
+        for number in range(FORMER_SLUGS + 3):
+            await posts.change(post, {"title": f"Title {number}"})
+        last = (post.title, post.slug, len(post.slugs))
+        await posts.change(post, {"title": "Title 5"})
+        await client.drop_database(opened)
+
+    assert last == ("Title 102", "title-99", 101)
+    assert (post.slug, len(post.slugs)) == ("title-5", 101)
+
+
+def a_published_post() -> Post:
+    return Post(
+        id="018f3f6e-0000-7000-8000-000000000001",
+        author_id="a",
+        slug="",
+        slugs=[],
+        title="First",
+        tags=[],
+        tag_keys=[],
+        words=[],
+        status=PUBLISHED,
+        place="1",
+        created_at=1,
+        updated_at=1,
+        published_at=1,
+    )
+
+
+async def test_every_route_of_a_post_takes_its_slug(
+    as_alice: Client, as_bob: Client, unique: Unique
+) -> None:
+    post = await as_alice.done("POST", "/v1/posts", {"title": unique("É ")})
+    path, id_ = f"/v1/posts/{post['slug'].upper()}", post["id"]
+
+    comment = await as_bob.done("POST", f"{path}/comments", {"body": "By slug"})
+    answers = [
+        await as_bob.done("PUT", f"{path}/like"),
+        await as_bob.done("DELETE", f"{path}/like"),
+        await as_alice.done("PATCH", path, {"body": "New"}),
+        await as_alice.done("POST", f"{path}:unpublish"),
+        await as_alice.done("POST", f"{path}:publish"),
+        await as_alice.done("GET", path),
+    ]
+
+    assert {answer["id"] for answer in answers} == {id_} == {comment["postId"]}
+    listed = await as_bob.done("GET", f"{path}/comments")
+    assert [each["id"] for each in listed["comments"]] == [comment["id"]]
+    assert (await as_bob.done("GET", f"{path}/likes"))["likers"] == []
+    await as_alice.done("DELETE", path)
+    assert await as_alice.refused("GET", f"/v1/posts/{id_}") == (404, "POST_NOT_FOUND")
+
+
+@pytest.mark.parametrize(
+    ("verb", "end"),
+    [
+        ("GET", ""),
+        ("PATCH", ""),
+        ("DELETE", ""),
+        ("POST", ":publish"),
+        ("POST", ":unpublish"),
+        ("PUT", "/like"),
+        ("DELETE", "/like"),
+        ("GET", "/likes"),
+        ("GET", "/comments"),
+        ("POST", "/comments"),
+    ],
+)
+async def test_every_route_of_a_post_has_one_rule_for_its_name(
+    verb: str, end: str, as_alice: Client
+) -> None:
+    body = {"body": "Text"} if verb in ("POST", "PATCH") and ":" not in end else None
+
+    unknown = await as_alice.refused(verb, f"/v1/posts/no-such-post{end}", body)
+    longest = await as_alice.refused(verb, f"/v1/posts/{'x' * 250}{end}", body)
+    longer = await as_alice.send(verb, f"/v1/posts/{'x' * 251}{end}", body)
+
+    assert unknown == longest == (404, "POST_NOT_FOUND")
+    [violation] = longer.json()["violations"]
+    assert (longer.status_code, violation["rule"]) == (422, "string.max_len")
+
+
+async def test_change_by_slug_is_conditional_and_done_once(
+    as_alice: Client, unique: Unique
+) -> None:
+    created = await as_alice.send("POST", "/v1/posts", {"title": unique("once")})
+    path, etag = f"/v1/posts/{created.json()['slug']}", created.headers["ETag"]
+    headers = {"If_Match": etag, "Idempotency_Key": unique("key")}
+
+    first = await as_alice.send("PATCH", path, {"body": "1"}, **headers)
+    again = await as_alice.send("PATCH", path, {"body": "1"}, **headers)
+    stale = await as_alice.send("PATCH", path, {"body": "2"}, If_Match=etag)
+
+    assert first.json()["version"] == again.json()["version"] == "2"
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert (stale.status_code, stale.json()["reason"]) == (412, "VERSION_MISMATCH")
 
 
 async def test_slug_is_free_again_when_its_post_is_gone(as_alice: Client, unique: Unique) -> None:

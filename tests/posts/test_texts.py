@@ -1,11 +1,10 @@
 """What is made of texts: slugs, keys of tags, mentions."""
 
-import re
 import unicodedata
 
 import pytest
 
-from posts.texts import distinct_tags, mentions, slug_of, tag_key
+from posts.texts import distinct_tags, is_slug_of, mentions, slug_of, tag_key, with_suffix
 
 
 @pytest.mark.parametrize(
@@ -26,7 +25,25 @@ def test_slug_has_the_words_of_the_title(title: str, slug: str) -> None:
 def test_slug_of_an_id_is_no_id() -> None:
     id_ = "018F3F6E-0000-7000-8000-000000000001"
 
-    assert re.fullmatch(f"{id_.lower()}-[0-9a-f]{{8}}", slug_of(id_))
+    assert slug_of(id_) == f"post-{id_.lower()}"
+
+
+@pytest.mark.parametrize(
+    ("slug", "made"),
+    [
+        ("read-me", True),
+        ("read-me-690a58d6", True),
+        ("read-me-00000000000a", True),
+        ("read-me-20260101", False),
+        ("read-me-690a58d6-690a58d6", False),
+        ("read-me-690A58D6", False),
+        ("read-me-now", False),
+        ("read", False),
+    ],
+)
+def test_slug_with_a_suffix_is_made_of_the_same_title(slug: str, made: bool) -> None:
+    assert is_slug_of(slug, "read-me", "018f3f6e-0000-7000-8000-00000000000a") is made
+    assert is_slug_of(with_suffix("read-me"), "read-me", "")
 
 
 def test_slug_of_any_character_is_found_in_any_case() -> None:

@@ -115,22 +115,24 @@ def a_page(kind: type[Any], *after: str) -> Page:
     return pages.of(kind(page_token=pages.of(kind()).token(after) if after else ""))
 
 
+def account(name: str) -> User:
+    return User(
+        id=name,
+        username=name,
+        email=f"{name}@example.com",
+        password_hash="hash",  # noqa: S106  # no password
+        search=name,
+        created_at=NOW,
+        updated_at=NOW,
+    )
+
+
 async def ask_everything(postgres: Postgres) -> None:
     """Make every query that the handlers make."""
     users, sessions = UserRepository(postgres), SessionRepository(postgres)
     follows, throttle = FollowRepository(postgres), LoginThrottle(postgres)
     for name in ("ann", "bea"):
-        await users.add(
-            User(
-                id=name,
-                username=name,
-                email=f"{name}@example.com",
-                password_hash="hash",  # noqa: S106  # no password
-                search=name,
-                created_at=NOW,
-                updated_at=NOW,
-            )
-        )
+        await users.add(account(name))
     ann = await users.by_username("ann")
     assert ann is not None
     await users.by_login("ann@example.com")
@@ -184,3 +186,19 @@ async def test_every_query_goes_by_an_index(heard: tuple[AsyncEngine, Heard]) ->
 
     assert faults == []
     assert len(asked) > 40
+
+
+async def test_total_of_users_is_counted_up_to_a_bound(
+    heard: tuple[AsyncEngine, Heard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, listener = heard
+    users = UserRepository(Postgres(engine))
+    for name in ("ann", "bea", "cat"):
+        await users.add(account(name))
+    assert (await users.count(""), await users.count("be")) == (3, 1)
+    monkeypatch.setattr("users.repository.COUNTED", 1)
+
+    assert (await users.count(""), await users.count("be")) == (None, 1)
+    statement, parameters = listener.statements[-1]
+    assert "LIMIT" in statement
+    assert 2 in parameters

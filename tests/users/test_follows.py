@@ -52,12 +52,35 @@ async def test_following_twice_is_following_once(
         assert (profile["followed"], profile["followerCount"]) == (False, 0)
 
 
+async def test_every_route_of_a_user_takes_an_id(
+    client: httpx.AsyncClient, people: list[Person]
+) -> None:
+    ann, bea = people[:2]
+    as_ann, path = Client(client, ann), f"/v1/users/{bea.id.upper()}"
+
+    followed = await as_ann.done("PUT", f"{path}/follow")
+    read = await as_ann.done("GET", path)
+
+    assert read == followed == await as_ann.done("GET", f"/v1/users/{bea.username}")
+    assert (read["id"], read["followed"]) == (bea.id, True)
+    followers = await as_ann.done("GET", f"{path}/followers")
+    following = await as_ann.done("GET", f"/v1/users/{ann.id}/following")
+    assert [each["id"] for each in followers["profiles"]] == [ann.id]
+    assert [each["id"] for each in following["profiles"]] == [bea.id]
+    assert not (await as_ann.done("DELETE", f"{path}/follow"))["followed"]
+    for unknown in ("018f3f6e-0000-7000-8000-000000000000", "0", "1-name"):
+        refusal = await as_ann.refused("GET", f"/v1/users/{unknown}")
+        assert refusal == (404, "USER_NOT_FOUND")
+
+
 async def test_nobody_follows_themselves_or_who_is_not_there(
     client: httpx.AsyncClient, people: list[Person]
 ) -> None:
     as_ann = Client(client, people[0])
 
-    assert await as_ann.refused("PUT", follow(people[0])) == (422, "FOLLOWS_SELF")
+    own = await as_ann.send("PUT", follow(people[0]))
+    assert (own.status_code, own.json()["reason"]) == (422, "FOLLOWS_SELF")
+    assert [each["field"] for each in own.json()["violations"]] == ["username"]
     for verb in ("PUT", "DELETE"):
         path = "/v1/users/nobody-at-all/follow"
         assert await as_ann.refused(verb, path) == (404, "USER_NOT_FOUND")

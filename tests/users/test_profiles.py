@@ -56,7 +56,9 @@ async def test_patch_that_changes_nothing_leaves_the_version(me: Client) -> None
 
 async def test_account_needs_name_and_address(me: Client) -> None:
     for field, reason in (("username", "USERNAME_MISSING"), ("email", "EMAIL_MISSING")):
-        assert await me.refused("PATCH", "/v1/me", {field: None}) == (422, reason)
+        answer = await me.send("PATCH", "/v1/me", {field: None})
+        assert (answer.status_code, answer.json()["reason"]) == (422, reason)
+        assert [each["field"] for each in answer.json()["violations"]] == [field]
 
 
 async def test_what_others_have_is_taken_in_any_case(

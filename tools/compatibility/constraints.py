@@ -25,6 +25,7 @@ _UPPER: Final = frozenset({"max_len", "max_bytes", "max_items", "max_pairs", "lt
 _LOWER: Final = frozenset({"min_len", "min_bytes", "min_items", "min_pairs", "gte"})
 _EXACT: Final = {"len": ("min_len", "max_len"), "len_bytes": ("min_bytes", "max_bytes")}
 _STRICT: Final = {"gt": ("gte", 1), "lt": ("lte", -1)}
+_UUID_LENGTH: Final = 36
 
 
 def field_constraints(pair: Pair[FieldDescriptor]) -> Iterator[Change]:
@@ -183,11 +184,18 @@ def _exclusive(facts: Facts) -> Facts:
 
 def _compare(name: str, before: Facts, after: Facts) -> Iterator[Change]:
     for rule in sorted(before.keys() | after.keys()):
-        old, new = before.get(rule), after.get(rule)
+        old, new = (facts.get(rule, _implied(rule, facts)) for facts in (before, after))
         if old != new and not _is_idle(rule, before, after):
             word, breaks = _verdict(_split(rule)[1], old, new)
             what = f"constraint {word}: {rule}"
             yield Change(name=name, what=what, before=_show(old), after=_show(new), breaks=breaks)
+
+
+def _implied(rule: str, facts: Facts) -> int | None:
+    """Return the length that `string.uuid` implies, if `rule` bounds the length beside it."""
+    prefix, bound = _split(rule)
+    implied = bound in ("min_len", "max_len") and facts.get(f"{prefix}uuid")
+    return _UUID_LENGTH if implied else None
 
 
 def _is_idle(rule: str, before: Facts, after: Facts) -> bool:

@@ -1,8 +1,9 @@
 """The contracts as the generator sees them, read from a descriptor set."""
 
+import re
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf.descriptor import (
     Descriptor,
@@ -17,6 +18,7 @@ from google.protobuf.message_factory import GetMessageClass
 __all__ = ["Contracts", "GeneratorError"]
 
 _NAMED = {"message_type", "nested_type", "service", "method", "field", "oneof_decl", "enum_type"}
+_QUOTED: Final = re.compile(r"`([a-z0-9]+(?:_[a-z0-9]+)+)`")
 
 
 class GeneratorError(Exception):
@@ -96,9 +98,20 @@ class Contracts:
         return bool(self.option(message, "postbus.options.v1.event").subject)
 
     def comment(self, full_name: str) -> str:
-        """Return the leading comment of a message, field, method or service, as one text."""
+        """Return the leading comment of a message, field, method or service, as one text.
+
+        Names of fields in backquotes are written as JSON has them: `next_page_token` becomes
+        `nextPageToken`.
+        """
         location = self._locations.get(full_name)
-        return _text(location.leading_comments) if location else ""
+        return _QUOTED.sub(self._quoted, _text(location.leading_comments)) if location else ""
+
+    def _quoted(self, name: re.Match[str]) -> str:
+        return f"`{self._json_names.get(name[1], name[1])}`"
+
+    @cached_property
+    def _json_names(self) -> dict[str, str]:
+        return {field.name: field.json_name for each in self.messages for field in each.fields}
 
     def explain(self, error: GeneratorError) -> str:
         """Say file and line of what is at fault, and why."""

@@ -22,6 +22,7 @@ from posts.notification_handlers import NotificationHandlers
 from posts.notifications import NotificationRepository
 from posts.repair import repair
 from posts.repository import PostRepository
+from posts.search import PostSearch
 from posts.settings import PostsSettings
 from posts.tags import TagRepository
 from posts.views import Views
@@ -68,6 +69,7 @@ def _handlers(mongo: Mongo, bus: MessageBus, cache: CardCache, pages: Pages) -> 
         PostHandlers(posts=posts, likes=likes, authors=authors, views=views),
         ListHandlers(
             posts=posts,
+            search=PostSearch(mongo),
             likes=likes,
             tags=TagRepository(mongo),
             authors=authors,

@@ -15,6 +15,8 @@ from postbus.posts.v1 import (
     CreateCommentRequest,
     CreateCommentResponse,
     DeleteCommentRequest,
+    GetCommentRequest,
+    GetCommentResponse,
     ListCommentsRequest,
     ListCommentsResponse,
     UpdateCommentRequest,
@@ -75,6 +77,13 @@ class CommentHandlers:
             next_page_token=token,
             total=post.comment_count if request.include_total else None,
         )
+
+    @MessagePattern(CommentsServiceBase.get_comment)
+    async def get_comment(self, request: GetCommentRequest, context: Context) -> GetCommentResponse:
+        """Return a comment on a post that the caller may read."""
+        comment = await self._comment(request.id)
+        readable(await self.posts.get(comment.post_id), context)
+        return GetCommentResponse(comment=await self.views.comment(comment, context))
 
     @MessagePattern(CommentsServiceBase.update_comment)
     async def update_comment(

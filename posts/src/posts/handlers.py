@@ -44,7 +44,7 @@ from posts.texts import distinct_tags
 from posts.times import now, place
 from posts.views import Views, post_message
 from shared.context import Context
-from shared.errors import Code, ServiceError
+from shared.errors import invalid_field
 from shared.messagebus import MessagePattern, publish
 
 __all__ = ["PostHandlers"]
@@ -185,13 +185,10 @@ def _changes(request: UpdatePostRequest, post: Post) -> dict[str, Any]:
     """Return the fields that get another value."""
     paths = set(request.update_mask.paths)
     if not paths <= _CHANGEABLE:
-        raise ServiceError(
-            Code.INVALID_ARGUMENT,
-            "UPDATE_MASK_INVALID",
-            f"Name what to change: {', '.join(sorted(_CHANGEABLE))}.",
-        )
+        message = f"Name what to change: {', '.join(sorted(_CHANGEABLE))}."
+        raise invalid_field("UPDATE_MASK_INVALID", "updateMask", "field_mask.in", message)
     if "title" in paths and not request.title:
-        raise ServiceError(Code.INVALID_ARGUMENT, "TITLE_MISSING", "A post needs a title.")
+        raise invalid_field("TITLE_MISSING", "title", "required", "A post needs a title.")
     wanted: dict[str, Any] = {path: getattr(request, path) or "" for path in paths - {"tags"}}
     if "tags" in paths:
         wanted["tags"] = list(distinct_tags(request.tags).values())

@@ -11,6 +11,8 @@ from typing import Final
 from postbus.posts.v1 import (
     ListFeedRequest,
     ListFeedResponse,
+    ListLikersRequest,
+    ListLikersResponse,
     ListPostsRequest,
     ListPostsResponse,
     ListTagsRequest,
@@ -21,10 +23,15 @@ from postbus.posts.v1 import (
 )
 from postbus.posts.v1 import Tag as TagMessage
 from posts.author_cards import AuthorCards
-from posts.likes import LikeRepository
+from posts.filters import NEWEST, OLDEST, UPDATED, Order, PostFilter
+from posts.likes import LikeRepository, liker_position
 from posts.models import DRAFT, PUBLISHED, Post
-from posts.repository import PostFilter, PostRepository, position
+from posts.repository import PostRepository
+from posts.rules import readable
+from posts.search import PostSearch
 from posts.tags import TagRepository
+from posts.texts import is_id
+from posts.times import to_micros
 from posts.views import Views
 from shared.context import Context
 from shared.messagebus import MessagePattern
@@ -41,6 +48,7 @@ class ListHandlers:
     """Many posts. None has its body: a page would have no bounds."""
 
     posts: PostRepository
+    search: PostSearch
     likes: LikeRepository
     tags: TagRepository
     authors: AuthorCards
@@ -53,25 +61,23 @@ class ListHandlers:
         wanted, page = await self._wanted(request, context), self.pages.of(request)
         if request.liked_by:
             return await self._list_liked(request, wanted, page, context)
-        oldest_first = request.order == PostOrder.OLDEST
-        found = await self.posts.find(wanted, page, oldest_first=oldest_first)
-        posts, token = page.cut(found, position)
+        order = _order(request)
+        posts, rest = await self.search.find(wanted, page, order)
         return ListPostsResponse(
             posts=await self.views.posts(posts, context),
-            next_page_token=token,
-            total=await self.posts.count(wanted) if request.include_total else None,
+            next_page_token=page.token(rest) if rest else "",
+            total=await self.search.count(wanted, order) if request.include_total else None,
         )
 
     async def _list_liked(
         self, request: ListPostsRequest, wanted: PostFilter, page: Page, context: Context
     ) -> ListPostsResponse:
         """Return a page of the posts that a user likes, in the order of the likes."""
-        user_id = await self.authors.id_of(request.liked_by) or ""
-        found = await self.likes.posts(user_id, wanted, page)
-        liked, token = page.cut(found, lambda each: (each[1],))
+        user_id = await self._id_of(request.liked_by)
+        posts, rest = await self.likes.posts(user_id, wanted, page)
         return ListPostsResponse(
-            posts=await self.views.posts([post for post, _ in liked], context),
-            next_page_token=token,
+            posts=await self.views.posts(posts, context),
+            next_page_token=page.token(rest) if rest else "",
             total=await self.likes.count(user_id, wanted) if request.include_total else None,
         )
 
@@ -83,13 +89,27 @@ class ListHandlers:
             PostFilter(author_ids=ids[first : first + _AUTHORS_AT_ONCE])
             for first in range(0, len(ids), _AUTHORS_AT_ONCE)
         ]
-        found = await asyncio.gather(*(self.posts.find(feed, page) for feed in feeds))
-        posts, token = page.cut(_latest(found, page.limit), position)
-        total = sum([await self.posts.count(feed) for feed in feeds if request.include_total])
+        found = await asyncio.gather(*(self.search.find(feed, page, NEWEST) for feed in feeds))
+        posts = _latest([posts for posts, _ in found], page.size)
+        more = any(rest for _, rest in found) or sum(len(each) for each, _ in found) > page.size
+        count = self.search.count_all
         return ListFeedResponse(
             posts=await self.views.posts(posts, context),
+            next_page_token=page.token(NEWEST.position(posts[-1])) if more else "",
+            total=await count(feeds, NEWEST) if request.include_total else None,
+        )
+
+    @MessagePattern(PostsServiceBase.list_likers)
+    async def list_likers(self, request: ListLikersRequest, context: Context) -> ListLikersResponse:
+        """Return a page of the users who like a post that the caller may read."""
+        post = readable(await self.posts.get(request.id), context)
+        page = self.pages.of(request)
+        likes, token = page.cut(await self.likes.of_post(post.id, page), liker_position)
+        shown = await self.authors.shown((like.user_id for like in likes), context)
+        return ListLikersResponse(
+            likers=[shown[like.user_id] for like in likes],
             next_page_token=token,
-            total=total if request.include_total else None,
+            total=post.like_count if request.include_total else None,
         )
 
     @MessagePattern(PostsServiceBase.list_tags)
@@ -110,18 +130,30 @@ class ListHandlers:
         drafts = request.status == PostStatus.DRAFT
         only = [request.author_id.lower()] if request.author_id else []
         if request.author:
-            only.append(await self.authors.id_of(request.author) or "")
+            only.append(await self._id_of(request.author))
         if drafts:
             only.append(context.user_id)
         same = only[:1] if len(set(only)) == 1 else []
+        since = request.updated_since
         return PostFilter(
             status=DRAFT if drafts else PUBLISHED,
             author_ids=same if only else None,
             tag=request.tag,
             q=request.q,
+            updated_since=None if since is None else to_micros(since),
         )
+
+    async def _id_of(self, user: str) -> str:
+        """Return the id of the user with this name or id; empty if there is none of the name."""
+        return user.lower() if is_id(user) else await self.authors.id_of(user) or ""
+
+
+def _order(request: ListPostsRequest) -> Order:
+    if request.updated_since is not None:
+        return UPDATED
+    return OLDEST if request.order == PostOrder.OLDEST else NEWEST
 
 
 def _latest(lists: list[list[Post]], limit: int) -> list[Post]:
     """Merge lists that begin with the latest."""
-    return list(islice(heapq.merge(*lists, key=position, reverse=True), limit))
+    return list(islice(heapq.merge(*lists, key=NEWEST.position, reverse=True), limit))

@@ -105,7 +105,25 @@ async def _down_from_events_in_inbox(database: Database) -> None:
             await inbox.update_one({"_id": entry["_id"]}, change)
 
 
+async def _up_to_likers(database: Database) -> None:
+    """Another index of likes begins with the post, and lists its likes in order."""
+    await _drop_indexes(database, "likes", "post_id_1")
+
+
+async def _down_from_likers(database: Database) -> None:
+    await database["likes"].create_index("post_id")
+    await _drop_indexes(database, "likes", "post_id_1_place_-1__id_-1")
+    by_update = "status_1_updated_at_1__id_1"
+    await _drop_indexes(database, "posts", by_update, f"author_id_1_{by_update}")
+
+
+async def _drop_indexes(database: Database, collection: str, *names: str) -> None:
+    for name in set(names) & (await database[collection].index_information()).keys():
+        await database[collection].drop_index(name)
+
+
 MIGRATIONS: Final = (
     Migration(up=_up_to_blog, down=_down_from_blog),
     Migration(up=_up_to_events_in_inbox, down=_down_from_events_in_inbox),
+    Migration(up=_up_to_likers, down=_down_from_likers),
 )

@@ -38,6 +38,8 @@ class Post(Model):
             Index(Post.author_id, Post.status, desc(Post.place)),
             Index(Post.tag_keys, Post.status, desc(Post.place)),
             Index(Post.words, Post.status, desc(Post.place)),
+            Index(Post.status, Post.updated_at, Post.id),
+            Index(Post.author_id, Post.status, Post.updated_at, Post.id),
         ],
     }
 
@@ -45,7 +47,7 @@ class Post(Model):
     author_id: str
     slug: str
     slugs: list[str]
-    """The current one first, then those before, which still lead to the post."""
+    """The current one first, then the former ones, which lead to the post and to no other."""
     title: str
     summary: str = ""
     body: str = ""
@@ -91,7 +93,7 @@ class Like(Model):
     model_config: ClassVar = {
         "collection": "likes",
         "indexes": lambda: [
-            Index(Like.post_id),
+            Index(Like.post_id, desc(Like.place), desc(Like.id)),
             Index(Like.user_id, desc(Like.place)),
         ],
     }

@@ -62,14 +62,14 @@ class NotificationHandlers:
             notifications=await self.views.notifications(notifications, context),
             next_page_token=token,
             total=await count(user_id, unread_only=unread) if request.include_total else None,
-            unread_count=await count(user_id, unread_only=True),
+            unread_count=await self.notifications.unread(user_id),
         )
 
     @MessagePattern(NotificationsServiceBase.mark_read)
     async def mark_read(self, request: MarkReadRequest, context: Context) -> MarkReadResponse:
         """Mark some of the caller's notifications, or all."""
         await self.notifications.mark_read(context.user_id, request.ids)
-        left = await self.notifications.count(context.user_id, unread_only=True)
+        left = await self.notifications.unread(context.user_id)
         return MarkReadResponse(unread_count=left)
 
     @EventPattern(FollowChanged)

@@ -9,11 +9,15 @@ from uuid_utils.compat import uuid7
 
 from postbus.posts.v1 import NotificationKind
 from posts.models import Notification
+from posts.search import COUNTED
 from posts.times import now
 from shared.mongo import Mongo
 from shared.pages import Page
 
-__all__ = ["NotificationRepository", "position"]
+__all__ = ["UNREAD_COUNTED", "NotificationRepository", "position"]
+
+UNREAD_COUNTED: Final = 10_000
+"""The highest number of unread notifications that is told; counted with each list."""
 
 _KEPT: Final = timedelta(days=90)
 
@@ -73,9 +77,16 @@ class NotificationRepository:
             query = and_(query, lt(Notification.id, page.after[0]))
         return await self._notifications.find(query, sort=[("_id", -1)], limit=page.limit)
 
-    async def count(self, user_id: str, *, unread_only: bool) -> int:
-        """Count notifications of a user."""
-        return await self._notifications.count(_of(user_id, unread_only=unread_only))
+    async def count(self, user_id: str, *, unread_only: bool) -> int | None:
+        """Count notifications of a user; None of more than COUNTED."""
+        query = _of(user_id, unread_only=unread_only)
+        count = await self._notifications.count(query, limit=COUNTED + 1)
+        return count if count <= COUNTED else None
+
+    async def unread(self, user_id: str) -> int:
+        """Count the notifications that a user has not read, up to UNREAD_COUNTED."""
+        query = _of(user_id, unread_only=True)
+        return await self._notifications.count(query, limit=UNREAD_COUNTED)
 
     async def mark_read(self, user_id: str, ids: Sequence[str]) -> None:
         """Mark notifications of a user as read: some, or without ids all."""

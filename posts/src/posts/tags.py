@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from odmantic.query import and_, eq, gt, in_, lt, lte, or_
 
 from posts.models import Tag
+from posts.search import COUNTED
 from shared.mongo import Mongo
 from shared.pages import Page
 
@@ -46,9 +47,10 @@ class TagRepository:
         sort = [("post_count", -1), ("_id", 1)]
         return await self._tags.find(*queries, sort=sort, limit=page.limit)
 
-    async def total(self) -> int:
-        """Count the tags."""
-        return await self._tags.count(gt(Tag.post_count, 0))
+    async def total(self) -> int | None:
+        """Count the tags; None of more than COUNTED."""
+        count = await self._tags.count(gt(Tag.post_count, 0), limit=COUNTED + 1)
+        return count if count <= COUNTED else None
 
     async def create_indexes(self) -> None:
         """Create what the queries need."""

@@ -8,24 +8,46 @@ from typing import Final
 
 from shared.words import words
 
-__all__ = ["distinct_tags", "mentions", "slug_of", "tag_key", "with_suffix"]
+__all__ = ["distinct_tags", "is_id", "is_slug_of", "mentions", "slug_of", "tag_key", "with_suffix"]
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}")
 _MENTION: Final = re.compile(r"(?<![\w@.-])@([A-Za-z][A-Za-z0-9_-]{2,39})")
+_SUFFIX: Final = re.compile(r"-(?=[0-9]*[a-f])[0-9a-f]{8}")
+"""At least one letter, so that a date at the end of a title is no suffix."""
 _SLUG_LENGTH: Final = 80
 _KEY_LENGTH: Final = 100
 _MOST_MENTIONS: Final = 10
 
 
+def is_id(name: str) -> bool:
+    """Return whether a name is an id, in any case."""
+    return bool(_UUID.fullmatch(name.lower()))
+
+
 def slug_of(title: str) -> str:
-    """Return the name of a post in addresses: its title's words, in lower case, without accents."""
+    """Return the name of a post in addresses: its title's words, in lower case, without accents.
+
+    It is never an id, and `post` for a title without words.
+    """
     slug = "-".join(words(title))[:_SLUG_LENGTH].strip("-")
-    return with_suffix(slug) if _UUID.fullmatch(slug) else slug or "post"
+    return f"post-{slug}" if is_id(slug) else slug or "post"
 
 
 def with_suffix(slug: str) -> str:
-    """Return the slug with something behind it that no other has."""
-    return f"{slug}-{secrets.token_hex(4)}"
+    """Return the slug with a random suffix of eight hexadecimal digits, one of them a letter."""
+    while not _SUFFIX.fullmatch(suffix := f"-{secrets.token_hex(4)}"):
+        pass
+    return slug + suffix
+
+
+def is_slug_of(slug: str, plain: str, post_id: str) -> bool:
+    """Return whether a slug of a post was made of `plain`, with a suffix or without one.
+
+    Posts older than slugs have the end of their id as suffix.
+    """
+    rest = slug.removeprefix(plain)
+    made_of = slug.startswith(plain)
+    return made_of and (rest in ("", f"-{post_id[-12:]}") or bool(_SUFFIX.fullmatch(rest)))
 
 
 def tag_key(tag: str) -> str:

@@ -13,6 +13,7 @@ __all__ = [
     "database_away",
     "deadline_exceeded",
     "internal",
+    "invalid_field",
     "require_version",
     "version_mismatch",
 ]
@@ -73,6 +74,12 @@ class ServiceError(Exception):
         if self.retry_after is not None:
             error.retry_after = timedelta(seconds=self.retry_after)
         return error
+
+
+def invalid_field(reason: str, field: str, rule: str, message: str) -> ServiceError:
+    """Return the INVALID_ARGUMENT error of one field, named as in JSON, that breaks a rule."""
+    violation = FieldViolation(field=field, rule=rule, message=message)
+    return ServiceError(Code.INVALID_ARGUMENT, reason, message, violations=[violation])
 
 
 def internal() -> ServiceError:

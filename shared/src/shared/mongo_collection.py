@@ -102,16 +102,21 @@ class Collection(Generic[M]):
         *queries: QueryExpression,
         sort: list[tuple[str, int]],
         limit: int,
+        skip: int = 0,
         without: Sequence[str] = (),
+        hint: list[tuple[str, int]] | None = None,
     ) -> list[M]:
         """Return up to `limit` documents that match every query, in the order of `sort`.
 
-        Fields that `without` names are not read: they have their defaults, or are not there.
+        The first `skip` of them are left out. Fields that `without` names are not read: they have
+        their defaults, or are not there. `hint` has the keys of the index to use.
         """
         projection = dict.fromkeys(without, 0) or None
         async with self._session() as session:
-            cursor = self._documents.find(_all_of(queries), projection, session=session)
-            documents = await cursor.sort(sort).limit(limit).to_list()
+            cursor = self._documents.find(
+                _all_of(queries), projection, sort=sort, skip=skip, hint=hint, session=session
+            )
+            documents = await cursor.limit(limit).to_list()
         return self.read(documents)
 
     async def aggregate(self, pipeline: list[Document]) -> list[Document]:
@@ -123,10 +128,17 @@ class Collection(Generic[M]):
         """Return stored documents as instances of the model."""
         return [self._read(document) for document in documents]
 
-    async def count(self, *queries: QueryExpression) -> int:
-        """Count the documents that match every query."""
+    async def count(
+        self,
+        *queries: QueryExpression,
+        limit: int | None = None,
+        hint: list[tuple[str, int]] | None = None,
+    ) -> int:
+        """Count the documents that match every query, up to `limit`; `hint` as in `find`."""
+        options = {"limit": limit, "hint": hint}
+        given = {name: value for name, value in options.items() if value is not None}
         async with self._session() as session:
-            return await self._documents.count_documents(_all_of(queries), session=session)
+            return await self._documents.count_documents(_all_of(queries), session=session, **given)
 
     async def update_one(self, query: QueryExpression, changes: Document) -> M | None:
         """Apply update operators to the document that matches; return it as it then is."""

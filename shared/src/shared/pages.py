@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 import betterproto
 from pydantic import SecretStr
 
-from shared.errors import Code, ServiceError
+from shared.errors import ServiceError, invalid_field
 from shared.wire import to_upb
 
 __all__ = ["Page", "Pages", "Position"]
@@ -98,8 +98,9 @@ def _scope(request: betterproto.Message) -> bytes:
 
 
 def _invalid() -> ServiceError:
-    return ServiceError(
-        Code.INVALID_ARGUMENT,
+    return invalid_field(
         "PAGE_TOKEN_INVALID",
+        "pageToken",
+        "page_token",
         "The page token is not one that this list has given: begin without one.",
     )

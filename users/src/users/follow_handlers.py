@@ -21,7 +21,7 @@ from postbus.users.v1 import (
     UsersServiceBase,
 )
 from shared.context import Context
-from shared.errors import Code, ServiceError
+from shared.errors import invalid_field
 from shared.messagebus import EventPattern, MessagePattern, publish
 from shared.pages import Pages
 from users.follows import FollowRepository, position
@@ -46,7 +46,8 @@ class FollowHandlers:
         caller = await self.users.of_caller(context)
         user = await self.profiles.named(request.username)
         if user.id == caller.id:
-            raise ServiceError(Code.INVALID_ARGUMENT, "FOLLOWS_SELF", "Nobody follows themselves.")
+            message = "Users can't follow themselves."
+            raise invalid_field("FOLLOWS_SELF", "username", "not_caller", message)
         version = await self.follows.add(caller.id, user.id)
         await _tell(caller.id, user.id, following=True, version=version)
         return FollowResponse(profile=await self.profiles.fresh(user, context))

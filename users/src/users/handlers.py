@@ -25,7 +25,7 @@ from postbus.users.v1 import (
     UsersServiceBase,
 )
 from shared.context import Context
-from shared.errors import Code, ServiceError, require_version
+from shared.errors import invalid_field, require_version
 from shared.messagebus import MessagePattern, publish
 from shared.pages import Pages
 from users.messages import to_profile_updated, to_user
@@ -115,17 +115,13 @@ def _changes(request: UpdateMeRequest, user: User) -> dict[str, Any]:
     """Return the columns that get another value."""
     paths = set(request.update_mask.paths)
     if not paths <= _CHANGEABLE:
-        raise ServiceError(
-            Code.INVALID_ARGUMENT,
-            "UPDATE_MASK_INVALID",
-            f"Name what to change: {', '.join(sorted(_CHANGEABLE))}.",
-        )
+        message = f"Name what to change: {', '.join(sorted(_CHANGEABLE))}."
+        raise invalid_field("UPDATE_MASK_INVALID", "updateMask", "field_mask.in", message)
     wanted = {path: getattr(request, path) or "" for path in paths}
     for name in ("username", "email"):
         if name in wanted and not wanted[name]:
-            raise ServiceError(
-                Code.INVALID_ARGUMENT, f"{name.upper()}_MISSING", f"An account needs its {name}."
-            )
+            message = f"An account needs its {name}."
+            raise invalid_field(f"{name.upper()}_MISSING", name, "required", message)
     return {path: value for path, value in wanted.items() if value != getattr(user, path)}
 
 

@@ -20,9 +20,16 @@ class Profiles:
         self._users = users
         self._follows = follows
 
-    async def named(self, username: str) -> User:
-        """Return the account with this name; else NOT_FOUND."""
-        user = await self._users.by_username(username)
+    async def named(self, name: str) -> User:
+        """Return the account with this name or id; else NOT_FOUND.
+
+        A name begins with a letter, an id (UUIDv7) with a digit until the year 7500.
+        """
+        if name[0].isdigit():
+            found = await self._users.by_ids([name.lower()])
+            user = found[0] if found else None
+        else:
+            user = await self._users.by_username(name)
         if user is None:
             raise ServiceError(Code.NOT_FOUND, "USER_NOT_FOUND", "There is no such user.")
         return user

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import ColumnElement, TextClause, text
 from sqlalchemy.exc import IntegrityError
@@ -16,8 +16,10 @@ from shared.postgres import Postgres
 from shared.words import words
 from users.models import EMAIL_INDEX, USERNAME_INDEX, Session, User
 
-__all__ = ["UserRepository"]
+__all__ = ["COUNTED", "UserRepository"]
 
+COUNTED: Final = 50_000
+"""Accounts that one total counts."""
 _FEW = 2000
 
 _TAKEN = {
@@ -92,11 +94,13 @@ class UserRepository:
                 query = query.where(*matches)
             return (await session.exec(query)).all()
 
-    async def count(self, q: str) -> int:
-        """Count what `search` finds."""
-        query = select(func.count()).select_from(User).where(*_matches(q))
+    async def count(self, q: str) -> int | None:
+        """Count the accounts that `search` finds; None of more than COUNTED."""
+        some = select(User.id).where(*_matches(q)).limit(COUNTED + 1)
+        query = select(func.count()).select_from(some.subquery())
         async with self._postgres.reading() as session:
-            return (await session.exec(query)).one()
+            count = (await session.exec(query)).one()
+        return count if count <= COUNTED else None
 
     async def change(self, user: User, changes: dict[str, Any]) -> None:
         """Change an account that is locked; ALREADY_EXISTS as in `add`."""

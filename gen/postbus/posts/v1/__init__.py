@@ -109,15 +109,20 @@ class Post(betterproto.Message):
 
     slug: str = betterproto.string_field(8)
     """
-    Its name in addresses, made of the title. A new title makes a new one; the ten before still lead
-     to the post.
+    Its name in addresses, made of the words of the title, with a suffix if another post has that name.
+    
+     A title with other words makes a new one: of a published post at once, of a draft when it is
+     published. A change of case, accents or punctuation makes none. Former slugs lead to the post as
+     long as it exists, and are given to no other post. After 100 of them the slug no longer changes.
     """
 
     summary: str = betterproto.string_field(9)
     """What it is about, in a few words."""
 
     tags: List[str] = betterproto.string_field(10)
-    """Its tags, as the author wrote them."""
+    """
+    Its tags in the author's spelling, in Unicode normalization form C, without spaces around them.
+    """
 
     status: "PostStatus" = betterproto.enum_field(11)
     """Who may read it."""
@@ -196,7 +201,9 @@ class Post(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class Author(betterproto.Message):
-    """The author of a post or comment."""
+    """
+    A user as posts show them: the author of a post or comment, or someone who likes a post.
+    """
 
     id: str = betterproto.string_field(1)
     """The user's id."""
@@ -258,7 +265,11 @@ class CreatePostRequest(betterproto.Message):
 
     tags: List[str] = betterproto.string_field(4)
     """
-    Up to 20, each of 1 to 50 characters. Case does not tell tags apart: of those alike the first stays.
+    Up to 20, each of 1 to 50 characters on one line, not only spaces.
+    
+     Spaces around a tag are removed, and it is brought into Unicode normalization form C. Tags that
+     are equal after compatibility normalization (NFKC) and case folding count as one, such as
+     `STRASSE` and `straße`, or `TM` and `™`: the first spelling stays.
     """
 
     status: "PostStatus" = betterproto.enum_field(5)
@@ -324,7 +335,7 @@ class GetPostRequest(betterproto.Message):
     """Names a post."""
 
     id: str = betterproto.string_field(1)
-    """The post's id or slug."""
+    """The post's id, or a slug that leads to it."""
 
     def __init__(
         self,
@@ -386,13 +397,13 @@ class ListPostsRequest(betterproto.Message):
     """Whether to count them all."""
 
     author: str = betterproto.string_field(5)
-    """Only posts of the user with this name."""
+    """Only posts of the user with this name or id."""
 
     tag: str = betterproto.string_field(6)
-    """Only posts with this tag."""
+    """Only posts with this tag; tags are compared as CreatePost describes."""
 
     liked_by: str = betterproto.string_field(7)
-    """Only posts that the user with this name likes."""
+    """Only posts that the user with this name or id likes."""
 
     q: str = betterproto.string_field(8)
     """
@@ -404,7 +415,19 @@ class ListPostsRequest(betterproto.Message):
 
     order: "PostOrder" = betterproto.enum_field(10)
     """
-    In which order; with `liked_by` the latest liked come first in any case.
+    In which order. With `liked_by` the latest liked come first in any case, and with
+     `updated_since` the one whose last change is the longest ago.
+    """
+
+    updated_since: Optional[datetime] = betterproto.message_field(11, optional=True)
+    """
+    Only posts whose last change is not before this time; creation and publication count as changes,
+     likes and comments do not.
+    
+     For copies that are brought up to date. The posts come in the order of `updated_at`, unless
+     `liked_by` is set. Deleted and unpublished posts are not listed: their events tell of them. A
+     change that is in progress while the list is read may appear later with an earlier time, so start
+     the next run a minute before the start of the last one.
     """
 
     def __init__(
@@ -419,6 +442,7 @@ class ListPostsRequest(betterproto.Message):
         q: str = PLACEHOLDER,
         status: "PostStatus" = PLACEHOLDER,
         order: "PostOrder" = PLACEHOLDER,
+        updated_since: Optional[datetime] = None,
     ) -> None:
         _set_attribute(
             self,
@@ -434,6 +458,7 @@ class ListPostsRequest(betterproto.Message):
                 "q": q,
                 "status": status,
                 "order": order,
+                "updated_since": updated_since,
                 "_serialized_on_wire": author_id is not PLACEHOLDER
                 or page_size is not PLACEHOLDER
                 or page_token is not PLACEHOLDER
@@ -443,7 +468,8 @@ class ListPostsRequest(betterproto.Message):
                 or liked_by is not PLACEHOLDER
                 or q is not PLACEHOLDER
                 or status is not PLACEHOLDER
-                or order is not PLACEHOLDER,
+                or order is not PLACEHOLDER
+                or (updated_since is not PLACEHOLDER and updated_since is not None),
                 "_unknown_fields": b"",
                 "_group_current": {},
             },
@@ -455,7 +481,7 @@ class ListPostsRequest(betterproto.Message):
 @dataclass(eq=False, repr=False)
 class ListPostsResponse(betterproto.Message):
     """
-    A page of posts. It may be shorter than asked for, and is the last if there is no token.
+    A page of posts. It may be shorter than asked for, or empty, and is the last if there is no token.
     """
 
     posts: List["Post"] = betterproto.message_field(1)
@@ -465,7 +491,10 @@ class ListPostsResponse(betterproto.Message):
     """Asks for the next page; empty on the last."""
 
     total: Optional[int] = betterproto.int32_field(3, optional=True)
-    """How many there are in all, if that was asked for."""
+    """
+    How many there are in all, if that was asked for. Not set if counting takes too long: of more
+     than 50,000 posts, or where more than 2000 posts or 1000 likes have to be examined.
+    """
 
     def __init__(
         self,
@@ -539,7 +568,9 @@ class ListFeedResponse(betterproto.Message):
     """Asks for the next page; empty on the last."""
 
     total: Optional[int] = betterproto.int32_field(3, optional=True)
-    """How many there are in all, if that was asked for."""
+    """
+    How many there are in all, if that was asked for; not set if there are more than 50,000.
+    """
 
     def __init__(
         self,
@@ -613,7 +644,9 @@ class ListTagsResponse(betterproto.Message):
     """Asks for the next page; empty on the last."""
 
     total: Optional[int] = betterproto.int32_field(3, optional=True)
-    """How many there are in all, if that was asked for."""
+    """
+    How many there are in all, if that was asked for; not set if there are more than 50,000.
+    """
 
     def __init__(
         self,
@@ -644,7 +677,7 @@ class Tag(betterproto.Message):
     """What posts are about."""
 
     name: str = betterproto.string_field(1)
-    """As the first to use it wrote it."""
+    """In the spelling of its first use."""
 
     post_count: int = betterproto.int32_field(2)
     """How many published posts have it."""
@@ -670,11 +703,91 @@ class Tag(betterproto.Message):
 
 
 @dataclass(eq=False, repr=False)
+class ListLikersRequest(betterproto.Message):
+    """Selects users who like a post."""
+
+    id: str = betterproto.string_field(1)
+    """The post's id, or a slug that leads to it."""
+
+    page_size: int = betterproto.int32_field(2)
+    """How many at most, up to 100; 20 if unset."""
+
+    page_token: str = betterproto.string_field(3)
+    """`next_page_token` of the page before; empty for the first."""
+
+    include_total: bool = betterproto.bool_field(4)
+    """Whether to count them all."""
+
+    def __init__(
+        self,
+        id: str = PLACEHOLDER,
+        page_size: int = PLACEHOLDER,
+        page_token: str = PLACEHOLDER,
+        include_total: bool = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "id": id,
+                "page_size": page_size,
+                "page_token": page_token,
+                "include_total": include_total,
+                "_serialized_on_wire": id is not PLACEHOLDER
+                or page_size is not PLACEHOLDER
+                or page_token is not PLACEHOLDER
+                or include_total is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
+
+    __getattribute__ = _get_set_attribute
+
+
+@dataclass(eq=False, repr=False)
+class ListLikersResponse(betterproto.Message):
+    """A page of users who like a post."""
+
+    likers: List["Author"] = betterproto.message_field(1)
+    """The users, the latest like first."""
+
+    next_page_token: str = betterproto.string_field(2)
+    """Asks for the next page; empty on the last."""
+
+    total: Optional[int] = betterproto.int32_field(3, optional=True)
+    """How many there are in all, if that was asked for."""
+
+    def __init__(
+        self,
+        likers: List["Author"] = PLACEHOLDER,
+        next_page_token: str = PLACEHOLDER,
+        total: Optional[int] = None,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "likers": likers,
+                "next_page_token": next_page_token,
+                "total": total,
+                "_serialized_on_wire": likers is not PLACEHOLDER
+                or next_page_token is not PLACEHOLDER
+                or (total is not PLACEHOLDER and total is not None),
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
+
+    __getattribute__ = _get_set_attribute
+
+
+@dataclass(eq=False, repr=False)
 class UpdatePostRequest(betterproto.Message):
     """Changes to a post."""
 
     id: str = betterproto.string_field(1)
-    """The post's id."""
+    """The post's id, or a slug that leads to it."""
 
     title: Optional[str] = betterproto.string_field(2, optional=True)
     """New title, by the rules of CreatePost."""
@@ -764,7 +877,7 @@ class DeletePostRequest(betterproto.Message):
     """Names the post to delete."""
 
     id: str = betterproto.string_field(1)
-    """The post's id."""
+    """The post's id, or a slug that leads to it."""
 
     expected_version: int = betterproto.int64_field(2)
     """
@@ -796,7 +909,7 @@ class PublishPostRequest(betterproto.Message):
     """Names the draft to publish."""
 
     id: str = betterproto.string_field(1)
-    """The post's id."""
+    """The post's id, or a slug that leads to it."""
 
     expected_version: int = betterproto.int64_field(2)
     """
@@ -853,7 +966,7 @@ class UnpublishPostRequest(betterproto.Message):
     """Names the post to make a draft."""
 
     id: str = betterproto.string_field(1)
-    """The post's id."""
+    """The post's id, or a slug that leads to it."""
 
     expected_version: int = betterproto.int64_field(2)
     """
@@ -910,7 +1023,7 @@ class LikePostRequest(betterproto.Message):
     """Names the post to like."""
 
     id: str = betterproto.string_field(1)
-    """The post's id."""
+    """The post's id, or a slug that leads to it."""
 
     def __init__(
         self,
@@ -960,7 +1073,7 @@ class UnlikePostRequest(betterproto.Message):
     """Names the post to like no longer."""
 
     id: str = betterproto.string_field(1)
-    """The post's id."""
+    """The post's id, or a slug that leads to it."""
 
     def __init__(
         self,
@@ -1013,7 +1126,7 @@ class Comment(betterproto.Message):
     """UUIDv7."""
 
     post_id: str = betterproto.string_field(2)
-    """The post that it is about."""
+    """The id of the post that it is about."""
 
     author: "Author" = betterproto.message_field(3)
     """Who wrote it."""
@@ -1028,7 +1141,10 @@ class Comment(betterproto.Message):
     """When it was last changed."""
 
     version: int = betterproto.int64_field(7)
-    """Counts the changes, from 1."""
+    """
+    Counts the changes, from 1. Over REST, `If-Match` with this number in quotes binds a change of the
+     comment to this version.
+    """
 
     def __init__(
         self,
@@ -1071,7 +1187,7 @@ class CreateCommentRequest(betterproto.Message):
     """A new comment."""
 
     post_id: str = betterproto.string_field(1)
-    """The post's id."""
+    """The post's id, or a slug that leads to it."""
 
     body: str = betterproto.string_field(2)
     """
@@ -1128,7 +1244,7 @@ class ListCommentsRequest(betterproto.Message):
     """Selects comments."""
 
     post_id: str = betterproto.string_field(1)
-    """The post's id."""
+    """The post's id, or a slug that leads to it."""
 
     page_size: int = betterproto.int32_field(2)
     """How many at most, up to 100; 20 if unset."""
@@ -1195,6 +1311,56 @@ class ListCommentsResponse(betterproto.Message):
                 "_serialized_on_wire": comments is not PLACEHOLDER
                 or next_page_token is not PLACEHOLDER
                 or (total is not PLACEHOLDER and total is not None),
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
+
+    __getattribute__ = _get_set_attribute
+
+
+@dataclass(eq=False, repr=False)
+class GetCommentRequest(betterproto.Message):
+    """Names a comment."""
+
+    id: str = betterproto.string_field(1)
+    """The comment's id."""
+
+    def __init__(
+        self,
+        id: str = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "id": id,
+                "_serialized_on_wire": id is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
+
+    __getattribute__ = _get_set_attribute
+
+
+@dataclass(eq=False, repr=False)
+class GetCommentResponse(betterproto.Message):
+    """The comment."""
+
+    comment: "Comment" = betterproto.message_field(1)
+    """The comment."""
+
+    def __init__(
+        self,
+        comment: "Comment" = PLACEHOLDER,
+    ) -> None:
+        _set_attribute(
+            self,
+            "__dict__",
+            {
+                "comment": comment,
+                "_serialized_on_wire": comment is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {},
             },
@@ -1414,10 +1580,12 @@ class ListNotificationsResponse(betterproto.Message):
     """Asks for the next page; empty on the last."""
 
     total: Optional[int] = betterproto.int32_field(3, optional=True)
-    """How many there are in all, if that was asked for."""
+    """
+    How many there are in all, if that was asked for; not set if there are more than 50,000.
+    """
 
     unread_count: int = betterproto.int32_field(4)
-    """How many are not read."""
+    """How many are not read; 10,000 stands for that many or more."""
 
     def __init__(
         self,
@@ -1476,7 +1644,7 @@ class MarkReadResponse(betterproto.Message):
     """What is left."""
 
     unread_count: int = betterproto.int32_field(1)
-    """How many are not read."""
+    """How many are not read; 10,000 stands for that many or more."""
 
     def __init__(
         self,
@@ -2002,6 +2170,23 @@ class PostsServiceStub(ServiceStub):
             metadata=metadata,
         )
 
+    async def list_likers(
+        self,
+        list_likers_request: "ListLikersRequest",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None,
+    ) -> "ListLikersResponse":
+        return await self._unary_unary(
+            "/postbus.posts.v1.PostsService/ListLikers",
+            list_likers_request,
+            ListLikersResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
     async def update_post(
         self,
         update_post_request: "UpdatePostRequest",
@@ -2140,6 +2325,23 @@ class CommentsServiceStub(ServiceStub):
             metadata=metadata,
         )
 
+    async def get_comment(
+        self,
+        get_comment_request: "GetCommentRequest",
+        *,
+        timeout: Optional[float] = None,
+        deadline: Optional["Deadline"] = None,
+        metadata: Optional["MetadataLike"] = None,
+    ) -> "GetCommentResponse":
+        return await self._unary_unary(
+            "/postbus.posts.v1.CommentsService/GetComment",
+            get_comment_request,
+            GetCommentResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
     async def update_comment(
         self,
         update_comment_request: "UpdateCommentRequest",
@@ -2227,6 +2429,9 @@ class PostsServiceBase(ServiceBase):
     async def list_tags(self, list_tags_request: "ListTagsRequest") -> "ListTagsResponse":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
+    async def list_likers(self, list_likers_request: "ListLikersRequest") -> "ListLikersResponse":
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
     async def update_post(self, update_post_request: "UpdatePostRequest") -> "UpdatePostResponse":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
@@ -2284,6 +2489,13 @@ class PostsServiceBase(ServiceBase):
     ) -> None:
         request = await stream.recv_message()
         response = await self.list_tags(request)
+        await stream.send_message(response)
+
+    async def __rpc_list_likers(
+        self, stream: "grpclib.server.Stream[ListLikersRequest, ListLikersResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        response = await self.list_likers(request)
         await stream.send_message(response)
 
     async def __rpc_update_post(
@@ -2362,6 +2574,12 @@ class PostsServiceBase(ServiceBase):
                 ListTagsRequest,
                 ListTagsResponse,
             ),
+            "/postbus.posts.v1.PostsService/ListLikers": grpclib.const.Handler(
+                self.__rpc_list_likers,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                ListLikersRequest,
+                ListLikersResponse,
+            ),
             "/postbus.posts.v1.PostsService/UpdatePost": grpclib.const.Handler(
                 self.__rpc_update_post,
                 grpclib.const.Cardinality.UNARY_UNARY,
@@ -2412,6 +2630,9 @@ class CommentsServiceBase(ServiceBase):
     ) -> "ListCommentsResponse":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
+    async def get_comment(self, get_comment_request: "GetCommentRequest") -> "GetCommentResponse":
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
     async def update_comment(
         self, update_comment_request: "UpdateCommentRequest"
     ) -> "UpdateCommentResponse":
@@ -2435,6 +2656,13 @@ class CommentsServiceBase(ServiceBase):
     ) -> None:
         request = await stream.recv_message()
         response = await self.list_comments(request)
+        await stream.send_message(response)
+
+    async def __rpc_get_comment(
+        self, stream: "grpclib.server.Stream[GetCommentRequest, GetCommentResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        response = await self.get_comment(request)
         await stream.send_message(response)
 
     async def __rpc_update_comment(
@@ -2466,6 +2694,12 @@ class CommentsServiceBase(ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 ListCommentsRequest,
                 ListCommentsResponse,
+            ),
+            "/postbus.posts.v1.CommentsService/GetComment": grpclib.const.Handler(
+                self.__rpc_get_comment,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                GetCommentRequest,
+                GetCommentResponse,
             ),
             "/postbus.posts.v1.CommentsService/UpdateComment": grpclib.const.Handler(
                 self.__rpc_update_comment,

@@ -355,7 +355,7 @@ class GetUserRequest(betterproto.Message):
     """Names a user."""
 
     username: str = betterproto.string_field(1)
-    """The user's name, without regard to case."""
+    """The user's name, without regard to case, or id."""
 
     def __init__(
         self,
@@ -454,7 +454,9 @@ class SearchUsersResponse(betterproto.Message):
     """Asks for the next page; empty on the last."""
 
     total: Optional[int] = betterproto.int32_field(3, optional=True)
-    """How many there are in all, if that was asked for."""
+    """
+    How many there are in all, if that was asked for; not set if there are more than 50,000.
+    """
 
     def __init__(
         self,
@@ -567,7 +569,7 @@ class FollowRequest(betterproto.Message):
     """Names the user to follow."""
 
     username: str = betterproto.string_field(1)
-    """The user's name, without regard to case."""
+    """The user's name, without regard to case, or id."""
 
     def __init__(
         self,
@@ -617,7 +619,7 @@ class UnfollowRequest(betterproto.Message):
     """Names the user to follow no longer."""
 
     username: str = betterproto.string_field(1)
-    """The user's name, without regard to case."""
+    """The user's name, without regard to case, or id."""
 
     def __init__(
         self,
@@ -667,7 +669,7 @@ class ListFollowersRequest(betterproto.Message):
     """Selects followers."""
 
     username: str = betterproto.string_field(1)
-    """Whose followers: the user's name, without regard to case."""
+    """The name of the user who is followed, without regard to case, or id."""
 
     page_size: int = betterproto.int32_field(2)
     """How many at most, up to 100; 20 if unset."""
@@ -747,7 +749,7 @@ class ListFollowingRequest(betterproto.Message):
     """Selects those whom a user follows."""
 
     username: str = betterproto.string_field(1)
-    """Who follows: the user's name, without regard to case."""
+    """The name of the user who follows, without regard to case, or id."""
 
     page_size: int = betterproto.int32_field(2)
     """How many at most, up to 100; 20 if unset."""
