@@ -68,7 +68,8 @@ class SessionVerifier:
 
     async def require_ready(self) -> None:
         """Raise UNAVAILABLE, SESSIONS_UNKNOWN unless `ready`: a probe for readiness."""
-        self._require_known()
+        if not self.ready:
+            raise _unknown()
 
     def verify(self, token: str, *, ended: bool = False) -> Caller:
         """Return the caller, of a session that has `ended` too.
@@ -76,10 +77,10 @@ class SessionVerifier:
         Raises as TokenVerifier and `require_open` do.
         """
         caller = self._verifier.verify(token)
-        if ended:
-            self._require_known()
-        else:
-            self.require_open(caller)
+        if not self.ready:
+            raise _unknown()
+        if not ended:
+            self._require_not_revoked(caller.session_id)
         return caller
 
     def require_open(self, caller: Caller) -> None:
@@ -87,7 +88,8 @@ class SessionVerifier:
 
         UNAVAILABLE, SESSIONS_UNKNOWN while that is not known.
         """
-        self._require_known()
+        if not self.ready:
+            raise _unknown()
         self._require_not_revoked(caller.session_id)
 
     async def until_revoked(self, caller: Caller) -> NoReturn:
@@ -96,10 +98,6 @@ class SessionVerifier:
         revoked = self._waiting.setdefault(caller.session_id, asyncio.Event())
         await revoked.wait()
         raise session_revoked()
-
-    def _require_known(self) -> None:
-        if not self.ready:
-            raise unavailable("SESSIONS_UNKNOWN", "Access tokens can't be verified at the moment.")
 
     def _require_not_revoked(self, session_id: str) -> None:
         if session_id in self._revoked and self._revoked[session_id] > self._clock():
@@ -125,3 +123,7 @@ class SessionVerifier:
             self._revoked.popitem(last=False)
         if waiting := self._waiting.get(session_id):
             waiting.set()
+
+
+def _unknown() -> ServiceError:
+    return unavailable("SESSIONS_UNKNOWN", "Access tokens can't be verified at the moment.")

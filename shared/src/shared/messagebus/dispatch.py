@@ -3,8 +3,8 @@
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterable
+from contextlib import aclosing
 from typing import Any, Protocol
 
 import betterproto
@@ -124,8 +124,8 @@ class Dispatcher:
             began = served.counted.begin(request.sent_unix_ms / 1000)
             context, message = self._begin(served, request, traceparent)
             if operation := served.operation(request, context):
-                with context, self._only(operation):
-                    payload = await self._in_work(operation, served.handler, message, context)
+                with context:
+                    payload = await self._once(operation, served.handler, message, context)
                 return payload_reply(payload, replayed=operation.replayed)
             with context:
                 payload = encode_response(await served.handler(message, context))
@@ -243,8 +243,13 @@ class Dispatcher:
         finally:
             counted.end(began, code)
 
-    @contextmanager
-    def _only(self, operation: Operation) -> Iterator[None]:
+    async def _once(
+        self,
+        operation: Operation,
+        handler: Handler,
+        message: betterproto.Message,
+        context: Context,
+    ) -> bytes:
         """Run an operation once at a time; where another worker runs it, the database waits."""
         if operation.key in self._running:
             raise ServiceError(
@@ -256,7 +261,7 @@ class Dispatcher:
             )
         self._running.add(operation.key)
         try:
-            yield
+            return await self._in_work(operation, handler, message, context)
         finally:
             self._running.discard(operation.key)
 
