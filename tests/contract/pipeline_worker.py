@@ -27,6 +27,7 @@ from postbus.kinds.v1 import (
 )
 
 from gateway.app import build_app
+from gateway.caller_revisions import CallerRevisions
 from gateway.connection import Connection
 from gateway.events import EventFeed
 from gateway.revocations import SessionVerifier
@@ -101,7 +102,9 @@ async def answer(client: httpx.AsyncClient, verb: str, url: str, body: str | Non
 
 async def converse(bus: MemoryBus, verifier: TokenVerifier, frames: list[Any]) -> list[Any]:
     """Send the frames of a WebSocket client; return what it gets, until its last call ends."""
-    connection = Connection(bus, SessionVerifier(bus, verifier), EventFeed(bus))
+    connection = Connection(
+        bus, SessionVerifier(bus, verifier), EventFeed(bus), CallerRevisions(bus)
+    )
     for frame in frames:
         connection.receive(json.dumps(frame))
     answers = []

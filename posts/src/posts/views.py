@@ -1,6 +1,6 @@
 """Posts and comments as the contract shows them: with authors, and as the caller sees them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from postbus.posts.v1 import Author as AuthorMessage
 from postbus.posts.v1 import Comment as CommentMessage
@@ -8,8 +8,6 @@ from postbus.posts.v1 import Notification as NotificationMessage
 from postbus.posts.v1 import NotificationKind, PostStatus
 from postbus.posts.v1 import Post as PostMessage
 from posts.author_cards import AuthorCards
-from posts.authors import author_message
-from posts.likes import LikeRepository
 from posts.models import Author, Comment, Notification, Post
 from posts.times import from_micros
 from shared.context import Context
@@ -20,33 +18,37 @@ __all__ = ["Views", "comment_message", "notification_message", "post_message"]
 class Views:
     """Puts together what an answer shows."""
 
-    def __init__(self, authors: AuthorCards, likes: LikeRepository) -> None:
+    def __init__(self, authors: AuthorCards) -> None:
         self._authors = authors
-        self._likes = likes
 
     async def posts(self, posts: Sequence[Post], context: Context) -> list[PostMessage]:
         """Return posts as the caller sees them."""
-        authors = await self._authors.shown((post.author_id for post in posts), context)
-        liked: set[str] = set()
-        if context.caller is not None and posts:
-            ids = [post.id for post in posts]
-            liked = await self._likes.liked_by(context.caller.user_id, ids)
-        messages = [post_message(post, authors[post.author_id]) for post in posts]
-        for message in messages if liked else ():
-            message.liked = message.id in liked
-        return messages
+        return await self._posts(posts, context, {})
 
     async def post(self, post: Post, context: Context, author: Author | None = None) -> PostMessage:
-        """Return a post as the caller sees it; `author` is the card, where it is known already."""
-        if author is not None and context.caller is None:
-            return post_message(post, author_message(author.id, author))
-        [message] = await self.posts([post], context)
+        """Return a post as the caller sees it; `author` is the card, if it has just been read."""
+        cards = {author.id: author} if author is not None and author.known else {}
+        [message] = await self._posts([post], context, cards)
         return message
+
+    async def _posts(
+        self, posts: Sequence[Post], context: Context, cards: Mapping[str, Author]
+    ) -> list[PostMessage]:
+        if not posts:
+            return []
+        ids, author_ids = [post.id for post in posts], [post.author_id for post in posts]
+        seen = await self._authors.seen(author_ids, context, posts=ids, cards=cards)
+        messages = [post_message(post, seen.authors[post.author_id]) for post in posts]
+        for message in messages if seen.liked else ():
+            message.liked = message.id in seen.liked
+        return messages
 
     async def comments(self, comments: Sequence[Comment], context: Context) -> list[CommentMessage]:
         """Return comments as the caller sees them."""
-        authors = await self._authors.shown((comment.author_id for comment in comments), context)
-        return [comment_message(comment, authors[comment.author_id]) for comment in comments]
+        if not comments:
+            return []
+        seen = await self._authors.seen((comment.author_id for comment in comments), context)
+        return [comment_message(comment, seen.authors[comment.author_id]) for comment in comments]
 
     async def comment(self, comment: Comment, context: Context) -> CommentMessage:
         """Return a comment as the caller sees it."""
@@ -57,8 +59,10 @@ class Views:
         self, notifications: Sequence[Notification], context: Context
     ) -> list[NotificationMessage]:
         """Return notifications of the caller."""
-        actors = await self._authors.shown((each.actor_id for each in notifications), context)
-        return [notification_message(each, actors[each.actor_id]) for each in notifications]
+        if not notifications:
+            return []
+        seen = await self._authors.seen((each.actor_id for each in notifications), context)
+        return [notification_message(each, seen.authors[each.actor_id]) for each in notifications]
 
 
 def post_message(post: Post, author: AuthorMessage) -> PostMessage:
