@@ -25,8 +25,8 @@ most `revision`; else `users` is asked (`posts.author_cards`).
 - Deleted users: the tombstone refuses calls. The reply to DeleteMe carries a revision that no event
   has, so that `users` refuses calls until the tombstone is there. When follows of a deleted user
   are erased, no revision changes: the same event erases the follows from the copy.
-- Another gateway knows the revision from the event, within milliseconds, and within a second while the
-  broker is reachable. Until then it is answered from the copy as it is.
+- Another gateway knows the revision from the event, within milliseconds, and within a second while
+  the broker is reachable. Until then it is answered from the copy as it is.
 """
 
 from typing import Final
