@@ -82,7 +82,7 @@ def _handlers(mongo: Mongo, authors: AuthorCards, pages: Pages) -> list[object]:
     posts, comments, likes = PostRepository(mongo), CommentRepository(mongo), LikeRepository(mongo)
     follows, notifications = FollowRepository(mongo), NotificationRepository(mongo)
     cards = AuthorRepository(mongo)
-    views = Views(authors)
+    views = Views(authors, posts)
     return [
         authors,
         PostHandlers(posts=posts, likes=likes, authors=authors, views=views),

@@ -3,7 +3,6 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Final
 
 from postbus.posts.v1 import Author as AuthorMessage
@@ -17,7 +16,7 @@ from postbus.users.v1 import (
     UsersServiceStub,
 )
 from posts.authors import AuthorRepository, author_message, card_of
-from posts.caller_state import CallerState, CallerStates
+from posts.caller_state import CallerState, CallerStates, PostState
 from posts.card_cache import CardCache
 from posts.follows import FollowRepository
 from posts.models import Author
@@ -36,7 +35,6 @@ _SECONDS: Final = 1.0
 """For `users` to answer, before the copy has to do."""
 
 Cards = Mapping[str, Author | Profile]
-_NO_CARDS: Final[Cards] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,22 +109,24 @@ class AuthorCards:
         context: Context,
         *,
         posts: Iterable[str] = (),
-        cards: Cards = _NO_CARDS,
+        state: PostState | None = None,
     ) -> Seen:
         """Return authors as the caller sees them, and which of `posts` the caller likes.
 
-        `cards` are those of `ids` that have just been read.
+        `state` is what has just been read of the only one of `posts`.
         """
-        wanted = sorted(set(ids))
+        wanted, author = sorted(set(ids)), state and state.author
+        cards: Cards = {author.id: author} if author and author.known else {}
         if context.caller is None:
             cards = await self._cards(wanted, cards)
             return Seen(authors={id_: author_message(id_, cards.get(id_)) for id_ in wanted})
-        state = await self._state(context, authors=wanted, posts=posts)
-        cards, followed = await self._seen_by_caller(wanted, cards, state, context)
+        caller = (state and state.caller) or await self._state(context, authors=wanted, posts=posts)
+        _require_account(caller)
+        cards, followed = await self._seen_by_caller(wanted, cards, caller, context)
         authors = {
             id_: author_message(id_, cards.get(id_), followed=id_ in followed) for id_ in wanted
         }
-        return Seen(authors=authors, liked=state.liked)
+        return Seen(authors=authors, liked=caller.liked)
 
     async def _seen_by_caller(
         self, ids: Sequence[str], cards: Cards, state: CallerState, context: Context
@@ -183,8 +183,7 @@ class AuthorCards:
     ) -> CallerState:
         """Return what is stored of the caller; UNAUTHENTICATED if the account is deleted."""
         state = await self.states.read(context.user_id, authors=authors, posts=posts)
-        if state.author is not None and state.author.deleted:
-            raise session_revoked()
+        _require_account(state)
         return state
 
     def _is_current(self, author: Author, context: Context) -> bool:
@@ -215,3 +214,9 @@ class AuthorCards:
             with suppress(ServiceError):  # the next call tries again
                 await self.resync.run(context)
         return {profile.id: profile for profile in answer.profiles}
+
+
+def _require_account(state: CallerState) -> None:
+    """Raise UNAUTHENTICATED if the caller's account is deleted."""
+    if state.author is not None and state.author.deleted:
+        raise session_revoked()

@@ -15,7 +15,7 @@ from shared.mongo import Mongo
 from shared.pages import Page
 from shared.words import distinct_words
 
-__all__ = ["PostFilter", "PostRepository", "position"]
+__all__ = ["PostFilter", "PostRepository", "is_id", "position"]
 
 _OLD_SLUGS: Final = 10
 _UNLISTED: Final = ("body", "slugs", "tag_keys", "words")
@@ -56,6 +56,11 @@ class PostFilter:
 def position(post: Post) -> tuple[str]:
     """Return where a post stands in lists."""
     return (post.place,)
+
+
+def is_id(name: str) -> bool:
+    """Return whether a folded name is an id, not a slug."""
+    return _UUID.fullmatch(name) is not None
 
 
 class PostRepository:

@@ -1,6 +1,6 @@
 """Posts and comments as the contract shows them: with authors, and as the caller sees them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from postbus.posts.v1 import Author as AuthorMessage
 from postbus.posts.v1 import Comment as CommentMessage
@@ -8,7 +8,9 @@ from postbus.posts.v1 import Notification as NotificationMessage
 from postbus.posts.v1 import NotificationKind, PostStatus
 from postbus.posts.v1 import Post as PostMessage
 from posts.author_cards import AuthorCards
-from posts.models import Author, Comment, Notification, Post
+from posts.caller_state import PostState
+from posts.models import Comment, Notification, Post
+from posts.repository import PostRepository, is_id
 from posts.times import from_micros
 from shared.context import Context
 
@@ -18,26 +20,39 @@ __all__ = ["Views", "comment_message", "notification_message", "post_message"]
 class Views:
     """Puts together what an answer shows."""
 
-    def __init__(self, authors: AuthorCards) -> None:
+    def __init__(self, authors: AuthorCards, stored: PostRepository) -> None:
         self._authors = authors
+        self._stored = stored
+
+    async def read(self, name: str, context: Context) -> PostState:
+        """Return the post with this id, or that has or had this slug, and what `post` shows of it.
+
+        By id all of it is one query.
+        """
+        folded = name.casefold()
+        if context.caller is not None and is_id(folded):
+            return await self._authors.states.read_post(folded, context.caller.user_id)
+        post, author = await self._stored.with_author(name)
+        return PostState(post=post, author=author)
 
     async def posts(self, posts: Sequence[Post], context: Context) -> list[PostMessage]:
         """Return posts as the caller sees them."""
-        return await self._posts(posts, context, {})
+        return await self._posts(posts, context)
 
-    async def post(self, post: Post, context: Context, author: Author | None = None) -> PostMessage:
-        """Return a post as the caller sees it; `author` is the card, if it has just been read."""
-        cards = {author.id: author} if author is not None and author.known else {}
-        [message] = await self._posts([post], context, cards)
+    async def post(
+        self, post: Post, context: Context, state: PostState | None = None
+    ) -> PostMessage:
+        """Return a post as the caller sees it; `state` is what `read` has returned with it."""
+        [message] = await self._posts([post], context, state)
         return message
 
     async def _posts(
-        self, posts: Sequence[Post], context: Context, cards: Mapping[str, Author]
+        self, posts: Sequence[Post], context: Context, state: PostState | None = None
     ) -> list[PostMessage]:
         if not posts:
             return []
         ids, author_ids = [post.id for post in posts], [post.author_id for post in posts]
-        seen = await self._authors.seen(author_ids, context, posts=ids, cards=cards)
+        seen = await self._authors.seen(author_ids, context, posts=ids, state=state)
         messages = [post_message(post, seen.authors[post.author_id]) for post in posts]
         for message in messages if seen.liked else ():
             message.liked = message.id in seen.liked
