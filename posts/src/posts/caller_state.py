@@ -94,7 +94,7 @@ class CallerStates:
         """Return documents by key: a prefix and an id.
 
         A `view` has no document: it names a post and a caller, and adds the caller's follow of the
-        author to the post. MongoDB reads the cards first: no follow is older than its caller's card.
+        author to the post. MongoDB reads the cards first: a follow is no older than the card.
         """
         posts = _posts(_ids(keys, _POST), [view.split("/") for view in _ids(keys, _VIEW)])
         pipeline: list[Document] = [
