@@ -1,6 +1,6 @@
 """Who follows whom, in MongoDB: a copy of what `users` says."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Final
 
 from odmantic.query import eq, in_, or_
@@ -32,11 +32,6 @@ class FollowRepository:
             )
         else:
             await self._follows.delete_one(eq(Follow.id, event.follow_id))
-
-    async def followed_by(self, user_id: str, ids: Iterable[str]) -> set[str]:
-        """Return which of `ids` the user follows."""
-        found = await self._follows.get_many([f"{user_id}/{each}" for each in ids])
-        return {follow.followed_id for follow in found.values()}
 
     async def ids_followed_by(self, user_id: str) -> list[str]:
         """Return all whom the user follows, as far as is known here."""
