@@ -163,6 +163,18 @@ async def test_token_of_an_ended_session_reads_and_writes_nothing(
         await bus.call(f"{POSTS}.CreatePost", call)
 
 
+async def test_deleted_account_is_refused_before_its_deletion_is_heard_of(
+    bus: AmqpBus, path: str, alice: Person
+) -> None:
+    await get(bus, path, alice, 0)
+    deletion = Call.new(b"", deadline=time.time() + 5, access_token=alice.token)
+    await bus.call("postbus.users.v1.UsersService.DeleteMe", deletion)
+
+    assert deletion.caller_revision == 1  # no event has it, so that no copy is as new
+    with pytest.raises(ServiceError, match="SESSION_REVOKED"):
+        await get(bus, path, alice, deletion.caller_revision)
+
+
 async def test_follow_that_comes_after_its_end_is_counted_and_has_no_effect(
     bus: AmqpBus, database: Database, path: str, alice: Person, bob: Person
 ) -> None:

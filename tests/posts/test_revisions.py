@@ -152,11 +152,15 @@ async def test_follows_are_replaced_in_steps(mongo: tuple[Mongo, Heard]) -> None
     follows = FollowRepository(mongo[0])
     many = {f"u{number:03}" for number in range(250)}
 
-    steps = [await follows.replace(ALICE, many) for _ in range(2)]
+    steps = [await follows.replace(ALICE, many)]
+    first = await follows.ids_followed_by(ALICE)
+    steps.append(await follows.replace(ALICE, many))
     other = await follows.replace(BOB, {"u001"})
     fewer = await follows.replace(ALICE, {"u001", "new"})
+    left = await follows.ids_followed_by(ALICE)
     last = await follows.replace(ALICE, {"u001", "new"})
 
     assert (steps, other, fewer, last) == ([False, True], True, False, True)
+    assert (len(first), len(left)) == (200, 51)
     assert await follows.ids_followed_by(ALICE) == ["new", "u001"]
     assert await follows.ids_followed_by(BOB) == ["u001"]

@@ -78,9 +78,7 @@ class UserHandlers:
         require_version(user.version, request.expected_version)
         ended = await self.sessions.end(user.id)
         await self.users.delete(user.id)
-        context.learn_revision(
-            user.revision + 1
-        )  # no copy reaches it: `users` is asked, and refuses
+        context.learn_revision(user.revision + 1)  # beyond every copy, so that `users` is asked
         await publish(SessionsRevoked(user_id=user.id, session_ids=ended))
         await publish(UserDeleted(user_id=user.id))
         return Empty()
