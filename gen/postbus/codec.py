@@ -629,6 +629,7 @@ def _read_postbus_bus_v1_Reply(m: Any) -> Any:
             else PLACEHOLDER,
             "sequence": m.sequence,
             "replayed": m.replayed,
+            "caller_revision": m.caller_revision,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {"result": in_result},
@@ -643,6 +644,8 @@ def _write_postbus_bus_v1_Reply(o: Any, m: Any) -> None:
         m.sequence = v
     if (v := d["replayed"]) is not PLACEHOLDER and v is not None:
         m.replayed = v
+    if (v := d["caller_revision"]) is not PLACEHOLDER and v is not None:
+        m.caller_revision = v
     chosen = d["_group_current"]["result"]
     if chosen == "payload":
         v = d["payload"]
@@ -672,6 +675,7 @@ def _read_postbus_bus_v1_Request(m: Any) -> Any:
             "traceparent": m.traceparent,
             "correlation_id": m.correlation_id,
             "sent_unix_ms": m.sent_unix_ms,
+            "caller_revision": m.caller_revision,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -696,6 +700,8 @@ def _write_postbus_bus_v1_Request(o: Any, m: Any) -> None:
         m.correlation_id = v
     if (v := d["sent_unix_ms"]) is not PLACEHOLDER and v is not None:
         m.sent_unix_ms = v
+    if (v := d["caller_revision"]) is not PLACEHOLDER and v is not None:
+        m.caller_revision = v
 
 
 def _read_postbus_options_v1_EventRules(m: Any) -> Any:
@@ -2794,6 +2800,7 @@ def _read_postbus_users_v1_FollowChanged(m: Any) -> Any:
             "followed_id": m.followed_id,
             "following": m.following,
             "version": m.version,
+            "follower_revision": m.follower_revision,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -2814,6 +2821,8 @@ def _write_postbus_users_v1_FollowChanged(o: Any, m: Any) -> None:
         m.following = v
     if (v := d["version"]) is not PLACEHOLDER and v is not None:
         m.version = v
+    if (v := d["follower_revision"]) is not PLACEHOLDER and v is not None:
+        m.follower_revision = v
 
 
 def _read_postbus_users_v1_FollowRequest(m: Any) -> Any:
@@ -3855,6 +3864,7 @@ def _read_postbus_users_v1_UserProfileUpdated(m: Any) -> Any:
             "display_name": m.display_name,
             "image_url": m.image_url,
             "version": m.version,
+            "revision": m.revision,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -3875,6 +3885,8 @@ def _write_postbus_users_v1_UserProfileUpdated(o: Any, m: Any) -> None:
         m.image_url = v
     if (v := d["version"]) is not PLACEHOLDER and v is not None:
         m.version = v
+    if (v := d["revision"]) is not PLACEHOLDER and v is not None:
+        m.revision = v
 
 
 def _read_postbus_users_v1_UserRegistered(m: Any) -> Any:

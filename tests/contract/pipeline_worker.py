@@ -27,6 +27,7 @@ from postbus.kinds.v1 import (
 )
 
 from gateway.app import build_app
+from gateway.caller_revisions import CallerRevisions
 from gateway.connection import Connection
 from gateway.events import EventFeed
 from shared.context import Context, current_context
@@ -106,7 +107,7 @@ async def converse(bus: MemoryBus, verifier: TokenVerifier, frames: list[Any]) -
     """Send the frames of a WebSocket client; return what it gets, until its last call ends."""
     sessions = SessionVerifier(bus, verifier)
     await sessions.run()
-    connection = Connection(bus, sessions, EventFeed(bus))
+    connection = Connection(bus, sessions, EventFeed(bus), CallerRevisions(bus))
     for frame in frames:
         connection.receive(json.dumps(frame))
     answers = []

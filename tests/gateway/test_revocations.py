@@ -6,6 +6,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from gateway.caller_revisions import CallerRevisions
 from gateway.connection import Connection
 from gateway.events import EventFeed
 from postbus.bus.v1 import Event
@@ -102,7 +103,7 @@ async def test_call_of_a_revoked_session_is_refused_before_its_socket_is_closed(
 ) -> None:
     sessions = SessionVerifier(bus, verifier)
     await sessions.run()
-    connection = Connection(bus, sessions, EventFeed(bus))
+    connection = Connection(bus, sessions, EventFeed(bus), CallerRevisions(bus))
     token = tokens.token("alice", sid="gone")
     connection.receive(f'{{"id": "1", "authenticate": {{"accessToken": "{token}"}}}}')
     await connection.next_frame()

@@ -12,6 +12,7 @@ from pymongo import AsyncMongoClient
 from postbus.posts.v1 import ListPostsRequest, NotificationKind
 from postbus.users.v1 import FollowChanged
 from posts.authors import AuthorRepository
+from posts.caller_state import CallerStates
 from posts.comments import CommentRepository
 from posts.filters import NEWEST, OLDEST, UPDATED, PostFilter
 from posts.follows import FollowRepository
@@ -84,6 +85,7 @@ async def ask_of_posts(mongo: Mongo) -> None:
     assert post is not None
     await posts.get(post.slug)
     await posts.with_author(FIRST)
+    await CallerStates(mongo).read_post(FIRST, "u")
     await posts.change(post, {"title": "Another", "tags": ["u"]})
     await posts.add_to_count(FIRST, "like_count", 1)
     await posts.take_from_counts([FIRST, a_post_id(2)], "like_count")
@@ -147,7 +149,8 @@ async def ask_of_what_hangs_on_them(mongo: Mongo) -> None:
         await follows.learn(
             FollowChanged(follow_id="u/a", follower_id="u", followed_id="a", following=following)
         )
-    await follows.followed_by("u", ["a", "b"])
+    await follows.replace("u", {"a", "b"})
+    await CallerStates(mongo).read("u", authors=["a", "b"], posts=["p1", "p2"])
     await follows.ids_followed_by("u")
     await follows.erase("u", 10)
     await notifications.add(NotificationKind.LIKE, "u", "a", post_id="p1")
@@ -163,6 +166,7 @@ async def ask_of_what_hangs_on_them(mongo: Mongo) -> None:
         await notifications.erase(key, "u")
     await authors.learn(Author(id="a", username="A", name_key="a"))
     await authors.learn(Author(id="a", username="B", name_key="b", version=2))
+    await authors.revise("a", 1)
     await authors.bury("a")
     await authors.by_ids(["a", "b"])
     await authors.by_names(["a", "b"])

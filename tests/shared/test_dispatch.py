@@ -226,6 +226,46 @@ async def test_failure_after_a_nested_change_does_not_claim_that_nothing_happene
     assert (reply.error.reason, reply.error.outcome) == ("LATER", Outcome.UNKNOWN)
 
 
+@pytest.mark.parametrize(("known", "replied"), [(0, 7), (6, 7), (7, 0), (8, 0)])
+async def test_reply_carries_the_callers_revision_if_it_is_higher_than_the_request_says(
+    known: int, replied: int, sessions: SessionVerifier, tokens: TokenMaker
+) -> None:
+    seen: list[int] = []
+    bus = MemoryBus()
+    stub = PostsServiceStub(ServiceChannel(bus))
+
+    class Nesting(Posts):
+        @MessagePattern(PostsServiceBase.create_post)
+        async def create_post(
+            self, _request: CreatePostRequest, context: Context
+        ) -> CreatePostResponse:
+            seen.append(context.caller_revision)
+            context.learn_revision(7)
+            return CreatePostResponse()
+
+        @MessagePattern(PostsServiceBase.get_post)
+        async def get_post(self, _request: GetPostRequest, context: Context) -> GetPostResponse:
+            await stub.create_post(CreatePostRequest(title="nested"))
+            seen.append(context.caller_revision)
+            return GetPostResponse()
+
+    call = Call.new(
+        encode(GetPostRequest(id=POST_ID)),
+        deadline=time.time() + 5,
+        access_token=tokens.token("alice"),
+        caller_revision=known,
+    )
+    dispatcher = Dispatcher("posts", [Nesting(), Health({})], sessions, direct(bus.publish))
+    await bus.serve("posts", dispatcher.routes, dispatcher.answer)
+
+    reply = await reply_of(dispatcher, call.request)
+    await bus.call(GET, call)
+
+    assert reply.caller_revision == replied
+    assert call.caller_revision == max(known, 7)
+    assert seen == 2 * [known, max(known, 7)]
+
+
 async def test_worker_that_lacks_a_handler_does_not_start(sessions: SessionVerifier) -> None:
     class Fewer:
         @MessagePattern(PostsServiceBase.get_post)

@@ -142,6 +142,26 @@ async def test_event_that_comes_after_a_later_one_is_dropped(notes: Notes) -> No
     assert counts == [1, 0, 1, 1]
 
 
+async def test_event_that_comes_late_is_handled_as_such_where_that_is_asked_for(
+    notes: Notes,
+) -> None:
+    late: list[tuple[int, bool]] = []
+
+    async def deliver(id_: str, version: int) -> None:
+        async def handler() -> bytes:
+            late.append((version, event.late))
+            return b""
+
+        key = Operation.name("event", "patient", id_)
+        event = Operation(key=key, at_once=True, subject="s2", version=version, handles_late=True)
+        await notes.store.perform(event, handler)
+
+    for id_, version in (("a", 3), ("b", 2), ("b", 2), ("c", 3), ("d", 4)):
+        await deliver(id_, version)
+
+    assert late == [(3, False), (2, True), (3, True), (4, False)]
+
+
 async def test_task_that_outlives_its_handler_keeps_no_connection(notes: Notes) -> None:
     hold = asyncio.Event()
 

@@ -194,3 +194,30 @@ async def test_repair_sets_right_what_is_wrong_and_says_what(
     assert len(again) == 1
     assert again[0].endswith(" accounts, 0 with wrong counters, 0 follows without a user")
     assert await counts(client, bea) == (1, 0)
+
+
+async def test_revision_counts_the_changes_of_what_posts_shows(
+    client: httpx.AsyncClient, people: list[Person], database: asyncpg.Connection
+) -> None:
+    ann, bea = people[:2]
+    as_ann = Client(client, ann)
+
+    async def revision(person: Person) -> int:
+        stored: int = await database.fetchval("SELECT revision FROM users WHERE id = $1", person.id)
+        return stored
+
+    revisions = []
+    for verb, path, body in (
+        ("PUT", follow(bea), None),
+        ("PUT", follow(bea), None),  # changes nothing
+        ("PATCH", "/v1/me", {"displayName": "Ann"}),
+        ("PATCH", "/v1/me", {"displayName": "Ann"}),  # changes nothing
+        ("PATCH", "/v1/me", {"bio": "Not shown by posts"}),
+        ("DELETE", follow(bea), None),
+        ("DELETE", follow(bea), None),  # changes nothing
+    ):
+        await as_ann.done(verb, path, body)
+        revisions.append(await revision(ann))
+
+    assert revisions == [1, 1, 2, 2, 2, 3, 3]
+    assert await revision(bea) == 0

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 
+from gateway.caller_revisions import CallerRevisions
 from gateway.contracts import publication_routes
 from gateway.endpoint import endpoints
 from gateway.events import EventFeed
@@ -34,13 +35,13 @@ _log = structlog.get_logger()
 def build_app(bus: MessageBus, verifier: TokenVerifier, *, max_body_bytes: int) -> FastAPI:
     """Return the gateway, calling over `bus` and hearing its events while it runs."""
     feed, metrics = EventFeed(bus), Metrics(bus)
-    sessions = SessionVerifier(bus, verifier)
+    sessions, revisions = SessionVerifier(bus, verifier), CallerRevisions(bus)
     health = Health(bus, sessions)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         # They wait where the broker is away.
-        hearing = asyncio.gather(feed.run(), sessions.run())
+        hearing = asyncio.gather(feed.run(), sessions.run(), revisions.run())
         yield
         hearing.cancel()
         with suppress(asyncio.CancelledError):
@@ -55,7 +56,7 @@ def build_app(bus: MessageBus, verifier: TokenVerifier, *, max_body_bytes: int) 
     app.router.routes.extend(publication_routes())
     app.router.routes.extend(
         [
-            WebSocketRoute("/ws", WebSocketEndpoint(bus, sessions, feed, metrics)),
+            WebSocketRoute("/ws", WebSocketEndpoint(bus, sessions, feed, revisions, metrics)),
             Route("/healthz", health.live),
             Route("/readyz", health.ready),
             Route("/metrics", metrics.expose),
@@ -63,7 +64,9 @@ def build_app(bus: MessageBus, verifier: TokenVerifier, *, max_body_bytes: int) 
     )
     app.add_exception_handler(HTTPException, _http_problem)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, _internal_problem)
-    app.add_middleware(ContractRoutes, endpoints=endpoints(bus, sessions, max_body_bytes))
+    app.add_middleware(
+        ContractRoutes, endpoints=endpoints(bus, sessions, revisions, max_body_bytes)
+    )
     app.add_middleware(RequestMetrics, metrics=metrics)
     return app
 

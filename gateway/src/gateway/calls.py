@@ -19,9 +19,13 @@ def public_method(name: str) -> Method:
     return method
 
 
-def authorize(method: Method, access_token: str, verifier: SessionVerifier) -> None:
-    """Refuse callers that the method is not for: UNAUTHENTICATED. A bad token is never ignored."""
+def authorize(method: Method, access_token: str, verifier: SessionVerifier) -> str:
+    """Return the caller's user id; empty without a token.
+
+    Refuse callers that the method is not for: UNAUTHENTICATED. A bad token is never ignored.
+    """
     if access_token:
-        verifier.verify(access_token, ended=method.ends_session)
-    elif method.access is not Access.PUBLIC:
+        return verifier.verify(access_token, ended=method.ends_session).user_id
+    if method.access is not Access.PUBLIC:
         raise token_missing()
+    return ""

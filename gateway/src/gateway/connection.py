@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 from google.protobuf.message import Message
 
+from gateway.caller_revisions import CallerRevisions
 from gateway.calls import MAX_TIMEOUT, public_method
 from gateway.events import CLIENT_EVENTS, EventFeed, Listener
 from gateway.frames import frame_id, read_client_frame, server_frame
@@ -39,11 +40,18 @@ class Connection:
     `authenticated` tells who the client is; `overflowed` is set once too much waits for it.
     """
 
-    def __init__(self, bus: MessageBus, verifier: SessionVerifier, feed: EventFeed) -> None:
+    def __init__(
+        self,
+        bus: MessageBus,
+        verifier: SessionVerifier,
+        feed: EventFeed,
+        revisions: CallerRevisions,
+    ) -> None:
         self.authenticated: asyncio.Future[Caller] = asyncio.get_running_loop().create_future()
         self._bus = bus
         self._verifier = verifier
         self._feed = feed
+        self._revisions = revisions
         self._access_token = ""
         self._calls: dict[str, asyncio.Task[None]] = {}
         self._room = asyncio.Event()
@@ -142,6 +150,7 @@ class Connection:
                 await self._stream(method, call, frame.id)
             else:
                 payload = await call_method(self._bus, method, call)
+                self._revisions.learn(self.authenticated.result().user_id, call.caller_revision)
                 self._send("result", _result(method, payload), id_=frame.id)
         except ServiceError as error:
             self._fail(frame.id, error, trace_id(traceparent))
@@ -173,6 +182,7 @@ class Connection:
             deadline=time.time() + min(seconds, MAX_TIMEOUT),
             access_token=self._access_token,
             traceparent=traceparent,
+            caller_revision=self._revisions.known(self.authenticated.result().user_id),
         )
 
     def _subscribe(self, frame: Any) -> None:

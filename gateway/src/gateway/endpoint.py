@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.answers import cache_control, success
+from gateway.caller_revisions import CallerRevisions
 from gateway.calls import authorize
 from gateway.conditional import Conditions
 from gateway.disconnect import cancelled_by_disconnect
@@ -33,7 +34,7 @@ _BODY_SECONDS: Final = 30.0
 
 
 def endpoints(
-    bus: MessageBus, verifier: SessionVerifier, max_body_bytes: int
+    bus: MessageBus, verifier: SessionVerifier, revisions: CallerRevisions, max_body_bytes: int
 ) -> dict[str, ASGIApp]:
     """Return what serves the contract, by path template."""
     by_path: dict[str, dict[str, Transcoder]] = {}
@@ -41,7 +42,7 @@ def endpoints(
         for rule in method.http if method.access is not Access.INTERNAL else ():
             by_path.setdefault(rule.path, {})[rule.verb] = Transcoder(method, rule)
     return {
-        path: Endpoint(path, bindings, bus, verifier, max_body_bytes)
+        path: Endpoint(path, bindings, bus, verifier, revisions, max_body_bytes)
         for path, bindings in by_path.items()
     }
 
@@ -55,12 +56,14 @@ class Endpoint:
         bindings: Mapping[str, Transcoder],
         bus: MessageBus,
         verifier: SessionVerifier,
+        revisions: CallerRevisions,
         max_body_bytes: int,
     ) -> None:
         self._path = path
         self._bindings = bindings
         self._bus = bus
         self._verifier = verifier
+        self._revisions = revisions
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,7 +85,7 @@ class Endpoint:
     async def _answer(self, request: Request, traceparent: str, trace: str) -> Response:
         binding = self._binding(request.method)
         method = binding.method
-        authorize(method, bearer_token(request.headers), self._verifier)
+        caller_id = authorize(method, bearer_token(request.headers), self._verifier)
         conditions = Conditions(method, request.method, request.headers)
         key, seconds = operation_id(request.headers), timeout(request.headers, method)
         message = await self._message(request, binding)
@@ -93,6 +96,7 @@ class Endpoint:
             access_token=bearer_token(request.headers),
             traceparent=traceparent,
             operation_id=key,
+            caller_revision=self._revisions.known(caller_id),
         )
         if method.streams:
             payloads = self._bus.stream(method.name, call)
@@ -100,6 +104,7 @@ class Endpoint:
         else:
             with cancelled_by_disconnect(request):
                 payload = await call_method(self._bus, method, call)
+            self._revisions.learn(caller_id, call.caller_revision)
             response = success(binding, payload, conditions, replayed=call.replayed)
         response.headers["Cache-Control"] = cache_control(method)
         return response

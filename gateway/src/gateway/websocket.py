@@ -8,6 +8,7 @@ import structlog
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from gateway.caller_revisions import CallerRevisions
 from gateway.connection import Connection
 from gateway.events import EventFeed
 from gateway.metrics import Metrics
@@ -27,18 +28,24 @@ class WebSocketEndpoint:
     """Accepts WebSockets: an ASGI application."""
 
     def __init__(
-        self, bus: MessageBus, verifier: SessionVerifier, feed: EventFeed, metrics: Metrics
+        self,
+        bus: MessageBus,
+        verifier: SessionVerifier,
+        feed: EventFeed,
+        revisions: CallerRevisions,
+        metrics: Metrics,
     ) -> None:
         self._bus = bus
         self._verifier = verifier
         self._feed = feed
+        self._revisions = revisions
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one client until it leaves, its token or session ends, or it is too slow."""
         socket = WebSocket(scope, receive, send)
         await socket.accept()
-        connection = Connection(self._bus, self._verifier, self._feed)
+        connection = Connection(self._bus, self._verifier, self._feed, self._revisions)
         with self._metrics.sockets.track_inprogress():
             try:
                 ended = await self._serve(socket, connection)

@@ -7,8 +7,10 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from postbus.users.v1 import UsersServiceStub
 from posts.author_cards import AuthorCards
 from posts.authors import AuthorRepository
+from posts.caller_state import CallerStates
 from posts.card_cache import CardCache
 from posts.comment_handlers import CommentHandlers
 from posts.comments import CommentRepository
@@ -22,11 +24,12 @@ from posts.notification_handlers import NotificationHandlers
 from posts.notifications import NotificationRepository
 from posts.repair import repair
 from posts.repository import PostRepository
+from posts.resync import Resync
 from posts.search import PostSearch
 from posts.settings import PostsSettings
 from posts.tags import TagRepository
 from posts.views import Views
-from shared.messagebus import MessageBus
+from shared.messagebus import MessageBus, ServiceChannel
 from shared.mongo import Mongo, open_mongo
 from shared.mongo_migrations import migrate
 from shared.pages import Pages
@@ -54,16 +57,29 @@ def main() -> None:
 async def _application(settings: PostsSettings, bus: MessageBus) -> AsyncIterator[Application]:
     cache = CardCache()
     async with open_mongo(settings.mongo_url) as mongo, cache.hearing(bus):
-        handlers = _handlers(mongo, bus, cache, Pages(settings.page_token_key))
+        authors = _author_cards(mongo, bus, cache)
+        handlers = _handlers(mongo, authors, Pages(settings.page_token_key))
         yield Application(handlers=handlers, probes={"mongodb": mongo.ping}, store=mongo)
 
 
-def _handlers(mongo: Mongo, bus: MessageBus, cache: CardCache, pages: Pages) -> list[object]:
+def _author_cards(mongo: Mongo, bus: MessageBus, cache: CardCache) -> AuthorCards:
+    authors, follows = AuthorRepository(mongo), FollowRepository(mongo)
+    users = UsersServiceStub(ServiceChannel(bus))
+    return AuthorCards(
+        authors=authors,
+        cache=cache,
+        follows=follows,
+        states=CallerStates(mongo),
+        users=users,
+        resync=Resync(mongo, authors, follows, users),
+    )
+
+
+def _handlers(mongo: Mongo, authors: AuthorCards, pages: Pages) -> list[object]:
     posts, comments, likes = PostRepository(mongo), CommentRepository(mongo), LikeRepository(mongo)
     follows, notifications = FollowRepository(mongo), NotificationRepository(mongo)
     cards = AuthorRepository(mongo)
-    authors = AuthorCards(cards, cache, follows, bus)
-    views = Views(authors, likes)
+    views = Views(authors, posts)
     return [
         authors,
         PostHandlers(posts=posts, likes=likes, authors=authors, views=views),
@@ -94,7 +110,7 @@ def _handlers(mongo: Mongo, bus: MessageBus, cache: CardCache, pages: Pages) -> 
             follows=follows,
             notifications=notifications,
             authors=cards,
-            cache=cache,
+            cache=authors.cache,
         ),
     ]
 

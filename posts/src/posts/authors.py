@@ -7,6 +7,7 @@ from odmantic.query import and_, eq, in_, lt
 from postbus.posts.v1 import Author as AuthorMessage
 from postbus.users.v1 import Profile, UserProfileUpdated
 from posts.models import Author
+from posts.revisions import has_stored, with_revision
 from shared.mongo import Mongo
 
 __all__ = ["AuthorRepository", "author_message", "card_of", "gone"]
@@ -19,15 +20,38 @@ class AuthorRepository:
         self._authors = mongo.collection(Author)
 
     async def learn(self, author: Author) -> None:
-        """Store a card, unless a later one is known, or the user is gone."""
-        if await self.get(author.id) is None:
+        """Store a card, unless a later one is known or the user is gone; keep the revision."""
+        if await self._authors.get(author.id) is None:
             await self._authors.insert(author)
             return
         older = and_(lt(Author.version, author.version), eq(Author.deleted, False))
         changes = author.model_dump_doc()
+        for name in ("revision", "ahead"):
+            del changes[name]
         await self._authors.update_one(
             and_(eq(Author.id, changes.pop("_id")), older), {"$set": changes}
         )
+
+    async def revise(self, user_id: str, revision: int) -> bool:
+        """Store that the change with this revision is here; False if that is stored already.
+
+        Part of the work that stores the change. A revision of 0 is not stored.
+        """
+        if revision == 0:
+            return True
+        author = await self._authors.get(user_id)
+        if author is None:
+            author = Author(id=user_id, username="", name_key="", version=0)
+            await self._authors.insert(author)
+        if has_stored(author, revision):
+            return False
+        await self.set_revision(user_id, *with_revision(author, revision))
+        return True
+
+    async def set_revision(self, user_id: str, revision: int, ahead: list[int] | None) -> None:
+        """Store which revisions are here, see `posts.revisions`."""
+        stored = {"revision": revision, "ahead": ahead}
+        await self._authors.update_one(eq(Author.id, user_id), {"$set": stored})
 
     async def bury(self, user_id: str) -> None:
         """Keep of a user that there is none any more."""
@@ -35,11 +59,12 @@ class AuthorRepository:
 
     async def get(self, user_id: str) -> Author | None:
         """Return the card of a user, or what is left of it."""
-        return await self._authors.get(user_id)
+        return (await self.by_ids([user_id])).get(user_id)
 
     async def by_ids(self, ids: Sequence[str]) -> dict[str, Author]:
         """Return the cards that are known, by id."""
-        return await self._authors.get_many(ids)
+        found = await self._authors.get_many(ids)
+        return {id_: author for id_, author in found.items() if author.known}
 
     async def by_names(self, names: Sequence[str]) -> list[Author]:
         """Return the cards of usernames, without regard to case; rarely more than one of each."""

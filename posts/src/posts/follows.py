@@ -1,6 +1,7 @@
 """Who follows whom, in MongoDB: a copy of what `users` says."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
+from typing import Final
 
 from odmantic.query import eq, in_, or_
 
@@ -11,6 +12,8 @@ from shared.mongo import Mongo
 __all__ = ["FollowRepository"]
 
 _MOST = 5000
+_CHANGES: Final = 200
+"""Follows stored or deleted at once by `replace`."""
 
 
 class FollowRepository:
@@ -30,16 +33,24 @@ class FollowRepository:
         else:
             await self._follows.delete_one(eq(Follow.id, event.follow_id))
 
-    async def followed_by(self, user_id: str, ids: Iterable[str]) -> set[str]:
-        """Return which of `ids` the user follows."""
-        found = await self._follows.get_many([f"{user_id}/{each}" for each in ids])
-        return {follow.followed_id for follow in found.values()}
-
     async def ids_followed_by(self, user_id: str) -> list[str]:
         """Return all whom the user follows, as far as is known here."""
         query = eq(Follow.follower_id, user_id)
         found = await self._follows.find(query, sort=[("_id", 1)], limit=_MOST)
         return [follow.followed_id for follow in found]
+
+    async def replace(self, user_id: str, ids: Collection[str]) -> bool:
+        """Have the user follow `ids` and no others; False if there is more to change than fits in
+        one transaction. Then some of it is changed.
+        """
+        stored = set(await self.ids_followed_by(user_id))
+        missing, surplus = sorted(set(ids) - stored), sorted(stored - set(ids))
+        for id_ in missing[:_CHANGES]:
+            follow = Follow(id=f"{user_id}/{id_}", follower_id=user_id, followed_id=id_)
+            await self._follows.put(follow)
+        gone = [f"{user_id}/{id_}" for id_ in surplus[:_CHANGES]]
+        await self._follows.delete_many(in_(Follow.id, gone))
+        return max(len(missing), len(surplus)) <= _CHANGES
 
     async def erase(self, user_id: str, limit: int) -> int:
         """Forget some follows of and by a user; return how many."""

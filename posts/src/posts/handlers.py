@@ -75,9 +75,9 @@ class PostHandlers:
     @MessagePattern(PostsServiceBase.get_post)
     async def get_post(self, request: GetPostRequest, context: Context) -> GetPostResponse:
         """Return a post that the caller may read."""
-        found, author = await self.posts.with_author(request.id)
-        post = readable(found, context)
-        return GetPostResponse(post=await self.views.post(post, context, author))
+        state = await self.views.read(request.id, context)
+        post = readable(state.post, context)
+        return GetPostResponse(post=await self.views.post(post, context, state))
 
     @MessagePattern(PostsServiceBase.update_post)
     async def update_post(self, request: UpdatePostRequest, context: Context) -> UpdatePostResponse:

@@ -105,9 +105,9 @@ class ListHandlers:
         post = readable(await self.posts.get(request.id), context)
         page = self.pages.of(request)
         likes, token = page.cut(await self.likes.of_post(post.id, page), liker_position)
-        shown = await self.authors.shown((like.user_id for like in likes), context)
+        seen = await self.authors.seen((like.user_id for like in likes), context)
         return ListLikersResponse(
-            likers=[shown[like.user_id] for like in likes],
+            likers=[seen.authors[like.user_id] for like in likes],
             next_page_token=token,
             total=post.like_count if request.include_total else None,
         )

@@ -140,7 +140,16 @@ class Author(Model):
     version: int = 1
     deleted: bool = False
     """Nothing of the user may come back."""
+    revision: int = 0
+    """Every change of the user up to this revision is stored here, see `posts.revisions`."""
+    ahead: list[int] | None = None
+    """Stored revisions after a missing one, in ascending order."""
     shape: int = 2
+
+    @property
+    def known(self) -> bool:
+        """Whether the name is known: a follow may be stored before the event of the sign-up."""
+        return self.version > 0
 
 
 class Follow(Model):

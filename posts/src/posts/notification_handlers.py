@@ -72,9 +72,12 @@ class NotificationHandlers:
         left = await self.notifications.unread(context.user_id)
         return MarkReadResponse(unread_count=left)
 
-    @EventPattern(FollowChanged)
-    async def follow_changed(self, event: FollowChanged, _context: Context) -> None:
+    @EventPattern(FollowChanged, late=True)
+    async def follow_changed(self, event: FollowChanged, context: Context) -> None:
         """Keep who follows whom, and tell the one who is followed."""
+        new = await self.authors.revise(event.follower_id, event.follower_revision)
+        if context.late or not new:
+            return
         cards = await self.authors.by_ids([event.follower_id, event.followed_id])
         if any(card.deleted for card in cards.values()):
             return

@@ -8,9 +8,10 @@ from postbus.posts.v1 import Notification as NotificationMessage
 from postbus.posts.v1 import NotificationKind, PostStatus
 from postbus.posts.v1 import Post as PostMessage
 from posts.author_cards import AuthorCards
-from posts.authors import author_message
-from posts.likes import LikeRepository
-from posts.models import Author, Comment, Notification, Post
+from posts.caller_state import PostState
+from posts.models import Comment, Notification, Post
+from posts.repository import PostRepository
+from posts.texts import is_id
 from posts.times import from_micros
 from shared.context import Context
 
@@ -20,33 +21,50 @@ __all__ = ["Views", "comment_message", "notification_message", "post_message"]
 class Views:
     """Puts together what an answer shows."""
 
-    def __init__(self, authors: AuthorCards, likes: LikeRepository) -> None:
+    def __init__(self, authors: AuthorCards, stored: PostRepository) -> None:
         self._authors = authors
-        self._likes = likes
+        self._stored = stored
+
+    async def read(self, name: str, context: Context) -> PostState:
+        """Return the post with this id, or that has or had this slug, and what `post` shows of it.
+
+        By id all of it is one query.
+        """
+        folded = name.casefold()
+        if context.caller is not None and is_id(folded):
+            return await self._authors.states.read_post(folded, context.caller.user_id)
+        post, author = await self._stored.with_author(name)
+        return PostState(post=post, author=author)
 
     async def posts(self, posts: Sequence[Post], context: Context) -> list[PostMessage]:
         """Return posts as the caller sees them."""
-        authors = await self._authors.shown((post.author_id for post in posts), context)
-        liked: set[str] = set()
-        if context.caller is not None and posts:
-            ids = [post.id for post in posts]
-            liked = await self._likes.liked_by(context.caller.user_id, ids)
-        messages = [post_message(post, authors[post.author_id]) for post in posts]
-        for message in messages if liked else ():
-            message.liked = message.id in liked
-        return messages
+        return await self._posts(posts, context)
 
-    async def post(self, post: Post, context: Context, author: Author | None = None) -> PostMessage:
-        """Return a post as the caller sees it; `author` is the card, where it is known already."""
-        if author is not None and context.caller is None:
-            return post_message(post, author_message(author.id, author))
-        [message] = await self.posts([post], context)
+    async def post(
+        self, post: Post, context: Context, state: PostState | None = None
+    ) -> PostMessage:
+        """Return a post as the caller sees it; `state` is what `read` has returned with it."""
+        [message] = await self._posts([post], context, state)
         return message
+
+    async def _posts(
+        self, posts: Sequence[Post], context: Context, state: PostState | None = None
+    ) -> list[PostMessage]:
+        if not posts:
+            return []
+        ids, author_ids = [post.id for post in posts], [post.author_id for post in posts]
+        seen = await self._authors.seen(author_ids, context, posts=ids, state=state)
+        messages = [post_message(post, seen.authors[post.author_id]) for post in posts]
+        for message in messages if seen.liked else ():
+            message.liked = message.id in seen.liked
+        return messages
 
     async def comments(self, comments: Sequence[Comment], context: Context) -> list[CommentMessage]:
         """Return comments as the caller sees them."""
-        authors = await self._authors.shown((comment.author_id for comment in comments), context)
-        return [comment_message(comment, authors[comment.author_id]) for comment in comments]
+        if not comments:
+            return []
+        seen = await self._authors.seen((comment.author_id for comment in comments), context)
+        return [comment_message(comment, seen.authors[comment.author_id]) for comment in comments]
 
     async def comment(self, comment: Comment, context: Context) -> CommentMessage:
         """Return a comment as the caller sees it."""
@@ -57,8 +75,10 @@ class Views:
         self, notifications: Sequence[Notification], context: Context
     ) -> list[NotificationMessage]:
         """Return notifications of the caller."""
-        actors = await self._authors.shown((each.actor_id for each in notifications), context)
-        return [notification_message(each, actors[each.actor_id]) for each in notifications]
+        if not notifications:
+            return []
+        seen = await self._authors.seen((each.actor_id for each in notifications), context)
+        return [notification_message(each, seen.authors[each.actor_id]) for each in notifications]
 
 
 def post_message(post: Post, author: AuthorMessage) -> PostMessage:

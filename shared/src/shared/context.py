@@ -37,6 +37,12 @@ class Context:
     """When the caller sent it, in seconds since the epoch, by the caller's clock."""
     calls: int = 0
     """How many calls the handler has made so far."""
+    caller_revision: int = 0
+    """Highest known revision of the caller's account: from the Request, raised by the answers to
+    calls made inside. A handler that changes or reads the revision raises it by `learn_revision`;
+    the Reply then carries it."""
+    late: bool = False
+    """Of an event: a later one of the same subject was handled before, see EventPattern."""
     changed: bool = False
     """Whether one of them may have changed something, wherever it went."""
     _expired: bool = field(default=False, init=False)
@@ -55,6 +61,10 @@ class Context:
         if self.caller is None:
             raise token_missing()
         return self.caller
+
+    def learn_revision(self, revision: int) -> None:
+        """Take a revision of the caller's account as known."""
+        self.caller_revision = max(self.caller_revision, revision)
 
     @property
     def remaining(self) -> float:

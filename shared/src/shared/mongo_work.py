@@ -97,7 +97,8 @@ class MongoWork(Transaction):
                 raise DoneBefore(answer_of(operation, found["fingerprint"], found["reply"]))
             if operation.version:
                 newer = {"_id": operation.subject, "version": {"$gte": operation.version}}
-                if await self._versions.find_one(newer, session=self._session):
+                operation.late = bool(await self._versions.find_one(newer, session=self._session))
+                if operation.late and not operation.handles_late:
                     await self._commit_transaction()
                     raise DoneBefore
 
@@ -120,7 +121,7 @@ class MongoWork(Transaction):
         else:
             entry["done_at"] = datetime.now(UTC)
         with translated(Outcome.UNKNOWN):
-            if operation.version:
+            if operation.version and not operation.late:
                 version = {"$set": {"version": operation.version}}
                 subject = {"_id": operation.subject}
                 await self._versions.update_one(subject, version, upsert=True, session=session)

@@ -168,7 +168,8 @@ class PostgresWork(Transaction):
             raise DoneBefore(answer_of(operation, fingerprint, reply))
         if operation.version:
             newer = {"subject": operation.subject, "version": operation.version}
-            if (await connection.execute(_NEWER, newer)).rowcount == 0:
+            operation.late = (await connection.execute(_NEWER, newer)).rowcount == 0
+            if operation.late and not operation.handles_late:
                 raise DoneBefore
 
     async def _commit(self, reply: bytes) -> None:

@@ -59,6 +59,10 @@ class Operation:
     subject: str = ""
     version: int = 0
     """Of an event: names consumer and aggregate, and the aggregate's version; 0 for none."""
+    handles_late: bool = False
+    """Of an event: it is handled even if a later one of its subject was handled before."""
+    late: bool = False
+    """Set by the store, at the beginning of the work: such a later event was handled before."""
     replayed: bool = False
     """Set by the store: it was done before, and its reply is the one that was then given."""
 

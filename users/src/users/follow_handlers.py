@@ -24,7 +24,7 @@ from shared.context import Context
 from shared.errors import invalid_field
 from shared.messagebus import EventPattern, MessagePattern, publish
 from shared.pages import Pages
-from users.follows import FollowRepository, position
+from users.follows import FollowChange, FollowRepository, position
 from users.profiles import Profiles
 from users.repository import UserRepository
 
@@ -48,8 +48,9 @@ class FollowHandlers:
         if user.id == caller.id:
             message = "Users can't follow themselves."
             raise invalid_field("FOLLOWS_SELF", "username", "not_caller", message)
-        version = await self.follows.add(caller.id, user.id)
-        await _tell(caller.id, user.id, following=True, version=version)
+        change = await self.follows.add(caller.id, user.id)
+        context.learn_revision(change.revision)
+        await _publish_change(caller.id, user.id, following=True, change=change)
         return FollowResponse(profile=await self.profiles.fresh(user, context))
 
     @MessagePattern(UsersServiceBase.unfollow)
@@ -57,8 +58,9 @@ class FollowHandlers:
         """Follow no longer, and tell everyone if that is new."""
         caller = await self.users.of_caller(context)
         user = await self.profiles.named(request.username)
-        version = await self.follows.remove(caller.id, user.id)
-        await _tell(caller.id, user.id, following=False, version=version)
+        change = await self.follows.remove(caller.id, user.id)
+        context.learn_revision(change.revision)
+        await _publish_change(caller.id, user.id, following=False, change=change)
         return UnfollowResponse(profile=await self.profiles.fresh(user, context))
 
     @MessagePattern(UsersServiceBase.list_followers)
@@ -112,15 +114,18 @@ class FollowHandlers:
             await publish(UserErasureContinued(user_id=user_id))
 
 
-async def _tell(follower_id: str, followed_id: str, *, following: bool, version: int) -> None:
-    """Publish a change; a `version` of 0 says that there was none."""
-    if version:
+async def _publish_change(
+    follower_id: str, followed_id: str, *, following: bool, change: FollowChange
+) -> None:
+    """Publish FollowChanged, if there was a change."""
+    if change.version:
         await publish(
             FollowChanged(
                 follow_id=f"{follower_id}/{followed_id}",
                 follower_id=follower_id,
                 followed_id=followed_id,
                 following=following,
-                version=version,
+                version=change.version,
+                follower_revision=change.revision,
             )
         )

@@ -17,7 +17,7 @@ from shared.pages import Page
 from shared.postgres import Postgres
 from users.models import Follow, User
 
-__all__ = ["FollowRepository", "Followed", "position"]
+__all__ = ["FollowChange", "FollowRepository", "Followed", "position"]
 
 MOST_FOLLOWED: Final = 5000
 _BATCH: Final = 500
@@ -32,6 +32,16 @@ class Followed:
     at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class FollowChange:
+    """The outcome of following or unfollowing."""
+
+    version: int
+    """Version of the pair; 0 if nothing was changed."""
+    revision: int
+    """The follower's revision afterwards, see User.revision."""
+
+
 def position(followed: Followed) -> tuple[str, str]:
     """Return where a user stands in a list of followers, or of followed."""
     return followed.at.isoformat(), followed.user.id
@@ -43,8 +53,8 @@ class FollowRepository:
     def __init__(self, postgres: Postgres) -> None:
         self._postgres = postgres
 
-    async def add(self, follower_id: str, followed_id: str) -> int:
-        """Follow; return the version of the change, 0 if it was so before.
+    async def add(self, follower_id: str, followed_id: str) -> FollowChange:
+        """Follow, and count the change in the follower's revision.
 
         NOT_FOUND if one of them is gone, RESOURCE_EXHAUSTED if the follower follows too many.
         """
@@ -57,29 +67,32 @@ class FollowRepository:
                 follower_id=follower_id, followed_id=followed_id, followed_at=func.clock_timestamp()
             )
             since = (await session.exec(added.returning(col(Follow.followed_at)))).scalar()
+            following, revision = accounts[follower_id]
             if since is None:
-                return 0
-            if accounts[follower_id] >= MOST_FOLLOWED:
+                return FollowChange(0, revision)
+            if following >= MOST_FOLLOWED:
                 raise _too_many()
-            await _count(session, [follower_id], [followed_id], 1)
-        return _version(since)
+            await _count(session, [follower_id], [followed_id], 1, revise=1)
+        return FollowChange(_version(since), revision + 1)
 
-    async def remove(self, follower_id: str, followed_id: str) -> int:
-        """Follow no longer; return the version of the change, 0 if it was so before.
+    async def remove(self, follower_id: str, followed_id: str) -> FollowChange:
+        """Follow no longer, and count the change in the follower's revision.
 
         NOT_FOUND if one of them is gone.
         """
         async with self._postgres.transaction() as session:
-            if len(await _lock(session, [follower_id, followed_id])) < 2:
+            accounts = await _lock(session, [follower_id, followed_id])
+            if len(accounts) < 2:
                 raise _not_found()
+            _, revision = accounts[follower_id]
             removed = delete(Follow).where(
                 col(Follow.follower_id) == follower_id, col(Follow.followed_id) == followed_id
             )
             now = (await session.exec(removed.returning(func.clock_timestamp()))).scalar()
             if now is None:
-                return 0
-            await _count(session, [follower_id], [followed_id], -1)
-        return _version(now)
+                return FollowChange(0, revision)
+            await _count(session, [follower_id], [followed_id], -1, revise=1)
+        return FollowChange(_version(now), revision + 1)
 
     async def followed_by(self, follower_id: str, ids: Sequence[str]) -> set[str]:
         """Return which of `ids` the user follows."""
@@ -129,20 +142,29 @@ class FollowRepository:
         return len(pairs) == _BATCH
 
 
-async def _lock(session: AsyncSession, ids: Sequence[str]) -> dict[str, int]:
-    """Lock accounts, by id; return how many each that exists follows."""
-    query = select(User.id, User.following_count).where(col(User.id).in_(set(ids)))
+async def _lock(session: AsyncSession, ids: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Lock accounts, by id; return the following count and the revision of each that exists."""
+    query = select(User.id, User.following_count, User.revision).where(col(User.id).in_(set(ids)))
     query = query.order_by(col(User.id)).with_for_update(key_share=True)
-    return dict((await session.exec(query)).all())
+    rows = (await session.exec(query)).all()
+    return {id_: (following, revision) for id_, following, revision in rows}
 
 
 async def _count(
-    session: AsyncSession, followers: Sequence[str], followed: Sequence[str], step: int
+    session: AsyncSession,
+    followers: Sequence[str],
+    followed: Sequence[str],
+    step: int,
+    *,
+    revise: int = 0,
 ) -> None:
-    """Add `step` to the counters of accounts that are locked."""
+    """Add `step` to the counters of accounts that are locked, and `revise` to the revisions of
+    the followers.
+    """
     following, follower = col(User.following_count), col(User.follower_count)
     theirs = update(User).where(col(User.id).in_(followers))
-    await session.exec(theirs.values(following_count=following + step))
+    revision = col(User.revision) + revise
+    await session.exec(theirs.values(following_count=following + step, revision=revision))
     theirs = update(User).where(col(User.id).in_(followed))
     await session.exec(theirs.values(follower_count=follower + step))
 

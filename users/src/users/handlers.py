@@ -61,9 +61,13 @@ class UserHandlers:
         user = await self.users.of_caller(context, lock=True)
         require_version(user.version, request.expected_version)
         changes = _changes(request, user)
+        shown = bool(_SHOWN & changes.keys())
+        if shown:
+            changes["revision"] = user.revision + 1
         if changes:
             await self.users.change(user, _with_words(changes, user))
-        if _SHOWN & changes.keys():
+        if shown:
+            context.learn_revision(user.revision)
             await publish(to_profile_updated(user))
         return UpdateMeResponse(user=to_user(user))
 
@@ -74,6 +78,7 @@ class UserHandlers:
         require_version(user.version, request.expected_version)
         ended = await self.sessions.end(user.id)
         await self.users.delete(user.id)
+        context.learn_revision(user.revision + 1)  # beyond every copy, so that `users` is asked
         await publish(SessionsRevoked(user_id=user.id, session_ids=ended))
         await publish(UserDeleted(user_id=user.id))
         return Empty()

@@ -50,4 +50,5 @@ def to_profile_updated(user: User) -> UserProfileUpdated:
         display_name=user.display_name,
         image_url=user.image_url,
         version=user.version,
+        revision=user.revision,
     )

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import ClassVar
 
-from sqlalchemy import Computed, DateTime, ForeignKey, Index, func
+from sqlalchemy import BigInteger, Computed, DateTime, ForeignKey, Index, func
 from sqlalchemy.dialects.postgresql import TSVECTOR
 from sqlmodel import Column, Field, SQLModel, String
 
@@ -49,6 +49,8 @@ class User(SQLModel, table=True):
     created_at: datetime = Field(sa_type=_TIME)
     updated_at: datetime = Field(sa_type=_TIME)
     version: int = 1
+    revision: int = Field(default=0, sa_type=BigInteger)
+    """Counts the changes that other services keep a copy of, see UserProfileUpdated."""
 
 
 Index(USERNAME_INDEX, func.lower(User.username), unique=True)

@@ -37,9 +37,13 @@ class Profiles:
     async def shown(self, users: Sequence[User], context: Context) -> list[Profile]:
         """Return profiles as the caller sees them."""
         followed: set[str] = set()
-        if context.caller is not None and users:
-            ids = [user.id for user in users]
-            followed = await self._follows.followed_by(context.caller.user_id, ids)
+        if context.caller is not None:
+            caller_id = context.caller.user_id
+            others = [
+                user.id for user in users if user.id != caller_id
+            ]  # nobody follows themselves
+            if others:
+                followed = await self._follows.followed_by(caller_id, others)
         return [to_profile(user, followed) for user in users]
 
     async def fresh(self, user: User, context: Context) -> Profile:

@@ -55,6 +55,7 @@ class UserRepository:
             user = (await session.exec(query)).one_or_none()
         if user is None:
             raise session_revoked()
+        context.learn_revision(user.revision)
         return user
 
     async def by_ids(self, ids: Sequence[str]) -> Sequence[User]:

@@ -250,6 +250,12 @@ class Request(betterproto.Message):
     When the caller sent it, in milliseconds since 1970-01-01 UTC; only statistics use it.
     """
 
+    caller_revision: int = betterproto.uint64_field(8)
+    """
+    Highest revision of the caller's account that the sender knows; 0 if it knows none. A callee that
+     keeps a copy of the caller's data answers from it only if the copy is at least as new.
+    """
+
     def __init__(
         self,
         payload: bytes = PLACEHOLDER,
@@ -259,6 +265,7 @@ class Request(betterproto.Message):
         traceparent: str = PLACEHOLDER,
         correlation_id: str = PLACEHOLDER,
         sent_unix_ms: int = PLACEHOLDER,
+        caller_revision: int = PLACEHOLDER,
     ) -> None:
         _set_attribute(
             self,
@@ -271,13 +278,15 @@ class Request(betterproto.Message):
                 "traceparent": traceparent,
                 "correlation_id": correlation_id,
                 "sent_unix_ms": sent_unix_ms,
+                "caller_revision": caller_revision,
                 "_serialized_on_wire": payload is not PLACEHOLDER
                 or deadline_unix_ms is not PLACEHOLDER
                 or access_token is not PLACEHOLDER
                 or operation_id is not PLACEHOLDER
                 or traceparent is not PLACEHOLDER
                 or correlation_id is not PLACEHOLDER
-                or sent_unix_ms is not PLACEHOLDER,
+                or sent_unix_ms is not PLACEHOLDER
+                or caller_revision is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {},
             },
@@ -305,6 +314,12 @@ class Reply(betterproto.Message):
     replayed: bool = betterproto.bool_field(5)
     """The operation was done before: this is the answer that it then got."""
 
+    caller_revision: int = betterproto.uint64_field(8)
+    """
+    Revision of the caller's account, if the call changed it or the callee knows a higher one than the
+     Request names; else 0. The sender passes it on with the caller's next calls.
+    """
+
     def __init__(
         self,
         payload: bytes = PLACEHOLDER,
@@ -312,6 +327,7 @@ class Reply(betterproto.Message):
         completed: "Completed" = PLACEHOLDER,
         sequence: int = PLACEHOLDER,
         replayed: bool = PLACEHOLDER,
+        caller_revision: int = PLACEHOLDER,
     ) -> None:
         _set_attribute(
             self,
@@ -322,11 +338,13 @@ class Reply(betterproto.Message):
                 "completed": completed,
                 "sequence": sequence,
                 "replayed": replayed,
+                "caller_revision": caller_revision,
                 "_serialized_on_wire": payload is not PLACEHOLDER
                 or error is not PLACEHOLDER
                 or completed is not PLACEHOLDER
                 or sequence is not PLACEHOLDER
-                or replayed is not PLACEHOLDER,
+                or replayed is not PLACEHOLDER
+                or caller_revision is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {
                     "result": "completed"

@@ -1393,6 +1393,12 @@ class UserProfileUpdated(betterproto.Message):
     version: int = betterproto.int64_field(5)
     """Counts the changes of the account."""
 
+    revision: int = betterproto.int64_field(6)
+    """
+    The account's revision after the change: it grows by one with each UserProfileUpdated of the
+     account, and with each FollowChanged of which it is the follower. 0 in events of older releases.
+    """
+
     def __init__(
         self,
         user_id: str = PLACEHOLDER,
@@ -1400,6 +1406,7 @@ class UserProfileUpdated(betterproto.Message):
         display_name: str = PLACEHOLDER,
         image_url: str = PLACEHOLDER,
         version: int = PLACEHOLDER,
+        revision: int = PLACEHOLDER,
     ) -> None:
         _set_attribute(
             self,
@@ -1410,11 +1417,13 @@ class UserProfileUpdated(betterproto.Message):
                 "display_name": display_name,
                 "image_url": image_url,
                 "version": version,
+                "revision": revision,
                 "_serialized_on_wire": user_id is not PLACEHOLDER
                 or username is not PLACEHOLDER
                 or display_name is not PLACEHOLDER
                 or image_url is not PLACEHOLDER
-                or version is not PLACEHOLDER,
+                or version is not PLACEHOLDER
+                or revision is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {},
             },
@@ -1469,6 +1478,11 @@ class FollowChanged(betterproto.Message):
     version: int = betterproto.int64_field(5)
     """Grows with each change of the pair."""
 
+    follower_revision: int = betterproto.int64_field(6)
+    """
+    The follower's revision after the change, see UserProfileUpdated; 0 in events of older releases.
+    """
+
     def __init__(
         self,
         follow_id: str = PLACEHOLDER,
@@ -1476,6 +1490,7 @@ class FollowChanged(betterproto.Message):
         followed_id: str = PLACEHOLDER,
         following: bool = PLACEHOLDER,
         version: int = PLACEHOLDER,
+        follower_revision: int = PLACEHOLDER,
     ) -> None:
         _set_attribute(
             self,
@@ -1486,11 +1501,13 @@ class FollowChanged(betterproto.Message):
                 "followed_id": followed_id,
                 "following": following,
                 "version": version,
+                "follower_revision": follower_revision,
                 "_serialized_on_wire": follow_id is not PLACEHOLDER
                 or follower_id is not PLACEHOLDER
                 or followed_id is not PLACEHOLDER
                 or following is not PLACEHOLDER
-                or version is not PLACEHOLDER,
+                or version is not PLACEHOLDER
+                or follower_revision is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {},
             },

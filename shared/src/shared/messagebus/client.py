@@ -84,14 +84,13 @@ class ServiceChannel:
     ) -> M:
         """Call a method and return its response; raises ServiceError. `budget` in seconds."""
         method = _METHODS_BY_ROUTE[route]
-        calling = call_method(
-            self._bus, method, _new_call(request, method, budget), method.name + self._suffix
-        )
-        seat = current_seat()
-        if seat is None:
-            return decode(response, await calling)
-        with seat:
-            return decode(response, await calling)
+        call = _new_call(request, method, budget)
+        calling = call_method(self._bus, method, call, method.name + self._suffix)
+        with current_seat() or nullcontext():
+            payload = await calling
+        if context := current_context():
+            context.learn_revision(call.caller_revision)
+        return decode(response, payload)
 
     async def stream(
         self, route: str, request: betterproto.Message, response: type[M], budget: float | None
@@ -127,6 +126,7 @@ def _new_call(request: betterproto.Message, method: Method, budget: float | None
         operation_id=str(uuid5(NAMESPACE_OID, name)),
         traceparent=child_traceparent(context.traceparent),
         correlation_id=context.correlation_id,
+        caller_revision=context.caller_revision,
     )
 
 

@@ -30,7 +30,7 @@ from shared.messagebus.handlers import (
     require_match,
     routes_of,
 )
-from shared.messagebus.patterns import event_type, method_handler
+from shared.messagebus.patterns import event_type, handles_late, method_handler
 from shared.messagebus.served import Served, encode_response, run_stream
 from shared.messagebus.statistics import About, Statistics
 from shared.trace import trace_id, valid_traceparent
@@ -126,10 +126,11 @@ class Dispatcher:
             if operation := served.operation(request, context):
                 with context:
                     payload = await self._once(operation, served.handler, message, context)
-                return payload_reply(payload, replayed=operation.replayed)
+                learned = _learned(context, request)
+                return payload_reply(payload, replayed=operation.replayed, caller_revision=learned)
             with context:
                 payload = encode_response(await served.handler(message, context))
-            return payload_reply(payload)
+            return payload_reply(payload, caller_revision=_learned(context, request))
         except ServiceError as error:
             code = error.code
             return _failure(error, context, traceparent)
@@ -189,6 +190,7 @@ class Dispatcher:
             correlation_id=request.correlation_id or operation_id,
             traceparent=traceparent,
             sent_at=request.sent_unix_ms / 1000,
+            caller_revision=request.caller_revision,
         )
         return context, read_valid(served.method.request, request.payload)
 
@@ -229,6 +231,7 @@ class Dispatcher:
             at_once=True,
             subject=Operation.name(consumer, event.subject),
             version=event.version,
+            handles_late=handles_late(handler),
         )
         message = decode(known.message, event.data)
         counted = self.statistics.of(event.type)
@@ -275,11 +278,17 @@ class Dispatcher:
         """Run a handler as a unit of work; return the payload."""
 
         async def handle() -> bytes:
-            context.calls = 0
+            context.calls, context.late = 0, operation.late
             response = await handler(message, context)
             return b"" if response is None else encode_response(response)
 
         return self._perform(operation, handle)
+
+
+def _learned(context: Context, request: Any) -> int:
+    """Return the caller's revision if it is higher than the Request says, else 0."""
+    known = context.caller_revision
+    return known if known > request.caller_revision else 0
 
 
 def _failure(error: ServiceError, context: Context | None, traceparent: str) -> bytes:

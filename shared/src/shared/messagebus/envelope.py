@@ -39,6 +39,8 @@ class Call:
     """When the caller stops waiting, in seconds since the epoch."""
     replayed: bool = False
     """Set with the answer: whether it is that of an operation that was done before."""
+    caller_revision: int = 0
+    """Highest known revision of the caller's account; raised by the answer."""
 
     @classmethod
     def new(
@@ -50,6 +52,7 @@ class Call:
         operation_id: str = "",
         traceparent: str = "",
         correlation_id: str = "",
+        caller_revision: int = 0,
     ) -> Self:
         """Put an encoded request message into its envelope; see postbus.bus.v1.Request.
 
@@ -65,7 +68,9 @@ class Call:
             request.access_token = access_token
         if correlation_id:
             request.correlation_id = correlation_id
-        return cls(request.SerializeToString(), deadline)
+        if caller_revision:
+            request.caller_revision = caller_revision
+        return cls(request.SerializeToString(), deadline, caller_revision=caller_revision)
 
     @property
     def remaining(self) -> float:
@@ -78,10 +83,15 @@ def read_request(data: bytes) -> Any:
     return parse_as(_Request, data)
 
 
-def payload_reply(payload: bytes, sequence: int = 0, *, replayed: bool = False) -> bytes:
+def payload_reply(
+    payload: bytes, sequence: int = 0, *, replayed: bool = False, caller_revision: int = 0
+) -> bytes:
     """Return an encoded Reply that carries a response message; `sequence` counts a stream's."""
-    reply: bytes = _Reply(payload=payload, sequence=sequence, replayed=replayed).SerializeToString()
-    return reply
+    reply = _Reply(payload=payload, sequence=sequence, replayed=replayed)
+    if caller_revision:
+        reply.caller_revision = caller_revision
+    encoded: bytes = reply.SerializeToString()
+    return encoded
 
 
 def completed_reply(sequence: int) -> bytes:
@@ -106,13 +116,14 @@ def error_reply(error: ServiceError, trace_id: str = "") -> bytes:
 
 
 def payload_of(reply: bytes, call: Call | None = None) -> bytes:
-    """Return the payload of an encoded Reply, and note in `call` whether it was there before.
+    """Return the payload of an encoded Reply; raise the error that it carries.
 
-    Raises the error that it carries.
+    Sets `replayed` and raises `caller_revision` of `call`.
     """
     message = _read(reply)
     if call is not None:
         call.replayed = message.replayed
+        call.caller_revision = max(call.caller_revision, message.caller_revision)
     payload: bytes = message.payload
     return payload
 

@@ -7,7 +7,7 @@ import betterproto
 
 from shared.context import Context
 
-__all__ = ["EventPattern", "MessagePattern", "event_type", "method_handler"]
+__all__ = ["EventPattern", "MessagePattern", "event_type", "handles_late", "method_handler"]
 
 In = TypeVar("In", bound=betterproto.Message)
 Out = TypeVar("Out", bound=betterproto.Message)
@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 _METHOD = "__postbus_method__"
 _EVENT = "__postbus_event__"
+_LATE = "__postbus_late__"
 
 
 @overload
@@ -52,17 +53,22 @@ def MessagePattern(method: Callable[..., Any]) -> Callable[[T], T]:  # the field
 
 
 def EventPattern(
-    event: type[In],
+    event: type[In], *, late: bool = False
 ) -> Callable[
     [Callable[[Self, In, Context], Awaitable[None]]],
     Callable[[Self, In, Context], Awaitable[None]],
 ]:
-    """Make an async method a consumer of an event: `@EventPattern(UserRegistered)`."""
+    """Make an async method a consumer of an event: `@EventPattern(UserRegistered)`.
+
+    An event whose version is not higher than that of an earlier handled event of the same subject
+    is dropped. With `late` the method is called for it as well, with `context.late` set.
+    """
 
     def mark(
         handler: Callable[[Self, In, Context], Awaitable[None]],
     ) -> Callable[[Self, In, Context], Awaitable[None]]:
         setattr(handler, _EVENT, event)
+        setattr(handler, _LATE, late)
         return handler
 
     return mark
@@ -76,3 +82,8 @@ def method_handler(function: object) -> str | None:
 def event_type(function: object) -> type[betterproto.Message] | None:
     """Return the event that a handler consumes; None for others."""
     return getattr(function, _EVENT, None)
+
+
+def handles_late(function: object) -> bool:
+    """Return whether a consumer also takes events that come after a later one of their subject."""
+    return getattr(function, _LATE, False)

@@ -1,0 +1,143 @@
+"""A caller's own data, in one query: card, follows and likes, and a post with its author."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from posts.models import Author, Post
+from shared.loader import Loader
+from shared.mongo import Mongo
+
+__all__ = ["CallerState", "CallerStates", "PostState"]
+
+Document = dict[str, Any]
+
+_CARD: Final = "card "
+_FOLLOW: Final = "follow "
+_LIKE: Final = "like "
+_POST: Final = "post "
+_VIEW: Final = "view "
+"""Prefixes of keys: see `CallerStates._fetch`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallerState:
+    """What is stored of a caller."""
+
+    author: Author | None
+    """The caller's card; None if there is none yet. Its revision holds for `followed`, too."""
+    followed: frozenset[str]
+    """Which of the users asked for the caller follows."""
+    liked: frozenset[str]
+    """Which of the posts asked for the caller likes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostState:
+    """A post with what a caller sees beside it."""
+
+    post: Post | None
+    author: Author | None = None
+    """The card of the author of the post; None if it is not at hand."""
+    caller: CallerState | None = None
+    """The caller's data about the post and its author; None if it is not at hand."""
+
+
+class CallerStates:
+    """Reads callers' data, never as part of a work. Reads of the same moment are one query."""
+
+    def __init__(self, mongo: Mongo) -> None:
+        self._authors = mongo.collection(Author)
+        self._posts = mongo.collection(Post)
+        self._loader = Loader(self._fetch)
+
+    async def read(
+        self, user_id: str, *, authors: Iterable[str] = (), posts: Iterable[str] = ()
+    ) -> CallerState:
+        """Return the card, and which of `authors` the user follows and of `posts` likes."""
+        follows = {f"{_FOLLOW}{user_id}/{id_}": id_ for id_ in authors if id_ != user_id}
+        likes = {f"{_LIKE}{id_}/{user_id}": id_ for id_ in posts}
+        found = await self._loader.load([_CARD + user_id, *follows, *likes])
+        return CallerState(
+            author=self._card(found, user_id),
+            followed=frozenset(id_ for key, id_ in follows.items() if key in found),
+            liked=frozenset(id_ for key, id_ in likes.items() if key in found),
+        )
+
+    async def read_post(self, post_id: str, user_id: str) -> PostState:
+        """Return a post, its author, and the user's state about both."""
+        post, like = _POST + post_id, f"{_LIKE}{post_id}/{user_id}"
+        keys = [_CARD + user_id, post, like, f"{_VIEW}{post_id}/{user_id}"]
+        found = await self._loader.load(keys)
+        document = found.get(post)
+        if document is None:
+            return PostState(post=None)
+        author_id = document["author_id"]
+        follows = any(each["follower_id"] == user_id for each in document["follows"])
+        state = CallerState(
+            author=self._card(found, user_id),
+            followed=frozenset([author_id] if follows else []),
+            liked=frozenset([post_id] if like in found else []),
+        )
+        [read] = self._posts.read([document])
+        author = next(iter(self._authors.read(document["author"])), None)
+        return PostState(post=read, author=author, caller=state)
+
+    def _card(self, found: Mapping[str, Document], user_id: str) -> Author | None:
+        document = found.get(_CARD + user_id)
+        if document is None:
+            return None
+        [author] = self._authors.read([document])
+        return author if author.known else None
+
+    async def _fetch(self, keys: Sequence[str]) -> dict[str, Document]:
+        """Return documents by key: a prefix and an id.
+
+        A `view` has no document: it names a post and a caller, and adds the caller's follow of the
+        author to the post. MongoDB reads the cards first: a follow is no older than the card.
+        """
+        posts = _posts(_ids(keys, _POST), [view.split("/") for view in _ids(keys, _VIEW)])
+        pipeline: list[Document] = [
+            {"$match": {"_id": {"$in": _ids(keys, _CARD)}}},
+            *_union("posts", _POST, posts),
+            *_union("follows", _FOLLOW, _matching(_ids(keys, _FOLLOW))),
+            *_union("likes", _LIKE, _matching(_ids(keys, _LIKE))),
+        ]
+        found = await self._authors.aggregate(pipeline)
+        return {each.get("prefix", _CARD) + each["_id"]: each for each in found}
+
+
+def _ids(keys: Sequence[str], prefix: str) -> list[str]:
+    return [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
+
+
+def _union(collection: str, prefix: str, stages: Sequence[Document]) -> list[Document]:
+    """Return the stage that adds documents with their prefix; none without `stages`."""
+    if not stages:
+        return []
+    pipeline = [*stages, {"$set": {"prefix": {"$literal": prefix}}}]
+    return [{"$unionWith": {"coll": collection, "pipeline": pipeline}}]
+
+
+def _matching(ids: Sequence[str]) -> list[Document]:
+    """Return the stages that find documents by id, of which only the id is needed."""
+    return [{"$match": {"_id": {"$in": ids}}}, {"$project": {"_id": 1}}] if ids else []
+
+
+def _posts(ids: Sequence[str], views: Sequence[Sequence[str]]) -> list[Document]:
+    """Return the stages that find posts, each with its author and the follows of its callers."""
+    if not ids:
+        return []
+    pairs = [{"post": post_id, "caller": user_id} for post_id, user_id in views]
+    mine = {"input": {"$literal": pairs}, "cond": {"$eq": ["$$this.post", "$_id"]}}
+    follow = {"$concat": ["$$this.caller", "/", "$author_id"]}
+    return [
+        {"$match": {"_id": {"$in": ids}}},
+        {"$set": {"follows": {"$map": {"input": {"$filter": mine}, "in": follow}}}},
+        _lookup("authors", "author_id", "author"),
+        _lookup("follows", "follows", "follows"),
+    ]
+
+
+def _lookup(collection: str, field: str, name: str) -> Document:
+    return {"$lookup": {"from": collection, "localField": field, "foreignField": "_id", "as": name}}

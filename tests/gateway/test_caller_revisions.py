@@ -1,0 +1,96 @@
+"""Which revision of a caller's account the gateway names in its calls."""
+
+import asyncio
+from datetime import UTC, datetime
+
+import betterproto
+import httpx
+from fastapi import FastAPI
+
+from gateway.caller_revisions import CallerRevisions
+from postbus.bus.v1 import Event, Reply
+from postbus.users.v1 import FollowChanged, UserProfileUpdated
+from shared.messagebus.memory import MemoryBus
+from shared.wire import encode
+from tests.gateway.conftest import Worker, open_socket
+from tests.tokens import TokenMaker
+
+PATH = "/v1/posts/018f3f6e-0000-7000-8000-000000000001"
+
+
+def an_event(message: betterproto.Message) -> Event:
+    kind = f"postbus.users.v1.{type(message).__name__}"
+    time = datetime(2026, 1, 2, tzinfo=UTC)
+    return Event(id="e", type=kind, subject="alice", time=time, data=encode(message))
+
+
+async def heard(revisions: CallerRevisions, user_id: str, revision: int) -> None:
+    async with asyncio.timeout(5):
+        while revisions.known(user_id) < revision:  # noqa: ASYNC110  # nothing reports a delivery
+            await asyncio.sleep(0)
+
+
+def test_highest_revision_is_known() -> None:
+    revisions = CallerRevisions(MemoryBus())
+
+    for revision in (2, 5, 3, 0):
+        revisions.learn("alice", revision)
+
+    assert (revisions.known("alice"), revisions.known("bob"), revisions.known("")) == (5, 0, 0)
+
+
+def test_user_whose_revision_was_used_longest_ago_is_forgotten_first() -> None:
+    revisions = CallerRevisions(MemoryBus())
+    revisions.learn("first", 1)
+    revisions.learn("second", 1)
+    revisions.known("first")
+
+    for number in range(99_999):
+        revisions.learn(str(number), 1)
+
+    assert (revisions.known("first"), revisions.known("second")) == (1, 0)
+
+
+async def test_changes_that_other_gateways_made_are_learned_from_their_events() -> None:
+    bus = MemoryBus()
+    revisions = CallerRevisions(bus)
+    await revisions.run()
+
+    follow = FollowChanged(follower_id="alice", followed_id="bob", follower_revision=4)
+    await bus.publish(an_event(follow))
+    await bus.publish(Event(id="e", type="postbus.users.v1.FollowChanged", data=b"\xff"))
+    await bus.publish(an_event(UserProfileUpdated(user_id="cyd", revision=7)))
+
+    await heard(revisions, "cyd", 7)
+    assert (revisions.known("alice"), revisions.known("bob")) == (4, 0)
+
+
+async def test_call_names_the_revision_that_the_reply_to_the_last_change_had(
+    gateway: httpx.AsyncClient, worker: Worker, tokens: TokenMaker
+) -> None:
+    alice = {"Authorization": f"Bearer {tokens.token('alice')}"}
+    bob = {"Authorization": f"Bearer {tokens.token('bob')}"}
+    worker.reply = Reply(payload=b"", caller_revision=3)
+    await gateway.patch("/v1/me", json={}, headers=alice)
+    worker.reply = Reply(payload=b"")
+
+    for headers in (alice, bob, {}):
+        await gateway.get(PATH, headers=headers)
+
+    assert [request.caller_revision for _, request in worker.requests] == [0, 3, 0, 0]
+
+
+async def test_socket_and_rest_share_what_is_known(
+    app: FastAPI, gateway: httpx.AsyncClient, worker: Worker, tokens: TokenMaker
+) -> None:
+    token = tokens.token("alice")
+    kind = "type.googleapis.com/postbus.users.v1.GetMeRequest"
+    call = {"method": "postbus.users.v1.UsersService.GetMe", "request": {"@type": kind}}
+    worker.reply = Reply(payload=b"", caller_revision=3)
+    async with open_socket(app) as socket:
+        await socket.ask({"id": "1", "authenticate": {"accessToken": token}})
+        await socket.ask({"id": "2", "call": call})
+        await gateway.get(PATH, headers={"Authorization": f"Bearer {token}"})
+        await socket.ask({"id": "3", "call": call})
+
+    assert [request.caller_revision for _, request in worker.requests] == [0, 3, 3]

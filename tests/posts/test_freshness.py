@@ -1,0 +1,228 @@
+"""When `posts` answers from its copy of users' data, and when it asks `users`."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
+from pymongo.asynchronous.database import AsyncDatabase
+from uuid_utils import uuid7
+
+from gateway.caller_revisions import CallerRevisions
+from postbus.bus.v1 import Event
+from postbus.posts.v1 import CreatePostRequest, GetPostRequest, GetPostResponse
+from postbus.users.v1 import FollowChanged
+from shared.errors import ServiceError
+from shared.messagebus import Call
+from shared.messagebus.amqp import AmqpBus, connect
+from shared.wire import decode, encode
+from tests.conftest import Place
+from tests.people import Client, Person, eventually
+from tests.system import System
+
+Database = AsyncDatabase[dict[str, Any]]
+POSTS = "postbus.posts.v1.PostsService"
+
+
+@pytest.fixture
+async def bus(place: Place, system: System) -> AsyncIterator[AmqpBus]:
+    """The broker, as another gateway has it."""
+    async with connect(SecretStr(place.amqp_url), "gateway") as opened:
+        await opened.wait_ready()
+        yield opened
+
+
+@pytest.fixture
+async def path(as_alice: Client) -> str:
+    """Path of a post of Alice, who has made a call before."""
+    post = await as_alice.done("POST", "/v1/posts", {"title": "Hers"})
+    return f"/v1/posts/{post['id']}"
+
+
+async def asked(client: httpx.AsyncClient) -> float:
+    """Return how many calls `users` has served."""
+    families = text_string_to_metric_families((await client.get("/metrics")).text)
+    return sum(
+        sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name == "postbus_handler_seconds_count"
+        and sample.labels["handler"].startswith("postbus.users.v1.UsersService.")
+    )
+
+
+async def get(bus: AmqpBus, path: str, person: Person, revision: int) -> GetPostResponse:
+    """Get a post through a gateway that knows a revision of the caller."""
+    call = Call.new(
+        encode(GetPostRequest(id=path.rpartition("/")[2])),
+        deadline=time.time() + 5,
+        access_token=person.token,
+        caller_revision=revision,
+    )
+    return decode(GetPostResponse, await bus.call(f"{POSTS}.GetPost", call))
+
+
+async def until_stored(database: Database, person: Person, revision: int) -> None:
+    async def stored() -> bool:
+        author = await database["authors"].find_one({"_id": person.id})
+        return author is not None and author.get("revision") == revision
+
+    await eventually(stored)
+
+
+async def test_calls_with_a_token_ask_users_nothing_while_the_copy_is_current(
+    client: httpx.AsyncClient,
+    as_alice: Client,
+    as_bob: Client,
+    path: str,
+    database: Database,
+    alice: Person,
+    bob: Person,
+) -> None:
+    await as_bob.done("PUT", f"/v1/users/{alice.username}/follow")
+    await as_alice.done("PATCH", "/v1/me", {"displayName": "Alice"})
+    for person in (alice, bob):
+        await until_stored(database, person, 1)
+    await as_bob.done("GET", path)  # the first call of the session
+    before = await asked(client)
+
+    read = await as_bob.done("GET", path)
+    await as_bob.done("GET", "/v1/feed")
+    await as_bob.done("POST", f"{path}/comments", {"body": "x"})
+    await as_bob.done("PUT", f"{path}/like")
+    for kind in ("/v1/posts?pageSize=5", f"{path}/comments", "/v1/notifications"):
+        await as_alice.done("GET", kind)
+    await as_alice.done("POST", "/v1/posts", {"title": "Another"})
+    await as_alice.done("PATCH", path, {"title": "New"})
+
+    assert await asked(client) == before
+    assert (read["author"]["displayName"], read["author"]["followed"]) == ("Alice", True)
+
+
+async def test_users_is_asked_if_the_gateway_knows_of_a_later_change(
+    client: httpx.AsyncClient, bus: AmqpBus, path: str, alice: Person
+) -> None:
+    await get(bus, path, alice, 0)
+    before = await asked(client)
+
+    for revision, more in ((0, 0), (1, 1), (0, 1)):
+        read = await get(bus, path, alice, revision)
+        assert read.post.author.username == alice.username
+        assert await asked(client) == before + more
+
+
+async def test_copy_has_to_do_while_users_is_unavailable(
+    system: System, bus: AmqpBus, path: str, alice: Person
+) -> None:
+    await system.stop("users")
+    try:
+        read = await get(bus, path, alice, 1)
+    finally:
+        await system.start("users")
+        await system.until_ready()
+
+    assert read.post.author.username == alice.username
+
+
+async def test_other_gateway_knows_of_a_change_within_a_second(
+    bus: AmqpBus, as_alice: Client, alice: Person, bob: Person
+) -> None:
+    other = CallerRevisions(bus)
+    await other.run()
+
+    for number in range(1, 11):
+        follow = f"/v1/users/{bob.username}/follow"
+        await as_alice.done("PUT" if number % 2 else "DELETE", follow)
+        async with asyncio.timeout(1):
+            while other.known(alice.id) < number:  # noqa: ASYNC110  # nothing reports a delivery
+                await asyncio.sleep(0.001)
+
+
+async def test_token_of_an_ended_session_reads_and_writes_nothing(
+    client: httpx.AsyncClient, bus: AmqpBus, as_alice: Client, path: str, alice: Person
+) -> None:
+    await get(bus, path, alice, 0)
+    await as_alice.done("POST", "/v1/auth/logout")
+
+    async def refused() -> bool:  # a worker hears of it as a gateway does
+        try:
+            await get(bus, path, alice, 0)
+        except ServiceError as error:
+            return error.reason == "SESSION_REVOKED"
+        return False
+
+    await eventually(refused, seconds=1)
+    request = encode(CreatePostRequest(title="Late"))
+    call = Call.new(request, deadline=time.time() + 5, access_token=alice.token)
+    with pytest.raises(ServiceError, match="SESSION_REVOKED"):
+        await bus.call(f"{POSTS}.CreatePost", call)
+
+
+async def test_deleted_account_is_refused_before_its_deletion_is_heard_of(
+    bus: AmqpBus, path: str, alice: Person
+) -> None:
+    await get(bus, path, alice, 0)
+    deletion = Call.new(b"", deadline=time.time() + 5, access_token=alice.token)
+    await bus.call("postbus.users.v1.UsersService.DeleteMe", deletion)
+
+    assert deletion.caller_revision == 1  # no event has it, so that no copy is as new
+    with pytest.raises(ServiceError, match="SESSION_REVOKED"):
+        await get(bus, path, alice, deletion.caller_revision)
+
+
+async def test_follow_that_comes_after_its_end_is_counted_and_has_no_effect(
+    bus: AmqpBus, database: Database, path: str, alice: Person, bob: Person
+) -> None:
+    id_ = f"{alice.id}/{bob.id}"
+    for revision, following in ((2, False), (1, True)):
+        change = FollowChanged(
+            follow_id=id_,
+            follower_id=alice.id,
+            followed_id=bob.id,
+            following=following,
+            version=revision,
+            follower_revision=revision,
+        )
+        await bus.publish(
+            Event(
+                id=str(uuid7()),
+                source="users",
+                type="postbus.users.v1.FollowChanged",
+                subject=id_,
+                time=datetime.now(UTC),
+                data=encode(change),
+                version=revision,
+            )
+        )
+
+    await until_stored(database, alice, 2)
+    assert await database["follows"].find_one({"_id": id_}) is None
+
+
+async def test_copy_is_made_anew_after_an_event_is_missing(
+    client: httpx.AsyncClient,
+    as_alice: Client,
+    path: str,
+    database: Database,
+    alice: Person,
+    bob: Person,
+) -> None:
+    await as_alice.done("PUT", f"/v1/users/{bob.username}/follow")
+    await as_alice.done("PATCH", "/v1/me", {"displayName": "Alice"})
+    await until_stored(database, alice, 2)
+    missing = {"$set": {"revision": 0, "ahead": [2]}}
+    await database["authors"].update_one({"_id": alice.id}, missing)
+    await database["follows"].delete_one({"_id": f"{alice.id}/{bob.id}"})
+
+    await as_alice.done("GET", path)
+
+    await until_stored(database, alice, 2)
+    assert await database["follows"].find_one({"_id": f"{alice.id}/{bob.id}"})
+    before = await asked(client)
+    await as_alice.done("GET", path)
+    assert await asked(client) == before

@@ -1,0 +1,169 @@
+"""Which changes of a user are in the copy, whatever the order of their events."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from itertools import permutations
+from typing import Any
+
+import httpx
+import pytest
+from pymongo import AsyncMongoClient
+
+from posts.authors import AuthorRepository
+from posts.caller_state import CallerStates
+from posts.follows import FollowRepository
+from posts.likes import LikeRepository
+from posts.models import Author, Follow, Like
+from posts.repository import PostRepository
+from posts.revisions import MAX_AHEAD, has_stored, with_revision
+from shared.mongo import Mongo
+from tests.posts.commands import SentCommands
+from tests.posts.test_plans import a_post
+
+Unique = Callable[[str], str]
+ALICE, BOB = "018f3f6e-0000-7000-8000-0000000000a1", "018f3f6e-0000-7000-8000-0000000000b2"
+
+
+@pytest.fixture
+async def mongo(mongo_url: str, unique: Unique) -> AsyncIterator[tuple[Mongo, SentCommands]]:
+    """A database of its own, whose commands are counted."""
+    sent, url = SentCommands(), httpx.URL(mongo_url)
+    own = str(url.copy_with(path=unique(f"{url.path}_")))
+    async with AsyncMongoClient[dict[str, Any]](own, event_listeners=[sent]) as client:
+        yield Mongo(client.get_default_database()), sent
+        await client.drop_database(client.get_default_database())
+
+
+def an_author(id_: str = ALICE, **fields: Any) -> Author:
+    return Author(id=id_, username="Name", name_key="name", **fields)
+
+
+def after(*revisions: int) -> Author:
+    """Return an author of whom these revisions were stored, in this order."""
+    author = an_author()
+    for revision in revisions:
+        author.revision, author.ahead = with_revision(author, revision)
+    return author
+
+
+@pytest.mark.parametrize("order", list(permutations([1, 2, 3, 4])))
+def test_order_of_changes_does_not_matter(order: tuple[int, ...]) -> None:
+    assert (after(*order).revision, after(*order).ahead) == (4, None)
+
+
+def test_nothing_after_a_missing_change_is_reached_until_it_comes() -> None:
+    gap = after(1, 3, 4, 4, 1)
+
+    assert (gap.revision, gap.ahead) == (1, [3, 4])
+    assert [has_stored(gap, revision) for revision in (1, 2, 3, 4, 5)] == [
+        True,
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert after(1, 3, 4, 4, 1, 2).revision == 4
+
+
+def test_changes_after_a_missing_one_are_bounded_and_what_is_left_out_is_missing() -> None:
+    author = after(*range(2, MAX_AHEAD + 10))
+
+    assert author.ahead is not None
+    assert len(author.ahead) == MAX_AHEAD == 100
+    assert not has_stored(author, MAX_AHEAD + 2)
+    author.revision, author.ahead = with_revision(author, 1)
+    assert (author.revision, author.ahead) == (MAX_AHEAD + 1, None)
+
+
+async def test_card_keeps_its_revision_and_may_come_after_it(
+    mongo: tuple[Mongo, SentCommands],
+) -> None:
+    authors = AuthorRepository(mongo[0])
+
+    stored = [await authors.revise(ALICE, revision) for revision in (0, 2, 1, 2)]
+    assert await authors.get(ALICE) is None  # the name is not known yet
+    await authors.learn(an_author())
+    await authors.learn(an_author(version=2))
+
+    card = await authors.get(ALICE)
+    assert stored == [True, True, True, False]
+    assert card is not None
+    assert (card.revision, card.version, card.username) == (2, 2, "Name")
+
+
+async def test_post_with_all_that_its_caller_sees_is_one_command(
+    mongo: tuple[Mongo, SentCommands],
+) -> None:
+    opened, sent = mongo
+    post = a_post(1)
+    post.author_id = BOB
+    await PostRepository(opened).create_indexes()
+    await PostRepository(opened).add(post)
+    for id_, revision in ((ALICE, 3), (BOB, 0)):
+        await opened.collection(Author).insert(an_author(id_, revision=revision))
+    await opened.collection(Follow).insert(
+        Follow(id=f"{ALICE}/{BOB}", follower_id=ALICE, followed_id=BOB)
+    )
+    await opened.collection(Like).insert(
+        Like(id=f"{post.id}/{ALICE}", post_id=post.id, user_id=ALICE, place="1")
+    )
+    sent.taken()
+
+    hers = await CallerStates(opened).read_post(post.id, ALICE)
+    his = await CallerStates(opened).read_post(post.id, BOB)
+
+    assert len(sent.taken()) == 2
+    assert hers.post is not None
+    assert hers.author is not None
+    assert hers.caller is not None
+    assert his.caller is not None
+    assert (hers.post.title, hers.author.id) == (post.title, BOB)
+    assert (set(hers.caller.followed), set(hers.caller.liked)) == ({BOB}, {post.id})
+    assert hers.caller.author is not None
+    assert hers.caller.author.revision == 3
+    assert not his.caller.followed | his.caller.liked
+
+
+async def test_what_many_callers_see_of_many_posts_at_once_is_not_mixed_up(
+    mongo: tuple[Mongo, SentCommands],
+) -> None:
+    opened, sent = mongo
+    states, posts = CallerStates(opened), [a_post(number) for number in range(1, 5)]
+    for number, post in enumerate(posts):
+        post.author_id = f"018f3f6e-0000-7000-8000-00000000000{number}"
+        await PostRepository(opened).add(post)
+    follows, likes = FollowRepository(opened), LikeRepository(opened)
+    for user, post in ((ALICE, posts[0]), (BOB, posts[1]), (BOB, posts[2])):
+        assert await follows.replace(user, {post.author_id}) is True
+        await likes.add(post.id, user)
+    sent.taken()
+
+    pairs = [(user, post) for user in (ALICE, BOB) for post in posts]
+    read = await asyncio.gather(*(states.read_post(post.id, user) for user, post in pairs))
+
+    assert len(sent.taken()) == 1
+    seen = {
+        (user, posts.index(post)): (len(state.caller.followed), len(state.caller.liked))
+        for (user, post), state in zip(pairs, read, strict=True)
+        if state.caller
+    }
+    assert {pair for pair, (followed, _) in seen.items() if followed} == {(ALICE, 0), (BOB, 2)}
+    assert {pair for pair, (_, liked) in seen.items() if liked} == {(ALICE, 0), (BOB, 1), (BOB, 2)}
+
+
+async def test_follows_are_replaced_in_steps(mongo: tuple[Mongo, SentCommands]) -> None:
+    follows = FollowRepository(mongo[0])
+    many = {f"u{number:03}" for number in range(250)}
+
+    steps = [await follows.replace(ALICE, many)]
+    first = await follows.ids_followed_by(ALICE)
+    steps.append(await follows.replace(ALICE, many))
+    other = await follows.replace(BOB, {"u001"})
+    fewer = await follows.replace(ALICE, {"u001", "new"})
+    left = await follows.ids_followed_by(ALICE)
+    last = await follows.replace(ALICE, {"u001", "new"})
+
+    assert (steps, other, fewer, last) == ([False, True], True, False, True)
+    assert (len(first), len(left)) == (200, 51)
+    assert await follows.ids_followed_by(ALICE) == ["new", "u001"]
+    assert await follows.ids_followed_by(BOB) == ["u001"]
