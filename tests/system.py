@@ -138,6 +138,7 @@ async def run_system(
         "POSTBUS_SIGNING_KEY": tokens.signing_key,
         "POSTBUS_VERIFICATION_KEYS": tokens.key_set,
         "POSTBUS_PAGE_TOKEN_KEY": "of the tests alone",
+        "POSTBUS_LOGIN_FAILURES_PER_ADDRESS": "0",  # all tests come from one
     }
     system = System({**environment, **settings}, logs)
     try:

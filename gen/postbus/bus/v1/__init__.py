@@ -250,6 +250,12 @@ class Request(betterproto.Message):
     When the caller sent it, in milliseconds since 1970-01-01 UTC; only statistics use it.
     """
 
+    client_address: str = betterproto.string_field(9)
+    """
+    Address of the client that the gateway serves, such as `192.0.2.1` or `2001:db8::1`; empty if
+     there is none. Only limits on guessing passwords use it: the worker can't verify it.
+    """
+
     def __init__(
         self,
         payload: bytes = PLACEHOLDER,
@@ -259,6 +265,7 @@ class Request(betterproto.Message):
         traceparent: str = PLACEHOLDER,
         correlation_id: str = PLACEHOLDER,
         sent_unix_ms: int = PLACEHOLDER,
+        client_address: str = PLACEHOLDER,
     ) -> None:
         _set_attribute(
             self,
@@ -271,13 +278,15 @@ class Request(betterproto.Message):
                 "traceparent": traceparent,
                 "correlation_id": correlation_id,
                 "sent_unix_ms": sent_unix_ms,
+                "client_address": client_address,
                 "_serialized_on_wire": payload is not PLACEHOLDER
                 or deadline_unix_ms is not PLACEHOLDER
                 or access_token is not PLACEHOLDER
                 or operation_id is not PLACEHOLDER
                 or traceparent is not PLACEHOLDER
                 or correlation_id is not PLACEHOLDER
-                or sent_unix_ms is not PLACEHOLDER,
+                or sent_unix_ms is not PLACEHOLDER
+                or client_address is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {},
             },

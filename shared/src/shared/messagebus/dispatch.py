@@ -177,6 +177,7 @@ class Dispatcher:
             correlation_id=request.correlation_id or operation_id,
             traceparent=traceparent,
             sent_at=request.sent_unix_ms / 1000,
+            client_address=request.client_address,
         )
         return context, read_valid(served.method.request, request.payload)
 

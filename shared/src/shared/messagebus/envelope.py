@@ -47,6 +47,7 @@ class Call:
         operation_id: str = "",
         traceparent: str = "",
         correlation_id: str = "",
+        client_address: str = "",
     ) -> Self:
         """Put an encoded request message into its envelope; see postbus.bus.v1.Request.
 
@@ -62,6 +63,8 @@ class Call:
             request.access_token = access_token
         if correlation_id:
             request.correlation_id = correlation_id
+        if client_address:
+            request.client_address = client_address
         return cls(request.SerializeToString(), deadline)
 
     @property
