@@ -93,16 +93,20 @@ async def worker_database(postgres_url: str) -> str:
 
 
 @pytest.fixture
-async def worker(
-    worker_database: str, tokens: TokenMaker, verifier: TokenVerifier
-) -> AsyncIterator[Worker]:
-    settings = UsersSettings(
+def settings(worker_database: str, tokens: TokenMaker) -> UsersSettings:
+    return UsersSettings(
         amqp_url=SecretStr("amqp://nowhere"),
         verification_keys=tokens.key_set,
         postgres_url=SecretStr(worker_database),
         page_token_key=SecretStr("of the tests alone"),
         signing_key=SecretStr(tokens.signing_key),
     )
+
+
+@pytest.fixture
+async def worker(
+    worker_database: str, settings: UsersSettings, verifier: TokenVerifier
+) -> AsyncIterator[Worker]:
     bus = MemoryBus()
     database = await asyncpg.connect(worker_database)
     async with application(settings) as opened, serve("users", opened, bus, verifier):

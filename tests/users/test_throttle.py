@@ -8,6 +8,7 @@ import structlog.testing
 from pydantic import SecretStr
 
 from shared.context import Context
+from shared.errors import ServiceError
 from shared.postgres import Postgres, open_postgres
 from users import throttle as module
 from users.security_log import SecurityLog
@@ -54,6 +55,21 @@ def test_allowance_fades_with_time_and_one_success_takes_back_one_try() -> None:
     assert [rule.wait(count, 0) for count in (0, 49, 50, 51)] == [-588, 0, 12, 24]
     assert (rule.fade(10, 30), rule.fade(1, 600)) == (7.5, 0)
     assert (rule.without_one(7), rule.without_one(0.5)) == (6, 0)
+
+
+async def test_log_ins_that_succeed_do_not_use_up_the_address(
+    postgres: Postgres, unique: Unique
+) -> None:
+    throttle = LoginThrottle(postgres, 3)
+    attempt = throttle.of_stranger(unique("account"), "192.0.2.77")
+
+    for _ in range(5):
+        await throttle.begin(attempt)
+        await throttle.succeeded(attempt)
+    for _ in range(3):
+        await throttle.begin(throttle.of_stranger(unique("account"), "192.0.2.77"))
+    with pytest.raises(ServiceError, match="LOGIN_THROTTLED"):
+        await throttle.begin(attempt)
 
 
 async def test_rows_are_purged_by_time_and_bounded_in_number(

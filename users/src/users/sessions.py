@@ -96,7 +96,8 @@ class SessionRepository:
             Session.expires_at > datetime.now(UTC),
         )
         async with self._postgres.reading() as session:
-            waited = timedelta(seconds=time.monotonic() - began)  # for a connection
+            await session.connection()  # which may take its time
+            waited = timedelta(seconds=time.monotonic() - began)
             found = (await session.exec(query)).one_or_none()
         if found is None:
             return None
