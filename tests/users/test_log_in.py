@@ -91,6 +91,26 @@ async def test_taken_name_costs_no_hash_and_taken_address_costs_one(
     assert hashes == [0, 1, 2]
 
 
+async def test_unknown_name_costs_one_verification_like_a_wrong_password(
+    worker: Worker, unique: Unique, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, verified = unique("alice"), []
+    await worker.sign_up(alice)
+    real = PasswordHasher.verify
+
+    def counted(self: PasswordHasher, hash: str | bytes, password: str | bytes) -> bool:  # noqa: A002
+        verified.append(hash)
+        return bool(real(self, hash, password))
+
+    monkeypatch.setattr(PasswordHasher, "verify", counted)
+    for login in (alice, unique("nobody")):
+        assert await reason(worker.log_in(login, "wrong")) == "WRONG_CREDENTIALS"
+
+    parameters = {str(each).rpartition("$")[0].rpartition("$")[0] for each in verified}
+    assert len(verified) == 2
+    assert len(parameters) == 1
+
+
 async def test_sign_up_that_is_repeated_with_its_key_gets_the_first_answer(
     worker: Worker, unique: Unique
 ) -> None:
