@@ -31,7 +31,12 @@ class TokenMaker:
         return {**json.loads(text), "kid": self._kid, "alg": "EdDSA"}
 
     def token(
-        self, user_id: str, *, lifetime: timedelta = timedelta(minutes=5), **claims: Any
+        self,
+        user_id: str,
+        *,
+        lifetime: timedelta = timedelta(minutes=5),
+        typ: str = "at+jwt",
+        **claims: Any,
     ) -> str:
         """Return a token of the user; `claims` replace those that it would have."""
         now = datetime.now(UTC)
@@ -44,4 +49,6 @@ class TokenMaker:
             "iat": now + min(lifetime, timedelta()),
             "exp": now + lifetime,
         }
-        return jwt.encode(content | claims, self._key, "EdDSA", headers={"kid": self._kid})
+        return jwt.encode(
+            content | claims, self._key, "EdDSA", headers={"kid": self._kid, "typ": typ}
+        )

@@ -241,6 +241,7 @@ def _postbus_users_v1_LogInRequest(m: Any) -> bool:
         and 128 >= len(m.password)
         and 100 >= len(m.device)
         and fullmatch("[^\\x00-\\x1f\\x7f-\\x9f\u2028-\u202e\u2066-\u2069]*", m.device) is not None
+        and 200 >= len(m.device_token)
     )
 
 

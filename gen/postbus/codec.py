@@ -676,6 +676,7 @@ def _read_postbus_bus_v1_Request(m: Any) -> Any:
             "correlation_id": m.correlation_id,
             "sent_unix_ms": m.sent_unix_ms,
             "caller_revision": m.caller_revision,
+            "client_address": m.client_address,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -702,6 +703,8 @@ def _write_postbus_bus_v1_Request(o: Any, m: Any) -> None:
         m.sent_unix_ms = v
     if (v := d["caller_revision"]) is not PLACEHOLDER and v is not None:
         m.caller_revision = v
+    if (v := d["client_address"]) is not PLACEHOLDER and v is not None:
+        m.client_address = v
 
 
 def _read_postbus_options_v1_EventRules(m: Any) -> Any:
@@ -3220,6 +3223,7 @@ def _read_postbus_users_v1_LogInRequest(m: Any) -> Any:
             "login": m.login,
             "password": m.password,
             "device": m.device,
+            "device_token": m.device_token,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -3236,6 +3240,8 @@ def _write_postbus_users_v1_LogInRequest(o: Any, m: Any) -> None:
         m.password = v
     if (v := d["device"]) is not PLACEHOLDER and v is not None:
         m.device = v
+    if (v := d["device_token"]) is not PLACEHOLDER and v is not None:
+        m.device_token = v
 
 
 def _read_postbus_users_v1_LogInResponse(m: Any) -> Any:
@@ -3249,6 +3255,7 @@ def _read_postbus_users_v1_LogInResponse(m: Any) -> Any:
             "refresh_token": m.refresh_token,
             "refresh_expires_at": read_time_or_unset(m.refresh_expires_at),
             "session_id": m.session_id,
+            "device_token": m.device_token,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -3271,6 +3278,8 @@ def _write_postbus_users_v1_LogInResponse(o: Any, m: Any) -> None:
         write_time(v, s)
     if (v := d["session_id"]) is not PLACEHOLDER and v is not None:
         m.session_id = v
+    if (v := d["device_token"]) is not PLACEHOLDER and v is not None:
+        m.device_token = v
 
 
 def _read_postbus_users_v1_LogOutEverywhereRequest(m: Any) -> Any:

@@ -653,6 +653,14 @@ class LogInRequest(Message):
             pattern="^[^\\x00-\\x1f\\x7f-\\x9f\u2028-\u202e\u2066-\u2069]*$",
         ),
     ] = MISSING
+    device_token: Annotated[
+        str | MISSING,
+        Field(
+            alias="deviceToken",
+            description="As an earlier LogIn of this account from the same device returned it; empty for a new device. One that is not valid is ignored.",
+            max_length=200,
+        ),
+    ] = MISSING
 
 
 class LogOutEverywhereRequest(Message):
@@ -814,7 +822,7 @@ class SignUpRequest(Message):
     password: Annotated[
         str,
         Field(
-            description="8 to 128 characters. Those that Unicode holds for the same (NFC) are the same.",
+            description="8 to 128 characters, none of the common passwords. Those that Unicode holds for the same (NFC) are the same.",
             max_length=128,
             min_length=8,
         ),

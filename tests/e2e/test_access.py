@@ -53,9 +53,11 @@ def forged(tokens: TokenMaker) -> dict[str, str]:
     public = json.loads(tokens.key_set)["keys"][0]["x"]  # which everyone has
     return {
         "signed by another": TokenMaker().token(ID),
-        "unsigned": jwt.encode(claims | times, "", "none", headers={"kid": "test"}),
+        "unsigned": jwt.encode(
+            claims | times, "", "none", headers={"kid": "test", "typ": "at+jwt"}
+        ),
         "signed with the public key": jwt.encode(
-            claims | times, public, "HS256", headers={"kid": "test"}
+            claims | times, public, "HS256", headers={"kid": "test", "typ": "at+jwt"}
         ),
         "expired": tokens.token(ID, lifetime=timedelta(seconds=-1)),
         "for another audience": tokens.token(ID, aud="another"),

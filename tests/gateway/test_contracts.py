@@ -162,3 +162,10 @@ async def test_root_leads_to_the_documentation(gateway: httpx.AsyncClient) -> No
     answer = await gateway.get("/")
 
     assert (answer.status_code, answer.headers["location"]) == (307, "/docs")
+
+
+async def test_viewer_keeps_no_access_token(gateway: httpx.AsyncClient) -> None:
+    """A token in localStorage outlives the page, and every script of the origin can read it."""
+    script = (await gateway.get("/docs/rest.js")).text
+
+    assert "persistAuthorization: false" in script

@@ -3,8 +3,9 @@ look for.
 """
 
 import subprocess
+import time
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -25,8 +26,9 @@ from shared.postgres import Postgres, async_url
 from tools.paths import ROOT
 from users.follows import FollowRepository
 from users.models import User
+from users.refresh_tokens import RefreshToken
 from users.repository import UserRepository
-from users.sessions import RefreshToken, SessionRepository
+from users.sessions import SessionRepository
 from users.throttle import LoginThrottle
 
 Unique = Callable[[str], str]
@@ -90,6 +92,31 @@ async def test_migrations_make_what_the_models_say(url: str) -> None:
     assert [each for each in found if any(name in str(each) for name in ours)] == []
 
 
+async def test_access_stays_through_both_ways(url: str) -> None:
+    migrate(url)
+    database = await asyncpg.connect(url)
+    await database.execute(
+        "INSERT INTO users (id, username, email, password_hash, display_name, bio, image_url,"
+        " search, follower_count, following_count, created_at, updated_at, version)"
+        " VALUES ('id', 'ada', 'a@example.com', 'hash', '', '', '', 'ada', 0, 0, now(), now(), 1)"
+    )
+    await database.execute(
+        "INSERT INTO sessions VALUES ('s', 'id', '', 'f', 's', now(), now(), now(), 'answer')"
+    )
+    await database.execute("INSERT INTO login_failures VALUES ('k', 2.5, now())")
+    versions = [await database.fetchval("SELECT password_version FROM users")]
+    migrate(url, "0003")
+    failures = await database.fetchval("SELECT count(*) FROM login_failures")
+    migrate(url)
+    versions.append(await database.fetchval("SELECT password_version FROM users"))
+    answer = await database.fetchval("SELECT answer FROM sessions")
+    await database.close()
+
+    assert versions == [1, 1]
+    assert failures == 0
+    assert answer is None
+
+
 class Heard:
     """The statements that were sent, with their parameters."""
 
@@ -97,9 +124,11 @@ class Heard:
         self.statements: list[tuple[str, Any]] = []
         sa.event.listen(engine.sync_engine, "before_cursor_execute", self._hear)
 
-    def _hear(self, _c: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+    def _hear(
+        self, _c: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, many: bool
+    ) -> None:
         if not statement.startswith("INSERT"):
-            self.statements.append((statement, parameters))
+            self.statements.append((statement, parameters[0] if many else parameters))
 
 
 @pytest.fixture
@@ -130,12 +159,14 @@ def account(name: str) -> User:
 async def ask_everything(postgres: Postgres) -> None:
     """Make every query that the handlers make."""
     users, sessions = UserRepository(postgres), SessionRepository(postgres)
-    follows, throttle = FollowRepository(postgres), LoginThrottle(postgres)
+    follows, throttle = FollowRepository(postgres), LoginThrottle(postgres, 50)
     for name in ("ann", "bea"):
         await users.add(account(name))
     ann = await users.by_username("ann")
     assert ann is not None
     await users.by_login("ann@example.com")
+    await users.require_free("cyd")
+    await users.renew_hash(ann, "hash")
     await users.by_ids(["ann", "bea"])
     for q in ("", "an b"):
         for page in (a_page(SearchUsersRequest), a_page(SearchUsersRequest, "ann")):
@@ -145,10 +176,12 @@ async def ask_everything(postgres: Postgres) -> None:
     await users.refresh(ann)
     token = RefreshToken.new()
     await sessions.open(ann, "", token)
-    await sessions.of_token(token)
-    await sessions.rotate(token, token.next())
+    await sessions.of_token(token, time.monotonic())
+    await sessions.rotate(token, token.next(), expires_at=NOW + timedelta(days=1), answer=b"sealed")
+    await sessions.purge_answers()
     caller = Caller(user_id="ann", session_id=token.session_id, expires_at=NOW)
     context = Context(name="", caller=caller, deadline=0, traceparent="")
+    await sessions.require_recent(context)
     await users.of_caller(context)
     await users.of_caller(context, lock=True)
     await sessions.of_user("ann", a_page(SearchUsersRequest))
@@ -166,8 +199,10 @@ async def ask_everything(postgres: Postgres) -> None:
     await follows.remove("ann", "bea")
     await follows.add("ann", "bea")
     await follows.erase("ann")
-    await throttle.begin("ann")
-    await throttle.succeeded("ann")
+    attempt = throttle.of_stranger("ann", "192.0.2.1")
+    await throttle.begin(attempt)
+    await throttle.succeeded(attempt)
+    await throttle.purge()
     await users.delete("ann")
 
 

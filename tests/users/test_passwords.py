@@ -5,7 +5,7 @@ from contextlib import closing
 
 import pytest
 
-from users.passwords import Passwords
+from users.passwords import Passwords, Purpose
 
 
 @pytest.fixture
@@ -15,12 +15,15 @@ def passwords() -> Iterator[Passwords]:
 
 
 async def test_only_the_right_password_fits_its_hash(passwords: Passwords) -> None:
-    hashed = await passwords.hash("open sesame")
+    hashed = await passwords.hash(Purpose.LOG_IN, "open sesame")
 
     assert hashed.startswith("$argon2id$")
-    assert await passwords.verify(hashed, "open sesame")
-    assert not await passwords.verify(hashed, "open barley")
+    right = await passwords.verify(Purpose.LOG_IN, hashed, "open sesame")
+    wrong = await passwords.verify(Purpose.LOG_IN, hashed, "open barley")
+    assert (right.fits, right.renewed) == (True, None)
+    assert (wrong.fits, wrong.renewed) == (False, None)
 
 
 async def test_no_password_fits_an_account_that_does_not_exist(passwords: Passwords) -> None:
-    assert not await passwords.verify(None, "open sesame")
+    for password in ("open sesame", "unknown account"):
+        assert not (await passwords.verify(Purpose.LOG_IN, None, password)).fits

@@ -35,6 +35,8 @@ class Context:
     traceparent: str
     sent_at: float = 0.0
     """When the caller sent it, in seconds since the epoch, by the caller's clock."""
+    client_address: str = ""
+    """Address of the gateway's client; empty if not known. Not verified, and not passed on."""
     calls: int = 0
     """How many calls the handler has made so far."""
     caller_revision: int = 0

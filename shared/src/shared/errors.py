@@ -11,6 +11,7 @@ __all__ = [
     "Outcome",
     "ServiceError",
     "database_away",
+    "database_busy",
     "deadline_exceeded",
     "internal",
     "invalid_field",
@@ -117,4 +118,14 @@ def database_away(outcome: int) -> ServiceError:
         "The database is away.",
         retry_after=1,
         outcome=outcome,
+    )
+
+
+def database_busy() -> ServiceError:
+    """The error of a call for which no connection to the database was free in time."""
+    return ServiceError(
+        Code.RESOURCE_EXHAUSTED,
+        "DATABASE_BUSY",
+        "Too many calls use the database at this moment.",
+        retry_after=1,
     )

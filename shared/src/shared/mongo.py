@@ -23,6 +23,8 @@ Document = dict[str, Any]
 _SELECT_TIMEOUT_MS: Final = 400
 """Answers within a second while the server is away: the driver tries twice."""
 _CONNECT_TIMEOUT_MS: Final = 2000
+_POOL_TIMEOUT_MS: Final = 2000
+"""How long a call waits for a free connection, before it fails with DATABASE_BUSY."""
 
 
 class Mongo:
@@ -78,6 +80,7 @@ async def open_mongo(url: SecretStr) -> AsyncIterator[Mongo]:
         url.get_secret_value(),
         serverSelectionTimeoutMS=_SELECT_TIMEOUT_MS,
         connectTimeoutMS=_CONNECT_TIMEOUT_MS,
+        waitQueueTimeoutMS=_POOL_TIMEOUT_MS,
         tz_aware=True,
     )
     try:

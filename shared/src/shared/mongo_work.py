@@ -24,12 +24,13 @@ from pymongo.errors import (
     DuplicateKeyError,
     PyMongoError,
     ServerSelectionTimeoutError,
+    WaitQueueTimeoutError,
 )
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from postbus.bus.v1 import Event
-from shared.errors import Code, Outcome, ServiceError, database_away
+from shared.errors import Code, Outcome, ServiceError, database_away, database_busy
 from shared.relay import publish_all
 from shared.wire import decode, encode
 from shared.work import (
@@ -69,12 +70,11 @@ class MongoWork(Transaction):
     def __init__(
         self, database: Database, session: AsyncClientSession, operation: Operation
     ) -> None:
-        super().__init__()
+        super().__init__(operation)
         self.database = database
         self._inbox = database["inbox"]
         self._versions = database["versions"]
         self._session = session
-        self._operation = operation
 
     @asynccontextmanager
     async def join(self) -> AsyncIterator[AsyncClientSession]:
@@ -226,5 +226,7 @@ def translated(unconnected: int = Outcome.NO_EFFECT) -> Iterator[None]:
         raise ServiceError(Code.ALREADY_EXISTS, "ALREADY_EXISTS", "It exists already.") from error
     except ServerSelectionTimeoutError as error:
         raise database_away(unconnected) from error
+    except WaitQueueTimeoutError as error:
+        raise database_busy() from error
     except ConnectionFailure as error:
         raise database_away(Outcome.UNKNOWN) from error

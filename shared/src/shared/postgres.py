@@ -37,7 +37,8 @@ class Postgres:
 
         Its own is committed at the end and rolled back on an error; that of a work is committed
         once the handler has succeeded. Conflicts show at the end of either: IntegrityError.
-        UNAVAILABLE with reason DATABASE_UNAVAILABLE if the database cannot be reached.
+        UNAVAILABLE with reason DATABASE_UNAVAILABLE if the database cannot be reached,
+        RESOURCE_EXHAUSTED with reason DATABASE_BUSY if no connection is free in two seconds.
         """
         return self._session(self._engine, begin=True)
 

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from postbus.bus.v1 import Event
-from shared.errors import Outcome, database_away
+from shared.errors import Outcome, database_away, database_busy
 from shared.relay import publish_all
 from shared.wire import decode, encode
 from shared.work import (
@@ -100,7 +100,7 @@ class Turns(AbstractAsyncContextManager[None]):
     """So many connections at once, first come, first served: the pool's own queue is not fair.
 
     Under load, whoever gives a connection back and asks again overtakes those who wait.
-    UNAVAILABLE if none is free in time.
+    RESOURCE_EXHAUSTED with reason DATABASE_BUSY if none is free in time: the database is well.
     """
 
     def __init__(self, connections: int, timeout: float) -> None:
@@ -115,7 +115,7 @@ class Turns(AbstractAsyncContextManager[None]):
             else:
                 await self._free.acquire()
         except TimeoutError:
-            raise database_away(Outcome.NO_EFFECT) from None
+            raise database_busy() from None
 
     async def __aexit__(self, *_error: object) -> None:
         self._free.release()
@@ -125,11 +125,10 @@ class PostgresWork(Transaction):
     """One transaction."""
 
     def __init__(self, engine: AsyncEngine, turns: Turns, operation: Operation) -> None:
-        super().__init__()
+        super().__init__(operation)
         self.engine = engine
         self._exit = AsyncExitStack()
         self._turns = turns
-        self._operation = operation
         self._session: AsyncSession | None = None
         self._connection: AsyncConnection | None = None
 
@@ -227,7 +226,9 @@ def translated(unconnected: int = Outcome.NO_EFFECT) -> Iterator[None]:
         yield
     except TimeoutError as error:  # perhaps of a statement
         raise database_away(Outcome.UNKNOWN) from error
-    except (PoolTimeoutError, OSError) as error:
+    except PoolTimeoutError as error:
+        raise database_busy() from error
+    except OSError as error:
         raise database_away(unconnected) from error
     except (InterfaceError, OperationalError) as error:
         raise database_away(Outcome.UNKNOWN) from error

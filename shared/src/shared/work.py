@@ -28,6 +28,7 @@ __all__ = [
     "Transaction",
     "Work",
     "answer_of",
+    "answered_before",
     "current_work",
     "direct",
     "outside_work",
@@ -93,6 +94,9 @@ class Work:
     async def give_up(self) -> None:
         """Undo what is done, and hold nothing: the handler is about to fail."""
 
+    def answered_before(self) -> None:
+        """See the function `answered_before`."""
+
 
 @contextmanager
 def outside_work() -> Iterator[None]:
@@ -107,11 +111,16 @@ def outside_work() -> Iterator[None]:
 class Transaction(Work, ABC):
     """The work of one operation in a database: begins at first use, for one task at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, operation: Operation) -> None:
         super().__init__()
+        self._operation = operation
         self._lock = asyncio.Lock()
         self._user: asyncio.Task[object] | None = None
         self._ended: BaseException | None = None
+
+    def answered_before(self) -> None:
+        """See the function `answered_before`."""
+        self._operation.replayed = True
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -232,13 +241,22 @@ def current_work() -> Work | None:
     return _current.get()
 
 
+def answered_before() -> None:
+    """Mark what the current handler returns as the answer that its operation got before.
+
+    For a handler that keeps its answers itself; the inbox does it for all others.
+    """
+    if work := _current.get():
+        work.answered_before()
+
+
 def answer_of(operation: Operation, fingerprint: bytes, reply: bytes | None) -> bytes:
     """Return the stored reply of an operation that has been done, or raise why there is none."""
     if fingerprint != operation.fingerprint:
         raise ServiceError(
             Code.INVALID_ARGUMENT,
             "OPERATION_ID_REUSED",
-            "The operation id belongs to another request: make a new one.",
+            "The idempotency key belongs to another request: make a new one.",
         )
     if reply is None:
         raise ServiceError(

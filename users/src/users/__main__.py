@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 
 from shared.pages import Pages
-from shared.postgres import open_postgres
+from shared.postgres import Postgres, open_postgres
 from shared.settings import load
 from shared.worker import Application, run_worker
 from users.auth import AuthHandlers
+from users.devices import DeviceTokens
 from users.follow_handlers import FollowHandlers
 from users.follows import FollowRepository
 from users.handlers import UserHandlers
@@ -19,10 +20,13 @@ from users.passwords import Passwords
 from users.profiles import Profiles
 from users.repair import repair
 from users.repository import UserRepository
+from users.security_log import SecurityLog
+from users.session_handlers import SessionHandlers
 from users.sessions import SessionRepository
 from users.settings import UsersSettings
 from users.throttle import LoginThrottle
 from users.tokens import TokenSigner
+from users.upkeep import upkeep
 
 
 def main() -> None:
@@ -30,7 +34,7 @@ def main() -> None:
     settings = load(UsersSettings)
     match sys.argv[1:]:
         case []:
-            run_worker("users", settings, lambda _: _application(settings))
+            run_worker("users", settings, lambda _: application(settings))
         case ["migrate", *back_to] if len(back_to) <= 1:
             from shared.migrations import migrate  # Alembic is slow to import
 
@@ -42,31 +46,45 @@ def main() -> None:
 
 
 @asynccontextmanager
-async def _application(settings: UsersSettings) -> AsyncIterator[Application]:
+async def application(settings: UsersSettings) -> AsyncIterator[Application]:
     async with open_postgres(settings.postgres_url) as postgres:
         with closing(Passwords()) as passwords:
-            users, sessions = UserRepository(postgres), SessionRepository(postgres)
-            pages = Pages(settings.page_token_key)
-            auth = AuthHandlers(
-                users=users,
-                sessions=sessions,
-                passwords=passwords,
-                throttle=LoginThrottle(postgres),
-                tokens=TokenSigner(settings.signing_key),
-                verification_keys=settings.verification_keys,
-                pages=pages,
-                store=postgres,
-            )
-            follows = FollowRepository(postgres)
-            profiles = Profiles(users, follows)
-            handlers = [
-                auth,
-                UserHandlers(users=users, sessions=sessions, profiles=profiles, pages=pages),
-                FollowHandlers(users=users, follows=follows, profiles=profiles, pages=pages),
-            ]
-            yield Application(
-                handlers=handlers, probes={"postgresql": postgres.ping}, store=postgres
-            )
+            throttle = LoginThrottle(postgres, settings.login_failures_per_address)
+            handlers = _handlers(settings, postgres, passwords, throttle)
+            async with upkeep(throttle.purge, SessionRepository(postgres).purge_answers):
+                yield Application(
+                    handlers=handlers, probes={"postgresql": postgres.ping}, store=postgres
+                )
+
+
+def _handlers(
+    settings: UsersSettings, postgres: Postgres, passwords: Passwords, throttle: LoginThrottle
+) -> list[object]:
+    users, sessions = UserRepository(postgres), SessionRepository(postgres)
+    pages, log, tokens = (
+        Pages(settings.page_token_key),
+        SecurityLog(),
+        TokenSigner(settings.signing_key),
+    )
+    follows = FollowRepository(postgres)
+    profiles = Profiles(users, follows)
+    return [
+        AuthHandlers(
+            users=users,
+            sessions=sessions,
+            passwords=passwords,
+            throttle=throttle,
+            devices=DeviceTokens(settings.page_token_key),
+            tokens=tokens,
+            verification_keys=settings.verification_keys,
+            log=log,
+        ),
+        SessionHandlers(
+            users=users, sessions=sessions, tokens=tokens, pages=pages, store=postgres, log=log
+        ),
+        UserHandlers(users=users, sessions=sessions, profiles=profiles, pages=pages, log=log),
+        FollowHandlers(users=users, follows=follows, profiles=profiles, pages=pages),
+    ]
 
 
 async def _repair(settings: UsersSettings) -> None:

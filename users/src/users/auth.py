@@ -1,9 +1,10 @@
-"""Accounts and access: one method per rpc of AuthService in proto/postbus/users/v1/auth.proto."""
+"""Accounts and access: the rpcs of AuthService in proto/postbus/users/v1/auth.proto that are about
+passwords, and the public keys.
+"""
 
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from betterproto.lib.google.protobuf import Empty
 from uuid_utils.compat import uuid7
@@ -13,33 +14,28 @@ from postbus.users.v1 import (
     ChangePasswordRequest,
     GetSigningKeysRequest,
     GetSigningKeysResponse,
-    ListSessionsRequest,
-    ListSessionsResponse,
     LogInRequest,
     LogInResponse,
-    LogOutEverywhereRequest,
-    LogOutRequest,
-    RefreshSessionRequest,
-    RefreshSessionResponse,
-    RevokeSessionRequest,
-    SessionsRevoked,
     SigningKey,
     SignUpRequest,
     SignUpResponse,
     UserRegistered,
 )
-from postbus.users.v1 import Session as SessionMessage
 from shared.context import Context
 from shared.errors import Code, ServiceError
 from shared.messagebus import MessagePattern, publish
-from shared.pages import Pages
-from shared.work import Operation, Store, outside_work, perform_apart
+from shared.work import outside_work
+from users.credentials import require_uncommon, require_unreserved
+from users.devices import DeviceTokens
 from users.messages import to_user
-from users.models import Session, User, search_text
-from users.passwords import Passwords
+from users.models import User, search_text
+from users.passwords import Passwords, Place, Purpose, Verdict
+from users.refresh_tokens import RefreshToken
 from users.repository import UserRepository
-from users.sessions import RefreshToken, SessionRepository
-from users.throttle import LoginThrottle
+from users.revocation import publish_revoked
+from users.security_log import SecurityLog
+from users.sessions import SessionRepository
+from users.throttle import Attempt, LoginThrottle
 from users.tokens import TokenSigner
 
 __all__ = ["AuthHandlers"]
@@ -47,21 +43,37 @@ __all__ = ["AuthHandlers"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthHandlers:
-    """Accounts and access. Passwords are hashed outside of transactions: it takes long."""
+    """Accounts and access. Passwords are hashed outside of transactions: it takes long.
+
+    A call takes its place in the queue of the hashes before it does anything else that costs.
+    """
 
     users: UserRepository
     sessions: SessionRepository
     passwords: Passwords
     throttle: LoginThrottle
+    devices: DeviceTokens
     tokens: TokenSigner
     verification_keys: str
-    pages: Pages
-    store: Store
+    log: SecurityLog
 
     @MessagePattern(AuthServiceBase.sign_up)
     async def sign_up(self, request: SignUpRequest, _context: Context) -> SignUpResponse:
-        """Store the account, then tell everyone."""
-        user = _new_user(request, await self.passwords.hash(request.password))
+        """Store the account and publish that it is there.
+
+        A taken username, which everyone may see, costs no hash. A taken email address costs as
+        much as a free one: it is found when the account is stored, after the hash.
+        """
+        require_unreserved(request.username)
+        require_uncommon(
+            request.password, username=request.username, email=request.email, field="password"
+        )
+        with self.passwords.place(Purpose.SIGN_UP) as place:
+            with outside_work():
+                free = await self.users.by_username(request.username) is None
+            if not free:
+                await self.users.require_free(request.username)
+            user = _new_user(request, await place.hash(request.password))
         await self.users.add(user)
         await publish(
             UserRegistered(user_id=user.id, username=user.username, created_at=user.created_at)
@@ -69,90 +81,54 @@ class AuthHandlers:
         return SignUpResponse(user=to_user(user))
 
     @MessagePattern(AuthServiceBase.log_in)
-    async def log_in(self, request: LogInRequest, _context: Context) -> LogInResponse:
+    async def log_in(self, request: LogInRequest, context: Context) -> LogInResponse:
         """Answer alike, and as slowly, for a wrong password and an unknown account."""
-        with outside_work():
-            user = await self.users.by_login(request.login)
-        fits = await self._fits(user, request.password, request.login)
+        with self.passwords.place(Purpose.LOG_IN) as place:
+            with outside_work():
+                user = await self.users.by_login(request.login)
+            device = self.devices.read(user, request.device_token) if user else None
+            attempt = self._log_in_attempt(user, device, request, context)
+            verdict = await self._verify(place, user, request.password, attempt, context)
+        if user and verdict.renewed:
+            await self.users.renew_hash(user, verdict.renewed)
         token = RefreshToken.new()
-        if user is None or not fits or not await self.sessions.open(user, request.device, token):
+        opened = user and verdict.fits and await self.sessions.open(user, request.device, token)
+        if user is None or not opened:
             raise ServiceError(
                 Code.UNAUTHENTICATED, "WRONG_CREDENTIALS", "Unknown account or wrong password."
             )
-        await _tell(user.id, await self.sessions.end_surplus(user.id))
-        return LogInResponse(**self._tokens(user.id, token))
-
-    @MessagePattern(AuthServiceBase.refresh_session)
-    async def refresh_session(
-        self, request: RefreshSessionRequest, context: Context
-    ) -> RefreshSessionResponse:
-        """Exchange a token for the next; one that was exchanged before ends its session."""
-        old = RefreshToken.read(request.refresh_token)
-        session = await self.sessions.of_token(old) if old else None
-        if old is None or session is None:
-            raise ServiceError(
-                Code.UNAUTHENTICATED, "REFRESH_TOKEN_INVALID", "The session has ended: log in."
-            )
-        if session.secret_hash != old.secret_hash:
-            raise await self._reused(session, context)
-        new = old.next()
-        if not await self.sessions.rotate(old, new):
-            raise _refreshed_meanwhile()
-        return RefreshSessionResponse(**self._tokens(session.user_id, new))
-
-    @MessagePattern(AuthServiceBase.log_out)
-    async def log_out(self, _request: LogOutRequest, context: Context) -> Empty:
-        """End the session of the caller's token."""
-        await self._end(context.user_id, only=context.require_caller().session_id)
-        return Empty()
-
-    @MessagePattern(AuthServiceBase.log_out_everywhere)
-    async def log_out_everywhere(
-        self, _request: LogOutEverywhereRequest, context: Context
-    ) -> Empty:
-        """End all sessions of the caller."""
-        await self.users.of_caller(context)
-        await self._end(context.user_id)
-        return Empty()
-
-    @MessagePattern(AuthServiceBase.list_sessions)
-    async def list_sessions(
-        self, request: ListSessionsRequest, context: Context
-    ) -> ListSessionsResponse:
-        """Return a page of the caller's open sessions."""
-        user = await self.users.of_caller(context)
-        page = self.pages.of(request)
-        found = await self.sessions.of_user(user.id, page)
-        sessions, token = page.cut(found, lambda session: (session.id,))
-        current = context.require_caller().session_id
-        return ListSessionsResponse(
-            sessions=[_to_message(session, current) for session in sessions],
-            next_page_token=token,
-            total=await self.sessions.count(user.id) if request.include_total else None,
+        await publish_revoked(user.id, await self.sessions.end_surplus(user.id))
+        self.log.write("login.succeeded", context, user_id=user.id, session_id=token.session_id)
+        return LogInResponse(
+            **self.tokens.fields(user.id, token, self.sessions.expiry()),
+            device_token=self.devices.issue(user, device),
         )
-
-    @MessagePattern(AuthServiceBase.revoke_session)
-    async def revoke_session(self, request: RevokeSessionRequest, context: Context) -> Empty:
-        """End a session, if it is the caller's."""
-        user = await self.users.of_caller(context)
-        if not await self._end(user.id, only=request.id.lower()):
-            raise ServiceError(Code.NOT_FOUND, "SESSION_NOT_FOUND", "There is no such session.")
-        return Empty()
 
     @MessagePattern(AuthServiceBase.change_password)
     async def change_password(self, request: ChangePasswordRequest, context: Context) -> Empty:
         """Store the new password and end the other sessions."""
-        with outside_work():
-            known = await self.users.of_caller(context)
-        fits = await self._fits(known, request.current_password, f"password of {known.id}")
-        password_hash = await self.passwords.hash(request.new_password)
+        with self.passwords.place(Purpose.PASSWORD_CHANGE) as place:
+            with outside_work():
+                known = await self.users.of_caller(context)
+            require_uncommon(
+                request.new_password,
+                username=known.username,
+                email=known.email,
+                field="newPassword",
+            )
+            attempt = Attempt.of_password_change(known.id)
+            verdict = await self._verify(place, known, request.current_password, attempt, context)
+            password_hash = await place.hash(request.new_password) if verdict.fits else ""
         user = await self.users.of_caller(context, lock=True)
-        if not fits or user.password_hash != known.password_hash:
+        if not verdict.fits or user.password_version != known.password_version:
             raise ServiceError(
                 Code.PERMISSION_DENIED, "WRONG_PASSWORD", "The current password is another one."
             )
-        await self.users.change(user, {"password_hash": password_hash})
-        await self._end(user.id, but=context.require_caller().session_id)
+        version = user.password_version + 1
+        await self.users.change(user, {"password_hash": password_hash, "password_version": version})
+        ended = await self.sessions.end(user.id, but=context.require_caller().session_id)
+        await publish_revoked(user.id, ended)
+        self.log.write("password.changed", context, user_id=user.id, ended_sessions=len(ended))
         return Empty()
 
     @MessagePattern(AuthServiceBase.get_signing_keys)
@@ -166,54 +142,32 @@ class AuthHandlers:
             keys=[SigningKey(**{name: key.get(name, "") for name in names}) for key in keys]
         )
 
-    async def _fits(self, user: User | None, password: str, name: str) -> bool:
-        """Verify a password; RESOURCE_EXHAUSTED after too many failures under this name."""
-        await self.throttle.begin(name)
-        fits = await self.passwords.verify(user.password_hash if user else None, password)
-        if fits:
-            await self.throttle.succeeded(name)
-        return fits
+    def _log_in_attempt(
+        self, user: User | None, device: bytes | None, request: LogInRequest, context: Context
+    ) -> Attempt:
+        """Return what the log-in counts for. An unknown name counts like an account."""
+        if user and device:
+            return Attempt.of_device(user.id, device)
+        account = f"id {user.id}" if user else f"name {request.login.lower()}"
+        return self.throttle.of_stranger(account, context.client_address)
 
-    def _tokens(self, user_id: str, token: RefreshToken) -> dict[str, Any]:
-        """The fields of LogInResponse and RefreshSessionResponse."""
-        access_token, expires_at = self.tokens.sign(user_id, token.session_id)
-        return {
-            "access_token": access_token,
-            "expires_at": expires_at,
-            "refresh_token": str(token),
-            "refresh_expires_at": self.sessions.expiry(),
-            "session_id": token.session_id,
-        }
-
-    async def _reused(self, session: Session, context: Context) -> ServiceError:
-        """Tell what a token that is not the current one means: at worst, that it was stolen."""
-        if context.sent_at <= session.refreshed_at.timestamp():
-            return _refreshed_meanwhile()
-
-        async def end() -> bytes:
-            await self._end(session.user_id, only=session.id)
-            return b""
-
-        await perform_apart(self.store, Operation(key=Operation.name("reused", session.id)), end)
-        return ServiceError(
-            Code.UNAUTHENTICATED,
-            "REFRESH_TOKEN_REUSED",
-            "The token has been used before, so its session has ended: log in.",
-        )
-
-    async def _end(
-        self, user_id: str, *, only: str | None = None, but: str | None = None
-    ) -> list[str]:
-        """End sessions and tell the gateways; return the ids of the sessions."""
-        ended = await self.sessions.end(user_id, only=only, but=but)
-        await _tell(user_id, ended)
-        return ended
-
-
-async def _tell(user_id: str, ended: list[str]) -> None:
-    """Tell the gateways of sessions that have ended."""
-    if ended:
-        await publish(SessionsRevoked(user_id=user_id, session_ids=ended))
+    async def _verify(
+        self, place: Place, user: User | None, password: str, attempt: Attempt, context: Context
+    ) -> Verdict:
+        """Verify a password; RESOURCE_EXHAUSTED with LOGIN_THROTTLED after too many failures."""
+        user_id = user.id if user else ""
+        try:
+            await self.throttle.begin(attempt)
+        except ServiceError as error:
+            if error.reason == "LOGIN_THROTTLED":
+                self.log.write("login.throttled", context, user_id=user_id)
+            raise
+        verdict = await place.verify(user.password_hash if user else None, password)
+        if verdict.fits:
+            await self.throttle.succeeded(attempt)
+        else:
+            self.log.write("login.failed", context, user_id=user_id, method=context.name)
+        return verdict
 
 
 def _new_user(request: SignUpRequest, password_hash: str) -> User:
@@ -226,21 +180,4 @@ def _new_user(request: SignUpRequest, password_hash: str) -> User:
         search=search_text(request.username),
         created_at=now,
         updated_at=now,
-    )
-
-
-def _to_message(session: Session, current: str) -> SessionMessage:
-    return SessionMessage(
-        id=session.id,
-        device=session.device,
-        created_at=session.created_at,
-        refreshed_at=session.refreshed_at,
-        expires_at=session.expires_at,
-        current=session.id == current,
-    )
-
-
-def _refreshed_meanwhile() -> ServiceError:
-    return ServiceError(
-        Code.ABORTED, "REFRESHED_MEANWHILE", "Another call has got the new tokens: use those."
     )

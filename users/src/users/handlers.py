@@ -28,15 +28,19 @@ from shared.context import Context
 from shared.errors import invalid_field, require_version
 from shared.messagebus import MessagePattern, publish
 from shared.pages import Pages
+from users.credentials import require_unreserved
 from users.messages import to_profile_updated, to_user
 from users.models import User, search_text
 from users.profiles import Profiles
 from users.repository import UserRepository
+from users.security_log import SecurityLog
 from users.sessions import SessionRepository
 
 __all__ = ["UserHandlers"]
 
 _CHANGEABLE = {"username", "email", "display_name", "bio", "image_url"}
+_IDENTIFYING = {"username", "email"}
+"""What one logs in with: a session that was opened long ago may not change it."""
 _SHOWN = {"username", "display_name", "image_url"}
 """What posts and comments show of their author."""
 
@@ -49,6 +53,7 @@ class UserHandlers:
     sessions: SessionRepository
     profiles: Profiles
     pages: Pages
+    log: SecurityLog
 
     @MessagePattern(UsersServiceBase.get_me)
     async def get_me(self, _request: GetMeRequest, context: Context) -> GetMeResponse:
@@ -61,6 +66,10 @@ class UserHandlers:
         user = await self.users.of_caller(context, lock=True)
         require_version(user.version, request.expected_version)
         changes = _changes(request, user)
+        if _IDENTIFYING & changes.keys():
+            await self.sessions.require_recent(context)
+        if "username" in changes:
+            require_unreserved(changes["username"])
         shown = bool(_SHOWN & changes.keys())
         if shown:
             changes["revision"] = user.revision + 1
@@ -76,11 +85,13 @@ class UserHandlers:
         """Delete the account at once; what hangs on it goes with the event."""
         user = await self.users.of_caller(context, lock=True)
         require_version(user.version, request.expected_version)
+        await self.sessions.require_recent(context)
         ended = await self.sessions.end(user.id)
         await self.users.delete(user.id)
         context.learn_revision(user.revision + 1)  # beyond every copy, so that `users` is asked
         await publish(SessionsRevoked(user_id=user.id, session_ids=ended))
         await publish(UserDeleted(user_id=user.id))
+        self.log.write("account.deleted", context, user_id=user.id, ended_sessions=len(ended))
         return Empty()
 
     @MessagePattern(UsersServiceBase.get_user)

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import ClassVar
 
-from sqlalchemy import BigInteger, Computed, DateTime, ForeignKey, Index, func
+from sqlalchemy import BigInteger, Computed, DateTime, ForeignKey, Index, func, text
 from sqlalchemy.dialects.postgresql import TSVECTOR
 from sqlmodel import Column, Field, SQLModel, String
 
@@ -39,6 +39,8 @@ class User(SQLModel, table=True):
     username: str = Field(max_length=40)
     email: str = Field(max_length=254)
     password_hash: str = Field(max_length=200)
+    password_version: int = Field(default=1, sa_column_kwargs={"server_default": "1"})
+    """Counts the changes of the password; a hash that is renewed does not count."""
     display_name: str = Field(default="", max_length=50)
     bio: str = Field(default="", max_length=1000)
     image_url: str = Field(default="", max_length=500)
@@ -79,9 +81,16 @@ class Session(SQLModel, table=True):
     created_at: datetime = Field(sa_type=_TIME)
     refreshed_at: datetime = Field(sa_type=_TIME)
     expires_at: datetime = Field(sa_type=_TIME)
+    answer: bytes | None = None
+    """The answer that gave out the current refresh token, see `refresh_answers`; soon purged."""
 
 
 Index("sessions_of_user", Session.user_id, Session.id)
+Index(
+    "sessions_answered",
+    Session.refreshed_at,  # type: ignore[arg-type]
+    postgresql_where=text("answer IS NOT NULL"),
+)
 
 
 class Follow(SQLModel, table=True):
@@ -99,10 +108,12 @@ Index("follows_of_follower", Follow.follower_id, Follow.followed_at, Follow.foll
 
 
 class LoginFailures(SQLModel, table=True):
-    """How often in a row someone failed to log in, by what they logged in with."""
+    """Failed log-ins of an account, an address or a device, see `throttle`."""
 
     __tablename__ = "login_failures"
 
     login_hash: str = Field(primary_key=True, max_length=64)
-    count: int
+    """SHA-256 of what is counted."""
+    count: float
+    """Fractions fade."""
     last_at: datetime = Field(sa_type=_TIME, index=True)

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, TextClause, text
 from sqlalchemy.exc import IntegrityError
-from sqlmodel import col, delete, func, or_, select
+from sqlmodel import col, delete, func, or_, select, update
 
 from shared.context import Context
 from shared.errors import Code, ServiceError
@@ -14,6 +14,7 @@ from shared.identity import session_revoked
 from shared.pages import Page
 from shared.postgres import Postgres
 from shared.words import words
+from shared.work import outside_work
 from users.models import EMAIL_INDEX, USERNAME_INDEX, Session, User
 
 __all__ = ["COUNTED", "UserRepository"]
@@ -75,6 +76,22 @@ class UserRepository:
         query = select(User).where(or_(_lower_name == name, func.lower(User.email) == name))
         async with self._postgres.reading() as session:
             return (await session.exec(query)).one_or_none()
+
+    async def require_free(self, username: str) -> None:
+        """Raise ALREADY_EXISTS with USERNAME_TAKEN if the name is taken."""
+        if await self.by_username(username) is not None:
+            raise _taken(USERNAME_INDEX)
+
+    async def renew_hash(self, user: User, password_hash: str) -> None:
+        """Store another hash of the same password, unless the password was changed meanwhile.
+
+        It has a transaction of its own: that of the work locks the account for other log-ins.
+        """
+        mine = col(User.id) == user.id, col(User.password_hash) == user.password_hash
+        renewed = update(User).where(*mine).values(password_hash=password_hash)
+        with outside_work():
+            async with self._postgres.transaction() as session:
+                await session.exec(renewed)
 
     async def search(self, q: str, page: Page) -> Sequence[User]:
         """Return accounts whose names have words that begin like those of `q`, by username.
@@ -138,7 +155,12 @@ def _names_taken() -> Iterator[None]:
     try:
         yield
     except IntegrityError as error:
-        for index, (reason, message) in _TAKEN.items():
+        for index in _TAKEN:
             if index in str(error.orig):
-                raise ServiceError(Code.ALREADY_EXISTS, reason, message) from None
+                raise _taken(index) from None
         raise
+
+
+def _taken(index: str) -> ServiceError:
+    reason, message = _TAKEN[index]
+    return ServiceError(Code.ALREADY_EXISTS, reason, message)

@@ -1,74 +1,46 @@
-"""Sessions in PostgreSQL, and their refresh tokens."""
+"""Sessions in PostgreSQL."""
 
-import base64
-import binascii
-import hashlib
-import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final, Self
-from uuid import UUID
+from typing import Final
 
 from sqlalchemy import ColumnElement
 from sqlmodel import col, delete, func, or_, select, update
-from uuid_utils.compat import uuid7
 
+from shared.context import Context
+from shared.errors import Code, ServiceError
 from shared.pages import Page
 from shared.postgres import Postgres
 from users.models import Session, User
+from users.refresh_tokens import RefreshToken
 
-__all__ = ["RefreshToken", "SessionRepository"]
+__all__ = ["PresentedToken", "SessionRepository"]
 
 _LIFETIME: Final = timedelta(days=30)
+_LONGEST_LIFE: Final = timedelta(days=180)
+"""No session lives longer, however often it is refreshed (ASVS 7.3.2)."""
+_ANSWER_KEPT: Final = timedelta(seconds=60)
+_RECENT: Final = timedelta(minutes=15)
 _MOST: Final = 100
 """Sessions of one user; the oldest make room."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RefreshToken:
-    """A refresh token: its session, what all of the session have in common, what this one has."""
+class PresentedToken:
+    """An open session as a call found it that presents one of its refresh tokens.
 
-    session_id: str
-    family: bytes
-    secret: bytes
+    All times are the database's: no clock of a caller or of another worker decides.
+    """
 
-    @classmethod
-    def new(cls) -> Self:
-        """Return the first token of a new session."""
-        return cls(
-            session_id=str(uuid7()), family=secrets.token_bytes(16), secret=secrets.token_bytes(32)
-        )
-
-    @classmethod
-    def read(cls, text: str) -> Self | None:
-        """Return the token that a client has sent; None if it is not even one."""
-        try:
-            data = base64.b64decode(text.encode("ascii"), altchars=b"-_", validate=True)
-            session_id = str(UUID(bytes=data[:16]))
-        except (binascii.Error, ValueError):
-            return None
-        return cls(session_id=session_id, family=data[16:32], secret=data[32:])
-
-    def __str__(self) -> str:
-        data = UUID(self.session_id).bytes + self.family + self.secret
-        return base64.urlsafe_b64encode(data).decode()
-
-    def next(self) -> "RefreshToken":
-        """Return the token that takes the place of this one."""
-        return RefreshToken(
-            session_id=self.session_id, family=self.family, secret=secrets.token_bytes(32)
-        )
-
-    @property
-    def family_hash(self) -> bytes:
-        """What is stored of the common part; it is random, so that no salt is needed."""
-        return hashlib.sha256(self.family).digest()
-
-    @property
-    def secret_hash(self) -> bytes:
-        """What is stored of the secret."""
-        return hashlib.sha256(self.secret).digest()
+    session: Session
+    current: bool
+    """Whether the token is the one that was given out last."""
+    meanwhile: bool
+    """Whether the call had begun when the current token was given out."""
+    answer: bytes | None
+    """The answer that gave out the current token, sealed; None if it is not to be repeated."""
 
 
 class SessionRepository:
@@ -78,12 +50,13 @@ class SessionRepository:
         self._postgres = postgres
 
     @staticmethod
-    def expiry() -> datetime:
-        """Return when a session ends that gets its tokens now."""
-        return datetime.now(UTC) + _LIFETIME
+    def expiry(created_at: datetime | None = None) -> datetime:
+        """Return when a session ends that gets its tokens now, and was opened at `created_at`."""
+        now = datetime.now(UTC)
+        return min(now + _LIFETIME, (created_at or now) + _LONGEST_LIFE)
 
     async def open(self, user: User, device: str, token: RefreshToken) -> bool:
-        """Store a new session; False if the user is gone or the password is another by now."""
+        """Store a new session; False if the user is gone or the password was changed."""
         now = datetime.now(UTC)
         opened = Session(
             id=token.session_id,
@@ -93,10 +66,10 @@ class SessionRepository:
             secret_hash=token.secret_hash,
             created_at=now,
             refreshed_at=now,
-            expires_at=now + _LIFETIME,
+            expires_at=self.expiry(),
         )
         unchanged = select(User.id).where(User.id == user.id)
-        unchanged = unchanged.where(User.password_hash == user.password_hash)
+        unchanged = unchanged.where(User.password_version == user.password_version)
         async with self._postgres.transaction() as session:
             if (await session.exec(unchanged.with_for_update(read=True))).first() is None:
                 return False
@@ -112,30 +85,79 @@ class SessionRepository:
             ended = delete(Session).where(mine, surplus).returning(col(Session.id))
             return list((await session.exec(ended)).scalars())
 
-    async def of_token(self, token: RefreshToken) -> Session | None:
-        """Return the open session that gave this token out, now or before."""
-        query = select(Session).where(
+    async def of_token(self, token: RefreshToken, began: float) -> PresentedToken | None:
+        """Return what a call finds that presents `token`; None if no open session gave it out.
+
+        `began` is when the call began, by `time.monotonic()`.
+        """
+        query = select(Session, func.clock_timestamp()).where(
             Session.id == token.session_id,
             Session.family_hash == token.family_hash,
             Session.expires_at > datetime.now(UTC),
         )
         async with self._postgres.reading() as session:
-            return (await session.exec(query)).one_or_none()
+            await session.connection()  # which may take its time
+            waited = timedelta(seconds=time.monotonic() - began)
+            found = (await session.exec(query)).one_or_none()
+        if found is None:
+            return None
+        opened, now = found
+        repeatable = now - opened.refreshed_at <= _ANSWER_KEPT
+        return PresentedToken(
+            session=opened,
+            current=opened.secret_hash == token.secret_hash,
+            meanwhile=now - waited <= opened.refreshed_at,
+            answer=opened.answer if repeatable else None,
+        )
 
-    async def rotate(self, old: RefreshToken, new: RefreshToken) -> bool:
-        """Put a new token in the place of an old one; False if that is not the current one."""
-        now = datetime.now(UTC)
+    async def rotate(
+        self, old: RefreshToken, new: RefreshToken, *, expires_at: datetime, answer: bytes
+    ) -> bool:
+        """Replace the current token `old` by `new`; False if `old` is not the current one.
+
+        Of calls at once one succeeds: the row is locked until it has committed. `answer` is sealed.
+        """
         rotated = (
             update(Session)
             .where(
                 col(Session.id) == old.session_id,
                 col(Session.secret_hash) == old.secret_hash,
-                col(Session.expires_at) > now,
+                col(Session.expires_at) > datetime.now(UTC),
             )
-            .values(secret_hash=new.secret_hash, refreshed_at=now, expires_at=now + _LIFETIME)
+            .values(
+                secret_hash=new.secret_hash,
+                refreshed_at=func.clock_timestamp(),
+                expires_at=expires_at,
+                answer=answer,
+            )
         )
         async with self._postgres.transaction() as session:
             return (await session.exec(rotated)).rowcount == 1
+
+    async def purge_answers(self) -> None:
+        """Delete the answers that may not be repeated any more."""
+        old = col(Session.refreshed_at) < func.now() - _ANSWER_KEPT
+        found = select(Session.id).where(col(Session.answer).is_not(None), old)
+        found = found.with_for_update(skip_locked=True)
+        purged = update(Session).where(col(Session.id).in_(found)).values(answer=None)
+        async with self._postgres.transaction() as session:
+            await session.exec(purged)
+
+    async def require_recent(self, context: Context) -> None:
+        """Raise PERMISSION_DENIED with RECENT_LOGIN_REQUIRED if the caller's log-in is long ago.
+
+        So an access token that was stolen does not take the account over (ASVS 7.5.1).
+        """
+        caller = context.require_caller()
+        recent = col(Session.created_at) > func.now() - _RECENT
+        query = select(Session.id).where(Session.id == caller.session_id, recent)
+        async with self._postgres.reading() as session:
+            if (await session.exec(query)).first() is None:
+                raise ServiceError(
+                    Code.PERMISSION_DENIED,
+                    "RECENT_LOGIN_REQUIRED",
+                    "This needs a log-in of the last 15 minutes: log in again.",
+                )
 
     async def of_user(self, user_id: str, page: Page) -> Sequence[Session]:
         """Return open sessions of a user, the latest first."""

@@ -1,69 +1,194 @@
-"""Failed tries make the next one wait, ever longer: by what is tried, known or not."""
+"""Failed log-ins make the next ones wait: by account, by address and by device."""
 
 import hashlib
-from datetime import UTC, datetime, timedelta
-from typing import Final
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final, Protocol
 
 from sqlalchemy import delete
 from sqlalchemy.dialects.postgresql import insert
-from sqlmodel import col, select
+from sqlmodel import col, func, select
 
 from shared.errors import Code, ServiceError
 from shared.postgres import Postgres
 from shared.work import outside_work
 from users.models import LoginFailures
 
-__all__ = ["LoginThrottle"]
+__all__ = ["Allowance", "Attempt", "LoginThrottle", "Streak", "network"]
 
-_FREE: Final = 5
-_LONGEST_SECONDS: Final = 60
-_FORGOTTEN: Final = timedelta(minutes=15)
-_PURGED: Final = 100
+_FORGOTTEN_SECONDS: Final = 15 * 60.0
+_LONGEST_WAIT: Final = 60.0
+_KEPT: Final = timedelta(hours=1)
+"""Then every count has faded to nothing, and its row is purged."""
+_MOST_ROWS: Final = 100_000
+_PURGED: Final = 10_000
+_IPV6_PREFIX: Final = 64
+"""What one subscriber has: counting single addresses of it would count nothing."""
+
+
+class Rule(Protocol):
+    """How failures count. Times are in seconds."""
+
+    def fade(self, count: float, since: float) -> float:
+        """Return what is left of a count whose last failure was so long ago."""
+
+    def wait(self, count: float, since: float) -> float:
+        """Return how long the next try has to wait; not above zero if it may be made."""
+
+    def without_one(self, count: float) -> float:
+        """Return the count once a try that was counted as a failure has succeeded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Streak:
+    """Failures in a row: after `free` of them each makes the next try wait twice as long."""
+
+    free: int
+
+    def fade(self, count: float, since: float) -> float:
+        """See Rule."""
+        return 0 if since > _FORGOTTEN_SECONDS else count
+
+    def wait(self, count: float, since: float) -> float:
+        """See Rule."""
+        over = int(count) - self.free
+        return min(2.0 ** min(over, 10), _LONGEST_WAIT) - since if over >= 0 else 0
+
+    def without_one(self, _count: float) -> float:
+        """See Rule: a success ends the row."""
+        return 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowance:
+    """Failures over time: `free` at once, and one more whenever `seconds` have passed."""
+
+    free: int
+    seconds: float
+
+    def fade(self, count: float, since: float) -> float:
+        """See Rule."""
+        return max(0.0, count - since / self.seconds)
+
+    def wait(self, count: float, _since: float) -> float:
+        """See Rule."""
+        return (count + 1 - self.free) * self.seconds
+
+    def without_one(self, count: float) -> float:
+        """See Rule: failures with other accounts stay."""
+        return max(0.0, count - 1)
+
+
+_IN_A_ROW: Final = Streak(free=5)
+_PER_ACCOUNT: Final = Allowance(free=100, seconds=36)
+"""More than one address can fail (5 and one a minute): it can't use up what others need."""
+_PER_ADDRESS_SECONDS: Final = 12.0
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What a try counts for: rules by the key of what they count."""
+
+    rules: Mapping[str, Rule]
+
+    @classmethod
+    def of_device(cls, user_id: str, device_id: bytes) -> "Attempt":
+        """Return a log-in from a device that has logged in to the account before."""
+        return cls({_key("device", user_id, device_id.hex()): _IN_A_ROW})
+
+    @classmethod
+    def of_password_change(cls, user_id: str) -> "Attempt":
+        """Return a try of the current password by a user who is logged in."""
+        return cls({_key("password", user_id): _IN_A_ROW})
 
 
 class LoginThrottle:
     """Counts each try as a failure until it has succeeded: so tries at once count as well.
 
-    It does so beside the current work: what is counted stays when the call fails.
+    It does so outside of the current work: what is counted stays when the call fails. Times are the
+    database's. `per_address` is the number of failures that one address has at once, 0 for any.
     """
 
-    def __init__(self, postgres: Postgres) -> None:
+    def __init__(self, postgres: Postgres, per_address: int) -> None:
         self._postgres = postgres
+        self._per_address = per_address
 
-    async def begin(self, name: str) -> None:
+    def of_stranger(self, account: str, address: str) -> Attempt:
+        """Return a log-in from an unknown device; `account` is an id, or a name without account.
+
+        `address` is the client's; empty if it is not known.
+        """
+        place = network(address)
+        rules: dict[str, Rule] = {
+            _key("pair", account, place): _IN_A_ROW,
+            _key("account", account): _PER_ACCOUNT,
+        }
+        if place and self._per_address:
+            allowance = Allowance(free=self._per_address, seconds=_PER_ADDRESS_SECONDS)
+            rules[_key("address", place)] = allowance
+        return Attempt(rules)
+
+    async def begin(self, attempt: Attempt) -> None:
         """Count a try; RESOURCE_EXHAUSTED with LOGIN_THROTTLED if it comes too soon."""
-        key, now = _hash(name), datetime.now(UTC)
-        new = insert(LoginFailures).values(login_hash=key, count=0, last_at=now)
-        locked = new.on_conflict_do_update(
-            index_elements=["login_hash"], set_={"count": LoginFailures.count}
+        new = [
+            {"login_hash": key, "count": 0.0, "last_at": func.now()}
+            for key in sorted(attempt.rules)
+        ]
+        locked = (  # in the order of the keys, so that no two tries wait for each other
+            insert(LoginFailures)
+            .values(new)
+            .on_conflict_do_update(
+                index_elements=["login_hash"], set_={"count": LoginFailures.count}
+            )
+            .returning(LoginFailures, func.clock_timestamp())
         )
         with outside_work():
             async with self._postgres.transaction() as session:
-                failures = (await session.exec(locked.returning(LoginFailures))).scalar_one()
-                if failures.last_at < now - _FORGOTTEN:
-                    failures.count = 0
-                _require(failures, now)
-                failures.count, failures.last_at = failures.count + 1, now
+                rows = (await session.exec(locked)).all()
+                counts = [_Count(row, attempt.rules[row.login_hash], now) for row, now in rows]
+                _require(max(count.wait for count in counts))
+                for count in counts:
+                    count.add()
 
-    async def succeeded(self, name: str) -> None:
-        """Forget the failures, and some of others that are long ago."""
-        old = col(LoginFailures.last_at) < datetime.now(UTC) - _FORGOTTEN
-        some = select(LoginFailures.login_hash).where(old).limit(_PURGED)
-        mine = col(LoginFailures.login_hash) == _hash(name)
+    async def succeeded(self, attempt: Attempt) -> None:
+        """Take back what `begin` has counted, and end the failures in a row."""
+        mine = select(LoginFailures).where(col(LoginFailures.login_hash).in_(attempt.rules))
         with outside_work():
             async with self._postgres.transaction() as session:
-                await session.exec(delete(LoginFailures).where(mine))
-            async with self._postgres.transaction() as session:
-                purged = some.with_for_update(skip_locked=True)
-                await session.exec(
-                    delete(LoginFailures).where(col(LoginFailures.login_hash).in_(purged))
-                )
+                locked = mine.order_by(col(LoginFailures.login_hash)).with_for_update()
+                for row in (await session.exec(locked)).all():
+                    row.count = attempt.rules[row.login_hash].without_one(row.count)
+
+    async def purge(self) -> None:
+        """Delete what has faded, and the oldest of more than 100,000 rows."""
+        last, now = col(LoginFailures.last_at), func.now()
+        old = select(LoginFailures.login_hash).where(last < now - _KEPT).order_by(last)
+        surplus = select(LoginFailures.login_hash).order_by(last.desc()).offset(_MOST_ROWS)
+        for found in (old, surplus):
+            some = found.limit(_PURGED).with_for_update(skip_locked=True)
+            deleted = _PURGED
+            while deleted == _PURGED:
+                async with self._postgres.transaction() as session:
+                    purged = delete(LoginFailures).where(col(LoginFailures.login_hash).in_(some))
+                    deleted = (await session.exec(purged)).rowcount
 
 
-def _require(failures: LoginFailures, now: datetime) -> None:
-    over = failures.count - _FREE
-    delay = min(2 ** min(over, 10), _LONGEST_SECONDS) if over >= 0 else 0
-    wait = (failures.last_at - now).total_seconds() + delay
+class _Count:
+    """A row, its rule, and how long ago its last failure was."""
+
+    def __init__(self, row: LoginFailures, rule: Rule, now: datetime) -> None:
+        since = max(0.0, (now - row.last_at).total_seconds())
+        self._row, self._now = row, now
+        self._count = rule.fade(row.count, since)
+        self.wait = rule.wait(self._count, since)
+
+    def add(self) -> None:
+        self._row.count, self._row.last_at = self._count + 1, self._now
+
+
+def _require(wait: float) -> None:
     if wait > 0:
         raise ServiceError(
             Code.RESOURCE_EXHAUSTED,
@@ -73,6 +198,19 @@ def _require(failures: LoginFailures, now: datetime) -> None:
         )
 
 
-def _hash(name: str) -> str:
-    """Names what was tried: which may be a password by mistake."""
-    return hashlib.sha256(name.lower().encode()).hexdigest()
+def network(address: str) -> str:
+    """Return what an address counts as: IPv4 itself, IPv6 its /64; empty if it is no address."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return ""
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    if parsed.ipv4_mapped:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.IPv6Network((parsed, _IPV6_PREFIX), strict=False))
+
+
+def _key(*parts: str) -> str:
+    """Name what is counted, as a hash: what was tried may be a password by mistake."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

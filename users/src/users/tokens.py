@@ -2,16 +2,18 @@
 
 import json
 from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 
 import jwt
 from pydantic import SecretStr
 from uuid_utils.compat import uuid7
 
-from shared.identity import ALGORITHM, AUDIENCE, ISSUER
+from shared.identity import ACCESS_TOKEN_SECONDS, ALGORITHM, AUDIENCE, ISSUER, TOKEN_TYPE
+from users.refresh_tokens import RefreshToken
 
 __all__ = ["TokenSigner"]
 
-_LIFETIME = timedelta(minutes=10)
+_LIFETIME: Final = timedelta(seconds=ACCESS_TOKEN_SECONDS)
 
 
 class TokenSigner:
@@ -33,5 +35,18 @@ class TokenSigner:
             "iat": now,
             "exp": expires_at,
         }
-        token = jwt.encode(claims, self._key, ALGORITHM, headers={"kid": self._key.key_id})
-        return token, expires_at
+        headers = {"kid": self._key.key_id, "typ": TOKEN_TYPE}
+        return jwt.encode(claims, self._key, ALGORITHM, headers=headers), expires_at
+
+    def fields(
+        self, user_id: str, token: RefreshToken, refresh_expires_at: datetime
+    ) -> dict[str, Any]:
+        """Return what LogInResponse and RefreshSessionResponse have in common, by field name."""
+        access_token, expires_at = self.sign(user_id, token.session_id)
+        return {
+            "access_token": access_token,
+            "expires_at": expires_at,
+            "refresh_token": str(token),
+            "refresh_expires_at": refresh_expires_at,
+            "session_id": token.session_id,
+        }

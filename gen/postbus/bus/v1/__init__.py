@@ -256,6 +256,12 @@ class Request(betterproto.Message):
      keeps a copy of the caller's data answers from it only if the copy is at least as new.
     """
 
+    client_address: str = betterproto.string_field(9)
+    """
+    Address of the client that the gateway serves, such as `192.0.2.1` or `2001:db8::1`; empty if
+     there is none. Only limits on guessing passwords use it: the worker can't verify it.
+    """
+
     def __init__(
         self,
         payload: bytes = PLACEHOLDER,
@@ -266,6 +272,7 @@ class Request(betterproto.Message):
         correlation_id: str = PLACEHOLDER,
         sent_unix_ms: int = PLACEHOLDER,
         caller_revision: int = PLACEHOLDER,
+        client_address: str = PLACEHOLDER,
     ) -> None:
         _set_attribute(
             self,
@@ -279,6 +286,7 @@ class Request(betterproto.Message):
                 "correlation_id": correlation_id,
                 "sent_unix_ms": sent_unix_ms,
                 "caller_revision": caller_revision,
+                "client_address": client_address,
                 "_serialized_on_wire": payload is not PLACEHOLDER
                 or deadline_unix_ms is not PLACEHOLDER
                 or access_token is not PLACEHOLDER
@@ -286,7 +294,8 @@ class Request(betterproto.Message):
                 or traceparent is not PLACEHOLDER
                 or correlation_id is not PLACEHOLDER
                 or sent_unix_ms is not PLACEHOLDER
-                or caller_revision is not PLACEHOLDER,
+                or caller_revision is not PLACEHOLDER
+                or client_address is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {},
             },

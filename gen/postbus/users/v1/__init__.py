@@ -839,7 +839,8 @@ class SignUpRequest(betterproto.Message):
 
     password: str = betterproto.string_field(3)
     """
-    8 to 128 characters. Those that Unicode holds for the same (NFC) are the same.
+    8 to 128 characters, none of the common passwords. Those that Unicode holds for the same (NFC) are
+     the same.
     """
 
     def __init__(
@@ -904,11 +905,18 @@ class LogInRequest(betterproto.Message):
     device: str = betterproto.string_field(3)
     """What ListSessions calls the session, such as `Firefox on a phone`."""
 
+    device_token: str = betterproto.string_field(4)
+    """
+    As an earlier LogIn of this account from the same device returned it; empty for a new device. One
+     that is not valid is ignored.
+    """
+
     def __init__(
         self,
         login: str = PLACEHOLDER,
         password: str = PLACEHOLDER,
         device: str = PLACEHOLDER,
+        device_token: str = PLACEHOLDER,
     ) -> None:
         _set_attribute(
             self,
@@ -917,9 +925,11 @@ class LogInRequest(betterproto.Message):
                 "login": login,
                 "password": password,
                 "device": device,
+                "device_token": device_token,
                 "_serialized_on_wire": login is not PLACEHOLDER
                 or password is not PLACEHOLDER
-                or device is not PLACEHOLDER,
+                or device is not PLACEHOLDER
+                or device_token is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {},
             },
@@ -947,6 +957,12 @@ class LogInResponse(betterproto.Message):
     session_id: str = betterproto.string_field(5)
     """The session."""
 
+    device_token: str = betterproto.string_field(6)
+    """
+    Opaque; to be kept after log-out too and sent with the next LogIn of this account from the same
+     device. It opens nothing by itself, and has no effect once the password was changed.
+    """
+
     def __init__(
         self,
         access_token: str = PLACEHOLDER,
@@ -954,6 +970,7 @@ class LogInResponse(betterproto.Message):
         refresh_token: str = PLACEHOLDER,
         refresh_expires_at: datetime = PLACEHOLDER,
         session_id: str = PLACEHOLDER,
+        device_token: str = PLACEHOLDER,
     ) -> None:
         _set_attribute(
             self,
@@ -964,11 +981,13 @@ class LogInResponse(betterproto.Message):
                 "refresh_token": refresh_token,
                 "refresh_expires_at": refresh_expires_at,
                 "session_id": session_id,
+                "device_token": device_token,
                 "_serialized_on_wire": access_token is not PLACEHOLDER
                 or expires_at is not PLACEHOLDER
                 or refresh_token is not PLACEHOLDER
                 or refresh_expires_at is not PLACEHOLDER
-                or session_id is not PLACEHOLDER,
+                or session_id is not PLACEHOLDER
+                or device_token is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {},
             },

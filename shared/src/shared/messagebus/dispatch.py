@@ -191,6 +191,7 @@ class Dispatcher:
             traceparent=traceparent,
             sent_at=request.sent_unix_ms / 1000,
             caller_revision=request.caller_revision,
+            client_address=request.client_address,
         )
         return context, read_valid(served.method.request, request.payload)
 

@@ -53,6 +53,7 @@ class Call:
         traceparent: str = "",
         correlation_id: str = "",
         caller_revision: int = 0,
+        client_address: str = "",
     ) -> Self:
         """Put an encoded request message into its envelope; see postbus.bus.v1.Request.
 
@@ -70,6 +71,8 @@ class Call:
             request.correlation_id = correlation_id
         if caller_revision:
             request.caller_revision = caller_revision
+        if client_address:
+            request.client_address = client_address
         return cls(request.SerializeToString(), deadline, caller_revision=caller_revision)
 
     @property

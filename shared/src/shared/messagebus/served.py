@@ -37,10 +37,12 @@ class Served:
         """Return what a call does once; None if it changes nothing."""
         if not self.changes:
             return None
-        caller = context.caller.user_id if context.caller else ""
+        asked = _fingerprint(context.operation_id, request.payload)
+        # two people without a token may choose the same key: they then ask for different things
+        caller = context.caller.user_id if context.caller else f"nobody {asked.hex()}"
         return Operation(
             key=Operation.name("call", self.method.name, caller, context.operation_id),
-            fingerprint=_fingerprint(context.operation_id, request.payload),
+            fingerprint=asked,
             secret=self.method.secret_response,
         )
 

@@ -1,0 +1,153 @@
+"""Access tokens: which are taken, for how long, and that no claim is a surprise."""
+
+import base64
+import math
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import jwt
+import pytest
+import structlog.testing
+
+from shared import identity
+from shared.errors import Code, ServiceError
+from shared.identity import TokenVerifier
+from tests.tokens import TokenMaker
+
+ID = "018f3f6e-0000-7000-8000-000000000001"
+
+
+def refused(verifier: TokenVerifier, token: str) -> str:
+    """Return the reason with which a token is refused."""
+    with pytest.raises(ServiceError) as raised:
+        verifier.verify(token)
+    assert raised.value.code is Code.UNAUTHENTICATED
+    return raised.value.reason
+
+
+def from_now(seconds: float) -> datetime:
+    return datetime.now(UTC) + timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize("claim", ["iat", "nbf"])
+def test_clock_of_the_signer_may_be_half_a_minute_ahead(claim: str, tokens: TokenMaker) -> None:
+    verifier = TokenVerifier(tokens.key_set)
+    ahead, *too_far = (
+        tokens.token(ID, **cast("Any", {claim: from_now(seconds)})) for seconds in (25, 40, 41)
+    )
+
+    assert verifier.verify(ahead).user_id == ID
+    with structlog.testing.capture_logs() as lines:
+        assert [refused(verifier, token) for token in too_far] == ["TOKEN_INVALID"] * 2
+    assert [line["event"] for line in lines] == ["token.clock_skew"]
+
+
+def test_expiry_has_no_leeway(tokens: TokenMaker, verifier: TokenVerifier) -> None:
+    expired = tokens.token(ID, exp=from_now(-1))
+
+    assert refused(verifier, expired) == "TOKEN_EXPIRED"
+
+
+@pytest.mark.parametrize("typ", ["JWT", "", "rt+jwt", "at+jwt\0"])
+def test_token_of_another_type_is_refused(
+    typ: str, tokens: TokenMaker, verifier: TokenVerifier
+) -> None:
+    assert refused(verifier, tokens.token(ID, typ=typ)) == "TOKEN_INVALID"
+
+
+@pytest.mark.parametrize("typ", ["at+jwt", "AT+JWT", "application/at+jwt"])
+def test_type_is_read_as_a_media_type(
+    typ: str, tokens: TokenMaker, verifier: TokenVerifier
+) -> None:
+    assert verifier.verify(tokens.token(ID, typ=typ)).user_id == ID
+
+
+IDS: tuple[Any, ...] = (5, [ID], {}, None, True, "", "a\0b", "\ud800", "é", "x" * 65, f"{ID}\n")
+EXPIRIES: tuple[Any, ...] = ("soon", str(2**33), [], True, math.inf, -math.inf, math.nan, 10**30)
+TIMES: tuple[Any, ...] = ("x", math.inf, [], 10**30)
+ODD: list[tuple[str, Any]] = [
+    *(("sub", value) for value in IDS),
+    *(("sid", value) for value in IDS),
+    *(("exp", value) for value in EXPIRIES),
+    ("exp", 253402300800 + 1),  # in the year 10000
+    *(("iat", value) for value in TIMES),
+    *(("nbf", value) for value in TIMES),
+    ("jti", 5),
+    ("aud", 5),
+]
+
+
+@pytest.mark.parametrize(("claim", "value"), ODD, ids=lambda each: repr(each)[:20])
+def test_odd_claims_are_refused(
+    claim: str, value: Any, tokens: TokenMaker, verifier: TokenVerifier
+) -> None:
+    assert refused(verifier, tokens.token(ID, **{claim: value})) in (
+        "TOKEN_INVALID",
+        "TOKEN_EXPIRED",
+    )
+
+
+@pytest.mark.parametrize(
+    "part",
+    [b"[" * 5000, b'{"a":' * 5000, b"5", b"null", b'"x"', b"\xff", b'{"kid":[],"typ":"at+jwt"}'],
+    ids=lambda part: repr(part[:10]),
+)
+def test_odd_headers_and_bodies_are_refused(
+    part: bytes, tokens: TokenMaker, verifier: TokenVerifier
+) -> None:
+    odd = base64.urlsafe_b64encode(part).rstrip(b"=").decode()
+    header, body, signature = tokens.token(ID).split(".")
+
+    for token in (
+        f"{odd}.{body}.{signature}",
+        f"{header}.{odd}.{signature}",
+        odd,
+        "é.é.é",
+        "\ud800",
+    ):
+        assert refused(verifier, token) == "TOKEN_INVALID"
+
+
+def test_unsigned_token_of_the_right_type_is_refused(verifier: TokenVerifier) -> None:
+    claims = {"iss": "postbus.users", "aud": "postbus", "sub": ID, "sid": ID, "jti": ID}
+    times = {"iat": from_now(-1), "exp": from_now(600)}
+
+    token = jwt.encode(claims | times, "", "none", headers={"kid": "test", "typ": "at+jwt"})
+
+    assert refused(verifier, token) == "TOKEN_INVALID"
+
+
+def test_verified_tokens_are_remembered_in_bounded_number_and_until_they_expire(
+    tokens: TokenMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verifier = TokenVerifier(tokens.key_set)
+    monkeypatch.setattr(identity, "_REMEMBERED", 3)
+    decoded = counted(monkeypatch)
+    many = [tokens.token(ID) for _ in range(4)]
+
+    for token in many:
+        verifier.verify(token)
+    verifier.verify(many[3])
+    assert (len(verifier._verified), len(decoded)) == (3, 4)
+    verifier.verify(many[0])
+    assert (len(verifier._verified), len(decoded)) == (3, 5)
+    verifier._verified[many[0]] = identity.Caller(
+        user_id=ID, session_id=ID, expires_at=from_now(-1)
+    )
+    verifier.verify(many[0])
+
+    assert len(decoded) == 6
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Count the signatures that are verified."""
+    decoded: list[str] = []
+    real: Callable[..., Any] = jwt.decode
+
+    def decode(token: str, *args: Any, **options: Any) -> Any:
+        decoded.append(token)
+        return real(token, *args, **options)
+
+    monkeypatch.setattr(jwt, "decode", decode)
+    return decoded

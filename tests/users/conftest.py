@@ -1,0 +1,114 @@
+"""The worker `users` in this process, with a database of its own: for tests of its guards."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+import betterproto
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from postbus.registry import METHODS
+from postbus.users.v1 import (
+    LogInRequest,
+    LogInResponse,
+    RefreshSessionRequest,
+    RefreshSessionResponse,
+    SignUpRequest,
+    SignUpResponse,
+)
+from shared.errors import ServiceError
+from shared.identity import TokenVerifier
+from shared.messagebus import Call
+from shared.messagebus.memory import MemoryBus
+from shared.migrations import migrate
+from shared.wire import decode, encode
+from shared.worker import serve
+from tests.people import PASSWORD
+from tests.tokens import TokenMaker
+from users.__main__ import application
+from users.settings import UsersSettings
+
+Unique = Callable[[str], str]
+AUTH = "postbus.users.v1.AuthService"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """The worker, and its database as a test looks into it."""
+
+    bus: MemoryBus
+    database: asyncpg.Connection
+
+    async def call(self, method: str, request: betterproto.Message, **envelope: Any) -> Any:
+        """Call a method; return its response or raise its ServiceError."""
+        return decode(METHODS[method].response, await self.payload(method, request, **envelope))
+
+    async def payload(self, method: str, request: betterproto.Message, **envelope: Any) -> bytes:
+        call = Call.new(encode(request), deadline=time.time() + 20, **envelope)
+        return await self.bus.call(method, call)
+
+    async def sign_up(self, username: str, **fields: str) -> SignUpResponse:
+        account = {"email": f"{username}@example.com", "password": PASSWORD} | fields
+        response: SignUpResponse = await self.call(
+            f"{AUTH}.SignUp", SignUpRequest(username=username, **account)
+        )
+        return response
+
+    async def log_in(
+        self, login: str, password: str = PASSWORD, *, address: str = "", device_token: str = ""
+    ) -> LogInResponse:
+        request = LogInRequest(login=login, password=password, device_token=device_token)
+        response: LogInResponse = await self.call(f"{AUTH}.LogIn", request, client_address=address)
+        return response
+
+    async def refresh(self, token: str, **envelope: str) -> RefreshSessionResponse:
+        request = RefreshSessionRequest(refresh_token=token)
+        response: RefreshSessionResponse = await self.call(
+            f"{AUTH}.RefreshSession", request, **envelope
+        )
+        return response
+
+
+async def reason(call: Any) -> str:
+    """Return the reason with which a call is refused; empty if it is not."""
+    try:
+        await call
+    except ServiceError as error:
+        return error.reason
+    return ""
+
+
+@pytest.fixture(scope="session")
+async def worker_database(postgres_url: str) -> str:
+    """URL of a database that all tests of the worker share."""
+    server = httpx.URL(postgres_url)
+    url = str(server.copy_with(path=f"{server.path}_worker"))
+    await asyncio.to_thread(migrate, SecretStr(url), "users:migrations")
+    return url
+
+
+@pytest.fixture
+def settings(worker_database: str, tokens: TokenMaker) -> UsersSettings:
+    return UsersSettings(
+        amqp_url=SecretStr("amqp://nowhere"),
+        verification_keys=tokens.key_set,
+        postgres_url=SecretStr(worker_database),
+        page_token_key=SecretStr("of the tests alone"),
+        signing_key=SecretStr(tokens.signing_key),
+    )
+
+
+@pytest.fixture
+async def worker(
+    worker_database: str, settings: UsersSettings, verifier: TokenVerifier
+) -> AsyncIterator[Worker]:
+    bus = MemoryBus()
+    database = await asyncpg.connect(worker_database)
+    async with application(settings) as opened, serve("users", opened, bus, verifier):
+        yield Worker(bus=bus, database=database)
+    await database.close()

@@ -1,0 +1,117 @@
+"""Counts of failures: how they fade, what an address is, and that their rows are bounded."""
+
+from collections.abc import AsyncIterator, Callable
+
+import asyncpg
+import pytest
+import structlog.testing
+from pydantic import SecretStr
+
+from shared.context import Context
+from shared.errors import ServiceError
+from shared.postgres import Postgres, open_postgres
+from users import throttle as module
+from users.security_log import SecurityLog
+from users.throttle import Allowance, LoginThrottle, Streak, network
+
+Unique = Callable[[str], str]
+
+
+@pytest.fixture
+async def postgres(worker_database: str) -> AsyncIterator[Postgres]:
+    async with open_postgres(SecretStr(worker_database)) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize(
+    ("address", "counted"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::ffff", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+        ("unix:", ""),
+        ("x" * 100_000, ""),
+    ],
+)
+def test_address_counts_as_its_network(address: str, counted: str) -> None:
+    assert network(address) == counted
+
+
+def test_failures_in_a_row_wait_ever_longer_and_a_minute_at_most() -> None:
+    rule = Streak(free=5)
+
+    assert [rule.wait(count, 0) for count in (0, 4, 5, 6, 7, 11, 1000)] == [0, 0, 1, 2, 4, 60, 60]
+    assert rule.wait(5, 1) <= 0
+    assert (rule.fade(7, 899), rule.fade(7, 901)) == (7, 0)
+    assert rule.without_one(7) == 0
+
+
+def test_allowance_fades_with_time_and_one_success_takes_back_one_try() -> None:
+    rule = Allowance(free=50, seconds=12)
+
+    assert [rule.wait(count, 0) for count in (0, 49, 50, 51)] == [-588, 0, 12, 24]
+    assert (rule.fade(10, 30), rule.fade(1, 600)) == (7.5, 0)
+    assert (rule.without_one(7), rule.without_one(0.5)) == (6, 0)
+
+
+async def test_log_ins_that_succeed_do_not_use_up_the_address(
+    postgres: Postgres, unique: Unique
+) -> None:
+    throttle = LoginThrottle(postgres, 3)
+    attempt = throttle.of_stranger(unique("account"), "192.0.2.77")
+
+    for _ in range(5):
+        await throttle.begin(attempt)
+        await throttle.succeeded(attempt)
+    for _ in range(3):
+        await throttle.begin(throttle.of_stranger(unique("account"), "192.0.2.77"))
+    with pytest.raises(ServiceError, match="LOGIN_THROTTLED"):
+        await throttle.begin(attempt)
+
+
+async def test_rows_are_purged_by_time_and_bounded_in_number(
+    postgres: Postgres, worker_database: str, unique: Unique, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = await asyncpg.connect(worker_database)
+    monkeypatch.setattr(module, "_MOST_ROWS", 1000)
+    monkeypatch.setattr(module, "_PURGED", 500)
+    for prefix, count, age in (("old", 1200, "61 min"), ("new", 2500, "1 min"), ("now", 900, "0")):
+        await database.execute(
+            "INSERT INTO login_failures SELECT $1 || n, 1, now() - $2::text::interval"
+            " - n * interval '1 ms' FROM generate_series(1, $3) n",
+            unique(prefix),
+            age,
+            count,
+        )
+
+    await LoginThrottle(postgres, 50).purge()
+
+    old = "SELECT count(*) FROM login_failures WHERE last_at < now() - interval '1 h'"
+    assert await database.fetchval(old) == 0
+    assert await database.fetchval("SELECT count(*) FROM login_failures") == 1000
+    kept = "SELECT count(*) FROM login_failures WHERE login_hash LIKE 'now%'"
+    assert await database.fetchval(kept) == 900
+    await database.execute("DELETE FROM login_failures")
+    await database.close()
+
+
+def test_flood_of_security_events_writes_few_lines() -> None:
+    now = 0.0
+    log = SecurityLog(clock=lambda: now)
+    context = Context(name="", deadline=0, traceparent="")
+
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(1000):
+            log.write("login.failed", context, user_id="1")
+        log.write("token.reused", context, user_id="1")
+        now = 1.0
+        log.write("login.failed", context, user_id="1")
+
+    assert [line["event"] for line in lines] == ["login.failed"] * 10 + [
+        "token.reused",
+        "login.failed",
+    ]
+    assert lines[-1]["omitted"] == 990

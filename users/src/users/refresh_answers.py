@@ -1,0 +1,41 @@
+"""The answer to a refresh, kept for a client that has not received it.
+
+It is encrypted (AES-256-GCM) under a key that is derived (HKDF) from the refresh token that was
+presented and the idempotency key of the call. Neither of them is stored: so nobody reads the answer
+from the database, and another token or another key finds nothing.
+"""
+
+import secrets
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from users.refresh_tokens import RefreshToken
+
+__all__ = ["open_answer", "seal_answer"]
+
+_NONCE_BYTES: Final = 12
+
+
+def seal_answer(answer: bytes, token: RefreshToken, operation_id: str) -> bytes:
+    """Return `answer` encrypted for a repetition with the same token and operation id."""
+    nonce = secrets.token_bytes(_NONCE_BYTES)
+    sealed = _cipher(token, operation_id).encrypt(nonce, answer, token.session_id.encode())
+    return nonce + sealed
+
+
+def open_answer(sealed: bytes, token: RefreshToken, operation_id: str) -> bytes | None:
+    """Return the answer; None if it was sealed for another token or operation id."""
+    nonce, answer = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:]
+    try:
+        return _cipher(token, operation_id).decrypt(nonce, answer, token.session_id.encode())
+    except InvalidTag:
+        return None
+
+
+def _cipher(token: RefreshToken, operation_id: str) -> AESGCM:
+    info = b"postbus refresh answer " + operation_id.encode()
+    return AESGCM(HKDF(SHA256(), 32, salt=None, info=info).derive(token.secret))
