@@ -1,4 +1,4 @@
-"""A service of every kind, generated and served by a gateway and a worker in a process of its own."""
+"""A service of every kind, generated, and served by a gateway and a worker in a process."""
 
 import json
 import os

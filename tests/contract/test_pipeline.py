@@ -186,6 +186,39 @@ def test_query_takes_repeated_nested_and_typed_parameters(pipeline: Pipeline) ->
     assert answer["wrappers"] == {"int64": "7", "bool": True}
 
 
+def test_query_takes_numbers_as_proto_json_does(pipeline: Pipeline) -> None:
+    query = "scalars.int32=1e1&scalars.int64=5.0&colors=1&colors=99"
+
+    status, answer = pipeline.ask("GET", f"/v1/kinds?{query}")
+
+    assert status == 200, answer
+    assert (answer["scalars"]["int32"], answer["scalars"]["int64"]) == (10, "5")
+    assert answer["colors"] == ["COLOR_RED", 99]
+
+
+def test_every_violation_of_parameters_is_reported_with_all_others(pipeline: Pipeline) -> None:
+    url = "/v1/shelves/1/books/2?nonsense=1&updateMask=nope&updateMask=title&thing.title=x"
+
+    status, answer = pipeline.ask("PATCH", url, {"name": "shelves/9/books/9", "title": "y"})
+
+    assert (status, answer["reason"]) == (422, "INVALID_FIELDS")
+    assert [(each["field"], each["rule"]) for each in answer["violations"]] == [
+        ("thing.name", "duplicate"),
+        ("nonsense", "unknown_field"),
+        ("updateMask", "duplicate"),
+        ("thing.title", "duplicate"),
+        ("updateMask", "unknown_field"),
+    ]
+
+
+def test_body_may_repeat_the_path(pipeline: Pipeline) -> None:
+    body = {"name": "shelves/1/books/2", "title": "y"}
+
+    status, answer = pipeline.ask("PATCH", "/v1/shelves/1/books/2", body)
+
+    assert (status, answer["updateMask"]) == (200, "title")
+
+
 @pytest.mark.parametrize(
     ("query", "field"),
     [
@@ -242,6 +275,7 @@ def test_change_takes_the_mask_that_was_given(pipeline: Pipeline) -> None:
     url = "/v1/shelves/1/books/2?updateMask=title,leaf.name"
 
     assert pipeline.ask("PATCH", url, {"title": "x"})[1]["updateMask"] == "title,leaf.name"
+    assert pipeline.ask("PATCH", url.replace("title", "*"), {})[1]["updateMask"] == "*,leaf.name"
     assert pipeline.ask("PATCH", "/v1/shelves/1/magazines/2", {})[0] == 404
 
 
@@ -257,6 +291,16 @@ def test_rule_that_cannot_be_applied_is_broken(pipeline: Pipeline) -> None:
     assert pipeline.call("Divide", json.dumps(DIVIDE_BY_ZERO))["error"]["violations"] == [
         {"field": "", "rule": "divisible", "message": "the rule cannot be applied to these values"}
     ]
+
+
+@pytest.mark.parametrize(("words", "reported"), [(19, 19), (250, 20), (251, 1), (1_000, 1)])
+def test_of_many_elements_only_the_first_violation_is_looked_for(
+    pipeline: Pipeline, words: int, reported: int
+) -> None:
+    _, answer = pipeline.ask("POST", "/v1/kinds:divide", {"number": 1, "words": [""] * words})
+
+    assert answer["violations"][0]["field"] == "words[0]"
+    assert (len(answer["violations"]), answer["moreViolations"]) == (reported, words > 20)
 
 
 RULES: list[tuple[dict[str, Any], set[tuple[str, str]]]] = [

@@ -205,7 +205,7 @@ class _Operation:
     def _read_only(self, writable: set[str]) -> dict[str, Schema]:
         """Return the members of the resource that a change takes and ignores (AIP-203)."""
         answer = self._binding.answer
-        if self._binding.verb not in ("PATCH", "PUT") or answer is None:
+        if self._binding.verb != "PATCH" or answer is None:
             return {}
         shown = answer.message_type.fields if answer.message_type else ()
         return {

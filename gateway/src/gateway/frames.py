@@ -60,7 +60,7 @@ def _request(method: Method, document: Any) -> Message:
     message: Any = read_message(message_class(method.request_name), document)
     found = []
     resource = resource_of(method)
-    if resource is not None:
+    if resource is not None and resource.has_mask:
         found = unknown_paths(resource, message)
     broken, more = examine(message)
     if found or broken:

@@ -27,11 +27,13 @@ class Resource:
     """What a method changes.
 
     `fields` are those of the request that hold it; `shown` is the resource as the method answers
-    it; `read_only` are the names of the members that a change ignores.
+    it; `read_only` are the names of the members that a change ignores. `has_mask` tells whether the
+    request has an update mask.
     """
 
-    def __init__(self, fields: Descriptor, shown: Descriptor) -> None:
+    def __init__(self, fields: Descriptor, shown: Descriptor, *, has_mask: bool) -> None:
         self.fields = fields
+        self.has_mask = has_mask
         self.shown = shown
         own = set() if fields is shown else {field.name for field in fields.fields}
         self.read_only = frozenset(
@@ -44,16 +46,18 @@ class Resource:
 
 @cache
 def resource_of(method: Method) -> Resource | None:
-    """Return what a method with an update mask changes; None for other methods."""
+    """Return what a method with a PATCH changes; None for other methods."""
     request: Any = message_class(method.request_name).DESCRIPTOR
     rule = next((rule for rule in method.http if rule.verb == "PATCH"), None)
-    if rule is None or MASK not in request.fields_by_name:
+    if rule is None:
         return None
+    has_mask = MASK in request.fields_by_name
     if rule.body != "*":
         held = _message_named(request, rule.body)
-        return Resource(held, held)
+        return Resource(held, held, has_mask=has_mask)
     response: Any = message_class(method.response_name).DESCRIPTOR
-    return Resource(request, _message_named(response, rule.response_body))
+    shown = _message_named(response, rule.response_body)
+    return Resource(request, shown, has_mask=has_mask)
 
 
 def _message_named(message: Descriptor, name: str) -> Descriptor:

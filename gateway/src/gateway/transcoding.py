@@ -19,7 +19,6 @@ from shared.wire import examine, invalid_fields, message_class, parse
 __all__ = ["Document", "Transcoder", "inside", "parse_document", "read_json", "to_json"]
 
 _PARAMETER: Final = re.compile(r"\{([^}]+)\}")
-_CHANGES: Final = ("PATCH", "PUT")
 
 parse_document = read_message
 to_json = write_message
@@ -55,7 +54,7 @@ class Transcoder:
         ]
         self._elsewhere = {place.path for place, _ in self._variables}
         self._elsewhere |= self._in_header() | ({rule.body} if rule.body else set())
-        self._resource = resource_of(method) if rule.verb in _CHANGES else None
+        self._resource = resource_of(method) if rule.verb == "PATCH" else None
 
     def _in_header(self) -> set[str]:
         """Return the field that comes from If-Match, and from nowhere else."""
@@ -146,7 +145,7 @@ class Transcoder:
 
     def _set_mask(self, message: Any, sent: Document) -> list[FieldViolation]:
         """A PATCH changes the members that the client sent, unless it says which."""
-        if self._resource is None or self.rule.verb != "PATCH":
+        if self._resource is None or not self._resource.has_mask:
             return []
         if message.update_mask.paths:
             return unknown_paths(self._resource, message)

@@ -32,7 +32,7 @@ def read_list(document: Any) -> list[Any]:
 
 def read_value(document: Any) -> dict[str, Any]:
     """Return the fields of a Value."""
-    _check(document, 0)
+    _check(document, 1)
     if type(document) is dict:
         return {"struct_value": document}
     if type(document) is list:

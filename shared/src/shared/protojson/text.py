@@ -95,8 +95,9 @@ def _require_unique(data: bytes, members: int) -> None:
     """Compare the number of members read with that of the colons, which most texts have only
     between names and values; only a text with other numbers is read again.
     """
-    if data.count(b":") != members and _outside_strings(data).count(b":") != members:
-        raise refusal(_duplicates(data))
+    if data.count(b":") == members or (given := _outside_strings(data).count(b":")) == members:
+        return
+    raise _too_many_values() if given > MAX_VALUES else refusal(_duplicates(data))
 
 
 def _outside_strings(data: bytes) -> bytes:
