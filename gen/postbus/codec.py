@@ -246,6 +246,7 @@ def _read_postbus_bus_v1_Error(m: Any) -> Any:
             "retry_after": read_duration_or_unset(m.retry_after),
             "outcome": _postbus_bus_v1_Outcome[m.outcome],
             "trace_id": m.trace_id,
+            "more_violations": m.more_violations,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -272,6 +273,8 @@ def _write_postbus_bus_v1_Error(o: Any, m: Any) -> None:
         m.outcome = v
     if (v := d["trace_id"]) is not PLACEHOLDER and v is not None:
         m.trace_id = v
+    if (v := d["more_violations"]) is not PLACEHOLDER and v is not None:
+        m.more_violations = v
 
 
 def _read_postbus_bus_v1_Event(m: Any) -> Any:

@@ -1,11 +1,20 @@
 """What the tests of the contracts share."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from tests.contract.kinds import Kinds
+from tests.contract.pipeline import Pipeline, running
 
 
 @pytest.fixture(scope="session")
 def kinds(tmp_path_factory: pytest.TempPathFactory) -> Kinds:
     """Return messages with every kind of field, generated as `just gen` does."""
     return Kinds(tmp_path_factory.mktemp("kinds"))
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    with running(tmp_path_factory.mktemp("pipeline")) as pipeline:
+        yield pipeline

@@ -113,6 +113,8 @@ _WELL_KNOWN: Final = {
 """With the precision of Python's datetime."""
 
 
+_PATH: Final = st.from_regex(r"[a-z]{1,3}(_[a-z]{1,3}){0,2}(\.[a-z]{1,3})?", fullmatch=True)
+"""Of a FieldMask: what JSON can say."""
 _TAME: Final = {
     _F.TYPE_DOUBLE: st.floats(allow_nan=False).map(lambda value: value + 0.0),
     # google's json_format prints the largest as 3.4028235e38, and refuses to read that
@@ -158,6 +160,8 @@ def _value(field: FieldDescriptor, depth: int, *, tame: bool) -> st.SearchStrate
         return st.sampled_from([number for number in numbers if number >= 0])
     if field.message_type is None:
         return (_SCALARS | _TAME)[field.type] if tame else _SCALARS[field.type]
+    if field.message_type.full_name == "google.protobuf.FieldMask":
+        return st.builds(lambda paths: {"paths": paths}, st.lists(_PATH, max_size=3))
     known = _WELL_KNOWN.get(field.message_type.full_name)
     if known is None:
         return examples(field.message_type, depth=depth - 1, tame=tame)

@@ -18,6 +18,8 @@ from postbus.kinds.v1 import (
     CheckResponse,
     CountRequest,
     CountResponse,
+    DivideRequest,
+    DivideResponse,
     EchoRequest,
     EchoResponse,
     KindsServiceBase,
@@ -64,6 +66,10 @@ class Kinds:
                 raise ServiceError(Code.ABORTED, "TOLD_TO_FAIL", "As you wished.")
             yield CountResponse(number=number)
 
+    @MessagePattern(KindsServiceBase.divide)
+    async def divide(self, _request: DivideRequest, _context: Context) -> DivideResponse:
+        return DivideResponse()
+
     @MessagePattern(KindsServiceBase.check)
     async def check(self, _request: CheckRequest, _context: Context) -> CheckResponse:
         return CheckResponse()
@@ -84,6 +90,8 @@ async def main() -> None:
                 verb, url, body = json.loads(line)
                 if verb == "WEBSOCKET":
                     got = [0, await converse(bus, verifier, json.loads(body))]
+                elif verb == "CALL":
+                    got = [0, await call(bus, verifier, url, body)]
                 elif verb == "STUB":
                     stub = KindsServiceStub(ServiceChannel(bus))
                     request = CountRequest(to=int(body))
@@ -116,6 +124,17 @@ async def converse(bus: MemoryBus, verifier: TokenVerifier, frames: list[Any]) -
         if answers[-1]["id"] == frames[-1]["id"] and answers[-1].keys() & {"completed", "error"}:
             await connection.close()
             return answers
+
+
+async def call(bus: MemoryBus, verifier: TokenVerifier, token: str, text: str) -> Any:
+    """Send the text of a frame of one that has authenticated; return the answer to it."""
+    connection = Connection(bus, SessionVerifier(bus, verifier), EventFeed(bus))
+    connection.receive(json.dumps({"id": "1", "authenticate": {"accessToken": token}}))
+    await connection.next_frame()
+    connection.receive(text)
+    answer = json.loads(await connection.next_frame())
+    await connection.close()
+    return answer
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ def test_registry_holds_who_may_hear_of_an_event(name: str, access: Access, reci
             "/v1/posts/{id}",
             {"If-Match", "Idempotency-Key"},
             {"ETag", "Idempotency-Replayed"},
-            {"200", "412", "default"},
+            {"200", "412", "413", "default"},
         ),
         (
             "delete",

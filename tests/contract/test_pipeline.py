@@ -1,86 +1,19 @@
 """From a .proto that nobody has seen to an answer over REST, with every kind of field and rule."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from google.protobuf import descriptor_pb2, json_format
-from google.protobuf.descriptor_pool import DescriptorPool
-from google.protobuf.message_factory import GetMessageClass
+from google.protobuf import json_format
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
 from tests.contract.kinds import canonical, examples, fill, without_epochs
-from tests.tokens import TokenMaker
-from tools.generate.__main__ import generate
+from tests.contract.pipeline import Pipeline
 
-ROOT = Path(__file__).parents[2]
-HERE = Path(__file__).parent
 many = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=25)
-
-
-class Pipeline:
-    """The generated package, and the gateway that serves it in a process of its own."""
-
-    def __init__(self, package: Path, worker: "subprocess.Popen[str]", token: str) -> None:
-        self.package = package
-        self.token = token
-        self._worker = worker
-        self._pool = DescriptorPool()
-        data = (package / "contracts.binpb").read_bytes()
-        for file in descriptor_pb2.FileDescriptorSet.FromString(data).file:
-            self._pool.Add(file)
-
-    def google(self, name: str) -> Any:
-        return GetMessageClass(self._pool.FindMessageTypeByName(f"postbus.kinds.v1.{name}"))
-
-    def ask(self, verb: str, url: str, body: Any = None) -> tuple[int, Any]:
-        """Send JSON, or text that is none; return status and JSON of the answer."""
-        text = body if body is None or isinstance(body, str) else json.dumps(body)
-        assert self._worker.stdin is not None
-        assert self._worker.stdout is not None
-        self._worker.stdin.write(json.dumps([verb, url, text]) + "\n")
-        self._worker.stdin.flush()
-        status, answer = json.loads(self._worker.stdout.readline())
-        return status, answer
-
-
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    project = tmp_path_factory.mktemp("pipeline")
-    shutil.copytree(ROOT / "proto", project / "proto")
-    for name in ("buf.yaml", "buf.gen.yaml"):
-        shutil.copy(ROOT / name, project)
-    target = project / "proto/postbus/kinds/v1"
-    target.mkdir(parents=True)
-    kinds = (
-        (HERE / "kinds.proto").read_text().replace("package kinds.v1", "package postbus.kinds.v1")
-    )
-    (target / "kinds.proto").write_text(kinds)
-    shutil.copy(HERE / "pipeline.proto", target)
-    package = project / "site/postbus"
-    package.parent.mkdir()
-    generate(project, package)
-    tokens = TokenMaker()
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.contract.pipeline_worker", tokens.key_set],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": f"{package.parent}{os.pathsep}{ROOT}"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as worker:
-        yield Pipeline(package, worker, tokens.token("alice"))
-        assert worker.stdin is not None
-        worker.stdin.close()
 
 
 def test_document_of_the_new_service_is_valid(pipeline: Pipeline) -> None:
@@ -119,6 +52,21 @@ EDGES: list[tuple[str, Any, Any]] = [
     ("scalars.uint64", "18446744073709551615", ...),
     ("scalars.int32", 1.0, 1),
     ("scalars.int32", 1e3, 1000),
+    ("scalars.int32", "5", 5),
+    ("scalars.int32", "1e2", 100),
+    ("scalars.int32", "-1.0", -1),
+    ("scalars.int32", None, 0),
+    ("scalars.string", None, ""),
+    ("scalars.color", 1, "COLOR_RED"),
+    ("scalars.color", 1.0, "COLOR_RED"),
+    ("scalars.color", "1", "COLOR_RED"),
+    ("scalars.color", 99, ...),
+    ("scalars.double", "1.5", 1.5),
+    ("scalars.float", 3.4028235e38, ...),
+    ("lists.strings", None, []),
+    ("lists.colors", [99, "COLOR_RED"], ...),
+    ("maps.colors", {"1": 99}, ...),
+    ("wrappers.int32", "5", 5),
     ("scalars.double", "NaN", ...),
     ("scalars.double", "-Infinity", ...),
     ("scalars.double", 1.7976931348623157e308, ...),
@@ -167,19 +115,26 @@ def test_edge_of_proto3_json_comes_back_in_canonical_form(
         ("scalars.int64", "007x"),
         ("scalars.uint64", -1),
         ("scalars.int32", 2147483648),
-        ("scalars.int32", "5"),
         ("scalars.int32", True),
         ("scalars.int32", 1.5),
+        ("scalars.color", True),
+        ("scalars.color", 2**31),
+        ("scalars.color", "NoneType"),
         ("scalars.float", 3.5e38),
+        ("scalars.float", 3.4028235677973366e38),
+        ("wellKnown.time", "2020-1-1T00:00:00Z"),
+        ("wellKnown.time", "2020-01-01T00:00:00+24:00"),
+        ("wellKnown.time", "2020-01-01T00:00:60Z"),
+        ("wellKnown.duration", "1 s"),
+        ("wellKnown.duration", "+1s"),
+        ("wellKnown.duration", "1.s"),
         ("scalars.double", "nan"),
         ("scalars.bool", "true"),
         ("scalars.bool", 1),
         ("scalars.string", 5),
-        ("scalars.string", None),
         ("scalars.bytes", "a"),
         ("scalars.bytes", "*"),
         ("scalars.color", "RED"),
-        ("scalars.color", 1),
         ("wellKnown.time", "2026-02-30T00:00:00Z"),
         ("wellKnown.time", "2026-02-28"),
         ("wellKnown.time", "10000-01-01T00:00:00Z"),
@@ -229,6 +184,39 @@ def test_query_takes_repeated_nested_and_typed_parameters(pipeline: Pipeline) ->
     assert answer["numbers"] == ["1", "-9223372036854775808"]
     assert (answer["since"], answer["sure"]) == ("2026-01-01T00:00:00Z", False)
     assert answer["wrappers"] == {"int64": "7", "bool": True}
+
+
+def test_query_takes_numbers_as_proto_json_does(pipeline: Pipeline) -> None:
+    query = "scalars.int32=1e1&scalars.int64=5.0&colors=1&colors=99"
+
+    status, answer = pipeline.ask("GET", f"/v1/kinds?{query}")
+
+    assert status == 200, answer
+    assert (answer["scalars"]["int32"], answer["scalars"]["int64"]) == (10, "5")
+    assert answer["colors"] == ["COLOR_RED", 99]
+
+
+def test_every_violation_of_parameters_is_reported_with_all_others(pipeline: Pipeline) -> None:
+    url = "/v1/shelves/1/books/2?nonsense=1&updateMask=nope&updateMask=title&thing.title=x"
+
+    status, answer = pipeline.ask("PATCH", url, {"name": "shelves/9/books/9", "title": "y"})
+
+    assert (status, answer["reason"]) == (422, "INVALID_FIELDS")
+    assert [(each["field"], each["rule"]) for each in answer["violations"]] == [
+        ("thing.name", "duplicate"),
+        ("nonsense", "unknown_field"),
+        ("updateMask", "duplicate"),
+        ("thing.title", "duplicate"),
+        ("updateMask", "unknown_field"),
+    ]
+
+
+def test_body_may_repeat_the_path(pipeline: Pipeline) -> None:
+    body = {"name": "shelves/1/books/2", "title": "y"}
+
+    status, answer = pipeline.ask("PATCH", "/v1/shelves/1/books/2", body)
+
+    assert (status, answer["updateMask"]) == (200, "title")
 
 
 @pytest.mark.parametrize(
@@ -287,10 +275,34 @@ def test_change_takes_the_mask_that_was_given(pipeline: Pipeline) -> None:
     url = "/v1/shelves/1/books/2?updateMask=title,leaf.name"
 
     assert pipeline.ask("PATCH", url, {"title": "x"})[1]["updateMask"] == "title,leaf.name"
+    assert pipeline.ask("PATCH", url.replace("title", "*"), {})[1]["updateMask"] == "*,leaf.name"
     assert pipeline.ask("PATCH", "/v1/shelves/1/magazines/2", {})[0] == 404
 
 
 GOOD = {"low": 1, "name": "x", "email": "a@b", "leaf": {}}
+DIVIDE_BY_ZERO = {"words": ["a"]}
+
+
+def test_rule_that_cannot_be_applied_is_broken(pipeline: Pipeline) -> None:
+    status, answer = pipeline.ask("POST", "/v1/kinds:divide", DIVIDE_BY_ZERO)
+
+    assert (status, answer["reason"], answer["outcome"]) == (422, "INVALID_FIELDS", "NO_EFFECT")
+    assert [each["rule"] for each in answer["violations"]] == ["divisible"]
+    assert pipeline.call("Divide", json.dumps(DIVIDE_BY_ZERO))["error"]["violations"] == [
+        {"field": "", "rule": "divisible", "message": "the rule cannot be applied to these values"}
+    ]
+
+
+@pytest.mark.parametrize(("words", "reported"), [(19, 19), (250, 20), (251, 1), (1_000, 1)])
+def test_of_many_elements_only_the_first_violation_is_looked_for(
+    pipeline: Pipeline, words: int, reported: int
+) -> None:
+    _, answer = pipeline.ask("POST", "/v1/kinds:divide", {"number": 1, "words": [""] * words})
+
+    assert answer["violations"][0]["field"] == "words[0]"
+    assert (len(answer["violations"]), answer["moreViolations"]) == (reported, words > 20)
+
+
 RULES: list[tuple[dict[str, Any], set[tuple[str, str]]]] = [
     ({}, set()),
     ({"high": "1000000000000", "ratio": 1, "code": "ABC", "tags": ["aa", "bb"]}, set()),

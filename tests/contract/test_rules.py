@@ -1,13 +1,17 @@
 """One set of vectors for both ends: the gateway and the worker's protovalidate agree."""
 
 import json
+from importlib.resources import files
 from typing import Any
 
 import pytest
 from google.protobuf import json_format
+from pydantic import ValidationError
 
 from gateway.transcoding import Transcoder
+from postbus.described import DESCRIBED
 from postbus.registry import METHODS, HttpRule
+from postbus.rest import REQUESTS
 from shared.errors import ServiceError
 from shared.wire import message_class, validate
 
@@ -91,3 +95,42 @@ def test_bad_request_is_refused_at_both_ends(
 
     assert {field for field, _ in refused_by_gateway(full_name, document)} == fields
     assert refused_by_worker(full_name, document) == refused_by_gateway(full_name, document)
+
+
+@pytest.mark.parametrize(("name", "document"), GOOD)
+def test_model_accepts_what_the_reader_accepts(name: str, document: dict[str, Any]) -> None:
+    REQUESTS[f"postbus.{name}"].model_validate(document)
+
+
+@pytest.mark.parametrize(("name", "document", "fields"), BAD)
+def test_model_refuses_what_the_reader_refuses(
+    name: str, document: dict[str, Any], fields: set[str]
+) -> None:
+    with pytest.raises(ValidationError) as raised:
+        REQUESTS[f"postbus.{name}"].model_validate(document)
+
+    assert {str(each["loc"][0]) for each in raised.value.errors()} <= fields
+
+
+@pytest.mark.parametrize("title", ["   ", "a\nb", "a\u202eb"])
+def test_broken_pattern_is_explained_in_the_words_of_the_contract(title: str) -> None:
+    kind = message_class("postbus.posts.v1.CreatePostRequest")
+
+    [violation] = validate(json_format.ParseDict({"title": title}, kind()))
+
+    assert violation.rule == "string.pattern"
+    assert violation.message == (
+        "must be as described: 1 to 200 characters on one line, not only spaces."
+    )
+
+
+def test_every_field_with_a_pattern_is_described() -> None:
+    assert DESCRIBED["postbus.posts.v1.CreatePostRequest.tags"]
+    assert all(DESCRIBED.values())
+
+
+def test_documents_have_no_raw_invisible_characters_in_patterns() -> None:
+    for name in ("openapi.json", "asyncapi.json"):
+        text = files("postbus").joinpath(name).read_text()
+        assert "\\\\u202e" in text
+        assert not {"\u202e", "\u2066", "\u200f"} & set(text)

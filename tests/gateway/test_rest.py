@@ -95,6 +95,8 @@ async def test_patch_names_the_members_that_were_sent(
         (b'{"title": "\xff"}', (400, "MALFORMED_JSON")),
         (b'{"title": "\\ud800"}', (400, "MALFORMED_JSON")),
         (b"[" * 9000, (400, "MALFORMED_JSON")),
+        (b"[" * 200 + b"]" * 200, (422, "INVALID_FIELDS")),
+        (b'{"title": "a", "title": "a"}', (422, "INVALID_FIELDS")),
         (b"[]", (400, "NOT_AN_OBJECT")),
         (b'"title"', (400, "NOT_AN_OBJECT")),
         (b"{}", (422, "INVALID_FIELDS")),
@@ -176,6 +178,43 @@ async def test_bad_token_is_refused_even_where_none_is_needed(gateway: httpx.Asy
     answer = await gateway.get("/v1/posts", headers={"Authorization": "Bearer x.y.z"})
 
     assert problem_of(answer) == (401, "TOKEN_INVALID")
+
+
+@pytest.mark.parametrize("query", ["q=%FF", "q=%C3", "q=%zz", "q=%", "%FF=1", "tag=a%ED%A0%80"])
+async def test_query_that_is_not_percent_encoded_text_is_malformed(
+    gateway: httpx.AsyncClient, worker: Worker, query: str
+) -> None:
+    answer = await gateway.get(f"/v1/posts?{query}")
+
+    assert problem_of(answer) == (400, "MALFORMED_QUERY")
+    assert worker.requests == []
+
+
+async def test_path_that_is_not_percent_encoded_text_is_malformed(
+    gateway: httpx.AsyncClient, worker: Worker
+) -> None:
+    answer = await gateway.get("/v1/users/a%FF")
+
+    assert problem_of(answer) == (400, "MALFORMED_PATH")
+    assert worker.requests == []
+
+
+@pytest.mark.parametrize("digits", ["%D9%A5", "%EF%BC%95", "%E0%A5%AB", "+5", "0x5"])
+async def test_number_in_a_query_has_ascii_digits(
+    gateway: httpx.AsyncClient, worker: Worker, digits: str
+) -> None:
+    answer = await gateway.get(f"/v1/posts?pageSize={digits}")
+
+    assert problem_of(answer) == (422, "INVALID_FIELDS")
+    assert [each["field"] for each in answer.json()["violations"]] == ["pageSize"]
+    assert worker.requests == []
+
+
+async def test_query_is_form_encoded(gateway: httpx.AsyncClient, worker: Worker) -> None:
+    await gateway.get("/v1/posts?q=a+b%20c%2Bd&tag=%C3%A9&&")
+
+    [(_, request)] = worker.requests
+    assert decode(ListPostsRequest, request.payload) == ListPostsRequest(q="a b c+d", tag="é")
 
 
 async def test_error_of_the_worker_keeps_code_reason_and_violations(

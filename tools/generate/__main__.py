@@ -13,9 +13,9 @@ import tempfile
 from pathlib import Path
 
 from tools.generate.asyncapi import asyncapi
-from tools.generate.checks import checks_source
 from tools.generate.codec import write_codec
 from tools.generate.contracts import Contracts, GeneratorError
+from tools.generate.described import described_source
 from tools.generate.messages import with_constructors, with_stubs
 from tools.generate.openapi import openapi
 from tools.generate.protos_zip import protos_zip
@@ -88,7 +88,7 @@ def _write(contracts: Contracts, project: Path, target: Path) -> None:
         module.write_text(with_stubs(with_constructors(module.read_text()), target.name))
     (target / "registry.py").write_text(registry_source(contracts))
     write_codec(contracts, target)
-    (target / "checks.py").write_text(checks_source(contracts, target.name))
+    (target / "described.py").write_text(described_source(contracts))
     for name, document in (("openapi", openapi), ("asyncapi", asyncapi)):
         text = json.dumps(document(contracts), indent=2, ensure_ascii=False)
         (target / f"{name}.json").write_text(text + "\n")

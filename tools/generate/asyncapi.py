@@ -28,9 +28,12 @@ Over the WebSocket the same methods are called as over REST, and events arrive a
 messages on the broker are for services: binary protobuf, which this document shows as the JSON
 that it stands for. The sources of all are at `/contracts`."""
 _SOCKET: Final = """\
-Frames are proto3 JSON in text messages. The first frame of a client is `authenticate`. The server
-closes with 1013 where events may have been missed, 4401 for a missing or expired token or a session
-that has ended, and 4429 for a client that reads too slowly."""
+Frames are [ProtoJSON](https://protobuf.dev/programming-guides/json) in text messages. The server
+sends its canonical form, which the schemas show. Clients may also send `null` for a member that is
+not set, the names of the `.proto`, the numbers of enums, and numbers as strings. The first frame of
+a client is `authenticate`. The server closes with 1013 where events may have been missed, 4401 for
+a missing or expired token or a session that has ended, and 4429 for a client that reads too
+slowly."""
 
 
 def asyncapi(contracts: Contracts) -> dict[str, Any]:

@@ -10,11 +10,14 @@ from typing import Any, Final
 
 from google.protobuf.descriptor import FieldDescriptor
 
-from tools.generate.fields import value_of
+from tools.generate.fields import is_map, value_of
 from tools.generate.json_values import COMPONENTS, Schema
-from tools.generate.patterns import integers, is_portable
+from tools.generate.patterns import escaped, integers, is_portable
 
-__all__ = ["constrain"]
+__all__ = ["MAX_ELEMENTS", "constrain"]
+
+MAX_ELEMENTS: Final = 1_000
+"""Items of a list, and pairs of a map, whose field has no rule (`shared.bounds.MAX_ELEMENTS`)."""
 
 _IGNORE_IF_ZERO_VALUE: Final = 1
 _IGNORE_ALWAYS: Final = 3
@@ -42,6 +45,7 @@ _FORMATS: Final = {  # not email: JSON Schema's is narrower
 
 def constrain(schema: Schema, rules: Any, field: FieldDescriptor) -> Schema:
     """Return the schema of a field's value with its rules, a buf.validate.FieldRules."""
+    _bound(schema, field)
     if rules.ignore == _IGNORE_ALWAYS:
         return schema
     kind = rules.WhichOneof("type")
@@ -53,6 +57,14 @@ def constrain(schema: Schema, rules: Any, field: FieldDescriptor) -> Schema:
     if rules.ignore == _IGNORE_IF_ZERO_VALUE and not field.has_presence:
         return _or_zero(schema, field)
     return schema
+
+
+def _bound(schema: Schema, field: FieldDescriptor) -> None:
+    """Lists and maps have a bound even where the contract has none."""
+    if is_map(field):
+        _set(schema, maxProperties=MAX_ELEMENTS)
+    elif field.is_repeated and schema.get("type") == "array":
+        _set(schema, maxItems=MAX_ELEMENTS)
 
 
 def _each(schema: Schema) -> list[Schema]:
@@ -94,10 +106,10 @@ def _string(schema: Schema, rules: Any, _field: FieldDescriptor) -> None:
     patterns += [f"{re.escape(rules.suffix)}$"] if rules.suffix else []
     patterns += [re.escape(rules.contains)] if rules.contains else []
     if patterns:
-        schema["pattern"] = patterns[0]
+        schema["pattern"] = escaped(patterns[0])
         schema["x-python"].setdefault("pattern", patterns[0])
     if patterns[1:]:
-        schema["allOf"] = [{"pattern": pattern} for pattern in patterns[1:]]
+        schema["allOf"] = [{"pattern": escaped(pattern)} for pattern in patterns[1:]]
     _values(schema, rules)
 
 

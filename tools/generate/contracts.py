@@ -93,6 +93,11 @@ class Contracts:
         required = 2
         return required in self.option(field, "google.api.field_behavior")
 
+    def is_output_only(self, field: FieldDescriptor) -> bool:
+        """Return whether google.api.field_behavior is OUTPUT_ONLY."""
+        output_only = 3
+        return output_only in self.option(field, "google.api.field_behavior")
+
     def is_event(self, message: Descriptor) -> bool:
         """Whether a message is an event."""
         return bool(self.option(message, "postbus.options.v1.event").subject)

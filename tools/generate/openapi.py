@@ -13,8 +13,10 @@ from tools.generate.options import from_headers
 from tools.generate.rest_headers import RestHeaders
 from tools.generate.schemas import Schema, Schemas
 
-__all__ = ["openapi"]
+__all__ = ["MAX_BODY_BYTES", "openapi"]
 
+MAX_BODY_BYTES: Final = 2 << 20
+"""Default of the gateway's setting."""
 _ACCESS_USER: Final = 2
 _ACCESS_INTERNAL: Final = 3
 _DERIVED: Final = frozenset({"update_mask"})
@@ -35,16 +37,21 @@ _PROBLEM: Final[Schema] = {
         },
         "violations": {
             "type": "array",
-            "description": "Every field that breaks a rule.",
+            "description": "The rules that the request breaks, at most 20.",
+            "maxItems": 20,
             "items": {
                 "type": "object",
                 "properties": {
-                    "field": {"type": "string"},
-                    "rule": {"type": "string"},
-                    "message": {"type": "string"},
+                    "field": {"type": "string", "description": "Its path, such as `tags[2]`."},
+                    "rule": {"type": "string", "description": "Stable, such as `string.min_len`."},
+                    "message": {"type": "string", "description": "What is wrong, for people."},
                 },
                 "required": ["field", "rule", "message"],
             },
+        },
+        "moreViolations": {
+            "type": "boolean",
+            "description": "Whether there are, or may be, more violations.",
         },
         "traceId": {"type": "string", "description": "Finds the failure in logs."},
     },
@@ -57,17 +64,28 @@ _PROBLEM: Final[Schema] = {
         "reason",
         "outcome",
         "violations",
+        "moreViolations",
         "traceId",
     ],
 }
+_TOO_LARGE: Final = f"The body is larger than {MAX_BODY_BYTES:,} bytes."
 _REFERENCE: Final = {"$ref": "#/components/schemas/Problem"}
 _INFO: Final = """\
+JSON is [ProtoJSON](https://protobuf.dev/programming-guides/json). Answers, and the schemas here,
+have its canonical form. Requests may also have: `null` for a member that is not set; the names of
+the `.proto` (`page_size`) beside those shown; the numbers of enums, known or not; numbers as
+strings and whole numbers as `5.0` or `1e2`; base64 of both alphabets, with or without padding.
+Refused are members twice, in one spelling or in both, and unknown members. What an answer holds can
+be sent back in a change: members that are read-only are ignored. A body has at most
+{max_body_bytes} bytes, 100 levels and 20,000 values; a list without another limit has at most 1,000
+items, and an object of any names as many members.
+
 Every failure is a problem (RFC 9457) with a code and a stable reason. Any request may say in the
 header `Request-Timeout` how many seconds to wait for the answer, from 0.001 to 30, and carry a
 `traceparent` (W3C Trace Context). What is read has an ETag: it comes again only if it has changed
 (`If-None-Match`), and where it has a version, a change can be bound to that (`If-Match`). Events,
 and the same methods over a WebSocket, are described in `/asyncapi.json`; the contracts themselves
-are at `/contracts`."""
+are at `/contracts`.""".replace("{max_body_bytes}", f"{MAX_BODY_BYTES:,}")
 
 
 def openapi(contracts: Contracts) -> dict[str, Any]:
@@ -180,7 +198,21 @@ class _Operation:
                 raise GeneratorError(
                     self._method, f'{json_path(path)} is in the path: name the body, not "*"'
                 )
-        return self._schemas.message(request, asked=True, without=in_path | derived)
+        schema = self._schemas.message(request, asked=True, without=in_path | derived)
+        schema["properties"] |= self._read_only(set(schema["properties"]))
+        return schema
+
+    def _read_only(self, writable: set[str]) -> dict[str, Schema]:
+        """Return the members of the resource that a change takes and ignores (AIP-203)."""
+        answer = self._binding.answer
+        if self._binding.verb != "PATCH" or answer is None:
+            return {}
+        shown = answer.message_type.fields if answer.message_type else ()
+        return {
+            field.json_name: self._schemas.field(field, asked=False) | {"readOnly": True}
+            for field in shown
+            if field.json_name not in writable and self._contracts.is_output_only(field)
+        }
 
     def _responses(self) -> dict[str, Any]:
         problem = {"application/problem+json": {"schema": _REFERENCE}}
@@ -190,6 +222,7 @@ class _Operation:
         return {
             "204" if empty else str(self._binding.status): done | self._headers.of_success(),
             **self._headers.responses(failure),
+            **({"413": failure | {"description": _TOO_LARGE}} if self._binding.body else {}),
             "default": failure,
         }
 

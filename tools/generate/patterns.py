@@ -1,19 +1,13 @@
 """Regular expressions for what JSON Schema's keywords can't say of a string."""
 
 import re
-import warnings
 from collections.abc import Iterator
 from typing import Final
 
-__all__ = ["integers", "is_portable", "whole"]
+__all__ = ["escaped", "integers", "is_portable"]
 
 _NOT_PORTABLE: Final = re.compile(r"\(\?[^:]|\\[AzQECpP]|\[\[:")
 """What RE2, which buf.validate speaks, has and ECMA-262 has not: flags, anchors, classes."""
-_CLASS: Final = r"\[\^?(?:[^\\\[\]^]|\\x[0-9a-f]{2})+\]"
-_PLAIN: Final = re.compile(
-    rf"\^(?:{_CLASS}(?:\{{\d{{1,3}}\}})?)*{_CLASS}(?:[*+]|\{{\d{{1,3}}(?:,(?:\d{{1,3}})?)?\}})?\$"
-)
-"""Nothing but classes of characters, and how many of each; any number only of the last."""
 
 
 def is_portable(pattern: str) -> bool:
@@ -21,19 +15,9 @@ def is_portable(pattern: str) -> bool:
     return not _NOT_PORTABLE.search(pattern)
 
 
-def whole(pattern: str) -> str | None:
-    """Return what Python's `fullmatch` takes for a pattern of RE2; None unless both are sure to
-    agree: on characters and their number, of the whole text.
-    """
-    if not _PLAIN.fullmatch(pattern):
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        try:
-            re.compile(pattern[1:-1])
-        except (re.error, Warning):
-            return None
-    return pattern[1:-1]
+def escaped(pattern: str) -> str:
+    """Return a pattern whose invisible and other non-ASCII characters are escapes of ECMA-262."""
+    return "".join(c if c.isascii() or ord(c) > 0xFFFF else f"\\u{ord(c):04x}" for c in pattern)
 
 
 def integers(low: int, high: int) -> str:

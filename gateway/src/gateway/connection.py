@@ -12,15 +12,16 @@ from gateway.caller_revisions import CallerRevisions
 from gateway.calls import MAX_TIMEOUT, public_method
 from gateway.events import CLIENT_EVENTS, EventFeed, Listener
 from gateway.frames import frame_id, read_client_frame, server_frame
-from gateway.transcoding import Document, read_json, to_json
+from gateway.transcoding import Document, to_json
 from postbus.bus.v1 import Outcome
 from postbus.registry import Method
 from shared.errors import Code, ServiceError, internal
 from shared.identity import Caller
 from shared.messagebus import Call, MessageBus, call_method
+from shared.protojson import parse_json
 from shared.revocations import SessionVerifier
 from shared.trace import new_traceparent, trace_id
-from shared.wire import encode, message_class, parse, require_valid
+from shared.wire import encode, message_class, parse
 
 __all__ = ["Connection"]
 
@@ -84,9 +85,10 @@ class Connection:
         """Act on a client's frame; one that is wrong is answered with an error frame."""
         id_ = ""
         try:
-            document = read_json(text.encode())
+            data = text.encode()
+            document = parse_json(data)
             id_ = frame_id(document)
-            frame = read_client_frame(document)
+            frame = read_client_frame(document, data)
             getattr(self, f"_{frame.WhichOneof('frame')}")(frame)
         except ServiceError as error:
             self._fail(id_, error, trace_id(new_traceparent()))
@@ -175,7 +177,6 @@ class Connection:
                 "WRONG_REQUEST_TYPE",
                 f"{method.name} takes a {method.request_name}.",
             )
-        require_valid(parse(method.request_name, frame.request.value))
         seconds = frame.timeout_ms / 1000 if frame.timeout_ms else method.timeout
         return Call.new(
             frame.request.value,

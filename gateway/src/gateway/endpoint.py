@@ -18,6 +18,7 @@ from gateway.caller_revisions import CallerRevisions
 from gateway.calls import authorize
 from gateway.conditional import Conditions
 from gateway.disconnect import cancelled_by_disconnect
+from gateway.parameters import read_query
 from gateway.problems import HttpError, problem
 from gateway.request_headers import bearer_token, operation_id, timeout
 from gateway.streaming import stream_response
@@ -124,7 +125,7 @@ class Endpoint:
 
     async def _message(self, request: Request, binding: Transcoder) -> Message:
         body = await self._body(request) if binding.rule.body else b""
-        return binding.read(request.path_params, request.query_params.multi_items(), body)
+        return binding.read(request.path_params, read_query(request.scope["query_string"]), body)
 
     async def _body(self, request: Request) -> bytes:
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()

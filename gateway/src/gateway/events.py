@@ -102,4 +102,5 @@ def _delivery(event: Event) -> Document:
     )
     delivery.time.FromDatetime(event.time)
     delivery.data.Pack(parse(event.type, event.data))
-    return to_json(delivery)
+    document: Document = to_json(delivery)
+    return document

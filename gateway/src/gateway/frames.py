@@ -1,38 +1,86 @@
-"""Frames of the WebSocket as proto3 JSON."""
+"""Frames of the WebSocket as ProtoJSON."""
 
-from typing import Any
+from typing import Any, Final
 
 import orjson
+from google.protobuf.message import Message
 
-from gateway.transcoding import Document, parse_document
-from postbus.registry import METHODS
-from shared.errors import Code, ServiceError
-from shared.wire import message_class, require_valid
+from gateway.calls import public_method
+from gateway.masks import resource_of, unknown_paths
+from gateway.transcoding import Document
+from postbus.registry import Method
+from shared.errors import Code, FieldViolation, ServiceError
+from shared.protojson import read_message, require_unique
+from shared.wire import examine, invalid_fields, message_class, require_valid
 
-__all__ = ["frame_id", "read_client_frame", "server_frame"]
+__all__ = ["event_frame", "frame_id", "read_client_frame", "server_frame"]
 
-_CLIENT_FRAME = "postbus.realtime.v1.ClientFrame"
-_ANY = "type.googleapis.com/"
+_CLIENT_FRAME: Final = "postbus.realtime.v1.ClientFrame"
+_IN_REQUEST: Final = "call.request."
 
 
-def read_client_frame(document: Any) -> Any:
-    """Return the frame that a document describes; INVALID_ARGUMENT if it describes none."""
+def read_client_frame(document: Any, text: bytes | None = None) -> Any:
+    """Return the frame that a document describes.
+
+    The request of a `call` is read as the message that its method takes, so that its violations
+    have the same paths as over REST; it is then in the frame as an Any. `text` is what the document
+    was parsed from by `parse_json`: it is searched for duplicates. Raises INVALID_ARGUMENT, and
+    UNIMPLEMENTED for a method that there is not.
+    """
     if not isinstance(document, dict):
         raise ServiceError(Code.INVALID_ARGUMENT, "NOT_AN_OBJECT", "A frame is a JSON object.")
-    _complete_call(document.get("call"))
-    frame = parse_document(message_class(_CLIENT_FRAME), document)
+    if text is not None:
+        _require_unique(text, document)
+    document, call = dict(document), document.get("call")
+    request = None
+    if isinstance(call, dict):
+        document["call"] = {name: each for name, each in call.items() if name != "request"}
+        request = call.get("request")
+    frame: Any = read_message(message_class(_CLIENT_FRAME), document)
     require_valid(frame)
+    if frame.WhichOneof("frame") == "call":
+        method = public_method(frame.call.method)
+        frame.call.request.Pack(_request(method, request))
     return frame
 
 
-def _complete_call(call: Any) -> None:
-    """Add the `@type` that a client may leave out: the method says it."""
-    if not isinstance(call, dict) or not isinstance(method := call.get("method"), str):
-        return
-    known = METHODS.get(method)
-    request = call.setdefault("request", {})
-    if known is not None and isinstance(request, dict):
-        request.setdefault("@type", _ANY + known.request_name)
+def _request(method: Method, document: Any) -> Message:
+    """Return the request of a call; its `@type` may be left out, for the method says it."""
+    document = {} if document is None else document
+    if not isinstance(document, dict):
+        raise ServiceError(Code.INVALID_ARGUMENT, "NOT_AN_OBJECT", "A request is a JSON object.")
+    if "@type" in document:
+        document = dict(document)
+        if str(document.pop("@type")).rpartition("/")[2] != method.request_name:
+            raise ServiceError(
+                Code.INVALID_ARGUMENT,
+                "WRONG_REQUEST_TYPE",
+                f"{method.name} takes a {method.request_name}.",
+            )
+    message: Any = read_message(message_class(method.request_name), document)
+    found = []
+    resource = resource_of(method)
+    if resource is not None and resource.has_mask:
+        found = unknown_paths(resource, message)
+    broken, more = examine(message)
+    if found or broken:
+        raise invalid_fields([*found, *broken], more=more)
+    request: Message = message
+    return request
+
+
+def _require_unique(text: bytes, document: Any) -> None:
+    """Refuse duplicates; paths in the request of a call are relative to it, as all others are."""
+    try:
+        require_unique(text, document)
+    except ServiceError as error:
+        violations = [
+            FieldViolation(
+                field=each.field.removeprefix(_IN_REQUEST), rule=each.rule, message=each.message
+            )
+            for each in error.violations
+        ]
+        raise invalid_fields(violations, more=error.more_violations) from None
 
 
 def frame_id(document: Any) -> str:
@@ -44,3 +92,8 @@ def frame_id(document: Any) -> str:
 def server_frame(frame: str, document: Document, *, id_: str) -> str:
     """Return the text of a server's frame, such as `result`."""
     return orjson.dumps({"id": id_, frame: document}).decode()
+
+
+def event_frame(delivery: orjson.Fragment, *, id_: str) -> str:
+    """Return the text of the frame of an event that was converted once for all its receivers."""
+    return orjson.dumps({"id": id_, "event": delivery}).decode()

@@ -1,77 +1,148 @@
 """Parameters of paths and queries: text, put where the request message has it."""
 
 import re
+from collections.abc import Iterator
 from typing import Any, Final
+from urllib.parse import unquote_to_bytes
 
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from shared.errors import FieldViolation, ServiceError
-from shared.wire import invalid_fields
+from gateway.problems import HttpError
+from shared.errors import Code, FieldViolation, shown_name
 
-__all__ = ["Place", "field_named", "unknown"]
+__all__ = ["Document", "Place", "field_named", "find_place", "read_query", "violation"]
 
-_INTEGER: Final = re.compile(r"-?\d{1,20}")
-_NUMBER: Final = re.compile(r"-?\d{1,400}(\.\d{1,400})?([eE][+-]?\d{1,3})?")
 _BOOLEANS: Final = {"true": True, "false": False}
+_NOT_ESCAPED: Final = re.compile("%(?![0-9A-Fa-f]{2})")
+_MAX_PARAMETERS: Final = 1_000
 
 Document = dict[str, Any]
 
 
+def read_query(query: bytes) -> list[tuple[str, str]]:
+    """Return the parameters of a query string (application/x-www-form-urlencoded).
+
+    Raises 400: MALFORMED_QUERY where it is not percent-encoded UTF-8, TOO_MANY_PARAMETERS beyond
+    1,000 parameters.
+    """
+    if query.count(b"&") >= _MAX_PARAMETERS:
+        raise _refused("TOO_MANY_PARAMETERS", f"At most {_MAX_PARAMETERS} parameters.")
+    return list(_parameters(query.decode("latin-1").replace("+", " ")))
+
+
+def _parameters(query: str) -> Iterator[tuple[str, str]]:
+    for part in query.split("&"):
+        name, _, value = part.partition("=")
+        if part:
+            yield _decoded(name), _decoded(value)
+
+
+def _decoded(text: str) -> str:
+    if _NOT_ESCAPED.search(text):
+        raise _malformed()
+    if "%" not in text and text.isascii():
+        return text
+    try:
+        return unquote_to_bytes(text.encode("latin-1")).decode()
+    except UnicodeDecodeError:
+        raise _malformed() from None
+
+
+def _malformed() -> HttpError:
+    return _refused("MALFORMED_QUERY", "The query is not percent-encoded UTF-8.")
+
+
+def _refused(reason: str, message: str) -> HttpError:
+    return HttpError(400, Code.INVALID_ARGUMENT, reason, message)
+
+
 class Place:
-    """The field that a parameter names, as `authorId`, `author_id` or `author.id`."""
+    """The field that a parameter names, as `authorId`, `author_id` or `author.id`.
 
-    def __init__(self, request: Any, name: str) -> None:
-        *parents, last = name.split(".")
-        self._parents = []
-        for parent in parents:
-            field = field_named(request, parent, of=name)
-            if field.message_type is None or field.is_repeated:
-                raise unknown(name)
-            self._parents.append(field.json_name)
-            request = field.message_type
-        self._field = field_named(request, last, of=name)
-        self.path = ".".join([*self._parents, self._field.json_name])
+    `path` is its JSON path in the request message.
+    """
 
-    def put(self, document: Document, text: str) -> None:
-        """Set the field in the document; INVALID_ARGUMENT if it is given twice."""
-        for parent in self._parents:
-            document = document.setdefault(parent, {})
-            if not isinstance(document, dict):
-                raise unknown(self.path)
-        value = _value(self._field, text)
+    def __init__(self, fields: list[FieldDescriptor]) -> None:
+        *self._parents, self._field = fields
+        self.path = ".".join(field.json_name for field in fields)
+
+    def put(self, document: Document, text: str) -> FieldViolation | None:
+        """Set the field in the document; return a violation if it has a value already."""
+        holder = self._holder(document)
+        if holder is None:  # no object where one must be: the reader refuses the document
+            return None
+        name, value = self._field.json_name, _value(self._field, text)
         if self._field.is_repeated:
-            document.setdefault(self._field.json_name, []).append(value)
-        elif self._field.json_name in document:
-            raise _violated(self.path, "repeated", "given more than once")
+            holder.setdefault(name, []).append(value)
+        elif name in holder:
+            return violation(self.path, "duplicate", "given more than once")
         else:
-            document[self._field.json_name] = value
+            holder[name] = value
+        return None
+
+    def replace(self, document: Document, text: str) -> FieldViolation | None:
+        """Set the field as the path of the URL has it.
+
+        A body may repeat the resource's name from the path, or give another of its names beside
+        it; return a violation if it names another resource.
+        """
+        holder = self._holder(document)
+        if holder is None:
+            return None
+        given = [holder.pop(name) for name in _names(self._field) if name in holder]
+        conflict = (
+            any(str(value) != text for value in given if value is not None)
+            and text not in holder.values()
+        )
+        holder[self._field.json_name] = _value(self._field, text)
+        if conflict:
+            return violation(self.path, "duplicate", "is not the same as in the path")
+        return None
+
+    def _holder(self, document: Document) -> Document | None:
+        """Return the object that holds the field, made where the document has none."""
+        for parent in self._parents:
+            name = next((each for each in _names(parent) if each in document), parent.json_name)
+            if document.get(name) is None:
+                document[name] = {}
+            document = document[name]
+            if type(document) is not dict:
+                return None
+        return document
 
 
-def field_named(message: Any, name: str, *, of: str = "") -> FieldDescriptor:
-    """The field with this name, as proto or JSON writes it."""
-    fields: list[FieldDescriptor] = message.fields
-    for field in fields:
-        if name in (field.name, field.json_name):
-            return field
-    raise unknown(of or name)
+def find_place(request: Any, name: str) -> Place | None:
+    """Return where a request has the field of this name, None if it has none."""
+    *parents, last = name.split(".")
+    fields = []
+    kind: Descriptor | None = request
+    for part in parents:
+        field = field_named(kind, part) if kind else None
+        if field is None or field.is_repeated:
+            return None
+        fields.append(field)
+        kind = field.message_type
+    field = field_named(kind, last) if kind else None
+    return Place([*fields, field]) if field else None
+
+
+def field_named(message: Descriptor, name: str) -> FieldDescriptor | None:
+    """Return the field with this name, as JSON or the .proto writes it."""
+    return next((field for field in message.fields if name in _names(field)), None)
+
+
+def _names(field: FieldDescriptor) -> set[str]:
+    return {field.json_name, field.name}
 
 
 def _value(field: FieldDescriptor, text: str) -> Any:
-    """Text as JSON would have it; what does not fit stays text, and is refused as such."""
+    """Return text as JSON has it: the reader takes numbers as strings, but no booleans."""
     wrapped = field.message_type and field.message_type.fields_by_name.get("value")
-    kind = (wrapped or field).cpp_type
-    if kind == FieldDescriptor.CPPTYPE_BOOL:
+    if (wrapped or field).cpp_type == FieldDescriptor.CPPTYPE_BOOL:
         return _BOOLEANS.get(text, text)
-    if kind in (FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_UINT32):
-        return int(text) if _INTEGER.fullmatch(text) else text
-    if kind in (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT):
-        return float(text) if _NUMBER.fullmatch(text) else text
     return text
 
 
-def unknown(name: str) -> ServiceError:
-    return _violated(name, "unknown", "no such parameter")
-
-
-def _violated(name: str, rule: str, message: str) -> ServiceError:
-    return invalid_fields([FieldViolation(field=name, rule=rule, message=message)])
+def violation(name: str, rule: str, message: str) -> FieldViolation:
+    """Return the violation of a parameter; its name is cut."""
+    return FieldViolation(field=shown_name(name), rule=rule, message=message)

@@ -73,6 +73,7 @@ def problem(error: ServiceError, trace_id: str) -> Response:
             {"field": each.field, "rule": each.rule, "message": each.message}
             for each in error.violations
         ],
+        "moreViolations": error.more_violations,
         "traceId": error.trace_id or trace_id,
     }
     return Response(

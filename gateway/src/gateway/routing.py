@@ -42,7 +42,8 @@ class ContractRoutes:
         values = [value for value in found.groups()[found.lastindex or 0 :] if value is not None]
         names = self._parameters[found.lastgroup]
         scope["path_params"] = {
-            name: unquote(value) for name, value in zip(names, values[: len(names)], strict=True)
+            name: unquote(value, errors="surrogateescape")  # the transcoder refuses surrogates
+            for name, value in zip(names, values[: len(names)], strict=True)
         }
         return self._endpoints[found.lastgroup]
 

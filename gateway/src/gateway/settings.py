@@ -14,8 +14,9 @@ class GatewaySettings(ServiceSettings):
     """Address to listen on."""
     port: int = 8000
     """Port to listen on."""
-    max_body_bytes: int = 1 << 20
-    """Largest request body and WebSocket frame, in bytes."""
+    max_body_bytes: int = 2 << 20
+    """Largest request body and WebSocket frame, in bytes: room for every request that the contract
+    allows, even with each character escaped (12 bytes outside of Unicode's basic plane)."""
     rate_address: str = "1200/minute"
     """Requests without a token, by address; empty for no limit, as below."""
     rate_user: str = "2400/minute"

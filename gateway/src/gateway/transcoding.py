@@ -1,203 +1,195 @@
-"""HTTP to request messages and back, by the rules of google.api.http and proto3 JSON."""
+"""HTTP to request messages and back, by the rules of google.api.http and ProtoJSON."""
 
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import orjson
-import structlog
-from google.protobuf import json_format
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
-from pydantic import ValidationError
 
-from gateway.json_writer import write_json
-from gateway.parameters import Place, field_named, unknown
+from gateway.masks import derive_mask, resource_of, unknown_paths
+from gateway.parameters import Document, Place, find_place, violation
 from gateway.problems import HttpError
-from postbus.codec import POOL
 from postbus.registry import HttpRule, Method
-from postbus.rest import REQUESTS
-from shared.errors import Code, FieldViolation, ServiceError, internal
-from shared.wire import invalid_fields, message_class, parse, require_valid, validate
+from shared.errors import Code, FieldViolation, ServiceError
+from shared.protojson import read_json as read_text
+from shared.protojson import read_message, write_message
+from shared.wire import examine, invalid_fields, message_class, parse
 
-__all__ = ["Document", "Transcoder", "parse_document", "read_json", "to_json"]
+__all__ = ["Document", "Transcoder", "inside", "parse_document", "read_json", "to_json"]
 
-_log = structlog.get_logger()
-
-Document = dict[str, Any]
-
-_MASK: Final = "update_mask"
 _PARAMETER: Final = re.compile(r"\{([^}]+)\}")
+
+parse_document = read_message
+to_json = write_message
 
 
 def read_json(body: bytes) -> Any:
-    """Return what a body holds; 400 if it is not JSON (RFC 8259)."""
+    """Return the value of a body: 400 if it is not JSON; 422 beyond the bounds, or with duplicates.
+
+    See `shared.protojson.read_json`.
+    """
     try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        raise HttpError(
-            400, Code.INVALID_ARGUMENT, "MALFORMED_JSON", "The body is not valid JSON."
-        ) from None
+        return read_text(body)
+    except ServiceError as error:
+        if error.reason != "MALFORMED_JSON":
+            raise
+        raise HttpError(400, error.code, error.reason, "The body is not valid JSON.") from None
 
 
 class Transcoder:
-    """One binding of a method: what HTTP says of the request, and how the answer is written."""
+    """One binding of a method: how a request over HTTP becomes a message, and how its answer is
+    written.
+    """
 
     def __init__(self, method: Method, rule: HttpRule) -> None:
         self.method = method
         self.rule = rule
         self._request = message_class(method.request_name)
-        self._said = {path for path, _ in rule.variables} | {rule.body} | self._in_header()
-        self._patches = rule.verb == "PATCH" and _MASK in self._request.DESCRIPTOR.fields_by_name
+        self._kind: Any = self._request.DESCRIPTOR
+        self._variables: list[tuple[Place, str]] = [
+            (place, template)
+            for path, template in rule.variables
+            if (place := find_place(self._kind, path))
+        ]
+        self._elsewhere = {place.path for place, _ in self._variables}
+        self._elsewhere |= self._in_header() | ({rule.body} if rule.body else set())
+        self._resource = resource_of(method) if rule.verb == "PATCH" else None
 
     def _in_header(self) -> set[str]:
-        """The field that comes from If-Match, and from nowhere else."""
-        field = self._request.DESCRIPTOR.fields_by_name.get(self.method.expected_version)
+        """Return the field that comes from If-Match, and from nowhere else."""
+        field = self._kind.fields_by_name.get(self.method.expected_version)
         return {field.json_name} if field else set()
 
     def read(
         self, parameters: Mapping[str, str], query: Iterable[tuple[str, str]], body: bytes
     ) -> Message:
-        """Return the request message; INVALID_ARGUMENT with every violation."""
+        """Return the request message.
+
+        Raises 400 for what is not JSON or UTF-8, INVALID_ARGUMENT with all violations: those of
+        parameters and form, and where the form is good those of rules.
+        """
         document, sent = self._body(body)
-        for path, template in self.rule.variables:
-            place = Place(self._request.DESCRIPTOR, path)
-            place.put(document, _filled(template, parameters))
-        for name, value in query:
-            place = Place(self._request.DESCRIPTOR, name)
-            if self.rule.body == "*" or place.path in self._said:  # it is said elsewhere
-                raise unknown(name)
-            place.put(document, value)
-        message = self._validated(document)
-        if self._patches:
-            self._derive_mask(message, sent)
+        found = self._refuse_header(document)
+        found += self._put_path(document, parameters)
+        found += self._put_query(document, query)
+        try:
+            message = read_message(self._request, document)
+        except ServiceError as error:
+            raise invalid_fields([*found, *error.violations], more=error.more_violations) from None
+        found += self._set_mask(message, sent)
+        broken, more = examine(message)
+        if found or broken:
+            raise invalid_fields([*found, *broken], more=more)
         return message
 
+    def _refuse_header(self, document: Document) -> list[FieldViolation]:
+        """Take the field that comes from If-Match out of a body."""
+        field = self._kind.fields_by_name.get(self.method.expected_version)
+        given = {field.name, field.json_name} & document.keys() if field else set()
+        for name in given:
+            del document[name]
+        return [violation(name, "unknown_field", "is in If-Match alone") for name in given]
+
+    def _put_path(self, document: Document, parameters: Mapping[str, str]) -> list[FieldViolation]:
+        """Set the fields that come from the path."""
+        found = []
+        for place, template in self._variables:
+            text = _PARAMETER.sub(lambda match: parameters[match[1]], template)
+            _require_text(text)
+            found.append(place.replace(document, text))
+        return [each for each in found if each]
+
+    def _put_query(
+        self, document: Document, query: Iterable[tuple[str, str]]
+    ) -> list[FieldViolation]:
+        """Set the fields that come from the query."""
+        found = []
+        for name, value in query:
+            place = None if self.rule.body == "*" else find_place(self._kind, name)
+            if place is None:
+                found.append(violation(name, "unknown_field", "no such parameter"))
+            elif any(f"{place.path}.".startswith(f"{each}.") for each in self._elsewhere):
+                found.append(violation(name, "duplicate", "is not a parameter of the query"))
+            elif repeated := place.put(document, value):
+                found.append(repeated)
+        return found
+
     def _body(self, body: bytes) -> tuple[Document, Document]:
-        """What the body says of the request, and what the client sent of the resource."""
+        """Return the part of the request that the body holds, and the members of the resource in
+        it, less the ones that a change ignores.
+        """
         if not self.rule.body:
             return {}, {}
-        value = read_json(body)
-        if self.rule.body != "*":
-            return {self.rule.body: value}, dict(value) if isinstance(value, dict) else {}
-        if not isinstance(value, dict):
+        whole = self.rule.body == "*"
+        try:
+            value = read_json(body)
+        except ServiceError as error:
+            raise error if whole else inside(error, self.rule.body) from None
+        if isinstance(value, dict):
+            value = self._writable(value)
+        elif whole:
             raise HttpError(
                 400, Code.INVALID_ARGUMENT, "NOT_AN_OBJECT", "The body must be a JSON object."
             )
-        return value, dict(value)
+        elif value is None:
+            raise invalid_fields([violation(self.rule.body, "type", "must not be null")])
+        sent = value if isinstance(value, dict) else {}
+        return (value if whole else {self.rule.body: value}), dict(sent)
 
-    def _validated(self, document: Document) -> Message:
-        """Where the document is a message, its violations are those that a worker would find."""
-        try:
-            REQUESTS[self.method.request_name].model_validate(document)
-        except ValidationError as error:
-            raise invalid_fields(self._rules_broken(document) or _violations(error)) from None
-        message = parse_document(self._request, document)
-        require_valid(message)
-        return message
+    def _writable(self, value: Document) -> Document:
+        if self._resource is None or value.keys().isdisjoint(self._resource.read_only):
+            return value
+        ignored = self._resource.read_only
+        return {name: each for name, each in value.items() if name not in ignored}
 
-    def _rules_broken(self, document: Document) -> list[FieldViolation]:
-        try:
-            return validate(parse_document(self._request, document))
-        except ServiceError:
-            return []
-
-    def _derive_mask(self, message: Any, sent: Document) -> None:
+    def _set_mask(self, message: Any, sent: Document) -> list[FieldViolation]:
         """A PATCH changes the members that the client sent, unless it says which."""
+        if self._resource is None or not self._resource.has_mask:
+            return []
         if message.update_mask.paths:
-            return
-        resource = message.DESCRIPTOR
-        if self.rule.body != "*":
-            resource = field_named(resource, self.rule.body).message_type
-        in_path = {path for path, _ in self.rule.variables}
-        members = {name: value for name, value in sent.items() if name not in in_path}
-        if paths := _paths(resource, members):
-            message.update_mask.paths.extend(paths)
+            return unknown_paths(self._resource, message)
+        before = "" if self.rule.body == "*" else f"{self.rule.body}."
+        in_path = {path.removeprefix(before) for path, _ in self.rule.variables}
+        derive_mask(message, self._resource, sent, without=in_path)
+        return []
 
     def response(self, payload: bytes) -> Message:
         """Return the response message that a reply carries."""
         return parse(self.method.response_name, payload)
 
     def write(self, response: Message) -> bytes:
-        """Return the body that tells of a response, empty for an empty message."""
+        """Return the body of a response, empty for an empty message."""
         if not response.DESCRIPTOR.fields:
             return b""
-        document = to_json(response)
+        document = write_message(response)
         if self.rule.response_body:
             return orjson.dumps(document.get(self.rule.response_body))
         return orjson.dumps(document)
 
 
-def _filled(template: str, parameters: Mapping[str, str]) -> str:
-    """The value of a field: `shelves/{shelf}` with the parameters of the path."""
-    return _PARAMETER.sub(lambda match: parameters[match[1]], template)
-
-
-def _paths(message: Any, document: Document, prefix: str = "") -> list[str]:
-    """The fields that a document has: of messages theirs, of all else the whole."""
-    paths = []
-    for name, value in document.items():
-        field = field_named(message, name)
-        if field.name == _MASK and not prefix:
-            continue
-        path = prefix + field.name
-        if isinstance(value, dict) and value and _is_plain(field):
-            paths += _paths(field.message_type, value, f"{path}.")
-        else:
-            paths.append(path)
-    return paths
-
-
-def _is_plain(field: FieldDescriptor) -> bool:
-    kind = field.message_type
-    if kind is None or kind.full_name.startswith("google.protobuf."):
-        return False
-    return not kind.GetOptions().map_entry
-
-
-def _violations(error: ValidationError) -> list[FieldViolation]:
-    """What is wrong with the form of a document; `rule` is Pydantic's name for it."""
-    details = error.errors(include_url=False, include_context=False, include_input=False)
-    return [
-        FieldViolation(
-            field=_location(detail["loc"]),
-            rule=detail["type"],
-            message=detail["msg"].removeprefix("Value error, "),
-        )
-        for detail in details
-    ]
-
-
-def _location(parts: tuple[int | str, ...]) -> str:
-    path = ""
-    for part in parts:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return path.removeprefix(".")
-
-
-_UNFORESEEN = (AttributeError, KeyError, RecursionError, TypeError, ValueError)
-"""What json_format also raises for hostile documents, such as an `@type` that is a number."""
-
-
-def parse_document(target: type[Message], document: Document) -> Message:
-    """Return the message that proto3 JSON describes; INVALID_ARGUMENT if it describes none."""
+def _require_text(parameter: str) -> None:
+    """Raise 400 for a parameter of the path that is not UTF-8: it holds surrogates."""
     try:
-        return json_format.ParseDict(document, target(), descriptor_pool=POOL)
-    except (json_format.ParseError, *_UNFORESEEN):
-        # The parser's own text quotes the input and names inner types.
-        raise ServiceError(
-            Code.INVALID_ARGUMENT, "MALFORMED_JSON", "The JSON does not fit the message."
+        parameter.encode()
+    except UnicodeEncodeError:
+        raise HttpError(
+            400, Code.INVALID_ARGUMENT, "MALFORMED_PATH", "The path is not percent-encoded UTF-8."
         ) from None
 
 
-def to_json(message: Message) -> Document:
-    """Return canonical proto3 JSON, with every field that has no presence.
-
-    INTERNAL if a service has sent what JSON can't say, such as a time beyond year 9999.
-    """
-    try:
-        document: Document = write_json(message)
-    except (ValueError, json_format.Error):
-        _log.warning("message.not_json", message_type=message.DESCRIPTOR.full_name)
-        raise internal() from None
-    return document
+def inside(error: ServiceError, place: str) -> ServiceError:
+    """Return an error of INVALID_FIELDS whose paths begin with `place`; any other as it is."""
+    if error.reason != "INVALID_FIELDS":
+        return error
+    return invalid_fields(
+        [
+            FieldViolation(
+                field=f"{place}.{each.field}" if each.field else place,
+                rule=each.rule,
+                message=each.message,
+            )
+            for each in error.violations
+        ],
+        more=error.more_violations,
+    )

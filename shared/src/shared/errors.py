@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Final
 
 from postbus.bus.v1 import Code, Error, FieldViolation, Outcome
 
 __all__ = [
+    "MAX_VIOLATIONS",
     "Code",
     "FieldViolation",
     "Outcome",
@@ -16,8 +18,16 @@ __all__ = [
     "internal",
     "invalid_field",
     "require_version",
+    "shown_name",
     "version_mismatch",
 ]
+
+
+MAX_VIOLATIONS: Final = 20
+"""Violations that an error reports."""
+_MAX_TEXT: Final = 500
+"""Characters of each text in an error. With 20 violations it is then smaller than 64 KiB."""
+_SHOWN_CHARACTERS: Final = 64
 
 
 class ServiceError(Exception):
@@ -25,7 +35,8 @@ class ServiceError(Exception):
     caller.
 
     `reason` is UPPER_SNAKE_CASE and stable; `message` is for people and goes to the caller, so it
-    never tells what is inside. `retry_after` is in seconds.
+    never tells what is inside. `retry_after` is in seconds. At most 20 violations are kept;
+    `more_violations` tells whether there are, or may be, others. Texts are cut to 500 characters.
     """
 
     def __init__(
@@ -35,15 +46,17 @@ class ServiceError(Exception):
         message: str,
         *,
         violations: Sequence[FieldViolation] = (),
+        more_violations: bool = False,
         retry_after: float | None = None,
         outcome: int = Outcome.NO_EFFECT,
         trace_id: str = "",
     ) -> None:
         self.code = Code.try_value(code)
-        super().__init__(f"{self.code.name} {reason}: {message}")
-        self.reason = reason
-        self.message = message
-        self.violations = list(violations)
+        super().__init__(f"{self.code.name} {reason}: {message}"[: 2 * _MAX_TEXT])
+        self.reason = reason[:_MAX_TEXT]
+        self.message = message[:_MAX_TEXT]
+        self.violations = [_cut(each) for each in violations[:MAX_VIOLATIONS]]
+        self.more_violations = more_violations or len(violations) > MAX_VIOLATIONS
         self.retry_after = retry_after
         self.outcome = Outcome.try_value(outcome)
         self.trace_id = trace_id
@@ -57,6 +70,7 @@ class ServiceError(Exception):
             error.reason,
             error.message,
             violations=error.violations,
+            more_violations=error.more_violations,
             retry_after=seconds or None,
             outcome=error.outcome,
             trace_id=error.trace_id,
@@ -69,6 +83,7 @@ class ServiceError(Exception):
             reason=self.reason,
             message=self.message,
             violations=self.violations,
+            more_violations=self.more_violations,
             outcome=self.outcome,
             trace_id=self.trace_id or trace_id,
         )
@@ -81,6 +96,22 @@ def invalid_field(reason: str, field: str, rule: str, message: str) -> ServiceEr
     """Return the INVALID_ARGUMENT error of one field, named as in JSON, that breaks a rule."""
     violation = FieldViolation(field=field, rule=rule, message=message)
     return ServiceError(Code.INVALID_ARGUMENT, reason, message, violations=[violation])
+
+
+def _cut(violation: FieldViolation) -> FieldViolation:
+    texts = (violation.field, violation.rule, violation.message)
+    if max(map(len, texts)) <= _MAX_TEXT:
+        return violation
+    field, rule, message = (text[:_MAX_TEXT] for text in texts)
+    return FieldViolation(field=field, rule=rule, message=message)
+
+
+def shown_name(name: str) -> str:
+    """Return a name that a client has chosen, cut to 64 characters, without invisible ones."""
+    cut = name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}..."
+    if cut.isprintable():
+        return cut
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
 
 
 def internal() -> ServiceError:

@@ -116,10 +116,31 @@ class FieldViolation(betterproto.Message):
     """One part of a request that breaks a rule of the contract."""
 
     field: str = betterproto.string_field(1)
-    """Path of the field as proto3 JSON writes it, such as `post.tags[2]`."""
+    """
+    Path of the field as proto3 JSON writes it, such as `post.tags[2]`; empty for the whole message.
+     Names that a client has chosen are cut to 64 characters.
+    """
 
     rule: str = betterproto.string_field(2)
-    """The rule, such as `string.min_len`."""
+    """
+    The rule. Either a rule of the contract, by its id in buf.validate, such as `string.min_len`, or
+     a rule of form, which says that the request is not a message of the contract:
+    
+     - `type`: a value of another JSON type, such as a number for a string;
+     - `format`: a string that is not of the field's form, such as base64 or a time;
+     - `range`: a number, time or duration beyond what the field can hold;
+     - `unknown_value`: not a name of the enum;
+     - `unknown_type`: an `@type` that is not known, or not allowed here;
+     - `unknown_field`: no field, or parameter, of this name;
+     - `duplicate`: given more than once: a name, both spellings of a name, or a parameter that the
+       path or the body has too;
+     - `oneof`: more than one member of a oneof;
+     - `nesting`: more than 100 levels;
+     - `max_values`: more than 20,000 values in all.
+    
+     A list without a rule has at most 1,000 items (`repeated.max_items`), a map 1,000 pairs
+     (`map.max_pairs`), a field mask 100 paths (`repeated.max_items`).
+    """
 
     message: str = betterproto.string_field(3)
     """What is wrong, for people."""
@@ -166,7 +187,10 @@ class Error(betterproto.Message):
     """For people. May change; never parse it."""
 
     violations: List["FieldViolation"] = betterproto.message_field(4)
-    """Every rule that the request breaks."""
+    """
+    The rules that the request breaks, at most 20. Those of the contract are asked only of a request
+     without violations of form.
+    """
 
     retry_after: timedelta = betterproto.message_field(5)
     """When to try again, if that may help."""
@@ -177,6 +201,11 @@ class Error(betterproto.Message):
     trace_id: str = betterproto.string_field(7)
     """W3C trace id of the call; the logs of failures have it."""
 
+    more_violations: bool = betterproto.bool_field(8)
+    """
+    Whether violations were left out, or the search for them was ended early.
+    """
+
     def __init__(
         self,
         code: "Code" = PLACEHOLDER,
@@ -186,6 +215,7 @@ class Error(betterproto.Message):
         retry_after: timedelta = PLACEHOLDER,
         outcome: "Outcome" = PLACEHOLDER,
         trace_id: str = PLACEHOLDER,
+        more_violations: bool = PLACEHOLDER,
     ) -> None:
         _set_attribute(
             self,
@@ -198,13 +228,15 @@ class Error(betterproto.Message):
                 "retry_after": retry_after,
                 "outcome": outcome,
                 "trace_id": trace_id,
+                "more_violations": more_violations,
                 "_serialized_on_wire": code is not PLACEHOLDER
                 or reason is not PLACEHOLDER
                 or message is not PLACEHOLDER
                 or violations is not PLACEHOLDER
                 or retry_after is not PLACEHOLDER
                 or outcome is not PLACEHOLDER
-                or trace_id is not PLACEHOLDER,
+                or trace_id is not PLACEHOLDER
+                or more_violations is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {},
             },

@@ -1,0 +1,59 @@
+"""ProtoJSON (https://protobuf.dev/programming-guides/json): the one reader and writer.
+
+The canonical form is written. Read is whatever the guide requires: `null` for a field that is not
+set, the names of fields in lowerCamelCase or as the .proto has them, enums by name or number,
+numbers as strings, base64 of both alphabets. Anything else is refused with the path of the field.
+"""
+
+from typing import Any, Final
+
+import orjson
+import structlog
+from google.protobuf.message import Error, Message
+
+from shared.errors import internal
+from shared.protojson.reader import Reader
+from shared.protojson.text import parse_json, read_json, require_unique
+from shared.protojson.writer import to_document
+
+__all__ = [
+    "Reader",
+    "fragment",
+    "parse_json",
+    "read_json",
+    "read_message",
+    "require_unique",
+    "write_bytes",
+    "write_message",
+]
+
+_log = structlog.get_logger()
+
+read_message: Final = Reader()
+"""The reader for which an Any may hold every message of the contract."""
+
+
+def write_message(message: Message) -> Any:
+    """Return a message as canonical ProtoJSON, a value for orjson.
+
+    Raises INTERNAL for a message without a JSON form, such as one with a time beyond year 9999 or
+    an Any of an unknown type.
+    """
+    try:
+        return to_document(message)
+    except (ValueError, KeyError, OverflowError, Error):
+        _log.warning("message.not_json", message_type=message.DESCRIPTOR.full_name)
+        raise internal() from None
+
+
+def write_bytes(message: Message) -> bytes:
+    """Return a message as the text of canonical ProtoJSON; see `write_message`."""
+    return orjson.dumps(write_message(message))
+
+
+def fragment(message: Message) -> orjson.Fragment:
+    """Return a message as JSON that orjson puts into any number of documents as it is.
+
+    For a message that many clients get: it is converted once.
+    """
+    return orjson.Fragment(write_bytes(message))

@@ -1,0 +1,85 @@
+"""A service of every kind, generated, and served by a gateway and a worker in a process."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import descriptor_pb2
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
+
+from tests.tokens import TokenMaker
+from tools.generate.__main__ import generate
+
+__all__ = ["Pipeline", "running"]
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+
+
+class Pipeline:
+    """The generated package, and the gateway that serves it in a process of its own."""
+
+    def __init__(self, package: Path, worker: "subprocess.Popen[str]", token: str) -> None:
+        self.package = package
+        self.token = token
+        self._worker = worker
+        self._pool = DescriptorPool()
+        data = (package / "contracts.binpb").read_bytes()
+        for file in descriptor_pb2.FileDescriptorSet.FromString(data).file:
+            self._pool.Add(file)
+
+    def google(self, name: str) -> Any:
+        return GetMessageClass(self._pool.FindMessageTypeByName(f"postbus.kinds.v1.{name}"))
+
+    def ask(self, verb: str, url: str, body: Any = None) -> tuple[int, Any]:
+        """Send JSON, or text that is none; return status and JSON of the answer."""
+        text = body if body is None or isinstance(body, str) else json.dumps(body)
+        assert self._worker.stdin is not None
+        assert self._worker.stdout is not None
+        self._worker.stdin.write(json.dumps([verb, url, text]) + "\n")
+        self._worker.stdin.flush()
+        status, answer = json.loads(self._worker.stdout.readline())
+        return status, answer
+
+    def call(self, method: str, request: str) -> Any:
+        """Call a method over the WebSocket with a JSON text; return the frame that answers."""
+        method = f"postbus.kinds.v1.KindsService.{method}"
+        text = f'{{"id": "2", "call": {{"method": "{method}", "request": {request}}}}}'
+        return self.ask("CALL", self.token, text)[1]
+
+
+@contextmanager
+def running(project: Path) -> Iterator[Pipeline]:
+    """Generate the package of pipeline.proto in an empty folder, and run it."""
+    shutil.copytree(ROOT / "proto", project / "proto")
+    for name in ("buf.yaml", "buf.gen.yaml"):
+        shutil.copy(ROOT / name, project)
+    target = project / "proto/postbus/kinds/v1"
+    target.mkdir(parents=True)
+    kinds = (
+        (HERE / "kinds.proto").read_text().replace("package kinds.v1", "package postbus.kinds.v1")
+    )
+    (target / "kinds.proto").write_text(kinds)
+    shutil.copy(HERE / "pipeline.proto", target)
+    package = project / "site/postbus"
+    package.parent.mkdir()
+    generate(project, package)
+    tokens = TokenMaker()
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.contract.pipeline_worker", tokens.key_set],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": f"{package.parent}{os.pathsep}{ROOT}"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as worker:
+        yield Pipeline(package, worker, tokens.token("alice"))
+        assert worker.stdin is not None
+        worker.stdin.close()

@@ -1,0 +1,269 @@
+"""The work and the answer for a request have bounds, whatever a client sends."""
+
+import json
+import time
+from typing import Any
+
+import orjson
+import pytest
+
+from gateway.frames import read_client_frame
+from gateway.parameters import read_query
+from gateway.problems import problem
+from gateway.settings import GatewaySettings
+from gateway.transcoding import Transcoder
+from postbus.bus.v1 import Error, FieldViolation
+from postbus.posts.v1 import CreatePostRequest
+from postbus.registry import METHODS
+from postbus.users.v1 import BatchGetUsersRequest
+from shared import bounds
+from shared.bounds import OverBoundError, count_elements
+from shared.errors import Code, ServiceError
+from shared.messagebus.envelope import error_reply
+from shared.protojson import parse_json, read_json, read_message
+from shared.wire import encode, message_class, read_valid
+from tests.contract.kinds import Kinds
+from tools.generate.constraints import MAX_ELEMENTS
+from tools.generate.openapi import MAX_BODY_BYTES
+
+ANSWER_BYTES = 64 * 1024
+CPU_SECONDS = 0.3
+"""Some times what the slowest takes on an idle machine; without a bound it is 4 to 40 seconds."""
+MEGABYTE = 1_000_000
+POSTS = "postbus.posts.v1.PostsService"
+HOSTILE = {
+    "empty tags": b'{"title":"x","tags":[' + b'"",' * 330_000 + b'""]}',
+    "numbers as tags": b'{"title":"x","tags":[' + b"1," * 480_000 + b"1]}",
+    "lists as tags": b'{"title":"x","tags":[' + b"[]," * 330_000 + b"[]]}",
+    "objects in objects": b'{"a":{"b":' + b'{"a":{}},' * 0 + b"[" + b'{"":{}},' * 120_000 + b"0]}}",
+    "unknown members": b"{" + b",".join(b'"a%d":1' % i for i in range(90_000)) + b"}",
+    "one long name": b'{"' + b"a" * MEGABYTE + b'":1}',
+    "invisible name": b'{"' + "\u202e".encode() * 300_000 + b'":1}',
+    "one name again and again": b"{" + b'"a":1,' * 160_000 + b'"a":1}',
+    "deep lists": b'{"title":' + b"[" * 1000 + b"]" * 1000 + b"}",
+    "deeper than JSON may be": b"[" * MEGABYTE,
+    "many deep lists": b'{"title":[' + (b"[" * 90 + b"]" * 90 + b",") * 5_000 + b"0]}",
+    "a long title": b'{"title":"' + b"x" * MEGABYTE + b'"}',
+    "escaped quotes": b'{"title":"' + b'\\"' * 490_000 + b'"}',
+    "backslashes": b'{"title":"' + b"\\\\" * 490_000 + b'"}',
+    "colons": b'{"title":"' + b":{" * 490_000 + b'"}',
+    "a string without end": b'{"title":"' + b'\\"' * 490_000,
+    "a long number": b'{"title":"x","status":"' + b"9" * MEGABYTE + b'"}',
+    "a number of many digits": b'{"title":"x","status":' + b"9" * MEGABYTE + b"}",
+    "paths of a mask": b'{"updateMask":"' + b"bio," * 240_000 + b'bio"}',
+}
+
+
+def transcoder(name: str) -> Transcoder:
+    method = METHODS[name]
+    return Transcoder(method, method.http[0])
+
+
+def refused(call: Any) -> tuple[ServiceError, float]:
+    """Return why a call is refused, and the CPU time that it took in seconds."""
+    began = time.process_time()
+    with pytest.raises(ServiceError) as raised:
+        call()
+    return raised.value, time.process_time() - began
+
+
+def require_bounded(error: ServiceError, seconds: float) -> None:
+    assert seconds < CPU_SECONDS
+    assert len(problem(error, "trace").body) <= ANSWER_BYTES
+    assert len(error_reply(error)) <= ANSWER_BYTES
+    assert len(error.violations) <= 20
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_megabyte_of_anything_is_refused_quickly_and_briefly(text: bytes) -> None:
+    create, update = (
+        transcoder(f"{POSTS}.CreatePost"),
+        transcoder("postbus.users.v1.UsersService.UpdateMe"),
+    )
+
+    for binding in (create, update):
+        error, seconds = refused(lambda binding=binding: binding.read({}, [], text))
+        require_bounded(error, seconds)
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_megabyte_in_a_frame_is_refused_quickly_and_briefly(text: bytes) -> None:
+    frame = b'{"id":"1","call":{"method":"%s.CreatePost","request":%s}}' % (POSTS.encode(), text)
+
+    error, seconds = refused(lambda: read_client_frame(parse_json(frame), frame))
+
+    require_bounded(error, seconds)
+
+
+def test_megabyte_of_parameters_is_refused_quickly_and_briefly() -> None:
+    binding = transcoder(f"{POSTS}.ListPosts")
+    queries = [b"&".join([b"a=1"] * 250_000), b"&".join([b"tag=1"] * 900), b"a" * MEGABYTE + b"=1"]
+
+    for query in queries:
+        error, seconds = refused(lambda query=query: binding.read({}, read_query(query), b""))
+        require_bounded(error, seconds)
+
+
+def test_worker_refuses_a_list_before_it_looks_at_the_elements() -> None:
+    data = encode(BatchGetUsersRequest(ids=[""] * 400_000))
+
+    error, seconds = refused(lambda: read_valid(BatchGetUsersRequest, data))
+
+    require_bounded(error, seconds)
+    assert [(each.field, each.rule) for each in error.violations] == [("ids", "repeated.max_items")]
+    assert error.more_violations
+
+
+def test_at_most_20_violations_are_reported_and_that_there_are_more() -> None:
+    binding = transcoder(f"{POSTS}.CreatePost")
+
+    def read(tags: list[Any]) -> ServiceError:
+        body = orjson.dumps({"title": "x", "tags": tags})
+        return refused(lambda: binding.read({}, [], body))[0]
+
+    form, rules = read([1] * 20), read([""] * 20)
+    body = orjson.dumps({"a": 1, "title": "", "tags": [1] * 20})
+    more = refused(lambda: binding.read({}, [], body))[0]
+
+    assert (len(form.violations), form.more_violations) == (20, False)
+    assert (len(rules.violations), rules.more_violations) == (20, False)
+    assert (len(more.violations), more.more_violations) == (20, True)
+
+
+def test_error_is_cut_however_it_is_built() -> None:
+    violation = FieldViolation(field="f" * 9_999, rule="r" * 9_999, message="\u20ac" * 9_999)
+    ours = ServiceError(
+        Code.INVALID_ARGUMENT, "R" * 9_999, "m" * 9_999, violations=[violation] * 99
+    )
+    received = ServiceError.from_message(Error(message="m" * 9_999, violations=[violation] * 99))
+
+    for error in (ours, received):
+        assert len(error.violations) == 20
+        assert error.more_violations
+        assert len(error_reply(error)) <= ANSWER_BYTES
+        assert ServiceError.from_message(error.to_message("")).more_violations
+
+
+def test_lists_maps_and_masks_have_a_bound_without_a_rule(kinds: Kinds) -> None:
+    lists, maps, known = (kinds.codecs[name].upb for name in ("Lists", "Maps", "WellKnown"))
+    cases = [
+        (lists, {"strings": ["a"] * 1_000}, {"strings": ["a"] * 1_001}),
+        (maps, {"strings": dict.fromkeys(map(str, range(1_000)), "a")},
+         {"strings": dict.fromkeys(map(str, range(1_001)), "a")}),
+        (known, {"mask": ",".join(["a"] * 100)}, {"mask": ",".join(["a"] * 101)}),
+        (known, {"list": [None] * 1_000}, {"list": [None] * 1_001}),
+        (known, {"struct": dict.fromkeys(map(str, range(1_000)))},
+         {"struct": dict.fromkeys(map(str, range(1_001)))}),
+    ]  # fmt: skip
+
+    for kind, short, long in cases:
+        message = read_message(kind, short)
+        count_elements(message)
+        error, _ = refused(lambda kind=kind, long=long: read_message(kind, long))
+        assert error.violations[0].rule in {"repeated.max_items", "map.max_pairs"}
+
+
+def test_binary_message_has_the_same_bounds(kinds: Kinds) -> None:
+    lists, maps, nested = (kinds.codecs[name].upb for name in ("Lists", "Maps", "Nested"))
+    child, long = nested(children=[nested()] * 1_000), nested(nothings=[{}] * 1_001)
+    cases = [
+        (lists(strings=["a"] * 1_001), "strings", "repeated.max_items"),
+        (maps(strings=dict.fromkeys(map(str, range(1_001)), "a")), "strings", "map.max_pairs"),
+        (nested(inner={"nested": long}), "inner.nested.nothings", "repeated.max_items"),
+        (nested(children=[nested(), long]), "children[1].nothings", "repeated.max_items"),
+        (nested(children=[child] * 21), "", "max_values"),
+    ]  # fmt: skip
+
+    for message, path, rule in cases:
+        with pytest.raises(OverBoundError) as raised:
+            count_elements(message)
+        assert (raised.value.path, raised.value.rule) == (path, rule)
+    assert count_elements(child) == 1_000
+
+
+def test_rule_of_the_contract_is_the_bound() -> None:
+    kind: Any = message_class("postbus.posts.v1.CreatePostRequest")
+
+    error, _ = refused(lambda: read_message(kind, {"tags": [1] * 21}))
+
+    assert bounds.max_elements(kind.DESCRIPTOR.fields_by_name["tags"]) == 20
+    assert [(each.field, each.rule) for each in error.violations] == [
+        ("tags", "repeated.max_items")
+    ]
+
+
+def test_documents_have_the_bounds_of_the_reader() -> None:
+    assert MAX_ELEMENTS == bounds.MAX_ELEMENTS
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        (b"[" * 101 + b"]" * 101, "nesting"),
+        (b"[" + b"[1,1,1]," * 5_000 + b"1]", "max_values"),
+        (b"[" + b"1," * 20_000 + b"1]", "max_values"),
+        (b"[" + b"{}," * 20_001 + b"1]", "max_values"),
+    ],
+)
+def test_document_has_bounds(text: bytes, rule: str) -> None:
+    error, _ = refused(lambda: read_json(text))
+
+    assert [each.rule for each in error.violations] == [rule]
+
+
+def test_document_within_its_bounds_is_read() -> None:
+    brackets = "{[" * 20_000
+    code = f'{{"title": "x", "body": {json.dumps(brackets)}}}'.encode()
+
+    assert read_json(b"[" * 100 + b"]" * 100)
+    assert len(read_json(b"[" + b"1," * 19_999 + b"1]")) == 20_000
+    assert read_json(code)["body"] == brackets
+
+
+def test_message_that_is_too_deep_for_binary_protobuf_is_refused(kinds: Kinds) -> None:
+    nested, known = kinds.codecs["Nested"].upb, kinds.codecs["WellKnown"].upb
+    deep: Any = {}
+    value: Any = None
+    for _ in range(60):
+        deep = {"inner": {"nested": deep}}
+    for _ in range(21):
+        value = [value]
+
+    for kind, document in ((nested, deep), (known, {"value": value}), (known, {"list": value})):
+        error, _ = refused(lambda kind=kind, document=document: read_message(kind, document))
+        assert error.violations[0].rule == "nesting"
+    assert known.FromString(read_message(known, {"value": value[0]}).SerializeToString())
+
+
+def test_body_limit_admits_every_request_that_the_contract_allows() -> None:
+    """A character outside of Unicode's basic plane is 12 bytes when it is escaped."""
+    default = GatewaySettings.model_fields["max_body_bytes"].default
+
+    largest = max(
+        _bytes(message_class(method.request_name).DESCRIPTOR)
+        for method in METHODS.values()
+        if any(rule.body for rule in method.http)
+    )
+
+    assert 12 * 100_000 < largest <= default == MAX_BODY_BYTES
+
+
+def _bytes(message: Any) -> int:
+    """Return how long the JSON of a message can be, by the rules of its strings and lists."""
+    total = 2
+    for field in message.fields:
+        rules = bounds._rules(field)
+        each = rules.repeated.items if field.is_repeated else rules
+        length = 12 * (each.string.max_len or 64) if field.type == field.TYPE_STRING else 64
+        times = bounds.max_elements(field) if field.is_repeated else 1
+        total += len(field.json_name) + 8 + times * (length + 4)
+    return total
+
+
+def test_good_post_is_valid_at_both_ends() -> None:
+    binding = transcoder(f"{POSTS}.CreatePost")
+    body = orjson.dumps({"title": "a: b", "body": "\U0001f600" * 100_000, "tags": ["a"] * 20})
+
+    message = binding.read({}, [], body)
+
+    assert read_valid(CreatePostRequest, message.SerializeToString()).title == "a: b"

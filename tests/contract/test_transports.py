@@ -1,0 +1,146 @@
+"""REST and the WebSocket read one dialect of JSON: the same documents get the same answers."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.contract.pipeline import Pipeline
+
+ACCEPTED = [
+    '{"scalars": {"int32": 5, "int64": "5", "uint64": 5, "double": 1, "bool": true}}',
+    '{"scalars": {"int32": "5", "int64": "1e2", "uint64": 5.0, "double": "1.5", "bool": null}}',
+    '{"scalars": {"float": 3.4028235e+38, "double": "NaN", "fixed32": "4294967295"}}',
+    '{"scalars": {"bytes": "-_8", "string": "\\ud83d\\ude00"}}',
+    '{"scalars": {"color": 1}, "lists": {"colors": [99, "COLOR_RED", "1", -1.0]}}',
+    '{"scalars": null, "lists": {"strings": null}, "maps": {"strings": null}}',
+    '{"choices": {"text": "a", "number": null}}',
+    '{"names": {"with_2_digits": "x", "camelCase": "y"}, "well_known": {"time": null}}',
+    '{"wellKnown": {"time": "2026-02-28T23:59:59.123456789+23:59", "duration": "-0.5s"}}',
+    '{"wellKnown": {"mask": "fooBar,baz.qux", "value": null, "list": [null, 1, {"a": []}]}}',
+    '{"wellKnown": {"struct": {"a": {"b": [1.5, "x", false, null]}}, "empty": {}}}',
+    '{"wrappers": {"int64": "7", "bool": false, "string": "", "bytes": "AA"}}',
+    '{"maps": {"leaves": {"true": {}}, "int64s": {"-1": "1"}, "colors": {"1": 99}}}',
+    "{}",
+]
+MALFORMED = [
+    "{",
+    '{"scalars": {"double": NaN}}',
+    '{"scalars": {"string": "\\ud800"}}',
+]
+REFUSED: list[tuple[str, list[tuple[str, str]]]] = [
+    ('{"scalars": 5}', [("scalars", "type")]),
+    ('{"scalars": {"int32": true}}', [("scalars.int32", "type")]),
+    ('{"scalars": {"color": true}}', [("scalars.color", "type")]),
+    ('{"scalars": {"color": "RED"}}', [("scalars.color", "unknown_value")]),
+    ('{"scalars": {"int32": 2147483648}}', [("scalars.int32", "range")]),
+    ('{"scalars": {"int64": " 1"}}', [("scalars.int64", "format")]),
+    ('{"scalars": {"float": 3.5e38}}', [("scalars.float", "range")]),
+    ('{"scalars": {"bytes": "*"}}', [("scalars.bytes", "format")]),
+    ('{"scalars": {"int32": 1, "int32": 1}}', [("scalars.int32", "duplicate")]),
+    ('{"maps": {"strings": {"a": "", "a": ""}}}', [("maps.strings.a", "duplicate")]),
+    ('{"wellKnown": {"struct": {"a": 1, "a": 2}}}', [("wellKnown.struct.a", "duplicate")]),
+    ('{"maps": {"bools": {"1": true, "1.0": true}}}', [("maps.bools[1.0]", "duplicate")]),
+    ('{"wellKnown": {}, "well_known": null}', [("wellKnown", "duplicate")]),
+    ('{"choices": {"text": "", "number": "1"}}', [("choices", "oneof")]),
+    (
+        '{"lists": {"strings": [null, "a", 1]}}',
+        [("lists.strings[0]", "type"), ("lists.strings[2]", "type")],
+    ),
+    ('{"wellKnown": {"time": "2020-1-1T00:00:00Z"}}', [("wellKnown.time", "format")]),
+    ('{"wellKnown": {"time": "2020-02-30T00:00:00Z"}}', [("wellKnown.time", "range")]),
+    ('{"wellKnown": {"time": "0001-01-01T00:00:00+00:01"}}', [("wellKnown.time", "range")]),
+    ('{"wellKnown": {"duration": "315576000001s"}}', [("wellKnown.duration", "range")]),
+    ('{"wellKnown": {"mask": "foo_bar"}}', [("wellKnown.mask", "format")]),
+    (
+        '{"nonsense": 1, "scalars": {"nonsense": 2}}',
+        [("nonsense", "unknown_field"), ("scalars.nonsense", "unknown_field")],
+    ),
+]
+
+
+def over_rest(pipeline: Pipeline, document: str) -> tuple[str, set[tuple[str, str]], Any]:
+    """Return reason, violations and JSON of the answer, or of the problem."""
+    _, answer = pipeline.ask("POST", "/v1/kinds", document)
+    return _outcome(answer, answer)
+
+
+def over_websocket(pipeline: Pipeline, document: str) -> tuple[str, set[tuple[str, str]], Any]:
+    answer = pipeline.call("Echo", f'{{"value": {document}}}')
+    if "error" in answer:
+        return _outcome(answer["error"], answer["error"])
+    response = answer["result"]["response"]
+    assert response.pop("@type") == "type.googleapis.com/postbus.kinds.v1.EchoResponse"
+    return _outcome(response, response["value"])
+
+
+def _outcome(answer: Any, value: Any) -> tuple[str, set[tuple[str, str]], Any]:
+    violations = answer.get("violations", [])
+    return (
+        answer.get("reason", ""),
+        {(each["field"].removeprefix("value."), each["rule"]) for each in violations},
+        None if "reason" in answer else value,
+    )
+
+
+@pytest.mark.parametrize("document", ACCEPTED)
+def test_document_is_accepted_over_both_transports(pipeline: Pipeline, document: str) -> None:
+    answered = over_rest(pipeline, document)
+
+    assert answered[:2] == ("", set())
+    assert over_websocket(pipeline, document) == answered
+
+
+@pytest.mark.parametrize("document", MALFORMED)
+def test_text_that_is_not_json_is_malformed_over_both_transports(
+    pipeline: Pipeline, document: str
+) -> None:
+    assert over_rest(pipeline, document)[0] == "MALFORMED_JSON"
+    assert over_websocket(pipeline, document)[0] == "MALFORMED_JSON"
+
+
+@pytest.mark.parametrize(("document", "violations"), REFUSED)
+def test_document_is_refused_over_both_transports_alike(
+    pipeline: Pipeline, document: str, violations: list[tuple[str, str]]
+) -> None:
+    expected = ("INVALID_FIELDS", set(violations), None)
+
+    assert over_rest(pipeline, document) == expected
+    assert over_websocket(pipeline, document) == expected
+
+
+def test_paths_of_both_transports_are_those_of_the_request(pipeline: Pipeline) -> None:
+    document = {"low": "x", "high": 1.5, "tags": [1]}
+
+    _, problem = pipeline.ask("POST", "/v1/kinds:check", document)
+    error = pipeline.call("Check", json.dumps(document))["error"]
+
+    assert problem["violations"] == error["violations"]
+    assert [each["field"] for each in error["violations"]] == ["low", "high", "tags[0]"]
+
+
+@pytest.mark.parametrize("request_", ["5", '"x"', "[]"])
+def test_request_that_is_no_object_is_refused_over_both_transports(
+    pipeline: Pipeline, request_: str
+) -> None:
+    status, problem = pipeline.ask("POST", "/v1/kinds:check", request_)
+
+    assert (status, problem["reason"]) == (400, "NOT_AN_OBJECT")
+    assert pipeline.call("Check", request_)["error"]["reason"] == "NOT_AN_OBJECT"
+
+
+def test_null_in_place_of_a_body_is_refused(pipeline: Pipeline) -> None:
+    status, problem = pipeline.ask("POST", "/v1/kinds", "null")
+
+    assert status == 422
+    assert [(each["field"], each["rule"]) for each in problem["violations"]] == [("value", "type")]
+
+
+def test_answer_can_be_sent_back_as_it_came(pipeline: Pipeline) -> None:
+    """The answer holds an enum number that this version does not know, and the largest float."""
+    sent = {"scalars": {"color": 99, "float": 3.4028234663852886e38}, "lists": {"colors": [99]}}
+    _, first = pipeline.ask("POST", "/v1/kinds", sent)
+
+    status, second = pipeline.ask("POST", "/v1/kinds", first)
+
+    assert (status, second) == (200, first)
