@@ -772,13 +772,16 @@ async def test_refusal_is_readable_after_64_megabytes_are_sent(server: Server) -
 
 
 @pytest.mark.parametrize("path", ["/ignore", "/echo"])
-async def test_connection_goes_on_after_a_body_that_was_not_read(server: Server, path: str) -> None:
-    size = BODY_BYTES - 10
+@pytest.mark.parametrize("at_once", [10, BODY_BYTES - 10, BODY_BYTES])
+async def test_connection_goes_on_after_a_body_that_was_not_read(
+    server: Server, path: str, at_once: int
+) -> None:
+    head = request(f"POST {path} HTTP/1.1", f"Content-Length: {BODY_BYTES}")
     async with connect(server) as client:
-        await client.send(request(f"POST {path} HTTP/1.1", f"Content-Length: {size}"), b"x" * 10)
+        await client.send(head + b"x" * at_once)
         if path == "/ignore":
             assert (await client.answer()).status == 200
-        await client.send(b"x" * (size - 10), LAST)
+        await client.send(b"x" * (BODY_BYTES - at_once) + LAST)
         if path == "/echo":
             assert (await client.answer()).status == 200
 

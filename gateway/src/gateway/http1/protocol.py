@@ -170,7 +170,9 @@ class Http1Protocol(asyncio.Protocol):
 
     def read_on(self) -> None:
         """Read from the transport, unless enough is waiting."""
-        waiting = max(len(self._buffer), self._exchange.buffered if self._exchange else 0)
+        waiting = len(self._buffer)
+        if self._exchange is not None and not self._exchange.complete:
+            waiting += self._exchange.buffered
         reading = self._closing or waiting <= _BUFFER_BYTES
         if reading is not self._reading:
             self._reading = reading
@@ -328,11 +330,12 @@ class Http1Protocol(asyncio.Protocol):
         self._server_state.total_requests += 1
         if not exchange.keep_alive:
             self.close() if exchange.body_complete else self._linger()
-        elif exchange.body_complete:
+            return
+        if exchange.body_complete:
             self._exchange = None
             self._deadlines.read_within(self._limits.idle_seconds)
-            if self._buffer:
-                self._advance()
+        if self._buffer or not self._reading:
+            self._advance()
 
     # Ending
 
