@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import h11
 import pytest
 import uvicorn
 from cryptography import x509
@@ -25,9 +26,16 @@ from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
 from gateway.http1 import Clients, HttpLimits, http1
-from gateway.http1.body import EXTENSION_BYTES, STEP_CHUNKS, TRAILER_BYTES
-from gateway.http1.head import HEAD_BYTES, MAX_FIELDS
+from gateway.http1.body import (
+    EXTENSION_BYTES,
+    STEP_CHUNKS,
+    TRAILER_BYTES,
+    ChunkedBody,
+    SizedBody,
+)
+from gateway.http1.head import CHUNKED, HEAD_BYTES, MAX_FIELDS, parse_head
 from gateway.http1.limits import client_network
+from gateway.problems import HttpError
 from tests.system import free_port
 
 BODY_BYTES = 100_000
@@ -771,6 +779,35 @@ async def test_refusal_is_readable_after_64_megabytes_are_sent(server: Server) -
         assert (await client.answer()).status == 413
 
 
+async def test_bytes_after_a_refusal_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.http1.protocol._DISCARDED_BYTES", 1_000_000)
+    async with serve(HttpLimits(linger_seconds=60)) as server, connect(server) as client:
+        await client.send(b"nonsense\r\n\r\n")
+        assert (await client.answer()).status == 400
+        with suppress(ConnectionError):
+            while not client.writer.transport.is_closing():
+                client.writer.write(b"x" * 100_000)
+                await client.writer.drain()
+
+
+@pytest.mark.parametrize("sent", [request() * 1000, b"x" * 27_000])
+async def test_no_more_is_read_than_is_served(sent: bytes) -> None:
+    size = 64 << 20
+    async with serve(HttpLimits(max_body_bytes=size)) as server, connect(server) as client:
+        fields = [f"Content-Length: {size}"] if sent[:1] == b"x" else []
+        await client.send(request("POST /wait HTTP/1.1", *fields))
+        for _ in range(size // len(sent)):
+            client.writer.write(sent)
+        for _ in range(1000):
+            await asyncio.sleep(0)
+
+        # The buffers of the kernel hold a part of it.
+        assert client.writer.transport.get_write_buffer_size() > size // 2
+        client.writer.transport.abort()
+        server.echo.go_on.set()
+        await until(lambda: server.clients.open == 0)
+
+
 @pytest.mark.parametrize("path", ["/ignore", "/echo"])
 @pytest.mark.parametrize("at_once", [10, BODY_BYTES - 10, BODY_BYTES])
 async def test_connection_goes_on_after_a_body_that_was_not_read(
@@ -946,6 +983,68 @@ async def test_wrong_response_is_never_sent_as_a_right_one(server: Server, path:
     assert b"injected" not in got
     assert got.startswith(b"HTTP/1.1 500 ") or got.endswith(b"\r\n\r\nshort")
     assert b"GET /echo" not in got
+
+
+# The grammar, compared with another parser
+
+
+def read_by_h11(sent: bytes) -> tuple[bytes, bytes, list[tuple[bytes, bytes]], bytes] | None:
+    connection = h11.Connection(h11.SERVER)
+    connection.receive_data(sent)
+    try:
+        head = connection.next_event()
+        assert isinstance(head, h11.Request)
+        body = b""
+        while isinstance(event := connection.next_event(), h11.Data):
+            body += event.data
+        assert isinstance(event, h11.EndOfMessage)
+    except (h11.RemoteProtocolError, AssertionError):
+        return None
+    return head.method, head.target, list(head.headers), body
+
+
+LINES = st.sampled_from(
+    [b"Host: a", b"host:b", b"Content-Length: 3", b"content-length: 0", b"a:\x01",
+     b"Transfer-Encoding: chunked",
+     b"Transfer-Encoding: gzip", b"a: b", b" folded", b"a : b", b"a", b": b", b"a: \xff",
+     b"Connection: close", b"Expect: 100-continue", b"Content-Length: 3, 3", b"a: b\n", b"\rc: d"]
+)  # fmt: skip
+BODIES = st.sampled_from(
+    [b"", b"abc", b"3\r\nabc\r\n0\r\n\r\n", b"3;x=y\r\nabc\r\n0\r\na: b\r\n\r\n", b"0\r\n\r\n",
+     b"3\nabc\n0\n\n", b"-3\r\nabc\r\n0\r\n\r\n", b"3 \r\nabc\r\n0\r\n\r\n"]
+)  # fmt: skip
+
+
+@given(
+    line=st.sampled_from([b"GET /a HTTP/1.1", b"POST /a?b HTTP/1.1", b"POST /a HTTP/1.0"]),
+    lines=st.lists(LINES, min_size=1, max_size=5),
+    body=BODIES,
+    noise=st.none() | st.tuples(st.integers(0, 150), st.binary(min_size=1, max_size=2)),
+)
+@settings(max_examples=400, deadline=None)
+def test_what_is_accepted_is_read_as_h11_reads_it(
+    line: bytes, lines: list[bytes], body: bytes, noise: tuple[int, bytes] | None
+) -> None:
+    sent = b"\r\n".join((line, *lines, b"", body))
+    if noise is not None:
+        at = min(noise[0], len(sent))
+        sent = sent[:at] + noise[1] + sent[at:]
+    if b"\r\n\r\n" not in sent:
+        return
+    try:
+        head = parse_head(sent[: sent.index(b"\r\n\r\n")])
+        framed = ChunkedBody() if head.content_length == CHUNKED else SizedBody(head.content_length)
+        content, _ = framed.read(sent[sent.index(b"\r\n\r\n") + 4 :])
+    except HttpError:
+        return
+    if not framed.complete or head.method not in ("GET", "POST"):
+        return
+
+    read = read_by_h11(sent)
+
+    assert read is not None, sent
+    assert (read[0].decode(), read[3]) == (head.method, content)
+    assert read[2] == head.fields
 
 
 # Packets
@@ -1193,6 +1292,20 @@ async def test_connections_of_an_address_are_limited() -> None:
         assert (await first.answer()).status == 200
 
 
+async def test_few_refused_connections_are_answered_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.http1.protocol._MOST_REFUSED", 1)
+    async with (
+        serve(clients=Clients(total=1, per_address=9)) as server,
+        connect(server),
+        connect(server) as second,
+        connect(server) as third,
+    ):
+        assert (await second.answer()).status == 503
+        assert await third.is_closed()
+
+
 async def test_trusted_proxy_has_no_limit_of_its_own() -> None:
     clients = Clients(total=9, per_address=1, proxies=["127.0.0.0/8", "::1"])
     async with serve(clients=clients) as server, connect(server):
@@ -1319,7 +1432,7 @@ async def test_trusted_proxy_names_client_and_scheme() -> None:
     assert answer.document["scheme"] == "https"
 
 
-async def test_other_clients_do_not_name_themselves() -> None:
+async def test_untrusted_client_does_not_name_itself() -> None:
     async with serve(proxy_headers=True, forwarded_allow_ips=["192.0.2.1/32"]) as server:
         (answer,) = await exchange(
             server, request("GET /echo HTTP/1.1", *FORWARDED, "Connection: close")
@@ -1329,7 +1442,7 @@ async def test_other_clients_do_not_name_themselves() -> None:
     assert answer.document["scheme"] == "http"
 
 
-# Clients of others
+# Other people's clients
 
 _JAVA = """
 import java.net.URI;

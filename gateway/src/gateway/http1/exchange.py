@@ -100,11 +100,12 @@ class Exchange:
         *,
         keep_alive: bool,
         expects_continue: bool,
-        body_complete: bool,
+        body: bytes | None,
     ) -> None:
+        """Take a request with its whole body, or with None if that is still to come."""
         self.scope = scope
         self.keep_alive = keep_alive
-        self.body_complete = body_complete
+        self.body_complete = body is not None
         self.buffered = 0
         """Bytes of the body that the application has not taken yet."""
         self.started = False
@@ -119,7 +120,7 @@ class Exchange:
         """The task of `run`, as long as it runs."""
         self._connection = connection
         self._awaits_continue = expects_continue
-        self._body: list[bytes] = []
+        self._body = [body] if body else []
         self._end_received = False
         self._changed: asyncio.Event | None = None
         self._head = b""  # written together with the first part of the body

@@ -223,19 +223,21 @@ class Http1Protocol(asyncio.Protocol):
 
     def _begin(self, head: Head) -> None:
         length = head.content_length
+        body = None
+        if 0 <= length <= len(self._buffer):  # all of it has come: most requests
+            body, self._buffer = self._buffer[:length], self._buffer[length:]
+            self._deadlines.reading = NEVER
+        else:
+            self._body = ChunkedBody() if length == CHUNKED else SizedBody(length)
+            self._body_bytes = 0
+            self._deadlines.read_until(self._began + self._limits.request_seconds)
         self._exchange = exchange = Exchange(
             self._scope(head),
             self,
             keep_alive=head.keep_alive,
             expects_continue=head.expects_continue,
-            body_complete=not length,
+            body=body,
         )
-        if length:
-            self._body = ChunkedBody() if length == CHUNKED else SizedBody(length)
-            self._body_bytes = 0
-            self._deadlines.read_until(self._began + self._limits.request_seconds)
-        else:
-            self._deadlines.reading = NEVER
         exchange.task = self._loop.create_task(exchange.run(self._app))
         self.tasks.add(exchange.task)
 
