@@ -33,6 +33,7 @@ from gateway.http1.body import (
     ChunkedBody,
     SizedBody,
 )
+from gateway.http1.exchange import DISCONNECT
 from gateway.http1.head import CHUNKED, HEAD_BYTES, MAX_FIELDS, parse_head
 from gateway.http1.limits import client_network
 from gateway.problems import HttpError
@@ -65,6 +66,10 @@ class Echo:
         path, body, parts = scope["path"], b"", [b""]
         if path == "/large":
             parts = [b"x" * 5_000_000] * 4
+        elif path == "/called-back":
+            scope["extensions"][DISCONNECT](self.disconnected.set)
+            await self.disconnected.wait()
+            return
         elif path == "/leave":
             while (await receive())["type"] != "http.disconnect":
                 pass
@@ -658,7 +663,7 @@ async def test_chunks_become_the_body(server: Server, body: bytes, expected: str
         b"0\r\na: b\0\r\n\r\n",
     ],
 )
-@pytest.mark.parametrize("path", ["/echo", "/leave"])
+@pytest.mark.parametrize("path", ["/echo", "/leave", "/called-back"])
 async def test_invalid_chunks_are_refused_and_the_connection_closed(
     server: Server, body: bytes, path: str
 ) -> None:
@@ -934,6 +939,18 @@ async def test_frame_in_the_same_write_as_the_handshake_is_read(server: Server) 
         await client.reader.readuntil(b"\r\n\r\n")
 
         assert await client.reader.readexactly(7) == b"\x81\x05hello"
+
+
+@pytest.mark.parametrize("field", ["a: " + "b" * 20_000, "Content-Length: 00"])
+async def test_handshake_that_the_websocket_protocol_cannot_read_is_refused(
+    server: Server, field: str
+) -> None:
+    handshake = request("GET /ws HTTP/1.1", "Connection: Upgrade", *HANDSHAKE, field)
+
+    (answer,) = await exchange(server, handshake)
+
+    assert answer.outline == (400, "HANDSHAKE_INVALID")
+    await until(lambda: server.clients.open == 0)
 
 
 @pytest.mark.parametrize(
@@ -1240,10 +1257,11 @@ async def test_client_that_neither_reads_nor_closes_is_cut_off_after_a_refusal()
 # Clients that leave, and logs
 
 
-async def test_client_that_leaves_is_a_disconnect_for_the_application() -> None:
+@pytest.mark.parametrize("path", ["/leave", "/called-back"])
+async def test_client_that_leaves_is_a_disconnect_for_the_application(path: str) -> None:
     async with serve() as server:
         async with connect(server) as client:
-            await client.send(request("GET /leave HTTP/1.1"))
+            await client.send(request(f"GET {path} HTTP/1.1"))
         async with asyncio.timeout(5):
             await server.echo.disconnected.wait()
 

@@ -1,7 +1,7 @@
 """One request and its response: what an ASGI application receives and sends."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum, auto
 from http import HTTPStatus
 from typing import Final, Protocol
@@ -11,9 +11,12 @@ from starlette.types import ASGIApp, Message, Scope
 
 from shared.errors import ServiceError, internal
 
-__all__ = ["Connection", "Exchange"]
+__all__ = ["DISCONNECT", "Connection", "Exchange"]
 
 _log = structlog.get_logger()
+
+DISCONNECT: Final = "postbus.disconnect"
+"""ASGI extension of each scope: see `Exchange.on_disconnect`."""
 
 _STATUS_LINES: Final = {
     status.value: b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode()) for status in HTTPStatus
@@ -82,6 +85,7 @@ class Exchange:
         "_end_received",
         "_head",
         "_left",
+        "_on_disconnect",
         "body_complete",
         "buffered",
         "complete",
@@ -104,6 +108,7 @@ class Exchange:
     ) -> None:
         """Take a request with its whole body, or with None if that is still to come."""
         self.scope = scope
+        scope["extensions"] = {DISCONNECT: self.on_disconnect}
         self.keep_alive = keep_alive
         self.body_complete = body is not None
         self.buffered = 0
@@ -122,6 +127,7 @@ class Exchange:
         self._awaits_continue = expects_continue
         self._body = [body] if body else []
         self._end_received = False
+        self._on_disconnect: Callable[[], None] | None = None
         self._changed: asyncio.Event | None = None
         self._head = b""  # written together with the first part of the body
         self._delimiter = _Delimiter.NO_BODY
@@ -151,6 +157,27 @@ class Exchange:
         self._body.append(content)
         self.buffered += len(content)
         self.wake()
+
+    def disconnect(self, failure: ServiceError | None = None) -> None:
+        """End the request: the client has left, or the rest of the body can't be read."""
+        if failure is None:
+            self.gone = True
+        self.failure = failure
+        self.keep_alive = False
+        self.wake()
+        if self._on_disconnect is not None:
+            self._on_disconnect()
+            self._on_disconnect = None
+
+    def on_disconnect(self, callback: Callable[[], None] | None) -> None:
+        """Call `callback` once the request has ended without a complete response; None: no more.
+
+        The extension DISCONNECT of the scope: `receive` tells the same, but takes a task to wait.
+        """
+        self._on_disconnect = callback
+        if callback is not None and (self.gone or self.failure is not None):
+            self._on_disconnect = None
+            callback()
 
     def wake(self) -> None:
         """Let `receive` look at what has changed."""
@@ -248,6 +275,7 @@ class Exchange:
         self._write(body)
         if not more:
             self.complete = True
+            self._on_disconnect = None
             self.wake()
             self._connection.finish(self)
 

@@ -111,8 +111,7 @@ class Http1Protocol(asyncio.Protocol):
         self._closing = True
         self._buffer, self._body = b"", None
         if self._exchange is not None:
-            self._exchange.gone = True
-            self._exchange.wake()
+            self._exchange.disconnect()
             self._exchange = None
         self._set_writable()
 
@@ -283,18 +282,21 @@ class Http1Protocol(asyncio.Protocol):
     def _upgrade(self, head: Head) -> None:
         """Hand the connection over; it stays counted until it is lost."""
         received = rebuilt(head) + self._buffer
+        running = len(self.tasks)
+        protocol = self._config.ws_protocol_class(  # type: ignore[misc, call-arg]
+            config=self._config, server_state=self._server_state, app_state=self._app_state
+        )
         self._server_state.connections.discard(self)
-        self._deadlines.cancel()
+        self._deadlines.reading = NEVER
         self._closing = True
         self._buffer = b""
-        hand_over(
-            self._transport,
-            self._config.ws_protocol_class(  # type: ignore[misc, call-arg]
-                config=self._config, server_state=self._server_state, app_state=self._app_state
-            ),
-            received,
-            self._release,
-        )
+        hand_over(self._transport, protocol, received, self._release)
+        if len(self.tasks) == running and not self._transport.is_closing():
+            # Its parser has other limits than ours, and is silent about what exceeds them.
+            self._transport.set_protocol(self)
+            self._server_state.connections.discard(protocol)
+            self._server_state.connections.add(self)  # type: ignore[arg-type]
+            self.refuse(refusal(400, "HANDSHAKE_INVALID", "This is no WebSocket handshake."))
 
     def _resume(self) -> None:
         self._resuming = False
@@ -352,9 +354,7 @@ class Http1Protocol(asyncio.Protocol):
             self._closing = True
             self._buffer, self._body = b"", None
             self._deadlines.reading = NEVER
-            exchange.failure = error
-            exchange.keep_alive = False
-            exchange.wake()
+            exchange.disconnect(error)
 
     def refuse(self, error: ServiceError) -> None:
         """Answer with an error in place of a response, then close."""
