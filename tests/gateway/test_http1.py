@@ -1,6 +1,7 @@
 """HTTP/1.1 as the gateway reads and writes it: raw sockets, uvicorn, and a small application."""
 
 import asyncio
+import gc
 import json
 import resource
 import shutil
@@ -1115,6 +1116,23 @@ async def test_any_split_of_pipelined_requests_gets_the_same_answers(
     writes = [stream[start:end] for start, end in pairwise(at)]
 
     assert outline(await exchange(server, *writes)) == whole
+
+
+async def test_answered_requests_leave_nothing_to_the_garbage_collector(server: Server) -> None:
+    async with connect(server) as client:
+        await client.send(POST)
+        await client.answer()
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(50):
+                await client.send(POST)
+                await client.answer()
+            left = gc.collect()
+        finally:
+            gc.enable()
+
+    assert left < 50
 
 
 # Deadlines

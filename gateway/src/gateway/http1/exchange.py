@@ -85,14 +85,16 @@ class Exchange:
         "_end_received",
         "_head",
         "_left",
+        "_method",
         "_on_disconnect",
+        "_path",
+        "_version",
         "body_complete",
         "buffered",
         "complete",
         "failure",
         "gone",
         "keep_alive",
-        "scope",
         "started",
         "task",
     )
@@ -107,7 +109,6 @@ class Exchange:
         body: bytes | None,
     ) -> None:
         """Take a request with its whole body, or with None if that is still to come."""
-        self.scope = scope
         scope["extensions"] = {DISCONNECT: self.on_disconnect}
         self.keep_alive = keep_alive
         self.body_complete = body is not None
@@ -123,6 +124,9 @@ class Exchange:
         """Why the rest of the body can't be read."""
         self.task: asyncio.Task[None] | None = None
         """The task of `run`, as long as it runs."""
+        self._method: str = scope["method"]  # not the scope: it refers to this exchange
+        self._path: str = scope["path"]
+        self._version: str = scope["http_version"]
         self._connection = connection
         self._awaits_continue = expects_continue
         self._body = [body] if body else []
@@ -133,15 +137,15 @@ class Exchange:
         self._delimiter = _Delimiter.NO_BODY
         self._left = 0
 
-    async def run(self, app: ASGIApp) -> None:
+    async def run(self, app: ASGIApp, scope: Scope) -> None:
         """Let the application answer; answer in its place if it fails to."""
         try:
-            await app(self.scope, self.receive, self.send)
+            await app(scope, self.receive, self.send)
             if self._is_left_open():
-                _log.error("request.unanswered", path=self.scope["path"])
+                _log.error("request.unanswered", path=self._path)
         except Exception as error:  # noqa: BLE001  # the edge of the process
             if self._is_left_open():
-                _log.error("request.failed", path=self.scope["path"], exc_info=error)
+                _log.error("request.failed", path=self._path, exc_info=error)
         finally:
             if self.task is not None:
                 self._connection.tasks.discard(self.task)
@@ -246,12 +250,12 @@ class Exchange:
     def _framing(self, status: int, length: bytes | None) -> bytes:
         """Decide how the body ends, and return the last lines of the head (RFC 9112, section 6)."""
         line = b""
-        if self.scope["method"] == "HEAD" or status in (204, 304):
+        if self._method == "HEAD" or status in (204, 304):
             self._delimiter = _Delimiter.NO_BODY
         elif length is not None:
             self._delimiter = _Delimiter.LENGTH
             self._left = int(length)
-        elif self.scope["http_version"] == "1.1":
+        elif self._version == "1.1":
             self._delimiter = _Delimiter.CHUNKS
             line = b"transfer-encoding: chunked\r\n"
         else:

@@ -230,14 +230,15 @@ class Http1Protocol(asyncio.Protocol):
             self._body = ChunkedBody() if length == CHUNKED else SizedBody(length)
             self._body_bytes = 0
             self._deadlines.read_until(self._began + self._limits.request_seconds)
+        scope = self._scope(head)
         self._exchange = exchange = Exchange(
-            self._scope(head),
+            scope,
             self,
             keep_alive=head.keep_alive,
             expects_continue=head.expects_continue,
             body=body,
         )
-        exchange.task = self._loop.create_task(exchange.run(self._app))
+        exchange.task = self._loop.create_task(exchange.run(self._app, scope))
         self.tasks.add(exchange.task)
 
     def _scope(self, head: Head) -> Scope:
