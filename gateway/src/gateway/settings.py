@@ -1,6 +1,11 @@
 """What the gateway is configured with."""
 
-from pydantic import Field, SecretStr
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, FilePath, SecretStr, ValidationInfo, field_validator
+from pydantic_settings import NoDecode
 
 from shared.settings import ServiceSettings
 
@@ -14,9 +19,23 @@ class GatewaySettings(ServiceSettings):
     """Address to listen on."""
     port: int = 8000
     """Port to listen on."""
+    tls_certificate: FilePath | None = None
+    """File with the certificate chain (PEM); with it, the gateway serves HTTPS only."""
+    tls_key: FilePath | None = Field(default=None, validate_default=True)
+    """File with the private key of the certificate (PEM, without a password)."""
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
+    """Addresses or networks, separated by commas, whose X-Forwarded-For and X-Forwarded-Proto
+    headers are believed; other clients' are ignored."""
     max_body_bytes: int = 2 << 20
     """Largest request body and WebSocket frame, in bytes: room for every request that the contract
     allows, even with each character escaped (12 bytes outside of Unicode's basic plane)."""
+    idle_seconds: float = Field(default=75.0, gt=0)
+    """How long an idle connection is kept: longer than a proxy in front keeps its own (60 s)."""
+    max_connections: int = Field(default=20_000, gt=0)
+    """Most open connections, WebSockets included; further ones get 503."""
+    max_connections_per_address: int = Field(default=1_000, gt=0)
+    """Most open connections of one IPv4 address or IPv6 /64; further ones get 429. Trusted proxies
+    have no such limit."""
     rate_address: str = "1200/minute"
     """Requests without a token, by address; empty for no limit, as below."""
     rate_user: str = "2400/minute"
@@ -27,3 +46,16 @@ class GatewaySettings(ServiceSettings):
     """Rates of single methods by full name, as JSON, in place of the contract's `rate_limit`."""
     rate_storage_url: SecretStr | None = None
     """Redis that the gateways count in together, redis://host:port; each counts alone without."""
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _split(cls, value: str | tuple[str, ...]) -> tuple[str, ...]:
+        parts = value.split(",") if isinstance(value, str) else value
+        return tuple(str(ip_network(part.strip())) for part in parts if part.strip())
+
+    @field_validator("tls_key")
+    @classmethod
+    def _require_both(cls, key: Path | None, info: ValidationInfo) -> Path | None:
+        if (key is None) != (info.data.get("tls_certificate") is None):
+            raise ValueError("TLS needs both files, a certificate and its key")
+        return key

@@ -1,0 +1,91 @@
+"""Limits of one connection, and on the number of connections."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Final
+
+from gateway.problems import HttpError
+from shared.errors import Code
+
+__all__ = ["Clients", "HttpLimits", "client_network"]
+
+_RETRY_SECONDS: Final = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpLimits:
+    """Limits of one connection, in bytes and seconds."""
+
+    max_body_bytes: int = 1 << 20
+    head_seconds: float = 10.0
+    """From the first byte of a head, or from the start of the connection, to its end."""
+    request_seconds: float = 30.0
+    """From the first byte of a request to its last."""
+    write_seconds: float = 30.0
+    """Without a byte taken by the client."""
+    idle_seconds: float = 75.0
+    """Between two requests."""
+    linger_seconds: float = 10.0
+    """For the client to read the last answer and to close."""
+
+
+class Clients:
+    """Counts the open connections of a server."""
+
+    def __init__(self, *, total: int, per_address: int, proxies: Sequence[str] = ()) -> None:
+        """Take the limits, and the addresses or networks that have no limit of their own."""
+        self.open = 0
+        self.refused = 0
+        """Refused connections that are still there to read why."""
+        self._total = total
+        self._per_address = per_address
+        self._proxies: list[IPv4Network | IPv6Network] = [ip_network(each) for each in proxies]
+        self._by_network: Counter[str] = Counter()
+
+    def admit(self, network: str) -> HttpError | None:
+        """Count a connection, or return why it is refused: 503 or 429.
+
+        Every admitted connection is released by `release`, once.
+        """
+        if self.open >= self._total:
+            return _refusal(503, Code.UNAVAILABLE, "TOO_MANY_CONNECTIONS", "in all")
+        if self._by_network[network] >= self._per_address and not self._is_proxy(network):
+            return _refusal(
+                429, Code.RESOURCE_EXHAUSTED, "TOO_MANY_CONNECTIONS", "from this address"
+            )
+        self.open += 1
+        self._by_network[network] += 1
+        return None
+
+    def release(self, network: str) -> None:
+        """Forget an admitted connection."""
+        self.open -= 1
+        self._by_network[network] -= 1
+        if not self._by_network[network]:
+            del self._by_network[network]
+
+    def _is_proxy(self, network: str) -> bool:
+        if not network:  # a Unix socket
+            return True
+        address = ip_network(network)
+        return any(
+            address.version == proxy.version and address.overlaps(proxy) for proxy in self._proxies
+        )
+
+
+def client_network(address: str) -> str:
+    """Return the network that is one client to a limit: an IPv4 address, or a /64 of IPv6."""
+    if ":" not in address:
+        return address
+    ip = ip_address(address.partition("%")[0])
+    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
+        return str(ip.ipv4_mapped)
+    return str(IPv6Network((int(ip) >> 64 << 64, 64)))
+
+
+def _refusal(status: int, code: int, reason: str, scope: str) -> HttpError:
+    error = HttpError(status, code, reason, f"There are too many connections {scope}.")
+    error.retry_after = _RETRY_SECONDS
+    return error

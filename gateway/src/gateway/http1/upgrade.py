@@ -1,0 +1,59 @@
+"""The change of a connection to the WebSocket protocol (RFC 6455, section 4.2).
+
+Offers of other protocols are declined: the request is answered as if there were no offer
+(RFC 9110, section 7.8).
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from gateway.http1.head import Head
+
+__all__ = ["hand_over", "is_handshake", "rebuilt"]
+
+
+def is_handshake(head: Head) -> bool:
+    """Return whether a request offers to go on as a WebSocket."""
+    return (
+        head.upgrade == b"websocket"
+        and head.method == "GET"
+        and head.version == "1.1"
+        and not head.content_length
+    )
+
+
+def rebuilt(head: Head) -> bytes:
+    """Return a head as it is sent."""
+    target = head.raw_path + (b"?" + head.query if head.query else b"")
+    lines = [b"%b %b HTTP/%b\r\n" % (head.method.encode(), target, head.version.encode())]
+    lines += (b"%b: %b\r\n" % field for field in head.fields)
+    return b"".join((*lines, b"\r\n"))
+
+
+def hand_over(
+    transport: asyncio.Transport,
+    protocol: asyncio.Protocol,
+    received: bytes,
+    lost: Callable[[], None],
+) -> None:
+    """Let `protocol` go on with a connection, and call `lost` when the connection is lost."""
+    transport.set_protocol(_Upgraded(protocol, lost))
+    protocol.connection_made(transport)
+    protocol.data_received(received)
+
+
+class _Upgraded(asyncio.Protocol):
+    """Another protocol, and a callback for the end of the connection."""
+
+    def __init__(self, protocol: asyncio.Protocol, lost: Callable[[], None]) -> None:
+        self._protocol = protocol
+        self._lost = lost
+        self.data_received = protocol.data_received  # type: ignore[method-assign]
+        self.eof_received = protocol.eof_received  # type: ignore[method-assign]
+        self.pause_writing = protocol.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = protocol.resume_writing  # type: ignore[method-assign]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End both."""
+        self._lost()
+        self._protocol.connection_lost(exc)

@@ -1,0 +1,61 @@
+"""The gateway's own settings."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from gateway.__main__ import _configuration
+from gateway.settings import GatewaySettings
+
+
+def settings(monkeypatch: pytest.MonkeyPatch, **values: str) -> GatewaySettings:
+    required = {"amqp_url": "amqp://a", "verification_keys": "{}"}
+    for name, value in {**required, **values}.items():
+        monkeypatch.setenv(f"POSTBUS_{name.upper()}", value)
+    return GatewaySettings()
+
+
+def test_no_proxy_is_trusted_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")  # uvicorn's own variable
+
+    configuration = _configuration(None, settings(monkeypatch))  # type: ignore[arg-type]
+
+    assert not configuration.proxy_headers
+    assert configuration.forwarded_allow_ips == []
+
+
+def test_trusted_proxies_are_addresses_and_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = settings(monkeypatch, trusted_proxies="192.0.2.1, 10.0.0.0/8,2001:db8::/32")
+
+    configuration = _configuration(None, given)  # type: ignore[arg-type]
+
+    assert configuration.proxy_headers
+    assert configuration.forwarded_allow_ips == ["192.0.2.1/32", "10.0.0.0/8", "2001:db8::/32"]
+
+
+@pytest.mark.parametrize("value", ["*", "proxy.example", "10.0.0.1/8"])
+def test_trusted_proxy_that_is_no_address_is_refused(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    with pytest.raises(ValidationError):
+        settings(monkeypatch, trusted_proxies=value)
+
+
+@pytest.mark.parametrize("given", ["tls_certificate", "tls_key"])
+def test_tls_needs_certificate_and_key(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: str
+) -> None:
+    file = tmp_path / "file.pem"
+    file.touch()
+
+    with pytest.raises(ValidationError) as raised:
+        settings(monkeypatch, **{given: str(file)})
+    assert [error["loc"] for error in raised.value.errors()] == [("tls_key",)]
+
+    both = settings(monkeypatch, tls_certificate=str(file), tls_key=str(file))
+    assert _configuration(None, both).is_ssl  # type: ignore[arg-type]
+
+
+def test_idle_connections_outlive_those_of_common_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings(monkeypatch).idle_seconds > 60
