@@ -35,7 +35,9 @@ class HttpRule:
     """How a method is called over REST: google.api.http, and the status of success.
 
     `variables` are the fields that the path sets, by JSON path, and of which of its parameters;
-    `body` and `response_body` are JSON names.
+    `body` and `response_body` are JSON names. `location` tells where a created resource is found:
+    the path of its collection, then the names of proto that lead to its id in the response; it is
+    empty if the resource can't be read alone.
     """
 
     verb: str
@@ -44,6 +46,7 @@ class HttpRule:
     body: str
     response_body: str
     status: int
+    location: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,6 +205,7 @@ METHODS: Mapping[str, Method] = {
                 body="*",
                 response_body="comment",
                 status=201,
+                location=(),
             ),
         ),
     ),
@@ -231,6 +235,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -260,6 +265,7 @@ METHODS: Mapping[str, Method] = {
                 body="*",
                 response_body="comment",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -289,6 +295,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="",
                 status=204,
+                location=(),
             ),
         ),
     ),
@@ -318,6 +325,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -347,6 +355,7 @@ METHODS: Mapping[str, Method] = {
                 body="*",
                 response_body="",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -376,6 +385,7 @@ METHODS: Mapping[str, Method] = {
                 body="*",
                 response_body="post",
                 status=201,
+                location=("/v1/posts", "post", "id"),
             ),
         ),
     ),
@@ -405,6 +415,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="post",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -428,7 +439,13 @@ METHODS: Mapping[str, Method] = {
         expected_version="",
         http=(
             HttpRule(
-                verb="GET", path="/v1/posts", variables=(), body="", response_body="", status=200
+                verb="GET",
+                path="/v1/posts",
+                variables=(),
+                body="",
+                response_body="",
+                status=200,
+                location=(),
             ),
         ),
     ),
@@ -452,7 +469,13 @@ METHODS: Mapping[str, Method] = {
         expected_version="",
         http=(
             HttpRule(
-                verb="GET", path="/v1/feed", variables=(), body="", response_body="", status=200
+                verb="GET",
+                path="/v1/feed",
+                variables=(),
+                body="",
+                response_body="",
+                status=200,
+                location=(),
             ),
         ),
     ),
@@ -476,7 +499,13 @@ METHODS: Mapping[str, Method] = {
         expected_version="",
         http=(
             HttpRule(
-                verb="GET", path="/v1/tags", variables=(), body="", response_body="", status=200
+                verb="GET",
+                path="/v1/tags",
+                variables=(),
+                body="",
+                response_body="",
+                status=200,
+                location=(),
             ),
         ),
     ),
@@ -506,6 +535,7 @@ METHODS: Mapping[str, Method] = {
                 body="*",
                 response_body="post",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -535,6 +565,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="",
                 status=204,
+                location=(),
             ),
         ),
     ),
@@ -564,6 +595,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="post",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -593,6 +625,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="post",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -622,6 +655,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="post",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -651,6 +685,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="post",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -680,6 +715,7 @@ METHODS: Mapping[str, Method] = {
                 body="*",
                 response_body="user",
                 status=201,
+                location=(),
             ),
         ),
     ),
@@ -709,6 +745,7 @@ METHODS: Mapping[str, Method] = {
                 body="*",
                 response_body="",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -738,6 +775,7 @@ METHODS: Mapping[str, Method] = {
                 body="*",
                 response_body="",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -767,6 +805,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="",
                 status=204,
+                location=(),
             ),
         ),
     ),
@@ -796,6 +835,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="",
                 status=204,
+                location=(),
             ),
         ),
     ),
@@ -825,6 +865,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -854,6 +895,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="",
                 status=204,
+                location=(),
             ),
         ),
     ),
@@ -883,6 +925,7 @@ METHODS: Mapping[str, Method] = {
                 body="*",
                 response_body="",
                 status=204,
+                location=(),
             ),
         ),
     ),
@@ -912,6 +955,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -935,7 +979,13 @@ METHODS: Mapping[str, Method] = {
         expected_version="",
         http=(
             HttpRule(
-                verb="GET", path="/v1/me", variables=(), body="", response_body="user", status=200
+                verb="GET",
+                path="/v1/me",
+                variables=(),
+                body="",
+                response_body="user",
+                status=200,
+                location=(),
             ),
         ),
     ),
@@ -965,6 +1015,7 @@ METHODS: Mapping[str, Method] = {
                 body="*",
                 response_body="user",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -988,7 +1039,13 @@ METHODS: Mapping[str, Method] = {
         expected_version="expected_version",
         http=(
             HttpRule(
-                verb="DELETE", path="/v1/me", variables=(), body="", response_body="", status=204
+                verb="DELETE",
+                path="/v1/me",
+                variables=(),
+                body="",
+                response_body="",
+                status=204,
+                location=(),
             ),
         ),
     ),
@@ -1018,6 +1075,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="profile",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -1041,7 +1099,13 @@ METHODS: Mapping[str, Method] = {
         expected_version="",
         http=(
             HttpRule(
-                verb="GET", path="/v1/users", variables=(), body="", response_body="", status=200
+                verb="GET",
+                path="/v1/users",
+                variables=(),
+                body="",
+                response_body="",
+                status=200,
+                location=(),
             ),
         ),
     ),
@@ -1111,6 +1175,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="profile",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -1140,6 +1205,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="profile",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -1169,6 +1235,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -1198,6 +1265,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="",
                 status=200,
+                location=(),
             ),
         ),
     ),

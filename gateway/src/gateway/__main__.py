@@ -4,6 +4,7 @@ import uvicorn
 import uvloop
 
 from gateway.app import build_app
+from gateway.headers import transport_security
 from gateway.limits import BoundedHttpProtocol
 from gateway.settings import GatewaySettings
 from shared import collector
@@ -25,7 +26,14 @@ def main() -> None:
 async def _serve(settings: GatewaySettings) -> None:
     async with connect(settings.amqp_url, "gateway", settings.amqp_plane) as bus:
         verifier = TokenVerifier(settings.verification_keys)
-        app = build_app(bus, verifier, max_body_bytes=settings.max_body_bytes)
+        app = build_app(
+            bus,
+            verifier,
+            max_body_bytes=settings.max_body_bytes,
+            allowed_origins=settings.allowed_origins,
+            operations_networks=settings.operations_networks,
+            security_contact_uri=settings.security_contact,
+        )
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
@@ -35,6 +43,7 @@ async def _serve(settings: GatewaySettings) -> None:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                headers=transport_security(settings.hsts_seconds),
                 timeout_graceful_shutdown=_DRAIN_SECONDS,
                 ws_max_size=settings.max_body_bytes,
             )

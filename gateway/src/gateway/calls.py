@@ -3,7 +3,7 @@
 from gateway.revocations import SessionVerifier
 from postbus.registry import METHODS, Access, Method
 from shared.errors import Code, ServiceError
-from shared.identity import token_missing
+from shared.identity import Caller, token_missing
 
 __all__ = ["MAX_TIMEOUT", "authorize", "public_method"]
 
@@ -19,9 +19,13 @@ def public_method(name: str) -> Method:
     return method
 
 
-def authorize(method: Method, access_token: str, verifier: SessionVerifier) -> None:
-    """Refuse callers that the method is not for: UNAUTHENTICATED. A bad token is never ignored."""
+def authorize(method: Method, access_token: str, verifier: SessionVerifier) -> Caller | None:
+    """Return the caller, None if there is no token; UNAUTHENTICATED if the method is not for it.
+
+    A token that is not valid is never ignored.
+    """
     if access_token:
-        verifier.verify(access_token, ended=method.ends_session)
-    elif method.access is not Access.PUBLIC:
+        return verifier.verify(access_token, ended=method.ends_session)
+    if method.access is not Access.PUBLIC:
         raise token_missing()
+    return None

@@ -6,9 +6,9 @@ uvicorn's httptools protocol takes heads of any size and waits for them without 
 import asyncio
 from typing import Final
 
-from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from gateway.answers import Answer
 from gateway.problems import HttpError, problem
 from shared.errors import Code
 from shared.trace import new_traceparent, trace_id
@@ -74,7 +74,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-def _raw(response: Response) -> bytes:
-    head = b"HTTP/1.1 %d \r\nconnection: close\r\n" % response.status_code
-    head += b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
-    return head + b"\r\n" + bytes(response.body)
+def _raw(answer: Answer) -> bytes:
+    head = b"HTTP/1.1 %d \r\nconnection: close\r\n" % answer.status
+    head += b"".join(b"%s: %s\r\n" % header for header in answer.headers)
+    return head + b"\r\n" + answer.body
