@@ -4,6 +4,7 @@ A contract route is the outermost application and builds nothing that its reques
 FastAPI's routes cost several times as much as the call itself.
 """
 
+import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,8 +31,9 @@ from gateway.success import Success
 from gateway.targets import query_parameters
 from gateway.transcoding import Transcoder
 from postbus.registry import METHODS, Access, HttpRule, Method
-from shared.errors import Code, ServiceError, internal
+from shared.errors import Code, Outcome, ServiceError, internal
 from shared.messagebus import Call, MessageBus, call_method
+from shared.messagebus.envelope import unavailable
 from shared.trace import child_traceparent
 from shared.wire import message_class
 
@@ -125,6 +127,9 @@ class Endpoint:
             answer = self._problem(error, request)
         except ClientDisconnect:
             raise
+        except asyncio.CancelledError:  # the server stops, and has waited long enough
+            stopped = unavailable("SERVER_STOPPED", "The gateway stops.", Outcome.UNKNOWN)
+            answer = self._problem(stopped, request)
         except Exception:  # noqa: BLE001  # the edge: the client waits for an answer
             _log.exception("request.failed", method=self.method.name, trace_id=request.trace_id)
             answer = self._problem(internal(), request)
