@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass, field
 
+import structlog
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from gateway.headers import Header
 
 __all__ = ["Answer"]
+
+_log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -21,10 +25,14 @@ class Answer:
     body: bytes = b""
 
     async def send(self, _receive: Receive, send: Send) -> None:
-        """Send the response in two messages."""
+        """Send the response in two messages; raises ClientDisconnect if the client has left."""
         start = {"type": "http.response.start", "status": self.status, "headers": self.headers}
-        await send(start)
-        await send({"type": "http.response.body", "body": self.body})
+        try:
+            await send(start)
+            await send({"type": "http.response.body", "body": self.body})
+        except (OSError, RuntimeError) as error:  # the connection is closed
+            _log.debug("request.abandoned", error=repr(error))
+            raise ClientDisconnect from error
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response."""

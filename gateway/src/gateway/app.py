@@ -8,7 +8,7 @@ from http import HTTPStatus
 import structlog
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.routing import WebSocketRoute
 
 from gateway.answers import Answer
@@ -99,5 +99,6 @@ async def _service_problem(_request: Request, error: ServiceError) -> Answer:
 async def _internal_problem(request: Request, error: Exception) -> Answer:
     """Log an unexpected error, of which the client learns nothing but that it happened."""
     trace = trace_id(new_traceparent())
-    _log.error("request.failed", path=request.url.path, trace_id=trace, exc_info=error)
+    if not isinstance(error, ClientDisconnect):
+        _log.error("request.failed", path=request.url.path, trace_id=trace, exc_info=error)
     return problem(internal(), trace)

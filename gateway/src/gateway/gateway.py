@@ -1,7 +1,7 @@
 """The outermost ASGI application."""
 
 import time
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any
 
 import structlog
@@ -95,7 +95,8 @@ class Gateway:
         metrics = self._metrics.of("none", scope["method"])
         metrics.begun += 1
         began = time.perf_counter()
-        await answer.send(receive, send)
+        with suppress(ClientDisconnect):
+            await answer.send(receive, send)
         metrics.end(answer.status, time.perf_counter() - began)
 
     async def _serve_inner(self, scope: Scope, receive: Receive, send: Send) -> None:
