@@ -1,8 +1,10 @@
 """The semantics of HTTP that every route of the contract shares (RFC 9110)."""
 
+import json
 import re
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
+from importlib.resources import files
 
 import httpx
 import pytest
@@ -43,6 +45,19 @@ def url(rule: HttpRule) -> str:
     return re.sub(r"\{[^}]*\}", POST_ID, rule.path)
 
 
+DOCUMENT = json.loads(files("postbus").joinpath("openapi.json").read_text())
+
+
+def require_documented(rule: HttpRule, answer: httpx.Response) -> None:
+    """The document names the status for this operation, and each header that depends on it."""
+    response = DOCUMENT["paths"][rule.path][rule.verb.lower()]["responses"][str(answer.status_code)]
+    if "$ref" in response:
+        response = DOCUMENT["components"]["responses"][response["$ref"].rpartition("/")[2]]
+    headers = {name.lower() for name in response["headers"]}
+    special = {"accept", "accept-encoding", "accept-patch", "etag", "location", "retry-after"}
+    assert special & answer.headers.keys() <= headers
+
+
 def problem_of(answer: httpx.Response) -> tuple[int, str]:
     assert answer.headers["content-type"] == "application/problem+json"
     return answer.status_code, answer.json()["reason"]
@@ -69,6 +84,7 @@ async def test_every_answer_has_the_security_headers(
     for sent in ({}, headers):
         answer = await gateway.request(rule.verb, url(rule), headers=sent)
 
+        require_documented(rule, answer)
         assert SECURITY.items() <= answer.headers.items(), answer.text
         assert answer.headers["trace-id"]
         assert answer.headers["vary"] == "Authorization"
@@ -183,6 +199,7 @@ async def test_content_coding_is_refused_with_the_accepted_one(
 
         answer = await gateway.request(rule.verb, url(rule), content=b"{}", headers=sent)
 
+        require_documented(rule, answer)
         assert problem_of(answer) == (415, "CONTENT_ENCODING_UNSUPPORTED")
         assert answer.headers["accept-encoding"] == "identity"
 
@@ -194,6 +211,7 @@ async def test_wrong_media_type_is_refused_with_the_accepted_ones(
     for kind in ({"Content-Type": "text/plain"}, {}):
         answer = await gateway.request(rule.verb, url(rule), content=b"{}", headers=headers | kind)
 
+        require_documented(rule, answer)
         assert problem_of(answer) == (415, "NOT_JSON")
         patch = "application/json, application/merge-patch+json" if rule.verb == "PATCH" else None
         assert answer.headers.get("accept-patch") == patch
@@ -237,6 +255,7 @@ async def test_body_that_nothing_reads_is_refused(
         rule.verb, url(rule), json={"expectedVersion": "99"}, headers=headers
     )
 
+    require_documented(rule, answer)
     assert problem_of(answer) == (400, "BODY_UNEXPECTED")
     assert worker.requests == []
 

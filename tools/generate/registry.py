@@ -65,7 +65,7 @@ class HttpRule:
     body: str
     response_body: str
     status: int
-    location: tuple[str, ...]
+    location: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
