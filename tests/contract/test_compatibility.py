@@ -160,6 +160,18 @@ ROUTES = {
             "Odd.Other: route removed: POST /v1/me -> gone": REST,
         },
     ),
+    "custom verb captures, whatever the HTTP verb": (
+        served(rpc('get: "/v1/{id}"')),
+        served(rpc('post: "/v1/{id}:go"', name="Go"), rpc('get: "/v1/{id}"')),
+        {
+            "notice: Odd.Do: route captured in part: GET /v1/{id} -> "
+            "POST /v1/{id}:go of Odd.Go comes first": REST
+        },
+        {
+            "Odd.Go: method removed: Odd.Go -> gone": BY_KEY,
+            "Odd.Go: route removed: POST /v1/{id}:go -> gone": REST,
+        },
+    ),
     "captured in part": (
         served(rpc('get: "/v1/{id}"')),
         served(rpc('get: "/v1/me"', name="Me"), rpc('get: "/v1/{id}"')),

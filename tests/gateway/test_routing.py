@@ -27,7 +27,9 @@ ROUTES = {
         ("POST", b"/v1/items/newest", ("any", {"collection": "items", "id": "newest"})),
         ("GET", b"/v1/items/a:export", ("export", {"id": "a"})),
         ("GET", b"/v1/items/a%2Fb", ("get", {"id": "a/b"})),
-        ("DELETE", b"/v1/items/a:export", ("delete", {"id": "a:export"})),
+        ("DELETE", b"/v1/items/a:export", None),
+        ("DELETE", b"/v1/items/a%3Aexport", ("delete", {"id": "a:export"})),
+        ("DELETE", b"/v1/items/a:other", ("delete", {"id": "a:other"})),
         ("PUT", b"/v1/items/latest", None),
         ("PATCH", b"/v1/items/latest", None),
         ("GET", b"/v1/items/", None),
@@ -46,4 +48,5 @@ def test_path_is_served_with_the_verbs_of_all_routes_that_fit() -> None:
 
     assert routes.verbs(b"/v1/items/latest") == ["DELETE", "GET", "HEAD", "POST"]
     assert routes.verbs(b"/v1/other/x") == ["POST"]
+    assert routes.verbs(b"/v1/items/a:export") == ["GET", "HEAD"]
     assert routes.verbs(b"/nowhere") == []

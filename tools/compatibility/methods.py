@@ -34,7 +34,7 @@ def _is_new(route: Route, gone: Route, old: Surface) -> bool:
 
 
 def captured_routes(old: Surface, new: Surface) -> Iterator[Change]:
-    """Requests that reach another method, because a new route of their verb comes first."""
+    """Requests that reach another method, or none, because a new route comes first."""
     for key in old.routes.keys() & new.routes.keys():
         route, known = new.routes[key], {each.url for each in _ahead(old, old.routes[key])}
         for other in _ahead(new, route):
@@ -50,13 +50,17 @@ def captured_routes(old: Surface, new: Surface) -> Iterator[Change]:
 
 
 def _ahead(surface: Surface, route: Route) -> list[Route]:
-    """The routes of a verb that the gateway tries before this one and that share URLs with it."""
+    """The routes that the gateway tries before this one and that share URLs with it.
+
+    Those of the same verb, and those with a custom verb (`:publish`), whatever their HTTP verb.
+    """
+    order = precedence(route.template)
     return [
         each
         for each in surface.routes.values()
-        if each.verb == route.verb
-        and not surface.is_internal(each.method)
-        and precedence(each.template) < precedence(route.template)
+        if not surface.is_internal(each.method)
+        and (before := precedence(each.template)) < order
+        and (each.verb == route.verb or before[0] != order[0])
         and (each.answers(route.url) or route.answers(each.url))
     ]
 

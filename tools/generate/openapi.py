@@ -157,7 +157,7 @@ class _Operation:
             "parameters": [*self._path(), *self._query(), *self._headers.parameters()],
         }
         if self._binding.body:
-            operation["requestBody"] = {"required": True, "content": self._content()}
+            operation["requestBody"] = self._request_body()
         operation["responses"] = self._responses()
         for_users = _access(self._contracts, method) == _ACCESS_USER
         return operation | {"security": [{"bearer": []}] if for_users else [{}, {"bearer": []}]}
@@ -189,11 +189,20 @@ class _Operation:
                 "schema": schema,
             }
 
-    def _content(self) -> Schema:
-        """A merge patch (RFC 7396) may be named as one."""
-        content = {"schema": self._body()}
-        patch = {"application/merge-patch+json": content} if self._binding.verb == "PATCH" else {}
-        return {"application/json": content} | patch
+    def _request_body(self) -> Schema:
+        """An absent body is `{}`, so it may be left out unless that lacks a required member."""
+        schema = self._body()
+        kinds = ["application/json"]
+        if self._binding.verb == "PATCH":
+            kinds.append("application/merge-patch+json")  # RFC 7396
+        content = {kind: {"schema": schema} for kind in kinds}
+        return {"required": not self._takes_nothing(schema), "content": content}
+
+    def _takes_nothing(self, schema: Schema) -> bool:
+        name = schema.get("$ref", "").rpartition("/")[2]
+        resolved = self._schemas.components.get(name, schema)
+        demands = {"required", "allOf", "anyOf", "oneOf"}
+        return resolved.get("type") == "object" and demands.isdisjoint(resolved)
 
     def _body(self) -> Schema:
         request, binding = self._method.input_type, self._binding

@@ -18,26 +18,37 @@ class ContractRoutes(Generic[E]):
     """The endpoint of each verb and path template, such as `POST /v1/posts/{id}:publish`.
 
     A parameter is one segment, which may hold an escaped slash (RFC 3986, section 2.2). Where two
-    templates of a verb fit, the one with `precedence` is taken.
+    templates of a verb fit, the one with `precedence` is taken. What a custom verb (`:publish`)
+    ends is never a parameter as a whole, whatever the HTTP verb: its colon must be escaped for it.
     """
 
     def __init__(self, endpoints: Mapping[tuple[str, str], E]) -> None:
-        verbs = {verb for verb, _ in endpoints}
-        self._by_verb = {
-            verb: _Paths({path: each for (of, path), each in endpoints.items() if of == verb})
-            for verb in sorted(verbs)
-        }
-        if _OF_HEAD in self._by_verb:
-            self._by_verb["HEAD"] = self._by_verb[_OF_HEAD]
+        self._custom = _by_verb(endpoints, custom=True)
+        self._plain = _by_verb(endpoints, custom=False)
+        self._is_custom = _matcher(sorted({path for _, path in endpoints if _split(path)[1]}))
 
     def find(self, verb: str, path: bytes) -> tuple[E, dict[str, str]] | None:
         """Return the endpoint of a normalized path, with the path's parameters."""
-        paths = self._by_verb.get(verb)
+        paths = self._of(path).get(verb)
         return paths.find(path) if paths is not None else None
 
     def verbs(self, path: bytes) -> list[str]:
         """Return the verbs that a normalized path is served with, in alphabetical order."""
-        return sorted(verb for verb, paths in self._by_verb.items() if paths.find(path) is not None)
+        by_verb = self._of(path)
+        return sorted(verb for verb, paths in by_verb.items() if paths.find(path) is not None)
+
+    def _of(self, path: bytes) -> "Mapping[str, _Paths[E]]":
+        custom = b":" in path and self._is_custom(path.decode("ascii", "replace")) is not None
+        return self._custom if custom else self._plain
+
+
+def _by_verb(endpoints: Mapping[tuple[str, str], E], *, custom: bool) -> "dict[str, _Paths[E]]":
+    chosen: dict[str, dict[str, E]] = {}
+    for (verb, path), endpoint in endpoints.items():
+        if bool(_split(path)[1]) is custom:
+            chosen.setdefault(verb, {})[path] = endpoint
+    by_verb = {verb: _Paths(paths) for verb, paths in chosen.items()}
+    return by_verb | ({"HEAD": by_verb[_OF_HEAD]} if _OF_HEAD in by_verb else {})
 
 
 class _Paths(Generic[E]):
