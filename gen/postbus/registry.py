@@ -35,7 +35,9 @@ class HttpRule:
     """How a method is called over REST: google.api.http, and the status of success.
 
     `variables` are the fields that the path sets, by JSON path, and of which of its parameters;
-    `body` and `response_body` are JSON names.
+    `body` and `response_body` are JSON names. `location` tells where a created resource is found:
+    the path of its collection, then the names of proto that lead to its id in the response; it is
+    empty if the resource can't be read alone.
     """
 
     verb: str
@@ -44,6 +46,7 @@ class HttpRule:
     body: str
     response_body: str
     status: int
+    location: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +213,7 @@ METHODS: Mapping[str, Method] = {
                 body="*",
                 response_body="comment",
                 status=201,
+                location=("/v1/comments", "comment", "id"),
             ),
         ),
     ),
@@ -240,6 +244,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -270,6 +275,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="comment",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -300,6 +306,7 @@ METHODS: Mapping[str, Method] = {
                 body="*",
                 response_body="comment",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -330,6 +337,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="",
                 status=204,
+                location=(),
             ),
         ),
     ),
@@ -360,6 +368,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -390,6 +399,7 @@ METHODS: Mapping[str, Method] = {
                 body="*",
                 response_body="",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -420,6 +430,7 @@ METHODS: Mapping[str, Method] = {
                 body="*",
                 response_body="post",
                 status=201,
+                location=("/v1/posts", "post", "id"),
             ),
         ),
     ),
@@ -450,6 +461,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="post",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -474,7 +486,13 @@ METHODS: Mapping[str, Method] = {
         rate_limit="",
         http=(
             HttpRule(
-                verb="GET", path="/v1/posts", variables=(), body="", response_body="", status=200
+                verb="GET",
+                path="/v1/posts",
+                variables=(),
+                body="",
+                response_body="",
+                status=200,
+                location=(),
             ),
         ),
     ),
@@ -499,7 +517,13 @@ METHODS: Mapping[str, Method] = {
         rate_limit="",
         http=(
             HttpRule(
-                verb="GET", path="/v1/feed", variables=(), body="", response_body="", status=200
+                verb="GET",
+                path="/v1/feed",
+                variables=(),
+                body="",
+                response_body="",
+                status=200,
+                location=(),
             ),
         ),
     ),
@@ -524,7 +548,13 @@ METHODS: Mapping[str, Method] = {
         rate_limit="",
         http=(
             HttpRule(
-                verb="GET", path="/v1/tags", variables=(), body="", response_body="", status=200
+                verb="GET",
+                path="/v1/tags",
+                variables=(),
+                body="",
+                response_body="",
+                status=200,
+                location=(),
             ),
         ),
     ),
@@ -555,6 +585,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -585,6 +616,7 @@ METHODS: Mapping[str, Method] = {
                 body="*",
                 response_body="post",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -615,6 +647,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="",
                 status=204,
+                location=(),
             ),
         ),
     ),
@@ -645,6 +678,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="post",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -675,6 +709,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="post",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -705,6 +740,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="post",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -735,6 +771,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="post",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -765,6 +802,7 @@ METHODS: Mapping[str, Method] = {
                 body="*",
                 response_body="user",
                 status=201,
+                location=(),
             ),
         ),
     ),
@@ -795,6 +833,7 @@ METHODS: Mapping[str, Method] = {
                 body="*",
                 response_body="",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -825,6 +864,7 @@ METHODS: Mapping[str, Method] = {
                 body="*",
                 response_body="",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -855,6 +895,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="",
                 status=204,
+                location=(),
             ),
         ),
     ),
@@ -885,6 +926,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="",
                 status=204,
+                location=(),
             ),
         ),
     ),
@@ -915,6 +957,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -945,6 +988,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="",
                 status=204,
+                location=(),
             ),
         ),
     ),
@@ -975,6 +1019,7 @@ METHODS: Mapping[str, Method] = {
                 body="*",
                 response_body="",
                 status=204,
+                location=(),
             ),
         ),
     ),
@@ -1005,6 +1050,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -1029,7 +1075,13 @@ METHODS: Mapping[str, Method] = {
         rate_limit="",
         http=(
             HttpRule(
-                verb="GET", path="/v1/me", variables=(), body="", response_body="user", status=200
+                verb="GET",
+                path="/v1/me",
+                variables=(),
+                body="",
+                response_body="user",
+                status=200,
+                location=(),
             ),
         ),
     ),
@@ -1060,6 +1112,7 @@ METHODS: Mapping[str, Method] = {
                 body="*",
                 response_body="user",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -1084,7 +1137,13 @@ METHODS: Mapping[str, Method] = {
         rate_limit="",
         http=(
             HttpRule(
-                verb="DELETE", path="/v1/me", variables=(), body="", response_body="", status=204
+                verb="DELETE",
+                path="/v1/me",
+                variables=(),
+                body="",
+                response_body="",
+                status=204,
+                location=(),
             ),
         ),
     ),
@@ -1115,6 +1174,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="profile",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -1139,7 +1199,13 @@ METHODS: Mapping[str, Method] = {
         rate_limit="",
         http=(
             HttpRule(
-                verb="GET", path="/v1/users", variables=(), body="", response_body="", status=200
+                verb="GET",
+                path="/v1/users",
+                variables=(),
+                body="",
+                response_body="",
+                status=200,
+                location=(),
             ),
         ),
     ),
@@ -1212,6 +1278,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="profile",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -1242,6 +1309,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="profile",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -1272,6 +1340,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="",
                 status=200,
+                location=(),
             ),
         ),
     ),
@@ -1302,6 +1371,7 @@ METHODS: Mapping[str, Method] = {
                 body="",
                 response_body="",
                 status=200,
+                location=(),
             ),
         ),
     ),

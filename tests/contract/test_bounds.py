@@ -8,9 +8,9 @@ import orjson
 import pytest
 
 from gateway.frames import read_client_frame
-from gateway.parameters import read_query
 from gateway.problems import problem
 from gateway.settings import GatewaySettings
+from gateway.targets import query_parameters
 from gateway.transcoding import Transcoder
 from postbus.bus.v1 import Error, FieldViolation
 from postbus.posts.v1 import CreatePostRequest
@@ -100,7 +100,7 @@ def test_megabyte_of_parameters_is_refused_quickly_and_briefly() -> None:
     queries = [b"&".join([b"a=1"] * 250_000), b"&".join([b"tag=1"] * 900), b"a" * MEGABYTE + b"=1"]
 
     for query in queries:
-        error, seconds = refused(lambda query=query: binding.read({}, read_query(query), b""))
+        error, seconds = refused(lambda query=query: binding.read({}, query_parameters(query), b""))
         require_bounded(error, seconds)
 
 

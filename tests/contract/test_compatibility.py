@@ -151,13 +151,25 @@ ROUTES = {
         served(rpc(rules="access: ACCESS_USER http_status: 201")),
         *both("Odd.Do: POST /v1/things: status changed: 200 <-> 201", REST),
     ),
-    "captured": (
+    "another verb captures nothing": (
         served(rpc('get: "/v1/{id}"')),
-        served(rpc('post: "/v1/{name}"', name="Other"), rpc('get: "/v1/{id}"')),
-        {"Odd.Do: route captured: GET /v1/{id} -> POST /v1/{name} of Odd.Other comes first": REST},
+        served(rpc('post: "/v1/me"', name="Other"), rpc('get: "/v1/{id}"')),
+        {},
         {
             "Odd.Other: method removed: Odd.Other -> gone": BY_KEY,
-            "Odd.Other: route removed: POST /v1/{name} -> gone": REST,
+            "Odd.Other: route removed: POST /v1/me -> gone": REST,
+        },
+    ),
+    "custom verb captures, whatever the HTTP verb": (
+        served(rpc('get: "/v1/{id}"')),
+        served(rpc('post: "/v1/{id}:go"', name="Go"), rpc('get: "/v1/{id}"')),
+        {
+            "notice: Odd.Do: route captured in part: GET /v1/{id} -> "
+            "POST /v1/{id}:go of Odd.Go comes first": REST
+        },
+        {
+            "Odd.Go: method removed: Odd.Go -> gone": BY_KEY,
+            "Odd.Go: route removed: POST /v1/{id}:go -> gone": REST,
         },
     ),
     "captured in part": (
@@ -172,14 +184,11 @@ ROUTES = {
             "Odd.Me: route removed: GET /v1/me -> gone": REST,
         },
     ),
-    "order swapped": (
+    "order swapped, which decides nothing": (
         served(rpc('get: "/v1/me"', name="Me"), rpc('get: "/v1/{id}"')),
         served(rpc('get: "/v1/{id}"'), rpc('get: "/v1/me"', name="Me")),
-        {"Odd.Me: route captured: GET /v1/me -> GET /v1/{id} of Odd.Do comes first": REST},
-        {
-            "notice: Odd.Do: route captured in part: GET /v1/{id} -> "
-            "GET /v1/me of Odd.Me comes first": REST
-        },
+        {},
+        {},
     ),
 }
 

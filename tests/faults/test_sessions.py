@@ -111,7 +111,7 @@ async def test_no_token_is_accepted_until_the_stream_has_been_read(
         transport = httpx.ASGITransport(app)
         async with (
             serve("posts", application, bus, verifier),
-            app.router.lifespan_context(app),
+            app.running(),
             httpx.AsyncClient(transport=transport, base_url="http://gateway") as client,
         ):
             for method in OF_POSTS:

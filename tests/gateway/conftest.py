@@ -8,10 +8,10 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
 from starlette.types import Message
 
 from gateway.app import build_app
+from gateway.gateway import Gateway
 from postbus.bus.v1 import Reply, Request
 from postbus.registry import METHODS
 from shared.identity import TokenVerifier
@@ -64,7 +64,7 @@ class Socket:
 
 
 @asynccontextmanager
-async def open_socket(app: FastAPI) -> AsyncIterator[Socket]:
+async def open_socket(app: Gateway) -> AsyncIterator[Socket]:
     """Connect to /ws."""
     socket = Socket()
     scope = {"type": "websocket", "path": "/ws", "headers": [], "query_string": b""}
@@ -90,14 +90,14 @@ async def bus(worker: Worker) -> MemoryBus:
 
 
 @pytest.fixture
-async def app(bus: MemoryBus, verifier: TokenVerifier) -> AsyncIterator[FastAPI]:
+async def app(bus: MemoryBus, verifier: TokenVerifier) -> AsyncIterator[Gateway]:
     app = build_app(bus, verifier, max_body_bytes=10_000)
-    async with app.router.lifespan_context(app):
+    async with app.running():
         yield app
 
 
 @pytest.fixture
-async def gateway(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+async def gateway(app: Gateway) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
         yield client

@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 
 import betterproto
 import httpx
-from fastapi import FastAPI
 
 from gateway.caller_revisions import CallerRevisions
+from gateway.gateway import Gateway
 from postbus.bus.v1 import Event, Reply
 from postbus.users.v1 import FollowChanged, UserProfileUpdated
 from shared.messagebus.memory import MemoryBus
@@ -81,7 +81,7 @@ async def test_call_names_the_revision_that_the_reply_to_the_last_change_had(
 
 
 async def test_socket_and_rest_share_what_is_known(
-    app: FastAPI, gateway: httpx.AsyncClient, worker: Worker, tokens: TokenMaker
+    app: Gateway, gateway: httpx.AsyncClient, worker: Worker, tokens: TokenMaker
 ) -> None:
     token = tokens.token("alice")
     kind = "type.googleapis.com/postbus.users.v1.GetMeRequest"

@@ -22,6 +22,11 @@ from tests.tokens import TokenMaker
 POST_ID = "018f3f6e-0000-7000-8000-000000000001"
 POST = f"/v1/posts/{POST_ID}"
 LIKE = f"{POST}/like"
+READS = {
+    "postbus.posts.v1.PostsService.GetPost",
+    "postbus.posts.v1.PostsService.ListPosts",
+    "postbus.users.v1.UsersService.GetMe",
+}
 HASH = "01e7b720ff566d53"
 """By `printf '{}' | b2sum -l 64`."""
 
@@ -134,14 +139,61 @@ async def test_who_has_another_answer_gets_it_whole(gateway: httpx.AsyncClient, 
     assert answer.json()["version"] == "7"
 
 
-async def test_change_is_made_whatever_its_answer_would_be(
-    gateway: httpx.AsyncClient, headers: dict[str, str]
+@pytest.mark.parametrize(
+    ("verb", "path"),
+    [("PATCH", POST), ("DELETE", POST), ("POST", "/v1/posts"), ("PATCH", "/v1/me")],
+)
+@pytest.mark.parametrize("tags", ["*", 'W/"other", {}'])
+async def test_change_is_not_made_where_if_none_match_names_what_is_there(
+    gateway: httpx.AsyncClient,
+    worker: Worker,
+    headers: dict[str, str],
+    verb: str,
+    path: str,
+    tags: str,
 ) -> None:
-    sent = headers | {"If-None-Match": "*"}
+    etag = (await gateway.get(path, headers=headers)).headers["etag"]
+    worker.requests.clear()
+    body = {"title": "Hi"} if verb != "DELETE" and path != "/v1/me" else None
+    sent = headers | {"If-None-Match": tags.format(etag)}
+
+    answer = await gateway.request(verb, path, json=body, headers=sent)
+
+    assert refusal(answer) == (412, "ALREADY_THERE")
+    assert answer.json()["outcome"] == "NO_EFFECT"
+    [(route, request)] = worker.requests
+    assert route in READS
+    assert f"Bearer {request.access_token}" == headers["Authorization"]
+
+
+@pytest.mark.parametrize("tags", ['"other"', "nonsense", ""])
+async def test_change_is_made_where_if_none_match_names_something_else(
+    gateway: httpx.AsyncClient, headers: dict[str, str], tags: str
+) -> None:
+    sent = headers | {"If-None-Match": tags}
 
     answer = await gateway.patch(POST, json={"title": "Hi"}, headers=sent)
 
     assert answer.status_code == 200
+
+
+async def test_change_is_made_where_nothing_can_be_read(
+    gateway: httpx.AsyncClient, headers: dict[str, str]
+) -> None:
+    answer = await gateway.put(LIKE, headers=headers | {"If-None-Match": "*"})
+
+    assert answer.status_code == 200
+
+
+async def test_change_of_what_is_not_there_is_left_to_its_worker(
+    gateway: httpx.AsyncClient, worker: Worker, headers: dict[str, str]
+) -> None:
+    worker.reply = Reply(error=Error(code=Code.try_value(Code.NOT_FOUND), reason="POST_NOT_FOUND"))
+
+    answer = await gateway.delete(POST, headers=headers | {"If-None-Match": "*"})
+
+    assert refusal(answer) == (404, "POST_NOT_FOUND")
+    assert [route.rpartition(".")[2] for route, _ in worker.requests] == ["GetPost", "DeletePost"]
 
 
 @pytest.mark.parametrize(
@@ -201,6 +253,20 @@ async def test_tag_without_a_version_matches_nothing(
 
     assert refusal(change) == refusal(reading) == (412, "VERSION_MISMATCH")
     assert [route.rpartition(".")[2] for route, _ in worker.requests] == ["GetPost"]
+
+
+@pytest.mark.parametrize("value", ['W/"7"', f'W/"7-{HASH}"', '"foreign", W/"7"'])
+async def test_weak_tag_is_refused_with_advice(
+    gateway: httpx.AsyncClient, headers: dict[str, str], value: str
+) -> None:
+    """A compressing proxy makes tags weak, and to read the post again would not help."""
+    answer = await gateway.delete(POST, headers=headers | {"If-Match": value})
+
+    assert refusal(answer) == (412, "VERSION_MISMATCH")
+    assert answer.json()["detail"] == (
+        "If-Match compares strongly, and a weak tag (W/) never matches: send the ETag without W/,"
+        ' or "<version>".'
+    )
 
 
 @pytest.mark.parametrize("value", ["", ",", "7", '"7', '7"', '"7" "8"', '"7"; x', '*, "7"', "w/7"])
@@ -334,9 +400,9 @@ async def test_operation_that_is_still_running_is_to_be_asked_for_again(
 @pytest.mark.parametrize(
     ("verb", "path", "status", "kept"),
     [
-        ("GET", POST, 200, "no-cache"),
+        ("GET", POST, 200, "private, no-cache"),
         ("GET", f"{POST}?nonsense=1", 422, "no-store"),
-        ("DELETE", POST, 204, "no-cache"),
+        ("DELETE", POST, 204, "private, no-cache"),
         ("PUT", POST, 405, "no-store"),
         ("POST", "/v1/auth/login", 200, "no-store"),
     ],

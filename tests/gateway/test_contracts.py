@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from importlib.resources import files
 from urllib.parse import urljoin
@@ -11,6 +12,7 @@ import httpx
 import pytest
 
 from gateway.app import build_app
+from gateway.contracts import publication_routes
 from shared.identity import TokenVerifier
 from shared.messagebus.memory import MemoryBus
 
@@ -46,6 +48,54 @@ async def test_documents_are_the_generated_files(gateway: httpx.AsyncClient, pat
     assert answer.headers["content-type"] == media_type
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["cache-control"] == "no-cache"
+
+
+@pytest.mark.parametrize("path", ["/openapi.json", "/docs", "/docs/swagger-ui-bundle.js"])
+async def test_document_is_compressed_for_clients_that_take_it(
+    gateway: httpx.AsyncClient, path: str
+) -> None:
+    plain = await gateway.get(path, headers={"Accept-Encoding": "identity"})
+    packed = await gateway.get(path, headers={"Accept-Encoding": "br, gzip;q=0.5"})
+
+    assert "content-encoding" not in plain.headers
+    assert packed.headers["content-encoding"] == "gzip"
+    assert packed.content == plain.content
+    assert int(packed.headers["content-length"]) < len(plain.content)
+    assert packed.headers["etag"] != plain.headers["etag"]
+    assert "Accept-Encoding" in packed.headers["vary"] == plain.headers["vary"]
+    for answer, coding in ((plain, "identity"), (packed, "gzip")):
+        known = {"If-None-Match": answer.headers["etag"], "Accept-Encoding": coding}
+        assert (await gateway.get(path, headers=known)).status_code == 304
+
+
+@pytest.mark.parametrize("coding", ["", "br", "gzip;q=0", "*;q=0", "identity"])
+async def test_document_is_not_compressed_for_other_clients(
+    gateway: httpx.AsyncClient, coding: str
+) -> None:
+    answer = await gateway.get("/openapi.json", headers={"Accept-Encoding": coding})
+
+    assert "content-encoding" not in answer.headers
+
+
+def test_document_is_compressed_once_for_the_process() -> None:
+    first, second = publication_routes(), publication_routes()
+
+    assert [each.endpoint for each in first] == [each.endpoint for each in second]
+
+
+@pytest.mark.parametrize("page", ["/docs", "/docs/events"])
+async def test_pages_load_their_parts_by_names_that_may_be_kept(
+    gateway: httpx.AsyncClient, page: str
+) -> None:
+    found = References((await gateway.get(page)).text).found
+    loaded = {each for each in found if not each.endswith(".json")}
+
+    assert loaded
+    for reference in loaded:
+        answer = await gateway.get(urljoin(page, reference))
+        assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"
+        unknown = await gateway.get(urljoin(page, reference.partition("?")[0] + "?v=other"))
+        assert unknown.headers["cache-control"] == "no-cache"
 
 
 @pytest.mark.parametrize("path", ["/contracts/descriptor.binpb", "/contracts/protos.zip"])
@@ -156,6 +206,25 @@ async def test_page_allows_its_own_style_and_nothing_else(gateway: httpx.AsyncCl
         "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none';"
         f" style-src 'sha256-{digest}'"
     )
+
+
+async def test_security_contact_is_published_where_it_is_set(
+    gateway: httpx.AsyncClient, verifier: TokenVerifier
+) -> None:
+    contact = "mailto:security@example.com"
+    app = build_app(MemoryBus(), verifier, max_body_bytes=10_000, security_contact_uri=contact)
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://gateway"
+    ) as client:
+        answer = await client.get("/.well-known/security.txt")
+
+    assert (await gateway.get("/.well-known/security.txt")).status_code == 404
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    lines = dict(line.split(": ", 1) for line in answer.text.splitlines())
+    assert lines.keys() == {"Contact", "Expires"}
+    assert lines["Contact"] == contact
+    left = datetime.fromisoformat(lines["Expires"]) - datetime.now(UTC)
+    assert timedelta(days=30) < left < timedelta(days=365)
 
 
 async def test_root_leads_to_the_documentation(gateway: httpx.AsyncClient) -> None:

@@ -2,11 +2,23 @@
 
 import asyncio
 import gc
+import itertools
+from collections.abc import AsyncGenerator
 from typing import Any
 
+import httpx
+import pytest
+from starlette.requests import ClientDisconnect
+from structlog.testing import capture_logs
+
 from gateway.app import build_app
+from gateway.streaming import StreamAnswer
+from gateway.transcoding import Transcoder
 from postbus.bus.v1 import Reply
+from postbus.posts.v1 import ListPostsResponse
+from postbus.registry import METHODS
 from shared.identity import TokenVerifier
+from shared.messagebus import Call
 from shared.messagebus.memory import MemoryBus
 from shared.wire import encode
 
@@ -87,3 +99,155 @@ async def test_request_leaves_nothing_for_the_garbage_collector(verifier: TokenV
 
     assert statuses == [200] * 101
     assert left < 100
+
+
+async def test_short_call_is_not_watched(verifier: TokenVerifier) -> None:
+    """To watch a client takes a task, which costs more than the rest of the endpoint."""
+
+    async def handler(_route: str, _body: bytes) -> bytes:
+        return encode(Reply(payload=b""))
+
+    received = 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal received
+        received += 1
+        await asyncio.Event().wait()
+        return {}
+
+    async def send(_message: Any) -> None:
+        pass
+
+    bus = MemoryBus()
+    await bus.serve("posts", ["postbus.posts.v1.PostsService.ListPosts"], handler)
+    app = build_app(bus, verifier, max_body_bytes=10_000)
+    await app(dict(SCOPE), receive, send)
+
+    assert received == 0
+
+
+async def test_client_that_leaves_a_stream_ends_it() -> None:
+    method = METHODS["postbus.posts.v1.PostsService.ListPosts"]
+    gone, ended = asyncio.Event(), asyncio.Event()
+
+    async def payloads() -> AsyncGenerator[bytes, None]:
+        try:
+            for number in itertools.count():
+                yield encode(ListPostsResponse(total=number))
+                if number == 3:
+                    gone.set()
+                    await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def receive() -> dict[str, Any]:
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    answer = await StreamAnswer.begin(
+        payloads(), Transcoder(method, method.http[0]), "trace", receive
+    )
+    with pytest.raises(ClientDisconnect):
+        async with asyncio.timeout(5):
+            await answer.send(receive, send)
+
+    assert ended.is_set()
+    assert [b'"total":' in message["body"] for message in sent[1:]] == [True] * 4
+
+
+async def test_client_that_leaves_before_a_stream_begins_ends_it() -> None:
+    method = METHODS["postbus.posts.v1.PostsService.ListPosts"]
+    ended = asyncio.Event()
+
+    async def payloads() -> AsyncGenerator[bytes, None]:
+        try:
+            await asyncio.Event().wait()
+            yield b""
+        finally:
+            ended.set()
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    transcoder = Transcoder(method, method.http[0])
+    with pytest.raises(ClientDisconnect):
+        async with asyncio.timeout(5):
+            await StreamAnswer.begin(payloads(), transcoder, "trace", receive)
+
+    assert ended.is_set()
+
+
+async def test_server_that_stops_answers_the_calls_it_ends(verifier: TokenVerifier) -> None:
+    begun = asyncio.Event()
+
+    async def handler(_route: str, _body: bytes) -> bytes:
+        begun.set()
+        await asyncio.Event().wait()
+        return b""
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        return {}
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    bus = MemoryBus()
+    await bus.serve("posts", ["postbus.posts.v1.PostsService.ListPosts"], handler)
+    app = build_app(bus, verifier, max_body_bytes=10_000)
+    with capture_logs() as logs:
+        serving = asyncio.create_task(app(dict(SCOPE), receive, send))
+        await begun.wait()
+        serving.cancel()
+        await serving
+
+    assert sent[0]["status"] == 503
+    assert b'"reason":"SERVER_STOPPED"' in sent[1]["body"]
+    assert b'"outcome":"UNKNOWN"' in sent[1]["body"]
+    assert logs == []
+
+
+@pytest.mark.parametrize("path", ["/v1/posts", "/docs/swagger-ui-bundle.js", "/v1/none"])
+@pytest.mark.parametrize("error", [OSError("gone"), RuntimeError("the handler is closed")])
+async def test_client_that_leaves_its_answer_is_no_failure(
+    verifier: TokenVerifier, path: str, error: Exception
+) -> None:
+    async def handler(_route: str, _body: bytes) -> bytes:
+        return encode(Reply(payload=b""))
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(_message: Any) -> None:
+        raise error
+
+    bus = MemoryBus()
+    await bus.serve("posts", ["postbus.posts.v1.PostsService.ListPosts"], handler)
+    app = build_app(bus, verifier, max_body_bytes=10_000)
+    with capture_logs() as logs:
+        await app(dict(SCOPE) | {"path": path, "raw_path": path.encode()}, receive, send)
+
+    assert [each for each in logs if each["log_level"] != "debug"] == []
+
+
+async def test_unexpected_failure_is_one_line_of_the_log(verifier: TokenVerifier) -> None:
+    class Bus(MemoryBus):
+        async def call(self, route: str, call: Call) -> bytes:
+            raise KeyError(route)
+
+    transport = httpx.ASGITransport(build_app(Bus(), verifier, max_body_bytes=10_000))
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        with capture_logs() as logs:
+            answers = [await client.get("/v1/posts") for _ in range(2)]
+
+    assert [each.status_code for each in answers] == [500, 500]
+    assert [each["event"] for each in logs] == ["request.failed"] * 2
+    assert logs[0]["trace_id"] == answers[0].headers["trace-id"]
+    assert "connection" not in answers[0].headers

@@ -259,7 +259,7 @@ async def test_unknown_path_and_method_are_problems(gateway: httpx.AsyncClient) 
 
     assert problem_of(unknown) == problem_of(slash) == (404, "UNKNOWN_PATH")
     assert problem_of(wrong_verb) == (405, "METHOD_NOT_ALLOWED")
-    assert wrong_verb.headers["allow"] == "DELETE, GET, HEAD, PATCH"
+    assert wrong_verb.headers["allow"] == "DELETE, GET, HEAD, OPTIONS, PATCH"
 
 
 async def test_nobody_serving_is_a_503_with_a_retry_hint(verifier: object) -> None:

@@ -4,11 +4,11 @@ from datetime import UTC, datetime
 
 import httpx
 import pytest
-from fastapi import FastAPI
 
 from gateway.caller_revisions import CallerRevisions
 from gateway.connection import Connection
 from gateway.events import EventFeed
+from gateway.gateway import Gateway
 from postbus.bus.v1 import Event
 from postbus.users.v1 import SessionsRevoked
 from shared.errors import ServiceError
@@ -44,7 +44,7 @@ async def end(bus: MemoryBus, verifier: SessionVerifier, *session_ids: str) -> N
 
 
 async def test_revoked_session_closes_its_sockets_and_is_refused_from_then_on(
-    app: FastAPI, gateway: httpx.AsyncClient, bus: MemoryBus, tokens: TokenMaker
+    app: Gateway, gateway: httpx.AsyncClient, bus: MemoryBus, tokens: TokenMaker
 ) -> None:
     gone, open_ = tokens.token("alice", sid="gone"), tokens.token("alice", sid="open")
     async with open_socket(app) as first, open_socket(app) as second, open_socket(app) as other:
@@ -65,7 +65,7 @@ async def test_revoked_session_closes_its_sockets_and_is_refused_from_then_on(
 
 
 async def test_revoked_session_opens_no_socket(
-    app: FastAPI, bus: MemoryBus, tokens: TokenMaker
+    app: Gateway, bus: MemoryBus, tokens: TokenMaker
 ) -> None:
     token = tokens.token("alice", sid="gone")
     frame = {"id": "1", "authenticate": {"accessToken": token}}
@@ -82,7 +82,7 @@ async def test_revoked_session_opens_no_socket(
 
 
 async def test_revoked_session_may_repeat_the_call_that_ended_it(
-    app: FastAPI, gateway: httpx.AsyncClient, bus: MemoryBus, tokens: TokenMaker
+    app: Gateway, gateway: httpx.AsyncClient, bus: MemoryBus, tokens: TokenMaker
 ) -> None:
     token = tokens.token("alice", sid="gone")
     async with open_socket(app) as socket:

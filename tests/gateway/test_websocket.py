@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 
 import betterproto
 import pytest
-from fastapi import FastAPI
 
+from gateway.gateway import Gateway
 from postbus.bus.v1 import Event, Reply
 from postbus.posts.v1 import (
     DeletePostRequest,
@@ -42,13 +42,13 @@ async def authenticated(socket: Socket, token: str) -> Socket:
 
 
 @pytest.fixture
-async def alice(app: FastAPI, tokens: TokenMaker) -> AsyncIterator[Socket]:
+async def alice(app: Gateway, tokens: TokenMaker) -> AsyncIterator[Socket]:
     async with open_socket(app) as socket:
         yield await authenticated(socket, tokens.token("alice"))
 
 
 @pytest.fixture
-async def bob(app: FastAPI, tokens: TokenMaker) -> AsyncIterator[Socket]:
+async def bob(app: Gateway, tokens: TokenMaker) -> AsyncIterator[Socket]:
     async with open_socket(app) as socket:
         yield await authenticated(socket, tokens.token("bob"))
 
@@ -94,7 +94,7 @@ async def test_event_for_one_user_reaches_no_other(
 
 
 async def test_event_for_one_user_reaches_all_of_the_users_sockets_until_they_unsubscribe(
-    app: FastAPI, bus: MemoryBus, tokens: TokenMaker, alice: Socket
+    app: Gateway, bus: MemoryBus, tokens: TokenMaker, alice: Socket
 ) -> None:
     await alice.ask({"id": "2", "subscribe": {"types": [FOR_ONE]}})
     async with open_socket(app) as other:

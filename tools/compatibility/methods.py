@@ -1,10 +1,10 @@
 """Rules on methods: as routes (REST) and by routing key (WebSocket, bus)."""
 
 from collections.abc import Iterator
-from itertools import takewhile
 
 from google.protobuf.descriptor import MethodDescriptor
 
+from gateway.routing import precedence
 from tools.compatibility.findings import Audience, Breaks, Change, anyone
 from tools.compatibility.surface import ACCESS, Pair, Route, Surface
 
@@ -34,7 +34,7 @@ def _is_new(route: Route, gone: Route, old: Surface) -> bool:
 
 
 def captured_routes(old: Surface, new: Surface) -> Iterator[Change]:
-    """The gateway takes the first path that fits, whatever the verb: a new one may come first."""
+    """Requests that reach another method, or none, because a new route comes first."""
     for key in old.routes.keys() & new.routes.keys():
         route, known = new.routes[key], {each.url for each in _ahead(old, old.routes[key])}
         for other in _ahead(new, route):
@@ -50,10 +50,19 @@ def captured_routes(old: Surface, new: Surface) -> Iterator[Change]:
 
 
 def _ahead(surface: Surface, route: Route) -> list[Route]:
-    """The routes that the gateway tries before this one and that share URLs with it."""
-    served = (each for each in surface.routes.values() if not surface.is_internal(each.method))
-    earlier = takewhile(lambda each: each.path != route.path, served)
-    return [each for each in earlier if each.answers(route.url) or route.answers(each.url)]
+    """The routes that the gateway tries before this one and that share URLs with it.
+
+    Those of the same verb, and those with a custom verb (`:publish`), whatever their HTTP verb.
+    """
+    order = precedence(route.template)
+    return [
+        each
+        for each in surface.routes.values()
+        if not surface.is_internal(each.method)
+        and (before := precedence(each.template)) < order
+        and (each.verb == route.verb or before[0] != order[0])
+        and (each.answers(route.url) or route.answers(each.url))
+    ]
 
 
 def removed_methods(old: Surface, new: Surface) -> Iterator[Change]:

@@ -40,6 +40,11 @@ class Route:
         return _PARAMETER.sub(lambda match: match[2] or "*", self.path)
 
     @property
+    def template(self) -> str:
+        """The path as the gateway has it: a parameter for each wildcard, whatever its name."""
+        return self.url.replace("*", "{}")
+
+    @property
     def parameters(self) -> list[str]:
         """The fields in the path, in its order."""
         return [match[1] for match in _PARAMETER.finditer(self.path)]
@@ -89,7 +94,7 @@ class Surface:
 
     @cached_property
     def routes(self) -> dict[str, Route]:
-        """Every HTTP binding, by verb and URL; in the order in which the gateway tries them."""
+        """Every HTTP binding, by verb and URL."""
         return {
             f"{route.verb} {route.url}": route
             for method in self.methods.values()

@@ -9,8 +9,10 @@ from google.protobuf.descriptor import MethodDescriptor
 from tools.generate.contracts import Contracts, GeneratorError
 from tools.generate.http_rules import Binding, bindings, json_path
 from tools.generate.json_values import take_apart
+from tools.generate.locations import location
 from tools.generate.options import from_headers
 from tools.generate.rest_headers import RestHeaders
+from tools.generate.rest_responses import HEADERS, RESPONSES
 from tools.generate.schemas import Schema, Schemas
 
 __all__ = ["MAX_BODY_BYTES", "openapi"]
@@ -68,7 +70,6 @@ _PROBLEM: Final[Schema] = {
         "traceId",
     ],
 }
-_TOO_LARGE: Final = f"The body is larger than {MAX_BODY_BYTES:,} bytes."
 _REFERENCE: Final = {"$ref": "#/components/schemas/Problem"}
 _INFO: Final = """\
 JSON is [ProtoJSON](https://protobuf.dev/programming-guides/json). Answers, and the schemas here,
@@ -83,7 +84,10 @@ items, and an object of any names as many members.
 Every failure is a problem (RFC 9457) with a code and a stable reason. Any request may say in the
 header `Request-Timeout` how many seconds to wait for the answer, from 0.001 to 30, and carry a
 `traceparent` (W3C Trace Context). What is read has an ETag: it comes again only if it has changed
-(`If-None-Match`), and where it has a version, a change can be bound to that (`If-Match`). Events,
+(`If-None-Match`), and where it has a version, a change can be bound to that (`If-Match`). The body
+of a request is JSON without a content coding; methods that describe no body refuse one. Escapes of
+a URL are UTF-8, and a query has at most 200 parameters. OPTIONS answers with the verbs of a path;
+web pages of other origins need the operator's consent (CORS). Events,
 and the same methods over a WebSocket, are described in `/asyncapi.json`; the contracts themselves
 are at `/contracts`.""".replace("{max_body_bytes}", f"{MAX_BODY_BYTES:,}")
 
@@ -95,9 +99,19 @@ def openapi(contracts: Contracts) -> dict[str, Any]:
     methods = [method for method in contracts.methods if rules[method.full_name]]
     public = [method for method in methods if _access(contracts, method) != _ACCESS_INTERNAL]
     paths: dict[str, dict[str, Any]] = {}
+    read = {
+        each.path for method in public for each in rules[method.full_name] if each.verb == "GET"
+    }
     for method in public:
         for index, binding in enumerate(rules[method.full_name]):
-            operation = _Operation(contracts, schemas, method, binding).document(index)
+            headers = RestHeaders(
+                contracts,
+                method,
+                binding,
+                created=bool(location(contracts, rules, method, binding)),
+                readable=binding.path in read,
+            )
+            operation = _Operation(contracts, schemas, method, binding, headers).document(index)
             paths.setdefault(binding.path, {})[binding.verb.lower()] = operation
     components = {"Problem": _PROBLEM} | dict(sorted(schemas.components.items()))
     services = {method.containing_service.full_name: method.containing_service for method in public}
@@ -116,6 +130,8 @@ def openapi(contracts: Contracts) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": components,
+            "headers": HEADERS,
+            "responses": RESPONSES,
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
             },
@@ -133,13 +149,18 @@ class _Operation:
     """One binding of a method."""
 
     def __init__(
-        self, contracts: Contracts, schemas: Schemas, method: MethodDescriptor, binding: Binding
+        self,
+        contracts: Contracts,
+        schemas: Schemas,
+        method: MethodDescriptor,
+        binding: Binding,
+        headers: RestHeaders,
     ) -> None:
         self._contracts = contracts
         self._schemas = schemas
         self._method = method
         self._binding = binding
-        self._headers = RestHeaders(contracts, method, binding)
+        self._headers = headers
 
     def document(self, index: int) -> dict[str, Any]:
         """Return the operation; `index` tells the bindings of a method apart."""
@@ -153,8 +174,7 @@ class _Operation:
             "parameters": [*self._path(), *self._query(), *self._headers.parameters()],
         }
         if self._binding.body:
-            content = {"application/json": {"schema": self._body()}}
-            operation["requestBody"] = {"required": True, "content": content}
+            operation["requestBody"] = self._request_body()
         operation["responses"] = self._responses()
         for_users = _access(self._contracts, method) == _ACCESS_USER
         return operation | {"security": [{"bearer": []}] if for_users else [{}, {"bearer": []}]}
@@ -186,6 +206,21 @@ class _Operation:
                 "schema": schema,
             }
 
+    def _request_body(self) -> Schema:
+        """An absent body is `{}`, so it may be left out unless that lacks a required member."""
+        schema = self._body()
+        kinds = ["application/json"]
+        if self._binding.verb == "PATCH":
+            kinds.append("application/merge-patch+json")  # RFC 7396
+        content = {kind: {"schema": schema} for kind in kinds}
+        return {"required": not self._takes_nothing(schema), "content": content}
+
+    def _takes_nothing(self, schema: Schema) -> bool:
+        name = schema.get("$ref", "").rpartition("/")[2]
+        resolved = self._schemas.components.get(name, schema)
+        demands = {"required", "allOf", "anyOf", "oneOf"}
+        return resolved.get("type") == "object" and demands.isdisjoint(resolved)
+
     def _body(self) -> Schema:
         request, binding = self._method.input_type, self._binding
         if binding.body != "*":
@@ -215,15 +250,11 @@ class _Operation:
         }
 
     def _responses(self) -> dict[str, Any]:
-        problem = {"application/problem+json": {"schema": _REFERENCE}}
-        failure = {"description": "It failed.", "content": problem}
         empty = self._binding.answer is None and not self._method.output_type.fields
         done = {"description": "Done."} if empty else self._done()
         return {
             "204" if empty else str(self._binding.status): done | self._headers.of_success(),
-            **self._headers.responses(failure),
-            **({"413": failure | {"description": _TOO_LARGE}} if self._binding.body else {}),
-            "default": failure,
+            **self._headers.responses(),
         }
 
     def _done(self) -> Schema:

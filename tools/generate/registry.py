@@ -7,6 +7,7 @@ from google.protobuf.descriptor import MethodDescriptor
 
 from tools.generate.contracts import Contracts, GeneratorError
 from tools.generate.http_rules import Binding, bindings, json_path
+from tools.generate.locations import location
 from tools.generate.names import python_class
 from tools.generate.options import (
     aggregate_version,
@@ -55,7 +56,9 @@ class HttpRule:
     """How a method is called over REST: google.api.http, and the status of success.
 
     `variables` are the fields that the path sets, by JSON path, and of which of its parameters;
-    `body` and `response_body` are JSON names.
+    `body` and `response_body` are JSON names. `location` tells where a created resource is found:
+    the path of its collection, then the names of proto that lead to its id in the response; it is
+    empty if the resource can't be read alone.
     """
 
     verb: str
@@ -64,6 +67,7 @@ class HttpRule:
     body: str
     response_body: str
     status: int
+    location: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +139,7 @@ def registry_source(contracts: Contracts) -> str:
         *_mapping(
             "METHODS",
             "Method",
-            (_method(contracts, each, rules[each.full_name]) for each in contracts.methods),
+            (_method(contracts, each, rules) for each in contracts.methods),
         ),
         *_mapping("EVENTS", "EventType", _events(contracts)),
         *_mapping(
@@ -153,7 +157,7 @@ def _mapping(name: str, kind: str, entries: Iterator[str]) -> Iterator[str]:
     yield "}\n"
 
 
-def _method(contracts: Contracts, method: MethodDescriptor, http: list[Binding]) -> str:
+def _method(contracts: Contracts, method: MethodDescriptor, http: dict[str, list[Binding]]) -> str:
     if method.client_streaming:
         raise GeneratorError(method, "a stream of requests is not supported: only of responses")
     service = method.containing_service
@@ -177,7 +181,7 @@ def _method(contracts: Contracts, method: MethodDescriptor, http: list[Binding])
         "version": repr(response_version(contracts, method)),
         "expected_version": repr(expected_version(contracts, method)),
         "rate_limit": repr(rate_limit(contracts, method)),
-        "http": _http(http),
+        "http": _http(contracts, method, http),
     }
     lines = "".join(f"        {name}={value},\n" for name, value in values.items())
     return f'    "{method.full_name}": Method(\n{lines}    ),\n'
@@ -188,11 +192,15 @@ def _idempotency(method: MethodDescriptor) -> str:
     return names[method.GetOptions().idempotency_level]
 
 
-def _http(http: list[Binding]) -> str:
-    return f"({''.join(f'{_rule(binding)},' for binding in http)})"
+def _http(contracts: Contracts, method: MethodDescriptor, http: dict[str, list[Binding]]) -> str:
+    rules = (
+        _rule(binding, location(contracts, http, method, binding))
+        for binding in http[method.full_name]
+    )
+    return f"({''.join(f'{rule},' for rule in rules)})"
 
 
-def _rule(binding: Binding) -> str:
+def _rule(binding: Binding, location: tuple[str, ...]) -> str:
     values = {
         "verb": binding.verb,
         "path": binding.path,
@@ -200,6 +208,7 @@ def _rule(binding: Binding) -> str:
         "body": binding.body,
         "response_body": binding.answer.json_name if binding.answer else "",
         "status": binding.status,
+        "location": location,
     }
     return f"HttpRule({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 

@@ -5,7 +5,9 @@ import uvloop
 from starlette.types import ASGIApp
 
 from gateway.app import build_app
+from gateway.headers import transport_security
 from gateway.http1 import Clients, HttpLimits, http1
+from gateway.rates import Rates, RateSettings, open_storage
 from gateway.settings import GatewaySettings
 from shared import collector
 from shared.identity import TokenVerifier
@@ -24,12 +26,32 @@ def main() -> None:
 
 
 async def _serve(settings: GatewaySettings) -> None:
-    async with connect(settings.amqp_url, "gateway", settings.amqp_plane) as bus:
+    async with (
+        connect(settings.amqp_url, "gateway", settings.amqp_plane) as bus,
+        open_storage(settings.rate_storage_url) as storage,
+    ):
         verifier = TokenVerifier(settings.verification_keys)
-        app = build_app(bus, verifier, max_body_bytes=settings.max_body_bytes)
+        app = build_app(
+            bus,
+            verifier,
+            max_body_bytes=settings.max_body_bytes,
+            rates=Rates(_rates(settings), storage),
+            allowed_origins=settings.allowed_origins,
+            operations_networks=settings.operations_networks,
+            security_contact_uri=settings.security_contact,
+        )
         server = uvicorn.Server(_configuration(app, settings))
         collector.settle()
         await server.serve()
+
+
+def _rates(settings: GatewaySettings) -> RateSettings:
+    return RateSettings(
+        address=settings.rate_address,
+        user=settings.rate_user,
+        user_changes=settings.rate_user_changes,
+        methods=settings.rate_methods,
+    )
 
 
 def _configuration(app: ASGIApp, settings: GatewaySettings) -> uvicorn.Config:
@@ -51,6 +73,7 @@ def _configuration(app: ASGIApp, settings: GatewaySettings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        headers=transport_security(settings.hsts_seconds),
         timeout_graceful_shutdown=_DRAIN_SECONDS,
         ws_max_size=settings.max_body_bytes,
     )

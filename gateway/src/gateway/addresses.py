@@ -3,10 +3,18 @@
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 
-__all__ = ["network_of"]
+from starlette.types import Scope
+
+__all__ = ["address_of", "network_of"]
 
 _IPV6_SITE_BITS = 64
 """One IPv6 client has at least a /64 for itself (RFC 6177)."""
+
+
+def address_of(scope: Scope) -> str:
+    """Return the address of a client, not of a trusted proxy in between; empty if unknown."""
+    client = scope.get("client")
+    return client[0] if client else ""
 
 
 @lru_cache(maxsize=4096)

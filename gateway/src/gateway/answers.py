@@ -1,37 +1,39 @@
-"""The answer of a method over REST, with the headers that tell of it."""
+"""Answers of the REST interface, and how they are sent."""
 
-from starlette.responses import Response
+from dataclasses import dataclass, field
 
-from gateway.conditional import Conditions, entity_tag, is_safe, version_in
-from gateway.transcoding import Transcoder
-from postbus.registry import Method
+import structlog
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
-__all__ = ["cache_control", "success"]
+from gateway.headers import Header
+
+__all__ = ["Answer"]
+
+_log = structlog.get_logger()
 
 
-def cache_control(method: Method) -> str:
-    """Return whether a successful answer may be kept: asked for before each use, or not at all."""
-    return "no-store" if method.secret_response else "no-cache"
+@dataclass(slots=True)
+class Answer:
+    """A complete response; an ASGI application that sends itself.
 
-
-def success(
-    transcoder: Transcoder, payload: bytes, conditions: Conditions, *, replayed: bool
-) -> Response:
-    """Return the response to a call that succeeded: 304 where the client has it already.
-
-    `replayed` tells whether it is the stored answer of an operation that was done before. Raises
-    412 where a condition does not hold.
+    `headers` is a list of this answer's own: more may be appended until it is sent.
     """
-    method, status = transcoder.method, transcoder.rule.status
-    headers = {"Idempotency-Replayed": "true"} if replayed else {}
-    message = transcoder.response(payload)
-    content = transcoder.write(message)
-    if not content:
-        return Response(status_code=204, headers=headers)
-    if status in (200, 201) and (method.version or is_safe(method)):
-        version = version_in(method, message)
-        conditions.require(version)
-        headers["ETag"] = etag = entity_tag(content, version)
-        if conditions.know(etag):
-            return Response(status_code=304, headers=headers)
-    return Response(content, status, headers, media_type="application/json")
+
+    status: int
+    headers: list[Header] = field(default_factory=list)
+    body: bytes = b""
+
+    async def send(self, _receive: Receive, send: Send) -> None:
+        """Send the response in two messages; raises ClientDisconnect if the client has left."""
+        start = {"type": "http.response.start", "status": self.status, "headers": self.headers}
+        try:
+            await send(start)
+            await send({"type": "http.response.body", "body": self.body})
+        except (OSError, RuntimeError) as error:  # the connection is closed
+            _log.debug("request.abandoned", error=repr(error))
+            raise ClientDisconnect from error
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response."""
+        await self.send(receive, send)

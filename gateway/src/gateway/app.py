@@ -1,4 +1,4 @@
-"""The application: what is served where."""
+"""The gateway as an ASGI application: the contract's routes, and FastAPI for everything else."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,86 +8,110 @@ from http import HTTPStatus
 import structlog
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route, WebSocketRoute
+from starlette.requests import ClientDisconnect, Request
+from starlette.routing import WebSocketRoute
 
+from gateway.answers import Answer
 from gateway.caller_revisions import CallerRevisions
 from gateway.contracts import publication_routes
-from gateway.endpoint import endpoints
+from gateway.cors import Cors
+from gateway.endpoint import Edge, endpoints
 from gateway.events import EventFeed
+from gateway.gateway import Gateway
 from gateway.health import Health
-from gateway.metrics import Metrics, RequestMetrics
+from gateway.metrics import Metrics
+from gateway.operations import Operations, security_contact
+from gateway.operators import Network, Operators
 from gateway.problems import HttpError, problem
+from gateway.rates import BoundedStorage, Rates, RateSettings
 from gateway.routing import ContractRoutes
+from gateway.settings import LOOPBACK
 from gateway.websocket import WebSocketEndpoint
 from shared.errors import Code, ServiceError, internal
 from shared.identity import TokenVerifier
 from shared.messagebus import MessageBus
 from shared.revocations import SessionVerifier
-from shared.trace import child_traceparent, new_traceparent, trace_id
+from shared.trace import new_traceparent, trace_id
 
 __all__ = ["build_app"]
 
 _log = structlog.get_logger()
 
 
-def build_app(bus: MessageBus, verifier: TokenVerifier, *, max_body_bytes: int) -> FastAPI:
-    """Return the gateway, calling over `bus` and hearing its events while it runs."""
-    feed, metrics = EventFeed(bus), Metrics(bus)
+def build_app(
+    bus: MessageBus,
+    verifier: TokenVerifier,
+    *,
+    max_body_bytes: int,
+    rates: Rates | None = None,
+    allowed_origins: tuple[str, ...] = (),
+    operations_networks: tuple[Network, ...] = LOOPBACK,
+    security_contact_uri: str = "",
+) -> Gateway:
+    """Return the gateway, which calls over `bus` and reads its events while it runs.
+
+    Without `rates`, only methods whose contract says so have a limit.
+    """
+    feed, metrics, cors = EventFeed(bus), Metrics(bus), Cors(allowed_origins)
     sessions, revisions = SessionVerifier(bus, verifier), CallerRevisions(bus)
-    health = Health(bus, sessions)
+    rates = rates or Rates(RateSettings(), BoundedStorage())
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        # They wait where the broker is away.
-        hearing = asyncio.gather(feed.run(), sessions.run(), revisions.run())
+        # They wait while the broker is unavailable.
+        running = asyncio.gather(feed.run(), sessions.run(), revisions.run())
         yield
-        hearing.cancel()
+        running.cancel()
         with suppress(asyncio.CancelledError):
-            await hearing
+            await running
 
-    app = FastAPI(
+    inner = FastAPI(
         title="Postbus",
         lifespan=lifespan,
-        openapi_url=None,  # our own document is published, and with it our own /docs
+        openapi_url=None,  # the generated document is published, with a /docs of its own
         redirect_slashes=False,
     )
-    app.router.routes.extend(publication_routes())
-    app.router.routes.extend(
+    operations = Operations(Health(bus, sessions), metrics, Operators(operations_networks))
+    inner.router.routes.extend(
         [
+            *publication_routes(),
+            *security_contact(security_contact_uri),
             WebSocketRoute("/ws", WebSocketEndpoint(bus, sessions, feed, revisions, metrics)),
-            Route("/healthz", health.live),
-            Route("/readyz", health.ready),
-            Route("/metrics", metrics.expose),
+            *operations.routes(),
         ]
     )
-    app.add_exception_handler(HTTPException, _http_problem)  # type: ignore[arg-type]
-    app.add_exception_handler(Exception, _internal_problem)
-    app.add_middleware(
-        ContractRoutes, endpoints=endpoints(bus, sessions, revisions, max_body_bytes)
+    inner.add_exception_handler(HTTPException, _http_problem)  # type: ignore[arg-type]
+    inner.add_exception_handler(ServiceError, _service_problem)  # type: ignore[arg-type]
+    inner.add_exception_handler(Exception, _internal_problem)  # type: ignore[arg-type]
+    edge = Edge(
+        bus=bus,
+        verifier=sessions,
+        revisions=revisions,
+        rates=rates,
+        metrics=metrics,
+        cors=cors,
+        max_body_bytes=max_body_bytes,
     )
-    app.add_middleware(RequestMetrics, metrics=metrics)
-    return app
+    return Gateway(ContractRoutes(endpoints(edge)), inner, edge)
 
 
-async def _http_problem(request: Request, error: HTTPException) -> Response:
-    """What the router refuses, such as an unknown path."""
+async def _http_problem(_request: Request, error: HTTPException) -> Answer:
+    """Describe what the router refuses, such as an unknown path."""
     status = HTTPStatus(error.status_code)
     code = Code.NOT_FOUND if status is HTTPStatus.NOT_FOUND else Code.UNIMPLEMENTED
     reason = "UNKNOWN_PATH" if status is HTTPStatus.NOT_FOUND else status.name
-    refused = HttpError(status, code, reason, status.description, headers=dict(error.headers or {}))
-    return _traced(refused, trace_id(child_traceparent(request.headers.get("traceparent", ""))))
+    headers = dict(error.headers or {})
+    refused = HttpError(status, code, reason, status.description, headers=headers)
+    return problem(refused, trace_id(new_traceparent()))
 
 
-async def _internal_problem(request: Request, error: Exception) -> Response:
-    """What nobody foresaw; the log has it, the client gets nothing of the inside."""
-    trace = getattr(request.state, "trace_id", "") or trace_id(new_traceparent())
-    _log.error("request.failed", path=request.url.path, trace_id=trace, exc_info=error)
-    return _traced(internal(), trace)
+async def _service_problem(_request: Request, error: ServiceError) -> Answer:
+    return problem(error, trace_id(new_traceparent()))
 
 
-def _traced(error: ServiceError, trace: str) -> Response:
-    response = problem(error, trace)
-    response.headers["Trace-Id"] = trace
-    return response
+async def _internal_problem(request: Request, error: Exception) -> Answer:
+    """Log an unexpected error, of which the client learns nothing but that it happened."""
+    trace = trace_id(new_traceparent())
+    if not isinstance(error, ClientDisconnect):
+        _log.error("request.failed", path=request.url.path, trace_id=trace, exc_info=error)
+    return problem(internal(), trace)

@@ -2,7 +2,7 @@
 
 from postbus.registry import METHODS, Access, Method
 from shared.errors import Code, ServiceError
-from shared.identity import token_missing
+from shared.identity import Caller, token_missing
 from shared.revocations import SessionVerifier
 
 __all__ = ["MAX_TIMEOUT", "authorize", "public_method"]
@@ -19,13 +19,13 @@ def public_method(name: str) -> Method:
     return method
 
 
-def authorize(method: Method, access_token: str, verifier: SessionVerifier) -> str:
-    """Return the caller's user id; empty without a token.
+def authorize(method: Method, access_token: str, verifier: SessionVerifier) -> Caller | None:
+    """Return the caller, None if there is no token; UNAUTHENTICATED if the method is not for it.
 
-    Refuse callers that the method is not for: UNAUTHENTICATED. A bad token is never ignored.
+    A token that is not valid is never ignored.
     """
     if access_token:
-        return verifier.verify(access_token, ended=method.ends_session).user_id
+        return verifier.verify(access_token, ended=method.ends_session)
     if method.access is not Access.PUBLIC:
         raise token_missing()
-    return ""
+    return None

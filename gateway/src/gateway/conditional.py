@@ -6,15 +6,14 @@ hash makes 304 exact: counts change without the version. If-Match compares versi
 
 import hashlib
 import re
-from collections.abc import Sequence
 from typing import Any, Final
 
 from google.protobuf.message import Message
-from starlette.datastructures import Headers
 
 from gateway.problems import HttpError
+from gateway.request_headers import Fields
 from postbus.registry import Idempotency, Method
-from shared.errors import Code, version_mismatch
+from shared.errors import Code, ServiceError, version_mismatch
 
 __all__ = ["Conditions", "entity_tag", "is_safe", "names_tag", "version_in"]
 
@@ -32,11 +31,10 @@ def entity_tag(content: bytes, version: int | None) -> str:
     return f'"{digest}"' if version is None else f'"{version}-{digest}"'
 
 
-def names_tag(if_none_match: Sequence[str], etag: str) -> bool:
-    """Whether these fields name a tag, by weak comparison: W/ does not count (section 13.1.2)."""
-    field = ", ".join(if_none_match)
-    tags = [tag.removeprefix("W/") for tag in _entity_tags(field) or ()]
-    return field.strip() == "*" or etag in tags
+def names_tag(if_none_match: str, etag: str) -> bool:
+    """Whether the field names a tag, by weak comparison: W/ does not count (section 13.1.2)."""
+    tags = [tag.removeprefix("W/") for tag in _entity_tags(if_none_match) or ()]
+    return if_none_match.strip() == "*" or etag in tags
 
 
 def is_safe(method: Method) -> bool:
@@ -52,23 +50,36 @@ def version_in(method: Method, response: Any) -> int | None:
 
 
 class Conditions:
-    """What a request wants to be so: If-Match and If-None-Match.
+    """The conditions of a request: If-Match and If-None-Match.
 
     Raises 400, with IF_MATCH_INVALID for an If-Match that names no version or several where one is
     to be expected, with IF_MATCH_UNSUPPORTED where a change can't be bound to a version.
     """
 
-    def __init__(self, method: Method, verb: str, headers: Headers) -> None:
+    __slots__ = ("_expected_version", "_known", "_refusal", "_versions", "absent")
+
+    def __init__(self, method: Method, verb: str, fields: Fields) -> None:
         self._expected_version = method.expected_version
-        self._versions = _versions(method, headers.getlist("if-match"))
+        self._versions: Versions = None
+        self._refusal = version_mismatch
+        if (if_match := fields.get(b"if-match")) is not None:
+            self._read_if_match(method, if_match.decode("latin-1"))
+        if_none_match = fields.get(b"if-none-match", b"").decode("latin-1")
         reads = is_safe(method) and verb in ("GET", "HEAD")
-        self._known = headers.getlist("if-none-match") if reads else []
+        self._known = if_none_match if reads else ""
+        self.absent = "" if is_safe(method) else if_none_match
+        """If-None-Match of a change: it is made unless the field names the current ETag."""
+
+    def _read_if_match(self, method: Method, field: str) -> None:
+        self._versions = _versions(method, field)
+        if self._versions == frozenset() and "W/" in field:
+            self._refusal = _weak
 
     def expect(self, request: Message) -> None:
         """Put the version into the request, for its worker to compare; 412 if none can match."""
         if self._expected_version and self._versions is not None:
             if not self._versions:
-                raise version_mismatch()
+                raise self._refusal()
             [version] = self._versions
             setattr(request, self._expected_version, version)
 
@@ -77,21 +88,19 @@ class Conditions:
         if self._expected_version or self._versions is None:
             return
         if version not in self._versions:
-            raise version_mismatch()
+            raise self._refusal()
 
     def know(self, etag: str) -> bool:
         """Whether the client has this answer already: 304."""
-        return names_tag(self._known, etag)
+        return bool(self._known) and names_tag(self._known, etag)
 
 
-def _versions(method: Method, if_match: Sequence[str]) -> Versions:
-    if not if_match:
-        return None
+def _versions(method: Method, if_match: str) -> Versions:
     if not (method.expected_version or is_safe(method)):
         raise _refused("IF_MATCH_UNSUPPORTED", "This has no version to compare.")
     if not (method.expected_version or method.version):
         return None
-    versions = _named(", ".join(if_match))
+    versions = _named(if_match)
     if method.expected_version and versions is not None and len(versions) > 1:
         raise _refused("IF_MATCH_INVALID", "If-Match names several versions: name one.")
     return versions
@@ -119,6 +128,16 @@ def _entity_tags(field: str) -> list[str] | None:
         tags += [member["tag"]] if member["tag"] else []
         place = member.end()
     return tags or None
+
+
+def _weak() -> ServiceError:
+    """Return the error of an If-Match with weak tags alone (section 13.1.1)."""
+    return ServiceError(
+        Code.FAILED_PRECONDITION,
+        "VERSION_MISMATCH",
+        "If-Match compares strongly, and a weak tag (W/) never matches: send the ETag without W/,"
+        ' or "<version>".',
+    )
 
 
 def _refused(reason: str, message: str) -> HttpError:

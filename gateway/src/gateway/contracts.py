@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import html
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import distribution
 from importlib.resources import files
@@ -13,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from gateway.conditional import names_tag
+from gateway.documents import Document
 
 __all__ = ["contracts_page", "publication_routes"]
 
@@ -26,10 +27,12 @@ _GENERATED = {
     "/contracts/protos.zip": ("protos.zip", "application/zip"),
 }
 _VIEWERS = {
-    "/docs": ("rest.html", _HTML),
+    "/docs": "rest.html",
+    "/docs/events": "events.html",
+}
+_OWN_ASSETS = {
     "/docs/viewer.css": ("viewer.css", "text/css"),
     "/docs/rest.js": ("rest.js", _SCRIPT),
-    "/docs/events": ("events.html", _HTML),
 }
 _SWAGGER = "fastapi_swagger/resources"
 _ASSETS = {
@@ -53,35 +56,20 @@ _VIEWER_POLICY = (
 )
 
 
-class Document:
-    """What is served as it stands, with a strong ETag: who has it already gets 304."""
-
-    def __init__(self, body: bytes, media_type: str, headers: dict[str, str] | None = None) -> None:
-        self._body = body
-        self._etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-        # no-cache: keep it, but ask before each use whether it still holds.
-        self._validators = {"ETag": self._etag, "Cache-Control": "no-cache"}
-        self._headers = self._validators | {
-            "Content-Type": media_type,
-            "X-Content-Type-Options": "nosniff",
-            **(headers or {}),
-        }
-
-    async def answer(self, request: Request) -> Response:
-        """Answer GET and HEAD."""
-        if names_tag(request.headers.getlist("if-none-match"), self._etag):
-            return Response(status_code=304, headers=self._validators)
-        return Response(self._body, headers=self._headers)
-
-
 def publication_routes() -> list[Route]:
     """Return the routes of /contracts, /docs and all documents, which are read now."""
-    documents = _generated() | _viewers() | _assets()
     return [
         Route("/", _to_docs),
         Route("/contracts", _contracts),
-        *(Route(path, document.answer) for path, document in documents.items()),
+        *(Route(path, document.answer) for path, document in _documents().items()),
     ]
+
+
+@cache
+def _documents() -> Mapping[str, Document]:
+    """Every document by its path, read and compressed once for the whole process."""
+    assets = _assets()
+    return _generated() | assets | _viewers(assets)
 
 
 def contracts_page(folder: str, more: str) -> str:
@@ -93,7 +81,8 @@ async def _contracts(request: Request) -> Response:
     origin = html.escape(str(request.base_url).rstrip("/"))
     page = contracts_page("contracts/", Template(_page("served.html")).substitute(origin=origin))
     policy = f"{_NOWHERE_ELSE}; style-src '{_style_hash(page)}'"
-    document = Document(page.encode(), _HTML, {"Content-Security-Policy": policy})
+    headers = {"Content-Security-Policy": policy}
+    document = Document(page.encode(), _HTML, headers, compressed=False)
     return await document.answer(request)
 
 
@@ -115,20 +104,33 @@ def _file_name(path: str) -> dict[str, str]:
     return {"Content-Disposition": f'attachment; filename="{path.rpartition("/")[2]}"'}
 
 
-def _viewers() -> dict[str, Document]:
+def _viewers(assets: Mapping[str, Document]) -> dict[str, Document]:
     policy = {"Content-Security-Policy": _VIEWER_POLICY}
     return {
-        path: Document(_page(name).encode(), media_type, policy)
-        for path, (name, media_type) in _VIEWERS.items()
+        path: Document(_versioned(_page(name), assets).encode(), _HTML, policy)
+        for path, name in _VIEWERS.items()
     }
+
+
+def _versioned(page: str, assets: Mapping[str, Document]) -> str:
+    """Name the assets that a page loads by their versions, so that browsers may keep them."""
+    for path, asset in assets.items():
+        name = path.rpartition("/")[2]
+        page = page.replace(f'{name}"', f'{name}?v={asset.version}"')
+    return page
 
 
 def _assets() -> dict[str, Document]:
-    """Found without importing their packages, which takes longer than all the rest."""
-    return {
+    """Read scripts and styles; packages are not imported for it, which would take longer."""
+    found = {
         path: Document(Path(str(distribution(package).locate_file(name))).read_bytes(), media_type)
         for path, (package, name, media_type) in _ASSETS.items()
     }
+    own = {
+        path: Document(_page(name).encode(), media_type)
+        for path, (name, media_type) in _OWN_ASSETS.items()
+    }
+    return found | own
 
 
 @cache

@@ -1,158 +1,246 @@
-"""REST: every rpc with a google.api.http rule, served by the same few lines.
+"""REST: every rpc with a google.api.http rule, as a plain ASGI application.
 
-Plain ASGI, not FastAPI routes: their machinery costs several times what the call itself does.
+A contract route is the outermost application and builds nothing that its request does not use:
+FastAPI's routes cost several times as much as the call itself.
 """
 
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import Final
+from dataclasses import dataclass
 
+import structlog
 from google.protobuf.message import Message
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
-from gateway.answers import cache_control, success
+from gateway.addresses import address_of
+from gateway.answers import Answer
+from gateway.bodies import read_body
 from gateway.caller_revisions import CallerRevisions
 from gateway.calls import authorize
-from gateway.conditional import Conditions
+from gateway.conditional import Conditions, names_tag
+from gateway.cors import Cors
 from gateway.disconnect import cancelled_by_disconnect
-from gateway.parameters import read_query
+from gateway.headers import Header
+from gateway.media import has_content, require_acceptable, require_json
+from gateway.metrics import Metrics
 from gateway.problems import HttpError, problem
-from gateway.request_headers import bearer_token, operation_id, timeout
-from gateway.streaming import stream_response
+from gateway.rates import Rates
+from gateway.request_headers import Fields, bearer_token, fields_of, operation_id, timeout
+from gateway.streaming import NDJSON, StreamAnswer
+from gateway.success import Success
+from gateway.targets import query_parameters
 from gateway.transcoding import Transcoder
-from postbus.registry import METHODS, Access
-from shared.errors import Code, ServiceError
+from postbus.registry import METHODS, Access, HttpRule, Method
+from shared.errors import Code, Outcome, ServiceError, internal
 from shared.messagebus import Call, MessageBus, call_method
+from shared.messagebus.envelope import unavailable
 from shared.revocations import SessionVerifier
-from shared.trace import child_traceparent, trace_id
+from shared.trace import child_traceparent
+from shared.wire import message_class
 
-__all__ = ["Endpoint", "endpoints"]
+__all__ = ["Edge", "Endpoint", "endpoints"]
 
-_BODY_SECONDS: Final = 30.0
+_log = structlog.get_logger()
 
 
-def endpoints(
-    bus: MessageBus, verifier: SessionVerifier, revisions: CallerRevisions, max_body_bytes: int
-) -> dict[str, ASGIApp]:
-    """Return what serves the contract, by path template."""
-    by_path: dict[str, dict[str, Transcoder]] = {}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edge:
+    """What all endpoints share."""
+
+    bus: MessageBus
+    verifier: SessionVerifier
+    revisions: CallerRevisions
+    rates: Rates
+    metrics: Metrics
+    cors: Cors
+    max_body_bytes: int
+
+
+@dataclass(slots=True)
+class _Request:
+    """One request, with what all steps of answering it need."""
+
+    scope: Scope
+    receive: Receive
+    fields: Fields
+    parameters: Mapping[str, str]
+    traceparent: str
+
+    @property
+    def trace_id(self) -> str:
+        return self.traceparent[3:35]
+
+
+def endpoints(edge: Edge) -> dict[tuple[str, str], "Endpoint"]:
+    """Return the endpoints of the contract, by verb and path template."""
+    found: dict[tuple[str, str], Endpoint] = {}
     for method in METHODS.values():
         for rule in method.http if method.access is not Access.INTERNAL else ():
-            by_path.setdefault(rule.path, {})[rule.verb] = Transcoder(method, rule)
-    return {
-        path: Endpoint(path, bindings, bus, verifier, revisions, max_body_bytes)
-        for path, bindings in by_path.items()
-    }
+            found[rule.verb, rule.path] = Endpoint(method, rule, edge)
+    for (_, path), endpoint in found.items():
+        endpoint.reading = found.get(("GET", path))
+    return found
 
 
 class Endpoint:
-    """The rpcs that share a path, by HTTP verb: an ASGI application."""
+    """One binding of a method, `verb` and `path`.
 
-    def __init__(
-        self,
-        path: str,
-        bindings: Mapping[str, Transcoder],
-        bus: MessageBus,
-        verifier: SessionVerifier,
-        revisions: CallerRevisions,
-        max_body_bytes: int,
+    `reading` is the endpoint that reads the same resource, if there is one.
+    """
+
+    reading: "Endpoint | None" = None
+
+    def __init__(self, method: Method, rule: HttpRule, edge: Edge) -> None:
+        self.method = method
+        self._rule = rule
+        self._edge = edge
+        self._bus = edge.bus
+        self._verifier = edge.verifier
+        self._revisions = edge.revisions
+        self._rates = edge.rates
+        self._transcoder = Transcoder(method, rule)
+        self._success = Success(self._transcoder, edge.cors)
+        self._metrics = edge.metrics.of(rule.path, rule.verb)
+        self._head_metrics = edge.metrics.of(rule.path, "HEAD")
+        self._unconditional = Conditions(method, rule.verb, {})
+        self._media_type = NDJSON if method.streams else "application/json"
+        self._empty = not message_class(method.response_name).DESCRIPTOR.fields
+
+    async def __call__(
+        self, scope: Scope, receive: Receive, send: Send, parameters: Mapping[str, str]
     ) -> None:
-        self._path = path
-        self._bindings = bindings
-        self._bus = bus
-        self._verifier = verifier
-        self._revisions = revisions
-        self._max_body_bytes = max_body_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; every failure is a problem."""
-        request = Request(scope, receive)
-        traceparent = child_traceparent(request.headers.get("traceparent", ""))
-        trace = trace_id(traceparent)
-        scope["state"].update(route=self._path, trace_id=trace)
+        metrics = self._head_metrics if scope["method"] == "HEAD" else self._metrics
+        began, status = time.perf_counter(), 0
+        metrics.begun += 1
         try:
-            response = await self._answer(request, traceparent, trace)
-        except ServiceError as error:
-            response = problem(error, trace)
+            fields = fields_of(scope["headers"])
+            parent = fields.get(b"traceparent", b"").decode("latin-1")
+            request = _Request(scope, receive, fields, parameters, child_traceparent(parent))
+            answer = await self._answer(request)
+            status = answer.status
+            await answer.send(receive, send)
         except ClientDisconnect:
-            return
-        response.headers["Trace-Id"] = trace
-        response.headers["Vary"] = "Authorization"
-        await response(scope, receive, send)
+            pass
+        finally:
+            metrics.end(status, time.perf_counter() - began)
 
-    async def _answer(self, request: Request, traceparent: str, trace: str) -> Response:
-        binding = self._binding(request.method)
-        method = binding.method
-        caller_id = authorize(method, bearer_token(request.headers), self._verifier)
-        conditions = Conditions(method, request.method, request.headers)
-        key, seconds = operation_id(request.headers), timeout(request.headers, method)
-        message = await self._message(request, binding)
+    async def _answer(self, request: _Request) -> Answer | StreamAnswer:
+        try:
+            answer = await self._call(request)
+        except ServiceError as error:
+            answer = self._problem(error, request)
+        except ClientDisconnect:
+            raise
+        except asyncio.CancelledError:  # the server stops, and has waited long enough
+            stopped = unavailable("SERVER_STOPPED", "The gateway stops.", Outcome.UNKNOWN)
+            answer = self._problem(stopped, request)
+        except Exception:  # noqa: BLE001  # the edge: the client waits for an answer
+            _log.exception("request.failed", method=self.method.name, trace_id=request.trace_id)
+            answer = self._problem(internal(), request)
+        origin = request.fields.get(b"origin")
+        if origin is not None:
+            answer.headers += self._edge.cors.headers(origin)
+        return answer
+
+    def _problem(self, error: ServiceError, request: _Request) -> Answer:
+        answer = problem(error, request.trace_id)
+        answer.headers.append(self._edge.cors.vary)
+        return answer
+
+    async def _call(self, request: _Request) -> Answer | StreamAnswer:
+        method, fields = self.method, request.fields
+        token = bearer_token(fields)
+        address = address_of(request.scope)
+        try:
+            caller = authorize(method, token, self._verifier)
+        except ServiceError:
+            await self._rates.admit(address, method=method)
+            raise
+        caller_id = caller.user_id if caller else ""
+        limits = await self._rates.admit(address, caller_id, method)
+        conditions = self._conditions(request)
+        key, seconds = operation_id(fields), timeout(fields, method)
+        message = await self._message(request)
         conditions.expect(message)
         call = Call.new(
             message.SerializeToString(),
             deadline=time.time() + seconds,
-            access_token=bearer_token(request.headers),
-            traceparent=traceparent,
+            access_token=token,
+            traceparent=request.traceparent,
             operation_id=key,
             caller_revision=self._revisions.known(caller_id),
+            client_address=address,
         )
+        headers = self._success.headers(request.trace_id, private=bool(token))
+        headers += limits
         if method.streams:
-            payloads = self._bus.stream(method.name, call)
-            response: Response = await stream_response(payloads, binding, trace)
-        else:
-            with cancelled_by_disconnect(request):
-                payload = await call_method(self._bus, method, call)
-            self._revisions.learn(caller_id, call.caller_revision)
-            response = success(binding, payload, conditions, replayed=call.replayed)
-        response.headers["Cache-Control"] = cache_control(method)
-        return response
+            return await self._stream(request, call, headers)
+        with cancelled_by_disconnect(request.receive):
+            if conditions.absent:
+                await self._require_absent(request, conditions.absent, token, call)
+            payload = await call_method(self._bus, method, call)
+        self._revisions.learn(caller_id, call.caller_revision)
+        return self._success.answer(payload, conditions, headers, replayed=call.replayed)
 
-    def _binding(self, verb: str) -> Transcoder:
-        found = self._bindings.get("GET" if verb == "HEAD" else verb)
-        if found is None:
-            allowed = {*self._bindings, *(["HEAD"] if "GET" in self._bindings else [])}
-            raise HttpError(
-                405,
-                Code.UNIMPLEMENTED,
-                "METHOD_NOT_ALLOWED",
-                f"This path has no {verb}.",
-                headers={"Allow": ", ".join(sorted(allowed))},
-            )
-        return found
+    def _conditions(self, request: _Request) -> Conditions:
+        fields = request.fields
+        if b"if-match" in fields or b"if-none-match" in fields:
+            return Conditions(self.method, request.scope["method"], fields)
+        return self._unconditional
 
-    async def _message(self, request: Request, binding: Transcoder) -> Message:
-        body = await self._body(request) if binding.rule.body else b""
-        return binding.read(request.path_params, read_query(request.scope["query_string"]), body)
+    async def _message(self, request: _Request) -> Message:
+        if not self._empty:
+            require_acceptable(request.fields, self._media_type)
+        body = await self._body(request)
+        query = query_parameters(request.scope["query_string"])
+        return self._transcoder.read(request.parameters, query, body)
 
-    async def _body(self, request: Request) -> bytes:
-        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type != "application/json":
-            raise HttpError(
-                415, Code.INVALID_ARGUMENT, "NOT_JSON", "Send the body as application/json."
-            )
-        try:
-            async with asyncio.timeout(_BODY_SECONDS):
-                return await self._read(request)
-        except TimeoutError:
-            raise HttpError(
-                408,
-                Code.INVALID_ARGUMENT,
-                "BODY_TOO_SLOW",
-                f"The body has not come within {_BODY_SECONDS:.0f} seconds.",
-            ) from None
-
-    async def _read(self, request: Request) -> bytes:
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > self._max_body_bytes:
+    async def _body(self, request: _Request) -> bytes:
+        fields = request.fields
+        if not self._rule.body:
+            if has_content(fields):
                 raise HttpError(
-                    413,
-                    Code.INVALID_ARGUMENT,
-                    "BODY_TOO_LARGE",
-                    f"The body is larger than {self._max_body_bytes} bytes.",
+                    400, Code.INVALID_ARGUMENT, "BODY_UNEXPECTED", "This takes no body."
                 )
-        return bytes(body)
+            return b""
+        if b"content-type" not in fields and not has_content(fields):
+            return b"{}"  # every member is left out; the rules say whether one is missing
+        require_json(fields, patch=self._rule.verb == "PATCH")
+        return await read_body(request.receive, fields, self._edge.max_body_bytes)
+
+    async def _stream(self, request: _Request, call: Call, headers: list[Header]) -> StreamAnswer:
+        payloads = self._bus.stream(self.method.name, call)
+        answer = await StreamAnswer.begin(
+            payloads, self._transcoder, request.trace_id, request.receive
+        )
+        answer.headers += headers
+        return answer
+
+    async def _require_absent(self, request: _Request, tags: str, token: str, call: Call) -> None:
+        """Raise 412 if If-None-Match of a change names the current ETag (section 13.1.2).
+
+        A resource that can't be read has no ETag.
+        """
+        reading = self.reading
+        if reading is None:
+            return
+        message = reading._transcoder.read(request.parameters, (), b"")
+        read = Call.new(
+            message.SerializeToString(),
+            deadline=call.deadline,
+            access_token=token,
+            traceparent=request.traceparent,
+        )
+        try:
+            payload = await call_method(self._bus, reading.method, read)
+        except ServiceError as error:
+            if error.code is Code.NOT_FOUND:
+                return
+            raise
+        if names_tag(tags, reading._success.etag(payload)):
+            raise ServiceError(
+                Code.FAILED_PRECONDITION, "ALREADY_THERE", "If-None-Match names what is there."
+            )

@@ -1,10 +1,9 @@
 """Whether the system is ready, and which part is missing."""
 
 import asyncio
+from typing import Final
 
-from starlette.requests import Request
-from starlette.responses import JSONResponse
-
+from gateway.recent import Recent
 from postbus.bus.v1 import CheckRequest, HealthServiceStub
 from postbus.registry import METHODS
 from shared.errors import ServiceError
@@ -14,26 +13,28 @@ from shared.revocations import SessionVerifier
 
 __all__ = ["Health"]
 
+_FRESH_SECONDS: Final = 0.2
+"""Questions within this time share one answer: each asks every worker."""
+
 
 class Health:
-    """Liveness of this process and readiness of the whole system."""
+    """Readiness of the whole system."""
 
     def __init__(self, bus: MessageBus, sessions: SessionVerifier) -> None:
         self._bus = bus
         self._sessions = sessions
         self._workers = sorted({method.worker for method in METHODS.values()} - {EVERY_WORKER})
+        self._parts = Recent(self._check, seconds=_FRESH_SECONDS)
 
-    async def live(self, _request: Request) -> JSONResponse:
-        """Answer GET /healthz: this process runs."""
-        return JSONResponse({"alive": True})
+    async def parts(self) -> dict[str, bool]:
+        """Return whether each part is ready, within a second."""
+        return await self._parts.get()
 
-    async def ready(self, _request: Request) -> JSONResponse:
-        """Answer GET /readyz: 200 if every part is ready, else 503; at once, or within a second."""
+    async def _check(self) -> dict[str, bool]:
         parts = {"rabbitmq": self._bus.ready, "gateway.sessions": self._sessions.ready}
         for answer in await asyncio.gather(*map(self._worker, self._workers)):
             parts |= answer
-        ready = all(parts.values())
-        return JSONResponse({"ready": ready, "parts": parts}, 200 if ready else 503)
+        return parts
 
     async def _worker(self, worker: str) -> dict[str, bool]:
         channel = ServiceChannel(self._bus, worker=worker)

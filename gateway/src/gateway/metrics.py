@@ -1,83 +1,106 @@
 """Request metrics, for Prometheus."""
 
-import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 
+from gateway.recent import Recent
 from gateway.worker_metrics import WorkerMetrics
 from shared.messagebus import MessageBus
 
-__all__ = ["Metrics", "RequestMetrics"]
+__all__ = ["Metrics", "RouteMetrics"]
+
+_BOUNDS: Final = (
+    *(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
+    float("inf"),
+)
+"""Upper bounds of the buckets, in seconds: the default of prometheus_client."""
+_FRESH_SECONDS: Final = 1.0
+"""Scrapes within this time share one result: a scrape asks every worker."""
+_METHODS: Final = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
+
+
+class RouteMetrics:
+    """The requests of one route and verb.
+
+    Plain numbers, read when Prometheus asks: a metric of prometheus_client takes several locks and
+    some ten function calls for each request.
+    """
+
+    __slots__ = ("begun", "buckets", "seconds", "statuses")
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.buckets = [0] * len(_BOUNDS)
+        self.seconds = 0.0
+        self.statuses: Counter[int] = Counter()
+
+    def end(self, status: int, seconds: float) -> None:
+        """Count an answer after `seconds`; status 0 if the client left without one."""
+        self.buckets[bisect_left(_BOUNDS, seconds)] += 1
+        self.seconds += seconds
+        self.statuses[status] += 1
 
 
 class Metrics:
-    """What is counted, in a registry of its own: two gateways in one process don't meet."""
+    """The metrics of this gateway, in a registry of their own, and those of all workers."""
 
     def __init__(self, bus: MessageBus) -> None:
         self._workers = WorkerMetrics(bus)
         self._registry = CollectorRegistry()
-        self.requests = Counter(
-            "postbus_http_requests",
-            "HTTP requests answered.",
-            ("route", "method", "status"),
-            registry=self._registry,
-        )
-        self.seconds = Histogram(
-            "postbus_http_request_seconds",
-            "Time to answer an HTTP request.",
-            ("route", "method"),
-            registry=self._registry,
-        )
-        self.in_flight = Gauge(
-            "postbus_http_requests_in_flight",
-            "HTTP requests being answered.",
-            registry=self._registry,
-        )
+        self._routes: dict[tuple[str, str], RouteMetrics] = {}
+        self._registry.register(self)
+        self._text = Recent(self._generate, seconds=_FRESH_SECONDS)
         self.sockets = Gauge("postbus_websockets_open", "Open WebSockets.", registry=self._registry)
 
-    async def expose(self, _request: Request) -> Response:
-        """Answer GET /metrics: of this gateway, and of all workers, which expose no port."""
-        text = generate_latest(self._registry) + generate_latest(await self._workers.collect())
-        return Response(text, media_type=CONTENT_TYPE_LATEST)
+    def of(self, route: str, verb: str) -> RouteMetrics:
+        """Return the metrics of a route's path template and a verb.
+
+        Any verb may be given: one that a client made up never becomes a label.
+        """
+        key = (route, verb if verb in _METHODS else "other")
+        return self._routes.setdefault(key, RouteMetrics())
+
+    async def text(self) -> bytes:
+        """Return all metrics in Prometheus's format, at most a second old."""
+        return await self._text.get()
+
+    async def _generate(self) -> bytes:
+        return generate_latest(self._registry) + generate_latest(await self._workers.collect())
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client's Collector."""
+        labels = ("route", "method")
+        requests = CounterMetricFamily(
+            "postbus_http_requests", "HTTP requests answered.", labels=(*labels, "status")
+        )
+        seconds = HistogramMetricFamily(
+            "postbus_http_request_seconds", "Time to answer an HTTP request.", labels=labels
+        )
+        running = 0
+        for key, route in self._routes.items():
+            if not route.begun:
+                continue
+            for status, count in route.statuses.items():
+                requests.add_metric((*key, str(status or "none")), count)
+            seconds.add_metric(key, _cumulative(route.buckets), route.seconds)
+            running += route.begun - sum(route.buckets)
+        in_flight = GaugeMetricFamily(
+            "postbus_http_requests_in_flight", "HTTP requests being answered.", value=running
+        )
+        yield from (requests, seconds, in_flight)
 
 
-class RequestMetrics:
-    """ASGI middleware that counts and times each HTTP request under its route's template.
-
-    Paths of no route count as `none`: what an outsider makes up never becomes a label.
-    """
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app = app
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on and count its answer."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        status = "none"
-
-        async def note_status(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = str(message["status"])
-            await send(message)
-
-        scope.setdefault("state", {})
-        began = time.perf_counter()
-        with self._metrics.in_flight.track_inprogress():
-            try:
-                await self._app(scope, receive, note_status)
-            finally:
-                labels = (scope["state"].get("route", "none"), _known(scope["method"]))
-                self._metrics.seconds.labels(*labels).observe(time.perf_counter() - began)
-                self._metrics.requests.labels(*labels, status).inc()
-
-
-def _known(method: str) -> str:
-    return method if method in {"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD"} else "other"
+def _cumulative(counts: list[int]) -> list[tuple[str, float]]:
+    names = [*map(str, _BOUNDS[:-1]), "+Inf"]
+    return [(name, float(n)) for name, n in zip(names, accumulate(counts), strict=True)]

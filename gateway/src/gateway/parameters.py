@@ -10,24 +10,13 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from gateway.problems import HttpError
 from shared.errors import Code, FieldViolation, shown_name
 
-__all__ = ["Document", "Place", "field_named", "find_place", "read_query", "violation"]
+__all__ = ["Document", "Place", "field_named", "find_place", "violation"]
 
 _BOOLEANS: Final = {"true": True, "false": False}
 _NOT_ESCAPED: Final = re.compile("%(?![0-9A-Fa-f]{2})")
 _MAX_PARAMETERS: Final = 1_000
 
 Document = dict[str, Any]
-
-
-def read_query(query: bytes) -> list[tuple[str, str]]:
-    """Return the parameters of a query string (application/x-www-form-urlencoded).
-
-    Raises 400: MALFORMED_QUERY where it is not percent-encoded UTF-8, TOO_MANY_PARAMETERS beyond
-    1,000 parameters.
-    """
-    if query.count(b"&") >= _MAX_PARAMETERS:
-        raise _refused("TOO_MANY_PARAMETERS", f"At most {_MAX_PARAMETERS} parameters.")
-    return list(_parameters(query.decode("latin-1").replace("+", " ")))
 
 
 def _parameters(query: str) -> Iterator[tuple[str, str]]:

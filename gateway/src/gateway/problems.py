@@ -1,17 +1,23 @@
 """How failures look from outside: problem details (RFC 9457), and close codes of the WebSocket."""
 
 import math
+from collections.abc import Iterator
 from types import MappingProxyType
 from typing import Final
 
 import orjson
-from starlette.responses import Response
 
+from gateway.answers import Answer
+from gateway.headers import NO_STORE, PROBLEM, SECURITY, Header
 from shared.errors import Code, ServiceError
 
 __all__ = ["CLOSE_CODES", "HttpError", "problem"]
 
 _INTERNAL: Final = (500, 1011)
+_CHALLENGE: Final = b'Bearer realm="postbus"'
+_BAD_TOKEN: Final = _CHALLENGE + b', error="invalid_token"'
+_TOKEN_ERRORS: Final = frozenset({"SESSION_REVOKED", "TOKEN_EXPIRED", "TOKEN_INVALID"})
+"""Reasons of a token that was sent and is not valid (RFC 6750, section 3.1)."""
 _STATUS_AND_CLOSE_CODE: Final = MappingProxyType(
     {
         Code.CANCELLED: (499, 4499),
@@ -36,7 +42,10 @@ CLOSE_CODES: Final = MappingProxyType(
 
 
 class HttpError(ServiceError):
-    """A failure of HTTP itself, with a status that no code stands for."""
+    """A failure of HTTP itself, with a status that no code stands for.
+
+    Its outcome is NO_EFFECT: raise it only before the method is called.
+    """
 
     def __init__(
         self,
@@ -58,8 +67,8 @@ def _status(error: ServiceError) -> int:
     return _STATUS_AND_CLOSE_CODE.get(error.code, _INTERNAL)[0]
 
 
-def problem(error: ServiceError, trace_id: str) -> Response:
-    """Return the response that tells of an error."""
+def problem(error: ServiceError, trace_id: str) -> Answer:
+    """Return the answer that describes an error."""
     status = _status(error)
     body = {
         "type": "about:blank",
@@ -76,20 +85,22 @@ def problem(error: ServiceError, trace_id: str) -> Response:
         "moreViolations": error.more_violations,
         "traceId": error.trace_id or trace_id,
     }
-    return Response(
-        orjson.dumps(body),
-        status_code=status,
-        media_type="application/problem+json",
-        headers=_headers(error, status),
-    )
+    content = orjson.dumps(body)
+    headers = [
+        PROBLEM,
+        (b"content-length", b"%d" % len(content)),
+        (b"trace-id", trace_id.encode()),
+        NO_STORE,
+        *SECURITY,
+        *_headers(error, status),
+    ]
+    return Answer(status, headers, content)
 
 
-def _headers(error: ServiceError, status: int) -> dict[str, str]:
-    headers = {"Cache-Control": "no-store"}
+def _headers(error: ServiceError, status: int) -> Iterator[Header]:
     if isinstance(error, HttpError):
-        headers |= error.headers
+        yield from ((name.lower().encode(), each.encode()) for name, each in error.headers.items())
     if status == 401:  # RFC 9110, section 11.6.1
-        headers["WWW-Authenticate"] = 'Bearer realm="postbus"'
+        yield (b"www-authenticate", _BAD_TOKEN if error.reason in _TOKEN_ERRORS else _CHALLENGE)
     if error.retry_after is not None:
-        headers["Retry-After"] = str(math.ceil(error.retry_after))
-    return headers
+        yield (b"retry-after", b"%d" % math.ceil(error.retry_after))

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 import structlog
@@ -42,10 +43,10 @@ Headers = list[tuple[bytes, bytes]]
 class RateSettings:
     """Rates as `100/minute`; empty for no limit."""
 
-    address: str
-    user: str
-    user_changes: str
-    methods: Mapping[str, str]
+    address: str = ""
+    user: str = ""
+    user_changes: str = ""
+    methods: Mapping[str, str] = MappingProxyType({})
     """Overrides the contract's `rate_limit`, by the full name of the method."""
 
 

@@ -1,51 +1,96 @@
-"""Paths of the contract to endpoints: one regular expression for all of them."""
+"""Paths of the contract to endpoints, by verb and path together."""
 
 import re
-from collections.abc import Mapping
-from urllib.parse import unquote
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, Generic, TypeVar
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from gateway.targets import path_value
 
-__all__ = ["ContractRoutes"]
+__all__ = ["ContractRoutes", "precedence"]
 
-_PARAMETER = re.compile(r"\{([^}]+)\}")
+E = TypeVar("E")
+_PARAMETER: Final = re.compile(r"\{([^}]+)\}")
+_OF_HEAD: Final = "GET"
+"""HEAD is answered as GET (RFC 9110, section 9.3.2)."""
 
 
-class ContractRoutes:
-    """ASGI middleware that serves each path template (`/v1/posts/{id}:publish`) by its endpoint.
+class ContractRoutes(Generic[E]):
+    """The endpoint of each verb and path template, such as `POST /v1/posts/{id}:publish`.
 
-    It comes before FastAPI's own router, which would ask each of its routes in turn; what fits no
-    template goes there.
     A parameter is one segment, which may hold an escaped slash (RFC 3986, section 2.2). Where two
-    templates fit, the one with the literal text further in front wins.
+    templates of a verb fit, the one with `precedence` is taken. What a custom verb (`:publish`)
+    ends is never a parameter as a whole, whatever the HTTP verb: its colon must be escaped for it.
     """
 
-    def __init__(self, app: ASGIApp, endpoints: Mapping[str, ASGIApp]) -> None:
-        self._app = app
-        templates = sorted(endpoints, key=_by_literals)
+    def __init__(self, endpoints: Mapping[tuple[str, str], E]) -> None:
+        self._custom = _by_verb(endpoints, custom=True)
+        self._plain = _by_verb(endpoints, custom=False)
+        self._is_custom = _matcher(sorted({path for _, path in endpoints if _split(path)[1]}))
+
+    def find(self, verb: str, path: bytes) -> tuple[E, dict[str, str]] | None:
+        """Return the endpoint of a normalized path, with the path's parameters."""
+        paths = self._of(path).get(verb)
+        return paths.find(path) if paths is not None else None
+
+    def verbs(self, path: bytes) -> list[str]:
+        """Return the verbs that a normalized path is served with, in alphabetical order."""
+        by_verb = self._of(path)
+        return sorted(verb for verb, paths in by_verb.items() if paths.find(path) is not None)
+
+    def _of(self, path: bytes) -> "Mapping[str, _Paths[E]]":
+        custom = b":" in path and self._is_custom(path.decode("ascii", "replace")) is not None
+        return self._custom if custom else self._plain
+
+
+def _by_verb(endpoints: Mapping[tuple[str, str], E], *, custom: bool) -> "dict[str, _Paths[E]]":
+    chosen: dict[str, dict[str, E]] = {}
+    for (verb, path), endpoint in endpoints.items():
+        if bool(_split(path)[1]) is custom:
+            chosen.setdefault(verb, {})[path] = endpoint
+    by_verb = {verb: _Paths(paths) for verb, paths in chosen.items()}
+    return by_verb | ({"HEAD": by_verb[_OF_HEAD]} if _OF_HEAD in by_verb else {})
+
+
+class _Paths(Generic[E]):
+    """The endpoints of one verb."""
+
+    def __init__(self, endpoints: Mapping[str, E]) -> None:
+        self._fixed = {
+            path.encode(): (endpoint, dict[str, str]())
+            for path, endpoint in endpoints.items()
+            if not _PARAMETER.search(path)
+        }
+        templates = sorted(filter(_PARAMETER.search, endpoints), key=precedence)
         self._endpoints = {f"t{i}": endpoints[path] for i, path in enumerate(templates)}
         self._parameters = {f"t{i}": _PARAMETER.findall(path) for i, path in enumerate(templates)}
-        self._pattern = re.compile(
-            "|".join(f"(?P<t{i}>{_pattern(path)})" for i, path in enumerate(templates))
-        )
+        self._match = _matcher(templates)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request by its endpoint, with `path_params`."""
-        app = self._found(scope) if scope["type"] == "http" else None
-        await (app or self._app)(scope, receive, send)
-
-    def _found(self, scope: Scope) -> ASGIApp | None:
-        path = scope.get("raw_path") or scope["path"].encode()
-        found = self._pattern.fullmatch(path.decode("ascii", "replace"))
+    def find(self, path: bytes) -> tuple[E, dict[str, str]] | None:
+        fixed = self._fixed.get(path)
+        if fixed is not None:
+            return fixed
+        found = self._match(path.decode("ascii", "replace"))
         if found is None or found.lastgroup is None:
             return None
         values = [value for value in found.groups()[found.lastindex or 0 :] if value is not None]
         names = self._parameters[found.lastgroup]
-        scope["path_params"] = {
-            name: unquote(value, errors="surrogateescape")  # the transcoder refuses surrogates
-            for name, value in zip(names, values[: len(names)], strict=True)
-        }
-        return self._endpoints[found.lastgroup]
+        texts = map(path_value, values[: len(names)])
+        return self._endpoints[found.lastgroup], dict(zip(names, texts, strict=True))
+
+
+def precedence(template: str) -> tuple[object, ...]:
+    """Return the sort key of a path template: the first that fits a path serves it.
+
+    A custom verb comes first, and then the literal text further in front.
+    """
+    path, verb = _split(template)
+    segments = [(segment.startswith("{"), segment) for segment in path.split("/")]
+    return (not verb, segments)
+
+
+def _matcher(templates: Iterable[str]) -> Callable[[str], re.Match[str] | None]:
+    patterns = [f"(?P<t{i}>{_pattern(path)})" for i, path in enumerate(templates)]
+    return re.compile("|".join(patterns) or "(?!)").fullmatch
 
 
 def _pattern(template: str) -> str:
@@ -56,12 +101,6 @@ def _pattern(template: str) -> str:
 
 
 def _split(template: str) -> tuple[str, str]:
-    """A custom verb, such as `:publish`, follows the last segment."""
+    """Return path and custom verb, such as `:publish`, which follows the last segment."""
     path, colon, verb = template.rpartition(":")
     return (path, colon + verb) if colon and "/" not in verb and "}" not in verb else (template, "")
-
-
-def _by_literals(template: str) -> tuple[object, ...]:
-    path, verb = _split(template)
-    segments = [(segment.startswith("{"), segment) for segment in path.split("/")]
-    return (not verb, segments)

@@ -1,15 +1,27 @@
-"""What the gateway is configured with."""
+"""Configuration of the gateway."""
 
-from ipaddress import ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
-from pydantic import Field, FilePath, SecretStr, ValidationInfo, field_validator
+from pydantic import (
+    Field,
+    FilePath,
+    SecretStr,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import NoDecode
 
 from shared.settings import ServiceSettings
 
-__all__ = ["GatewaySettings"]
+__all__ = ["LOOPBACK", "GatewaySettings"]
+
+LOOPBACK: Final = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
+
+_Origin = Annotated[str, StringConstraints(pattern=r"^https?://[a-z0-9.\-\[\]:]+$")]
+_Contact = Annotated[str, StringConstraints(pattern=r"^((https://|mailto:|tel:)[\x21-\x7e]+)?$")]
 
 
 class GatewaySettings(ServiceSettings):
@@ -46,6 +58,14 @@ class GatewaySettings(ServiceSettings):
     """Rates of single methods by full name, as JSON, in place of the contract's `rate_limit`."""
     rate_storage_url: SecretStr | None = None
     """Redis that the gateways count in together, redis://host:port; each counts alone without."""
+    allowed_origins: tuple[_Origin, ...] = ()
+    """Origins whose web pages may use the gateway, as a JSON list: ["https://app.example.com"]."""
+    operations_networks: tuple[IPv4Network | IPv6Network, ...] = LOOPBACK
+    """Networks that may read /metrics and the parts of /readyz, as a JSON list: ["10.0.0.0/8"]."""
+    hsts_seconds: int = Field(0, ge=0)
+    """How long browsers keep to HTTPS; set it where clients reach the gateway over HTTPS alone."""
+    security_contact: _Contact = ""
+    """URI for reports of weaknesses, published in /.well-known/security.txt (RFC 9116)."""
 
     @field_validator("trusted_proxies", mode="before")
     @classmethod

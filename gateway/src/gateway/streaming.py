@@ -2,40 +2,87 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Final
 
-import orjson
-from starlette.responses import StreamingResponse
+import structlog
+from starlette.types import Receive, Send
 
+from gateway.disconnect import cancelled_by_disconnect
+from gateway.headers import Header
 from gateway.problems import problem
 from gateway.transcoding import Transcoder
-from shared.errors import ServiceError
+from shared.errors import ServiceError, internal
 
-__all__ = ["stream_response"]
+__all__ = ["NDJSON", "StreamAnswer"]
+
+_log = structlog.get_logger()
+NDJSON: Final = "application/x-ndjson"
 
 
-async def stream_response(
-    payloads: AsyncGenerator[bytes, None], transcoder: Transcoder, trace_id: str
-) -> StreamingResponse:
-    """Return the response once the stream has begun; raises what ends it before.
+class StreamAnswer:
+    """The answer of a method that streams; see Answer.
 
     Each line is `{"result": ...}`. A failure in the middle can't change the status any more: the
-    last line is then `{"error": ...}` with the problem. A client that leaves ends the call.
+    last line is then `{"error": ...}` with the problem.
     """
-    first = await anext(payloads, None)
 
-    async def lines() -> AsyncGenerator[bytes, None]:
-        async with aclosing(payloads):
-            try:
-                if first is not None:
-                    yield _line(transcoder, first)
-                async for payload in payloads:
-                    yield _line(transcoder, payload)
-            except ServiceError as error:
-                yield b'{"error":' + bytes(problem(error, trace_id).body) + b"}\n"
+    def __init__(
+        self,
+        first: bytes | None,
+        payloads: AsyncGenerator[bytes, None],
+        transcoder: Transcoder,
+        trace_id: str,
+    ) -> None:
+        self.status = transcoder.rule.status
+        self.headers: list[Header] = [(b"content-type", NDJSON.encode())]
+        self._first = first
+        self._payloads = payloads
+        self._transcoder = transcoder
+        self._trace_id = trace_id
 
-    return StreamingResponse(lines(), transcoder.rule.status, media_type="application/x-ndjson")
+    @classmethod
+    async def begin(
+        cls,
+        payloads: AsyncGenerator[bytes, None],
+        transcoder: Transcoder,
+        trace_id: str,
+        receive: Receive,
+    ) -> "StreamAnswer":
+        """Wait for the first message; raises the error that ends the stream before it."""
+        with cancelled_by_disconnect(receive):
+            first = await anext(payloads, None)
+        return cls(first, payloads, transcoder, trace_id)
 
+    async def send(self, receive: Receive, send: Send) -> None:
+        """Send every line as it comes; raises ClientDisconnect, and ends the call, if the client
+        leaves.
+        """
+        start = {"type": "http.response.start", "status": self.status, "headers": self.headers}
+        async with aclosing(self._payloads):
+            with cancelled_by_disconnect(receive, after=0):
+                await send(start)
+                async for line in self._lines():
+                    await send({"type": "http.response.body", "body": line, "more_body": True})
+                await send({"type": "http.response.body", "body": b""})
 
-def _line(transcoder: Transcoder, payload: bytes) -> bytes:
-    line = transcoder.write(transcoder.response(payload))
-    return b'{"result":' + (line or orjson.dumps({})) + b"}\n"
+    async def _lines(self) -> AsyncGenerator[bytes, None]:
+        try:
+            if self._first is not None:
+                yield self._line(self._first)
+                async for payload in self._payloads:
+                    yield self._line(payload)
+        except ServiceError as error:
+            yield self._last(error)
+        except Exception:  # noqa: BLE001  # the edge: the client waits for an answer
+            _log.exception(
+                "request.failed", method=self._transcoder.method.name, trace_id=self._trace_id
+            )
+            yield self._last(internal())
+
+    def _last(self, error: ServiceError) -> bytes:
+        return b'{"error":' + problem(error, self._trace_id).body + b"}\n"
+
+    def _line(self, payload: bytes) -> bytes:
+        transcoder = self._transcoder
+        line = transcoder.write(transcoder.response(payload))
+        return b'{"result":' + (line or b"{}") + b"}\n"

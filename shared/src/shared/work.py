@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from postbus.bus.v1 import Event
-from shared.errors import Code, ServiceError
+from shared.errors import Code, Outcome, ServiceError
 
 __all__ = [
     "KEEP_SECONDS",
@@ -263,5 +263,6 @@ def answer_of(operation: Operation, fingerprint: bytes, reply: bytes | None) -> 
             Code.ALREADY_EXISTS,
             "ALREADY_DONE",
             "This was done before, and its answer is not kept.",
+            outcome=Outcome.UNKNOWN,
         )
     return reply

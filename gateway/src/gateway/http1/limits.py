@@ -3,13 +3,13 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final
 
 from gateway.problems import HttpError
 from shared.errors import Code
 
-__all__ = ["Clients", "HttpLimits", "client_network"]
+__all__ = ["Clients", "HttpLimits"]
 
 _RETRY_SECONDS: Final = 5
 
@@ -73,16 +73,6 @@ class Clients:
         return any(
             address.version == proxy.version and address.overlaps(proxy) for proxy in self._proxies
         )
-
-
-def client_network(address: str) -> str:
-    """Return the network that is one client to a limit: an IPv4 address, or a /64 of IPv6."""
-    if ":" not in address:
-        return address
-    ip = ip_address(address.partition("%")[0])
-    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
-        return str(ip.ipv4_mapped)
-    return str(IPv6Network((int(ip) >> 64 << 64, 64)))
 
 
 def _refusal(status: int, code: int, reason: str, scope: str) -> HttpError:

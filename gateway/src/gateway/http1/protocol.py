@@ -14,11 +14,12 @@ from uvicorn.config import Config
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
+from gateway.addresses import network_of
 from gateway.http1.body import Body, ChunkedBody, SizedBody
 from gateway.http1.deadlines import NEVER, Deadlines
 from gateway.http1.exchange import Exchange
 from gateway.http1.head import CHUNKED, HEAD_BYTES, Head, parse_head, refusal
-from gateway.http1.limits import Clients, HttpLimits, client_network
+from gateway.http1.limits import Clients, HttpLimits
 from gateway.http1.upgrade import hand_over, is_handshake, rebuilt
 from gateway.problems import problem
 from shared.errors import Outcome, ServiceError
@@ -91,7 +92,7 @@ class Http1Protocol(asyncio.Protocol):
         self._server = get_local_addr(transport)
         self._scheme = "https" if is_ssl(transport) else "http"
         self._server_state.connections.add(self)  # type: ignore[arg-type]
-        network = client_network(self._client[0]) if self._client else ""
+        network = network_of(self._client[0]) if self._client else ""
         refused = self._clients.admit(network)
         if refused is None:
             self._network = network
@@ -359,11 +360,11 @@ class Http1Protocol(asyncio.Protocol):
 
     def refuse(self, error: ServiceError) -> None:
         """Answer with an error in place of a response, then close."""
-        response = problem(error, trace_id(new_traceparent()))
-        head = b"HTTP/1.1 %d \r\n" % response.status_code
-        head += b"".join(b"%b: %b\r\n" % field for field in response.raw_headers)
+        answer = problem(error, trace_id(new_traceparent()))
+        head = b"HTTP/1.1 %d \r\n" % answer.status
+        head += b"".join(b"%b: %b\r\n" % field for field in answer.headers)
         head += self.default_fields() + b"connection: close\r\n\r\n"
-        self._transport.write(head + bytes(response.body) if self._expects_body else head)
+        self._transport.write(head + answer.body if self._expects_body else head)
         self._linger()
 
     def _linger(self) -> None:

@@ -15,7 +15,7 @@ from uuid_utils import uuid7
 from postbus.bus.v1 import Event
 from postbus.registry import EVENTS, METHODS, EventType, Idempotency, Method
 from shared.context import current_context
-from shared.errors import ServiceError, deadline_exceeded
+from shared.errors import Outcome, ServiceError, deadline_exceeded, internal
 from shared.messagebus.bus import MessageBus
 from shared.messagebus.envelope import Call
 from shared.messagebus.slots import current_seat
@@ -51,10 +51,12 @@ async def call_method(bus: MessageBus, method: Method, call: Call, route: str = 
     except ServiceError as error:
         if method.idempotency is Idempotency.UNKNOWN or error.reason not in _BROKEN:
             raise
-    return await _call_again(bus, route, call)
+        outcome = error.outcome
+    return await _call_again(bus, route, call, outcome)
 
 
-async def _call_again(bus: MessageBus, route: str, call: Call) -> bytes:
+async def _call_again(bus: MessageBus, route: str, call: Call, outcome: Outcome) -> bytes:
+    """Call again; an error has the outcome UNKNOWN if one try, or the call before, had it."""
     last = time.monotonic() + min(call.remaining, _RETRY_SECONDS)
     delay = _RETRY_DELAY
     while True:
@@ -63,6 +65,9 @@ async def _call_again(bus: MessageBus, route: str, call: Call) -> bytes:
         try:
             return await bus.call(route, call)
         except ServiceError as error:
+            if outcome == Outcome.UNKNOWN:
+                error.outcome = outcome
+            outcome = error.outcome
             running = error.reason == "OPERATION_RUNNING"  # what was sent before the break
             if not (running or error.reason in _BROKEN) or time.monotonic() + delay > last:
                 raise
@@ -90,7 +95,7 @@ class ServiceChannel:
             payload = await calling
         if context := current_context():
             context.learn_revision(call.caller_revision)
-        return decode(response, payload)
+        return _decoded(response, payload)
 
     async def stream(
         self, route: str, request: betterproto.Message, response: type[M], budget: float | None
@@ -104,7 +109,15 @@ class ServiceChannel:
                     payload = await anext(payloads, None)
                 if payload is None:
                     return
-                yield decode(response, payload)
+                yield _decoded(response, payload)
+
+
+def _decoded(response: type[M], payload: bytes) -> M:
+    """Return a response; INTERNAL, with an unknown outcome, if the service sent another message."""
+    try:
+        return decode(response, payload)
+    except ServiceError:
+        raise internal() from None
 
 
 def _new_call(request: betterproto.Message, method: Method, budget: float | None) -> Call:

@@ -7,7 +7,7 @@ from typing import Any, Final, Self
 from uuid_utils import uuid7
 
 from postbus.bus.v1 import Error, Outcome, Reply
-from shared.errors import Code, ServiceError
+from shared.errors import Code, ServiceError, internal
 from shared.wire import encode, from_upb, message_class, parse_as
 
 __all__ = [
@@ -143,7 +143,10 @@ def next_payload(reply: bytes, sequence: int) -> bytes | None:
 
 
 def _read(reply: bytes) -> Any:
-    message: Any = parse_as(_Reply, reply)
+    try:
+        message: Any = parse_as(_Reply, reply)
+    except ServiceError:  # not the caller's fault, and what it asked for may have been done
+        raise internal() from None
     if message.HasField("error"):
         raise ServiceError.from_message(from_upb(Error, message.error))
     return message

@@ -1,0 +1,56 @@
+"""Access from web pages of other origins (Fetch standard, section 3.3, CORS protocol)."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from gateway.headers import Header
+
+__all__ = ["Cors"]
+
+_MAX_AGE_SECONDS: Final = 600
+"""How long browsers may remember the answer to a preflight."""
+_REQUEST_HEADERS: Final = (
+    b"Accept, Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match,"
+    b" Request-Timeout, traceparent"
+)
+_EXPOSED: Final = (
+    b"ETag, Idempotency-Replayed, Location, RateLimit, RateLimit-Policy, Retry-After, Trace-Id"
+)
+
+
+class Cors:
+    """The origins whose pages may use the gateway, such as `https://app.example.com`.
+
+    An origin is compared as a whole. No cookie authenticates, so credentials are never allowed.
+    """
+
+    def __init__(self, origins: Sequence[str]) -> None:
+        self._origins = frozenset(origin.encode() for origin in origins)
+        self.vary: Header = (b"vary", b"Authorization, Origin" if origins else b"Authorization")
+        """Of answers that depend on the caller."""
+        self.vary_of_public: tuple[Header, ...] = ((b"vary", b"Origin"),) if origins else ()
+        """Of answers that are the same for every caller."""
+
+    def origin_allowed(self, origin: str) -> bool:
+        """Whether a page of this origin may use the gateway, over HTTP or a WebSocket."""
+        return origin.encode("latin-1", "replace") in self._origins
+
+    def headers(self, origin: bytes | None) -> tuple[Header, ...]:
+        """Return the headers that let a page of `origin` read an answer; none if it may not."""
+        if origin not in self._origins:
+            return ()
+        return (
+            (b"access-control-allow-origin", origin),
+            (b"access-control-expose-headers", _EXPOSED),
+        )
+
+    def preflight(self, origin: bytes | None, verbs: bytes) -> tuple[Header, ...]:
+        """Return the headers that let a page of `origin` send requests with these verbs."""
+        if origin not in self._origins:
+            return ()
+        return (
+            (b"access-control-allow-origin", origin),
+            (b"access-control-allow-methods", verbs),
+            (b"access-control-allow-headers", _REQUEST_HEADERS),
+            (b"access-control-max-age", b"%d" % _MAX_AGE_SECONDS),
+        )

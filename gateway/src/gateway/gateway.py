@@ -1,0 +1,140 @@
+"""The outermost ASGI application."""
+
+import time
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Any, Final
+
+import structlog
+from fastapi import FastAPI
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
+
+from gateway.addresses import address_of
+from gateway.answers import Answer
+from gateway.endpoint import Edge, Endpoint
+from gateway.headers import SECURITY, Header
+from gateway.problems import HttpError, problem
+from gateway.request_headers import fields_of
+from gateway.routing import ContractRoutes
+from gateway.targets import normalized_path
+from shared.errors import Code, ServiceError
+from shared.trace import child_traceparent, trace_id
+
+__all__ = ["Gateway"]
+
+_log = structlog.get_logger()
+_OPERATIONS: Final = frozenset({b"/healthz", b"/readyz", b"/metrics"})
+"""Paths without a limit of rate: machines ask for them all the time."""
+
+
+class Gateway:
+    """Serves the contract's routes itself; `inner` serves everything else.
+
+    Every request is counted, and every answer carries the security headers.
+    """
+
+    def __init__(self, routes: ContractRoutes[Endpoint], inner: FastAPI, edge: Edge) -> None:
+        self._routes = routes
+        self._inner = inner
+        self._rates = edge.rates
+        self._metrics = edge.metrics
+        self._cors = edge.cors
+
+    def running(self) -> AbstractAsyncContextManager[Any]:
+        """Return the context in which the gateway reads events, for use without a server."""
+        return self._inner.router.lifespan_context(self._inner)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection: a request, a WebSocket or the lifespan."""
+        if scope["type"] != "http":
+            await self._inner(scope, receive, send)
+            return
+        try:
+            path = normalized_path(scope.get("raw_path") or scope["path"].encode())
+            found = self._routes.find(scope["method"], path)
+            if found is None and path not in _OPERATIONS:
+                await self._rates.admit(address_of(scope))
+        except ServiceError as error:
+            await self._refuse(error, scope, receive, send)
+            return
+        if found is not None:
+            await found[0](scope, receive, send, found[1])
+        elif verbs := self._routes.verbs(path):
+            await self._without_endpoint(verbs, scope, receive, send)
+        else:
+            await self._serve_inner(scope, receive, send)
+
+    async def _without_endpoint(
+        self, verbs: list[str], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Answer OPTIONS, or refuse a verb that a path of the contract has no endpoint for."""
+        allowed = ", ".join(sorted([*verbs, "OPTIONS"]))
+        if scope["method"] != "OPTIONS":
+            error = HttpError(
+                405,
+                Code.UNIMPLEMENTED,
+                "METHOD_NOT_ALLOWED",
+                f"This path has no {scope['method'][:20]}.",
+                headers={"Allow": allowed},
+            )
+            await self._refuse(error, scope, receive, send)
+            return
+        origin = fields_of(scope["headers"]).get(b"origin")
+        headers = [(b"allow", allowed.encode()), self._cors.vary, *SECURITY]
+        headers += self._cors.preflight(origin, allowed.encode())
+        await self._count(Answer(204, headers), scope, receive, send)
+
+    async def _refuse(
+        self, error: ServiceError, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        fields = fields_of(scope["headers"])
+        parent = fields.get(b"traceparent", b"").decode("latin-1")
+        answer = problem(error, trace_id(child_traceparent(parent)))
+        answer.headers += (self._cors.vary, *self._cors.headers(fields.get(b"origin")))
+        await self._count(answer, scope, receive, send)
+
+    async def _count(self, answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
+        metrics = self._metrics.of("none", scope["method"])
+        metrics.begun += 1
+        began = time.perf_counter()
+        with suppress(ClientDisconnect):
+            await answer.send(receive, send)
+        metrics.end(answer.status, time.perf_counter() - began)
+
+    async def _serve_inner(self, scope: Scope, receive: Receive, send: Send) -> None:
+        metrics = self._metrics.of("none", scope["method"])
+        origin = fields_of(scope["headers"]).get(b"origin")
+        sender = _Sender(send, [*SECURITY, *self._cors.vary_of_public, *self._cors.headers(origin)])
+        metrics.begun += 1
+        began = time.perf_counter()
+        try:
+            await self._inner(scope, receive, sender)
+        except ClientDisconnect:
+            pass
+        except Exception:
+            if not sender.status:  # else it has been answered and logged inside
+                raise
+        finally:
+            metrics.end(sender.status, time.perf_counter() - began)
+
+
+class _Sender:
+    """Sends the answers of the inner application, with more headers; notes their status."""
+
+    def __init__(self, send: Send, headers: list[Header]) -> None:
+        self._send = send
+        self._headers = headers
+        self.status = 0
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            sent = message.get("headers", ())
+            known = {name for name, _ in sent}  # a problem has them already
+            more = (each for each in self._headers if each[0] not in known or each[0] == b"vary")
+            message["headers"] = [*sent, *more]
+        try:
+            await self._send(message)
+        except (OSError, RuntimeError) as error:  # the connection is closed
+            _log.debug("request.abandoned", error=repr(error))
+            raise ClientDisconnect from error

@@ -1,0 +1,74 @@
+"""The routes for operators and for the machines that watch the gateway."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from gateway.health import Health
+from gateway.metrics import Metrics
+from gateway.operators import Operators
+from gateway.problems import HttpError
+from shared.errors import Code
+
+__all__ = ["Operations", "security_contact"]
+
+_SECURITY_TXT_DAYS: Final = 90
+"""RFC 9116, section 2.5.5, recommends less than a year."""
+
+
+class Operations:
+    """Answers /healthz, /readyz and /metrics."""
+
+    def __init__(self, health: Health, metrics: Metrics, operators: Operators) -> None:
+        self._health = health
+        self._metrics = metrics
+        self._operators = operators
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [
+            Route("/healthz", self._live),
+            Route("/readyz", self._ready),
+            Route("/metrics", self._expose),
+            Route("/ws", _upgrade_required),
+        ]
+
+    async def _live(self, _request: Request) -> Response:
+        return JSONResponse({"alive": True})
+
+    async def _ready(self, request: Request) -> Response:
+        """Answer 200 if every part is ready, else 503; operators see the parts."""
+        parts = await self._health.parts()
+        ready = all(parts.values())
+        details = {"parts": parts} if self._operators.include(request.scope) else {}
+        return JSONResponse({"ready": ready} | details, 200 if ready else 503)
+
+    async def _expose(self, request: Request) -> Response:
+        self._operators.require(request.scope)
+        return Response(await self._metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _upgrade_required(_request: Request) -> Response:
+    """Answer a request for /ws that asks for no WebSocket (RFC 9110, section 15.5.22)."""
+    raise HttpError(
+        426,
+        Code.INVALID_ARGUMENT,
+        "UPGRADE_REQUIRED",
+        "Connect with a WebSocket.",
+        headers={"Upgrade": "websocket", "Connection": "Upgrade"},
+    )
+
+
+def security_contact(contact: str) -> list[Route]:
+    """Return the route of security.txt (RFC 9116); none without a contact, which is a URI."""
+
+    async def answer(_request: Request) -> Response:
+        midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        expires = midnight + timedelta(days=_SECURITY_TXT_DAYS)
+        return PlainTextResponse(f"Contact: {contact}\nExpires: {expires:%Y-%m-%dT%H:%M:%SZ}\n")
+
+    return [Route("/.well-known/security.txt", answer)] if contact else []

@@ -1,0 +1,147 @@
+"""Metrics and readiness: for operators, and cheap to ask for."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from ipaddress import ip_network
+
+import httpx
+import pytest
+
+from gateway.app import build_app
+from gateway.gateway import Gateway
+from gateway.recent import Recent
+from postbus.bus.v1 import CheckResponse, Part, Reply
+from shared.identity import TokenVerifier
+from shared.messagebus.memory import MemoryBus
+from shared.wire import encode
+
+
+@asynccontextmanager
+async def from_address(app: Gateway, address: str) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app, client=(address, 4711))
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("address", "allowed"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.9.10", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("10.0.0.5", False),
+        ("203.0.113.9", False),
+        ("2001:db8::1", False),
+        ("a-unix-socket", False),
+        ("", False),
+    ],
+)
+async def test_only_this_machine_sees_the_inside_by_default(
+    app: Gateway, address: str, allowed: bool
+) -> None:
+    async with from_address(app, address) as client:
+        metrics, ready = await client.get("/metrics"), await client.get("/readyz")
+        alive = await client.get("/healthz")
+
+    assert metrics.status_code == (200 if allowed else 403)
+    assert ("postbus_" in metrics.text) is allowed
+    assert ready.json().keys() == ({"ready", "parts"} if allowed else {"ready"})
+    assert alive.status_code == 200
+
+
+@pytest.mark.parametrize("name", ["Forwarded", "X-Forwarded-For", "Via"])
+async def test_what_an_untrusted_proxy_here_forwards_is_not_from_here(
+    app: Gateway, name: str
+) -> None:
+    async with from_address(app, "127.0.0.1") as client:
+        metrics = await client.get("/metrics", headers={name: "203.0.113.9"})
+        ready = await client.get("/readyz", headers={name: "203.0.113.9"})
+
+    assert (metrics.status_code, metrics.json()["reason"]) == (403, "OPERATORS_ONLY")
+    assert ready.json().keys() == {"ready"}
+
+
+async def test_networks_of_operators_are_a_setting(bus: MemoryBus, verifier: TokenVerifier) -> None:
+    app = build_app(
+        bus, verifier, max_body_bytes=1000, operations_networks=(ip_network("10.0.0.0/8"),)
+    )
+    async with from_address(app, "10.1.2.3") as client:
+        inside = await client.get("/metrics")
+    async with from_address(app, "127.0.0.1") as client:
+        outside = await client.get("/metrics")
+
+    assert (inside.status_code, outside.status_code) == (200, 403)
+
+
+async def test_outsider_learns_whether_the_system_is_ready(
+    app: Gateway, bus: MemoryBus, verifier: TokenVerifier
+) -> None:
+    async def well(_route: str, _body: bytes) -> bytes:
+        return encode(Reply(payload=encode(CheckResponse(parts=[Part(name="db", ready=True)]))))
+
+    ready = MemoryBus()
+    for worker in ("posts", "users"):
+        await ready.serve(worker, [f"postbus.bus.v1.HealthService.Check.{worker}"], well)
+    app_of_ready = build_app(ready, verifier, max_body_bytes=1000)
+    async with from_address(app_of_ready, "203.0.113.9") as client:
+        answer = await client.get("/readyz")
+    async with from_address(app, "203.0.113.9") as client:
+        missing = await client.get("/readyz")
+
+    assert (answer.status_code, answer.json()) == (200, {"ready": True})
+    assert (missing.status_code, missing.json()) == (503, {"ready": False})
+
+
+async def test_questions_within_a_short_time_ask_workers_once(verifier: TokenVerifier) -> None:
+    asked = []
+
+    async def count(route: str, _body: bytes) -> bytes:
+        asked.append(route)
+        return encode(Reply())
+
+    bus = MemoryBus()
+    await bus.serve("posts", ["postbus.bus.v1.HealthService.Check.posts"], count)
+    await bus.serve("more", ["postbus.bus.v1.WorkerService.GetStatistics.posts"], count)
+    app = build_app(bus, verifier, max_body_bytes=1000)
+    async with from_address(app, "127.0.0.1") as client:
+        for path in ("/readyz", "/metrics"):
+            await asyncio.gather(*(client.get(path) for _ in range(20)))
+
+    assert sorted(asked) == [
+        "postbus.bus.v1.HealthService.Check.posts",
+        "postbus.bus.v1.WorkerService.GetStatistics.posts",
+    ]
+
+
+async def test_result_is_computed_again_after_its_time() -> None:
+    computed = 0
+
+    async def compute() -> int:
+        nonlocal computed
+        computed += 1
+        return computed
+
+    kept, forgotten = Recent(compute, seconds=60), Recent(compute, seconds=-1)
+
+    assert [await kept.get(), await kept.get()] == [1, 1]
+    assert [await forgotten.get(), await forgotten.get()] == [2, 3]
+
+
+async def test_caller_that_leaves_does_not_end_the_computation_of_others() -> None:
+    begun, finish = asyncio.Event(), asyncio.Event()
+
+    async def compute() -> str:
+        begun.set()
+        await finish.wait()
+        return "done"
+
+    recent = Recent(compute, seconds=60)
+    leaving, staying = (asyncio.create_task(recent.get()) for _ in range(2))
+    await begun.wait()
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    finish.set()
+
+    assert await staying == "done"
