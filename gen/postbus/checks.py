@@ -129,7 +129,13 @@ def _postbus_realtime_v1_Authenticate(m: Any) -> bool:
 
 
 def _postbus_realtime_v1_Call(m: Any) -> bool:
-    return 1 <= len(m.method) and 200 >= len(m.method) and 30000 >= m.timeout_ms
+    return (
+        1 <= len(m.method)
+        and 200 >= len(m.method)
+        and 30000 >= m.timeout_ms
+        and (not m.operation_id or (fullmatch("[\\x21-\\x7e]{1,128}", m.operation_id) is not None))
+        and 55 >= len(m.traceparent)
+    )
 
 
 def _postbus_realtime_v1_Cancel(m: Any) -> bool:

@@ -27,15 +27,17 @@ from postbus.kinds.v1 import (
 )
 
 from gateway.app import build_app
-from gateway.connection import Connection
+from gateway.connection import Connection, Services
 from gateway.events import EventFeed
 from gateway.revocations import SessionVerifier
+from gateway.socket_limits import SocketLimits, SocketQuotas
 from shared.context import Context, current_context
 from shared.errors import Code, ServiceError
 from shared.identity import TokenVerifier
 from shared.messagebus import MessagePattern, ServiceChannel
 from shared.messagebus.memory import MemoryBus
 from shared.worker import Application, serve
+from tests.sockets import MemorySocket
 
 
 class Kinds:
@@ -101,12 +103,21 @@ async def answer(client: httpx.AsyncClient, verb: str, url: str, body: str | Non
 
 async def converse(bus: MemoryBus, verifier: TokenVerifier, frames: list[Any]) -> list[Any]:
     """Send the frames of a WebSocket client; return what it gets, until its last call ends."""
-    connection = Connection(bus, SessionVerifier(bus, verifier), EventFeed(bus))
+    limits, socket = SocketLimits(), MemorySocket()
+    services = Services(
+        bus=bus,
+        verifier=SessionVerifier(bus, verifier),
+        feed=EventFeed(bus),
+        limits=limits,
+        quotas=SocketQuotas(limits),
+        max_bytes=10_000_000,
+    )
+    connection = Connection(socket, services)
     for frame in frames:
-        connection.receive(json.dumps(frame))
+        connection.receive(json.dumps(frame).encode())
     answers = []
     while True:
-        answers.append(json.loads(await connection.next_frame()))
+        answers.append(await socket.frame())
         if answers[-1]["id"] == frames[-1]["id"] and answers[-1].keys() & {"completed", "error"}:
             await connection.close()
             return answers

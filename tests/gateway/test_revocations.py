@@ -6,9 +6,10 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from gateway.connection import Connection
+from gateway.connection import Connection, Services
 from gateway.events import EventFeed
 from gateway.revocations import SessionVerifier
+from gateway.socket_limits import SocketLimits, SocketQuotas
 from postbus.bus.v1 import Event
 from postbus.users.v1 import SessionsRevoked
 from shared.errors import ServiceError
@@ -16,6 +17,7 @@ from shared.identity import Caller, TokenVerifier
 from shared.messagebus.memory import MemoryBus
 from shared.wire import encode
 from tests.gateway.conftest import open_socket
+from tests.sockets import MemorySocket
 from tests.tokens import TokenMaker
 
 TYPE = "postbus.users.v1.SessionsRevoked"
@@ -100,15 +102,27 @@ async def test_call_of_a_revoked_session_is_refused_before_its_socket_is_closed(
 ) -> None:
     sessions = SessionVerifier(bus, verifier)
     await sessions.run()
-    connection = Connection(bus, sessions, EventFeed(bus))
+    limits, socket = SocketLimits(), MemorySocket()
+    services = Services(
+        bus=bus,
+        verifier=sessions,
+        feed=EventFeed(bus),
+        limits=limits,
+        quotas=SocketQuotas(limits),
+        max_bytes=10_000,
+    )
+    connection = Connection(socket, services)
     token = tokens.token("alice", sid="gone")
-    connection.receive(f'{{"id": "1", "authenticate": {{"accessToken": "{token}"}}}}')
-    await connection.next_frame()
+    connection.receive(b'{"id": "1", "authenticate": {"accessToken": "%b"}}' % token.encode())
+    await socket.frame()
     await end(bus, sessions, "gone")
 
-    connection.receive('{"id": "2", "call": {"method": "postbus.posts.v1.PostsService.ListPosts"}}')
+    connection.receive(
+        b'{"id": "2", "call": {"method": "postbus.posts.v1.PostsService.ListPosts"}}'
+    )
 
-    assert '"SESSION_REVOKED"' in await connection.next_frame()
+    assert (await socket.frame())["error"]["reason"] == "SESSION_REVOKED"
+    await connection.close()
 
 
 async def test_session_is_remembered_as_long_as_a_token_can_live(

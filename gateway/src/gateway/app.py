@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 
+from gateway.connection import Services
 from gateway.contracts import publication_routes
 from gateway.endpoint import endpoints
 from gateway.events import EventFeed
@@ -20,6 +21,7 @@ from gateway.metrics import Metrics, RequestMetrics
 from gateway.problems import HttpError, problem
 from gateway.revocations import SessionVerifier
 from gateway.routing import ContractRoutes
+from gateway.socket_limits import SocketLimits, SocketQuotas
 from gateway.websocket import WebSocketEndpoint
 from shared.errors import Code, ServiceError, internal
 from shared.identity import TokenVerifier
@@ -31,10 +33,24 @@ __all__ = ["build_app"]
 _log = structlog.get_logger()
 
 
-def build_app(bus: MessageBus, verifier: TokenVerifier, *, max_body_bytes: int) -> FastAPI:
+def build_app(
+    bus: MessageBus,
+    verifier: TokenVerifier,
+    *,
+    max_body_bytes: int,
+    sockets: SocketLimits = SocketLimits(),  # noqa: B008  # frozen
+) -> FastAPI:
     """Return the gateway, calling over `bus` and hearing its events while it runs."""
     feed, metrics, health = EventFeed(bus), Metrics(bus), Health(bus)
     sessions = SessionVerifier(bus, verifier)
+    services = Services(
+        bus=bus,
+        verifier=sessions,
+        feed=feed,
+        limits=sockets,
+        quotas=SocketQuotas(sockets),
+        max_bytes=max_body_bytes,
+    )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -54,7 +70,7 @@ def build_app(bus: MessageBus, verifier: TokenVerifier, *, max_body_bytes: int) 
     app.router.routes.extend(publication_routes())
     app.router.routes.extend(
         [
-            WebSocketRoute("/ws", WebSocketEndpoint(bus, sessions, feed, metrics)),
+            WebSocketRoute("/ws", WebSocketEndpoint(services, metrics, _no_other_origin)),
             Route("/healthz", health.live),
             Route("/readyz", health.ready),
             Route("/metrics", metrics.expose),
@@ -65,6 +81,10 @@ def build_app(bus: MessageBus, verifier: TokenVerifier, *, max_body_bytes: int) 
     app.add_middleware(ContractRoutes, endpoints=endpoints(bus, sessions, max_body_bytes))
     app.add_middleware(RequestMetrics, metrics=metrics)
     return app
+
+
+def _no_other_origin(_origin: str) -> bool:
+    return False
 
 
 async def _http_problem(request: Request, error: HTTPException) -> Response:
