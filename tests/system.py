@@ -96,6 +96,10 @@ class System:
         """End whatever runs."""
         await asyncio.gather(*(self.stop(service) for service in list(self._processes)))
 
+    def log(self, service: str) -> str:
+        """Return what a service has logged."""
+        return (self._logs / f"{service}.log").read_text()
+
     def resident(self) -> dict[str, float]:
         """Memory of each running service, in MiB."""
         fields = {

@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import httpx
@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 from uvicorn.server import ServerState
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from gateway.app import build_app
 from gateway.limits import BoundedHttpProtocol
@@ -62,9 +63,9 @@ class Socket:
     async def end(self) -> tuple[int, str]:
         """Return code and reason with which the gateway closes; frames until then are dropped."""
         async with asyncio.timeout(5):
-            async for _ in self.connection:
-                pass
-            await self.connection.wait_closed()
+            with suppress(ConnectionClosed):
+                while True:
+                    await self.connection.recv()
         assert self.connection.close_code is not None
         return self.connection.close_code, self.connection.close_reason or ""
 
@@ -87,11 +88,13 @@ async def listening(app: ASGIApp) -> AsyncIterator[int]:
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = await asyncio.get_running_loop().create_server(protocol, sock=listener)
-        yield listener.getsockname()[1]
-        server.close()
-        for connection in tuple(state.connections):
-            connection.shutdown()
-        await asyncio.gather(*state.tasks)
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.close()
+            for connection in tuple(state.connections):
+                connection.shutdown()
+            await asyncio.gather(*state.tasks)
 
 
 @asynccontextmanager

@@ -20,7 +20,7 @@ class GatewaySettings(ServiceSettings):
     max_body_bytes: int = 1 << 20
     """Largest request body and WebSocket frame, in bytes."""
     socket_frames_per_second: int = Field(_SOCKETS.frames_per_second, ge=1)
-    """Frames of one WebSocket, sustained; a frame counts once more for each 4 KiB of its payload."""
+    """Frames of one WebSocket, sustained; one counts once more for each 4 KiB of its payload."""
     socket_frame_burst: int = Field(_SOCKETS.frame_burst, ge=1)
     """Frames of one WebSocket at once, counted alike: `max_body_bytes` / 4 KiB must fit in."""
     sockets_per_address: int = Field(_SOCKETS.sockets_per_address, ge=1)

@@ -24,7 +24,6 @@ _TURN_SECONDS: Final = 0.002
 """How long one socket may work before others get a turn."""
 _CLOSE_SECONDS: Final = 3.0
 """How long a client has to answer a close frame, and to read what was sent before it."""
-_CLOSE_FRAME: Final = 0x88
 
 
 class Receiver(Protocol):
@@ -103,12 +102,21 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if not self.handshake_initiated:
             self._receive_handshake(data)
         elif self.close_sent:
-            if data[0] == _CLOSE_FRAME:
+            if self._ends_with_close_frame(data):
                 self.transport.close()
         else:
             self._received += data
             if self._turn is None:
                 self._take_turn()
+
+    def _ends_with_close_frame(self, data: bytes) -> bool:
+        """Return whether the client has answered the close frame, as most do with its content.
+
+        Found without parsing what comes before; a frame missed here costs _CLOSE_SECONDS.
+        """
+        reason = self.conn.close_sent.reason if self.conn.close_sent else ""
+        sizes = (0, 2, 2 + len(reason.encode()))
+        return any(data[-6 - size :].startswith(bytes((0x88, 0x80 | size))) for size in sizes)
 
     def _receive_handshake(self, data: bytes) -> None:
         super().data_received(data)
