@@ -71,14 +71,18 @@ class Socket:
 
 
 @asynccontextmanager
-async def listening(app: ASGIApp) -> AsyncIterator[int]:
-    """Serve an application with the protocols of the gateway, in this event loop; give the port."""
+async def listening(app: ASGIApp, **options: Any) -> AsyncIterator[int]:
+    """Serve an application with the protocols of the gateway, in this event loop; give the port.
+
+    `options` are uvicorn's.
+    """
     config = uvicorn.Config(
         app,
         http=BoundedHttpProtocol,
         ws=WebSocketProtocol,
         ws_per_message_deflate=False,
         log_config=None,
+        **options,
     )
     config.load()
     state = ServerState()

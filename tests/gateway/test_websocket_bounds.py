@@ -4,9 +4,10 @@ import asyncio
 import gc
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -22,10 +23,12 @@ from gateway.revocations import SessionVerifier
 from gateway.socket_limits import FrameBudget, Quota, SocketLimits, SocketQuotas
 from gateway.websocket import WebSocketEndpoint
 from gateway.websocket_protocol import WebSocketProtocol
-from postbus.bus.v1 import Event
+from postbus.bus.v1 import Event, Reply
+from postbus.registry import METHODS
 from shared.errors import ServiceError
 from shared.identity import TokenVerifier
 from shared.messagebus.memory import MemoryBus
+from shared.wire import encode
 from tests.gateway.conftest import Socket, listening
 from tests.tokens import TokenMaker
 
@@ -92,20 +95,25 @@ class Gateway:
 
 @asynccontextmanager
 async def gateway_with(
-    bus: MemoryBus, verifier: TokenVerifier, tokens: TokenMaker, **limits: int
+    bus: MemoryBus,
+    verifier: TokenVerifier,
+    tokens: TokenMaker,
+    *,
+    server: Mapping[str, float] = MappingProxyType({}),
+    limits: SocketLimits = SocketLimits(),  # noqa: B008  # frozen
 ) -> AsyncIterator[Gateway]:
-    chosen, feed = SocketLimits(**limits), EventFeed(bus)
+    feed = EventFeed(bus)
     services = Services(
         bus=bus,
         verifier=SessionVerifier(bus, verifier),
         feed=feed,
-        limits=chosen,
-        quotas=SocketQuotas(chosen),
+        limits=limits,
+        quotas=SocketQuotas(limits),
         max_bytes=2**20,
     )
     await feed.run()
     endpoint = WebSocketEndpoint(services, Metrics(bus), lambda origin: origin == "https://ours")
-    async with listening(endpoint) as port:
+    async with listening(endpoint, **server) as port:
         yield Gateway(services, port, tokens)
 
 
@@ -119,7 +127,9 @@ class Make:
         self._stack = stack
 
     async def __call__(self, **limits: int) -> Gateway:
-        started = gateway_with(self._bus, self._verifier, self._tokens, **limits)
+        started = gateway_with(
+            self._bus, self._verifier, self._tokens, limits=SocketLimits(**limits)
+        )
         return await self._stack.enter_async_context(started)
 
 
@@ -591,3 +601,111 @@ async def test_server_that_stops_says_so(
         async with gateway_with(bus, verifier, tokens) as here:
             socket = await stack.enter_async_context(here.user())
         assert (await socket.end())[0] == 1012
+
+
+async def test_client_that_does_not_answer_the_close_frame_is_cut_off(
+    here: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.websocket_protocol._CLOSE_SECONDS", 0.2)
+    reader, writer = await here.accepted()
+    writer.write(masked(b"{}"))
+    await closed_with(reader)
+
+    with suppress(ConnectionError):
+        async with asyncio.timeout(1):
+            assert await reader.read() == b""
+    writer.close()
+
+
+async def test_close_frame_arrives_although_much_is_unread_at_the_server(here: Gateway) -> None:
+    reader, writer = await here.accepted()
+    writer.write(masked(b"x" * 9000) + bytes(2**22))
+
+    assert (await closed_with(reader))[0] == 1009
+    writer.close()
+
+
+async def test_client_that_answers_no_ping_is_closed(
+    bus: MemoryBus, verifier: TokenVerifier, tokens: TokenMaker
+) -> None:
+    options = {"ws_ping_interval": 0.1, "ws_ping_timeout": 0.1}
+    async with gateway_with(bus, verifier, tokens, server=options) as here:
+        reader, writer = await here.accepted()
+        assert await reader.readexactly(2) == b"\x89\x04"
+        await reader.readexactly(4)
+
+        assert await closed_with(reader) == (1011, "PING_TIMEOUT", 0)
+        writer.close()
+
+
+# Calls
+
+
+class Held:
+    """A worker that answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+
+    async def handle(self, _route: str, _body: bytes) -> bytes:
+        await self.go.wait()
+        return encode(Reply(payload=b""))
+
+
+@pytest.fixture
+async def held() -> AsyncIterator[tuple[MemoryBus, Held]]:
+    bus, worker = MemoryBus(), Held()
+    await bus.serve("everything", list(METHODS), worker.handle, concurrency=1000)
+    yield bus, worker
+    worker.go.set()
+
+
+async def test_socket_has_at_most_64_calls_at_once(
+    held: tuple[MemoryBus, Held], verifier: TokenVerifier, tokens: TokenMaker
+) -> None:
+    bus, worker = held
+    async with gateway_with(bus, verifier, tokens) as here, here.user() as socket:
+        for number in range(65):
+            await socket.send({"id": str(number), "call": {"method": LIST}})
+        refused = await socket.frame()
+        worker.go.set()
+        answered = [await socket.frame() for _ in range(64)]
+
+        assert (refused["id"], refused["error"]["reason"]) == ("64", "TOO_MANY_CALLS")
+        assert {frame["id"] for frame in answered if "result" in frame} == {
+            str(number) for number in range(64)
+        }
+        assert "result" in await socket.ask({"id": "0", "call": {"method": LIST}})
+
+
+async def test_call_that_is_cancelled_twice_ends_once(
+    held: tuple[MemoryBus, Held], verifier: TokenVerifier, tokens: TokenMaker
+) -> None:
+    bus, worker = held
+    async with gateway_with(bus, verifier, tokens) as here, here.user() as socket:
+        await socket.send({"id": "1", "call": {"method": LIST}})
+        for id_ in ("2", "3"):
+            await socket.send({"id": id_, "cancel": {"call": "1"}})
+        worker.go.set()
+        await socket.send({"id": "4", "cancel": {"call": "none"}})
+
+        answers = [await socket.frame() for _ in range(3)]
+
+    assert [(each["id"], each["error"]["reason"]) for each in answers] == [
+        ("1", "CANCELLED"),
+        ("3", "UNKNOWN_CALL"),
+        ("4", "UNKNOWN_CALL"),
+    ]
+
+
+async def test_call_of_a_client_that_leaves_ends(
+    held: tuple[MemoryBus, Held], verifier: TokenVerifier, tokens: TokenMaker
+) -> None:
+    bus, _ = held
+    async with gateway_with(bus, verifier, tokens) as here:
+        async with here.user() as socket:
+            await socket.send({"id": "1", "call": {"method": LIST}})
+            await (await socket.connection.ping())
+        await here.nothing_held()
+        async with asyncio.timeout(5):
+            await asyncio.gather(*bus._servers[0].running, return_exceptions=True)
