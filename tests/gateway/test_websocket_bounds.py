@@ -24,12 +24,13 @@ from gateway.socket_limits import FrameBudget, Quota, SocketLimits, SocketQuotas
 from gateway.websocket import WebSocketEndpoint
 from gateway.websocket_protocol import WebSocketProtocol
 from postbus.bus.v1 import Event, Reply
+from postbus.posts.v1 import ListPostsResponse
 from postbus.registry import METHODS
 from shared.errors import ServiceError
 from shared.identity import TokenVerifier
 from shared.messagebus.memory import MemoryBus
 from shared.wire import encode
-from tests.gateway.conftest import Socket, listening
+from tests.gateway.conftest import Socket, Worker, listening
 from tests.tokens import TokenMaker
 
 PUBLIC = "postbus.posts.v1.PostDeleted"
@@ -568,20 +569,21 @@ async def test_subscriber_that_reads_is_not_closed(here: Gateway, bus: MemoryBus
             assert (await socket.frame())["event"]["eventId"] == str(number)
 
 
-async def test_client_that_does_not_read_is_not_read_from(make: Make) -> None:
+async def test_client_that_does_not_read_is_not_read_from(make: Make, worker: Worker) -> None:
     here = await make(frames_per_second=10**6, frame_burst=10**6)
-    frame = masked(b'{"id": "%b"}' % (b"1" * 60)) * 100
-    reader, writer = await here.accepted()
-    writer.write(masked(json.dumps(here.authenticate("alice")).encode()))
-    with pytest.raises(TimeoutError):  # noqa: PT012  # the kernel's buffers are full
-        async with asyncio.timeout(1.5):
-            while True:
-                writer.write(frame)
-                await writer.drain()
-    assert here.held[1] == 1
+    worker.reply = Reply(payload=encode(ListPostsResponse(next_page_token="x" * 20_000)))
+    calls = 1000
+    async with here.user(max_queue=1) as socket:
+        for number in range(calls):
+            await socket.send({"id": str(number), "call": {"method": LIST}})
+        with pytest.raises(TimeoutError):  # noqa: PT012  # it stays open
+            async with asyncio.timeout(0.5):
+                while here.held[1]:  # noqa: ASYNC110  # polls
+                    await asyncio.sleep(0.01)
 
-    assert await reader.readexactly(2**20)
-    writer.transport.abort()
+        answers = [await socket.frame() for _ in range(calls)]
+
+    assert {answer["id"] for answer in answers} == {str(number) for number in range(calls)}
 
 
 async def test_gap_in_the_events_ends_the_sockets_that_subscribe(here: Gateway) -> None:

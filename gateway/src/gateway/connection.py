@@ -42,7 +42,7 @@ AUTHENTICATION_BYTES: Final = 8192
 """Largest message of a client that has not authenticated."""
 _AUTHENTICATION_SECONDS: Final = 10.0
 _MAX_CALLS: Final = 64
-_MAX_WAITING_BYTES: Final = 2**20
+_MAX_WAITING_BYTES: Final = 4 * 2**20
 """What may wait for a client to read it, beyond the buffers of the kernel."""
 _REALTIME: Final = "postbus.realtime.v1."
 _Authenticated: Any = message_class(_REALTIME + "Authenticated")

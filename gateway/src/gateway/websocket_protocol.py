@@ -218,7 +218,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def resume_writing(self) -> None:
         """Go on with what was received while the client did not read."""
         super().resume_writing()
-        if self._received and self._turn is None:
+        if (self._received or self._frames) and self._turn is None:
             self._take_turn()
 
     # Closing
