@@ -129,6 +129,10 @@ class System:
         """Return the process id of each running service."""
         return [process.pid for process in self._processes.values()]
 
+    def log(self, service: str) -> str:
+        """Return what a service has logged."""
+        return (self._logs / f"{service}.log").read_text()
+
     def resident(self) -> dict[str, float]:
         """Memory of each running service, in MiB."""
         fields = {

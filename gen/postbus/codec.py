@@ -2371,6 +2371,8 @@ def _read_postbus_realtime_v1_Call(m: Any) -> Any:
             if m.HasField("request")
             else PLACEHOLDER,
             "timeout_ms": m.timeout_ms,
+            "operation_id": m.operation_id,
+            "traceparent": m.traceparent,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -2390,6 +2392,10 @@ def _write_postbus_realtime_v1_Call(o: Any, m: Any) -> None:
             s.SetInParent()
     if (v := d["timeout_ms"]) is not PLACEHOLDER and v is not None:
         m.timeout_ms = v
+    if (v := d["operation_id"]) is not PLACEHOLDER and v is not None:
+        m.operation_id = v
+    if (v := d["traceparent"]) is not PLACEHOLDER and v is not None:
+        m.traceparent = v
 
 
 def _read_postbus_realtime_v1_Cancel(m: Any) -> Any:
@@ -2535,6 +2541,7 @@ def _read_postbus_realtime_v1_Result(m: Any) -> Any:
             "response": _read_google_protobuf_Any(m.response)
             if m.HasField("response")
             else PLACEHOLDER,
+            "replayed": m.replayed,
             "_serialized_on_wire": True,
             "_unknown_fields": b"",
             "_group_current": {},
@@ -2550,6 +2557,8 @@ def _write_postbus_realtime_v1_Result(o: Any, m: Any) -> None:
         _write_google_protobuf_Any(v, s)
         if _get_attribute(v, "_serialized_on_wire"):
             s.SetInParent()
+    if (v := d["replayed"]) is not PLACEHOLDER and v is not None:
+        m.replayed = v
 
 
 def _read_postbus_realtime_v1_ServerFrame(m: Any) -> Any:

@@ -16,6 +16,7 @@ DESCRIBED: Mapping[str, str] = {
     "postbus.posts.v1.UpdatePostRequest.body": "New text, up to 100,000 characters.",
     "postbus.posts.v1.UpdatePostRequest.summary": "New summary, up to 500 characters on one line.",
     "postbus.posts.v1.UpdatePostRequest.tags": "New tags, by the rules of CreatePost.",
+    "postbus.realtime.v1.Call.operation_id": "Names the operation, as the header `Idempotency-Key` does over REST: 1 to 128 visible ASCII characters. A repetition with the same id by the same caller has no second effect and gets the first answer, for 24 hours. Unset, every call is an operation of its own.",
     "postbus.users.v1.FollowRequest.username": "The user's name, without regard to case, or id.",
     "postbus.users.v1.GetUserRequest.username": "The user's name, without regard to case, or id.",
     "postbus.users.v1.ListFollowersRequest.username": "The name of the user who is followed, without regard to case, or id.",

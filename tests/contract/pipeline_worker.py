@@ -30,8 +30,10 @@ from postbus.kinds.v1 import (
 
 from gateway.app import build_app
 from gateway.caller_revisions import CallerRevisions
-from gateway.connection import Connection
+from gateway.connection import Connection, Services
 from gateway.events import EventFeed
+from gateway.rates import BoundedStorage, Rates, RateSettings
+from gateway.socket_limits import SocketLimits, SocketQuotas
 from shared.context import Context, current_context
 from shared.errors import Code, ServiceError
 from shared.identity import TokenVerifier
@@ -39,6 +41,7 @@ from shared.messagebus import MessagePattern, ServiceChannel
 from shared.messagebus.memory import MemoryBus
 from shared.revocations import SessionVerifier
 from shared.worker import Application, serve
+from tests.sockets import MemorySocket
 
 
 class Kinds:
@@ -113,14 +116,25 @@ async def answer(client: httpx.AsyncClient, verb: str, url: str, body: str | Non
 
 async def converse(bus: MemoryBus, verifier: TokenVerifier, frames: list[Any]) -> list[Any]:
     """Send the frames of a WebSocket client; return what it gets, until its last call ends."""
+    limits, socket = SocketLimits(), MemorySocket()
     sessions = SessionVerifier(bus, verifier)
     await sessions.run()
-    connection = Connection(bus, sessions, EventFeed(bus), CallerRevisions(bus))
+    services = Services(
+        bus=bus,
+        verifier=sessions,
+        feed=EventFeed(bus),
+        revisions=CallerRevisions(bus),
+        rates=Rates(RateSettings(), BoundedStorage()),
+        limits=limits,
+        quotas=SocketQuotas(limits),
+        max_bytes=10_000_000,
+    )
+    connection = Connection(socket, services)
     for frame in frames:
-        connection.receive(json.dumps(frame))
+        connection.receive(json.dumps(frame).encode())
     answers = []
     while True:
-        answers.append(json.loads(await connection.next_frame()))
+        answers.append(await socket.frame())
         if answers[-1]["id"] == frames[-1]["id"] and answers[-1].keys() & {"completed", "error"}:
             await connection.close()
             return answers

@@ -2,16 +2,23 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import httpx
 import pytest
-from starlette.types import Message
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.server import ServerState
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from gateway.app import build_app
 from gateway.gateway import Gateway
+from gateway.http1 import Clients, HttpLimits, http1
+from gateway.websocket_protocol import WebSocketProtocol
 from postbus.bus.v1 import Reply, Request
 from postbus.registry import METHODS
 from shared.identity import TokenVerifier
@@ -33,48 +40,76 @@ class Worker:
 
 
 class Socket:
-    """A WebSocket client of an application, without a network."""
+    """A WebSocket client of a gateway."""
 
-    def __init__(self) -> None:
-        self.to_application: asyncio.Queue[Message] = asyncio.Queue()
-        self.from_application: asyncio.Queue[Message] = asyncio.Queue()
+    def __init__(self, connection: ClientConnection) -> None:
+        self.connection = connection
+
+    async def send(self, frame: dict[str, Any]) -> None:
+        """Send a frame."""
+        await self.connection.send(json.dumps(frame))
 
     async def ask(self, frame: dict[str, Any]) -> dict[str, Any]:
         """Send a frame; return the next that comes."""
-        message = {"type": "websocket.receive", "text": json.dumps(frame)}
-        self.to_application.put_nowait(message)
+        await self.send(frame)
         return await self.frame()
 
     async def frame(self) -> dict[str, Any]:
         """Return the next frame that comes."""
-        frame: dict[str, Any] = json.loads((await self.next("websocket.send"))["text"])
+        async with asyncio.timeout(5):
+            frame: dict[str, Any] = json.loads(await self.connection.recv())
         return frame
 
     async def end(self) -> tuple[int, str]:
-        """Return code and reason with which the application closes."""
-        message = await self.next("websocket.close")
-        return message["code"], message["reason"]
-
-    async def next(self, kind: str) -> Message:
-        """Return the next message of the application, which is of this kind."""
+        """Return code and reason with which the gateway closes; frames until then are dropped."""
         async with asyncio.timeout(5):
-            message = await self.from_application.get()
-        assert message["type"] == kind, message
-        return message
+            with suppress(ConnectionClosed):
+                while True:
+                    await self.connection.recv()
+        assert self.connection.close_code is not None
+        return self.connection.close_code, self.connection.close_reason or ""
 
 
 @asynccontextmanager
-async def open_socket(app: Gateway) -> AsyncIterator[Socket]:
-    """Connect to /ws."""
-    socket = Socket()
-    scope = {"type": "websocket", "path": "/ws", "headers": [], "query_string": b""}
-    receive, send = socket.to_application.get, socket.from_application.put
-    async with asyncio.TaskGroup() as serving:
-        serving.create_task(app(scope, receive, send))
-        socket.to_application.put_nowait({"type": "websocket.connect"})
-        await socket.next("websocket.accept")
-        yield socket
-        socket.to_application.put_nowait({"type": "websocket.disconnect", "code": 1000})
+async def listening(app: ASGIApp, **options: Any) -> AsyncIterator[int]:
+    """Serve an application with the protocols of the gateway, in this event loop; give the port.
+
+    `options` are uvicorn's.
+    """
+    clients = Clients(total=10_000, per_address=10_000)
+    config = uvicorn.Config(
+        app,
+        http=http1(HttpLimits(), clients),
+        ws=WebSocketProtocol,
+        ws_per_message_deflate=False,
+        log_config=None,
+        **options,
+    )
+    config.load()
+    state = ServerState()
+
+    def protocol() -> asyncio.Protocol:
+        return config.http_protocol_class(config, state, {})  # type: ignore[call-arg]
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = await asyncio.get_running_loop().create_server(protocol, sock=listener)
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.close()
+            for connection in tuple(state.connections):
+                connection.shutdown()
+            await asyncio.gather(*state.tasks)
+
+
+@asynccontextmanager
+async def open_socket(app: ASGIApp, **options: Any) -> AsyncIterator[Socket]:
+    """Serve an application and connect to its /ws."""
+    async with (
+        listening(app) as port,
+        connect(f"ws://127.0.0.1:{port}/ws", **options) as connection,
+    ):
+        yield Socket(connection)
 
 
 @pytest.fixture

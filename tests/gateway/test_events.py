@@ -1,30 +1,113 @@
 """Events on their way from the bus to WebSockets."""
 
 import asyncio
+import json
 from datetime import UTC, datetime
 from typing import Any
 
 from gateway.events import EventFeed
-from gateway.transcoding import Document
 from postbus.bus.v1 import Event
 from shared.messagebus.memory import MemoryBus
-from shared.wire import message_class
+from shared.wire import encode, message_class
 
-TYPE = "postbus.posts.v1.PostCreated"
+TYPE = "postbus.posts.v1.PostDeleted"
+OTHER_TYPE = "postbus.posts.v1.PostCreated"
+
+
+class Listener:
+    """Keeps what it is passed."""
+
+    def __init__(self) -> None:
+        self.deliveries: asyncio.Queue[bytes] = asyncio.Queue()
+        self.interrupted = asyncio.Event()
+
+    def deliver(self, delivery: bytes) -> None:
+        self.deliveries.put_nowait(delivery)
+
+    def interrupt(self) -> None:
+        self.interrupted.set()
+
+    async def next_id(self) -> str:
+        async with asyncio.timeout(5):
+            event: dict[str, str] = json.loads(await self.deliveries.get())
+        return event["eventId"]
+
+
+def event(id_: str, type_: str = TYPE, data: bytes = b"") -> Event:
+    return Event(id=id_, type=type_, time=datetime(2026, 1, 2, tzinfo=UTC), data=data)
+
+
+async def running_feed(bus: MemoryBus) -> EventFeed:
+    feed = EventFeed(bus)
+    await feed.run()
+    return feed
 
 
 async def test_an_event_that_json_cannot_say_stops_no_other() -> None:
-    bus, heard = MemoryBus(), asyncio.Queue[Document]()
-    feed = EventFeed(bus)
-    await feed.run()
-    feed.listen(TYPE, heard.put_nowait, user_id="alice")
-    hostile: Any = message_class(TYPE)()
+    bus, listener = MemoryBus(), Listener()
+    feed = await running_feed(bus)
+    feed.listen(OTHER_TYPE, listener, user_id="alice")
+    hostile: Any = message_class(OTHER_TYPE)()
     hostile.post.created_at.nanos = 2_000_000_000
 
-    for id_, data in (("hostile", hostile.SerializeToString()), ("next", b"")):
-        time = datetime(2026, 1, 2, tzinfo=UTC)
-        await bus.publish(Event(id=id_, type=TYPE, time=time, data=data))
+    await bus.publish(event("hostile", OTHER_TYPE, hostile.SerializeToString()))
+    await bus.publish(event("next", OTHER_TYPE))
+
+    assert await listener.next_id() == "next"
+
+
+async def test_event_is_written_to_json_once_for_all_listeners() -> None:
+    bus, listeners = MemoryBus(), [Listener() for _ in range(3)]
+    feed = await running_feed(bus)
+    for listener in listeners:
+        feed.listen(TYPE, listener, user_id="alice")
+
+    await bus.publish(event("e"))
 
     async with asyncio.timeout(5):
-        delivery = await heard.get()
-    assert delivery["eventId"] == "next"
+        deliveries = [await listener.deliveries.get() for listener in listeners]
+    assert all(each is deliveries[0] for each in deliveries)
+
+
+async def test_event_loop_has_turns_while_an_event_goes_to_many_listeners() -> None:
+    bus, listeners = MemoryBus(), [Listener() for _ in range(1000)]
+    feed = await running_feed(bus)
+    for listener in listeners:
+        feed.listen(TYPE, listener, user_id="alice")
+
+    await bus.publish(event("e"))
+    async with asyncio.timeout(5):
+        while listeners[0].deliveries.empty():  # noqa: ASYNC110  # each turn counts
+            await asyncio.sleep(0)
+
+    delivered = sum(not listener.deliveries.empty() for listener in listeners)
+    assert delivered <= 200
+
+
+async def test_later_event_of_another_type_overtakes_no_event_that_is_delivered_in_slices() -> None:
+    bus, listeners = MemoryBus(), [Listener() for _ in range(250)]
+    feed = await running_feed(bus)
+    for listener in listeners:
+        feed.listen(TYPE, listener, user_id="alice")
+    feed.listen(OTHER_TYPE, listeners[-1], user_id="alice")
+    bodies = [encode(event("first")), encode(event("second", OTHER_TYPE))]
+
+    await asyncio.gather(*(feed._deliver(body) for body in bodies))
+
+    assert [await listeners[-1].next_id() for _ in bodies] == ["first", "second"]
+
+
+async def test_listener_that_is_ignored_meanwhile_gets_nothing_more() -> None:
+    bus, listeners = MemoryBus(), [Listener() for _ in range(150)]
+    feed = await running_feed(bus)
+    for listener in listeners:
+        feed.listen(TYPE, listener, user_id="alice")
+
+    await bus.publish(event("e"))
+    async with asyncio.timeout(5):
+        await listeners[0].deliveries.get()
+    feed.ignore(listeners[-1])
+    await listeners[-2].next_id()
+
+    assert listeners[-1].deliveries.empty()
+    assert len(feed) == 149

@@ -26,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
+from gateway.addresses import network_of
 from gateway.http1 import Clients, HttpLimits, http1
 from gateway.http1.body import (
     EXTENSION_BYTES,
@@ -36,7 +37,6 @@ from gateway.http1.body import (
 )
 from gateway.http1.exchange import DISCONNECT
 from gateway.http1.head import CHUNKED, HEAD_BYTES, MAX_FIELDS, parse_head
-from gateway.http1.limits import client_network
 from gateway.problems import HttpError
 from tests.system import free_port
 
@@ -1359,7 +1359,7 @@ async def test_trusted_proxy_has_no_limit_of_its_own() -> None:
     ],
 )
 def test_ipv6_clients_are_told_apart_by_their_64_bits(address: str, network: str) -> None:
-    assert client_network(address) == network
+    assert network_of(address) == network
 
 
 async def test_no_connection_stays_counted() -> None:

@@ -6,9 +6,11 @@ import httpx
 import pytest
 
 from gateway.caller_revisions import CallerRevisions
-from gateway.connection import Connection
+from gateway.connection import Connection, Services
 from gateway.events import EventFeed
 from gateway.gateway import Gateway
+from gateway.rates import BoundedStorage, Rates, RateSettings
+from gateway.socket_limits import SocketLimits, SocketQuotas
 from postbus.bus.v1 import Event
 from postbus.users.v1 import SessionsRevoked
 from shared.errors import ServiceError
@@ -19,6 +21,7 @@ from shared.messagebus.memory import MemoryBus
 from shared.revocations import REMEMBERED_SECONDS, SessionVerifier
 from shared.wire import encode
 from tests.gateway.conftest import open_socket
+from tests.sockets import MemorySocket
 from tests.tokens import TokenMaker
 
 TYPE = "postbus.users.v1.SessionsRevoked"
@@ -103,15 +106,29 @@ async def test_call_of_a_revoked_session_is_refused_before_its_socket_is_closed(
 ) -> None:
     sessions = SessionVerifier(bus, verifier)
     await sessions.run()
-    connection = Connection(bus, sessions, EventFeed(bus), CallerRevisions(bus))
+    limits, socket = SocketLimits(), MemorySocket()
+    services = Services(
+        bus=bus,
+        verifier=sessions,
+        feed=EventFeed(bus),
+        revisions=CallerRevisions(bus),
+        rates=Rates(RateSettings(), BoundedStorage()),
+        limits=limits,
+        quotas=SocketQuotas(limits),
+        max_bytes=10_000,
+    )
+    connection = Connection(socket, services)
     token = tokens.token("alice", sid="gone")
-    connection.receive(f'{{"id": "1", "authenticate": {{"accessToken": "{token}"}}}}')
-    await connection.next_frame()
+    connection.receive(b'{"id": "1", "authenticate": {"accessToken": "%b"}}' % token.encode())
+    await socket.frame()
     await end(bus, sessions, "gone")
 
-    connection.receive('{"id": "2", "call": {"method": "postbus.posts.v1.PostsService.ListPosts"}}')
+    connection.receive(
+        b'{"id": "2", "call": {"method": "postbus.posts.v1.PostsService.ListPosts"}}'
+    )
 
-    assert '"SESSION_REVOKED"' in await connection.next_frame()
+    assert (await socket.frame())["error"]["reason"] == "SESSION_REVOKED"
+    await connection.close()
 
 
 async def test_session_is_remembered_as_long_as_a_token_can_live(

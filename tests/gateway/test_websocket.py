@@ -126,3 +126,38 @@ async def test_expected_version_is_a_plain_field_over_the_socket(
     assert "result" in answer
     [(_, request)] = worker.requests
     assert decode(DeletePostRequest, request.payload).expected_version == 7
+
+
+async def test_operation_and_trace_of_a_call_reach_the_worker(
+    worker: Worker, alice: Socket
+) -> None:
+    worker.reply = Reply(payload=b"", replayed=True)
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    call = {
+        "method": "postbus.posts.v1.PostsService.DeletePost",
+        "request": {"id": POST_ID},
+        "operationId": "mine",
+        "traceparent": f"00-{trace}-b7ad6b7169203331-01",
+    }
+
+    answer = await alice.ask({"id": "2", "call": call})
+
+    assert answer["result"]["replayed"] is True
+    [(_, request)] = worker.requests
+    assert request.operation_id == "mine"
+    assert request.traceparent.split("-")[1] == trace
+
+
+async def test_call_without_an_operation_id_is_an_operation_of_its_own(
+    worker: Worker, alice: Socket
+) -> None:
+    call = {"method": "postbus.posts.v1.PostsService.DeletePost", "request": {"id": POST_ID}}
+
+    for id_ in ("2", "3"):
+        answer = await alice.ask({"id": id_, "call": call})
+        assert answer["result"]["replayed"] is False
+
+    first, second = (request.operation_id for _, request in worker.requests)
+    assert first
+    assert second
+    assert first != second

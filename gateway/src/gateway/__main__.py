@@ -9,6 +9,7 @@ from gateway.headers import transport_security
 from gateway.http1 import Clients, HttpLimits, http1
 from gateway.rates import Rates, RateSettings, open_storage
 from gateway.settings import GatewaySettings
+from gateway.websocket_protocol import WebSocketProtocol
 from shared import collector
 from shared.identity import TokenVerifier
 from shared.logs import configure_logs
@@ -36,6 +37,7 @@ async def _serve(settings: GatewaySettings) -> None:
             verifier,
             max_body_bytes=settings.max_body_bytes,
             rates=Rates(_rates(settings), storage),
+            sockets=settings.socket_limits,
             allowed_origins=settings.allowed_origins,
             operations_networks=settings.operations_networks,
             security_contact_uri=settings.security_contact,
@@ -64,6 +66,7 @@ def _configuration(app: ASGIApp, settings: GatewaySettings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=http1(limits, clients),
+        ws=WebSocketProtocol,
         host=settings.host,
         port=settings.port,
         ssl_certfile=settings.tls_certificate,
@@ -75,7 +78,7 @@ def _configuration(app: ASGIApp, settings: GatewaySettings) -> uvicorn.Config:
         server_header=False,
         headers=transport_security(settings.hsts_seconds),
         timeout_graceful_shutdown=_DRAIN_SECONDS,
-        ws_max_size=settings.max_body_bytes,
+        ws_per_message_deflate=False,
     )
 
 

@@ -13,6 +13,7 @@ from starlette.routing import WebSocketRoute
 
 from gateway.answers import Answer
 from gateway.caller_revisions import CallerRevisions
+from gateway.connection import Services
 from gateway.contracts import publication_routes
 from gateway.cors import Cors
 from gateway.endpoint import Edge, endpoints
@@ -26,6 +27,7 @@ from gateway.problems import HttpError, problem
 from gateway.rates import BoundedStorage, Rates, RateSettings
 from gateway.routing import ContractRoutes
 from gateway.settings import LOOPBACK
+from gateway.socket_limits import SocketLimits, SocketQuotas
 from gateway.websocket import WebSocketEndpoint
 from shared.errors import Code, ServiceError, internal
 from shared.identity import TokenVerifier
@@ -44,6 +46,7 @@ def build_app(
     *,
     max_body_bytes: int,
     rates: Rates | None = None,
+    sockets: SocketLimits = SocketLimits(),  # noqa: B008  # frozen
     allowed_origins: tuple[str, ...] = (),
     operations_networks: tuple[Network, ...] = LOOPBACK,
     security_contact_uri: str = "",
@@ -55,6 +58,16 @@ def build_app(
     feed, metrics, cors = EventFeed(bus), Metrics(bus), Cors(allowed_origins)
     sessions, revisions = SessionVerifier(bus, verifier), CallerRevisions(bus)
     rates = rates or Rates(RateSettings(), BoundedStorage())
+    services = Services(
+        bus=bus,
+        verifier=sessions,
+        feed=feed,
+        revisions=revisions,
+        rates=rates,
+        limits=sockets,
+        quotas=SocketQuotas(sockets),
+        max_bytes=max_body_bytes,
+    )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -76,7 +89,7 @@ def build_app(
         [
             *publication_routes(),
             *security_contact(security_contact_uri),
-            WebSocketRoute("/ws", WebSocketEndpoint(bus, sessions, feed, revisions, metrics)),
+            WebSocketRoute("/ws", WebSocketEndpoint(services, metrics, cors.origin_allowed)),
             *operations.routes(),
         ]
     )

@@ -1,18 +1,31 @@
-"""What one WebSocket client may do: authenticate, call, subscribe."""
+"""The state of one WebSocket client: authenticated or not, its calls and subscriptions."""
 
 import asyncio
 import time
 from contextlib import aclosing
-from typing import Any
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
 
 import structlog
-from google.protobuf.message import Message
 
 from gateway.caller_revisions import CallerRevisions
-from gateway.calls import MAX_TIMEOUT, public_method
-from gateway.events import CLIENT_EVENTS, EventFeed, Listener
-from gateway.frames import frame_id, read_client_frame, server_frame
-from gateway.transcoding import Document, to_json
+from gateway.calls import MAX_TIMEOUT
+from gateway.events import CLIENT_EVENTS, EventFeed
+from gateway.frames import (
+    EVENT_SUFFIX,
+    ClientFrame,
+    answer_frame,
+    error_frame,
+    event_prefix,
+    frame_id,
+    read_client_frame,
+    result_frame,
+)
+from gateway.problems import CLOSE_CODES
+from gateway.rates import Rates
+from gateway.socket_limits import SocketLimits, SocketQuotas
+from gateway.websocket_protocol import Socket
 from postbus.bus.v1 import Outcome
 from postbus.registry import Method
 from shared.errors import Code, ServiceError, internal
@@ -20,102 +33,165 @@ from shared.identity import Caller
 from shared.messagebus import Call, MessageBus, call_method
 from shared.protojson import parse_json
 from shared.revocations import SessionVerifier
-from shared.trace import new_traceparent, trace_id
-from shared.wire import encode, message_class, parse
+from shared.trace import child_traceparent, new_traceparent, trace_id
+from shared.wire import message_class, parse
 
-__all__ = ["Connection"]
+__all__ = ["AUTHENTICATION_BYTES", "Connection", "Services"]
 
 _log = structlog.get_logger()
 
-_MAX_CALLS = 64
-_MAX_SUBSCRIPTIONS = 64
-_MAX_WAITING_FRAMES = 1024
-_MAX_WAITING_RESULTS = 16
-_MAX_WAITING_CHARACTERS = 4 * 2**20
-_REALTIME = "postbus.realtime.v1."
+AUTHENTICATION_BYTES: Final = 8192
+"""Largest message of a client that has not authenticated."""
+_AUTHENTICATION_SECONDS: Final = 10.0
+_MAX_CALLS: Final = 64
+_MAX_WAITING_BYTES: Final = 4 * 2**20
+"""What may wait for a client to read it, beyond the buffers of the kernel."""
+_REALTIME: Final = "postbus.realtime.v1."
+_Authenticated: Any = message_class(_REALTIME + "Authenticated")
+_SUBSCRIBED: Final = message_class(_REALTIME + "Subscribed")()
+_UNSUBSCRIBED: Final = message_class(_REALTIME + "Unsubscribed")()
+_COMPLETED: Final = message_class(_REALTIME + "Completed")()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What the connections of one gateway share."""
+
+    bus: MessageBus
+    verifier: SessionVerifier
+    feed: EventFeed
+    revisions: CallerRevisions
+    rates: Rates
+    limits: SocketLimits
+    quotas: SocketQuotas
+    max_bytes: int
+    """Largest message of an authenticated client."""
 
 
 class Connection:
-    """The state of one client; `receive` takes its frames, `next_frame` has the answers.
+    """One client; a Receiver of its socket. `close` releases what it holds."""
 
-    `authenticated` tells who the client is; `overflowed` is set once too much waits for it.
-    """
+    __slots__ = (
+        "_access_token",
+        "_address",
+        "_caller",
+        "_calls",
+        "_loop",
+        "_revocation",
+        "_services",
+        "_socket",
+        "_subscriptions",
+        "_timer",
+        "ended",
+    )
 
-    def __init__(
-        self,
-        bus: MessageBus,
-        verifier: SessionVerifier,
-        feed: EventFeed,
-        revisions: CallerRevisions,
-    ) -> None:
-        self.authenticated: asyncio.Future[Caller] = asyncio.get_running_loop().create_future()
-        self._bus = bus
-        self._verifier = verifier
-        self._feed = feed
-        self._revisions = revisions
+    def __init__(self, socket: Socket, services: Services, *, address: str = "") -> None:
+        """Serve the client at `address` over `socket`."""
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        """Done once the socket is closed, by either side."""
+        self._address = address
+        self._socket = socket
+        self._services = services
+        self._caller: Caller | None = None
         self._access_token = ""
         self._calls: dict[str, asyncio.Task[None]] = {}
-        self._room = asyncio.Event()
-        self._subscriptions: dict[str, Listener] = {}
-        self._out: asyncio.Queue[str] = asyncio.Queue()
-        self._waiting_characters = 0
-        self.overflowed = asyncio.Event()
+        self._subscriptions: dict[str, _Subscription] = {}
+        self._revocation: asyncio.Task[None] | None = None
+        self._timer = self._loop.call_later(_AUTHENTICATION_SECONDS, self.end, _unauthenticated())
 
-    @property
-    def subscribed(self) -> bool:
-        """Whether the client waits for events."""
-        return bool(self._subscriptions)
+    def disconnected(self) -> None:
+        """See Receiver."""
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def end(self, error: ServiceError) -> None:
+        """Close the socket with the code and reason of `error`."""
+        self._socket.close(CLOSE_CODES[error.code], error.reason)
 
     async def close(self) -> None:
-        """End every call and subscription."""
-        for listener in self._subscriptions.values():
-            self._feed.ignore(listener)
-        for call in self._calls.values():
-            call.cancel()
-        await asyncio.gather(*self._calls.values(), return_exceptions=True)
+        """End every call and subscription, once the socket is closed."""
+        self._timer.cancel()
+        for id_ in tuple(self._subscriptions):
+            self._end_subscription(id_)
+        tasks = [*self._calls.values(), *([self._revocation] if self._revocation else ())]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._caller is not None:
+            self._services.quotas.users.release(self._caller.user_id)
+            self._caller = None
 
-    async def next_frame(self) -> str:
-        """Wait for the next frame to send."""
-        frame = await self._out.get()
-        self._waiting_characters -= len(frame)
-        self._room.set()
-        return frame
+    def receive(self, message: bytes) -> None:
+        """Act on a frame. One that is refused is answered with an error frame.
 
-    def receive(self, text: str) -> None:
-        """Act on a client's frame; one that is wrong is answered with an error frame."""
+        Before authentication such a frame ends the connection.
+        """
         id_ = ""
         try:
-            data = text.encode()
-            document = parse_json(data)
+            document = parse_json(message)
             id_ = frame_id(document)
-            frame = read_client_frame(document, data)
-            getattr(self, f"_{frame.WhichOneof('frame')}")(frame)
+            if self._caller is None:
+                self._authenticate(document, message)
+            else:
+                self._act(read_client_frame(document, message), self._caller)
         except ServiceError as error:
-            self._fail(id_, error, trace_id(new_traceparent()))
+            self._fail(id_, error, new_traceparent())
+            if self._caller is None:
+                self.end(error)
 
-    def _authenticate(self, frame: Any) -> None:
-        if self.authenticated.done():
-            raise ServiceError(
-                Code.FAILED_PRECONDITION, "AUTHENTICATED_BEFORE", "This connection is known."
-            )
-        caller = self._verifier.verify(frame.authenticate.access_token)
-        self._access_token = frame.authenticate.access_token
-        self.authenticated.set_result(caller)
-        answer = message_class(_REALTIME + "Authenticated")(user_id=caller.user_id)
-        answer.expires_at.FromDatetime(caller.expires_at)  # type: ignore[attr-defined]
-        self._send("authenticated", answer, id_=frame.id)
+    # Authentication
 
-    def _require_caller(self) -> Caller:
-        if not self.authenticated.done():
-            raise ServiceError(
-                Code.UNAUTHENTICATED, "TOKEN_MISSING", "Authenticate with the first frame."
-            )
-        caller = self.authenticated.result()
-        self._verifier.require_open(caller)
-        return caller
+    def _authenticate(self, document: Any, text: bytes) -> None:
+        if not isinstance(document, dict) or "authenticate" not in document:
+            raise _unauthenticated()
+        frame = read_client_frame(document, text)
+        token = frame.content.access_token
+        caller = self._services.verifier.verify(token)
+        self._services.quotas.users.take(caller.user_id)
+        self._caller, self._access_token = caller, token
+        self._socket.max_bytes = self._services.max_bytes
+        self._end_with_session(caller)
+        answer = _Authenticated(user_id=caller.user_id)
+        answer.expires_at.FromDatetime(caller.expires_at)
+        self._write(answer_frame("authenticated", answer, id_=frame.id))
 
-    def _call(self, frame: Any) -> None:
-        self._require_caller()
+    def _end_with_session(self, caller: Caller) -> None:
+        self._timer.cancel()
+        expired = ServiceError(
+            Code.UNAUTHENTICATED, "TOKEN_EXPIRED", "The access token has expired."
+        )
+        seconds = (caller.expires_at - datetime.now(UTC)).total_seconds()
+        self._timer = self._loop.call_later(seconds, self.end, expired)
+        self._revocation = self._loop.create_task(self._end_when_revoked(caller))
+
+    async def _end_when_revoked(self, caller: Caller) -> None:
+        try:
+            await self._services.verifier.until_revoked(caller)
+        except ServiceError as error:
+            self.end(error)
+
+    def _act(self, frame: ClientFrame, caller: Caller) -> None:
+        self._services.verifier.require_open(caller)
+        match frame.kind:
+            case "call":
+                self._call(frame, caller.user_id)
+            case "cancel":
+                self._cancel(frame.content.call)
+            case "subscribe":
+                self._subscribe(frame.id, frame.content.types, caller)
+            case "unsubscribe":
+                self._unsubscribe(frame)
+            case _:
+                raise ServiceError(
+                    Code.FAILED_PRECONDITION,
+                    "AUTHENTICATED_BEFORE",
+                    "This connection is authenticated.",
+                )
+
+    # Calls
+
+    def _call(self, frame: ClientFrame, user_id: str) -> None:
         if len(self._calls) >= _MAX_CALLS:
             raise ServiceError(
                 Code.RESOURCE_EXHAUSTED,
@@ -127,116 +203,148 @@ class Connection:
             raise ServiceError(
                 Code.ALREADY_EXISTS, "CALL_ID_TAKEN", "A call with this id is running."
             )
-        id_ = frame.id
-        call = asyncio.create_task(self._run_call(frame))
-        self._calls[id_] = call
-        call.add_done_callback(lambda _: self._calls.pop(id_, None))
+        self._calls[frame.id] = self._loop.create_task(self._run_call(frame, user_id))
 
-    def _cancel(self, frame: Any) -> None:
-        self._require_caller()
-        call = self._calls.get(frame.cancel.call)
+    def _cancel(self, id_: str) -> None:
+        call = self._calls.pop(id_, None)
         if call is None:
             raise ServiceError(Code.NOT_FOUND, "UNKNOWN_CALL", "No such call is running.")
         call.cancel()
         cancelled = ServiceError(
-            Code.CANCELLED, "CANCELLED", "You have ended the call.", outcome=Outcome.UNKNOWN
+            Code.CANCELLED,
+            "CANCELLED",
+            "The client has cancelled the call.",
+            outcome=Outcome.UNKNOWN,
         )
-        self._fail(frame.cancel.call, cancelled, trace_id(new_traceparent()))
+        self._fail(id_, cancelled, new_traceparent())
 
-    async def _run_call(self, frame: Any) -> None:
-        traceparent = new_traceparent()
+    async def _run_call(self, frame: Any, user_id: str) -> None:
+        """Answer a call, unless it is cancelled; its id is free again with the last answer."""
+        traceparent = child_traceparent(frame.content.traceparent)
         try:
-            method = public_method(frame.call.method)
-            call = self._request(method, frame.call, traceparent)
-            if method.streams:
-                await self._stream(method, call, frame.id)
+            await self._services.rates.admit(self._address, user_id, frame.method)
+            call = self._new_call(frame, traceparent, user_id)
+            if frame.method.streams:
+                await self._stream(frame.method, call, frame.id)
             else:
-                payload = await call_method(self._bus, method, call)
-                self._revisions.learn(self.authenticated.result().user_id, call.caller_revision)
-                self._send("result", _result(method, payload), id_=frame.id)
+                payload = await call_method(self._services.bus, frame.method, call)
+                self._services.revisions.learn(user_id, call.caller_revision)
+                self._answer(frame.method, payload, frame.id, replayed=call.replayed)
         except ServiceError as error:
-            self._fail(frame.id, error, trace_id(traceparent))
+            self._fail(frame.id, error, traceparent)
         except Exception:  # noqa: BLE001  # the edge: the client waits for an answer
             _log.exception("call.failed", trace_id=trace_id(traceparent))
-            self._fail(frame.id, internal(), trace_id(traceparent))
+            self._fail(frame.id, internal(), traceparent)
+        if self._calls.get(frame.id) is asyncio.current_task():
+            del self._calls[frame.id]
+
+    def _new_call(self, frame: Any, traceparent: str, user_id: str) -> Call:
+        milliseconds = frame.content.timeout_ms
+        seconds = milliseconds / 1000 if milliseconds else frame.method.timeout
+        return Call.new(
+            frame.request.SerializeToString(),
+            deadline=time.time() + min(seconds, MAX_TIMEOUT),
+            access_token=self._access_token,
+            operation_id=frame.content.operation_id,
+            traceparent=traceparent,
+            caller_revision=self._services.revisions.known(user_id),
+            client_address=self._address,
+        )
 
     async def _stream(self, method: Method, call: Call, id_: str) -> None:
         """Take from the stream no faster than the client reads."""
-        async with aclosing(self._bus.stream(method.name, call)) as payloads:
+        async with aclosing(self._services.bus.stream(method.name, call)) as payloads:
             async for payload in payloads:
-                self._send("result", _result(method, payload), id_=id_)
-                while self._out.qsize() >= _MAX_WAITING_RESULTS:
-                    self._room.clear()
-                    await self._room.wait()
-        self._send("completed", message_class(_REALTIME + "Completed")(), id_=id_)
+                self._answer(method, payload, id_)
+                await self._socket.drain()
+        self._write(answer_frame("completed", _COMPLETED, id_=id_))
 
-    def _request(self, method: Method, frame: Any, traceparent: str) -> Call:
-        if frame.request.TypeName() != method.request_name:
-            raise ServiceError(
-                Code.INVALID_ARGUMENT,
-                "WRONG_REQUEST_TYPE",
-                f"{method.name} takes a {method.request_name}.",
-            )
-        seconds = frame.timeout_ms / 1000 if frame.timeout_ms else method.timeout
-        return Call.new(
-            frame.request.value,
-            deadline=time.time() + min(seconds, MAX_TIMEOUT),
-            access_token=self._access_token,
-            traceparent=traceparent,
-            caller_revision=self._revisions.known(self.authenticated.result().user_id),
-        )
+    def _answer(self, method: Method, payload: bytes, id_: str, *, replayed: bool = False) -> None:
+        response = parse(method.response_name, payload)
+        self._write(result_frame(response, id_=id_, replayed=replayed))
 
-    def _subscribe(self, frame: Any) -> None:
-        caller = self._require_caller()
-        unknown = [name for name in frame.subscribe.types if name not in CLIENT_EVENTS]
-        if unknown:
+    # Subscriptions
+
+    def _subscribe(self, id_: str, types: Any, caller: Caller) -> None:
+        names = set(types)
+        if not names <= CLIENT_EVENTS.keys():
             raise ServiceError(
                 Code.INVALID_ARGUMENT, "UNKNOWN_EVENT", "There is no event of such a type."
             )
-        if frame.id in self._subscriptions or len(self._subscriptions) >= _MAX_SUBSCRIPTIONS:
+        self._require_new_subscription(id_, names)
+        self._services.quotas.subscriptions.take(caller.user_id)
+        subscription = self._subscriptions[id_] = _Subscription(self, id_, names)
+        try:
+            for name in names:
+                self._services.feed.listen(name, subscription, user_id=caller.user_id)
+        except ServiceError:
+            self._end_subscription(id_)
+            raise
+        self._write(answer_frame("subscribed", _SUBSCRIBED, id_=id_))
+
+    def _require_new_subscription(self, id_: str, names: set[str]) -> None:
+        most = self._services.limits.subscriptions_per_socket
+        if id_ in self._subscriptions or len(self._subscriptions) >= most:
             raise ServiceError(
                 Code.RESOURCE_EXHAUSTED,
                 "TOO_MANY_SUBSCRIPTIONS",
-                f"At most {_MAX_SUBSCRIPTIONS} subscriptions, each with an id of its own.",
+                f"At most {most} subscriptions, each with an id of its own.",
             )
-        id_ = frame.id
+        if any(names & known.types for known in self._subscriptions.values()):
+            raise ServiceError(
+                Code.ALREADY_EXISTS,
+                "ALREADY_SUBSCRIBED",
+                "This socket has a subscription to an event of these types.",
+            )
 
-        def listener(delivery: Document) -> None:
-            self._send_document("event", delivery, id_=id_)
-
-        for name in frame.subscribe.types:
-            self._feed.listen(name, listener, user_id=caller.user_id)
-        self._subscriptions[id_] = listener
-        self._send("subscribed", message_class(_REALTIME + "Subscribed")(), id_=id_)
-
-    def _unsubscribe(self, frame: Any) -> None:
-        self._require_caller()
-        listener = self._subscriptions.pop(frame.unsubscribe.subscription, None)
-        if listener is None:
+    def _unsubscribe(self, frame: ClientFrame) -> None:
+        id_ = frame.content.subscription
+        if id_ not in self._subscriptions:
             raise ServiceError(
                 Code.NOT_FOUND, "UNKNOWN_SUBSCRIPTION", "There is no such subscription."
             )
-        self._feed.ignore(listener)
-        self._send("unsubscribed", message_class(_REALTIME + "Unsubscribed")(), id_=frame.id)
+        self._end_subscription(id_)
+        self._write(answer_frame("unsubscribed", _UNSUBSCRIBED, id_=frame.id))
 
-    def _send(self, kind: str, message: Message, *, id_: str) -> None:
-        self._send_document(kind, to_json(message), id_=id_)
+    def _end_subscription(self, id_: str) -> None:
+        self._services.feed.ignore(self._subscriptions.pop(id_))
+        if self._caller is not None:
+            self._services.quotas.subscriptions.release(self._caller.user_id)
 
-    def _send_document(self, kind: str, document: Document, *, id_: str) -> None:
-        text = server_frame(kind, document, id_=id_)
-        waiting = self._waiting_characters
-        if self._out.qsize() >= _MAX_WAITING_FRAMES or waiting > _MAX_WAITING_CHARACTERS:
-            self.overflowed.set()
+    # Answers
+
+    def _fail(self, id_: str, error: ServiceError, traceparent: str) -> None:
+        self._write(error_frame(error, id_=id_, trace=trace_id(traceparent)))
+
+    def _write(self, *parts: bytes) -> None:
+        if self._socket.waiting_bytes > _MAX_WAITING_BYTES:
+            self.end(
+                ServiceError(
+                    Code.RESOURCE_EXHAUSTED, "CLIENT_TOO_SLOW", "Too much waits to be read."
+                )
+            )
             return
-        self._waiting_characters += len(text)
-        self._out.put_nowait(text)
-
-    def _fail(self, id_: str, error: ServiceError, trace: str) -> None:
-        encoded = encode(error.to_message(trace))
-        self._send("error", parse("postbus.bus.v1.Error", encoded), id_=id_)
+        self._socket.write(*parts)
 
 
-def _result(method: Method, payload: bytes) -> Any:
-    result: Any = message_class(_REALTIME + "Result")()
-    result.response.Pack(parse(method.response_name, payload))
-    return result
+class _Subscription:
+    """A Listener that writes events to its connection under the id of the subscription."""
+
+    __slots__ = ("_connection", "_prefix", "types")
+
+    def __init__(self, connection: Connection, id_: str, types: set[str]) -> None:
+        self._connection = connection
+        self._prefix = event_prefix(id_)
+        self.types = types
+
+    def deliver(self, delivery: bytes) -> None:
+        self._connection._write(self._prefix, delivery, EVENT_SUFFIX)
+
+    def interrupt(self) -> None:
+        self._connection.end(
+            ServiceError(Code.UNAVAILABLE, "EVENTS_INTERRUPTED", "Events may have been missed.")
+        )
+
+
+def _unauthenticated() -> ServiceError:
+    return ServiceError(Code.UNAUTHENTICATED, "TOKEN_MISSING", "Authenticate with the first frame.")

@@ -1,5 +1,6 @@
-"""Frames of the WebSocket as ProtoJSON."""
+"""Frames of the WebSocket (proto/postbus/realtime/v1) as ProtoJSON, read and written."""
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
@@ -10,43 +11,80 @@ from gateway.masks import resource_of, unknown_paths
 from gateway.transcoding import Document
 from postbus.registry import Method
 from shared.errors import Code, FieldViolation, ServiceError
-from shared.protojson import read_message, require_unique
-from shared.wire import examine, invalid_fields, message_class, require_valid
+from shared.protojson import packed, read_message, require_unique, write_message
+from shared.wire import examine, invalid_fields, message_class, require_valid, to_upb
 
-__all__ = ["event_frame", "frame_id", "read_client_frame", "server_frame"]
+__all__ = [
+    "EVENT_SUFFIX",
+    "ClientFrame",
+    "answer_frame",
+    "error_frame",
+    "event_prefix",
+    "frame_id",
+    "read_client_frame",
+    "result_frame",
+]
 
-_CLIENT_FRAME: Final = "postbus.realtime.v1.ClientFrame"
+EVENT_SUFFIX: Final = b"}"
+"""Comes after the JSON of a delivery; see `event_prefix`."""
+
+_CLIENT_FRAME: Final = message_class("postbus.realtime.v1.ClientFrame")
+_MAX_ID: Final = 64
 _IN_REQUEST: Final = "call.request."
 
 
-def read_client_frame(document: Any, text: bytes | None = None) -> Any:
-    """Return the frame that a document describes.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientFrame:
+    """A valid frame of a client."""
 
-    The request of a `call` is read as the message that its method takes, so that its violations
-    have the same paths as over REST; it is then in the frame as an Any. `text` is what the document
-    was parsed from by `parse_json`: it is searched for duplicates. Raises INVALID_ARGUMENT, and
-    UNIMPLEMENTED for a method that there is not.
+    id: str
+    kind: str
+    """The member of the oneof that is set, such as `call`."""
+    content: Any
+    """The message of this member, as google's class; a Call without its `request`."""
+    method: Method | None = None
+    """Of a call: the method that is called."""
+    request: Message | None = None
+    """Of a call: the valid request message of the method."""
+
+
+def read_client_frame(document: Any, text: bytes) -> ClientFrame:
+    """Return the frame that a document describes; a ServiceError if it describes none.
+
+    `text` is the JSON of the document as `parse_json` took it: it is searched for duplicates.
+    INVALID_ARGUMENT with reason NOT_AN_OBJECT, INVALID_FIELDS or WRONG_REQUEST_TYPE; UNIMPLEMENTED
+    with UNKNOWN_METHOD. The request of a call is converted as the request type of its method and as
+    no other; the paths of its violations are the same as over REST.
     """
     if not isinstance(document, dict):
         raise ServiceError(Code.INVALID_ARGUMENT, "NOT_AN_OBJECT", "A frame is a JSON object.")
-    if text is not None:
-        _require_unique(text, document)
-    document, call = dict(document), document.get("call")
-    request = None
-    if isinstance(call, dict):
-        document["call"] = {name: each for name, each in call.items() if name != "request"}
-        request = call.get("request")
-    frame: Any = read_message(message_class(_CLIENT_FRAME), document)
+    _require_unique(text, document)
+    call = document.get("call")
+    if not isinstance(call, dict):
+        return _read_envelope(document)
+    envelope = {name: value for name, value in call.items() if name != "request"}
+    frame = _read_envelope({**document, "call": envelope})
+    method = public_method(frame.content.method)
+    return ClientFrame(
+        id=frame.id,
+        kind=frame.kind,
+        content=frame.content,
+        method=method,
+        request=_read_request(method, call.get("request")),
+    )
+
+
+def _read_envelope(document: Document) -> ClientFrame:
+    frame: Any = read_message(_CLIENT_FRAME, document)
     require_valid(frame)
-    if frame.WhichOneof("frame") == "call":
-        method = public_method(frame.call.method)
-        frame.call.request.Pack(_request(method, request))
-    return frame
+    kind = frame.WhichOneof("frame")
+    return ClientFrame(id=frame.id, kind=kind, content=getattr(frame, kind))
 
 
-def _request(method: Method, document: Any) -> Message:
-    """Return the request of a call; its `@type` may be left out, for the method says it."""
-    document = {} if document is None else document
+def _read_request(method: Method, document: Any) -> Message:
+    """Read google.protobuf.Any, whose `@type` may be left out: the method states it."""
+    if document is None:
+        document = {}
     if not isinstance(document, dict):
         raise ServiceError(Code.INVALID_ARGUMENT, "NOT_AN_OBJECT", "A request is a JSON object.")
     if "@type" in document:
@@ -57,20 +95,17 @@ def _request(method: Method, document: Any) -> Message:
                 "WRONG_REQUEST_TYPE",
                 f"{method.name} takes a {method.request_name}.",
             )
-    message: Any = read_message(message_class(method.request_name), document)
-    found = []
+    request = read_message(message_class(method.request_name), document)
     resource = resource_of(method)
-    if resource is not None and resource.has_mask:
-        found = unknown_paths(resource, message)
-    broken, more = examine(message)
+    found = unknown_paths(resource, request) if resource and resource.has_mask else []
+    broken, more = examine(request)
     if found or broken:
         raise invalid_fields([*found, *broken], more=more)
-    request: Message = message
     return request
 
 
 def _require_unique(text: bytes, document: Any) -> None:
-    """Refuse duplicates; paths in the request of a call are relative to it, as all others are."""
+    """Refuse duplicates; paths in the request of a call are relative to it, as all paths are."""
     try:
         require_unique(text, document)
     except ServiceError as error:
@@ -86,14 +121,28 @@ def _require_unique(text: bytes, document: Any) -> None:
 def frame_id(document: Any) -> str:
     """Return the id of a frame that may be invalid, to answer it by; empty if it has none."""
     found = document.get("id") if isinstance(document, dict) else None
-    return found[:64] if isinstance(found, str) else ""
+    return found[:_MAX_ID] if isinstance(found, str) else ""
 
 
-def server_frame(frame: str, document: Document, *, id_: str) -> str:
-    """Return the text of a server's frame, such as `result`."""
-    return orjson.dumps({"id": id_, frame: document}).decode()
+def answer_frame(kind: str, message: Message, *, id_: str) -> bytes:
+    """Return a frame such as `authenticated`."""
+    return orjson.dumps({"id": id_, kind: write_message(message)})
 
 
-def event_frame(delivery: orjson.Fragment, *, id_: str) -> str:
-    """Return the text of the frame of an event that was converted once for all its receivers."""
-    return orjson.dumps({"id": id_, "event": delivery}).decode()
+def result_frame(response: Message, *, id_: str, replayed: bool) -> bytes:
+    """Return the frame with the response of a call."""
+    result = {"response": packed(response), "replayed": replayed}
+    return orjson.dumps({"id": id_, "result": result})
+
+
+def error_frame(error: ServiceError, *, id_: str, trace: str) -> bytes:
+    """Return the frame of an error."""
+    return orjson.dumps({"id": id_, "error": write_message(to_upb(error.to_message(trace)))})
+
+
+def event_prefix(id_: str) -> bytes:
+    """Return what comes before the JSON of a delivery in the frame for this subscription.
+
+    So a delivery is written to JSON once, for all its receivers.
+    """
+    return b'{"id":' + orjson.dumps(id_) + b',"event":'

@@ -14,6 +14,7 @@ from pydantic import (
 )
 from pydantic_settings import NoDecode
 
+from gateway.socket_limits import SocketLimits
 from shared.settings import ServiceSettings
 
 __all__ = ["LOOPBACK", "GatewaySettings"]
@@ -22,6 +23,8 @@ LOOPBACK: Final = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
 
 _Origin = Annotated[str, StringConstraints(pattern=r"^https?://[a-z0-9.\-\[\]:]+$")]
 _Contact = Annotated[str, StringConstraints(pattern=r"^((https://|mailto:|tel:)[\x21-\x7e]+)?$")]
+
+_SOCKETS = SocketLimits()
 
 
 class GatewaySettings(ServiceSettings):
@@ -66,6 +69,18 @@ class GatewaySettings(ServiceSettings):
     """How long browsers keep to HTTPS; set it where clients reach the gateway over HTTPS alone."""
     security_contact: _Contact = ""
     """URI for reports of weaknesses, published in /.well-known/security.txt (RFC 9116)."""
+    socket_frames_per_second: int = Field(_SOCKETS.frames_per_second, ge=1)
+    """Frames of one WebSocket, sustained; one counts once more for each 4 KiB of its payload."""
+    socket_frame_burst: int = Field(_SOCKETS.frame_burst, ge=1)
+    """Frames of one WebSocket at once, counted alike: `max_body_bytes` / 4 KiB must fit in."""
+    sockets_per_address: int = Field(_SOCKETS.sockets_per_address, ge=1)
+    """WebSockets of one IPv4 address or of one IPv6 /64 network."""
+    sockets_per_user: int = Field(_SOCKETS.sockets_per_user, ge=1)
+    """Authenticated WebSockets of one user."""
+    subscriptions_per_socket: int = Field(_SOCKETS.subscriptions_per_socket, ge=1)
+    """Subscriptions of one WebSocket."""
+    subscriptions_per_user: int = Field(_SOCKETS.subscriptions_per_user, ge=1)
+    """Subscriptions of one user on all WebSockets."""
 
     @field_validator("trusted_proxies", mode="before")
     @classmethod
@@ -79,3 +94,15 @@ class GatewaySettings(ServiceSettings):
         if (key is None) != (info.data.get("tls_certificate") is None):
             raise ValueError("TLS needs both files, a certificate and its key")
         return key
+
+    @property
+    def socket_limits(self) -> SocketLimits:
+        """The limits of WebSockets."""
+        return SocketLimits(
+            frames_per_second=self.socket_frames_per_second,
+            frame_burst=self.socket_frame_burst,
+            sockets_per_address=self.sockets_per_address,
+            sockets_per_user=self.sockets_per_user,
+            subscriptions_per_socket=self.subscriptions_per_socket,
+            subscriptions_per_user=self.subscriptions_per_user,
+        )

@@ -1,137 +1,89 @@
-"""The WebSocket at /ws: frames of proto/postbus/realtime/v1, as proto3 JSON in text messages."""
+"""The WebSocket at /ws: the handshake, and the lifetime of its connections."""
 
-import asyncio
-from contextlib import suppress
-from datetime import UTC, datetime
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Final
 
-import structlog
+from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
-from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from gateway.caller_revisions import CallerRevisions
-from gateway.connection import Connection
-from gateway.events import EventFeed
+from gateway.addresses import address_of, network_of
+from gateway.connection import AUTHENTICATION_BYTES, Connection, Services
 from gateway.metrics import Metrics
-from gateway.problems import CLOSE_CODES
+from gateway.problems import HttpError, problem
+from gateway.socket_limits import FrameBudget
+from gateway.websocket_protocol import WebSocketProtocol
 from shared.errors import Code, ServiceError
-from shared.messagebus import MessageBus
-from shared.revocations import SessionVerifier
+from shared.trace import new_traceparent, trace_id
 
-__all__ = ["WebSocketEndpoint"]
+__all__ = ["SUBPROTOCOL", "WebSocketEndpoint"]
 
-_log = structlog.get_logger()
-_AUTHENTICATION_SECONDS = 10.0
-_CLOSE_SECONDS = 1.0
+SUBPROTOCOL: Final = "postbus.realtime.v1"
 
 
 class WebSocketEndpoint:
-    """Accepts WebSockets: an ASGI application."""
+    """Accepts WebSockets: an ASGI application.
+
+    `origin_allowed` decides about the `Origin` of a page that is not the server's own.
+    """
 
     def __init__(
-        self,
-        bus: MessageBus,
-        verifier: SessionVerifier,
-        feed: EventFeed,
-        revisions: CallerRevisions,
-        metrics: Metrics,
+        self, services: Services, metrics: Metrics, origin_allowed: Callable[[str], bool]
     ) -> None:
-        self._bus = bus
-        self._verifier = verifier
-        self._feed = feed
-        self._revisions = revisions
+        self._services = services
         self._metrics = metrics
+        self._origin_allowed = origin_allowed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one client until it leaves, its token or session ends, or it is too slow."""
-        socket = WebSocket(scope, receive, send)
-        await socket.accept()
-        connection = Connection(self._bus, self._verifier, self._feed, self._revisions)
-        with self._metrics.sockets.track_inprogress():
-            try:
-                ended = await self._serve(socket, connection)
-            finally:
-                await connection.close()
-        if ended is not None:
-            with suppress(RuntimeError, TimeoutError, WebSocketDisconnect):  # it may be gone
-                async with asyncio.timeout(_CLOSE_SECONDS):
-                    await socket.close(CLOSE_CODES[ended.code], ended.reason)
-
-    async def _serve(self, socket: WebSocket, connection: Connection) -> ServiceError | None:
-        """Run until one side ends; return why, if it is we who end it."""
-        tasks = {
-            asyncio.create_task(work)
-            for work in (
-                _read(socket, connection),
-                _write(socket, connection),
-                _expire(connection, self._verifier),
-                _overflow(connection),
-                _miss_events(connection, self._feed),
-            )
-        }
+        """Serve one client until its connection ends."""
+        address = address_of(scope)
+        network = network_of(address)
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        return _reason(done)
-
-
-def _reason(done: set[asyncio.Task[None]]) -> ServiceError | None:
-    for task in done:
-        try:
-            task.result()
-        except WebSocketDisconnect:
-            return None
+            offered = self._subprotocol(scope)
+            self._services.quotas.addresses.take(network)
         except ServiceError as error:
-            return error
-    return None
+            await problem(error, trace_id(new_traceparent()))(scope, receive, send)
+            return
+        try:
+            with self._metrics.sockets.track_inprogress():
+                await receive()  # websocket.connect
+                await send({"type": "websocket.accept", "subprotocol": offered})
+                await self._serve(scope["state"]["socket"], address)
+        finally:
+            self._services.quotas.addresses.release(network)
 
+    async def _serve(self, socket: WebSocketProtocol, address: str) -> None:
+        connection = Connection(socket, self._services, address=address)
+        limits = self._services.limits
+        try:
+            budget = FrameBudget(limits.frames_per_second, limits.frame_burst)
+            socket.start(connection, budget, max_bytes=AUTHENTICATION_BYTES)
+            await connection.ended
+        finally:
+            await connection.close()
 
-async def _read(socket: WebSocket, connection: Connection) -> None:
-    while True:
-        text = await socket.receive()
-        if text["type"] == "websocket.disconnect":
-            raise WebSocketDisconnect(text.get("code", 1005))
-        connection.receive(text.get("text") or "")
-
-
-async def _write(socket: WebSocket, connection: Connection) -> None:
-    while True:
-        await socket.send_text(await connection.next_frame())
-
-
-async def _overflow(connection: Connection) -> None:
-    """End a connection whose client reads too slowly."""
-    await connection.overflowed.wait()
-    raise ServiceError(
-        Code.RESOURCE_EXHAUSTED, "CLIENT_TOO_SLOW", "Too many frames wait to be read."
-    )
-
-
-async def _miss_events(connection: Connection, feed: EventFeed) -> None:
-    """End a connection that may have missed events: its client must not believe that it has all."""
-    while True:
-        await feed.gap.wait()
-        if connection.subscribed:
-            raise ServiceError(
-                Code.UNAVAILABLE, "EVENTS_INTERRUPTED", "Events may have been missed."
+    def _subprotocol(self, scope: Scope) -> str | None:
+        """Return the subprotocol to choose; HttpError if the handshake is to be refused."""
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        if origin is not None and not self._may_connect(origin, headers.get("host", "")):
+            raise HttpError(
+                HTTPStatus.FORBIDDEN,
+                Code.PERMISSION_DENIED,
+                "ORIGIN_REFUSED",
+                "Pages of this origin may not open WebSockets.",
             )
+        offered = scope.get("subprotocols") or []
+        if offered and SUBPROTOCOL not in offered:
+            raise HttpError(
+                HTTPStatus.BAD_REQUEST,
+                Code.INVALID_ARGUMENT,
+                "SUBPROTOCOL_UNKNOWN",
+                f"The subprotocol is {SUBPROTOCOL}.",
+            )
+        return SUBPROTOCOL if offered else None
 
-
-async def _expire(connection: Connection, verifier: SessionVerifier) -> None:
-    """End a connection that does not say who it is, or whose token or session has ended."""
-    try:
-        async with asyncio.timeout(_AUTHENTICATION_SECONDS):
-            caller = await connection.authenticated
-    except TimeoutError:
-        raise ServiceError(
-            Code.UNAUTHENTICATED, "TOKEN_MISSING", "Authenticate with the first frame."
-        ) from None
-    try:
-        async with asyncio.timeout((caller.expires_at - datetime.now(UTC)).total_seconds()):
-            await verifier.until_revoked(caller)
-    except TimeoutError:
-        raise ServiceError(
-            Code.UNAUTHENTICATED, "TOKEN_EXPIRED", "The access token has expired."
-        ) from None
+    def _may_connect(self, origin: str, host: str) -> bool:
+        """Clients other than browsers send no origin; behind a proxy the scheme is not known."""
+        own = (f"http://{host}".lower(), f"https://{host}".lower())
+        return origin.lower() in own or self._origin_allowed(origin)

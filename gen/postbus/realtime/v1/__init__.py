@@ -254,11 +254,25 @@ class Call(betterproto.Message):
     timeout_ms: int = betterproto.uint32_field(3)
     """Budget of the call in milliseconds; the method's own if unset."""
 
+    operation_id: str = betterproto.string_field(4)
+    """
+    Names the operation, as the header `Idempotency-Key` does over REST: 1 to 128 visible ASCII
+     characters. A repetition with the same id by the same caller has no second effect and gets the
+     first answer, for 24 hours. Unset, every call is an operation of its own.
+    """
+
+    traceparent: str = betterproto.string_field(5)
+    """
+    W3C trace context, as the header `traceparent` over REST. A new trace if unset or invalid.
+    """
+
     def __init__(
         self,
         method: str = PLACEHOLDER,
         request: "betterproto_lib_google_protobuf.Any" = PLACEHOLDER,
         timeout_ms: int = PLACEHOLDER,
+        operation_id: str = PLACEHOLDER,
+        traceparent: str = PLACEHOLDER,
     ) -> None:
         _set_attribute(
             self,
@@ -267,9 +281,13 @@ class Call(betterproto.Message):
                 "method": method,
                 "request": request,
                 "timeout_ms": timeout_ms,
+                "operation_id": operation_id,
+                "traceparent": traceparent,
                 "_serialized_on_wire": method is not PLACEHOLDER
                 or request is not PLACEHOLDER
-                or timeout_ms is not PLACEHOLDER,
+                or timeout_ms is not PLACEHOLDER
+                or operation_id is not PLACEHOLDER
+                or traceparent is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {},
             },
@@ -317,16 +335,24 @@ class Result(betterproto.Message):
     response: "betterproto_lib_google_protobuf.Any" = betterproto.message_field(1)
     """The method's response message."""
 
+    replayed: bool = betterproto.bool_field(2)
+    """
+    Whether the operation was done before: this is the answer that it then got. The header
+     `Idempotency-Replayed` over REST.
+    """
+
     def __init__(
         self,
         response: "betterproto_lib_google_protobuf.Any" = PLACEHOLDER,
+        replayed: bool = PLACEHOLDER,
     ) -> None:
         _set_attribute(
             self,
             "__dict__",
             {
                 "response": response,
-                "_serialized_on_wire": response is not PLACEHOLDER,
+                "replayed": replayed,
+                "_serialized_on_wire": response is not PLACEHOLDER or replayed is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {},
             },
@@ -340,7 +366,10 @@ class Subscribe(betterproto.Message):
     """Asks for events."""
 
     types: List[str] = betterproto.string_field(1)
-    """Full names, such as `postbus.posts.v1.PostCreated`."""
+    """
+    Full names, such as `postbus.posts.v1.PostCreated`. A socket has at most one subscription to each
+     type: a second one is refused with ALREADY_EXISTS, reason ALREADY_SUBSCRIBED.
+    """
 
     def __init__(
         self,

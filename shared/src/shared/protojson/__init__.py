@@ -11,14 +11,15 @@ import orjson
 import structlog
 from google.protobuf.message import Error, Message
 
-from shared.errors import internal
+from shared.errors import ServiceError, internal
 from shared.protojson.reader import Reader
 from shared.protojson.text import parse_json, read_json, require_unique
-from shared.protojson.writer import to_document
+from shared.protojson.writer import to_document, to_packed
 
 __all__ = [
     "Reader",
     "fragment",
+    "packed",
     "parse_json",
     "read_json",
     "read_message",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 _log = structlog.get_logger()
+_WITHOUT_FORM = (ValueError, KeyError, OverflowError, Error)
 
 read_message: Final = Reader()
 """The reader for which an Any may hold every message of the contract."""
@@ -41,14 +43,26 @@ def write_message(message: Message) -> Any:
     """
     try:
         return to_document(message)
-    except (ValueError, KeyError, OverflowError, Error):
-        _log.warning("message.not_json", message_type=message.DESCRIPTOR.full_name)
-        raise internal() from None
+    except _WITHOUT_FORM:
+        raise _not_json(message) from None
 
 
 def write_bytes(message: Message) -> bytes:
     """Return a message as the text of canonical ProtoJSON; see `write_message`."""
     return orjson.dumps(write_message(message))
+
+
+def packed(message: Message) -> dict[str, Any]:
+    """Return a google.protobuf.Any with `message` in it; see `write_message`."""
+    try:
+        return to_packed(message, f"type.googleapis.com/{message.DESCRIPTOR.full_name}")
+    except _WITHOUT_FORM:
+        raise _not_json(message) from None
+
+
+def _not_json(message: Message) -> ServiceError:
+    _log.warning("message.not_json", message_type=message.DESCRIPTOR.full_name)
+    return internal()
 
 
 def fragment(message: Message) -> orjson.Fragment:

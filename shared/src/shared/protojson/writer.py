@@ -19,7 +19,7 @@ from shared.bounds import is_map
 from shared.protojson import structs, times
 from shared.protojson.scalars import NULL_VALUE
 
-__all__ = ["to_document"]
+__all__ = ["to_document", "to_packed"]
 
 Convert = Callable[[Any], Any]
 
@@ -168,11 +168,17 @@ def _write_any(message: Any) -> dict[str, Any]:
         return {}
     pool = message.DESCRIPTOR.file.pool
     kind = pool.FindMessageTypeByName(message.type_url.rpartition("/")[2])
-    document = _writer(kind)(GetMessageClass(kind).FromString(message.value))
+    return to_packed(GetMessageClass(kind).FromString(message.value), message.type_url)
+
+
+def to_packed(message: Message, type_url: str) -> dict[str, Any]:
+    """Return an Any with `message` in it as JSON; raises as `to_document`."""
+    kind: Any = message.DESCRIPTOR
+    document = _writer(kind)(message)
     has_own_form = kind.full_name in _OWN_FORMS or kind.file.name == _WRAPPERS
     if has_own_form or kind.full_name == f"{_GOOGLE}Any":
-        return {"@type": message.type_url, "value": document}
-    return {"@type": message.type_url, **document}
+        return {"@type": type_url, "value": document}
+    return {"@type": type_url, **document}
 
 
 def _boolean(value: bool) -> str:

@@ -1,0 +1,95 @@
+"""Bounds of what clients may hold and send over WebSockets."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Final
+
+from shared.errors import Code, ServiceError
+
+__all__ = ["FrameBudget", "Quota", "SocketLimits", "SocketQuotas"]
+
+_BYTES_PER_TOKEN: Final = 4096
+_RETRY_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SocketLimits:
+    """The numbers; each is a setting of the gateway, described at GatewaySettings."""
+
+    frames_per_second: int = 250
+    frame_burst: int = 500
+    sockets_per_address: int = 256
+    sockets_per_user: int = 100
+    subscriptions_per_socket: int = 64
+    subscriptions_per_user: int = 500
+
+
+class FrameBudget:
+    """Bound the rate of one socket's frames: the generic cell rate algorithm (ITU-T I.371).
+
+    A frame costs 1, and 1 more for each 4 KiB of its payload. `rate` is the cost per second that is
+    sustained, `burst` the cost at once.
+    """
+
+    __slots__ = ("_burst_seconds", "_paid_until", "_seconds")
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._seconds = 1 / rate
+        self._burst_seconds = burst / rate
+        self._paid_until = 0.0
+
+    def spend(self, size: int, now: float) -> bool:
+        """Return whether a frame with `size` bytes of payload is within the rate at `now`."""
+        cost = self._seconds * (1 + size // _BYTES_PER_TOKEN)
+        paid_until = max(self._paid_until, now) + cost
+        if paid_until - now > self._burst_seconds:
+            return False
+        self._paid_until = paid_until
+        return True
+
+
+class Quota:
+    """Count what each key holds of one thing, up to `limit`."""
+
+    def __init__(self, limit: int, reason: str, message: str) -> None:
+        self._limit = limit
+        self._reason = reason
+        self._message = message
+        self._held: Counter[str] = Counter()
+
+    def take(self, key: str) -> None:
+        """Count one more; RESOURCE_EXHAUSTED if the key holds `limit` already."""
+        if self._held[key] >= self._limit:
+            raise ServiceError(
+                Code.RESOURCE_EXHAUSTED, self._reason, self._message, retry_after=_RETRY_SECONDS
+            )
+        self._held[key] += 1
+
+    def release(self, key: str) -> None:
+        """Count one less."""
+        self._held[key] -= 1
+        if not self._held[key]:
+            del self._held[key]
+
+    def __len__(self) -> int:
+        """Return how many keys hold something."""
+        return len(self._held)
+
+
+class SocketQuotas:
+    """What all sockets of one gateway hold."""
+
+    def __init__(self, limits: SocketLimits) -> None:
+        reason = "TOO_MANY_SOCKETS"
+        self.addresses = Quota(
+            limits.sockets_per_address, reason, "This address has too many WebSockets."
+        )
+        """Sockets by network address."""
+        self.users = Quota(limits.sockets_per_user, reason, "You have too many WebSockets.")
+        """Authenticated sockets by user id."""
+        self.subscriptions = Quota(
+            limits.subscriptions_per_user,
+            "TOO_MANY_SUBSCRIPTIONS",
+            "You have too many subscriptions on all your WebSockets.",
+        )
+        """Subscriptions by user id."""

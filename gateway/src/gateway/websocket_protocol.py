@@ -1,0 +1,289 @@
+"""The transport of a WebSocket: framing, rate of frames, turns of the event loop, closing.
+
+uvicorn's protocol class does the handshake, the ASGI events up to `websocket.accept` and the pings;
+`websockets` parses the frames. From then on messages do not travel as ASGI events: a queue, a task
+switch and a dictionary for each frame cost more than the frame.
+"""
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import Any, Final, Protocol
+
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.exceptions import InvalidState
+from websockets.frames import Opcode
+
+from gateway.socket_limits import FrameBudget
+
+__all__ = ["Receiver", "Socket", "WebSocketProtocol"]
+
+_PIECE: Final = 1024
+"""Bytes parsed before their frames are acted on: at most 170 frames, about 0.5 ms."""
+_TURN_SECONDS: Final = 0.002
+"""How long one socket may work before others get a turn."""
+_CLOSE_SECONDS: Final = 3.0
+"""How long a client has to answer a close frame, and to read what was sent before it."""
+
+
+class Receiver(Protocol):
+    """What messages of a socket are for. Its methods return at once and never raise."""
+
+    def receive(self, message: bytes) -> None:
+        """Take a text message, valid UTF-8."""
+
+    def disconnected(self) -> None:
+        """Learn that the socket is closed, by either side; nothing more is received."""
+
+
+class Socket(Protocol):
+    """The transport of one client's frames, as a receiver sees it."""
+
+    max_bytes: int
+    """Largest message that is read."""
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How many bytes wait to be read by the client, beyond the buffers of the kernel."""
+
+    def write(self, *parts: bytes) -> None:
+        """Send one text message, of the joined parts; without effect on a closed socket."""
+
+    async def drain(self) -> None:
+        """Wait until the client has read enough for more to be sent, or is gone."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Close with a close frame, sent before anything that is received is looked at."""
+
+
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """A Socket, found by the application in `scope["state"]["socket"]`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._receiver: Receiver | None = None
+        self._budget = FrameBudget(1, 1)
+        self._received = bytearray()
+        self._frames: list[Any] = []
+        self._message = bytearray()
+        self._turn: asyncio.Handle | None = None
+        self._output: list[bytes] = []
+        self._output_bytes = 0
+        self._flushing: asyncio.Handle | None = None
+
+    async def run_asgi(self) -> None:
+        """Serve the application; it finds this object in the scope."""
+        self.scope["state"]["socket"] = self
+        await super().run_asgi()
+
+    def start(self, receiver: Receiver, budget: FrameBudget, *, max_bytes: int) -> None:
+        """Pass messages to `receiver` from now on; to be called once, after `websocket.accept`."""
+        self.max_bytes = max_bytes
+        self._receiver = receiver
+        self._budget = budget
+        if self.disconnected or self.close_sent:
+            self._tell_receiver()
+        else:
+            self._take_turn()
+
+    # Receiving
+
+    @property
+    def max_bytes(self) -> int:
+        """See Socket."""
+        return self.conn.max_message_size or 0
+
+    @max_bytes.setter
+    def max_bytes(self, value: int) -> None:
+        self.conn.max_message_size = value
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of the handshake or of frames; after a close frame, drop them."""
+        if not self.handshake_initiated:
+            self._receive_handshake(data)
+        elif self.close_sent:
+            if self._ends_with_close_frame(data):
+                self.transport.close()
+        else:
+            self._received += data
+            if self._turn is None:
+                self._take_turn()
+
+    def _ends_with_close_frame(self, data: bytes) -> bool:
+        """Return whether the client has answered the close frame, as most do with its content.
+
+        Found without parsing what comes before; a frame missed here costs _CLOSE_SECONDS.
+        """
+        reason = self.conn.close_sent.reason if self.conn.close_sent else ""
+        sizes = (0, 2, 2 + len(reason.encode()))
+        return any(data[-6 - size :].startswith(bytes((0x88, 0x80 | size))) for size in sizes)
+
+    def _receive_handshake(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self.handshake_initiated and self.conn.handshake_exc is not None:
+            self.transport.write(b"".join(self.conn.data_to_send()))  # such as 431
+            self.transport.close()
+
+    def _take_turn(self) -> None:
+        """Act on frames for a moment; then let other sockets go on.
+
+        A client that does not read what is sent to it is not read from.
+        """
+        self._turn = None
+        end = time.perf_counter() + _TURN_SECONDS
+        while self._may_read() and (frame := self._next_frame()) is not None:
+            self._receive_frame(frame)
+            if time.perf_counter() > end:
+                self._turn = self.loop.call_soon(self._take_turn)
+                break
+        if self.conn.parser_exc is not None and not self._frames and not self.close_sent:
+            self._closed()
+        self._flush()
+        self._read_on(not (self._received or self._frames))
+
+    def _next_frame(self) -> Any:
+        while not self._frames and self._received and self.conn.parser_exc is None:
+            piece = bytes(self._received[:_PIECE])
+            del self._received[:_PIECE]
+            self.conn.receive_data(piece)
+            self._frames = self.conn.events_received()
+        return self._frames.pop(0) if self._frames else None
+
+    def _may_read(self) -> bool:
+        return self._receiver is not None and not self.close_sent and self.writable.is_set()
+
+    def _read_on(self, on: bool) -> None:
+        if on is self.read_paused and not self.transport.is_closing():
+            self.read_paused = not on
+            (self.transport.resume_reading if on else self.transport.pause_reading)()
+
+    def _receive_frame(self, frame: Any) -> None:
+        if not self._budget.spend(len(frame.data), self.loop.time()):
+            self.close(4429, "TOO_MANY_FRAMES")
+            return
+        match frame.opcode:
+            case Opcode.TEXT | Opcode.CONT:
+                self._message += frame.data
+                if frame.fin:
+                    self._receive_message()
+            case Opcode.BINARY:
+                self.close(1003, "TEXT_ONLY")
+            case Opcode.PONG:
+                self.handle_pong(frame)
+            case Opcode.CLOSE:
+                self._closed()
+
+    def _receive_message(self) -> None:
+        message = bytes(self._message)
+        self._message.clear()
+        try:
+            message.decode()
+        except UnicodeDecodeError:
+            self.close(1007, "INVALID_UTF8")
+            return
+        if self._receiver is not None:
+            self._receiver.receive(message)
+
+    # Sending
+
+    @property
+    def waiting_bytes(self) -> int:
+        """See Socket."""
+        return self._output_bytes + self.transport.get_write_buffer_size()
+
+    def write(self, *parts: bytes) -> None:
+        """See Socket. Messages of one turn of the event loop are sent together."""
+        if self.close_sent or self.disconnected:
+            return
+        size = sum(map(len, parts))
+        self._output += (_head(size), *parts)
+        self._output_bytes += size
+        if self._flushing is None:
+            self._flushing = self.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        if self._flushing is not None:
+            self._flushing.cancel()
+            self._flushing = None
+        output = self._output + self.conn.data_to_send()
+        if output and not self.transport.is_closing():
+            self.transport.writelines(output)
+        self._output, self._output_bytes = [], 0
+
+    async def drain(self) -> None:
+        """See Socket."""
+        self._flush()
+        await self.writable.wait()
+
+    def resume_writing(self) -> None:
+        """Go on with what was received while the client did not read."""
+        super().resume_writing()
+        if (self._received or self._frames) and self._turn is None:
+            self._take_turn()
+
+    # Closing
+
+    def close(self, code: int, reason: str) -> None:
+        """See Socket. The frame is sent although the transport may be full."""
+        if self.close_sent or self.disconnected:
+            return
+        with suppress(InvalidState):  # the client has closed
+            self.conn.send_close(code, reason)
+        self._closed()
+
+    def _closed(self) -> None:
+        """Send the close frame that has been made; wait for the client to end the connection.
+
+        Received bytes are read and dropped meanwhile: with unread bytes the kernel would reset the
+        connection, and the close frame could be lost (RFC 6455, section 7.1.1).
+        """
+        self._flush()
+        self.close_sent = True
+        self._drop_received()
+        self.stop_keepalive()
+        if self.conn.close_rcvd is not None:
+            self.transport.close()
+        self._read_on(True)
+        self.close_timer = self.loop.call_later(_CLOSE_SECONDS, self.transport.abort)
+        self._tell_receiver()
+
+    def shutdown(self) -> None:
+        """Close because the server stops."""
+        if self._receiver is None:
+            super().shutdown()
+        else:
+            self.close(1012, "RESTART")
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Release what belongs to the connection."""
+        super().connection_lost(exc)
+        for handle in (self._turn, self._flushing):
+            if handle is not None:
+                handle.cancel()
+        self._drop_received()
+        self._tell_receiver()
+
+    def keepalive_timeout(self) -> None:
+        """Close because the client has not answered a ping."""
+        self.pong_timer = None
+        self.close(1011, "PING_TIMEOUT")
+
+    def _drop_received(self) -> None:
+        self._received.clear()
+        self._frames.clear()
+        self._message.clear()
+
+    def _tell_receiver(self) -> None:
+        receiver, self._receiver = self._receiver, None
+        if receiver is not None:
+            receiver.disconnected()
+
+
+def _head(size: int) -> bytes:
+    """Return the head of a text frame that is whole and not masked (RFC 6455, section 5.2)."""
+    if size < 126:
+        return b"\x81%c" % size
+    if size < 65536:
+        return b"\x81\x7e" + size.to_bytes(2)
+    return b"\x81\x7f" + size.to_bytes(8)

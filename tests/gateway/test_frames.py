@@ -1,0 +1,87 @@
+"""Frames of the WebSocket as JSON: what is written equals google's JSON, errors are bounded."""
+
+import json
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+from google.protobuf.any_pb2 import Any as AnyMessage
+
+from gateway.events import CLIENT_EVENTS
+from gateway.frames import ClientFrame, error_frame, event_prefix, frame_id, read_client_frame
+from postbus.codec import POOL
+from postbus.registry import METHODS
+from shared.errors import Code, FieldViolation, ServiceError
+from shared.wire import message_class
+
+CREATE = "postbus.posts.v1.PostsService.CreatePost"
+WRITTEN = sorted({method.response_name for method in METHODS.values()} | CLIENT_EVENTS.keys())
+
+
+def read(document: dict[str, Any]) -> ClientFrame:
+    """Read a frame as a socket does."""
+    return read_client_frame(document, json.dumps(document).encode())
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_message_is_written_as_google_writes_it_in_any(name: str) -> None:
+    message: Any = message_class(name)()
+    for field in message.DESCRIPTOR.fields:
+        if field.message_type is not None and not field.is_repeated:
+            getattr(message, field.name).SetInParent()
+    packed = AnyMessage()
+    packed.Pack(message)
+
+    by_google = json_format.MessageToDict(
+        packed, always_print_fields_with_no_presence=True, descriptor_pool=POOL
+    )
+    assert packed(message) == by_google
+
+
+def test_error_frame_has_at_most_20_violations() -> None:
+    violations = [FieldViolation(field=f"f{i}", rule="r", message="m") for i in range(1000)]
+    error = ServiceError(Code.INVALID_ARGUMENT, "INVALID_FIELDS", "No.", violations=violations)
+
+    frame = json.loads(error_frame(error, id_="1", trace=""))
+
+    assert [each["field"] for each in frame["error"]["violations"]] == [f"f{i}" for i in range(20)]
+
+
+def test_echoed_id_is_cut() -> None:
+    assert frame_id({"id": "x" * 2**20}) == "x" * 64
+    assert frame_id({"id": 5}) == frame_id([]) == ""
+
+
+def test_event_is_a_valid_frame_whatever_its_subscription_is_called() -> None:
+    frame = event_prefix('"\\\n') + b'{"eventId":"e"}' + b"}"
+
+    assert json.loads(frame) == {"id": '"\\\n', "event": {"eventId": "e"}}
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        ({"method": CREATE, "request": {"title": ""}}, "INVALID_FIELDS"),
+        ({"method": CREATE, "request": {"@type": "x"}}, "WRONG_REQUEST_TYPE"),
+        ({"method": CREATE, "request": {"title": "x"}, "operationId": "a b"}, "INVALID_FIELDS"),
+        ({"method": CREATE, "request": {"title": "x"}, "operationId": "a" * 129}, "INVALID_FIELDS"),
+        ({"method": CREATE, "request": {"title": "x"}, "traceparent": "0" * 56}, "INVALID_FIELDS"),
+        ({"method": CREATE, "request": [1]}, "NOT_AN_OBJECT"),
+        ({"method": "postbus.bus.v1.HealthService.Check"}, "UNKNOWN_METHOD"),
+    ],
+)
+def test_call_that_breaks_a_rule_is_refused(call: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ServiceError) as refused:
+        read({"id": "1", "call": call})
+
+    assert refused.value.reason == reason
+
+
+def test_type_of_a_request_may_be_given_or_left_out() -> None:
+    typed = {"@type": "type.googleapis.com/postbus.posts.v1.CreatePostRequest", "title": "x"}
+
+    with_type = read({"id": "1", "call": {"method": CREATE, "request": typed}})
+    without = read({"id": "1", "call": {"method": CREATE, "request": {"title": "x"}}})
+
+    assert with_type.request == without.request
+    assert typed["@type"]

@@ -1,0 +1,718 @@
+"""What one WebSocket client may cost: every bound, and how the connection ends."""
+
+import asyncio
+import gc
+import json
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import timedelta
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.frames import Frame, Opcode
+
+from gateway import connection as connection_module
+from gateway.caller_revisions import CallerRevisions
+from gateway.connection import Services
+from gateway.events import EventFeed
+from gateway.metrics import Metrics
+from gateway.rates import BoundedStorage, Rates, RateSettings
+from gateway.socket_limits import FrameBudget, Quota, SocketLimits, SocketQuotas
+from gateway.websocket import WebSocketEndpoint
+from gateway.websocket_protocol import WebSocketProtocol
+from postbus.bus.v1 import Event, Reply
+from postbus.posts.v1 import ListPostsResponse
+from postbus.registry import METHODS
+from shared.errors import ServiceError
+from shared.identity import TokenVerifier
+from shared.messagebus.memory import MemoryBus
+from shared.revocations import SessionVerifier
+from shared.wire import encode
+from tests.gateway.conftest import Socket, Worker, listening
+from tests.tokens import TokenMaker
+
+PUBLIC = "postbus.posts.v1.PostDeleted"
+LIST = "postbus.posts.v1.PostsService.ListPosts"
+HANDSHAKE = (
+    b"GET /ws HTTP/1.1\r\nHost: gateway\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n%b\r\n"
+)
+BURSTS = [2**16, 2**18, 2**20]
+
+
+class Gateway:
+    """The WebSocket endpoint with limits of a test's choice, listening."""
+
+    def __init__(self, services: Services, port: int, tokens: TokenMaker) -> None:
+        self.services = services
+        self.port = port
+        self._tokens = tokens
+
+    @asynccontextmanager
+    async def anonymous(self, **options: Any) -> AsyncIterator[Socket]:
+        """Connect, and do not authenticate."""
+        url = f"ws://127.0.0.1:{self.port}/ws"
+        async with connect(url, **{"compression": None} | options) as connection:
+            yield Socket(connection)
+
+    @asynccontextmanager
+    async def user(self, name: str = "alice", **options: Any) -> AsyncIterator[Socket]:
+        """Connect and authenticate."""
+        async with self.anonymous(**options) as socket:
+            assert "authenticated" in await socket.ask(self.authenticate(name))
+            yield socket
+
+    def authenticate(self, name: str, **options: Any) -> dict[str, Any]:
+        token = self._tokens.token(name, **options)
+        return {"id": "a", "authenticate": {"accessToken": token}}
+
+    async def raw(self, headers: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect without a library, to write bytes of one's own."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(HANDSHAKE % headers)
+        return reader, writer
+
+    async def accepted(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect without a library, and read the answer to the handshake."""
+        reader, writer = await self.raw()
+        assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
+        return reader, writer
+
+    @property
+    def held(self) -> tuple[int, int, int, int]:
+        """How many keys hold sockets and subscriptions, and how many listeners there are."""
+        quotas = self.services.quotas
+        sockets = len(quotas.addresses), len(quotas.users)
+        return *sockets, len(quotas.subscriptions), len(self.services.feed)
+
+    async def nothing_held(self) -> None:
+        """Wait until everything is released."""
+        async with asyncio.timeout(5):
+            while self.held != (0, 0, 0, 0):  # noqa: ASYNC110  # polls
+                await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def gateway_with(
+    bus: MemoryBus,
+    verifier: TokenVerifier,
+    tokens: TokenMaker,
+    *,
+    server: Mapping[str, float] = MappingProxyType({}),
+    limits: SocketLimits = SocketLimits(),  # noqa: B008  # frozen
+) -> AsyncIterator[Gateway]:
+    feed, sessions = EventFeed(bus), SessionVerifier(bus, verifier)
+    await sessions.run()
+    services = Services(
+        bus=bus,
+        verifier=sessions,
+        feed=feed,
+        revisions=CallerRevisions(bus),
+        rates=Rates(RateSettings(), BoundedStorage()),
+        limits=limits,
+        quotas=SocketQuotas(limits),
+        max_bytes=2**20,
+    )
+    await feed.run()
+    endpoint = WebSocketEndpoint(services, Metrics(bus), lambda origin: origin == "https://ours")
+    async with listening(endpoint, **server) as port:
+        yield Gateway(services, port, tokens)
+
+
+class Make:
+    """Starts gateways that end with the test."""
+
+    def __init__(
+        self, bus: MemoryBus, verifier: TokenVerifier, tokens: TokenMaker, stack: AsyncExitStack
+    ) -> None:
+        self._bus, self._verifier, self._tokens = bus, verifier, tokens
+        self._stack = stack
+
+    async def __call__(self, **limits: int) -> Gateway:
+        started = gateway_with(
+            self._bus, self._verifier, self._tokens, limits=SocketLimits(**limits)
+        )
+        return await self._stack.enter_async_context(started)
+
+
+@pytest.fixture
+async def make(bus: MemoryBus, verifier: TokenVerifier, tokens: TokenMaker) -> AsyncIterator[Make]:
+    async with AsyncExitStack() as stack:
+        yield Make(bus, verifier, tokens, stack)
+
+
+@pytest.fixture
+async def here(make: Make) -> Gateway:
+    return await make()
+
+
+def masked(payload: bytes, opcode: Opcode = Opcode.TEXT, *, fin: bool = True) -> bytes:
+    return Frame(opcode, payload, fin).serialize(mask=True)
+
+
+async def closed_with(reader: asyncio.StreamReader) -> tuple[int, str, int]:
+    """Return code and reason of the close frame, and how many frames come before it."""
+    async with asyncio.timeout(10):
+        for before in range(100_000):
+            head, length = await reader.readexactly(2)
+            if length == 126:
+                length = int.from_bytes(await reader.readexactly(2), "big")
+            payload = await reader.readexactly(length)
+            if head == 0x88:
+                return int.from_bytes(payload[:2], "big"), payload[2:].decode(), before
+    raise AssertionError("no close frame")
+
+
+# Before authentication
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "reason"),
+    [
+        ("{}", 4401, "TOKEN_MISSING"),
+        ("[]", 4401, "TOKEN_MISSING"),
+        ('{"id": "1", "call": {"method": "x"}}', 4401, "TOKEN_MISSING"),
+        ('{"id": "1", "nonsense": {}}', 4401, "TOKEN_MISSING"),
+        ('{"id": "1", "authenticate": {"accessToken": "x"}}', 4401, "TOKEN_INVALID"),
+        ('{"id": "1", "authenticate": {"accessToken": ""}}', 4422, "INVALID_FIELDS"),
+        ('{"id": "1", "authenticate": 5}', 4422, "MALFORMED_JSON"),
+        ("{", 4422, "MALFORMED_JSON"),
+        ("", 4422, "MALFORMED_JSON"),
+    ],
+)
+async def test_first_message_that_is_no_valid_authenticate_is_answered_and_ends_the_socket(
+    here: Gateway, message: str, code: int, reason: str
+) -> None:
+    async with here.anonymous() as socket:
+        await socket.connection.send(message)
+
+        assert (await socket.frame())["error"]["reason"] == reason
+        assert await socket.end() == (code, reason)
+
+
+@pytest.mark.parametrize(
+    ("frame", "code"),
+    [
+        (masked(b"\0", Opcode.BINARY), 1003),
+        (masked(b'{"id": "\xff"}'), 1007),
+        (masked(b" " * 8193), 1009),
+        (masked(b" " * 5000, fin=False) + masked(b" " * 5000, Opcode.CONT), 1009),
+        (b"\x81\xff" + (2**63 - 1).to_bytes(8, "big"), 1009),
+        (b"\x81\x02{}", 1002),
+        (b"\x83\x80\0\0\0\0", 1002),
+    ],
+)
+async def test_frame_that_cannot_be_a_message_ends_the_socket_with_its_code(
+    here: Gateway, frame: bytes, code: int
+) -> None:
+    reader, writer = await here.accepted()
+
+    writer.write(frame)
+
+    assert (await closed_with(reader))[0] == code
+    writer.close()
+
+
+async def test_hostile_call_before_authentication_is_not_converted(
+    here: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Any] = []
+    monkeypatch.setattr(connection_module, "read_client_frame", read.append)
+
+    async with here.anonymous() as socket:
+        await socket.send({"id": "1", "call": {"request": {"@type": "x"}}})
+        await socket.end()
+
+    assert read == []
+
+
+async def test_silent_client_is_closed_although_it_sends_pings(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = await make(frames_per_second=10**6, frame_burst=10**6)
+    monkeypatch.setattr(connection_module, "_AUTHENTICATION_SECONDS", 0.2)
+
+    async with here.anonymous() as socket:
+        with suppress(ConnectionClosed):
+            async with asyncio.timeout(5):
+                while True:
+                    await (await socket.connection.ping())
+
+    assert socket.connection.close_code == 4401
+    assert socket.connection.close_reason == "TOKEN_MISSING"
+
+
+# Bursts
+
+
+class Measured(WebSocketProtocol):
+    """Notes the CPU time of the longest step."""
+
+    longest = 0.0
+
+    def data_received(self, data: bytes) -> None:
+        self._measure(super().data_received, data)
+
+    def _take_turn(self) -> None:
+        self._measure(super()._take_turn)
+
+    def _measure(self, step: Any, *arguments: Any) -> None:
+        began = time.thread_time()
+        step(*arguments)
+        Measured.longest = max(Measured.longest, time.thread_time() - began)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Measured]]:
+    """The gateway measures; without the garbage collector, which is no part of a step."""
+    Measured.longest = 0.0
+    monkeypatch.setattr("tests.gateway.conftest.WebSocketProtocol", Measured)
+    gc.disable()
+    yield Measured
+    gc.enable()
+
+
+@pytest.mark.parametrize("size", BURSTS)
+async def test_burst_of_an_anonymous_client_is_one_answer_and_costs_next_to_nothing(
+    measured: type[Measured], make: Make, size: int
+) -> None:
+    here = await make()
+    reader, writer = await here.accepted()
+    burst = masked(b"{}") * (size // 8)
+    began = time.process_time()
+
+    writer.write(burst)
+    code, reason, before = await closed_with(reader)
+
+    assert (code, reason, before) == (4401, "TOKEN_MISSING", 1)
+    assert time.process_time() - began < 0.2
+    assert measured.longest < 0.05
+    writer.close()
+
+
+@pytest.mark.parametrize("size", BURSTS)
+async def test_burst_of_a_user_ends_at_the_rate_and_holds_nobody_up(
+    measured: type[Measured], make: Make, size: int
+) -> None:
+    here = await make()
+    async with here.user() as socket, here.user("bob") as other:
+        transport = socket.connection.transport
+        transport.write(masked(b"{}") * (size // 8))
+        await (await other.connection.ping())
+
+        assert await socket.end() == (4429, "TOO_MANY_FRAMES")
+    assert measured.longest < 0.05
+
+
+async def test_other_sockets_have_their_turns_during_a_burst_within_the_rate(
+    measured: type[Measured], make: Make
+) -> None:
+    here = await make(frames_per_second=10**6, frame_burst=10**6)
+    async with here.user(max_queue=None) as socket, here.user("bob") as other:
+        socket.connection.transport.write(masked(b"{}") * 8192)
+        await (await other.connection.ping())
+        await other.connection.ping()
+
+        answers = [await socket.frame() for _ in range(8192)]
+
+    assert {answer["error"]["reason"] for answer in answers} == {"INVALID_FIELDS"}
+    assert measured.longest < 0.05
+
+
+async def test_token_expires_during_a_flood(make: Make) -> None:
+    here = await make(frames_per_second=10**6, frame_burst=10**6)
+    async with here.anonymous() as socket:
+        await socket.ask(here.authenticate("alice", lifetime=timedelta(seconds=1)))
+        with suppress(ConnectionClosed):
+            async with asyncio.timeout(5):
+                while True:
+                    await socket.ask({"id": "1"})
+
+    assert (socket.connection.close_code, socket.connection.close_reason) == (
+        4401,
+        "TOKEN_EXPIRED",
+    )
+
+
+# Rates
+
+
+def test_budget_admits_the_burst_and_then_the_rate() -> None:
+    budget = FrameBudget(rate=10, burst=5)
+
+    assert [budget.spend(0, 100.0) for _ in range(6)] == [True] * 5 + [False]
+    assert [budget.spend(0, 100.25) for _ in range(3)] == [True, True, False]
+    assert [budget.spend(0, 200.0) for _ in range(6)] == [True] * 5 + [False]
+
+
+def test_budget_counts_a_frame_once_more_for_each_4_kib() -> None:
+    budget = FrameBudget(rate=1, burst=257)
+
+    assert budget.spend(2**20, 0.0)
+    assert not budget.spend(0, 0.5)
+    assert budget.spend(0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        masked(b"", Opcode.PING),
+        masked(b"", Opcode.PONG),
+        masked(b'{"id": "1"}'),
+        masked(b"", Opcode.CONT, fin=False),
+    ],
+    ids=["pings", "pongs", "texts", "empty fragments"],
+)
+async def test_frames_of_every_kind_count(make: Make, frames: bytes) -> None:
+    here = await make(frames_per_second=1, frame_burst=50)
+    async with here.user() as socket:
+        fragment = masked(b"", fin=False) if frames[0] == 0 else b""
+        socket.connection.transport.write(fragment + frames * 60)
+
+        assert await socket.end() == (4429, "TOO_MANY_FRAMES")
+
+
+async def test_message_of_a_user_has_at_most_a_mebibyte(here: Gateway) -> None:
+    async with here.user() as socket:
+        await socket.connection.send(" " * 2**20)
+        assert (await socket.frame())["error"]["reason"] == "MALFORMED_JSON"
+    async with here.user() as socket:
+        await socket.connection.send(" " * (2**20 + 1))
+        assert (await socket.end())[0] == 1009
+
+
+# Quotas
+
+
+def test_quota_is_free_again_after_release_and_keeps_no_key() -> None:
+    quota = Quota(2, "TOO_MANY", "Too many.")
+    quota.take("a")
+    quota.take("a")
+    with pytest.raises(ServiceError, match="TOO_MANY"):
+        quota.take("a")
+    quota.take("b")
+
+    for key in ("a", "b", "a"):
+        quota.release(key)
+
+    quota.take("a")
+    assert len(quota) == 1
+
+
+async def test_address_has_a_limit_of_sockets(make: Make) -> None:
+    here = await make(sockets_per_address=2)
+    async with here.anonymous(), here.anonymous():
+        with pytest.raises(InvalidStatus) as refused:
+            await here.anonymous().__aenter__()
+    assert refused.value.response.status_code == 429
+    assert json.loads(refused.value.response.body)["reason"] == "TOO_MANY_SOCKETS"
+    assert refused.value.response.headers["Retry-After"] == "10"
+
+    await here.nothing_held()
+    async with here.anonymous():
+        assert here.held[0] == 1
+
+
+async def test_ipv6_addresses_of_a_network_count_as_one(here: Gateway) -> None:
+    for _ in range(here.services.limits.sockets_per_address):
+        here.services.quotas.addresses.take("2001:db8::/64")
+    endpoint = WebSocketEndpoint(here.services, Metrics(MemoryBus()), lambda _: False)
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        raise AssertionError("refused before anything is read")
+
+    scope = {"type": "websocket", "path": "/ws", "headers": [], "client": ("2001:db8::5", 1)}
+    await endpoint(scope, receive, send)
+
+    assert sent[0]["status"] == 429
+
+
+async def test_user_has_a_limit_of_sockets(make: Make) -> None:
+    here = await make(sockets_per_user=2)
+    async with here.user(), here.user(), here.user("bob"), here.anonymous() as socket:
+        answer = await socket.ask(here.authenticate("alice"))
+
+        assert answer["error"]["reason"] == "TOO_MANY_SOCKETS"
+        assert await socket.end() == (4429, "TOO_MANY_SOCKETS")
+    await here.nothing_held()
+    async with here.user():
+        pass
+
+
+def subscribe(id_: str, *types: str) -> dict[str, Any]:
+    return {"id": id_, "subscribe": {"types": types}}
+
+
+async def test_socket_has_one_subscription_to_an_event_type(here: Gateway) -> None:
+    created = "postbus.posts.v1.PostCreated"
+    async with here.user() as socket:
+        assert "subscribed" in await socket.ask(subscribe("1", PUBLIC, PUBLIC))
+        second = await socket.ask(subscribe("2", created, PUBLIC))
+        assert "subscribed" in await socket.ask(subscribe("3", created))
+        await socket.ask({"id": "4", "unsubscribe": {"subscription": "1"}})
+        again = await socket.ask(subscribe("5", PUBLIC))
+
+    assert second["error"]["code"] == "CODE_ALREADY_EXISTS"
+    assert second["error"]["reason"] == "ALREADY_SUBSCRIBED"
+    assert "subscribed" in again
+
+
+async def test_subscriptions_of_a_socket_and_of_a_user_have_limits(make: Make) -> None:
+    types = ["PostCreated", "PostDeleted", "PostLiked", "NotificationCreated"]
+    names = [f"postbus.posts.v1.{name}" for name in types]
+    here = await make(subscriptions_per_socket=2, subscriptions_per_user=3)
+    async with here.user() as first, here.user() as second:
+        frames = [await first.ask(subscribe(str(i), names[i])) for i in range(3)]
+        more = [await second.ask(subscribe(str(i), names[i])) for i in range(2)]
+
+    reasons = [frame.get("error", {}).get("reason") for frame in frames + more]
+    too_many = "TOO_MANY_SUBSCRIPTIONS"
+    assert reasons == [None, None, too_many, None, too_many]
+    await here.nothing_held()
+
+
+async def test_subscription_that_fails_holds_nothing(here: Gateway, bus: MemoryBus) -> None:
+    async with here.user() as socket:
+        bus.ready = False
+        answer = await socket.ask(subscribe("1", PUBLIC))
+
+        assert answer["error"]["reason"] == "EVENTS_UNAVAILABLE"
+        assert here.held[2:] == (0, 0)
+
+
+async def test_sockets_that_end_in_any_way_hold_nothing(here: Gateway) -> None:
+    for ending in (b"\xff", masked(b"\xff"), masked(b"{"), b"", masked(b"", Opcode.CLOSE)):
+        _, writer = await here.accepted()
+        writer.write(ending)
+        writer.close()
+    async with here.user() as socket:
+        await socket.ask(subscribe("1", PUBLIC))
+        socket.connection.transport.abort()
+    async with here.user() as socket:
+        await socket.ask(subscribe("1", PUBLIC))
+        await socket.send({"id": "2", "call": {"method": LIST}})
+        await socket.connection.send(b"binary")
+        await socket.end()
+
+    await here.nothing_held()
+
+
+# Handshake
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1"])
+async def test_page_of_another_origin_is_refused(here: Gateway, origin: str) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        await here.anonymous(origin=origin).__aenter__()
+
+    assert refused.value.response.status_code == 403
+    assert json.loads(refused.value.response.body)["reason"] == "ORIGIN_REFUSED"
+    await here.nothing_held()
+
+
+async def test_own_and_allowed_origins_may_connect(here: Gateway) -> None:
+    own = f"127.0.0.1:{here.port}"
+    for origin in (f"http://{own}", f"https://{own}", "https://ours", None):
+        async with here.anonymous(origin=origin):
+            pass
+
+
+async def test_subprotocol_is_chosen_where_it_is_offered(here: Gateway) -> None:
+    offers = ["x", "postbus.realtime.v1"]
+    async with here.anonymous(subprotocols=offers) as socket:
+        assert socket.connection.subprotocol == "postbus.realtime.v1"
+    async with here.anonymous() as socket:
+        assert socket.connection.subprotocol is None
+    with pytest.raises(InvalidStatus) as refused:
+        await here.anonymous(subprotocols=["x"]).__aenter__()
+    assert refused.value.response.status_code == 400
+
+
+async def test_head_that_the_websocket_parser_refuses_is_answered(here: Gateway) -> None:
+    reader, writer = await here.raw(b"X: " + b"a" * 9000 + b"\r\n")
+
+    async with asyncio.timeout(5):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 431")
+        await reader.read()
+    writer.close()
+
+
+# Slow clients
+
+
+def large_event(id_: str) -> Event:
+    return Event(id=id_, type=PUBLIC, subject="s" * 200_000)
+
+
+async def test_subscriber_that_does_not_read_is_closed_with_its_code(
+    here: Gateway, bus: MemoryBus
+) -> None:
+    async with here.user(max_queue=1) as socket:
+        await socket.ask(subscribe("1", PUBLIC))
+        async with asyncio.timeout(5):
+            while here.held[3]:
+                await bus.publish(large_event("e"))
+                await asyncio.sleep(0)
+
+        assert await socket.end() == (4429, "CLIENT_TOO_SLOW")
+    await here.nothing_held()
+
+
+async def test_subscriber_that_reads_is_not_closed(here: Gateway, bus: MemoryBus) -> None:
+    async with here.user() as socket:
+        await socket.ask(subscribe("1", PUBLIC))
+        for number in range(100):
+            await bus.publish(large_event(str(number)))
+            assert (await socket.frame())["event"]["eventId"] == str(number)
+
+
+async def test_client_that_does_not_read_is_not_read_from(make: Make, worker: Worker) -> None:
+    here = await make(frames_per_second=10**6, frame_burst=10**6)
+    worker.reply = Reply(payload=encode(ListPostsResponse(next_page_token="x" * 20_000)))
+    calls = 1000
+    async with here.user(max_queue=1) as socket:
+        for number in range(calls):
+            await socket.send({"id": str(number), "call": {"method": LIST}})
+        with pytest.raises(TimeoutError):  # noqa: PT012  # it stays open
+            async with asyncio.timeout(0.5):
+                while here.held[1]:  # noqa: ASYNC110  # polls
+                    await asyncio.sleep(0.01)
+
+        answers = [await socket.frame() for _ in range(calls)]
+
+    assert {answer["id"] for answer in answers} == {str(number) for number in range(calls)}
+
+
+async def test_gap_in_the_events_ends_the_sockets_that_subscribe(here: Gateway) -> None:
+    async with here.user() as first, here.user("bob") as second:
+        await first.ask(subscribe("1", PUBLIC))
+
+        here.services.feed._interrupt()
+
+        assert await first.end() == (1013, "EVENTS_INTERRUPTED")
+        assert "subscribed" in await second.ask(subscribe("1", PUBLIC))
+
+
+async def test_server_that_stops_says_so(
+    bus: MemoryBus, verifier: TokenVerifier, tokens: TokenMaker
+) -> None:
+    async with AsyncExitStack() as stack:
+        async with gateway_with(bus, verifier, tokens) as here:
+            socket = await stack.enter_async_context(here.user())
+        assert (await socket.end())[0] == 1012
+
+
+async def test_client_that_does_not_answer_the_close_frame_is_cut_off(
+    here: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.websocket_protocol._CLOSE_SECONDS", 0.2)
+    reader, writer = await here.accepted()
+    writer.write(masked(b"{}"))
+    await closed_with(reader)
+
+    with suppress(ConnectionError):
+        async with asyncio.timeout(1):
+            assert await reader.read() == b""
+    writer.close()
+
+
+async def test_close_frame_arrives_although_much_is_unread_at_the_server(here: Gateway) -> None:
+    reader, writer = await here.accepted()
+    writer.write(masked(b"x" * 9000) + bytes(2**22))
+
+    assert (await closed_with(reader))[0] == 1009
+    writer.close()
+
+
+async def test_client_that_answers_no_ping_is_closed(
+    bus: MemoryBus, verifier: TokenVerifier, tokens: TokenMaker
+) -> None:
+    options = {"ws_ping_interval": 0.1, "ws_ping_timeout": 0.1}
+    async with gateway_with(bus, verifier, tokens, server=options) as here:
+        reader, writer = await here.accepted()
+        assert await reader.readexactly(2) == b"\x89\x04"
+        await reader.readexactly(4)
+
+        assert await closed_with(reader) == (1011, "PING_TIMEOUT", 0)
+        writer.close()
+
+
+# Calls
+
+
+class Held:
+    """A worker that answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+
+    async def handle(self, _route: str, _body: bytes) -> bytes:
+        await self.go.wait()
+        return encode(Reply(payload=b""))
+
+
+@pytest.fixture
+async def held() -> AsyncIterator[tuple[MemoryBus, Held]]:
+    bus, worker = MemoryBus(), Held()
+    await bus.serve("everything", list(METHODS), worker.handle, concurrency=1000)
+    yield bus, worker
+    worker.go.set()
+
+
+async def test_socket_has_at_most_64_calls_at_once(
+    held: tuple[MemoryBus, Held], verifier: TokenVerifier, tokens: TokenMaker
+) -> None:
+    bus, worker = held
+    async with gateway_with(bus, verifier, tokens) as here, here.user() as socket:
+        for number in range(65):
+            await socket.send({"id": str(number), "call": {"method": LIST}})
+        refused = await socket.frame()
+        worker.go.set()
+        answered = [await socket.frame() for _ in range(64)]
+
+        assert (refused["id"], refused["error"]["reason"]) == ("64", "TOO_MANY_CALLS")
+        assert {frame["id"] for frame in answered if "result" in frame} == {
+            str(number) for number in range(64)
+        }
+        assert "result" in await socket.ask({"id": "0", "call": {"method": LIST}})
+
+
+async def test_call_that_is_cancelled_twice_ends_once(
+    held: tuple[MemoryBus, Held], verifier: TokenVerifier, tokens: TokenMaker
+) -> None:
+    bus, worker = held
+    async with gateway_with(bus, verifier, tokens) as here, here.user() as socket:
+        await socket.send({"id": "1", "call": {"method": LIST}})
+        for id_ in ("2", "3"):
+            await socket.send({"id": id_, "cancel": {"call": "1"}})
+        worker.go.set()
+        await socket.send({"id": "4", "cancel": {"call": "none"}})
+
+        answers = [await socket.frame() for _ in range(3)]
+
+    assert [(each["id"], each["error"]["reason"]) for each in answers] == [
+        ("1", "CANCELLED"),
+        ("3", "UNKNOWN_CALL"),
+        ("4", "UNKNOWN_CALL"),
+    ]
+
+
+async def test_call_of_a_client_that_leaves_ends(
+    held: tuple[MemoryBus, Held], verifier: TokenVerifier, tokens: TokenMaker
+) -> None:
+    bus, _ = held
+    async with gateway_with(bus, verifier, tokens) as here:
+        async with here.user() as socket:
+            await socket.send({"id": "1", "call": {"method": LIST}})
+            await (await socket.connection.ping())
+        await here.nothing_held()
+        async with asyncio.timeout(5):
+            await asyncio.gather(*bus._servers[0].running, return_exceptions=True)
