@@ -138,6 +138,7 @@ def test_error_is_cut_however_it_is_built() -> None:
     received = ServiceError.from_message(Error(message="m" * 9_999, violations=[violation] * 99))
 
     for error in (ours, received):
+        assert len(error.message) == 500
         assert len(error.violations) == 20
         assert error.more_violations
         assert len(error_reply(error)) <= ANSWER_BYTES
@@ -203,6 +204,7 @@ def test_documents_have_the_bounds_of_the_reader() -> None:
         (b"[" + b"[1,1,1]," * 5_000 + b"1]", "max_values"),
         (b"[" + b"1," * 20_000 + b"1]", "max_values"),
         (b"[" + b"{}," * 20_001 + b"1]", "max_values"),
+        (b"{" + b'"a":1,' * 20_001 + b'"a":1}', "max_values"),
     ],
 )
 def test_document_has_bounds(text: bytes, rule: str) -> None:

@@ -58,6 +58,27 @@ async def test_post_is_created_read_changed_listed_and_deleted(
     assert problem_of(gone) == (404, "POST_NOT_FOUND")
 
 
+async def test_what_was_read_can_be_changed_and_sent_back_whole(
+    client: httpx.AsyncClient, unique: Unique
+) -> None:
+    alice = await sign_up(client, unique("alice"))
+    created = await client.post("/v1/posts", json={"title": "Hello"}, headers=alice.headers)
+    post_path = f"/v1/posts/{created.json()['id']}"
+    comments = f"{post_path}/comments"
+    comment = await client.post(comments, json={"body": "First"}, headers=alice.headers)
+    post = (await client.get(post_path, headers=alice.headers)).json()
+    me = (await client.get("/v1/me", headers=alice.headers)).json()
+
+    for path, document, name in (
+        (post_path, post, "title"),
+        (f"/v1/comments/{comment.json()['id']}", comment.json(), "body"),
+        ("/v1/me", me, "bio"),
+    ):
+        answer = await client.patch(path, json=document | {name: "New"}, headers=alice.headers)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()[name] == "New"
+
+
 async def test_pages_hold_every_post_once(client: httpx.AsyncClient, unique: Unique) -> None:
     alice = await sign_up(client, unique("alice"))
     for number in range(5):
