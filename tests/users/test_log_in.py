@@ -19,6 +19,7 @@ from postbus.users.v1 import (
 from shared.errors import ServiceError
 from tests.people import PASSWORD
 from tests.users.conftest import AUTH, Worker, reason
+from users.credentials import require_uncommon
 from users.passwords import Passwords, Purpose
 
 Unique = Callable[[str], str]
@@ -366,6 +367,12 @@ async def test_common_passwords_are_refused(password: str, worker: Worker, uniqu
     for raised, field in ((at_sign_up, "password"), (at_change, "newPassword")):
         assert raised.value.reason == "PASSWORD_TOO_COMMON"
         assert [each.field for each in raised.value.violations] == [field]
+
+
+def test_common_password_is_refused_whatever_words_of_the_context_it_has() -> None:
+    for password in ("1234567890qwerty", "PostbusPassword"):
+        with pytest.raises(ServiceError, match="PASSWORD_TOO_COMMON"):
+            require_uncommon(password, username="qwe", email="x@example.com", field="password")
 
 
 async def test_words_of_the_context_make_no_password(worker: Worker, unique: Unique) -> None:

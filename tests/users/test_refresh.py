@@ -128,51 +128,58 @@ async def test_no_time_of_the_caller_decides_about_theft(
     assert await reason(worker.refresh(second.refresh_token)) == "REFRESH_TOKEN_INVALID"
 
 
-@pytest.mark.parametrize("same_key", [False, True])
-async def test_refreshes_that_wait_for_each_other_give_one_new_token(
-    same_key: bool, worker: Worker, first: str, unique: Unique, sessions: SessionRepository
-) -> None:
-    """The second worker is a call of the repository: both hold the token for the current one."""
-    key = unique("key")
-    blocked = (
+async def until_blocked(worker: Worker, calls: int) -> None:
+    """Wait until so many calls wait for a lock of the database."""
+    query = (
         "SELECT count(*) FROM pg_stat_activity"
         " WHERE wait_event_type = 'Lock' AND datname = current_database()"
     )
-    lock = worker.database.transaction()
-    await lock.start()
-    await worker.database.execute(
-        "SELECT 1 FROM sessions WHERE id = $1 FOR UPDATE", session_of(first)
-    )
-    calls = [
-        asyncio.create_task(worker.refresh(first, operation_id=key if same_key else unique("key")))
-        for _ in range(1 if same_key else 2)
-    ]
-    old = RefreshToken.read(first)
-    assert old is not None
 
     async def waiting() -> bool:
-        return bool(await worker.database.fetchval(blocked) >= len(calls))
+        return bool(await worker.database.fetchval(query) >= calls)
 
     await eventually(waiting)
-    if same_key:  # as if another worker had been quicker with the same call
-        answer = seal_answer(encode(RefreshSessionResponse(session_id="same")), old, key)
+
+
+async def test_refreshes_at_the_same_moment_give_one_new_token_and_one_harmless_refusal(
+    worker: Worker, first: str
+) -> None:
+    async with worker.database.transaction():
+        locked = "SELECT 1 FROM sessions WHERE id = $1 FOR UPDATE"
+        await worker.database.execute(locked, session_of(first))
+        calls = [asyncio.create_task(worker.refresh(first)) for _ in range(2)]
+        await until_blocked(worker, 2)
+    results = await asyncio.gather(*calls, return_exceptions=True)
+
+    [response] = [each for each in results if isinstance(each, RefreshSessionResponse)]
+    [error] = [each for each in results if isinstance(each, ServiceError)]
+    assert error.reason == "REFRESHED_MEANWHILE"
+    assert await reason(worker.refresh(response.refresh_token)) == ""
+
+
+@pytest.mark.parametrize("same_key", [False, True])
+async def test_call_that_began_before_another_worker_has_committed_is_harmless(
+    same_key: bool, worker: Worker, first: str, unique: Unique
+) -> None:
+    old, key = RefreshToken.read(first), unique("key")
+    assert old is not None
+    response = RefreshSessionResponse(session_id=old.session_id)
+    answer = seal_answer(encode(response), old, key if same_key else unique("another"))
+    async with worker.database.transaction():
         await worker.database.execute(
             "UPDATE sessions SET secret_hash = $1, answer = $2, refreshed_at = clock_timestamp()"
             " WHERE id = $3",
             old.next().secret_hash,
             answer,
-            session_of(first),
+            old.session_id,
         )
-    await lock.commit()
-    results = await asyncio.gather(*calls, return_exceptions=True)
+        call = asyncio.create_task(worker.refresh(first, operation_id=key))
+        await until_blocked(worker, 1)
 
     if same_key:
-        assert results == [RefreshSessionResponse(session_id="same")]
-        return
-    [response] = [each for each in results if isinstance(each, RefreshSessionResponse)]
-    [error] = [each for each in results if isinstance(each, ServiceError)]
-    assert error.reason == "REFRESHED_MEANWHILE"
-    assert await reason(worker.refresh(response.refresh_token)) == ""
+        assert await call == response
+    else:
+        assert await reason(call) == "REFRESHED_MEANWHILE"
 
 
 async def test_call_that_waited_for_a_connection_counts_from_when_it_began(

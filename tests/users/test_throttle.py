@@ -78,6 +78,14 @@ async def test_rows_are_purged_by_time_and_bounded_in_number(
     database = await asyncpg.connect(worker_database)
     monkeypatch.setattr(module, "_MOST_ROWS", 1000)
     monkeypatch.setattr(module, "_PURGED", 500)
+    await database.execute("DELETE FROM login_failures")
+    await database.execute(
+        "INSERT INTO login_failures SELECT 'few' || n, 1, now() - n * interval '59 min'"
+        " FROM generate_series(0, 2) n"
+    )
+    await LoginThrottle(postgres, 50).purge()
+    few = "SELECT array_agg(login_hash ORDER BY 1) FROM login_failures"
+    assert await database.fetchval(few) == ["few0", "few1"]
     for prefix, count, age in (("old", 1200, "61 min"), ("new", 2500, "1 min"), ("now", 900, "0")):
         await database.execute(
             "INSERT INTO login_failures SELECT $1 || n, 1, now() - $2::text::interval"

@@ -265,7 +265,8 @@ class Request(betterproto.Message):
     operation_id: str = betterproto.string_field(4)
     """
     Names the operation: a repetition with the same id, by the same caller, has no second effect and
-     gets the first answer, for 24 hours. UUIDv7 unless the caller has a better name.
+     gets the first answer, for 24 hours. UUIDv7 unless the caller has a better name. Of callers without
+     a token, only the same request is a repetition.
     """
 
     traceparent: str = betterproto.string_field(5)
