@@ -102,9 +102,11 @@ class StreamFollower(Endpoint):
         async with asyncio.timeout(self._replay_seconds) as limit:
             await declare(link, self._stream)
             channel, lane = await link.channel(prefetch=_PREFETCH, on_lost=lost)
+            queue = await channel.get_queue(self.queue_name, ensure=False)
+            tag = ""
             try:
                 arguments = {"x-stream-offset": self._offset}
-                await lane.consume(self.queue_name, arrived.put_nowait, arguments=arguments)
+                tag = await lane.consume(self.queue_name, arrived.put_nowait, arguments=arguments)
                 mark = await self._mark(session)
 
                 def complete() -> None:
@@ -117,6 +119,8 @@ class StreamFollower(Endpoint):
                 if not session.lost.is_set():
                     with suppress(*BROKER_ERRORS):
                         async with asyncio.timeout(_CLOSE_SECONDS):
+                            if tag:  # nothing may come while the channel is closed
+                                await queue.cancel(tag)
                             await link.close_channel(channel, lane)
 
     async def _mark(self, session: Session) -> str:
