@@ -1302,6 +1302,23 @@ async def test_hostile_clients_write_no_log(
     assert [record.message for record in caplog.records if record.levelname != "INFO"] == []
 
 
+@pytest.mark.parametrize(
+    "sent", [b"", POST, b"GET /", b"nonsense\r\n\r\n", request("GET /large HTTP/1.1") * 3]
+)
+async def test_no_client_keeps_the_server_from_stopping(sent: bytes) -> None:
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(serve())
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await Client(reader, writer).send(sent)
+        await until(lambda: server.clients.open == 1)
+
+        async with asyncio.timeout(5):
+            await stack.aclose()
+            await until(lambda: server.clients.open == 0)
+        writer.close()
+
+
 # Limits on connections
 
 

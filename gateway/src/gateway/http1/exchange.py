@@ -63,6 +63,10 @@ class Connection(Protocol):
         """Close: the response stays incomplete."""
         ...
 
+    def abort(self) -> None:
+        """Close at once: what was written may be lost."""
+        ...
+
 
 class _Delimiter(Enum):
     """How a client knows the end of a response's body."""
@@ -143,6 +147,10 @@ class Exchange:
             await app(scope, self.receive, self.send)
             if self._is_left_open():
                 _log.error("request.unanswered", path=self._path)
+        except asyncio.CancelledError:  # the server stops, and has waited long enough
+            self.gone = True
+            self._connection.abort()
+            raise
         except Exception as error:  # noqa: BLE001  # the edge of the process
             if self._is_left_open():
                 _log.error("request.failed", path=self._path, exc_info=error)

@@ -153,10 +153,12 @@ class Http1Protocol(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """Close, after the response that is being made (uvicorn)."""
-        if self._exchange is None or self._exchange.complete:
-            self.close()
-        else:
+        if self._exchange is not None and not self._exchange.complete:
             self._exchange.keep_alive = False
+        elif self._closing or not self.writable:
+            self.abort()
+        else:
+            self.close()
 
     # Reading
 
@@ -383,6 +385,11 @@ class Http1Protocol(asyncio.Protocol):
         self._unwritten = self._transport.get_write_buffer_size()
         self._deadlines.reading = NEVER
         self._deadlines.write_within(self._limits.write_seconds)
+
+    def abort(self) -> None:
+        """Close at once: what was written may be lost."""
+        self._closing = True
+        self._transport.abort()
 
     def _expire(self) -> None:
         now = self._loop.time()
