@@ -4,8 +4,10 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping
+import struct
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +18,7 @@ from tests.tokens import TokenMaker
 from tools.environment import databases
 from tools.paths import SERVICES
 
-__all__ = ["WITHOUT_RATES", "System", "free_port", "run_system"]
+__all__ = ["WITHOUT_RATES", "Cost", "System", "free_port", "run_system"]
 
 ROOT = Path(__file__).parents[1]
 WITHOUT_RATES: Final = {
@@ -38,33 +40,44 @@ def free_port() -> int:
         return port
 
 
-class System:
-    """Gateway and workers; `url` is the gateway's."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Processor time in seconds, memory in MiB, and the longest step of the loop in seconds."""
 
-    def __init__(self, environment: Mapping[str, str], logs: Path) -> None:
+    cpu: float
+    resident: float
+    longest_step: float
+
+
+class System:
+    """Gateway and workers; `url` is the gateway's. `probed` services run under tests/probe.py."""
+
+    def __init__(
+        self, environment: Mapping[str, str], logs: Path, probed: Collection[str] = ()
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.websocket_url = f"ws://127.0.0.1:{self.port}/ws"
         self._environment = {**environment, "POSTBUS_PORT": str(self.port)}
         self._logs = logs
+        self._probed = probed
         self._processes: dict[str, asyncio.subprocess.Process] = {}
 
     async def run(
         self, service: str, *arguments: str, stdout: int | None = None, **settings: str
     ) -> asyncio.subprocess.Process:
         """Run `python -m service arguments` in the service's environment and with `settings`."""
+        program = ["-m", service, *arguments]
+        probe = {}
+        if service in self._probed and not arguments:
+            program = [str(ROOT / "tests" / "probe.py"), service]
+            probe = {"PROBE_FILE": str(self._new_probe_file(service))}
+        environment = self._environment | self.databases(service) | probe | settings
         with (self._logs / f"{service}.log").open("ab") as log:
             return await asyncio.create_subprocess_exec(
                 ROOT / service / ".venv/bin/python",
-                "-m",
-                service,
-                *arguments,
-                env={
-                    "PATH": os.environ["PATH"],
-                    **self._environment,
-                    **self.databases(service),
-                    **settings,
-                },
+                *program,
+                env={"PATH": os.environ["PATH"], **environment},
                 stdout=log if stdout is None else stdout,
                 stderr=log,
             )
@@ -125,13 +138,27 @@ class System:
         """End whatever runs."""
         await asyncio.gather(*(self.stop(service) for service in list(self._processes)))
 
+    def _new_probe_file(self, service: str) -> Path:
+        file = self._logs / f"{service}.step"
+        file.write_bytes(bytes(8))
+        return file
+
+    def log(self, service: str) -> str:
+        """Return the log of a service."""
+        return (self._logs / f"{service}.log").read_text()
+
+    def cost(self, service: str) -> Cost:
+        """Return the cost of a probed service so far, and measure the longest step anew."""
+        pid, file = self._processes[service].pid, self._logs / f"{service}.step"
+        cpu = int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+        [step] = struct.unpack("d", file.read_bytes())
+        with file.open("r+b") as opened:
+            opened.write(bytes(8))
+        return Cost(cpu=cpu, resident=self.resident()[service], longest_step=step)
+
     def pids(self) -> list[int]:
         """Return the process id of each running service."""
         return [process.pid for process in self._processes.values()]
-
-    def log(self, service: str) -> str:
-        """Return what a service has logged."""
-        return (self._logs / f"{service}.log").read_text()
 
     def resident(self) -> dict[str, float]:
         """Memory of each running service, in MiB."""
@@ -164,7 +191,11 @@ class System:
 
 @asynccontextmanager
 async def run_system(
-    environment: Mapping[str, str], tokens: TokenMaker, logs: Path
+    environment: Mapping[str, str],
+    tokens: TokenMaker,
+    logs: Path,
+    *,
+    probed: Collection[str] = (),
 ) -> AsyncIterator[System]:
     """Migrate and start everything; `environment` gives the addresses of the servers.
 
@@ -178,7 +209,7 @@ async def run_system(
         **WITHOUT_RATES,
         "POSTBUS_LOGIN_FAILURES_PER_ADDRESS": "0",  # all tests come from one
     }
-    system = System({**environment, **settings}, logs)
+    system = System({**settings, **environment}, logs, probed)
     try:
         await system.migrate()
         await system.start(*SERVICES)

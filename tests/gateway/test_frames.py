@@ -12,6 +12,7 @@ from gateway.frames import ClientFrame, error_frame, event_prefix, frame_id, rea
 from postbus.codec import POOL
 from postbus.registry import METHODS
 from shared.errors import Code, FieldViolation, ServiceError
+from shared.protojson import packed
 from shared.wire import message_class
 
 CREATE = "postbus.posts.v1.PostsService.CreatePost"
@@ -29,11 +30,11 @@ def test_message_is_written_as_google_writes_it_in_any(name: str) -> None:
     for field in message.DESCRIPTOR.fields:
         if field.message_type is not None and not field.is_repeated:
             getattr(message, field.name).SetInParent()
-    packed = AnyMessage()
-    packed.Pack(message)
+    in_any = AnyMessage()
+    in_any.Pack(message)
 
     by_google = json_format.MessageToDict(
-        packed, always_print_fields_with_no_presence=True, descriptor_pool=POOL
+        in_any, always_print_fields_with_no_presence=True, descriptor_pool=POOL
     )
     assert packed(message) == by_google
 

@@ -1,0 +1,225 @@
+"""Up to a megabyte of anything, to every method over every transport, has bounded work and answers.
+
+The gateway and the worker `posts` run under tests/probe.py, which measures the longest step of
+their event loops in processor time. The bounds are about three times the most that was measured.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Final
+
+import aio_pika
+import httpx
+import pytest
+import websockets
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+from postbus.bus.v1 import Request
+from postbus.registry import METHODS, Access, HttpRule, Method
+from shared.wire import encode, message_class
+from tests.conftest import Place
+from tests.system import Cost, System, run_system
+from tests.tokens import TokenMaker
+
+pytestmark = pytest.mark.timeout(300)
+
+MEGABYTE: Final = 1_000_000
+MAX_ANSWER_BYTES: Final = 64 * 1024
+MAX_GROWTH_MIB: Final = 32
+MAX_STEP_SECONDS: Final = 0.1
+MAX_CPU_SECONDS: Final = 0.25
+
+USER: Final = "018f3b6e-7b1a-7c44-9d0e-5f2a1b3c4d5e"
+CALLABLE: Final = {
+    name: method for name, method in METHODS.items() if method.access is not Access.INTERNAL
+}
+ROUTES: Final = [(method, rule) for method in CALLABLE.values() for rule in method.http]
+Document = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+async def probed(
+    place: Place, tokens: TokenMaker, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[System]:
+    """The system with its gateway and the worker `posts` under the probe, warmed up."""
+    logs = tmp_path_factory.mktemp("probed")
+    environment = place.as_environment()
+    async with run_system(environment, tokens, logs, probed=("gateway", "posts")) as system:
+        async with httpx.AsyncClient(base_url=system.url) as client:
+            for _ in range(3):
+                for document in bombs(
+                    METHODS["postbus.posts.v1.PostsService.CreatePost"], MEGABYTE
+                ):
+                    await client.post("/v1/posts", json=document, headers=bearer(tokens))
+        system.cost("gateway"), system.cost("posts")
+        yield system
+
+
+def bearer(tokens: TokenMaker) -> dict[str, str]:
+    """Return the header of a user."""
+    return {"Authorization": f"Bearer {tokens.token(USER)}"}
+
+
+def bombs(method: Method, size: int) -> Iterator[Document]:
+    """Yield documents of about `size` bytes that are wrong, or large, in one way each."""
+    kind = message_class(method.request_name).DESCRIPTOR
+    yield {f"unknown{number}": 0 for number in range(size // 16)}
+    yield {"u" * size: 0}
+    yield {"nested": _nested(size // 6)}
+    for field in kind.fields:
+        yield {field.json_name: value} if (value := _large(field, size)) is not None else {}
+
+
+def _large(field: Any, size: int) -> Any:
+    """Return a value for a field that has about `size` bytes."""
+    if field.is_repeated:
+        return [""] * (size // 3)
+    if field.message_type is not None:
+        return _of_message(field.message_type, size)
+    if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+        return "x" * size
+    return "1" * size
+
+
+def _of_message(kind: Descriptor, size: int) -> Any:
+    if kind.full_name == "google.protobuf.FieldMask":
+        return "bio," * (size // 4)
+    return {f"unknown{number}": 0 for number in range(size // 16)}
+
+
+def _nested(depth: int) -> Any:
+    """Return lists in lists, as deep as the JSON encoder of this test can write."""
+    value: list[Any] = []
+    for _ in range(min(depth, 900)):
+        value = [value]
+    return value
+
+
+def path_of(rule: HttpRule) -> str:
+    """Return a path that fits the rule, with an id of the right form for each variable."""
+    return "".join(
+        USER if part.startswith("{") else part
+        for part in rule.path.replace("{", "\0{").replace("}", "}\0").split("\0")
+    )
+
+
+def require_bounded(before: Cost, after: Cost, answer_bytes: int) -> None:
+    """Fail unless answer, processor time and the longest step are within the bounds."""
+    assert answer_bytes <= MAX_ANSWER_BYTES
+    assert after.cpu - before.cpu <= MAX_CPU_SECONDS
+    assert after.longest_step <= MAX_STEP_SECONDS
+
+
+async def test_megabyte_to_any_route_costs_little(probed: System, tokens: TokenMaker) -> None:
+    start = probed.cost("gateway")
+    async with httpx.AsyncClient(base_url=probed.url, timeout=30) as client:
+        for method, rule in ROUTES:
+            for headers in ({}, bearer(tokens)):
+                for document in bombs(method, MEGABYTE):
+                    before = probed.cost("gateway")
+                    answer = await client.request(
+                        rule.verb,
+                        path_of(rule),
+                        content=json.dumps(document),
+                        headers={"Content-Type": "application/json", **headers},
+                    )
+                    assert answer.status_code < 500 or answer.status_code == 503, answer.text[:300]
+                    require_bounded(before, probed.cost("gateway"), len(answer.content))
+    assert probed.cost("gateway").resident - start.resident <= MAX_GROWTH_MIB
+
+
+async def test_long_query_to_any_route_costs_little(probed: System, tokens: TokenMaker) -> None:
+    queries = (
+        "&".join(f"a{number}=b" for number in range(6000)),
+        f"q={'x' * 60_000}",
+        "%" * 60_000,
+    )
+    async with httpx.AsyncClient(base_url=probed.url, timeout=30) as client:
+        for _, rule in ROUTES:
+            for query in queries:
+                before = probed.cost("gateway")
+                url = f"{path_of(rule)}?{query}"
+                answer = await client.request(rule.verb, url, headers=bearer(tokens))
+                assert answer.status_code < 500, answer.text[:300]
+                require_bounded(before, probed.cost("gateway"), len(answer.content))
+
+
+@pytest.mark.parametrize("authenticated", [False, True])
+async def test_megabyte_in_a_frame_costs_little(
+    probed: System, tokens: TokenMaker, authenticated: bool
+) -> None:
+    start = probed.cost("gateway")
+    for method in CALLABLE.values():
+        for request in bombs(method, MEGABYTE - 1000):
+            before = probed.cost("gateway")
+            call = {"id": "1", "call": {"method": method.name, "request": request}}
+            answer = await _answer_to_frame(probed, tokens, call, authenticated)
+            require_bounded(before, probed.cost("gateway"), answer)
+    assert probed.cost("gateway").resident - start.resident <= MAX_GROWTH_MIB
+
+
+async def _answer_to_frame(
+    probed: System, tokens: TokenMaker, frame: Document, authenticated: bool
+) -> int:
+    """Send a frame on a new socket; return the bytes of its answer, 0 if the socket is closed."""
+    async with websockets.connect(probed.websocket_url, max_size=None) as socket:
+        if authenticated:
+            token = tokens.token(USER)
+            await socket.send(json.dumps({"id": "a", "authenticate": {"accessToken": token}}))
+            await socket.recv()
+        try:
+            await socket.send(json.dumps(frame))
+            async with asyncio.timeout(20):
+                return len(await socket.recv())
+        except websockets.ConnectionClosed:
+            return 0
+
+
+async def test_megabyte_on_the_bus_costs_a_worker_little(
+    probed: System, place: Place, tokens: TokenMaker
+) -> None:
+    start = probed.cost("posts")
+    connection = await aio_pika.connect(place.amqp_url)
+    async with connection:
+        channel = await connection.channel()
+        calls = await channel.get_exchange("postbus.calls")
+        replies = await channel.declare_queue(exclusive=True)
+        for method in METHODS.values():
+            if method.worker != "posts":
+                continue
+            for payload in _binary_bombs(method):
+                before = probed.cost("posts")
+                request = Request(payload=payload, access_token=tokens.token(USER))
+                reply = await _reply(calls, replies, method.name, request)
+                require_bounded(before, probed.cost("posts"), len(reply))
+    assert probed.cost("posts").resident - start.resident <= MAX_GROWTH_MIB
+
+
+def _binary_bombs(method: Method) -> Iterator[bytes]:
+    """Yield messages of a megabyte: unknown fields, no message, long lists, long strings."""
+    yield b"\xfa\x07\x00" * (MEGABYTE // 3)
+    yield b"\xff" * MEGABYTE
+    for field in message_class(method.request_name).DESCRIPTOR.fields:
+        if field.cpp_type in (FieldDescriptor.CPPTYPE_STRING, FieldDescriptor.CPPTYPE_MESSAGE):
+            key = bytes([field.number << 3 | 2]) if field.number < 16 else None
+            if key and field.is_repeated:
+                yield (key + b"\x00") * (MEGABYTE // 2)
+            elif key and field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+                yield key + b"\x80\x80\x3d" + b"x" * 999_424
+
+
+async def _reply(
+    calls: aio_pika.abc.AbstractExchange,
+    replies: aio_pika.abc.AbstractQueue,
+    route: str,
+    request: Request,
+) -> bytes:
+    request.deadline_unix_ms = 2**53
+    message = aio_pika.Message(encode(request), reply_to=replies.name, correlation_id="1")
+    await calls.publish(message, route)
+    async with asyncio.timeout(20), replies.iterator() as incoming:
+        async for reply in incoming:
+            await reply.ack()
+            return reply.body
+    raise AssertionError("no reply")
