@@ -9,8 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
@@ -46,7 +45,7 @@ class RateSettings:
     address: str = ""
     user: str = ""
     user_changes: str = ""
-    methods: Mapping[str, str] = MappingProxyType({})
+    methods: Mapping[str, str] = field(default_factory=dict)
     """Overrides the contract's `rate_limit`, by the full name of the method."""
 
 
