@@ -86,7 +86,7 @@ async def main() -> None:
         app = build_app(bus, verifier, max_body_bytes=10_000_000)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with (
-            app.router.lifespan_context(app),
+            app.running(),
             httpx.AsyncClient(transport=transport, base_url="http://gateway") as client,
         ):
             for line in sys.stdin:
@@ -116,6 +116,19 @@ async def answer(client: httpx.AsyncClient, verb: str, url: str, body: str | Non
 
 async def converse(bus: MemoryBus, verifier: TokenVerifier, frames: list[Any]) -> list[Any]:
     """Send the frames of a WebSocket client; return what it gets, until its last call ends."""
+    connection, socket = await connect(bus, verifier)
+    for frame in frames:
+        connection.receive(json.dumps(frame).encode())
+    answers = []
+    while True:
+        answers.append(await socket.frame())
+        if answers[-1]["id"] == frames[-1]["id"] and answers[-1].keys() & {"completed", "error"}:
+            await connection.close()
+            return answers
+
+
+async def connect(bus: MemoryBus, verifier: TokenVerifier) -> tuple[Connection, MemorySocket]:
+    """Open a WebSocket without a network."""
     limits, socket = SocketLimits(), MemorySocket()
     sessions = SessionVerifier(bus, verifier)
     await sessions.run()
@@ -129,24 +142,17 @@ async def converse(bus: MemoryBus, verifier: TokenVerifier, frames: list[Any]) -
         quotas=SocketQuotas(limits),
         max_bytes=10_000_000,
     )
-    connection = Connection(socket, services)
-    for frame in frames:
-        connection.receive(json.dumps(frame).encode())
-    answers = []
-    while True:
-        answers.append(await socket.frame())
-        if answers[-1]["id"] == frames[-1]["id"] and answers[-1].keys() & {"completed", "error"}:
-            await connection.close()
-            return answers
+    return Connection(socket, services), socket
 
 
 async def call(bus: MemoryBus, verifier: TokenVerifier, token: str, text: str) -> Any:
     """Send the text of a frame of one that has authenticated; return the answer to it."""
-    connection = Connection(bus, SessionVerifier(bus, verifier), EventFeed(bus))
-    connection.receive(json.dumps({"id": "1", "authenticate": {"accessToken": token}}))
-    await connection.next_frame()
-    connection.receive(text)
-    answer = json.loads(await connection.next_frame())
+    connection, socket = await connect(bus, verifier)
+    authenticate = {"id": "1", "authenticate": {"accessToken": token}}
+    connection.receive(json.dumps(authenticate).encode())
+    await socket.frame()
+    connection.receive(text.encode())
+    answer = await socket.frame()
     await connection.close()
     return answer
 

@@ -1,6 +1,5 @@
 """The semantics of HTTP that every route of the contract shares (RFC 9110)."""
 
-import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -11,8 +10,6 @@ import httpx
 import pytest
 
 from gateway.app import build_app
-from gateway.bodies import read_body
-from gateway.problems import HttpError
 from gateway.targets import MAX_PARAMETERS
 from postbus.bus.v1 import Code, Error, Reply
 from postbus.posts.v1 import CreatePostResponse, Post, UpdatePostRequest
@@ -294,20 +291,6 @@ async def test_body_of_unknown_length_is_bounded(
     assert problem_of(answer) == (413, "BODY_TOO_LARGE")
     assert sent <= 12_000
     assert worker.requests == []
-
-
-async def test_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.bodies.BODY_SECONDS", 0.01)
-
-    async def receive() -> dict[str, object]:
-        await asyncio.Event().wait()
-        return {}
-
-    with pytest.raises(HttpError) as raised:
-        async with asyncio.timeout(5):
-            await read_body(receive, {}, 1000)
-
-    assert (raised.value.status, raised.value.reason) == (408, "BODY_TOO_SLOW")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from postbus.registry import METHODS
 from shared.errors import Code
 from tests.system import free_port
 from tools.infrastructure import InfrastructureError, packages
+from users.settings import UsersSettings
 
 READ = METHODS["postbus.users.v1.UsersService.GetMe"]
 CHANGE = METHODS["postbus.posts.v1.PostsService.CreatePost"]
@@ -201,9 +202,12 @@ async def test_gateway_counts_alone_while_redis_is_unavailable(
 
 def test_documented_table_has_the_defaults() -> None:
     text = (Path(__file__).parents[2] / "docs" / "limits.md").read_text()
-    for name, field in GatewaySettings.model_fields.items():
-        if name.startswith("rate_") and isinstance(field.default, str):
-            assert f"| `{name.upper()}` | `{field.default}` |" in text
+    limits = ("rate_", "max_", "socket", "subscriptions_", "idle_", "login_")
+    fields = GatewaySettings.model_fields | UsersSettings.model_fields
+    for name, field in fields.items():
+        if name.startswith(limits) and isinstance(field.default, str | int | float):
+            default = str(field.default).removesuffix(".0")
+            assert f"| `{name.upper()}` | `{default}` |" in text
     for method in METHODS.values():
         if method.rate_limit:
             service = ".".join(method.name.rsplit(".", 2)[1:])

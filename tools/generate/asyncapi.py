@@ -31,9 +31,10 @@ _SOCKET: Final = """\
 Frames are [ProtoJSON](https://protobuf.dev/programming-guides/json) in text messages. The server
 sends its canonical form, which the schemas show. Clients may also send `null` for a member that is
 not set, the names of the `.proto`, the numbers of enums, and numbers as strings. The first frame of
-a client is `authenticate`. The server closes with 1013 where events may have been missed, 4401 for
-a missing or expired token or a session that has ended, and 4429 for a client that reads too
-slowly."""
+a client is `authenticate`: whatever else comes first closes the connection. The server closes with
+1003 after a binary message, 1009 after one that is too large, 1013 where events may have been
+missed, 4401 for a missing or expired token or a session that has ended, and 4429 for a client that
+sends too much or reads too slowly; `frames.proto` has all codes."""
 
 
 def asyncapi(contracts: Contracts) -> dict[str, Any]:

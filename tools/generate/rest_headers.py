@@ -16,10 +16,12 @@ _NO_SIDE_EFFECTS: Final = 1
 _IDEMPOTENCY_KEY: Final = {
     "name": "Idempotency-Key",
     "in": "header",
-    "description": "Names the operation: a repetition with the same key has no second effect, and"
-    " gets the first answer. A key belongs to one caller and one method, so it may be used for"
-    " another method again; another request to the same method is 422. Callers without a token"
-    " share their keys: make them random.",
+    "description": "Names the operation: a repetition with the same key has no second effect and"
+    " gets the first answer for 24 hours. A key counts per caller and method: the same key with"
+    " another method is another operation, with another body it is refused (422). Without an access"
+    " token another body is another operation as well, so choose keys at random. Tokens of a log-in"
+    " are not kept: its repetition is 409 `ALREADY_DONE`. While the first request is still running,"
+    " a repetition is 409 `OPERATION_RUNNING`.",
     "schema": {"type": "string", "pattern": "^[\\x21-\\x7e]{1,128}$"},
 }
 _IF_MATCH: Final = {

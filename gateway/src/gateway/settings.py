@@ -14,7 +14,7 @@ from pydantic import (
 )
 from pydantic_settings import NoDecode
 
-from gateway.socket_limits import SocketLimits
+from gateway.socket_limits import SocketLimits, cost_of
 from shared.settings import ServiceSettings
 
 __all__ = ["LOOPBACK", "GatewaySettings"]
@@ -72,7 +72,7 @@ class GatewaySettings(ServiceSettings):
     socket_frames_per_second: int = Field(_SOCKETS.frames_per_second, ge=1)
     """Frames of one WebSocket, sustained; one counts once more for each 4 KiB of its payload."""
     socket_frame_burst: int = Field(_SOCKETS.frame_burst, ge=1)
-    """Frames of one WebSocket at once, counted alike: `max_body_bytes` / 4 KiB must fit in."""
+    """Frames of one WebSocket at once, counted alike; at least one message of `max_body_bytes`."""
     sockets_per_address: int = Field(_SOCKETS.sockets_per_address, ge=1)
     """WebSockets of one IPv4 address or of one IPv6 /64 network."""
     sockets_per_user: int = Field(_SOCKETS.sockets_per_user, ge=1)
@@ -100,7 +100,7 @@ class GatewaySettings(ServiceSettings):
         """The limits of WebSockets."""
         return SocketLimits(
             frames_per_second=self.socket_frames_per_second,
-            frame_burst=self.socket_frame_burst,
+            frame_burst=max(self.socket_frame_burst, cost_of(self.max_body_bytes)),
             sockets_per_address=self.sockets_per_address,
             sockets_per_user=self.sockets_per_user,
             subscriptions_per_socket=self.subscriptions_per_socket,

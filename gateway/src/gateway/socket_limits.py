@@ -6,7 +6,7 @@ from typing import Final
 
 from shared.errors import Code, ServiceError
 
-__all__ = ["FrameBudget", "Quota", "SocketLimits", "SocketQuotas"]
+__all__ = ["FrameBudget", "Quota", "SocketLimits", "SocketQuotas", "cost_of"]
 
 _BYTES_PER_TOKEN: Final = 4096
 _RETRY_SECONDS: Final = 10.0
@@ -17,11 +17,16 @@ class SocketLimits:
     """The numbers; each is a setting of the gateway, described at GatewaySettings."""
 
     frames_per_second: int = 250
-    frame_burst: int = 500
+    frame_burst: int = 1000
     sockets_per_address: int = 256
     sockets_per_user: int = 100
     subscriptions_per_socket: int = 64
     subscriptions_per_user: int = 500
+
+
+def cost_of(size: int) -> int:
+    """Return how many frames a frame with `size` bytes of payload counts for."""
+    return 1 + size // _BYTES_PER_TOKEN
 
 
 class FrameBudget:
@@ -40,7 +45,7 @@ class FrameBudget:
 
     def spend(self, size: int, now: float) -> bool:
         """Return whether a frame with `size` bytes of payload is within the rate at `now`."""
-        cost = self._seconds * (1 + size // _BYTES_PER_TOKEN)
+        cost = self._seconds * cost_of(size)
         paid_until = max(self._paid_until, now) + cost
         if paid_until - now > self._burst_seconds:
             return False

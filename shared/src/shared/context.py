@@ -33,8 +33,6 @@ class Context:
     correlation_id: str = ""
     """The operation that it all began with."""
     traceparent: str
-    sent_at: float = 0.0
-    """When the caller sent it, in seconds since the epoch, by the caller's clock."""
     client_address: str = ""
     """Address of the gateway's client; empty if not known. Not verified, and not passed on."""
     calls: int = 0

@@ -94,7 +94,8 @@ class Outcome(betterproto.Enum):
 
     UNKNOWN = 2
     """
-    The change may have happened: repeat only with the same operation id.
+    The change may have happened: repeat only with the same `Idempotency-Key` (`operation_id` on the
+     bus and the WebSocket).
     """
 
 
@@ -137,6 +138,9 @@ class FieldViolation(betterproto.Message):
      - `oneof`: more than one member of a oneof;
      - `nesting`: more than 100 levels;
      - `max_values`: more than 20,000 values in all.
+    
+     Beside these, methods check rules of their own: `required`, `field_mask.in`, `page_token`,
+     `password.common`, `username.reserved`, `not_caller`.
     
      A list without a rule has at most 1,000 items (`repeated.max_items`), a map 1,000 pairs
      (`map.max_pairs`), a field mask 100 paths (`repeated.max_items`).

@@ -189,7 +189,6 @@ class Dispatcher:
             operation_id=operation_id,
             correlation_id=request.correlation_id or operation_id,
             traceparent=traceparent,
-            sent_at=request.sent_unix_ms / 1000,
             caller_revision=request.caller_revision,
             client_address=request.client_address,
         )
