@@ -40,6 +40,10 @@ def free_port() -> int:
         return port
 
 
+READINESS_SECONDS: Final = 0.25
+"""The gateway gives an answer of /readyz for 0.2 seconds."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
     """Processor time in seconds, memory in MiB, and the longest step of the loop in seconds."""
@@ -178,8 +182,9 @@ class System:
             return answer.status_code, answer.json()
 
     async def until_ready(self, seconds: float = 20, url: str = "") -> None:
-        """Wait until every part is ready."""
+        """Wait until every part is ready, beginning once no answer of before is given any more."""
         status, body = 0, {}
+        await asyncio.sleep(READINESS_SECONDS)
         try:
             async with asyncio.timeout(seconds):
                 while (status := (answer := await self.readiness(url))[0]) != 200:

@@ -41,12 +41,12 @@ async def test_bad_head_is_a_problem_and_ends_the_connection(
 
 
 async def test_body_beyond_the_limit_is_a_problem(client: httpx.AsyncClient) -> None:
-    async def two_megabytes() -> AsyncIterator[bytes]:
-        for _ in range(32):
+    async def three_megabytes() -> AsyncIterator[bytes]:
+        for _ in range(48):
             yield b" " * 65536
 
     answer = await client.post(
-        "/v1/auth/login", content=two_megabytes(), headers={"Content-Type": "application/json"}
+        "/v1/auth/login", content=three_megabytes(), headers={"Content-Type": "application/json"}
     )
 
     assert (answer.status_code, answer.json()["reason"]) == (413, "BODY_TOO_LARGE")

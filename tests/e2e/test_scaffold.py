@@ -152,7 +152,7 @@ def test_service_that_fails_midway_leaves_nothing_behind(clone: Path, just: Run)
     text = broken.read_text()
     broken.write_text(text.replace("package", "package package", 1))
 
-    said = just("new-service", "comments", code=1)
+    said = just("new-service", "polls", code=1)
     left = changes(clone)
     broken.write_text(text)
 
@@ -181,22 +181,22 @@ def test_service_that_is_needed_is_not_removed(
 
 @pytest.mark.timeout(240)
 def test_new_services_pass_their_tests_get_an_rpc_and_are_removed(clone: Path, just: Run) -> None:
-    just("new-service", "comments")
+    just("new-service", "polls")
     just("new-service", "reviews", "--database", "mongo")
-    contract = clone / "proto/postbus/comments/v1/comments.proto"
+    contract = clone / "proto/postbus/polls/v1/polls.proto"
     edit(contract, "  // Returns a comment.\n", RPC)
     contract.write_text(contract.read_text() + MESSAGES)
-    handlers = clone / "comments/src/comments/handlers.py"
+    handlers = clone / "polls/src/polls/handlers.py"
     edit(handlers, "    @MessagePattern(CommentsServiceBase.get_comment)\n", HANDLER)
     edit(handlers, "    CreateCommentRequest,\n", IMPORTS)
-    test = clone / "tests/comments/test_comments.py"
+    test = clone / "tests/polls/test_polls.py"
     test.write_text(test.read_text() + TEST)
 
     just("gen")
-    said = just("test", "-q", "tests/comments", "tests/reviews")
-    just("remove-service", "comments", "--yes")
+    said = just("test", "-q", "tests/polls", "tests/reviews")
+    just("remove-service", "polls", "--yes")
     just("remove-service", "reviews", "--yes")
 
     assert "13 passed" in said
     assert changes(clone) == []
-    assert not (clone / "comments").exists()
+    assert not (clone / "polls").exists()

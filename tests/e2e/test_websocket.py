@@ -145,7 +145,7 @@ async def test_failed_call_is_a_typed_error_frame_and_the_socket_lives_on(
     def call(method: str, request: dict[str, Any]) -> dict[str, Any]:
         return {"id": "x", "call": {"method": method, "request": request}}
 
-    invalid = call("postbus.posts.v1.PostsService.LikePost", {"id": "not-an-id"})
+    invalid = call("postbus.posts.v1.CommentsService.GetComment", {"id": "not-an-id"})
     assert await reason(invalid) == ("CODE_INVALID_ARGUMENT", "INVALID_FIELDS")
     internal = call("postbus.bus.v1.HealthService.Check", {})
     assert (await reason(internal))[0] == "CODE_UNIMPLEMENTED"

@@ -9,8 +9,12 @@ from typing import Any
 
 import httpx
 import pytest
-from websockets.asyncio.client import connect
+from pydantic import SecretStr
+from websockets.asyncio.client import connect as connect_websocket
 
+from gateway.worker_metrics import WorkerMetrics
+from shared.messagebus.amqp import connect
+from tests.conftest import Place
 from tests.people import Person, sign_up
 from tests.system import System
 
@@ -92,7 +96,7 @@ async def test_killed_worker_loses_no_acknowledged_write_and_no_event(
 
 
 async def test_rolling_restart_loses_no_call(
-    system: System, client: httpx.AsyncClient, unique: Unique
+    system: System, place: Place, client: httpx.AsyncClient, unique: Unique
 ) -> None:
     """Two processes of `posts` are replaced in turn under load; no client repeats anything."""
     alice = await sign_up(client, unique("alice"))
@@ -106,16 +110,16 @@ async def test_rolling_restart_loses_no_call(
             answers.append((answer.status_code, answer.text))
 
     other = await system.run("posts")
-    await until_served_by(client, 2)
+    await until_served_by(place, 2)
     writers = [asyncio.create_task(write()) for _ in range(16)]
     for _ in range(2):
         assert await system.stop("posts") == 0
         await system.start("posts")
-        await until_served_by(client, 2)
+        await until_served_by(place, 2)
         other.terminate()
         assert await other.wait() == 0
         other = await system.run("posts")
-        await until_served_by(client, 2)
+        await until_served_by(place, 2)
     running = False
     await asyncio.gather(*writers)
     other.terminate()
@@ -125,24 +129,29 @@ async def test_rolling_restart_loses_no_call(
     assert len(answers) > 100
 
 
-async def until_served_by(client: httpx.AsyncClient, processes: int) -> None:
+async def until_served_by(place: Place, processes: int) -> None:
     """Wait until so many processes of `posts` answer."""
-    up = 'postbus_worker_start_time_seconds{instance="'
-    async with asyncio.timeout(20):
-        while True:
-            lines = (await client.get("/metrics")).text.splitlines()
-            if (
-                len([each for each in lines if each.startswith(up) and '"posts"' in each])
-                == processes
-            ):
-                return
+    async with connect(SecretStr(place.amqp_url), "gateway") as bus, asyncio.timeout(20):
+        await bus.wait_ready()
+        workers = WorkerMetrics(bus)
+        while await _processes(workers) != processes:
+            pass
+
+
+async def _processes(workers: WorkerMetrics) -> int:
+    """Return how many processes of `posts` answer."""
+    return sum(
+        sample.name == "postbus_worker_start_time_seconds" and sample.labels["worker"] == "posts"
+        for family in (await workers.collect()).collect()
+        for sample in family.samples
+    )
 
 
 @asynccontextmanager
 async def listening(system: System, person: Person, type_: str) -> AsyncIterator[list[Any]]:
     """Give a list that fills with the events of a type."""
     events: list[Any] = []
-    async with connect(system.websocket_url) as socket:
+    async with connect_websocket(system.websocket_url) as socket:
         await socket.send(json.dumps({"id": "1", "authenticate": {"accessToken": person.token}}))
         await socket.send(json.dumps({"id": "2", "subscribe": {"types": [type_]}}))
         for _ in range(2):

@@ -85,7 +85,7 @@ async def test_outsider_learns_whether_the_system_is_ready(
     for worker in ("posts", "users"):
         await ready.serve(worker, [f"postbus.bus.v1.HealthService.Check.{worker}"], well)
     app_of_ready = build_app(ready, verifier, max_body_bytes=1000)
-    async with from_address(app_of_ready, "203.0.113.9") as client:
+    async with app_of_ready.running(), from_address(app_of_ready, "203.0.113.9") as client:
         answer = await client.get("/readyz")
     async with from_address(app, "203.0.113.9") as client:
         missing = await client.get("/readyz")

@@ -186,7 +186,7 @@ async def test_query_that_is_not_percent_encoded_text_is_malformed(
 ) -> None:
     answer = await gateway.get(f"/v1/posts?{query}")
 
-    assert problem_of(answer) == (400, "MALFORMED_QUERY")
+    assert problem_of(answer) == (400, "MALFORMED_URL")
     assert worker.requests == []
 
 
@@ -195,7 +195,7 @@ async def test_path_that_is_not_percent_encoded_text_is_malformed(
 ) -> None:
     answer = await gateway.get("/v1/users/a%FF")
 
-    assert problem_of(answer) == (400, "MALFORMED_PATH")
+    assert problem_of(answer) == (400, "MALFORMED_URL")
     assert worker.requests == []
 
 

@@ -179,7 +179,7 @@ async def closed_with(reader: asyncio.StreamReader) -> tuple[int, str, int]:
         ('{"id": "1", "nonsense": {}}', 4401, "TOKEN_MISSING"),
         ('{"id": "1", "authenticate": {"accessToken": "x"}}', 4401, "TOKEN_INVALID"),
         ('{"id": "1", "authenticate": {"accessToken": ""}}', 4422, "INVALID_FIELDS"),
-        ('{"id": "1", "authenticate": 5}', 4422, "MALFORMED_JSON"),
+        ('{"id": "1", "authenticate": 5}', 4422, "INVALID_FIELDS"),
         ("{", 4422, "MALFORMED_JSON"),
         ("", 4422, "MALFORMED_JSON"),
     ],

@@ -8,12 +8,12 @@ from typing import Any
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 from pymongo.asynchronous.database import AsyncDatabase
 from uuid_utils import uuid7
 
 from gateway.caller_revisions import CallerRevisions
+from gateway.worker_metrics import WorkerMetrics
 from postbus.bus.v1 import Event
 from postbus.posts.v1 import CreatePostRequest, GetPostRequest, GetPostResponse
 from postbus.users.v1 import FollowChanged
@@ -44,12 +44,11 @@ async def path(as_alice: Client) -> str:
     return f"/v1/posts/{post['id']}"
 
 
-async def asked(client: httpx.AsyncClient) -> float:
+async def asked(bus: AmqpBus) -> float:
     """Return how many calls `users` has served."""
-    families = text_string_to_metric_families((await client.get("/metrics")).text)
     return sum(
         sample.value
-        for family in families
+        for family in (await WorkerMetrics(bus).collect()).collect()
         for sample in family.samples
         if sample.name == "postbus_handler_seconds_count"
         and sample.labels["handler"].startswith("postbus.users.v1.UsersService.")
@@ -76,7 +75,7 @@ async def until_stored(database: Database, person: Person, revision: int) -> Non
 
 
 async def test_calls_with_a_token_ask_users_nothing_while_the_copy_is_current(
-    client: httpx.AsyncClient,
+    bus: AmqpBus,
     as_alice: Client,
     as_bob: Client,
     path: str,
@@ -89,7 +88,7 @@ async def test_calls_with_a_token_ask_users_nothing_while_the_copy_is_current(
     for person in (alice, bob):
         await until_stored(database, person, 1)
     await as_bob.done("GET", path)  # the first call of the session
-    before = await asked(client)
+    before = await asked(bus)
 
     read = await as_bob.done("GET", path)
     await as_bob.done("GET", "/v1/feed")
@@ -100,20 +99,20 @@ async def test_calls_with_a_token_ask_users_nothing_while_the_copy_is_current(
     await as_alice.done("POST", "/v1/posts", {"title": "Another"})
     await as_alice.done("PATCH", path, {"title": "New"})
 
-    assert await asked(client) == before
+    assert await asked(bus) == before
     assert (read["author"]["displayName"], read["author"]["followed"]) == ("Alice", True)
 
 
 async def test_users_is_asked_if_the_gateway_knows_of_a_later_change(
-    client: httpx.AsyncClient, bus: AmqpBus, path: str, alice: Person
+    bus: AmqpBus, path: str, alice: Person
 ) -> None:
     await get(bus, path, alice, 0)
-    before = await asked(client)
+    before = await asked(bus)
 
     for revision, more in ((0, 0), (1, 1), (0, 1)):
         read = await get(bus, path, alice, revision)
         assert read.post.author.username == alice.username
-        assert await asked(client) == before + more
+        assert await asked(bus) == before + more
 
 
 async def test_copy_has_to_do_while_users_is_unavailable(
@@ -205,7 +204,7 @@ async def test_follow_that_comes_after_its_end_is_counted_and_has_no_effect(
 
 
 async def test_copy_is_made_anew_after_an_event_is_missing(
-    client: httpx.AsyncClient,
+    bus: AmqpBus,
     as_alice: Client,
     path: str,
     database: Database,
@@ -223,6 +222,6 @@ async def test_copy_is_made_anew_after_an_event_is_missing(
 
     await until_stored(database, alice, 2)
     assert await database["follows"].find_one({"_id": f"{alice.id}/{bob.id}"})
-    before = await asked(client)
+    before = await asked(bus)
     await as_alice.done("GET", path)
-    assert await asked(client) == before
+    assert await asked(bus) == before

@@ -106,8 +106,12 @@ async def test_field_that_breaks_a_rule_is_named(field: str, value: str, me: Cli
 
 
 async def test_nobody_writes_what_is_not_theirs_to_write(me: Client) -> None:
-    for field in ("id", "passwordHash", "followerCount", "version", "expectedVersion", "followed"):
+    before = await me.done("GET", "/v1/me")
+    for field in ("passwordHash", "expectedVersion", "followed"):
         assert (await me.refused("PATCH", "/v1/me", {field: "1"}))[0] == 422, field
+    read_only = {"id": "1", "followerCount": 9, "version": "9", "createdAt": None}
+
+    assert await me.done("PATCH", "/v1/me", read_only) == before
 
 
 async def test_change_of_another_version_is_refused(me: Client) -> None:

@@ -57,7 +57,7 @@ def names_of(service: str, thing: str, database: str) -> Names:
         if not _PATTERN.fullmatch(name) or keyword.iskeyword(name) or len(name) > _LONGEST:
             raise SystemExit(
                 f"{name!r} is no name for it: use up to {_LONGEST} lower-case letters, with"
-                " underscores between words, such as comments, and no word of Python's own."
+                " underscores between words, such as polls, and no word of Python's own."
             )
     if _taken(service):
         raise SystemExit(f"The name {service} is taken: choose another.")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import structlog
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from gateway.headers import Header
 
@@ -34,6 +34,15 @@ class Answer:
             _log.debug("request.abandoned", error=repr(error))
             raise ClientDisconnect from error
 
-    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response; to the handshake of a WebSocket, by the extension for its denial."""
+        if scope["type"] == "websocket":
+            send = _denial(send)
         await self.send(receive, send)
+
+
+def _denial(send: Send) -> Send:
+    async def send_denial(message: Message) -> None:
+        await send({**message, "type": f"websocket.{message['type']}"})
+
+    return send_denial
