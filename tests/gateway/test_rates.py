@@ -61,8 +61,8 @@ async def test_address_without_token_is_refused_after_its_rate_and_others_are_no
     )
     assert error.retry_after == 15
     assert error.headers == {
-        "ratelimit-policy": '"address";q=2;w=60',
-        "ratelimit": '"address";r=0;t=15',
+        "RateLimit-Policy": '"address";q=2;w=60',
+        "RateLimit": '"address";r=0;t=15',
     }
     await rates.admit("192.0.2.2")
 

@@ -20,6 +20,7 @@ from pydantic import SecretStr
 from redis.asyncio import BlockingConnectionPool
 
 from gateway.addresses import network_of
+from gateway.headers import Header
 from gateway.problems import HttpError
 from postbus.registry import METHODS, Access, Idempotency, Method
 from shared.errors import Code
@@ -34,8 +35,6 @@ _STORE_SECONDS: Final = 0.1
 _STORE_CONNECTIONS: Final = 16
 _LOG_SECONDS: Final = 10.0
 """Time between two log lines about a store that is unavailable."""
-
-Headers = list[tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,14 +51,28 @@ class RateSettings:
 class _Policy:
     """One limit, with its name in the header fields."""
 
-    __slots__ = ("amount", "name", "seconds", "text")
+    __slots__ = ("amount", "by_user", "name", "seconds", "text")
 
-    def __init__(self, name: str, rate: str) -> None:
+    def __init__(self, name: str, rate: str, *, by_user: bool) -> None:
         item = parse(rate)
         self.name = name
         self.amount = item.amount
         self.seconds = item.get_expiry()
-        self.text = f'"{name}";q={self.amount};w={self.seconds}'
+        self.by_user = by_user
+        self.text = b'"%b";q=%d;w=%d' % (name.encode(), self.amount, self.seconds)
+
+
+class _Plan:
+    """The limits that a request counts towards, the most special one first.
+
+    So a flood of one method does not use up the rate of everything else.
+    """
+
+    __slots__ = ("header", "policies")
+
+    def __init__(self, policies: list[_Policy]) -> None:
+        self.policies = policies
+        self.header = (b"ratelimit-policy", b", ".join([each.text for each in policies]))
 
 
 class BoundedStorage(Storage):
@@ -78,6 +91,10 @@ class BoundedStorage(Storage):
 
     async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
         """Count `amount` more under `key`, which holds its window; return the sum."""
+        return self.count(key, amount)
+
+    def count(self, key: str, amount: int = 1) -> int:
+        """Do as `incr`, without a coroutine."""
         counted = self._counts.get(key, 0) + amount
         self._counts[key] = counted
         if len(self._counts) > self._max_keys:
@@ -141,93 +158,79 @@ class Rates:
     def __init__(
         self, settings: RateSettings, storage: Storage, clock: Callable[[], float] = time.time
     ) -> None:
-        self._storage = storage
-        self._fallback = BoundedStorage()
+        self._shared = None if isinstance(storage, BoundedStorage) else storage
+        self._memory = storage if isinstance(storage, BoundedStorage) else BoundedStorage()
         self._clock = clock
         self._silent_until = 0.0
-        self._address = _policies(("address", settings.address))
-        user = ("user", settings.user)
-        self._user = _policies(user)
-        self._user_changes = _policies(("user-changes", settings.user_changes), user)
-        self._methods = {
-            name: _policies((method.name.rpartition(".")[2], rate))
-            for name, method in METHODS.items()
-            if (rate := settings.methods.get(name, method.rate_limit))
+        self._of_address = _policies("address", settings.address, by_user=False)
+        self._of_user = _policies("user", settings.user, by_user=True)
+        self._of_changes = _policies("user-changes", settings.user_changes, by_user=True)
+        self._other = _Plan(self._of_address)
+        self._anonymous = {
+            each.name: self._plan(each, settings, False) for each in METHODS.values()
         }
+        self._users = {each.name: self._plan(each, settings, True) for each in METHODS.values()}
+
+    def _plan(self, method: Method, settings: RateSettings, with_token: bool) -> _Plan:
+        rate = settings.methods.get(method.name, method.rate_limit)
+        by_user = with_token and method.access is Access.USER
+        special = _policies(method.name.rpartition(".")[2], rate, by_user=by_user)
+        if not with_token:
+            return _Plan(special + self._of_address)
+        changes = method.idempotency is not Idempotency.NO_SIDE_EFFECTS
+        return _Plan(special + (self._of_changes if changes else []) + self._of_user)
 
     async def admit(
         self, address: str, caller_id: str = "", method: Method | None = None
-    ) -> Headers:
+    ) -> list[Header]:
         """Count a request and return the `RateLimit` header fields of its answer.
 
         `caller_id` is the user of a valid token, empty for none; `method` is None for what is not
         in the contract. Raises 429 RATE_LIMITED with `Retry-After` and the same header fields.
         (draft-ietf-httpapi-ratelimit-headers-10)
         """
+        plan = self._other
+        if method is not None:
+            plan = (self._users if caller_id else self._anonymous)[method.name]
+        if not plan.policies:
+            return []
         now = self._clock()
-        counted: list[tuple[_Policy, int]] = []
-        for policy, key in self._due(address, caller_id, method):
-            window = int(now // policy.seconds)
-            count = await self._count(f"{policy.name}/{key}/{window}", policy.seconds)
-            counted.append((policy, policy.amount - count))
-            if count > policy.amount:
-                raise _limited(policy, _reset(policy, now), _headers(counted, now))
-        return _headers(counted, now)
+        parts = []
+        for policy in plan.policies:
+            window, passed = divmod(int(now), policy.seconds)
+            key = f"{policy.name}/{caller_id if policy.by_user else network_of(address)}/{window}"
+            if self._shared is None:
+                count = self._memory.count(key)
+            else:
+                count = await self._count_shared(self._shared, key, policy.seconds)
+            left, reset = policy.amount - count, policy.seconds - passed
+            parts.append(f'"{policy.name}";r={max(left, 0)};t={reset}')
+            if left < 0:
+                raise _limited(policy, reset, plan, parts)
+        return [plan.header, (b"ratelimit", ", ".join(parts).encode())]
 
-    def _due(
-        self, address: str, caller_id: str, method: Method | None
-    ) -> list[tuple[_Policy, str]]:
-        """Return the limits that a request counts towards, with their keys.
-
-        The most special one comes first: a flood of one method does not use up the rest.
-        """
-        due: list[tuple[_Policy, str]] = []
-        if method is not None and (special := self._methods.get(method.name)):
-            by_user = method.access is Access.USER and caller_id
-            due += [(policy, by_user or network_of(address)) for policy in special]
-        if not caller_id:
-            return due + [(policy, network_of(address)) for policy in self._address]
-        changes = method and method.idempotency is not Idempotency.NO_SIDE_EFFECTS
-        own = self._user_changes if changes else self._user
-        return due + [(policy, caller_id) for policy in own]
-
-    async def _count(self, key: str, seconds: int) -> int:
+    async def _count_shared(self, shared: Storage, key: str, seconds: int) -> int:
         try:
-            return await self._storage.incr(key, seconds)
+            return await shared.incr(key, seconds)
         except StorageError:
             now = time.monotonic()
             if now >= self._silent_until:
                 self._silent_until = now + _LOG_SECONDS
                 _log.warning("rates.store_unavailable")
-            return await self._fallback.incr(key, seconds)
+            return self._memory.count(key)
 
 
-def _policies(*named: tuple[str, str]) -> tuple[_Policy, ...]:
-    return tuple(_Policy(name, rate) for name, rate in named if rate)
+def _policies(name: str, rate: str, *, by_user: bool) -> list[_Policy]:
+    return [_Policy(name, rate, by_user=by_user)] if rate else []
 
 
-def _reset(policy: _Policy, now: float) -> int:
-    """Return the seconds until the window ends, rounded up."""
-    return policy.seconds - int(now % policy.seconds)
-
-
-def _headers(counted: list[tuple[_Policy, int]], now: float) -> Headers:
-    if not counted:
-        return []
-    policies = ", ".join([policy.text for policy, _ in counted])
-    left = ", ".join(
-        [f'"{each.name}";r={max(rest, 0)};t={_reset(each, now)}' for each, rest in counted]
-    )
-    return [(b"ratelimit-policy", policies.encode()), (b"ratelimit", left.encode())]
-
-
-def _limited(policy: _Policy, reset: int, headers: Headers) -> HttpError:
+def _limited(policy: _Policy, reset: int, plan: _Plan, parts: list[str]) -> HttpError:
     error = HttpError(
         429,
         Code.RESOURCE_EXHAUSTED,
         "RATE_LIMITED",
         f"At most {policy.amount} requests in {policy.seconds} seconds: wait {reset} seconds.",
-        headers={name.decode(): value.decode() for name, value in headers},
+        headers={"RateLimit-Policy": plan.header[1].decode(), "RateLimit": ", ".join(parts)},
     )
     error.retry_after = reset
     return error
