@@ -38,7 +38,7 @@ message CountWordsResponse {
 """
 IMPORTS = "    CountWordsRequest,\n    CountWordsResponse,\n"
 HANDLER = '''\
-    @MessagePattern(CommentsServiceBase.count_words)
+    @MessagePattern(PollsServiceBase.count_words)
     async def count_words(
         self, request: CountWordsRequest, _context: Context
     ) -> CountWordsResponse:
@@ -125,7 +125,7 @@ def edit(file: Path, before: str, added: str) -> None:
     ("arguments", "reason"),
     [
         (["3d"], "'3d' is no name for it"),
-        (["Comments"], "'Comments' is no name for it"),
+        (["Polls"], "'Polls' is no name for it"),
         (["class"], "'class' is no name for it"),
         (["contexts"], "context has a meaning in the code"),
         (["shared"], "The name shared is taken"),
@@ -184,11 +184,11 @@ def test_new_services_pass_their_tests_get_an_rpc_and_are_removed(clone: Path, j
     just("new-service", "polls")
     just("new-service", "reviews", "--database", "mongo")
     contract = clone / "proto/postbus/polls/v1/polls.proto"
-    edit(contract, "  // Returns a comment.\n", RPC)
+    edit(contract, "  // Returns a poll.\n", RPC)
     contract.write_text(contract.read_text() + MESSAGES)
     handlers = clone / "polls/src/polls/handlers.py"
-    edit(handlers, "    @MessagePattern(CommentsServiceBase.get_comment)\n", HANDLER)
-    edit(handlers, "    CreateCommentRequest,\n", IMPORTS)
+    edit(handlers, "    @MessagePattern(PollsServiceBase.get_poll)\n", HANDLER)
+    edit(handlers, "    CreatePollRequest,\n", IMPORTS)
     test = clone / "tests/polls/test_polls.py"
     test.write_text(test.read_text() + TEST)
 

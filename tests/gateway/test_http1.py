@@ -35,7 +35,7 @@ from gateway.http1.body import (
     ChunkedBody,
     SizedBody,
 )
-from gateway.http1.exchange import DISCONNECT
+from gateway.http1.exchange import EXCHANGE
 from gateway.http1.head import CHUNKED, HEAD_BYTES, MAX_FIELDS, parse_head
 from gateway.problems import HttpError
 from tests.system import free_port
@@ -68,7 +68,7 @@ class Echo:
         if path == "/large":
             parts = [b"x" * 5_000_000] * 4
         elif path == "/called-back":
-            scope["extensions"][DISCONNECT](self.disconnected.set)
+            scope["extensions"][EXCHANGE].on_disconnect(self.disconnected.set)
             await self.disconnected.wait()
             return
         elif path == "/leave":

@@ -1,12 +1,16 @@
 """Answers of the REST interface, and how they are sent."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import structlog
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.headers import Header
+
+if TYPE_CHECKING:  # http1 answers with problems, and so imports this
+    from gateway.http1.exchange import Exchange
 
 __all__ = ["Answer"]
 
@@ -23,6 +27,10 @@ class Answer:
     status: int
     headers: list[Header] = field(default_factory=list)
     body: bytes = b""
+
+    def respond(self, exchange: "Exchange | None") -> bool:
+        """Write the response; False if it has to be sent by `send`."""
+        return exchange is not None and exchange.respond(self.status, self.headers, self.body)
 
     async def send(self, _receive: Receive, send: Send) -> None:
         """Send the response in two messages; raises ClientDisconnect if the client has left."""

@@ -2,49 +2,66 @@
 
 import asyncio
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
+if TYPE_CHECKING:  # http1 answers with problems, and so imports this
+    from gateway.http1.exchange import Exchange
+
 __all__ = ["cancelled_by_disconnect"]
 
 _UNWATCHED_SECONDS: Final = 0.1
-"""Most calls end sooner, and then cost a timer instead of a task."""
+"""Without an exchange: most calls end sooner, and then cost a timer instead of a task."""
 
 
 class cancelled_by_disconnect:  # noqa: N801  # a context manager
     """Cancel the task inside once the client has left, and raise ClientDisconnect.
 
-    The client is watched from `after` seconds on.
+    The exchange reports it; with a server that has none, the client is watched by a task, from
+    `after` seconds on.
     """
 
-    __slots__ = ("_after", "_gone", "_listener", "_receive", "_task", "_timer")
+    __slots__ = ("_after", "_exchange", "_gone", "_listener", "_receive", "_task", "_timer")
 
-    _task: "asyncio.Task[Any]"
-    _timer: asyncio.TimerHandle
-
-    def __init__(self, receive: Receive, after: float = _UNWATCHED_SECONDS) -> None:
+    def __init__(
+        self,
+        receive: Receive,
+        exchange: "Exchange | None" = None,
+        *,
+        after: float = _UNWATCHED_SECONDS,
+    ) -> None:
         self._receive = receive
+        self._exchange = exchange
         self._after = after
         self._gone = False
+        self._task: asyncio.Task[Any] | None = None
         self._listener: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> None:
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("only a task can be cancelled")
-        self._task = task
-        self._timer = task.get_loop().call_later(self._after, self._watch)
+        exchange = self._exchange
+        if exchange is not None:
+            self._task = exchange.task
+            exchange.on_disconnect(self._cancel)
+            return
+        loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._timer = loop.call_later(self._after, self._watch)
+
+    def _cancel(self) -> None:
+        self._gone = True
+        if self._task is not None:
+            self._task.cancel()
 
     def _watch(self) -> None:
-        self._listener = self._task.get_loop().create_task(self._listen())
+        self._listener = asyncio.get_running_loop().create_task(self._listen())
 
     async def _listen(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass  # the rest of the body
-        self._gone = True
-        self._task.cancel()
+        self._cancel()
 
     def __exit__(
         self,
@@ -52,10 +69,13 @@ class cancelled_by_disconnect:  # noqa: N801  # a context manager
         _error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        self._timer.cancel()
+        if self._exchange is not None:
+            self._exchange.on_disconnect(None)
+        if self._timer is not None:
+            self._timer.cancel()
         if self._listener is not None:
             self._listener.cancel()
             self._listener = None  # a cancelled task holds its frame: a cycle for each request
-        if self._gone and kind is asyncio.CancelledError:
+        if self._gone and self._task is not None and kind is asyncio.CancelledError:
             self._task.uncancel()
             raise ClientDisconnect from None

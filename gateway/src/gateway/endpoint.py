@@ -23,6 +23,7 @@ from gateway.conditional import Conditions, names_tag
 from gateway.cors import Cors
 from gateway.disconnect import cancelled_by_disconnect
 from gateway.headers import Header
+from gateway.http1.exchange import EXCHANGE, Exchange
 from gateway.media import has_content, require_acceptable, require_json
 from gateway.metrics import Metrics
 from gateway.problems import HttpError, problem
@@ -71,6 +72,12 @@ class _Request:
     @property
     def trace_id(self) -> str:
         return self.traceparent[3:35]
+
+    @property
+    def exchange(self) -> Exchange | None:
+        """The exchange of `gateway.http1`; None with another server."""
+        extensions = self.scope.get("extensions")
+        return extensions.get(EXCHANGE) if extensions else None
 
 
 def endpoints(edge: Edge) -> dict[tuple[str, str], "Endpoint"]:
@@ -121,7 +128,8 @@ class Endpoint:
             request = _Request(scope, receive, fields, parameters, child_traceparent(parent))
             answer = await self._answer(request)
             status = answer.status
-            await answer.send(receive, send)
+            if not answer.respond(request.exchange):
+                await answer.send(receive, send)
         except ClientDisconnect:
             pass
         finally:
@@ -178,7 +186,7 @@ class Endpoint:
         headers += limits
         if method.streams:
             return await self._stream(request, call, headers)
-        with cancelled_by_disconnect(request.receive):
+        with cancelled_by_disconnect(request.receive, request.exchange):
             if conditions.absent:
                 await self._require_absent(request, conditions.absent, token, call)
             payload = await call_method(self._bus, method, call)

@@ -53,6 +53,10 @@ class StreamAnswer:
             first = await anext(payloads, None)
         return cls(first, payloads, transcoder, trace_id)
 
+    def respond(self, _exchange: object) -> bool:
+        """Return False: it is not written at once."""
+        return False
+
     async def send(self, receive: Receive, send: Send) -> None:
         """Send every line as it comes; raises ClientDisconnect, and ends the call, if the client
         leaves.

@@ -1,5 +1,6 @@
 """The answer to a call that succeeded, with the headers that describe it."""
 
+import re
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -16,6 +17,7 @@ from shared.errors import ServiceError, internal
 __all__ = ["Success"]
 
 _log = structlog.get_logger()
+_UNRESERVED: Final = re.compile(r"[A-Za-z0-9._~-]+").fullmatch
 _REPLAYED: Final[Header] = (b"idempotency-replayed", b"true")
 _SHARED: Final[Header] = (b"cache-control", b"no-cache")
 _PRIVATE: Final[Header] = (b"cache-control", b"private, no-cache")
@@ -82,4 +84,7 @@ class Success:
         path, *fields = self._location
         for name in fields[:-1]:
             message = getattr(message, name)
-        return f"{path}/{quote(str(getattr(message, fields[-1])), safe='')}".encode()
+        name = str(getattr(message, fields[-1]))
+        if not _UNRESERVED(name):
+            name = quote(name, safe="")
+        return f"{path}/{name}".encode()
