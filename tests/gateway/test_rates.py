@@ -3,18 +3,27 @@
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 from pydantic import SecretStr
 
 from gateway.addresses import network_of
+from gateway.app import build_app
+from gateway.gateway import Gateway
 from gateway.problems import HttpError
 from gateway.rates import BoundedStorage, Rates, RateSettings, open_storage
 from gateway.settings import GatewaySettings
 from postbus.registry import METHODS
 from shared.errors import Code
+from shared.identity import TokenVerifier
+from shared.messagebus.memory import MemoryBus
+from tests.gateway.conftest import open_socket
+from tests.people import eventually
 from tests.system import free_port
+from tests.tokens import TokenMaker
 from tools.infrastructure import InfrastructureError, packages
 from users.settings import UsersSettings
 
@@ -212,3 +221,70 @@ def test_documented_table_has_the_defaults() -> None:
         if method.rate_limit:
             service = ".".join(method.name.rsplit(".", 2)[1:])
             assert f"| `{service}` | `{method.rate_limit}` |" in text
+
+
+@asynccontextmanager
+async def limited(
+    bus: MemoryBus, verifier: TokenVerifier, **rates: str
+) -> AsyncIterator[tuple[Gateway, httpx.AsyncClient]]:
+    """A gateway with these rates, and a client of it."""
+    settings = RateSettings(methods=dict.fromkeys(METHODS, ""), **rates)
+    counted = Rates(settings, BoundedStorage(), lambda: 600.0)
+    app = build_app(bus, verifier, max_body_bytes=10_000, rates=counted)
+    transport = httpx.ASGITransport(app)
+    async with app.running(), httpx.AsyncClient(transport=transport, base_url="http://g") as client:
+
+        async def ready() -> bool:
+            parts: dict[str, bool] = (await client.get("/readyz")).json()["parts"]
+            return parts["gateway.sessions"]
+
+        await eventually(ready)
+        yield app, client
+
+
+async def test_answer_tells_what_is_left_and_refusal_when_to_come_back(
+    bus: MemoryBus, verifier: TokenVerifier
+) -> None:
+    async with limited(bus, verifier, address="1/minute") as (_, client):
+        first, second = await client.get("/v1/posts"), await client.get("/v1/posts")
+
+    assert first.headers["RateLimit"] == '"address";r=0;t=60'
+    assert first.headers["RateLimit-Policy"] == '"address";q=1;w=60'
+    assert (second.status_code, second.json()["reason"]) == (429, "RATE_LIMITED")
+    assert second.headers["Retry-After"] == "60"
+    assert second.headers["RateLimit"] == '"address";r=0;t=60'
+
+
+@pytest.mark.parametrize("path", ["/v1/nowhere", "/openapi.json", "/docs"])
+async def test_paths_beside_the_contract_count_as_well(
+    path: str, bus: MemoryBus, verifier: TokenVerifier
+) -> None:
+    async with limited(bus, verifier, address="1/minute") as (_, client):
+        await client.get(path)
+        assert (await client.get(path)).status_code == 429
+        assert (await client.get("/healthz")).status_code == 200
+
+
+async def test_tokens_that_are_not_valid_count_for_the_address(
+    bus: MemoryBus, verifier: TokenVerifier
+) -> None:
+    bad = {"Authorization": "Bearer x.y.z"}
+    async with limited(bus, verifier, address="1/minute") as (_, client):
+        assert (await client.get("/v1/me", headers=bad)).status_code == 401
+        assert (await client.get("/v1/me", headers=bad)).status_code == 429
+
+
+async def test_calls_over_rest_and_websocket_count_together_for_a_user(
+    bus: MemoryBus, verifier: TokenVerifier, tokens: TokenMaker
+) -> None:
+    token = tokens.token("alice")
+    call = {"id": "2", "call": {"method": READ.name}}
+    async with limited(bus, verifier, user="1/minute") as (app, client):
+        first = await client.get("/v1/me", headers={"Authorization": f"Bearer {token}"})
+        async with open_socket(app) as socket:
+            await socket.ask({"id": "1", "authenticate": {"accessToken": token}})
+            second = await socket.ask(call)
+
+    assert first.status_code == 200
+    assert second["error"]["reason"] == "RATE_LIMITED"
+    assert second["error"]["retryAfter"] == "60s"
