@@ -59,3 +59,14 @@ def test_tls_needs_certificate_and_key(
 
 def test_idle_connections_outlive_those_of_common_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings(monkeypatch).idle_seconds > 60
+
+
+def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = settings(
+        monkeypatch,
+        allowed_origins="https://a.example, https://b.example:8443",
+        operations_networks="10.0.0.0/8,::1/128",
+    )
+
+    assert given.allowed_origins == ("https://a.example", "https://b.example:8443")
+    assert list(map(str, given.operations_networks)) == ["10.0.0.0/8", "::1/128"]

@@ -61,10 +61,10 @@ class GatewaySettings(ServiceSettings):
     """Rates of single methods by full name, as JSON, in place of the contract's `rate_limit`."""
     rate_storage_url: SecretStr | None = None
     """Redis that the gateways count in together, redis://host:port; each counts alone without."""
-    allowed_origins: tuple[_Origin, ...] = ()
-    """Origins whose web pages may use the gateway, as a JSON list: ["https://app.example.com"]."""
-    operations_networks: tuple[IPv4Network | IPv6Network, ...] = LOOPBACK
-    """Networks that may read /metrics and the parts of /readyz, as a JSON list: ["10.0.0.0/8"]."""
+    allowed_origins: Annotated[tuple[_Origin, ...], NoDecode] = ()
+    """Origins whose web pages may use the gateway, separated by commas: https://app.example.com."""
+    operations_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = LOOPBACK
+    """Networks that may read /metrics and the parts of /readyz, separated by commas: 10.0.0.0/8."""
     hsts_seconds: int = Field(0, ge=0)
     """How long browsers keep to HTTPS; set it where clients reach the gateway over HTTPS alone."""
     security_contact: _Contact = ""
@@ -82,11 +82,17 @@ class GatewaySettings(ServiceSettings):
     subscriptions_per_user: int = Field(_SOCKETS.subscriptions_per_user, ge=1)
     """Subscriptions of one user on all WebSockets."""
 
-    @field_validator("trusted_proxies", mode="before")
+    @field_validator("trusted_proxies", "allowed_origins", "operations_networks", mode="before")
     @classmethod
-    def _split(cls, value: str | tuple[str, ...]) -> tuple[str, ...]:
-        parts = value.split(",") if isinstance(value, str) else value
-        return tuple(str(ip_network(part.strip())) for part in parts if part.strip())
+    def _split(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _require_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(ip_network(part)) for part in value)
 
     @field_validator("tls_key")
     @classmethod
