@@ -1,7 +1,6 @@
 """Failed log-ins make the next ones wait: by account, by address and by device."""
 
 import hashlib
-import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,12 +10,13 @@ from sqlalchemy import delete
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, func, select
 
+from shared.addresses import network_of
 from shared.errors import Code, ServiceError
 from shared.postgres import Postgres
 from shared.work import outside_work
 from users.models import LoginFailures
 
-__all__ = ["Allowance", "Attempt", "LoginThrottle", "Streak", "network"]
+__all__ = ["Allowance", "Attempt", "LoginThrottle", "Streak"]
 
 _FORGOTTEN_SECONDS: Final = 15 * 60.0
 _LONGEST_WAIT: Final = 60.0
@@ -24,8 +24,6 @@ _KEPT: Final = timedelta(hours=1)
 """Then every count has faded to nothing, and its row is purged."""
 _MOST_ROWS: Final = 100_000
 _PURGED: Final = 10_000
-_IPV6_PREFIX: Final = 64
-"""What one subscriber has: counting single addresses of it would count nothing."""
 
 
 class Rule(Protocol):
@@ -120,7 +118,7 @@ class LoginThrottle:
 
         `address` is the client's; empty if it is not known.
         """
-        place = network(address)
+        place = network_of(address)
         rules: dict[str, Rule] = {
             _key("pair", account, place): _IN_A_ROW,
             _key("account", account): _PER_ACCOUNT,
@@ -196,19 +194,6 @@ def _require(wait: float) -> None:
             "Too many failures: wait before the next try.",
             retry_after=wait,
         )
-
-
-def network(address: str) -> str:
-    """Return what an address counts as: IPv4 itself, IPv6 its /64; empty if it is no address."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return ""
-    if isinstance(parsed, ipaddress.IPv4Address):
-        return str(parsed)
-    if parsed.ipv4_mapped:
-        return str(parsed.ipv4_mapped)
-    return str(ipaddress.IPv6Network((parsed, _IPV6_PREFIX), strict=False))
 
 
 def _key(*parts: str) -> str:
