@@ -217,7 +217,7 @@ class Endpoint:
         if b"content-type" not in fields and not has_content(fields):
             return b"{}"  # every member is left out; the rules say whether one is missing
         require_json(fields, patch=self._rule.verb == "PATCH")
-        return await read_body(request.receive, fields, self._edge.max_body_bytes)
+        return await read_body(request.receive, self._edge.max_body_bytes)
 
     async def _stream(self, request: _Request, call: Call, headers: list[Header]) -> StreamAnswer:
         payloads = self._bus.stream(self.method.name, call)

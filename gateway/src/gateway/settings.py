@@ -14,6 +14,7 @@ from pydantic import (
 )
 from pydantic_settings import NoDecode
 
+from gateway.http1 import HttpLimits
 from gateway.socket_limits import SocketLimits, cost_of
 from shared.settings import ServiceSettings
 
@@ -24,7 +25,8 @@ LOOPBACK: Final = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
 _Origin = Annotated[str, StringConstraints(pattern=r"^https?://[a-z0-9.\-\[\]:]+$")]
 _Contact = Annotated[str, StringConstraints(pattern=r"^((https://|mailto:|tel:)[\x21-\x7e]+)?$")]
 
-_SOCKETS = SocketLimits()
+_HTTP: Final = HttpLimits()
+_SOCKETS: Final = SocketLimits()
 
 
 class GatewaySettings(ServiceSettings):
@@ -41,10 +43,10 @@ class GatewaySettings(ServiceSettings):
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
     """Addresses or networks, separated by commas, whose X-Forwarded-For and X-Forwarded-Proto
     headers are believed; other clients' are ignored."""
-    max_body_bytes: int = 2 << 20
+    max_body_bytes: int = Field(_HTTP.max_body_bytes, gt=0)
     """Largest request body and WebSocket frame, in bytes: room for every request that the contract
     allows, even with each character escaped (12 bytes outside of Unicode's basic plane)."""
-    idle_seconds: float = Field(default=75.0, gt=0)
+    idle_seconds: float = Field(_HTTP.idle_seconds, gt=0)
     """How long an idle connection is kept: longer than a proxy in front keeps its own (60 s)."""
     max_connections: int = Field(default=20_000, gt=0)
     """Most open connections, WebSockets included; further ones get 503."""

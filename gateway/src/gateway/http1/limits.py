@@ -18,7 +18,7 @@ _RETRY_SECONDS: Final = 5
 class HttpLimits:
     """Limits of one connection, in bytes and seconds."""
 
-    max_body_bytes: int = 1 << 20
+    max_body_bytes: int = 2 << 20
     head_seconds: float = 10.0
     """From the first byte of a head, or from the start of the connection, to its end."""
     request_seconds: float = 30.0

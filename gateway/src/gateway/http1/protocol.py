@@ -15,6 +15,7 @@ from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
 from gateway.addresses import network_of
+from gateway.bodies import too_large
 from gateway.http1.body import Body, ChunkedBody, SizedBody
 from gateway.http1.deadlines import NEVER, Deadlines
 from gateway.http1.exchange import Exchange
@@ -209,7 +210,7 @@ class Http1Protocol(asyncio.Protocol):
             self._upgrade(head)
             return False
         if head.content_length > self._limits.max_body_bytes:
-            raise self._too_large(Outcome.NO_EFFECT)
+            raise too_large(self._limits.max_body_bytes)
         self._begin(head)
         return self._body is not None
 
@@ -269,7 +270,7 @@ class Http1Protocol(asyncio.Protocol):
             if not exchange.complete:
                 exchange.feed(content)
             if self._body_bytes > self._limits.max_body_bytes:
-                raise self._too_large(Outcome.UNKNOWN)
+                raise too_large(self._limits.max_body_bytes, Outcome.UNKNOWN)
         if body.paused and not self._resuming:
             self._resuming = True
             self._loop.call_soon(self._resume)
@@ -305,10 +306,6 @@ class Http1Protocol(asyncio.Protocol):
     def _resume(self) -> None:
         self._resuming = False
         self._advance()
-
-    def _too_large(self, outcome: int) -> ServiceError:
-        most = self._limits.max_body_bytes
-        return refusal(413, "BODY_TOO_LARGE", f"The body is larger than {most} bytes.", outcome)
 
     # Writing
 
