@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 
 from gateway.calls import public_method
 from gateway.masks import resource_of, unknown_paths
-from gateway.transcoding import Document
+from gateway.parameters import Document
 from postbus.registry import Method
 from shared.errors import Code, FieldViolation, ServiceError
 from shared.protojson import packed, read_message, require_unique, write_message

@@ -4,7 +4,6 @@ A reader returns what upb's constructor takes: a dictionary of the fields, in wh
 dictionaries too. It goes on after a refusal, to report every violation, up to one more than 20.
 """
 
-from collections.abc import Container
 from typing import Any, Final
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -34,13 +33,9 @@ _TEXT_KEYS: Final = FieldDescriptor.TYPE_STRING
 
 
 class Reader:
-    """Reads documents as messages.
+    """Reads documents as messages. An Any may hold every message of the pool."""
 
-    `any_types` are the full names of the messages that an Any may hold; None for all of the pool.
-    """
-
-    def __init__(self, any_types: Container[str] | None = None) -> None:
-        self._any_types = any_types
+    def __init__(self) -> None:
         self._readers: dict[Descriptor, Read] = {}
         self._recursive: dict[Descriptor, bool] = {}
 
@@ -221,12 +216,12 @@ class Reader:
         return read
 
     def _inner(self, pool: Any, url: Any) -> type[Message]:
-        """Return the class that a type URL names, if it is allowed."""
+        """Return the class that a type URL names."""
         if type(url) is not str:
             raise RefusedError("type", "must have an @type")
         _, slash, name = url.rpartition("/")
         try:
-            if not slash or (self._any_types is not None and name not in self._any_types):
+            if not slash:
                 raise KeyError(name)
             return GetMessageClass(pool.FindMessageTypeByName(name))
         except KeyError:
