@@ -23,7 +23,6 @@ from shared.messagebus.envelope import error_reply
 from shared.protojson import parse_json, read_json, read_message
 from shared.wire import encode, message_class, read_valid
 from tests.contract.kinds import Kinds
-from tools.generate.constraints import MAX_ELEMENTS
 from tools.generate.openapi import MAX_BODY_BYTES
 
 ANSWER_BYTES = 64 * 1024
@@ -191,10 +190,6 @@ def test_rule_of_the_contract_is_the_bound() -> None:
     assert [(each.field, each.rule) for each in error.violations] == [
         ("tags", "repeated.max_items")
     ]
-
-
-def test_documents_have_the_bounds_of_the_reader() -> None:
-    assert MAX_ELEMENTS == bounds.MAX_ELEMENTS
 
 
 @pytest.mark.parametrize(
