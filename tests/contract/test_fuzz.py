@@ -1,4 +1,4 @@
-"""Whatever comes, bytes or JSON, is a message or a typed error: never anything else.
+"""Bytes and JSON of any kind are read as a message or refused with a typed error.
 
 Every run looks for seconds; `just fuzz SECONDS` looks for longer. A finding is printed with the
 seed that makes it come back.

@@ -1,4 +1,4 @@
-"""Parameters of paths and queries: text, put where the request message has it."""
+"""Parameters of paths and queries, and the fields of request messages that they set."""
 
 from typing import Any, Final
 

@@ -41,8 +41,8 @@ class GatewaySettings(ServiceSettings):
     tls_key: FilePath | None = Field(default=None, validate_default=True)
     """File with the private key of the certificate (PEM, without a password)."""
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
-    """Addresses or networks, separated by commas, whose X-Forwarded-For and X-Forwarded-Proto
-    headers are believed; other clients' are ignored."""
+    """Addresses or networks, separated by commas, of proxies in front; X-Forwarded-For and
+    X-Forwarded-Proto of all other clients are ignored."""
     max_body_bytes: int = Field(_HTTP.max_body_bytes, gt=0)
     """Largest request body and WebSocket frame, in bytes: room for every request that the contract
     allows, even with each character escaped (12 bytes outside of Unicode's basic plane)."""
@@ -54,17 +54,17 @@ class GatewaySettings(ServiceSettings):
     """Most open connections of one IPv4 address or IPv6 /64; further ones get 429. Trusted proxies
     have no such limit."""
     rate_address: str = "1200/minute"
-    """Requests without a token, by address; empty for no limit, as below."""
+    """Requests without a valid token, by address; empty for no limit, as below."""
     rate_user: str = "2400/minute"
     """Requests with a token, by user."""
     rate_user_changes: str = "600/minute"
-    """Those of them that may change something, by user."""
+    """Requests with a token that may change something, by user; they count for `rate_user` too."""
     rate_methods: dict[str, str] = Field(default_factory=dict)
     """Rates of single methods by full name, as JSON, in place of the contract's `rate_limit`."""
     rate_storage_url: SecretStr | None = None
-    """Redis that the gateways count in together, redis://host:port; each counts alone without."""
+    """Redis with the counts of all gateways, redis://host:port; unset, each one counts alone."""
     allowed_origins: tuple[_Origin, ...] = ()
-    """Origins whose web pages may use the gateway, as a JSON list: ["https://app.example.com"]."""
+    """Origins of web pages that may use the gateway, as a JSON list: ["https://app.example.com"]."""
     operations_networks: tuple[IPv4Network | IPv6Network, ...] = LOOPBACK
     """Networks that may read /metrics and the parts of /readyz, as a JSON list: ["10.0.0.0/8"]."""
     hsts_seconds: int = Field(0, ge=0)

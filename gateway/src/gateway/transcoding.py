@@ -62,8 +62,8 @@ class Transcoder:
     ) -> Message:
         """Return the request message.
 
-        Raises 400 for what is not JSON or UTF-8, INVALID_ARGUMENT with all violations: those of
-        parameters and form, and where the form is good those of rules.
+        Raises 400 for a body that is not JSON, INVALID_ARGUMENT with all violations of parameters
+        and form; the rules are checked only if the form is valid.
         """
         document, sent = self._body(body)
         found = self._refuse_header(document)

@@ -1,8 +1,8 @@
 """ProtoJSON (https://protobuf.dev/programming-guides/json): the one reader and writer.
 
-The canonical form is written. Read is whatever the guide requires: `null` for a field that is not
-set, the names of fields in lowerCamelCase or as the .proto has them, enums by name or number,
-numbers as strings, base64 of both alphabets. Anything else is refused with the path of the field.
+The writer writes the canonical form. The reader accepts all forms that the guide requires: `null`
+for a field that is not set, names of fields in lowerCamelCase or as in the .proto, enums by name or
+number, numbers as strings, base64 of both alphabets. All else is refused with the field's path.
 """
 
 from typing import Any, Final

@@ -1,7 +1,8 @@
 """ProtoJSON to messages, by readers that are compiled once per message class.
 
-A reader returns what upb's constructor takes: a dictionary of the fields, in which messages are
-dictionaries too. It goes on after a refusal, to report every violation, up to one more than 20.
+A reader returns the argument of upb's constructor: a dictionary of the fields, in which messages
+are dictionaries too. It continues after a refusal, to report every violation, up to one more than
+20.
 """
 
 from typing import Any, Final
@@ -90,7 +91,7 @@ class Reader:
         return self._plain(kind)
 
     def _plain(self, kind: Descriptor) -> Read:
-        """Return the reader of a message whose JSON is an object of its fields."""
+        """Return the reader of a message that is an object of its fields in JSON."""
         self._readers[kind] = lambda document: self._readers[kind](document)  # it may hold itself
         table: dict[str, tuple[str, str, Read, bool]] = {}
         for names in ("name", "json_name"):
@@ -235,7 +236,7 @@ def _has_own_form(kind: Descriptor) -> bool:
 
 
 def _takes_null(field: FieldDescriptor) -> bool:
-    """Return whether null is a value of the field; for all others it means that it is not set."""
+    """Return whether null is a value of the field; else null means that the field is not set."""
     if field.is_repeated:
         return False
     if field.enum_type is not None:
@@ -244,7 +245,7 @@ def _takes_null(field: FieldDescriptor) -> bool:
 
 
 def _key_reader(field: FieldDescriptor) -> Read:
-    """Keys of JSON objects are strings, whatever those of the map are."""
+    """Return the reader of a map's keys, which are strings in JSON."""
     if field.type == FieldDescriptor.TYPE_BOOL:
         return _read_bool_key
     return scalar_reader(field)
