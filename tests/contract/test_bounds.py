@@ -1,4 +1,4 @@
-"""The work and the answer for a request have bounds, whatever a client sends."""
+"""The work and the answer for a request have bounds for every input."""
 
 import json
 import time
@@ -27,7 +27,7 @@ from tools.generate.openapi import MAX_BODY_BYTES
 
 ANSWER_BYTES = 64 * 1024
 CPU_SECONDS = 0.3
-"""Some times what the slowest takes on an idle machine; without a bound it is 4 to 40 seconds."""
+"""Several times the slowest case on an idle machine; without a bound it is 4 to 40 seconds."""
 MEGABYTE = 1_000_000
 POSTS = "postbus.posts.v1.PostsService"
 HOSTILE = {

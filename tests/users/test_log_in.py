@@ -1,4 +1,4 @@
-"""Log-in and sign-up under attack: floods, guesses, and what they cost whom."""
+"""Log-in and sign-up under attack: floods, guesses, and their cost for other users."""
 
 import asyncio
 import time
