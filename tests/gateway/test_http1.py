@@ -45,7 +45,7 @@ SHORT = 0.2
 
 
 class Echo:
-    """Answers with the request that it received; by path, it reads no body, waits, or answers with much."""
+    """Answers with the request; by path, it reads no body, waits, or answers with much."""
 
     def __init__(self) -> None:
         self.requests: list[str] = []

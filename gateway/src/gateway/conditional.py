@@ -32,7 +32,7 @@ def entity_tag(content: bytes, version: int | None) -> str:
 
 
 def names_tag(if_none_match: str, etag: str) -> bool:
-    """Return whether the field names a tag, by weak comparison: W/ does not count (section 13.1.2)."""
+    """Return whether the field names a tag, by weak comparison, without W/ (section 13.1.2)."""
     tags = [tag.removeprefix("W/") for tag in _entity_tags(if_none_match) or ()]
     return if_none_match.strip() == "*" or etag in tags
 
