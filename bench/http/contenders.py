@@ -54,7 +54,7 @@ POST: Final = {
     " whatever we know how to order it to perform. It can follow analysis; but it has no power of"
     " anticipating any truths!!",
 }
-"""What our contract has for the rivals' payload.json, in as many bytes."""
+"""The request of our contract with as many bytes as the rivals' payload.json."""
 _RATES: Final = WITHOUT_RATES | {
     "POSTBUS_RATE_USER": "100000000/minute",
     "POSTBUS_RATE_USER_CHANGES": "100000000/minute",

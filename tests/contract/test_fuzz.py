@@ -1,4 +1,4 @@
-"""Whatever comes, bytes or JSON, is a message or a typed error: never anything else.
+"""Bytes and JSON of any kind are read as a message or refused with a typed error.
 
 Every run looks for seconds; `just fuzz SECONDS` looks for longer. A finding is printed with the
 seed that makes it come back.
@@ -16,9 +16,10 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from gateway.frames import read_client_frame
-from gateway.transcoding import Transcoder, read_json
+from gateway.transcoding import Transcoder
 from postbus.registry import MESSAGES, METHODS
 from shared.errors import ServiceError
+from shared.protojson import parse_json
 from shared.wire import decode, encode, message_class
 from tests.contract.kinds import examples, fill
 
@@ -130,7 +131,7 @@ class AnyParameter(dict[str, str]):
 def test_text_is_a_frame_or_a_typed_error() -> None:
     def check(text: str) -> None:
         data = text.encode("utf-8", "surrogatepass")
-        reason = reason_of(lambda: read_client_frame(read_json(data), data))
+        reason = reason_of(lambda: read_client_frame(parse_json(data), data))
         assert reason in REASONS | {"UNKNOWN_METHOD", "WRONG_REQUEST_TYPE"}
 
     search(JSON.map(json.dumps) | st.text(max_size=50), check)

@@ -4,7 +4,6 @@ import json
 import struct
 from typing import Any
 
-import orjson
 import pytest
 from google.protobuf import json_format
 from google.protobuf.message import Message
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 
 from postbus.registry import MESSAGES
 from shared.errors import Code, ServiceError
-from shared.protojson import Reader, fragment, read_json, read_message, write_bytes, write_message
+from shared.protojson import read_json, read_message, write_message
 from shared.wire import message_class
 from tests.contract.kinds import Kinds, canonical, examples, fill
 
@@ -204,18 +203,6 @@ def test_wrong_any_is_refused(kinds: Kinds, document: dict[str, Any], rule: str)
     assert [each.rule for each in raised.value.violations] == [rule]
 
 
-def test_types_in_an_any_can_be_restricted(kinds: Kinds) -> None:
-    kind = kinds.codecs["Anything"].upb
-    read = Reader(any_types={"kinds.v1.Nothing"})
-    leaf = {"any": {"@type": f"{ANY}kinds.v1.Leaf"}}
-
-    assert read(kind, {"any": {"@type": f"{ANY}kinds.v1.Nothing"}}) == read_message(
-        kind, {"any": {"@type": f"{ANY}kinds.v1.Nothing"}}
-    )
-    with pytest.raises(ServiceError):
-        read(kind, leaf)
-
-
 def test_message_without_a_json_form_is_an_internal_error(kinds: Kinds) -> None:
     unknown = kinds.codecs["Anything"].upb(any={"type_url": f"{ANY}made.up.Type", "value": b"x"})
     damaged = kinds.codecs["Anything"].upb(any={"type_url": LEAF, "value": b"\xff"})
@@ -225,13 +212,6 @@ def test_message_without_a_json_form_is_an_internal_error(kinds: Kinds) -> None:
         with pytest.raises(ServiceError) as raised:
             write_message(message)
         assert raised.value.code is Code.INTERNAL
-
-
-def test_fragment_is_the_text_of_the_message(kinds: Kinds) -> None:
-    leaf = kinds.codecs["Leaf"].upb(name="x", number=7)
-
-    assert write_bytes(leaf) == b'{"name":"x","number":"7"}'
-    assert orjson.dumps({"event": fragment(leaf)}) == b'{"event":{"name":"x","number":"7"}}'
 
 
 @pytest.mark.parametrize(

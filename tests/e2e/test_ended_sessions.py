@@ -1,4 +1,4 @@
-"""A session that has ended stays ended, whatever has started since."""
+"""A session that has ended stays ended for processes that start later."""
 
 import asyncio
 import json

@@ -15,7 +15,7 @@ OTHER_TYPE = "postbus.posts.v1.PostCreated"
 
 
 class Listener:
-    """Keeps what it is passed."""
+    """Keeps the deliveries that it gets."""
 
     def __init__(self) -> None:
         self.deliveries: asyncio.Queue[bytes] = asyncio.Queue()

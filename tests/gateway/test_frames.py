@@ -1,4 +1,4 @@
-"""Frames of the WebSocket as JSON: what is written equals google's JSON, errors are bounded."""
+"""Frames of the WebSocket as JSON: the writer agrees with google's JSON, errors are bounded."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""What one WebSocket client may cost: every bound, and how the connection ends."""
+"""Bounds of the cost of one WebSocket client, and how its connection ends."""
 
 import asyncio
 import gc

@@ -38,7 +38,7 @@ class SentCommands(CommandListener):
 
 
 def _bare(command: Document) -> Document:
-    """Leave out what belongs to the session."""
+    """Return a command without the fields of its session."""
     return {
         name: value
         for name, value in command.items()

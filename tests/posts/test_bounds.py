@@ -1,4 +1,4 @@
-"""The database examines a bounded number of documents for one page or total, whatever is asked."""
+"""The database examines a bounded number of documents for each page and total."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""When `posts` answers from its copy of users' data, and when it asks `users`."""
+"""When `posts` answers from its copy of users' data, and when it calls `users`."""
 
 import asyncio
 import time
@@ -148,7 +148,7 @@ async def test_token_of_an_ended_session_reads_and_writes_nothing(
     await get(bus, path, alice, 0)
     await as_alice.done("POST", "/v1/auth/logout")
 
-    async def refused() -> bool:  # a worker hears of it as a gateway does
+    async def refused() -> bool:  # the worker reads the same event as the gateway
         try:
             await get(bus, path, alice, 0)
         except ServiceError as error:

@@ -1,4 +1,4 @@
-"""Which changes of a user are in the copy, whatever the order of their events."""
+"""The changes of a user that are in the copy, for every order of their events."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -26,7 +26,7 @@ ALICE, BOB = "018f3f6e-0000-7000-8000-0000000000a1", "018f3f6e-0000-7000-8000-00
 
 @pytest.fixture
 async def mongo(mongo_url: str, unique: Unique) -> AsyncIterator[tuple[Mongo, SentCommands]]:
-    """A database of its own, whose commands are counted."""
+    """A database of its own that counts commands."""
     sent, url = SentCommands(), httpx.URL(mongo_url)
     own = str(url.copy_with(path=unique(f"{url.path}_")))
     async with AsyncMongoClient[dict[str, Any]](own, event_listeners=[sent]) as client:
@@ -39,7 +39,7 @@ def an_author(id_: str = ALICE, **fields: Any) -> Author:
 
 
 def after(*revisions: int) -> Author:
-    """Return an author of whom these revisions were stored, in this order."""
+    """Return an author after these revisions were stored in this order."""
     author = an_author()
     for revision in revisions:
         author.revision, author.ahead = with_revision(author, revision)

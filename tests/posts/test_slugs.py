@@ -1,4 +1,4 @@
-"""What a post is called in addresses."""
+"""Names of posts in addresses."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A peer on the bus that sends too much, or wants to answer what others are asked."""
+"""Peers on the bus that send too much, or try to answer calls to other callees."""
 
 import asyncio
 import subprocess

@@ -1,4 +1,4 @@
-"""Counts of failures: how they fade, what an address is, and that their rows are bounded."""
+"""Counts of failures: how they fade, and the bound of their rows."""
 
 from collections.abc import AsyncIterator, Callable
 
@@ -12,7 +12,7 @@ from shared.errors import ServiceError
 from shared.postgres import Postgres, open_postgres
 from users import throttle as module
 from users.security_log import SecurityLog
-from users.throttle import Allowance, LoginThrottle, Streak, network
+from users.throttle import Allowance, LoginThrottle, Streak
 
 Unique = Callable[[str], str]
 
@@ -21,23 +21,6 @@ Unique = Callable[[str], str]
 async def postgres(worker_database: str) -> AsyncIterator[Postgres]:
     async with open_postgres(SecretStr(worker_database)) as opened:
         yield opened
-
-
-@pytest.mark.parametrize(
-    ("address", "counted"),
-    [
-        ("192.0.2.1", "192.0.2.1"),
-        ("::ffff:192.0.2.1", "192.0.2.1"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("2001:db8:1:2::ffff", "2001:db8:1:2::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-        ("", ""),
-        ("unix:", ""),
-        ("x" * 100_000, ""),
-    ],
-)
-def test_address_counts_as_its_network(address: str, counted: str) -> None:
-    assert network(address) == counted
 
 
 def test_failures_in_a_row_wait_ever_longer_and_a_minute_at_most() -> None:

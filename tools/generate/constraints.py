@@ -10,14 +10,13 @@ from typing import Any, Final
 
 from google.protobuf.descriptor import FieldDescriptor
 
+from shared.bounds import MAX_ELEMENTS
 from tools.generate.fields import is_map, value_of
 from tools.generate.json_values import COMPONENTS, Schema
 from tools.generate.patterns import escaped, integers, is_portable
 
-__all__ = ["MAX_ELEMENTS", "constrain"]
+__all__ = ["constrain"]
 
-MAX_ELEMENTS: Final = 1_000
-"""Items of a list, and pairs of a map, whose field has no rule (`shared.bounds.MAX_ELEMENTS`)."""
 
 _IGNORE_IF_ZERO_VALUE: Final = 1
 _IGNORE_ALWAYS: Final = 3

@@ -1,35 +1,19 @@
 """Addresses of clients."""
 
 from functools import lru_cache
-from ipaddress import IPv6Address, ip_address
+from typing import Final
 
 from starlette.types import Scope
 
+from shared import addresses
+
 __all__ = ["address_of", "network_of"]
 
-_IPV6_SITE_BITS = 64
-"""One IPv6 client has at least a /64 for itself (RFC 6177)."""
+network_of: Final = lru_cache(maxsize=4096)(addresses.network_of)
+"""`shared.addresses.network_of`, cached: each request without a token needs it."""
 
 
 def address_of(scope: Scope) -> str:
     """Return the address of a client, not of a trusted proxy in between; empty if unknown."""
     client = scope.get("client")
     return client[0] if client else ""
-
-
-@lru_cache(maxsize=4096)
-def network_of(address: str) -> str:
-    """Return the name under which a client's address is counted: IPv6 by its /64 network.
-
-    IPv4 addresses in IPv6 form count as IPv4. Text that is no address is returned as it is.
-    """
-    try:
-        parsed = ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(parsed, IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            return str(parsed.ipv4_mapped)
-        network = int(parsed) >> (128 - _IPV6_SITE_BITS) << (128 - _IPV6_SITE_BITS)
-        return f"{IPv6Address(network)}/{_IPV6_SITE_BITS}"
-    return address

@@ -53,7 +53,7 @@ def build_app(
 ) -> Gateway:
     """Return the gateway, which calls over `bus` and reads its events while it runs.
 
-    Without `rates`, only methods whose contract says so have a limit.
+    Without `rates`, only methods with a `rate_limit` in the contract have a limit.
     """
     feed, metrics, cors = EventFeed(bus), Metrics(bus), Cors(allowed_origins)
     sessions, revisions = SessionVerifier(bus, verifier), CallerRevisions(bus)
@@ -71,7 +71,7 @@ def build_app(
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        # They wait while the broker is unavailable.
+        # Each waits while the broker is unavailable.
         running = asyncio.gather(feed.run(), sessions.run(), revisions.run())
         yield
         running.cancel()
@@ -109,7 +109,7 @@ def build_app(
 
 
 async def _http_problem(_request: Request, error: HTTPException) -> Answer:
-    """Describe what the router refuses, such as an unknown path."""
+    """Return the problem of a request that the router refuses, such as one of an unknown path."""
     status = HTTPStatus(error.status_code)
     code = Code.NOT_FOUND if status is HTTPStatus.NOT_FOUND else Code.UNIMPLEMENTED
     reason = "UNKNOWN_PATH" if status is HTTPStatus.NOT_FOUND else status.name
@@ -123,7 +123,7 @@ async def _service_problem(_request: Request, error: ServiceError) -> Answer:
 
 
 async def _internal_problem(request: Request, error: Exception) -> Answer:
-    """Log an unexpected error, of which the client learns nothing but that it happened."""
+    """Log an unexpected error, and return a problem without its details."""
     trace = trace_id(new_traceparent())
     if not isinstance(error, ClientDisconnect):
         _log.error("request.failed", path=request.url.path, trace_id=trace, exc_info=error)

@@ -4,47 +4,34 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from gateway.problems import HttpError
-from gateway.request_headers import Fields
-from shared.errors import Code
+from shared.errors import Code, Outcome
 
-__all__ = ["read_body"]
+__all__ = ["read_body", "too_large"]
 
 
-async def read_body(receive: Receive, fields: Fields, max_bytes: int) -> bytes:
-    """Return the whole body; 413 if it is too large.
+async def read_body(receive: Receive, max_bytes: int) -> bytes:
+    """Return the whole body; 413 if it is too large, which `gateway.http1` finds before.
 
     Raises ClientDisconnect if the client leaves before its end.
     """
-    if _announced(fields) > max_bytes:
-        raise _too_large(max_bytes)
-    event = await receive()
-    if event["type"] == "http.request" and not event.get("more_body", False):
-        body: bytes = event.get("body", b"")
-        if len(body) > max_bytes:
-            raise _too_large(max_bytes)
-        return body
-    parts, size = [], 0
+    parts: list[bytes] = []
+    size = 0
     while True:
+        event = await receive()
         if event["type"] == "http.disconnect":
             raise ClientDisconnect
-        parts.append(event.get("body", b""))
-        size += len(parts[-1])
+        part: bytes = event.get("body", b"")
+        size += len(part)
         if size > max_bytes:
-            raise _too_large(max_bytes)
+            raise too_large(max_bytes)
         if not event.get("more_body", False):
-            return b"".join(parts)
-        event = await receive()
+            return b"".join((*parts, part)) if parts else part
+        parts.append(part)
 
 
-def _announced(fields: Fields) -> int:
-    length = fields.get(b"content-length", b"0")
-    return int(length[:20]) if length.isdigit() else 0
-
-
-def _too_large(max_bytes: int) -> HttpError:
-    return HttpError(
-        413,
-        Code.INVALID_ARGUMENT,
-        "BODY_TOO_LARGE",
-        f"The body is larger than {max_bytes} bytes.",
-    )
+def too_large(max_bytes: int, outcome: int = Outcome.NO_EFFECT) -> HttpError:
+    """Return the error of a body of more than `max_bytes`: 413."""
+    message = f"The body is larger than {max_bytes} bytes."
+    error = HttpError(413, Code.INVALID_ARGUMENT, "BODY_TOO_LARGE", message)
+    error.outcome = Outcome.try_value(outcome)
+    return error

@@ -1,4 +1,4 @@
-"""The highest revision that the gateway knows of each caller's account."""
+"""The highest known revision of each caller's account."""
 
 from collections import OrderedDict
 from typing import Final
@@ -25,11 +25,11 @@ _MAX_USERS: Final = 100_000
 
 
 class CallerRevisions:
-    """Learns revisions from replies and events; see `caller_revision` in `postbus.bus.v1.Request`.
+    """Revisions from replies and events; see `caller_revision` in `postbus.bus.v1.Request`.
 
-    A user's own change is known at once at the gateway that made the call. `run` consumes the
-    events of changes, so the other gateways know it within milliseconds, and within a second while
-    the broker is reachable. A gateway that does not know it reads data that may be as old as that.
+    The gateway that made a change has its revision from the reply. The other gateways have it from
+    the event, usually within milliseconds, and within a second while the broker is reachable. Until
+    then, reads through them may return data from before the change.
     """
 
     def __init__(self, bus: MessageBus) -> None:
@@ -38,7 +38,7 @@ class CallerRevisions:
 
     async def run(self) -> None:
         """Begin to consume events, once the broker is reachable."""
-        await self._bus.subscribe(list(_TYPES), self._hear)
+        await self._bus.subscribe(list(_TYPES), self._read)
 
     def known(self, user_id: str) -> int:
         """Return the highest known revision of a user's account; 0 if none is known."""
@@ -48,7 +48,7 @@ class CallerRevisions:
         return revision
 
     def learn(self, user_id: str, revision: int) -> None:
-        """Take a revision as known, unless a higher one is; 0 says nothing."""
+        """Store a revision, unless a higher one is stored; 0 stands for an unknown revision."""
         if revision <= self._revisions.get(user_id, 0):
             return
         self._revisions[user_id] = revision
@@ -56,7 +56,7 @@ class CallerRevisions:
         if len(self._revisions) > _MAX_USERS:
             self._revisions.popitem(last=False)
 
-    async def _hear(self, body: bytes) -> None:
+    async def _read(self, body: bytes) -> None:
         try:
             event = decode(Event, body)
             if event.type not in _TYPES:  # published under the routing key of another event

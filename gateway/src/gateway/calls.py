@@ -1,4 +1,4 @@
-"""What REST and WebSocket calls have in common on their way to the bus."""
+"""Methods that clients may call, and the authorization of callers, for REST and WebSocket."""
 
 from postbus.registry import METHODS, Access, Method
 from shared.errors import Code, ServiceError

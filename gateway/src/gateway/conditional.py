@@ -22,7 +22,7 @@ _VERSION: Final = re.compile(r'"([1-9][0-9]{0,18})(?:-.*)?"')
 _MAX_VERSION: Final = 2**63 - 1
 
 Versions = frozenset[int] | None
-"""Those that a request is ready to meet; None for any."""
+"""Versions that If-Match accepts; None for any."""
 
 
 def entity_tag(content: bytes, version: int | None) -> str:
@@ -32,13 +32,13 @@ def entity_tag(content: bytes, version: int | None) -> str:
 
 
 def names_tag(if_none_match: str, etag: str) -> bool:
-    """Whether the field names a tag, by weak comparison: W/ does not count (section 13.1.2)."""
+    """Return whether the field names a tag, by weak comparison, without W/ (section 13.1.2)."""
     tags = [tag.removeprefix("W/") for tag in _entity_tags(if_none_match) or ()]
     return if_none_match.strip() == "*" or etag in tags
 
 
 def is_safe(method: Method) -> bool:
-    """Whether calls of a method change nothing."""
+    """Return whether calls of a method change nothing."""
     return method.idempotency is Idempotency.NO_SIDE_EFFECTS
 
 

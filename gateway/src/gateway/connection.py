@@ -43,9 +43,11 @@ _log = structlog.get_logger()
 AUTHENTICATION_BYTES: Final = 8192
 """Largest message of a client that has not authenticated."""
 _AUTHENTICATION_SECONDS: Final = 10.0
+"""From the handshake to the frame `authenticate`."""
 _MAX_CALLS: Final = 64
+"""Calls of one connection that run at once."""
 _MAX_WAITING_BYTES: Final = 4 * 2**20
-"""What may wait for a client to read it, beyond the buffers of the kernel."""
+"""Most bytes that wait for a client to read them, beyond the buffers of the kernel."""
 _REALTIME: Final = "postbus.realtime.v1."
 _Authenticated: Any = message_class(_REALTIME + "Authenticated")
 _SUBSCRIBED: Final = message_class(_REALTIME + "Subscribed")()
@@ -55,7 +57,7 @@ _COMPLETED: Final = message_class(_REALTIME + "Completed")()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """What the connections of one gateway share."""
+    """The services that all connections of a gateway share."""
 
     bus: MessageBus
     verifier: SessionVerifier
@@ -69,7 +71,7 @@ class Services:
 
 
 class Connection:
-    """One client; a Receiver of its socket. `close` releases what it holds."""
+    """One client; a Receiver of its socket. `close` ends its calls and subscriptions."""
 
     __slots__ = (
         "_access_token",
@@ -123,9 +125,9 @@ class Connection:
             self._caller = None
 
     def receive(self, message: bytes) -> None:
-        """Act on a frame. One that is refused is answered with an error frame.
+        """Handle a frame; answer one that is refused with an error frame.
 
-        Before authentication such a frame ends the connection.
+        Before authentication, a refused frame ends the connection.
         """
         id_ = ""
         try:
@@ -252,7 +254,7 @@ class Connection:
         )
 
     async def _stream(self, method: Method, call: Call, id_: str) -> None:
-        """Take from the stream no faster than the client reads."""
+        """Send the results of a stream, and read it no faster than the client reads them."""
         async with aclosing(self._services.bus.stream(method.name, call)) as payloads:
             async for payload in payloads:
                 self._answer(method, payload, id_)

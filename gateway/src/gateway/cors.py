@@ -19,7 +19,7 @@ _EXPOSED: Final = (
 
 
 class Cors:
-    """The origins whose pages may use the gateway, such as `https://app.example.com`.
+    """Origins of web pages that may use the gateway, such as `https://app.example.com`.
 
     An origin is compared as a whole. No cookie authenticates, so credentials are never allowed.
     """
@@ -32,7 +32,7 @@ class Cors:
         """Of answers that are the same for every caller."""
 
     def origin_allowed(self, origin: str) -> bool:
-        """Whether a page of this origin may use the gateway, over HTTP or a WebSocket."""
+        """Return whether a page of this origin may use the gateway, over HTTP or a WebSocket."""
         return origin.encode("latin-1", "replace") in self._origins
 
     def headers(self, origin: bytes | None) -> tuple[Header, ...]:

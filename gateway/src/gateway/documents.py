@@ -15,7 +15,7 @@ __all__ = ["Document"]
 
 _YEAR: Final = "public, max-age=31536000, immutable"
 _ASK: Final = "no-cache"
-"""A cache may keep the document, but asks before each use whether it is still the same."""
+"""A cache may store the document, and revalidates it before each use."""
 
 
 class Document:
@@ -42,7 +42,7 @@ class Document:
             self._headers |= {name.decode(): value.decode() for name, value in PAGE}
 
     async def answer(self, request: Request) -> Response:
-        """Answer GET and HEAD; 304 if the client has the document already."""
+        """Answer GET and HEAD; 304 if the client has the current version."""
         packed = self._gzip
         if packed is not None and not accepts_gzip(request.headers.get("accept-encoding", "")):
             packed = None

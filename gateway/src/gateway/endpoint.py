@@ -48,7 +48,7 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edge:
-    """What all endpoints share."""
+    """The services that all endpoints share."""
 
     bus: MessageBus
     verifier: SessionVerifier
@@ -61,7 +61,7 @@ class Edge:
 
 @dataclass(slots=True)
 class _Request:
-    """One request, with what all steps of answering it need."""
+    """One request, with the values that several steps of its answer need."""
 
     scope: Scope
     receive: Receive
@@ -217,7 +217,7 @@ class Endpoint:
         if b"content-type" not in fields and not has_content(fields):
             return b"{}"  # every member is left out; the rules say whether one is missing
         require_json(fields, patch=self._rule.verb == "PATCH")
-        return await read_body(request.receive, fields, self._edge.max_body_bytes)
+        return await read_body(request.receive, self._edge.max_body_bytes)
 
     async def _stream(self, request: _Request, call: Call, headers: list[Header]) -> StreamAnswer:
         payloads = self._bus.stream(self.method.name, call)
@@ -250,5 +250,5 @@ class Endpoint:
             raise
         if names_tag(tags, reading._success.etag(payload)):
             raise ServiceError(
-                Code.FAILED_PRECONDITION, "ALREADY_THERE", "If-None-Match names what is there."
+                Code.FAILED_PRECONDITION, "ALREADY_THERE", "If-None-Match names the current ETag."
             )

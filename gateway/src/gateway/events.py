@@ -20,10 +20,10 @@ __all__ = ["CLIENT_EVENTS", "EventFeed", "Listener"]
 _log = structlog.get_logger()
 _Event: Any = message_class("postbus.bus.v1.Event")
 _SLICE: Final = 100
-"""Listeners served before the event loop gets a turn: about 1 ms with the writing."""
+"""Listeners that get an event before other tasks run: about 1 ms with the writing."""
 
 _Key = tuple[str, str]
-"""Type of an event, and id of the user that it is for; empty if it is for everyone."""
+"""Type of an event, and id of the user that it is for; empty if it is for all users."""
 
 CLIENT_EVENTS: Final = {
     name: event for name, event in EVENTS.items() if event.access is not Access.INTERNAL
@@ -38,7 +38,7 @@ class Listener(Protocol):
         """Take an event: a Delivery in JSON."""
 
     def interrupt(self) -> None:
-        """Learn that events may have been missed."""
+        """End the subscription: events may have been missed."""
 
 
 class EventFeed:

@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 
 from gateway.calls import public_method
 from gateway.masks import resource_of, unknown_paths
-from gateway.transcoding import Document
+from gateway.parameters import Document
 from postbus.registry import Method
 from shared.errors import Code, FieldViolation, ServiceError
 from shared.protojson import packed, read_message, require_unique, write_message
@@ -26,10 +26,11 @@ __all__ = [
 ]
 
 EVENT_SUFFIX: Final = b"}"
-"""Comes after the JSON of a delivery; see `event_prefix`."""
+"""The end of a frame, after the JSON of a delivery; see `event_prefix`."""
 
 _CLIENT_FRAME: Final = message_class("postbus.realtime.v1.ClientFrame")
 _MAX_ID: Final = 64
+"""Characters of the id of a frame, as in frames.proto."""
 _IN_REQUEST: Final = "call.request."
 
 
@@ -141,8 +142,8 @@ def error_frame(error: ServiceError, *, id_: str, trace: str) -> bytes:
 
 
 def event_prefix(id_: str) -> bytes:
-    """Return what comes before the JSON of a delivery in the frame for this subscription.
+    """Return the beginning of a frame for this subscription, up to the JSON of the delivery.
 
-    So a delivery is written to JSON once, for all its receivers.
+    So a delivery is written to JSON once for all receivers.
     """
     return b'{"id":' + orjson.dumps(id_) + b',"event":'

@@ -24,7 +24,7 @@ __all__ = ["Gateway"]
 
 _log = structlog.get_logger()
 _OPERATIONS: Final = frozenset({b"/healthz", b"/readyz", b"/metrics"})
-"""Paths without a limit of rate: machines ask for them all the time."""
+"""Paths without a rate limit: probes and Prometheus request them regularly."""
 
 
 class Gateway:
@@ -112,7 +112,7 @@ class Gateway:
         except ClientDisconnect:
             pass
         except Exception:
-            if not sender.status:  # else it has been answered and logged inside
+            if not sender.status:  # else FastAPI has answered and logged it
                 raise
         finally:
             metrics.end(sender.status, time.perf_counter() - began)

@@ -16,12 +16,12 @@ SECURITY: Final[tuple[Header, ...]] = (
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
-"""Carried by every answer, whatever its status."""
+"""Headers of every answer."""
 PAGE: Final[tuple[Header, ...]] = (
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"permissions-policy", b"camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
 )
-"""Carried by HTML pages as well."""
+"""Further headers of HTML pages."""
 JSON: Final[Header] = (b"content-type", b"application/json")
 PROBLEM: Final[Header] = (b"content-type", b"application/problem+json")
 NO_STORE: Final[Header] = (b"cache-control", b"no-store")

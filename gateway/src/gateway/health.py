@@ -14,7 +14,7 @@ from shared.revocations import SessionVerifier
 __all__ = ["Health"]
 
 _FRESH_SECONDS: Final = 0.2
-"""Questions within this time share one answer: each asks every worker."""
+"""Checks within this time share one result: each calls every worker."""
 
 
 class Health:

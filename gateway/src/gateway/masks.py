@@ -1,4 +1,4 @@
-"""Update masks of requests (AIP-134, AIP-161), and what a change leaves alone (AIP-203)."""
+"""Update masks of requests (AIP-134, AIP-161), and members that a change ignores (AIP-203)."""
 
 import re
 from collections.abc import Container, Mapping
@@ -24,11 +24,11 @@ _BEHAVIOR: Any = POOL.FindExtensionByName("google.api.field_behavior")
 
 
 class Resource:
-    """What a method changes.
+    """The resource that a method changes.
 
-    `fields` are those of the request that hold it; `shown` is the resource as the method answers
-    it; `read_only` are the names of the members that a change ignores. `has_mask` tells whether the
-    request has an update mask.
+    `fields` describes the message of the request with its fields; `shown` describes the resource in
+    the response; `read_only` has the names of the members that a change ignores. `has_mask` tells
+    whether the request has an update mask.
     """
 
     def __init__(self, fields: Descriptor, shown: Descriptor, *, has_mask: bool) -> None:
@@ -46,7 +46,7 @@ class Resource:
 
 @cache
 def resource_of(method: Method) -> Resource | None:
-    """Return what a method with a PATCH changes; None for other methods."""
+    """Return the resource that a method with a PATCH changes; None for other methods."""
     request: Any = message_class(method.request_name).DESCRIPTOR
     rule = next((rule for rule in method.http if rule.verb == "PATCH"), None)
     if rule is None:

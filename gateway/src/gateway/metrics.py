@@ -26,14 +26,14 @@ _BOUNDS: Final = (
 )
 """Upper bounds of the buckets, in seconds: the default of prometheus_client."""
 _FRESH_SECONDS: Final = 1.0
-"""Scrapes within this time share one result: a scrape asks every worker."""
+"""Scrapes within this time share one result: each calls every worker."""
 _METHODS: Final = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 
 
 class RouteMetrics:
     """The requests of one route and verb.
 
-    Plain numbers, read when Prometheus asks: a metric of prometheus_client takes several locks and
+    Plain numbers, read at each scrape: a metric of prometheus_client takes several locks and
     some ten function calls for each request.
     """
 

@@ -1,4 +1,4 @@
-"""The routes for operators and for the machines that watch the gateway."""
+"""The routes for operators, probes and Prometheus."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -53,7 +53,7 @@ class Operations:
 
 
 async def _upgrade_required(_request: Request) -> Response:
-    """Answer a request for /ws that asks for no WebSocket (RFC 9110, section 15.5.22)."""
+    """Answer a request for /ws that is no WebSocket handshake (RFC 9110, section 15.5.22)."""
     raise HttpError(
         426,
         Code.INVALID_ARGUMENT,

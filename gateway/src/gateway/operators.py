@@ -17,7 +17,7 @@ _FORWARDING: Final = (b"forwarded", b"x-forwarded-for", b"via")
 
 
 class Operators:
-    """Addresses that see the inside of the system; all others learn only whether it is ready.
+    """Networks that may read metrics; all other clients can only read whether the system is ready.
 
     The address is that of the connection, or the client's behind a trusted proxy. A request that a
     proxy on this machine has forwarded without being trusted comes from the loopback address, but
@@ -28,7 +28,7 @@ class Operators:
         self._networks = networks
 
     def include(self, scope: Scope) -> bool:
-        """Whether the request comes from an operator."""
+        """Return whether the request comes from an operator."""
         client = scope.get("client")
         if not client:
             return False
@@ -45,5 +45,5 @@ class Operators:
         """Raise 403 unless the request comes from an operator."""
         if not self.include(scope):
             raise HttpError(
-                403, Code.PERMISSION_DENIED, "OPERATORS_ONLY", "This is not for your address."
+                403, Code.PERMISSION_DENIED, "OPERATORS_ONLY", "Your address may not read this."
             )

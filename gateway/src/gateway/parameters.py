@@ -1,48 +1,16 @@
-"""Parameters of paths and queries: text, put where the request message has it."""
+"""Parameters of paths and queries, and the fields of request messages that they set."""
 
-import re
-from collections.abc import Iterator
 from typing import Any, Final
-from urllib.parse import unquote_to_bytes
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from gateway.problems import HttpError
-from shared.errors import Code, FieldViolation, shown_name
+from shared.errors import FieldViolation, shown_name
 
 __all__ = ["Document", "Place", "field_named", "find_place", "violation"]
 
 _BOOLEANS: Final = {"true": True, "false": False}
-_NOT_ESCAPED: Final = re.compile("%(?![0-9A-Fa-f]{2})")
-_MAX_PARAMETERS: Final = 1_000
 
 Document = dict[str, Any]
-
-
-def _parameters(query: str) -> Iterator[tuple[str, str]]:
-    for part in query.split("&"):
-        name, _, value = part.partition("=")
-        if part:
-            yield _decoded(name), _decoded(value)
-
-
-def _decoded(text: str) -> str:
-    if _NOT_ESCAPED.search(text):
-        raise _malformed()
-    if "%" not in text and text.isascii():
-        return text
-    try:
-        return unquote_to_bytes(text.encode("latin-1")).decode()
-    except UnicodeDecodeError:
-        raise _malformed() from None
-
-
-def _malformed() -> HttpError:
-    return _refused("MALFORMED_QUERY", "The query is not percent-encoded UTF-8.")
-
-
-def _refused(reason: str, message: str) -> HttpError:
-    return HttpError(400, Code.INVALID_ARGUMENT, reason, message)
 
 
 class Place:

@@ -1,4 +1,4 @@
-"""How failures look from outside: problem details (RFC 9457), and close codes of the WebSocket."""
+"""Failures as clients see them: problem details (RFC 9457), and close codes of the WebSocket."""
 
 import math
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ _STATUS_AND_CLOSE_CODE: Final = MappingProxyType(
 CLOSE_CODES: Final = MappingProxyType(
     {code: close for code, (_, close) in _STATUS_AND_CLOSE_CODE.items()}
 )
-"""With what the WebSocket closes where an error ends the connection (RFC 6455, section 7.4)."""
+"""Close codes of the WebSocket for an error that ends the connection (RFC 6455, section 7.4)."""
 
 
 class HttpError(ServiceError):

@@ -31,8 +31,9 @@ _log = structlog.get_logger()
 _MAX_KEYS: Final = 50_000
 """Windows counted in memory, of about 200 bytes each; the oldest is dropped first."""
 _STORE_SECONDS: Final = 0.1
-"""How long a request waits for Redis before it is counted in memory."""
+"""Longest wait for Redis; a request is then counted in memory."""
 _STORE_CONNECTIONS: Final = 16
+"""Connections of one gateway to Redis."""
 _LOG_SECONDS: Final = 10.0
 """Time between two log lines about a store that is unavailable."""
 
@@ -63,9 +64,9 @@ class _Policy:
 
 
 class _Plan:
-    """The limits that a request counts towards, the most special one first.
+    """The limits that a request counts towards, the most specific one first.
 
-    So a flood of one method does not use up the rate of everything else.
+    So refused calls of one method do not use up the general rates.
     """
 
     __slots__ = ("header", "policies")
@@ -94,7 +95,7 @@ class BoundedStorage(Storage):
         return self.count(key, amount)
 
     def count(self, key: str, amount: int = 1) -> int:
-        """Do as `incr`, without a coroutine."""
+        """Count as `incr` does, without a coroutine."""
         counted = self._counts.get(key, 0) + amount
         self._counts[key] = counted
         if len(self._counts) > self._max_keys:
@@ -185,9 +186,9 @@ class Rates:
     ) -> list[Header]:
         """Count a request and return the `RateLimit` header fields of its answer.
 
-        `caller_id` is the user of a valid token, empty for none; `method` is None for what is not
-        in the contract. Raises 429 RATE_LIMITED with `Retry-After` and the same header fields.
-        (draft-ietf-httpapi-ratelimit-headers-10)
+        `caller_id` is the user of a valid token, empty for none; `method` is None for a path that
+        is not in the contract. Raises 429 RATE_LIMITED with `Retry-After` and the same header
+        fields (draft-ietf-httpapi-ratelimit-headers-10).
         """
         plan = self._other
         if method is not None:

@@ -1,4 +1,4 @@
-"""Results that are expensive to obtain, shared by all who ask within a short time."""
+"""Results that are expensive to compute, shared by all callers within a short time."""
 
 import asyncio
 import time
@@ -20,7 +20,7 @@ class Recent(Generic[T]):
         self._task: asyncio.Task[T] | None = None
 
     async def get(self) -> T:
-        """Return the result, or raise what `compute` raises.
+        """Return the result, or raise the error of `compute`.
 
         A caller that is cancelled does not cancel the computation of the other callers.
         """

@@ -18,8 +18,9 @@ class ContractRoutes(Generic[E]):
     """The endpoint of each verb and path template, such as `POST /v1/posts/{id}:publish`.
 
     A parameter is one segment, which may hold an escaped slash (RFC 3986, section 2.2). Where two
-    templates of a verb fit, the one with `precedence` is taken. What a custom verb (`:publish`)
-    ends is never a parameter as a whole, whatever the HTTP verb: its colon must be escaped for it.
+    templates of a verb fit, the one with `precedence` is taken. A path that fits a template with a
+    custom verb (`:publish`) fits no template without one, for any HTTP verb: a parameter that ends
+    with such a text needs an escaped colon.
     """
 
     def __init__(self, endpoints: Mapping[tuple[str, str], E]) -> None:

@@ -14,6 +14,7 @@ from pydantic import (
 )
 from pydantic_settings import NoDecode
 
+from gateway.http1 import HttpLimits
 from gateway.socket_limits import SocketLimits, cost_of
 from shared.settings import ServiceSettings
 
@@ -24,7 +25,8 @@ LOOPBACK: Final = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
 _Origin = Annotated[str, StringConstraints(pattern=r"^https?://[a-z0-9.\-\[\]:]+$")]
 _Contact = Annotated[str, StringConstraints(pattern=r"^((https://|mailto:|tel:)[\x21-\x7e]+)?$")]
 
-_SOCKETS = SocketLimits()
+_HTTP: Final = HttpLimits()
+_SOCKETS: Final = SocketLimits()
 
 
 class GatewaySettings(ServiceSettings):
@@ -39,12 +41,12 @@ class GatewaySettings(ServiceSettings):
     tls_key: FilePath | None = Field(default=None, validate_default=True)
     """File with the private key of the certificate (PEM, without a password)."""
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
-    """Addresses or networks, separated by commas, whose X-Forwarded-For and X-Forwarded-Proto
-    headers are believed; other clients' are ignored."""
-    max_body_bytes: int = 2 << 20
+    """Addresses or networks, separated by commas, of proxies in front; X-Forwarded-For and
+    X-Forwarded-Proto of all other clients are ignored."""
+    max_body_bytes: int = Field(_HTTP.max_body_bytes, gt=0)
     """Largest request body and WebSocket frame, in bytes: room for every request that the contract
     allows, even with each character escaped (12 bytes outside of Unicode's basic plane)."""
-    idle_seconds: float = Field(default=75.0, gt=0)
+    idle_seconds: float = Field(_HTTP.idle_seconds, gt=0)
     """How long an idle connection is kept: longer than a proxy in front keeps its own (60 s)."""
     max_connections: int = Field(default=20_000, gt=0)
     """Most open connections, WebSockets included; further ones get 503."""
@@ -52,17 +54,17 @@ class GatewaySettings(ServiceSettings):
     """Most open connections of one IPv4 address or IPv6 /64; further ones get 429. Trusted proxies
     have no such limit."""
     rate_address: str = "1200/minute"
-    """Requests without a token, by address; empty for no limit, as below."""
+    """Requests without a valid token, by address; empty for no limit, as below."""
     rate_user: str = "2400/minute"
     """Requests with a token, by user."""
     rate_user_changes: str = "600/minute"
-    """Those of them that may change something, by user."""
+    """Requests with a token that may change something, by user; they count for `rate_user` too."""
     rate_methods: dict[str, str] = Field(default_factory=dict)
     """Rates of single methods by full name, as JSON, in place of the contract's `rate_limit`."""
     rate_storage_url: SecretStr | None = None
-    """Redis that the gateways count in together, redis://host:port; each counts alone without."""
+    """Redis with the counts of all gateways, redis://host:port; unset, each one counts alone."""
     allowed_origins: Annotated[tuple[_Origin, ...], NoDecode] = ()
-    """Origins whose web pages may use the gateway, separated by commas: https://app.example.com."""
+    """Origins of web pages that may use the gateway, separated by commas: https://a.example."""
     operations_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = LOOPBACK
     """Networks that may read /metrics and the parts of /readyz, separated by commas: 10.0.0.0/8."""
     hsts_seconds: int = Field(0, ge=0)

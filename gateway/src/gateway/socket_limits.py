@@ -1,4 +1,4 @@
-"""Bounds of what clients may hold and send over WebSockets."""
+"""Limits of WebSockets: frames, sockets and subscriptions."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -8,13 +8,15 @@ from shared.errors import Code, ServiceError
 
 __all__ = ["FrameBudget", "Quota", "SocketLimits", "SocketQuotas", "cost_of"]
 
-_BYTES_PER_TOKEN: Final = 4096
+_BYTES_PER_FRAME: Final = 4096
+"""Bytes of payload that count as one frame more."""
 _RETRY_SECONDS: Final = 10.0
+"""`Retry-After` of a refused socket or subscription."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SocketLimits:
-    """The numbers; each is a setting of the gateway, described at GatewaySettings."""
+    """Limits of WebSockets; each is a setting of the gateway, described at GatewaySettings."""
 
     frames_per_second: int = 250
     frame_burst: int = 1000
@@ -26,11 +28,11 @@ class SocketLimits:
 
 def cost_of(size: int) -> int:
     """Return how many frames a frame with `size` bytes of payload counts for."""
-    return 1 + size // _BYTES_PER_TOKEN
+    return 1 + size // _BYTES_PER_FRAME
 
 
 class FrameBudget:
-    """Bound the rate of one socket's frames: the generic cell rate algorithm (ITU-T I.371).
+    """Bounds the rate of one socket's frames: the generic cell rate algorithm (ITU-T I.371).
 
     A frame costs 1, and 1 more for each 4 KiB of its payload. `rate` is the cost per second that is
     sustained, `burst` the cost at once.
@@ -54,7 +56,7 @@ class FrameBudget:
 
 
 class Quota:
-    """Count what each key holds of one thing, up to `limit`."""
+    """Counts the sockets or subscriptions of each key, up to `limit`."""
 
     def __init__(self, limit: int, reason: str, message: str) -> None:
         self._limit = limit
@@ -82,7 +84,7 @@ class Quota:
 
 
 class SocketQuotas:
-    """What all sockets of one gateway hold."""
+    """Quotas of all sockets of one gateway."""
 
     def __init__(self, limits: SocketLimits) -> None:
         reason = "TOO_MANY_SOCKETS"

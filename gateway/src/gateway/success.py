@@ -25,7 +25,7 @@ _PRIVATE: Final[Header] = (b"cache-control", b"private, no-cache")
 
 
 class Success:
-    """Writes the answers of one binding, whose headers are prepared as far as they are the same."""
+    """Writes the answers of one binding; headers that are always the same are prepared."""
 
     def __init__(self, transcoder: Transcoder, cors: Cors) -> None:
         method, rule = transcoder.method, transcoder.rule
@@ -45,7 +45,7 @@ class Success:
     ) -> Answer:
         """Return the answer that carries a response, or 304 if the client has it already.
 
-        `headers` is added to; `replayed` tells whether the operation had been done before. Raises
+        Appends to `headers`. `replayed` tells whether the operation had been done before. Raises
         412 if a condition does not hold.
         """
         message = self._read(payload)

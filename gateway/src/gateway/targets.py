@@ -7,30 +7,44 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 from gateway.problems import HttpError
 from shared.errors import Code
 
-__all__ = ["MAX_PARAMETERS", "normalized_path", "path_value", "query_parameters"]
+__all__ = [
+    "MAX_PARAMETERS",
+    "has_bad_escape",
+    "normalized_path",
+    "path_value",
+    "query_parameters",
+    "without_needless_escapes",
+]
 
 MAX_PARAMETERS: Final = 200
 """Parameters of a query; one more is refused."""
-_ESCAPE: Final = re.compile(rb"%[0-9A-Fa-f]{2}")
-_BROKEN_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
-_UNRESERVED: Final = re.compile(rb"[A-Za-z0-9._~-]")
+_BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_NEEDLESS_ESCAPE: Final = re.compile(
+    rb"%(?:2[DdEe]|3[0-9]|[46][1-9A-Fa-f]|[57][0-9Aa]|5[Ff]|7[Ee])"
+)
+"""Escapes of the unreserved characters: letters, digits and `-._~`."""
+
+
+def has_bad_escape(text: bytes) -> bool:
+    """Return whether a percent sign is not followed by two hexadecimal digits."""
+    return b"%" in text and _BAD_ESCAPE.search(text) is not None
+
+
+def without_needless_escapes(path: bytes) -> bytes:
+    """Return a path with its unreserved characters decoded: `/v1/%70osts` is `/v1/posts`.
+
+    All other escapes stay (RFC 3986, section 6.2.2.2).
+    """
+    return _NEEDLESS_ESCAPE.sub(lambda escape: unquote_to_bytes(escape[0]), path)
 
 
 def normalized_path(path: bytes) -> bytes:
-    """Return the path without escapes of characters that need none; 400 if an escape is malformed.
-
-    `/v1/%70osts` is `/v1/posts` (RFC 3986, section 6.2.2.2). All other escapes stay.
-    """
+    """Return the path `without_needless_escapes`; 400 if an escape is malformed."""
     if b"%" not in path:
         return path
-    if _BROKEN_ESCAPE.search(path):
+    if has_bad_escape(path):
         raise _malformed("The path has a malformed percent-encoding.")
-    return _ESCAPE.sub(_without_need, path)
-
-
-def _without_need(escape: re.Match[bytes]) -> bytes:
-    character = unquote_to_bytes(escape[0])
-    return character if _UNRESERVED.fullmatch(character) else escape[0]
+    return without_needless_escapes(path)
 
 
 def path_value(segment: str) -> str:
@@ -45,7 +59,7 @@ def query_parameters(query: bytes) -> list[tuple[str, str]]:
     """Return the parameters of a query in their order; 400 if it is malformed or has too many."""
     if not query:
         return []
-    if _BROKEN_ESCAPE.search(query):
+    if has_bad_escape(query):
         raise _malformed("The query has a malformed percent-encoding.")
     try:
         return parse_qsl(

@@ -12,25 +12,21 @@ from gateway.parameters import Document, Place, find_place, violation
 from gateway.problems import HttpError
 from postbus.registry import HttpRule, Method
 from shared.errors import Code, FieldViolation, ServiceError
-from shared.protojson import read_json as read_text
-from shared.protojson import read_message, write_message
+from shared.protojson import read_json, read_message, write_message
 from shared.wire import examine, invalid_fields, message_class, parse
 
-__all__ = ["Document", "Transcoder", "inside", "parse_document", "read_json", "to_json"]
+__all__ = ["Transcoder"]
 
 _PARAMETER: Final = re.compile(r"\{([^}]+)\}")
 
-parse_document = read_message
-to_json = write_message
 
-
-def read_json(body: bytes) -> Any:
+def _read_body(body: bytes) -> Any:
     """Return the value of a body: 400 if it is not JSON; 422 beyond the bounds, or with duplicates.
 
     See `shared.protojson.read_json`.
     """
     try:
-        return read_text(body)
+        return read_json(body)
     except ServiceError as error:
         if error.reason != "MALFORMED_JSON":
             raise
@@ -66,8 +62,8 @@ class Transcoder:
     ) -> Message:
         """Return the request message.
 
-        Raises 400 for what is not JSON or UTF-8, INVALID_ARGUMENT with all violations: those of
-        parameters and form, and where the form is good those of rules.
+        Raises 400 for a body that is not JSON, INVALID_ARGUMENT with all violations of parameters
+        and form; the rules are checked only if the form is valid.
         """
         document, sent = self._body(body)
         found = self._refuse_header(document)
@@ -96,7 +92,6 @@ class Transcoder:
         found = []
         for place, template in self._variables:
             text = _PARAMETER.sub(lambda match: parameters[match[1]], template)
-            _require_text(text)
             found.append(place.replace(document, text))
         return [each for each in found if each]
 
@@ -123,9 +118,9 @@ class Transcoder:
             return {}, {}
         whole = self.rule.body == "*"
         try:
-            value = read_json(body)
+            value = _read_body(body)
         except ServiceError as error:
-            raise error if whole else inside(error, self.rule.body) from None
+            raise error if whole else _inside(error, self.rule.body) from None
         if isinstance(value, dict):
             value = self._writable(value)
         elif whole:
@@ -168,17 +163,7 @@ class Transcoder:
         return orjson.dumps(document)
 
 
-def _require_text(parameter: str) -> None:
-    """Raise 400 for a parameter of the path that is not UTF-8: it holds surrogates."""
-    try:
-        parameter.encode()
-    except UnicodeEncodeError:
-        raise HttpError(
-            400, Code.INVALID_ARGUMENT, "MALFORMED_PATH", "The path is not percent-encoded UTF-8."
-        ) from None
-
-
-def inside(error: ServiceError, place: str) -> ServiceError:
+def _inside(error: ServiceError, place: str) -> ServiceError:
     """Return an error of INVALID_FIELDS whose paths begin with `place`; any other as it is."""
     if error.reason != "INVALID_FIELDS":
         return error

@@ -84,6 +84,6 @@ class WebSocketEndpoint:
         return SUBPROTOCOL if offered else None
 
     def _may_connect(self, origin: str, host: str) -> bool:
-        """Clients other than browsers send no origin; behind a proxy the scheme is not known."""
+        """Return whether a page may connect; the scheme is unknown behind a proxy."""
         own = (f"http://{host}".lower(), f"https://{host}".lower())
         return origin.lower() in own or self._origin_allowed(origin)

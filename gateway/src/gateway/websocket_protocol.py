@@ -21,19 +21,19 @@ __all__ = ["Receiver", "Socket", "WebSocketProtocol"]
 _PIECE: Final = 1024
 """Bytes parsed before their frames are acted on: at most 170 frames, about 0.5 ms."""
 _TURN_SECONDS: Final = 0.002
-"""How long one socket may work before others get a turn."""
+"""Longest time that one socket is served before other tasks run."""
 _CLOSE_SECONDS: Final = 3.0
-"""How long a client has to answer a close frame, and to read what was sent before it."""
+"""Time for a client to read everything that was sent, and to answer the close frame."""
 
 
 class Receiver(Protocol):
-    """What messages of a socket are for. Its methods return at once and never raise."""
+    """Receives the messages of a socket. Its methods return at once and never raise."""
 
     def receive(self, message: bytes) -> None:
         """Take a text message, valid UTF-8."""
 
     def disconnected(self) -> None:
-        """Learn that the socket is closed, by either side; nothing more is received."""
+        """End: the socket is closed, by either side, and nothing more is received."""
 
 
 class Socket(Protocol):
@@ -50,10 +50,10 @@ class Socket(Protocol):
         """Send one text message, of the joined parts; without effect on a closed socket."""
 
     async def drain(self) -> None:
-        """Wait until the client has read enough for more to be sent, or is gone."""
+        """Wait until the client has read enough for more to be sent, or has left."""
 
     def close(self, code: int, reason: str) -> None:
-        """Close with a close frame, sent before anything that is received is looked at."""
+        """Close with a close frame, before any further frame is handled."""
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
@@ -112,7 +112,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def _ends_with_close_frame(self, data: bytes) -> bool:
         """Return whether the client has answered the close frame, as most do with its content.
 
-        Found without parsing what comes before; a frame missed here costs _CLOSE_SECONDS.
+        Found without parsing the bytes before it; a frame missed here costs _CLOSE_SECONDS.
         """
         reason = self.conn.close_sent.reason if self.conn.close_sent else ""
         sizes = (0, 2, 2 + len(reason.encode()))
@@ -125,9 +125,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.transport.close()
 
     def _take_turn(self) -> None:
-        """Act on frames for a moment; then let other sockets go on.
+        """Handle frames for a short time, then let other tasks run.
 
-        A client that does not read what is sent to it is not read from.
+        A client that does not read its messages is not read from.
         """
         self._turn = None
         end = time.perf_counter() + _TURN_SECONDS
@@ -216,7 +216,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         await self.writable.wait()
 
     def resume_writing(self) -> None:
-        """Go on with what was received while the client did not read."""
+        """Handle the frames that were received while the client did not read."""
         super().resume_writing()
         if (self._received or self._frames) and self._turn is None:
             self._take_turn()
@@ -256,7 +256,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Release what belongs to the connection."""
+        """Cancel the callbacks of the connection, and drop its buffers."""
         super().connection_lost(exc)
         for handle in (self._turn, self._flushing):
             if handle is not None:

@@ -1,4 +1,4 @@
-"""Author cards as callers see them: from the copy of what `users` has, or from `users` itself."""
+"""Author cards as callers see them: from the copy in `posts`, or from `users`."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -31,7 +31,7 @@ __all__ = ["AuthorCards", "Seen"]
 
 _UNAVAILABLE: Final = (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED)
 _SECONDS: Final = 1.0
-"""For `users` to answer, before the copy has to do."""
+"""Timeout of calls to `users`; then the copy is used."""
 
 Cards = Mapping[str, Author | Profile]
 
@@ -51,8 +51,8 @@ class AuthorCards:
     """Keeps author cards by events, and shows them.
 
     A caller is answered from the copy if it has all changes of the caller that the gateway knows
-    of, see `posts.revisions`. Else, and for users that the copy lacks, `users` is asked. While
-    `users` is unavailable, the copy has to do.
+    of, see `posts.revisions`. Else, and for users that the copy lacks, `users` is called. While
+    `users` is unavailable, the copy is used.
     """
 
     authors: AuthorRepository
@@ -70,11 +70,11 @@ class AuthorCards:
 
     @EventPattern(UserProfileUpdated, late=True)
     async def user_profile_updated(self, event: UserProfileUpdated, context: Context) -> None:
-        """Store the changed card, and that the revision is here."""
+        """Store the changed card and its revision."""
         if not context.late:
             card = card_of(event.user_id, event)
             await self.authors.learn(card)
-            self.cache.keep([card])  # it may be older than what this process has heard of
+            self.cache.keep([card])  # which drops it if the cache has a later one
         await self.authors.revise(event.user_id, event.revision)
 
     async def require_caller(self, context: Context) -> None:
@@ -111,7 +111,7 @@ class AuthorCards:
     ) -> Seen:
         """Return authors as the caller sees them, and which of `posts` the caller likes.
 
-        `state` is what has just been read of the only one of `posts`.
+        `state` is the state that has just been read of the only one of `posts`.
         """
         wanted, author = sorted(set(ids)), state and state.author
         cards: Cards = {author.id: author} if author and author.known else {}
@@ -178,7 +178,7 @@ class AuthorCards:
     async def _state(
         self, context: Context, *, authors: Iterable[str] = (), posts: Iterable[str] = ()
     ) -> CallerState:
-        """Return what is stored of the caller; UNAUTHENTICATED if the account is deleted."""
+        """Return the stored state of the caller; UNAUTHENTICATED if the account is deleted."""
         state = await self.states.read(context.user_id, authors=authors, posts=posts)
         _require_account(state)
         return state

@@ -22,7 +22,7 @@ _VIEW: Final = "view "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallerState:
-    """What is stored of a caller."""
+    """The stored data of a caller."""
 
     author: Author | None
     """The caller's card; None if there is none yet. Its revision holds for `followed`, too."""
@@ -34,7 +34,7 @@ class CallerState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PostState:
-    """A post with what a caller sees beside it."""
+    """A post with the data that a caller sees beside it."""
 
     post: Post | None
     author: Author | None = None

@@ -1,4 +1,4 @@
-"""The copy of a user's card and follows anew from `users`, after an event is missing."""
+"""A new copy of a user's card and follows from `users`, if an event is missing."""
 
 from typing import Final
 
@@ -13,11 +13,11 @@ from shared.work import Operation, outside_work
 __all__ = ["Resync"]
 
 _SECONDS: Final = 1.0
-"""For `users` to answer each question."""
+"""Timeout of each call to `users`."""
 
 
 class Resync:
-    """Copies the caller's data anew; see `posts.revisions`."""
+    """Copies the caller's data again; see `posts.revisions`."""
 
     def __init__(
         self,

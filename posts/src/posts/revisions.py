@@ -1,6 +1,6 @@
 """Whether the copy of a user's data is at least as new as the user's own last change.
 
-`posts` keeps a copy of what it shows of users: their cards (collection `authors`) and follows. In
+`posts` keeps a copy of the user data that it shows: cards (collection `authors`) and follows. In
 `users`, each change of an account that the copy shows adds one to the account's revision, in the
 transaction of the change: each UserProfileUpdated, and each FollowChanged of which the account is
 the follower. The event carries the revision. The Reply to the change carries it too; gateways send

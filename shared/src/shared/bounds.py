@@ -1,4 +1,4 @@
-"""Bounds of messages, checked before anything walks their elements."""
+"""Bounds of messages, checked before their elements are read."""
 
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 MAX_ELEMENTS: Final = 1_000
-"""Elements of a list or map whose field has no `max_items` or `max_pairs`."""
+"""Elements of a list or map without a rule `max_items` or `max_pairs`."""
 MAX_PATHS: Final = 100
 """Paths of a FieldMask."""
 MAX_VALUES: Final = 20_000
@@ -97,7 +97,7 @@ def count_elements(message: Any) -> int:
 
 @cache
 def _counter(kind: Descriptor) -> Count | None:
-    """Return what counts the elements of such messages, None if they never have any."""
+    """Return the function that counts the elements of such messages, None if they have no lists."""
     if not _has_lists(kind, set()):
         return None
     lists = [(each, *_in_list(each)) for each in kind.fields if each.is_repeated]
@@ -126,7 +126,7 @@ def _counter(kind: Descriptor) -> Count | None:
 
 
 def _in_list(field: FieldDescriptor) -> tuple[str, int, Count | None]:
-    """Return the name of a list or map, its limit, and what counts inside its elements."""
+    """Return the name of a list or map, its limit, and the function that counts inside elements."""
     value = field
     if is_map(field) and field.message_type is not None:
         value = field.message_type.fields_by_name["value"]

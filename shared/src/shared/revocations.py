@@ -29,15 +29,15 @@ _CLOCK_SECONDS: Final = 60.0
 REMEMBERED_SECONDS: Final = ACCESS_TOKEN_SECONDS + _CLOCK_SECONDS
 _REMEMBERED: Final = 100_000
 """Sessions; the one that ended first is forgotten first."""
-_MAX_ID: Final = 64
+_MAX_SESSION_ID: Final = 64
 """Characters of a session's id, a UUID; a longer one can't be in a token of ours."""
 
 
 class SessionVerifier:
     """Verifies access tokens, and refuses those of sessions that have been revoked.
 
-    `run` reads the revocations of the last token lifetime and those that follow. Until they have
-    been read, no token is accepted. `clock` gives seconds.
+    `run` reads the revocations of the last token lifetime, and then every new one. Until the former
+    are read, no token is accepted. `clock` gives seconds.
     """
 
     def __init__(
@@ -61,8 +61,8 @@ class SessionVerifier:
     def ready(self) -> bool:
         """Whether all revocations of the last token lifetime are known.
 
-        While the broker is unavailable, those known so far count; on its return the stream is read
-        again before any call is served.
+        It stays as it was while the broker is unavailable; when the broker returns, the stream is
+        read again before any call is served.
         """
         return self._following is not None and self._following.complete
 
@@ -112,7 +112,7 @@ class SessionVerifier:
             _log.warning("event.malformed")
             return
         for session_id in getattr(message, type_.ended_sessions):
-            if len(session_id) <= _MAX_ID:
+            if len(session_id) <= _MAX_SESSION_ID:
                 self._revoke(session_id)
 
     def _revoke(self, session_id: str) -> None:

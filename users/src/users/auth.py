@@ -61,7 +61,7 @@ class AuthHandlers:
     async def sign_up(self, request: SignUpRequest, _context: Context) -> SignUpResponse:
         """Store the account and publish that it is there.
 
-        A taken username, which everyone may see, costs no hash. A taken email address costs as
+        A taken username, which is public, costs no hash. A taken email address costs as
         much as a free one: it is found when the account is stored, after the hash.
         """
         require_unreserved(request.username)
@@ -135,7 +135,7 @@ class AuthHandlers:
     async def get_signing_keys(
         self, _request: GetSigningKeysRequest, _context: Context
     ) -> GetSigningKeysResponse:
-        """Return the public keys that everyone verifies with."""
+        """Return the public keys that verify access tokens."""
         keys = json.loads(self.verification_keys)["keys"]
         names = ("kty", "crv", "x", "kid", "alg", "use")
         return GetSigningKeysResponse(
@@ -145,7 +145,7 @@ class AuthHandlers:
     def _log_in_attempt(
         self, user: User | None, device: bytes | None, request: LogInRequest, context: Context
     ) -> Attempt:
-        """Return what the log-in counts for. An unknown name counts like an account."""
+        """Return the counts that the log-in belongs to. An unknown name counts like an account."""
         if user and device:
             return Attempt.of_device(user.id, device)
         account = f"id {user.id}" if user else f"name {request.login.lower()}"

@@ -23,7 +23,7 @@ __all__ = ["Passwords", "Place", "Purpose", "Verdict", "normal"]
 
 
 class Purpose(Enum):
-    """What a hash is computed for. Each purpose has a queue of its own."""
+    """Purpose of a hash. Each purpose has a queue of its own."""
 
     LOG_IN = "log in"
     PASSWORD_CHANGE = "change a password"  # noqa: S105  # no password
@@ -52,11 +52,11 @@ class Verdict:
 class Passwords:
     """Hashes and verifies passwords; `close` when done.
 
-    Passwords that Unicode holds for the same (NFC, as RFC 8265 has it) are the same.
+    Passwords with the same normalization form C are the same (RFC 8265).
     """
 
     def __init__(self) -> None:
-        # what OWASP's Password Storage Cheat Sheet asks for; half the cores, for the rest has work
+        # by OWASP's Password Storage Cheat Sheet; half of the cores, to leave time for other calls
         self._hasher = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
         self._free = max(1, (os.cpu_count() or 1) // 2)
         self._threads = ThreadPoolExecutor(self._free, thread_name_prefix="argon2")
@@ -78,7 +78,7 @@ class Passwords:
             raise ServiceError(
                 Code.RESOURCE_EXHAUSTED,
                 "PASSWORDS_BUSY",
-                f"Too many {purpose.value} at this moment.",
+                f"Too many clients {purpose.value} at this moment.",
                 retry_after=1,
             )
         self._places[purpose] += 1

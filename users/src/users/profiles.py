@@ -39,9 +39,7 @@ class Profiles:
         followed: set[str] = set()
         if context.caller is not None:
             caller_id = context.caller.user_id
-            others = [
-                user.id for user in users if user.id != caller_id
-            ]  # nobody follows themselves
+            others = [user.id for user in users if user.id != caller_id]  # no user follows itself
             if others:
                 followed = await self._follows.followed_by(caller_id, others)
         return [to_profile(user, followed) for user in users]

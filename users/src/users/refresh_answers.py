@@ -1,8 +1,8 @@
 """The answer to a refresh, kept for a client that has not received it.
 
 It is encrypted (AES-256-GCM) under a key that is derived (HKDF) from the refresh token that was
-presented and the idempotency key of the call. Neither of them is stored: so nobody reads the answer
-from the database, and another token or another key finds nothing.
+presented and the idempotency key of the call. Neither of them is stored, so the
+database alone does not disclose the answer, and another token or another key does not open it.
 """
 
 import secrets

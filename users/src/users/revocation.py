@@ -1,4 +1,4 @@
-"""The event that sessions have ended, by which gateways close their sockets."""
+"""The event that sessions have ended: gateways and workers then refuse their access tokens."""
 
 from postbus.users.v1 import SessionsRevoked
 from shared.messagebus import publish

@@ -16,7 +16,7 @@ _LINES_PER_SECOND: Final = 10
 
 
 class SecurityLog:
-    """Writes at most ten lines a second of each event; the next line counts what was left out.
+    """Writes at most ten lines a second of each event; the next line counts the omitted ones.
 
     Lines hold ids of users and sessions, counts and the trace id: never a name, an address, a
     password or a token. `clock` gives seconds.

@@ -36,7 +36,7 @@ __all__ = ["SessionHandlers"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionHandlers:
-    """How sessions go on and end."""
+    """Refreshes, lists and ends sessions."""
 
     users: UserRepository
     sessions: SessionRepository
@@ -51,7 +51,7 @@ class SessionHandlers:
     ) -> RefreshSessionResponse:
         """Exchange a token for the next; one that was exchanged before ends its session.
 
-        The inbox has no part in it: a repetition finds its answer in the session itself.
+        A repetition gets its answer from the session, not from the inbox.
         """
         began = time.monotonic()
         old = RefreshToken.read(request.refresh_token)

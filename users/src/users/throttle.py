@@ -1,7 +1,6 @@
-"""Failed log-ins make the next ones wait: by account, by address and by device."""
+"""Waiting times after failed log-ins, by account, by address and by device."""
 
 import hashlib
-import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,28 +10,30 @@ from sqlalchemy import delete
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, func, select
 
+from shared.addresses import network_of
 from shared.errors import Code, ServiceError
 from shared.postgres import Postgres
 from shared.work import outside_work
 from users.models import LoginFailures
 
-__all__ = ["Allowance", "Attempt", "LoginThrottle", "Streak", "network"]
+__all__ = ["Allowance", "Attempt", "LoginThrottle", "Streak"]
 
 _FORGOTTEN_SECONDS: Final = 15 * 60.0
+"""Time without a failure that ends a streak."""
 _LONGEST_WAIT: Final = 60.0
+"""Seconds that a streak makes the next try wait at most."""
 _KEPT: Final = timedelta(hours=1)
-"""Then every count has faded to nothing, and its row is purged."""
+"""After this time every count has faded to zero, and its row is purged."""
 _MOST_ROWS: Final = 100_000
 _PURGED: Final = 10_000
-_IPV6_PREFIX: Final = 64
-"""What one subscriber has: counting single addresses of it would count nothing."""
+"""Rows that one transaction deletes."""
 
 
 class Rule(Protocol):
     """How failures count. Times are in seconds."""
 
     def fade(self, count: float, since: float) -> float:
-        """Return what is left of a count whose last failure was so long ago."""
+        """Return the rest of a count `since` seconds after its last failure."""
 
     def wait(self, count: float, since: float) -> float:
         """Return how long the next try has to wait; not above zero if it may be made."""
@@ -83,13 +84,13 @@ class Allowance:
 
 _IN_A_ROW: Final = Streak(free=5)
 _PER_ACCOUNT: Final = Allowance(free=100, seconds=36)
-"""More than one address can fail (5 and one a minute): it can't use up what others need."""
+"""More than one address can fail (5 and one a minute), so one address can't use it up."""
 _PER_ADDRESS_SECONDS: Final = 12.0
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What a try counts for: rules by the key of what they count."""
+    """The counts that a try belongs to: rules by key."""
 
     rules: Mapping[str, Rule]
 
@@ -107,8 +108,9 @@ class Attempt:
 class LoginThrottle:
     """Counts each try as a failure until it has succeeded: so tries at once count as well.
 
-    It does so outside of the current work: what is counted stays when the call fails. Times are the
-    database's. `per_address` is the number of failures that one address has at once, 0 for any.
+    It counts outside of the current work, so that the counts stay when the call fails. All times
+    are the database's. `per_address` is the number of failures that one address has at once, 0 for
+    no limit.
     """
 
     def __init__(self, postgres: Postgres, per_address: int) -> None:
@@ -120,7 +122,7 @@ class LoginThrottle:
 
         `address` is the client's; empty if it is not known.
         """
-        place = network(address)
+        place = network_of(address)
         rules: dict[str, Rule] = {
             _key("pair", account, place): _IN_A_ROW,
             _key("account", account): _PER_ACCOUNT,
@@ -153,7 +155,7 @@ class LoginThrottle:
                     count.add()
 
     async def succeeded(self, attempt: Attempt) -> None:
-        """Take back what `begin` has counted, and end the failures in a row."""
+        """Undo the count of `begin`, and end the failures in a row."""
         mine = select(LoginFailures).where(col(LoginFailures.login_hash).in_(attempt.rules))
         with outside_work():
             async with self._postgres.transaction() as session:
@@ -162,7 +164,7 @@ class LoginThrottle:
                     row.count = attempt.rules[row.login_hash].without_one(row.count)
 
     async def purge(self) -> None:
-        """Delete what has faded, and the oldest of more than 100,000 rows."""
+        """Delete rows that have faded, and the oldest of more than 100,000."""
         last, now = col(LoginFailures.last_at), func.now()
         old = select(LoginFailures.login_hash).where(last < now - _KEPT).order_by(last)
         surplus = select(LoginFailures.login_hash).order_by(last.desc()).offset(_MOST_ROWS)
@@ -198,19 +200,6 @@ def _require(wait: float) -> None:
         )
 
 
-def network(address: str) -> str:
-    """Return what an address counts as: IPv4 itself, IPv6 its /64; empty if it is no address."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return ""
-    if isinstance(parsed, ipaddress.IPv4Address):
-        return str(parsed)
-    if parsed.ipv4_mapped:
-        return str(parsed.ipv4_mapped)
-    return str(ipaddress.IPv6Network((parsed, _IPV6_PREFIX), strict=False))
-
-
 def _key(*parts: str) -> str:
-    """Name what is counted, as a hash: what was tried may be a password by mistake."""
+    """Return a hash as the key of a count: a name may be a password entered by mistake."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

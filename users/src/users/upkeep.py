@@ -1,4 +1,4 @@
-"""What the worker deletes by time, whether or not somebody calls."""
+"""Periodic deletion of expired rows."""
 
 import asyncio
 import random
@@ -12,6 +12,7 @@ __all__ = ["upkeep"]
 
 _log = structlog.get_logger()
 _SECONDS: Final = 60.0
+"""Longest time between two runs."""
 
 
 @asynccontextmanager

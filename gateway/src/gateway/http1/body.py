@@ -24,7 +24,7 @@ _TRAILER: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t -~\x80-\xff]*\r
 
 
 class Body(Protocol):
-    """What is left to read of a request's body."""
+    """The part of a request's body that has not been read."""
 
     complete: bool
     """Whether the body has ended."""

@@ -1,4 +1,4 @@
-"""One request and its response: what an ASGI application receives and sends."""
+"""One request and its response, as an ASGI application receives and sends them."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -34,14 +34,14 @@ class Connection(Protocol):
     tasks: set[asyncio.Task[None]]
     """The running tasks of the server."""
     writable: bool
-    """Whether the client takes what is written; if not, `drain`."""
+    """Whether the transport takes more to write; if not, `drain`."""
 
     def write(self, data: bytes) -> None:
         """Send bytes."""
         ...
 
     async def drain(self) -> None:
-        """Return once the client has taken most of what was written, or has left."""
+        """Return once the client has read most of the written bytes, or has left."""
         ...
 
     def default_fields(self) -> bytes:
@@ -65,7 +65,7 @@ class Connection(Protocol):
         ...
 
     def abort(self) -> None:
-        """Close at once: what was written may be lost."""
+        """Close at once: bytes that are written but not sent are lost."""
         ...
 
 
@@ -185,7 +185,7 @@ class Exchange:
     def on_disconnect(self, callback: Callable[[], None] | None) -> None:
         """Call `callback` once the request has ended without a complete response; None: no more.
 
-        `receive` tells the same, but takes a task to wait.
+        `receive` reports the same, but needs a task that waits.
         """
         self._on_disconnect = callback
         if callback is not None and (self.gone or self.failure is not None):
@@ -193,7 +193,7 @@ class Exchange:
             callback()
 
     def wake(self) -> None:
-        """Let `receive` look at what has changed."""
+        """Wake `receive`: the state of the exchange has changed."""
         if self._changed is not None:
             self._changed.set()
 

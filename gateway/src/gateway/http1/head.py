@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from gateway.problems import HttpError
+from gateway.targets import has_bad_escape, without_needless_escapes
 from shared.errors import Code, Outcome
 
 __all__ = ["CHUNKED", "HEAD_BYTES", "MAX_FIELDS", "Fields", "Head", "parse_head", "refusal"]
@@ -77,8 +78,6 @@ _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _FIELD_NAME: Final = re.compile(_TOKEN)
 _TEXT: Final = bytes((0x09, *range(0x20, 0x7F), *range(0x80, 0x100)))
 _LINE_ENDS: Final = tuple(b"\r\n" * count for count in range(MAX_FIELDS + 1))
-_BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
-_UNRESERVED: Final = re.compile(rb"%(?:2[DdEe]|3[0-9]|[46][1-9A-Fa-f]|[57][0-9Aa]|5[Ff]|7[Ee])")
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?]*)(/[^?]*)?(\?.*)?", re.IGNORECASE)
 _VERSION: Final = re.compile(rb"HTTP/([0-9])\.([0-9])")
 # RFC 3986, section 3.2.2; not read further than its characters.
@@ -166,13 +165,9 @@ def _request_line(line: bytes) -> tuple[bytes, bytes, int]:
             raise _malformed("The method is not a token.")
         raise refusal(501, "METHOD_UNKNOWN", "This server does not know the method.")
     # Browsers send some characters that RFC 3986 excludes, such as "|" and "{".
-    if not target.isascii() or b"#" in target or b"\t" in target or _has_bad_escape(target):
+    if not target.isascii() or b"#" in target or b"\t" in target or has_bad_escape(target):
         raise _bad_target()
     return method, target, minor
-
-
-def _has_bad_escape(target: bytes) -> bool:
-    return b"%" in target and _BAD_ESCAPE.search(target) is not None
 
 
 def _minor(version: bytes) -> int:
@@ -278,7 +273,7 @@ def _normalized(raw_path: bytes) -> tuple[bytes, str]:
         path = unquote_to_bytes(raw_path).decode()
     except UnicodeDecodeError:
         raise refusal(400, "TARGET_INVALID", "The path is not UTF-8.") from None
-    return _UNRESERVED.sub(lambda escape: unquote_to_bytes(escape[0]), raw_path), path
+    return without_needless_escapes(raw_path), path
 
 
 def _bad_target() -> HttpError:

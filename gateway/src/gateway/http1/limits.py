@@ -12,13 +12,15 @@ from shared.errors import Code
 __all__ = ["Clients", "HttpLimits"]
 
 _RETRY_SECONDS: Final = 5
+"""`Retry-After` of a refused connection."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpLimits:
     """Limits of one connection, in bytes and seconds."""
 
-    max_body_bytes: int = 1 << 20
+    max_body_bytes: int = 2 << 20
+    """Of the content, without chunk framing."""
     head_seconds: float = 10.0
     """From the first byte of a head, or from the start of the connection, to its end."""
     request_seconds: float = 30.0
@@ -38,7 +40,7 @@ class Clients:
         """Take the limits, and the addresses or networks that have no limit of their own."""
         self.open = 0
         self.refused = 0
-        """Refused connections that are still there to read why."""
+        """Refused connections that are open until the client has read the answer."""
         self._total = total
         self._per_address = per_address
         self._proxies: list[IPv4Network | IPv6Network] = [ip_network(each) for each in proxies]

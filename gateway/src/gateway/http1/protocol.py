@@ -1,7 +1,7 @@
 """HTTP/1.1 for uvicorn: one connection, from its first byte to its last.
 
-Requests are read one after the other: the next head is looked at once the response before it is
-written, so answers keep their order, and a broken request is answered after the good ones.
+Requests are read one after the other: the next head is read once the response before it is
+written, so answers keep their order, and an invalid request is answered after the valid ones.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
 from gateway.addresses import network_of
+from gateway.bodies import too_large
 from gateway.http1.body import Body, ChunkedBody, SizedBody
 from gateway.http1.deadlines import NEVER, Deadlines
 from gateway.http1.exchange import Exchange
@@ -32,7 +33,7 @@ _BUFFER_BYTES: Final = 64 * 1024
 _DISCARDED_BYTES: Final = 128 << 20
 """Most bytes that are read and dropped so that a client sees the answer that refused them."""
 _MOST_REFUSED: Final = 256
-"""Most connections that are refused with an answer at a time; further ones are just closed."""
+"""Most connections that are refused with an answer at a time; more are closed without an answer."""
 _EMPTY_LINES: Final = re.compile(rb"\A(?:\r\n)+")
 _BARE_LINE_END: Final = re.compile(rb"(?<!\r)\n|\r[^\n]")
 
@@ -76,7 +77,7 @@ class Http1Protocol(asyncio.Protocol):
         self._body: Body | None = None  # as long as it is incomplete
         self._body_bytes = 0
         self._resuming = False  # a body that was left for the sake of the event loop
-        self._closing = False  # whatever the client still sends is dropped
+        self._closing = False  # further bytes of the client are dropped
         self._discarded = 0
         self._reading = True
         self._drained: asyncio.Event | None = None
@@ -105,7 +106,7 @@ class Http1Protocol(asyncio.Protocol):
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let go of everything that the connection held."""
+        """Release everything that the connection held."""
         self._server_state.connections.discard(self)
         self._release()
         self._deadlines.cancel()
@@ -125,7 +126,7 @@ class Http1Protocol(asyncio.Protocol):
             self._refused = False
 
     def data_received(self, data: bytes) -> None:
-        """Read requests, as far as they have come."""
+        """Read requests, as far as they have arrived."""
         if self._closing:
             self._discarded += len(data)
             if self._discarded > _DISCARDED_BYTES:
@@ -135,13 +136,13 @@ class Http1Protocol(asyncio.Protocol):
         self._advance()
 
     def pause_writing(self) -> None:
-        """Give the client its time to take what was written."""
+        """Set the deadline for the client to read the written bytes."""
         self.writable = False
         self._unwritten = self._transport.get_write_buffer_size()
         self._deadlines.write_within(self._limits.write_seconds)
 
     def resume_writing(self) -> None:
-        """Write on."""
+        """Continue to write, and to read requests."""
         self._set_writable()
         self._advance()
 
@@ -184,7 +185,7 @@ class Http1Protocol(asyncio.Protocol):
                 self._transport.pause_reading()
 
     def _read_next(self) -> bool:
-        """Read what comes next; return whether there may be more to read."""
+        """Read the next head or part of a body; return whether there may be more to read."""
         if self._exchange is not None and self._body is not None:
             return self._read_body(self._exchange, self._body)
         if self._exchange is not None or not self._buffer or not self.writable:
@@ -209,7 +210,7 @@ class Http1Protocol(asyncio.Protocol):
             self._upgrade(head)
             return False
         if head.content_length > self._limits.max_body_bytes:
-            raise self._too_large(Outcome.NO_EFFECT)
+            raise too_large(self._limits.max_body_bytes)
         self._begin(head)
         return self._body is not None
 
@@ -269,7 +270,7 @@ class Http1Protocol(asyncio.Protocol):
             if not exchange.complete:
                 exchange.feed(content)
             if self._body_bytes > self._limits.max_body_bytes:
-                raise self._too_large(Outcome.UNKNOWN)
+                raise too_large(self._limits.max_body_bytes, Outcome.UNKNOWN)
         if body.paused and not self._resuming:
             self._resuming = True
             self._loop.call_soon(self._resume)
@@ -296,7 +297,7 @@ class Http1Protocol(asyncio.Protocol):
         self._buffer = b""
         hand_over(self._transport, protocol, received, self._release)
         if len(self.tasks) == running and not self._transport.is_closing():
-            # Its parser has other limits than ours, and is silent about what exceeds them.
+            # Its parser has other limits, and closes without an answer where they are exceeded.
             self._transport.set_protocol(self)
             self._server_state.connections.discard(protocol)
             self._server_state.connections.add(self)  # type: ignore[arg-type]
@@ -306,10 +307,6 @@ class Http1Protocol(asyncio.Protocol):
         self._resuming = False
         self._advance()
 
-    def _too_large(self, outcome: int) -> ServiceError:
-        most = self._limits.max_body_bytes
-        return refusal(413, "BODY_TOO_LARGE", f"The body is larger than {most} bytes.", outcome)
-
     # Writing
 
     def write(self, data: bytes) -> None:
@@ -317,7 +314,7 @@ class Http1Protocol(asyncio.Protocol):
         self._transport.write(data)
 
     async def drain(self) -> None:
-        """Return once the client has taken most of what was written, or has left."""
+        """Return once the client has read most of the written bytes, or has left."""
         if self._drained is None:
             self._drained = asyncio.Event()
         while not self.writable:
@@ -334,7 +331,7 @@ class Http1Protocol(asyncio.Protocol):
         return lines
 
     def finish(self, exchange: Exchange) -> None:
-        """Go on to the next request: this one's response is complete."""
+        """Continue with the next request: the response to this one is complete."""
         self._server_state.total_requests += 1
         if not exchange.keep_alive:
             self.close() if exchange.body_complete else self._linger()
@@ -379,7 +376,7 @@ class Http1Protocol(asyncio.Protocol):
         self.read_on()
 
     def close(self) -> None:
-        """Close, once the client has taken what was written."""
+        """Close once the written bytes are sent."""
         self._closing = True
         self._transport.close()
         self._unwritten = self._transport.get_write_buffer_size()
@@ -387,7 +384,7 @@ class Http1Protocol(asyncio.Protocol):
         self._deadlines.write_within(self._limits.write_seconds)
 
     def abort(self) -> None:
-        """Close at once: what was written may be lost."""
+        """Close at once: bytes that are written but not sent are lost."""
         self._closing = True
         self._transport.abort()
 
@@ -409,7 +406,7 @@ class Http1Protocol(asyncio.Protocol):
             self._deadlines.write_within(self._limits.write_seconds)
 
     def _end_reading(self) -> None:
-        """End what the client has not sent in time (RFC 9110, section 15.5.9)."""
+        """End an idle connection, or a request that is late (RFC 9110, section 15.5.9)."""
         if self._closing:
             self._transport.abort()
         elif self._exchange is not None:

@@ -131,7 +131,7 @@ class FieldViolation(betterproto.Message):
      - `format`: a string that is not of the field's form, such as base64 or a time;
      - `range`: a number, time or duration beyond what the field can hold;
      - `unknown_value`: not a name of the enum;
-     - `unknown_type`: an `@type` that is not known, or not allowed here;
+     - `unknown_type`: an `@type` that is not known;
      - `unknown_field`: no field, or parameter, of this name;
      - `duplicate`: given more than once: a name, both spellings of a name, or a parameter that the
        path or the body has too;

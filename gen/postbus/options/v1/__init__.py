@@ -80,9 +80,10 @@ class MethodRules(betterproto.Message):
 
     rate_limit: str = betterproto.string_field(8)
     """
-    How often one client may call it through one gateway, such as `20/minute` (or `second`, `hour`,
-     `day`); unlimited if unset, apart from the limits on all requests. A client is a user where the
-     method's access is ACCESS_USER, else an address. A setting of the gateway overrides it.
+    How often one client may call it, such as `20/minute` (or `second`, `hour`, `day`), through one
+     gateway, or through all gateways that count together; unlimited if unset, apart from the limits on
+     all requests. A client is a user where the method's access is ACCESS_USER, else an address. A
+     setting of the gateway overrides it.
     """
 
     def __init__(

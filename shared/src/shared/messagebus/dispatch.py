@@ -44,7 +44,7 @@ _MAX_BUDGET = 60.0
 """No call runs longer, in seconds, whatever its caller asks for."""
 _EVENT_BUDGET = 30.0
 _MAX_REQUEST_BYTES = 4 * 2**20
-"""Larger requests are refused undecoded; the gateway accepts bodies of 1 MiB by default."""
+"""Larger requests are refused undecoded; the gateway accepts bodies of 2 MiB by default."""
 _MAY_PASS = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.ABORTED, Code.DEADLINE_EXCEEDED)
 """What may go better another time."""
 

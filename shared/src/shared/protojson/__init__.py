@@ -1,13 +1,12 @@
 """ProtoJSON (https://protobuf.dev/programming-guides/json): the one reader and writer.
 
-The canonical form is written. Read is whatever the guide requires: `null` for a field that is not
-set, the names of fields in lowerCamelCase or as the .proto has them, enums by name or number,
-numbers as strings, base64 of both alphabets. Anything else is refused with the path of the field.
+The writer writes the canonical form. The reader accepts all forms that the guide requires: `null`
+for a field that is not set, names of fields in lowerCamelCase or as in the .proto, enums by name or
+number, numbers as strings, base64 of both alphabets. All else is refused with the field's path.
 """
 
 from typing import Any, Final
 
-import orjson
 import structlog
 from google.protobuf.message import Error, Message
 
@@ -17,14 +16,11 @@ from shared.protojson.text import parse_json, read_json, require_unique
 from shared.protojson.writer import to_document, to_packed
 
 __all__ = [
-    "Reader",
-    "fragment",
     "packed",
     "parse_json",
     "read_json",
     "read_message",
     "require_unique",
-    "write_bytes",
     "write_message",
 ]
 
@@ -32,7 +28,7 @@ _log = structlog.get_logger()
 _WITHOUT_FORM = (ValueError, KeyError, OverflowError, Error)
 
 read_message: Final = Reader()
-"""The reader for which an Any may hold every message of the contract."""
+"""Reads a document as a message of a class; see `Reader.__call__`."""
 
 
 def write_message(message: Message) -> Any:
@@ -47,11 +43,6 @@ def write_message(message: Message) -> Any:
         raise _not_json(message) from None
 
 
-def write_bytes(message: Message) -> bytes:
-    """Return a message as the text of canonical ProtoJSON; see `write_message`."""
-    return orjson.dumps(write_message(message))
-
-
 def packed(message: Message) -> dict[str, Any]:
     """Return a google.protobuf.Any with `message` in it; see `write_message`."""
     try:
@@ -63,11 +54,3 @@ def packed(message: Message) -> dict[str, Any]:
 def _not_json(message: Message) -> ServiceError:
     _log.warning("message.not_json", message_type=message.DESCRIPTOR.full_name)
     return internal()
-
-
-def fragment(message: Message) -> orjson.Fragment:
-    """Return a message as JSON that orjson puts into any number of documents as it is.
-
-    For a message that many clients get: it is converted once.
-    """
-    return orjson.Fragment(write_bytes(message))

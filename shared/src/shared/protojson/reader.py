@@ -1,10 +1,10 @@
 """ProtoJSON to messages, by readers that are compiled once per message class.
 
-A reader returns what upb's constructor takes: a dictionary of the fields, in which messages are
-dictionaries too. It goes on after a refusal, to report every violation, up to one more than 20.
+A reader returns the argument of upb's constructor: a dictionary of the fields, in which messages
+are dictionaries too. It continues after a refusal, to report every violation, up to one more than
+20.
 """
 
-from collections.abc import Container
 from typing import Any, Final
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -34,13 +34,9 @@ _TEXT_KEYS: Final = FieldDescriptor.TYPE_STRING
 
 
 class Reader:
-    """Reads documents as messages.
+    """Reads documents as messages. An Any may hold every message of the pool."""
 
-    `any_types` are the full names of the messages that an Any may hold; None for all of the pool.
-    """
-
-    def __init__(self, any_types: Container[str] | None = None) -> None:
-        self._any_types = any_types
+    def __init__(self) -> None:
         self._readers: dict[Descriptor, Read] = {}
         self._recursive: dict[Descriptor, bool] = {}
 
@@ -95,7 +91,7 @@ class Reader:
         return self._plain(kind)
 
     def _plain(self, kind: Descriptor) -> Read:
-        """Return the reader of a message whose JSON is an object of its fields."""
+        """Return the reader of a message that is an object of its fields in JSON."""
         self._readers[kind] = lambda document: self._readers[kind](document)  # it may hold itself
         table: dict[str, tuple[str, str, Read, bool]] = {}
         for names in ("name", "json_name"):
@@ -221,12 +217,12 @@ class Reader:
         return read
 
     def _inner(self, pool: Any, url: Any) -> type[Message]:
-        """Return the class that a type URL names, if it is allowed."""
+        """Return the class that a type URL names."""
         if type(url) is not str:
             raise RefusedError("type", "must have an @type")
         _, slash, name = url.rpartition("/")
         try:
-            if not slash or (self._any_types is not None and name not in self._any_types):
+            if not slash:
                 raise KeyError(name)
             return GetMessageClass(pool.FindMessageTypeByName(name))
         except KeyError:
@@ -240,7 +236,7 @@ def _has_own_form(kind: Descriptor) -> bool:
 
 
 def _takes_null(field: FieldDescriptor) -> bool:
-    """Return whether null is a value of the field; for all others it means that it is not set."""
+    """Return whether null is a value of the field; else null means that the field is not set."""
     if field.is_repeated:
         return False
     if field.enum_type is not None:
@@ -249,7 +245,7 @@ def _takes_null(field: FieldDescriptor) -> bool:
 
 
 def _key_reader(field: FieldDescriptor) -> Read:
-    """Keys of JSON objects are strings, whatever those of the map are."""
+    """Return the reader of a map's keys, which are strings in JSON."""
     if field.type == FieldDescriptor.TYPE_BOOL:
         return _read_bool_key
     return scalar_reader(field)

@@ -45,7 +45,7 @@ def read_value(document: Any) -> dict[str, Any]:
 
 
 def _check(value: Any, level: int) -> None:
-    """Refuse what is not JSON, or too deep, or too long."""
+    """Raise RefusedError for a value that is not JSON, too deep or too long."""
     if type(value) is dict or type(value) is list:
         if level > _MAX_LEVELS:
             raise RefusedError("nesting", f"must have at most {_MAX_LEVELS} levels")

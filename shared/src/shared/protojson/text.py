@@ -39,7 +39,7 @@ def parse_json(data: bytes) -> Any:
 def require_unique(data: bytes, document: Any) -> None:
     """Raise INVALID_FIELDS if an object of a JSON text has two members of one name.
 
-    `document` is what `parse_json` returned for `data`.
+    `document` is the result of `parse_json(data)`.
     """
     _require_unique(data, _members(document))
 

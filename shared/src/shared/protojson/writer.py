@@ -62,7 +62,7 @@ def _writer(kind: Descriptor) -> Convert:
 
 
 def _plain(kind: Descriptor) -> Convert:
-    """Return the writer of a message whose JSON is an object of its fields."""
+    """Return the writer of a message that is an object of its fields in JSON."""
     always = [field for field in kind.fields if not field.has_presence]
     names, get_all = [field.json_name for field in always], _getter(always)
     converted = [(field.json_name, convert) for field in always if (convert := _field(field))]

@@ -1,4 +1,4 @@
-"""Followers of a stream: events of some time ago first, then those that are published."""
+"""Followers of a stream: recent events first, then new ones."""
 
 import asyncio
 import math
@@ -24,11 +24,13 @@ _log = structlog.get_logger()
 _PREFETCH: Final = 64
 """Events that are handled in one go: with about 25 us each, the event loop stays free."""
 _START_SECONDS: Final = 1.0
-"""A new session waits so long for the past events; its calls then begin without them."""
+"""Longest wait of a new session for the past events; its calls then begin without them."""
 _REPLAY_SECONDS: Final = 60.0
-"""What takes longer is begun again."""
+"""Longest time to read the past events; reading is then begun again."""
 _RETRY_SECONDS: Final = 2.0
+"""Between two attempts to read."""
 _CLOSE_SECONDS: Final = 1.0
+"""For the broker to close the channel."""
 _MAX_ERROR: Final = 500
 """Characters of an error in the log."""
 
@@ -39,9 +41,9 @@ _Arrived = asyncio.Queue[Delivered | None]
 class StreamFollower(Endpoint):
     """Hands the events of a stream to a handler, one after the other; see MessageBus.follow.
 
-    A stream has no end that a consumer could see, so the follower publishes a mark: once it reads
-    its own mark, it has read all events that the broker had confirmed before. The stream has a
-    channel of its own: while it is unavailable, the session serves all that does not need it.
+    A consumer can't detect the end of a stream, so the follower publishes a mark: once it reads its
+    own mark, it has read all events that the broker had confirmed before. The stream has a
+    channel of its own: while the stream is unavailable, the session serves all other calls.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class StreamFollower(Endpoint):
         self._reading: asyncio.Task[None] | None = None
 
     async def start(self, session: Session) -> None:
-        """Read the stream again in each session; never fails, as the stream may come later."""
+        """Read the stream again in each session. Never fails: reading is tried again."""
         await self.stop()
         self._completed.clear()
         self._session = session

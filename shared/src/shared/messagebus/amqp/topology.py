@@ -83,7 +83,7 @@ STREAM: Final = Queue(
 
 
 def event_stream(name: str, types: Sequence[str]) -> Queue:
-    """The events of some types, kept for those who follow them for at least `KEPT_SECONDS`."""
+    """Return the stream with events of some types, kept for at least `KEPT_SECONDS`."""
     return Queue(
         name=name,
         arguments={

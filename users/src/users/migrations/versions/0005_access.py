@@ -21,7 +21,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Failures are forgotten: what they counted is not what the version before counts."""
+    """Delete the failures: the version before counts by other keys."""
     op.execute("DELETE FROM login_failures")
     op.alter_column("login_failures", "count", type_=sa.Integer, postgresql_using="count::integer")
     op.drop_index("sessions_answered", "sessions")
