@@ -23,8 +23,8 @@ from tools.infrastructure import servers
 
 __all__ = ["run"]
 
-_ROUNDS: Final = 1 if QUICK else 3
-_SECONDS: Final = 1 if QUICK else 5
+_ROUNDS: Final = 1 if QUICK else 2
+_SECONDS: Final = 1 if QUICK else 4
 _PAUSE_SECONDS: Final = 4
 """Between two runs of wrk: without it the second one shows delays that belong to wrk."""
 
