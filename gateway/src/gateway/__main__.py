@@ -1,5 +1,7 @@
 """`python -m gateway`: serve REST and WebSocket."""
 
+from typing import Final
+
 import uvicorn
 import uvloop
 from starlette.types import ASGIApp
@@ -16,7 +18,8 @@ from shared.logs import configure_logs
 from shared.messagebus.amqp import connect
 from shared.settings import load
 
-_DRAIN_SECONDS = 2
+_DRAIN_SECONDS: Final = 2
+"""For running requests to end after SIGTERM."""
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ __all__ = ["Conditions", "entity_tag", "is_safe", "names_tag", "version_in"]
 _MEMBER: Final = re.compile(r'[ \t]*(?:(?P<tag>(?:W/)?"[^"]*")[ \t]*)?(?:,|\Z)')
 _VERSION: Final = re.compile(r'"([1-9][0-9]{0,18})(?:-.*)?"')
 _MAX_VERSION: Final = 2**63 - 1
+"""Largest int64."""
 
 Versions = frozenset[int] | None
 """Versions that If-Match accepts; None for any."""

@@ -18,6 +18,7 @@ __all__ = ["MASK", "Resource", "derive_mask", "resource_of", "unknown_paths"]
 
 MASK: Final = "update_mask"
 _OUTPUT_ONLY: Final = 3
+"""Number in google.api.FieldBehavior."""
 _CAPITAL: Final = re.compile("[A-Z]")
 _FieldOptions: Any = GetMessageClass(POOL.FindMessageTypeByName("google.protobuf.FieldOptions"))
 _BEHAVIOR: Any = POOL.FindExtensionByName("google.api.field_behavior")

@@ -14,6 +14,7 @@ __all__ = ["Network", "Operators"]
 
 Network = IPv4Network | IPv6Network
 _FORWARDING: Final = (b"forwarded", b"x-forwarded-for", b"via")
+"""Fields that proxies add."""
 
 
 class Operators:

@@ -14,6 +14,7 @@ from shared.errors import Code, ServiceError
 __all__ = ["CLOSE_CODES", "HttpError", "problem"]
 
 _INTERNAL: Final = (500, 1011)
+"""HTTP status and close code of all other codes."""
 _CHALLENGE: Final = b'Bearer realm="postbus"'
 _BAD_TOKEN: Final = _CHALLENGE + b', error="invalid_token"'
 _TOKEN_ERRORS: Final = frozenset({"SESSION_REVOKED", "TOKEN_EXPIRED", "TOKEN_INVALID"})

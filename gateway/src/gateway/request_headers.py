@@ -18,6 +18,7 @@ Fields = Mapping[bytes, bytes]
 _OPERATION_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 _SECONDS: Final = re.compile(rb"[0-9]{1,3}(\.[0-9]{1,20})?")
 _MIN_TIMEOUT: Final = 0.001
+"""Shortest budget that a client may ask for, in seconds."""
 
 
 def fields_of(headers: Sequence[Header]) -> Fields:

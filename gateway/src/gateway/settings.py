@@ -21,6 +21,7 @@ from shared.settings import ServiceSettings
 __all__ = ["LOOPBACK", "GatewaySettings"]
 
 LOOPBACK: Final = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
+"""Networks of the machine itself."""
 
 _Origin = Annotated[str, StringConstraints(pattern=r"^https?://[a-z0-9.\-\[\]:]+$")]
 _Contact = Annotated[str, StringConstraints(pattern=r"^((https://|mailto:|tel:)[\x21-\x7e]+)?$")]

@@ -16,6 +16,7 @@ __all__ = ["NEWEST", "OLDEST", "UPDATED", "Condition", "Order", "PostFilter"]
 Index = list[tuple[str, int]]
 """Keys of an index, with their directions."""
 _DRIVING_WORDS: Final = 5
+"""Most words of a search whose indexes are compared."""
 
 
 @dataclass(frozen=True, slots=True)

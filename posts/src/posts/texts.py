@@ -15,6 +15,7 @@ _MENTION: Final = re.compile(r"(?<![\w@.-])@([A-Za-z][A-Za-z0-9_-]{2,39})")
 _SUFFIX: Final = re.compile(r"-(?=[0-9]*[a-f])[0-9a-f]{8}")
 """At least one letter, so that a date at the end of a title is no suffix."""
 _SLUG_LENGTH: Final = 80
+"""Characters, without a suffix."""
 _KEY_LENGTH: Final = 100
 _MOST_MENTIONS: Final = 10
 

@@ -28,6 +28,7 @@ MAX_VALUES: Final = 20_000
 MAX_NESTING: Final = 100
 """Levels of a JSON document, as of a binary message (protobuf's own limit)."""
 _IGNORE_ALWAYS: Final = 3
+"""Number in buf.validate.Ignore."""
 
 Count = Callable[[Any], int]
 

@@ -28,6 +28,7 @@ MAX_VIOLATIONS: Final = 20
 _MAX_TEXT: Final = 500
 """Characters of each text in an error. With 20 violations it is then smaller than 64 KiB."""
 _SHOWN_CHARACTERS: Final = 64
+"""Characters of a name in an error that a client has chosen."""
 
 
 class ServiceError(Exception):

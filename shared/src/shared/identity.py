@@ -52,6 +52,7 @@ _MALFORMED: Final = (
     ValueError,  # a year beyond 9999, characters that UTF-8 does not have
 )
 _SECONDS_BETWEEN_WARNINGS: Final = 60.0
+"""Between two log lines about clocks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

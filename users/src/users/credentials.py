@@ -13,12 +13,14 @@ __all__ = ["require_uncommon", "require_unreserved"]
 _SHORTEST: Final = 8
 """Characters that a password has at least, words of the context not counted (ASVS 6.1.2)."""
 _FEWEST_DISTINCT: Final = 3
+"""Distinct characters of a password."""
 _COMMON: Final = frozenset(
     password for password in FREQUENCY_LISTS["passwords"] if len(password) >= _SHORTEST
 )
 """Some 11,600, in lower case (ASVS 6.2.4 asks for the 3,000 most common)."""
 _PRODUCT: Final = "postbus"
 _SHORTEST_WORD: Final = 3
+"""Shorter words of the context are not removed from a password."""
 _RESERVED: Final = frozenset(
     (  # noqa: SIM905  # a list would be one name a line
         "abuse account admin administrator anonymous api billing contact deleted everyone ftp help"

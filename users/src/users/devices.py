@@ -19,6 +19,7 @@ from users.models import User
 __all__ = ["DeviceTokens"]
 
 _ID_BYTES: Final = 16
+"""Random bytes that identify a device."""
 
 
 class DeviceTokens:

@@ -18,6 +18,7 @@ from users.refresh_tokens import RefreshToken
 __all__ = ["open_answer", "seal_answer"]
 
 _NONCE_BYTES: Final = 12
+"""Nonce of AES-GCM (NIST SP 800-38D, section 8.2)."""
 
 
 def seal_answer(answer: bytes, token: RefreshToken, operation_id: str) -> bytes:

@@ -13,6 +13,7 @@ __all__ = ["SecurityLog"]
 
 _log = structlog.get_logger()
 _LINES_PER_SECOND: Final = 10
+"""Of each event."""
 
 
 class SecurityLog:

@@ -19,10 +19,13 @@ from users.refresh_tokens import RefreshToken
 __all__ = ["PresentedToken", "SessionRepository"]
 
 _LIFETIME: Final = timedelta(days=30)
+"""Of a refresh token."""
 _LONGEST_LIFE: Final = timedelta(days=180)
 """No session lives longer, however often it is refreshed (ASVS 7.3.2)."""
 _ANSWER_KEPT: Final = timedelta(seconds=60)
+"""Time in which a lost answer to a refresh can be had again."""
 _RECENT: Final = timedelta(minutes=15)
+"""Age of a session that may change the account; see `require_recent`."""
 _MOST: Final = 100
 """Sessions of one user; the oldest make room."""
 

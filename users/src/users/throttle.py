@@ -25,6 +25,7 @@ _LONGEST_WAIT: Final = 60.0
 _KEPT: Final = timedelta(hours=1)
 """After this time every count has faded to zero, and its row is purged."""
 _MOST_ROWS: Final = 100_000
+"""Rows that `purge` leaves."""
 _PURGED: Final = 10_000
 """Rows that one transaction deletes."""
 
@@ -86,6 +87,7 @@ _IN_A_ROW: Final = Streak(free=5)
 _PER_ACCOUNT: Final = Allowance(free=100, seconds=36)
 """More than one address can fail (5 and one a minute), so one address can't use it up."""
 _PER_ADDRESS_SECONDS: Final = 12.0
+"""After each of which an address may fail once more."""
 
 
 @dataclass(frozen=True, slots=True)

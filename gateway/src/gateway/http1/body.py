@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from gateway.http1.head import refusal
+from gateway.http1.head import TOKEN, refusal
 from gateway.problems import HttpError
 from shared.errors import Outcome
 
@@ -20,7 +20,7 @@ STEP_CHUNKS: Final = 500
 # The size has at most 8 hexadecimal digits. Extensions are ignored (RFC 9112, section 7.1.1).
 _SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})((?:[ \t]*;[\t -~\x80-\xff]*)?)\r\n")
 _SIZE_BEGINNING: Final = re.compile(rb"(?:[0-9A-Fa-f]{1,8}(?:[ \t]*|[ \t]*;[\t -~\x80-\xff]*)\r?)?")
-_TRAILER: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t -~\x80-\xff]*\r\n")
+_TRAILER: Final = re.compile(TOKEN + rb":[\t -~\x80-\xff]*\r\n")
 
 
 class Body(Protocol):

@@ -9,6 +9,7 @@ from typing import Final, Protocol
 import structlog
 from starlette.types import ASGIApp, Message, Scope
 
+from gateway.http1.head import FIELD_TEXT
 from shared.errors import ServiceError, internal
 
 __all__ = ["EXCHANGE", "Connection", "Exchange"]
@@ -22,7 +23,6 @@ messages of ASGI that they stand for (5 and 8 us a request)."""
 _STATUS_LINES: Final = {
     status.value: b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode()) for status in HTTPStatus
 }
-_TEXT: Final = bytes((0x09, *range(0x20, 0x7F), *range(0x80, 0x100)))
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _JOIN_BYTES: Final = 64 * 1024
 """Up to this size, the first part of a body is written together with its head."""
@@ -252,7 +252,7 @@ class Exchange:
             self.keep_alive = self.keep_alive and values[b"connection"].lower() != b"close"
             fields = [field for field in fields if field[0] != b"connection"]
         lines = b"".join([b"%b: %b\r\n" % field for field in fields])
-        if lines.translate(None, _TEXT) != b"\r\n" * len(fields):
+        if lines.translate(None, FIELD_TEXT) != b"\r\n" * len(fields):
             raise RuntimeError("a field of the response holds a control character")
         self.started = True
         self._head = b"".join(

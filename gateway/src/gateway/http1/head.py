@@ -14,7 +14,17 @@ from gateway.problems import HttpError
 from gateway.targets import has_bad_escape, without_needless_escapes
 from shared.errors import Code, Outcome
 
-__all__ = ["CHUNKED", "HEAD_BYTES", "MAX_FIELDS", "Fields", "Head", "parse_head", "refusal"]
+__all__ = [
+    "CHUNKED",
+    "FIELD_TEXT",
+    "HEAD_BYTES",
+    "MAX_FIELDS",
+    "TOKEN",
+    "Fields",
+    "Head",
+    "parse_head",
+    "refusal",
+]
 
 HEAD_BYTES: Final = 64 * 1024
 """Largest head: request line and fields, with their line ends."""
@@ -74,9 +84,11 @@ _NAMES: Final = MappingProxyType(
         for spelling in (name, name.lower(), b"-".join(w.capitalize() for w in name.split(b"-")))
     }
 )
-_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_FIELD_NAME: Final = re.compile(_TOKEN)
-_TEXT: Final = bytes((0x09, *range(0x20, 0x7F), *range(0x80, 0x100)))
+TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+"""Pattern of a token (RFC 9110, section 5.6.2)."""
+_FIELD_NAME: Final = re.compile(TOKEN)
+FIELD_TEXT: Final = bytes((0x09, *range(0x20, 0x7F), *range(0x80, 0x100)))
+"""Characters of a field's value (RFC 9110, section 5.5)."""
 _LINE_ENDS: Final = tuple(b"\r\n" * count for count in range(MAX_FIELDS + 1))
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?]*)(/[^?]*)?(\?.*)?", re.IGNORECASE)
 _VERSION: Final = re.compile(rb"HTTP/([0-9])\.([0-9])")
@@ -117,7 +129,7 @@ def parse_head(data: bytes) -> Head:
     ends = len(lines) - 1
     if ends > MAX_FIELDS:
         raise refusal(431, "TOO_MANY_FIELDS", f"A head has at most {MAX_FIELDS} fields.")
-    if data.translate(None, _TEXT) != _LINE_ENDS[ends]:
+    if data.translate(None, FIELD_TEXT) != _LINE_ENDS[ends]:
         raise _malformed("The head holds a control character, or a line without CR LF.")
     method, target, minor = _request_line(lines[0])
     del lines[0]

@@ -25,6 +25,7 @@ __all__ = [
 _Request: Any = message_class("postbus.bus.v1.Request")
 _Reply: Any = message_class("postbus.bus.v1.Reply")
 _MAX_ERROR_BYTES: Final = 64 * 2**10
+"""Largest Reply with an error."""
 _MAX_ERROR_TEXT: Final = 1000
 """Characters."""
 

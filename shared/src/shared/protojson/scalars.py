@@ -19,6 +19,7 @@ _F = FieldDescriptor
 NULL_VALUE: Final = "google.protobuf.NullValue"
 _NUMBER: Final = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _MAX_INTEGER_TEXT: Final = 64
+"""Characters of an integer in a string."""
 _MAX_DIGITS: Final = 20
 """As many digits as the largest integer of 64 bits has."""
 _MAX_FLOAT_TEXT: Final = 1_100
@@ -26,6 +27,7 @@ _MAX_FLOAT_TEXT: Final = 1_100
 _MAX_DOUBLE: Final = sys.float_info.max
 _NAMED: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _MAX_NAMES: Final = 20
+"""Names of an enum that an error lists."""
 _TO_STANDARD: Final = str.maketrans("-_", "+/")
 
 Read = Callable[[Any], Any]

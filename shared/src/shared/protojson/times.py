@@ -22,7 +22,9 @@ _EPOCH: Final = datetime(1970, 1, 1)  # UTC; written with a Z
 _EPOCH_DAY: Final = date(1970, 1, 1).toordinal()
 _FIRST_SECOND: Final = -62135596800
 _LAST_SECOND: Final = 253402300799
+"""The first and last second of the years 1 to 9999, since 1970."""
 _MAX_DURATION_SECONDS: Final = 315_576_000_000
+"""10,000 years."""
 _SECOND_NANOS: Final = 1_000_000_000
 
 Seconds = dict[str, int]

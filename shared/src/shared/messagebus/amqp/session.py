@@ -40,6 +40,7 @@ _DECLARE_TIMEOUT: Final = 5
 _CONFIRM_TIMEOUT: Final = 5
 _SINGLY_SECONDS: Final = 10
 _IDS_AT_ONCE: Final = 256
+"""Correlation ids that are drawn together."""
 _OURS: Final = ("STREAM_BROKEN", "MALFORMED_MESSAGE", "REPLY_TOO_LARGE")
 """Why a stream is given up at this end, while the other may go on."""
 _CONTROL_HEADER: Final = frames.properties(CONTENT_TYPE)
