@@ -41,6 +41,16 @@ def test_allowance_fades_with_time_and_one_success_takes_back_one_try() -> None:
     assert (rule.without_one(7), rule.without_one(0.5)) == (6, 0)
 
 
+async def test_address_may_fail_once_more_every_12_seconds(
+    postgres: Postgres, unique: Unique
+) -> None:
+    attempt = LoginThrottle(postgres, 3).of_stranger(unique("account"), "192.0.2.78")
+
+    rules = set(attempt.rules.values())
+
+    assert rules == {Streak(free=5), Allowance(free=100, seconds=36), Allowance(free=3, seconds=12)}
+
+
 async def test_log_ins_that_succeed_do_not_use_up_the_address(
     postgres: Postgres, unique: Unique
 ) -> None:
@@ -60,6 +70,7 @@ async def test_rows_are_purged_by_time_and_bounded_in_number(
     postgres: Postgres, worker_database: str, unique: Unique, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = await asyncpg.connect(worker_database)
+    assert module._MOST_ROWS == 100_000
     monkeypatch.setattr(module, "_MOST_ROWS", 1000)
     monkeypatch.setattr(module, "_PURGED", 500)
     await database.execute("DELETE FROM login_failures")
