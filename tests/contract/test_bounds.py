@@ -21,7 +21,9 @@ from shared.bounds import OverBoundError, count_elements
 from shared.errors import Code, ServiceError
 from shared.messagebus.envelope import error_reply
 from shared.protojson import parse_json, read_json, read_message
-from shared.wire import encode, message_class, read_valid
+from shared.protojson.refusal import RefusedError
+from shared.protojson.text import _duplicates
+from shared.wire import encode, examine, message_class, read_valid
 from tests.contract.kinds import Kinds
 from tools.generate.openapi import MAX_BODY_BYTES
 
@@ -138,10 +140,35 @@ def test_error_is_cut_however_it_is_built() -> None:
 
     for error in (ours, received):
         assert len(error.message) == 500
+        texts = {(each.field, each.rule, each.message) for each in error.violations}
+        assert all(len(text) <= 500 for each in texts for text in each)
         assert len(error.violations) == 20
         assert error.more_violations
         assert len(error_reply(error)) <= ANSWER_BYTES
         assert ServiceError.from_message(error.to_message("")).more_violations
+
+
+def test_reading_stops_after_21_violations(kinds: Kinds) -> None:
+    cases = [
+        ("Lists", {"strings": [1] * 1_000}),
+        ("Maps", {"strings": dict.fromkeys(map(str, range(1_000)), 1)}),
+        ("Nested", dict.fromkeys(map(str, range(1_000)), 1)),
+    ]
+
+    for name, document in cases:
+        read = read_message._reader(kinds.codecs[name].upb.DESCRIPTOR)
+        with pytest.raises(RefusedError) as raised:
+            read(document)
+        assert len(raised.value.found) == 21
+    assert len(_duplicates(b"{" + b'"a":1,' * 1_000 + b'"a":1}')) == 21
+
+
+def test_breaking_many_rules_is_told_by_20_violations() -> None:
+    kind: Any = message_class("postbus.users.v1.BatchGetUsersRequest")
+
+    violations, more = examine(kind(ids=[""] * 21))
+
+    assert (len(violations), more) == (20, True)
 
 
 def test_lists_maps_and_masks_have_a_bound_without_a_rule(kinds: Kinds) -> None:
@@ -164,7 +191,9 @@ def test_lists_maps_and_masks_have_a_bound_without_a_rule(kinds: Kinds) -> None:
 
 
 def test_binary_message_has_the_same_bounds(kinds: Kinds) -> None:
-    lists, maps, nested = (kinds.codecs[name].upb for name in ("Lists", "Maps", "Nested"))
+    lists, maps, nested, known = (
+        kinds.codecs[name].upb for name in ("Lists", "Maps", "Nested", "WellKnown")
+    )
     child, long = nested(children=[nested()] * 1_000), nested(nothings=[{}] * 1_001)
     cases = [
         (lists(strings=["a"] * 1_001), "strings", "repeated.max_items"),
@@ -172,6 +201,7 @@ def test_binary_message_has_the_same_bounds(kinds: Kinds) -> None:
         (nested(inner={"nested": long}), "inner.nested.nothings", "repeated.max_items"),
         (nested(children=[nested(), long]), "children[1].nothings", "repeated.max_items"),
         (nested(children=[child] * 21), "", "max_values"),
+        (known(mask={"paths": ["a"] * 101}), "mask.paths", "repeated.max_items"),
     ]  # fmt: skip
 
     for message, path, rule in cases:
@@ -223,10 +253,18 @@ def test_message_that_is_too_deep_for_binary_protobuf_is_refused(kinds: Kinds) -
     value: Any = None
     for _ in range(60):
         deep = {"inner": {"nested": deep}}
+    deeper: Any = {}
+    for _ in range(1_000):
+        deeper = {"inner": {"nested": deeper}}
     for _ in range(21):
         value = [value]
 
-    for kind, document in ((nested, deep), (known, {"value": value}), (known, {"list": value})):
+    for kind, document in (
+        (nested, deep),
+        (nested, deeper),
+        (known, {"value": value}),
+        (known, {"list": value}),
+    ):
         error, _ = refused(lambda kind=kind, document=document: read_message(kind, document))
         assert error.violations[0].rule == "nesting"
     assert known.FromString(read_message(known, {"value": value[0]}).SerializeToString())

@@ -66,6 +66,10 @@ class Echo:
         path, body, parts = scope["path"], b"", [b""]
         if path == "/large":
             parts = [b"x" * 5_000_000] * 4
+        elif path == "/whole":
+            fields = [(b"content-length", b"90000")]
+            assert scope["extensions"][EXCHANGE].respond(200, fields, b"x" * 90_000)
+            return
         elif path == "/called-back":
             scope["extensions"][EXCHANGE].on_disconnect(self.disconnected.set)
             await self.disconnected.wait()
@@ -111,7 +115,8 @@ async def _wrong(path: str, send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": fields})
     if path == "/wrong/end":
         return
-    body = b"injected injected" if path == "/wrong/longer" else b"short"
+    bodies = {"/wrong/longer": b"injected injected", "/wrong/break": b"0123456789"}
+    body = bodies.get(path, b"short")
     await send({"type": "http.response.body", "body": body, "more_body": path == "/wrong/shorter"})
     if path == "/wrong/shorter":
         await send({"type": "http.response.body"})
@@ -541,6 +546,18 @@ async def test_head_without_end_is_refused(server: Server, sent: bytes) -> None:
         assert (await client.answer()).outline == (431, "HEAD_TOO_LARGE")
 
 
+@pytest.mark.parametrize(
+    "sent", [b"GET /echo HTTP/1.1\n", b"GET /echo HTTP/1.1\r\nHost: a\n\n", b"GET /echo\rHost: a"]
+)
+async def test_line_end_that_is_invalid_is_refused_before_the_head_is_complete(
+    server: Server, sent: bytes
+) -> None:
+    async with connect(server) as client:
+        await client.send(sent)
+
+        assert (await client.answer()).outline == (400, "MALFORMED_HTTP")
+
+
 async def test_bytes_of_a_body_do_not_count_as_head(server: Server) -> None:
     post = request("POST /echo HTTP/1.1", "Content-Length: 90000", body=b"x" * 90_000)
     half = len(LAST) // 2
@@ -739,6 +756,27 @@ async def test_many_small_chunks_let_the_event_loop_go_on(server: Server) -> Non
         assert (await client.answer()).status == 200
 
 
+async def test_chunks_in_many_pieces_are_read_once_in_each_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.http1.body.STEP_CHUNKS", 1)
+    pieces, count, turns = 20, 400, 0
+    async with serve() as server, connect(server) as client:
+        await client.send(request("POST /echo HTTP/1.1", "Transfer-Encoding: chunked"))
+        await until(lambda: len(server.echo.requests) == 1)
+        [connection] = server.uvicorn.server_state.connections
+        for _ in range(pieces):
+            connection.data_received(b"1\r\nx\r\n" * (count // pieces))  # type: ignore[union-attr]
+        connection.data_received(b"0\r\n\r\n")  # type: ignore[union-attr]
+        reading = asyncio.ensure_future(client.answer())
+        while not reading.done():
+            turns += 1
+            await asyncio.sleep(0)
+
+        assert (await reading).outline == (200, "x" * count)
+        assert turns > count / 2
+
+
 @pytest.mark.parametrize("path", ["/echo", "/ignore", "/nowhere"])
 @pytest.mark.parametrize("verb", ["GET", "POST", "PUT", "DELETE"])
 async def test_announced_body_beyond_the_limit_is_refused_at_once(
@@ -789,10 +827,14 @@ async def test_bytes_after_a_refusal_are_bounded(monkeypatch: pytest.MonkeyPatch
     async with serve(HttpLimits(linger_seconds=60)) as server, connect(server) as client:
         await client.send(b"nonsense\r\n\r\n")
         assert (await client.answer()).status == 400
+        sent, most = 0, 100_000_000  # far more than the buffers of the kernel hold
         with suppress(ConnectionError):
-            while not client.writer.transport.is_closing():
+            while not client.writer.transport.is_closing() and sent < most:
                 client.writer.write(b"x" * 100_000)
                 await client.writer.drain()
+                sent += 100_000
+
+        assert sent < most
 
 
 @pytest.mark.parametrize("sent", [request() * 1000, b"x" * 27_000])
@@ -1237,6 +1279,71 @@ async def test_request_within_the_idle_time_starts_it_again() -> None:
             await client.send(POST)
             assert (await client.answer()).status == 200
             await asyncio.sleep(SHORT / 2)
+
+
+class SlowReader:
+    """A connection with small buffers of the kernel, of which a test reads what it wants."""
+
+    def __init__(self, connection: Any, client: socket.socket) -> None:
+        self.connection = connection
+        self.client = client
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that wait in the server's transport."""
+        return int(self.connection._transport.get_write_buffer_size())
+
+    async def read(self, size: int) -> bytes:
+        """Read up to so many bytes."""
+        async with asyncio.timeout(10):
+            return await asyncio.get_running_loop().sock_recv(self.client, size)
+
+
+@asynccontextmanager
+async def slow_reader(server: Server) -> AsyncIterator[SlowReader]:
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", server.port))
+        await until(lambda: server.clients.open == 1)
+        [connection] = server.uvicorn.server_state.connections
+        accepted = connection._transport.get_extra_info("socket")  # type: ignore[union-attr]
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        yield SlowReader(connection, client)
+
+
+async def test_rest_of_the_last_answer_has_a_deadline_even_if_it_is_small() -> None:
+    async with serve(HttpLimits(write_seconds=SHORT)) as server, slow_reader(server) as slow:
+        body = b"x" * 40_000
+        fields = (f"Content-Length: {len(body)}", "Connection: close")
+        slow.client.sendall(request("POST /echo HTTP/1.1", *fields, body=body))
+        await until(lambda: slow.unsent > 0)
+        assert slow.connection.writable  # so no deadline was set before the connection closed
+
+        await until(lambda: server.clients.open == 0)
+
+
+async def test_rest_of_the_last_answer_has_a_deadline_after_most_of_it_was_read() -> None:
+    async with serve(HttpLimits(write_seconds=1)) as server, slow_reader(server) as slow:
+        slow.client.sendall(request("GET /whole HTTP/1.1", "Connection: close"))
+        await until(lambda: not slow.connection.writable)
+        while not slow.connection.writable:
+            assert await slow.read(2000)
+        assert slow.unsent > 0
+        assert server.clients.open == 1
+
+        await until(lambda: server.clients.open == 0)
+
+
+async def test_next_request_waits_until_the_answer_before_is_read() -> None:
+    async with serve() as server, slow_reader(server) as slow:
+        slow.client.sendall(request("GET /whole HTTP/1.1") + request())
+        await until(lambda: not slow.connection.writable)
+        await until(lambda: not server.uvicorn.server_state.tasks)
+        assert server.echo.requests == ["GET /whole"]
+
+        while len(server.echo.requests) < 2:
+            assert await slow.read(8000)
 
 
 @pytest.mark.parametrize("fields", [[], ["Connection: close"]])

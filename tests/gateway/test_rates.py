@@ -3,14 +3,16 @@
 import asyncio
 import secrets
 import shutil
+import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import httpx
 import pytest
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
 from gateway.app import build_app
 from gateway.gateway import Gateway
@@ -148,6 +150,14 @@ async def test_memory_drops_the_oldest_window_at_its_bound() -> None:
     assert [await storage.get(key) for key in ("a", "b", "c")] == [0, 1, 1]
 
 
+async def test_memory_holds_50000_windows() -> None:
+    storage = BoundedStorage()
+    for number in range(50_001):
+        storage.count(str(number))
+
+    assert [await storage.get(key) for key in ("0", "1", "50000")] == [0, 1, 1]
+
+
 @pytest.fixture(scope="module")
 async def redis_url() -> AsyncIterator[str]:
     """A Redis of this module, from Debian's package where the system has none."""
@@ -193,6 +203,60 @@ async def test_gateway_counts_alone_while_redis_is_unavailable() -> None:
         rates = Rates(settings, storage, lambda: 600.0)
         await rates.admit("192.0.2.1")
         await _refused(rates, "192.0.2.1")
+
+
+async def test_store_that_is_unavailable_is_logged_once_in_a_while() -> None:
+    settings = RateSettings(address="9/minute")
+    async with open_storage(SecretStr(f"redis://127.0.0.1:{free_port()}")) as storage:
+        rates = Rates(settings, storage, lambda: 600.0)
+        with capture_logs() as logs:
+            for _ in range(3):
+                await rates.admit("192.0.2.1")
+
+    assert [each["event"] for each in logs] == ["rates.store_unavailable"]
+
+
+@asynccontextmanager
+async def silent_store(*, accepts: bool) -> AsyncIterator[tuple[SecretStr, list[object]]]:
+    """A store that answers nothing, or whose backlog is full; and the connections to it."""
+    connections: list[object] = []
+    ended = asyncio.Event()
+
+    async def accept(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        await ended.wait()
+        writer.close()
+
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listening:
+        address = listening.getsockname()
+        server = await asyncio.start_server(accept, sock=listening) if accepts else None
+        with ExitStack() as stack:
+            for _ in range(0 if accepts else 3):
+                filling = stack.enter_context(socket.socket())
+                filling.setblocking(False)
+                filling.connect_ex(address)
+            yield SecretStr(f"redis://127.0.0.1:{address[1]}"), connections
+        ended.set()
+        if server is not None:
+            server.close()
+
+
+@pytest.mark.parametrize("accepts", [True, False])
+async def test_store_that_does_not_answer_holds_no_request_up(accepts: bool) -> None:
+    async with silent_store(accepts=accepts) as (url, _), open_storage(url) as storage:
+        rates = Rates(RateSettings(address="1/minute"), storage, lambda: 600.0)
+        async with asyncio.timeout(2):
+            await rates.admit("192.0.2.1")
+            await _refused(rates, "192.0.2.1")
+
+
+async def test_requests_at_once_use_few_connections_and_do_not_queue_for_them() -> None:
+    async with silent_store(accepts=True) as (url, connections), open_storage(url) as storage:
+        rates = Rates(RateSettings(address="1000/minute"), storage, lambda: 600.0)
+        async with asyncio.timeout(2):
+            await asyncio.gather(*(rates.admit("192.0.2.1") for _ in range(500)))
+
+    assert len(connections) <= 2 * 16
 
 
 def test_documented_table_has_the_defaults() -> None:

@@ -149,6 +149,18 @@ async def test_session_is_remembered_as_long_as_a_token_can_live(
     sessions.require_open(session("a"))
     with pytest.raises(ServiceError, match="SESSION_REVOKED"):
         sessions.require_open(session("b"))
+    now[0] = 1800.0
+    await end(bus, sessions, "c")
+    assert list(sessions._revoked) == ["c"]
+
+
+async def test_no_session_counts_as_open_before_the_revocations_are_known(
+    bus: MemoryBus, verifier: TokenVerifier
+) -> None:
+    sessions = SessionVerifier(bus, verifier)
+
+    with pytest.raises(ServiceError, match="SESSIONS_UNKNOWN"):
+        sessions.require_open(session("a"))
 
 
 async def test_no_more_than_100000_sessions_are_remembered_the_oldest_go_first(

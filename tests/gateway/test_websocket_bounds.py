@@ -586,9 +586,100 @@ async def test_client_that_does_not_read_is_not_read_from(make: Make, worker: Wo
                 while here.held[1]:  # noqa: ASYNC110  # polls
                     await asyncio.sleep(0.01)
 
+        assert len(worker.requests) < calls
         answers = [await socket.frame() for _ in range(calls)]
 
     assert {answer["id"] for answer in answers} == {str(number) for number in range(calls)}
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[WebSocketProtocol]:
+    """The protocols of the sockets that a test opens."""
+    protocols: list[WebSocketProtocol] = []
+    start = WebSocketProtocol.start
+
+    def noted(self: WebSocketProtocol, *args: Any, **options: Any) -> None:
+        protocols.append(self)
+        start(self, *args, **options)
+
+    monkeypatch.setattr(WebSocketProtocol, "start", noted)
+    return protocols
+
+
+async def test_frames_that_were_parsed_wait_until_the_client_reads_again(
+    here: Gateway, started: list[WebSocketProtocol], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.websocket_protocol._TURN_SECONDS", -1)  # one frame in each turn
+    async with here.user() as socket:
+        [protocol] = started
+        frame = b'{"id": "1", "unsubscribe": {"types": ["%b"]}}' % PUBLIC.encode()
+        protocol.data_received(masked(frame) * 5)
+        protocol.pause_writing()
+        await asyncio.sleep(0)
+        assert len(protocol._frames) == 4
+        assert not protocol._received
+
+        protocol.resume_writing()
+
+        for _ in range(5):
+            await socket.frame()
+
+
+async def test_few_frames_are_parsed_at_a_time(
+    here: Gateway, started: list[WebSocketProtocol], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.websocket_protocol._TURN_SECONDS", -1)
+    async with here.user():
+        [protocol] = started
+
+        protocol.data_received(masked(b"", Opcode.PONG) * 10_000)
+
+        assert 0 < len(protocol._frames) <= 170
+
+
+async def test_socket_stays_open_until_the_client_has_answered_the_close_frame(
+    here: Gateway, started: list[WebSocketProtocol], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.websocket_protocol._CLOSE_SECONDS", 60)
+    reader, writer = await here.accepted()
+    writer.write(masked(b"{}"))
+    code, reason, _ = await closed_with(reader)
+    await here.nothing_held()  # the application has ended
+    assert not started[0].transport.is_closing()
+
+    writer.write(masked(code.to_bytes(2) + reason.encode(), Opcode.CLOSE))
+
+    async with asyncio.timeout(5):
+        assert await reader.read() == b""
+    writer.close()
+
+
+async def test_client_that_never_reads_its_close_frame_is_cut_off_and_read_from_until_then(
+    here: Gateway,
+    bus: MemoryBus,
+    started: list[WebSocketProtocol],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.websocket_protocol._CLOSE_SECONDS", 0.5)
+    async with here.user(max_queue=1, close_timeout=0.1) as socket:
+        [protocol] = started
+        await socket.ask(subscribe("1", PUBLIC))
+        async with asyncio.timeout(5):
+            while protocol.writable.is_set():
+                await bus.publish(large_event("e"))
+                await asyncio.sleep(0)
+        protocol.data_received(masked(b"", Opcode.PONG))
+        assert protocol.read_paused
+        async with asyncio.timeout(5):
+            while here.held[3]:
+                await bus.publish(large_event("e"))
+                await asyncio.sleep(0)
+        assert not protocol.read_paused
+        assert protocol.transport.get_write_buffer_size() > 0
+
+        async with asyncio.timeout(5):
+            while not protocol.transport.is_closing():  # noqa: ASYNC110  # polls
+                await asyncio.sleep(0.01)
 
 
 async def test_gap_in_the_events_ends_the_sockets_that_subscribe(here: Gateway) -> None:

@@ -207,6 +207,23 @@ async def test_handler_that_has_no_answer_at_the_deadline_is_cancelled(
     assert cancelled.is_set()
 
 
+async def test_no_call_runs_for_more_than_a_minute(sessions: SessionVerifier) -> None:
+    budgets: list[float] = []
+
+    class Noting(Posts):
+        @MessagePattern(PostsServiceBase.get_post)
+        async def get_post(self, _request: GetPostRequest, context: Context) -> GetPostResponse:
+            budgets.append(context.remaining)
+            return GetPostResponse()
+
+    dispatcher = Dispatcher("posts", [Noting(), Health({})], sessions, direct(MemoryBus().publish))
+    for seconds in (50, 1000):
+        body = a_call(encode(GetPostRequest(id=POST_ID)), seconds=seconds).request
+        await reply_of(dispatcher, body)
+
+    assert [round(each) for each in budgets] == [50, 60]
+
+
 async def test_failure_after_a_nested_change_does_not_claim_that_nothing_happened(
     bus: MemoryBus, posts: Posts, tokens: TokenMaker, sessions: SessionVerifier
 ) -> None:

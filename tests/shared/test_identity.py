@@ -88,6 +88,20 @@ def test_odd_claims_are_refused(
     )
 
 
+@pytest.mark.parametrize("claim", ["exp", "iat", "sub", "sid", "jti", "iss", "aud"])
+def test_token_without_a_claim_is_refused(
+    claim: str, verifier: TokenVerifier, tokens: TokenMaker
+) -> None:
+    token = tokens.token(ID)
+    content = jwt.decode(token, options={"verify_signature": False})
+    del content[claim]
+    headers = jwt.get_unverified_header(token)
+
+    signed = jwt.encode(content, tokens._key, "EdDSA", headers=headers)
+
+    assert refused(verifier, signed) == "TOKEN_INVALID"
+
+
 @pytest.mark.parametrize(
     "part",
     [b"[" * 5000, b'{"a":' * 5000, b"5", b"null", b'"x"', b"\xff", b'{"kid":[],"typ":"at+jwt"}'],

@@ -141,43 +141,47 @@ async def test_key_of_somebody_without_a_token_stands_in_nobodys_way(
     assert again.id == accounts[0].id
 
 
-async def test_each_purpose_has_a_queue_of_its_own() -> None:
+@pytest.mark.parametrize(
+    ("purpose", "size"),
+    [(Purpose.LOG_IN, 32), (Purpose.PASSWORD_CHANGE, 8), (Purpose.SIGN_UP, 8)],
+)
+async def test_each_purpose_has_a_queue_of_its_own(purpose: Purpose, size: int) -> None:
     with closing(Passwords()) as passwords:
-        places = [passwords.place(Purpose.SIGN_UP) for _ in range(8)]
+        places = [passwords.place(purpose) for _ in range(size)]
         for place in places:
             place.__enter__()
 
         with pytest.raises(ServiceError, match="PASSWORDS_BUSY") as raised:
-            passwords.place(Purpose.SIGN_UP).__enter__()
-        with passwords.place(Purpose.LOG_IN), passwords.place(Purpose.PASSWORD_CHANGE):
-            pass
+            passwords.place(purpose).__enter__()
+        for another in set(Purpose) - {purpose}:
+            with passwords.place(another):
+                pass
         for place in places:
             place.__exit__(None, None, None)
-        with passwords.place(Purpose.SIGN_UP):
+        with passwords.place(purpose):
             pass
 
     assert raised.value.retry_after == 1
 
 
 async def test_log_ins_go_first_and_the_rest_is_not_starved() -> None:
-    done: list[str] = []
+    done: list[Purpose] = []
     with closing(Passwords()) as passwords:
-        threads = passwords._free
+        passwords._free = 1  # so that they end in the order of their turns
 
         async def hash_for(purpose: Purpose) -> None:
             await passwords.hash(purpose, "a password")
-            done.append(purpose.value)
+            done.append(purpose)
 
-        busy = [asyncio.create_task(passwords.hash(Purpose.SIGN_UP, "x")) for _ in range(threads)]
+        busy = asyncio.create_task(passwords.hash(Purpose.SIGN_UP, "x"))
         await asyncio.sleep(0)
-        waiting = [asyncio.create_task(hash_for(Purpose.SIGN_UP)) for _ in range(8)]
+        waiting = [asyncio.create_task(hash_for(Purpose.SIGN_UP)) for _ in range(2)]
         await asyncio.sleep(0)
         waiting += [asyncio.create_task(hash_for(Purpose.LOG_IN)) for _ in range(8)]
-        await asyncio.gather(*busy, *waiting)
+        await asyncio.gather(busy, *waiting)
 
-    log_ins, sign_ups = Purpose.LOG_IN.value, Purpose.SIGN_UP.value
-    assert done[: 11 - threads].count(log_ins) >= 7 - threads  # three of four
-    assert sign_ups in done[: 5 + threads]
+    turns = [*[Purpose.LOG_IN] * 3, Purpose.SIGN_UP]
+    assert done == [*turns, *turns, *[Purpose.LOG_IN] * 2]
 
 
 async def test_hashes_whose_callers_have_left_make_no_room_for_more_threads() -> None:
@@ -241,6 +245,24 @@ async def test_new_password_revokes_device_tokens(
 
     old = worker.log_in(alice, new, address=here, device_token=session.device_token)
     assert await reason(old) == "LOGIN_THROTTLED"
+
+
+async def test_wrong_current_passwords_make_the_next_change_wait_and_no_log_in(
+    worker: Worker, unique: Unique
+) -> None:
+    alice, right = unique("alice"), PASSWORD
+    await worker.sign_up(alice)
+    token = (await worker.log_in(alice)).access_token
+
+    async def change(current: str) -> str:
+        request = ChangePasswordRequest(
+            current_password=current, new_password="x" * 3 + unique("p")
+        )
+        return await reason(worker.call(f"{AUTH}.ChangePassword", request, access_token=token))
+
+    assert [await change("wrong") for _ in range(5)] == ["WRONG_PASSWORD"] * 5
+    assert await change(right) == "LOGIN_THROTTLED"
+    assert await reason(worker.log_in(alice)) == ""
 
 
 @pytest.mark.parametrize("known", [True, False])

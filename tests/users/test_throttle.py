@@ -26,7 +26,8 @@ async def postgres(worker_database: str) -> AsyncIterator[Postgres]:
 def test_failures_in_a_row_wait_ever_longer_and_a_minute_at_most() -> None:
     rule = Streak(free=5)
 
-    assert [rule.wait(count, 0) for count in (0, 4, 5, 6, 7, 11, 1000)] == [0, 0, 1, 2, 4, 60, 60]
+    waits = [rule.wait(count, 0) for count in (0, 4, 5, 6, 7, 11, 1000, 100_000)]
+    assert waits == [0, 0, 1, 2, 4, 60, 60, 60]
     assert rule.wait(5, 1) <= 0
     assert (rule.fade(7, 899), rule.fade(7, 901)) == (7, 0)
     assert rule.without_one(7) == 0
@@ -38,6 +39,16 @@ def test_allowance_fades_with_time_and_one_success_takes_back_one_try() -> None:
     assert [rule.wait(count, 0) for count in (0, 49, 50, 51)] == [-588, 0, 12, 24]
     assert (rule.fade(10, 30), rule.fade(1, 600)) == (7.5, 0)
     assert (rule.without_one(7), rule.without_one(0.5)) == (6, 0)
+
+
+async def test_address_may_fail_once_more_every_12_seconds(
+    postgres: Postgres, unique: Unique
+) -> None:
+    attempt = LoginThrottle(postgres, 3).of_stranger(unique("account"), "192.0.2.78")
+
+    rules = set(attempt.rules.values())
+
+    assert rules == {Streak(free=5), Allowance(free=100, seconds=36), Allowance(free=3, seconds=12)}
 
 
 async def test_log_ins_that_succeed_do_not_use_up_the_address(
@@ -59,6 +70,7 @@ async def test_rows_are_purged_by_time_and_bounded_in_number(
     postgres: Postgres, worker_database: str, unique: Unique, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = await asyncpg.connect(worker_database)
+    assert module._MOST_ROWS == 100_000
     monkeypatch.setattr(module, "_MOST_ROWS", 1000)
     monkeypatch.setattr(module, "_PURGED", 500)
     await database.execute("DELETE FROM login_failures")

@@ -148,7 +148,8 @@ class Http1Protocol(asyncio.Protocol):
 
     def _set_writable(self) -> None:
         self.writable = True
-        self._deadlines.writing = NEVER
+        if not self._closing:  # else its last bytes may still wait for the client
+            self._deadlines.writing = NEVER
         if self._drained is not None:
             self._drained.set()
 
