@@ -996,6 +996,20 @@ async def test_handshake_that_the_websocket_protocol_cannot_read_is_refused(
 
 
 @pytest.mark.parametrize(
+    "version", [[], ["Sec-WebSocket-Version: 8"], ["Sec-WebSocket-Version: 13, 8"]]
+)
+async def test_handshake_of_another_version_is_told_the_version(
+    server: Server, version: list[str]
+) -> None:
+    fields = ["Connection: Upgrade", HANDSHAKE[0], HANDSHAKE[2], *version]
+
+    (answer,) = await exchange(server, request("GET /ws HTTP/1.1", *fields))
+
+    assert answer.outline == (426, "VERSION_NOT_SUPPORTED")
+    assert answer.fields["sec-websocket-version"] == "13"
+
+
+@pytest.mark.parametrize(
     "line", ["POST /echo HTTP/1.1", "GET /echo HTTP/1.0", "HEAD /echo HTTP/1.1"]
 )
 async def test_only_get_of_http_1_1_becomes_a_websocket(server: Server, line: str) -> None:

@@ -13,6 +13,8 @@ import httpx
 import pytest
 from pydantic import SecretStr
 from structlog.testing import capture_logs
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from gateway.app import build_app
 from gateway.gateway import Gateway
@@ -23,7 +25,7 @@ from postbus.registry import METHODS
 from shared.errors import Code
 from shared.identity import TokenVerifier
 from shared.messagebus.memory import MemoryBus
-from tests.gateway.conftest import open_socket
+from tests.gateway.conftest import listening, open_socket
 from tests.people import eventually
 from tests.system import free_port
 from tests.tokens import TokenMaker
@@ -313,6 +315,20 @@ async def test_paths_beside_the_contract_count_as_well(
         await client.get(path)
         assert (await client.get(path)).status_code == 429
         assert (await client.get("/healthz")).status_code == 200
+
+
+async def test_handshakes_of_websockets_count_for_the_address(
+    bus: MemoryBus, verifier: TokenVerifier
+) -> None:
+    async with limited(bus, verifier, address="1/minute") as (app, _), listening(app) as port:
+        url = f"ws://127.0.0.1:{port}/ws"
+        async with connect(url):
+            pass
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(url)
+
+    assert refused.value.response.status_code == 429
+    assert refused.value.response.headers["Retry-After"] == "60"
 
 
 async def test_tokens_that_are_not_valid_count_for_the_address(

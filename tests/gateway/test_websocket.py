@@ -1,10 +1,13 @@
 """The WebSocket: who may hear of which event, and what a call may say."""
 
+import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 import betterproto
 import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from gateway.gateway import Gateway
 from postbus.bus.v1 import Event, Reply
@@ -16,7 +19,7 @@ from postbus.posts.v1 import (
 )
 from shared.messagebus.memory import MemoryBus
 from shared.wire import decode, encode
-from tests.gateway.conftest import Socket, Worker, open_socket
+from tests.gateway.conftest import Socket, Worker, listening, open_socket
 from tests.tokens import TokenMaker
 
 PUBLIC = "postbus.posts.v1.PostDeleted"
@@ -161,3 +164,13 @@ async def test_call_without_an_operation_id_is_an_operation_of_its_own(
     assert first
     assert second
     assert first != second
+
+
+@pytest.mark.parametrize("path", ["/ws/", "/v1/posts", "/nowhere"])
+async def test_handshake_of_another_path_is_a_problem(app: Gateway, path: str) -> None:
+    async with listening(app) as port:
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(f"ws://127.0.0.1:{port}{path}")
+
+    assert refused.value.response.status_code == 404
+    assert json.loads(refused.value.response.body)["reason"] == "UNKNOWN_PATH"

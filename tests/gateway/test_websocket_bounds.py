@@ -509,13 +509,16 @@ async def test_sockets_that_end_in_any_way_hold_nothing(here: Gateway) -> None:
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1"])
-async def test_page_of_another_origin_is_refused(here: Gateway, origin: str) -> None:
+async def test_page_of_another_origin_is_refused(
+    here: Gateway, origin: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(InvalidStatus) as refused:
         await here.anonymous(origin=origin).__aenter__()
 
     assert refused.value.response.status_code == 403
     assert json.loads(refused.value.response.body)["reason"] == "ORIGIN_REFUSED"
     await here.nothing_held()
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_own_and_allowed_origins_may_connect(here: Gateway) -> None:

@@ -28,7 +28,7 @@ from gateway.rates import BoundedStorage, Rates, RateSettings
 from gateway.routing import ContractRoutes
 from gateway.settings import LOOPBACK
 from gateway.socket_limits import SocketLimits, SocketQuotas
-from gateway.websocket import WebSocketEndpoint
+from gateway.websocket import SOCKET_PATH, WebSocketEndpoint
 from shared.errors import Code, ServiceError, internal
 from shared.identity import TokenVerifier
 from shared.messagebus import MessageBus
@@ -89,7 +89,7 @@ def build_app(
         [
             *publication_routes(),
             *security_contact(security_contact_uri),
-            WebSocketRoute("/ws", WebSocketEndpoint(services, metrics, cors.origin_allowed)),
+            WebSocketRoute(SOCKET_PATH, WebSocketEndpoint(services, metrics, cors.origin_allowed)),
             *operations.routes(),
         ]
     )

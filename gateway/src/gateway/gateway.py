@@ -17,8 +17,9 @@ from gateway.problems import HttpError, problem
 from gateway.request_headers import fields_of
 from gateway.routing import ContractRoutes
 from gateway.targets import normalized_path
+from gateway.websocket import SOCKET_PATH
 from shared.errors import Code, ServiceError
-from shared.trace import child_traceparent, trace_id
+from shared.trace import child_traceparent, new_traceparent, trace_id
 
 __all__ = ["Gateway"]
 
@@ -46,7 +47,10 @@ class Gateway:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection: a request, a WebSocket or the lifespan."""
-        if scope["type"] != "http":
+        if scope["type"] == "websocket":
+            await self._connect(scope, receive, send)
+            return
+        if scope["type"] == "lifespan":
             await self._inner(scope, receive, send)
             return
         try:
@@ -63,6 +67,19 @@ class Gateway:
             await self._without_endpoint(verbs, scope, receive, send)
         else:
             await self._serve_inner(scope, receive, send)
+
+    async def _connect(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a WebSocket; its handshake counts as a request without a token."""
+        try:
+            await self._rates.admit(address_of(scope))
+            if scope["path"] != SOCKET_PATH:
+                raise HttpError(
+                    404, Code.NOT_FOUND, "UNKNOWN_PATH", f"WebSockets connect to {SOCKET_PATH}."
+                )
+        except ServiceError as error:
+            await problem(error, trace_id(new_traceparent()))(scope, receive, send)
+            return
+        await self._inner(scope, receive, send)
 
     async def _without_endpoint(
         self, verbs: list[str], scope: Scope, receive: Receive, send: Send

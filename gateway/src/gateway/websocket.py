@@ -16,8 +16,9 @@ from gateway.websocket_protocol import WebSocketProtocol
 from shared.errors import Code, ServiceError
 from shared.trace import new_traceparent, trace_id
 
-__all__ = ["SUBPROTOCOL", "WebSocketEndpoint"]
+__all__ = ["SOCKET_PATH", "SUBPROTOCOL", "WebSocketEndpoint"]
 
+SOCKET_PATH: Final = "/ws"
 SUBPROTOCOL: Final = "postbus.realtime.v1"
 
 

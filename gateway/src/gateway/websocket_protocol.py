@@ -76,6 +76,12 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.scope["state"]["socket"] = self
         await super().run_asgi()
 
+    async def send(self, message: Any) -> None:
+        """Send an ASGI event: `websocket.accept`, or a part of a response that refuses."""
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and self.close_sent:
+            self.handshake_complete = True  # otherwise uvicorn logs an error
+
     def start(self, receiver: Receiver, budget: FrameBudget, *, max_bytes: int) -> None:
         """Pass messages to `receiver` from now on; to be called once, after `websocket.accept`."""
         self.max_bytes = max_bytes

@@ -21,7 +21,7 @@ from gateway.http1.deadlines import NEVER, Deadlines
 from gateway.http1.exchange import Exchange
 from gateway.http1.head import CHUNKED, HEAD_BYTES, Head, parse_head, refusal
 from gateway.http1.limits import Clients, HttpLimits
-from gateway.http1.upgrade import hand_over, is_handshake, rebuilt
+from gateway.http1.upgrade import hand_over, is_handshake, rebuilt, require_version
 from gateway.problems import problem
 from shared.errors import Outcome, ServiceError
 from shared.trace import new_traceparent, trace_id
@@ -208,6 +208,7 @@ class Http1Protocol(asyncio.Protocol):
         head = parse_head(self._buffer[:end])
         self._buffer = self._buffer[end + 4 :]
         if is_handshake(head) and self._config.ws_protocol_class is not None:
+            require_version(head)
             self._upgrade(head)
             return False
         if head.content_length > self._limits.max_body_bytes:

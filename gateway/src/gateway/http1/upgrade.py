@@ -7,9 +7,9 @@ Offers of other protocols are declined: the request is answered as if there were
 import asyncio
 from collections.abc import Callable
 
-from gateway.http1.head import Head
+from gateway.http1.head import Head, refusal
 
-__all__ = ["hand_over", "is_handshake", "rebuilt"]
+__all__ = ["hand_over", "is_handshake", "rebuilt", "require_version"]
 
 
 def is_handshake(head: Head) -> bool:
@@ -20,6 +20,15 @@ def is_handshake(head: Head) -> bool:
         and head.version == "1.1"
         and not head.content_length
     )
+
+
+def require_version(head: Head) -> None:
+    """Raise HttpError 426 unless a handshake asks for the one version (RFC 6455, section 4.2.2)."""
+    versions = [value for name, value in head.fields if name == b"sec-websocket-version"]
+    if versions != [b"13"]:
+        error = refusal(426, "VERSION_NOT_SUPPORTED", "The version of WebSocket is 13.")
+        error.headers = {"Sec-WebSocket-Version": "13", "Upgrade": "websocket"}
+        raise error
 
 
 def rebuilt(head: Head) -> bytes:
