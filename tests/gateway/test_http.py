@@ -260,20 +260,6 @@ async def test_body_that_nothing_reads_is_refused(
     assert worker.requests == []
 
 
-async def test_body_that_is_announced_too_large_is_refused_unread(
-    gateway: httpx.AsyncClient, headers: dict[str, str]
-) -> None:
-    async def endless() -> AsyncIterator[bytes]:
-        raise AssertionError("the body was read")
-        yield b""
-
-    sent = headers | {"Content-Type": "application/json", "Content-Length": "10001"}
-
-    answer = await gateway.post("/v1/posts", content=endless(), headers=sent)
-
-    assert problem_of(answer) == (413, "BODY_TOO_LARGE")
-
-
 async def test_body_of_unknown_length_is_bounded(
     gateway: httpx.AsyncClient, worker: Worker, headers: dict[str, str]
 ) -> None:
