@@ -26,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
+from gateway.cors import Cors
 from gateway.http1 import Clients, HttpLimits, http1
 from gateway.http1.body import (
     EXTENSION_BYTES,
@@ -167,13 +168,16 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @asynccontextmanager
 async def serve(
-    limits: HttpLimits | None = None, clients: Clients | None = None, **options: Any
+    limits: HttpLimits | None = None,
+    clients: Clients | None = None,
+    origins: Sequence[str] = (),
+    **options: Any,
 ) -> AsyncIterator[Server]:
     """Run a server until the end of the block."""
     echo, clients = Echo(), clients or Clients(total=1000, per_address=1000)
     config = uvicorn.Config(
         echo,
-        http=http1(limits or HttpLimits(max_body_bytes=BODY_BYTES), clients),
+        http=http1(limits or HttpLimits(max_body_bytes=BODY_BYTES), clients, Cors(origins)),
         port=free_port(),
         log_config=None,
         access_log=False,
@@ -790,6 +794,21 @@ async def test_announced_body_beyond_the_limit_is_refused_at_once(
 
         assert answer.outline == (413, "BODY_TOO_LARGE")
         assert await client.is_closed()
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [("https://ours.example", "https://ours.example"), ("https://evil.example", None)],
+)
+async def test_page_of_an_allowed_origin_may_read_a_refusal(
+    origin: str, allowed: str | None
+) -> None:
+    head = request("POST /echo HTTP/1.1", f"Origin: {origin}", "Content-Length: 100001")
+    async with serve(origins=["https://ours.example"]) as server:
+        (answer,) = await exchange(server, head)
+
+    assert answer.outline == (413, "BODY_TOO_LARGE")
+    assert answer.fields.get("access-control-allow-origin") == allowed
 
 
 async def test_body_up_to_the_limit_is_taken(server: Server) -> None:

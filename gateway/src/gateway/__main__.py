@@ -7,6 +7,7 @@ import uvloop
 from starlette.types import ASGIApp
 
 from gateway.app import build_app
+from gateway.cors import Cors
 from gateway.headers import transport_security
 from gateway.http1 import Clients, HttpLimits, http1
 from gateway.rates import Rates, RateSettings, open_storage
@@ -68,7 +69,7 @@ def _configuration(app: ASGIApp, settings: GatewaySettings) -> uvicorn.Config:
     )
     return uvicorn.Config(
         app,
-        http=http1(limits, clients),
+        http=http1(limits, clients, Cors(settings.allowed_origins)),
         ws=WebSocketProtocol,
         host=settings.host,
         port=settings.port,

@@ -16,10 +16,11 @@ from uvicorn.server import ServerState
 
 from gateway.addresses import network_of
 from gateway.bodies import too_large
+from gateway.cors import Cors
 from gateway.http1.body import Body, ChunkedBody, SizedBody
 from gateway.http1.deadlines import NEVER, Deadlines
 from gateway.http1.exchange import Exchange
-from gateway.http1.head import CHUNKED, HEAD_BYTES, Head, parse_head, refusal
+from gateway.http1.head import CHUNKED, HEAD_BYTES, Fields, Head, parse_head, refusal
 from gateway.http1.limits import Clients, HttpLimits
 from gateway.http1.upgrade import hand_over, is_handshake, rebuilt, require_version
 from gateway.problems import problem
@@ -38,9 +39,16 @@ _EMPTY_LINES: Final = re.compile(rb"\A(?:\r\n)+")
 _BARE_LINE_END: Final = re.compile(rb"(?<!\r)\n|\r[^\n]")
 
 
-def http1(limits: HttpLimits, clients: Clients) -> type[asyncio.Protocol]:
-    """Return the protocol with these limits, as uvicorn's Config takes it for `http`."""
-    protocol = partial(Http1Protocol, limits=limits, clients=clients)
+def http1(
+    limits: HttpLimits,
+    clients: Clients,
+    cors: Cors = Cors(()),  # noqa: B008  # never changed
+) -> type[asyncio.Protocol]:
+    """Return the protocol with these limits, as uvicorn's Config takes it for `http`.
+
+    `cors` names the pages that may read the refusals of the protocol.
+    """
+    protocol = partial(Http1Protocol, limits=limits, clients=clients, cors=cors)
     return cast("type[asyncio.Protocol]", protocol)  # uvicorn does nothing but call it
 
 
@@ -56,6 +64,7 @@ class Http1Protocol(asyncio.Protocol):
         *,
         limits: HttpLimits,
         clients: Clients,
+        cors: Cors,
     ) -> None:
         self.tasks = server_state.tasks
         self.writable = True
@@ -66,6 +75,8 @@ class Http1Protocol(asyncio.Protocol):
         self._loop = _loop or asyncio.get_running_loop()
         self._limits = limits
         self._clients = clients
+        self._cors = cors
+        self._fields: Fields = []  # of the request that is being served
         self._network: str | None = None  # if the connection was admitted
         self._refused = False
         self._deadlines = Deadlines(self._loop, self._expire)
@@ -205,7 +216,9 @@ class Http1Protocol(asyncio.Protocol):
             self._began = self._loop.time()
         self._head_begun = False
         self._expects_body = not self._buffer.startswith(b"HEAD ")
+        self._fields = []
         head = parse_head(self._buffer[:end])
+        self._fields = head.fields
         self._buffer = self._buffer[end + 4 :]
         if is_handshake(head) and self._config.ws_protocol_class is not None:
             require_version(head)
@@ -339,7 +352,7 @@ class Http1Protocol(asyncio.Protocol):
             self.close() if exchange.body_complete else self._linger()
             return
         if exchange.body_complete:
-            self._exchange = None
+            self._exchange, self._fields = None, []
             self._deadlines.read_within(self._limits.idle_seconds)
         if self._buffer or not self._reading:
             self._advance()
@@ -362,6 +375,8 @@ class Http1Protocol(asyncio.Protocol):
     def refuse(self, error: ServiceError) -> None:
         """Answer with an error in place of a response, then close."""
         answer = problem(error, trace_id(new_traceparent()))
+        origin = next((value for name, value in self._fields if name == b"origin"), None)
+        answer.headers += self._cors.headers(origin)
         head = b"HTTP/1.1 %d \r\n" % answer.status
         head += b"".join(b"%b: %b\r\n" % field for field in answer.headers)
         head += self.default_fields() + b"connection: close\r\n\r\n"
