@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
 from gateway.cors import Cors
+from gateway.headers import transport_security
 from gateway.http1 import Clients, HttpLimits, http1
 from gateway.http1.body import (
     EXTENSION_BYTES,
@@ -770,8 +771,8 @@ async def test_chunks_in_many_pieces_are_read_once_in_each_turn(
         await until(lambda: len(server.echo.requests) == 1)
         [connection] = server.uvicorn.server_state.connections
         for _ in range(pieces):
-            connection.data_received(b"1\r\nx\r\n" * (count // pieces))  # type: ignore[union-attr]
-        connection.data_received(b"0\r\n\r\n")  # type: ignore[union-attr]
+            connection.data_received(b"1\r\nx\r\n" * (count // pieces))
+        connection.data_received(b"0\r\n\r\n")
         reading = asyncio.ensure_future(client.answer())
         while not reading.done():
             turns += 1
@@ -1052,6 +1053,19 @@ async def test_head_has_no_body_even_if_it_is_refused(server: Server) -> None:
             assert (await client.answer("HEAD")).status == status
             await client.send(LAST) if status == 200 else None
             assert (await client.reader.read(9)) in (b"", b"HTTP/1.1 ")
+
+
+async def test_every_answer_keeps_browsers_on_https_where_that_is_set() -> None:
+    async with serve(headers=transport_security(86_400)) as server:
+        answers = [
+            *await exchange(server, POST + LAST),
+            *await exchange(server, b"nonsense\r\n\r\n"),
+        ]
+
+    assert [answer.status for answer in answers] == [200, 200, 400]
+    for answer in answers:
+        assert answer.fields["strict-transport-security"] == "max-age=86400; includeSubDomains"
+    assert transport_security(0) == []
 
 
 async def test_fault_of_the_application_is_an_internal_problem(

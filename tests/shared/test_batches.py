@@ -272,3 +272,30 @@ async def test_server_takes_no_more_bytes_in_hand_than_it_has_room_for(
     answers = await asyncio.gather(*calls, return_exceptions=True)
     assert answers.count(b"done") == 5
     await server.cancel()
+
+
+async def test_cancellations_of_calls_that_have_not_come_are_kept_in_bounded_number(
+    bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
+) -> None:
+    route = f"postbus.bus.v1.{unique('route')}"
+    server = await bus.serve(unique("queue."), [route], echo)
+    controls = await channel.get_exchange(CONTROL_EXCHANGE)
+    calls = await channel.get_exchange(RPC_EXCHANGE)
+    replies = await channel.declare_queue(exclusive=True)
+
+    cancels = [
+        bytes(Control(reply_to=replies.name, correlation_id=str(number), cancel=True))
+        for number in range(1025)
+    ]
+    await controls.publish(aio_pika.Message(cancels[0]), route)
+    await asyncio.gather(*(controls.publish(aio_pika.Message(each), route) for each in cancels[1:]))
+    assert await bus.gather(route, a_call(b"all came", 1)) == [b"all came"]
+    for name in ("1024", "0"):
+        call = aio_pika.Message(
+            a_call(b"x").request, reply_to=replies.name, correlation_id=name, expiration=5
+        )
+        await calls.publish(call, route)
+
+    async with asyncio.timeout(5), replies.iterator() as answers:
+        assert (await anext(answers)).correlation_id == "0"
+    await server.cancel()
