@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from postbus.bus.v1 import Code, FieldViolation, Outcome, Reply
 from shared.errors import ServiceError
 from shared.messagebus import Call
-from shared.messagebus.amqp import AmqpBus, connect
+from shared.messagebus.amqp import AmqpBus, connect, rpc_server
 from shared.messagebus.amqp.topology import RPC_EXCHANGE
 from shared.messagebus.bus import CREDIT
 from shared.messagebus.envelope import error_reply
@@ -95,6 +95,19 @@ async def test_stream_of_more_replies_than_there_is_credit_for_is_broken(
     with pytest.raises(ServiceError, match="STREAM_BROKEN"):
         await take()
     assert len(taken) <= CREDIT + 1
+
+
+async def test_caller_of_a_stream_gives_no_more_than_the_credit_and_is_not_waited_for_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rpc_server, "_MAX_STALL_SECONDS", 0.02)
+    flow = rpc_server._Flow()
+    flow.give(1_000_000)
+
+    sent = [await flow.may_send() for _ in range(CREDIT)]
+
+    async with asyncio.timeout(2):
+        assert [*sent, await flow.may_send()] == [True] * CREDIT + [False]
 
 
 async def test_control_that_is_too_large_is_ignored(bus: AmqpBus, unique: Unique) -> None:
