@@ -173,7 +173,11 @@ class System:
         return {name: int(field.split()[0]) / 1024 for name, field in fields.items()}
 
     async def readiness(self, url: str = "") -> tuple[int, dict[str, Any]]:
-        """Return status and body of /readyz; status 0 while the gateway does not answer."""
+        """Return status and body of /readyz as of now; status 0 while the gateway is silent."""
+        await asyncio.sleep(READINESS_SECONDS)
+        return await self._readiness(url)
+
+    async def _readiness(self, url: str) -> tuple[int, dict[str, Any]]:
         async with httpx.AsyncClient(base_url=url or self.url, timeout=5) as client:
             try:
                 answer = await client.get("/readyz")
@@ -187,7 +191,7 @@ class System:
         await asyncio.sleep(READINESS_SECONDS)
         try:
             async with asyncio.timeout(seconds):
-                while (status := (answer := await self.readiness(url))[0]) != 200:
+                while (status := (answer := await self._readiness(url))[0]) != 200:
                     body = answer[1]
                     await asyncio.sleep(0.05)
         except TimeoutError:
