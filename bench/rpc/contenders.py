@@ -1,4 +1,4 @@
-"""Who is measured: programs that say the same of their calls, and how they come to be here."""
+"""The contenders of `just bench rpc`: how to install and run each."""
 
 import os
 import shutil
@@ -86,7 +86,7 @@ def _contenders() -> list[Contender]:
 
 
 def installed(*names: str) -> Iterator[Contender]:
-    """Those that can run here, or the named of them; others that can not are told of."""
+    """Yield the contenders that can run here, or the named ones; print the reason for the rest."""
     _SCRATCH.mkdir(parents=True, exist_ok=True)
     for contender in _contenders():
         if names and contender.name not in names:
@@ -149,14 +149,14 @@ def virtual_host(addresses: Addresses) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What a client does: a closed loop of so many calls in flight, each for a time."""
+    """A closed loop of calls: each number of calls in flight is kept up for some seconds."""
 
     in_flight: Sequence[int]
     seconds: float
 
 
 class FailedError(Exception):
-    """A contender did not do what it should."""
+    """Raised if a contender does not start, or answers with an error."""
 
 
 @contextmanager

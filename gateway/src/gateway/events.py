@@ -98,7 +98,7 @@ class EventFeed:
                 listener.deliver(delivery)
 
     async def _in_slices(self, listeners: Iterable[Listener]) -> AsyncGenerator[Listener, None]:
-        """Yield the listeners that are not ignored meanwhile, with pauses for the event loop."""
+        """Yield the listeners that still listen, with pauses for the event loop."""
         for number, listener in enumerate(tuple(listeners), 1):
             if listener in self._keys:
                 yield listener

@@ -83,7 +83,7 @@ def _read_envelope(document: Document) -> ClientFrame:
 
 
 def _read_request(method: Method, document: Any) -> Message:
-    """Read google.protobuf.Any, whose `@type` may be left out: the method states it."""
+    """Read google.protobuf.Any; its `@type` may be left out, because the method states it."""
     if document is None:
         document = {}
     if not isinstance(document, dict):

@@ -53,7 +53,7 @@ class RouteMetrics:
 
 
 class Metrics:
-    """The metrics of this gateway, in a registry of their own, and those of all workers."""
+    """The metrics of this gateway, in a registry of their own, and of all workers."""
 
     def __init__(self, bus: MessageBus) -> None:
         self._workers = WorkerMetrics(bus)

@@ -1,4 +1,4 @@
-"""The header fields of a REST request, and what they say of its call."""
+"""The header fields of a REST request: token, deadline and idempotency key of its call."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -164,7 +164,7 @@ class Transcoder:
 
 
 def _inside(error: ServiceError, place: str) -> ServiceError:
-    """Return an error of INVALID_FIELDS whose paths begin with `place`; any other as it is."""
+    """Return an INVALID_FIELDS error with `place` before its paths; other errors unchanged."""
     if error.reason != "INVALID_FIELDS":
         return error
     return invalid_fields(

@@ -38,7 +38,7 @@ from shared.worker import Application, run_worker
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the command of the command line."""
     settings = load(PostsSettings)
     match sys.argv[1:]:
         case []:

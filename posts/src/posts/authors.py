@@ -1,4 +1,4 @@
-"""Author cards in MongoDB: what posts show of users."""
+"""Author cards in MongoDB: the part of a user that posts and comments show."""
 
 from collections.abc import Sequence
 
