@@ -68,16 +68,12 @@ class _Request:
     fields: Fields
     parameters: Mapping[str, str]
     traceparent: str
+    exchange: Exchange | None
+    """The exchange of `gateway.http1`; None with another server."""
 
     @property
     def trace_id(self) -> str:
         return self.traceparent[3:35]
-
-    @property
-    def exchange(self) -> Exchange | None:
-        """The exchange of `gateway.http1`; None with another server."""
-        extensions = self.scope.get("extensions")
-        return extensions.get(EXCHANGE) if extensions else None
 
 
 def endpoints(edge: Edge) -> dict[tuple[str, str], "Endpoint"]:
@@ -124,8 +120,15 @@ class Endpoint:
         metrics.begun += 1
         try:
             fields = fields_of(scope["headers"])
-            parent = fields.get(b"traceparent", b"").decode("latin-1")
-            request = _Request(scope, receive, fields, parameters, child_traceparent(parent))
+            extensions = scope.get("extensions")
+            request = _Request(
+                scope,
+                receive,
+                fields,
+                parameters,
+                child_traceparent(fields.get(b"traceparent", b"").decode("latin-1")),
+                extensions.get(EXCHANGE) if extensions else None,
+            )
             answer = await self._answer(request)
             status = answer.status
             if not answer.respond(request.exchange):
@@ -202,12 +205,19 @@ class Endpoint:
     async def _message(self, request: _Request) -> Message:
         if not self._empty:
             require_acceptable(request.fields, self._media_type)
-        body = await self._body(request)
+        body = self._fixed_body(request.fields)
+        if body is None and request.exchange is not None:
+            body = request.exchange.take_body()
+        if body is None:
+            body = await read_body(request.receive, self._edge.max_body_bytes)
         query = query_parameters(request.scope["query_string"])
         return self._transcoder.read(request.parameters, query, body)
 
-    async def _body(self, request: _Request) -> bytes:
-        fields = request.fields
+    def _fixed_body(self, fields: Fields) -> bytes | None:
+        """Return the body of a request without one, None if it has to be read.
+
+        Raises 400 for a body that the method does not take, 415 for one that is not JSON.
+        """
         if not self._rule.body:
             if has_content(fields):
                 raise HttpError(
@@ -217,7 +227,7 @@ class Endpoint:
         if b"content-type" not in fields and not has_content(fields):
             return b"{}"  # every member is left out; the rules say whether one is missing
         require_json(fields, patch=self._rule.verb == "PATCH")
-        return await read_body(request.receive, self._edge.max_body_bytes)
+        return None
 
     async def _stream(self, request: _Request, call: Call, headers: list[Header]) -> StreamAnswer:
         payloads = self._bus.stream(self.method.name, call)

@@ -49,13 +49,11 @@ class Transcoder:
             if (place := find_place(self._kind, path))
         ]
         self._elsewhere = {place.path for place, _ in self._variables}
-        self._elsewhere |= self._in_header() | ({rule.body} if rule.body else set())
+        field = self._kind.fields_by_name.get(method.expected_version)
+        self._in_header = frozenset((field.name, field.json_name) if field else ())
+        """Names of the field that comes from If-Match, and from nowhere else."""
+        self._elsewhere |= self._in_header | ({rule.body} if rule.body else set())
         self._resource = resource_of(method) if rule.verb == "PATCH" else None
-
-    def _in_header(self) -> set[str]:
-        """Return the field that comes from If-Match, and from nowhere else."""
-        field = self._kind.fields_by_name.get(self.method.expected_version)
-        return {field.json_name} if field else set()
 
     def read(
         self, parameters: Mapping[str, str], query: Iterable[tuple[str, str]], body: bytes
@@ -81,8 +79,7 @@ class Transcoder:
 
     def _refuse_header(self, document: Document) -> list[FieldViolation]:
         """Take the field that comes from If-Match out of a body."""
-        field = self._kind.fields_by_name.get(self.method.expected_version)
-        given = {field.name, field.json_name} & document.keys() if field else set()
+        given = self._in_header & document.keys()
         for name in given:
             del document[name]
         return [violation(name, "unknown_field", "is in If-Match alone") for name in given]

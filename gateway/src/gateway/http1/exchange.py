@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from enum import Enum, auto
 from http import HTTPStatus
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 import structlog
 from starlette.types import ASGIApp, Message, Scope
@@ -196,6 +196,12 @@ class Exchange:
         """Wake `receive`: the state of the exchange has changed."""
         if self._changed is not None:
             self._changed.set()
+
+    def take_body(self) -> bytes | None:
+        """Return the whole body, None if it has not arrived: `receive` waits for it."""
+        if not self.body_complete or self.gone or self.failure is not None:
+            return None
+        return cast("bytes", self._next_part()["body"])
 
     async def receive(self) -> Message:
         """Return the next part of the body, or http.disconnect (ASGI)."""
