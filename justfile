@@ -22,7 +22,7 @@ demo: _setup
 [group('build')]
 [no-exit-message]
 gen: _setup
-    @exec {{ quote(python) }} -m tools.generate
+    @exec {{ quote(python) }} -m tools.contracts.generate
 
 # build the documents and packages of the contracts in dist/contracts
 [group('build')]

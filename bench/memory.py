@@ -6,7 +6,7 @@ from typing import Final
 
 from bench.report import Result
 from bench.rpc.contenders import QUICK, Contender, Load, installed, running, virtual_host
-from tools.infrastructure import servers
+from tools.servers import servers
 
 __all__ = ["run"]
 

@@ -4,9 +4,9 @@ import importlib
 from typing import Any, TypeVar
 
 from postbus.registry import METHODS, Method
+from shared.bus import MessagePattern
+from shared.bus.decorators import method_handler
 from shared.context import Context
-from shared.messagebus import MessagePattern
-from shared.messagebus.patterns import method_handler
 
 __all__ = ["complete"]
 

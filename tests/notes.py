@@ -16,11 +16,11 @@ from pymongo import AsyncMongoClient
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from postbus.bus.v1 import Event
+from shared.data.mongo_database import Mongo, open_mongo
+from shared.data.postgres_sessions import Postgres, async_url, open_postgres
 from shared.errors import Code, ServiceError
-from shared.mongo import Mongo, open_mongo
-from shared.postgres import Postgres, async_url, open_postgres
-from shared.postgres_work import create_work_tables
-from shared.work import Operation, Store, current_work
+from shared.outbox.postgres_outbox import create_work_tables
+from shared.outbox.unit_of_work import Operation, Store, current_unit_of_work
 
 __all__ = ["Broker", "Notes", "an_operation", "mongo_notes", "postgres_notes", "publish"]
 
@@ -42,12 +42,12 @@ class Broker:
 
 
 def an_operation(name: str, asked: bytes = b"asked") -> Operation:
-    return Operation(key=Operation.name("call", name), fingerprint=asked)
+    return Operation(key=Operation.key_of("call", name), fingerprint=asked)
 
 
 def publish(id_: str) -> None:
     """Publish an event in the current work."""
-    work = current_work()
+    work = current_unit_of_work()
     assert work is not None
     work.events.append(Event(id=id_, type="postbus.test.v1.Noted", data=b"noted"))
 

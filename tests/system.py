@@ -15,7 +15,7 @@ import httpx
 
 from postbus.registry import METHODS
 from tests.tokens import TokenMaker
-from tools.environment import databases
+from tools.dev.environment import databases
 from tools.paths import SERVICES
 
 __all__ = ["WITHOUT_RATES", "Cost", "System", "free_port", "run_system"]

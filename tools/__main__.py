@@ -5,8 +5,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from tools.infrastructure import InfrastructureError
-from tools.infrastructure.signals import end_on_signals
+from tools.servers import InfrastructureError
+from tools.servers.signals import end_on_signals
 
 Command = Callable[[argparse.Namespace], int | None]
 
@@ -55,19 +55,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _up(_: argparse.Namespace) -> None:
-    from tools.infrastructure import lifecycle
+    from tools.servers import lifecycle
 
     lifecycle.up()
 
 
 def _down(_: argparse.Namespace) -> None:
-    from tools.infrastructure import lifecycle
+    from tools.servers import lifecycle
 
     lifecycle.down()
 
 
 def _status(_: argparse.Namespace) -> None:
-    from tools.infrastructure import lifecycle
+    from tools.servers import lifecycle
 
     lifecycle.status()
 
@@ -79,7 +79,7 @@ def _logs(options: argparse.Namespace) -> None:
 
 
 def _dev(_: argparse.Namespace) -> int:
-    from tools.dev import dev
+    from tools.dev.dev import dev
 
     return dev()
 
@@ -97,13 +97,13 @@ def _check(_: argparse.Namespace) -> int:
 
 
 def _demo(_: argparse.Namespace) -> int:
-    from tools.demo import demo
+    from tools.dev.demo import demo
 
     return demo()
 
 
 def _seed(_: argparse.Namespace) -> None:
-    from tools.seed import seed_running
+    from tools.dev.seed import seed_running
 
     seed_running()
 
@@ -115,7 +115,7 @@ def _migrate(_: argparse.Namespace) -> None:
 
 
 def _contracts(_: argparse.Namespace) -> None:
-    from tools.contracts import release
+    from tools.contracts.release import release
     from tools.paths import ROOT
 
     release(ROOT / "dist" / "contracts")

@@ -8,7 +8,12 @@ from tools.paths import ROOT, SERVICES, VENV
 
 _SOURCES = (*(f"{package}/src" for package in ("shared", *SERVICES)), "tools", "tests", "bench")
 _CHECKS = {
-    "drift of gen/": ("python", "-m", "tools.generate", "--check"),  # first: lays out imports
+    "drift of gen/": (
+        "python",
+        "-m",
+        "tools.contracts.generate",
+        "--check",
+    ),  # first: lays out imports
     "format": ("ruff", "format", "--check", "--quiet"),
     "lint": ("ruff", "check", "--quiet"),
     "types": ("mypy", *_SOURCES),
@@ -32,7 +37,7 @@ def _breaking() -> dict[str, tuple[str, ...]]:
     for base in (f"origin/{_BASE}", _BASE):
         known = ["git", "rev-parse", "--verify", "--quiet", f"{base}:proto"]
         if subprocess.run(known, cwd=ROOT, capture_output=True, check=False).returncode == 0:
-            return {"breaking changes": ("python", "-m", "tools.breaking", base)}
+            return {"breaking changes": ("python", "-m", "tools.contracts.breaking", base)}
     return {}
 
 

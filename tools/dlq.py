@@ -14,11 +14,11 @@ from google.protobuf.json_format import MessageToDict
 
 from postbus.bus.v1 import Event
 from postbus.registry import EVENTS
+from shared.bus.amqp import topology
 from shared.errors import ServiceError
-from shared.messagebus.amqp import topology
 from shared.wire import decode, parse
-from tools.infrastructure import servers
 from tools.paths import SERVICES
+from tools.servers import servers
 
 __all__ = ["add_arguments", "dlq", "run"]
 

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> None:
     _compile("pyproject.toml", "--group=dev", *projects, "-o", "requirements.txt", *arguments)
     for service in SERVICES:
         lock_service(service, *arguments)
-    for source in ("tools/just.in", "tools/infrastructure/mongodb.in"):
+    for source in ("tools/just.in", "tools/servers/mongodb.in"):
         _compile(source, "-o", source.replace(".in", ".txt"), *arguments)
 
 

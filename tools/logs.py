@@ -2,8 +2,8 @@
 
 import os
 
-from tools.infrastructure.lifecycle import server_log_command
 from tools.paths import LOGS, SERVICES
+from tools.servers.lifecycle import server_log_command
 
 _SERVERS = ("rabbitmq", "mongodb", "mongo", "postgres")
 

@@ -3,10 +3,10 @@
 import os
 import subprocess
 
-from tools.environment import databases, service_environments
-from tools.infrastructure import Addresses, servers
+from tools.dev.environment import databases, service_environments
 from tools.paths import DEV, ROOT, SERVICES, python_of
 from tools.secrets import Secrets
+from tools.servers import Addresses, servers
 
 
 def migrate(addresses: Addresses) -> None:

@@ -6,8 +6,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from tools.infrastructure import servers
 from tools.paths import ROOT
+from tools.servers import servers
 
 _STOP_SECONDS = 5
 

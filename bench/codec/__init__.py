@@ -12,9 +12,9 @@ from typing import Any
 from grpc_tools import protoc
 
 from bench.report import Result
-from tools.generate.codec import write_codec
-from tools.generate.contracts import Contracts
-from tools.generate.messages import with_constructors
+from tools.contracts.generate.codec import write_codec
+from tools.contracts.generate.descriptors import Contracts
+from tools.contracts.generate.message_classes import with_constructors
 from tools.paths import DEV
 from tools.uv import uv
 

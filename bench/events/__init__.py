@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from bench.report import Result
 from bench.rpc.contenders import QUICK, virtual_host
-from tools.infrastructure import servers
+from tools.servers import servers
 
 __all__ = ["run"]
 

@@ -24,11 +24,11 @@ from pymongo.write_concern import WriteConcern
 from uuid_utils import uuid7
 
 from postbus.bus.v1 import Event
-from shared import collector
-from shared.messagebus.amqp import connect
-from shared.relay import relay
+from shared.bus.amqp import connect
+from shared.outbox.relay import relay
+from shared.outbox.unit_of_work import Operation, current_unit_of_work
+from shared.runtime import gc_tuning
 from shared.wire import decode, encode
-from shared.work import Operation, current_work
 from tests.notes import Notes, mongo_notes, postgres_notes
 
 URL = SecretStr(os.environ["BENCH_URL"])
@@ -77,11 +77,11 @@ async def write(notes: Notes, event: Event) -> None:
 
     async def handler() -> bytes:
         await notes.add(TEXT)
-        if work := current_work():
+        if work := current_unit_of_work():
             work.events.append(event)
         return TEXT.encode()
 
-    await notes.store.perform(Operation(key=Operation.name(event.id), fingerprint=b"f"), handler)
+    await notes.store.perform(Operation(key=Operation.key_of(event.id), fingerprint=b"f"), handler)
 
 
 async def measure(notes: Notes) -> dict[str, object]:
@@ -96,7 +96,7 @@ async def measure(notes: Notes) -> dict[str, object]:
     async with connect(URL, "bench events") as bus:
         await bus.wait_ready()
         relaying = asyncio.create_task(relay(notes.store, bus.publish))
-        collector.settle()
+        gc_tuning.freeze()
         writes = await rate(lambda: write(notes, an_event("rate")))
         while await notes.store.forward(bus.publish):
             pass
@@ -125,7 +125,7 @@ async def postgres_alone(url: str) -> AsyncIterator[tuple[Write, Write, Write]]:
 
         async def rows() -> None:
             event = an_event("rows")
-            key = Operation.name(event.id)
+            key = Operation.key_of(event.id)
             async with pool.acquire() as connection, connection.transaction():
                 await connection.execute(
                     "INSERT INTO inbox (key, fingerprint) VALUES ($1, $2) ON CONFLICT DO NOTHING",
@@ -175,7 +175,7 @@ async def mongo_alone(url: str) -> AsyncIterator[tuple[Write, Write, Write]]:
 
         async def insert_all(session: AsyncClientSession) -> None:
             event = an_event("rows")
-            key = Operation.name(event.id)
+            key = Operation.key_of(event.id)
             await database["inbox"].find_one({"_id": key}, session=session)
             await insert(session)
             entry = {
@@ -241,7 +241,7 @@ async def consumer() -> None:
 
     async with connect(URL, "bench consumer") as bus:
         subscription = await bus.subscribe([TYPE], handler, queue="bench.events")
-        collector.settle()
+        gc_tuning.freeze()
         say("READY")
         await ended.wait()
         await subscription.cancel()

@@ -19,7 +19,7 @@ from bench.http.sockets import sockets
 from bench.process import cpu_seconds, pid_listening
 from bench.report import Result
 from bench.rpc.contenders import QUICK, FailedError, virtual_host
-from tools.infrastructure import servers
+from tools.servers import servers
 
 __all__ = ["run"]
 

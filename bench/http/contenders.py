@@ -16,9 +16,9 @@ from typing import Final
 from bench.rpc.contenders import FailedError
 from tests.system import WITHOUT_RATES, free_port
 from tests.tokens import TokenMaker
-from tools.infrastructure import InfrastructureError, packages
 from tools.node import node_environment, npm
 from tools.paths import DEV
+from tools.servers import InfrastructureError, packages
 from tools.uv import uv
 
 __all__ = ["CONNECTIONS", "POST", "TOKEN", "Contender", "installed", "load", "running"]
@@ -59,7 +59,7 @@ _RATES: Final = WITHOUT_RATES | {
     "POSTBUS_RATE_USER": "100000000/minute",
     "POSTBUS_RATE_USER_CHANGES": "100000000/minute",
 }
-"""Counted as in production, with rates that wrk does not reach."""
+"""HandlerMetrics as in production, with rates that wrk does not reach."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from bench.rpc.contenders import QUICK
 from bench.scale.rest import Rest
 from tests.system import System, run_system
 from tests.tokens import TokenMaker
-from tools.infrastructure import Addresses
+from tools.servers import Addresses
 
 __all__ = ["reads"]
 

@@ -24,7 +24,7 @@ from bench.rpc.contenders import (
     running,
     virtual_host,
 )
-from tools.infrastructure import servers
+from tools.servers import servers
 
 __all__ = ["run"]
 

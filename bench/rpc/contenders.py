@@ -12,9 +12,9 @@ from typing import Final
 
 import httpx
 
-from tools.infrastructure import Addresses, InfrastructureError, packages
 from tools.node import node_environment, npm
 from tools.paths import DEV
+from tools.servers import Addresses, InfrastructureError, packages
 from tools.uv import uv
 
 __all__ = ["QUICK", "Contender", "FailedError", "Load", "installed", "running", "virtual_host"]

@@ -16,7 +16,7 @@ import httpx
 
 from bench.report import Result
 from bench.rpc.contenders import QUICK, virtual_host
-from tools.infrastructure import servers
+from tools.servers import servers
 
 __all__ = ["run"]
 

@@ -11,7 +11,7 @@ from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 
 from bench.scale.content import Content, person_id
-from shared.words import distinct_words
+from shared.data.search_terms import distinct_words
 
 __all__ = ["load"]
 

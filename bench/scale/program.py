@@ -24,9 +24,9 @@ from bench.scale.rest import Rest
 from postbus.posts.v1 import GetPostRequest, ListFeedRequest, ListPostsRequest, PostsServiceStub
 from postbus.registry import METHODS
 from postbus.users.v1 import SearchUsersRequest, UsersServiceStub
-from shared import collector
-from shared.messagebus import Call, ServiceChannel
-from shared.messagebus.amqp import AmqpBus, connect
+from shared.bus import Call, ServiceChannel
+from shared.bus.amqp import AmqpBus, connect
+from shared.runtime import gc_tuning
 from shared.wire import encode
 from tests.system import System, run_system
 from tests.tokens import TokenMaker
@@ -164,7 +164,7 @@ async def main(posts: int, seconds: float) -> None:
                 AsyncMongoClient[dict[str, Any]](urls["POSTBUS_MONGO_URL"]) as client,
             ):
                 await bus.wait_ready()
-                collector.settle()
+                gc_tuning.freeze()
                 alone = Alone(pool, client.get_default_database())
                 ways = three_ways(Asked(content, tokens), alone, bus, rest)
                 reads = await measure(ways, seconds, rounds=3)

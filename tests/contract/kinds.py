@@ -12,9 +12,9 @@ from google.protobuf.message import Message
 from grpc_tools import protoc
 from hypothesis import strategies as st
 
-from tools.generate.codec import write_codec
-from tools.generate.contracts import Contracts
-from tools.generate.messages import with_constructors
+from tools.contracts.generate.codec import write_codec
+from tools.contracts.generate.descriptors import Contracts
+from tools.contracts.generate.message_classes import with_constructors
 
 __all__ = ["Kinds", "canonical", "examples", "fill", "without_epochs"]
 

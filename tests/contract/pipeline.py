@@ -15,7 +15,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 
 from tests.tokens import TokenMaker
-from tools.generate.__main__ import generate
+from tools.contracts.generate.__main__ import generate
 
 __all__ = ["Pipeline", "running"]
 

@@ -30,17 +30,17 @@ from postbus.kinds.v1 import (
 
 from gateway.app import build_app
 from gateway.caller_revisions import CallerRevisions
-from gateway.connection import Connection, Services
-from gateway.events import EventFeed
+from gateway.event_feed import EventFeed
 from gateway.rates import BoundedStorage, Rates, RateSettings
 from gateway.socket_limits import SocketLimits, SocketQuotas
+from gateway.websocket_connection import Connection, Services
+from shared.bus import MessagePattern, ServiceChannel
+from shared.bus.memory import MemoryBus
 from shared.context import Context, current_context
 from shared.errors import Code, ServiceError
 from shared.identity import TokenVerifier
-from shared.messagebus import MessagePattern, ServiceChannel
-from shared.messagebus.memory import MemoryBus
-from shared.revocations import SessionVerifier
-from shared.worker import Application, serve
+from shared.runtime.session_verifier import SessionVerifier
+from shared.runtime.worker import Application, serve
 from tests.sockets import MemorySocket
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from gateway.frames import read_client_frame
+from gateway.websocket_frames import read_client_frame
 from postbus.registry import EVENTS, METHODS, Access
-from shared.messagebus.amqp.session import CONTENT_TYPE
-from shared.messagebus.amqp.topology import EVENT_EXCHANGE, RPC_EXCHANGE
+from shared.bus.amqp.broker_session import CONTENT_TYPE
+from shared.bus.amqp.topology import EVENT_EXCHANGE, RPC_EXCHANGE
 from tools.node import node_environment, node_modules
 
 DOCUMENT: dict[str, Any] = json.loads(files("postbus").joinpath("asyncapi.json").read_text())

@@ -7,25 +7,25 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.frames import read_client_frame
 from gateway.problems import problem
 from gateway.settings import GatewaySettings
 from gateway.targets import query_parameters
 from gateway.transcoding import Transcoder
+from gateway.websocket_frames import read_client_frame
 from postbus.bus.v1 import Error, FieldViolation
 from postbus.posts.v1 import CreatePostRequest
 from postbus.registry import METHODS
 from postbus.users.v1 import BatchGetUsersRequest
 from shared import bounds
 from shared.bounds import OverBoundError, count_elements
+from shared.bus.envelope import error_reply
 from shared.errors import Code, ServiceError
-from shared.messagebus.envelope import error_reply
 from shared.protojson import parse_json, read_json, read_message
 from shared.protojson.refusal import RefusedError
 from shared.protojson.text import _duplicates
 from shared.wire import encode, examine, message_class, read_valid
 from tests.contract.kinds import Kinds
-from tools.generate.openapi import MAX_BODY_BYTES
+from tools.contracts.generate.openapi import MAX_BODY_BYTES
 
 ANSWER_BYTES = 64 * 1024
 CPU_SECONDS = 0.3

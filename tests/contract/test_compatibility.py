@@ -11,8 +11,8 @@ import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from grpc_tools import protoc
 
-from tools.compatibility import compare
-from tools.generate.third_party import lay_out
+from tools.contracts.compatibility import compare
+from tools.contracts.generate.third_party import lay_out
 
 ROOT = Path(__file__).parents[2]
 THIRD_PARTY = ROOT / ".dev/third_party"
@@ -829,7 +829,7 @@ def compiled(contract: str, package: str = "postbus.odd.v1") -> bytes:
 
 
 def breaking(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tools.breaking", *map(str, arguments)]
+    command = [sys.executable, "-m", "tools.contracts.breaking", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 

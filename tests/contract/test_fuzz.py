@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from gateway.frames import read_client_frame
 from gateway.transcoding import Transcoder
+from gateway.websocket_frames import read_client_frame
 from postbus.registry import MESSAGES, METHODS
 from shared.errors import ServiceError
 from shared.protojson import parse_json

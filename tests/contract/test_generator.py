@@ -13,11 +13,11 @@ from openapi_spec_validator import validate
 
 from postbus.registry import EVENTS, MESSAGES, METHODS, Access
 from shared.wire import message_class
-from tools.generate.__main__ import main
-from tools.generate.contracts import Contracts, GeneratorError
-from tools.generate.openapi import openapi
-from tools.generate.registry import registry_source
-from tools.generate.supported import require_supported
+from tools.contracts.generate.__main__ import main
+from tools.contracts.generate.descriptors import Contracts, GeneratorError
+from tools.contracts.generate.openapi import openapi
+from tools.contracts.generate.registry import registry_source
+from tools.contracts.generate.supported import require_supported
 
 ROOT = Path(__file__).parents[2]
 THIRD_PARTY = ROOT / ".dev/third_party"

@@ -11,7 +11,7 @@ import pytest
 
 from postbus.posts.v1 import Author, Post
 from shared.wire import decode
-from tools.contracts import release
+from tools.contracts.release import release
 from tools.node import node_environment, node_modules, npm
 from tools.uv import uv
 

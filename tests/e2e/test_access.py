@@ -13,9 +13,9 @@ from pydantic import SecretStr
 from postbus.posts.v1 import CreatePostRequest, DeletePostRequest, GetPostRequest, UpdatePostRequest
 from postbus.registry import METHODS, Access, Method
 from postbus.users.v1 import RevokeSessionRequest
+from shared.bus import Call
+from shared.bus.amqp import AmqpBus, connect
 from shared.errors import Code, ServiceError
-from shared.messagebus import Call
-from shared.messagebus.amqp import AmqpBus, connect
 from shared.wire import encode
 from tests.conftest import Place
 from tests.people import Client, sign_up

@@ -16,8 +16,8 @@ from postbus.users.v1 import (
     ListFollowedIdsRequest,
     ListFollowedIdsResponse,
 )
-from shared.messagebus import Call
-from shared.messagebus.amqp import AmqpBus, connect
+from shared.bus import Call
+from shared.bus.amqp import AmqpBus, connect
 from shared.wire import decode, encode
 from tests.conftest import Place
 from tests.people import PASSWORD, Client, Person, sign_up

@@ -12,7 +12,7 @@ import websockets
 
 from tests.people import sign_up
 from tests.system import System, free_port
-from tools.infrastructure import InfrastructureError, packages
+from tools.servers import InfrastructureError, packages
 
 Unique = Callable[[str], str]
 

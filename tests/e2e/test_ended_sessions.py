@@ -14,9 +14,9 @@ from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as connect_socket
 
 from postbus.registry import METHODS, Access, Method
+from shared.bus import Call
+from shared.bus.amqp import AmqpBus, connect
 from shared.errors import ServiceError
-from shared.messagebus import Call
-from shared.messagebus.amqp import AmqpBus, connect
 from tests.conftest import Place
 from tests.people import PASSWORD, Person, ask, sign_up
 from tests.system import System

@@ -16,13 +16,13 @@ import pytest
 from pydantic import SecretStr
 
 from postbus.bus.v1 import Event, Outcome, Reply
+from shared.bus import Call
+from shared.bus.amqp import connect
+from shared.bus.amqp.amqp_bus import AmqpBus
+from shared.bus.amqp.broker_connection import broker_errors
+from shared.bus.amqp.topology import EVENT_EXCHANGE
+from shared.bus.message_bus import Failure
 from shared.errors import Code, ServiceError
-from shared.messagebus import Call
-from shared.messagebus.amqp import connect
-from shared.messagebus.amqp.bus import AmqpBus
-from shared.messagebus.amqp.link import broker_errors
-from shared.messagebus.amqp.topology import EVENT_EXCHANGE
-from shared.messagebus.bus import Failure
 from shared.wire import decode, encode
 from tests.proxy import Proxy
 

@@ -15,14 +15,14 @@ import pytest
 from pydantic import SecretStr
 
 from postbus.bus.v1 import Event, Reply, Request
+from shared.bus import Call, MessageBus
+from shared.bus.amqp import connect
+from shared.bus.memory import MemoryBus
+from shared.bus.message_bus import Failure
 from shared.errors import ServiceError
-from shared.messagebus import Call, MessageBus
-from shared.messagebus.amqp import connect
-from shared.messagebus.bus import Failure
-from shared.messagebus.memory import MemoryBus
-from shared.relay import relay
+from shared.outbox.relay import relay
+from shared.outbox.unit_of_work import Operation, current_unit_of_work
 from shared.wire import decode, encode
-from shared.work import Operation, current_work
 from tests.notes import Notes, postgres_notes
 from tests.proxy import Proxy
 
@@ -110,27 +110,27 @@ class Worker:
         async def handler() -> bytes:
             await self._notes.add(name)
             await self._trouble.delay()
-            work = current_work()
+            work = current_unit_of_work()
             assert work is not None
             work.events.append(Event(id=f"event-{name}", type=self._event, data=request.payload))
             return f"{name} {random.random()}".encode()  # noqa: S311  # tells runs apart
 
-        operation = Operation(key=Operation.name("call", request.operation_id))
+        operation = Operation(key=Operation.key_of("call", request.operation_id))
         return await self._notes.store.perform(operation, handler)
 
     async def consume(self, body: bytes) -> Failure | None:
         await self._trouble.delay()
         if self._trouble.happens(0.2):
-            return Failure(reason="TROUBLE", message="Trouble.", retry=True, away=True)
+            return Failure(reason="TROUBLE", message="Trouble.", retry=True, dependency_down=True)
         event = decode(Event, body)
 
         async def handler() -> bytes:
             await self._notes.add(f"seen {event.data.decode()}")
             return b""
 
-        key = Operation.name("event", event.id)
+        key = Operation.key_of("event", event.id)
         for _ in range(1 + self._trouble.happens(0.2)):
-            await self._notes.store.perform(Operation(key=key, at_once=True), handler)
+            await self._notes.store.perform(Operation(key=key, begin_immediately=True), handler)
         return None
 
 

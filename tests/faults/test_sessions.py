@@ -14,17 +14,17 @@ from gateway.app import build_app
 from postbus.bus.v1 import Event
 from postbus.registry import METHODS, Access
 from postbus.users.v1 import SessionsRevoked
+from shared.bus import Call
+from shared.bus.amqp import AmqpBus, connect
+from shared.bus.amqp.broker_session import Session
+from shared.bus.amqp.stream_follower import StreamFollower
+from shared.bus.amqp.topology import event_stream
+from shared.bus.message_bus import Failure
 from shared.errors import Code, ServiceError
 from shared.identity import TokenVerifier
-from shared.messagebus import Call
-from shared.messagebus.amqp import AmqpBus, connect
-from shared.messagebus.amqp.session import Session
-from shared.messagebus.amqp.stream import StreamFollower
-from shared.messagebus.amqp.topology import event_stream
-from shared.messagebus.bus import Failure
-from shared.revocations import SessionVerifier
+from shared.runtime.session_verifier import SessionVerifier
+from shared.runtime.worker import Application, serve
 from shared.wire import decode, encode
-from shared.worker import Application, serve
 from tests.conftest import new_vhost
 from tests.idle import complete
 from tests.proxy import Proxy

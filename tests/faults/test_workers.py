@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from websockets.asyncio.client import connect as connect_websocket
 
 from gateway.worker_metrics import WorkerMetrics
-from shared.messagebus.amqp import connect
+from shared.bus.amqp import connect
 from tests.conftest import Place
 from tests.people import Person, sign_up
 from tests.system import System

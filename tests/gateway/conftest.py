@@ -21,8 +21,8 @@ from gateway.http1 import Clients, HttpLimits, http1
 from gateway.websocket_protocol import WebSocketProtocol
 from postbus.bus.v1 import Reply, Request
 from postbus.registry import METHODS
+from shared.bus.memory import MemoryBus
 from shared.identity import TokenVerifier
-from shared.messagebus.memory import MemoryBus
 from shared.wire import decode, encode
 
 

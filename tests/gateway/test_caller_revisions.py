@@ -10,7 +10,7 @@ from gateway.caller_revisions import CallerRevisions
 from gateway.gateway import Gateway
 from postbus.bus.v1 import Event, Reply
 from postbus.users.v1 import FollowChanged, UserProfileUpdated
-from shared.messagebus.memory import MemoryBus
+from shared.bus.memory import MemoryBus
 from shared.wire import encode
 from tests.gateway.conftest import Worker, open_socket
 from tests.tokens import TokenMaker

@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from gateway.app import build_app
-from gateway.contracts import publication_routes
+from gateway.published_contracts import publication_routes
+from shared.bus.memory import MemoryBus
 from shared.identity import TokenVerifier
-from shared.messagebus.memory import MemoryBus
 
 DOCUMENTS = {
     "/openapi.json": ("openapi.json", "application/json"),

@@ -17,9 +17,9 @@ from gateway.transcoding import Transcoder
 from postbus.bus.v1 import Reply
 from postbus.posts.v1 import ListPostsResponse
 from postbus.registry import METHODS
+from shared.bus import Call
+from shared.bus.memory import MemoryBus
 from shared.identity import TokenVerifier
-from shared.messagebus import Call
-from shared.messagebus.memory import MemoryBus
 from shared.wire import encode
 
 SCOPE = {

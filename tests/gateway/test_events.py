@@ -5,9 +5,9 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from gateway.events import EventFeed
+from gateway.event_feed import EventFeed
 from postbus.bus.v1 import Event
-from shared.messagebus.memory import MemoryBus
+from shared.bus.memory import MemoryBus
 from shared.wire import encode, message_class
 
 TYPE = "postbus.posts.v1.PostDeleted"

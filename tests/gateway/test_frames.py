@@ -7,8 +7,14 @@ import pytest
 from google.protobuf import json_format
 from google.protobuf.any_pb2 import Any as AnyMessage
 
-from gateway.events import CLIENT_EVENTS
-from gateway.frames import ClientFrame, error_frame, event_prefix, frame_id, read_client_frame
+from gateway.event_feed import CLIENT_EVENTS
+from gateway.websocket_frames import (
+    ClientFrame,
+    error_frame,
+    event_prefix,
+    frame_id,
+    read_client_frame,
+)
 from postbus.codec import POOL
 from postbus.registry import METHODS
 from shared.errors import Code, FieldViolation, ServiceError

@@ -14,8 +14,8 @@ from gateway.targets import MAX_PARAMETERS
 from postbus.bus.v1 import Code, Error, Reply
 from postbus.posts.v1 import CreatePostResponse, Post, UpdatePostRequest
 from postbus.registry import METHODS, Access, HttpRule, Method
+from shared.bus.memory import MemoryBus
 from shared.identity import TokenVerifier
-from shared.messagebus.memory import MemoryBus
 from shared.wire import decode, encode
 from tests.gateway.conftest import Worker
 from tests.tokens import TokenMaker

@@ -12,8 +12,8 @@ from gateway.app import build_app
 from gateway.gateway import Gateway
 from gateway.recent import Recent
 from postbus.bus.v1 import CheckResponse, Part, Reply
+from shared.bus.memory import MemoryBus
 from shared.identity import TokenVerifier
-from shared.messagebus.memory import MemoryBus
 from shared.wire import encode
 
 

@@ -22,14 +22,14 @@ from gateway.problems import HttpError
 from gateway.rates import BoundedStorage, Rates, RateSettings, open_storage
 from gateway.settings import GatewaySettings
 from postbus.registry import METHODS
+from shared.bus.memory import MemoryBus
 from shared.errors import Code
 from shared.identity import TokenVerifier
-from shared.messagebus.memory import MemoryBus
 from tests.gateway.conftest import listening, open_socket
 from tests.people import eventually
 from tests.system import free_port
 from tests.tokens import TokenMaker
-from tools.infrastructure import InfrastructureError, packages
+from tools.servers import InfrastructureError, packages
 from users.settings import UsersSettings
 
 READ = METHODS["postbus.users.v1.UsersService.GetMe"]

@@ -14,7 +14,7 @@ from postbus.posts.v1 import (
     Post,
     UpdatePostRequest,
 )
-from shared.messagebus.memory import MemoryBus
+from shared.bus.memory import MemoryBus
 from shared.wire import decode, encode
 from tests.gateway.conftest import Worker
 from tests.tokens import TokenMaker

@@ -6,19 +6,19 @@ import httpx
 import pytest
 
 from gateway.caller_revisions import CallerRevisions
-from gateway.connection import Connection, Services
-from gateway.events import EventFeed
+from gateway.event_feed import EventFeed
 from gateway.gateway import Gateway
 from gateway.rates import BoundedStorage, Rates, RateSettings
 from gateway.socket_limits import SocketLimits, SocketQuotas
+from gateway.websocket_connection import Connection, Services
 from postbus.bus.v1 import Event
 from postbus.users.v1 import SessionsRevoked
+from shared.bus.amqp.topology import event_stream
+from shared.bus.memory import MemoryBus
+from shared.bus.message_bus import KEPT_SECONDS
 from shared.errors import ServiceError
 from shared.identity import ACCESS_TOKEN_SECONDS, Caller, TokenVerifier
-from shared.messagebus.amqp.topology import event_stream
-from shared.messagebus.bus import KEPT_SECONDS
-from shared.messagebus.memory import MemoryBus
-from shared.revocations import REMEMBERED_SECONDS, SessionVerifier
+from shared.runtime.session_verifier import REMEMBERED_SECONDS, SessionVerifier
 from shared.wire import encode
 from tests.gateway.conftest import open_socket
 from tests.sockets import MemorySocket

@@ -17,7 +17,7 @@ from postbus.posts.v1 import (
     NotificationCreated,
     PostDeleted,
 )
-from shared.messagebus.memory import MemoryBus
+from shared.bus.memory import MemoryBus
 from shared.wire import decode, encode
 from tests.gateway.conftest import Socket, Worker, listening, open_socket
 from tests.tokens import TokenMaker

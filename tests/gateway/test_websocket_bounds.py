@@ -15,22 +15,22 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 
-from gateway import connection as connection_module
+from gateway import websocket_connection as connection_module
 from gateway.caller_revisions import CallerRevisions
-from gateway.connection import Services
-from gateway.events import EventFeed
+from gateway.event_feed import EventFeed
 from gateway.metrics import Metrics
 from gateway.rates import BoundedStorage, Rates, RateSettings
 from gateway.socket_limits import FrameBudget, Quota, SocketLimits, SocketQuotas
 from gateway.websocket import WebSocketEndpoint
+from gateway.websocket_connection import Services
 from gateway.websocket_protocol import WebSocketProtocol
 from postbus.bus.v1 import Event, Reply
 from postbus.posts.v1 import ListPostsResponse
 from postbus.registry import METHODS
+from shared.bus.memory import MemoryBus
 from shared.errors import ServiceError
 from shared.identity import TokenVerifier
-from shared.messagebus.memory import MemoryBus
-from shared.revocations import SessionVerifier
+from shared.runtime.session_verifier import SessionVerifier
 from shared.wire import encode
 from tests.gateway.conftest import Socket, Worker, listening
 from tests.tokens import TokenMaker

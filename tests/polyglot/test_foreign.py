@@ -12,8 +12,8 @@ import pytest
 from pydantic import SecretStr
 
 from postbus.posts.v1 import GetPostRequest, PostsServiceStub
-from shared.messagebus import ServiceChannel
-from shared.messagebus.amqp import connect
+from shared.bus import ServiceChannel
+from shared.bus.amqp import connect
 from tests.conftest import Place, new_vhost
 from tests.system import System
 from tools.node import node_environment, node_modules

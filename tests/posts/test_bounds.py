@@ -15,8 +15,8 @@ from posts.notifications import NotificationRepository
 from posts.repository import PostRepository
 from posts.search import PostSearch
 from posts.tags import TagRepository
-from shared.mongo import Mongo
-from shared.pages import Page, Position
+from shared.data.mongo_database import Mongo
+from shared.data.pages import Page, Position
 from tests.posts.commands import SentCommands
 
 Unique = Callable[[str], str]

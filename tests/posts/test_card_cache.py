@@ -12,7 +12,7 @@ from postbus.users.v1 import UserDeleted, UserProfileUpdated
 from posts.authors import gone
 from posts.card_cache import CardCache
 from posts.models import Author
-from shared.messagebus.memory import MemoryBus
+from shared.bus.memory import MemoryBus
 from shared.wire import encode
 
 ID = "0199f3f6-0000-7000-8000-000000000001"

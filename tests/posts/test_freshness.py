@@ -17,9 +17,9 @@ from gateway.worker_metrics import WorkerMetrics
 from postbus.bus.v1 import Event
 from postbus.posts.v1 import CreatePostRequest, GetPostRequest, GetPostResponse
 from postbus.users.v1 import FollowChanged
+from shared.bus import Call
+from shared.bus.amqp import AmqpBus, connect
 from shared.errors import ServiceError
-from shared.messagebus import Call
-from shared.messagebus.amqp import AmqpBus, connect
 from shared.wire import decode, encode
 from tests.conftest import Place
 from tests.people import Client, Person, eventually

@@ -18,8 +18,8 @@ from posts.migrations import MIGRATIONS
 from posts.repository import PostRepository
 from posts.search import PostSearch
 from posts.times import from_micros
-from shared.mongo import Mongo
-from shared.mongo_migrations import migrate
+from shared.data.mongo_database import Mongo
+from shared.data.mongo_migrations import migrate
 from shared.wire import encode
 from tests.conftest import Place
 from tests.system import System

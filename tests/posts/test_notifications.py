@@ -11,8 +11,8 @@ from uuid_utils.compat import uuid7
 
 from postbus.bus.v1 import Event
 from postbus.posts.v1 import Author, Comment, CommentCreated, Post, PostCreated, PostLiked
+from shared.outbox.unit_of_work import Operation
 from shared.wire import encode
-from shared.work import Operation
 from tests.conftest import Place
 from tests.people import Client, Person, eventually
 
@@ -50,7 +50,7 @@ async def deliver(place: Place, message: betterproto.Message, name: str) -> str:
     async with await aio_pika.connect(place.amqp_url) as broker:
         exchange = await (await broker.channel()).get_exchange("postbus.events")
         await exchange.publish(aio_pika.Message(encode(event)), event.type)
-    return Operation.name("event", f"posts.{event.type}", event.id)
+    return Operation.key_of("event", f"posts.{event.type}", event.id)
 
 
 async def test_notification_says_who_did_what_to_which_post_and_when(

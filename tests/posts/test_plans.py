@@ -22,8 +22,8 @@ from posts.notifications import NotificationRepository
 from posts.repository import PostRepository
 from posts.search import PostSearch
 from posts.tags import TagRepository
-from shared.mongo import Mongo
-from shared.pages import Page, Pages
+from shared.data.mongo_database import Mongo
+from shared.data.pages import Page, Pages
 from tests.posts.commands import EXPLAINED, SentCommands
 
 Unique = Callable[[str], str]

@@ -16,7 +16,7 @@ from posts.likes import LikeRepository
 from posts.models import Author, Follow, Like
 from posts.repository import PostRepository
 from posts.revisions import MAX_AHEAD, has_stored, with_revision
-from shared.mongo import Mongo
+from shared.data.mongo_database import Mongo
 from tests.posts.commands import SentCommands
 from tests.posts.test_plans import a_post
 

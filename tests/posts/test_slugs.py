@@ -11,7 +11,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 
 from posts.models import PUBLISHED, Post
 from posts.repository import FORMER_SLUGS, PostRepository
-from shared.mongo import Mongo
+from shared.data.mongo_database import Mongo
 from tests.people import Client
 
 Unique = Callable[[str], str]

@@ -10,11 +10,11 @@ from aio_pika.abc import AbstractIncomingMessage
 from pydantic import SecretStr
 
 from postbus.bus.v1 import Batch, Control, Outcome, Reply, Request
+from shared.bus import Call
+from shared.bus.amqp import connect
+from shared.bus.amqp.amqp_bus import AmqpBus
+from shared.bus.amqp.topology import CONTROL_EXCHANGE, RPC_EXCHANGE
 from shared.errors import ServiceError
-from shared.messagebus import Call
-from shared.messagebus.amqp import connect
-from shared.messagebus.amqp.bus import AmqpBus
-from shared.messagebus.amqp.topology import CONTROL_EXCHANGE, RPC_EXCHANGE
 from shared.wire import decode, encode
 
 Unique = Callable[[str], str]
@@ -249,7 +249,7 @@ async def test_control_with_a_name_that_amqp_can_not_say_is_ignored(
 
     await exchange.publish(aio_pika.Message(bytes(control)), route)
 
-    assert await bus.gather(route, a_call(b"here", 0.5)) == [b"here"]
+    assert await bus.broadcast(route, a_call(b"here", 0.5)) == [b"here"]
     await server.cancel()
 
 
@@ -289,7 +289,7 @@ async def test_cancellations_of_calls_that_have_not_come_are_kept_in_bounded_num
     ]
     await controls.publish(aio_pika.Message(cancels[0]), route)
     await asyncio.gather(*(controls.publish(aio_pika.Message(each), route) for each in cancels[1:]))
-    assert await bus.gather(route, a_call(b"all came", 1)) == [b"all came"]
+    assert await bus.broadcast(route, a_call(b"all came", 1)) == [b"all came"]
     for name in ("1024", "0"):
         call = aio_pika.Message(
             a_call(b"x").request, reply_to=replies.name, correlation_id=name, expiration=5

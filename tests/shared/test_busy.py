@@ -9,12 +9,12 @@ from pydantic import SecretStr
 from pymongo.asynchronous.database import AsyncDatabase
 from sqlalchemy import text
 
-from shared import mongo as mongo_module
+from shared.data import mongo_database as mongo_module
+from shared.data.mongo_database import open_mongo
+from shared.data.postgres_sessions import Postgres
 from shared.errors import Code, Outcome, ServiceError
-from shared.mongo import open_mongo
-from shared.mongo_work import translated
-from shared.postgres import Postgres
-from shared.postgres_work import Turns
+from shared.outbox.mongo_outbox import driver_errors
+from shared.outbox.postgres_outbox import FairLimit
 from tests.notes import an_operation, postgres_notes
 
 Unique = Callable[[str], str]
@@ -30,7 +30,7 @@ def is_busy(error: ServiceError) -> bool:
 
 
 async def test_call_that_gets_no_turn_in_time_is_told_that_the_database_is_busy() -> None:
-    turns = Turns(1, 0.05)
+    turns = FairLimit(1, 0.05)
 
     async with turns:
         with pytest.raises(ServiceError) as raised:
@@ -90,7 +90,7 @@ async def test_mongo_whose_connections_are_all_in_use_is_busy(
         await asyncio.sleep(0)
 
         async def find_meanwhile() -> None:
-            with translated():
+            with driver_errors():
                 while not slow.done():
                     await database["things"].find_one({})
 

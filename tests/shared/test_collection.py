@@ -10,9 +10,9 @@ from odmantic import Field, Model
 from pymongo import AsyncMongoClient
 from pymongo.monitoring import CommandListener
 
-from shared.mongo import Mongo
-from shared.mongo_collection import Collection
-from shared.work import Operation
+from shared.data.mongo_collection import Collection
+from shared.data.mongo_database import Mongo
+from shared.outbox.unit_of_work import Operation
 
 Unique = Callable[[str], str]
 

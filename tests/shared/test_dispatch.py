@@ -28,16 +28,16 @@ from postbus.posts.v1 import (
     PostsServiceStub,
 )
 from postbus.users.v1 import SessionsRevoked, UserRegistered
+from shared.bus import Call, Dispatcher, EventPattern, MessagePattern, ServiceChannel
+from shared.bus.handler_matching import ContractMismatchError
+from shared.bus.memory import MemoryBus
 from shared.context import Context
 from shared.errors import ServiceError
 from shared.identity import TokenVerifier
-from shared.messagebus import Call, Dispatcher, EventPattern, MessagePattern, ServiceChannel
-from shared.messagebus.handlers import ContractMismatchError
-from shared.messagebus.memory import MemoryBus
-from shared.revocations import SessionVerifier
+from shared.outbox.unit_of_work import without_store
+from shared.runtime.session_verifier import SessionVerifier
+from shared.runtime.worker import Application, Health, serve
 from shared.wire import decode, encode
-from shared.work import direct
-from shared.worker import Application, Health, serve
 from tests.idle import complete
 from tests.tokens import TokenMaker
 
@@ -166,7 +166,9 @@ async def test_malformed_payload_is_an_invalid_argument(bus: MemoryBus, payload:
 async def test_malformed_envelope_is_an_invalid_argument(
     posts: Posts, sessions: SessionVerifier
 ) -> None:
-    dispatcher = Dispatcher("posts", [posts, Health({})], sessions, direct(MemoryBus().publish))
+    dispatcher = Dispatcher(
+        "posts", [posts, Health({})], sessions, without_store(MemoryBus().publish)
+    )
 
     reply = await reply_of(dispatcher, b"\xff\xff\xff")
 
@@ -199,7 +201,9 @@ async def test_handler_that_has_no_answer_at_the_deadline_is_cancelled(
                 cancelled.set()
             return GetPostResponse()
 
-    dispatcher = Dispatcher("posts", [Slow(), Health({})], sessions, direct(MemoryBus().publish))
+    dispatcher = Dispatcher(
+        "posts", [Slow(), Health({})], sessions, without_store(MemoryBus().publish)
+    )
     body = a_call(encode(GetPostRequest(id=POST_ID)), seconds=0.2).request
     reply = await reply_of(dispatcher, body)
 
@@ -216,7 +220,9 @@ async def test_no_call_runs_for_more_than_a_minute(sessions: SessionVerifier) ->
             budgets.append(context.remaining)
             return GetPostResponse()
 
-    dispatcher = Dispatcher("posts", [Noting(), Health({})], sessions, direct(MemoryBus().publish))
+    dispatcher = Dispatcher(
+        "posts", [Noting(), Health({})], sessions, without_store(MemoryBus().publish)
+    )
     for seconds in (50, 1000):
         body = a_call(encode(GetPostRequest(id=POST_ID)), seconds=seconds).request
         await reply_of(dispatcher, body)
@@ -235,7 +241,7 @@ async def test_failure_after_a_nested_change_does_not_claim_that_nothing_happene
             await stub.create_post(CreatePostRequest(title="nested"))
             raise ServiceError(Code.ABORTED, "LATER", "Later.")
 
-    dispatcher = Dispatcher("posts", [Nesting(), Health({})], sessions, direct(bus.publish))
+    dispatcher = Dispatcher("posts", [Nesting(), Health({})], sessions, without_store(bus.publish))
     body = a_call(encode(GetPostRequest(id=POST_ID)), token=tokens.token("alice")).request
     reply = await reply_of(dispatcher, body)
 
@@ -272,7 +278,7 @@ async def test_reply_carries_the_callers_revision_if_it_is_higher_than_the_reque
         access_token=tokens.token("alice"),
         caller_revision=known,
     )
-    dispatcher = Dispatcher("posts", [Nesting(), Health({})], sessions, direct(bus.publish))
+    dispatcher = Dispatcher("posts", [Nesting(), Health({})], sessions, without_store(bus.publish))
     await bus.serve("posts", dispatcher.routes, dispatcher.answer)
 
     reply = await reply_of(dispatcher, call.request)
@@ -290,14 +296,14 @@ async def test_worker_that_lacks_a_handler_does_not_start(sessions: SessionVerif
             return GetPostResponse()
 
     with pytest.raises(ContractMismatchError, match=r"PostsService\.CreatePost"):
-        Dispatcher("posts", [Fewer()], sessions, direct(MemoryBus().publish))
+        Dispatcher("posts", [Fewer()], sessions, without_store(MemoryBus().publish))
 
 
 async def test_worker_with_a_handler_of_another_worker_does_not_start(
     posts: Posts, sessions: SessionVerifier
 ) -> None:
     with pytest.raises(ContractMismatchError, match=r"PostsServiceBase\.create_post"):
-        Dispatcher("users", [posts], sessions, direct(MemoryBus().publish))
+        Dispatcher("users", [posts], sessions, without_store(MemoryBus().publish))
 
 
 def _registered() -> Event:
@@ -362,7 +368,9 @@ async def test_event_that_is_refused_is_a_dead_letter(bus: MemoryBus, posts: Pos
 async def test_event_that_nobody_consumes_is_a_dead_letter(
     posts: Posts, sessions: SessionVerifier
 ) -> None:
-    dispatcher = Dispatcher("posts", [posts, Health({})], sessions, direct(MemoryBus().publish))
+    dispatcher = Dispatcher(
+        "posts", [posts, Health({})], sessions, without_store(MemoryBus().publish)
+    )
 
     for body, reason in (
         (encode(Event(id="1", type="nonsense")), "UNKNOWN_EVENT"),
@@ -385,7 +393,9 @@ async def test_answer_that_is_too_large_is_an_error(bus: MemoryBus, posts: Posts
 async def test_request_of_more_than_4_mib_is_refused_undecoded(
     posts: Posts, sessions: SessionVerifier, route: str
 ) -> None:
-    dispatcher = Dispatcher("posts", [posts, Health({})], sessions, direct(MemoryBus().publish))
+    dispatcher = Dispatcher(
+        "posts", [posts, Health({})], sessions, without_store(MemoryBus().publish)
+    )
 
     too_large = await reply_of(dispatcher, b"\xff" * (4 * 2**20 + 1), route)
     large = await reply_of(dispatcher, b"\xff" * (4 * 2**20), route)
@@ -417,7 +427,9 @@ async def test_worker_refuses_tokens_until_it_knows_which_sessions_have_ended(
     posts: Posts, tokens: TokenMaker, verifier: TokenVerifier
 ) -> None:
     sessions = SessionVerifier(MemoryBus(), verifier)
-    dispatcher = Dispatcher("posts", [posts, Health({})], sessions, direct(MemoryBus().publish))
+    dispatcher = Dispatcher(
+        "posts", [posts, Health({})], sessions, without_store(MemoryBus().publish)
+    )
     request = encode(GetPostRequest(id=POST_ID))
 
     refused = await reply_of(dispatcher, a_call(request, token=tokens.token("alice")).request)
@@ -435,12 +447,14 @@ def test_consumer_of_what_is_no_event_does_not_start(sessions: SessionVerifier) 
             """Never called."""
 
     with pytest.raises(ContractMismatchError, match="Post is not an event"):
-        Dispatcher("posts", [Wrong(), Health({})], sessions, direct(MemoryBus().publish))
+        Dispatcher("posts", [Wrong(), Health({})], sessions, without_store(MemoryBus().publish))
 
 
 def test_method_with_two_handlers_does_not_start(sessions: SessionVerifier) -> None:
     with pytest.raises(ContractMismatchError, match="CreatePost has two handlers"):
-        Dispatcher("posts", [Posts(), Posts(), Health({})], sessions, direct(MemoryBus().publish))
+        Dispatcher(
+            "posts", [Posts(), Posts(), Health({})], sessions, without_store(MemoryBus().publish)
+        )
 
 
 async def test_operation_that_is_still_running_is_not_begun_again(
@@ -457,7 +471,9 @@ async def test_operation_that_is_still_running_is_not_begun_again(
             await go_on.wait()
             return CreatePostResponse()
 
-    dispatcher = Dispatcher("posts", [Slow(), Health({})], sessions, direct(MemoryBus().publish))
+    dispatcher = Dispatcher(
+        "posts", [Slow(), Health({})], sessions, without_store(MemoryBus().publish)
+    )
     body = Call.new(
         encode(CreatePostRequest(title="Once")),
         deadline=time.time() + 5,

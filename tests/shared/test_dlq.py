@@ -10,8 +10,8 @@ from pydantic import SecretStr
 
 from postbus.bus.v1 import Event
 from postbus.posts.v1 import PostDeleted
-from shared.messagebus.amqp import connect
-from shared.messagebus.bus import Failure
+from shared.bus.amqp import connect
+from shared.bus.message_bus import Failure
 from shared.wire import decode, encode
 from tests.conftest import new_vhost
 from tools import dlq

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.messagebus.amqp import frames
-from shared.messagebus.amqp.frames import Confirmed, Delivered, Parser, ProtocolError, Returned
-from shared.messagebus.amqp.lanes import FrameLane
+from shared.bus.amqp import frames
+from shared.bus.amqp.frames import Confirmed, Delivered, Parser, ProtocolError, Returned
+from shared.bus.amqp.message_channel import FrameLane
 
 FRAME_MAX = 4096
 

@@ -12,12 +12,12 @@ import pytest
 from pydantic import SecretStr
 
 from postbus.bus.v1 import Code, FieldViolation, Outcome, Reply
+from shared.bus import Call
+from shared.bus.amqp import AmqpBus, connect, rpc_server
+from shared.bus.amqp.topology import RPC_EXCHANGE
+from shared.bus.envelope import error_reply
+from shared.bus.message_bus import CREDIT
 from shared.errors import ServiceError
-from shared.messagebus import Call
-from shared.messagebus.amqp import AmqpBus, connect, rpc_server
-from shared.messagebus.amqp.topology import RPC_EXCHANGE
-from shared.messagebus.bus import CREDIT
-from shared.messagebus.envelope import error_reply
 from shared.wire import decode, encode
 
 Unique = Callable[[str], str]
@@ -120,8 +120,8 @@ async def test_control_that_is_too_large_is_ignored(bus: AmqpBus, unique: Unique
 
     server = await bus.serve(unique("queue."), [route], answer)
 
-    assert await bus.gather(route, a_call(bytes(64 * 2**10), 0.3)) == []
-    assert await bus.gather(route, a_call(bytes(63 * 2**10), 0.3)) == [b"here"]
+    assert await bus.broadcast(route, a_call(bytes(64 * 2**10), 0.3)) == []
+    assert await bus.broadcast(route, a_call(bytes(63 * 2**10), 0.3)) == [b"here"]
     assert len(asked) == 1
     await server.cancel()
 
@@ -169,7 +169,7 @@ def test_error_reply_that_fits_keeps_its_violations() -> None:
 def test_line_of_the_log_is_bounded(log_format: str) -> None:
     program = f"""
 import structlog
-from shared.logs import configure_logs
+from shared.runtime.logs import configure_logs
 configure_logs("test", {log_format!r})
 try:
     raise ValueError("secret" * 1_000_000 + "the end")

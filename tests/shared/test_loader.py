@@ -6,7 +6,7 @@ from contextvars import ContextVar
 
 import pytest
 
-from shared.loader import Loader
+from shared.data.loader import Loader
 
 whose: ContextVar[str] = ContextVar("whose")
 

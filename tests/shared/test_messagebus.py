@@ -11,11 +11,11 @@ import pytest
 from pydantic import SecretStr
 
 from postbus.bus.v1 import Code, Completed, Error, Event, Outcome, Reply, Request
+from shared.bus import Call, MessageBus
+from shared.bus.amqp import connect
+from shared.bus.memory import MemoryBus
+from shared.bus.message_bus import CREDIT, EventHandler, Failure, Following, RpcHandler
 from shared.errors import ServiceError
-from shared.messagebus import Call, MessageBus
-from shared.messagebus.amqp import connect
-from shared.messagebus.bus import CREDIT, EventHandler, Failure, Following, RpcHandler
-from shared.messagebus.memory import MemoryBus
 from shared.wire import decode, encode
 
 Unique = Callable[[str], str]
@@ -410,8 +410,8 @@ async def test_every_process_answers_what_is_asked_of_all(bus: MessageBus, uniqu
 
     servers = [await bus.serve(queue, [route], answering(name)) for name in (b"one", b"two")]
 
-    assert sorted(await bus.gather(route, a_call(seconds=0.5))) == [b"one", b"two"]
-    assert await bus.gather(unique("nobody."), a_call(seconds=0.1)) == []
+    assert sorted(await bus.broadcast(route, a_call(seconds=0.5))) == [b"one", b"two"]
+    assert await bus.broadcast(unique("nobody."), a_call(seconds=0.1)) == []
     for server in servers:
         await server.cancel()
 
@@ -486,7 +486,7 @@ async def test_event_waits_for_ever_for_a_part_that_is_away(
     bus: MessageBus, unique: Unique
 ) -> None:
     event = unique("event.")
-    away = Failure(reason="DATABASE_UNAVAILABLE", message="Away.", retry=True, away=True)
+    away = Failure(reason="DATABASE_UNAVAILABLE", message="Away.", retry=True, dependency_down=True)
     failing = Failing(away, times=len(DELAYS) + 2)
     subscription = await bus.subscribe([event], failing, queue=unique("queue."))
 

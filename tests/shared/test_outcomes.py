@@ -11,12 +11,12 @@ from pydantic import SecretStr
 from postbus.bus.v1 import Code, Outcome, Reply
 from postbus.posts.v1 import CreatePostRequest, PostsServiceStub
 from postbus.registry import METHODS
+from shared.bus import Call, ServiceChannel, call_method
+from shared.bus.amqp import connect
+from shared.bus.memory import MemoryBus
 from shared.errors import ServiceError
-from shared.messagebus import Call, ServiceChannel, call_method
-from shared.messagebus.amqp import connect
-from shared.messagebus.memory import MemoryBus
+from shared.outbox.unit_of_work import Operation, stored_reply
 from shared.wire import encode
-from shared.work import Operation, answer_of
 from tests.proxy import Proxy
 
 CREATE = METHODS["postbus.posts.v1.PostsService.CreatePost"]
@@ -71,6 +71,6 @@ def test_operation_that_was_done_before_has_had_its_effect() -> None:
     operation = Operation(key="key", fingerprint=b"same")
 
     with pytest.raises(ServiceError) as raised:
-        answer_of(operation, b"same", None)
+        stored_reply(operation, b"same", None)
 
     assert (raised.value.reason, raised.value.outcome) == ("ALREADY_DONE", Outcome.UNKNOWN)

@@ -4,8 +4,8 @@ import pytest
 from pydantic import SecretStr
 
 from postbus.posts.v1 import ListFeedRequest, ListPostsRequest
+from shared.data.pages import Pages
 from shared.errors import Code, ServiceError
-from shared.pages import Pages
 
 PAGES = Pages(SecretStr("the key"))
 ASKED = ListPostsRequest(tag="a")

@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from shared.data.mongo_database import Mongo
 from shared.errors import ServiceError
-from shared.mongo import Mongo
-from shared.relay import relay
+from shared.outbox.relay import relay
 from tests.notes import Broker, Notes, an_operation, publish
 
 

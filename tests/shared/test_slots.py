@@ -4,18 +4,18 @@ import asyncio
 
 import pytest
 
-from shared.messagebus.slots import Slots
+from shared.bus.concurrency_limit import ConcurrencyLimit
 
 
 async def test_who_gives_up_as_another_leaves_ends_and_makes_room() -> None:
-    slots = Slots(1)
-    assert slots.enter_now()
-    waiting = [asyncio.create_task(slots.wait()) for _ in range(5)]
+    slots = ConcurrencyLimit(1)
+    assert slots.try_acquire()
+    waiting = [asyncio.create_task(slots.acquire()) for _ in range(5)]
     await asyncio.sleep(0)
 
     for task in waiting[:4]:
         task.cancel()
-    slots.leave()  # before those who are cancelled have run
+    slots.release()  # before those who are cancelled have run
 
     await waiting[4]
     for task in waiting[:4]:

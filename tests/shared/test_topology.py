@@ -9,11 +9,11 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from pydantic import SecretStr
 
 from postbus.bus.v1 import Event
-from shared.messagebus.amqp import connect
-from shared.messagebus.amqp.bus import AmqpBus
-from shared.messagebus.amqp.link import Link
-from shared.messagebus.amqp.topology import Queue, TopologyError, declare
-from shared.messagebus.bus import Failure
+from shared.bus.amqp import connect
+from shared.bus.amqp.amqp_bus import AmqpBus
+from shared.bus.amqp.broker_connection import Link
+from shared.bus.amqp.topology import Queue, TopologyError, declare
+from shared.bus.message_bus import Failure
 from shared.wire import decode, encode
 
 Unique = Callable[[str], str]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.words import distinct_words, words
+from shared.data.search_terms import distinct_words, words
 
 
 @pytest.mark.parametrize(

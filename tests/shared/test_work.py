@@ -6,10 +6,10 @@ from collections.abc import Callable
 import pytest
 import sqlalchemy as sa
 
+from shared.data.postgres_sessions import Postgres
 from shared.errors import Code, ServiceError
-from shared.postgres import Postgres
-from shared.relay import flush
-from shared.work import Operation, outside_work
+from shared.outbox.relay import flush
+from shared.outbox.unit_of_work import Operation, outside_work
 from tests.notes import Broker, Notes, an_operation, postgres_notes, publish
 
 Unique = Callable[[str], str]
@@ -128,8 +128,8 @@ async def test_event_that_comes_after_a_later_one_is_dropped(notes: Notes) -> No
             await notes.add(f"version {version}")
             return b""
 
-        key = Operation.name("event", "consumer", id_)
-        event = Operation(key=key, at_once=True, subject="s1", version=version)
+        key = Operation.key_of("event", "consumer", id_)
+        event = Operation(key=key, begin_immediately=True, subject="s1", version=version)
         await notes.store.perform(event, handler)
 
     await deliver("a", 1)
@@ -152,8 +152,10 @@ async def test_event_that_comes_late_is_handled_as_such_where_that_is_asked_for(
             late.append((version, event.late))
             return b""
 
-        key = Operation.name("event", "patient", id_)
-        event = Operation(key=key, at_once=True, subject="s2", version=version, handles_late=True)
+        key = Operation.key_of("event", "patient", id_)
+        event = Operation(
+            key=key, begin_immediately=True, subject="s2", version=version, handles_late=True
+        )
         await notes.store.perform(event, handler)
 
     for id_, version in (("a", 3), ("b", 2), ("b", 2), ("c", 3), ("d", 4)):

@@ -21,13 +21,13 @@ from postbus.users.v1 import (
     SignUpRequest,
     SignUpResponse,
 )
+from shared.bus import Call
+from shared.bus.memory import MemoryBus
+from shared.data.alembic_migrations import migrate
 from shared.errors import ServiceError
 from shared.identity import TokenVerifier
-from shared.messagebus import Call
-from shared.messagebus.memory import MemoryBus
-from shared.migrations import migrate
+from shared.runtime.worker import serve
 from shared.wire import decode, encode
-from shared.worker import serve
 from tests.people import PASSWORD
 from tests.tokens import TokenMaker
 from users.__main__ import application

@@ -20,9 +20,9 @@ from sqlmodel import SQLModel
 
 from postbus.users.v1 import ListFollowersRequest, SearchUsersRequest
 from shared.context import Context
+from shared.data.pages import Page, Pages
+from shared.data.postgres_sessions import Postgres, async_url
 from shared.identity import Caller
-from shared.pages import Page, Pages
-from shared.postgres import Postgres, async_url
 from tools.paths import ROOT
 from users.follows import FollowRepository
 from users.models import User

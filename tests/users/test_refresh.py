@@ -15,9 +15,9 @@ from postbus.users.v1 import (
     RefreshSessionResponse,
     UpdateMeRequest,
 )
+from shared.bus import Call
+from shared.data.postgres_sessions import open_postgres
 from shared.errors import ServiceError
-from shared.messagebus import Call
-from shared.postgres import open_postgres
 from shared.wire import decode, encode
 from tests.people import eventually
 from tests.users.conftest import AUTH, Worker, reason

@@ -8,8 +8,8 @@ import structlog.testing
 from pydantic import SecretStr
 
 from shared.context import Context
+from shared.data.postgres_sessions import Postgres, open_postgres
 from shared.errors import ServiceError
-from shared.postgres import Postgres, open_postgres
 from users import throttle as module
 from users.security_log import SecurityLog
 from users.throttle import Allowance, LoginThrottle, Streak

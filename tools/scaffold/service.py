@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from string import Template
 
-from tools.infrastructure.signals import deferred_signals
 from tools.lock import lock_service
 from tools.paths import DEV, ROOT, SERVICES, VENV
 from tools.scaffold.listings import (
@@ -18,7 +17,8 @@ from tools.scaffold.listings import (
     remove_from_compose,
     remove_from_pyproject,
 )
-from tools.scaffold.names import Names, names_of
+from tools.scaffold.service_names import Names, names_of
+from tools.servers.signals import deferred_signals
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _PYPROJECT, _COMPOSE = ROOT / "pyproject.toml", ROOT / "compose.yaml"
@@ -32,7 +32,7 @@ def new_service(name: str, *, thing: str, database: str) -> None:
         _PYPROJECT.write_text(add_to_pyproject(_PYPROJECT.read_text(), name))
         _COMPOSE.write_text(add_to_compose(_COMPOSE.read_text(), name, database))
         lock_service(name)
-        _run("python", "-m", "tools.generate")
+        _run("python", "-m", "tools.contracts.generate")
         ours = [str(folder) for folder in _folders(name)]
         _run("ruff", "check", "--quiet", "--select=I", "--fix", *ours)
         _run("ruff", "format", "--quiet", *ours)
@@ -59,7 +59,7 @@ def remove_service(name: str, *, yes: bool) -> None:
             shutil.rmtree(folder, ignore_errors=True)
         _PYPROJECT.write_text(remove_from_pyproject(_PYPROJECT.read_text(), name))
         _COMPOSE.write_text(remove_from_compose(_COMPOSE.read_text(), name))
-        _run("python", "-m", "tools.generate")
+        _run("python", "-m", "tools.contracts.generate")
     print(f"remove-service: {name} is gone; what it stored is still in its database")
 
 

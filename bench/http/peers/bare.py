@@ -9,10 +9,10 @@ import uvicorn
 import uvloop
 from pydantic import SecretStr
 
-from shared import collector
-from shared.messagebus import Call
-from shared.messagebus.amqp import connect
-from shared.messagebus.envelope import payload_reply
+from shared.bus import Call
+from shared.bus.amqp import connect
+from shared.bus.envelope import payload_reply
+from shared.runtime import gc_tuning
 
 URL = SecretStr(os.environ["BENCH_URL"])
 HEAD = b'{"id": "018f3b6e-7b1a-7c44-9d0e-5f2a1b3c4d5e", '
@@ -24,7 +24,7 @@ async def worker() -> None:
 
     async with connect(URL, "bench worker") as bus:
         await bus.serve("bench.http.bare", ["bench.http.bare"], handler, concurrency=256)
-        collector.settle()
+        gc_tuning.freeze()
         print("READY", flush=True)
         await asyncio.Future()
 
@@ -57,7 +57,7 @@ async def gateway() -> None:
             log_level="error",
             access_log=False,
         )
-        collector.settle()
+        gc_tuning.freeze()
         await uvicorn.Server(config).serve()
 
 

@@ -17,12 +17,12 @@ from postbus.posts.v1 import (
     PostStatus,
 )
 from postbus.registry import METHODS, Method
-from shared import collector
+from shared.bus import MessagePattern
+from shared.bus.amqp import connect
 from shared.context import Context
 from shared.identity import TokenVerifier
-from shared.messagebus import MessagePattern
-from shared.messagebus.amqp import connect
-from shared.worker import Application, serve
+from shared.runtime import gc_tuning
+from shared.runtime.worker import Application, serve
 
 NEW_ID = "018f3b6e-7b1a-7c44-9d0e-5f2a1b3c4d5e"
 
@@ -67,7 +67,7 @@ async def main() -> None:
         connect(SecretStr(os.environ["BENCH_URL"]), "posts") as bus,
         serve("posts", application, bus, verifier),
     ):
-        collector.settle()
+        gc_tuning.freeze()
         print("READY", flush=True)
         await asyncio.Future()
 

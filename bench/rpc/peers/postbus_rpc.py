@@ -20,13 +20,13 @@ from postbus.posts.v1 import (
     PostsServiceStub,
 )
 from postbus.registry import METHODS, Method
-from shared import collector
+from shared.bus import Call, MessagePattern, ServiceChannel
+from shared.bus.amqp import connect
+from shared.bus.envelope import payload_reply
 from shared.context import Context
 from shared.identity import TokenVerifier
-from shared.messagebus import Call, MessagePattern, ServiceChannel
-from shared.messagebus.amqp import connect
-from shared.messagebus.envelope import payload_reply
-from shared.worker import Application, serve
+from shared.runtime import gc_tuning
+from shared.runtime.worker import Application, serve
 
 # The request and the response have about 300 bytes each.
 _ASKED = ListPostsRequest(page_size=20, page_token=(POST["body"] * 2)[:280])
@@ -73,14 +73,14 @@ async def worker() -> None:
         connect(SecretStr(URL), "bench worker") as bus,
         serve("posts", application, bus, _verifier()),
     ):
-        collector.settle()
+        gc_tuning.freeze()
         await for_ever()
 
 
 async def client() -> None:
     async with connect(SecretStr(URL), "bench client") as bus:
         await bus.wait_ready()
-        collector.settle()
+        gc_tuning.freeze()
         stub = PostsServiceStub(ServiceChannel(bus))
 
         async def call() -> None:
@@ -99,7 +99,7 @@ async def bytes_worker() -> None:
 
     async with connect(SecretStr(URL), "bench worker") as bus:
         await bus.serve("bench.bytes", ["bench.bytes"], handler, concurrency=256)
-        collector.settle()
+        gc_tuning.freeze()
         await for_ever()
 
 
@@ -107,7 +107,7 @@ async def bytes_client() -> None:
     request = b"x" * 310
     async with connect(SecretStr(URL), "bench client") as bus:
         await bus.wait_ready()
-        collector.settle()
+        gc_tuning.freeze()
         await closed_loop(lambda: bus.call("bench.bytes", Call(request, time.time() + 5)))
 
 

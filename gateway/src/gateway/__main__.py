@@ -13,11 +13,11 @@ from gateway.http1 import Clients, HttpLimits, http1
 from gateway.rates import Rates, RateSettings, open_storage
 from gateway.settings import GatewaySettings
 from gateway.websocket_protocol import WebSocketProtocol
-from shared import collector
+from shared.bus.amqp import connect
 from shared.identity import TokenVerifier
-from shared.logs import configure_logs
-from shared.messagebus.amqp import connect
-from shared.settings import load
+from shared.runtime import gc_tuning
+from shared.runtime.logs import configure_logs
+from shared.runtime.settings import load
 
 _DRAIN_SECONDS: Final = 2
 """For running requests to end after SIGTERM."""
@@ -47,7 +47,7 @@ async def _serve(settings: GatewaySettings) -> None:
             security_contact_uri=settings.security_contact,
         )
         server = uvicorn.Server(_configuration(app, settings))
-        collector.settle()
+        gc_tuning.freeze()
         await server.serve()
 
 

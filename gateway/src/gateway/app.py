@@ -11,28 +11,28 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.routing import WebSocketRoute
 
-from gateway.answers import Answer
 from gateway.caller_revisions import CallerRevisions
-from gateway.connection import Services
-from gateway.contracts import publication_routes
 from gateway.cors import Cors
 from gateway.endpoint import Edge, endpoints
-from gateway.events import EventFeed
+from gateway.event_feed import EventFeed
 from gateway.gateway import Gateway
 from gateway.health import Health
 from gateway.metrics import Metrics
 from gateway.operations import Operations, security_contact
 from gateway.operators import Network, Operators
 from gateway.problems import HttpError, problem
+from gateway.published_contracts import publication_routes
 from gateway.rates import BoundedStorage, Rates, RateSettings
+from gateway.responses import Answer
 from gateway.routing import ContractRoutes
 from gateway.settings import LOOPBACK
 from gateway.socket_limits import SocketLimits, SocketQuotas
 from gateway.websocket import SOCKET_PATH, WebSocketEndpoint
+from gateway.websocket_connection import Services
+from shared.bus import MessageBus
 from shared.errors import Code, ServiceError, internal
 from shared.identity import TokenVerifier
-from shared.messagebus import MessageBus
-from shared.revocations import SessionVerifier
+from shared.runtime.session_verifier import SessionVerifier
 from shared.trace import new_traceparent, trace_id
 
 __all__ = ["build_app"]

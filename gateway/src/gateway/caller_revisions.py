@@ -8,8 +8,8 @@ import structlog
 from postbus.bus.v1 import Event
 from postbus.registry import EVENTS
 from postbus.users.v1 import FollowChanged, UserProfileUpdated
+from shared.bus import MessageBus
 from shared.errors import ServiceError
-from shared.messagebus import MessageBus
 from shared.wire import decode
 
 __all__ = ["CallerRevisions"]

@@ -3,7 +3,7 @@
 from postbus.registry import METHODS, Access, Method
 from shared.errors import Code, ServiceError
 from shared.identity import Caller, token_missing
-from shared.revocations import SessionVerifier
+from shared.runtime.session_verifier import SessionVerifier
 
 __all__ = ["MAX_TIMEOUT", "authorize", "public_method"]
 

@@ -15,7 +15,6 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from gateway.addresses import address_of
-from gateway.answers import Answer
 from gateway.bodies import read_body
 from gateway.caller_revisions import CallerRevisions
 from gateway.calls import authorize
@@ -29,15 +28,16 @@ from gateway.metrics import Metrics
 from gateway.problems import HttpError, problem
 from gateway.rates import Rates
 from gateway.request_headers import Fields, bearer_token, fields_of, operation_id, timeout
+from gateway.responses import Answer
 from gateway.streaming import NDJSON, StreamAnswer
 from gateway.success import Success
 from gateway.targets import query_parameters
 from gateway.transcoding import Transcoder
 from postbus.registry import METHODS, Access, HttpRule, Method
+from shared.bus import Call, MessageBus, call_method
+from shared.bus.envelope import unavailable
 from shared.errors import Code, Outcome, ServiceError, internal
-from shared.messagebus import Call, MessageBus, call_method
-from shared.messagebus.envelope import unavailable
-from shared.revocations import SessionVerifier
+from shared.runtime.session_verifier import SessionVerifier
 from shared.trace import child_traceparent
 from shared.wire import message_class
 

@@ -10,11 +10,11 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.addresses import address_of
-from gateway.answers import Answer
 from gateway.endpoint import Edge, Endpoint
 from gateway.headers import SECURITY, Header
 from gateway.problems import HttpError, problem
 from gateway.request_headers import fields_of
+from gateway.responses import Answer
 from gateway.routing import ContractRoutes
 from gateway.targets import normalized_path
 from gateway.websocket import SOCKET_PATH

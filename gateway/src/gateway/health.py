@@ -6,10 +6,10 @@ from typing import Final
 from gateway.recent import Recent
 from postbus.bus.v1 import CheckRequest, HealthServiceStub
 from postbus.registry import METHODS
+from shared.bus import MessageBus, ServiceChannel
+from shared.bus.handler_matching import EVERY_WORKER
 from shared.errors import ServiceError
-from shared.messagebus import MessageBus, ServiceChannel
-from shared.messagebus.handlers import EVERY_WORKER
-from shared.revocations import SessionVerifier
+from shared.runtime.session_verifier import SessionVerifier
 
 __all__ = ["Health"]
 

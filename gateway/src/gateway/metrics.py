@@ -16,7 +16,7 @@ from prometheus_client.core import (
 
 from gateway.recent import Recent
 from gateway.worker_metrics import WorkerMetrics
-from shared.messagebus import MessageBus
+from shared.bus import MessageBus
 
 __all__ = ["Metrics", "RouteMetrics"]
 

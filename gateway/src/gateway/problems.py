@@ -7,8 +7,8 @@ from typing import Final
 
 import orjson
 
-from gateway.answers import Answer
 from gateway.headers import NO_STORE, PROBLEM, SECURITY, Header
+from gateway.responses import Answer
 from shared.errors import Code, ServiceError
 
 __all__ = ["CLOSE_CODES", "HttpError", "problem"]

@@ -16,7 +16,7 @@ from pydantic_settings import NoDecode
 
 from gateway.http1 import HttpLimits
 from gateway.socket_limits import SocketLimits, cost_of
-from shared.settings import ServiceSettings
+from shared.runtime.settings import ServiceSettings
 
 __all__ = ["LOOPBACK", "GatewaySettings"]
 

@@ -7,10 +7,10 @@ from urllib.parse import quote
 import structlog
 from google.protobuf.message import Message
 
-from gateway.answers import Answer
 from gateway.conditional import Conditions, entity_tag, is_safe, version_in
 from gateway.cors import Cors
 from gateway.headers import JSON, NO_STORE, SECURITY, Header
+from gateway.responses import Answer
 from gateway.transcoding import Transcoder
 from shared.errors import ServiceError, internal
 

@@ -8,10 +8,10 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from gateway.addresses import address_of, network_of
-from gateway.connection import AUTHENTICATION_BYTES, Connection, Services
 from gateway.metrics import Metrics
 from gateway.problems import HttpError, problem
 from gateway.socket_limits import FrameBudget
+from gateway.websocket_connection import AUTHENTICATION_BYTES, Connection, Services
 from gateway.websocket_protocol import WebSocketProtocol
 from shared.errors import Code, ServiceError
 from shared.trace import new_traceparent, trace_id

@@ -16,9 +16,9 @@ from prometheus_client.core import (
 
 from postbus.bus.v1 import GetStatisticsRequest, GetStatisticsResponse, Histogram
 from postbus.registry import METHODS
+from shared.bus import Call, MessageBus
+from shared.bus.handler_matching import EVERY_WORKER
 from shared.errors import ServiceError
-from shared.messagebus import Call, MessageBus
-from shared.messagebus.handlers import EVERY_WORKER
 from shared.wire import decode, encode
 
 __all__ = ["WorkerMetrics"]
@@ -46,7 +46,7 @@ class WorkerMetrics:
     async def _ask(self, worker: str) -> list[GetStatisticsResponse]:
         call = Call.new(encode(GetStatisticsRequest()), deadline=time.time() + _SECONDS)
         try:
-            payloads = await self._bus.gather(f"{_ROUTE}.{worker}", call)
+            payloads = await self._bus.broadcast(f"{_ROUTE}.{worker}", call)
             return [decode(GetStatisticsResponse, payload) for payload in payloads]
         except ServiceError:
             return []

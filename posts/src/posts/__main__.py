@@ -29,12 +29,12 @@ from posts.search import PostSearch
 from posts.settings import PostsSettings
 from posts.tags import TagRepository
 from posts.views import Views
-from shared.messagebus import MessageBus, ServiceChannel
-from shared.mongo import Mongo, open_mongo
-from shared.mongo_migrations import migrate
-from shared.pages import Pages
-from shared.settings import load
-from shared.worker import Application, run_worker
+from shared.bus import MessageBus, ServiceChannel
+from shared.data.mongo_database import Mongo, open_mongo
+from shared.data.mongo_migrations import migrate
+from shared.data.pages import Pages
+from shared.runtime.settings import load
+from shared.runtime.worker import Application, run_worker
 
 
 def main() -> None:

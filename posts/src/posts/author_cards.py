@@ -21,11 +21,11 @@ from posts.card_cache import CardCache
 from posts.follows import FollowRepository
 from posts.models import Author
 from posts.resync import Resync
+from shared.bus import EventPattern
 from shared.context import Context
 from shared.errors import Code, ServiceError
 from shared.identity import session_revoked
-from shared.messagebus import EventPattern
-from shared.work import outside_work
+from shared.outbox.unit_of_work import outside_work
 
 __all__ = ["AuthorCards", "Seen"]
 

@@ -8,7 +8,7 @@ from postbus.posts.v1 import Author as AuthorMessage
 from postbus.users.v1 import Profile, UserProfileUpdated
 from posts.models import Author
 from posts.revisions import has_stored, with_revision
-from shared.mongo import Mongo
+from shared.data.mongo_database import Mongo
 
 __all__ = ["AuthorRepository", "author_message", "card_of", "gone"]
 

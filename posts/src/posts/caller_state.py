@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from posts.models import Author, Post
-from shared.loader import Loader
-from shared.mongo import Mongo
+from shared.data.loader import Loader
+from shared.data.mongo_database import Mongo
 
 __all__ = ["CallerState", "CallerStates", "PostState"]
 

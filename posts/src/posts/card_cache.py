@@ -13,8 +13,8 @@ from postbus.registry import EVENTS
 from postbus.users.v1 import UserDeleted, UserProfileUpdated
 from posts.authors import card_of, gone
 from posts.models import Author
+from shared.bus import MessageBus
 from shared.errors import ServiceError
-from shared.messagebus import MessageBus
 from shared.wire import decode
 
 __all__ = ["CardCache"]

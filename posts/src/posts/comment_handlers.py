@@ -30,10 +30,10 @@ from posts.repository import PostRepository
 from posts.rules import published, readable
 from posts.times import now
 from posts.views import Views, comment_message
+from shared.bus import MessagePattern, publish
 from shared.context import Context
+from shared.data.pages import Pages
 from shared.errors import Code, ServiceError, require_version, version_mismatch
-from shared.messagebus import MessagePattern, publish
-from shared.pages import Pages
 
 __all__ = ["CommentHandlers"]
 

@@ -3,8 +3,8 @@
 from odmantic.query import and_, eq, in_, lt
 
 from posts.models import Comment
-from shared.mongo import Mongo
-from shared.pages import Page
+from shared.data.mongo_database import Mongo
+from shared.data.pages import Page
 
 __all__ = ["CommentRepository", "position"]
 

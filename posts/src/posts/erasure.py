@@ -21,8 +21,8 @@ from posts.follows import FollowRepository
 from posts.likes import LikeRepository
 from posts.notifications import NotificationRepository
 from posts.repository import PostRepository
+from shared.bus import EventPattern, publish
 from shared.context import Context
-from shared.messagebus import EventPattern, publish
 
 __all__ = ["Erasure"]
 

@@ -8,8 +8,8 @@ from odmantic.query import QueryExpression, eq, gt, gte, in_, lt, lte, or_
 
 from posts.models import PUBLISHED, Post
 from posts.texts import tag_key
-from shared.pages import Position
-from shared.words import distinct_words
+from shared.data.pages import Position
+from shared.data.search_terms import distinct_words
 
 __all__ = ["NEWEST", "OLDEST", "UPDATED", "Condition", "Order", "PostFilter"]
 

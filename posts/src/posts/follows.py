@@ -7,7 +7,7 @@ from odmantic.query import eq, in_, or_
 
 from postbus.users.v1 import FollowChanged
 from posts.models import Follow
-from shared.mongo import Mongo
+from shared.data.mongo_database import Mongo
 
 __all__ = ["FollowRepository"]
 

@@ -43,9 +43,9 @@ from posts.rules import own, published, readable
 from posts.texts import distinct_tags
 from posts.times import now, place
 from posts.views import Views, post_message
+from shared.bus import MessagePattern, publish
 from shared.context import Context
 from shared.errors import invalid_field
-from shared.messagebus import MessagePattern, publish
 
 __all__ = ["PostHandlers"]
 

@@ -9,8 +9,8 @@ from posts.filters import PostFilter
 from posts.models import Like, Post
 from posts.search import UNLISTED
 from posts.times import now, place
-from shared.mongo import Mongo
-from shared.pages import Page, Position
+from shared.data.mongo_database import Mongo
+from shared.data.pages import Page, Position
 
 __all__ = ["EXAMINED", "LikeRepository", "liker_position"]
 

@@ -33,9 +33,9 @@ from posts.tags import TagRepository
 from posts.texts import is_id
 from posts.times import to_micros
 from posts.views import Views
+from shared.bus import MessagePattern
 from shared.context import Context
-from shared.messagebus import MessagePattern
-from shared.pages import Page, Pages
+from shared.data.pages import Page, Pages
 
 __all__ = ["ListHandlers"]
 

@@ -9,9 +9,9 @@ from typing import Any, Final
 from pymongo import UpdateOne
 
 from postbus.bus.v1 import Event
-from shared.mongo_migrations import Database, Migration
+from shared.data.mongo_migrations import Database, Migration
+from shared.data.search_terms import distinct_words, words
 from shared.wire import decode
-from shared.words import distinct_words, words
 
 __all__ = ["MIGRATIONS"]
 

@@ -29,9 +29,9 @@ from posts.notifications import NotificationRepository, position
 from posts.repository import PostRepository
 from posts.texts import mentions
 from posts.views import Views, notification_message
+from shared.bus import EventPattern, MessagePattern, publish
 from shared.context import Context
-from shared.messagebus import EventPattern, MessagePattern, publish
-from shared.pages import Pages
+from shared.data.pages import Pages
 
 __all__ = ["NotificationHandlers"]
 

@@ -11,8 +11,8 @@ from postbus.posts.v1 import NotificationKind
 from posts.models import Notification
 from posts.search import COUNTED
 from posts.times import now
-from shared.mongo import Mongo
-from shared.pages import Page
+from shared.data.mongo_database import Mongo
+from shared.data.pages import Page
 
 __all__ = ["UNREAD_COUNTED", "NotificationRepository", "position"]
 

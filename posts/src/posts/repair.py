@@ -10,8 +10,8 @@ from typing import Any, Final
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from posts.models import PUBLISHED
-from shared.mongo import Mongo
-from shared.mongo_migrations import Database
+from shared.data.mongo_database import Mongo
+from shared.data.mongo_migrations import Database
 
 __all__ = ["repair"]
 

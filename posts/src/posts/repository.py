@@ -9,8 +9,8 @@ from posts.models import Author, Post
 from posts.tags import TagRepository
 from posts.texts import distinct_tags, is_id, is_slug_of, slug_of, with_suffix
 from posts.times import now
-from shared.mongo import Mongo
-from shared.words import distinct_words
+from shared.data.mongo_database import Mongo
+from shared.data.search_terms import distinct_words
 
 __all__ = ["FORMER_SLUGS", "PostRepository"]
 

@@ -7,8 +7,8 @@ from posts.authors import AuthorRepository, card_of
 from posts.follows import FollowRepository
 from posts.models import Author
 from shared.context import Context
-from shared.mongo import Mongo
-from shared.work import Operation, outside_work
+from shared.data.mongo_database import Mongo
+from shared.outbox.unit_of_work import Operation, outside_work
 
 __all__ = ["Resync"]
 
@@ -49,7 +49,9 @@ class Resync:
                 await self._store(card, revision, followed.ids)
             return b""
 
-        operation = Operation(key=Operation.name("resync", context.operation_id), at_once=True)
+        operation = Operation(
+            key=Operation.key_of("resync", context.operation_id), begin_immediately=True
+        )
         with outside_work():
             await self._mongo.perform(operation, store)
 

@@ -7,8 +7,8 @@ from typing import Final
 
 from posts.filters import Condition, Index, Order, PostFilter
 from posts.models import Post
-from shared.mongo import Mongo
-from shared.pages import Page, Position
+from shared.data.mongo_database import Mongo
+from shared.data.pages import Page, Position
 
 __all__ = ["COUNTED", "EXAMINED", "UNLISTED", "PostSearch"]
 

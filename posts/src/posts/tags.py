@@ -6,8 +6,8 @@ from odmantic.query import and_, eq, gt, in_, lt, lte, or_
 
 from posts.models import Tag
 from posts.search import COUNTED
-from shared.mongo import Mongo
-from shared.pages import Page
+from shared.data.mongo_database import Mongo
+from shared.data.pages import Page
 
 __all__ = ["TagRepository"]
 

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Final
 
-from shared.words import words
+from shared.data.search_terms import words
 
 __all__ = ["distinct_tags", "is_id", "is_slug_of", "mentions", "slug_of", "tag_key", "with_suffix"]
 

@@ -12,8 +12,8 @@ __all__ = [
     "FieldViolation",
     "Outcome",
     "ServiceError",
-    "database_away",
     "database_busy",
+    "database_unavailable",
     "deadline_exceeded",
     "internal",
     "invalid_field",
@@ -142,7 +142,7 @@ def require_version(current: int, expected: int) -> None:
         raise version_mismatch()
 
 
-def database_away(outcome: int) -> ServiceError:
+def database_unavailable(outcome: int) -> ServiceError:
     """The error of a database that cannot be reached, or went away meanwhile."""
     return ServiceError(
         Code.UNAVAILABLE,

@@ -7,10 +7,10 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 
-from shared.pages import Pages
-from shared.postgres import Postgres, open_postgres
-from shared.settings import load
-from shared.worker import Application, run_worker
+from shared.data.pages import Pages
+from shared.data.postgres_sessions import Postgres, open_postgres
+from shared.runtime.settings import load
+from shared.runtime.worker import Application, run_worker
 from users.auth import AuthHandlers
 from users.devices import DeviceTokens
 from users.follow_handlers import FollowHandlers
@@ -36,7 +36,7 @@ def main() -> None:
         case []:
             run_worker("users", settings, lambda _: application(settings))
         case ["migrate", *back_to] if len(back_to) <= 1:
-            from shared.migrations import migrate  # Alembic is slow to import
+            from shared.data.alembic_migrations import migrate  # Alembic is slow to import
 
             migrate(settings.postgres_url, "users:migrations", back_to=next(iter(back_to), None))
         case ["repair"]:

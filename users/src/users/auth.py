@@ -21,10 +21,10 @@ from postbus.users.v1 import (
     SignUpResponse,
     UserRegistered,
 )
+from shared.bus import MessagePattern, publish
 from shared.context import Context
 from shared.errors import Code, ServiceError
-from shared.messagebus import MessagePattern, publish
-from shared.work import outside_work
+from shared.outbox.unit_of_work import outside_work
 from users.credentials import require_uncommon, require_unreserved
 from users.devices import DeviceTokens
 from users.messages import to_user

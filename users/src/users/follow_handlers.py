@@ -20,10 +20,10 @@ from postbus.users.v1 import (
     UserErasureContinued,
     UsersServiceBase,
 )
+from shared.bus import EventPattern, MessagePattern, publish
 from shared.context import Context
+from shared.data.pages import Pages
 from shared.errors import invalid_field
-from shared.messagebus import EventPattern, MessagePattern, publish
-from shared.pages import Pages
 from users.follows import FollowChange, FollowRepository, position
 from users.profiles import Profiles
 from users.repository import UserRepository

@@ -12,9 +12,9 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, delete, func, or_, select, tuple_, update
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from shared.data.pages import Page
+from shared.data.postgres_sessions import Postgres
 from shared.errors import Code, ServiceError
-from shared.pages import Page
-from shared.postgres import Postgres
 from users.models import Follow, User
 
 __all__ = ["FollowChange", "FollowRepository", "Followed", "position"]

@@ -24,10 +24,10 @@ from postbus.users.v1 import (
     UserDeleted,
     UsersServiceBase,
 )
+from shared.bus import MessagePattern, publish
 from shared.context import Context
+from shared.data.pages import Pages
 from shared.errors import invalid_field, require_version
-from shared.messagebus import MessagePattern, publish
-from shared.pages import Pages
 from users.credentials import require_unreserved
 from users.messages import to_profile_updated, to_user
 from users.models import User, search_text

@@ -7,7 +7,7 @@ from sqlalchemy import BigInteger, Computed, DateTime, ForeignKey, Index, func, 
 from sqlalchemy.dialects.postgresql import TSVECTOR
 from sqlmodel import Column, Field, SQLModel, String
 
-from shared.words import distinct_words
+from shared.data.search_terms import distinct_words
 
 __all__ = [
     "EMAIL_INDEX",

@@ -9,7 +9,7 @@ from typing import Final
 from sqlalchemy import text
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from shared.postgres import Postgres
+from shared.data.postgres_sessions import Postgres
 
 __all__ = ["repair"]
 

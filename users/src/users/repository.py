@@ -9,12 +9,12 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, delete, func, or_, select, update
 
 from shared.context import Context
+from shared.data.pages import Page
+from shared.data.postgres_sessions import Postgres
+from shared.data.search_terms import words
 from shared.errors import Code, ServiceError
 from shared.identity import session_revoked
-from shared.pages import Page
-from shared.postgres import Postgres
-from shared.words import words
-from shared.work import outside_work
+from shared.outbox.unit_of_work import outside_work
 from users.models import EMAIL_INDEX, USERNAME_INDEX, Session, User
 
 __all__ = ["COUNTED", "UserRepository"]

@@ -1,7 +1,7 @@
 """The event that sessions have ended: gateways and workers then refuse their access tokens."""
 
 from postbus.users.v1 import SessionsRevoked
-from shared.messagebus import publish
+from shared.bus import publish
 
 __all__ = ["publish_revoked"]
 

@@ -16,12 +16,18 @@ from postbus.users.v1 import (
     RevokeSessionRequest,
 )
 from postbus.users.v1 import Session as SessionMessage
+from shared.bus import MessagePattern
 from shared.context import Context
+from shared.data.pages import Pages
 from shared.errors import Code, ServiceError
-from shared.messagebus import MessagePattern
-from shared.pages import Pages
+from shared.outbox.unit_of_work import (
+    Operation,
+    Store,
+    answered_before,
+    outside_work,
+    perform_separately,
+)
 from shared.wire import decode, encode
-from shared.work import Operation, Store, answered_before, outside_work, perform_apart
 from users.models import Session
 from users.refresh_answers import open_answer, seal_answer
 from users.refresh_tokens import RefreshToken
@@ -137,7 +143,9 @@ class SessionHandlers:
             await self._end(session.user_id, context, only=session.id)
             return b""
 
-        await perform_apart(self.store, Operation(key=Operation.name("reused", session.id)), end)
+        await perform_separately(
+            self.store, Operation(key=Operation.key_of("reused", session.id)), end
+        )
         self.log.write("token.reused", context, user_id=session.user_id, session_id=session.id)
         return ServiceError(
             Code.UNAUTHENTICATED,

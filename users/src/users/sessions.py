@@ -10,9 +10,9 @@ from sqlalchemy import ColumnElement
 from sqlmodel import col, delete, func, or_, select, update
 
 from shared.context import Context
+from shared.data.pages import Page
+from shared.data.postgres_sessions import Postgres
 from shared.errors import Code, ServiceError
-from shared.pages import Page
-from shared.postgres import Postgres
 from users.models import Session, User
 from users.refresh_tokens import RefreshToken
 

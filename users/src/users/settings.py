@@ -2,7 +2,7 @@
 
 from pydantic import Field, SecretStr
 
-from shared.settings import ServiceSettings
+from shared.runtime.settings import ServiceSettings
 
 __all__ = ["UsersSettings"]
 

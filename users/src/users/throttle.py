@@ -11,9 +11,9 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, func, select
 
 from shared.addresses import network_of
+from shared.data.postgres_sessions import Postgres
 from shared.errors import Code, ServiceError
-from shared.postgres import Postgres
-from shared.work import outside_work
+from shared.outbox.unit_of_work import outside_work
 from users.models import LoginFailures
 
 __all__ = ["Allowance", "Attempt", "LoginThrottle", "Streak"]

@@ -21,7 +21,7 @@ from gateway.http1.body import Body, ChunkedBody, SizedBody
 from gateway.http1.deadlines import NEVER, Deadlines
 from gateway.http1.exchange import Exchange
 from gateway.http1.head import CHUNKED, HEAD_BYTES, Fields, Head, parse_head, refusal
-from gateway.http1.limits import Clients, HttpLimits
+from gateway.http1.http_limits import Clients, HttpLimits
 from gateway.http1.upgrade import hand_over, is_handshake, rebuilt, require_version
 from gateway.problems import problem
 from shared.errors import Outcome, ServiceError

@@ -2,7 +2,7 @@
 
 from alembic import op
 
-from shared.postgres_work import create_work_tables, drop_work_tables
+from shared.outbox.postgres_outbox import create_work_tables, drop_work_tables
 
 revision = "0002"
 down_revision = "0001"

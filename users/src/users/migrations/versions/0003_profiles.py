@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from shared.words import words
+from shared.data.search_terms import words
 
 revision = "0003"
 down_revision = "0002"

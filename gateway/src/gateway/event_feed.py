@@ -1,0 +1,135 @@
+"""Events of the bus, passed to every WebSocket that subscribes to them."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Iterable
+from typing import Any, Final, Protocol
+
+import orjson
+import structlog
+
+from postbus.registry import EVENTS, Access
+from shared.bus import MessageBus
+from shared.bus.envelope import unavailable
+from shared.errors import ServiceError
+from shared.protojson import packed, write_message
+from shared.wire import message_class, parse, parse_as
+
+__all__ = ["CLIENT_EVENTS", "EventFeed", "Listener"]
+
+_log = structlog.get_logger()
+_Event: Any = message_class("postbus.bus.v1.Event")
+_SLICE: Final = 100
+"""Listeners that get an event before other tasks run: about 1 ms with the writing."""
+
+_Key = tuple[str, str]
+"""Type of an event, and id of the user that it is for; empty if it is for all users."""
+
+CLIENT_EVENTS: Final = {
+    name: event for name, event in EVENTS.items() if event.access is not Access.INTERNAL
+}
+"""Events that clients may subscribe to."""
+
+
+class Listener(Protocol):
+    """A subscription of one client. Its methods return at once and never raise."""
+
+    def deliver(self, delivery: bytes) -> None:
+        """Take an event: a Delivery in JSON."""
+
+    def interrupt(self) -> None:
+        """End the subscription: events may have been missed."""
+
+
+class EventFeed:
+    """The events of one process for its clients; `run` begins to read them from the bus.
+
+    Each listener gets the events in the order in which the broker delivers them.
+    """
+
+    def __init__(self, bus: MessageBus) -> None:
+        self._bus = bus
+        self._active = False
+        self._in_order = asyncio.Lock()
+        self._interruptions: set[asyncio.Task[None]] = set()
+        self._listeners: defaultdict[_Key, dict[Listener, None]] = defaultdict(dict)
+        self._keys: defaultdict[Listener, set[_Key]] = defaultdict(set)
+
+    async def run(self) -> None:
+        """Subscribe to all events of clients; return once the broker has taken the subscription."""
+        await self._bus.subscribe(list(CLIENT_EVENTS), self._deliver, on_gap=self._interrupt)
+        self._active = True
+
+    def __len__(self) -> int:
+        """Return how many listeners there are."""
+        return len(self._keys)
+
+    def listen(self, event_type: str, listener: Listener, *, user_id: str) -> None:
+        """Pass every event of a type to `listener` until the next gap.
+
+        The type is one of CLIENT_EVENTS. If its events are for one user each, those for `user_id`
+        are passed. UNAVAILABLE with reason EVENTS_UNAVAILABLE while no events arrive.
+        """
+        if not (self._active and self._bus.ready):
+            raise unavailable("EVENTS_UNAVAILABLE", "Events are unavailable at the moment.")
+        key = event_type, user_id if CLIENT_EVENTS[event_type].recipient else ""
+        self._listeners[key][listener] = None
+        self._keys[listener].add(key)
+
+    def ignore(self, listener: Listener) -> None:
+        """Pass nothing more to `listener`."""
+        for key in self._keys.pop(listener, ()):
+            del self._listeners[key][listener]
+            if not self._listeners[key]:
+                del self._listeners[key]
+
+    async def _deliver(self, body: bytes) -> None:
+        async with self._in_order:  # the bus handles several events at once
+            try:
+                event = parse_as(_Event, body)
+                key, data = _key_and_data(event)
+                if key not in self._listeners:
+                    return
+                delivery = _delivery(event, data)
+            except ServiceError:
+                _log.warning("event.malformed")
+                return
+            async for listener in self._in_slices(self._listeners[key]):
+                listener.deliver(delivery)
+
+    async def _in_slices(self, listeners: Iterable[Listener]) -> AsyncGenerator[Listener, None]:
+        """Yield the listeners that still listen, with pauses for the event loop."""
+        for number, listener in enumerate(tuple(listeners), 1):
+            if listener in self._keys:
+                yield listener
+            if number % _SLICE == 0:
+                await asyncio.sleep(0)
+
+    def _interrupt(self) -> None:
+        task = asyncio.create_task(self._interrupt_all(tuple(self._keys)))
+        self._interruptions.add(task)
+        task.add_done_callback(self._interruptions.discard)
+
+    async def _interrupt_all(self, listeners: Iterable[Listener]) -> None:
+        async for listener in self._in_slices(listeners):
+            listener.interrupt()
+
+
+def _key_and_data(event: Any) -> tuple[_Key, Any]:
+    """Return the key of an event's listeners and its message; no listener has an empty key."""
+    known = CLIENT_EVENTS.get(event.type)
+    if known is None:  # published under the routing key of another type
+        return ("", ""), None
+    data: Any = parse(event.type, event.data)
+    return (event.type, getattr(data, known.recipient) if known.recipient else ""), data
+
+
+def _delivery(event: Any, data: Any) -> bytes:
+    return orjson.dumps(
+        {
+            "eventId": event.id,
+            "subject": event.subject,
+            "time": write_message(event.time),
+            "data": packed(data),
+        }
+    )

@@ -1,0 +1,26 @@
+"""The message bus: typed calls and events between services."""
+
+from postbus.bus.v1 import Event, Reply, Request
+from shared.bus.client import ServiceChannel, call_method, publish
+from shared.bus.decorators import EventPattern, MessagePattern
+from shared.bus.dispatch import Dispatcher
+from shared.bus.envelope import Call
+from shared.bus.message_bus import EventHandler, Following, MessageBus, RpcHandler, Subscription
+
+__all__ = [
+    "Call",
+    "Dispatcher",
+    "Event",
+    "EventHandler",
+    "EventPattern",
+    "Following",
+    "MessageBus",
+    "MessagePattern",
+    "Reply",
+    "Request",
+    "RpcHandler",
+    "ServiceChannel",
+    "Subscription",
+    "call_method",
+    "publish",
+]

@@ -1,0 +1,201 @@
+"""The bus within one process, for tests: same promises as RabbitMQ, nothing to start."""
+
+import asyncio
+import time
+from collections import defaultdict, deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, Final
+
+from postbus.bus.v1 import Event
+from shared.bus.envelope import Call, next_payload, payload_of, unavailable
+from shared.bus.message_bus import CREDIT, DELAYS, EventHandler, RpcHandler, require_kept
+from shared.errors import deadline_exceeded
+from shared.wire import encode
+
+__all__ = ["MemoryBus"]
+
+_KEPT: Final = 10_000
+"""Events that followers can still read."""
+
+
+@dataclass(eq=False)
+class _Server:
+    routes: frozenset[str]
+    handler: RpcHandler
+    limit: asyncio.Semaphore
+    servers: list["_Server"]
+    running: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    async def cancel(self) -> None:
+        """Take no more calls and finish those that have begun."""
+        if self in self.servers:
+            self.servers.remove(self)
+        await asyncio.gather(*self.running, return_exceptions=True)
+
+
+@dataclass(eq=False)
+class _Consumer:
+    queue: "_Queue"
+    task: asyncio.Task[None]
+    complete: bool = True
+
+    async def cancel(self) -> None:
+        """Stop; the event being handled goes back to the queue."""
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        self.queue.active.discard(self)
+
+
+@dataclass(eq=False)
+class _Queue:
+    types: set[str] = field(default_factory=set)
+    events: asyncio.Queue[tuple[bytes, int]] = field(default_factory=asyncio.Queue)
+    active: set[_Consumer] = field(default_factory=set)
+    durable: bool = False
+
+
+class MemoryBus:
+    """A MessageBus whose messages never leave the process; they are encoded all the same."""
+
+    def __init__(self, delays: Sequence[float] = DELAYS) -> None:
+        self.ready = True
+        self._delays = delays
+        self.dead_letters: asyncio.Queue[tuple[bytes, str]] = asyncio.Queue()
+        self._servers: list[_Server] = []
+        self._turn: dict[str, int] = defaultdict(int)
+        self._queues: dict[str, _Queue] = {}
+        self._published: deque[tuple[float, str, bytes]] = deque(maxlen=_KEPT)
+        """When, in seconds of the monotonic clock; type; encoded event."""
+
+    async def call(self, route: str, call: Call) -> bytes:
+        """See MessageBus.call."""
+        server = self._server(route)
+        task = asyncio.create_task(_answer(server, route, call.request))
+        server.running.add(task)
+        task.add_done_callback(server.running.discard)
+        try:
+            async with asyncio.timeout(call.remaining):
+                return payload_of(await asyncio.shield(task), call)
+        except TimeoutError:
+            raise deadline_exceeded() from None
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+
+    async def stream(self, route: str, call: Call) -> AsyncGenerator[bytes, None]:
+        """See MessageBus.stream."""
+        server = self._server(route)
+        replies: asyncio.Queue[bytes] = asyncio.Queue(CREDIT)
+        task = asyncio.create_task(_stream(server, route, call.request, replies))
+        server.running.add(task)
+        task.add_done_callback(server.running.discard)
+        try:
+            for sequence in count(1):
+                async with asyncio.timeout(call.remaining):
+                    payload = next_payload(await replies.get(), sequence)
+                if payload is None:
+                    return
+                yield payload
+        except TimeoutError:
+            raise deadline_exceeded() from None
+        finally:
+            task.cancel()
+
+    async def broadcast(self, route: str, call: Call) -> list[bytes]:
+        """See MessageBus.broadcast."""
+        servers = [server for server in self._servers if route in server.routes]
+        replies = [await _answer(server, route, call.request) for server in servers]
+        return [payload_of(reply) for reply in replies]
+
+    def _server(self, route: str) -> _Server:
+        servers = [server for server in self._servers if route in server.routes]
+        if not servers:
+            raise unavailable("NO_ROUTE", "No service answers this at the moment.")
+        self._turn[route] += 1
+        return servers[self._turn[route] % len(servers)]
+
+    async def serve(
+        self, queue: str, routes: Sequence[str], handler: RpcHandler, *, concurrency: int = 64
+    ) -> _Server:
+        """See MessageBus.serve."""
+        limit = asyncio.Semaphore(concurrency)
+        server = _Server(frozenset(routes), handler, limit, self._servers)
+        self._servers.append(server)
+        return server
+
+    async def publish(self, event: Event) -> None:
+        """See MessageBus.publish."""
+        body = encode(event)
+        self._published.append((time.monotonic(), event.type, body))
+        for queue in self._queues.values():
+            if event.type in queue.types and (queue.durable or queue.active):
+                queue.events.put_nowait((body, 1))
+
+    async def subscribe(
+        self,
+        types: Sequence[str],
+        handler: EventHandler,
+        *,
+        queue: str | None = None,
+        on_gap: Callable[[], None] | None = None,  # memory has no gaps
+    ) -> _Consumer:
+        """See MessageBus.subscribe."""
+        name = queue or f"own-{len(self._queues)}"
+        target = self._queues.setdefault(name, _Queue(durable=queue is not None))
+        target.types.update(types)
+        task = asyncio.create_task(self._consume(target, handler))
+        consumer = _Consumer(target, task)
+        target.active.add(consumer)
+        return consumer
+
+    async def follow(
+        self, stream: str, types: Sequence[str], handler: EventHandler, *, seconds: float
+    ) -> _Consumer:
+        """See MessageBus.follow; every stream has all events."""
+        require_kept(seconds)
+        since = time.monotonic() - seconds
+        consumer = await self.subscribe(types, handler)
+        past = [body for at, type_, body in self._published if type_ in types and at >= since]
+        for body in past:
+            consumer.queue.events.put_nowait((body, 1))
+        await consumer.queue.events.join()
+        return consumer
+
+    async def _consume(self, queue: _Queue, handler: EventHandler) -> None:
+        while True:
+            body, attempt = await queue.events.get()
+            try:
+                failure = await handler(body)
+            except asyncio.CancelledError:
+                queue.events.put_nowait((body, attempt))
+                raise
+            queue.events.task_done()
+            if failure is None:
+                continue
+            if (delay := failure.delay(attempt, self._delays)) is None:
+                self.dead_letters.put_nowait((body, failure.reason))
+            else:
+                again = (body, attempt + 1)
+                asyncio.get_running_loop().call_later(delay, queue.events.put_nowait, again)
+
+
+async def _answer(server: _Server, route: str, body: bytes) -> bytes:
+    async with server.limit:
+        answer = server.handler(route, body)
+        if isinstance(answer, AsyncGenerator):
+            raise TypeError(f"{route} streams")
+        return await answer
+
+
+async def _stream(server: _Server, route: str, body: bytes, replies: asyncio.Queue[bytes]) -> None:
+    async with server.limit:
+        answer = server.handler(route, body)
+        if not isinstance(answer, AsyncGenerator):
+            replies.put_nowait(await answer)
+            return
+        async with aclosing(answer):
+            async for reply in answer:
+                await replies.put(reply)

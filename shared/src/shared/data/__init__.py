@@ -1,0 +1,1 @@
+"""Databases: MongoDB collections, PostgreSQL sessions, their migrations; pages and batched loads."""

@@ -1,0 +1,204 @@
+"""Documents of one kind: ODMantic models over pymongo's asyncio driver.
+
+ODMantic's own engine needs motor, which is deprecated and runs each call in a thread: half the
+throughput. Its models and query expressions work without it.
+"""
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Generic, TypeVar
+
+from odmantic import Model
+from odmantic.query import QueryExpression
+from pymongo import IndexModel, ReturnDocument
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.database import AsyncDatabase
+
+from shared.data.loader import Loader
+from shared.data.mongo_reader import reader
+from shared.outbox.mongo_outbox import MongoUnitOfWork, driver_errors
+from shared.outbox.unit_of_work import current_unit_of_work
+
+__all__ = ["Collection"]
+
+M = TypeVar("M", bound=Model)
+Other = TypeVar("Other", bound=Model)
+Document = dict[str, Any]
+_Joined = tuple[Document, list[Document]]
+
+
+class Collection(Generic[M]):
+    """The documents of one ODMantic model.
+
+    Every method is part of the current work, if there is one, and raises UNAVAILABLE with reason
+    DATABASE_UNAVAILABLE if the database cannot be reached. Filters are query expressions
+    (`eq(Post.id, id)`), never a client's dict.
+    """
+
+    def __init__(self, database: AsyncDatabase[Document], model: type[M]) -> None:
+        self._database = database
+        self._documents = database[model.__collection__]
+        self._model = model
+        self._read = reader(model)
+        self._loader = Loader(self._fetch)
+        self._joining: dict[tuple[str, str], Loader[_Joined]] = {}
+
+    async def insert(self, instance: M) -> None:
+        """Store a new document; ALREADY_EXISTS if its id or a unique field is taken."""
+        async with self._session() as session:
+            await self._documents.insert_one(instance.model_dump_doc(), session=session)
+
+    async def get(self, id_: str) -> M | None:
+        """Return the document with this id, or None."""
+        return (await self.get_many([id_])).get(id_)
+
+    async def get_many(self, ids: Sequence[str]) -> dict[str, M]:
+        """Return the documents that there are, by id.
+
+        Outside of a work, what is asked for at the same moment is one question to the server: then
+        lists in the documents belong to all who asked, and are not to be changed.
+        """
+        if not ids:
+            return {}
+        fetch = self._fetch if self._work() else self._loader.load
+        return {id_: self._read(document) for id_, document in (await fetch(ids)).items()}
+
+    async def get_with(
+        self, id_: str, field: str, other: "Collection[Other]"
+    ) -> tuple[M | None, Other | None]:
+        """Return the document with this id, and that of `other` whose id its `field` holds.
+
+        Joined with others of the same moment, as `get_many` does; never part of a work.
+        """
+        name = other._documents.name
+        loader = self._joining.get((field, name))
+        if loader is None:
+            loader = Loader(lambda ids: self._join(ids, field, name))
+            self._joining[field, name] = loader
+        joined = (await loader.load([id_])).get(id_)
+        if joined is None:
+            return None, None
+        document, others = joined
+        return self._read(document), other._read(others[0]) if others else None
+
+    async def _join(self, ids: Sequence[str], field: str, name: str) -> dict[str, _Joined]:
+        lookup = {"from": name, "localField": field, "foreignField": "_id", "as": "other"}
+        found = await self.aggregate([{"$match": {"_id": {"$in": ids}}}, {"$lookup": lookup}])
+        return {document["_id"]: (document, document.pop("other")) for document in found}
+
+    async def _fetch(self, ids: Sequence[str]) -> dict[str, Document]:
+        async with self._session() as session:
+            found = self._documents.find({"_id": {"$in": ids}}, session=session)
+            return {document["_id"]: document for document in await found.to_list()}
+
+    async def find_one(self, query: QueryExpression) -> M | None:
+        """Return the document that matches, or None."""
+        async with self._session() as session:
+            document = await self._documents.find_one(query, session=session)
+        return None if document is None else self._read(document)
+
+    async def find(
+        self,
+        *queries: QueryExpression,
+        sort: list[tuple[str, int]],
+        limit: int,
+        skip: int = 0,
+        without: Sequence[str] = (),
+        hint: list[tuple[str, int]] | None = None,
+    ) -> list[M]:
+        """Return up to `limit` documents that match every query, in the order of `sort`.
+
+        The first `skip` of them are left out. Fields that `without` names are not read: they have
+        their defaults, or are not there. `hint` has the keys of the index to use.
+        """
+        projection = dict.fromkeys(without, 0) or None
+        async with self._session() as session:
+            cursor = self._documents.find(
+                _all_of(queries), projection, sort=sort, skip=skip, hint=hint, session=session
+            )
+            documents = await cursor.limit(limit).to_list()
+        return self.read(documents)
+
+    async def aggregate(self, pipeline: list[Document]) -> list[Document]:
+        """Return what a pipeline gives; none of it may be a client's dict."""
+        async with self._session() as session:
+            return await (await self._documents.aggregate(pipeline, session=session)).to_list()
+
+    def read(self, documents: Iterable[Document]) -> list[M]:
+        """Return stored documents as instances of the model."""
+        return [self._read(document) for document in documents]
+
+    async def count(
+        self,
+        *queries: QueryExpression,
+        limit: int | None = None,
+        hint: list[tuple[str, int]] | None = None,
+    ) -> int:
+        """Count the documents that match every query, up to `limit`; `hint` as in `find`."""
+        options = {"limit": limit, "hint": hint}
+        given = {name: value for name, value in options.items() if value is not None}
+        async with self._session() as session:
+            return await self._documents.count_documents(_all_of(queries), session=session, **given)
+
+    async def update_one(self, query: QueryExpression, changes: Document) -> M | None:
+        """Apply update operators to the document that matches; return it as it then is."""
+        async with self._session() as session:
+            document = await self._documents.find_one_and_update(
+                query, changes, return_document=ReturnDocument.AFTER, session=session
+            )
+        return None if document is None else self._read(document)
+
+    async def update_many(self, query: QueryExpression, changes: Document) -> None:
+        """Apply update operators to all documents that match."""
+        async with self._session() as session:
+            await self._documents.update_many(query, changes, session=session)
+
+    async def put(self, instance: M) -> None:
+        """Store a document, replacing the one with its id if there is one."""
+        document = instance.model_dump_doc()
+        async with self._session() as session:
+            await self._documents.replace_one(
+                {"_id": document["_id"]}, document, upsert=True, session=session
+            )
+
+    async def delete_one(self, query: QueryExpression) -> bool:
+        """Delete the document that matches; False if there is none."""
+        async with self._session() as session:
+            return (await self._documents.delete_one(query, session=session)).deleted_count == 1
+
+    async def delete_many(self, query: QueryExpression) -> int:
+        """Delete all documents that match; return how many."""
+        async with self._session() as session:
+            return (await self._documents.delete_many(query, session=session)).deleted_count
+
+    async def create_indexes(self) -> None:
+        """Create the indexes that the model declares, if any."""
+        indexes = [
+            index if isinstance(index, IndexModel) else index.get_pymongo_index()
+            for index in self._model.__indexes__()
+        ]
+        if indexes:  # MongoDB refuses to create none
+            with driver_errors():
+                await self._documents.create_indexes(indexes)
+
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[AsyncClientSession | None]:
+        """Give the session of the current work, if there is one."""
+        work = self._work()
+        with driver_errors():
+            if work is not None:
+                async with work.join() as session:
+                    yield session
+            else:
+                yield None
+
+    def _work(self) -> MongoUnitOfWork | None:
+        """Return the current work, if it is one of this database."""
+        work = current_unit_of_work()
+        if isinstance(work, MongoUnitOfWork) and work.database is self._database:
+            return work
+        return None
+
+
+def _all_of(queries: Sequence[QueryExpression]) -> Document:
+    return {"$and": [dict(query) for query in queries]} if queries else {}

@@ -1,0 +1,1 @@
+"""The life of a process: settings, logs, start and stop, verified sessions."""

@@ -1,0 +1,137 @@
+"""`just gen`: write gen/ from proto/. Offline, and the same for the same contracts.
+
+`python -m tools.contracts.generate --check` writes nothing and fails if gen/ is not up to date.
+"""
+
+import filecmp
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tools.contracts.generate.asyncapi import asyncapi
+from tools.contracts.generate.codec import write_codec
+from tools.contracts.generate.described import described_source
+from tools.contracts.generate.descriptors import Contracts, GeneratorError
+from tools.contracts.generate.message_classes import with_constructors, with_stubs
+from tools.contracts.generate.openapi import openapi
+from tools.contracts.generate.protos_zip import protos_zip
+from tools.contracts.generate.registry import registry_source
+from tools.contracts.generate.rest_models import rest_models_source
+from tools.contracts.generate.supported import require_supported
+from tools.contracts.generate.third_party import lay_out
+from tools.paths import DEV, ROOT, VENV
+
+_TARGET = ROOT / "gen" / "postbus"
+
+
+def main(arguments: list[str]) -> int:
+    """Generate into a folder beside, and swap it in only if all went well."""
+    check = arguments == ["--check"]
+    with tempfile.TemporaryDirectory(dir=DEV) as name:
+        fresh = Path(name) / "postbus"
+        try:
+            if not check:
+                _run("buf", "format", "-w", "proto", cwd=ROOT)
+            generate(ROOT, fresh)
+            if not check:
+                _lint()
+        except subprocess.CalledProcessError as error:
+            return error.returncode
+        if check:
+            return _report(_differences(fresh, _TARGET))
+        if _differences(fresh, _TARGET):
+            shutil.rmtree(_TARGET, ignore_errors=True)
+            shutil.copytree(fresh, _TARGET)
+    print("gen: gen/ is up to date")
+    return 0
+
+
+def generate(project: Path, target: Path) -> None:
+    """Write the package `postbus` from `project`/proto into `target`, a folder to be made.
+
+    Raises CalledProcessError after showing what buf says, SystemExit with what can't be generated.
+    """
+    lay_out(project / ".dev/third_party")
+    documented = target.with_name("documented.binpb")
+    _run("buf", "build", "-o", str(documented), cwd=project)
+    contracts = Contracts(documented.read_bytes())
+    for name in contracts.file_names:
+        if (project / "proto" / name).exists() and not name.startswith("postbus/"):
+            sys.exit(f"gen: proto/{name}: every contract belongs in proto/postbus")
+    try:
+        require_supported(contracts)
+        _write(contracts, project, target)
+    except GeneratorError as error:
+        sys.exit(f"gen: {contracts.explain(error)}")
+
+
+def _lint() -> None:
+    """Show what `just check` will refuse; it does not stand in the way of trying things out."""
+    try:
+        _run("buf", "lint", cwd=ROOT)
+    except subprocess.CalledProcessError:
+        print("gen: just check refuses the above", file=sys.stderr)
+
+
+def _write(contracts: Contracts, project: Path, target: Path) -> None:
+    _run("buf", "generate", "-o", str(target.parent / "buf"), cwd=project)
+    shutil.copytree(target.parent / "buf" / "betterproto" / "postbus", target)
+    (target / "py.typed").touch()
+    lean = str(target / "contracts.binpb")
+    _run("buf", "build", "--exclude-source-info", "-o", lean, cwd=project)
+    (target / "protos.zip").write_bytes(protos_zip(contracts.file_names, project))
+    for module in target.rglob("__init__.py"):
+        module.write_text(with_stubs(with_constructors(module.read_text()), target.name))
+    (target / "registry.py").write_text(registry_source(contracts))
+    write_codec(contracts, target)
+    (target / "described.py").write_text(described_source(contracts))
+    for name, document in (("openapi", openapi), ("asyncapi", asyncapi)):
+        text = json.dumps(document(contracts), indent=2, ensure_ascii=False)
+        (target / f"{name}.json").write_text(text + "\n")
+    (target / "rest.py").write_text(rest_models_source(contracts))
+    for own in ("rest_types.py", "stubs.py"):
+        shutil.copy(Path(__file__).with_name(own), target)
+    _run("ruff", "format", "--isolated", "--line-length=100", "--quiet", str(target), cwd=ROOT)
+
+
+def _run(*command: str, cwd: Path) -> None:
+    """Run one of our own tools, whose output is shown only where it fails."""
+    path = f"{VENV / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    answer = subprocess.run(
+        command, cwd=cwd, env=os.environ | {"PATH": path}, capture_output=True, check=False
+    )
+    if answer.returncode:
+        sys.stderr.buffer.write(answer.stdout + answer.stderr)
+        answer.check_returncode()
+
+
+def _differences(fresh: Path, present: Path) -> list[str]:
+    """Names of the files that differ between two trees; Python's caches do not count."""
+    trees = [
+        {
+            path.relative_to(tree)
+            for path in tree.rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts
+        }
+        for tree in (fresh, present)
+    ]
+    changed = {
+        path
+        for path in trees[0] & trees[1]
+        if not filecmp.cmp(fresh / path, present / path, shallow=False)
+    }
+    return sorted(map(str, changed | (trees[0] ^ trees[1])))
+
+
+def _report(differences: list[str]) -> int:
+    for name in differences:
+        print(f"gen/postbus/{name} is not what proto/ says: run just gen", file=sys.stderr)
+    return 1 if differences else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

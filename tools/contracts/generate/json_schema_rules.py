@@ -1,0 +1,256 @@
+"""`buf.validate` as JSON Schema.
+
+What JSON Schema can't say (CEL, lengths in bytes, limits of times) is not in the documents; the
+gateway and the worker enforce every rule all the same.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
+from google.protobuf.descriptor import FieldDescriptor
+
+from shared.bounds import MAX_ELEMENTS
+from tools.contracts.generate.fields import is_map, value_of
+from tools.contracts.generate.json_values import COMPONENTS, Schema
+from tools.contracts.generate.regular_expressions import escaped, integers, is_portable
+
+__all__ = ["constrain"]
+
+
+_IGNORE_IF_ZERO_VALUE: Final = 1
+_IGNORE_ALWAYS: Final = 3
+_LABEL: Final = "[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
+_HEX: Final = "[0-9a-fA-F]"
+_NAME: Final = r"[A-Za-z_][A-Za-z_0-9]*(?:\.[A-Za-z_][A-Za-z_0-9]*)*"
+_WELL_KNOWN: Final = {
+    # Of the HTML standard, which buf.validate follows.
+    "email": f"^[a-zA-Z0-9.!#$%&'*+/=?^_`{{|}}~-]+@{_LABEL}(?:\\.{_LABEL})*$",
+    "uuid": f"^{_HEX}{{8}}-(?:{_HEX}{{4}}-){{3}}{_HEX}{{12}}$",
+    "tuuid": f"^{_HEX}{{32}}$",
+    "ulid": "^[0-7][0-9A-HJKMNP-TV-Za-hjkmnp-tv-z]{25}$",
+    "protobuf_fqn": f"^{_NAME}$",
+    "protobuf_dot_fqn": f"^\\.{_NAME}$",
+}
+_FORMATS: Final = {  # not email: JSON Schema's is narrower
+    "uuid": "uuid",
+    "hostname": "hostname",
+    "ipv4": "ipv4",
+    "ipv6": "ipv6",
+    "uri": "uri",
+    "uri_ref": "uri-reference",
+}
+
+
+def constrain(schema: Schema, rules: Any, field: FieldDescriptor) -> Schema:
+    """Return the schema of a field's value with its rules, a buf.validate.FieldRules."""
+    _bound(schema, field)
+    if rules.ignore == _IGNORE_ALWAYS:
+        return schema
+    kind = rules.WhichOneof("type")
+    if kind is not None:
+        apply = _BY_KIND.get(kind, _number)
+        apply(schema, getattr(rules, kind), field)
+    if rules.required:
+        _refuse_zero(schema, field)
+    if rules.ignore == _IGNORE_IF_ZERO_VALUE and not field.has_presence:
+        return _or_zero(schema, field)
+    return schema
+
+
+def _bound(schema: Schema, field: FieldDescriptor) -> None:
+    """Lists and maps have a bound even where the contract has none."""
+    if is_map(field):
+        _set(schema, maxProperties=MAX_ELEMENTS)
+    elif field.is_repeated and schema.get("type") == "array":
+        _set(schema, maxItems=MAX_ELEMENTS)
+
+
+def _each(schema: Schema) -> list[Schema]:
+    """The schema for readers and the one for Python."""
+    return [schema, schema["x-python"]] if "x-python" in schema else [schema]
+
+
+def _set(schema: Schema, **keywords: Any) -> None:
+    for each in _each(schema):
+        each |= keywords
+
+
+def _copy(schema: Schema, rules: Any, **names: str) -> None:
+    _set(schema, **{names[rule]: getattr(rules, rule) for rule in names if rules.HasField(rule)})
+
+
+def _values(schema: Schema, rules: Any) -> None:
+    if rules.HasField("const"):
+        schema["const"] = rules.const
+    if wanted := getattr(rules, "in"):
+        schema["enum"] = list(wanted)
+    if rules.not_in:
+        schema["not"] = {"enum": list(rules.not_in)}
+
+
+def _string(schema: Schema, rules: Any, _field: FieldDescriptor) -> None:
+    _copy(schema, rules, max_bytes="maxLength")  # no character is shorter than a byte
+    _copy(schema, rules, min_len="minLength", max_len="maxLength")
+    if rules.HasField("len"):
+        _set(schema, minLength=rules.len, maxLength=rules.len)
+    well_known = rules.WhichOneof("well_known")
+    if well_known in _FORMATS:
+        schema["format"] = _FORMATS[well_known]
+    patterns = [_WELL_KNOWN[well_known]] if well_known in _WELL_KNOWN else []
+    if rules.pattern:
+        schema["x-python"]["pattern"] = rules.pattern
+        patterns += [rules.pattern] if is_portable(rules.pattern) else []
+    patterns += [f"^{re.escape(rules.prefix)}"] if rules.prefix else []
+    patterns += [f"{re.escape(rules.suffix)}$"] if rules.suffix else []
+    patterns += [re.escape(rules.contains)] if rules.contains else []
+    if patterns:
+        schema["pattern"] = escaped(patterns[0])
+        schema["x-python"].setdefault("pattern", patterns[0])
+    if patterns[1:]:
+        schema["allOf"] = [{"pattern": escaped(pattern)} for pattern in patterns[1:]]
+    _values(schema, rules)
+
+
+def _number(schema: Schema, rules: Any, field: FieldDescriptor) -> None:
+    known = {each.name for each in rules.DESCRIPTOR.fields}
+    bounds = {
+        name: getattr(rules, name)
+        for name in ("gt", "gte", "lt", "lte")
+        if name in known and rules.HasField(name)
+    }
+    low, high = bounds.get("gte", bounds.get("gt")), bounds.get("lte", bounds.get("lt"))
+    if low is None or high is None or low <= high:  # else everything outside of a range
+        if "anyOf" in schema:
+            _bound_float(schema, bounds, finite=rules.finite)
+        elif bounds:
+            _bound_integer(schema, bounds)
+    if "$ref" not in schema and "anyOf" not in schema and "int64" not in schema.get("format", ""):
+        _values(schema, rules)
+
+
+def _bound_integer(schema: Schema, bounds: dict[str, int]) -> None:
+    if "$ref" in schema:
+        python = schema["x-python"]
+        schema |= COMPONENTS[schema.pop("$ref").rpartition("/")[2]] | {"x-python": python}
+    for name, value in bounds.items():
+        lower = name in {"gt", "gte"}
+        bound = value + (name == "gt") - (name == "lt")
+        _set(schema, **{"minimum" if lower else "maximum": bound})
+    if "pattern" in schema:
+        schema["pattern"] = integers(schema["minimum"], schema["maximum"])
+
+
+def _bound_float(schema: Schema, bounds: dict[str, float], *, finite: bool) -> None:
+    names = {"gt": "exclusiveMinimum", "gte": "minimum", "lt": "exclusiveMaximum", "lte": "maximum"}
+    keywords = {names[name]: value for name, value in bounds.items()}
+    number, texts = schema["anyOf"]
+    number |= keywords
+    schema["x-python"] |= keywords
+    excluded = {"NaN"} if bounds or finite else set()
+    excluded |= {"-Infinity"} if finite or bounds.keys() & {"gt", "gte"} else set()
+    excluded |= {"Infinity"} if finite or bounds.keys() & {"lt", "lte"} else set()
+    texts["enum"] = [text for text in texts["enum"] if text not in excluded]
+    if not texts["enum"]:
+        schema |= number
+        del schema["anyOf"]
+
+
+def _bool(schema: Schema, rules: Any, _field: FieldDescriptor) -> None:
+    if rules.HasField("const"):
+        schema["const"] = rules.const
+
+
+def _enum(schema: Schema, rules: Any, field: FieldDescriptor) -> None:
+    values = value_of(field).enum_type.values  # type: ignore[union-attr]  # the rules say so
+    wanted = {rules.const} if rules.HasField("const") else set(getattr(rules, "in"))
+    names = [
+        value.name
+        for value in values
+        if (not wanted or value.number in wanted) and value.number not in rules.not_in
+    ]
+    _set(schema, enum=names)
+
+
+def _repeated(schema: Schema, rules: Any, field: FieldDescriptor) -> None:
+    _copy(schema, rules, min_items="minItems", max_items="maxItems")
+    if rules.unique:
+        schema["uniqueItems"] = True
+    schema["items"] = constrain(schema["items"], rules.items, field)
+
+
+def _map(schema: Schema, rules: Any, field: FieldDescriptor) -> None:
+    _copy(schema, rules, min_pairs="minProperties", max_pairs="maxProperties")
+    if rules.keys.WhichOneof("type") == "string":
+        schema["propertyNames"] = constrain(schema["propertyNames"], rules.keys, field)
+    schema["additionalProperties"] = constrain(
+        schema["additionalProperties"], rules.values, value_of(field)
+    )
+
+
+def _bytes(schema: Schema, rules: Any, _field: FieldDescriptor) -> None:
+    """Three bytes are four characters; padding may be left out."""
+    longest = rules.len if rules.HasField("len") else rules.max_len
+    if rules.HasField("len") or rules.HasField("max_len"):
+        schema["maxLength"] = -(-longest // 3) * 4
+    shortest = rules.len if rules.HasField("len") else rules.min_len
+    if shortest:
+        schema["minLength"] = -(-shortest * 4 // 3)
+
+
+def _unsaid(_schema: Schema, _rules: Any, _field: FieldDescriptor) -> None:
+    """Rules of times, masks and Any, for which JSON Schema has no words."""
+
+
+_BY_KIND: Final[dict[str, Callable[[Schema, Any, FieldDescriptor], None]]] = {
+    "string": _string,
+    "bool": _bool,
+    "enum": _enum,
+    "repeated": _repeated,
+    "map": _map,
+    "bytes": _bytes,
+    "any": _unsaid,
+    "duration": _unsaid,
+    "timestamp": _unsaid,
+    "field_mask": _unsaid,
+}
+
+
+def _refuse_zero(schema: Schema, field: FieldDescriptor) -> None:
+    """`required` of a field without presence: any value but the one that it has unset."""
+    if field.has_presence:
+        return
+    kind = schema.get("type")
+    if kind == "array":
+        _set(schema, minItems=max(1, schema.get("minItems", 0)))
+    elif kind == "object":
+        _set(schema, minProperties=max(1, schema.get("minProperties", 0)))
+    elif field.type in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES):
+        _set(schema, minLength=max(1, schema.get("minLength", 0)))
+    elif field.type == FieldDescriptor.TYPE_BOOL:
+        schema["const"] = True
+    elif field.enum_type:
+        zero = field.enum_type.values_by_number[0].name
+        _set(schema, enum=[name for name in schema["enum"] if name != zero])
+    else:
+        schema["not"] = {"enum": [0, "0"]}
+
+
+def _or_zero(schema: Schema, field: FieldDescriptor) -> Schema:
+    """Rules that the zero value need not keep."""
+    zero: Any = {"array": [], "object": {}, "boolean": False}.get(str(schema.get("type")), 0)
+    if field.enum_type and not field.is_repeated:
+        zero = field.enum_type.values_by_number[0].name
+    elif zero == 0 and zero is not False:
+        text = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
+        zero = "" if field.type in text else 0
+    python = schema.pop("x-python", dict(schema))
+    return {
+        "anyOf": [schema, {"const": zero}],
+        "x-python": _loose(python),
+    }
+
+
+def _loose(python: Schema) -> Schema:
+    """The type alone; protovalidate decides the rest."""
+    return {key: python[key] for key in ("type", "customTypePath", "items") if key in python}

@@ -1,0 +1,175 @@
+"""JSON Schema of single values in proto3 JSON (https://protobuf.dev/programming-guides/json).
+
+`x-python` holds what datamodel-code-generator is told instead: the types of rest_types.py.
+"""
+
+from copy import deepcopy
+from typing import Any, Final
+
+from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
+
+from tools.contracts.generate.regular_expressions import integers
+
+__all__ = ["COMPONENTS", "Schema", "answered", "enum_values", "known_value", "scalar", "take_apart"]
+
+Schema = dict[str, Any]
+
+_F = FieldDescriptor
+_TYPES: Final = "postbus.rest_types"
+_FLOAT_MAX: Final = 3.4028234663852886e38
+_BASE64: Final = "[A-Za-z0-9+/_-]"
+_NOT_FINITE: Final = ["NaN", "Infinity", "-Infinity"]
+_FIELD: Final = r"[a-z][A-Za-z0-9]*(?:\.[a-z][A-Za-z0-9]*)*"
+
+
+def _python(name: str, kind: str = "string", **keywords: Any) -> Schema:
+    return {"type": kind, "customTypePath": f"{_TYPES}.{name}", **keywords}
+
+
+def _int32(name: str, low: int, high: int) -> Schema:
+    bounds = {"minimum": low, "maximum": high}
+    return {
+        "type": "integer",
+        "format": name,
+        **bounds,
+        "x-python": _python("Integer", "integer", **bounds),
+    }
+
+
+def _int64(name: str, low: int, high: int) -> Schema:
+    return {
+        "type": ["string", "integer"],
+        "format": name,
+        "description": "64 bits: a string in answers, since JavaScript's numbers hold 53.",
+        "pattern": integers(low, high),
+        "minimum": low,
+        "maximum": high,
+    }
+
+
+def _float(name: str, bounds: Schema) -> Schema:
+    return {
+        "anyOf": [{"type": "number", "format": name, **bounds}, {"enum": list(_NOT_FINITE)}],
+        "x-python": _python(name.capitalize(), "number"),
+    }
+
+
+_INT32: Final = _int32("int32", -(2**31), 2**31 - 1)
+_UINT32: Final = _int32("uint32", 0, 2**32 - 1)
+COMPONENTS: Final = {
+    "Int64": _int64("int64", -(2**63), 2**63 - 1),
+    "Uint64": _int64("uint64", 0, 2**64 - 1),
+}
+"""Values that many fields share, by the name of their component."""
+
+
+def _reference(name: str) -> Schema:
+    bounds = {key: COMPONENTS[name][key] for key in ("minimum", "maximum")}
+    python = _python("WideInteger", "integer", **bounds)
+    return {"$ref": f"#/components/schemas/{name}", "x-python": python}
+
+
+_BYTES: Final = {
+    "type": "string",
+    "contentEncoding": "base64",
+    "pattern": f"^(?:{_BASE64}{{4}})*(?:{_BASE64}{{2}}(?:==)?|{_BASE64}{{3}}=?)?$",
+    "x-python": _python("Base64"),
+}
+_BOOL: Final = {
+    "type": "boolean",
+    "x-python": {"type": "boolean", "customTypePath": "pydantic.StrictBool"},
+}
+_STRING: Final = {"type": "string", "x-python": {"type": "string"}}
+_DOUBLE: Final = _float("double", {})
+_SINGLE: Final = _float("float", {"minimum": -_FLOAT_MAX, "maximum": _FLOAT_MAX})
+_INT64: Final = _reference("Int64")
+_UINT64: Final = _reference("Uint64")
+_SCALARS: Final[dict[int, Schema]] = {
+    _F.TYPE_BOOL: _BOOL,
+    _F.TYPE_STRING: _STRING,
+    _F.TYPE_BYTES: _BYTES,
+    _F.TYPE_DOUBLE: _DOUBLE,
+    _F.TYPE_FLOAT: _SINGLE,
+    **dict.fromkeys((_F.TYPE_INT32, _F.TYPE_SINT32, _F.TYPE_SFIXED32), _INT32),
+    **dict.fromkeys((_F.TYPE_UINT32, _F.TYPE_FIXED32), _UINT32),
+    **dict.fromkeys((_F.TYPE_INT64, _F.TYPE_SINT64, _F.TYPE_SFIXED64), _INT64),
+    **dict.fromkeys((_F.TYPE_UINT64, _F.TYPE_FIXED64), _UINT64),
+}
+_KNOWN: Final[dict[str, Schema]] = {
+    "Timestamp": {
+        "type": "string",
+        "format": "date-time",
+        "pattern": r"^[0-9]{4}-[0-1][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9]"
+        r"(?:\.[0-9]{1,9})?(?:Z|[+-][0-2][0-9]:[0-5][0-9])$",
+        "x-python": _python("Time"),
+    },
+    "Duration": {
+        "type": "string",
+        "pattern": r"^-?[0-9]{1,11}(?:\.[0-9]{1,9})?s$",
+        "x-python": _python("Duration"),
+    },
+    "FieldMask": {
+        "type": "string",
+        "pattern": f"^(?:{_FIELD}(?:,{_FIELD})*)?$",
+        "x-python": _python("FieldMask"),
+    },
+    "Empty": {"type": "object", "additionalProperties": False},
+    "Struct": {"type": "object"},
+    "ListValue": {"type": "array", "items": {}},
+    "Value": {},
+    "BoolValue": _BOOL,
+    "StringValue": _STRING,
+    "BytesValue": _BYTES,
+    "DoubleValue": _DOUBLE,
+    "FloatValue": _SINGLE,
+    "Int32Value": _INT32,
+    "UInt32Value": _UINT32,
+    "Int64Value": _INT64,
+    "UInt64Value": _UINT64,
+}
+
+
+def scalar(field: FieldDescriptor) -> Schema:
+    """Return the schema of a number, text, boolean or bytes that a client sends."""
+    return deepcopy(_SCALARS[field.type])
+
+
+def known_value(name: str) -> Schema | None:
+    """Return the schema of a message of google.protobuf with a JSON form of its own."""
+    found = _KNOWN.get(name.removeprefix("google.protobuf."))
+    return None if found is None else deepcopy(found)
+
+
+def enum_values(enum: EnumDescriptor) -> Schema:
+    """Return the schema of a member, by its name."""
+    if enum.full_name == "google.protobuf.NullValue":
+        return {"type": "null"}
+    names = [value.name for value in enum.values]
+    return {"type": "string", "enum": names, "x-python": {"type": "string", "enum": names}}
+
+
+_ANSWERED: Final[dict[str, Schema]] = {
+    "Int64": {"type": "string", "format": "int64"},
+    "Uint64": {"type": "string", "format": "uint64"},
+}
+
+
+def take_apart(schema: Any, *, python: bool) -> Any:
+    """Return what datamodel-code-generator (`python`) or everyone else gets of a schema."""
+    if isinstance(schema, list):
+        return [take_apart(each, python=python) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if python and "x-python" in schema:
+        described = {key: schema[key] for key in ("description",) if key in schema}
+        return take_apart(schema["x-python"], python=True) | described
+    return {
+        key: take_apart(value, python=python) for key, value in schema.items() if key != "x-python"
+    }
+
+
+def answered(schema: Schema) -> Schema:
+    """Return the schema of a value as the system writes it: in its canonical form."""
+    if "$ref" in schema:
+        return dict(_ANSWERED[schema["$ref"].rpartition("/")[2]])
+    return {key: value for key, value in schema.items() if key not in {"pattern"}}

@@ -1,0 +1,271 @@
+"""gen/postbus/openapi.json: the REST interface, OpenAPI 3.1."""
+
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+from google.protobuf.descriptor import MethodDescriptor
+
+from tools.contracts.generate.descriptors import Contracts, GeneratorError
+from tools.contracts.generate.http_rules import Binding, bindings, json_path
+from tools.contracts.generate.json_values import take_apart
+from tools.contracts.generate.locations import location
+from tools.contracts.generate.options import from_headers
+from tools.contracts.generate.rest_headers import RestHeaders
+from tools.contracts.generate.rest_responses import HEADERS, RESPONSES
+from tools.contracts.generate.schemas import Schema, Schemas
+
+__all__ = ["MAX_BODY_BYTES", "openapi"]
+
+MAX_BODY_BYTES: Final = 2 << 20
+"""Default of the gateway's setting."""
+_ACCESS_USER: Final = 2
+_ACCESS_INTERNAL: Final = 3
+_DERIVED: Final = frozenset({"update_mask"})
+"""Fields that the gateway fills in for a PATCH."""
+_PROBLEM: Final[Schema] = {
+    "type": "object",
+    "description": "Why a request failed (RFC 9457).",
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string", "description": "The reason, for people."},
+        "status": {"type": "integer", "description": "The HTTP status."},
+        "detail": {"type": "string", "description": "What is wrong. May change; never parse it."},
+        "code": {"type": "string", "description": "Canonical code, such as `NOT_FOUND`."},
+        "reason": {"type": "string", "description": "Stable cause, such as `USERNAME_TAKEN`."},
+        "outcome": {
+            "enum": ["NO_EFFECT", "UNKNOWN"],
+            "description": "Whether the change may have happened although the request failed.",
+        },
+        "violations": {
+            "type": "array",
+            "description": "The rules that the request breaks, at most 20.",
+            "maxItems": 20,
+            "items": {
+                "type": "object",
+                "properties": {
+                    "field": {"type": "string", "description": "Its path, such as `tags[2]`."},
+                    "rule": {"type": "string", "description": "Stable, such as `string.min_len`."},
+                    "message": {"type": "string", "description": "What is wrong, for people."},
+                },
+                "required": ["field", "rule", "message"],
+            },
+        },
+        "moreViolations": {
+            "type": "boolean",
+            "description": "Whether there are, or may be, more violations.",
+        },
+        "traceId": {"type": "string", "description": "Finds the failure in logs."},
+    },
+    "required": [
+        "type",
+        "title",
+        "status",
+        "detail",
+        "code",
+        "reason",
+        "outcome",
+        "violations",
+        "moreViolations",
+        "traceId",
+    ],
+}
+_REFERENCE: Final = {"$ref": "#/components/schemas/Problem"}
+_INFO: Final = """\
+JSON is [ProtoJSON](https://protobuf.dev/programming-guides/json). Answers, and the schemas here,
+have its canonical form. Requests may also have: `null` for a member that is not set; the names of
+the `.proto` (`page_size`) beside those shown; the numbers of enums, known or not; numbers as
+strings and whole numbers as `5.0` or `1e2`; base64 of both alphabets, with or without padding.
+Refused are members twice, in one spelling or in both, and unknown members. What an answer holds can
+be sent back in a change: members that are read-only are ignored. A body has at most
+{max_body_bytes} bytes, 100 levels and 20,000 values; a list without another limit has at most 1,000
+items, and an object of any names as many members.
+
+Every failure is a problem (RFC 9457) with a code and a stable reason. Any request may say in the
+header `Request-Timeout` how many seconds to wait for the answer, from 0.001 to 30, and carry a
+`traceparent` (W3C Trace Context). What is read has an ETag: it comes again only if it has changed
+(`If-None-Match`), and where it has a version, a change can be bound to that (`If-Match`). The body
+of a request is JSON without a content coding; methods that describe no body refuse one. Escapes of
+a URL are UTF-8, and a query has at most 200 parameters. OPTIONS answers with the verbs of a path;
+web pages of other origins need the operator's consent (CORS). Events,
+and the same methods over a WebSocket, are described in `/asyncapi.json`; the contracts themselves
+are at `/contracts`.""".replace("{max_body_bytes}", f"{MAX_BODY_BYTES:,}")
+
+
+def openapi(contracts: Contracts) -> dict[str, Any]:
+    """Return the document: what outsiders may call."""
+    schemas = Schemas(contracts, from_headers(contracts))
+    rules = bindings(contracts)
+    methods = [method for method in contracts.methods if rules[method.full_name]]
+    public = [method for method in methods if _access(contracts, method) != _ACCESS_INTERNAL]
+    paths: dict[str, dict[str, Any]] = {}
+    read = {
+        each.path for method in public for each in rules[method.full_name] if each.verb == "GET"
+    }
+    for method in public:
+        for index, binding in enumerate(rules[method.full_name]):
+            headers = RestHeaders(
+                contracts,
+                method,
+                binding,
+                created=bool(location(contracts, rules, method, binding)),
+                readable=binding.path in read,
+            )
+            operation = _Operation(contracts, schemas, method, binding, headers).document(index)
+            paths.setdefault(binding.path, {})[binding.verb.lower()] = operation
+    components = {"Problem": _PROBLEM} | dict(sorted(schemas.components.items()))
+    services = {method.containing_service.full_name: method.containing_service for method in public}
+    document = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Postbus",
+            "version": "1",
+            "description": _INFO,
+            "license": {"name": "MIT"},
+        },
+        "tags": [
+            {"name": services[name].name, "description": contracts.comment(name)}
+            for name in sorted(services)
+        ],
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "headers": HEADERS,
+            "responses": RESPONSES,
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
+            },
+        },
+    }
+    readable: dict[str, Any] = take_apart(document, python=False)
+    return readable
+
+
+def _access(contracts: Contracts, method: MethodDescriptor) -> int:
+    return int(contracts.option(method, "postbus.options.v1.method").access)
+
+
+class _Operation:
+    """One binding of a method."""
+
+    def __init__(
+        self,
+        contracts: Contracts,
+        schemas: Schemas,
+        method: MethodDescriptor,
+        binding: Binding,
+        headers: RestHeaders,
+    ) -> None:
+        self._contracts = contracts
+        self._schemas = schemas
+        self._method = method
+        self._binding = binding
+        self._headers = headers
+
+    def document(self, index: int) -> dict[str, Any]:
+        """Return the operation; `index` tells the bindings of a method apart."""
+        method = self._method
+        summary, _, description = self._contracts.comment(method.full_name).partition("\n\n")
+        operation: dict[str, Any] = {
+            "operationId": method.name + (f"_{index}" if index else ""),
+            "tags": [method.containing_service.name],
+            "summary": summary,
+            "description": description,
+            "parameters": [*self._path(), *self._query(), *self._headers.parameters()],
+        }
+        if self._binding.body:
+            operation["requestBody"] = self._request_body()
+        operation["responses"] = self._responses()
+        for_users = _access(self._contracts, method) == _ACCESS_USER
+        return operation | {"security": [{"bearer": []}] if for_users else [{}, {"bearer": []}]}
+
+    def _path(self) -> Iterator[Schema]:
+        for path, parts in self._binding.variables:
+            names = re.findall(r"\{([^}]+)\}", parts)
+            whole = self._schemas.field(path[-1], asked=True, required=True)
+            description = whole.pop("description", "")
+            for name in names:
+                schema = whole if parts == f"{{{name}}}" else {"type": "string"}
+                yield {
+                    "name": name,
+                    "in": "path",
+                    "required": True,
+                    "description": description,
+                    "schema": schema,
+                }
+
+    def _query(self) -> Iterator[Schema]:
+        for path in self._binding.query:
+            required = self._schemas.required(path[-1]) and len(path) == 1
+            schema = self._schemas.field(path[-1], asked=True, required=True)
+            yield {
+                "name": json_path(path),
+                "in": "query",
+                "required": required,
+                "description": schema.pop("description", ""),
+                "schema": schema,
+            }
+
+    def _request_body(self) -> Schema:
+        """An absent body is `{}`, so it may be left out unless that lacks a required member."""
+        schema = self._body()
+        kinds = ["application/json"]
+        if self._binding.verb == "PATCH":
+            kinds.append("application/merge-patch+json")  # RFC 7396
+        content = {kind: {"schema": schema} for kind in kinds}
+        return {"required": not self._takes_nothing(schema), "content": content}
+
+    def _takes_nothing(self, schema: Schema) -> bool:
+        name = schema.get("$ref", "").rpartition("/")[2]
+        resolved = self._schemas.components.get(name, schema)
+        demands = {"required", "allOf", "anyOf", "oneOf"}
+        return resolved.get("type") == "object" and demands.isdisjoint(resolved)
+
+    def _body(self) -> Schema:
+        request, binding = self._method.input_type, self._binding
+        if binding.body != "*":
+            field = next(each for each in request.fields if each.json_name == binding.body)
+            return self._schemas.field(field, asked=True, required=True)
+        derived = _DERIVED if binding.verb == "PATCH" else frozenset()
+        in_path = frozenset(path[0].name for path, _ in binding.variables)
+        for path, _ in binding.variables:
+            if len(path) > 1:
+                raise GeneratorError(
+                    self._method, f'{json_path(path)} is in the path: name the body, not "*"'
+                )
+        schema = self._schemas.message(request, asked=True, without=in_path | derived)
+        schema["properties"] |= self._read_only(set(schema["properties"]))
+        return schema
+
+    def _read_only(self, writable: set[str]) -> dict[str, Schema]:
+        """Return the members of the resource that a change takes and ignores (AIP-203)."""
+        answer = self._binding.answer
+        if self._binding.verb != "PATCH" or answer is None:
+            return {}
+        shown = answer.message_type.fields if answer.message_type else ()
+        return {
+            field.json_name: self._schemas.field(field, asked=False) | {"readOnly": True}
+            for field in shown
+            if field.json_name not in writable and self._contracts.is_output_only(field)
+        }
+
+    def _responses(self) -> dict[str, Any]:
+        empty = self._binding.answer is None and not self._method.output_type.fields
+        done = {"description": "Done."} if empty else self._done()
+        return {
+            "204" if empty else str(self._binding.status): done | self._headers.of_success(),
+            **self._headers.responses(),
+        }
+
+    def _done(self) -> Schema:
+        answer = self._binding.answer
+        schema = (
+            self._schemas.reference(self._method.output_type)
+            if answer is None
+            else self._schemas.field(answer, asked=False)
+        )
+        if self._method.server_streaming:
+            lines = {"type": "object", "properties": {"result": schema, "error": _REFERENCE}}
+            content = {"application/x-ndjson": {"schema": lines}}
+            return {"description": "A line for each message, as it comes.", "content": content}
+        return {"description": "Done.", "content": {"application/json": {"schema": schema}}}

@@ -1,0 +1,78 @@
+"""`just dev`: the whole system on this machine, until Ctrl-C."""
+
+import os
+import signal
+import threading
+import time
+
+from tools.dev.environment import service_environments
+from tools.dev.presence import only_one, write
+from tools.dev.readiness import wait_until_ready
+from tools.dev.runner import Services
+from tools.migrate import migrate
+from tools.paths import DEV
+from tools.secrets import Secrets
+from tools.servers import Addresses, servers
+from tools.servers.ports import is_free
+
+_FIRST_PORT = 8000
+_PATIENCE_SECONDS = 30
+
+
+def dev() -> int:
+    """Returns after a signal, when the services have ended; that is how it always ends: 0."""
+    began = time.monotonic()
+    with only_one() as state, servers("dev", prepare=migrate) as addresses:
+        secrets = Secrets.load_or_create(DEV / "secrets.env")
+        port = _free_port()
+        environments = service_environments(addresses, secrets, port=port)
+        url = f"http://localhost:{port}"
+        write(state, url)
+        services = Services(environments)
+        told = threading.Thread(
+            target=_tell, args=(began, services, url, addresses, secrets), daemon=True, name="tell"
+        )
+        told.start()
+        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        try:
+            services.loop()
+        finally:
+            services.kill()  # only what an unforeseen end of the loop has left
+        return 0
+
+
+def _free_port() -> int:
+    port = _FIRST_PORT
+    while not is_free(port):
+        port += 1
+    if port != _FIRST_PORT:
+        print(f"dev: port {_FIRST_PORT} is taken, so the gateway listens on {port}", flush=True)
+    return port
+
+
+def _tell(
+    began: float, services: Services, url: str, addresses: Addresses, secrets: Secrets
+) -> None:
+    """Waits for the gateway, seeds, and says where everything is and how to log in."""
+    import httpx  # slow to import, and by now the services are starting
+
+    from tools.dev.seed import seed
+
+    while missing := wait_until_ready(url, _PATIENCE_SECONDS):
+        services.say(f"still not ready: {missing}")
+    try:
+        seed(url, secrets)
+    except httpx.HTTPError as error:
+        services.say(f"could not seed: {error}")
+    management = httpx.URL(addresses.amqp_management_url)
+    services.say(
+        f"ready after {time.monotonic() - began:.1f} s. Ctrl-C ends it.\n"
+        f"  API         {url}/v1\n"
+        f"  documents   {url}/docs, {url}/docs/events, {url}/contracts\n"
+        f"  WebSocket   {url.replace('http', 'ws', 1)}/ws\n"
+        f"  metrics     {url}/metrics\n"
+        f"  RabbitMQ    {management.copy_with(username=None, password=None)}"
+        f"  ({management.username} / {management.password})\n"
+        f"  log in as   alice / {secrets.alice_password}\n"
+        f"              bob   / {secrets.bob_password}"
+    )

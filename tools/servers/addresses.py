@@ -1,0 +1,50 @@
+"""The addresses of the three servers, and how they are named in the environment."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from urllib.parse import urlsplit, urlunsplit
+
+from tools.servers.errors import InfrastructureError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addresses:
+    """URLs with credentials; each server has one administrator, whose name is in the URL."""
+
+    amqp_url: str
+    amqp_management_url: str
+    postgres_url: str
+    mongo_url: str
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> "Addresses | None":
+        """The addresses set as POSTBUS_*; None if none is set, an error if only some are."""
+        names = {field.name: variable(field.name) for field in fields(cls)}
+        given = {key: environment[name] for key, name in names.items() if environment.get(name)}
+        if not given:
+            return None
+        if missing := [name for key, name in names.items() if key not in given]:
+            raise InfrastructureError(
+                f"Some servers' addresses are set in the environment but not {', '.join(missing)}."
+                " Set all four, or none to have the servers started for you."
+            )
+        return cls(**given)
+
+    def as_environment(self) -> dict[str, str]:
+        """The same addresses as POSTBUS_* variables."""
+        return {variable(key): url for key, url in asdict(self).items()}
+
+
+Prepare = Callable[[Addresses], None]
+"""What a command does as soon as it can, such as migrating the databases."""
+
+
+def variable(field: str) -> str:
+    """The environment variable of one address."""
+    return f"POSTBUS_{field.upper()}"
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be shown on a screen."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
