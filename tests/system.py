@@ -206,12 +206,8 @@ async def run_system(
     *,
     probed: Collection[str] = (),
 ) -> AsyncIterator[System]:
-    """Migrate and start everything; `environment` gives the addresses of the servers.
-
-    POSTBUS_AMQP_PLANE of this process is theirs as well.
-    """
+    """Migrate and start everything; `environment` gives the addresses of the servers."""
     settings = {
-        "POSTBUS_AMQP_PLANE": os.environ.get("POSTBUS_AMQP_PLANE", "frames"),
         "POSTBUS_SIGNING_KEY": tokens.signing_key,
         "POSTBUS_VERIFICATION_KEYS": tokens.key_set,
         "POSTBUS_PAGE_TOKEN_KEY": "of the tests alone",

@@ -41,11 +41,11 @@ async def proxy(vhost: str) -> AsyncIterator[Proxy]:
     await proxy.stop()
 
 
-@pytest.fixture(params=["frames", "aio-pika"])
-async def bus(request: pytest.FixtureRequest, vhost: str, proxy: Proxy) -> AsyncIterator[AmqpBus]:
+@pytest.fixture
+async def bus(vhost: str, proxy: Proxy) -> AsyncIterator[AmqpBus]:
     """A bus behind the proxy."""
     url = str(httpx.URL(vhost).copy_with(port=proxy.port))
-    async with connect(SecretStr(url), "faults", request.param, delays=(0.05,)) as connected:
+    async with connect(SecretStr(url), "faults", delays=(0.05,)) as connected:
         await connected.wait_ready()
         yield connected
 

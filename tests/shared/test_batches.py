@@ -20,9 +20,9 @@ from shared.wire import decode, encode
 Unique = Callable[[str], str]
 
 
-@pytest.fixture(params=["frames", "aio-pika"])
-async def bus(request: pytest.FixtureRequest, vhost: str) -> AsyncIterator[AmqpBus]:
-    async with connect(SecretStr(vhost), "test", request.param) as connected:
+@pytest.fixture
+async def bus(vhost: str) -> AsyncIterator[AmqpBus]:
+    async with connect(SecretStr(vhost), "test") as connected:
         await connected.wait_ready()
         yield connected
 

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shared.bus.amqp import frames
+from shared.bus.amqp.broker_connection import MessageChannel
 from shared.bus.amqp.frames import Confirmed, Delivered, Parser, ProtocolError, Returned
-from shared.bus.amqp.message_channel import FrameLane
 
 FRAME_MAX = 4096
 
@@ -175,7 +175,7 @@ def test_closed_channel_leaves_nothing_behind() -> None:
     reader = Reader()
     reader.parser.feed(delivery(1, 1, b"k", "1", b"x" * 9000)[:5000])
 
-    reader.parser.leave(1)
+    reader.parser.unregister(1)
     reader.parser.channels[1] = reader._keeper(1)
     reader.parser._rest = b""
     reader.parser.feed(delivery(1, 1, b"k", "2", b"new"))
@@ -184,14 +184,14 @@ def test_closed_channel_leaves_nothing_behind() -> None:
 
 
 class Wire:
-    """What a FrameLane sends through, instead of a Transport."""
+    """What a MessageChannel sends through, instead of a Transport."""
 
     frame_max = FRAME_MAX
 
     def __init__(self) -> None:
         self.last: list[Callable[[], bytes]] = []
 
-    def take(self, _channel: int, _handler: object) -> None: ...
+    def register(self, _channel: int, _handler: object) -> None: ...
 
     def send(self, _data: bytes) -> None: ...
 
@@ -219,17 +219,17 @@ def test_each_message_is_acknowledged_once_in_whatever_order(
     order: list[int], ticks: list[int], rejected: set[int]
 ) -> None:
     wire = Wire()
-    lane = FrameLane(wire, Numbered())  # type: ignore[arg-type]  # all that it needs of them
+    channel = MessageChannel(None, Numbered(), wire)  # type: ignore[arg-type]  # all that it needs of them
     unknown, done = set(order), set[int]()
     waiting = iter(order)
 
     for count in [*ticks, len(order)]:
         for tag in (tag for tag, _ in zip(waiting, range(count), strict=False)):
             if tag in rejected:
-                lane.reject(tag, requeue=False)
+                channel.reject(tag, requeue=False)
                 unknown.remove(tag)
             else:
-                lane.ack(tag)
+                channel.ack(tag)
             done.add(tag)
         for tag, multiple in wire.tick():
             assert tag in unknown  # the broker closes the channel otherwise

@@ -23,9 +23,9 @@ from shared.wire import decode, encode
 Unique = Callable[[str], str]
 
 
-@pytest.fixture(params=["frames", "aio-pika"])
-async def bus(request: pytest.FixtureRequest, vhost: str) -> AsyncIterator[AmqpBus]:
-    async with connect(SecretStr(vhost), "test", request.param) as connected:
+@pytest.fixture
+async def bus(vhost: str) -> AsyncIterator[AmqpBus]:
+    async with connect(SecretStr(vhost), "test") as connected:
         await connected.wait_ready()
         yield connected
 
@@ -101,13 +101,13 @@ async def test_caller_of_a_stream_gives_no_more_than_the_credit_and_is_not_waite
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(rpc_server, "_MAX_STALL_SECONDS", 0.02)
-    flow = rpc_server._Flow()
-    flow.give(1_000_000)
+    credit = rpc_server._StreamCredit()
+    credit.grant(1_000_000)
 
-    sent = [await flow.may_send() for _ in range(CREDIT)]
+    sent = [await credit.acquire() for _ in range(CREDIT)]
 
     async with asyncio.timeout(2):
-        assert [*sent, await flow.may_send()] == [True] * CREDIT + [False]
+        assert [*sent, await credit.acquire()] == [True] * CREDIT + [False]
 
 
 async def test_control_that_is_too_large_is_ignored(bus: AmqpBus, unique: Unique) -> None:

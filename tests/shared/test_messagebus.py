@@ -22,12 +22,12 @@ Unique = Callable[[str], str]
 DELAYS = (0.1, 0.4)
 
 
-@pytest.fixture(params=["memory", "frames", "aio-pika"])
+@pytest.fixture(params=["memory", "amqp"])
 async def bus(request: pytest.FixtureRequest, vhost: str) -> AsyncIterator[MessageBus]:
     if request.param == "memory":
         yield MemoryBus(DELAYS)
         return
-    async with connect(SecretStr(vhost), "test", request.param, delays=DELAYS) as connected:
+    async with connect(SecretStr(vhost), "test", delays=DELAYS) as connected:
         await connected.wait_ready()
         yield connected
 

@@ -11,8 +11,8 @@ from pydantic import SecretStr
 from postbus.bus.v1 import Event
 from shared.bus.amqp import connect
 from shared.bus.amqp.amqp_bus import AmqpBus
-from shared.bus.amqp.broker_connection import Link
-from shared.bus.amqp.topology import Queue, TopologyError, declare
+from shared.bus.amqp.broker_connection import BrokerConnection
+from shared.bus.amqp.topology import Queue, TopologyError
 from shared.bus.message_bus import Failure
 from shared.wire import decode, encode
 
@@ -46,9 +46,9 @@ async def test_queue_with_other_arguments_is_told_in_words(
     name = unique("queue.")
     await channel.declare_queue(name, durable=True, arguments={"x-max-length": 5})
 
-    async with Link.open(vhost, "test", "frames") as link:
+    async with BrokerConnection.open(vhost, "test") as connection:
         with pytest.raises(TopologyError) as raised:
-            await declare(link, Queue(name=name, arguments={"x-max-length": 10}))
+            await connection.declare(Queue(name=name, arguments={"x-max-length": 10}))
 
     assert str(raised.value) == (
         f"The queue {name} has x-max-length 5 at the broker, and 10 in this version."

@@ -23,8 +23,6 @@ class ServiceSettings(BaseSettings):
 
     amqp_url: SecretStr
     """RabbitMQ: amqp://user:password@host:port/vhost."""
-    amqp_plane: Literal["frames", "aio-pika"] = "frames"
-    """Who carries messages over AMQP: our own frames, or aio-pika, some ten times slower."""
     verification_keys: str
     """Public keys that access tokens are verified with: a JSON Web Key Set (RFC 7517)."""
     log_format: Literal["console", "json"] = "json"

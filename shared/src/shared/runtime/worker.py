@@ -114,7 +114,7 @@ async def _run(
     verifier = TokenVerifier(settings.verification_keys)
     with suppress(asyncio.CancelledError):
         async with (
-            connect(settings.amqp_url, name, settings.amqp_plane) as bus,
+            connect(settings.amqp_url, name) as bus,
             application(bus) as opened,
             serve(name, opened, bus, verifier),
         ):
