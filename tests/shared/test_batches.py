@@ -1,4 +1,4 @@
-"""Calls of one moment travel together, and are calls of their own all the same."""
+"""Batches: concurrent calls share messages and remain independent calls."""
 
 import asyncio
 import time
@@ -49,7 +49,7 @@ def numbered(count: int) -> list[bytes]:
     return [str(number).encode() for number in range(count)]
 
 
-async def test_calls_of_one_moment_share_messages(
+async def test_concurrent_calls_share_messages(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
     route = unique("route.")
@@ -62,7 +62,7 @@ async def test_calls_of_one_moment_share_messages(
     async with queue.iterator() as messages:
         while len(found) < len(calls):
             message = await anext(messages)
-            if message.correlation_id:  # the first has nothing to wait for
+            if message.correlation_id:  # the first call is sent at once
                 found.append(decode(Request, message.body).payload)
                 continue
             batch = decode(Batch, message.body)
@@ -77,7 +77,7 @@ async def test_calls_of_one_moment_share_messages(
     await asyncio.gather(*calls, return_exceptions=True)
 
 
-async def test_server_that_takes_no_batches_gets_the_calls_one_by_one(
+async def test_server_without_batch_support_gets_single_calls(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
     route = unique("route.")
@@ -98,9 +98,9 @@ async def test_server_that_takes_no_batches_gets_the_calls_one_by_one(
         assert await call_all(bus, route, numbered(20)) == numbered(20)
 
 
-async def test_batch_that_nobody_takes_is_unavailable_at_once(bus: AmqpBus, unique: Unique) -> None:
+async def test_unroutable_batch_is_unavailable_at_once(bus: AmqpBus, unique: Unique) -> None:
     began = time.monotonic()
-    calls = [bus.call(unique("nobody."), a_call(b"x")) for _ in range(5)]
+    calls = [bus.call(unique("unserved."), a_call(b"x")) for _ in range(5)]
 
     failures = await asyncio.gather(*calls, return_exceptions=True)
 
@@ -109,9 +109,7 @@ async def test_batch_that_nobody_takes_is_unavailable_at_once(bus: AmqpBus, uniq
     assert time.monotonic() - began < 1
 
 
-async def test_large_requests_and_replies_travel_with_small_ones(
-    bus: AmqpBus, unique: Unique
-) -> None:
+async def test_large_and_small_messages_are_answered_together(bus: AmqpBus, unique: Unique) -> None:
     route = unique("route.")
     server = await bus.serve(unique("queue."), [route], echo)
     payloads = [bytes([number]) * size for number in range(5) for size in (1, 16_000, 500_000)]
@@ -121,7 +119,7 @@ async def test_large_requests_and_replies_travel_with_small_ones(
     await server.cancel()
 
 
-async def test_cancelled_call_leaves_the_rest_of_its_batch_alone(
+async def test_cancelled_call_does_not_affect_the_rest_of_its_batch(
     bus: AmqpBus, unique: Unique
 ) -> None:
     route, begun, cancelled = unique("route."), asyncio.Event(), asyncio.Event()
@@ -147,7 +145,7 @@ async def test_cancelled_call_leaves_the_rest_of_its_batch_alone(
     await server.cancel()
 
 
-async def test_last_server_tells_the_callers_of_what_it_has_not_begun(
+async def test_last_server_refuses_unstarted_calls_when_it_stops(
     bus: AmqpBus, unique: Unique
 ) -> None:
     route, begun = unique("route."), asyncio.Event()
@@ -163,19 +161,21 @@ async def test_last_server_tells_the_callers_of_what_it_has_not_begun(
     await server.cancel()
 
     failures = await asyncio.gather(*calls, return_exceptions=True)
-    told = [(f.reason, f.outcome) for f in failures if isinstance(f, ServiceError)]
-    assert sorted(told) == sorted(
+    failed = [(f.reason, f.outcome) for f in failures if isinstance(f, ServiceError)]
+    assert sorted(failed) == sorted(
         [("SERVER_STOPPED", Outcome.UNKNOWN)] + 5 * [("SERVER_STOPPED", Outcome.NO_EFFECT)]
     )
 
 
-async def test_stopping_server_hands_on_what_it_has_not_begun(bus: AmqpBus, unique: Unique) -> None:
+async def test_stopping_server_returns_unstarted_calls_to_the_queue(
+    bus: AmqpBus, unique: Unique
+) -> None:
     route, queue = unique("route."), unique("queue.")
-    begun, go_on = asyncio.Event(), asyncio.Event()
+    begun, release = asyncio.Event(), asyncio.Event()
 
     async def slow(route: str, body: bytes) -> bytes:
         begun.set()
-        await go_on.wait()
+        await release.wait()
         return b"" if body == b"" else await echo(route, body)
 
     first = await bus.serve(queue, [route], slow, concurrency=1)
@@ -184,7 +184,7 @@ async def test_stopping_server_hands_on_what_it_has_not_begun(bus: AmqpBus, uniq
     second = await bus.serve(queue, [route], echo)
     stopping = asyncio.create_task(first.cancel())
     await asyncio.sleep(0.2)
-    go_on.set()
+    release.set()
 
     assert await calls == numbered(6)
     await asyncio.gather(stopping, second.cancel())
@@ -209,7 +209,7 @@ async def test_bad_batch_is_dropped(
     server = await bus.serve(queue, [route], echo)
     exchange = await channel.get_exchange(RPC_EXCHANGE)
 
-    await exchange.publish(aio_pika.Message(body, reply_to="nobody"), f"{route}/batch")
+    await exchange.publish(aio_pika.Message(body, reply_to="none"), f"{route}/batch")
 
     assert await call_all(bus, route, numbered(3)) == numbered(3)
     await server.cancel()
@@ -239,7 +239,7 @@ async def test_bad_batch_of_replies_is_dropped(
     assert await call == b"here"
 
 
-async def test_control_with_a_name_that_amqp_can_not_say_is_ignored(
+async def test_control_with_an_id_that_amqp_can_not_carry_is_ignored(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
     route = f"postbus.bus.v1.{unique('route')}"
@@ -253,13 +253,11 @@ async def test_control_with_a_name_that_amqp_can_not_say_is_ignored(
     await server.cancel()
 
 
-async def test_server_takes_no_more_bytes_in_hand_than_it_has_room_for(
-    bus: AmqpBus, unique: Unique
-) -> None:
-    route, go_on = unique("route."), asyncio.Event()
+async def test_server_refuses_calls_beyond_its_byte_limit(bus: AmqpBus, unique: Unique) -> None:
+    route, release = unique("route."), asyncio.Event()
 
     async def hold(_route: str, _body: bytes) -> bytes:
-        await go_on.wait()
+        await release.wait()
         return encode(Reply(payload=b"done"))
 
     server = await bus.serve(unique("queue."), [route], hold)
@@ -267,14 +265,14 @@ async def test_server_takes_no_more_bytes_in_hand_than_it_has_room_for(
     refused, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
     with pytest.raises(ServiceError, match="OVERLOADED"):
         await refused.pop()
-    go_on.set()
+    release.set()
 
     answers = await asyncio.gather(*calls, return_exceptions=True)
     assert answers.count(b"done") == 5
     await server.cancel()
 
 
-async def test_cancellations_of_calls_that_have_not_come_are_kept_in_bounded_number(
+async def test_server_keeps_the_last_1024_cancellations_of_calls_to_come(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
     route = f"postbus.bus.v1.{unique('route')}"

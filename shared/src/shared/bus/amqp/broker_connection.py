@@ -70,7 +70,7 @@ class MessageChannel:
         self.transport = transport
         self._underlay = underlay
         self._number = underlay.number
-        self._frame_max = transport.frame_max
+        self._frame_max = underlay.max_content_size + _FRAME_OVERHEAD
         self._on_delivered: Callable[[Delivered], None] = _ignore
         self._on_returned: Callable[[Returned], None] = _ignore
         self._published = 0
@@ -80,7 +80,7 @@ class MessageChannel:
         """Settled delivery tags above the frontier."""
         self._frontier = 0
         """All delivery tags up to this one are settled; each channel counts from 1 (1.1)."""
-        transport.register(self._number, self._receive)
+        transport.register(self._number, self._receive, self._frame_max)
 
     def _receive(self, message: Message) -> None:
         if type(message) is Delivered:
@@ -261,7 +261,6 @@ class BrokerConnection:
         opened = await self._connection.channel(publisher_confirms=confirms)
         opened.close_callbacks.add(lost)
         underlay = cast("Channel", await opened.get_underlay_channel())
-        self.transport.frame_max = underlay.max_content_size + _FRAME_OVERHEAD
         underlay.on_consumer_cancel_callbacks.add(lost)
         if prefetch:
             await opened.set_qos(prefetch)

@@ -174,10 +174,8 @@ class BrokerSession:
         budget = self._budget(call)
         correlation_id = next(self._ids)
         replies = self._broadcasts[correlation_id] = []
-        control = Control(
-            reply_to=self._reply_to, correlation_id=correlation_id, request=call.request
-        )
-        self._controls.publish(CONTROL_EXCHANGE, route, _CONTROL_HEADER, encode(control))
+        control = Control(correlation_id=correlation_id, request=call.request)
+        self.send_control(CONTROL_EXCHANGE, route, control)
         try:
             await asyncio.sleep(budget)  # the number of processes is unknown
         finally:
@@ -190,15 +188,14 @@ class BrokerSession:
 
     def _cancel(self, route: str, correlation_id: str) -> None:
         """Publish a cancellation to all servers of the route: any of them may run the call."""
-        control = Control(reply_to=self._reply_to, correlation_id=correlation_id, cancel=True)
-        if not self.lost.is_set():
-            self._controls.publish(CONTROL_EXCHANGE, route, _CONTROL_HEADER, encode(control))
+        control = Control(correlation_id=correlation_id, cancel=True)
+        self.send_control(CONTROL_EXCHANGE, route, control)
 
-    def grant_credit(self, queue: str, correlation_id: str, credit: int) -> None:
-        """Let the server that consumes `queue` send `credit` more replies of a stream."""
-        control = Control(reply_to=self._reply_to, correlation_id=correlation_id, credit=credit)
+    def send_control(self, exchange: str, routing_key: str, control: Control) -> None:
+        """Publish a control message with the reply queue of this session, unless it is lost."""
         if not self.lost.is_set():
-            self._controls.publish("", queue, _CONTROL_HEADER, encode(control))
+            control.reply_to = self._reply_to
+            self._controls.publish(exchange, routing_key, _CONTROL_HEADER, encode(control))
 
     async def publish(self, event: Event) -> None:
         """Publish an event; see MessageBus.publish."""
@@ -335,7 +332,7 @@ class _CallSender:
     def resend_unbatched(
         self, route: str, batch: bytes, pending: dict[str, "asyncio.Future[bytes]"]
     ) -> None:
-        """Send the calls of a returned batch one by one, except those that are not pending."""
+        """Send the pending calls of a returned batch one by one."""
         if route not in self._unbatched_routes:
             self._unbatched_routes.add(route)
             loop = asyncio.get_running_loop()
@@ -385,7 +382,8 @@ class _Stream:
             raise reply
         self._consumed += 1
         if self._consumed >= CREDIT // 2 and reply.reply_to:
-            self._session.grant_credit(reply.reply_to, self._correlation_id, self._consumed)
+            credit = Control(correlation_id=self._correlation_id, credit=self._consumed)
+            self._session.send_control("", reply.reply_to, credit)
             self._consumed = 0
         return reply.body
 

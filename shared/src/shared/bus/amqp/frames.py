@@ -23,7 +23,7 @@ message frame by frame.
 import struct
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pamqp import decode, encode
 
@@ -83,7 +83,6 @@ class Delivered:
         "body",
         "correlation_id",
         "oversized",
-        "redelivered",
         "reply_to",
         "routing_key",
         "tag",
@@ -92,7 +91,6 @@ class Delivered:
     def __init__(  # called for every message: faster than a dataclass or keywords
         self,
         tag: int,
-        redelivered: bool,
         routing_key: str,
         correlation_id: str,
         reply_to: str,
@@ -101,7 +99,6 @@ class Delivered:
         oversized: bool = False,
     ) -> None:
         self.tag = tag
-        self.redelivered = redelivered
         self.routing_key = routing_key
         self.correlation_id = correlation_id
         self.reply_to = reply_to
@@ -118,26 +115,23 @@ class Delivered:
             return {}
 
 
-class Returned:
+class Returned(NamedTuple):
     """An unroutable mandatory message (basic.return)."""
 
-    __slots__ = ("body", "correlation_id", "routing_key")
-
-    def __init__(self, routing_key: str, correlation_id: str, body: bytes) -> None:
-        self.routing_key = routing_key
-        self.correlation_id = correlation_id
-        self.body = body
+    routing_key: str
+    correlation_id: str
+    body: bytes
 
 
-class Confirmed:
+class Confirmed(NamedTuple):
     """The confirm or refusal of published messages (basic.ack, basic.nack)."""
 
-    __slots__ = ("multiple", "refused", "tag")
+    tag: int
+    multiple: bool
+    refused: bool
 
-    def __init__(self, tag: int, *, multiple: bool, refused: bool) -> None:
-        self.tag = tag
-        self.multiple = multiple
-        self.refused = refused
+
+Message = Delivered | Returned | Confirmed
 
 
 def _short(text: str) -> bytes:
@@ -177,21 +171,16 @@ def properties(
         flags |= _HEADERS
         parts.append(encode.field_table(dict(headers)))
     parts.append(b"\x02" if persistent else b"\x01")
-    if correlation_id:
-        flags |= _CORRELATION_ID
-        parts.append(_short(correlation_id))
-    if reply_to:
-        flags |= _REPLY_TO
-        parts.append(_short(reply_to))
-    if expiration_ms is not None:
-        flags |= _EXPIRATION
-        parts.append(_short(str(expiration_ms)))
-    if message_id:
-        flags |= _MESSAGE_ID
-        parts.append(_short(message_id))
-    if type_:
-        flags |= _TYPE
-        parts.append(_short(type_))
+    for flag, text in (
+        (_CORRELATION_ID, correlation_id),
+        (_REPLY_TO, reply_to),
+        (_EXPIRATION, "" if expiration_ms is None else str(expiration_ms)),
+        (_MESSAGE_ID, message_id),
+        (_TYPE, type_),
+    ):
+        if text:
+            flags |= flag
+            parts.append(_short(text))
     return flags.to_bytes(2, "big") + b"".join(parts)
 
 
@@ -232,7 +221,7 @@ def publish(
     frame_max: int,
     mandatory: bool = False,
 ) -> bytes:
-    """Return the frames of basic.publish; `header` is what `properties` returns."""
+    """Return the frames of basic.publish; `header` is a result of `properties`."""
     method = _publish_method(channel, exchange, routing_key, mandatory)
     size = len(body)
     head = _HEADER_FRAME.pack(_HEADER, channel, 12 + len(header), _BASIC, 0, size)
@@ -259,11 +248,8 @@ def reject(channel: int, tag: int, *, requeue: bool) -> bytes:
     return _ACK_FRAME.pack(_METHOD, channel, 13, _BASIC, _REJECT, tag, requeue, _END_BYTE)
 
 
-Message = Delivered | Returned | Confirmed
-
-
 class _Content:
-    """A message whose method frame has arrived, and its header or body only in part."""
+    """An incomplete message: the method frame has arrived, the header or body only in part."""
 
     __slots__ = ("header", "left", "method", "oversized", "parts")
 
@@ -389,7 +375,7 @@ class Parser:
 def _parse_complete(
     buffer: bytes, method: int, header: int, end: int, channel: int
 ) -> tuple[Message, int] | None:
-    """Return the message whose method's payload is at `method`, and the offset of its end.
+    """Return the message with its method payload at `method`, and the offset of its end.
 
     None unless its header frame, at `header`, and its body in one frame are in the buffer. Frames
     that do not belong together (4.2.6) also give None: the other path then refuses them.
@@ -418,7 +404,7 @@ def _parse_complete(
 def _message(
     method: bytes, at: int, header: bytes, start: int, body: bytes, oversized: bool
 ) -> Message:
-    """Return the message whose method's payload is at `at`, and its header's at `start`."""
+    """Return the message with its method payload at `at` and its header payload at `start`."""
     headers, correlation_id, reply_to = _read_properties(header, start)
     if method[at + 3] == _RETURN:  # 60.50: reply code, reply text, exchange, routing key
         key = at + 7 + method[at + 6]
@@ -428,7 +414,6 @@ def _message(
     key = tag + 10 + method[tag + 9]
     return Delivered(
         _TAG.unpack_from(method, tag)[0],
-        method[tag + 8] == 1,
         _text(method, key),
         correlation_id,
         reply_to,

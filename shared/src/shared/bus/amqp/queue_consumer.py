@@ -32,13 +32,12 @@ class QueueConsumer:
         return self._connection is not None and not self._connection.lost.is_set()
 
     async def _consume(self, connection: BrokerConnection) -> None:
-        """Declare the queue, consume and bind it; raises BROKER_ERRORS."""
+        """Declare the queue and consume it; raises BROKER_ERRORS."""
         self._loop = asyncio.get_running_loop()
         self._channel = await connection.channel(prefetch=self._prefetch)
         self._queue = await self._declare(connection, self._channel.channel)
         handler = partial(self._start_handling, self._channel)
         self._tag = await self._channel.consume(self._queue.name, handler)
-        await self._bind()
         self._connection = connection
 
     async def stop(self) -> None:
@@ -51,9 +50,7 @@ class QueueConsumer:
         try:
             if connection is not None and self.active:
                 async with asyncio.timeout(_STOP_SECONDS):  # a blocked broker does not answer
-                    await self._drain()
-                    await self._queue.cancel(self._tag)
-                    await self._return_unstarted(connection)
+                    await self._stop_consuming(connection)
         finally:
             self._cancel_waiting()
             await self._finish_running()
@@ -61,6 +58,9 @@ class QueueConsumer:
             async with asyncio.timeout(_STOP_SECONDS):
                 await self._channel.transport.wait_writable()
                 await self._close(connection)
+
+    async def _stop_consuming(self, connection: BrokerConnection) -> None:
+        await self._queue.cancel(self._tag)
 
     async def _close(self, connection: BrokerConnection) -> None:
         await connection.close_channel(self._channel)
@@ -77,9 +77,6 @@ class QueueConsumer:
     ) -> AbstractQueue:
         raise NotImplementedError
 
-    async def _bind(self) -> None:
-        """Bind the queue, if that must follow the start of the consumer."""
-
     def _start_handling(self, channel: MessageChannel, message: Delivered) -> None:
         """Start to handle a message.
 
@@ -90,12 +87,6 @@ class QueueConsumer:
     async def _handle(self, channel: MessageChannel, message: Delivered) -> None:
         """Handle and settle a message, and remove it from the running handlers."""
         raise NotImplementedError
-
-    async def _drain(self) -> None:
-        """Run the last steps for which the consumer must still receive messages."""
-
-    async def _return_unstarted(self, connection: BrokerConnection) -> None:
-        """Find out whether another consumer will get the messages that were not started."""
 
     def _cancel_waiting(self) -> None:
         """Cancel the messages that wait for a slot."""

@@ -1,4 +1,4 @@
-"""Replaces queues whose arguments have changed, with their messages."""
+"""Replaces queues with changed arguments, and keeps their messages."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -81,6 +81,7 @@ class RpcServer(QueueConsumer):
         Calls and replies share a connection, so that an acknowledgement follows its reply.
         """
         await self._consume(session.publishing)
+        await self._bind()
 
     async def _declare(
         self, connection: BrokerConnection, channel: AbstractChannel
@@ -100,7 +101,7 @@ class RpcServer(QueueConsumer):
         return queue
 
     async def _bind(self) -> None:
-        """Bind after consuming: a server that drains unbinds the queue if it sees no other."""
+        """Bind the queue, after consuming: a draining server unbinds it if it sees no other."""
         for key in (*self._routes, *self._batch_routes):
             await self._queue.bind(RPC_EXCHANGE, key)
 
@@ -258,6 +259,12 @@ class RpcServer(QueueConsumer):
         if message := self._calls.get(key):
             self._running[message].cancel()
 
+    async def _stop_consuming(self, connection: BrokerConnection) -> None:
+        await self._drain()
+        await super()._stop_consuming(connection)
+        # Without the queue, no other server gets the calls that were not started.
+        self._was_last_server = await connection.consumer_count(self.queue_name) is None
+
     async def _drain(self) -> None:
         """If this is the last server, unbind the queue and answer the waiting calls first.
 
@@ -277,10 +284,6 @@ class RpcServer(QueueConsumer):
             if not (await self._queue_state()).message_count and not self._limit.waiting:
                 return
             await asyncio.sleep(0.02)
-
-    async def _return_unstarted(self, connection: BrokerConnection) -> None:
-        """Find out whether another server gets the unstarted calls; else they are refused."""
-        self._was_last_server = await connection.consumer_count(self.queue_name) is None
 
     def _cancel_waiting(self) -> None:
         self._limit.cancel_waiters()
@@ -312,7 +315,7 @@ class _BatchedCall(Delivered):
     def __init__(
         self, batch: _OpenBatch, route: str, correlation_id: str, reply_to: str, request: bytes
     ) -> None:
-        super().__init__(batch.tag, False, route, correlation_id, reply_to, b"", request)
+        super().__init__(batch.tag, route, correlation_id, reply_to, b"", request)
         self.batch = batch
 
 

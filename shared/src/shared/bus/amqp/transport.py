@@ -1,4 +1,4 @@
-"""The socket to the broker: separates the frames of messages from those that aiormq handles.
+"""The socket to the broker: separates message frames from the frames that aiormq handles.
 
 aiormq's public TransportFactory is the seam. aiormq reads a stream as usual, without the message
 frames of the channels that a MessageChannel has registered.
@@ -49,17 +49,12 @@ class Transport(asyncio.Protocol):
         self._resumed.set()
         self._heartbeat_at = 0.0
 
-    @property
-    def frame_max(self) -> int:
-        """The largest frame in bytes, as negotiated with the broker."""
-        return self._parser.frame_max
+    def register(self, channel: int, handler: Callable[[Message], None], frame_max: int) -> None:
+        """Pass the messages and confirms of a channel to `handler` from now on.
 
-    @frame_max.setter
-    def frame_max(self, value: int) -> None:
-        self._parser.frame_max = value
-
-    def register(self, channel: int, handler: Callable[[Message], None]) -> None:
-        """Pass the messages and confirms of a channel to `handler` from now on."""
+        `frame_max` is the largest frame in bytes, as negotiated with the broker.
+        """
+        self._parser.frame_max = frame_max
         self._parser.channels[channel] = handler
 
     def unregister(self, channel: int) -> None:
