@@ -42,9 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     show.add_argument("-n", "--limit", type=int, default=20, help="number of letters (default: 20)")
     for action in (replay, drop):
-        action.add_argument(
-            "ids", nargs="*", metavar="ID", help="event ids; all if none is given"
-        )
+        action.add_argument("ids", nargs="*", metavar="ID", help="event ids; all if none is given")
     drop.add_argument("-y", "--yes", action="store_true", help="do not ask for confirmation")
 
 
