@@ -24,6 +24,7 @@ from gateway.cors import Cors
 from gateway.disconnect import cancelled_by_disconnect
 from gateway.headers import Header
 from gateway.http1.exchange import EXCHANGE, Exchange
+from gateway.large import LARGE_BYTES, read_in_thread
 from gateway.media import has_content, require_acceptable, require_json
 from gateway.metrics import Metrics
 from gateway.problems import HttpError, problem
@@ -204,6 +205,8 @@ class Endpoint:
             require_acceptable(request.fields, self._media_type)
         body = await self._body(request)
         query = query_parameters(request.scope["query_string"])
+        if len(body) > LARGE_BYTES:
+            return await read_in_thread(self._transcoder.read, request.parameters, query, body)
         return self._transcoder.read(request.parameters, query, body)
 
     async def _body(self, request: _Request) -> bytes:
