@@ -12,6 +12,7 @@ from shared.protojson.refusal import Found, RefusedError, full, refusal
 
 __all__ = ["parse_json", "read_json", "require_unique"]
 
+_CONTAINERS: Final = (dict, list)
 _MAX_QUOTES: Final = 4 * MAX_VALUES
 """Quotes of MAX_VALUES members, each with a name and a string."""
 
@@ -128,20 +129,23 @@ def _outside_strings(data: bytes) -> bytes:
     return b"".join(data.split(b'"')[::2])
 
 
-class _Object(dict[str, Any]):
-    """An object with the names that it has more than once."""
+class _Repeating(dict[str, Any]):
+    """An object that has members of one name."""
 
     def __init__(self, members: list[tuple[str, Any]]) -> None:
         super().__init__(members)
-        self.repeated: list[str] = []
-        if len(self) < len(members):
-            seen: set[str] = set()
-            self.repeated = [name for name, _ in members if name in seen or seen.add(name)]  # type: ignore[func-returns-value]  # adds, and is None
+        seen: set[str] = set()
+        self.names = [name for name, _ in members if name in seen or seen.add(name)]  # type: ignore[func-returns-value]  # adds, and is None
+
+
+def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(members)
+    return document if len(document) == len(members) else _Repeating(members)
 
 
 def _duplicates(data: bytes) -> Found:
     """Return a violation for each repeated member, up to one more than are reported."""
-    document = json.loads(data, object_pairs_hook=_Object, parse_int=str, parse_float=str)
+    document = json.loads(data, object_pairs_hook=_object, parse_int=str, parse_float=str)
     found: Found = []
     for path in _repeated(document, ""):
         found.append((path, "duplicate", "given more than once"))
@@ -152,14 +156,15 @@ def _duplicates(data: bytes) -> Found:
 
 def _repeated(value: Any, path: str) -> Iterator[str]:
     """Yield the path of each repeated member."""
-    if isinstance(value, _Object):
-        yield from (_member(path, name) for name in value.repeated)
+    if isinstance(value, dict):
+        if isinstance(value, _Repeating):
+            yield from (_member(path, name) for name in value.names)
         for name, each in value.items():
-            if isinstance(each, list | _Object):
+            if each and isinstance(each, _CONTAINERS):
                 yield from _repeated(each, _member(path, name))
-    elif isinstance(value, list):
+    else:
         for index, each in enumerate(value):
-            if isinstance(each, list | _Object):
+            if each and isinstance(each, _CONTAINERS):
                 yield from _repeated(each, f"{path}[{index}]")
 
 
