@@ -1,6 +1,5 @@
 """`python -m gateway`: serve REST and WebSocket."""
 
-import sys
 from typing import Final
 
 import uvicorn
@@ -11,7 +10,6 @@ from gateway.app import build_app
 from gateway.cors import Cors
 from gateway.headers import transport_security
 from gateway.http1 import Clients, HttpLimits, http1
-from gateway.large import SWITCH_SECONDS
 from gateway.rates import Rates, RateSettings, open_storage
 from gateway.settings import GatewaySettings
 from gateway.websocket_protocol import WebSocketProtocol
@@ -29,7 +27,6 @@ def main() -> None:
     """Run until SIGTERM or SIGINT."""
     settings = load(GatewaySettings)
     configure_logs("gateway", settings.log_format)
-    sys.setswitchinterval(SWITCH_SECONDS)
     uvloop.run(_serve(settings))
 
 
