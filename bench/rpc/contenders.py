@@ -127,7 +127,7 @@ def _install_c() -> None:
     program = _SCRATCH / "librabbitmq"
     packages.provide(["librabbitmq-dev"])
     root = packages.UNPACKED / "usr"
-    libraries = [f"-L{each}" for each in packages.library_path().split(":") if each]
+    libraries = [f"-L{each}" for each in packages.library_folders()]
     source = [str(_HERE / "librabbitmq.c"), "-lrabbitmq", "-Wl,--allow-shlib-undefined"]
     command = ["cc", "-O2", f"-I{root / 'include'}", *libraries, "-o", str(program), *source]
     subprocess.run(command, check=True)

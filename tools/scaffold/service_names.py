@@ -10,6 +10,10 @@ from tools.paths import ROOT
 _LONGEST = 30
 _PATTERN = re.compile(r"[a-z]+(_[a-z]+)*")
 _TITLES = {"postgres": "PostgreSQL", "mongo": "MongoDB"}
+_LIBRARIES = {
+    "postgres": ("alembic", "sqlalchemy[asyncio]", "sqlmodel"),
+    "mongo": ("odmantic",),
+}
 _URLS = {
     "postgres": "postgresql://user:password@host:port/name",
     "mongo": "mongodb://host:port/name, a replica set",
@@ -46,6 +50,7 @@ class Names:
             "A_thing": f"{article} {words}".capitalize(),
             "extra": self.database,
             "database": _TITLES[self.database],
+            "libraries": "".join(f'    "{each}",\n' for each in _LIBRARIES[self.database]),
             "url": _URLS[self.database],
         }
 

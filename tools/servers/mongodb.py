@@ -94,10 +94,11 @@ class MongoDB:
         binary = _locate()
         if binary is None:
             raise InfrastructureError("MongoDB was fetched but is not where it should be.")
+        folders = [_WHEELS / "psycopg2_binary.libs", *packages.library_folders()]
         environment = {
             "PATH": "/usr/bin:/bin",
             "LC_ALL": "C",
-            "LD_LIBRARY_PATH": f"{_WHEELS / 'psycopg2_binary.libs'}:{packages.library_path()}",
+            "LD_LIBRARY_PATH": ":".join(map(str, folders)),
         }
         data = _FOLDER / f"data-{_version(binary, environment)}"
         data.mkdir(parents=True, exist_ok=True)

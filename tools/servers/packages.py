@@ -36,8 +36,12 @@ def provide(names: Collection[str]) -> None:
 
 def library_path() -> str:
     """The folders of the unpacked shared libraries, for LD_LIBRARY_PATH."""
-    folders = [*UNPACKED.glob("usr/lib/*-linux-*"), *UNPACKED.glob("lib/*-linux-*")]
-    return ":".join(map(str, folders))
+    return ":".join(map(str, library_folders()))
+
+
+def library_folders() -> list[Path]:
+    """Return the folders of the unpacked shared libraries; none if the system has them all."""
+    return [*UNPACKED.glob("usr/lib/*-linux-*"), *UNPACKED.glob("lib/*-linux-*")]
 
 
 def _unpacked() -> set[str]:
