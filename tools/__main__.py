@@ -1,4 +1,4 @@
-"""`python -m tools`: what the recipes of the justfile call."""
+"""The command line behind the recipes of the justfile: `python -m tools`."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ Command = Callable[[argparse.Namespace], int | None]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs one command; returns the exit code."""
+    """Run one command and return its exit code."""
     options, rest = _parser().parse_known_args(arguments)
     if rest and options.command != "test":
         _parser().error(f"unrecognized arguments: {' '.join(rest)}")
