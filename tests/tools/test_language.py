@@ -29,5 +29,5 @@ async def loud() -> None:
 def test_vague_word_in_the_first_paragraph_of_a_docstring_is_found() -> None:
     found, count = vague_docstrings(_SOURCE)
 
-    assert found == [(5, "Return what is sorted by."), (19, "NOBODY waits.")]
+    assert found == [(5, "Return what is sorted by."), (20, "NOBODY waits.")]
     assert count == 5
