@@ -71,6 +71,13 @@ remove-service *arguments: _setup
 check: _setup
     @exec {{ quote(python) }} -m tools check
 
+# compare proto/ with a revision, or two descriptor sets: just breaking main
+[group('build')]
+[no-exit-message]
+[positional-arguments]
+breaking *arguments: _setup
+    @exec {{ quote(python) }} -m tools.contracts.breaking "$@"
+
 # send random bytes and JSON to the edges: just fuzz [SECONDS]
 [group('build')]
 [no-exit-message]
