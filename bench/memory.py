@@ -1,4 +1,4 @@
-"""`just bench memory`: what a worker holds when idle, and after many calls."""
+"""`just bench memory`: memory of a worker when idle and after many calls."""
 
 import json
 from pathlib import Path

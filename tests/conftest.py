@@ -44,6 +44,21 @@ def _server(name: str) -> str:
     return url
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --long."""
+    parser.addoption("--long", action="store_true", help="run the long suites as well")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the long suites out, unless --long or a path asks for them."""
+    by_path = config.args_source is not pytest.Config.ArgsSource.TESTPATHS
+    if by_path or config.getoption("--long"):
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=long)
+    items[:] = [item for item in items if not item.get_closest_marker("long")]
+
+
 @pytest.fixture(scope="session")
 def run_id() -> str:
     """Name of this run on all servers."""

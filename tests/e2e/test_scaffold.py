@@ -11,6 +11,8 @@ import pytest
 from tools.paths import ROOT, VENV
 from tools.uv import uv
 
+pytestmark = pytest.mark.long
+
 Run = Callable[..., str]
 
 RPC = """\

@@ -26,6 +26,8 @@ from shared.wire import decode, encode
 from tests.notes import Notes, postgres_notes
 from tests.proxy import Proxy
 
+pytestmark = pytest.mark.long
+
 Unique = Callable[[str], str]
 OPERATIONS = 40
 SECONDS = 6.0

@@ -12,9 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.people import Person, sign_up
 from tests.system import System
+
+pytestmark = pytest.mark.long
 
 Unique = Callable[[str], str]
 PEOPLE = 6

@@ -878,14 +878,14 @@ async def test_no_more_is_read_than_is_served(sent: bytes) -> None:
 @pytest.mark.parametrize("path", ["/ignore", "/echo"])
 @pytest.mark.parametrize("at_once", [10, BODY_BYTES - 10, BODY_BYTES])
 async def test_connection_goes_on_after_a_body_that_was_not_read(
-    server: Server, path: str, begin_immediately: int
+    server: Server, path: str, at_once: int
 ) -> None:
     head = request(f"POST {path} HTTP/1.1", f"Content-Length: {BODY_BYTES}")
     async with connect(server) as client:
-        await client.send(head + b"x" * begin_immediately)
+        await client.send(head + b"x" * at_once)
         if path == "/ignore":
             assert (await client.answer()).status == 200
-        await client.send(b"x" * (BODY_BYTES - begin_immediately) + LAST)
+        await client.send(b"x" * (BODY_BYTES - at_once) + LAST)
         if path == "/echo":
             assert (await client.answer()).status == 200
 

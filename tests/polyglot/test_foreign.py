@@ -19,6 +19,8 @@ from tests.system import System
 from tools.node import node_environment, node_modules
 from tools.paths import ROOT
 
+pytestmark = pytest.mark.long
+
 POST_ID = "018f3f6e-0000-7000-8000-000000000001"
 POSTS = "postbus.posts.v1.PostsService"
 
