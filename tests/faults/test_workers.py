@@ -1,4 +1,4 @@
-"""A worker that is stopped or killed: callers are told at once, and all comes back by itself."""
+"""A stopped or killed worker: callers fail at once, and calls work again after its return."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from tests.system import System
 Unique = Callable[[str], str]
 
 
-async def test_stopped_worker_is_a_503_at_once_and_comes_back(
+async def test_stopped_worker_is_a_503_at_once_until_it_returns(
     system: System, client: httpx.AsyncClient
 ) -> None:
     assert await system.stop("posts") == 0
@@ -42,13 +42,13 @@ async def test_stopped_worker_is_a_503_at_once_and_comes_back(
 
 
 @pytest.mark.parametrize(("worker", "path"), [("users", "/v1/users/x"), ("posts", "/v1/posts")])
-async def test_killed_worker_is_a_503_at_once_and_comes_back(
+async def test_killed_worker_is_a_503_at_once_until_it_returns(
     system: System, client: httpx.AsyncClient, worker: str, path: str
 ) -> None:
     await system.kill(worker)
     began = time.monotonic()
 
-    # A call that the broker hands on before it sees the connection end gets no answer.
+    # A call that the broker delivers before it notices the lost connection gets no reply.
     while (answer := await client.get(path, headers={"Request-Timeout": "0.1"})).status_code == 504:
         pass
     seconds = time.monotonic() - began
@@ -90,7 +90,7 @@ async def test_killed_worker_loses_no_acknowledged_write_and_no_event(
         stored = {post["title"]: post["id"] for post in listed.json()["posts"]}
         assert len(listed.json()["posts"]) == 60
         assert stored == answered
-        async with asyncio.timeout(15):  # what the killed worker had in hand is anyone's after 7
+        async with asyncio.timeout(15):  # the lease of the killed worker ends after 7
             while not set(stored.values()) <= {each["subject"] for each in events}:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
 
@@ -98,7 +98,7 @@ async def test_killed_worker_loses_no_acknowledged_write_and_no_event(
 async def test_rolling_restart_loses_no_call(
     system: System, place: Place, client: httpx.AsyncClient, unique: Unique
 ) -> None:
-    """Two processes of `posts` are replaced in turn under load; no client repeats anything."""
+    """Two processes of `posts` are replaced in turn under load; no client repeats a request."""
     alice = await sign_up(client, unique("alice"))
     answers: list[tuple[int, str]] = []
     running = True
@@ -130,7 +130,7 @@ async def test_rolling_restart_loses_no_call(
 
 
 async def until_served_by(place: Place, processes: int) -> None:
-    """Wait until so many processes of `posts` answer."""
+    """Wait until the number of `posts` processes that answer is `count`."""
     async with connect(SecretStr(place.amqp_url), "gateway") as bus, asyncio.timeout(20):
         await bus.wait_ready()
         workers = WorkerMetrics(bus)
@@ -139,7 +139,7 @@ async def until_served_by(place: Place, processes: int) -> None:
 
 
 async def _processes(workers: WorkerMetrics) -> int:
-    """Return how many processes of `posts` answer."""
+    """Return the number of `posts` processes that answer."""
     return sum(
         sample.name == "postbus_worker_start_time_seconds" and sample.labels["worker"] == "posts"
         for family in (await workers.collect()).collect()
@@ -149,7 +149,7 @@ async def _processes(workers: WorkerMetrics) -> int:
 
 @asynccontextmanager
 async def listening(system: System, person: Person, type_: str) -> AsyncIterator[list[Any]]:
-    """Give a list that fills with the events of a type."""
+    """Yield a list to which the events of a type are appended."""
     events: list[Any] = []
     async with connect_websocket(system.websocket_url) as socket:
         await socket.send(json.dumps({"id": "1", "authenticate": {"accessToken": person.token}}))
