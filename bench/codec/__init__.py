@@ -1,4 +1,4 @@
-"""`just bench codec`: construct, encode and decode a message, beside betterproto and betterproto2."""
+"""`just bench codec`: construct, encode and decode a message, beside two rivals."""
 
 import json
 import os

@@ -33,7 +33,7 @@ _ROUNDS: Final = 1 if QUICK else 3
 _LOAD: Final = Load(in_flight=_IN_FLIGHT, seconds=1.0 if QUICK else 3.0)
 
 Measures = dict[str, float]
-"""Measures at one number in flight: `rate` in calls/s, `p50` and `p99` in ms, `cpu` in ms per call."""
+"""Measures at one number in flight: `rate` in calls/s, `p50`, `p99` and `cpu` per call in ms."""
 
 
 def run() -> list[Result]:
