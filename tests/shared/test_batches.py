@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import aio_pika
 import pytest
@@ -10,7 +10,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from pydantic import SecretStr
 
 from postbus.bus.v1 import Batch, Control, Outcome, Reply, Request
-from shared.errors import ServiceError
+from shared.errors import Code, ServiceError
 from shared.messagebus import Call
 from shared.messagebus.amqp import connect
 from shared.messagebus.amqp.bus import AmqpBus
@@ -195,25 +195,53 @@ async def test_stopping_server_hands_on_what_it_has_not_begun(bus: AmqpBus, uniq
     [
         b"\xff\xff",
         bytes(Batch(correlation_ids=["1"], messages=[])),
-        bytes(Batch(correlation_ids=["1"] * 100, messages=[b""] * 100)),
-        b"\x0a\x00" * 1_500_000,
-        bytes(Batch(correlation_ids=["é" * 200], messages=[b""])),
+        bytes(Batch(correlation_ids=["1"] * 65, messages=[b"bad"] * 65)),
+        bytes(Batch(correlation_ids=["1"] * 64, messages=[bytes(2**15)] * 64)),
+        bytes(Batch(correlation_ids=["x" * 256], messages=[b"bad"])),
+        bytes(Batch(correlation_ids=["é" * 128], messages=[b"bad"])),
         b"",
     ],
-    ids=["malformed", "uneven", "too many", "too large", "long id", "empty"],
+    ids=["malformed", "uneven", "too many", "too large", "long id", "long id in UTF-8", "empty"],
 )
-async def test_bad_batch_is_dropped(
+async def test_bad_batch_is_dropped_unhandled(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique, body: bytes
 ) -> None:
-    route, queue = unique("route."), unique("queue.")
-    server = await bus.serve(queue, [route], echo)
+    route, queue, handled = unique("route."), unique("queue."), 0
+
+    async def count(route: str, body: bytes) -> bytes:
+        nonlocal handled
+        handled += 1
+        return await echo(route, body)
+
+    server = await bus.serve(queue, [route], count)
     exchange = await channel.get_exchange(RPC_EXCHANGE)
 
     await exchange.publish(aio_pika.Message(body, reply_to="nobody"), f"{route}/batch")
 
     assert await call_all(bus, route, numbered(3)) == numbered(3)
+    assert handled == 3
     await server.cancel()
     assert (await channel.declare_queue(queue)).declaration_result.message_count == 0
+
+
+async def test_batch_at_the_bounds_is_answered(
+    bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
+) -> None:
+    route, replies = unique("route."), await channel.declare_queue(exclusive=True)
+    server = await bus.serve(unique("queue."), [route], echo)
+    exchange = await channel.get_exchange(RPC_EXCHANGE)
+    ids = [f"{number:0255}" for number in range(64)]
+    request = encode(Request(payload=b"here"))
+    body = bytes(Batch(correlation_ids=ids, messages=[request] * 64))
+
+    await exchange.publish(aio_pika.Message(body, reply_to=replies.name), f"{route}/batch")
+
+    answered: list[str] = []
+    async with asyncio.timeout(5), replies.iterator() as messages:
+        while len(answered) < 64:
+            answered += decode(Batch, (await anext(messages)).body).correlation_ids
+    assert sorted(answered) == ids
+    await server.cancel()
 
 
 async def test_bad_batch_of_replies_is_dropped(
@@ -239,17 +267,68 @@ async def test_bad_batch_of_replies_is_dropped(
     assert await call == b"here"
 
 
-async def test_control_with_a_name_that_amqp_can_not_say_is_ignored(
+async def test_control_with_an_id_that_amqp_can_not_carry_is_ignored(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
     route = f"postbus.bus.v1.{unique('route')}"
-    server = await bus.serve(unique("queue."), [route], echo)
+    replies = await channel.declare_queue(exclusive=True)
+    handled: list[bytes] = []
+
+    def record(route: str, body: bytes) -> Awaitable[bytes]:
+        handled.append(decode(Request, body).payload)
+        return echo(route, body)
+
+    server = await bus.serve(unique("queue."), [route], record)
     exchange = await channel.get_exchange(CONTROL_EXCHANGE)
-    control = Control(reply_to="é" * 200, correlation_id="1", request=a_call(b"").request)
+    for reply_to, correlation_id, payload in (
+        ("x" * 256, "1", b"long reply-to"),
+        ("é" * 128, "1", b"long reply-to in UTF-8"),
+        (replies.name, "x" * 256, b"long id"),
+        (replies.name, "x" * 255, b"longest id"),
+    ):
+        control = Control(
+            reply_to=reply_to, correlation_id=correlation_id, request=a_call(payload).request
+        )
+        await exchange.publish(aio_pika.Message(bytes(control)), route)
 
-    await exchange.publish(aio_pika.Message(bytes(control)), route)
+    async with asyncio.timeout(5), replies.iterator() as answers:
+        assert (await anext(answers)).correlation_id == "x" * 255
+    assert handled == [b"longest id"]
+    await server.cancel()
 
-    assert await bus.gather(route, a_call(b"here", 0.5)) == [b"here"]
+
+@pytest.mark.parametrize("size", [1, 16 * 2**10], ids=["batches", "single calls"])
+async def test_server_refuses_calls_beyond_1024_and_answers_the_rest(
+    bus: AmqpBus, unique: Unique, size: int
+) -> None:
+    route, inspection = unique("route."), f"postbus.bus.v1.{unique('route')}"
+    begun, all_begun, release = 0, asyncio.Event(), asyncio.Event()
+
+    async def hold(route: str, body: bytes) -> bytes:
+        nonlocal begun
+        if route == inspection:
+            return await echo(route, body)
+        begun += 1
+        if begun == 1024:
+            all_begun.set()
+        await release.wait()
+        return encode(Reply(payload=b"done"))
+
+    server = await bus.serve(unique("queue."), [route, inspection], hold, concurrency=2048)
+    calls = asyncio.gather(*(bus.call(route, a_call(bytes(size), 25)) for _ in range(1024)))
+    await asyncio.wait_for(all_begun.wait(), 20)
+
+    more = [bus.call(route, a_call(bytes(size))) for _ in range(10)]
+    for refusal in await asyncio.gather(*more, return_exceptions=True):
+        assert isinstance(refusal, ServiceError)
+        assert (refusal.code, refusal.reason) == (Code.RESOURCE_EXHAUSTED, "OVERLOADED")
+        assert (refusal.outcome, refusal.retry_after) == (Outcome.NO_EFFECT, 1)
+    assert await bus.gather(inspection, a_call(b"full", 0.3)) == []
+    release.set()
+
+    assert await calls == [b"done"] * 1024
+    assert await bus.call(route, a_call(bytes(size))) == b"done"
+    assert await bus.call(inspection, a_call(b"free")) == b"free"
     await server.cancel()
 
 
