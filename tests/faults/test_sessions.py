@@ -267,11 +267,10 @@ async def test_stream_that_was_read_in_time_is_read_on_without_end(
         await until(lambda: follower.complete)
         reading_since = time.monotonic()
 
-        number = 0
+        sent: list[str] = []
         while time.monotonic() < reading_since + 0.6:
-            await bus.publish(Event(id=str(number), type=event))
-            number += 1
-            await until(lambda: len(heard) == number, always=lambda: follower.complete)
+            sent.append(str(len(sent)))
+            await bus.publish(Event(id=sent[-1], type=event))
+            await until(lambda: heard == sent, always=lambda: follower.complete)
 
-        assert heard == [str(each) for each in range(number)]
         await follower.stop()
