@@ -125,11 +125,11 @@ class System:
             process.terminate()
             await process.wait()
 
-    async def stop(self, service: str) -> int:
-        """End a service with SIGTERM; return its exit code. At most five seconds."""
+    async def stop(self, service: str, seconds: float = 5) -> int:
+        """End a service with SIGTERM; return its exit code. TimeoutError after `seconds`."""
         process = self._processes.pop(service)
         process.terminate()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(seconds):
             return await process.wait()
 
     async def kill(self, service: str) -> None:

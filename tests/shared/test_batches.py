@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from postbus.bus.v1 import Batch, Control, Outcome, Reply, Request
 from shared.errors import Code, ServiceError
 from shared.messagebus import Call
-from shared.messagebus.amqp import connect
+from shared.messagebus.amqp import connect, rpc_server
 from shared.messagebus.amqp.bus import AmqpBus
 from shared.messagebus.amqp.topology import CONTROL_EXCHANGE, RPC_EXCHANGE
 from shared.wire import decode, encode
@@ -43,6 +43,11 @@ async def echo(_route: str, body: bytes) -> bytes:
 
 async def call_all(bus: AmqpBus, route: str, payloads: list[bytes]) -> list[bytes]:
     return await asyncio.gather(*(bus.call(route, a_call(each)) for each in payloads))
+
+
+async def consumers(channel: aio_pika.abc.AbstractChannel, queue: str) -> int:
+    declared = await channel.declare_queue(queue, passive=True)
+    return declared.declaration_result.consumer_count or 0
 
 
 def numbered(count: int) -> list[bytes]:
@@ -169,7 +174,39 @@ async def test_last_server_tells_the_callers_of_what_it_has_not_begun(
     )
 
 
-async def test_stopping_server_hands_on_what_it_has_not_begun(bus: AmqpBus, unique: Unique) -> None:
+async def test_server_that_stops_before_all_calls_have_begun_keeps_the_connection(
+    bus: AmqpBus, unique: Unique, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpc_server, "_DRAIN_SECONDS", 0.0001)
+    route, other = unique("route."), unique("route.")
+    begun, release = asyncio.Event(), asyncio.Event()
+
+    async def hold(called: str, body: bytes) -> bytes:
+        if called == route:
+            begun.set()
+        await release.wait()
+        return await echo(called, body)
+
+    staying = await bus.serve(unique("queue."), [other], hold)
+    server = await bus.serve(unique("queue."), [route], hold, concurrency=1)
+    elsewhere = asyncio.create_task(bus.call(other, a_call(b"elsewhere", 20)))
+    calls = [bus.call(route, a_call(each, 20)) for each in (b"first", b"second")]
+    first, second = map(asyncio.create_task, calls)
+    await begun.wait()
+    stopping = asyncio.create_task(server.cancel())
+
+    with pytest.raises(ServiceError, match="SERVER_STOPPED"):
+        await second
+    release.set()
+
+    assert [await first, await elsewhere] == [b"first", b"elsewhere"]
+    await stopping
+    await staying.cancel()
+
+
+async def test_stopping_server_hands_on_what_it_has_not_begun(
+    bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
+) -> None:
     route, queue = unique("route."), unique("queue.")
     begun, go_on = asyncio.Event(), asyncio.Event()
 
@@ -183,7 +220,9 @@ async def test_stopping_server_hands_on_what_it_has_not_begun(bus: AmqpBus, uniq
     await begun.wait()
     second = await bus.serve(queue, [route], echo)
     stopping = asyncio.create_task(first.cancel())
-    await asyncio.sleep(0.2)
+    async with asyncio.timeout(5):
+        while await consumers(channel, queue) > 1:
+            pass
     go_on.set()
 
     assert await calls == numbered(6)
