@@ -229,6 +229,42 @@ async def test_stopping_server_hands_on_what_it_has_not_begun(
     await asyncio.gather(stopping, second.cancel())
 
 
+async def test_stopping_server_hands_on_calls_of_any_deadline(
+    bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
+) -> None:
+    route, other, queue = unique("route."), unique("route."), unique("queue.")
+    replies = await channel.declare_queue(exclusive=True)
+    begun, release = asyncio.Event(), asyncio.Event()
+
+    async def hold(route: str, body: bytes) -> bytes:
+        begun.set()
+        await release.wait()
+        return await echo(route, body)
+
+    deadlines = {"first": 2**62, "far": 2**62, "past": 1, "near": int(time.time() * 1000) + 20_000}
+    requests = [Request(deadline_unix_ms=each) for each in deadlines.values()]
+    batch = Batch(correlation_ids=[*deadlines], messages=[encode(each) for each in requests])
+    first = await bus.serve(queue, [route], hold, concurrency=1)
+    exchange = await channel.get_exchange(RPC_EXCHANGE)
+    await exchange.publish(aio_pika.Message(bytes(batch), reply_to=replies.name), f"{route}/batch")
+    await begun.wait()
+    second = await bus.serve(queue, [route], echo)
+    staying = await bus.serve(unique("queue."), [other], hold)
+    elsewhere = asyncio.create_task(bus.call(other, a_call(b"elsewhere", 20)))
+    stopping = asyncio.create_task(first.cancel())
+
+    answered: set[str] = set()
+    async with asyncio.timeout(10), replies.iterator() as messages:
+        while not answered >= {"far", "near"}:
+            message = await anext(messages)
+            one = message.correlation_id
+            answered.update([one] if one else decode(Batch, message.body).correlation_ids)
+    release.set()
+
+    assert await elsewhere == b"elsewhere"
+    await asyncio.gather(stopping, second.cancel(), staying.cancel())
+
+
 @pytest.mark.parametrize(
     "body",
     [
