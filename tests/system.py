@@ -113,11 +113,11 @@ class System:
             self._processes[service] = await self.run(service)
 
     @asynccontextmanager
-    async def another_gateway(self) -> AsyncIterator[str]:
-        """Run one more gateway; give its URL."""
+    async def another_gateway(self, **settings: str) -> AsyncIterator[str]:
+        """Run one more gateway, with `settings`; give its URL."""
         port = free_port()
         url = f"http://127.0.0.1:{port}"
-        process = await self.run("gateway", POSTBUS_PORT=str(port))
+        process = await self.run("gateway", stdout=None, POSTBUS_PORT=str(port), **settings)
         try:
             await self.until_ready(url=url)
             yield url
