@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx
+from tools.dev.environment import databases
 
 from postbus.registry import METHODS
 from tests.tokens import TokenMaker
-from tools.dev.environment import databases
 from tools.paths import SERVICES
 
 __all__ = ["WITHOUT_RATES", "Cost", "System", "free_port", "run_system"]
@@ -113,11 +113,11 @@ class System:
             self._processes[service] = await self.run(service)
 
     @asynccontextmanager
-    async def another_gateway(self) -> AsyncIterator[str]:
-        """Run another gateway; yield its URL."""
+    async def another_gateway(self, **settings: str) -> AsyncIterator[str]:
+        """Run one more gateway, with `settings`; give its URL."""
         port = free_port()
         url = f"http://127.0.0.1:{port}"
-        process = await self.run("gateway", POSTBUS_PORT=str(port))
+        process = await self.run("gateway", stdout=None, POSTBUS_PORT=str(port), **settings)
         try:
             await self.until_ready(url=url)
             yield url
@@ -125,11 +125,11 @@ class System:
             process.terminate()
             await process.wait()
 
-    async def stop(self, service: str) -> int:
-        """End a service with SIGTERM; return its exit code. At most five seconds."""
+    async def stop(self, service: str, seconds: float = 5) -> int:
+        """End a service with SIGTERM; return its exit code. TimeoutError after `seconds`."""
         process = self._processes.pop(service)
         process.terminate()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(seconds):
             return await process.wait()
 
     async def kill(self, service: str) -> None:

@@ -248,3 +248,29 @@ async def test_replay_that_takes_too_long_restarts(vhost: str, unique: Unique) -
 
         assert len(heard) == 2
         await follower.stop()
+
+
+async def test_stream_that_was_read_in_time_is_read_on_without_end(
+    vhost: str, unique: Unique
+) -> None:
+    event = unique("event.")
+    stream = event_stream(unique("stream."), [event])
+    heard: list[str] = []
+
+    async def handler(body: bytes) -> Failure | None:
+        heard.append(decode(Event, body).id)
+        return None
+
+    async with opened(vhost) as bus, Session.open(vhost, "test", "frames") as session:
+        follower = StreamFollower(stream, handler, seconds=60, replay_seconds=0.3)
+        await follower.start(session)
+        await until(lambda: follower.complete)
+        reading_since = time.monotonic()
+
+        sent: list[str] = []
+        while time.monotonic() < reading_since + 0.6:
+            sent.append(str(len(sent)))
+            await bus.publish(Event(id=sent[-1], type=event))
+            await until(lambda: heard == sent, always=lambda: follower.complete)
+
+        await follower.stop()
