@@ -10,7 +10,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from pydantic import SecretStr
 
 from postbus.bus.v1 import Batch, Control, Outcome, Reply, Request
-from shared.bus import Call
+from shared.bus import Call, CallResult
 from shared.bus.amqp import connect
 from shared.bus.amqp.amqp_bus import AmqpBus
 from shared.bus.amqp.topology import CONTROL_EXCHANGE, RPC_EXCHANGE
@@ -42,7 +42,8 @@ async def echo(_route: str, body: bytes) -> bytes:
 
 
 async def call_all(bus: AmqpBus, route: str, payloads: list[bytes]) -> list[bytes]:
-    return await asyncio.gather(*(bus.call(route, a_call(each)) for each in payloads))
+    results = await asyncio.gather(*(bus.call(route, a_call(each)) for each in payloads))
+    return [result.payload for result in results]
 
 
 def numbered(count: int) -> list[bytes]:
@@ -142,7 +143,7 @@ async def test_cancelled_call_leaves_the_rest_of_its_batch_alone(
     await begun.wait()
     calls[1].cancel()
 
-    assert [await calls[0], await calls[2]] == [b"one", b"two"]
+    assert [(await calls[each]).payload for each in (0, 2)] == [b"one", b"two"]
     await asyncio.wait_for(cancelled.wait(), 5)
     await server.cancel()
 
@@ -179,7 +180,7 @@ async def test_stopping_server_hands_on_what_it_has_not_begun(bus: AmqpBus, uniq
         return b"" if body == b"" else await echo(route, body)
 
     first = await bus.serve(queue, [route], slow, concurrency=1)
-    calls = asyncio.gather(*(bus.call(route, a_call(each)) for each in numbered(6)))
+    calls = asyncio.create_task(call_all(bus, route, numbered(6)))
     await begun.wait()
     second = await bus.serve(queue, [route], echo)
     stopping = asyncio.create_task(first.cancel())
@@ -236,7 +237,7 @@ async def test_bad_batch_of_replies_is_dropped(
     )
     await channel.default_exchange.publish(aio_pika.Message(bytes(good)), request.reply_to)
 
-    assert await call == b"here"
+    assert (await call).payload == b"here"
 
 
 async def test_control_with_a_name_that_amqp_can_not_say_is_ignored(
@@ -270,7 +271,7 @@ async def test_server_takes_no_more_bytes_in_hand_than_it_has_room_for(
     go_on.set()
 
     answers = await asyncio.gather(*calls, return_exceptions=True)
-    assert answers.count(b"done") == 5
+    assert [each.payload for each in answers if isinstance(each, CallResult)] == [b"done"] * 5
     await server.cancel()
 
 

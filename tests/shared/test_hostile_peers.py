@@ -83,7 +83,7 @@ async def test_stream_of_more_replies_than_there_is_credit_for_is_broken(
         request = await anext(requests)
     done = aio_pika.Message(encode(Reply(payload=b"y")), correlation_id=request.correlation_id)
     await channel.default_exchange.publish(done, str(request.reply_to))
-    assert await call == b"y"
+    assert (await call).payload == b"y"
 
     taken = [first]
 

@@ -136,7 +136,7 @@ def test_verified_tokens_are_remembered_in_bounded_number_and_until_they_expire(
     tokens: TokenMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verifier = TokenVerifier(tokens.key_set)
-    monkeypatch.setattr(identity, "_REMEMBERED", 3)
+    monkeypatch.setattr(identity, "_CACHED", 3)
     decoded = counted(monkeypatch)
     many = [tokens.token(ID) for _ in range(4)]
 

@@ -44,7 +44,7 @@ async def test_call_returns_the_payload_of_the_reply(bus: MessageBus, unique: Un
     route = unique("route.")
     server = await bus.serve(unique("queue."), [route], echo)
 
-    assert await bus.call(route, a_call(b"hello")) == b"hello"
+    assert (await bus.call(route, a_call(b"hello"))).payload == b"hello"
 
     await server.cancel()
 
@@ -56,7 +56,7 @@ async def test_concurrent_calls_get_each_its_own_reply(bus: MessageBus, unique: 
 
     replies = await asyncio.gather(*(bus.call(route, a_call(each)) for each in payloads))
 
-    assert replies == payloads
+    assert [reply.payload for reply in replies] == payloads
     await server.cancel()
 
 
@@ -124,7 +124,7 @@ async def test_impatient_caller_does_not_disturb_the_others(
             await bus.call(route, a_call(seconds=0.002))
     answered.set()
 
-    assert await patient == b"patient"
+    assert (await patient).payload == b"patient"
     await server.cancel()
 
 
@@ -172,7 +172,7 @@ async def test_cancelled_server_finishes_what_it_has_begun(bus: MessageBus, uniq
     stopping = asyncio.create_task(server.cancel())
     go_on.set()
 
-    assert await call == b"done"
+    assert (await call).payload == b"done"
     await stopping
 
 
@@ -193,7 +193,7 @@ async def test_calls_that_wait_for_the_last_server_are_answered_before_it_goes(
     stopping = asyncio.create_task(server.cancel())
     go_on.set()
 
-    assert await asyncio.gather(*calls) == [b"x"] * 5
+    assert [each.payload for each in await asyncio.gather(*calls)] == [b"x"] * 5
     await stopping
 
 

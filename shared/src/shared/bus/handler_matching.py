@@ -1,4 +1,4 @@
-"""What a worker serves: the handlers of its objects against the methods of its contract."""
+"""Compare the handlers of a worker with its methods in the contract."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -18,20 +18,20 @@ __all__ = [
 ]
 
 EVERY_WORKER = "bus"
-"""Methods of the package postbus.bus are served by each worker for itself."""
+"""The methods of the package postbus.bus are served by every worker, on a route of its own."""
 
 Handler = Callable[[Any, Context], Any]
-"""A coroutine function, or an async generator function where the method streams."""
+"""A coroutine function; for a streaming method an async generator function."""
 
 
 class ContractMismatchError(Exception):
-    """The handlers of a worker are not those that the contract asks for."""
+    """Raised if the handlers of a worker are not those of its methods and of known events."""
 
 
 def handlers_of(owner: object) -> list[Handler]:
-    """Return the methods of an object that may handle something.
+    """Return the coroutine and async generator methods of an object.
 
-    They are looked for in its class: Python 3.11.2 can't list the members of an object with slots.
+    They are listed from its class: Python 3.11.2 cannot list the members of an object with slots.
     """
     return [getattr(owner, name) for name, _ in inspect.getmembers(type(owner), _is_handler)]
 
@@ -41,13 +41,14 @@ def _is_handler(member: object) -> bool:
 
 
 def routes_of(worker: str) -> dict[str, Method]:
-    """The routes of `worker`: its own methods, and under its name those of every worker."""
+    """Return the methods of `worker` and of every worker, by their routes at this worker."""
     own = {method.name: method for method in METHODS.values() if method.worker == worker}
     every = {f"{m.name}.{worker}": m for m in METHODS.values() if m.worker == EVERY_WORKER}
     return own | every
 
 
 def require_match(worker: str, handlers: Iterable[object], served: Iterable[str]) -> None:
+    """Raise ContractMismatchError unless `handlers` serve exactly the methods of `worker`."""
     missing = sorted(routes_of(worker).keys() - set(served))
     ours = {method.handler for method in routes_of(worker).values()}
     foreign = sorted(
@@ -59,5 +60,5 @@ def require_match(worker: str, handlers: Iterable[object], served: Iterable[str]
     if missing or foreign:
         raise ContractMismatchError(
             f"worker {worker!r}: methods without a handler: {missing or 'none'}; "
-            f"handlers of methods that are not its own: {foreign or 'none'}"
+            f"handlers of methods of other workers: {foreign or 'none'}"
         )

@@ -1,4 +1,4 @@
-"""Python's garbage collector, as a server wants it."""
+"""Settings of Python's garbage collector for servers."""
 
 import gc
 
@@ -6,9 +6,10 @@ __all__ = ["freeze"]
 
 
 def freeze() -> None:
-    """Call once start-up is done: what it made stays, and need not be looked at again.
+    """Freeze the objects that start-up allocated, so that the garbage collector skips them, and
+    raise its thresholds. Call once, when serving begins.
 
-    At 64 connections it is nearly all of the gateway's p99: 8 ms instead of 73.
+    At 64 connections this reduces the 99th percentile of the gateway's latency from 73 to 8 ms.
     """
     gc.collect()
     gc.freeze()

@@ -22,10 +22,11 @@ from shared.bus.amqp.topology import (
 )
 from shared.bus.envelope import (
     Call,
+    CallResult,
     next_payload,
     not_connected,
-    payload_of,
     read_request,
+    result_of,
     unavailable,
 )
 from shared.bus.message_bus import CREDIT
@@ -101,7 +102,7 @@ class Session:
         self._reply_to = queue.name
         self._header = frames.Header(CONTENT_TYPE, queue.name)
 
-    async def call(self, route: str, call: Call) -> bytes:
+    async def call(self, route: str, call: Call) -> CallResult:
         """See MessageBus.call."""
         budget = self._budget(call)
         reply: asyncio.Future[bytes] = self._loop.create_future()
@@ -120,7 +121,7 @@ class Session:
         finally:
             timer.cancel()
             del self._pending[correlation_id]
-        return payload_of(body, call)
+        return result_of(body)
 
     def _budget(self, call: Call) -> float:
         """Return the seconds that are left; raise unless there are, and a broker that listens."""
@@ -228,7 +229,7 @@ class Session:
         payloads = []
         for reply in replies:
             with suppress(ServiceError):  # one that is not well does not hide the others
-                payloads.append(payload_of(reply))
+                payloads.append(result_of(reply).payload)
         return payloads
 
     def _cancel(self, route: str, correlation_id: str) -> None:
