@@ -157,7 +157,7 @@ async def publish(message: betterproto.Message) -> None:
     """Add an event to the current unit of work. It is published if and only if the unit commits.
 
     await self.posts.delete(post)
-    await publish(PostDeleted(post_id=post.id, author_id=post.author_id))
+    await publish(PostDeleted(post_id=post.id, author_id=post.author_id, version=post.version + 1))
 
     Raises RuntimeError outside a handler, and in handlers of methods without side effects.
     """

@@ -1,7 +1,6 @@
 """Dispatch calls and events to their handlers."""
 
 import asyncio
-import inspect
 import time
 from collections.abc import AsyncGenerator, Coroutine, Iterable
 from contextlib import aclosing
@@ -13,19 +12,11 @@ import structlog
 from uuid_utils import uuid7
 
 from postbus.bus.v1 import Event
-from postbus.registry import EVENTS, EventType
-from shared.bus.decorators import event_type, handles_late, method_handler
 from shared.bus.envelope import completed_reply, error_reply, payload_reply, read_request
-from shared.bus.handler_matching import (
-    ContractMismatchError,
-    Handler,
-    handlers_of,
-    require_match,
-    routes_of,
-)
+from shared.bus.handler_matching import consumed_events, served_methods
 from shared.bus.handler_metrics import Statistics, WorkerServiceHandlers
 from shared.bus.message_bus import Failure
-from shared.bus.served_method import ServedMethod, encode_response, run_stream
+from shared.bus.served_method import Handler, ServedMethod, encode_response, run_stream
 from shared.context import Context
 from shared.errors import Code, Outcome, ServiceError, internal
 from shared.identity import Caller, token_missing
@@ -38,8 +29,6 @@ __all__ = ["Dispatcher", "Verifier"]
 _log = structlog.get_logger()
 _MAX_BUDGET = 60.0
 """Seconds; a later deadline of the caller is reduced to it."""
-_EVENT_BUDGET = 30.0
-"""Seconds for one execution of a consumer."""
 _MAX_REQUEST_BYTES = 4 * 2**20
 """A larger request is refused undecoded. The gateway accepts bodies of 2 MiB by default."""
 _TRANSIENT_CODES = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.ABORTED, Code.DEADLINE_EXCEEDED)
@@ -64,21 +53,16 @@ class Dispatcher:
     def __init__(
         self, worker: str, handlers: Iterable[object], verifier: Verifier, perform: Perform
     ) -> None:
-        self._worker = worker
-        self._perform = perform
-        self._verifier = verifier
-        self._methods: dict[str, ServedMethod] = {}
-        self._events: dict[str, tuple[EventType, Handler]] = {}
-        self._running: set[str] = set()
         self.statistics = Statistics()
         worker_service = WorkerServiceHandlers(
             worker, self.statistics, lambda: self.routes, lambda: self.events
         )
         owners = [*handlers, worker_service]
-        for owner in owners:
-            for function in handlers_of(owner):
-                self._register(function)
-        require_match(worker, owners, self._methods)
+        self._methods = served_methods(worker, owners, self.statistics)
+        self._events = consumed_events(worker, owners, self.statistics)
+        self._verifier = verifier
+        self._perform = perform
+        self._running: set[str] = set()
 
     @property
     def routes(self) -> list[str]:
@@ -89,22 +73,6 @@ class Dispatcher:
     def events(self) -> list[str]:
         """Types of the events that are consumed."""
         return list(self._events)
-
-    def _register(self, function: Handler) -> None:
-        handles, event = method_handler(function), event_type(function)
-        for route, method in routes_of(self._worker).items():
-            if method.handler == handles:
-                if method.streams != inspect.isasyncgenfunction(function):
-                    raise ContractMismatchError(
-                        f"{route}: a streaming method, and no other, needs an async generator"
-                    )
-                served = ServedMethod(route, method, function, self.statistics.of(route))
-                _register_once(self._methods, route, served)
-        if event is not None:
-            known = next((known for known in EVENTS.values() if known.message is event), None)
-            if known is None:
-                raise ContractMismatchError(f"{event.__name__} is not an event of the contract")
-            _register_once(self._events, known.name, (known, function))
 
     def answer(
         self, route: str, body: bytes
@@ -212,40 +180,24 @@ class Dispatcher:
         return None
 
     async def _consume(self, event: Event) -> None:
-        if event.type not in self._events:
+        consumed = self._events.get(event.type)
+        if consumed is None:
             raise ServiceError(
                 Code.UNIMPLEMENTED, "UNKNOWN_EVENT", "The worker does not consume this event."
             )
-        known, handler = self._events[event.type]
-        consumer = f"{self._worker}.{event.type}"
-        context = Context(
-            name=consumer,
-            deadline=time.time() + _EVENT_BUDGET,
-            operation_id=event.id,
-            correlation_id=event.correlation_id or event.id,
-            traceparent=valid_traceparent(event.traceparent),
-        )
-        operation = Operation(
-            key=Operation.key_of("event", consumer, event.id),
-            begin_immediately=True,
-            subject=Operation.key_of(consumer, event.subject),
-            version=event.version,
-            handles_late=handles_late(handler),
-        )
-        message = decode(known.message, event.data)
-        metrics = self.statistics.of(event.type)
-        began, code = metrics.begin(event.time.timestamp()), Code.INTERNAL
+        context, operation = consumed.context(event), consumed.operation(event)
+        message = decode(consumed.message, event.data)
+        handle = partial(_handle, consumed.handler, message, context, operation)
+        began, code = consumed.metrics.begin(event.time.timestamp()), Code.INTERNAL
         try:
             with context:
-                await self._perform(
-                    operation, partial(_handle, handler, message, context, operation)
-                )
+                await self._perform(operation, handle)
             code = Code.UNSPECIFIED
         except ServiceError as error:
             code = error.code
             raise
         finally:
-            metrics.end(began, code)
+            consumed.metrics.end(began, code)
 
     async def _perform_exclusively(self, operation: Operation, handle: Handle) -> bytes:
         """Perform an operation, unless it runs in this process: then ABORTED, OPERATION_RUNNING.
@@ -305,9 +257,3 @@ async def _too_large() -> bytes:
         Code.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE", "The request is larger than 4 MiB."
     )
     return error_reply(error)
-
-
-def _register_once(handlers: dict[str, Any], name: str, handler: Any) -> None:
-    if name in handlers:
-        raise ContractMismatchError(f"{name} has two handlers")
-    handlers[name] = handler

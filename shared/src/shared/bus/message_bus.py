@@ -144,7 +144,7 @@ class MessageBus(Protocol):
     async def follow(
         self, stream: str, types: Sequence[str], handler: EventHandler, *, seconds: float
     ) -> Following:
-        """Pass events of `types` to `handler`: first those of the last `seconds`, then new ones.
+        """Pass events of `types` to `handler`: first of the last `seconds`, then new ones.
 
         The events are passed one at a time in the order of publication, without gaps; some are
         passed repeatedly. The result of the handler is ignored. The named `stream` is durable,

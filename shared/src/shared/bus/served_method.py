@@ -1,21 +1,23 @@
 """A method with its handler, and the encoding of its responses."""
 
 import hmac
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any, Final
 
 import betterproto
 
 from postbus.registry import Access, Idempotency, Method
-from shared.bus.handler_matching import Handler
 from shared.bus.handler_metrics import HandlerMetrics
 from shared.context import Context
 from shared.errors import Code, ServiceError
 from shared.outbox.unit_of_work import Operation
 from shared.wire import encode
 
-__all__ = ["ServedMethod", "encode_response", "run_stream"]
+__all__ = ["Handler", "ServedMethod", "encode_response", "run_stream"]
+
+Handler = Callable[[Any, Context], Any]
+"""A coroutine function; for a streaming method an async generator function."""
 
 _MAX_REPLY_BYTES: Final = 8 * 2**20
 """Largest response; RabbitMQ 4 accepts messages of 16 MiB by default."""

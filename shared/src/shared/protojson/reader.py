@@ -1,8 +1,8 @@
-"""ProtoJSON to messages, by readers that are compiled once per message class.
+"""Read ProtoJSON, by functions that are made once per message type.
 
-A reader returns the argument of upb's constructor: a dictionary of the fields, in which messages
-are dictionaries too. It continues after a refusal, to report every violation, up to one more than
-20.
+Such a function returns the arguments of upb's constructor: a dictionary of the fields, with inner
+messages as dictionaries. It continues after a violation, in order to report up to 20 of them, and
+stops after the 21st.
 """
 
 from typing import Any, Final
@@ -22,7 +22,7 @@ __all__ = ["Reader"]
 _GOOGLE: Final = "google.protobuf."
 _VALUE: Final = f"{_GOOGLE}Value"
 _WRAPPERS: Final = "google/protobuf/wrappers.proto"
-_OWN_FORMS: Final[dict[str, Read]] = {
+_SPECIAL_READERS: Final[dict[str, Read]] = {
     f"{_GOOGLE}Timestamp": times.read_time,
     f"{_GOOGLE}Duration": times.read_duration,
     f"{_GOOGLE}FieldMask": times.read_mask,
@@ -34,7 +34,7 @@ _TEXT_KEYS: Final = FieldDescriptor.TYPE_STRING
 
 
 class Reader:
-    """Reads documents as messages. An Any may hold every message of the pool."""
+    """Reads JSON documents as messages. An Any may contain every message type of the pool."""
 
     def __init__(self) -> None:
         self._readers: dict[Descriptor, Read] = {}
@@ -43,7 +43,7 @@ class Reader:
     def __call__(self, kind: type[Message], document: Any) -> Message:
         """Return the message that a document describes.
 
-        Raises INVALID_ARGUMENT, reason INVALID_FIELDS, with its violations of form.
+        Raises INVALID_ARGUMENT, INVALID_FIELDS for a document that is not ProtoJSON of this type.
         """
         descriptor: Any = kind.DESCRIPTOR
         try:
@@ -54,10 +54,10 @@ class Reader:
             raise refusal([("", "nesting", "has too many levels")]) from None
 
     def _message(self, kind: type[Message], values: Any) -> Message:
-        """Return a message with these values, unless it is too deep for binary protobuf."""
+        """Return a message with these values; RefusedError beyond the nesting of protobuf."""
         descriptor: Any = kind.DESCRIPTOR
         name = descriptor.full_name
-        if name == f"{_GOOGLE}Struct":  # as a field it takes the document itself
+        if name == f"{_GOOGLE}Struct":  # the constructor takes documents of its fields only
             values = {"fields": {key: structs.read_value(each) for key, each in values.items()}}
         elif name == f"{_GOOGLE}ListValue":
             values = {"values": [structs.read_value(each) for each in values]}
@@ -73,16 +73,16 @@ class Reader:
         return message
 
     def _reader(self, kind: Descriptor) -> Read:
-        """Return the reader of a message, compiled at its first use."""
+        """Return the reader of a message type, made at its first use."""
         found = self._readers.get(kind)
         if found is None:
-            found = self._readers[kind] = self._compiled(kind)
+            found = self._readers[kind] = self._make_reader(kind)
         return found
 
-    def _compiled(self, kind: Descriptor) -> Read:
-        own = _OWN_FORMS.get(kind.full_name)
-        if own is not None:
-            return own
+    def _make_reader(self, kind: Descriptor) -> Read:
+        special = _SPECIAL_READERS.get(kind.full_name)
+        if special is not None:
+            return special
         if kind.full_name == f"{_GOOGLE}Any":
             return self._any(kind)
         if kind.file.name == _WRAPPERS:
@@ -91,8 +91,9 @@ class Reader:
         return self._plain(kind)
 
     def _plain(self, kind: Descriptor) -> Read:
-        """Return the reader of a message that is an object of its fields in JSON."""
-        self._readers[kind] = lambda document: self._readers[kind](document)  # it may hold itself
+        """Return the reader of a message type with the ordinary JSON, an object of its fields."""
+        # a recursive type needs its own reader before that is made
+        self._readers[kind] = lambda document: self._readers[kind](document)
         table: dict[str, tuple[str, str, Read, bool]] = {}
         for names in ("name", "json_name"):
             for field in kind.fields:
@@ -120,7 +121,7 @@ class Reader:
             if len(values) != len(document):
                 found = _duplicates(found, [get(key) for key in document])
             for oneof in oneofs:
-                found = _require_one(found, oneof, values)
+                found = _check_oneof(found, oneof, values)
             if found:
                 raise RefusedError.all(found)
             return values
@@ -184,8 +185,8 @@ class Reader:
                         raise RefusedError("duplicate", "given more than once")
                     values[key] = read_one(each)
                 except RefusedError as refused:
-                    place = shown_name(name)
-                    found = note(found, f'["{place}"]' if quoted else f"[{place}]", refused)
+                    shown = shown_name(name)
+                    found = note(found, f'["{shown}"]' if quoted else f"[{shown}]", refused)
                     if full(found):
                         break
             if found:
@@ -195,7 +196,7 @@ class Reader:
         return read
 
     def _any(self, kind: Descriptor) -> Read:
-        """Return the reader of an Any: `@type`, and the message's own JSON form beside it."""
+        """Return the reader of an Any: `@type`, and the JSON of the message beside it."""
         pool = kind.file.pool
 
         def read(document: Any) -> dict[str, Any]:
@@ -207,9 +208,9 @@ class Reader:
             inner = self._inner(pool, url)
             descriptor: Any = inner.DESCRIPTOR
             rest = {name: each for name, each in document.items() if name != "@type"}
-            if _has_own_form(descriptor):
+            if _is_special(descriptor):
                 if list(rest) != ["value"]:
-                    raise RefusedError("type", "must have the members @type and value alone")
+                    raise RefusedError("type", "must have only the members @type and value")
                 rest = rest["value"]
             message = self._message(inner, self._reader(descriptor)(rest))
             return {"type_url": url, "value": message.SerializeToString()}
@@ -217,7 +218,7 @@ class Reader:
         return read
 
     def _inner(self, pool: Any, url: Any) -> type[Message]:
-        """Return the class that a type URL names."""
+        """Return the message class of a type URL."""
         if type(url) is not str:
             raise RefusedError("type", "must have an @type")
         _, slash, name = url.rpartition("/")
@@ -226,17 +227,19 @@ class Reader:
                 raise KeyError(name)
             return GetMessageClass(pool.FindMessageTypeByName(name))
         except KeyError:
-            raise RefusedError("unknown_type", "its @type is not known here") from None
+            raise RefusedError("unknown_type", "has an unknown @type") from None
 
 
-def _has_own_form(kind: Descriptor) -> bool:
-    """Return whether the JSON of a message is not the object of its fields."""
+def _is_special(kind: Descriptor) -> bool:
+    """Return whether the JSON of a message type is something else than the object of its fields."""
     any_ = f"{_GOOGLE}Any"
-    return kind.full_name in _OWN_FORMS or kind.full_name == any_ or kind.file.name == _WRAPPERS
+    return (
+        kind.full_name in _SPECIAL_READERS or kind.full_name == any_ or kind.file.name == _WRAPPERS
+    )
 
 
 def _takes_null(field: FieldDescriptor) -> bool:
-    """Return whether null is a value of the field; else null means that the field is not set."""
+    """Return whether null is a value of the field; for other fields null means "unset"."""
     if field.is_repeated:
         return False
     if field.enum_type is not None:
@@ -245,7 +248,7 @@ def _takes_null(field: FieldDescriptor) -> bool:
 
 
 def _key_reader(field: FieldDescriptor) -> Read:
-    """Return the reader of a map's keys, which are strings in JSON."""
+    """Return the reader of the keys of a map, which are strings in JSON."""
     if field.type == FieldDescriptor.TYPE_BOOL:
         return _read_bool_key
     return scalar_reader(field)
@@ -258,7 +261,7 @@ def _read_bool_key(name: str) -> bool:
 
 
 def _duplicates(found: Found | None, members: list[Any]) -> Found | None:
-    """Refuse fields that are named by both spellings, with null or without."""
+    """Return `found` with the fields that occur under both of their names, also with null."""
     seen: set[str] = set()
     for member in filter(None, members):
         if member[0] in seen:
@@ -267,7 +270,7 @@ def _duplicates(found: Found | None, members: list[Any]) -> Found | None:
     return found
 
 
-def _require_one(found: Found | None, oneof: Any, values: dict[str, Any]) -> Found | None:
+def _check_oneof(found: Found | None, oneof: Any, values: dict[str, Any]) -> Found | None:
     given = [field.json_name for field in oneof.fields if field.name in values]
     if len(given) < 2:
         return found
@@ -276,7 +279,7 @@ def _require_one(found: Found | None, oneof: Any, values: dict[str, Any]) -> Fou
 
 
 def _is_recursive(kind: Descriptor, outer: tuple[Descriptor, ...]) -> bool:
-    """Return whether messages may hold their own kind, so that their depth has no bound."""
+    """Return whether messages may contain their own type, so that their depth has no limit."""
     if kind in outer:
         return True
     inner = (field.message_type for field in kind.fields if field.message_type is not None)

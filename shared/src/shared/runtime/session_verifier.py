@@ -1,4 +1,4 @@
-"""Verify access tokens, and refuse those of revoked sessions."""
+"""Verify access tokens, and refuse the tokens of revoked sessions."""
 
 import asyncio
 import time
@@ -32,7 +32,7 @@ _MAX_SESSION_ID: Final = 64
 
 
 class SessionVerifier:
-    """Verifies access tokens, and refuses those of revoked sessions.
+    """Verifies access tokens, and refuses the tokens of revoked sessions.
 
     `run` reads the revocations of the last token lifetime, and then every new one. No token is
     accepted before the past revocations are read. `clock` returns seconds.
@@ -71,7 +71,7 @@ class SessionVerifier:
             raise _unknown()
 
     def verify(self, token: str, *, ended: bool = False) -> Caller:
-        """Return the caller of a token; with `ended`, also one whose session has been revoked.
+        """Return the caller of a token. With `ended`, a revoked session is accepted.
 
         Raises the errors of TokenVerifier.verify and of `require_open`.
         """
