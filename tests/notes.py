@@ -1,4 +1,4 @@
-"""Something to change in a database: notes, in PostgreSQL and in MongoDB; and who takes events."""
+"""Notes in PostgreSQL and MongoDB as data of tests, and a broker that stores events."""
 
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable
@@ -28,7 +28,7 @@ Unique = Callable[[str], str]
 
 
 class Broker:
-    """Takes events, unless it is away."""
+    """Stores published events, unless it is unavailable."""
 
     def __init__(self) -> None:
         self.has: list[str] = []
@@ -46,20 +46,20 @@ def an_operation(name: str, asked: bytes = b"asked") -> Operation:
 
 
 def publish(id_: str) -> None:
-    """Publish an event in the current work."""
+    """Publish an event in the current unit of work."""
     work = current_unit_of_work()
     assert work is not None
     work.events.append(Event(id=id_, type="postbus.test.v1.Noted", data=b"noted"))
 
 
 class Notes(Protocol):
-    """Something to change in a database."""
+    """Notes in a database."""
 
     store: Store
 
     @abstractmethod
     async def add(self, text: str) -> None:
-        """Store a note; it has no key that could stop a second one."""
+        """Store a note; no unique key prevents a second one."""
 
     @abstractmethod
     async def count(self, text: str) -> int:
@@ -104,7 +104,7 @@ class MongoNotes(Notes):
 
 @asynccontextmanager
 async def postgres_notes(postgres_url: str, unique: Unique) -> AsyncIterator[Notes]:
-    """A database of its own at the server of `postgres_url`."""
+    """Yield notes in a new database of PostgreSQL."""
     url = _another(postgres_url, unique)
     server, _, name = url.rpartition("/")
     connection = await asyncpg.connect(f"{server}/postgres")
@@ -126,7 +126,7 @@ async def postgres_notes(postgres_url: str, unique: Unique) -> AsyncIterator[Not
 
 @asynccontextmanager
 async def mongo_notes(mongo_url: str, unique: Unique) -> AsyncIterator[Notes]:
-    """A database of its own at the server of `mongo_url`."""
+    """Yield notes in a new database of MongoDB."""
     url = _another(mongo_url, unique)
     async with open_mongo(SecretStr(url)) as mongo:
         await mongo.create_indexes()

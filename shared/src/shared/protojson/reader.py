@@ -5,6 +5,7 @@ messages as dictionaries. It continues after a violation, in order to report up 
 stops after the 21st.
 """
 
+from threading import RLock
 from typing import Any, Final
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -34,10 +35,12 @@ _TEXT_KEYS: Final = FieldDescriptor.TYPE_STRING
 
 
 class Reader:
-    """Reads JSON documents as messages. An Any may contain every message type of the pool."""
+    """Reads JSON documents as messages, in any thread. An Any may contain every message type."""
 
     def __init__(self) -> None:
         self._readers: dict[Descriptor, Read] = {}
+        self._begun: dict[Descriptor, Read] = {}
+        self._lock = RLock()
         self._recursive: dict[Descriptor, bool] = {}
 
     def __call__(self, kind: type[Message], document: Any) -> Message:
@@ -75,9 +78,17 @@ class Reader:
     def _reader(self, kind: Descriptor) -> Read:
         """Return the reader of a message type, made at its first use."""
         found = self._readers.get(kind)
-        if found is None:
-            found = self._readers[kind] = self._make_reader(kind)
-        return found
+        return self._make(kind) if found is None else found
+
+    def _make(self, kind: Descriptor) -> Read:
+        """Make a reader. Inside a recursive type, return a reader that looks it up when called."""
+        with self._lock:
+            found = self._readers.get(kind) or self._begun.get(kind)
+            if found is None:
+                self._begun[kind] = lambda document: self._reader(kind)(document)
+                found = self._readers[kind] = self._make_reader(kind)
+                del self._begun[kind]
+            return found
 
     def _make_reader(self, kind: Descriptor) -> Read:
         special = _SPECIAL_READERS.get(kind.full_name)
@@ -92,8 +103,6 @@ class Reader:
 
     def _plain(self, kind: Descriptor) -> Read:
         """Return the reader of a message type with the ordinary JSON, an object of its fields."""
-        # a recursive type needs its own reader before that is made
-        self._readers[kind] = lambda document: self._readers[kind](document)
         table: dict[str, tuple[str, str, Read, bool]] = {}
         for names in ("name", "json_name"):
             for field in kind.fields:
