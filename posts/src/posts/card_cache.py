@@ -2,21 +2,28 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
+import structlog
+
+from postbus.bus.v1 import Event
+from postbus.registry import EVENTS
 from postbus.users.v1 import UserDeleted, UserProfileUpdated
 from posts.authors import card_of, gone
 from posts.models import Author
-from shared.bus import MessageBus, typed_handler
+from shared.bus import MessageBus
+from shared.errors import ServiceError
+from shared.wire import decode
 
 __all__ = ["CardCache"]
 
-_EVENTS: Final[Collection[type[UserProfileUpdated | UserDeleted]]] = (
-    UserProfileUpdated,
-    UserDeleted,
-)
+_log = structlog.get_logger()
+
+_TYPES: Final = [
+    name for name, event in EVENTS.items() if event.message in (UserProfileUpdated, UserDeleted)
+]
 _MOST: Final = 20_000
 """Cards, of less than a kilobyte each; the one not asked for longest is forgotten first."""
 _SECONDS: Final = 60.0
@@ -36,8 +43,7 @@ class CardCache:
     @asynccontextmanager
     async def hearing(self, bus: MessageBus) -> AsyncIterator[None]:
         """Hear of changes meanwhile, from the moment that the broker is there."""
-        types, handler = typed_handler(self._on_change, _EVENTS)
-        subscription = await bus.subscribe(types, handler, on_gap=self._cards.clear)
+        subscription = await bus.subscribe(_TYPES, self._hear, on_gap=self._cards.clear)
         try:
             yield
         finally:
@@ -64,9 +70,17 @@ class CardCache:
         while len(self._cards) > _MOST:
             self._cards.popitem(last=False)
 
-    def _on_change(self, event: UserProfileUpdated | UserDeleted) -> None:
-        id_ = event.user_id
-        self.keep([gone(id_) if isinstance(event, UserDeleted) else card_of(id_, event)])
+    async def _hear(self, body: bytes) -> None:
+        try:
+            event = decode(Event, body)
+            if event.type not in _TYPES:  # it came under the routing key of another
+                return
+            changed: Any = decode(EVENTS[event.type].message, event.data)
+        except ServiceError:
+            _log.warning("event.malformed")
+            return
+        id_ = changed.user_id
+        self.keep([gone(id_) if isinstance(changed, UserDeleted) else card_of(id_, changed)])
 
 
 def _age(card: Author) -> tuple[bool, int]:

@@ -28,7 +28,7 @@ MAX_VIOLATIONS: Final = 20
 _MAX_TEXT: Final = 500
 """Characters of each text in an error, so that an error with 20 violations is below 64 KiB."""
 _SHOWN_CHARACTERS: Final = 64
-"""Characters of a client's name for a field or member in an error."""
+"""Characters of a name in an error that the client has sent, such as that of a member."""
 
 
 class ServiceError(Exception):
@@ -108,7 +108,7 @@ def _truncated(violation: FieldViolation) -> FieldViolation:
 
 
 def shown_name(name: str) -> str:
-    """Return a client's name for an error: 64 characters at most, unprintable ones escaped."""
+    """Return a name that a client has sent, for an error: shortened, and printable."""
     short = name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}..."
     if short.isprintable():
         return short

@@ -96,8 +96,8 @@ class MessageBus(Protocol):
         """Send `call` to a server of `route` and return the result in its reply.
 
         Raises ServiceError: the error in the reply; UNAVAILABLE with reason NO_ROUTE at once if no
-        server is known, NOT_CONNECTED at once if the broker is unavailable, CONNECTION_LOST if the
-        connection breaks after the call was sent; DEADLINE_EXCEEDED at the deadline.
+        worker serves the route, NOT_CONNECTED at once if the broker is unavailable, CONNECTION_LOST
+        if the connection breaks after the call was sent; DEADLINE_EXCEEDED at the deadline.
         """
 
     def stream(self, route: str, call: Call) -> AsyncGenerator[bytes, None]:

@@ -1,8 +1,7 @@
 """Read ProtoJSON, by functions that are made once per message type.
 
 Such a function returns the arguments of upb's constructor: a dictionary of the fields, with inner
-messages as dictionaries. It continues after a violation, in order to report up to 20 of them, and
-stops after the 21st.
+messages as dictionaries.
 """
 
 from threading import RLock
@@ -12,11 +11,11 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from shared.bounds import is_map, max_elements, over_bound
-from shared.errors import shown_name
+from shared.bounds import is_map
 from shared.protojson import structs, times
-from shared.protojson.refusal import Found, RefusedError, full, note, refusal
-from shared.protojson.scalars import NULL_VALUE, Read, scalar_reader
+from shared.protojson.containers import list_reader, map_reader, object_reader
+from shared.protojson.refusal import RefusedError, refusal
+from shared.protojson.scalars import Read, scalar_reader
 
 __all__ = ["Reader"]
 
@@ -31,7 +30,6 @@ _SPECIAL_READERS: Final[dict[str, Read]] = {
     f"{_GOOGLE}ListValue": structs.read_list,
     _VALUE: structs.read_value,
 }
-_TEXT_KEYS: Final = FieldDescriptor.TYPE_STRING
 
 
 class Reader:
@@ -99,110 +97,18 @@ class Reader:
         if kind.file.name == _WRAPPERS:
             read = scalar_reader(kind.fields_by_name["value"])
             return lambda document: {"value": read(document)}
-        return self._plain(kind)
-
-    def _plain(self, kind: Descriptor) -> Read:
-        """Return the reader of a message type with the ordinary JSON, an object of its fields."""
-        table: dict[str, tuple[str, str, Read, bool]] = {}
-        for names in ("name", "json_name"):
-            for field in kind.fields:
-                entry = (field.name, field.json_name, self._field(field), _takes_null(field))
-                table[getattr(field, names)] = entry
-        get = table.get
-        oneofs = [oneof for oneof in kind.oneofs if len(oneof.fields) > 1]
-
-        def read(document: Any) -> dict[str, Any]:
-            if type(document) is not dict:
-                raise RefusedError("type", "must be an object")
-            values: dict[str, Any] = {}
-            found: Found | None = None
-            for key, value in document.items():
-                member = get(key)
-                try:
-                    if member is None:
-                        raise RefusedError("unknown_field", "no such field")
-                    if value is not None or member[3]:
-                        values[member[0]] = member[2](value)
-                except RefusedError as refused:
-                    found = note(found, shown_name(key) if member is None else member[1], refused)
-                    if full(found):
-                        break
-            if len(values) != len(document):
-                found = _duplicates(found, [get(key) for key in document])
-            for oneof in oneofs:
-                found = _check_oneof(found, oneof, values)
-            if found:
-                raise RefusedError.all(found)
-            return values
-
-        return read
+        return object_reader(kind, {each.name: self._field(each) for each in kind.fields})
 
     def _field(self, field: FieldDescriptor) -> Read:
         if is_map(field):
-            return self._map(field)
-        return self._list(field) if field.is_repeated else self._single(field)
+            value = field.message_type.fields_by_name["value"]  # type: ignore[union-attr]  # a map's entry
+            return map_reader(field, self._single(value))
+        return list_reader(field, self._single(field)) if field.is_repeated else self._single(field)
 
     def _single(self, field: FieldDescriptor) -> Read:
         if field.message_type is None:
             return scalar_reader(field)
         return self._reader(field.message_type)
-
-    def _list(self, field: FieldDescriptor) -> Read:
-        read_one, limit, (rule, message) = (
-            self._single(field),
-            max_elements(field),
-            over_bound(field),
-        )
-
-        def read(document: Any) -> list[Any]:
-            if type(document) is not list:
-                raise RefusedError("type", "must be a list")
-            if len(document) > limit:
-                raise RefusedError(rule, message)
-            values: list[Any] = []
-            found: Found | None = None
-            for index, each in enumerate(document):
-                try:
-                    values.append(read_one(each))
-                except RefusedError as refused:
-                    found = note(found, f"[{index}]", refused)
-                    if full(found):
-                        break
-            if found:
-                raise RefusedError.all(found)
-            return values
-
-        return read
-
-    def _map(self, field: FieldDescriptor) -> Read:
-        key_field, value_field = field.message_type.fields  # type: ignore[union-attr]  # a map's entry
-        read_key, read_one = _key_reader(key_field), self._single(value_field)
-        limit, (rule, message) = max_elements(field), over_bound(field)
-        quoted = key_field.type == _TEXT_KEYS
-
-        def read(document: Any) -> dict[Any, Any]:
-            if type(document) is not dict:
-                raise RefusedError("type", "must be an object")
-            if len(document) > limit:
-                raise RefusedError(rule, message)
-            values: dict[Any, Any] = {}
-            found: Found | None = None
-            for name, each in document.items():
-                try:
-                    key = read_key(name)
-                    if key in values:
-                        raise RefusedError("duplicate", "given more than once")
-                    values[key] = read_one(each)
-                except RefusedError as refused:
-                    shown = shown_name(name)
-                    found = note(found, f'["{shown}"]' if quoted else f"[{shown}]", refused)
-                    if full(found):
-                        break
-            if found:
-                raise RefusedError.all(found)
-            return values
-
-        return read
 
     def _any(self, kind: Descriptor) -> Read:
         """Return the reader of an Any: `@type`, and the JSON of the message beside it."""
@@ -245,46 +151,6 @@ def _is_special(kind: Descriptor) -> bool:
     return (
         kind.full_name in _SPECIAL_READERS or kind.full_name == any_ or kind.file.name == _WRAPPERS
     )
-
-
-def _takes_null(field: FieldDescriptor) -> bool:
-    """Return whether null is a value of the field; for other fields null means "unset"."""
-    if field.is_repeated:
-        return False
-    if field.enum_type is not None:
-        return field.enum_type.full_name == NULL_VALUE
-    return field.message_type is not None and field.message_type.full_name == _VALUE
-
-
-def _key_reader(field: FieldDescriptor) -> Read:
-    """Return the reader of the keys of a map, which are strings in JSON."""
-    if field.type == FieldDescriptor.TYPE_BOOL:
-        return _read_bool_key
-    return scalar_reader(field)
-
-
-def _read_bool_key(name: str) -> bool:
-    if name in ("true", "false"):
-        return name == "true"
-    raise RefusedError("type", "must be true or false")
-
-
-def _duplicates(found: Found | None, members: list[Any]) -> Found | None:
-    """Return `found` with the fields that occur under both of their names, also with null."""
-    seen: set[str] = set()
-    for member in filter(None, members):
-        if member[0] in seen:
-            found = note(found, member[1], RefusedError("duplicate", "given more than once"))
-        seen.add(member[0])
-    return found
-
-
-def _check_oneof(found: Found | None, oneof: Any, values: dict[str, Any]) -> Found | None:
-    given = [field.json_name for field in oneof.fields if field.name in values]
-    if len(given) < 2:
-        return found
-    refused = RefusedError("oneof", f"only one of {oneof.name} may be set: {' or '.join(given)}")
-    return (found or []) + refused.found
 
 
 def _is_recursive(kind: Descriptor, outer: tuple[Descriptor, ...]) -> bool:
