@@ -62,7 +62,7 @@ async def until_answered(bus: AmqpBus, route: str) -> None:
     async with asyncio.timeout(10):
         while True:
             try:
-                assert await bus.call(route, a_call(0.5)) == b"here"
+                assert (await bus.call(route, a_call(0.5))).payload == b"here"
             except ServiceError as error:
                 assert error.code in {Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED}  # noqa: PT017
                 await asyncio.sleep(0.05)

@@ -63,7 +63,7 @@ async def get(bus: AmqpBus, path: str, person: Person, revision: int) -> GetPost
         access_token=person.token,
         caller_revision=revision,
     )
-    return decode(GetPostResponse, await bus.call(f"{POSTS}.GetPost", call))
+    return decode(GetPostResponse, (await bus.call(f"{POSTS}.GetPost", call)).payload)
 
 
 async def until_stored(database: Database, person: Person, revision: int) -> None:
@@ -167,11 +167,11 @@ async def test_deleted_account_is_refused_before_its_deletion_is_heard_of(
 ) -> None:
     await get(bus, path, alice, 0)
     deletion = Call.new(b"", deadline=time.time() + 5, access_token=alice.token)
-    await bus.call("postbus.users.v1.UsersService.DeleteMe", deletion)
+    result = await bus.call("postbus.users.v1.UsersService.DeleteMe", deletion)
 
-    assert deletion.caller_revision == 1  # no event has it, so that no copy is as new
+    assert result.caller_revision == 1  # no event has it, so that no copy is as new
     with pytest.raises(ServiceError, match="SESSION_REVOKED"):
-        await get(bus, path, alice, deletion.caller_revision)
+        await get(bus, path, alice, result.caller_revision)
 
 
 async def test_follow_that_comes_after_its_end_is_counted_and_has_no_effect(

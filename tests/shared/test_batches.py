@@ -10,7 +10,7 @@ from aio_pika.abc import AbstractIncomingMessage
 from pydantic import SecretStr
 
 from postbus.bus.v1 import Batch, Control, Outcome, Reply, Request
-from shared.bus import Call
+from shared.bus import Call, CallResult
 from shared.bus.amqp import connect, rpc_server
 from shared.bus.amqp.amqp_bus import AmqpBus
 from shared.bus.amqp.topology import CONTROL_EXCHANGE, RPC_EXCHANGE
@@ -42,7 +42,8 @@ async def echo(_route: str, body: bytes) -> bytes:
 
 
 async def call_all(bus: AmqpBus, route: str, payloads: list[bytes]) -> list[bytes]:
-    return await asyncio.gather(*(bus.call(route, a_call(each)) for each in payloads))
+    results = await asyncio.gather(*(bus.call(route, a_call(each)) for each in payloads))
+    return [result.payload for result in results]
 
 
 async def consumers(channel: aio_pika.abc.AbstractChannel, queue: str) -> int:
@@ -145,7 +146,7 @@ async def test_cancelled_call_does_not_affect_the_rest_of_its_batch(
     await begun.wait()
     calls[1].cancel()
 
-    assert [await calls[0], await calls[2]] == [b"one", b"two"]
+    assert [(await calls[each]).payload for each in (0, 2)] == [b"one", b"two"]
     await asyncio.wait_for(cancelled.wait(), 5)
     await server.cancel()
 
@@ -197,7 +198,7 @@ async def test_server_that_stops_before_all_calls_have_started_keeps_the_connect
         await second
     release.set()
 
-    assert [await first, await elsewhere] == [b"first", b"elsewhere"]
+    assert [(await each).payload for each in (first, elsewhere)] == [b"first", b"elsewhere"]
     await stopping
     await staying.cancel()
 
@@ -214,7 +215,7 @@ async def test_stopping_server_returns_unstarted_calls_to_the_queue(
         return b"" if body == b"" else await echo(route, body)
 
     first = await bus.serve(queue, [route], slow, concurrency=1)
-    calls = asyncio.gather(*(bus.call(route, a_call(each)) for each in numbered(6)))
+    calls = asyncio.create_task(call_all(bus, route, numbered(6)))
     await begun.wait()
     second = await bus.serve(queue, [route], echo)
     stopping = asyncio.create_task(first.cancel())
@@ -259,7 +260,7 @@ async def test_stopping_server_hands_on_calls_of_any_deadline(
             answered.update([one] if one else decode(Batch, message.body).correlation_ids)
     release.set()
 
-    assert await elsewhere == b"elsewhere"
+    assert (await elsewhere).payload == b"elsewhere"
     await asyncio.gather(stopping, second.cancel(), staying.cancel())
 
 
@@ -337,7 +338,7 @@ async def test_bad_batch_of_replies_is_dropped(
     )
     await channel.default_exchange.publish(aio_pika.Message(bytes(good)), request.reply_to)
 
-    assert await call == b"here"
+    assert (await call).payload == b"here"
 
 
 async def test_control_with_an_id_that_amqp_can_not_carry_is_ignored(
@@ -388,7 +389,7 @@ async def test_server_refuses_calls_beyond_1024_and_answers_the_rest(
         return encode(Reply(payload=b"done"))
 
     server = await bus.serve(unique("queue."), [route, inspection], hold, concurrency=2048)
-    calls = asyncio.gather(*(bus.call(route, a_call(bytes(size), 25)) for _ in range(1024)))
+    calls = [asyncio.create_task(bus.call(route, a_call(bytes(size), 25))) for _ in range(1024)]
     await asyncio.wait_for(all_begun.wait(), 20)
 
     more = [bus.call(route, a_call(bytes(size))) for _ in range(10)]
@@ -399,9 +400,9 @@ async def test_server_refuses_calls_beyond_1024_and_answers_the_rest(
     assert await bus.broadcast(inspection, a_call(b"full", 0.3)) == []
     release.set()
 
-    assert await calls == [b"done"] * 1024
-    assert await bus.call(route, a_call(bytes(size))) == b"done"
-    assert await bus.call(inspection, a_call(b"free")) == b"free"
+    assert [(await each).payload for each in calls] == [b"done"] * 1024
+    assert (await bus.call(route, a_call(bytes(size)))).payload == b"done"
+    assert (await bus.call(inspection, a_call(b"free"))).payload == b"free"
     await server.cancel()
 
 
@@ -420,7 +421,7 @@ async def test_server_refuses_calls_beyond_its_byte_limit(bus: AmqpBus, unique: 
     release.set()
 
     answers = await asyncio.gather(*calls, return_exceptions=True)
-    assert answers.count(b"done") == 5
+    assert [each.payload for each in answers if isinstance(each, CallResult)] == [b"done"] * 5
     await server.cancel()
 
 

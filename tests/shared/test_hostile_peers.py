@@ -83,7 +83,7 @@ async def test_stream_with_replies_beyond_the_credit_is_broken(
         request = await anext(requests)
     done = aio_pika.Message(encode(Reply(payload=b"y")), correlation_id=request.correlation_id)
     await channel.default_exchange.publish(done, str(request.reply_to))
-    assert await call == b"y"
+    assert (await call).payload == b"y"
 
     taken = [first]
 

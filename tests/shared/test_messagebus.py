@@ -44,7 +44,7 @@ async def test_call_returns_the_payload_of_the_reply(bus: MessageBus, unique: Un
     route = unique("route.")
     server = await bus.serve(unique("queue."), [route], echo)
 
-    assert await bus.call(route, a_call(b"hello")) == b"hello"
+    assert (await bus.call(route, a_call(b"hello"))).payload == b"hello"
 
     await server.cancel()
 
@@ -56,7 +56,7 @@ async def test_concurrent_calls_get_each_its_own_reply(bus: MessageBus, unique: 
 
     replies = await asyncio.gather(*(bus.call(route, a_call(each)) for each in payloads))
 
-    assert replies == payloads
+    assert [reply.payload for reply in replies] == payloads
     await server.cancel()
 
 
@@ -122,7 +122,7 @@ async def test_expired_calls_do_not_affect_a_waiting_call(bus: MessageBus, uniqu
             await bus.call(route, a_call(seconds=0.002))
     answered.set()
 
-    assert await waiting == b"waiting"
+    assert (await waiting).payload == b"waiting"
     await server.cancel()
 
 
@@ -170,7 +170,7 @@ async def test_cancelled_server_finishes_its_running_calls(bus: MessageBus, uniq
     stopping = asyncio.create_task(server.cancel())
     release.set()
 
-    assert await call == b"done"
+    assert (await call).payload == b"done"
     await stopping
 
 
@@ -191,7 +191,7 @@ async def test_last_server_answers_its_waiting_calls_before_it_stops(
     stopping = asyncio.create_task(server.cancel())
     release.set()
 
-    assert await asyncio.gather(*calls) == [b"x"] * 5
+    assert [each.payload for each in await asyncio.gather(*calls)] == [b"x"] * 5
     await stopping
 
 

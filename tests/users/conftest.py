@@ -50,7 +50,7 @@ class Worker:
 
     async def payload(self, method: str, request: betterproto.Message, **envelope: Any) -> bytes:
         call = Call.new(encode(request), deadline=time.time() + 20, **envelope)
-        return await self.bus.call(method, call)
+        return (await self.bus.call(method, call)).payload
 
     async def sign_up(self, username: str, **fields: str) -> SignUpResponse:
         account = {"email": f"{username}@example.com", "password": PASSWORD} | fields

@@ -68,10 +68,11 @@ async def test_lost_answer_is_repeated_for_the_same_token_and_key(
     lost = await worker.refresh(first, operation_id=key)
 
     call = Call.new(encode(request), deadline=time.time() + 5, operation_id=key)
-    again = decode(RefreshSessionResponse, await worker.bus.call(f"{AUTH}.RefreshSession", call))
+    result = await worker.bus.call(f"{AUTH}.RefreshSession", call)
+    again = decode(RefreshSessionResponse, result.payload)
 
     assert again == lost
-    assert call.replayed
+    assert result.replayed
     assert await reason(worker.refresh(again.refresh_token)) == ""
 
 

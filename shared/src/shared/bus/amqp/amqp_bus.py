@@ -22,7 +22,7 @@ from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.event_consumer import EventConsumer
 from shared.bus.amqp.rpc_server import RpcServer
 from shared.bus.amqp.stream_follower import StreamFollower
-from shared.bus.envelope import Call, not_connected
+from shared.bus.envelope import Call, CallResult, not_connected
 from shared.bus.message_bus import DELAYS, EventHandler, RpcHandler, require_kept
 
 __all__ = ["AmqpBus", "connect"]
@@ -81,7 +81,7 @@ class AmqpBus:
         """Return once the broker is connected."""
         await self._connected.wait()
 
-    def call(self, route: str, call: Call) -> Coroutine[Any, Any, bytes]:
+    def call(self, route: str, call: Call) -> Coroutine[Any, Any, CallResult]:
         """See MessageBus.call."""
         if self._session is None:
             raise not_connected()

@@ -21,10 +21,11 @@ from shared.bus.amqp.frames import Delivered, Returned
 from shared.bus.amqp.topology import CONTROL_EXCHANGE, EVENT_EXCHANGE, RPC_EXCHANGE, STREAM
 from shared.bus.envelope import (
     Call,
+    CallResult,
     next_payload,
     not_connected,
-    payload_of,
     read_request,
+    result_of,
     unavailable,
 )
 from shared.bus.message_bus import CREDIT
@@ -102,8 +103,8 @@ class BrokerSession:
         self._reply_to = queue.name
         self._sender = _CallSender(requests, queue.name)
 
-    async def call(self, route: str, call: Call) -> bytes:
-        """Send a call and return the payload of its reply; see MessageBus.call."""
+    async def call(self, route: str, call: Call) -> CallResult:
+        """Send a call and return its result; see MessageBus.call."""
         budget = self._budget(call)
         reply: asyncio.Future[bytes] = self._loop.create_future()
         correlation_id = next(self._ids)
@@ -122,7 +123,7 @@ class BrokerSession:
         finally:
             timer.cancel()
             del self._calls[correlation_id]
-        return payload_of(body, call)
+        return result_of(body)
 
     def _budget(self, call: Call) -> float:
         """Return the remaining seconds; raise if there are none, or if nothing can be sent."""
@@ -183,7 +184,7 @@ class BrokerSession:
         payloads = []
         for reply in replies:
             with suppress(ServiceError):  # the error of one process must not hide the other replies
-                payloads.append(payload_of(reply))
+                payloads.append(result_of(reply).payload)
         return payloads
 
     def _cancel(self, route: str, correlation_id: str) -> None:
