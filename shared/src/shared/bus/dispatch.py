@@ -33,7 +33,8 @@ from shared.bus.served_method import ServedMethod, encode_response, run_stream
 from shared.context import Context
 from shared.errors import Code, Outcome, ServiceError, internal
 from shared.identity import Caller, token_missing
-from shared.outbox.unit_of_work import Operation, Perform
+from shared.outbox.inbox import Operation, OperationResult
+from shared.outbox.unit_of_work import Perform, current_unit_of_work
 from shared.trace import trace_id, valid_traceparent
 from shared.wire import decode, read_valid
 
@@ -127,9 +128,11 @@ class Dispatcher:
             context, message = self._begin(served, request, traceparent)
             if operation := served.operation(request, context):
                 with context:
-                    payload = await self._once(operation, served.handler, message, context)
+                    result = await self._once(operation, served.handler, message, context)
                 learned = _learned(context, request)
-                return payload_reply(payload, replayed=operation.replayed, caller_revision=learned)
+                return payload_reply(
+                    result.reply, replayed=result.replayed, caller_revision=learned
+                )
             with context:
                 payload = encode_response(await served.handler(message, context))
             return payload_reply(payload, caller_revision=_learned(context, request))
@@ -254,7 +257,7 @@ class Dispatcher:
         handler: Handler,
         message: betterproto.Message,
         context: Context,
-    ) -> bytes:
+    ) -> OperationResult:
         """Run an operation once at a time; where another worker runs it, the database waits."""
         if operation.key in self._running:
             raise ServiceError(
@@ -276,11 +279,12 @@ class Dispatcher:
         handler: Handler,
         message: betterproto.Message,
         context: Context,
-    ) -> Awaitable[bytes]:
+    ) -> Awaitable[OperationResult]:
         """Run a handler as a unit of work; return the payload."""
 
         async def handle() -> bytes:
-            context.calls, context.late = 0, operation.late
+            unit = current_unit_of_work()
+            context.calls, context.late = 0, unit is not None and unit.late
             response = await handler(message, context)
             return b"" if response is None else encode_response(response)
 

@@ -6,6 +6,7 @@ from typing import Any, Final, Protocol
 
 from postbus.bus.v1 import Event
 from shared.bus.envelope import Call
+from shared.outbox.outbox import EncodedEvent
 
 __all__ = [
     "CREDIT",
@@ -114,7 +115,10 @@ class MessageBus(Protocol):
         """
 
     async def publish(self, event: Event) -> None:
-        """Hand `event` to the broker, and return once it has taken charge of it."""
+        """Publish `event`, and return when the broker has confirmed it."""
+
+    async def publish_encoded(self, event: EncodedEvent) -> None:
+        """Publish an event as the outbox stores it: the broker receives the same bytes."""
 
     async def serve(
         self, queue: str, routes: Sequence[str], handler: RpcHandler, *, concurrency: int = 64

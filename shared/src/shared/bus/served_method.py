@@ -12,7 +12,7 @@ from shared.bus.handler_matching import Handler
 from shared.bus.handler_metrics import HandlerMetrics
 from shared.context import Context
 from shared.errors import Code, ServiceError
-from shared.outbox.unit_of_work import Operation
+from shared.outbox.inbox import Operation
 from shared.wire import encode
 
 __all__ = ["ServedMethod", "encode_response", "run_stream"]

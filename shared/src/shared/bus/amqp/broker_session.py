@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
-from postbus.bus.v1 import Control, Event, Outcome
+from postbus.bus.v1 import Control, Outcome
 from shared.bus.amqp import frames
 from shared.bus.amqp.batches import Batch, batch_route, fits, single_route, unpack
 from shared.bus.amqp.broker_connection import BROKER_ERRORS, Link, Plane
@@ -30,6 +30,7 @@ from shared.bus.envelope import (
 )
 from shared.bus.message_bus import CREDIT
 from shared.errors import Code, ServiceError, deadline_exceeded
+from shared.outbox.outbox import EncodedEvent
 from shared.wire import encode
 
 __all__ = ["CONTENT_TYPE", "Session"]
@@ -243,12 +244,12 @@ class Session:
         if not self.lost.is_set():
             self._controls.publish("", queue, _CONTROL_HEADER, encode(control))
 
-    async def publish(self, event: Event) -> None:
-        """See MessageBus.publish."""
+    async def publish(self, event: EncodedEvent) -> None:
+        """See MessageBus.publish_encoded."""
         header = frames.properties(
             CONTENT_TYPE, persistent=True, message_id=event.id, type_=event.type
         )
-        await self.publish_confirmed(EVENT_EXCHANGE, event.type, header, encode(event))
+        await self.publish_confirmed(EVENT_EXCHANGE, event.type, header, event.body)
 
     async def publish_confirmed(
         self, exchange: str, routing_key: str, header: bytes, body: bytes
