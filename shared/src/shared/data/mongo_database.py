@@ -54,7 +54,9 @@ class Mongo:
 
     async def perform(self, operation: Operation, handler: Handle) -> OperationResult:
         """See Store.perform. Transactions that conflict are retried until the deadline."""
-        result, has_events = await perform(self._database, operation, handler, self._retry_lock)
+        result, has_events = await perform(
+            self._database, operation, handler, retry_lock=self._retry_lock
+        )
         if has_events:
             self.committed.set()
         return result

@@ -96,7 +96,7 @@ class MongoUnitOfWork(Transaction):
 
 
 async def perform(
-    database: Database, operation: Operation, handler: Handle, retry_lock: asyncio.Lock
+    database: Database, operation: Operation, handler: Handle, *, retry_lock: asyncio.Lock
 ) -> tuple[OperationResult, bool]:
     """Return the result of an operation, and whether it has stored events; see Store.perform.
 
