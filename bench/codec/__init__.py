@@ -1,4 +1,4 @@
-"""`just bench codec`: make, encode and decode a message, against betterproto and betterproto2."""
+"""`just bench codec`: construct, encode and decode a message, beside two rivals."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def _measure(name: str, python: Path) -> dict[str, float]:
 
 
 def _install() -> Path:
-    """betterproto2 in an environment of its own: it shares command names with betterproto."""
+    """Install betterproto2 in its own environment: its command names collide with betterproto's."""
     environment = _SCRATCH / "venv"
     python = environment / "bin/python"
     make = [uv(), "venv", "--quiet", "--python", sys.executable, str(environment)]
@@ -74,7 +74,7 @@ def _install() -> Path:
 
 
 def _compile(rival_python: Path) -> None:
-    """Once by betterproto as it is, once with our constructors and codec, once by betterproto2."""
+    """Compile the contract by betterproto, by betterproto with our codec, and by betterproto2."""
     options = [
         f"-I{_HERE / 'proto'}",
         f"-I{files('grpc_tools').joinpath('_proto')}",

@@ -238,13 +238,28 @@ def test_document_has_bounds(text: bytes, rule: str) -> None:
     assert [each.rule for each in error.violations] == [rule]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"1," * 20_001,
+        b"[" * 20_001,
+        b'""' * 40_001 + b'"' + b"," * 20_001 + b'"',
+    ],
+)
+def test_values_are_counted_before_any_is_made(text: bytes) -> None:
+    error, _ = refused(lambda: read_json(text))  # not JSON, which only a parser would find
+
+    assert [each.rule for each in error.violations] == ["max_values"]
+
+
 def test_document_within_its_bounds_is_read() -> None:
-    brackets = "{[" * 20_000
+    brackets, commas, quoted = "{[" * 20_000, "," * 20_001, 'a"'
     code = f'{{"title": "x", "body": {json.dumps(brackets)}}}'.encode()
 
     assert read_json(b"[" * 100 + b"]" * 100)
     assert len(read_json(b"[" + b"1," * 19_999 + b"1]")) == 20_000
     assert read_json(code)["body"] == brackets
+    assert read_json(json.dumps([commas, *[quoted] * 19_999]).encode())[0] == commas
 
 
 def test_message_that_is_too_deep_for_binary_protobuf_is_refused(kinds: Kinds) -> None:

@@ -23,6 +23,8 @@ from shared.protojson import parse_json
 from shared.wire import decode, encode, message_class
 from tests.contract.kinds import examples, fill
 
+pytestmark = pytest.mark.long
+
 SECONDS = float(os.environ.get("POSTBUS_FUZZ_SECONDS", "4"))
 TRANSCODERS = [Transcoder(method, rule) for method in METHODS.values() for rule in method.http]
 

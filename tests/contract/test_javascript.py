@@ -17,6 +17,8 @@ from shared.protojson import write_message
 from tests.contract.kinds import Kinds, canonical, examples, without_epochs
 from tools.node import node_environment, node_modules
 
+pytestmark = pytest.mark.long
+
 MESSAGES = ["Scalars", "Optionals", "Lists", "Maps", "Choices", "Nested", "Wrappers", "Names"]
 SCRIPT = Path(__file__).with_name("javascript.mjs")
 many = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=25)

@@ -2,6 +2,9 @@
 
 import json
 import struct
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from postbus.registry import MESSAGES
 from shared.errors import Code, ServiceError
 from shared.protojson import read_json, read_message, write_message
+from shared.protojson.reader import Reader
 from shared.wire import message_class
 from tests.contract.kinds import Kinds, canonical, examples, fill
 
@@ -255,3 +259,22 @@ def test_refusal_names_every_field_and_rule(
     assert [(each.field, each.rule) for each in raised.value.violations] == expected
     assert all(each.message.isascii() for each in raised.value.violations)
     assert not raised.value.more_violations
+
+
+def test_readers_may_be_compiled_in_several_threads_at_once(kinds: Kinds) -> None:
+    nested = kinds.codecs["Nested"].upb
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            for _ in range(100):
+                read, ready = Reader(), Barrier(4)
+
+                def first(read: Reader = read, ready: Barrier = ready) -> Any:
+                    ready.wait(5)
+                    return read(nested, {"children": [{"children": [{}]}]})
+
+                done = [threads.submit(first) for _ in range(4)]
+                assert all(len(each.result(5).children) == 1 for each in done)
+    finally:
+        sys.setswitchinterval(before)

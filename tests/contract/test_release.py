@@ -15,6 +15,8 @@ from tools.contracts.release import release
 from tools.node import node_environment, node_modules, npm
 from tools.uv import uv
 
+pytestmark = pytest.mark.long
+
 DOCUMENTS = {
     "openapi.json": "openapi.json",
     "asyncapi.json": "asyncapi.json",

@@ -1,4 +1,4 @@
-"""An effect once, and no event lost, whatever happens on the way: from a seed that is printed.
+"""One effect per operation and no lost event under random faults; the seed is printed.
 
 POSTBUS_SEED=N repeats a run as far as the machine allows.
 """
@@ -27,6 +27,8 @@ from shared.wire import decode, encode
 from tests.notes import Notes, postgres_notes
 from tests.proxy import Proxy
 
+pytestmark = pytest.mark.long
+
 Unique = Callable[[str], str]
 OPERATIONS = 40
 SECONDS = 6.0
@@ -40,7 +42,7 @@ def dice() -> random.Random:
 
 
 class Trouble:
-    """Makes messages late, come twice, or vanish, and breaks connections, until it is `over`."""
+    """Delays, duplicates and drops messages and breaks connections, until it is `over`."""
 
     def __init__(self, dice: random.Random, proxy: Proxy | None) -> None:
         self._dice = dice
@@ -55,7 +57,7 @@ class Trouble:
         return not self.over and self._dice.random() < chance
 
     async def delay(self) -> None:
-        """Take a moment, so that others overtake."""
+        """Wait a moment, so that later messages overtake."""
         if self.happens(0.5):
             await asyncio.sleep(self._dice.random() * 0.1)
 
@@ -72,7 +74,7 @@ class Trouble:
 
 @asynccontextmanager
 async def buses(plane: str, vhost: str, proxy: Proxy) -> AsyncIterator[list[MessageBus]]:
-    """A bus each for the client, the worker and the consumer."""
+    """Yield a bus each for the client, the worker and the consumer."""
     if plane == "memory":
         yield [MemoryBus(delays=(0.05, 0.1))] * 3
         return
@@ -114,7 +116,7 @@ class Worker:
             work = current_unit_of_work()
             assert work is not None
             work.events.append(Event(id=f"event-{name}", type=self._event, data=request.payload))
-            return f"{name} {random.random()}".encode()  # noqa: S311  # tells runs apart
+            return f"{name} {random.random()}".encode()  # noqa: S311  # distinguishes runs
 
         operation = Operation(key=Operation.key_of("call", request.operation_id))
         return (await self._notes.store.perform(operation, handler)).reply
@@ -159,7 +161,7 @@ async def test_every_operation_has_its_effect_once(
         async def operate(number: int) -> bytes:
             await asyncio.sleep(dice.random() * SECONDS)
             name, id_ = f"note-{number}", unique("operation-")
-            while True:  # as a client does that wants an answer
+            while True:  # as a client that needs an answer does
                 call = Call.new(name.encode(), deadline=time.time() + 0.8, operation_id=id_)
                 try:
                     answer = await client.call(route, call)
@@ -190,5 +192,5 @@ def names() -> list[str]:
 
 
 async def missing(notes: Notes) -> bool:
-    """Whether the event of an operation has not had its effect."""
+    """Return whether the event of an operation has had no effect."""
     return any([await notes.count(f"seen {name}") == 0 for name in names()])

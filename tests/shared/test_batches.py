@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import aio_pika
 import pytest
@@ -11,10 +11,10 @@ from pydantic import SecretStr
 
 from postbus.bus.v1 import Batch, Control, Outcome, Reply, Request
 from shared.bus import Call
-from shared.bus.amqp import connect
+from shared.bus.amqp import connect, rpc_server
 from shared.bus.amqp.amqp_bus import AmqpBus
 from shared.bus.amqp.topology import CONTROL_EXCHANGE, RPC_EXCHANGE
-from shared.errors import ServiceError
+from shared.errors import Code, ServiceError
 from shared.wire import decode, encode
 
 Unique = Callable[[str], str]
@@ -43,6 +43,11 @@ async def echo(_route: str, body: bytes) -> bytes:
 
 async def call_all(bus: AmqpBus, route: str, payloads: list[bytes]) -> list[bytes]:
     return await asyncio.gather(*(bus.call(route, a_call(each)) for each in payloads))
+
+
+async def consumers(channel: aio_pika.abc.AbstractChannel, queue: str) -> int:
+    declared = await channel.declare_queue(queue, passive=True)
+    return declared.declaration_result.consumer_count or 0
 
 
 def numbered(count: int) -> list[bytes]:
@@ -169,7 +174,39 @@ async def test_last_server_tells_the_callers_of_what_it_has_not_begun(
     )
 
 
-async def test_stopping_server_hands_on_what_it_has_not_begun(bus: AmqpBus, unique: Unique) -> None:
+async def test_server_that_stops_before_all_calls_have_begun_keeps_the_connection(
+    bus: AmqpBus, unique: Unique, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpc_server, "_DRAIN_SECONDS", 0.0001)
+    route, other = unique("route."), unique("route.")
+    begun, release = asyncio.Event(), asyncio.Event()
+
+    async def hold(called: str, body: bytes) -> bytes:
+        if called == route:
+            begun.set()
+        await release.wait()
+        return await echo(called, body)
+
+    staying = await bus.serve(unique("queue."), [other], hold)
+    server = await bus.serve(unique("queue."), [route], hold, concurrency=1)
+    elsewhere = asyncio.create_task(bus.call(other, a_call(b"elsewhere", 20)))
+    calls = [bus.call(route, a_call(each, 20)) for each in (b"first", b"second")]
+    first, second = map(asyncio.create_task, calls)
+    await begun.wait()
+    stopping = asyncio.create_task(server.cancel())
+
+    with pytest.raises(ServiceError, match="SERVER_STOPPED"):
+        await second
+    release.set()
+
+    assert [await first, await elsewhere] == [b"first", b"elsewhere"]
+    await stopping
+    await staying.cancel()
+
+
+async def test_stopping_server_hands_on_what_it_has_not_begun(
+    bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
+) -> None:
     route, queue = unique("route."), unique("queue.")
     begun, go_on = asyncio.Event(), asyncio.Event()
 
@@ -183,11 +220,49 @@ async def test_stopping_server_hands_on_what_it_has_not_begun(bus: AmqpBus, uniq
     await begun.wait()
     second = await bus.serve(queue, [route], echo)
     stopping = asyncio.create_task(first.cancel())
-    await asyncio.sleep(0.2)
+    async with asyncio.timeout(5):
+        while await consumers(channel, queue) > 1:
+            pass
     go_on.set()
 
     assert await calls == numbered(6)
     await asyncio.gather(stopping, second.cancel())
+
+
+async def test_stopping_server_hands_on_calls_of_any_deadline(
+    bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
+) -> None:
+    route, other, queue = unique("route."), unique("route."), unique("queue.")
+    replies = await channel.declare_queue(exclusive=True)
+    begun, release = asyncio.Event(), asyncio.Event()
+
+    async def hold(route: str, body: bytes) -> bytes:
+        begun.set()
+        await release.wait()
+        return await echo(route, body)
+
+    deadlines = {"first": 2**62, "far": 2**62, "past": 1, "near": int(time.time() * 1000) + 20_000}
+    requests = [Request(deadline_unix_ms=each) for each in deadlines.values()]
+    batch = Batch(correlation_ids=[*deadlines], messages=[encode(each) for each in requests])
+    first = await bus.serve(queue, [route], hold, concurrency=1)
+    exchange = await channel.get_exchange(RPC_EXCHANGE)
+    await exchange.publish(aio_pika.Message(bytes(batch), reply_to=replies.name), f"{route}/batch")
+    await begun.wait()
+    second = await bus.serve(queue, [route], echo)
+    staying = await bus.serve(unique("queue."), [other], hold)
+    elsewhere = asyncio.create_task(bus.call(other, a_call(b"elsewhere", 20)))
+    stopping = asyncio.create_task(first.cancel())
+
+    answered: set[str] = set()
+    async with asyncio.timeout(10), replies.iterator() as messages:
+        while not answered >= {"far", "near"}:
+            message = await anext(messages)
+            one = message.correlation_id
+            answered.update([one] if one else decode(Batch, message.body).correlation_ids)
+    release.set()
+
+    assert await elsewhere == b"elsewhere"
+    await asyncio.gather(stopping, second.cancel(), staying.cancel())
 
 
 @pytest.mark.parametrize(
@@ -195,25 +270,53 @@ async def test_stopping_server_hands_on_what_it_has_not_begun(bus: AmqpBus, uniq
     [
         b"\xff\xff",
         bytes(Batch(correlation_ids=["1"], messages=[])),
-        bytes(Batch(correlation_ids=["1"] * 100, messages=[b""] * 100)),
-        b"\x0a\x00" * 1_500_000,
-        bytes(Batch(correlation_ids=["é" * 200], messages=[b""])),
+        bytes(Batch(correlation_ids=["1"] * 65, messages=[b"bad"] * 65)),
+        bytes(Batch(correlation_ids=["1"] * 64, messages=[bytes(2**15)] * 64)),
+        bytes(Batch(correlation_ids=["x" * 256], messages=[b"bad"])),
+        bytes(Batch(correlation_ids=["é" * 128], messages=[b"bad"])),
         b"",
     ],
-    ids=["malformed", "uneven", "too many", "too large", "long id", "empty"],
+    ids=["malformed", "uneven", "too many", "too large", "long id", "long id in UTF-8", "empty"],
 )
-async def test_bad_batch_is_dropped(
+async def test_bad_batch_is_dropped_unhandled(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique, body: bytes
 ) -> None:
-    route, queue = unique("route."), unique("queue.")
-    server = await bus.serve(queue, [route], echo)
+    route, queue, handled = unique("route."), unique("queue."), 0
+
+    async def count(route: str, body: bytes) -> bytes:
+        nonlocal handled
+        handled += 1
+        return await echo(route, body)
+
+    server = await bus.serve(queue, [route], count)
     exchange = await channel.get_exchange(RPC_EXCHANGE)
 
     await exchange.publish(aio_pika.Message(body, reply_to="nobody"), f"{route}/batch")
 
     assert await call_all(bus, route, numbered(3)) == numbered(3)
+    assert handled == 3
     await server.cancel()
     assert (await channel.declare_queue(queue)).declaration_result.message_count == 0
+
+
+async def test_batch_at_the_bounds_is_answered(
+    bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
+) -> None:
+    route, replies = unique("route."), await channel.declare_queue(exclusive=True)
+    server = await bus.serve(unique("queue."), [route], echo)
+    exchange = await channel.get_exchange(RPC_EXCHANGE)
+    ids = [f"{number:0255}" for number in range(64)]
+    request = encode(Request(payload=b"here"))
+    body = bytes(Batch(correlation_ids=ids, messages=[request] * 64))
+
+    await exchange.publish(aio_pika.Message(body, reply_to=replies.name), f"{route}/batch")
+
+    answered: list[str] = []
+    async with asyncio.timeout(5), replies.iterator() as messages:
+        while len(answered) < 64:
+            answered += decode(Batch, (await anext(messages)).body).correlation_ids
+    assert sorted(answered) == ids
+    await server.cancel()
 
 
 async def test_bad_batch_of_replies_is_dropped(
@@ -239,17 +342,68 @@ async def test_bad_batch_of_replies_is_dropped(
     assert await call == b"here"
 
 
-async def test_control_with_a_name_that_amqp_can_not_say_is_ignored(
+async def test_control_with_an_id_that_amqp_can_not_carry_is_ignored(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
     route = f"postbus.bus.v1.{unique('route')}"
-    server = await bus.serve(unique("queue."), [route], echo)
+    replies = await channel.declare_queue(exclusive=True)
+    handled: list[bytes] = []
+
+    def record(route: str, body: bytes) -> Awaitable[bytes]:
+        handled.append(decode(Request, body).payload)
+        return echo(route, body)
+
+    server = await bus.serve(unique("queue."), [route], record)
     exchange = await channel.get_exchange(CONTROL_EXCHANGE)
-    control = Control(reply_to="é" * 200, correlation_id="1", request=a_call(b"").request)
+    for reply_to, correlation_id, payload in (
+        ("x" * 256, "1", b"long reply-to"),
+        ("é" * 128, "1", b"long reply-to in UTF-8"),
+        (replies.name, "x" * 256, b"long id"),
+        (replies.name, "x" * 255, b"longest id"),
+    ):
+        control = Control(
+            reply_to=reply_to, correlation_id=correlation_id, request=a_call(payload).request
+        )
+        await exchange.publish(aio_pika.Message(bytes(control)), route)
 
-    await exchange.publish(aio_pika.Message(bytes(control)), route)
+    async with asyncio.timeout(5), replies.iterator() as answers:
+        assert (await anext(answers)).correlation_id == "x" * 255
+    assert handled == [b"longest id"]
+    await server.cancel()
 
-    assert await bus.broadcast(route, a_call(b"here", 0.5)) == [b"here"]
+
+@pytest.mark.parametrize("size", [1, 16 * 2**10], ids=["batches", "single calls"])
+async def test_server_refuses_calls_beyond_1024_and_answers_the_rest(
+    bus: AmqpBus, unique: Unique, size: int
+) -> None:
+    route, inspection = unique("route."), f"postbus.bus.v1.{unique('route')}"
+    begun, all_begun, release = 0, asyncio.Event(), asyncio.Event()
+
+    async def hold(route: str, body: bytes) -> bytes:
+        nonlocal begun
+        if route == inspection:
+            return await echo(route, body)
+        begun += 1
+        if begun == 1024:
+            all_begun.set()
+        await release.wait()
+        return encode(Reply(payload=b"done"))
+
+    server = await bus.serve(unique("queue."), [route, inspection], hold, concurrency=2048)
+    calls = asyncio.gather(*(bus.call(route, a_call(bytes(size), 25)) for _ in range(1024)))
+    await asyncio.wait_for(all_begun.wait(), 20)
+
+    more = [bus.call(route, a_call(bytes(size))) for _ in range(10)]
+    for refusal in await asyncio.gather(*more, return_exceptions=True):
+        assert isinstance(refusal, ServiceError)
+        assert (refusal.code, refusal.reason) == (Code.RESOURCE_EXHAUSTED, "OVERLOADED")
+        assert (refusal.outcome, refusal.retry_after) == (Outcome.NO_EFFECT, 1)
+    assert await bus.broadcast(inspection, a_call(b"full", 0.3)) == []
+    release.set()
+
+    assert await calls == [b"done"] * 1024
+    assert await bus.call(route, a_call(bytes(size))) == b"done"
+    assert await bus.call(inspection, a_call(b"free")) == b"free"
     await server.cancel()
 
 

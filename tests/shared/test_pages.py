@@ -1,5 +1,7 @@
 """Page tokens: signed, and valid only for the list that they came from."""
 
+import base64
+
 import pytest
 from pydantic import SecretStr
 
@@ -76,3 +78,9 @@ def test_foreign_or_changed_token_is_an_invalid_argument(
         Code.INVALID_ARGUMENT,
         "PAGE_TOKEN_INVALID",
     )
+
+
+def test_page_token_begins_with_a_mac_of_128_bits() -> None:
+    token = Pages(SecretStr("key")).of(ListFeedRequest()).token(("x",))
+
+    assert base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))[16:] == b'["x"]'

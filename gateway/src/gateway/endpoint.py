@@ -23,6 +23,7 @@ from gateway.cors import Cors
 from gateway.disconnect import cancelled_by_disconnect
 from gateway.headers import Header
 from gateway.http1.exchange import EXCHANGE, Exchange
+from gateway.large import LARGE_BYTES, read_in_thread
 from gateway.media import has_content, require_acceptable, require_json
 from gateway.metrics import Metrics
 from gateway.problems import HttpError, problem
@@ -211,6 +212,8 @@ class Endpoint:
         if body is None:
             body = await read_body(request.receive, self._edge.max_body_bytes)
         query = query_parameters(request.scope["query_string"])
+        if len(body) > LARGE_BYTES:
+            return await read_in_thread(self._transcoder.read, request.parameters, query, body)
         return self._transcoder.read(request.parameters, query, body)
 
     def _fixed_body(self, fields: Fields) -> bytes | None:

@@ -11,7 +11,8 @@ from shared.data.mongo_database import Mongo
 
 __all__ = ["FollowRepository"]
 
-_MOST = 5000
+_MOST: Final = 5000
+"""Followed users of one user that are read; `users` stores no more."""
 _CHANGES: Final = 200
 """Follows stored or deleted at once by `replace`."""
 

@@ -5,6 +5,7 @@ are dictionaries too. It continues after a refusal, to report every violation, u
 20.
 """
 
+from threading import RLock
 from typing import Any, Final
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -34,10 +35,12 @@ _TEXT_KEYS: Final = FieldDescriptor.TYPE_STRING
 
 
 class Reader:
-    """Reads documents as messages. An Any may hold every message of the pool."""
+    """Reads documents as messages, in any thread. An Any may hold every message of the pool."""
 
     def __init__(self) -> None:
         self._readers: dict[Descriptor, Read] = {}
+        self._begun: dict[Descriptor, Read] = {}
+        self._compiling = RLock()
         self._recursive: dict[Descriptor, bool] = {}
 
     def __call__(self, kind: type[Message], document: Any) -> Message:
@@ -75,9 +78,17 @@ class Reader:
     def _reader(self, kind: Descriptor) -> Read:
         """Return the reader of a message, compiled at its first use."""
         found = self._readers.get(kind)
-        if found is None:
-            found = self._readers[kind] = self._compiled(kind)
-        return found
+        return self._first(kind) if found is None else found
+
+    def _first(self, kind: Descriptor) -> Read:
+        """Compile a reader; inside a message that holds itself, return one that looks it up."""
+        with self._compiling:
+            found = self._readers.get(kind) or self._begun.get(kind)
+            if found is None:
+                self._begun[kind] = lambda document: self._reader(kind)(document)
+                found = self._readers[kind] = self._compiled(kind)
+                del self._begun[kind]
+            return found
 
     def _compiled(self, kind: Descriptor) -> Read:
         own = _OWN_FORMS.get(kind.full_name)
@@ -92,7 +103,6 @@ class Reader:
 
     def _plain(self, kind: Descriptor) -> Read:
         """Return the reader of a message that is an object of its fields in JSON."""
-        self._readers[kind] = lambda document: self._readers[kind](document)  # it may hold itself
         table: dict[str, tuple[str, str, Read, bool]] = {}
         for names in ("name", "json_name"):
             for field in kind.fields:

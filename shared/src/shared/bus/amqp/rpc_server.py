@@ -33,6 +33,7 @@ _log = structlog.get_logger()
 _ORPHAN_EXPIRES_MS: Final = 1000
 """A broker that restarts keeps the queue of calls; without a worker it goes after this time."""
 _DRAIN_SECONDS: Final = 1.0
+"""Longest time for which the last server of a queue waits until all calls have begun."""
 _MAX_STALL_SECONDS: Final = 30.0
 _MAX_CALLS: Final = 1024
 """Calls that a worker has at once, begun or not, before it refuses more."""
@@ -291,10 +292,13 @@ class RpcServer(Endpoint):
         if (await self._queue_state()).consumer_count != 1:  # another has come meanwhile
             await self._bind()
             return
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_DRAIN_SECONDS):
-                while (await self._queue_state()).message_count or self._slots.waiting:  # noqa: ASYNC110  # no event
-                    await asyncio.sleep(0.02)
+        # No timeout: aiormq closes the channel, which ends the session, if a declaration is
+        # cancelled.
+        end = self._loop.time() + _DRAIN_SECONDS
+        while self._loop.time() < end:
+            if not (await self._queue_state()).message_count and not self._slots.waiting:
+                return
+            await asyncio.sleep(0.02)
 
     async def _hand_back(self) -> None:
         """Another server; if there is none, the callers are told."""
