@@ -20,8 +20,9 @@ from shared.bus.amqp import connect
 from shared.bus.memory import MemoryBus
 from shared.bus.message_bus import Failure
 from shared.errors import ServiceError
+from shared.outbox.inbox import Operation
 from shared.outbox.relay import relay
-from shared.outbox.unit_of_work import Operation, current_unit_of_work
+from shared.outbox.unit_of_work import current_unit_of_work
 from shared.wire import decode, encode
 from tests.notes import Notes, postgres_notes
 from tests.proxy import Proxy
@@ -118,7 +119,7 @@ class Worker:
             return f"{name} {random.random()}".encode()  # noqa: S311  # distinguishes runs
 
         operation = Operation(key=Operation.key_of("call", request.operation_id))
-        return await self._notes.store.perform(operation, handler)
+        return (await self._notes.store.perform(operation, handler)).reply
 
     async def consume(self, body: bytes) -> Failure | None:
         await self._trouble.delay()
@@ -153,7 +154,7 @@ async def test_every_operation_has_its_effect_once(
         server = await serving.serve(unique("queue."), [route], worker.answer)
         subscription = await consuming.subscribe([event], worker.consume, queue=unique("queue."))
         background = [
-            asyncio.create_task(relay(notes.store, serving.publish)),
+            asyncio.create_task(relay(notes.store, serving.publish_encoded)),
             asyncio.create_task(trouble.run()),
         ]
 

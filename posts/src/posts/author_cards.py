@@ -25,7 +25,7 @@ from shared.bus import EventPattern
 from shared.context import Context
 from shared.errors import Code, ServiceError
 from shared.identity import session_revoked
-from shared.outbox.unit_of_work import outside_work
+from shared.outbox.unit_of_work import outside_unit_of_work
 
 __all__ = ["AuthorCards", "Seen"]
 
@@ -97,7 +97,7 @@ class AuthorCards:
         author = card_of(context.user_id, profiles[context.user_id])
         if state.author is None:
             # outside, for all first posts of an author would wait for each other
-            with outside_work(), suppress(ServiceError):  # another call has, meanwhile
+            with outside_unit_of_work(), suppress(ServiceError):  # another call has, meanwhile
                 await self.authors.learn(author)
         return author
 

@@ -50,7 +50,7 @@ class PostRepository:
         """Return a post as `get` does, and the card of its author where that is at hand."""
         folded = name.casefold()
         if is_id(folded):
-            return await self._posts.get_with(folded, "author_id", self._authors)
+            return await self._posts.get_joined(folded, "author_id", self._authors)
         return await self.get(name), None
 
     async def change(self, post: Post, changes: Mapping[str, Any]) -> None:

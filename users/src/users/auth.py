@@ -24,7 +24,7 @@ from postbus.users.v1 import (
 from shared.bus import MessagePattern, publish
 from shared.context import Context
 from shared.errors import Code, ServiceError
-from shared.outbox.unit_of_work import outside_work
+from shared.outbox.unit_of_work import outside_unit_of_work
 from users.credentials import require_uncommon, require_unreserved
 from users.devices import DeviceTokens
 from users.messages import to_user
@@ -69,7 +69,7 @@ class AuthHandlers:
             request.password, username=request.username, email=request.email, field="password"
         )
         with self.passwords.place(Purpose.SIGN_UP) as place:
-            with outside_work():
+            with outside_unit_of_work():
                 free = await self.users.by_username(request.username) is None
             if not free:
                 await self.users.require_free(request.username)
@@ -84,7 +84,7 @@ class AuthHandlers:
     async def log_in(self, request: LogInRequest, context: Context) -> LogInResponse:
         """Answer alike, and as slowly, for a wrong password and an unknown account."""
         with self.passwords.place(Purpose.LOG_IN) as place:
-            with outside_work():
+            with outside_unit_of_work():
                 user = await self.users.by_login(request.login)
             device = self.devices.read(user, request.device_token) if user else None
             attempt = self._log_in_attempt(user, device, request, context)
@@ -108,7 +108,7 @@ class AuthHandlers:
     async def change_password(self, request: ChangePasswordRequest, context: Context) -> Empty:
         """Store the new password and end the other sessions."""
         with self.passwords.place(Purpose.PASSWORD_CHANGE) as place:
-            with outside_work():
+            with outside_unit_of_work():
                 known = await self.users.of_caller(context)
             require_uncommon(
                 request.new_password,

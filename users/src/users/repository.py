@@ -14,7 +14,7 @@ from shared.data.postgres_sessions import Postgres
 from shared.data.search_terms import words
 from shared.errors import Code, ServiceError
 from shared.identity import session_revoked
-from shared.outbox.unit_of_work import outside_work
+from shared.outbox.unit_of_work import outside_unit_of_work
 from users.models import EMAIL_INDEX, USERNAME_INDEX, Session, User
 
 __all__ = ["COUNTED", "UserRepository"]
@@ -89,7 +89,7 @@ class UserRepository:
         """
         mine = col(User.id) == user.id, col(User.password_hash) == user.password_hash
         renewed = update(User).where(*mine).values(password_hash=password_hash)
-        with outside_work():
+        with outside_unit_of_work():
             async with self._postgres.transaction() as session:
                 await session.exec(renewed)
 

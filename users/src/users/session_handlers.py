@@ -20,11 +20,11 @@ from shared.bus import MessagePattern
 from shared.context import Context
 from shared.data.pages import Pages
 from shared.errors import Code, ServiceError
+from shared.outbox.inbox import Operation
 from shared.outbox.unit_of_work import (
-    Operation,
     Store,
-    answered_before,
-    outside_work,
+    mark_replayed,
+    outside_unit_of_work,
     perform_separately,
 )
 from shared.wire import decode, encode
@@ -64,7 +64,7 @@ class SessionHandlers:
         if old is None:
             raise _invalid()
         overtaken = False
-        with outside_work():
+        with outside_unit_of_work():
             presented = await self._presented(old, began)
             if presented.current:
                 if response := await self._rotate(presented.session, old, context):
@@ -170,7 +170,7 @@ def _answer(
     answer = open_answer(presented.answer, token, context.operation_id)
     if answer is None:
         return None
-    answered_before()
+    mark_replayed()
     return decode(RefreshSessionResponse, answer)
 
 

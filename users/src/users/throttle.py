@@ -13,7 +13,7 @@ from sqlmodel import col, func, select
 from shared.addresses import network_of
 from shared.data.postgres_sessions import Postgres
 from shared.errors import Code, ServiceError
-from shared.outbox.unit_of_work import outside_work
+from shared.outbox.unit_of_work import outside_unit_of_work
 from users.models import LoginFailures
 
 __all__ = ["Allowance", "Attempt", "LoginThrottle", "Streak"]
@@ -148,7 +148,7 @@ class LoginThrottle:
             )
             .returning(LoginFailures, func.clock_timestamp())
         )
-        with outside_work():
+        with outside_unit_of_work():
             async with self._postgres.transaction() as session:
                 rows = (await session.exec(locked)).all()
                 counts = [_Count(row, attempt.rules[row.login_hash], now) for row, now in rows]
@@ -159,7 +159,7 @@ class LoginThrottle:
     async def succeeded(self, attempt: Attempt) -> None:
         """Undo the count of `begin`, and end the failures in a row."""
         mine = select(LoginFailures).where(col(LoginFailures.login_hash).in_(attempt.rules))
-        with outside_work():
+        with outside_unit_of_work():
             async with self._postgres.transaction() as session:
                 locked = mine.order_by(col(LoginFailures.login_hash)).with_for_update()
                 for row in (await session.exec(locked)).all():

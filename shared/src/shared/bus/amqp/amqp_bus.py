@@ -24,6 +24,7 @@ from shared.bus.amqp.rpc_server import RpcServer
 from shared.bus.amqp.stream_follower import StreamFollower
 from shared.bus.envelope import Call, CallResult, not_connected
 from shared.bus.message_bus import DELAYS, EventHandler, RpcHandler, require_kept
+from shared.outbox.outbox import EncodedEvent
 
 __all__ = ["AmqpBus", "connect"]
 
@@ -97,6 +98,10 @@ class AmqpBus:
 
     async def publish(self, event: Event) -> None:
         """See MessageBus.publish."""
+        await self.publish_encoded(EncodedEvent.of(event))
+
+    async def publish_encoded(self, event: EncodedEvent) -> None:
+        """See MessageBus.publish_encoded."""
         await self._require_session().publish(event)
 
     async def serve(

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
-from postbus.bus.v1 import Control, Event, Outcome
+from postbus.bus.v1 import Control, Outcome
 from shared.bus.amqp import frames
 from shared.bus.amqp.batches import MAX_BATCHED, Batch, batch_route, single_route, unpack
 from shared.bus.amqp.broker_connection import (
@@ -30,6 +30,7 @@ from shared.bus.envelope import (
 )
 from shared.bus.message_bus import CREDIT
 from shared.errors import Code, ServiceError, deadline_exceeded
+from shared.outbox.outbox import EncodedEvent
 from shared.wire import encode
 
 __all__ = ["CONTENT_TYPE", "BrokerSession"]
@@ -198,12 +199,12 @@ class BrokerSession:
             control.reply_to = self._reply_to
             self._controls.publish(exchange, routing_key, _CONTROL_HEADER, encode(control))
 
-    async def publish(self, event: Event) -> None:
-        """Publish an event; see MessageBus.publish."""
+    async def publish(self, event: EncodedEvent) -> None:
+        """Publish a stored event; see MessageBus.publish_encoded."""
         header = frames.properties(
             CONTENT_TYPE, persistent=True, message_id=event.id, type_=event.type
         )
-        await self.publish_confirmed(EVENT_EXCHANGE, event.type, header, encode(event))
+        await self.publish_confirmed(EVENT_EXCHANGE, event.type, header, event.body)
 
     async def publish_confirmed(
         self, exchange: str, routing_key: str, header: bytes, body: bytes

@@ -1,4 +1,4 @@
-"""Units of work on real databases: an effect once, with its events and its reply, or not at all."""
+"""Units of work on real databases: effect, events and reply are committed together or not."""
 
 import asyncio
 from collections.abc import Callable
@@ -8,11 +8,19 @@ import sqlalchemy as sa
 
 from shared.data.postgres_sessions import Postgres
 from shared.errors import Code, ServiceError
+from shared.outbox.inbox import Operation, OperationResult
 from shared.outbox.relay import flush
-from shared.outbox.unit_of_work import Operation, outside_work
+from shared.outbox.unit_of_work import (
+    current_unit_of_work,
+    mark_replayed,
+    outside_unit_of_work,
+    without_store,
+)
 from tests.notes import Broker, Notes, an_operation, postgres_notes, publish
 
 Unique = Callable[[str], str]
+CONNECTIONS = 10
+"""The size of the pool of PostgreSQL."""
 
 
 async def test_repeated_operation_has_one_effect_and_the_first_reply(notes: Notes) -> None:
@@ -22,11 +30,9 @@ async def test_repeated_operation_has_one_effect_and_the_first_reply(notes: Note
         await notes.add("once")
         return next(replies)
 
-    operations = [an_operation("once"), an_operation("once")]
-    answers = [await notes.store.perform(operation, handler) for operation in operations]
+    results = [await notes.store.perform(an_operation("once"), handler) for _ in range(2)]
 
-    assert answers == [b"first", b"first"]
-    assert [operation.replayed for operation in operations] == [False, True]
+    assert results == [OperationResult(b"first"), OperationResult(b"first", replayed=True)]
     assert await notes.count("once") == 1
 
 
@@ -35,17 +41,17 @@ async def test_concurrent_duplicates_have_one_effect_and_one_reply(notes: Notes)
 
     async def handler() -> bytes:
         await notes.add("duplicate")
-        await asyncio.sleep(0.05)
         return str(next(runs)).encode()
 
     operation = an_operation("duplicate")
-    answers = await asyncio.gather(*(notes.store.perform(operation, handler) for _ in range(20)))
+    results = await asyncio.gather(*(notes.store.perform(operation, handler) for _ in range(20)))
 
-    assert len(set(answers)) == 1
+    assert len({result.reply for result in results}) == 1
+    assert [result.replayed for result in results].count(False) == 1
     assert await notes.count("duplicate") == 1
 
 
-async def test_other_request_under_the_same_name_is_refused(notes: Notes) -> None:
+async def test_other_request_with_the_same_operation_id_is_refused(notes: Notes) -> None:
     async def handler() -> bytes:
         await notes.add("reused")
         return b""
@@ -61,21 +67,20 @@ async def test_other_request_under_the_same_name_is_refused(notes: Notes) -> Non
     assert await notes.count("reused") == 1
 
 
-async def test_secret_reply_is_not_kept(notes: Notes) -> None:
+async def test_secret_reply_is_not_stored(notes: Notes) -> None:
     async def handler() -> bytes:
         await notes.add("secret")
         return b"token"
 
-    operation = an_operation("secret")
-    operation.secret = True
-    assert await notes.store.perform(operation, handler) == b"token"
+    operation = an_operation("secret", secret=True)
+    assert await notes.store.perform(operation, handler) == OperationResult(b"token")
     with pytest.raises(ServiceError, match="ALREADY_DONE"):
         await notes.store.perform(operation, handler)
 
     assert await notes.count("secret") == 1
 
 
-async def test_handler_that_fails_leaves_nothing_and_may_be_tried_again(notes: Notes) -> None:
+async def test_failed_operation_has_no_effect_and_can_be_repeated(notes: Notes) -> None:
     broker = Broker()
 
     async def failing() -> bytes:
@@ -91,16 +96,30 @@ async def test_handler_that_fails_leaves_nothing_and_may_be_tried_again(notes: N
         await notes.store.perform(an_operation("undone"), failing)
     assert await notes.count("undone") == 0
     await flush(notes.store, broker.publish)
-    assert broker.has == []
+    assert broker.event_ids == []
 
-    assert await notes.store.perform(an_operation("undone"), succeeding) == b"done"
+    result = await notes.store.perform(an_operation("undone"), succeeding)
+    assert result == OperationResult(b"done")
     assert await notes.count("undone") == 1
 
 
-async def test_tasks_of_one_handler_share_its_work(notes: Notes) -> None:
+async def test_handler_that_stores_its_replies_itself_marks_them_as_replayed(notes: Notes) -> None:
+    async def handler() -> bytes:
+        mark_replayed()
+        return b"stored elsewhere"
+
+    async def drop(_event: object) -> None:
+        pass
+
+    expected = OperationResult(b"stored elsewhere", replayed=True)
+    assert await notes.store.perform(an_operation("marked"), handler) == expected
+    assert await without_store(drop)(an_operation("marked"), handler) == expected
+
+
+async def test_tasks_of_one_handler_share_its_transaction(notes: Notes) -> None:
     async def handler() -> bytes:
         await asyncio.gather(*(notes.add("together") for _ in range(5)))
-        raise ServiceError(Code.ABORTED, "ABORTED", "After all not.")
+        raise ServiceError(Code.ABORTED, "ABORTED", "Rolled back.")
 
     with pytest.raises(ServiceError, match="ABORTED"):
         await notes.store.perform(an_operation("together"), handler)
@@ -108,48 +127,46 @@ async def test_tasks_of_one_handler_share_its_work(notes: Notes) -> None:
     assert await notes.count("together") == 0
 
 
-async def test_handler_that_swallows_everything_still_has_one_effect(notes: Notes) -> None:
+async def test_handler_that_catches_every_exception_still_has_one_effect(notes: Notes) -> None:
     async def handler() -> bytes:
         try:
             await notes.add("swallowed")
-        except BaseException:  # noqa: BLE001  # as careless as can be
+        except BaseException:  # noqa: BLE001  # the mistake under test
             return b"never sent"
         return b"first"
 
-    answers = [await notes.store.perform(an_operation("swallowed"), handler) for _ in range(2)]
+    results = [await notes.store.perform(an_operation("swallowed"), handler) for _ in range(2)]
 
-    assert answers == [b"first", b"first"]
+    assert [result.reply for result in results] == [b"first", b"first"]
     assert await notes.count("swallowed") == 1
 
 
-async def test_event_that_comes_after_a_later_one_is_dropped(notes: Notes) -> None:
+async def test_event_with_an_older_or_equal_version_is_dropped(notes: Notes) -> None:
     async def deliver(id_: str, version: int) -> None:
         async def handler() -> bytes:
-            await notes.add(f"version {version}")
+            await notes.add(f"{id_} {version}")
             return b""
 
         key = Operation.key_of("event", "consumer", id_)
         event = Operation(key=key, begin_immediately=True, subject="s1", version=version)
         await notes.store.perform(event, handler)
 
-    await deliver("a", 1)
-    await deliver("c", 3)
-    await deliver("b", 2)
-    await deliver("c", 3)
-    await deliver("d", 4)
+    delivered = [("a", 1), ("c", 3), ("b", 2), ("c", 3), ("e", 3), ("d", 4)]
+    for id_, version in delivered:
+        await deliver(id_, version)
 
-    counts = [await notes.count(f"version {version}") for version in (1, 2, 3, 4)]
-    assert counts == [1, 0, 1, 1]
+    counts = [await notes.count(f"{id_} {version}") for id_, version in sorted(delivered)]
+    assert counts == [1, 0, 1, 1, 1, 0]
 
 
-async def test_event_that_comes_late_is_handled_as_such_where_that_is_asked_for(
-    notes: Notes,
-) -> None:
-    late: list[tuple[int, bool]] = []
+async def test_late_event_runs_the_handler_if_it_handles_late_events(notes: Notes) -> None:
+    handled: list[tuple[int, bool]] = []
 
     async def deliver(id_: str, version: int) -> None:
         async def handler() -> bytes:
-            late.append((version, event.late))
+            unit = current_unit_of_work()
+            assert unit is not None
+            handled.append((version, unit.late))
             return b""
 
         key = Operation.key_of("event", "patient", id_)
@@ -161,47 +178,48 @@ async def test_event_that_comes_late_is_handled_as_such_where_that_is_asked_for(
     for id_, version in (("a", 3), ("b", 2), ("b", 2), ("c", 3), ("d", 4)):
         await deliver(id_, version)
 
-    assert late == [(3, False), (2, True), (3, True), (4, False)]
+    assert handled == [(3, False), (2, True), (3, True), (4, False)]
 
 
-async def test_task_that_outlives_its_handler_keeps_no_connection(notes: Notes) -> None:
-    hold = asyncio.Event()
-
-    async def holding(name: str) -> None:
-        async def handler() -> bytes:
-            await notes.add(name)
-            await hold.wait()
-            return b""
-
-        await notes.store.perform(an_operation(name), handler)
-
+async def test_task_that_outlives_its_handler_holds_no_connection(notes: Notes) -> None:
+    """Every task starts while all connections are in use, and gets one after its handler ended."""
     late: list[asyncio.Task[None]] = []
 
-    async def leaving() -> bytes:
-        late.append(asyncio.create_task(notes.add("late")))
-        await asyncio.sleep(0.05)
-        raise ServiceError(Code.ABORTED, "LATER", "Later.")
-
     for round_ in range(12):
-        hold.clear()
-        holders = [asyncio.create_task(holding(f"{round_} {number}")) for number in range(10)]
-        await asyncio.sleep(0.1)
+        held, release = asyncio.Semaphore(0), asyncio.Event()
+
+        async def hold(held: asyncio.Semaphore = held, release: asyncio.Event = release) -> bytes:
+            await notes.add("held")
+            held.release()
+            await release.wait()
+            return b""
+
+        async def leave() -> bytes:
+            late.append(asyncio.create_task(notes.add("late")))
+            await asyncio.sleep(0)  # the task runs until it waits for a connection
+            raise ServiceError(Code.ABORTED, "LATER", "Later.")
+
+        holders = [
+            asyncio.create_task(notes.store.perform(an_operation(f"{round_} {number}"), hold))
+            for number in range(CONNECTIONS)
+        ]
+        for _ in holders:
+            await held.acquire()
         with pytest.raises(ServiceError, match="LATER"):
-            await notes.store.perform(an_operation(f"leaving {round_}"), leaving)
-        hold.set()
+            await notes.store.perform(an_operation(f"leaving {round_}"), leave)
+        release.set()
         await asyncio.gather(*holders)
     await asyncio.gather(*late, return_exceptions=True)
 
-    await notes.store.perform(an_operation("last"), lambda: _noted(notes))
+    async def last() -> bytes:
+        await notes.add("last")
+        return b""
+
+    await notes.store.perform(an_operation("last"), last)
     assert await notes.count("last") == 1
 
 
-async def _noted(notes: Notes) -> bytes:
-    await notes.add("last")
-    return b""
-
-
-async def test_purge_forgets_every_old_operation_and_no_other(
+async def test_purge_deletes_every_old_operation_and_no_other(
     postgres_url: str, unique: Unique
 ) -> None:
     old = sa.text(
@@ -224,7 +242,7 @@ async def test_purge_forgets_every_old_operation_and_no_other(
     assert left == ["new"]
 
 
-async def test_work_reads_what_it_has_written_and_nobody_else_does(
+async def test_uncommitted_changes_are_visible_only_inside_the_unit_of_work(
     postgres_url: str, unique: Unique
 ) -> None:
     count = sa.text("SELECT count(*) FROM notes")
@@ -241,7 +259,7 @@ async def test_work_reads_what_it_has_written_and_nobody_else_does(
         async def handler() -> bytes:
             await notes.add("mine")
             await read()
-            with outside_work():
+            with outside_unit_of_work():
                 await read()
             return b""
 

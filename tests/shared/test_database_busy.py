@@ -1,4 +1,4 @@
-"""A database that is well, while no connection to it is free."""
+"""A database is available, but no connection to it is free."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from shared.data import mongo_database as mongo_module
 from shared.data.mongo_database import open_mongo
 from shared.data.postgres_sessions import Postgres
 from shared.errors import Code, Outcome, ServiceError
-from shared.outbox.mongo_outbox import driver_errors
-from shared.outbox.postgres_outbox import FairLimit
+from shared.outbox.mongo_unit_of_work import driver_errors
+from shared.outbox.postgres_unit_of_work import FairLimit
 from tests.notes import an_operation, postgres_notes
 
 Unique = Callable[[str], str]
@@ -29,20 +29,20 @@ def is_busy(error: ServiceError) -> bool:
     )
 
 
-async def test_call_that_gets_no_turn_in_time_is_told_that_the_database_is_busy() -> None:
-    turns = FairLimit(1, 0.05)
+async def test_limit_without_a_free_connection_in_time_is_database_busy() -> None:
+    limit = FairLimit(1, 0.05)
 
-    async with turns:
+    async with limit:
         with pytest.raises(ServiceError) as raised:
-            async with turns:
+            async with limit:
                 pass
-    async with turns:
+    async with limit:
         pass
 
     assert is_busy(raised.value)
 
 
-async def test_postgres_whose_connections_are_all_in_use_is_busy_and_answers_ping(
+async def test_postgres_without_a_free_connection_is_busy_and_responds_to_ping(
     postgres_url: str, unique: Unique
 ) -> None:
     async with postgres_notes(postgres_url, unique) as notes:
@@ -61,11 +61,11 @@ async def test_postgres_whose_connections_are_all_in_use_is_busy_and_answers_pin
             await held.acquire()
         refused: list[ServiceError] = []
 
-        async def work() -> bytes:
+        async def handler() -> bytes:
             await notes.add("never")
             return b""
 
-        for call in (notes.count("x"), postgres.perform(an_operation("busy"), work)):
+        for call in (notes.count("x"), postgres.perform(an_operation("busy"), handler)):
             with pytest.raises(ServiceError) as raised:
                 await call
             refused.append(raised.value)
@@ -77,7 +77,7 @@ async def test_postgres_whose_connections_are_all_in_use_is_busy_and_answers_pin
         assert await notes.count("never") == 0
 
 
-async def test_mongo_whose_connections_are_all_in_use_is_busy(
+async def test_mongo_without_a_free_connection_is_busy(
     mongo_url: str, unique: Unique, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mongo_module, "_POOL_TIMEOUT_MS", 50)
@@ -89,13 +89,13 @@ async def test_mongo_whose_connections_are_all_in_use_is_busy(
         slow = asyncio.create_task(database["things"].find_one({"$where": "sleep(1000) || true"}))
         await asyncio.sleep(0)
 
-        async def find_meanwhile() -> None:
+        async def find_while_busy() -> None:
             with driver_errors():
                 while not slow.done():
                     await database["things"].find_one({})
 
         with pytest.raises(ServiceError) as raised:
-            await find_meanwhile()
+            await find_while_busy()
         await slow
 
     assert is_busy(raised.value)

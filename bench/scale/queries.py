@@ -1,6 +1,6 @@
-"""The database queries alone: those that answer what is asked, by the drivers, nothing around them.
+"""The database queries of the measured reads, by the drivers alone.
 
-No models, no authors or likes beside the posts, no envelope: what could not be left out.
+They are the lower bound: no models, no authors or likes of the posts, no envelopes.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from typing import Any, Final
 import asyncpg
 from pymongo.asynchronous.database import AsyncDatabase
 
-__all__ = ["Alone"]
+__all__ = ["Queries"]
 
 _UNLISTED: Final = {"body": 0, "slugs": 0, "tag_keys": 0, "words": 0}
 _LATEST: Final = [("place", -1)]
@@ -32,24 +32,24 @@ _FOLLOWED: Final = (
 )
 
 
-class Alone:
-    """The four queries, by what is asked for."""
+class Queries:
+    """The queries of the four reads."""
 
     def __init__(self, pool: asyncpg.Pool, database: AsyncDatabase[dict[str, Any]]) -> None:
         self._pool = pool
         self._posts = database["posts"]
 
     async def get_post(self, id_: str) -> None:
-        """One post by its id."""
+        """Read one post by its id."""
         await self._posts.find_one({"_id": id_})
 
     async def list_posts(self, tag: str) -> None:
-        """The first page of a tag."""
+        """Read the first page of a tag."""
         query = {"status": "published", "tag_keys": tag}
         await self._posts.find(query, _UNLISTED).sort(_LATEST).limit(21).to_list()
 
     async def list_feed(self, user_id: str) -> None:
-        """Whom the user follows, and the first page of what they wrote."""
+        """Read the users that a user follows, and the first page of their posts."""
         rows = await self._pool.fetch(_FOLLOWED, user_id)
         ids = [row[0] for row in rows]
         pages = await asyncio.gather(
@@ -62,7 +62,7 @@ class Alone:
         return await self._posts.find(query, _UNLISTED).sort(_LATEST).limit(21).to_list()
 
     async def search_users(self, prefix: str) -> None:
-        """The first page of those whose names begin so."""
+        """Read the first page of users with a name that begins with `prefix`."""
         words = f"'{prefix}':*"
         few = await self._pool.fetchval(_COUNT, words) <= 2000
         await self._pool.fetch(_FEW if few else _MANY, words)
