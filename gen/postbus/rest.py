@@ -12,7 +12,7 @@ from pydantic import MISSING
 
 class ChangePasswordRequest(Message):
     """
-    The old password and a new one.
+    The current and the new password.
     """
 
     model_config = ConfigDict(
@@ -23,7 +23,7 @@ class ChangePasswordRequest(Message):
         str,
         Field(
             alias="currentPassword",
-            description="The password until now.",
+            description="The current password.",
             max_length=128,
             min_length=1,
         ),
@@ -32,7 +32,7 @@ class ChangePasswordRequest(Message):
         str,
         Field(
             alias="newPassword",
-            description="The password from now on, 8 to 128 characters.",
+            description="The new password, by the rules of SignUp.",
             max_length=128,
             min_length=8,
         ),
@@ -52,7 +52,7 @@ class CreateCommentRequest(Message):
         str,
         Field(
             alias="postId",
-            description="The post's id, or a slug that leads to it.",
+            description="The post's id, or a current or former slug.",
             max_length=250,
             min_length=1,
         ),
@@ -60,7 +60,7 @@ class CreateCommentRequest(Message):
     body: Annotated[
         str,
         Field(
-            description="1 to 10,000 characters. Users whom it names as `@username` are told, ten at most.",
+            description="1 to 10,000 characters. The first ten users mentioned as `@username` are notified.",
             max_length=10000,
             min_length=1,
             pattern="^[^\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f]*$",
@@ -116,13 +116,13 @@ class CreatePostRequest(Message):
     tags: Annotated[
         list[Tag] | MISSING,
         Field(
-            description="Up to 20, each of 1 to 50 characters on one line, not only spaces.\n\nSpaces around a tag are removed, and it is brought into Unicode normalization form C. Tags that are equal after compatibility normalization (NFKC) and case folding count as one, such as `STRASSE` and `straße`, or `TM` and `™`: the first spelling stays.",
+            description="Up to 20, each of 1 to 50 characters on one line, not only spaces.\n\nLeading and trailing spaces are removed, and each tag is converted to Unicode normalization form C. Tags that are equal after compatibility normalization (NFKC) and case folding count as one, such as `STRASSE` and `straße`, or `TM` and `™`; the first spelling is kept.",
             max_length=20,
         ),
     ] = MISSING
     status: Annotated[
         Literal["POST_STATUS_UNSPECIFIED", "POST_STATUS_PUBLISHED", "POST_STATUS_DRAFT"] | MISSING,
-        Field(description="Whether it is published at once, which it is if this is unset."),
+        Field(description="The visibility of the post; published if unset."),
     ] = MISSING
 
 
@@ -146,7 +146,7 @@ class DeleteCommentRequest(Message):
 
 class DeleteMeRequest(Message):
     """
-    Asks for the end of the caller's account.
+    Names the version to delete.
     """
 
     model_config = ConfigDict(
@@ -167,7 +167,7 @@ class DeletePostRequest(Message):
     id: Annotated[
         str,
         Field(
-            description="The post's id, or a slug that leads to it.", max_length=250, min_length=1
+            description="The post's id, or a current or former slug.", max_length=250, min_length=1
         ),
     ]
 
@@ -184,7 +184,7 @@ class FollowRequest(Message):
     username: Annotated[
         str,
         Field(
-            description="The user's name, without regard to case, or id.",
+            description="Username, without regard to case, or id of the user.",
             pattern="^[A-Za-z0-9_-]{1,40}$",
         ),
     ]
@@ -210,7 +210,7 @@ class GetCommentRequest(Message):
 
 class GetMeRequest(Message):
     """
-    Asks for the caller.
+    Has no fields: the access token identifies the account.
     """
 
     model_config = ConfigDict(
@@ -231,14 +231,14 @@ class GetPostRequest(Message):
     id: Annotated[
         str,
         Field(
-            description="The post's id, or a slug that leads to it.", max_length=250, min_length=1
+            description="The post's id, or a current or former slug.", max_length=250, min_length=1
         ),
     ]
 
 
 class GetSigningKeysRequest(Message):
     """
-    Asks for the keys.
+    Has no fields.
     """
 
     model_config = ConfigDict(
@@ -259,7 +259,7 @@ class GetUserRequest(Message):
     username: Annotated[
         str,
         Field(
-            description="The user's name, without regard to case, or id.",
+            description="Username, without regard to case, or id of the user.",
             pattern="^[A-Za-z0-9_-]{1,40}$",
         ),
     ]
@@ -277,7 +277,7 @@ class LikePostRequest(Message):
     id: Annotated[
         str,
         Field(
-            description="The post's id, or a slug that leads to it.", max_length=250, min_length=1
+            description="The post's id, or a current or former slug.", max_length=250, min_length=1
         ),
     ]
 
@@ -296,7 +296,7 @@ class ListCommentsRequest(Message):
         str,
         Field(
             alias="postId",
-            description="The post's id, or a slug that leads to it.",
+            description="The post's id, or a current or former slug.",
             max_length=250,
             min_length=1,
         ),
@@ -304,19 +304,22 @@ class ListCommentsRequest(Message):
     page_size: Annotated[
         Integer | MISSING,
         Field(
-            alias="pageSize", description="How many at most, up to 100; 20 if unset.", ge=0, le=100
+            alias="pageSize",
+            description="Maximum length of the page, up to 100; 20 if unset.",
+            ge=0,
+            le=100,
         ),
     ] = MISSING
     page_token: Annotated[
         str | MISSING,
         Field(
             alias="pageToken",
-            description="`nextPageToken` of the page before; empty for the first.",
+            description="`nextPageToken` of the previous page; empty for the first page.",
             max_length=1000,
         ),
     ] = MISSING
     include_total: Annotated[
-        StrictBool | MISSING, Field(alias="includeTotal", description="Whether to count them all.")
+        StrictBool | MISSING, Field(alias="includeTotal", description="Whether to return `total`.")
     ] = MISSING
 
 
@@ -333,19 +336,22 @@ class ListFeedRequest(Message):
     page_size: Annotated[
         Integer | MISSING,
         Field(
-            alias="pageSize", description="How many at most, up to 100; 20 if unset.", ge=0, le=100
+            alias="pageSize",
+            description="Maximum length of the page, up to 100; 20 if unset.",
+            ge=0,
+            le=100,
         ),
     ] = MISSING
     page_token: Annotated[
         str | MISSING,
         Field(
             alias="pageToken",
-            description="`nextPageToken` of the page before; empty for the first.",
+            description="`nextPageToken` of the previous page; empty for the first page.",
             max_length=1000,
         ),
     ] = MISSING
     include_total: Annotated[
-        StrictBool | MISSING, Field(alias="includeTotal", description="Whether to count them all.")
+        StrictBool | MISSING, Field(alias="includeTotal", description="Whether to return `total`.")
     ] = MISSING
 
 
@@ -362,32 +368,35 @@ class ListFollowersRequest(Message):
     username: Annotated[
         str,
         Field(
-            description="The name of the user who is followed, without regard to case, or id.",
+            description="Username, without regard to case, or id of the followed user.",
             pattern="^[A-Za-z0-9_-]{1,40}$",
         ),
     ]
     page_size: Annotated[
         Integer | MISSING,
         Field(
-            alias="pageSize", description="How many at most, up to 100; 20 if unset.", ge=0, le=100
+            alias="pageSize",
+            description="Maximum length of the page, up to 100; 20 if unset.",
+            ge=0,
+            le=100,
         ),
     ] = MISSING
     page_token: Annotated[
         str | MISSING,
         Field(
             alias="pageToken",
-            description="`nextPageToken` of the page before; empty for the first.",
+            description="`nextPageToken` of the previous page; empty for the first page.",
             max_length=1000,
         ),
     ] = MISSING
     include_total: Annotated[
-        StrictBool | MISSING, Field(alias="includeTotal", description="Whether to count them all.")
+        StrictBool | MISSING, Field(alias="includeTotal", description="Whether to return `total`.")
     ] = MISSING
 
 
 class ListFollowingRequest(Message):
     """
-    Selects those whom a user follows.
+    Selects the users that a user follows.
     """
 
     model_config = ConfigDict(
@@ -398,26 +407,29 @@ class ListFollowingRequest(Message):
     username: Annotated[
         str,
         Field(
-            description="The name of the user who follows, without regard to case, or id.",
+            description="Username, without regard to case, or id of the follower.",
             pattern="^[A-Za-z0-9_-]{1,40}$",
         ),
     ]
     page_size: Annotated[
         Integer | MISSING,
         Field(
-            alias="pageSize", description="How many at most, up to 100; 20 if unset.", ge=0, le=100
+            alias="pageSize",
+            description="Maximum length of the page, up to 100; 20 if unset.",
+            ge=0,
+            le=100,
         ),
     ] = MISSING
     page_token: Annotated[
         str | MISSING,
         Field(
             alias="pageToken",
-            description="`nextPageToken` of the page before; empty for the first.",
+            description="`nextPageToken` of the previous page; empty for the first page.",
             max_length=1000,
         ),
     ] = MISSING
     include_total: Annotated[
-        StrictBool | MISSING, Field(alias="includeTotal", description="Whether to count them all.")
+        StrictBool | MISSING, Field(alias="includeTotal", description="Whether to return `total`.")
     ] = MISSING
 
 
@@ -434,25 +446,28 @@ class ListLikersRequest(Message):
     id: Annotated[
         str,
         Field(
-            description="The post's id, or a slug that leads to it.", max_length=250, min_length=1
+            description="The post's id, or a current or former slug.", max_length=250, min_length=1
         ),
     ]
     page_size: Annotated[
         Integer | MISSING,
         Field(
-            alias="pageSize", description="How many at most, up to 100; 20 if unset.", ge=0, le=100
+            alias="pageSize",
+            description="Maximum length of the page, up to 100; 20 if unset.",
+            ge=0,
+            le=100,
         ),
     ] = MISSING
     page_token: Annotated[
         str | MISSING,
         Field(
             alias="pageToken",
-            description="`nextPageToken` of the page before; empty for the first.",
+            description="`nextPageToken` of the previous page; empty for the first page.",
             max_length=1000,
         ),
     ] = MISSING
     include_total: Annotated[
-        StrictBool | MISSING, Field(alias="includeTotal", description="Whether to count them all.")
+        StrictBool | MISSING, Field(alias="includeTotal", description="Whether to return `total`.")
     ] = MISSING
 
 
@@ -469,22 +484,26 @@ class ListNotificationsRequest(Message):
     page_size: Annotated[
         Integer | MISSING,
         Field(
-            alias="pageSize", description="How many at most, up to 100; 20 if unset.", ge=0, le=100
+            alias="pageSize",
+            description="Maximum length of the page, up to 100; 20 if unset.",
+            ge=0,
+            le=100,
         ),
     ] = MISSING
     page_token: Annotated[
         str | MISSING,
         Field(
             alias="pageToken",
-            description="`nextPageToken` of the page before; empty for the first.",
+            description="`nextPageToken` of the previous page; empty for the first page.",
             max_length=1000,
         ),
     ] = MISSING
     include_total: Annotated[
-        StrictBool | MISSING, Field(alias="includeTotal", description="Whether to count them all.")
+        StrictBool | MISSING, Field(alias="includeTotal", description="Whether to return `total`.")
     ] = MISSING
     unread_only: Annotated[
-        StrictBool | MISSING, Field(alias="unreadOnly", description="Only those that are not read.")
+        StrictBool | MISSING,
+        Field(alias="unreadOnly", description="Whether to list unread notifications only."),
     ] = MISSING
 
 
@@ -504,24 +523,27 @@ class ListPostsRequest(Message):
     page_size: Annotated[
         Integer | MISSING,
         Field(
-            alias="pageSize", description="How many at most, up to 100; 20 if unset.", ge=0, le=100
+            alias="pageSize",
+            description="Maximum length of the page, up to 100; 20 if unset.",
+            ge=0,
+            le=100,
         ),
     ] = MISSING
     page_token: Annotated[
         str | MISSING,
         Field(
             alias="pageToken",
-            description="`nextPageToken` of the page before; empty for the first.",
+            description="`nextPageToken` of the previous page; empty for the first page.",
             max_length=1000,
         ),
     ] = MISSING
     include_total: Annotated[
-        StrictBool | MISSING, Field(alias="includeTotal", description="Whether to count them all.")
+        StrictBool | MISSING, Field(alias="includeTotal", description="Whether to return `total`.")
     ] = MISSING
     author: Annotated[
         str | MISSING,
         Field(
-            description="Only posts of the user with this name or id.",
+            description="Only posts of the user with this username or id.",
             pattern="^[A-Za-z0-9_-]{0,40}$",
         ),
     ] = MISSING
@@ -536,14 +558,14 @@ class ListPostsRequest(Message):
         str | MISSING,
         Field(
             alias="likedBy",
-            description="Only posts that the user with this name or id likes.",
+            description="Only posts that the user with this username or id likes.",
             pattern="^[A-Za-z0-9_-]{0,40}$",
         ),
     ] = MISSING
     q: Annotated[
         str | MISSING,
         Field(
-            description="Only posts with all these words in title, summary and tags; case and accents do not count.",
+            description="Only posts with all these words in title, summary and tags; case and accents are ignored.",
             max_length=100,
         ),
     ] = MISSING
@@ -554,14 +576,14 @@ class ListPostsRequest(Message):
     order: Annotated[
         Literal["POST_ORDER_UNSPECIFIED", "POST_ORDER_NEWEST", "POST_ORDER_OLDEST"] | MISSING,
         Field(
-            description="In which order. With `likedBy` the latest liked come first in any case, and with `updatedSince` the one whose last change is the longest ago."
+            description="The order of the list. It is ignored with `likedBy`, which lists the latest like first, and with `updatedSince`, which lists the earliest change first."
         ),
     ] = MISSING
     updated_since: Annotated[
         Time | None | MISSING,
         Field(
             alias="updatedSince",
-            description="Only posts whose last change is not before this time; creation and publication count as changes, likes and comments do not.\n\nFor copies that are brought up to date. The posts come in the order of `updatedAt`, unless `likedBy` is set. Deleted and unpublished posts are not listed: their events tell of them. A change that is in progress while the list is read may appear later with an earlier time, so start the next run a minute before the start of the last one.",
+            description="Only posts whose last change is not before this time; creation and publication count as changes, likes and comments do not.\n\nUse it to synchronise a copy. The posts are sorted by `updatedAt`, unless `likedBy` is set. Deleted and unpublished posts are not listed: consume PostDeleted and PostUnpublished. A change that is in progress while the list is read may appear later with an earlier time, so begin the next run with a time one minute before the start of the last run.",
         ),
     ] = MISSING
 
@@ -579,19 +601,22 @@ class ListSessionsRequest(Message):
     page_size: Annotated[
         Integer | MISSING,
         Field(
-            alias="pageSize", description="How many at most, up to 100; 20 if unset.", ge=0, le=100
+            alias="pageSize",
+            description="Maximum length of the page, up to 100; 20 if unset.",
+            ge=0,
+            le=100,
         ),
     ] = MISSING
     page_token: Annotated[
         str | MISSING,
         Field(
             alias="pageToken",
-            description="`nextPageToken` of the page before; empty for the first.",
+            description="`nextPageToken` of the previous page; empty for the first page.",
             max_length=1000,
         ),
     ] = MISSING
     include_total: Annotated[
-        StrictBool | MISSING, Field(alias="includeTotal", description="Whether to count them all.")
+        StrictBool | MISSING, Field(alias="includeTotal", description="Whether to return `total`.")
     ] = MISSING
 
 
@@ -608,25 +633,28 @@ class ListTagsRequest(Message):
     page_size: Annotated[
         Integer | MISSING,
         Field(
-            alias="pageSize", description="How many at most, up to 100; 20 if unset.", ge=0, le=100
+            alias="pageSize",
+            description="Maximum length of the page, up to 100; 20 if unset.",
+            ge=0,
+            le=100,
         ),
     ] = MISSING
     page_token: Annotated[
         str | MISSING,
         Field(
             alias="pageToken",
-            description="`nextPageToken` of the page before; empty for the first.",
+            description="`nextPageToken` of the previous page; empty for the first page.",
             max_length=1000,
         ),
     ] = MISSING
     include_total: Annotated[
-        StrictBool | MISSING, Field(alias="includeTotal", description="Whether to count them all.")
+        StrictBool | MISSING, Field(alias="includeTotal", description="Whether to return `total`.")
     ] = MISSING
 
 
 class LogInRequest(Message):
     """
-    Who logs in.
+    The credentials and the device of a log-in.
     """
 
     model_config = ConfigDict(
@@ -648,7 +676,7 @@ class LogInRequest(Message):
     device: Annotated[
         str | MISSING,
         Field(
-            description="What ListSessions calls the session, such as `Firefox on a phone`.",
+            description="Name of the session in ListSessions, such as `Firefox on a phone`: up to 100 characters on one line.",
             max_length=100,
             pattern="^[^\\x00-\\x1f\\x7f-\\x9f\u2028-\u202e\u2066-\u2069]*$",
         ),
@@ -657,7 +685,7 @@ class LogInRequest(Message):
         str | MISSING,
         Field(
             alias="deviceToken",
-            description="As an earlier LogIn of this account from the same device returned it; empty for a new device. One that is not valid is ignored.",
+            description="Device token from an earlier LogIn to this account on the same device; empty for a new device. An invalid token is ignored.",
             max_length=200,
         ),
     ] = MISSING
@@ -665,7 +693,7 @@ class LogInRequest(Message):
 
 class LogOutEverywhereRequest(Message):
     """
-    Asks for the end of all sessions.
+    Has no fields: the access token identifies the user.
     """
 
     model_config = ConfigDict(
@@ -676,7 +704,7 @@ class LogOutEverywhereRequest(Message):
 
 class LogOutRequest(Message):
     """
-    Asks for the end of the caller's session.
+    Has no fields: the access token identifies the session.
     """
 
     model_config = ConfigDict(
@@ -691,7 +719,7 @@ class Id(RootModel[str]):
 
 class MarkReadRequest(Message):
     """
-    Says what is read. Without ids it is all of them.
+    Names the notifications to mark as read. Without ids, all of them are marked.
     """
 
     model_config = ConfigDict(
@@ -701,7 +729,7 @@ class MarkReadRequest(Message):
     ids: Annotated[
         list[Id] | MISSING,
         Field(
-            description="Ids of notifications; those that are not the caller's are ignored.",
+            description="Ids of notifications. Ids that do not belong to the caller are ignored.",
             max_length=100,
         ),
     ] = MISSING
@@ -719,14 +747,14 @@ class PublishPostRequest(Message):
     id: Annotated[
         str,
         Field(
-            description="The post's id, or a slug that leads to it.", max_length=250, min_length=1
+            description="The post's id, or a current or former slug.", max_length=250, min_length=1
         ),
     ]
 
 
 class RefreshSessionRequest(Message):
     """
-    A refresh token.
+    The refresh token to exchange.
     """
 
     model_config = ConfigDict(
@@ -737,7 +765,7 @@ class RefreshSessionRequest(Message):
         str,
         Field(
             alias="refreshToken",
-            description="As LogIn or RefreshSession returned it.",
+            description="The latest refresh token of the session, from LogIn or RefreshSession.",
             max_length=200,
             min_length=1,
         ),
@@ -746,7 +774,7 @@ class RefreshSessionRequest(Message):
 
 class RevokeSessionRequest(Message):
     """
-    Names a session.
+    Names the session to end.
     """
 
     model_config = ConfigDict(
@@ -774,30 +802,36 @@ class SearchUsersRequest(Message):
     )
     q: Annotated[
         str | MISSING,
-        Field(description="Beginnings of words of their names; everyone if empty.", max_length=100),
+        Field(
+            description="Beginnings of words of the username or display name; empty for all users.",
+            max_length=100,
+        ),
     ] = MISSING
     page_size: Annotated[
         Integer | MISSING,
         Field(
-            alias="pageSize", description="How many at most, up to 100; 20 if unset.", ge=0, le=100
+            alias="pageSize",
+            description="Maximum length of the page, up to 100; 20 if unset.",
+            ge=0,
+            le=100,
         ),
     ] = MISSING
     page_token: Annotated[
         str | MISSING,
         Field(
             alias="pageToken",
-            description="`nextPageToken` of the page before; empty for the first.",
+            description="`nextPageToken` of the previous page; empty for the first page.",
             max_length=1000,
         ),
     ] = MISSING
     include_total: Annotated[
-        StrictBool | MISSING, Field(alias="includeTotal", description="Whether to count them all.")
+        StrictBool | MISSING, Field(alias="includeTotal", description="Whether to return `total`.")
     ] = MISSING
 
 
 class SignUpRequest(Message):
     """
-    What a new account needs.
+    The fields of a new account.
     """
 
     model_config = ConfigDict(
@@ -807,7 +841,7 @@ class SignUpRequest(Message):
     username: Annotated[
         str,
         Field(
-            description="3 to 40 ASCII letters, digits, underscores or hyphens, starting with a letter: no two names look alike but for case, and case does not tell them apart.",
+            description="3 to 40 ASCII letters, digits, underscores or hyphens, starting with a letter. Names are compared without regard to case.",
             pattern="^[A-Za-z][A-Za-z0-9_-]{2,39}$",
         ),
     ]
@@ -822,7 +856,7 @@ class SignUpRequest(Message):
     password: Annotated[
         str,
         Field(
-            description="8 to 128 characters, none of the common passwords. Those that Unicode holds for the same (NFC) are the same.",
+            description="8 to 128 characters, not a common password. Passwords are compared after Unicode normalization (NFC).",
             max_length=128,
             min_length=8,
         ),
@@ -831,7 +865,7 @@ class SignUpRequest(Message):
 
 class UnfollowRequest(Message):
     """
-    Names the user to follow no longer.
+    Names the user to unfollow.
     """
 
     model_config = ConfigDict(
@@ -841,7 +875,7 @@ class UnfollowRequest(Message):
     username: Annotated[
         str,
         Field(
-            description="The user's name, without regard to case, or id.",
+            description="Username, without regard to case, or id of the user.",
             pattern="^[A-Za-z0-9_-]{1,40}$",
         ),
     ]
@@ -849,7 +883,7 @@ class UnfollowRequest(Message):
 
 class UnlikePostRequest(Message):
     """
-    Names the post to like no longer.
+    Names the post whose like to remove.
     """
 
     model_config = ConfigDict(
@@ -859,14 +893,14 @@ class UnlikePostRequest(Message):
     id: Annotated[
         str,
         Field(
-            description="The post's id, or a slug that leads to it.", max_length=250, min_length=1
+            description="The post's id, or a current or former slug.", max_length=250, min_length=1
         ),
     ]
 
 
 class UnpublishPostRequest(Message):
     """
-    Names the post to make a draft.
+    Names the post to turn into a draft.
     """
 
     model_config = ConfigDict(
@@ -876,14 +910,14 @@ class UnpublishPostRequest(Message):
     id: Annotated[
         str,
         Field(
-            description="The post's id, or a slug that leads to it.", max_length=250, min_length=1
+            description="The post's id, or a current or former slug.", max_length=250, min_length=1
         ),
     ]
 
 
 class UpdateCommentRequest(Message):
     """
-    A change to a comment.
+    The change of a comment.
     """
 
     model_config = ConfigDict(
@@ -900,7 +934,7 @@ class UpdateCommentRequest(Message):
     body: Annotated[
         str,
         Field(
-            description="New text, by the rules of CreateComment.",
+            description="New text, 1 to 10,000 characters.",
             max_length=10000,
             min_length=1,
             pattern="^[^\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f]*$",
@@ -921,7 +955,7 @@ class UpdateMeRequest(Message):
     username: Annotated[
         str | None | MISSING,
         Field(
-            description="New username, by the rules of SignUp.",
+            description="New username: 3 to 40 ASCII letters, digits, underscores or hyphens, starting with a letter.",
             pattern="^[A-Za-z][A-Za-z0-9_-]{2,39}$",
         ),
     ] = MISSING
@@ -945,7 +979,7 @@ class UpdateMeRequest(Message):
     bio: Annotated[
         str | None | MISSING,
         Field(
-            description="New text, up to 1000 characters; empty for none.",
+            description="New text about the user, up to 1000 characters; empty for none.",
             max_length=1000,
             pattern="^[^\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f]*$",
         ),
@@ -954,7 +988,7 @@ class UpdateMeRequest(Message):
         str | None | MISSING,
         Field(
             alias="imageUrl",
-            description="New address of a picture, `http` or `https`; empty for none.",
+            description="New URL of a picture, `http` or `https`; empty for none.",
             max_length=500,
             pattern="^(https?://[!-~]+)?$",
         ),
@@ -963,7 +997,7 @@ class UpdateMeRequest(Message):
         FieldMask | None | MISSING,
         Field(
             alias="updateMask",
-            description="The fields to change; if empty, nothing changes. Over REST it is the members of the body.",
+            description="The fields to change; if empty, nothing changes. Over REST it is derived from the members of the body.",
         ),
     ] = MISSING
 
@@ -981,13 +1015,13 @@ class UpdatePostRequest(Message):
     id: Annotated[
         str,
         Field(
-            description="The post's id, or a slug that leads to it.", max_length=250, min_length=1
+            description="The post's id, or a current or former slug.", max_length=250, min_length=1
         ),
     ]
     title: Annotated[
         str | None | MISSING,
         Field(
-            description="New title, by the rules of CreatePost.",
+            description="New title: 1 to 200 characters on one line, not only spaces.",
             max_length=200,
             min_length=1,
             pattern="^(?:[\\x20\\xa0\\xad\u1680\u2000-\u200f\u202f\u205f-\u2065\u206a-\u206f\u3000ㅤ\ufeff]*[^\\x00-\\x20\\x7f-\\xa0\\xad\u1680\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000ㅤ\ufeff][^\\x00-\\x1f\\x7f-\\x9f\u2028-\u202e\u2066-\u2069]*)?$",
@@ -1005,7 +1039,7 @@ class UpdatePostRequest(Message):
         FieldMask | None | MISSING,
         Field(
             alias="updateMask",
-            description="The fields to change; if empty, nothing changes. Over REST it is the members of the body.",
+            description="The fields to change; if empty, nothing changes. Over REST it is derived from the members of the body.",
         ),
     ] = MISSING
     summary: Annotated[

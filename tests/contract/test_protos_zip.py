@@ -51,4 +51,7 @@ def test_archive_has_the_comments_of_the_contracts() -> None:
     with as_file(files("postbus").joinpath("protos.zip")) as archive, ZipFile(archive) as opened:
         text = opened.read("postbus/posts/v1/posts.proto").decode()
 
-    assert "// What users write.\nservice PostsService {" in text
+    assert (
+        "// Posts: create, read, list, change, publish and like them.\nservice PostsService {"
+        in text
+    )

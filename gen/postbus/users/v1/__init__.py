@@ -39,40 +39,42 @@ def _get_set_attribute(message, name):
 
 @dataclass(eq=False, repr=False)
 class User(betterproto.Message):
-    """An account, as its owner sees it."""
+    """An account, with the fields that only its owner may read."""
 
     id: str = betterproto.string_field(1)
     """UUIDv7."""
 
     username: str = betterproto.string_field(2)
-    """Unique name, as its owner writes it."""
+    """Username, unique without regard to case."""
 
     email: str = betterproto.string_field(3)
-    """Address that the owner may log in with."""
+    """
+    Email address, unique without regard to case. The owner can log in with it.
+    """
 
     created_at: datetime = betterproto.message_field(4)
-    """When the account was created."""
+    """Time at which the account was created."""
 
     display_name: str = betterproto.string_field(5)
-    """Name that posts show, if it is not the username."""
+    """The name that posts show instead of the username; empty for none."""
 
     bio: str = betterproto.string_field(6)
-    """What the user says of themselves."""
+    """A text about the user."""
 
     image_url: str = betterproto.string_field(7)
-    """Address of a picture."""
+    """URL of a picture."""
 
     updated_at: datetime = betterproto.message_field(8)
-    """When the account was last changed."""
+    """Time of the last change of the account."""
 
     follower_count: int = betterproto.int32_field(9)
-    """How many follow the user."""
+    """Number of followers."""
 
     following_count: int = betterproto.int32_field(10)
-    """How many the user follows."""
+    """Number of users that the user follows."""
 
     version: int = betterproto.int64_field(11)
-    """Counts the changes of the account, from 1; follows do not count."""
+    """Number of changes of the account, from 1; follows do not count."""
 
     def __init__(
         self,
@@ -124,37 +126,37 @@ class User(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class Profile(betterproto.Message):
-    """An account, as everyone sees it."""
+    """The public fields of an account."""
 
     id: str = betterproto.string_field(1)
     """UUIDv7."""
 
     username: str = betterproto.string_field(2)
-    """Unique name."""
+    """Username, unique without regard to case."""
 
     created_at: datetime = betterproto.message_field(3)
-    """When the account was created."""
+    """Time at which the account was created."""
 
     display_name: str = betterproto.string_field(4)
-    """Name that posts show, if it is not the username."""
+    """The name that posts show instead of the username; empty for none."""
 
     bio: str = betterproto.string_field(5)
-    """What the user says of themselves."""
+    """A text about the user."""
 
     image_url: str = betterproto.string_field(6)
-    """Address of a picture."""
+    """URL of a picture."""
 
     follower_count: int = betterproto.int32_field(7)
-    """How many follow the user."""
+    """Number of followers."""
 
     following_count: int = betterproto.int32_field(8)
-    """How many the user follows."""
+    """Number of users that the user follows."""
 
     followed: bool = betterproto.bool_field(9)
-    """Whether the caller follows the user; false without a token."""
+    """Whether the caller follows the user; false without an access token."""
 
     version: int = betterproto.int64_field(10)
-    """Counts the changes of the account, from 1; follows do not count."""
+    """Number of changes of the account, from 1; follows do not count."""
 
     def __init__(
         self,
@@ -203,17 +205,17 @@ class Profile(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class GetMeRequest(betterproto.Message):
-    """Asks for the caller."""
+    """Has no fields: the access token identifies the account."""
 
     pass
 
 
 @dataclass(eq=False, repr=False)
 class GetMeResponse(betterproto.Message):
-    """The caller."""
+    """The caller's account."""
 
     user: "User" = betterproto.message_field(1)
-    """The caller."""
+    """The caller's account."""
 
     def __init__(
         self,
@@ -238,7 +240,9 @@ class UpdateMeRequest(betterproto.Message):
     """Changes to the caller's account."""
 
     username: Optional[str] = betterproto.string_field(1, optional=True)
-    """New username, by the rules of SignUp."""
+    """
+    New username: 3 to 40 ASCII letters, digits, underscores or hyphens, starting with a letter.
+    """
 
     email: Optional[str] = betterproto.string_field(2, optional=True)
     """New email address."""
@@ -247,19 +251,20 @@ class UpdateMeRequest(betterproto.Message):
     """New display name, up to 50 characters on one line; empty for none."""
 
     bio: Optional[str] = betterproto.string_field(4, optional=True)
-    """New text, up to 1000 characters; empty for none."""
+    """New text about the user, up to 1000 characters; empty for none."""
 
     image_url: Optional[str] = betterproto.string_field(5, optional=True)
-    """New address of a picture, `http` or `https`; empty for none."""
+    """New URL of a picture, `http` or `https`; empty for none."""
 
     update_mask: "betterproto_lib_google_protobuf.FieldMask" = betterproto.message_field(6)
     """
-    The fields to change; if empty, nothing changes. Over REST it is the members of the body.
+    The fields to change; if empty, nothing changes. Over REST it is derived from the members of the
+     body.
     """
 
     expected_version: int = betterproto.int64_field(7)
     """
-    The version that must be the current one, 0 for any. Over REST it is in If-Match.
+    The version that must be current; 0 accepts any. Over REST it is the header If-Match.
     """
 
     def __init__(
@@ -325,11 +330,11 @@ class UpdateMeResponse(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class DeleteMeRequest(betterproto.Message):
-    """Asks for the end of the caller's account."""
+    """Names the version to delete."""
 
     expected_version: int = betterproto.int64_field(1)
     """
-    The version that must be the current one, 0 for any. Over REST it is in If-Match.
+    The version that must be current; 0 accepts any. Over REST it is the header If-Match.
     """
 
     def __init__(
@@ -355,7 +360,7 @@ class GetUserRequest(betterproto.Message):
     """Names a user."""
 
     username: str = betterproto.string_field(1)
-    """The user's name, without regard to case, or id."""
+    """Username, without regard to case, or id of the user."""
 
     def __init__(
         self,
@@ -405,16 +410,18 @@ class SearchUsersRequest(betterproto.Message):
     """Selects users."""
 
     q: str = betterproto.string_field(1)
-    """Beginnings of words of their names; everyone if empty."""
+    """
+    Beginnings of words of the username or display name; empty for all users.
+    """
 
     page_size: int = betterproto.int32_field(2)
-    """How many at most, up to 100; 20 if unset."""
+    """Maximum length of the page, up to 100; 20 if unset."""
 
     page_token: str = betterproto.string_field(3)
-    """`next_page_token` of the page before; empty for the first."""
+    """`next_page_token` of the previous page; empty for the first page."""
 
     include_total: bool = betterproto.bool_field(4)
-    """Whether to count them all."""
+    """Whether to return `total`."""
 
     def __init__(
         self,
@@ -448,14 +455,15 @@ class SearchUsersResponse(betterproto.Message):
     """A page of users."""
 
     profiles: List["Profile"] = betterproto.message_field(1)
-    """The users, by username."""
+    """The users, sorted by username."""
 
     next_page_token: str = betterproto.string_field(2)
-    """Asks for the next page; empty on the last."""
+    """Token of the next page; empty on the last page."""
 
     total: Optional[int] = betterproto.int32_field(3, optional=True)
     """
-    How many there are in all, if that was asked for; not set if there are more than 50,000.
+    Total over all pages. Set only if the request sets `include_total`, and unset if there are more than
+     50,000.
     """
 
     def __init__(
@@ -487,7 +495,7 @@ class BatchGetUsersRequest(betterproto.Message):
     """Names users."""
 
     ids: List[str] = betterproto.string_field(1)
-    """Their ids."""
+    """The ids of the users."""
 
     def __init__(
         self,
@@ -512,7 +520,7 @@ class BatchGetUsersResponse(betterproto.Message):
     """The users."""
 
     profiles: List["Profile"] = betterproto.message_field(1)
-    """Those that exist, in no order."""
+    """The users that exist, in no particular order."""
 
     def __init__(
         self,
@@ -534,17 +542,17 @@ class BatchGetUsersResponse(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class ListFollowedIdsRequest(betterproto.Message):
-    """Asks for those whom the caller follows."""
+    """Has no fields: the access token identifies the follower."""
 
     pass
 
 
 @dataclass(eq=False, repr=False)
 class ListFollowedIdsResponse(betterproto.Message):
-    """Those whom the caller follows."""
+    """The users that the caller follows."""
 
     ids: List[str] = betterproto.string_field(1)
-    """Their ids, the latest first."""
+    """The ids of the users, the latest followed first."""
 
     def __init__(
         self,
@@ -569,7 +577,7 @@ class FollowRequest(betterproto.Message):
     """Names the user to follow."""
 
     username: str = betterproto.string_field(1)
-    """The user's name, without regard to case, or id."""
+    """Username, without regard to case, or id of the user."""
 
     def __init__(
         self,
@@ -591,10 +599,10 @@ class FollowRequest(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class FollowResponse(betterproto.Message):
-    """The user that is followed."""
+    """The followed user."""
 
     profile: "Profile" = betterproto.message_field(1)
-    """The user that is followed."""
+    """The followed user."""
 
     def __init__(
         self,
@@ -616,10 +624,10 @@ class FollowResponse(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class UnfollowRequest(betterproto.Message):
-    """Names the user to follow no longer."""
+    """Names the user to unfollow."""
 
     username: str = betterproto.string_field(1)
-    """The user's name, without regard to case, or id."""
+    """Username, without regard to case, or id of the user."""
 
     def __init__(
         self,
@@ -641,10 +649,10 @@ class UnfollowRequest(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class UnfollowResponse(betterproto.Message):
-    """The user that is no longer followed."""
+    """The unfollowed user."""
 
     profile: "Profile" = betterproto.message_field(1)
-    """The user that is no longer followed."""
+    """The unfollowed user."""
 
     def __init__(
         self,
@@ -669,16 +677,16 @@ class ListFollowersRequest(betterproto.Message):
     """Selects followers."""
 
     username: str = betterproto.string_field(1)
-    """The name of the user who is followed, without regard to case, or id."""
+    """Username, without regard to case, or id of the followed user."""
 
     page_size: int = betterproto.int32_field(2)
-    """How many at most, up to 100; 20 if unset."""
+    """Maximum length of the page, up to 100; 20 if unset."""
 
     page_token: str = betterproto.string_field(3)
-    """`next_page_token` of the page before; empty for the first."""
+    """`next_page_token` of the previous page; empty for the first page."""
 
     include_total: bool = betterproto.bool_field(4)
-    """Whether to count them all."""
+    """Whether to return `total`."""
 
     def __init__(
         self,
@@ -715,10 +723,10 @@ class ListFollowersResponse(betterproto.Message):
     """The followers, the latest first."""
 
     next_page_token: str = betterproto.string_field(2)
-    """Asks for the next page; empty on the last."""
+    """Token of the next page; empty on the last page."""
 
     total: Optional[int] = betterproto.int32_field(3, optional=True)
-    """How many there are in all, if that was asked for."""
+    """Total over all pages. Set only if the request sets `include_total`."""
 
     def __init__(
         self,
@@ -746,19 +754,19 @@ class ListFollowersResponse(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class ListFollowingRequest(betterproto.Message):
-    """Selects those whom a user follows."""
+    """Selects the users that a user follows."""
 
     username: str = betterproto.string_field(1)
-    """The name of the user who follows, without regard to case, or id."""
+    """Username, without regard to case, or id of the follower."""
 
     page_size: int = betterproto.int32_field(2)
-    """How many at most, up to 100; 20 if unset."""
+    """Maximum length of the page, up to 100; 20 if unset."""
 
     page_token: str = betterproto.string_field(3)
-    """`next_page_token` of the page before; empty for the first."""
+    """`next_page_token` of the previous page; empty for the first page."""
 
     include_total: bool = betterproto.bool_field(4)
-    """Whether to count them all."""
+    """Whether to return `total`."""
 
     def __init__(
         self,
@@ -789,16 +797,16 @@ class ListFollowingRequest(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class ListFollowingResponse(betterproto.Message):
-    """A page of those whom a user follows."""
+    """A page of the users that a user follows."""
 
     profiles: List["Profile"] = betterproto.message_field(1)
     """The users, the latest followed first."""
 
     next_page_token: str = betterproto.string_field(2)
-    """Asks for the next page; empty on the last."""
+    """Token of the next page; empty on the last page."""
 
     total: Optional[int] = betterproto.int32_field(3, optional=True)
-    """How many there are in all, if that was asked for."""
+    """Total over all pages. Set only if the request sets `include_total`."""
 
     def __init__(
         self,
@@ -826,12 +834,12 @@ class ListFollowingResponse(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class SignUpRequest(betterproto.Message):
-    """What a new account needs."""
+    """The fields of a new account."""
 
     username: str = betterproto.string_field(1)
     """
-    3 to 40 ASCII letters, digits, underscores or hyphens, starting with a letter: no two names look
-     alike but for case, and case does not tell them apart.
+    3 to 40 ASCII letters, digits, underscores or hyphens, starting with a letter. Names are compared
+     without regard to case.
     """
 
     email: str = betterproto.string_field(2)
@@ -839,8 +847,8 @@ class SignUpRequest(betterproto.Message):
 
     password: str = betterproto.string_field(3)
     """
-    8 to 128 characters, none of the common passwords. Those that Unicode holds for the same (NFC) are
-     the same.
+    8 to 128 characters, not a common password. Passwords are compared after Unicode normalization
+     (NFC).
     """
 
     def __init__(
@@ -894,7 +902,7 @@ class SignUpResponse(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class LogInRequest(betterproto.Message):
-    """Who logs in."""
+    """The credentials and the device of a log-in."""
 
     login: str = betterproto.string_field(1)
     """Username or email address."""
@@ -903,12 +911,14 @@ class LogInRequest(betterproto.Message):
     """The account's password."""
 
     device: str = betterproto.string_field(3)
-    """What ListSessions calls the session, such as `Firefox on a phone`."""
+    """
+    Name of the session in ListSessions, such as `Firefox on a phone`: up to 100 characters on one line.
+    """
 
     device_token: str = betterproto.string_field(4)
     """
-    As an earlier LogIn of this account from the same device returned it; empty for a new device. One
-     that is not valid is ignored.
+    Device token from an earlier LogIn to this account on the same device; empty for a new device. An
+     invalid token is ignored.
     """
 
     def __init__(
@@ -940,27 +950,27 @@ class LogInRequest(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class LogInResponse(betterproto.Message):
-    """An open session."""
+    """The tokens of a new session."""
 
     access_token: str = betterproto.string_field(1)
-    """JSON Web Token, to be sent as `Authorization: Bearer ...`."""
+    """JSON Web Token. Send it as `Authorization: Bearer ...`."""
 
     expires_at: datetime = betterproto.message_field(2)
-    """When it expires."""
+    """Time at which it expires."""
 
     refresh_token: str = betterproto.string_field(3)
-    """Opaque; gets new tokens by RefreshSession, once."""
+    """Opaque. RefreshSession exchanges it once for new tokens."""
 
     refresh_expires_at: datetime = betterproto.message_field(4)
-    """When it expires."""
+    """Time at which it expires."""
 
     session_id: str = betterproto.string_field(5)
-    """The session."""
+    """Id of the session."""
 
     device_token: str = betterproto.string_field(6)
     """
-    Opaque; to be kept after log-out too and sent with the next LogIn of this account from the same
-     device. It opens nothing by itself, and has no effect once the password was changed.
+    Opaque. Keep it, also after log-out, and send it with the next LogIn to this account on the same
+     device. It gives no access by itself, and becomes invalid when the password is changed.
     """
 
     def __init__(
@@ -998,10 +1008,12 @@ class LogInResponse(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class RefreshSessionRequest(betterproto.Message):
-    """A refresh token."""
+    """The refresh token to exchange."""
 
     refresh_token: str = betterproto.string_field(1)
-    """As LogIn or RefreshSession returned it."""
+    """
+    The latest refresh token of the session, from LogIn or RefreshSession.
+    """
 
     def __init__(
         self,
@@ -1023,22 +1035,22 @@ class RefreshSessionRequest(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class RefreshSessionResponse(betterproto.Message):
-    """New tokens."""
+    """The new tokens of the session."""
 
     access_token: str = betterproto.string_field(1)
-    """JSON Web Token, to be sent as `Authorization: Bearer ...`."""
+    """JSON Web Token. Send it as `Authorization: Bearer ...`."""
 
     expires_at: datetime = betterproto.message_field(2)
-    """When it expires."""
+    """Time at which it expires."""
 
     refresh_token: str = betterproto.string_field(3)
-    """Takes the place of the one that was sent."""
+    """Opaque. Replaces the refresh token of the request."""
 
     refresh_expires_at: datetime = betterproto.message_field(4)
-    """When it expires."""
+    """Time at which it expires."""
 
     session_id: str = betterproto.string_field(5)
-    """The session."""
+    """Id of the session."""
 
     def __init__(
         self,
@@ -1072,14 +1084,14 @@ class RefreshSessionResponse(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class LogOutRequest(betterproto.Message):
-    """Asks for the end of the caller's session."""
+    """Has no fields: the access token identifies the session."""
 
     pass
 
 
 @dataclass(eq=False, repr=False)
 class LogOutEverywhereRequest(betterproto.Message):
-    """Asks for the end of all sessions."""
+    """Has no fields: the access token identifies the user."""
 
     pass
 
@@ -1089,13 +1101,13 @@ class ListSessionsRequest(betterproto.Message):
     """Selects sessions."""
 
     page_size: int = betterproto.int32_field(1)
-    """How many at most, up to 100; 20 if unset."""
+    """Maximum length of the page, up to 100; 20 if unset."""
 
     page_token: str = betterproto.string_field(2)
-    """`next_page_token` of the page before; empty for the first."""
+    """`next_page_token` of the previous page; empty for the first page."""
 
     include_total: bool = betterproto.bool_field(3)
-    """Whether to count them all."""
+    """Whether to return `total`."""
 
     def __init__(
         self,
@@ -1129,10 +1141,10 @@ class ListSessionsResponse(betterproto.Message):
     """The sessions, the latest first."""
 
     next_page_token: str = betterproto.string_field(2)
-    """Asks for the next page; empty on the last."""
+    """Token of the next page; empty on the last page."""
 
     total: Optional[int] = betterproto.int32_field(3, optional=True)
-    """How many there are in all, if that was asked for."""
+    """Total over all pages. Set only if the request sets `include_total`."""
 
     def __init__(
         self,
@@ -1160,25 +1172,25 @@ class ListSessionsResponse(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class Session(betterproto.Message):
-    """A place where the user is logged in."""
+    """A log-in of a user on one device."""
 
     id: str = betterproto.string_field(1)
     """UUIDv7; the claim `sid` of its access tokens."""
 
     device: str = betterproto.string_field(2)
-    """What LogIn called it."""
+    """Name of the session, from LogIn."""
 
     created_at: datetime = betterproto.message_field(3)
-    """When it began."""
+    """Time of the log-in."""
 
     refreshed_at: datetime = betterproto.message_field(4)
-    """When it last got new tokens."""
+    """Time of the last LogIn or RefreshSession."""
 
     expires_at: datetime = betterproto.message_field(5)
-    """When it ends if it is not refreshed."""
+    """Time at which the session ends, unless it is refreshed before."""
 
     current: bool = betterproto.bool_field(6)
-    """Whether it is the caller's."""
+    """Whether it is the session of the caller's access token."""
 
     def __init__(
         self,
@@ -1215,7 +1227,7 @@ class Session(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class RevokeSessionRequest(betterproto.Message):
-    """Names a session."""
+    """Names the session to end."""
 
     id: str = betterproto.string_field(1)
     """The session's id."""
@@ -1240,13 +1252,13 @@ class RevokeSessionRequest(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class ChangePasswordRequest(betterproto.Message):
-    """The old password and a new one."""
+    """The current and the new password."""
 
     current_password: str = betterproto.string_field(1)
-    """The password until now."""
+    """The current password."""
 
     new_password: str = betterproto.string_field(2)
-    """The password from now on, 8 to 128 characters."""
+    """The new password, by the rules of SignUp."""
 
     def __init__(
         self,
@@ -1271,7 +1283,7 @@ class ChangePasswordRequest(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class GetSigningKeysRequest(betterproto.Message):
-    """Asks for the keys."""
+    """Has no fields."""
 
     pass
 
@@ -1315,7 +1327,7 @@ class SigningKey(betterproto.Message):
     """The public key, base64url."""
 
     kid: str = betterproto.string_field(4)
-    """Names the key."""
+    """Id of the key."""
 
     alg: str = betterproto.string_field(5)
     """`EdDSA`."""
@@ -1364,10 +1376,10 @@ class UserRegistered(betterproto.Message):
     """The account."""
 
     username: str = betterproto.string_field(2)
-    """Its name."""
+    """Its username."""
 
     created_at: datetime = betterproto.message_field(3)
-    """When it was created."""
+    """Time of creation."""
 
     def __init__(
         self,
@@ -1395,27 +1407,28 @@ class UserRegistered(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class UserProfileUpdated(betterproto.Message):
-    """What everyone sees of an account was changed."""
+    """The username, display name or picture of an account was changed."""
 
     user_id: str = betterproto.string_field(1)
     """The account."""
 
     username: str = betterproto.string_field(2)
-    """Its name."""
+    """Its username."""
 
     display_name: str = betterproto.string_field(3)
     """Its display name."""
 
     image_url: str = betterproto.string_field(4)
-    """Address of its picture."""
+    """URL of its picture."""
 
     version: int = betterproto.int64_field(5)
-    """Counts the changes of the account."""
+    """Number of changes of the account."""
 
     revision: int = betterproto.int64_field(6)
     """
-    The account's revision after the change: it grows by one with each UserProfileUpdated of the
-     account, and with each FollowChanged of which it is the follower. 0 in events of older releases.
+    The account's revision after the change. It increases by one with each UserProfileUpdated of the
+     account, and with each FollowChanged in which the account is the follower. 0 in events of older
+     releases.
     """
 
     def __init__(
@@ -1454,7 +1467,8 @@ class UserProfileUpdated(betterproto.Message):
 @dataclass(eq=False, repr=False)
 class UserDeleted(betterproto.Message):
     """
-    An account was deleted. Its sessions have ended; all that services keep of it is to go.
+    An account was deleted and its sessions have ended. Every service must delete the data that it holds
+     about the account.
     """
 
     user_id: str = betterproto.string_field(1)
@@ -1480,26 +1494,30 @@ class UserDeleted(betterproto.Message):
 
 @dataclass(eq=False, repr=False)
 class FollowChanged(betterproto.Message):
-    """A user began or ceased to follow another."""
+    """A user followed or unfollowed another user."""
 
     follow_id: str = betterproto.string_field(1)
-    """Names the pair: the ids of the two, with a slash between them."""
+    """
+    Identifies the pair: the id of the follower, a slash, and the id of the followed user.
+    """
 
     follower_id: str = betterproto.string_field(2)
-    """Who follows."""
+    """The follower."""
 
     followed_id: str = betterproto.string_field(3)
-    """Who is followed."""
+    """The followed user."""
 
     following: bool = betterproto.bool_field(4)
-    """Whether it is so now."""
+    """True after a follow, false after an unfollow."""
 
     version: int = betterproto.int64_field(5)
-    """Grows with each change of the pair."""
+    """
+    Version of the pair. It increases with each change, not always by one.
+    """
 
     follower_revision: int = betterproto.int64_field(6)
     """
-    The follower's revision after the change, see UserProfileUpdated; 0 in events of older releases.
+    The follower's revision after the change (see UserProfileUpdated); 0 in events of older releases.
     """
 
     def __init__(
@@ -1538,7 +1556,7 @@ class FollowChanged(betterproto.Message):
 @dataclass(eq=False, repr=False)
 class SessionsRevoked(betterproto.Message):
     """
-    Sessions of a user have ended: the gateways and all workers refuse their access tokens.
+    Sessions of a user have ended. Gateways and workers refuse the access tokens of these sessions.
     """
 
     user_id: str = betterproto.string_field(1)
@@ -1570,7 +1588,7 @@ class SessionsRevoked(betterproto.Message):
 @dataclass(eq=False, repr=False)
 class UserErasureContinued(betterproto.Message):
     """
-    A part of what a deleted account has left is gone, and there is more.
+    Internal: one batch of a deleted account's follows was erased; more may remain.
     """
 
     user_id: str = betterproto.string_field(1)

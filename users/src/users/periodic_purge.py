@@ -8,16 +8,16 @@ from typing import Final
 
 import structlog
 
-__all__ = ["upkeep"]
+__all__ = ["periodic_purge"]
 
 _log = structlog.get_logger()
-_SECONDS: Final = 60.0
-"""Longest time between two runs."""
+_MAX_INTERVAL: Final = 60.0
+"""Maximum seconds between two runs."""
 
 
 @asynccontextmanager
-async def upkeep(*purges: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """Run `purges` about once a minute until the end of the context, the first time at once."""
+async def periodic_purge(*purges: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Run `purges` at the start of the context, and then about once a minute until its end."""
     running = asyncio.create_task(_run(purges))
     try:
         yield
@@ -31,6 +31,6 @@ async def _run(purges: tuple[Callable[[], Awaitable[None]], ...]) -> None:
         for purge in purges:
             try:
                 await purge()
-            except Exception as error:  # noqa: BLE001  # the database may be unavailable: later then
+            except Exception as error:  # noqa: BLE001  # the next run retries, whatever failed
                 _log.warning("purge.failed", error=type(error).__name__)
-        await asyncio.sleep(_SECONDS * random.uniform(0.5, 1))  # noqa: S311  # jitter, not a secret
+        await asyncio.sleep(_MAX_INTERVAL * random.uniform(0.5, 1))  # noqa: S311  # jitter, not a secret

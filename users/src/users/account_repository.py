@@ -17,11 +17,12 @@ from shared.identity import session_revoked
 from shared.outbox.unit_of_work import outside_unit_of_work
 from users.models import EMAIL_INDEX, USERNAME_INDEX, Session, User
 
-__all__ = ["COUNTED", "UserRepository"]
+__all__ = ["COUNTED", "AccountRepository"]
 
 COUNTED: Final = 50_000
-"""Accounts that one total counts."""
-_FEW = 2000
+"""Largest number of accounts that `count` returns."""
+_FEW: Final = 2000
+"""Up to this number of matches, a search uses the search index and sorts the result."""
 
 _TAKEN = {
     USERNAME_INDEX: ("USERNAME_TAKEN", "The username is taken."),
@@ -30,20 +31,20 @@ _TAKEN = {
 _lower_name: ColumnElement[str] = func.lower(User.username)
 
 
-class UserRepository:
-    """Stores and finds accounts. Every method raises UNAVAILABLE while the database is away."""
+class AccountRepository:
+    """Stores and finds accounts. Every method raises UNAVAILABLE if the database is unavailable."""
 
     def __init__(self, postgres: Postgres) -> None:
         self._postgres = postgres
 
     async def add(self, user: User) -> None:
         """Store a new account; ALREADY_EXISTS with USERNAME_TAKEN or EMAIL_TAKEN."""
-        with _names_taken():
+        with _unique_violations():
             async with self._postgres.transaction() as session:
                 session.add(user)
 
-    async def of_caller(self, context: Context, *, lock: bool = False) -> User:
-        """Return the caller's account; `lock` keeps others from it until the current work ends.
+    async def get_caller(self, context: Context, *, lock: bool = False) -> User:
+        """Return the caller's account; `lock` locks its row until the unit of work ends.
 
         UNAUTHENTICATED with SESSION_REVOKED if the session of the caller's token has ended.
         """
@@ -59,53 +60,55 @@ class UserRepository:
         context.learn_revision(user.revision)
         return user
 
-    async def by_ids(self, ids: Sequence[str]) -> Sequence[User]:
-        """Return the accounts with these ids, in no order."""
+    async def get_many(self, ids: Sequence[str]) -> Sequence[User]:
+        """Return the accounts with these ids, in no particular order."""
         async with self._postgres.reading() as session:
             return (await session.exec(select(User).where(col(User.id).in_(ids)))).all()
 
-    async def by_username(self, username: str) -> User | None:
-        """Return the account with this name, without regard to case."""
+    async def find_by_username(self, username: str) -> User | None:
+        """Return the account with this username, without regard to case."""
         query = select(User).where(_lower_name == username.lower())
         async with self._postgres.reading() as session:
             return (await session.exec(query)).one_or_none()
 
-    async def by_login(self, login: str) -> User | None:
-        """Return the account with this name or email address, without regard to case."""
+    async def find_by_login(self, login: str) -> User | None:
+        """Return the account with this username or email address, without regard to case."""
         name = login.lower()
         query = select(User).where(or_(_lower_name == name, func.lower(User.email) == name))
         async with self._postgres.reading() as session:
             return (await session.exec(query)).one_or_none()
 
     async def require_free(self, username: str) -> None:
-        """Raise ALREADY_EXISTS with USERNAME_TAKEN if the name is taken."""
-        if await self.by_username(username) is not None:
+        """Raise ALREADY_EXISTS with USERNAME_TAKEN if the username is taken."""
+        if await self.find_by_username(username) is not None:
             raise _taken(USERNAME_INDEX)
 
-    async def renew_hash(self, user: User, password_hash: str) -> None:
-        """Store another hash of the same password, unless the password was changed meanwhile.
+    async def replace_hash(self, user: User, password_hash: str) -> None:
+        """Store another hash of the same password, unless the password was changed since.
 
-        It has a transaction of its own: that of the work locks the account for other log-ins.
+        In a transaction of its own: the unit of work would lock the account, and concurrent
+        log-ins of the user would wait for it.
         """
-        mine = col(User.id) == user.id, col(User.password_hash) == user.password_hash
-        renewed = update(User).where(*mine).values(password_hash=password_hash)
+        unchanged = col(User.id) == user.id, col(User.password_hash) == user.password_hash
+        replaced = update(User).where(*unchanged).values(password_hash=password_hash)
         with outside_unit_of_work():
             async with self._postgres.transaction() as session:
-                await session.exec(renewed)
+                await session.exec(replaced)
 
     async def search(self, q: str, page: Page) -> Sequence[User]:
-        """Return accounts whose names have words that begin like those of `q`, by username.
+        """Return accounts with names that contain, for each word of `q`, a word with that start.
 
-        PostgreSQL can't tell whether that is many. Of many the first are soon found in the order
-        of the names; few are looked up by their words, and then sorted.
+        They are sorted by username. PostgreSQL cannot estimate the number of matches. For many
+        matches the index on the username is scanned in order; for few the search index is used
+        and the result sorted.
         """
         query, matches = select(User).order_by(_lower_name).limit(page.limit), _matches(q)
         if page.after:
             query = query.where(_lower_name > page.after[0])
         found = select(User.id).where(*matches)
-        some = select(func.count()).select_from(found.limit(_FEW + 1).subquery())
+        bounded_count = select(func.count()).select_from(found.limit(_FEW + 1).subquery())
         async with self._postgres.reading() as session:
-            if matches and (await session.exec(some)).one() <= _FEW:
+            if matches and (await session.exec(bounded_count)).one() <= _FEW:
                 few = found.cte("found").prefix_with("MATERIALIZED")
                 query = query.join(few, col(User.id) == few.c.id)
             else:
@@ -113,23 +116,23 @@ class UserRepository:
             return (await session.exec(query)).all()
 
     async def count(self, q: str) -> int | None:
-        """Count the accounts that `search` finds; None of more than COUNTED."""
-        some = select(User.id).where(*_matches(q)).limit(COUNTED + 1)
-        query = select(func.count()).select_from(some.subquery())
+        """Return the number of accounts that `search` finds; None if it exceeds COUNTED."""
+        found = select(User.id).where(*_matches(q)).limit(COUNTED + 1)
+        query = select(func.count()).select_from(found.subquery())
         async with self._postgres.reading() as session:
             count = (await session.exec(query)).one()
         return count if count <= COUNTED else None
 
-    async def change(self, user: User, changes: dict[str, Any]) -> None:
-        """Change an account that is locked; ALREADY_EXISTS as in `add`."""
-        with _names_taken():
+    async def update(self, user: User, changes: dict[str, Any]) -> None:
+        """Set columns of a locked account; ALREADY_EXISTS as in `add`."""
+        with _unique_violations():
             async with self._postgres.transaction() as session:
                 session.add(user)
                 for name, value in changes.items():
                     setattr(user, name, value)
 
-    async def refresh(self, user: User) -> None:
-        """Read an account anew, for its counters."""
+    async def reload(self, user: User) -> None:
+        """Read the columns of an account again, for its counters."""
         async with self._postgres.reading() as session:
             session.add(user)
             await session.refresh(user)
@@ -143,15 +146,15 @@ class UserRepository:
 def _matches(q: str) -> list[TextClause | ColumnElement[bool]]:
     if not q.strip():
         return []
-    wanted = " & ".join(f"'{word}':*" for word in words(q))
-    if not wanted:
+    terms = " & ".join(f"'{word}':*" for word in words(q))
+    if not terms:
         return [text("false")]
-    found = text("users.words @@ to_tsquery('simple', :words)")
-    return [found.bindparams(words=wanted)]
+    return [text("users.words @@ to_tsquery('simple', :words)").bindparams(words=terms)]
 
 
 @contextmanager
-def _names_taken() -> Iterator[None]:
+def _unique_violations() -> Iterator[None]:
+    """Turn violations of the unique indexes into ALREADY_EXISTS."""
     try:
         yield
     except IntegrityError as error:

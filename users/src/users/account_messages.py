@@ -1,4 +1,4 @@
-"""Accounts as the contract shows them."""
+"""Conversion of accounts to messages of the contract."""
 
 from collections.abc import Collection
 
@@ -10,7 +10,7 @@ __all__ = ["to_profile", "to_profile_updated", "to_user"]
 
 
 def to_user(user: User) -> UserMessage:
-    """Return an account as its owner sees it."""
+    """Return the account with the fields that only its owner may read."""
     return UserMessage(
         id=user.id,
         username=user.username,
@@ -27,7 +27,7 @@ def to_user(user: User) -> UserMessage:
 
 
 def to_profile(user: User, followed: Collection[str] = ()) -> Profile:
-    """Return an account as everyone sees it; `followed` are the ids that the caller follows."""
+    """Return the public profile; `followed` are the ids of users that the caller follows."""
     return Profile(
         id=user.id,
         username=user.username,
@@ -43,7 +43,7 @@ def to_profile(user: User, followed: Collection[str] = ()) -> Profile:
 
 
 def to_profile_updated(user: User) -> UserProfileUpdated:
-    """Return what others have to know of a changed account."""
+    """Return the event for a changed username, display name or picture."""
     return UserProfileUpdated(
         user_id=user.id,
         username=user.username,

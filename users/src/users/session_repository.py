@@ -19,47 +19,47 @@ from users.refresh_tokens import RefreshToken
 __all__ = ["PresentedToken", "SessionRepository"]
 
 _LIFETIME: Final = timedelta(days=30)
-"""Of a refresh token."""
-_LONGEST_LIFE: Final = timedelta(days=180)
-"""No session lives longer, however often it is refreshed (ASVS 7.3.2)."""
-_ANSWER_KEPT: Final = timedelta(seconds=60)
-"""Time in which a lost answer to a refresh can be had again."""
+"""Lifetime of a refresh token."""
+_MAX_LIFETIME: Final = timedelta(days=180)
+"""Lifetime of a session, however often it is refreshed (ASVS 7.3.2)."""
+_RESPONSE_KEPT: Final = timedelta(seconds=60)
+"""Time for which a repeated refresh gets its response again."""
 _RECENT: Final = timedelta(minutes=15)
-"""Age of a session that may change the account; see `require_recent`."""
-_MOST: Final = 100
-"""Sessions of one user; the oldest make room."""
+"""Maximum age of a session for sensitive changes; see `require_recent`."""
+_MAX_SESSIONS: Final = 100
+"""Maximum number of sessions of one user; the oldest ones beyond it are deleted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PresentedToken:
-    """An open session as a call found it that presents one of its refresh tokens.
+    """The open session of a refresh token that a call presents, and the state of the token.
 
-    All times are the database's: no clock of a caller or of another worker decides.
+    All comparisons use the clock of the database, because the clocks of callers and workers differ.
     """
 
     session: Session
     current: bool
-    """Whether the token is the one that was given out last."""
-    meanwhile: bool
-    """Whether the call had begun when the current token was given out."""
-    answer: bytes | None
-    """The answer that gave out the current token, sealed; None if it is not to be repeated."""
+    """Whether the token is the current one of the session; otherwise it was exchanged."""
+    exchanged_during_call: bool
+    """Whether the current token was issued after the call had begun."""
+    sealed_response: bytes | None
+    """The response that issued the current token; None if its time for repetitions is over."""
 
 
 class SessionRepository:
-    """Stores and finds sessions. A session that has ended is not kept."""
+    """Stores and finds open sessions. A session that has ended is deleted."""
 
     def __init__(self, postgres: Postgres) -> None:
         self._postgres = postgres
 
     @staticmethod
     def expiry(created_at: datetime | None = None) -> datetime:
-        """Return when a session ends that gets its tokens now, and was opened at `created_at`."""
+        """Return the expiry of a refresh token issued now, in a session opened at `created_at`."""
         now = datetime.now(UTC)
-        return min(now + _LIFETIME, (created_at or now) + _LONGEST_LIFE)
+        return min(now + _LIFETIME, (created_at or now) + _MAX_LIFETIME)
 
     async def open(self, user: User, device: str, token: RefreshToken) -> bool:
-        """Store a new session; False if the user is gone or the password was changed."""
+        """Store a new session; False if the user was deleted or the password was changed."""
         now = datetime.now(UTC)
         opened = Session(
             id=token.session_id,
@@ -79,19 +79,10 @@ class SessionRepository:
             session.add(opened)
         return True
 
-    async def end_surplus(self, user_id: str) -> list[str]:
-        """End what has expired, and the oldest of more than a hundred; return the ids."""
-        mine, expired = col(Session.user_id) == user_id, col(Session.expires_at) < datetime.now(UTC)
-        latest = select(Session.id).where(mine).order_by(col(Session.id).desc()).limit(_MOST)
-        surplus = or_(expired, col(Session.id).not_in(latest))
-        async with self._postgres.transaction() as session:
-            ended = delete(Session).where(mine, surplus).returning(col(Session.id))
-            return list((await session.exec(ended)).scalars())
+    async def find_by_token(self, token: RefreshToken, began: float) -> PresentedToken | None:
+        """Return the open session of the token's family, whether the token is current or exchanged.
 
-    async def of_token(self, token: RefreshToken, began: float) -> PresentedToken | None:
-        """Return what a call finds that presents `token`; None if no open session gave it out.
-
-        `began` is when the call began, by `time.monotonic()`.
+        None if there is no such session. `began` is the `time.monotonic()` at which the call began.
         """
         query = select(Session, func.clock_timestamp()).where(
             Session.id == token.session_id,
@@ -99,26 +90,26 @@ class SessionRepository:
             Session.expires_at > datetime.now(UTC),
         )
         async with self._postgres.reading() as session:
-            await session.connection()  # which may take its time
+            await session.connection()  # may wait for a free connection
             waited = timedelta(seconds=time.monotonic() - began)
             found = (await session.exec(query)).one_or_none()
         if found is None:
             return None
         opened, now = found
-        repeatable = now - opened.refreshed_at <= _ANSWER_KEPT
+        repeatable = now - opened.refreshed_at <= _RESPONSE_KEPT
         return PresentedToken(
             session=opened,
             current=opened.secret_hash == token.secret_hash,
-            meanwhile=now - waited <= opened.refreshed_at,
-            answer=opened.answer if repeatable else None,
+            exchanged_during_call=now - waited <= opened.refreshed_at,
+            sealed_response=opened.answer if repeatable else None,
         )
 
     async def rotate(
-        self, old: RefreshToken, new: RefreshToken, *, expires_at: datetime, answer: bytes
+        self, old: RefreshToken, new: RefreshToken, *, expires_at: datetime, sealed_response: bytes
     ) -> bool:
         """Replace the current token `old` by `new`; False if `old` is not the current one.
 
-        Of calls at once one succeeds: the row is locked until it has committed. `answer` is sealed.
+        Of concurrent calls one succeeds: the row is locked until its transaction commits.
         """
         rotated = (
             update(Session)
@@ -131,15 +122,15 @@ class SessionRepository:
                 secret_hash=new.secret_hash,
                 refreshed_at=func.clock_timestamp(),
                 expires_at=expires_at,
-                answer=answer,
+                answer=sealed_response,
             )
         )
         async with self._postgres.transaction() as session:
             return (await session.exec(rotated)).rowcount == 1
 
-    async def purge_answers(self) -> None:
-        """Delete the answers that may not be repeated any more."""
-        old = col(Session.refreshed_at) < func.now() - _ANSWER_KEPT
+    async def purge_responses(self) -> None:
+        """Delete the sealed responses that can no longer be repeated."""
+        old = col(Session.refreshed_at) < func.now() - _RESPONSE_KEPT
         found = select(Session.id).where(col(Session.answer).is_not(None), old)
         found = found.with_for_update(skip_locked=True)
         purged = update(Session).where(col(Session.id).in_(found)).values(answer=None)
@@ -147,9 +138,9 @@ class SessionRepository:
             await session.exec(purged)
 
     async def require_recent(self, context: Context) -> None:
-        """Raise PERMISSION_DENIED with RECENT_LOGIN_REQUIRED if the caller's log-in is long ago.
+        """Raise PERMISSION_DENIED with RECENT_LOGIN_REQUIRED if the caller's log-in is too old.
 
-        So an access token that was stolen does not take the account over (ASVS 7.5.1).
+        A stolen access token is then not enough to take over the account (ASVS 7.5.1).
         """
         caller = context.require_caller()
         recent = col(Session.created_at) > func.now() - _RECENT
@@ -159,10 +150,10 @@ class SessionRepository:
                 raise ServiceError(
                     Code.PERMISSION_DENIED,
                     "RECENT_LOGIN_REQUIRED",
-                    "This needs a log-in of the last 15 minutes: log in again.",
+                    "This needs a log-in within the last 15 minutes. Log in again.",
                 )
 
-    async def of_user(self, user_id: str, page: Page) -> Sequence[Session]:
+    async def list_open(self, user_id: str, page: Page) -> Sequence[Session]:
         """Return open sessions of a user, the latest first."""
         query = select(Session).where(*_open(user_id)).order_by(col(Session.id).desc())
         if page.after:
@@ -170,23 +161,36 @@ class SessionRepository:
         async with self._postgres.reading() as session:
             return (await session.exec(query.limit(page.limit))).all()
 
-    async def count(self, user_id: str) -> int:
-        """Count the open sessions of a user."""
+    async def count_open(self, user_id: str) -> int:
+        """Return the number of open sessions of a user."""
         query = select(func.count()).select_from(Session).where(*_open(user_id))
         async with self._postgres.reading() as session:
             return (await session.exec(query)).one()
 
-    async def end(
-        self, user_id: str, *, only: str | None = None, but: str | None = None
+    async def delete(
+        self, user_id: str, *, only: str | None = None, keep: str | None = None
     ) -> list[str]:
-        """End the sessions of a user: all, `only` one, or all `but` one; return their ids."""
-        ended = delete(Session).where(col(Session.user_id) == user_id).returning(col(Session.id))
+        """Delete the sessions of a user: all, `only` one, or all but `keep`. Return their ids."""
+        condition = col(Session.user_id) == user_id
         if only is not None:
-            ended = ended.where(col(Session.id) == only)
-        if but is not None:
-            ended = ended.where(col(Session.id) != but)
+            condition &= col(Session.id) == only
+        if keep is not None:
+            condition &= col(Session.id) != keep
+        return await self._delete(condition)
+
+    async def delete_surplus(self, user_id: str) -> list[str]:
+        """Delete the expired sessions of the user, and the oldest ones beyond a hundred.
+
+        Return the deleted ids.
+        """
+        own, expired = col(Session.user_id) == user_id, col(Session.expires_at) < datetime.now(UTC)
+        latest = select(Session.id).where(own).order_by(col(Session.id).desc()).limit(_MAX_SESSIONS)
+        return await self._delete(own & or_(expired, col(Session.id).not_in(latest)))
+
+    async def _delete(self, condition: ColumnElement[bool]) -> list[str]:
+        deleted = delete(Session).where(condition).returning(col(Session.id))
         async with self._postgres.transaction() as session:
-            return list((await session.exec(ended)).scalars())
+            return list((await session.exec(deleted)).scalars())
 
 
 def _open(user_id: str) -> tuple[ColumnElement[bool], ...]:

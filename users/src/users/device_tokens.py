@@ -1,4 +1,4 @@
-"""Device tokens: they name a device that has logged in to an account before.
+"""Device tokens: each identifies a device that has logged in to an account before.
 
 A token is a random id and its HMAC for the account, as in OWASP's "device cookies"
 (https://owasp.org/www-community/Slow_Down_Online_Guessing_Attacks_with_Device_Cookies).
@@ -30,12 +30,12 @@ class DeviceTokens:
         self._key = derived.derive(secret.get_secret_value().encode())
 
     def issue(self, user: User, device_id: bytes | None = None) -> str:
-        """Return a token of the account: of the device with this id, or of a new one."""
+        """Return the token of a device for the account; without `device_id`, of a new device."""
         id_ = device_id or secrets.token_bytes(_ID_BYTES)
         return base64.urlsafe_b64encode(id_ + self._mac(user, id_)).decode()
 
     def read(self, user: User, token: str) -> bytes | None:
-        """Return the device's id; None if the token is not one of this account and password."""
+        """Return the device id; None if the token is not valid for this account and password."""
         try:
             data = base64.b64decode(token.encode("ascii"), altchars=b"-_", validate=True)
         except (binascii.Error, ValueError):
@@ -44,7 +44,7 @@ class DeviceTokens:
         return id_ if hmac.compare_digest(mac, self._mac(user, id_)) else None
 
     def _mac(self, user: User, id_: bytes) -> bytes:
-        """The version of the password is in it, so that a change of the password revokes it."""
+        """Return the MAC. It covers the password version: a new password revokes all tokens."""
         return hmac.digest(
             self._key, f"{user.id} {user.password_version} ".encode() + id_, "sha256"
         )

@@ -23,7 +23,7 @@ class TokenSigner:
         self._key = jwt.PyJWK(json.loads(signing_key.get_secret_value()))
 
     def sign(self, user_id: str, session_id: str) -> tuple[str, datetime]:
-        """Return a token of a session of the user, and when it expires."""
+        """Return an access token of a session, and its expiry."""
         now = datetime.now(UTC)
         expires_at = (now + _LIFETIME).replace(microsecond=0)
         claims = {
@@ -41,7 +41,7 @@ class TokenSigner:
     def fields(
         self, user_id: str, token: RefreshToken, refresh_expires_at: datetime
     ) -> dict[str, Any]:
-        """Return what LogInResponse and RefreshSessionResponse have in common, by field name."""
+        """Return the fields that LogInResponse and RefreshSessionResponse share, by name."""
         access_token, expires_at = self.sign(user_id, token.session_id)
         return {
             "access_token": access_token,

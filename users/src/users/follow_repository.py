@@ -1,6 +1,7 @@
-"""Who follows whom, in PostgreSQL. The counters of accounts change with it, or not at all.
+"""Follows in PostgreSQL.
 
-Every change locks the accounts first, by id: so none waits for another in a circle.
+Follows and the counters of the accounts change in one transaction. The accounts are locked in the
+order of their ids, which prevents deadlocks.
 """
 
 from collections.abc import Sequence
@@ -17,34 +18,36 @@ from shared.data.postgres_sessions import Postgres
 from shared.errors import Code, ServiceError
 from users.models import Follow, User
 
-__all__ = ["FollowChange", "FollowRepository", "Followed", "position"]
+__all__ = ["FollowChange", "FollowRepository", "ListedUser", "sort_key"]
 
-MOST_FOLLOWED: Final = 5000
+_MAX_FOLLOWED: Final = 5000
+"""Maximum number of users that one user follows."""
 _BATCH: Final = 500
+"""Follows that one transaction erases."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
-class Followed:
-    """A user in a list, and since when."""
+class ListedUser:
+    """A user in a list of followers or followed users, with the time of the follow."""
 
     user: User
-    at: datetime
+    followed_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class FollowChange:
-    """The outcome of following or unfollowing."""
+    """The result of `add` or `remove`."""
 
     version: int
-    """Version of the pair; 0 if nothing was changed."""
+    """Version of the pair after the change; 0 if nothing was changed."""
     revision: int
-    """The follower's revision afterwards, see User.revision."""
+    """Revision of the follower's account after the call; see User.revision."""
 
 
-def position(followed: Followed) -> tuple[str, str]:
-    """Return where a user stands in a list of followers, or of followed."""
-    return followed.at.isoformat(), followed.user.id
+def sort_key(listed: ListedUser) -> tuple[str, str]:
+    """Return the sort key of a user in a list of followers or followed users."""
+    return listed.followed_at.isoformat(), listed.user.id
 
 
 class FollowRepository:
@@ -54,37 +57,32 @@ class FollowRepository:
         self._postgres = postgres
 
     async def add(self, follower_id: str, followed_id: str) -> FollowChange:
-        """Follow, and count the change in the follower's revision.
+        """Add a follow and increase the follower's revision, unless the follow exists.
 
-        NOT_FOUND if one of them is gone, RESOURCE_EXHAUSTED if the follower follows too many.
+        NOT_FOUND if an account does not exist, RESOURCE_EXHAUSTED with FOLLOWS_TOO_MANY if the
+        follower follows 5000 users.
         """
         async with self._postgres.transaction() as session:
-            accounts = await _lock(session, [follower_id, followed_id])
-            if len(accounts) < 2:
-                raise _not_found()
+            following, revision = await _lock_pair(session, follower_id, followed_id)
             added = insert(Follow).on_conflict_do_nothing()
             added = added.values(
                 follower_id=follower_id, followed_id=followed_id, followed_at=func.clock_timestamp()
             )
             since = (await session.exec(added.returning(col(Follow.followed_at)))).scalar()
-            following, revision = accounts[follower_id]
             if since is None:
                 return FollowChange(0, revision)
-            if following >= MOST_FOLLOWED:
+            if following >= _MAX_FOLLOWED:
                 raise _too_many()
             await _count(session, [follower_id], [followed_id], 1, revise=1)
         return FollowChange(_version(since), revision + 1)
 
     async def remove(self, follower_id: str, followed_id: str) -> FollowChange:
-        """Follow no longer, and count the change in the follower's revision.
+        """Remove a follow and increase the follower's revision, if the follow exists.
 
-        NOT_FOUND if one of them is gone.
+        NOT_FOUND if an account does not exist.
         """
         async with self._postgres.transaction() as session:
-            accounts = await _lock(session, [follower_id, followed_id])
-            if len(accounts) < 2:
-                raise _not_found()
-            _, revision = accounts[follower_id]
+            _, revision = await _lock_pair(session, follower_id, followed_id)
             removed = delete(Follow).where(
                 col(Follow.follower_id) == follower_id, col(Follow.followed_id) == followed_id
             )
@@ -94,56 +92,65 @@ class FollowRepository:
             await _count(session, [follower_id], [followed_id], -1, revise=1)
         return FollowChange(_version(now), revision + 1)
 
-    async def followed_by(self, follower_id: str, ids: Sequence[str]) -> set[str]:
-        """Return which of `ids` the user follows."""
+    async def followed_among(self, follower_id: str, ids: Sequence[str]) -> set[str]:
+        """Return the subset of `ids` that the user follows."""
         query = select(Follow.followed_id).where(Follow.follower_id == follower_id)
         query = query.where(col(Follow.followed_id).in_(ids))
         async with self._postgres.reading() as session:
             return set((await session.exec(query)).all())
 
     async def followed_ids(self, follower_id: str) -> Sequence[str]:
-        """Return whom the user follows, the latest first."""
+        """Return the ids of all users that the user follows, the latest first."""
         query = select(Follow.followed_id).where(Follow.follower_id == follower_id)
         query = query.order_by(col(Follow.followed_at).desc(), col(Follow.followed_id).desc())
         async with self._postgres.reading() as session:
-            return (await session.exec(query.limit(MOST_FOLLOWED))).all()
+            return (await session.exec(query.limit(_MAX_FOLLOWED))).all()
 
-    async def followers(self, user_id: str, page: Page) -> list[Followed]:
-        """Return those who follow the user, the latest first."""
-        return await self._listed(col(Follow.followed_id), col(Follow.follower_id), user_id, page)
+    async def list_followers(self, user_id: str, page: Page) -> list[ListedUser]:
+        """Return followers of the user, the latest first."""
+        return await self._list(col(Follow.followed_id), col(Follow.follower_id), user_id, page)
 
-    async def following(self, user_id: str, page: Page) -> list[Followed]:
-        """Return those whom the user follows, the latest first."""
-        return await self._listed(col(Follow.follower_id), col(Follow.followed_id), user_id, page)
+    async def list_following(self, user_id: str, page: Page) -> list[ListedUser]:
+        """Return users that the user follows, the latest first."""
+        return await self._list(col(Follow.follower_id), col(Follow.followed_id), user_id, page)
 
-    async def _listed(self, mine: Any, other: Any, user_id: str, page: Page) -> list[Followed]:
+    async def _list(self, own: Any, other: Any, user_id: str, page: Page) -> list[ListedUser]:
+        """Return users in column `other` of the follows with the user in column `own`."""
         query = select(User, Follow.followed_at).join(Follow, other == User.id)
-        query = query.where(mine == user_id)
+        query = query.where(own == user_id)
         if page.after:
             since, last = page.after
             after = tuple_(datetime.fromisoformat(str(since)), last)
             query = query.where(tuple_(col(Follow.followed_at), other) < after)
         query = query.order_by(col(Follow.followed_at).desc(), other.desc()).limit(page.limit)
         async with self._postgres.reading() as session:
-            return [Followed(user, at) for user, at in (await session.exec(query)).all()]
+            return [ListedUser(user, at) for user, at in (await session.exec(query)).all()]
 
-    async def erase(self, user_id: str) -> bool:
-        """Remove some follows of and by a user who is gone; return whether there are more."""
-        theirs = or_(col(Follow.follower_id) == user_id, col(Follow.followed_id) == user_id)
-        some = select(Follow.follower_id, Follow.followed_id).where(theirs).limit(_BATCH)
+    async def erase_batch(self, user_id: str) -> bool:
+        """Delete a batch of follows of and by a deleted user. Return whether more may remain."""
+        involved = or_(col(Follow.follower_id) == user_id, col(Follow.followed_id) == user_id)
+        batch = select(Follow.follower_id, Follow.followed_id).where(involved).limit(_BATCH)
         async with self._postgres.transaction() as session:
-            pairs = (await session.exec(some)).all()
+            pairs = (await session.exec(batch)).all()
             await _lock(session, [each for pair in pairs for each in pair])
             pair = tuple_(col(Follow.follower_id), col(Follow.followed_id))
             removed = delete(Follow).where(pair.in_(pairs))
             removed = removed.returning(col(Follow.follower_id), col(Follow.followed_id))  # type: ignore[assignment]
-            gone = (await session.exec(removed)).all()
-            await _count(session, [each[0] for each in gone], [each[1] for each in gone], -1)
+            deleted = (await session.exec(removed)).all()
+            await _count(session, [each[0] for each in deleted], [each[1] for each in deleted], -1)
         return len(pairs) == _BATCH
 
 
+async def _lock_pair(session: AsyncSession, follower_id: str, followed_id: str) -> tuple[int, int]:
+    """Lock both accounts. Return the following count and revision of the follower."""
+    accounts = await _lock(session, [follower_id, followed_id])
+    if len(accounts) < 2:
+        raise _not_found()
+    return accounts[follower_id]
+
+
 async def _lock(session: AsyncSession, ids: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Lock accounts, by id; return the following count and the revision of each that exists."""
+    """Lock accounts in the order of their ids. Return the following count and revision by id."""
     query = select(User.id, User.following_count, User.revision).where(col(User.id).in_(set(ids)))
     query = query.order_by(col(User.id)).with_for_update(key_share=True)
     rows = (await session.exec(query)).all()
@@ -158,19 +165,21 @@ async def _count(
     *,
     revise: int = 0,
 ) -> None:
-    """Add `step` to the counters of accounts that are locked, and `revise` to the revisions of
-    the followers.
-    """
+    """Add `step` to the counters of locked accounts, and `revise` to the followers' revisions."""
     following, follower = col(User.following_count), col(User.follower_count)
-    theirs = update(User).where(col(User.id).in_(followers))
     revision = col(User.revision) + revise
-    await session.exec(theirs.values(following_count=following + step, revision=revision))
-    theirs = update(User).where(col(User.id).in_(followed))
-    await session.exec(theirs.values(follower_count=follower + step))
+    of_followers = update(User).where(col(User.id).in_(followers))
+    await session.exec(of_followers.values(following_count=following + step, revision=revision))
+    of_followed = update(User).where(col(User.id).in_(followed))
+    await session.exec(of_followed.values(follower_count=follower + step))
 
 
 def _version(at: datetime) -> int:
-    """Microseconds since 1970: one clock, that of the database, under the lock of both accounts."""
+    """Return microseconds since 1970.
+
+    They increase with each change of a pair: the time is that of the database's clock, taken while
+    both accounts are locked.
+    """
     since = at - _EPOCH
     return (since.days * 86400 + since.seconds) * 1_000_000 + since.microseconds
 
@@ -183,5 +192,5 @@ def _too_many() -> ServiceError:
     return ServiceError(
         Code.RESOURCE_EXHAUSTED,
         "FOLLOWS_TOO_MANY",
-        f"Nobody follows more than {MOST_FOLLOWED} users: follow someone else no longer.",
+        f"A user can follow {_MAX_FOLLOWED} users at most. Unfollow another user first.",
     )
