@@ -35,7 +35,7 @@ def as_bob(client: httpx.AsyncClient, bob: Person) -> Client:
 
 
 @pytest.fixture
-def as_nobody(client: httpx.AsyncClient) -> Client:
+def as_anonymous(client: httpx.AsyncClient) -> Client:
     return Client(client)
 
 

@@ -24,12 +24,12 @@ HANGING = {
 }
 
 
-async def test_deleted_user_leaves_nothing(
+async def test_deletion_of_a_user_erases_their_content(
     client: httpx.AsyncClient,
     database: Database,
     as_alice: Client,
     as_bob: Client,
-    as_nobody: Client,
+    as_anonymous: Client,
     alice: Person,
     bob: Person,
     unique: Unique,
@@ -70,15 +70,15 @@ async def test_deleted_user_leaves_nothing(
         return not any(counts)
 
     await eventually(gone)
-    post = await as_nobody.done("GET", f"/v1/posts/{hers}")
+    post = await as_anonymous.done("GET", f"/v1/posts/{hers}")
     assert (post["likeCount"], post["commentCount"]) == (1, 1)
-    assert (await as_nobody.refused("GET", f"/v1/posts/{his}"))[0] == 404
-    assert tag not in [each["name"] for each in await as_nobody.all("/v1/tags", "tags")]
-    assert (await as_nobody.done("GET", f"/v1/users/{alice.username}"))["followerCount"] == 0
+    assert (await as_anonymous.refused("GET", f"/v1/posts/{his}"))[0] == 404
+    assert tag not in [each["name"] for each in await as_anonymous.all("/v1/tags", "tags")]
+    assert (await as_anonymous.done("GET", f"/v1/users/{alice.username}"))["followerCount"] == 0
     assert (await sign_up(client, bob.username)).id != bob.id
 
 
-async def test_deleted_post_takes_its_comments_and_likes_with_it(
+async def test_deletion_of_a_post_erases_its_comments_and_likes(
     database: Database, as_alice: Client, as_bob: Client
 ) -> None:
     id_ = (await as_alice.done("POST", "/v1/posts", {"title": "Gone"}))["id"]
@@ -95,7 +95,7 @@ async def test_deleted_post_takes_its_comments_and_likes_with_it(
     assert refusal[0] == 404
 
 
-async def test_all_that_hangs_on_a_deleted_post_goes_in_steps(
+async def test_content_of_a_deleted_post_is_erased_in_batches(
     database: Database, as_alice: Client, unique: Unique
 ) -> None:
     id_ = (await as_alice.done("POST", "/v1/posts", {"title": "Popular"}))["id"]
@@ -116,8 +116,8 @@ async def test_all_that_hangs_on_a_deleted_post_goes_in_steps(
         assert (await database[name].delete_many({"post_id": other})).deleted_count == 1
 
 
-async def test_user_who_was_liked_and_followed_by_the_deleted_one_loses_no_more(
-    as_alice: Client, as_bob: Client, as_nobody: Client, alice: Person, bob: Person
+async def test_deletion_of_a_user_keeps_the_content_of_other_users(
+    as_alice: Client, as_bob: Client, as_anonymous: Client, alice: Person, bob: Person
 ) -> None:
     id_ = (await as_alice.done("POST", "/v1/posts", {"title": "Kept"}))["id"]
     for by in (as_alice, as_bob):
@@ -126,7 +126,7 @@ async def test_user_who_was_liked_and_followed_by_the_deleted_one_loses_no_more(
     await as_bob.done("DELETE", "/v1/me")
 
     async def settled() -> bool:
-        post = await as_nobody.done("GET", f"/v1/posts/{id_}")
+        post = await as_anonymous.done("GET", f"/v1/posts/{id_}")
         told = (await as_alice.done("GET", "/v1/notifications"))["notifications"]
         return (post["likeCount"], post["commentCount"], told) == (1, 0, [])
 

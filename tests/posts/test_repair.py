@@ -12,7 +12,7 @@ Unique = Callable[[str], str]
 Database = AsyncDatabase[dict[str, Any]]
 
 
-async def test_repair_sets_right_what_is_wrong_and_says_what(
+async def test_repair_corrects_derived_data_and_reports_each_correction(
     system: System, database: Database, as_alice: Client, as_bob: Client, unique: Unique
 ) -> None:
     tag, gone = unique("wrong"), unique("gone")
@@ -45,7 +45,7 @@ async def test_repair_sets_right_what_is_wrong_and_says_what(
     assert (post["likeCount"], post["commentCount"]) == (1, 0)
 
 
-async def test_repair_removes_all_that_deleted_users_and_posts_have_left(
+async def test_repair_deletes_the_content_of_deleted_users_and_posts(
     system: System, database: Database, as_alice: Client, unique: Unique
 ) -> None:
     user, post, other = unique("user"), unique("post"), unique("other")
@@ -89,8 +89,8 @@ async def test_repair_removes_all_that_deleted_users_and_posts_have_left(
     await database["notifications"].delete_many({"user_id": other})
 
 
-async def test_repair_names_a_tag_that_was_not_counted_at_all(
-    system: System, database: Database, as_alice: Client, as_nobody: Client, unique: Unique
+async def test_repair_restores_a_missing_tag_counter(
+    system: System, database: Database, as_alice: Client, as_anonymous: Client, unique: Unique
 ) -> None:
     lost, unused = unique("lost"), unique("unused")
     await as_alice.done("POST", "/v1/posts", {"title": "Tagged", "tags": [lost]})
@@ -103,7 +103,7 @@ async def test_repair_names_a_tag_that_was_not_counted_at_all(
         f"posts: tag {lost}: 1 posts instead of 0",
         f"posts: tag {unused}: 0 posts instead of 3",
     ]
-    tags = await as_nobody.all("/v1/tags", "tags")
+    tags = await as_anonymous.all("/v1/tags", "tags")
     counts = {each["name"]: each["postCount"] for each in tags}
     assert counts[lost] == 1
     assert unused not in counts

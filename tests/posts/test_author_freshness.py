@@ -74,7 +74,7 @@ async def until_stored(database: Database, person: Person, revision: int) -> Non
     await eventually(stored)
 
 
-async def test_calls_with_a_token_ask_users_nothing_while_the_copy_is_current(
+async def test_users_is_not_called_while_the_projection_is_current(
     bus: AmqpBus,
     as_alice: Client,
     as_bob: Client,
@@ -103,7 +103,7 @@ async def test_calls_with_a_token_ask_users_nothing_while_the_copy_is_current(
     assert (read["author"]["displayName"], read["author"]["followed"]) == ("Alice", True)
 
 
-async def test_users_is_asked_if_the_gateway_knows_of_a_later_change(
+async def test_users_is_called_if_the_gateway_sends_a_later_revision(
     bus: AmqpBus, path: str, alice: Person
 ) -> None:
     await get(bus, path, alice, 0)
@@ -115,7 +115,7 @@ async def test_users_is_asked_if_the_gateway_knows_of_a_later_change(
         assert await asked(bus) == before + more
 
 
-async def test_copy_has_to_do_while_users_is_unavailable(
+async def test_projection_is_used_while_users_is_unavailable(
     system: System, bus: AmqpBus, path: str, alice: Person
 ) -> None:
     await system.stop("users")
@@ -128,7 +128,7 @@ async def test_copy_has_to_do_while_users_is_unavailable(
     assert read.post.author.username == alice.username
 
 
-async def test_other_gateway_knows_of_a_change_within_a_second(
+async def test_other_gateway_receives_a_revision_within_a_second(
     bus: AmqpBus, as_alice: Client, alice: Person, bob: Person
 ) -> None:
     other = CallerRevisions(bus)
@@ -142,7 +142,7 @@ async def test_other_gateway_knows_of_a_change_within_a_second(
                 await asyncio.sleep(0.001)
 
 
-async def test_token_of_an_ended_session_reads_and_writes_nothing(
+async def test_token_of_an_ended_session_is_refused_for_reads_and_writes(
     client: httpx.AsyncClient, bus: AmqpBus, as_alice: Client, path: str, alice: Person
 ) -> None:
     await get(bus, path, alice, 0)
@@ -162,7 +162,7 @@ async def test_token_of_an_ended_session_reads_and_writes_nothing(
         await bus.call(f"{POSTS}.CreatePost", call)
 
 
-async def test_deleted_account_is_refused_before_its_deletion_is_heard_of(
+async def test_deleted_account_is_refused_before_its_event_arrives(
     bus: AmqpBus, path: str, alice: Person
 ) -> None:
     await get(bus, path, alice, 0)
@@ -174,7 +174,7 @@ async def test_deleted_account_is_refused_before_its_deletion_is_heard_of(
         await get(bus, path, alice, deletion.caller_revision)
 
 
-async def test_follow_that_comes_after_its_end_is_counted_and_has_no_effect(
+async def test_late_follow_event_stores_only_its_revision(
     bus: AmqpBus, database: Database, path: str, alice: Person, bob: Person
 ) -> None:
     id_ = f"{alice.id}/{bob.id}"
@@ -203,7 +203,7 @@ async def test_follow_that_comes_after_its_end_is_counted_and_has_no_effect(
     assert await database["follows"].find_one({"_id": id_}) is None
 
 
-async def test_copy_is_made_anew_after_an_event_is_missing(
+async def test_projection_is_copied_again_after_a_lost_event(
     bus: AmqpBus,
     as_alice: Client,
     path: str,

@@ -7,17 +7,16 @@ import httpx
 import pytest
 from pymongo import AsyncMongoClient
 
-from posts import likes, notifications, search
-from posts.filters import NEWEST, OLDEST, UPDATED, Order, PostFilter
+from posts import likes, notification_repository, post_search
 from posts.likes import LikeRepository
-from posts.models import PUBLISHED
-from posts.notifications import NotificationRepository
-from posts.repository import PostRepository
-from posts.search import PostSearch
+from posts.models import PUBLISHED, create_indexes
+from posts.notification_repository import NotificationRepository
+from posts.post_filters import NEWEST, OLDEST, UPDATED, Order, PostFilter
+from posts.post_search import PostSearch
 from posts.tags import TagRepository
 from shared.data.mongo_database import Mongo
 from shared.data.pages import Page, Position
-from tests.posts.commands import SentCommands
+from tests.posts.sent_commands import SentCommands
 
 Unique = Callable[[str], str]
 Document = dict[str, Any]
@@ -63,8 +62,7 @@ async def filled(mongo_url: str, run_id: str) -> AsyncIterator[str]:
     async with AsyncMongoClient[Document](own) as client:
         database = client.get_default_database()
         mongo = Mongo(database)
-        for repository in (PostRepository, LikeRepository, NotificationRepository, TagRepository):
-            await repository(mongo).create_indexes()
+        await create_indexes(mongo)
         await database["posts"].insert_many([a_post(number) for number in range(POSTS)])
         await database["likes"].insert_many([a_like(number) for number in range(POSTS)])
         yield own
@@ -129,7 +127,7 @@ async def test_page_of_posts_examines_a_bounded_number(
 
     await PostSearch(opened).find(wanted, a_page(100), order)
 
-    assert await work_of(opened, sent) < search.EXAMINED + 10
+    assert await work_of(opened, sent) < post_search.EXAMINED + 10
 
 
 async def test_page_of_liked_posts_examines_a_bounded_number(
@@ -148,7 +146,7 @@ async def test_page_of_liked_posts_examines_a_bounded_number(
 
 
 @pytest.mark.parametrize("order", [NEWEST, OLDEST])
-async def test_short_pages_lead_to_every_post_once(
+async def test_short_pages_reach_every_post_once(
     order: Order, mongo: tuple[Mongo, SentCommands]
 ) -> None:
     posts, wanted = PostSearch(mongo[0]), PostFilter(q="even", author_ids=[AUTHOR])
@@ -162,7 +160,7 @@ async def test_short_pages_lead_to_every_post_once(
     assert (rarely, short) == ([even[0]], 2)
 
 
-async def test_posts_of_equal_times_of_change_are_listed_once_each(
+async def test_posts_with_equal_update_times_are_listed_once(
     mongo: tuple[Mongo, SentCommands],
 ) -> None:
     posts, wanted = PostSearch(mongo[0]), PostFilter(updated_since=1600)
@@ -174,7 +172,7 @@ async def test_posts_of_equal_times_of_change_are_listed_once_each(
     assert await posts.count(wanted, UPDATED) == 200
 
 
-async def test_short_pages_lead_to_every_liked_post(mongo: tuple[Mongo, SentCommands]) -> None:
+async def test_short_pages_reach_every_liked_post(mongo: tuple[Mongo, SentCommands]) -> None:
     repository, rare = LikeRepository(mongo[0]), PostFilter(tag="rare")
 
     found, count = await pages(lambda after: repository.posts(FAN, rare, a_page(20, after)))
@@ -186,7 +184,7 @@ async def test_short_pages_lead_to_every_liked_post(mongo: tuple[Mongo, SentComm
     assert len(everything) == len(set(everything)) == POSTS
 
 
-async def test_rare_condition_finds_its_posts_at_once(mongo: tuple[Mongo, SentCommands]) -> None:
+async def test_rare_condition_is_one_short_scan(mongo: tuple[Mongo, SentCommands]) -> None:
     opened, sent = mongo
     posts, wanted = PostSearch(opened), PostFilter(q="even only3", tag="common")
 
@@ -206,7 +204,7 @@ async def test_query_of_many_words_probes_a_few_indexes(mongo: tuple[Mongo, Sent
     assert len(sent.taken()) == 6
 
 
-async def test_total_is_counted_up_to_a_bound(
+async def test_total_of_posts_has_a_bound(
     mongo: tuple[Mongo, SentCommands], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened, sent = mongo
@@ -214,7 +212,7 @@ async def test_total_is_counted_up_to_a_bound(
     assert await posts.count(PostFilter(tag="common"), NEWEST) == POSTS
     assert await posts.count(PostFilter(q="odd even"), NEWEST) is None
     halves = [PostFilter(q="odd"), PostFilter(q="even")]
-    monkeypatch.setattr(search, "COUNTED", 4000)
+    monkeypatch.setattr(post_search, "COUNTED", 4000)
     sent.taken()
 
     assert await posts.count(PostFilter(tag="common"), NEWEST) is None
@@ -223,7 +221,7 @@ async def test_total_is_counted_up_to_a_bound(
     assert await posts.count_all(halves, NEWEST) is None
 
 
-async def test_counts_of_tags_and_notifications_have_bounds(
+async def test_totals_of_tags_and_notifications_have_bounds(
     mongo: tuple[Mongo, SentCommands], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened, sent = mongo
@@ -235,8 +233,8 @@ async def test_counts_of_tags_and_notifications_have_bounds(
         await told.add(1, "reader", "actor", post_id=str(number))
     assert (await tags.total(), await told.count("reader", unread_only=False)) == (40, 40)
     monkeypatch.setattr("posts.tags.COUNTED", 4)
-    monkeypatch.setattr(notifications, "COUNTED", 4)
-    monkeypatch.setattr(notifications, "UNREAD_COUNTED", 4)
+    monkeypatch.setattr(notification_repository, "COUNTED", 4)
+    monkeypatch.setattr(notification_repository, "UNREAD_COUNTED", 4)
     sent.taken()
 
     assert await tags.total() is None

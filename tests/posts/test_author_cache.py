@@ -9,8 +9,7 @@ import pytest
 
 from postbus.bus.v1 import Event
 from postbus.users.v1 import UserDeleted, UserProfileUpdated
-from posts.authors import gone
-from posts.card_cache import CardCache
+from posts.authors import AuthorCache
 from posts.models import Author
 from shared.bus.memory import MemoryBus
 from shared.wire import encode
@@ -34,15 +33,15 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def cache(clock: Clock) -> CardCache:
-    return CardCache(clock)
+def cache(clock: Clock) -> AuthorCache:
+    return AuthorCache(clock)
 
 
 @pytest.fixture
-async def bus(cache: CardCache) -> AsyncIterator[MemoryBus]:
+async def bus(cache: AuthorCache) -> AsyncIterator[MemoryBus]:
     """What the cache hears."""
     memory = MemoryBus()
-    async with cache.hearing(memory):
+    async with cache.subscribed(memory):
         yield memory
 
 
@@ -50,8 +49,8 @@ def a_card(version: int, id_: str = ID) -> Author:
     return Author(id=id_, username=f"Name{version}", name_key=f"name{version}", version=version)
 
 
-def shown(cache: CardCache, id_: str = ID) -> str | None:
-    card = cache.of([id_]).get(id_)
+def shown(cache: AuthorCache, id_: str = ID) -> str | None:
+    card = cache.get_many([id_]).get(id_)
     return None if card is None else card.username
 
 
@@ -61,30 +60,30 @@ async def tell(bus: MemoryBus, message: betterproto.Message) -> None:
     await bus.publish(Event(id="e", type=kind, subject=ID, time=time, data=encode(message)))
 
 
-async def until(cache: CardCache, name: str) -> None:
+async def until(cache: AuthorCache, name: str) -> None:
     async with asyncio.timeout(5):
         while shown(cache) != name:  # noqa: ASYNC110  # the bus says nothing when it has delivered
             await asyncio.sleep(0)
 
 
-def test_later_card_stays(cache: CardCache) -> None:
-    cache.keep([a_card(2)])
-    cache.keep([a_card(1)])
+def test_older_version_does_not_replace_a_cached_author(cache: AuthorCache) -> None:
+    cache.put([a_card(2)])
+    cache.put([a_card(1)])
 
     assert shown(cache) == "Name2"
     assert shown(cache, "another") is None
 
 
-def test_nothing_comes_back_of_who_is_gone(cache: CardCache) -> None:
-    cache.keep([a_card(7)])
-    cache.keep([gone(ID)])
-    cache.keep([a_card(8)])
+def test_tombstone_is_never_replaced(cache: AuthorCache) -> None:
+    cache.put([a_card(7)])
+    cache.put([Author.tombstone(ID)])
+    cache.put([a_card(8)])
 
     assert shown(cache) == ""
 
 
-def test_card_is_read_again_after_a_minute(cache: CardCache, clock: Clock) -> None:
-    cache.keep([a_card(1)])
+def test_cached_author_expires_after_a_minute(cache: AuthorCache, clock: Clock) -> None:
+    cache.put([a_card(1)])
     clock.now += 59
     assert shown(cache) == "Name1"
 
@@ -93,34 +92,36 @@ def test_card_is_read_again_after_a_minute(cache: CardCache, clock: Clock) -> No
     assert shown(cache) is None
 
 
-def test_card_that_was_asked_for_longest_ago_is_forgotten_first(cache: CardCache) -> None:
-    cache.keep([a_card(1, "first"), a_card(1, "second")])
-    cache.of(["first"])
-    cache.keep(a_card(1, str(number)) for number in range(19_999))
+def test_least_recently_used_author_is_evicted_first(cache: AuthorCache) -> None:
+    cache.put([a_card(1, "first"), a_card(1, "second")])
+    cache.get_many(["first"])
+    cache.put(a_card(1, str(number)) for number in range(19_999))
 
     assert shown(cache, "first") == "Name1"
     assert shown(cache, "second") is None
 
 
-async def test_change_is_heard_of(cache: CardCache, bus: MemoryBus) -> None:
-    cache.keep([a_card(1)])
+async def test_profile_event_updates_the_cache(cache: AuthorCache, bus: MemoryBus) -> None:
+    cache.put([a_card(1)])
 
     await tell(bus, UserProfileUpdated(user_id=ID, username="New", version=2))
 
     await until(cache, "New")
 
 
-async def test_change_is_heard_of_before_its_card_is_read(cache: CardCache, bus: MemoryBus) -> None:
+async def test_event_before_a_stale_read_keeps_the_newer_author(
+    cache: AuthorCache, bus: MemoryBus
+) -> None:
     await tell(bus, UserProfileUpdated(user_id=ID, username="New", version=2))
     await until(cache, "New")
 
-    cache.keep([a_card(1)])  # read before the database knew
+    cache.put([a_card(1)])  # read before the database knew
 
     assert shown(cache) == "New"
 
 
-async def test_deletion_is_heard_of(cache: CardCache, bus: MemoryBus) -> None:
-    cache.keep([a_card(9)])
+async def test_deletion_event_caches_a_tombstone(cache: AuthorCache, bus: MemoryBus) -> None:
+    cache.put([a_card(9)])
 
     await tell(bus, UserDeleted(user_id=ID))
 
