@@ -1,4 +1,4 @@
-"""When `posts` answers from its copy of users' data, and when it calls `users`."""
+"""Reads of authors: when the projection is used, and when `users` is called."""
 
 import asyncio
 import time
@@ -31,7 +31,7 @@ POSTS = "postbus.posts.v1.PostsService"
 
 @pytest.fixture
 async def bus(place: Place, system: System) -> AsyncIterator[AmqpBus]:
-    """The broker, as another gateway has it."""
+    """The bus of another gateway."""
     async with connect(SecretStr(place.amqp_url), "gateway") as opened:
         await opened.wait_ready()
         yield opened
@@ -39,13 +39,13 @@ async def bus(place: Place, system: System) -> AsyncIterator[AmqpBus]:
 
 @pytest.fixture
 async def path(as_alice: Client) -> str:
-    """Path of a post of Alice, who has made a call before."""
+    """The path of a post of Alice. Her author data is stored."""
     post = await as_alice.done("POST", "/v1/posts", {"title": "Hers"})
     return f"/v1/posts/{post['id']}"
 
 
-async def asked(bus: AmqpBus) -> float:
-    """Return how many calls `users` has served."""
+async def calls_of_users(bus: AmqpBus) -> float:
+    """Return the number of calls that `users` has served."""
     return sum(
         sample.value
         for family in (await WorkerMetrics(bus).collect()).collect()
@@ -56,7 +56,7 @@ async def asked(bus: AmqpBus) -> float:
 
 
 async def get(bus: AmqpBus, path: str, person: Person, revision: int) -> GetPostResponse:
-    """Get a post through a gateway that knows a revision of the caller."""
+    """Get a post with a revision of the caller, as a gateway sends it."""
     call = Call.new(
         encode(GetPostRequest(id=path.rpartition("/")[2])),
         deadline=time.time() + 5,
@@ -88,7 +88,7 @@ async def test_users_is_not_called_while_the_projection_is_current(
     for person in (alice, bob):
         await until_stored(database, person, 1)
     await as_bob.done("GET", path)  # the first call of the session
-    before = await asked(bus)
+    before = await calls_of_users(bus)
 
     read = await as_bob.done("GET", path)
     await as_bob.done("GET", "/v1/feed")
@@ -99,7 +99,7 @@ async def test_users_is_not_called_while_the_projection_is_current(
     await as_alice.done("POST", "/v1/posts", {"title": "Another"})
     await as_alice.done("PATCH", path, {"title": "New"})
 
-    assert await asked(bus) == before
+    assert await calls_of_users(bus) == before
     assert (read["author"]["displayName"], read["author"]["followed"]) == ("Alice", True)
 
 
@@ -107,12 +107,12 @@ async def test_users_is_called_if_the_gateway_sends_a_later_revision(
     bus: AmqpBus, path: str, alice: Person
 ) -> None:
     await get(bus, path, alice, 0)
-    before = await asked(bus)
+    before = await calls_of_users(bus)
 
     for revision, more in ((0, 0), (1, 1), (0, 1)):
         read = await get(bus, path, alice, revision)
         assert read.post.author.username == alice.username
-        assert await asked(bus) == before + more
+        assert await calls_of_users(bus) == before + more
 
 
 async def test_projection_is_used_while_users_is_unavailable(
@@ -148,7 +148,7 @@ async def test_token_of_an_ended_session_is_refused_for_reads_and_writes(
     await get(bus, path, alice, 0)
     await as_alice.done("POST", "/v1/auth/logout")
 
-    async def refused() -> bool:  # the worker reads the same event as the gateway
+    async def refused() -> bool:  # the worker consumes the same event as the gateway
         try:
             await get(bus, path, alice, 0)
         except ServiceError as error:
@@ -169,7 +169,7 @@ async def test_deleted_account_is_refused_before_its_event_arrives(
     deletion = Call.new(b"", deadline=time.time() + 5, access_token=alice.token)
     await bus.call("postbus.users.v1.UsersService.DeleteMe", deletion)
 
-    assert deletion.caller_revision == 1  # no event has it, so that no copy is as new
+    assert deletion.caller_revision == 1  # no event has it, so that no projection is current
     with pytest.raises(ServiceError, match="SESSION_REVOKED"):
         await get(bus, path, alice, deletion.caller_revision)
 
@@ -222,6 +222,6 @@ async def test_projection_is_copied_again_after_a_lost_event(
 
     await until_stored(database, alice, 2)
     assert await database["follows"].find_one({"_id": f"{alice.id}/{bob.id}"})
-    before = await asked(bus)
+    before = await calls_of_users(bus)
     await as_alice.done("GET", path)
-    assert await asked(bus) == before
+    assert await calls_of_users(bus) == before

@@ -1,4 +1,4 @@
-"""The changes of a user that are in the copy, for every order of their events."""
+"""Revisions of the author projection, for every order of events, and the state of callers."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -26,7 +26,7 @@ ALICE, BOB = "018f3f6e-0000-7000-8000-0000000000a1", "018f3f6e-0000-7000-8000-00
 
 @pytest.fixture
 async def mongo(mongo_url: str, unique: Unique) -> AsyncIterator[tuple[Mongo, SentCommands]]:
-    """A database of its own that counts commands."""
+    """A separate database, with its recorded commands."""
     sent, url = SentCommands(), httpx.URL(mongo_url)
     own = str(url.copy_with(path=unique(f"{url.path}_")))
     async with AsyncMongoClient[dict[str, Any]](own, event_listeners=[sent]) as client:
@@ -106,21 +106,21 @@ async def test_post_with_author_follow_and_like_is_one_query(
     await opened.collection(Like).insert(
         Like(id=f"{post.id}/{ALICE}", post_id=post.id, user_id=ALICE, place="1")
     )
-    sent.taken()
+    sent.take()
 
-    hers = await CallerStates(opened).read_post(post.id, ALICE)
-    his = await CallerStates(opened).read_post(post.id, BOB)
+    for_alice = await CallerStates(opened).read_post(post.id, ALICE)
+    for_bob = await CallerStates(opened).read_post(post.id, BOB)
 
-    assert len(sent.taken()) == 2
-    assert hers.post is not None
-    assert hers.author is not None
-    assert hers.caller is not None
-    assert his.caller is not None
-    assert (hers.post.title, hers.author.id) == (post.title, BOB)
-    assert (set(hers.caller.followed), set(hers.caller.liked)) == ({BOB}, {post.id})
-    assert hers.caller.author is not None
-    assert hers.caller.author.revision == 3
-    assert not his.caller.followed | his.caller.liked
+    assert len(sent.take()) == 2
+    assert for_alice.post is not None
+    assert for_alice.author is not None
+    assert for_alice.caller is not None
+    assert for_bob.caller is not None
+    assert (for_alice.post.title, for_alice.author.id) == (post.title, BOB)
+    assert (set(for_alice.caller.followed), set(for_alice.caller.liked)) == ({BOB}, {post.id})
+    assert for_alice.caller.author is not None
+    assert for_alice.caller.author.revision == 3
+    assert not for_bob.caller.followed | for_bob.caller.liked
 
 
 async def test_concurrent_reads_of_many_callers_and_posts_are_not_mixed_up(
@@ -135,19 +135,26 @@ async def test_concurrent_reads_of_many_callers_and_posts_are_not_mixed_up(
     for user, post in ((ALICE, posts[0]), (BOB, posts[1]), (BOB, posts[2])):
         assert await follows.replace(user, {post.author_id}) is True
         await likes.add(post.id, user)
-    sent.taken()
+    sent.take()
 
     pairs = [(user, post) for user in (ALICE, BOB) for post in posts]
     read = await asyncio.gather(*(states.read_post(post.id, user) for user, post in pairs))
 
-    assert len(sent.taken()) == 1
-    seen = {
+    assert len(sent.take()) == 1
+    states_by_pair = {
         (user, posts.index(post)): (len(state.caller.followed), len(state.caller.liked))
         for (user, post), state in zip(pairs, read, strict=True)
         if state.caller
     }
-    assert {pair for pair, (followed, _) in seen.items() if followed} == {(ALICE, 0), (BOB, 2)}
-    assert {pair for pair, (_, liked) in seen.items() if liked} == {(ALICE, 0), (BOB, 1), (BOB, 2)}
+    assert {pair for pair, (followed, _) in states_by_pair.items() if followed} == {
+        (ALICE, 0),
+        (BOB, 2),
+    }
+    assert {pair for pair, (_, liked) in states_by_pair.items() if liked} == {
+        (ALICE, 0),
+        (BOB, 1),
+        (BOB, 2),
+    }
 
 
 async def test_follows_are_replaced_in_batches(mongo: tuple[Mongo, SentCommands]) -> None:

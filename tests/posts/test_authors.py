@@ -1,4 +1,4 @@
-"""Author data: names and images as other users and their owner see them."""
+"""Author data in replies: profile changes, for the user and for other users."""
 
 from collections.abc import Callable
 
@@ -17,13 +17,15 @@ async def test_user_reads_an_own_rename_at_once(
     for _ in range(20):
         name = unique("renamed")
         await as_alice.done("PATCH", "/v1/me", {"username": name, "displayName": f"D {name}"})
-        shown = [
+        authors = [
             (await as_alice.done("GET", path))["author"],
             (await as_alice.done("GET", f"/v1/posts?author={name}"))["posts"][0]["author"],
             (await as_alice.done("GET", f"{path}/comments"))["comments"][0]["author"],
             (await as_alice.done("POST", "/v1/posts", {"title": "New"}))["author"],
         ]
-        assert {(each["username"], each["displayName"]) for each in shown} == {(name, f"D {name}")}
+        assert {(each["username"], each["displayName"]) for each in authors} == {
+            (name, f"D {name}")
+        }
 
 
 async def test_other_users_read_a_rename_when_its_event_arrives(
@@ -31,13 +33,13 @@ async def test_other_users_read_a_rename_when_its_event_arrives(
 ) -> None:
     post = await as_alice.done("POST", "/v1/posts", {"title": "Mine"})
     path = f"/v1/posts/{post['slug']}"
-    await as_anonymous.done("GET", path)  # what is read is kept for a while
+    await as_anonymous.done("GET", path)  # the author is cached
     name = unique("renamed")
     profile = {"username": name, "imageUrl": "https://example.com/a.png"}
     await as_alice.done("PATCH", "/v1/me", profile)
 
-    async def shown() -> bool:
+    async def renamed() -> bool:
         author = (await as_anonymous.done("GET", path))["author"]
         return (author["username"], author["imageUrl"]) == (name, profile["imageUrl"])
 
-    await eventually(shown)
+    await eventually(renamed)

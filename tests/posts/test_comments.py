@@ -1,4 +1,4 @@
-"""Comments, and what others are told of them."""
+"""Comments: lists, counters, versions and access."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The feed, and what else a user reads of their own writes on the other service."""
+"""The feed, which shows a user's own follows at once."""
 
 from collections.abc import Callable
 
@@ -73,10 +73,10 @@ async def test_feed_uses_the_projection_while_users_is_unavailable(
     await as_alice.done("POST", "/v1/posts", {"title": "Known"})
     await as_bob.done("PUT", f"/v1/users/{alice.username}/follow")
 
-    async def told() -> bool:  # what tells of the follow has taught of it as well
+    async def follow_stored() -> bool:  # the same consumer stores and notifies
         return bool((await as_alice.done("GET", "/v1/notifications"))["notifications"])
 
-    await eventually(told)
+    await eventually(follow_stored)
     await system.stop("users")
     try:
         [post] = (await as_bob.done("GET", "/v1/feed"))["posts"]

@@ -1,4 +1,4 @@
-"""Likes: who likes what, and how many do."""
+"""Likes: counters, and the lists of likers."""
 
 import asyncio
 from collections.abc import Callable
@@ -78,8 +78,8 @@ async def test_concurrent_likes_by_one_user_count_once(
     assert {answer["likeCount"] for answer in answers} == {1}
     assert (await as_bob.done("GET", path))["liked"]
     assert not (await as_anonymous.done("GET", path))["liked"]
-    gone = await asyncio.gather(*(as_bob.done("DELETE", f"{path}/like") for _ in range(20)))
-    assert {answer["likeCount"] for answer in gone} == {0}
+    unliked = await asyncio.gather(*(as_bob.done("DELETE", f"{path}/like") for _ in range(20)))
+    assert {answer["likeCount"] for answer in unliked} == {0}
     assert not (await as_bob.done("GET", path))["liked"]
 
 
@@ -114,8 +114,8 @@ async def test_unpublished_post_keeps_its_likes(
 
     assert (hidden["posts"], hidden["total"], own["total"]) == ([], 0, 1)
     assert refused == [(404, "POST_NOT_FOUND")] * 2
-    shown = await as_bob.done("GET", liked)
-    assert [(each["likeCount"], each["liked"]) for each in shown["posts"]] == [(1, True)]
+    listed = await as_bob.done("GET", liked)
+    assert [(each["likeCount"], each["liked"]) for each in listed["posts"]] == [(1, True)]
 
 
 async def test_like_needs_an_account(as_alice: Client, as_anonymous: Client) -> None:

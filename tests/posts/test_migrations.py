@@ -1,4 +1,4 @@
-"""The database of `posts` from version to version, and back."""
+"""Upgrades and downgrades of the database of `posts`."""
 
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
@@ -46,7 +46,7 @@ def old_post(number: int) -> dict[str, Any]:
 
 @pytest.fixture
 async def database(mongo_url: str, unique: Unique) -> AsyncIterator[Database]:
-    """A database of its own, as the first version had it."""
+    """A separate database with documents of the first version."""
     url = httpx.URL(mongo_url)
     own = str(url.copy_with(path=unique(f"{url.path}_")))
     async with AsyncMongoClient[dict[str, Any]](own, tz_aware=True) as client:
@@ -96,7 +96,7 @@ async def test_downgrade_restores_the_first_version_without_drafts(database: Dat
     draft = await posts.get(old_post(2)["_id"])
     assert draft is not None
     await posts.update(draft, {"status": "draft"})
-    await AuthorRepository(mongo, AuthorCache()).mark_deleted("gone")
+    await AuthorRepository(mongo, AuthorCache()).mark_deleted("deleted")
 
     await migrate(mongo, MIGRATIONS, 0)
 
@@ -120,13 +120,13 @@ async def test_migrated_title_of_any_length_has_a_valid_slug(database: Database)
 
     slugs = [each["slug"] async for each in database["posts"].find().sort("_id")][3:]
     assert [slugs[1], slugs[2]] == ["000000000012", "x" * 80 + "-000000000013"]
-    assert max(map(len, slugs)) <= 250  # as GetPost takes them
+    assert max(map(len, slugs)) <= 250  # the limit of GetPost
     assert await PostRepository(mongo).get(slugs[0]) is not None
 
 
 @pytest.fixture
 def old_system(place: Place, tokens: TokenMaker, database: Database, tmp_path: Path) -> System:
-    """The services, none of them running, with databases beside the old one."""
+    """The services, not started, with databases next to the old one."""
     server = httpx.URL(place.mongo_url)
     settings = {
         "POSTBUS_MONGO_URL": str(server.copy_with(path=f"/{database.name}")),

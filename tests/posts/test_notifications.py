@@ -118,8 +118,8 @@ async def test_like_after_an_unlike_is_the_same_notification(
     await until_notified(as_alice, 0)
     await as_bob.done("PUT", path)
 
-    [again] = await until_notified(as_alice, 1)
-    assert again == first
+    [second] = await until_notified(as_alice, 1)
+    assert second == first
 
 
 async def test_repeated_follow_is_notified_once(
@@ -271,7 +271,7 @@ async def test_mentioned_user_is_notified_once(
         as_alice, body=f"@{name} and @{name}, not me@{name}", status="POST_STATUS_DRAFT"
     )
     post_id = await new_post(as_alice, title=f"Hello @{name}!")
-    await comment(as_alice, post_id, f"@{name}, @{alice.username} and @nobody-at-all")
+    await comment(as_alice, post_id, f"@{name}, @{alice.username} and @unknown-user")
     mentioned = (KIND + "MENTION", alice.username)
 
     await until_kinds(as_bob, [mentioned] * 2)
@@ -306,15 +306,18 @@ async def test_notification_event_is_sent_only_to_its_user(
 ) -> None:
     path = f"/v1/posts/{await new_post(as_alice)}"
     types = ["postbus.posts.v1.NotificationCreated", "postbus.posts.v1.PostUpdated"]
-    async with connect(system.websocket_url) as hers, connect(system.websocket_url) as his:
-        for socket, person in ((hers, alice), (his, bob)):
+    async with (
+        connect(system.websocket_url) as alice_socket,
+        connect(system.websocket_url) as bob_socket,
+    ):
+        for socket, person in ((alice_socket, alice), (bob_socket, bob)):
             await ask(socket, {"id": "1", "authenticate": {"accessToken": person.token}})
             assert "subscribed" in await ask(socket, {"id": "2", "subscribe": {"types": types}})
         await as_bob.done("PUT", f"{path}/like")
-        hers_event = json.loads(await hers.recv())["event"]["data"]
+        alice_event = json.loads(await alice_socket.recv())["event"]["data"]
         await as_alice.done("PATCH", path, {"title": "Changed"})
-        his_event = json.loads(await his.recv())["event"]["data"]
+        bob_event = json.loads(await bob_socket.recv())["event"]["data"]
 
-    assert hers_event["userId"] == alice.id
-    assert hers_event["notification"]["kind"] == KIND + "LIKE"
-    assert his_event["@type"].endswith("PostUpdated")
+    assert alice_event["userId"] == alice.id
+    assert alice_event["notification"]["kind"] == KIND + "LIKE"
+    assert bob_event["@type"].endswith("PostUpdated")

@@ -57,12 +57,12 @@ async def test_published_draft_is_sorted_by_its_first_publication(
     published = await as_alice.done("POST", f"{path}:publish")
     third = await as_alice.done("POST", "/v1/posts", {"title": "3"})
     unpublished = await as_alice.done("POST", f"{path}:unpublish")
-    again = await as_alice.done("POST", f"{path}:publish")
+    republished = await as_alice.done("POST", f"{path}:publish")
     same = await as_alice.done("POST", f"{path}:publish")
 
     assert unpublished["status"] == "POST_STATUS_DRAFT"
-    assert again["publishedAt"] == published["publishedAt"] > draft["createdAt"]
-    assert [each["version"] for each in (published, unpublished, again, same)] == list("2344")
+    assert republished["publishedAt"] == published["publishedAt"] > draft["createdAt"]
+    assert [each["version"] for each in (published, unpublished, republished, same)] == list("2344")
     listed = await as_alice.done("GET", f"/v1/posts?author={alice.username}")
     ids = [third["id"], draft["id"], second["id"]]
     assert [post["id"] for post in listed["posts"]] == ids
@@ -97,8 +97,12 @@ async def test_unpublished_post_keeps_its_comments_and_likes(
 
     assert [each["id"] for each in own] == [comment["id"]]
     assert unread == unchanged == (404, "POST_NOT_FOUND")
-    again = await as_bob.done("GET", path)
-    assert (again["likeCount"], again["commentCount"], again["liked"]) == (1, 1, True)
+    republished = await as_bob.done("GET", path)
+    assert (republished["likeCount"], republished["commentCount"], republished["liked"]) == (
+        1,
+        1,
+        True,
+    )
 
 
 async def test_unpublished_post_is_not_in_lists_feed_and_tags(
@@ -108,17 +112,17 @@ async def test_unpublished_post_is_not_in_lists_feed_and_tags(
     post = await as_alice.done("POST", "/v1/posts", {"title": "Out", "tags": [tag]})
     await as_bob.done("PUT", f"/v1/users/{alice.username}/follow")
 
-    async def seen() -> list[int]:
+    async def listed_items() -> list[int]:
         lists = ("/v1/feed?", f"/v1/posts?author={alice.username}&", f"/v1/posts?tag={tag}&")
         pages = [await as_bob.done("GET", f"{path}includeTotal=true") for path in lists]
         tags = [each["name"] for each in await as_anonymous.all("/v1/tags", "tags")]
         return [*(len(page["posts"]) + page["total"] for page in pages), tags.count(tag)]
 
-    assert await seen() == [2, 2, 2, 1]
+    assert await listed_items() == [2, 2, 2, 1]
     await as_alice.done("POST", f"/v1/posts/{post['id']}:unpublish")
-    assert await seen() == [0, 0, 0, 0]
+    assert await listed_items() == [0, 0, 0, 0]
     await as_alice.done("POST", f"/v1/posts/{post['id']}:publish")
-    assert await seen() == [2, 2, 2, 1]
+    assert await listed_items() == [2, 2, 2, 1]
 
 
 async def test_deleted_draft_is_not_found(as_alice: Client) -> None:
@@ -155,11 +159,11 @@ async def test_deletion_of_an_unpublished_draft_publishes_no_event(
         await ask(socket, {"id": "1", "authenticate": {"accessToken": bob.token}})
         await ask(socket, {"id": "2", "subscribe": {"types": types}})
         await as_alice.done("DELETE", f"/v1/posts/{draft['id']}")
-        shown = await as_alice.done("POST", "/v1/posts", {"title": "Shown"})
-        await as_alice.done("DELETE", f"/v1/posts/{shown['id']}")
+        published_post = await as_alice.done("POST", "/v1/posts", {"title": "Shown"})
+        await as_alice.done("DELETE", f"/v1/posts/{published_post['id']}")
         received = [json.loads(await socket.recv())["event"] for _ in range(2)]
 
-    assert {event["subject"] for event in received} == {shown["id"]}
+    assert {event["subject"] for event in received} == {published_post["id"]}
 
 
 async def test_draft_publishes_no_event(

@@ -1,4 +1,4 @@
-"""Lists of posts: what they have, in which order, page by page."""
+"""Lists of posts: filters, order and pages."""
 
 import asyncio
 from collections.abc import Callable
@@ -46,7 +46,7 @@ async def test_filter_without_matches_is_an_empty_page(as_alice: Client, bob: Pe
     await post(as_alice, "A post")
     both = f"author={bob.username}&authorId=018f3f6e-0000-7000-8000-000000000001"
 
-    for query in ("author=nobody-at-all", "likedBy=nobody-at-all", "q=🎉", "tag=nosuchtag", both):
+    for query in ("author=unknown-user", "likedBy=unknown-user", "q=🎉", "tag=nosuchtag", both):
         page = await as_alice.done("GET", f"/v1/posts?{query}&includeTotal=true")
         assert page == {"posts": [], "nextPageToken": "", "total": 0}, query
 
@@ -98,7 +98,7 @@ async def test_liked_posts_are_sorted_by_the_time_of_the_like(
     as_alice: Client, as_bob: Client, bob: Person
 ) -> None:
     posts = [await post(as_alice) for _ in range(7)]
-    liked = [posts[place] for place in (3, 0, 6, 1, 5)]
+    liked = [posts[index] for index in (3, 0, 6, 1, 5)]
     for each in liked:
         await as_bob.done("PUT", f"/v1/posts/{each}/like")
 
@@ -165,7 +165,7 @@ async def test_posts_updated_since_a_time_are_sorted_by_update(
     assert (await as_anonymous.done("GET", mine))["total"] == 4
     liked = f"/v1/posts?author={alice.username}&likedBy={{}}&updatedSince={changed['updatedAt']}"
     await as_bob.done("PUT", f"/v1/posts/{first}/like")
-    assert await ids(as_anonymous, liked.format(unique("nobody"))) == []
+    assert await ids(as_anonymous, liked.format(unique("stranger"))) == []
     await as_alice.done("DELETE", f"/v1/posts/{second}")
     await as_alice.done("POST", f"/v1/posts/{third}:unpublish")
     assert await ids(as_anonymous, start + since) == [fourth, first]

@@ -1,4 +1,4 @@
-"""Names of posts in addresses."""
+"""Slugs: the names of posts in URLs."""
 
 import asyncio
 from collections.abc import Callable

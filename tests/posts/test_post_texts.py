@@ -1,4 +1,4 @@
-"""What is made of texts: slugs, keys of tags, mentions."""
+"""Values derived from texts: slugs, tag keys and mentions."""
 
 import unicodedata
 
@@ -62,7 +62,7 @@ def test_blank_tag_is_dropped() -> None:
 
 
 def test_stored_tag_has_the_key_of_the_original() -> None:
-    marked = "\u03b1\u0345\u0301"  # in this order only until it is composed
+    marked = "\u03b1\u0345\u0301"  # NFC reorders the marks
 
     [(key, stored)] = distinct_tags([marked]).items()
 
@@ -71,7 +71,7 @@ def test_stored_tag_has_the_key_of_the_original() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "named"),
+    ("text", "names"),
     [
         ("@alice, @Bob_1! (@carol-x)\n@dave.", ["alice", "bob_1", "carol-x", "dave"]),
         ("@alice @ALICE @Alice", ["alice"]),
@@ -80,5 +80,5 @@ def test_stored_tag_has_the_key_of_the_original() -> None:
         (" ".join(f"@user{number}" for number in range(12)), [f"user{n}" for n in range(10)]),
     ],
 )
-def test_mention_is_an_at_sign_before_a_name(text: str, named: list[str]) -> None:
-    assert mentions(text) == named
+def test_mention_is_an_at_sign_before_a_name(text: str, names: list[str]) -> None:
+    assert mentions(text) == names

@@ -1,4 +1,4 @@
-"""One post: what it has, and who changes it."""
+"""Handlers of a single post: fields, validation, versions and access."""
 
 import asyncio
 import re
@@ -13,7 +13,7 @@ from tests.people import Client, Person, ask
 from tests.system import System
 
 Unique = Callable[[str], str]
-NOWHERE = "/v1/posts/018f3f6e-0000-7000-8000-000000000001"
+UNKNOWN_PATH = "/v1/posts/018f3f6e-0000-7000-8000-000000000001"
 
 
 async def test_created_post_has_the_given_and_the_derived_fields(
@@ -137,7 +137,7 @@ async def test_post_is_changed_only_by_its_author(as_alice: Client, as_bob: Clie
 async def test_unknown_post_is_not_found(
     verb: str, suffix: str, body: object, as_alice: Client
 ) -> None:
-    assert await as_alice.refused(verb, NOWHERE + suffix, body) == (404, "POST_NOT_FOUND")
+    assert await as_alice.refused(verb, UNKNOWN_PATH + suffix, body) == (404, "POST_NOT_FOUND")
 
 
 async def test_server_controlled_fields_are_refused(as_alice: Client) -> None:
@@ -174,7 +174,7 @@ async def test_times_have_microseconds(as_alice: Client) -> None:
         (await as_alice.done("POST", "/v1/posts", {"title": "Now"}))["createdAt"] for _ in range(3)
     ]
 
-    assert max(map(len, created)) == len("2026-11-24T14:11:09.966403Z")  # not all end in zeros
+    assert max(map(len, created)) == len("2026-11-24T14:11:09.966403Z")  # not only milliseconds
     assert created == sorted(created)
 
 

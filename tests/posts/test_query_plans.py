@@ -1,4 +1,4 @@
-"""Every query that `posts` makes goes by an index, and no list is sorted after it was read."""
+"""Every query of `posts` uses an index, and no list needs a sort."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
@@ -32,7 +32,7 @@ Document = dict[str, Any]
 
 @pytest.fixture
 async def mongo(mongo_url: str, unique: Unique) -> AsyncIterator[tuple[Mongo, SentCommands]]:
-    """A database of its own, whose commands are recorded."""
+    """A separate database, with its recorded commands."""
     sent, url = SentCommands(), httpx.URL(mongo_url)
     own = str(url.copy_with(path=unique(f"{url.path}_")))
     async with AsyncMongoClient[Document](own, event_listeners=[sent]) as client:
@@ -104,7 +104,7 @@ async def run_post_queries(mongo: Mongo) -> None:
             await search.find(wanted, a_page(), order)
             await search.find(wanted, a_page("07"), order)
         await search.count(wanted, NEWEST)
-        if len(wanted.author_ids or ()) > 1:  # a feed, which has one order
+        if len(wanted.author_ids or ()) > 1:  # a feed has one order
             continue
         updated = replace(wanted, updated_since=3)
         await search.find(updated, a_page(), UPDATED)
@@ -171,7 +171,7 @@ async def run_other_queries(mongo: Mongo) -> None:
 
 
 def stages(plan: Any) -> Iterator[str]:
-    """Name the stages of a plan that was chosen, and of those inside."""
+    """Yield the names of the stages of the winning plan, nested ones included."""
     if isinstance(plan, dict):
         if isinstance(plan.get("stage"), str):
             yield plan["stage"]
@@ -186,7 +186,7 @@ def stages(plan: Any) -> Iterator[str]:
 async def test_every_query_uses_an_index(mongo: tuple[Mongo, SentCommands]) -> None:
     opened, sent = mongo
     await run_every_query(opened)
-    commands, faults = sent.taken(), []
+    commands, faults = sent.take(), []
 
     for command in commands:
         plan = await opened.database.command("explain", command, verbosity="queryPlanner")

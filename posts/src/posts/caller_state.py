@@ -65,7 +65,7 @@ class CallerStates:
         )
 
     async def read_post(self, post_id: str, user_id: str) -> PostState:
-        """Return a post, its author, and the user's state about both."""
+        """Return a post, its author, and the follow and like of the user."""
         post, like = _POST + post_id, f"{_LIKE}{post_id}/{user_id}"
         keys = [_AUTHOR + user_id, post, like, f"{_VIEW}{post_id}/{user_id}"]
         found = await self._loader.load(keys)

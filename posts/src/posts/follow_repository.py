@@ -12,9 +12,9 @@ from shared.data.mongo_database import Mongo
 __all__ = ["FollowRepository"]
 
 _MAX_FOLLOWED: Final = 5000
-"""Follows of one user that are read; `users` allows no more."""
+"""Follows of one user that are read. `users` has the same limit."""
 _REPLACED: Final = 200
-"""Follows that one call of `replace` stores, and that it deletes."""
+"""Follows that one `replace` inserts at most, and that it deletes at most."""
 
 
 class FollowRepository:
@@ -43,7 +43,7 @@ class FollowRepository:
     async def replace(self, user_id: str, ids: Collection[str]) -> bool:
         """Replace the users that this user follows by `ids`.
 
-        False if there are more changes than fit into one transaction; a part of them is then made.
+        False if the changes exceed one transaction; then only a part of them is made.
         """
         stored = set(await self.ids_followed_by(user_id))
         missing, surplus = sorted(set(ids) - stored), sorted(stored - set(ids))

@@ -173,7 +173,7 @@ class LikeHandlers:
 
     @MessagePattern(PostsServiceBase.list_likers)
     async def list_likers(self, request: ListLikersRequest, context: Context) -> ListLikersResponse:
-        """Return a page of the users who like a post that the caller may read."""
+        """Return a page of the likers of a post that the caller may read."""
         post = require_readable(await self.posts.get(request.id), context)
         page = self.pages.of(request)
         likes, token = page.cut(await self.likes.of_post(post.id, page), _position)

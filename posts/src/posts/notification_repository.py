@@ -17,7 +17,7 @@ from shared.data.pages import Page, Position
 __all__ = ["UNREAD_COUNTED", "NotificationRepository", "notification_position"]
 
 UNREAD_COUNTED: Final = 10_000
-"""The highest count of unread notifications in replies; each list counts them."""
+"""The highest number of unread notifications that is counted, with each list."""
 
 _RETENTION: Final = timedelta(days=90)
 
@@ -42,7 +42,7 @@ class NotificationRepository:
         post_id: str = "",
         comment_id: str = "",
     ) -> Notification | None:
-        """Store and return a notification; None if it exists. A withdrawn one is shown again."""
+        """Store and return a notification; None if it exists. A hidden one is unhidden."""
         key = _key(kind, user_id, actor_id, post_id, comment_id)
         existing = await self._notifications.update_one(
             eq(Notification.key, key), {"$set": {"hidden": False}}

@@ -15,7 +15,7 @@ __all__ = ["COUNTED", "EXAMINED", "UNLISTED", "PostSearch"]
 EXAMINED: Final = 2000
 """Posts that one page or one total examines if no index has exactly the posts of the list."""
 COUNTED: Final = 50_000
-"""The highest total: the index entries that are counted."""
+"""The highest total, in entries of an index."""
 UNLISTED: Final = ("body", "slugs", "tag_keys", "words")
 """Fields of posts that lists do not return."""
 

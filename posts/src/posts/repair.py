@@ -43,7 +43,7 @@ async def repair(mongo: Mongo) -> AsyncIterator[str]:
             corrected += 1
             yield correction
     posts = await database["posts"].estimated_document_count()
-    yield f"{posts} posts, {corrected} things were wrong"
+    yield f"{posts} posts, {corrected} corrections"
 
 
 async def _delete_content_of_users(database: Database) -> AsyncIterator[str]:

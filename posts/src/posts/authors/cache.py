@@ -24,13 +24,13 @@ _TYPES: Final = [
     name for name, event in EVENTS.items() if event.message in (UserProfileUpdated, UserDeleted)
 ]
 _MAX_AUTHORS: Final = 20_000
-"""Size, at less than a kilobyte per author; the least recently used author is evicted first."""
+"""Maximum size, at less than a kilobyte per author. The least recently used is evicted first."""
 _TTL: Final = 60.0
-"""Seconds. The process has missed the events from before its subscription."""
+"""Seconds until an author is read again: earlier events than the subscription were missed."""
 
 
 class AuthorCache:
-    """The authors that were read lately, updated by the events of `users`.
+    """Recently read authors, updated by the events of `users`.
 
     Each process has its own subscription, which gets an event about as soon as the database does.
     `clock` returns seconds.

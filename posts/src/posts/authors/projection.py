@@ -44,7 +44,7 @@ class AuthorMessages:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthorProjection:
-    """Reads authors.
+    """Reads authors as callers see them.
 
     A call is answered from the projection if that includes all changes of the caller that the
     gateway has seen, see `posts.authors`. Otherwise, and for users that the projection
@@ -148,7 +148,8 @@ class AuthorProjection:
         state = await self._read_state(context)
         if state.author is None or not _is_current(state.author, context):
             call = self.users.list_followed_ids(ListFollowedIdsRequest(), timeout=USERS_TIMEOUT)
-            if response := await _unless_unavailable(call):
+            response = await _unless_unavailable(call)
+            if response is not None:
                 return response.ids
         return await self.follows.ids_followed_by(context.user_id)
 
@@ -193,7 +194,7 @@ async def _unless_unavailable(call: Coroutine[Any, Any, T]) -> T | None:
 
 
 def _is_current(author: Author, context: Context) -> bool:
-    """Return whether the projection of the caller includes every change that is known."""
+    """Return whether the projection has the highest known revision of the caller."""
     return context.caller_revision <= author.revision
 
 

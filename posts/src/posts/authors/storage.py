@@ -84,7 +84,7 @@ class AuthorRepository:
     async def by_names(self, names: Sequence[str]) -> list[Author]:
         """Return the authors with these usernames in any case.
 
-        Rarely more than one per name: a name can belong to two authors until an event arrives.
+        There can be two per name until the event of a rename arrives.
         """
         keys = [name.lower() for name in names]
         query = in_(Author.name_key, keys)
