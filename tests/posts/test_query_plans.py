@@ -1,4 +1,4 @@
-"""Every query that `posts` makes goes by an index, and no list is sorted after it was read."""
+"""Every query of `posts` uses an index, and no list needs a sort."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
@@ -11,20 +11,20 @@ from pymongo import AsyncMongoClient
 
 from postbus.posts.v1 import ListPostsRequest, NotificationKind
 from postbus.users.v1 import FollowChanged
-from posts.authors import AuthorRepository
+from posts.authors import AuthorCache, AuthorRepository
 from posts.caller_state import CallerStates
 from posts.comments import CommentRepository
-from posts.filters import NEWEST, OLDEST, UPDATED, PostFilter
-from posts.follows import FollowRepository
+from posts.follow_repository import FollowRepository
 from posts.likes import LikeRepository
-from posts.models import DRAFT, PUBLISHED, Author, Comment, Post
-from posts.notifications import NotificationRepository
-from posts.repository import PostRepository
-from posts.search import PostSearch
+from posts.models import DRAFT, PUBLISHED, Author, Comment, Post, create_indexes
+from posts.notification_repository import NotificationRepository
+from posts.post_filters import NEWEST, OLDEST, UPDATED, PostFilter
+from posts.post_repository import PostRepository
+from posts.post_search import PostSearch
 from posts.tags import TagRepository
 from shared.data.mongo_database import Mongo
 from shared.data.pages import Page, Pages
-from tests.posts.commands import EXPLAINED, SentCommands
+from tests.posts.sent_commands import EXPLAINED, SentCommands
 
 Unique = Callable[[str], str]
 Document = dict[str, Any]
@@ -32,7 +32,7 @@ Document = dict[str, Any]
 
 @pytest.fixture
 async def mongo(mongo_url: str, unique: Unique) -> AsyncIterator[tuple[Mongo, SentCommands]]:
-    """A database of its own, whose commands are recorded."""
+    """A separate database, with its recorded commands."""
     sent, url = SentCommands(), httpx.URL(mongo_url)
     own = str(url.copy_with(path=unique(f"{url.path}_")))
     async with AsyncMongoClient[Document](own, event_listeners=[sent]) as client:
@@ -70,15 +70,15 @@ def a_post(number: int) -> Post:
     )
 
 
-async def ask_everything(mongo: Mongo) -> None:
-    """Make every query that the handlers make."""
-    await ask_of_posts(mongo)
-    await ask_of_what_hangs_on_them(mongo)
+async def run_every_query(mongo: Mongo) -> None:
+    """Run every query that the handlers run."""
+    await run_post_queries(mongo)
+    await run_other_queries(mongo)
 
 
-async def ask_of_posts(mongo: Mongo) -> None:
+async def run_post_queries(mongo: Mongo) -> None:
     posts, search, tags = PostRepository(mongo), PostSearch(mongo), TagRepository(mongo)
-    await posts.create_indexes()
+    await create_indexes(mongo)
     for number in range(40):
         await posts.add(a_post(number))
     post = await posts.get(FIRST)
@@ -86,10 +86,10 @@ async def ask_of_posts(mongo: Mongo) -> None:
     await posts.get(post.slug)
     await posts.with_author(FIRST)
     await CallerStates(mongo).read_post(FIRST, "u")
-    await posts.change(post, {"title": "Another", "tags": ["u"]})
+    await posts.update(post, {"title": "Another", "tags": ["u"]})
     await posts.add_to_count(FIRST, "like_count", 1)
-    await posts.take_from_counts([FIRST, a_post_id(2)], "like_count")
-    await posts.some_of("a", 10)
+    await posts.decrement_counts([FIRST, a_post_id(2)], "like_count")
+    await posts.batch_of_author("a", 10)
     for wanted in (
         PostFilter(),
         PostFilter(status=DRAFT, author_ids=["a"]),
@@ -104,7 +104,7 @@ async def ask_of_posts(mongo: Mongo) -> None:
             await search.find(wanted, a_page(), order)
             await search.find(wanted, a_page("07"), order)
         await search.count(wanted, NEWEST)
-        if len(wanted.author_ids or ()) > 1:  # a feed, which has one order
+        if len(wanted.author_ids or ()) > 1:  # a feed has one order
             continue
         updated = replace(wanted, updated_since=3)
         await search.find(updated, a_page(), UPDATED)
@@ -116,45 +116,43 @@ async def ask_of_posts(mongo: Mongo) -> None:
     await tags.total()
 
 
-async def ask_of_what_hangs_on_them(mongo: Mongo) -> None:
+async def run_other_queries(mongo: Mongo) -> None:
     comments, likes, follows = (
         CommentRepository(mongo),
         LikeRepository(mongo),
         FollowRepository(mongo),
     )
-    notifications, authors = NotificationRepository(mongo), AuthorRepository(mongo)
-    for repository in (comments, likes, follows, notifications, authors):
-        await repository.create_indexes()
+    notifications, authors = NotificationRepository(mongo), AuthorRepository(mongo, AuthorCache())
     comment = Comment(id="c", post_id="p1", author_id="a", body="b", created_at=1, updated_at=1)
     await comments.add(comment)
     await comments.get("c")
-    await comments.on("p1", a_page())
-    await comments.on("p1", a_page("c"))
-    await comments.change(comment, "new", 2)
-    await comments.erase("author_id", "a", 10)
-    await comments.erase("post_id", "p1", 10)
+    await comments.of_post("p1", a_page())
+    await comments.of_post("p1", a_page("c"))
+    await comments.update(comment, "new")
+    await comments.delete_batch("author_id", "a", 10)
+    await comments.delete_batch("post_id", "p1", 10)
     await comments.delete("c")
     await likes.add("p1", "u")
-    await likes.liked_by("u", ["p1", "p2"])
+    await likes.exists("p1", "u")
     for wanted in (PostFilter(), PostFilter(author_ids=["a"]), PostFilter(tag="t", q="title")):
         await likes.posts("u", wanted, a_page())
         await likes.posts("u", wanted, a_page("07"))
         await likes.count("u", wanted)
     await likes.of_post("p1", a_page())
     await likes.of_post("p1", a_page("07", "p1/u"))
-    await likes.erase("user_id", "u", 10)
-    await likes.erase("post_id", "p1", 10)
+    await likes.delete_batch("user_id", "u", 10)
+    await likes.delete_batch("post_id", "p1", 10)
     await likes.remove("p1", "u")
     for following in (True, False):
-        await follows.learn(
+        await follows.apply(
             FollowChanged(follow_id="u/a", follower_id="u", followed_id="a", following=following)
         )
     await follows.replace("u", {"a", "b"})
     await CallerStates(mongo).read("u", authors=["a", "b"], posts=["p1", "p2"])
     await follows.ids_followed_by("u")
-    await follows.erase("u", 10)
+    await follows.delete_batch("u", 10)
     await notifications.add(NotificationKind.LIKE, "u", "a", post_id="p1")
-    await notifications.take_back_like("u", "a", "p1")
+    await notifications.withdraw_like("u", "a", "p1")
     for unread_only in (False, True):
         await notifications.of_user("u", a_page(), unread_only=unread_only)
         await notifications.of_user("u", a_page("n"), unread_only=unread_only)
@@ -163,17 +161,17 @@ async def ask_of_what_hangs_on_them(mongo: Mongo) -> None:
     await notifications.mark_read("u", [])
     await notifications.mark_read("u", ["n"])
     for key in ("user_id", "actor_id", "post_id", "comment_id"):
-        await notifications.erase(key, "u")
-    await authors.learn(Author(id="a", username="A", name_key="a"))
-    await authors.learn(Author(id="a", username="B", name_key="b", version=2))
-    await authors.revise("a", 1)
-    await authors.bury("a")
+        await notifications.delete_batch(key, "u")
+    await authors.upsert_if_newer(Author(id="a", username="A", name_key="a"))
+    await authors.upsert_if_newer(Author(id="a", username="B", name_key="b", version=2))
+    await authors.add_revision("a", 1)
+    await authors.mark_deleted("a")
     await authors.by_ids(["a", "b"])
     await authors.by_names(["a", "b"])
 
 
 def stages(plan: Any) -> Iterator[str]:
-    """Name the stages of a plan that was chosen, and of those inside."""
+    """Yield the names of the stages of the winning plan, nested ones included."""
     if isinstance(plan, dict):
         if isinstance(plan.get("stage"), str):
             yield plan["stage"]
@@ -185,17 +183,17 @@ def stages(plan: Any) -> Iterator[str]:
             yield from stages(inner)
 
 
-async def test_every_query_goes_by_an_index(mongo: tuple[Mongo, SentCommands]) -> None:
+async def test_every_query_uses_an_index(mongo: tuple[Mongo, SentCommands]) -> None:
     opened, sent = mongo
-    await ask_everything(opened)
-    asked, faults = sent.taken(), []
+    await run_every_query(opened)
+    commands, faults = sent.take(), []
 
-    for command in asked:
+    for command in commands:
         plan = await opened.database.command("explain", command, verbosity="queryPlanner")
         found = set(stages(plan))
         if "COLLSCAN" in found or ("find" in command and "SORT" in found):
             faults.append((command, found))
 
     assert faults == []
-    assert {next(iter(command)) for command in asked} == set(EXPLAINED)
-    assert len(asked) > 150
+    assert {next(iter(command)) for command in commands} == set(EXPLAINED)
+    assert len(commands) > 150

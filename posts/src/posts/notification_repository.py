@@ -9,21 +9,21 @@ from uuid_utils.compat import uuid7
 
 from postbus.posts.v1 import NotificationKind
 from posts.models import Notification
-from posts.search import COUNTED
-from posts.times import now
+from posts.post_search import COUNTED
+from posts.stored_times import now
 from shared.data.mongo_database import Mongo
-from shared.data.pages import Page
+from shared.data.pages import Page, Position
 
-__all__ = ["UNREAD_COUNTED", "NotificationRepository", "position"]
+__all__ = ["UNREAD_COUNTED", "NotificationRepository", "notification_position"]
 
 UNREAD_COUNTED: Final = 10_000
-"""The highest number of unread notifications that is told; counted with each list."""
+"""The highest number of unread notifications that is counted, with each list."""
 
-_KEPT: Final = timedelta(days=90)
+_RETENTION: Final = timedelta(days=90)
 
 
-def position(notification: Notification) -> tuple[str]:
-    """Return where a notification stands in a list: ids grow with time."""
+def notification_position(notification: Notification) -> Position:
+    """Return the sort key of a notification: ids increase with time."""
     return (notification.id,)
 
 
@@ -42,12 +42,12 @@ class NotificationRepository:
         post_id: str = "",
         comment_id: str = "",
     ) -> Notification | None:
-        """Store a notification; None if the user has it, or had it before it was taken back."""
+        """Store and return a notification; None if it exists. A hidden one is unhidden."""
         key = _key(kind, user_id, actor_id, post_id, comment_id)
-        again = await self._notifications.update_one(
+        existing = await self._notifications.update_one(
             eq(Notification.key, key), {"$set": {"hidden": False}}
         )
-        if again is not None:
+        if existing is not None:
             return None
         notification = Notification(
             id=str(uuid7()),
@@ -58,13 +58,13 @@ class NotificationRepository:
             post_id=post_id,
             comment_id=comment_id,
             created_at=now(),
-            expires_at=datetime.now(UTC) + _KEPT,
+            expires_at=datetime.now(UTC) + _RETENTION,
         )
         await self._notifications.insert(notification)
         return notification
 
-    async def take_back_like(self, user_id: str, actor_id: str, post_id: str) -> None:
-        """Hide the notification of a like that is no more."""
+    async def withdraw_like(self, user_id: str, actor_id: str, post_id: str) -> None:
+        """Hide the notification of a like that was removed."""
         key = _key(NotificationKind.LIKE, user_id, actor_id, post_id)
         await self._notifications.update_one(eq(Notification.key, key), {"$set": {"hidden": True}})
 
@@ -72,50 +72,46 @@ class NotificationRepository:
         self, user_id: str, page: Page, *, unread_only: bool = False
     ) -> list[Notification]:
         """Return notifications of a user, the latest first."""
-        query = _of(user_id, unread_only=unread_only)
+        query = _query(user_id, unread_only=unread_only)
         if page.after:
             query = and_(query, lt(Notification.id, page.after[0]))
         return await self._notifications.find(query, sort=[("_id", -1)], limit=page.limit)
 
     async def count(self, user_id: str, *, unread_only: bool) -> int | None:
-        """Count notifications of a user; None of more than COUNTED."""
-        query = _of(user_id, unread_only=unread_only)
+        """Count the notifications of a user; None if there are more than COUNTED."""
+        query = _query(user_id, unread_only=unread_only)
         count = await self._notifications.count(query, limit=COUNTED + 1)
         return count if count <= COUNTED else None
 
     async def unread(self, user_id: str) -> int:
-        """Count the notifications that a user has not read, up to UNREAD_COUNTED."""
-        query = _of(user_id, unread_only=True)
+        """Count the unread notifications of a user, up to UNREAD_COUNTED."""
+        query = _query(user_id, unread_only=True)
         return await self._notifications.count(query, limit=UNREAD_COUNTED)
 
     async def mark_read(self, user_id: str, ids: Sequence[str]) -> None:
-        """Mark notifications of a user as read: some, or without ids all."""
-        query = _of(user_id, unread_only=True)
+        """Mark notifications of a user as read; without `ids`, all of them."""
+        query = _query(user_id, unread_only=True)
         if ids:
             query = and_(query, in_(Notification.id, [each.lower() for each in ids]))
         await self._notifications.update_many(query, {"$set": {"read": True}})
 
-    async def erase(self, key: str, id_: str, limit: int = 1000) -> int:
-        """Delete some notifications, by `user_id`, `actor_id`, `post_id` or `comment_id`.
+    async def delete_batch(self, field: str, id_: str, limit: int = 1000) -> int:
+        """Delete up to `limit` notifications by the id in one field; return their number.
 
-        Returns how many.
+        The field is `user_id`, `actor_id`, `post_id` or `comment_id`.
         """
-        query = eq(getattr(Notification, key), id_)
-        some = await self._notifications.find(query, sort=[("_id", 1)], limit=limit)
+        query = eq(getattr(Notification, field), id_)
+        batch = await self._notifications.find(query, sort=[("_id", 1)], limit=limit)
         return await self._notifications.delete_many(
-            in_(Notification.id, [each.id for each in some])
+            in_(Notification.id, [each.id for each in batch])
         )
 
-    async def create_indexes(self) -> None:
-        """Create what the queries need."""
-        await self._notifications.create_indexes()
 
-
-def _of(user_id: str, *, unread_only: bool) -> QueryExpression:
-    mine = and_(eq(Notification.user_id, user_id), eq(Notification.hidden, False))
-    return and_(mine, eq(Notification.read, False)) if unread_only else mine
+def _query(user_id: str, *, unread_only: bool) -> QueryExpression:
+    visible = and_(eq(Notification.user_id, user_id), eq(Notification.hidden, False))
+    return and_(visible, eq(Notification.read, False)) if unread_only else visible
 
 
 def _key(kind: int, user_id: str, actor_id: str, post_id: str = "", comment_id: str = "") -> str:
-    """Name what happened."""
+    """Return a key that is equal for repeated notifications of the same fact."""
     return f"{int(kind)} {user_id} {actor_id} {post_id} {comment_id}"

@@ -1,4 +1,4 @@
-"""When `posts` answers from its copy of users' data, and when it calls `users`."""
+"""Reads of authors: when the projection is used, and when `users` is called."""
 
 import asyncio
 import time
@@ -31,7 +31,7 @@ POSTS = "postbus.posts.v1.PostsService"
 
 @pytest.fixture
 async def bus(place: Place, system: System) -> AsyncIterator[AmqpBus]:
-    """The broker, as another gateway has it."""
+    """The bus of another gateway."""
     async with connect(SecretStr(place.amqp_url), "gateway") as opened:
         await opened.wait_ready()
         yield opened
@@ -39,13 +39,13 @@ async def bus(place: Place, system: System) -> AsyncIterator[AmqpBus]:
 
 @pytest.fixture
 async def path(as_alice: Client) -> str:
-    """Path of a post of Alice, who has made a call before."""
+    """The path of a post of Alice. Her author data is stored."""
     post = await as_alice.done("POST", "/v1/posts", {"title": "Hers"})
     return f"/v1/posts/{post['id']}"
 
 
-async def asked(bus: AmqpBus) -> float:
-    """Return how many calls `users` has served."""
+async def calls_of_users(bus: AmqpBus) -> float:
+    """Return the number of calls that `users` has served."""
     return sum(
         sample.value
         for family in (await WorkerMetrics(bus).collect()).collect()
@@ -56,7 +56,7 @@ async def asked(bus: AmqpBus) -> float:
 
 
 async def get(bus: AmqpBus, path: str, person: Person, revision: int) -> GetPostResponse:
-    """Get a post through a gateway that knows a revision of the caller."""
+    """Get a post with a revision of the caller, as a gateway sends it."""
     call = Call.new(
         encode(GetPostRequest(id=path.rpartition("/")[2])),
         deadline=time.time() + 5,
@@ -74,7 +74,7 @@ async def until_stored(database: Database, person: Person, revision: int) -> Non
     await eventually(stored)
 
 
-async def test_calls_with_a_token_ask_users_nothing_while_the_copy_is_current(
+async def test_users_is_not_called_while_the_projection_is_current(
     bus: AmqpBus,
     as_alice: Client,
     as_bob: Client,
@@ -88,7 +88,7 @@ async def test_calls_with_a_token_ask_users_nothing_while_the_copy_is_current(
     for person in (alice, bob):
         await until_stored(database, person, 1)
     await as_bob.done("GET", path)  # the first call of the session
-    before = await asked(bus)
+    before = await calls_of_users(bus)
 
     read = await as_bob.done("GET", path)
     await as_bob.done("GET", "/v1/feed")
@@ -99,23 +99,23 @@ async def test_calls_with_a_token_ask_users_nothing_while_the_copy_is_current(
     await as_alice.done("POST", "/v1/posts", {"title": "Another"})
     await as_alice.done("PATCH", path, {"title": "New"})
 
-    assert await asked(bus) == before
+    assert await calls_of_users(bus) == before
     assert (read["author"]["displayName"], read["author"]["followed"]) == ("Alice", True)
 
 
-async def test_users_is_asked_if_the_gateway_knows_of_a_later_change(
+async def test_users_is_called_if_the_gateway_sends_a_later_revision(
     bus: AmqpBus, path: str, alice: Person
 ) -> None:
     await get(bus, path, alice, 0)
-    before = await asked(bus)
+    before = await calls_of_users(bus)
 
     for revision, more in ((0, 0), (1, 1), (0, 1)):
         read = await get(bus, path, alice, revision)
         assert read.post.author.username == alice.username
-        assert await asked(bus) == before + more
+        assert await calls_of_users(bus) == before + more
 
 
-async def test_copy_has_to_do_while_users_is_unavailable(
+async def test_projection_is_used_while_users_is_unavailable(
     system: System, bus: AmqpBus, path: str, alice: Person
 ) -> None:
     await system.stop("users")
@@ -128,7 +128,7 @@ async def test_copy_has_to_do_while_users_is_unavailable(
     assert read.post.author.username == alice.username
 
 
-async def test_other_gateway_knows_of_a_change_within_a_second(
+async def test_other_gateway_receives_a_revision_within_a_second(
     bus: AmqpBus, as_alice: Client, alice: Person, bob: Person
 ) -> None:
     other = CallerRevisions(bus)
@@ -142,13 +142,13 @@ async def test_other_gateway_knows_of_a_change_within_a_second(
                 await asyncio.sleep(0.001)
 
 
-async def test_token_of_an_ended_session_reads_and_writes_nothing(
+async def test_token_of_an_ended_session_is_refused_for_reads_and_writes(
     client: httpx.AsyncClient, bus: AmqpBus, as_alice: Client, path: str, alice: Person
 ) -> None:
     await get(bus, path, alice, 0)
     await as_alice.done("POST", "/v1/auth/logout")
 
-    async def refused() -> bool:  # the worker reads the same event as the gateway
+    async def refused() -> bool:  # the worker consumes the same event as the gateway
         try:
             await get(bus, path, alice, 0)
         except ServiceError as error:
@@ -162,19 +162,19 @@ async def test_token_of_an_ended_session_reads_and_writes_nothing(
         await bus.call(f"{POSTS}.CreatePost", call)
 
 
-async def test_deleted_account_is_refused_before_its_deletion_is_heard_of(
+async def test_deleted_account_is_refused_before_its_event_arrives(
     bus: AmqpBus, path: str, alice: Person
 ) -> None:
     await get(bus, path, alice, 0)
     deletion = Call.new(b"", deadline=time.time() + 5, access_token=alice.token)
     result = await bus.call("postbus.users.v1.UsersService.DeleteMe", deletion)
 
-    assert result.caller_revision == 1  # no event has it, so that no copy is as new
+    assert result.caller_revision == 1  # no event has it, so that no projection is current
     with pytest.raises(ServiceError, match="SESSION_REVOKED"):
         await get(bus, path, alice, result.caller_revision)
 
 
-async def test_follow_that_comes_after_its_end_is_counted_and_has_no_effect(
+async def test_late_follow_event_stores_only_its_revision(
     bus: AmqpBus, database: Database, path: str, alice: Person, bob: Person
 ) -> None:
     id_ = f"{alice.id}/{bob.id}"
@@ -203,7 +203,7 @@ async def test_follow_that_comes_after_its_end_is_counted_and_has_no_effect(
     assert await database["follows"].find_one({"_id": id_}) is None
 
 
-async def test_copy_is_made_anew_after_an_event_is_missing(
+async def test_projection_is_copied_again_after_a_lost_event(
     bus: AmqpBus,
     as_alice: Client,
     path: str,
@@ -222,6 +222,6 @@ async def test_copy_is_made_anew_after_an_event_is_missing(
 
     await until_stored(database, alice, 2)
     assert await database["follows"].find_one({"_id": f"{alice.id}/{bob.id}"})
-    before = await asked(bus)
+    before = await calls_of_users(bus)
     await as_alice.done("GET", path)
-    assert await asked(bus) == before
+    assert await calls_of_users(bus) == before

@@ -1,4 +1,4 @@
-"""Names of posts in addresses."""
+"""Slugs: the names of posts in URLs."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,8 +9,8 @@ import pytest
 from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 
-from posts.models import PUBLISHED, Post
-from posts.repository import FORMER_SLUGS, PostRepository
+from posts.models import PUBLISHED, Post, create_indexes
+from posts.post_repository import FORMER_SLUGS, PostRepository
 from shared.data.mongo_database import Mongo
 from tests.people import Client
 
@@ -31,7 +31,7 @@ DRAFT = "POST_STATUS_DRAFT"
         ("🎉🎉", "post"),
     ],
 )
-async def test_slug_is_made_of_the_title(
+async def test_slug_has_the_words_of_the_title(
     title: str, slug: str, as_alice: Client, unique: Unique
 ) -> None:
     name = unique("x")
@@ -43,7 +43,7 @@ async def test_slug_is_made_of_the_title(
     assert (await as_alice.done("GET", f"/v1/posts/{plain['slug']}"))["id"] == plain["id"]
 
 
-async def test_title_that_looks_like_an_id_leads_to_its_own_post(as_alice: Client) -> None:
+async def test_title_that_looks_like_an_id_does_not_shadow_a_post(as_alice: Client) -> None:
     other = await as_alice.done("POST", "/v1/posts", {"title": "Other"})
     post = await as_alice.done("POST", "/v1/posts", {"title": other["id"]})
 
@@ -51,7 +51,7 @@ async def test_title_that_looks_like_an_id_leads_to_its_own_post(as_alice: Clien
     assert (await as_alice.done("GET", f"/v1/posts/{post['slug']}"))["id"] == post["id"]
 
 
-async def test_posts_of_one_title_have_slugs_of_their_own(as_alice: Client, unique: Unique) -> None:
+async def test_posts_of_one_title_have_distinct_slugs(as_alice: Client, unique: Unique) -> None:
     title = unique("the same ")
     posts = await asyncio.gather(
         *(as_alice.done("POST", "/v1/posts", {"title": title}) for _ in range(20))
@@ -62,8 +62,8 @@ async def test_posts_of_one_title_have_slugs_of_their_own(as_alice: Client, uniq
     assert all(slug.startswith(title.replace(" ", "-")) for slug in slugs)
 
 
-async def test_new_title_makes_a_new_slug_and_the_old_one_still_leads_there(
-    as_alice: Client, as_nobody: Client, unique: Unique
+async def test_new_title_makes_a_new_slug_and_the_old_one_stays_valid(
+    as_alice: Client, as_anonymous: Client, unique: Unique
 ) -> None:
     first, second = unique("first"), unique("second")
     post = await as_alice.done("POST", "/v1/posts", {"title": first})
@@ -73,19 +73,19 @@ async def test_new_title_makes_a_new_slug_and_the_old_one_still_leads_there(
 
     assert (post["slug"], changed["slug"], back["slug"]) == (first, second, first)
     for slug in (first, second):
-        assert (await as_nobody.done("GET", f"/v1/posts/{slug}"))["id"] == post["id"]
+        assert (await as_anonymous.done("GET", f"/v1/posts/{slug}"))["id"] == post["id"]
 
 
 @pytest.mark.parametrize(
     "title", ["Postbus\u2122 \u210d", "\u13a0\uab70", "STRA\u1e9eE", "I \u2764\ufe0f you"]
 )
-async def test_slug_of_any_script_leads_to_its_post_in_any_case(
-    title: str, as_alice: Client, as_nobody: Client, unique: Unique
+async def test_slug_of_any_script_is_found_in_any_case(
+    title: str, as_alice: Client, as_anonymous: Client, unique: Unique
 ) -> None:
     post = await as_alice.done("POST", "/v1/posts", {"title": f"{title} {unique('x')}"})
 
     for slug in (post["slug"], post["slug"].upper(), post["slug"].lower()):
-        assert (await as_nobody.done("GET", f"/v1/posts/{slug}"))["id"] == post["id"]
+        assert (await as_anonymous.done("GET", f"/v1/posts/{slug}"))["id"] == post["id"]
 
 
 async def test_titles_without_words_have_plain_slugs(as_alice: Client) -> None:
@@ -95,7 +95,7 @@ async def test_titles_without_words_have_plain_slugs(as_alice: Client) -> None:
     assert posts[0]["slug"] != posts[1]["slug"]
 
 
-async def test_every_former_slug_leads_to_the_post_and_to_no_other(
+async def test_every_former_slug_stays_with_its_post(
     as_alice: Client, as_bob: Client, unique: Unique
 ) -> None:
     titles = [unique(f"t{number}x") for number in range(13)]
@@ -112,7 +112,7 @@ async def test_every_former_slug_leads_to_the_post_and_to_no_other(
 
 
 @pytest.mark.parametrize("first", [True, False])
-async def test_slug_stays_while_the_words_of_the_title_do(
+async def test_slug_stays_while_the_words_of_the_title_stay(
     first: bool, as_alice: Client, unique: Unique
 ) -> None:
     title = unique("Read me ")
@@ -174,13 +174,14 @@ async def test_slug_no_longer_changes_after_a_hundred(mongo_url: str, unique: Un
     own = str(url.copy_with(path=unique(f"{url.path}_")))
     async with AsyncMongoClient[dict[str, Any]](own) as client:
         opened = client.get_default_database()
-        posts, post = PostRepository(Mongo(opened)), a_published_post()
-        await posts.create_indexes()
+        mongo, post = Mongo(opened), a_published_post()
+        await create_indexes(mongo)
+        posts = PostRepository(mongo)
         await posts.add(post)
         for number in range(FORMER_SLUGS + 3):
-            await posts.change(post, {"title": f"Title {number}"})
+            await posts.update(post, {"title": f"Title {number}"})
         last = (post.title, post.slug, len(post.slugs))
-        await posts.change(post, {"title": "Title 5"})
+        await posts.update(post, {"title": "Title 5"})
         await client.drop_database(opened)
 
     assert last == ("Title 102", "title-99", 101)
@@ -244,7 +245,7 @@ async def test_every_route_of_a_post_takes_its_slug(
         ("POST", "/comments"),
     ],
 )
-async def test_every_route_of_a_post_has_one_rule_for_its_name(
+async def test_every_route_of_a_post_validates_its_name_alike(
     verb: str, end: str, as_alice: Client
 ) -> None:
     body = {"body": "Text"} if verb in ("POST", "PATCH") and ":" not in end else None
@@ -258,7 +259,7 @@ async def test_every_route_of_a_post_has_one_rule_for_its_name(
     assert (longer.status_code, violation["rule"]) == (422, "string.max_len")
 
 
-async def test_change_by_slug_is_conditional_and_done_once(
+async def test_update_by_slug_is_conditional_and_idempotent(
     as_alice: Client, unique: Unique
 ) -> None:
     created = await as_alice.send("POST", "/v1/posts", {"title": unique("once")})
@@ -274,7 +275,7 @@ async def test_change_by_slug_is_conditional_and_done_once(
     assert (stale.status_code, stale.json()["reason"]) == (412, "VERSION_MISMATCH")
 
 
-async def test_slug_is_free_again_when_its_post_is_gone(as_alice: Client, unique: Unique) -> None:
+async def test_slug_of_a_deleted_post_is_available_again(as_alice: Client, unique: Unique) -> None:
     title = unique("taken")
     first = await as_alice.done("POST", "/v1/posts", {"title": title})
     second = await as_alice.done("POST", "/v1/posts", {"title": title})

@@ -7,17 +7,16 @@ import httpx
 import pytest
 from pymongo import AsyncMongoClient
 
-from posts import likes, notifications, search
-from posts.filters import NEWEST, OLDEST, UPDATED, Order, PostFilter
+from posts import likes, notification_repository, post_search
 from posts.likes import LikeRepository
-from posts.models import PUBLISHED
-from posts.notifications import NotificationRepository
-from posts.repository import PostRepository
-from posts.search import PostSearch
+from posts.models import PUBLISHED, create_indexes
+from posts.notification_repository import NotificationRepository
+from posts.post_filters import NEWEST, OLDEST, UPDATED, Order, PostFilter
+from posts.post_search import PostSearch
 from posts.tags import TagRepository
 from shared.data.mongo_database import Mongo
 from shared.data.pages import Page, Position
-from tests.posts.commands import SentCommands
+from tests.posts.sent_commands import SentCommands
 
 Unique = Callable[[str], str]
 Document = dict[str, Any]
@@ -31,7 +30,7 @@ def a_page(size: int = 20, after: Position = ()) -> Page:
 
 
 def a_post(number: int) -> Document:
-    """Every post has one of two common words; the oldest alone has a rare one, and a rare tag."""
+    """Return a post with one of two common words. Only the oldest has both, and a rare tag."""
     words = ["even" if number % 2 else "odd", f"only{number}"]
     return {
         "_id": f"018f3f6e-0000-7000-8000-{number:012}",
@@ -57,14 +56,13 @@ def a_like(number: int) -> Document:
 
 @pytest.fixture(scope="module")
 async def filled(mongo_url: str, run_id: str) -> AsyncIterator[str]:
-    """URL of a database with many posts, which one user wrote and another one likes."""
+    """The URL of a database with many posts by one user, all liked by another user."""
     url = httpx.URL(mongo_url)
     own = str(url.copy_with(path=f"{url.path}_bounds_{run_id}"))
     async with AsyncMongoClient[Document](own) as client:
         database = client.get_default_database()
         mongo = Mongo(database)
-        for repository in (PostRepository, LikeRepository, NotificationRepository, TagRepository):
-            await repository(mongo).create_indexes()
+        await create_indexes(mongo)
         await database["posts"].insert_many([a_post(number) for number in range(POSTS)])
         await database["likes"].insert_many([a_like(number) for number in range(POSTS)])
         yield own
@@ -79,7 +77,7 @@ async def mongo(filled: str) -> AsyncIterator[tuple[Mongo, SentCommands]]:
 
 
 def examined(plan: Any, kind: str) -> Iterator[int]:
-    """Yield how many documents, or keys of indexes, each stage of a plan has examined."""
+    """Yield the number of documents or index keys that each stage of a plan examined."""
     if isinstance(plan, dict):
         yield int(plan.get(f"{kind}Examined", 0))
         yield int(plan.get(f"total{kind.title()}Examined", 0)) if "$lookup" in plan else 0
@@ -91,13 +89,13 @@ def examined(plan: Any, kind: str) -> Iterator[int]:
             yield from examined(inner, kind)
 
 
-async def work_of(mongo: Mongo, sent: SentCommands, kind: str = "docs") -> int:
-    """Return how many documents or keys the commands since the last call examine in all."""
+async def examined_by(mongo: Mongo, sent: SentCommands, kind: str = "docs") -> int:
+    """Return the number of documents or keys that the commands since the last call examine."""
     total = 0
-    for command in sent.taken():
+    for command in sent.take():
         plan = await mongo.database.command("explain", command, verbosity="executionStats")
         total += sum(examined(plan, kind))
-    sent.taken()
+    sent.take()
     return total
 
 
@@ -129,7 +127,7 @@ async def test_page_of_posts_examines_a_bounded_number(
 
     await PostSearch(opened).find(wanted, a_page(100), order)
 
-    assert await work_of(opened, sent) < search.EXAMINED + 10
+    assert await examined_by(opened, sent) < post_search.EXAMINED + 10
 
 
 async def test_page_of_liked_posts_examines_a_bounded_number(
@@ -139,16 +137,16 @@ async def test_page_of_liked_posts_examines_a_bounded_number(
     repository = LikeRepository(opened)
 
     posts, rest = await repository.posts(FAN, PostFilter(tag="rare"), a_page())
-    work = await work_of(opened, sent)
+    work = await examined_by(opened, sent)
     total = await repository.count(FAN, PostFilter(tag="rare"))
 
     assert (posts, bool(rest), total) == ([], True, None)
-    assert work < 2 * likes.EXAMINED + 10  # each like, and its post
-    assert await work_of(opened, sent) < 10
+    assert work < 2 * likes.EXAMINED + 10  # each like and its post
+    assert await examined_by(opened, sent) < 10
 
 
 @pytest.mark.parametrize("order", [NEWEST, OLDEST])
-async def test_short_pages_lead_to_every_post_once(
+async def test_short_pages_reach_every_post_once(
     order: Order, mongo: tuple[Mongo, SentCommands]
 ) -> None:
     posts, wanted = PostSearch(mongo[0]), PostFilter(q="even", author_ids=[AUTHOR])
@@ -162,7 +160,7 @@ async def test_short_pages_lead_to_every_post_once(
     assert (rarely, short) == ([even[0]], 2)
 
 
-async def test_posts_of_equal_times_of_change_are_listed_once_each(
+async def test_posts_with_equal_update_times_are_listed_once(
     mongo: tuple[Mongo, SentCommands],
 ) -> None:
     posts, wanted = PostSearch(mongo[0]), PostFilter(updated_since=1600)
@@ -174,7 +172,7 @@ async def test_posts_of_equal_times_of_change_are_listed_once_each(
     assert await posts.count(wanted, UPDATED) == 200
 
 
-async def test_short_pages_lead_to_every_liked_post(mongo: tuple[Mongo, SentCommands]) -> None:
+async def test_short_pages_reach_every_liked_post(mongo: tuple[Mongo, SentCommands]) -> None:
     repository, rare = LikeRepository(mongo[0]), PostFilter(tag="rare")
 
     found, count = await pages(lambda after: repository.posts(FAN, rare, a_page(20, after)))
@@ -186,7 +184,7 @@ async def test_short_pages_lead_to_every_liked_post(mongo: tuple[Mongo, SentComm
     assert len(everything) == len(set(everything)) == POSTS
 
 
-async def test_rare_condition_finds_its_posts_at_once(mongo: tuple[Mongo, SentCommands]) -> None:
+async def test_rare_condition_is_one_short_scan(mongo: tuple[Mongo, SentCommands]) -> None:
     opened, sent = mongo
     posts, wanted = PostSearch(opened), PostFilter(q="even only3", tag="common")
 
@@ -194,7 +192,7 @@ async def test_rare_condition_finds_its_posts_at_once(mongo: tuple[Mongo, SentCo
 
     assert ([post.slug for post in found], rest) == (["3"], ())
     assert await posts.count(wanted, NEWEST) == 1
-    assert await work_of(opened, sent) < 20
+    assert await examined_by(opened, sent) < 20
 
 
 async def test_query_of_many_words_probes_a_few_indexes(mongo: tuple[Mongo, SentCommands]) -> None:
@@ -203,10 +201,10 @@ async def test_query_of_many_words_probes_a_few_indexes(mongo: tuple[Mongo, Sent
 
     await PostSearch(opened).find(PostFilter(q=words), a_page(), NEWEST)
 
-    assert len(sent.taken()) == 6
+    assert len(sent.take()) == 6
 
 
-async def test_total_is_counted_up_to_a_bound(
+async def test_total_of_posts_has_a_bound(
     mongo: tuple[Mongo, SentCommands], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened, sent = mongo
@@ -214,32 +212,32 @@ async def test_total_is_counted_up_to_a_bound(
     assert await posts.count(PostFilter(tag="common"), NEWEST) == POSTS
     assert await posts.count(PostFilter(q="odd even"), NEWEST) is None
     halves = [PostFilter(q="odd"), PostFilter(q="even")]
-    monkeypatch.setattr(search, "COUNTED", 4000)
-    sent.taken()
+    monkeypatch.setattr(post_search, "COUNTED", 4000)
+    sent.take()
 
     assert await posts.count(PostFilter(tag="common"), NEWEST) is None
-    assert await work_of(opened, sent, "keys") < 4010
+    assert await examined_by(opened, sent, "keys") < 4010
     assert await posts.count(PostFilter(q="even"), NEWEST) == 2501
     assert await posts.count_all(halves, NEWEST) is None
 
 
-async def test_counts_of_tags_and_notifications_have_bounds(
+async def test_totals_of_tags_and_notifications_have_bounds(
     mongo: tuple[Mongo, SentCommands], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened, sent = mongo
-    tags, told = TagRepository(opened), NotificationRepository(opened)
+    tags, notifications = TagRepository(opened), NotificationRepository(opened)
     await opened.database["tags"].insert_many(
         [{"_id": f"t{number}", "name": "t", "post_count": 1} for number in range(40)]
     )
     for number in range(40):
-        await told.add(1, "reader", "actor", post_id=str(number))
-    assert (await tags.total(), await told.count("reader", unread_only=False)) == (40, 40)
+        await notifications.add(1, "reader", "actor", post_id=str(number))
+    assert (await tags.total(), await notifications.count("reader", unread_only=False)) == (40, 40)
     monkeypatch.setattr("posts.tags.COUNTED", 4)
-    monkeypatch.setattr(notifications, "COUNTED", 4)
-    monkeypatch.setattr(notifications, "UNREAD_COUNTED", 4)
-    sent.taken()
+    monkeypatch.setattr(notification_repository, "COUNTED", 4)
+    monkeypatch.setattr(notification_repository, "UNREAD_COUNTED", 4)
+    sent.take()
 
     assert await tags.total() is None
-    assert await told.count("reader", unread_only=True) is None
-    assert await told.unread("reader") == 4
-    assert await work_of(opened, sent, "keys") < 20
+    assert await notifications.count("reader", unread_only=True) is None
+    assert await notifications.unread("reader") == 4
+    assert await examined_by(opened, sent, "keys") < 20

@@ -1,4 +1,4 @@
-"""Who follows whom, in MongoDB: a copy of what `users` says."""
+"""Follows in MongoDB: a projection of the follows in `users`."""
 
 from collections.abc import Collection
 from typing import Final
@@ -11,10 +11,10 @@ from shared.data.mongo_database import Mongo
 
 __all__ = ["FollowRepository"]
 
-_MOST: Final = 5000
-"""Followed users of one user that are read; `users` stores no more."""
-_CHANGES: Final = 200
-"""Follows stored or deleted at once by `replace`."""
+_MAX_FOLLOWED: Final = 5000
+"""Follows of one user that are read. `users` has the same limit."""
+_REPLACED: Final = 200
+"""Follows that one `replace` inserts at most, and that it deletes at most."""
 
 
 class FollowRepository:
@@ -23,8 +23,8 @@ class FollowRepository:
     def __init__(self, mongo: Mongo) -> None:
         self._follows = mongo.collection(Follow)
 
-    async def learn(self, event: FollowChanged) -> None:
-        """Do as the event says."""
+    async def apply(self, event: FollowChanged) -> None:
+        """Store or delete the follow of an event."""
         if event.following:
             await self._follows.put(
                 Follow(
@@ -35,30 +35,27 @@ class FollowRepository:
             await self._follows.delete_one(eq(Follow.id, event.follow_id))
 
     async def ids_followed_by(self, user_id: str) -> list[str]:
-        """Return all whom the user follows, as far as is known here."""
+        """Return the ids of the users that this user follows, as far as they are stored."""
         query = eq(Follow.follower_id, user_id)
-        found = await self._follows.find(query, sort=[("_id", 1)], limit=_MOST)
+        found = await self._follows.find(query, sort=[("_id", 1)], limit=_MAX_FOLLOWED)
         return [follow.followed_id for follow in found]
 
     async def replace(self, user_id: str, ids: Collection[str]) -> bool:
-        """Have the user follow `ids` and no others; False if there is more to change than fits in
-        one transaction. Then some of it is changed.
+        """Replace the users that this user follows by `ids`.
+
+        False if the changes exceed one transaction; then only a part of them is made.
         """
         stored = set(await self.ids_followed_by(user_id))
         missing, surplus = sorted(set(ids) - stored), sorted(stored - set(ids))
-        for id_ in missing[:_CHANGES]:
+        for id_ in missing[:_REPLACED]:
             follow = Follow(id=f"{user_id}/{id_}", follower_id=user_id, followed_id=id_)
             await self._follows.put(follow)
-        gone = [f"{user_id}/{id_}" for id_ in surplus[:_CHANGES]]
-        await self._follows.delete_many(in_(Follow.id, gone))
-        return max(len(missing), len(surplus)) <= _CHANGES
+        deleted = [f"{user_id}/{id_}" for id_ in surplus[:_REPLACED]]
+        await self._follows.delete_many(in_(Follow.id, deleted))
+        return max(len(missing), len(surplus)) <= _REPLACED
 
-    async def erase(self, user_id: str, limit: int) -> int:
-        """Forget some follows of and by a user; return how many."""
+    async def delete_batch(self, user_id: str, limit: int) -> int:
+        """Delete up to `limit` follows of and by a user; return their number."""
         query = or_(eq(Follow.follower_id, user_id), eq(Follow.followed_id, user_id))
-        some = await self._follows.find(query, sort=[("_id", 1)], limit=limit)
-        return await self._follows.delete_many(in_(Follow.id, [each.id for each in some]))
-
-    async def create_indexes(self) -> None:
-        """Create what the queries need."""
-        await self._follows.create_indexes()
+        batch = await self._follows.find(query, sort=[("_id", 1)], limit=limit)
+        return await self._follows.delete_many(in_(Follow.id, [each.id for each in batch]))

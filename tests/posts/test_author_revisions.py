@@ -1,4 +1,4 @@
-"""The changes of a user that are in the copy, for every order of their events."""
+"""Revisions of the author projection, for every order of events, and the state of callers."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -9,16 +9,16 @@ import httpx
 import pytest
 from pymongo import AsyncMongoClient
 
-from posts.authors import AuthorRepository
+from posts.authors import AuthorCache, AuthorRepository
+from posts.authors.storage import MAX_AHEAD, has_stored, with_revision
 from posts.caller_state import CallerStates
-from posts.follows import FollowRepository
+from posts.follow_repository import FollowRepository
 from posts.likes import LikeRepository
-from posts.models import Author, Follow, Like
-from posts.repository import PostRepository
-from posts.revisions import MAX_AHEAD, has_stored, with_revision
+from posts.models import Author, Follow, Like, create_indexes
+from posts.post_repository import PostRepository
 from shared.data.mongo_database import Mongo
-from tests.posts.commands import SentCommands
-from tests.posts.test_plans import a_post
+from tests.posts.sent_commands import SentCommands
+from tests.posts.test_query_plans import a_post
 
 Unique = Callable[[str], str]
 ALICE, BOB = "018f3f6e-0000-7000-8000-0000000000a1", "018f3f6e-0000-7000-8000-0000000000b2"
@@ -26,7 +26,7 @@ ALICE, BOB = "018f3f6e-0000-7000-8000-0000000000a1", "018f3f6e-0000-7000-8000-00
 
 @pytest.fixture
 async def mongo(mongo_url: str, unique: Unique) -> AsyncIterator[tuple[Mongo, SentCommands]]:
-    """A database of its own that counts commands."""
+    """A separate database, with its recorded commands."""
     sent, url = SentCommands(), httpx.URL(mongo_url)
     own = str(url.copy_with(path=unique(f"{url.path}_")))
     async with AsyncMongoClient[dict[str, Any]](own, event_listeners=[sent]) as client:
@@ -51,7 +51,7 @@ def test_order_of_changes_does_not_matter(order: tuple[int, ...]) -> None:
     assert (after(*order).revision, after(*order).ahead) == (4, None)
 
 
-def test_nothing_after_a_missing_change_is_reached_until_it_comes() -> None:
+def test_revision_stays_before_a_missing_change() -> None:
     gap = after(1, 3, 4, 4, 1)
 
     assert (gap.revision, gap.ahead) == (1, [3, 4])
@@ -65,7 +65,7 @@ def test_nothing_after_a_missing_change_is_reached_until_it_comes() -> None:
     assert after(1, 3, 4, 4, 1, 2).revision == 4
 
 
-def test_changes_after_a_missing_one_are_bounded_and_what_is_left_out_is_missing() -> None:
+def test_changes_beyond_the_bound_after_a_missing_one_are_missing_too() -> None:
     author = after(*range(2, MAX_AHEAD + 10))
 
     assert author.ahead is not None
@@ -75,29 +75,28 @@ def test_changes_after_a_missing_one_are_bounded_and_what_is_left_out_is_missing
     assert (author.revision, author.ahead) == (MAX_AHEAD + 1, None)
 
 
-async def test_card_keeps_its_revision_and_may_come_after_it(
+async def test_author_keeps_a_revision_that_was_stored_first(
     mongo: tuple[Mongo, SentCommands],
 ) -> None:
-    authors = AuthorRepository(mongo[0])
+    authors = AuthorRepository(mongo[0], AuthorCache())
 
-    stored = [await authors.revise(ALICE, revision) for revision in (0, 2, 1, 2)]
-    assert await authors.get(ALICE) is None  # the name is not known yet
-    await authors.learn(an_author())
-    await authors.learn(an_author(version=2))
+    stored = [await authors.add_revision(ALICE, revision) for revision in (0, 2, 1, 2)]
+    assert await authors.by_ids([ALICE]) == {}  # the name is not stored yet
+    await authors.upsert_if_newer(an_author())
+    await authors.upsert_if_newer(an_author(version=2))
 
-    card = await authors.get(ALICE)
+    author = (await authors.by_ids([ALICE]))[ALICE]
     assert stored == [True, True, True, False]
-    assert card is not None
-    assert (card.revision, card.version, card.username) == (2, 2, "Name")
+    assert (author.revision, author.version, author.username) == (2, 2, "Name")
 
 
-async def test_post_with_all_that_its_caller_sees_is_one_command(
+async def test_post_with_author_follow_and_like_is_one_query(
     mongo: tuple[Mongo, SentCommands],
 ) -> None:
     opened, sent = mongo
     post = a_post(1)
     post.author_id = BOB
-    await PostRepository(opened).create_indexes()
+    await create_indexes(opened)
     await PostRepository(opened).add(post)
     for id_, revision in ((ALICE, 3), (BOB, 0)):
         await opened.collection(Author).insert(an_author(id_, revision=revision))
@@ -107,24 +106,24 @@ async def test_post_with_all_that_its_caller_sees_is_one_command(
     await opened.collection(Like).insert(
         Like(id=f"{post.id}/{ALICE}", post_id=post.id, user_id=ALICE, place="1")
     )
-    sent.taken()
+    sent.take()
 
-    hers = await CallerStates(opened).read_post(post.id, ALICE)
-    his = await CallerStates(opened).read_post(post.id, BOB)
+    for_alice = await CallerStates(opened).read_post(post.id, ALICE)
+    for_bob = await CallerStates(opened).read_post(post.id, BOB)
 
-    assert len(sent.taken()) == 2
-    assert hers.post is not None
-    assert hers.author is not None
-    assert hers.caller is not None
-    assert his.caller is not None
-    assert (hers.post.title, hers.author.id) == (post.title, BOB)
-    assert (set(hers.caller.followed), set(hers.caller.liked)) == ({BOB}, {post.id})
-    assert hers.caller.author is not None
-    assert hers.caller.author.revision == 3
-    assert not his.caller.followed | his.caller.liked
+    assert len(sent.take()) == 2
+    assert for_alice.post is not None
+    assert for_alice.author is not None
+    assert for_alice.caller is not None
+    assert for_bob.caller is not None
+    assert (for_alice.post.title, for_alice.author.id) == (post.title, BOB)
+    assert (set(for_alice.caller.followed), set(for_alice.caller.liked)) == ({BOB}, {post.id})
+    assert for_alice.caller.author is not None
+    assert for_alice.caller.author.revision == 3
+    assert not for_bob.caller.followed | for_bob.caller.liked
 
 
-async def test_what_many_callers_see_of_many_posts_at_once_is_not_mixed_up(
+async def test_concurrent_reads_of_many_callers_and_posts_are_not_mixed_up(
     mongo: tuple[Mongo, SentCommands],
 ) -> None:
     opened, sent = mongo
@@ -136,22 +135,29 @@ async def test_what_many_callers_see_of_many_posts_at_once_is_not_mixed_up(
     for user, post in ((ALICE, posts[0]), (BOB, posts[1]), (BOB, posts[2])):
         assert await follows.replace(user, {post.author_id}) is True
         await likes.add(post.id, user)
-    sent.taken()
+    sent.take()
 
     pairs = [(user, post) for user in (ALICE, BOB) for post in posts]
     read = await asyncio.gather(*(states.read_post(post.id, user) for user, post in pairs))
 
-    assert len(sent.taken()) == 1
-    seen = {
+    assert len(sent.take()) == 1
+    states_by_pair = {
         (user, posts.index(post)): (len(state.caller.followed), len(state.caller.liked))
         for (user, post), state in zip(pairs, read, strict=True)
         if state.caller
     }
-    assert {pair for pair, (followed, _) in seen.items() if followed} == {(ALICE, 0), (BOB, 2)}
-    assert {pair for pair, (_, liked) in seen.items() if liked} == {(ALICE, 0), (BOB, 1), (BOB, 2)}
+    assert {pair for pair, (followed, _) in states_by_pair.items() if followed} == {
+        (ALICE, 0),
+        (BOB, 2),
+    }
+    assert {pair for pair, (_, liked) in states_by_pair.items() if liked} == {
+        (ALICE, 0),
+        (BOB, 1),
+        (BOB, 2),
+    }
 
 
-async def test_follows_are_replaced_in_steps(mongo: tuple[Mongo, SentCommands]) -> None:
+async def test_follows_are_replaced_in_batches(mongo: tuple[Mongo, SentCommands]) -> None:
     follows = FollowRepository(mongo[0])
     many = {f"u{number:03}" for number in range(250)}
 

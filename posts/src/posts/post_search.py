@@ -5,36 +5,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from posts.filters import Condition, Index, Order, PostFilter
 from posts.models import Post
+from posts.post_filters import Condition, Index, Order, PostFilter
 from shared.data.mongo_database import Mongo
 from shared.data.pages import Page, Position
 
 __all__ = ["COUNTED", "EXAMINED", "UNLISTED", "PostSearch"]
 
 EXAMINED: Final = 2000
-"""Posts that one page or one total examines where no index has exactly the posts of the list."""
+"""Posts that one page or one total examines if no index has exactly the posts of the list."""
 COUNTED: Final = 50_000
-"""Entries of an index that one total counts."""
+"""The highest total, in entries of an index."""
 UNLISTED: Final = ("body", "slugs", "tag_keys", "words")
-"""Fields of posts that no list shows."""
+"""Fields of posts that lists do not return."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Scan:
-    """A part of an index, from where a page begins."""
+    """A range of an index, from the first item of a page."""
 
     index: Index
     last: Position
-    """The last position to examine; empty if the end of the list is within the bound."""
+    """The last position to examine; empty if the list ends within the bound."""
 
 
 class PostSearch:
     """Finds and counts posts.
 
-    With at most one condition, an index has the posts of a list in their order. With several, the
-    index of the most selective condition is read, up to EXAMINED posts. The index is named in each
-    query: MongoDB's own choice has no bound, and may sort.
+    With at most one condition, an index has the posts of a list in their order. With several
+    conditions, the index of the most selective one is read, up to EXAMINED posts. Each query has an
+    index hint, because the index that MongoDB selects has no bound and can require a sort.
     """
 
     def __init__(self, mongo: Mongo) -> None:
@@ -45,9 +45,9 @@ class PostSearch:
     ) -> tuple[list[Post], Position]:
         """Return posts without their bodies, and the position after which the next page begins.
 
-        The position is empty if this page is the last. Otherwise the page may be short, or empty.
+        The position is empty if this page is the last. Otherwise the page can be short or empty.
         """
-        if wanted.nothing:
+        if wanted.matches_nothing:
             return [], ()
         scan = await self._scan(wanted, order, page.after)
         found = await self._posts.find(
@@ -63,10 +63,10 @@ class PostSearch:
         return posts, order.position(posts[-1]) if len(found) > page.size else scan.last
 
     async def count(self, wanted: PostFilter, order: Order) -> int | None:
-        """Count the posts that `find` returns on all pages; None if that exceeds a bound."""
-        if wanted.nothing:
+        """Count the posts that `find` returns on all pages; None if a bound is exceeded."""
+        if wanted.matches_nothing:
             return 0
-        if _is_served(wanted, order):
+        if _has_exact_index(wanted, order):
             count = await self._posts.count(*wanted.queries(), limit=COUNTED + 1)
             return count if count <= COUNTED else None
         scan = await self._scan(wanted, order, ())
@@ -75,7 +75,7 @@ class PostSearch:
         return await self._posts.count(*wanted.queries(), hint=scan.index)
 
     async def count_all(self, lists: Sequence[PostFilter], order: Order) -> int | None:
-        """Count the posts of lists that have none in common; None as in `count`."""
+        """Count the posts of disjoint lists; None if a bound is exceeded."""
         total = 0
         for wanted in lists:
             count = await self.count(wanted, order)
@@ -85,9 +85,9 @@ class PostSearch:
         return total
 
     async def _scan(self, wanted: PostFilter, order: Order, after: Position) -> _Scan:
-        """Return the scan that reaches the end of the list, or else the furthest."""
+        """Return a scan that reaches the end of the list, or else the one that reaches furthest."""
         drivers = order.drivers(wanted)
-        if _is_served(wanted, order):
+        if _has_exact_index(wanted, order):
             [driver] = drivers
             return _Scan(order.index(driver), ())
         scans = await asyncio.gather(
@@ -100,10 +100,10 @@ class PostSearch:
     async def _scan_by(
         self, driver: Condition | None, wanted: PostFilter, order: Order, after: Position
     ) -> _Scan:
-        """Return the scan of EXAMINED posts by the index of one condition."""
+        """Return the scan of at most EXAMINED posts by the index of one condition."""
         index = order.index(driver)
         driving = [driver.query] if driver else []
-        edge = await self._posts.find(
+        last = await self._posts.find(
             *wanted.base(),
             *driving,
             *order.after(after),
@@ -113,11 +113,11 @@ class PostSearch:
             without=UNLISTED,
             hint=index,
         )
-        return _Scan(index, order.position(edge[0]) if edge else ())
+        return _Scan(index, order.position(last[0]) if last else ())
 
 
-def _is_served(wanted: PostFilter, order: Order) -> bool:
-    """Whether an index has exactly the posts of a list in this order."""
+def _has_exact_index(wanted: PostFilter, order: Order) -> bool:
+    """Return whether an index has exactly the posts of the filter in this order."""
     conditions = wanted.conditions
     if order.field == "updated_at":
         return all(each.field == "author_id" for each in conditions)

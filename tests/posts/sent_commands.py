@@ -1,4 +1,4 @@
-"""The commands that a client sends to MongoDB, to be explained."""
+"""Records the commands that a client sends to MongoDB, for `explain`."""
 
 from typing import Any, Final
 
@@ -31,8 +31,8 @@ class SentCommands(CommandListener):
     def failed(self, event: CommandFailedEvent) -> None:
         """Ignore the event."""
 
-    def taken(self) -> list[Document]:
-        """Return the commands since the last call, as `explain` takes them."""
+    def take(self) -> list[Document]:
+        """Return the commands since the last call, as arguments of `explain`."""
         commands, self._commands = self._commands, []
         return [_bare(command) for command in commands]
 

@@ -1,4 +1,4 @@
-"""Posts and comments as the contract shows them: with authors, and as the caller sees them."""
+"""Messages of the contract for stored documents, with authors, as the caller sees them."""
 
 from collections.abc import Sequence
 
@@ -7,28 +7,28 @@ from postbus.posts.v1 import Comment as CommentMessage
 from postbus.posts.v1 import Notification as NotificationMessage
 from postbus.posts.v1 import NotificationKind, PostStatus
 from postbus.posts.v1 import Post as PostMessage
-from posts.author_cards import AuthorCards
+from posts.authors import AuthorProjection
 from posts.caller_state import PostState
 from posts.models import Comment, Notification, Post
-from posts.repository import PostRepository
-from posts.texts import is_id
-from posts.times import from_micros
+from posts.post_repository import PostRepository
+from posts.post_texts import is_id
+from posts.stored_times import from_micros
 from shared.context import Context
 
-__all__ = ["Views", "comment_message", "notification_message", "post_message"]
+__all__ = ["Presenter", "comment_message", "notification_message", "post_message"]
 
 
-class Views:
-    """Puts together what an answer shows."""
+class Presenter:
+    """Builds the messages of replies."""
 
-    def __init__(self, authors: AuthorCards, stored: PostRepository) -> None:
+    def __init__(self, authors: AuthorProjection, stored: PostRepository) -> None:
         self._authors = authors
         self._stored = stored
 
-    async def read(self, name: str, context: Context) -> PostState:
-        """Return the post with this id, or that has or had this slug, and what `post` shows of it.
+    async def read_post(self, name: str, context: Context) -> PostState:
+        """Return the post with this id or slug, and data that `post` needs.
 
-        By id all of it is one query.
+        For an id and a caller it is one query.
         """
         folded = name.casefold()
         if context.caller is not None and is_id(folded):
@@ -36,53 +36,52 @@ class Views:
         post, author = await self._stored.with_author(name)
         return PostState(post=post, author=author)
 
-    async def posts(self, posts: Sequence[Post], context: Context) -> list[PostMessage]:
-        """Return posts as the caller sees them."""
-        return await self._posts(posts, context)
+    async def posts(
+        self, posts: Sequence[Post], context: Context, state: PostState | None = None
+    ) -> list[PostMessage]:
+        """Return the messages of posts; `state` as in `post`."""
+        if not posts:
+            return []
+        ids, author_ids = [post.id for post in posts], [post.author_id for post in posts]
+        authors = await self._authors.messages_for(author_ids, context, posts=ids, state=state)
+        messages = [post_message(post, authors.by_id[post.author_id]) for post in posts]
+        for message in messages if authors.liked else ():
+            message.liked = message.id in authors.liked
+        return messages
 
     async def post(
         self, post: Post, context: Context, state: PostState | None = None
     ) -> PostMessage:
-        """Return a post as the caller sees it; `state` is what `read` has returned with it."""
-        [message] = await self._posts([post], context, state)
+        """Return the message of a post; `state` is the result of `read_post`, if it was called."""
+        [message] = await self.posts([post], context, state)
         return message
 
-    async def _posts(
-        self, posts: Sequence[Post], context: Context, state: PostState | None = None
-    ) -> list[PostMessage]:
-        if not posts:
-            return []
-        ids, author_ids = [post.id for post in posts], [post.author_id for post in posts]
-        seen = await self._authors.seen(author_ids, context, posts=ids, state=state)
-        messages = [post_message(post, seen.authors[post.author_id]) for post in posts]
-        for message in messages if seen.liked else ():
-            message.liked = message.id in seen.liked
-        return messages
-
     async def comments(self, comments: Sequence[Comment], context: Context) -> list[CommentMessage]:
-        """Return comments as the caller sees them."""
+        """Return the messages of comments."""
         if not comments:
             return []
-        seen = await self._authors.seen((comment.author_id for comment in comments), context)
-        return [comment_message(comment, seen.authors[comment.author_id]) for comment in comments]
+        ids = (comment.author_id for comment in comments)
+        authors = (await self._authors.messages_for(ids, context)).by_id
+        return [comment_message(comment, authors[comment.author_id]) for comment in comments]
 
     async def comment(self, comment: Comment, context: Context) -> CommentMessage:
-        """Return a comment as the caller sees it."""
+        """Return the message of a comment."""
         [message] = await self.comments([comment], context)
         return message
 
     async def notifications(
         self, notifications: Sequence[Notification], context: Context
     ) -> list[NotificationMessage]:
-        """Return notifications of the caller."""
+        """Return the messages of the caller's notifications."""
         if not notifications:
             return []
-        seen = await self._authors.seen((each.actor_id for each in notifications), context)
-        return [notification_message(each, seen.authors[each.actor_id]) for each in notifications]
+        ids = (each.actor_id for each in notifications)
+        actors = (await self._authors.messages_for(ids, context)).by_id
+        return [notification_message(each, actors[each.actor_id]) for each in notifications]
 
 
 def post_message(post: Post, author: AuthorMessage) -> PostMessage:
-    """Return a post."""
+    """Return the message of a post, without `liked`."""
     published_at = post.published_at
     return PostMessage(
         id=post.id,
@@ -103,7 +102,7 @@ def post_message(post: Post, author: AuthorMessage) -> PostMessage:
 
 
 def comment_message(comment: Comment, author: AuthorMessage) -> CommentMessage:
-    """Return a comment."""
+    """Return the message of a comment."""
     return CommentMessage(
         id=comment.id,
         post_id=comment.post_id,
@@ -116,7 +115,7 @@ def comment_message(comment: Comment, author: AuthorMessage) -> CommentMessage:
 
 
 def notification_message(notification: Notification, actor: AuthorMessage) -> NotificationMessage:
-    """Return a notification."""
+    """Return the message of a notification."""
     return NotificationMessage(
         id=notification.id,
         kind=NotificationKind.try_value(notification.kind),

@@ -7,7 +7,7 @@ from typing import Final
 from odmantic.query import QueryExpression, eq, gt, gte, in_, lt, lte, or_
 
 from posts.models import PUBLISHED, Post
-from posts.texts import tag_key
+from posts.post_texts import tag_key
 from shared.data.pages import Position
 from shared.data.search_terms import distinct_words
 
@@ -15,8 +15,8 @@ __all__ = ["NEWEST", "OLDEST", "UPDATED", "Condition", "Order", "PostFilter"]
 
 Index = list[tuple[str, int]]
 """Keys of an index, with their directions."""
-_DRIVING_WORDS: Final = 5
-"""Most words of a search whose indexes are compared."""
+_MAX_WORDS: Final = 5
+"""Words of a search whose indexes are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PostFilter:
-    """The posts of a list. None and empty texts stand for all."""
+    """A filter of posts. None and empty strings match all posts."""
 
     status: str = PUBLISHED
     author_ids: Sequence[str] | None = None
@@ -40,7 +40,7 @@ class PostFilter:
 
     @property
     def conditions(self) -> list[Condition]:
-        """The conditions beside status and time; each alone can be served by an index."""
+        """The conditions besides status and time. Each of them has an index."""
         found = [Condition("author_id", self._by_authors())] if self.author_ids is not None else []
         if self.tag:
             found.append(Condition("tag_keys", eq(Post.tag_keys, tag_key(self.tag))))
@@ -48,7 +48,7 @@ class PostFilter:
         return found
 
     def queries(self) -> list[QueryExpression]:
-        """Return the expressions that every post of the list matches."""
+        """Return all expressions of the filter."""
         return [*self.base(), *(condition.query for condition in self.conditions)]
 
     def base(self) -> list[QueryExpression]:
@@ -58,8 +58,8 @@ class PostFilter:
         return [eq(Post.status, self.status), *changed]
 
     @property
-    def nothing(self) -> bool:
-        """Whether no post can match."""
+    def matches_nothing(self) -> bool:
+        """Whether no post can match the filter."""
         return self.author_ids == [] or bool(self.q.strip() and not distinct_words(self.q))
 
     def _by_authors(self) -> QueryExpression:
@@ -76,37 +76,37 @@ class Order:
 
     @property
     def sort(self) -> Index:
-        """The sort specification."""
+        """The sort specification for MongoDB."""
         return [(self.field, self.direction), *self._ids]
 
     def index(self, driver: Condition | None) -> Index:
-        """Return the keys of the index of a condition, status and this order."""
+        """Return the keys of the index for a condition, the status and this order."""
         leading = [(driver.field, 1)] if driver else []
         stored = 1 if self.field == "updated_at" else -1
         return [*leading, ("status", 1), (self.field, stored), *self._ids]
 
     def drivers(self, wanted: PostFilter) -> list[Condition | None]:
-        """Return the conditions of which an index has posts in this order; None is status alone."""
+        """Return the conditions that have an index in this order; None is the status alone."""
         if self.field == "updated_at":
             found = [each for each in wanted.conditions if each.field == "author_id"]
         else:
             words = [each for each in wanted.conditions if each.field == "words"]
             found = [each for each in wanted.conditions if each.field != "words"]
-            found += words[:_DRIVING_WORDS]
+            found += words[:_MAX_WORDS]
         return [*found] or [None]
 
     def position(self, post: Post) -> Position:
-        """Return the position of a post."""
+        """Return the sort key of a post."""
         return (post.updated_at, post.id) if self.field == "updated_at" else (post.place,)
 
     def after(self, position: Position) -> list[QueryExpression]:
-        """Return expressions for the posts that follow a position; an empty one is the start."""
+        """Return expressions for the posts after a position; an empty one is the start."""
         if not position:
             return []
         if self.field == "updated_at":
             time, id_ = position
             later = or_(gt(Post.updated_at, time), gt(Post.id, id_))
-            return [gte(Post.updated_at, time), later]  # the former bounds the index
+            return [gte(Post.updated_at, time), later]  # the first expression bounds the index
         beyond = gt if self.direction > 0 else lt
         return [beyond(Post.place, position[0])]
 
