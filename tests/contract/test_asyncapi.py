@@ -93,7 +93,7 @@ def test_event_for_one_user_says_so_at_the_websocket() -> None:
 
     said = messages["event.postbus.posts.v1.NotificationCreated"]["description"]
 
-    assert said == "Only the user that `userId` names gets it."
+    assert said == "Only the user with the id `userId` receives it."
     assert "description" not in messages["event.postbus.posts.v1.PostCreated"]
 
 

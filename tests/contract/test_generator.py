@@ -12,12 +12,12 @@ from grpc_tools import protoc
 from openapi_spec_validator import validate
 
 from postbus.registry import EVENTS, MESSAGES, METHODS, Access
+from postbus_runtime.contract import ContractError
 from shared.wire import message_class
 from tools.contracts.generate.__main__ import main
-from tools.contracts.generate.descriptors import Contracts, GeneratorError
+from tools.contracts.generate.contract_checks import check_contracts
+from tools.contracts.generate.descriptors import Contracts
 from tools.contracts.generate.openapi import openapi
-from tools.contracts.generate.registry import registry_source
-from tools.contracts.generate.supported import require_supported
 
 ROOT = Path(__file__).parents[2]
 THIRD_PARTY = ROOT / ".dev/third_party"
@@ -268,7 +268,7 @@ ODD = r"proto/postbus/odd/v1/odd\.proto:\d+: postbus\.odd\.v1\."
 
 
 def complaint(contracts: Contracts, output: Callable[[Contracts], object]) -> str:
-    with pytest.raises(GeneratorError) as raised:
+    with pytest.raises(ContractError) as raised:
         output(contracts)
     return contracts.explain(raised.value)
 
@@ -334,7 +334,7 @@ def test_method_that_the_bus_cannot_serve_is_an_error(
 ) -> None:
     contracts = compile_proto(service(rpc) + "message Request {} message Response {}")
 
-    assert re.match(rf"{ODD}OddService\.Get: {why}", complaint(contracts, registry_source))
+    assert re.match(rf"{ODD}OddService\.Get: {why}", complaint(contracts, check_contracts))
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ def test_method_that_the_bus_cannot_serve_is_an_error(
 def test_what_generated_code_would_stumble_over_is_an_error(
     compile_proto: Compile, body: str, why: str
 ) -> None:
-    assert re.match(f"{ODD}{why}", complaint(compile_proto(body), require_supported))
+    assert re.match(f"{ODD}{why}", complaint(compile_proto(body), check_contracts))
 
 
 @pytest.mark.parametrize(
@@ -376,7 +376,7 @@ def test_file_that_is_not_ours_to_generate_is_an_error(tmp_path: Path, head: str
     target = tmp_path / "odd.binpb"
     assert protoc.main(["protoc", f"-I{tmp_path}", f"-o{target}", str(source)]) == 0
 
-    complained = complaint(Contracts(target.read_bytes()), require_supported)
+    complained = complaint(Contracts(target.read_bytes()), check_contracts)
 
     assert complained == f"proto/postbus/odd.proto: {why}"
 
@@ -386,8 +386,8 @@ def test_event_whose_subject_is_no_field_is_an_error(compile_proto: Compile) -> 
         'message Happened { option (postbus.options.v1.event) = {subject: "nonsense"}; }'
     )
 
-    with pytest.raises(GeneratorError, match="subject is not a field of it: nonsense"):
-        registry_source(contracts)
+    with pytest.raises(ContractError, match="subject is not a field of it: nonsense"):
+        check_contracts(contracts)
 
 
 VERSIONED = """
@@ -417,7 +417,7 @@ def test_version_that_is_no_number_is_an_error_with_line_and_reason(
 ) -> None:
     rpc = GET.replace("ACCESS_PUBLIC", f"ACCESS_PUBLIC {rule}")
 
-    said = complaint(compile_proto(service(rpc) + VERSIONED), registry_source)
+    said = complaint(compile_proto(service(rpc) + VERSIONED), check_contracts)
 
     assert re.fullmatch(rf"{ODD}OddService\.Get: {why}", said)
 
@@ -459,7 +459,7 @@ def test_event_that_no_one_user_can_be_told_is_an_error(
         }}"""
     )
 
-    assert re.fullmatch(rf"{ODD}Happened: {why}", complaint(contracts, registry_source))
+    assert re.fullmatch(rf"{ODD}Happened: {why}", complaint(contracts, check_contracts))
 
 
 def test_registry_holds_which_event_ends_sessions() -> None:
@@ -480,24 +480,23 @@ def test_ended_sessions_that_are_no_list_of_ids_are_an_error(
     )
 
     why = f"ended_sessions is not a repeated string of the event: {field}"
-    assert re.fullmatch(rf"{ODD}Happened: {why}", complaint(contracts, registry_source))
+    assert re.fullmatch(rf"{ODD}Happened: {why}", complaint(contracts, check_contracts))
 
 
-def test_registry_holds_the_version_of_an_event_from_1(compile_proto: Compile) -> None:
-    source = registry_source(
-        compile_proto(
-            """
-            message Old {
-              option (postbus.options.v1.event) = {subject: "id"};
-              string id = 1;
-            }
-            message Raised {
-              option (postbus.options.v1.event) = {subject: "id" version: 3};
-              string id = 1;
-            }
-            """
-        )
+def test_event_schema_version_is_1_unless_stated(compile_proto: Compile) -> None:
+    contracts = compile_proto(
+        """
+        message Old {
+          option (postbus.options.v1.event) = {subject: "id"};
+          string id = 1;
+        }
+        message Raised {
+          option (postbus.options.v1.event) = {subject: "id" version: 3};
+          string id = 1;
+        }
+        """
     )
 
-    assert "message=postbus.odd.v1.Old,\n        subject='id',\n        version=1,\n" in source
-    assert "message=postbus.odd.v1.Raised,\n        subject='id',\n        version=3,\n" in source
+    versions = {name: event.version for name, event in contracts.event_options.items()}
+
+    assert (versions["postbus.odd.v1.Old"], versions["postbus.odd.v1.Raised"]) == (1, 3)

@@ -356,17 +356,21 @@ def test_rule_is_kept_at_the_gateway_and_named_as_in_the_worker(
     assert status == (422 if violations else 204)
 
 
-SAID_ELSEWHERE = {
+INEXPRESSIBLE = {
     "bytes.max_len",
     "low_below_high",
     "string.hostname",
     "timestamp.lt",
     "uint64.in",
 }
-"""Rules for which JSON Schema has no words, or not exact ones."""
+"""Rules that JSON Schema cannot express, or not exactly."""
+BOUND_OF_A_STRING = {"high": "1000000000001"}
+"""JSON Schema bounds numbers, but not numbers in strings."""
 
 
-@pytest.mark.parametrize(("changes", "violations"), RULES)
+@pytest.mark.parametrize(
+    ("changes", "violations"), [rule for rule in RULES if rule[0] != BOUND_OF_A_STRING]
+)
 def test_rule_is_in_the_document(
     pipeline: Pipeline, changes: dict[str, Any], violations: set[tuple[str, str]]
 ) -> None:
@@ -375,9 +379,9 @@ def test_rule_is_in_the_document(
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
     validator = Draft202012Validator({**schema, "components": document["components"]})
 
-    said = {rule for _, rule in violations} - SAID_ELSEWHERE
+    expressible = {rule for _, rule in violations} - INEXPRESSIBLE
 
-    assert validator.is_valid(with_changes(changes)) == (not said)
+    assert validator.is_valid(with_changes(changes)) == (not expressible)
 
 
 COUNT = "postbus.kinds.v1.KindsService.Count"

@@ -16,7 +16,7 @@ from typing import (
 )
 
 import betterproto
-from postbus.stubs import ServiceStub
+from postbus_runtime.stubs import ServiceStub
 import grpclib
 from betterproto.grpc.grpclib_server import ServiceBase
 
@@ -99,17 +99,7 @@ class Outcome(betterproto.Enum):
     """
 
 
-from betterproto import PLACEHOLDER
-
-_set_attribute = object.__setattr__
-_get_attribute = object.__getattribute__
-
-
-def _get_set_attribute(message, name):
-    value = _get_attribute(message, name)
-    if value is PLACEHOLDER:
-        return betterproto.Message.__getattribute__(message, name)
-    return value
+from postbus_runtime.message_access import PLACEHOLDER, get_set_attribute, set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -155,7 +145,7 @@ class FieldViolation(betterproto.Message):
         rule: str = PLACEHOLDER,
         message: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -170,7 +160,7 @@ class FieldViolation(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -221,7 +211,7 @@ class Error(betterproto.Message):
         trace_id: str = PLACEHOLDER,
         more_violations: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -246,7 +236,7 @@ class Error(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -311,7 +301,7 @@ class Request(betterproto.Message):
         caller_revision: int = PLACEHOLDER,
         client_address: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -338,7 +328,7 @@ class Request(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -375,7 +365,7 @@ class Reply(betterproto.Message):
         replayed: bool = PLACEHOLDER,
         caller_revision: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -404,7 +394,7 @@ class Reply(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -434,7 +424,7 @@ class Batch(betterproto.Message):
         correlation_ids: List[str] = PLACEHOLDER,
         messages: List[bytes] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -447,7 +437,7 @@ class Batch(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -485,7 +475,7 @@ class Control(betterproto.Message):
         cancel: bool = PLACEHOLDER,
         request: bytes = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -504,7 +494,7 @@ class Control(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -562,7 +552,7 @@ class Event(betterproto.Message):
         correlation_id: str = PLACEHOLDER,
         causation_id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -591,7 +581,7 @@ class Event(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -612,7 +602,7 @@ class CheckResponse(betterproto.Message):
         self,
         parts: List["Part"] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -623,7 +613,7 @@ class CheckResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -641,7 +631,7 @@ class Part(betterproto.Message):
         name: str = PLACEHOLDER,
         ready: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -653,7 +643,7 @@ class Part(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -674,7 +664,7 @@ class PingResponse(betterproto.Message):
         self,
         instance: "Instance" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -685,7 +675,7 @@ class PingResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -707,7 +697,7 @@ class Instance(betterproto.Message):
         id: str = PLACEHOLDER,
         started_at: datetime = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -722,7 +712,7 @@ class Instance(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -753,7 +743,7 @@ class GetStatisticsResponse(betterproto.Message):
         bounds: List[float] = PLACEHOLDER,
         handlers: List["HandlerStatistics"] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -768,7 +758,7 @@ class GetStatisticsResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -807,7 +797,7 @@ class HandlerStatistics(betterproto.Message):
         duration: "Histogram" = PLACEHOLDER,
         wait: "Histogram" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -828,7 +818,7 @@ class HandlerStatistics(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -846,7 +836,7 @@ class Histogram(betterproto.Message):
         counts: List[int] = PLACEHOLDER,
         sum: float = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -858,7 +848,7 @@ class Histogram(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -887,7 +877,7 @@ class ListHandlersResponse(betterproto.Message):
         methods: List[str] = PLACEHOLDER,
         events: List[str] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -902,7 +892,7 @@ class ListHandlersResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 class HealthServiceStub(ServiceStub):

@@ -13,7 +13,7 @@ from typing import (
 )
 
 import betterproto
-from postbus.stubs import ServiceStub
+from postbus_runtime.stubs import ServiceStub
 import betterproto.lib.google.protobuf as betterproto_lib_google_protobuf
 import grpclib
 from betterproto.grpc.grpclib_server import ServiceBase
@@ -69,17 +69,7 @@ class NotificationKind(betterproto.Enum):
     """A post or comment names the user."""
 
 
-from betterproto import PLACEHOLDER
-
-_set_attribute = object.__setattr__
-_get_attribute = object.__getattribute__
-
-
-def _get_set_attribute(message, name):
-    value = _get_attribute(message, name)
-    if value is PLACEHOLDER:
-        return betterproto.Message.__getattribute__(message, name)
-    return value
+from postbus_runtime.message_access import PLACEHOLDER, get_set_attribute, set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -157,7 +147,7 @@ class Post(betterproto.Message):
         comment_count: int = PLACEHOLDER,
         liked: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -196,7 +186,7 @@ class Post(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -228,7 +218,7 @@ class Author(betterproto.Message):
         image_url: str = PLACEHOLDER,
         followed: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -247,7 +237,7 @@ class Author(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -283,7 +273,7 @@ class CreatePostRequest(betterproto.Message):
         tags: List[str] = PLACEHOLDER,
         status: "PostStatus" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -302,7 +292,7 @@ class CreatePostRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -316,7 +306,7 @@ class CreatePostResponse(betterproto.Message):
         self,
         post: "Post" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -327,7 +317,7 @@ class CreatePostResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -341,7 +331,7 @@ class GetPostRequest(betterproto.Message):
         self,
         id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -352,7 +342,7 @@ class GetPostRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -366,7 +356,7 @@ class GetPostResponse(betterproto.Message):
         self,
         post: "Post" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -377,7 +367,7 @@ class GetPostResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -444,7 +434,7 @@ class ListPostsRequest(betterproto.Message):
         order: "PostOrder" = PLACEHOLDER,
         updated_since: Optional[datetime] = None,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -475,7 +465,7 @@ class ListPostsRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -502,7 +492,7 @@ class ListPostsResponse(betterproto.Message):
         next_page_token: str = PLACEHOLDER,
         total: Optional[int] = None,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -517,7 +507,7 @@ class ListPostsResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -539,7 +529,7 @@ class ListFeedRequest(betterproto.Message):
         page_token: str = PLACEHOLDER,
         include_total: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -554,7 +544,7 @@ class ListFeedRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -578,7 +568,7 @@ class ListFeedResponse(betterproto.Message):
         next_page_token: str = PLACEHOLDER,
         total: Optional[int] = None,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -593,7 +583,7 @@ class ListFeedResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -615,7 +605,7 @@ class ListTagsRequest(betterproto.Message):
         page_token: str = PLACEHOLDER,
         include_total: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -630,7 +620,7 @@ class ListTagsRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -654,7 +644,7 @@ class ListTagsResponse(betterproto.Message):
         next_page_token: str = PLACEHOLDER,
         total: Optional[int] = None,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -669,7 +659,7 @@ class ListTagsResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -687,7 +677,7 @@ class Tag(betterproto.Message):
         name: str = PLACEHOLDER,
         post_count: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -699,7 +689,7 @@ class Tag(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -725,7 +715,7 @@ class ListLikersRequest(betterproto.Message):
         page_token: str = PLACEHOLDER,
         include_total: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -742,7 +732,7 @@ class ListLikersRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -764,7 +754,7 @@ class ListLikersResponse(betterproto.Message):
         next_page_token: str = PLACEHOLDER,
         total: Optional[int] = None,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -779,7 +769,7 @@ class ListLikersResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -821,7 +811,7 @@ class UpdatePostRequest(betterproto.Message):
         tags: List[str] = PLACEHOLDER,
         expected_version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -844,7 +834,7 @@ class UpdatePostRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -858,7 +848,7 @@ class UpdatePostResponse(betterproto.Message):
         self,
         post: "Post" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -869,7 +859,7 @@ class UpdatePostResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -889,7 +879,7 @@ class DeletePostRequest(betterproto.Message):
         id: str = PLACEHOLDER,
         expected_version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -901,7 +891,7 @@ class DeletePostRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -921,7 +911,7 @@ class PublishPostRequest(betterproto.Message):
         id: str = PLACEHOLDER,
         expected_version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -933,7 +923,7 @@ class PublishPostRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -947,7 +937,7 @@ class PublishPostResponse(betterproto.Message):
         self,
         post: "Post" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -958,7 +948,7 @@ class PublishPostResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -978,7 +968,7 @@ class UnpublishPostRequest(betterproto.Message):
         id: str = PLACEHOLDER,
         expected_version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -990,7 +980,7 @@ class UnpublishPostRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1004,7 +994,7 @@ class UnpublishPostResponse(betterproto.Message):
         self,
         post: "Post" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1015,7 +1005,7 @@ class UnpublishPostResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1029,7 +1019,7 @@ class LikePostRequest(betterproto.Message):
         self,
         id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1040,7 +1030,7 @@ class LikePostRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1054,7 +1044,7 @@ class LikePostResponse(betterproto.Message):
         self,
         post: "Post" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1065,7 +1055,7 @@ class LikePostResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1079,7 +1069,7 @@ class UnlikePostRequest(betterproto.Message):
         self,
         id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1090,7 +1080,7 @@ class UnlikePostRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1104,7 +1094,7 @@ class UnlikePostResponse(betterproto.Message):
         self,
         post: "Post" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1115,7 +1105,7 @@ class UnlikePostResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1156,7 +1146,7 @@ class Comment(betterproto.Message):
         updated_at: datetime = PLACEHOLDER,
         version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1179,7 +1169,7 @@ class Comment(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1199,7 +1189,7 @@ class CreateCommentRequest(betterproto.Message):
         post_id: str = PLACEHOLDER,
         body: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1211,7 +1201,7 @@ class CreateCommentRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1225,7 +1215,7 @@ class CreateCommentResponse(betterproto.Message):
         self,
         comment: "Comment" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1236,7 +1226,7 @@ class CreateCommentResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1262,7 +1252,7 @@ class ListCommentsRequest(betterproto.Message):
         page_token: str = PLACEHOLDER,
         include_total: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1279,7 +1269,7 @@ class ListCommentsRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1301,7 +1291,7 @@ class ListCommentsResponse(betterproto.Message):
         next_page_token: str = PLACEHOLDER,
         total: Optional[int] = None,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1316,7 +1306,7 @@ class ListCommentsResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1330,7 +1320,7 @@ class GetCommentRequest(betterproto.Message):
         self,
         id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1341,7 +1331,7 @@ class GetCommentRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1355,7 +1345,7 @@ class GetCommentResponse(betterproto.Message):
         self,
         comment: "Comment" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1366,7 +1356,7 @@ class GetCommentResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1390,7 +1380,7 @@ class UpdateCommentRequest(betterproto.Message):
         body: str = PLACEHOLDER,
         expected_version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1405,7 +1395,7 @@ class UpdateCommentRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1419,7 +1409,7 @@ class UpdateCommentResponse(betterproto.Message):
         self,
         comment: "Comment" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1430,7 +1420,7 @@ class UpdateCommentResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1450,7 +1440,7 @@ class DeleteCommentRequest(betterproto.Message):
         id: str = PLACEHOLDER,
         expected_version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1462,7 +1452,7 @@ class DeleteCommentRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1500,7 +1490,7 @@ class Notification(betterproto.Message):
         created_at: datetime = PLACEHOLDER,
         read: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1523,7 +1513,7 @@ class Notification(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1549,7 +1539,7 @@ class ListNotificationsRequest(betterproto.Message):
         include_total: bool = PLACEHOLDER,
         unread_only: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1566,7 +1556,7 @@ class ListNotificationsRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1594,7 +1584,7 @@ class ListNotificationsResponse(betterproto.Message):
         total: Optional[int] = None,
         unread_count: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1611,7 +1601,7 @@ class ListNotificationsResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1625,7 +1615,7 @@ class MarkReadRequest(betterproto.Message):
         self,
         ids: List[str] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1636,7 +1626,7 @@ class MarkReadRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1650,7 +1640,7 @@ class MarkReadResponse(betterproto.Message):
         self,
         unread_count: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1661,7 +1651,7 @@ class MarkReadResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1679,7 +1669,7 @@ class PostCreated(betterproto.Message):
         post_id: str = PLACEHOLDER,
         post: "Post" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1691,7 +1681,7 @@ class PostCreated(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1709,7 +1699,7 @@ class PostPublished(betterproto.Message):
         post_id: str = PLACEHOLDER,
         post: "Post" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1721,7 +1711,7 @@ class PostPublished(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1739,7 +1729,7 @@ class PostUpdated(betterproto.Message):
         post_id: str = PLACEHOLDER,
         post: "Post" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1751,7 +1741,7 @@ class PostUpdated(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1773,7 +1763,7 @@ class PostUnpublished(betterproto.Message):
         author_id: str = PLACEHOLDER,
         version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1788,7 +1778,7 @@ class PostUnpublished(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1810,7 +1800,7 @@ class PostDeleted(betterproto.Message):
         author_id: str = PLACEHOLDER,
         version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1825,7 +1815,7 @@ class PostDeleted(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1847,7 +1837,7 @@ class PostLiked(betterproto.Message):
         author_id: str = PLACEHOLDER,
         user_id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1862,7 +1852,7 @@ class PostLiked(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1884,7 +1874,7 @@ class PostUnliked(betterproto.Message):
         author_id: str = PLACEHOLDER,
         user_id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1899,7 +1889,7 @@ class PostUnliked(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1921,7 +1911,7 @@ class CommentCreated(betterproto.Message):
         comment: "Comment" = PLACEHOLDER,
         post_author_id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1936,7 +1926,7 @@ class CommentCreated(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1954,7 +1944,7 @@ class CommentUpdated(betterproto.Message):
         comment_id: str = PLACEHOLDER,
         comment: "Comment" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1966,7 +1956,7 @@ class CommentUpdated(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1984,7 +1974,7 @@ class CommentDeleted(betterproto.Message):
         comment_id: str = PLACEHOLDER,
         post_id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1996,7 +1986,7 @@ class CommentDeleted(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -2014,7 +2004,7 @@ class NotificationCreated(betterproto.Message):
         user_id: str = PLACEHOLDER,
         notification: "Notification" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -2027,7 +2017,7 @@ class NotificationCreated(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -2043,7 +2033,7 @@ class PostErasureContinued(betterproto.Message):
         self,
         post_id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -2054,7 +2044,7 @@ class PostErasureContinued(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -2070,7 +2060,7 @@ class UserContentErasureContinued(betterproto.Message):
         self,
         user_id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -2081,7 +2071,7 @@ class UserContentErasureContinued(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 class PostsServiceStub(ServiceStub):

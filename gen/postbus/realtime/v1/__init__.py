@@ -13,17 +13,7 @@ import betterproto.lib.google.protobuf as betterproto_lib_google_protobuf
 from ...bus import v1 as __bus_v1__
 
 
-from betterproto import PLACEHOLDER
-
-_set_attribute = object.__setattr__
-_get_attribute = object.__getattribute__
-
-
-def _get_set_attribute(message, name):
-    value = _get_attribute(message, name)
-    if value is PLACEHOLDER:
-        return betterproto.Message.__getattribute__(message, name)
-    return value
+from postbus_runtime.message_access import PLACEHOLDER, get_set_attribute, set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -59,7 +49,7 @@ class ClientFrame(betterproto.Message):
         unsubscribe: "Unsubscribe" = PLACEHOLDER,
         cancel: "Cancel" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -92,7 +82,7 @@ class ClientFrame(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -142,7 +132,7 @@ class ServerFrame(betterproto.Message):
         unsubscribed: "Unsubscribed" = PLACEHOLDER,
         completed: "Completed" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -183,7 +173,7 @@ class ServerFrame(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -197,7 +187,7 @@ class Authenticate(betterproto.Message):
         self,
         access_token: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -208,7 +198,7 @@ class Authenticate(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -226,7 +216,7 @@ class Authenticated(betterproto.Message):
         user_id: str = PLACEHOLDER,
         expires_at: datetime = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -238,7 +228,7 @@ class Authenticated(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -274,7 +264,7 @@ class Call(betterproto.Message):
         operation_id: str = PLACEHOLDER,
         traceparent: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -293,7 +283,7 @@ class Call(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -307,7 +297,7 @@ class Cancel(betterproto.Message):
         self,
         call: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -318,7 +308,7 @@ class Cancel(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -346,7 +336,7 @@ class Result(betterproto.Message):
         response: "betterproto_lib_google_protobuf.Any" = PLACEHOLDER,
         replayed: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -358,7 +348,7 @@ class Result(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -375,7 +365,7 @@ class Subscribe(betterproto.Message):
         self,
         types: List[str] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -386,7 +376,7 @@ class Subscribe(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -407,7 +397,7 @@ class Unsubscribe(betterproto.Message):
         self,
         subscription: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -418,7 +408,7 @@ class Unsubscribe(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -451,7 +441,7 @@ class Delivery(betterproto.Message):
         time: datetime = PLACEHOLDER,
         data: "betterproto_lib_google_protobuf.Any" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -468,4 +458,4 @@ class Delivery(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute

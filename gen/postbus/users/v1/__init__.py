@@ -13,7 +13,7 @@ from typing import (
 )
 
 import betterproto
-from postbus.stubs import ServiceStub
+from postbus_runtime.stubs import ServiceStub
 import betterproto.lib.google.protobuf as betterproto_lib_google_protobuf
 import grpclib
 from betterproto.grpc.grpclib_server import ServiceBase
@@ -24,17 +24,7 @@ if TYPE_CHECKING:
     from grpclib.metadata import Deadline
 
 
-from betterproto import PLACEHOLDER
-
-_set_attribute = object.__setattr__
-_get_attribute = object.__getattribute__
-
-
-def _get_set_attribute(message, name):
-    value = _get_attribute(message, name)
-    if value is PLACEHOLDER:
-        return betterproto.Message.__getattribute__(message, name)
-    return value
+from postbus_runtime.message_access import PLACEHOLDER, get_set_attribute, set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -88,7 +78,7 @@ class User(betterproto.Message):
         following_count: int = PLACEHOLDER,
         version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -119,7 +109,7 @@ class User(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -169,7 +159,7 @@ class Profile(betterproto.Message):
         followed: bool = PLACEHOLDER,
         version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -198,7 +188,7 @@ class Profile(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -219,7 +209,7 @@ class GetMeResponse(betterproto.Message):
         self,
         user: "User" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -230,7 +220,7 @@ class GetMeResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -272,7 +262,7 @@ class UpdateMeRequest(betterproto.Message):
         update_mask: "betterproto_lib_google_protobuf.FieldMask" = PLACEHOLDER,
         expected_version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -295,7 +285,7 @@ class UpdateMeRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -309,7 +299,7 @@ class UpdateMeResponse(betterproto.Message):
         self,
         user: "User" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -320,7 +310,7 @@ class UpdateMeResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -336,7 +326,7 @@ class DeleteMeRequest(betterproto.Message):
         self,
         expected_version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -347,7 +337,7 @@ class DeleteMeRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -361,7 +351,7 @@ class GetUserRequest(betterproto.Message):
         self,
         username: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -372,7 +362,7 @@ class GetUserRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -386,7 +376,7 @@ class GetUserResponse(betterproto.Message):
         self,
         profile: "Profile" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -397,7 +387,7 @@ class GetUserResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -423,7 +413,7 @@ class SearchUsersRequest(betterproto.Message):
         page_token: str = PLACEHOLDER,
         include_total: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -440,7 +430,7 @@ class SearchUsersRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -464,7 +454,7 @@ class SearchUsersResponse(betterproto.Message):
         next_page_token: str = PLACEHOLDER,
         total: Optional[int] = None,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -479,7 +469,7 @@ class SearchUsersResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -493,7 +483,7 @@ class BatchGetUsersRequest(betterproto.Message):
         self,
         ids: List[str] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -504,7 +494,7 @@ class BatchGetUsersRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -518,7 +508,7 @@ class BatchGetUsersResponse(betterproto.Message):
         self,
         profiles: List["Profile"] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -529,7 +519,7 @@ class BatchGetUsersResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -550,7 +540,7 @@ class ListFollowedIdsResponse(betterproto.Message):
         self,
         ids: List[str] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -561,7 +551,7 @@ class ListFollowedIdsResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -575,7 +565,7 @@ class FollowRequest(betterproto.Message):
         self,
         username: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -586,7 +576,7 @@ class FollowRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -600,7 +590,7 @@ class FollowResponse(betterproto.Message):
         self,
         profile: "Profile" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -611,7 +601,7 @@ class FollowResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -625,7 +615,7 @@ class UnfollowRequest(betterproto.Message):
         self,
         username: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -636,7 +626,7 @@ class UnfollowRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -650,7 +640,7 @@ class UnfollowResponse(betterproto.Message):
         self,
         profile: "Profile" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -661,7 +651,7 @@ class UnfollowResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -687,7 +677,7 @@ class ListFollowersRequest(betterproto.Message):
         page_token: str = PLACEHOLDER,
         include_total: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -704,7 +694,7 @@ class ListFollowersRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -726,7 +716,7 @@ class ListFollowersResponse(betterproto.Message):
         next_page_token: str = PLACEHOLDER,
         total: Optional[int] = None,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -741,7 +731,7 @@ class ListFollowersResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -767,7 +757,7 @@ class ListFollowingRequest(betterproto.Message):
         page_token: str = PLACEHOLDER,
         include_total: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -784,7 +774,7 @@ class ListFollowingRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -806,7 +796,7 @@ class ListFollowingResponse(betterproto.Message):
         next_page_token: str = PLACEHOLDER,
         total: Optional[int] = None,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -821,7 +811,7 @@ class ListFollowingResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -849,7 +839,7 @@ class SignUpRequest(betterproto.Message):
         email: str = PLACEHOLDER,
         password: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -864,7 +854,7 @@ class SignUpRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -878,7 +868,7 @@ class SignUpResponse(betterproto.Message):
         self,
         user: "User" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -889,7 +879,7 @@ class SignUpResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -918,7 +908,7 @@ class LogInRequest(betterproto.Message):
         device: str = PLACEHOLDER,
         device_token: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -935,7 +925,7 @@ class LogInRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -972,7 +962,7 @@ class LogInResponse(betterproto.Message):
         session_id: str = PLACEHOLDER,
         device_token: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -993,7 +983,7 @@ class LogInResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1007,7 +997,7 @@ class RefreshSessionRequest(betterproto.Message):
         self,
         refresh_token: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1018,7 +1008,7 @@ class RefreshSessionRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1048,7 +1038,7 @@ class RefreshSessionResponse(betterproto.Message):
         refresh_expires_at: datetime = PLACEHOLDER,
         session_id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1067,7 +1057,7 @@ class RefreshSessionResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1103,7 +1093,7 @@ class ListSessionsRequest(betterproto.Message):
         page_token: str = PLACEHOLDER,
         include_total: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1118,7 +1108,7 @@ class ListSessionsRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1140,7 +1130,7 @@ class ListSessionsResponse(betterproto.Message):
         next_page_token: str = PLACEHOLDER,
         total: Optional[int] = None,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1155,7 +1145,7 @@ class ListSessionsResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1189,7 +1179,7 @@ class Session(betterproto.Message):
         expires_at: datetime = PLACEHOLDER,
         current: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1210,7 +1200,7 @@ class Session(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1224,7 +1214,7 @@ class RevokeSessionRequest(betterproto.Message):
         self,
         id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1235,7 +1225,7 @@ class RevokeSessionRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1253,7 +1243,7 @@ class ChangePasswordRequest(betterproto.Message):
         current_password: str = PLACEHOLDER,
         new_password: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1266,7 +1256,7 @@ class ChangePasswordRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1287,7 +1277,7 @@ class GetSigningKeysResponse(betterproto.Message):
         self,
         keys: List["SigningKey"] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1298,7 +1288,7 @@ class GetSigningKeysResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1332,7 +1322,7 @@ class SigningKey(betterproto.Message):
         alg: str = PLACEHOLDER,
         use: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1353,7 +1343,7 @@ class SigningKey(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1375,7 +1365,7 @@ class UserRegistered(betterproto.Message):
         username: str = PLACEHOLDER,
         created_at: datetime = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1390,7 +1380,7 @@ class UserRegistered(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1427,7 +1417,7 @@ class UserProfileUpdated(betterproto.Message):
         version: int = PLACEHOLDER,
         revision: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1448,7 +1438,7 @@ class UserProfileUpdated(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1464,7 +1454,7 @@ class UserDeleted(betterproto.Message):
         self,
         user_id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1475,7 +1465,7 @@ class UserDeleted(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1511,7 +1501,7 @@ class FollowChanged(betterproto.Message):
         version: int = PLACEHOLDER,
         follower_revision: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1532,7 +1522,7 @@ class FollowChanged(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1552,7 +1542,7 @@ class SessionsRevoked(betterproto.Message):
         user_id: str = PLACEHOLDER,
         session_ids: List[str] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1564,7 +1554,7 @@ class SessionsRevoked(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1580,7 +1570,7 @@ class UserErasureContinued(betterproto.Message):
         self,
         user_id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1591,7 +1581,7 @@ class UserErasureContinued(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 class UsersServiceStub(ServiceStub):

@@ -1,13 +1,13 @@
-"""Where a created resource is found over REST: the header Location of a 201."""
+"""The path of a created resource over REST: the header Location of a 201."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 
-from tools.contracts.generate.descriptors import Contracts
-from tools.contracts.generate.http_rules import Binding
-from tools.contracts.generate.options import method_access
+from postbus_runtime.contract import Contract
+from postbus_runtime.http_rules import Binding
+from postbus_runtime.options import Access
 
 __all__ = ["location"]
 
@@ -15,22 +15,23 @@ _CREATED: Final = 201
 
 
 def location(
-    contracts: Contracts,
+    contract: Contract,
     rules: Mapping[str, Sequence[Binding]],
     method: MethodDescriptor,
     binding: Binding,
 ) -> tuple[str, ...]:
-    """Return the path of the collection that a created resource belongs to, and where its id is.
+    """Return the path of a created resource's collection, and the path to its id in the response.
 
-    The names of proto lead to the id in the response of `method`. Found from the GET that answers
-    with the same message and has nothing but one of its strings in the path, as the last segment:
-    below `binding`'s own path if there is one, else with the shortest path. Empty without one.
+    The id has the proto names of the response of `method`. The collection is that of a GET that
+    returns the same message and has one string field of it as the last path segment, and no other
+    path parameter. A GET below the path of `binding` is preferred, then the shortest path. Empty if
+    nothing is created, or no such GET exists.
     """
     created = _resource(method, binding)
     if binding.status != _CREATED or created is None:
         return ()
     reads = sorted(
-        _reads(contracts, rules, created),
+        _reads(contract, rules, created),
         key=lambda each: (each[0] != binding.path, len(each[0]), each),
     )
     if not reads:
@@ -40,25 +41,26 @@ def location(
 
 
 def _reads(
-    contracts: Contracts, rules: Mapping[str, Sequence[Binding]], resource: Descriptor
+    contract: Contract, rules: Mapping[str, Sequence[Binding]], resource: Descriptor
 ) -> Iterator[tuple[str, str]]:
-    for method in contracts.methods:
-        if method.server_streaming or method_access(contracts, method) == "INTERNAL":
+    for method in contract.methods:
+        internal = contract.method_options[method.full_name].access is Access.INTERNAL
+        if method.server_streaming or internal:
             continue
         for binding in rules[method.full_name]:
             if binding.verb == "GET" and _resource(method, binding) is resource:
-                yield from _place(binding, resource)
+                yield from _id_in_path(binding, resource)
 
 
 def _resource(method: MethodDescriptor, binding: Binding) -> Descriptor | None:
-    """Return the message that a binding answers with; None if it is a list or no message."""
+    """Return the message in the response body; None if the body is a list or no message."""
     if binding.answer is None:
         return method.output_type
     return None if binding.answer.is_repeated else binding.answer.message_type
 
 
-def _place(binding: Binding, resource: Descriptor) -> Iterator[tuple[str, str]]:
-    """The collection's path and the resource's field with which a GET reads it, if it is one."""
+def _id_in_path(binding: Binding, resource: Descriptor) -> Iterator[tuple[str, str]]:
+    """Yield the path of the collection, and the id field of the resource, if a GET reads one."""
     if len(binding.variables) != 1:
         return
     [(path, parameter)] = binding.variables
