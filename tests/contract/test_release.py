@@ -1,4 +1,4 @@
-"""The release folder of the contracts: complete, reproducible, usable from Python and JavaScript."""
+"""The release folder of the contracts: complete, reproducible, used by Python and JavaScript."""
 
 import base64
 import re
@@ -122,7 +122,9 @@ def test_python_reads_what_typescript_wrote(encoded: str) -> None:
     assert decode(Post, base64.b64decode(encoded)) == POST
 
 
-def test_wheel_without_this_repository_reads_what_typescript_wrote(folder: Path, encoded: str, tmp_path: Path) -> None:
+def test_wheel_without_this_repository_reads_what_typescript_wrote(
+    folder: Path, encoded: str, tmp_path: Path
+) -> None:
     [wheel] = folder.glob("*.whl")
     run(tmp_path, uv(), "venv", "--quiet", "--no-project", "scratch")
     python = tmp_path / "scratch" / "bin" / "python"

@@ -43,7 +43,7 @@ def shadowed_routes(old: Surface, new: Surface) -> Iterator[Change]:
                 whole = other.matches(route.url)
                 yield Change(
                     name=route.method.full_name,
-                    what="route captured" if whole else "route captured in part",
+                    what="route shadowed" if whole else "route shadowed in part",
                     before=str(route),
                     after=f"{other} of {other.method.full_name} comes first",
                     notice=not whole,
