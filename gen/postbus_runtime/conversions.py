@@ -1,4 +1,4 @@
-"""Conversions between the values of upb and those of Python, for the codec."""
+"""Conversions between upb values and Python values, for the codec."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,7 +77,7 @@ def read_duration_or_unset(m: Any) -> Any:
 
 
 def write_duration(value: timedelta, m: Any) -> None:
-    """Fill a Duration, whose seconds and nanoseconds have the same sign."""
+    """Fill a Duration; its seconds and nanoseconds have the same sign."""
     microseconds = abs(value) // _MICROSECOND
     sign = -1 if value.days < 0 else 1
     if seconds := microseconds // 1_000_000:

@@ -44,7 +44,7 @@ def oneof_of(field: FieldDescriptor) -> OneofDescriptor | None:
 
 
 def choices(message: Descriptor) -> list[OneofDescriptor]:
-    """Return the declared oneofs, without those that `optional` makes."""
+    """Return the declared oneofs; `optional` makes further ones."""
     return [
         oneof for oneof in message.oneofs if not any(is_optional(field) for field in oneof.fields)
     ]

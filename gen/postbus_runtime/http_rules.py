@@ -32,7 +32,7 @@ class Binding:
     query: tuple[FieldPath, ...]
     body: str
     """JSON name of the field that the body sets; `*` for all fields that the path does not set."""
-    answer: FieldDescriptor | None
+    response_field: FieldDescriptor | None
     """The field of the response that is the response body; None for the whole response."""
     status: int
 
@@ -85,7 +85,7 @@ class _Reader:
             variables=variables,
             query=query,
             body=body,
-            answer=self._answer(option.response_body),
+            response_field=self._response_field(option.response_body),
             status=self._options.http_status or (200 if self._method.output_type.fields else 204),
         )
 
@@ -142,7 +142,7 @@ class _Reader:
             raise self._error(f"the body {name!r} is not a field of the request")
         return str(field.json_name)
 
-    def _answer(self, name: str) -> FieldDescriptor | None:
+    def _response_field(self, name: str) -> FieldDescriptor | None:
         if not name:
             return None
         field = self._method.output_type.fields_by_name.get(name)

@@ -37,7 +37,7 @@ def location(
     if not reads:
         return ()
     path, name = reads[0]
-    return (path, binding.answer.name, name) if binding.answer else (path, name)
+    return (path, binding.response_field.name, name) if binding.response_field else (path, name)
 
 
 def _reads(
@@ -54,9 +54,9 @@ def _reads(
 
 def _resource(method: MethodDescriptor, binding: Binding) -> Descriptor | None:
     """Return the message in the response body; None if the body is a list or no message."""
-    if binding.answer is None:
+    if binding.response_field is None:
         return method.output_type
-    return None if binding.answer.is_repeated else binding.answer.message_type
+    return None if binding.response_field.is_repeated else binding.response_field.message_type
 
 
 def _id_in_path(binding: Binding, resource: Descriptor) -> Iterator[tuple[str, str]]:

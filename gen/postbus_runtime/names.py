@@ -15,7 +15,7 @@ _GOOGLE: Final = "google.protobuf"
 
 @cache
 def class_of(kind: Descriptor | EnumDescriptor) -> Any:
-    """Return betterproto's class; the names of nested types start with those of their parents."""
+    """Return betterproto's class; nested types have the names of their parents in front."""
     package: str = kind.file.package
     module = import_module(f"betterproto.lib.{_GOOGLE}" if package == _GOOGLE else package)
     nested = kind.full_name.removeprefix(f"{package}.")

@@ -1,7 +1,7 @@
 """The options of methods and events, read from descriptors into typed objects.
 
-Only this module knows the full names of the options and the shape of their messages. It checks
-nothing: the generator refuses invalid options before it writes the descriptors.
+Only this module contains the full names of the options and the fields of their messages. It does
+not validate: the generator refuses invalid options before it writes the descriptors.
 """
 
 from collections.abc import Mapping
@@ -151,7 +151,7 @@ class OptionReader:
             field = self._pool.FindExtensionByName(extension)
         except KeyError:  # no file of the set imports the option
             return None
-        # Only the pool's own class knows the extensions of the pool, unlike descriptor_pb2's.
+        # unlike descriptor_pb2's class, the pool's own class parses the extensions of the pool
         kind: Any = GetMessageClass(self._pool.FindMessageTypeByName(name))
         return kind.FromString(options.SerializeToString()).Extensions[field]
 

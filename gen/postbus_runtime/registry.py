@@ -160,7 +160,7 @@ def _http_rule(binding: Binding, location: tuple[str, ...]) -> HttpRule:
         path=binding.path,
         variables=tuple((json_path(path), parts) for path, parts in binding.variables),
         body=binding.body,
-        response_body=binding.answer.json_name if binding.answer else "",
+        response_body=binding.response_field.json_name if binding.response_field else "",
         status=binding.status,
         location=location,
     )

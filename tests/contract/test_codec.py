@@ -1,4 +1,4 @@
-"""The codec compared with those of google and betterproto, for every kind of field."""
+"""The codec compared with google's and betterproto's, for every kind of field."""
 
 import betterproto
 import pytest

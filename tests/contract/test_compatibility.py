@@ -165,7 +165,7 @@ ROUTES = {
         methods_of(rpc('post: "/v1/{id}:go"', name="Go"), rpc('get: "/v1/{id}"')),
         {
             "notice: Odd.Do: route shadowed in part: GET /v1/{id} -> "
-            "POST /v1/{id}:go of Odd.Go comes first": REST
+            "POST /v1/{id}:go of Odd.Go is matched first": REST
         },
         {
             "Odd.Go: method removed: Odd.Go -> gone": BY_KEY,
@@ -177,7 +177,7 @@ ROUTES = {
         methods_of(rpc('get: "/v1/me"', name="Me"), rpc('get: "/v1/{id}"')),
         {
             "notice: Odd.Do: route shadowed in part: GET /v1/{id} -> "
-            "GET /v1/me of Odd.Me comes first": REST
+            "GET /v1/me of Odd.Me is matched first": REST
         },
         {
             "Odd.Me: method removed: Odd.Me -> gone": BY_KEY,

@@ -6,22 +6,17 @@ from typing import Any, Final
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
+from tools.contracts.compatibility.enum_changes import ENUM_RULES
 from tools.contracts.compatibility.event_changes import (
     EVENT_RULES,
     removed_events,
     version_not_raised,
 )
 from tools.contracts.compatibility.findings import Audience, Change, Direction, Finding, Use
-from tools.contracts.compatibility.message_changes import (
-    ENUM_RULES,
-    FIELD_RULES,
-    MESSAGE_RULES,
-    same_type,
-)
-from tools.contracts.compatibility.method_changes import (
-    METHOD_RULES,
+from tools.contracts.compatibility.message_changes import FIELD_RULES, MESSAGE_RULES, same_type
+from tools.contracts.compatibility.method_changes import METHOD_RULES, removed_methods
+from tools.contracts.compatibility.route_changes import (
     ROUTE_RULES,
-    removed_methods,
     removed_routes,
     shadowed_routes,
 )

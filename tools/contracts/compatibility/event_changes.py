@@ -66,7 +66,7 @@ def _accesses(pair: Pair[Descriptor]) -> tuple[Access, Access]:
 
 
 def _recipient(pair: Pair[Descriptor]) -> Iterator[Change]:
-    """Yield a change of the field with the user who receives the event."""
+    """Yield a change of the field with the receiving user."""
     before, after = (options.recipient for options in pair.event_options())
     if before and after and before != after:
         yield _for_clients(pair, "event recipient changed", before, after)

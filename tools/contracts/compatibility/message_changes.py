@@ -1,12 +1,10 @@
-"""Rules on messages, fields and enums: names in JSON, numbers in binary, types and presence."""
+"""Rules on messages and fields: names in JSON, numbers in binary, types and presence."""
 
 from collections.abc import Iterator
 from typing import Final
 
 from google.protobuf.descriptor import (
     Descriptor,
-    EnumDescriptor,
-    EnumValueDescriptor,
     FieldDescriptor,
 )
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto
@@ -16,7 +14,6 @@ from tools.contracts.compatibility.findings import (
     Breaks,
     Change,
     bus,
-    callers,
     every_use,
     json,
     json_callers,
@@ -24,7 +21,7 @@ from tools.contracts.compatibility.findings import (
 )
 from tools.contracts.compatibility.surface import Pair
 
-__all__ = ["ENUM_RULES", "FIELD_RULES", "MESSAGE_RULES", "same_type"]
+__all__ = ["FIELD_RULES", "MESSAGE_RULES", "same_type"]
 
 _WELL_KNOWN = "google.protobuf."
 _JSON_KINDS: Final = (
@@ -179,63 +176,6 @@ def _of_field(
     return Change(name=pair.after.full_name, what=what, before=before, after=after, breaks=breaks)
 
 
-def _values_removed(pair: Pair[EnumDescriptor]) -> Iterator[Change]:
-    """Yield removed enum values: requests with them are refused, old workers still send them."""
-    kept = _names(pair.after)
-    for number, names in _names(pair.before).items():
-        if number not in kept:
-            yield Change(
-                name=f"{pair.after.full_name}.{names[0]}",
-                what="enum value removed",
-                before=str(number),
-                after="gone",
-                breaks=lambda use: callers(use) or bus(use),
-            )
-
-
-def _values_renamed(pair: Pair[EnumDescriptor]) -> Iterator[Change]:
-    """Yield renamed enum values: requests may have any alias, responses have the first name."""
-    after = _names(pair.after)
-    for number, names in _names(pair.before).items():
-        kept = after.get(number, names)
-        first, some = names[0] != kept[0], not set(names) <= set(kept)
-        if first or some:
-            yield Change(
-                name=f"{pair.after.full_name}.{kept[0]}",
-                what="enum value renamed",
-                before=", ".join(names),
-                after=", ".join(kept),
-                breaks=_breaks_names(first=first, some=some),
-            )
-
-
-def _breaks_names(*, first: bool, some: bool) -> Breaks:
-    return lambda use: json(use) and (some if callers(use) else first)
-
-
-def _values_added(pair: Pair[EnumDescriptor]) -> Iterator[Change]:
-    """Yield new enum values, which are unknown to readers."""
-    known = _names(pair.before)
-    for number, names in _names(pair.after).items():
-        if number not in known:
-            yield Change(
-                name=f"{pair.after.full_name}.{names[0]}",
-                what="enum value added",
-                before="none",
-                after=str(number),
-                breaks=readers,
-                notice=True,
-            )
-
-
-def _names(enum: EnumDescriptor) -> dict[int, list[str]]:
-    names: dict[int, list[str]] = {}
-    value: EnumValueDescriptor
-    for value in enum.values:
-        names.setdefault(value.number, []).append(value.name)
-    return names
-
-
 MESSAGE_RULES = (_fields_removed, _fields_renumbered, _oneofs_extended)
 FIELD_RULES = (
     _renamed,
@@ -245,4 +185,3 @@ FIELD_RULES = (
     _presence_gained,
     _oneof_changed,
 )
-ENUM_RULES = (_values_removed, _values_renamed, _values_added)

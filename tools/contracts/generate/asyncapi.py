@@ -20,7 +20,7 @@ _CALLERS: Final = {
 _WEBSOCKET: Final = "websocket"
 _REALTIME: Final = "postbus.realtime.v1"
 _BUS: Final = "postbus.bus.v1"
-_ANSWERS: Final = {
+_REPLIES: Final = {
     "authenticate": ("authenticated", "error"),
     "subscribe": ("subscribed", "error"),
     "unsubscribe": ("unsubscribed", "error"),
@@ -105,8 +105,8 @@ class _Document:
                 if field.containing_oneof and field.name not in special.split():
                     schema = self._schemas.field(field, request=request, required=True)
                     self._add_frame(field.name, field, schema, request=request)
-        for frame, answers in _ANSWERS.items():
-            self._operate(f"{_WEBSOCKET}.{frame}", "receive", [frame], answers)
+        for frame, replies in _REPLIES.items():
+            self._operate(f"{_WEBSOCKET}.{frame}", "receive", [frame], replies)
 
     def _add_frame(
         self, name: str, field: FieldDescriptor, schema: Schema, *, request: bool, about: str = ""
@@ -134,17 +134,17 @@ class _Document:
         self._channels[channel]["messages"][full] = {"$ref": f"#/components/messages/{full}"}
 
     def _operate(
-        self, name: str, action: str, messages: list[str], answers: tuple[str, ...] = ()
+        self, name: str, action: str, messages: list[str], replies: tuple[str, ...] = ()
     ) -> None:
         operation: Schema = {
             "action": action,
             "channel": {"$ref": f"#/channels/{_WEBSOCKET}"},
             "messages": _references(_WEBSOCKET, messages),
         }
-        if answers:
+        if replies:
             operation["reply"] = {
                 "channel": {"$ref": f"#/channels/{_WEBSOCKET}"},
-                "messages": _references(_WEBSOCKET, answers),
+                "messages": _references(_WEBSOCKET, replies),
             }
         self._operations[name] = operation
 
@@ -169,8 +169,8 @@ class _Document:
         result["properties"]["response"] = self._typed(method.output_type)
         frame = self._own[f"{_REALTIME}.ServerFrame"].fields_by_name["result"]
         self._add_frame(f"result.{name}", frame, result, request=False)
-        answers = (f"result.{name}", *(["completed"] if method.server_streaming else []), "error")
-        self._operate(f"{_WEBSOCKET}.{name}", "receive", [f"call.{name}"], answers)
+        replies = (f"result.{name}", *(["completed"] if method.server_streaming else []), "error")
+        self._operate(f"{_WEBSOCKET}.{name}", "receive", [f"call.{name}"], replies)
 
     def _typed(self, message: Descriptor) -> Schema:
         """Return the schema of a message in a google.protobuf.Any."""

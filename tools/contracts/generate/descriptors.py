@@ -78,7 +78,7 @@ class Contracts(Contract):
 
 
 def _locations(file: FileDescriptorProto) -> Iterator[tuple[str, Any]]:
-    """Yield full names with their SourceCodeInfo.Location, whose paths descriptor.proto defines."""
+    """Yield full names with their SourceCodeInfo.Location (descriptor.proto)."""
     for location in file.source_code_info.location:
         if name := _name_at(file, list(location.path)):
             yield name, location

@@ -14,30 +14,9 @@ from postbus_runtime.fields import is_map, value_of
 from postbus_runtime.options import enum_name
 from shared.bounds import MAX_ELEMENTS
 from tools.contracts.generate.json_values import Schema, wide_integer
-from tools.contracts.generate.regular_expressions import escaped, is_portable
+from tools.contracts.generate.regular_expressions import FORMATS, WELL_KNOWN, escaped, is_portable
 
 __all__ = ["constrain"]
-
-_LABEL: Final = "[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
-_HEX: Final = "[0-9a-fA-F]"
-_NAME: Final = r"[A-Za-z_][A-Za-z_0-9]*(?:\.[A-Za-z_][A-Za-z_0-9]*)*"
-_WELL_KNOWN: Final = {
-    # the pattern of the HTML standard, as in buf.validate
-    "email": f"^[a-zA-Z0-9.!#$%&'*+/=?^_`{{|}}~-]+@{_LABEL}(?:\\.{_LABEL})*$",
-    "uuid": f"^{_HEX}{{8}}-(?:{_HEX}{{4}}-){{3}}{_HEX}{{12}}$",
-    "tuuid": f"^{_HEX}{{32}}$",
-    "ulid": "^[0-7][0-9A-HJKMNP-TV-Za-hjkmnp-tv-z]{25}$",
-    "protobuf_fqn": f"^{_NAME}$",
-    "protobuf_dot_fqn": f"^\\.{_NAME}$",
-}
-_FORMATS: Final = {  # not email: the format of JSON Schema is narrower
-    "uuid": "uuid",
-    "hostname": "hostname",
-    "ipv4": "ipv4",
-    "ipv6": "ipv6",
-    "uri": "uri",
-    "uri_ref": "uri-reference",
-}
 
 
 def constrain(schema: Schema, rules: Any, field: FieldDescriptor) -> Schema:
@@ -94,9 +73,9 @@ def _string(schema: Schema, rules: Any, _field: FieldDescriptor) -> None:
     if rules.HasField("len"):
         _set(schema, minLength=rules.len, maxLength=rules.len)
     well_known = rules.WhichOneof("well_known")
-    if well_known in _FORMATS:
-        schema["format"] = _FORMATS[well_known]
-    patterns = [_WELL_KNOWN[well_known]] if well_known in _WELL_KNOWN else []
+    if well_known in FORMATS:
+        schema["format"] = FORMATS[well_known]
+    patterns = [WELL_KNOWN[well_known]] if well_known in WELL_KNOWN else []
     if rules.pattern:
         schema["x-python"]["pattern"] = rules.pattern
         patterns += [rules.pattern] if is_portable(rules.pattern) else []

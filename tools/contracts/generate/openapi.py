@@ -13,7 +13,12 @@ from postbus_runtime.options import Access
 from tools.contracts.generate.descriptors import Contracts
 from tools.contracts.generate.json_values import select_variant
 from tools.contracts.generate.rest_headers import RestHeaders, header_fields
-from tools.contracts.generate.rest_responses import HEADERS, RESPONSES
+from tools.contracts.generate.rest_responses import (
+    HEADERS,
+    PROBLEM,
+    PROBLEM_REFERENCE,
+    RESPONSES,
+)
 from tools.contracts.generate.schemas import Schema, Schemas
 
 __all__ = ["MAX_BODY_BYTES", "openapi"]
@@ -22,57 +27,6 @@ MAX_BODY_BYTES: Final = 2 << 20
 """Default of the gateway's setting."""
 _DERIVED: Final = frozenset({"update_mask"})
 """Fields that the gateway sets for a PATCH."""
-_PROBLEM: Final[Schema] = {
-    "type": "object",
-    "description": "Why a request failed (RFC 9457).",
-    "properties": {
-        "type": {"type": "string"},
-        "title": {"type": "string", "description": "The reason, as text."},
-        "status": {"type": "integer", "description": "The HTTP status."},
-        "detail": {
-            "type": "string",
-            "description": "The error as text. May change: do not parse it.",
-        },
-        "code": {"type": "string", "description": "Canonical code, such as `NOT_FOUND`."},
-        "reason": {"type": "string", "description": "Stable cause, such as `USERNAME_TAKEN`."},
-        "outcome": {
-            "enum": ["NO_EFFECT", "UNKNOWN"],
-            "description": "Whether the failed request may have had an effect.",
-        },
-        "violations": {
-            "type": "array",
-            "description": "The rules that the request breaks, at most 20.",
-            "maxItems": 20,
-            "items": {
-                "type": "object",
-                "properties": {
-                    "field": {"type": "string", "description": "Its path, such as `tags[2]`."},
-                    "rule": {"type": "string", "description": "Stable, such as `string.min_len`."},
-                    "message": {"type": "string", "description": "The error as text."},
-                },
-                "required": ["field", "rule", "message"],
-            },
-        },
-        "moreViolations": {
-            "type": "boolean",
-            "description": "Whether there may be more violations.",
-        },
-        "traceId": {"type": "string", "description": "Identifies the request in logs."},
-    },
-    "required": [
-        "type",
-        "title",
-        "status",
-        "detail",
-        "code",
-        "reason",
-        "outcome",
-        "violations",
-        "moreViolations",
-        "traceId",
-    ],
-}
-_REFERENCE: Final = {"$ref": "#/components/schemas/Problem"}
 _INFO: Final = """\
 JSON is [ProtoJSON](https://protobuf.dev/programming-guides/json). Responses, and the schemas here,
 have its canonical form. Requests may also have: `null` for a member that is not set; the names of
@@ -115,7 +69,7 @@ def openapi(contracts: Contracts) -> dict[str, Any]:
             )
             operation = _Operation(contracts, schemas, method, binding, headers).document(index)
             paths.setdefault(binding.path, {})[binding.verb.lower()] = operation
-    components = {"Problem": _PROBLEM} | dict(sorted(schemas.components.items()))
+    components = {"Problem": PROBLEM} | dict(sorted(schemas.components.items()))
     services = {method.containing_service.full_name: method.containing_service for method in public}
     document = {
         "openapi": "3.1.0",
@@ -241,18 +195,17 @@ class _Operation:
 
     def _read_only(self, writable: set[str]) -> dict[str, Schema]:
         """Return the read-only members of the resource, which a change ignores (AIP-203)."""
-        answer = self._binding.answer
-        if self._binding.verb != "PATCH" or answer is None:
+        resource = self._binding.response_field
+        if self._binding.verb != "PATCH" or resource is None or resource.message_type is None:
             return {}
-        shown = answer.message_type.fields if answer.message_type else ()
         return {
             field.json_name: self._schemas.field(field, request=False) | {"readOnly": True}
-            for field in shown
+            for field in resource.message_type.fields
             if field.json_name not in writable and self._contracts.is_output_only(field)
         }
 
     def _responses(self) -> dict[str, Any]:
-        empty = self._binding.answer is None and not self._method.output_type.fields
+        empty = self._binding.response_field is None and not self._method.output_type.fields
         done = {"description": "Done."} if empty else self._done()
         return {
             "204" if empty else str(self._binding.status): done | self._headers.of_success(),
@@ -260,17 +213,14 @@ class _Operation:
         }
 
     def _done(self) -> Schema:
-        answer = self._binding.answer
+        field = self._binding.response_field
         schema = (
             self._schemas.reference(self._method.output_type)
-            if answer is None
-            else self._schemas.field(answer, request=False)
+            if field is None
+            else self._schemas.field(field, request=False)
         )
         if self._method.server_streaming:
-            lines = {"type": "object", "properties": {"result": schema, "error": _REFERENCE}}
+            lines = {"type": "object", "properties": {"result": schema, "error": PROBLEM_REFERENCE}}
             content = {"application/x-ndjson": {"schema": lines}}
-            return {
-                "description": "One line for each message, sent at once.",
-                "content": content,
-            }
+            return {"description": "One line for each message, sent at once.", "content": content}
         return {"description": "Done.", "content": {"application/json": {"schema": schema}}}

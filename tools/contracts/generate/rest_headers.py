@@ -31,7 +31,7 @@ _IF_MATCH: Final = {
     " some proxies make, never matches: send it without `W/`.",
     "schema": {"type": "string"},
 }
-_ABSENT: Final = {
+_IF_ABSENT: Final = {
     "name": "If-None-Match",
     "in": "header",
     "description": "ETags, or `*` for any: 412 without a change if one of them is that of the"
@@ -97,8 +97,8 @@ class RestHeaders:
         self._etag = (_VERSIONED_ETAG if versioned else _ETAG) if tagged else None
         self._repeatable = not safe
         self._replays = self._repeatable and not method.server_streaming
-        self._known = tagged and safe and binding.verb == "GET"
-        self._absent = not safe and readable
+        self._cacheable = tagged and safe and binding.verb == "GET"
+        self._creates = not safe and readable
         expects = bool(options.expected_version)
         self._matched = expects or (tagged and safe and versioned)
         self._body = bool(binding.body)
@@ -109,8 +109,8 @@ class RestHeaders:
         return [
             *([_IDEMPOTENCY_KEY] if self._repeatable else []),
             *([_IF_MATCH] if self._matched else []),
-            *([_IF_NONE_MATCH] if self._known else []),
-            *([_ABSENT] if self._absent else []),
+            *([_IF_NONE_MATCH] if self._cacheable else []),
+            *([_IF_ABSENT] if self._creates else []),
         ]
 
     def of_success(self) -> dict[str, Any]:
@@ -122,7 +122,7 @@ class RestHeaders:
 
     def responses(self) -> dict[str, Schema]:
         """Return every response except the successful one."""
-        known = {
+        unchanged = {
             "description": "The response still has an ETag of If-None-Match.",
             "headers": {"ETag": self._etag} | _TRACED,
         }
@@ -130,7 +130,7 @@ class RestHeaders:
             "description": "The version is not current, the resource exists, or another"
             " precondition is not met."
         }
-        special = {"304": known} if self._known else {}
-        special |= {"412": stale} if self._matched or self._absent else {}
+        special = {"304": unchanged} if self._cacheable else {}
+        special |= {"412": stale} if self._matched or self._creates else {}
         common = failures(content=self._content, body=self._body, changes=self._repeatable)
         return dict(sorted((special | common).items()))

@@ -4,11 +4,60 @@ from typing import Any, Final
 
 from tools.contracts.generate.json_values import Schema
 
-__all__ = ["HEADERS", "RESPONSES", "failures"]
+__all__ = ["HEADERS", "PROBLEM", "PROBLEM_REFERENCE", "RESPONSES", "failures"]
 
-_PROBLEM: Final = {
-    "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}},
+PROBLEM: Final[Schema] = {
+    "type": "object",
+    "description": "Why a request failed (RFC 9457).",
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string", "description": "The reason, as text."},
+        "status": {"type": "integer", "description": "The HTTP status."},
+        "detail": {
+            "type": "string",
+            "description": "The error as text. May change: do not parse it.",
+        },
+        "code": {"type": "string", "description": "Canonical code, such as `NOT_FOUND`."},
+        "reason": {"type": "string", "description": "Stable cause, such as `USERNAME_TAKEN`."},
+        "outcome": {
+            "enum": ["NO_EFFECT", "UNKNOWN"],
+            "description": "Whether the failed request may have had an effect.",
+        },
+        "violations": {
+            "type": "array",
+            "description": "The rules that the request breaks, at most 20.",
+            "maxItems": 20,
+            "items": {
+                "type": "object",
+                "properties": {
+                    "field": {"type": "string", "description": "Its path, such as `tags[2]`."},
+                    "rule": {"type": "string", "description": "Stable, such as `string.min_len`."},
+                    "message": {"type": "string", "description": "The error as text."},
+                },
+                "required": ["field", "rule", "message"],
+            },
+        },
+        "moreViolations": {
+            "type": "boolean",
+            "description": "Whether there may be more violations.",
+        },
+        "traceId": {"type": "string", "description": "Identifies the request in logs."},
+    },
+    "required": [
+        "type",
+        "title",
+        "status",
+        "detail",
+        "code",
+        "reason",
+        "outcome",
+        "violations",
+        "moreViolations",
+        "traceId",
+    ],
 }
+PROBLEM_REFERENCE: Final = {"$ref": "#/components/schemas/Problem"}
+_CONTENT: Final = {"application/problem+json": {"schema": PROBLEM_REFERENCE}}
 HEADERS: Final[dict[str, Schema]] = {
     "TraceId": {
         "description": "Identifies the request in logs: 32 hex digits.",
@@ -53,7 +102,7 @@ def _response(description: str, *headers: str) -> Schema:
     return {
         "description": description,
         "headers": {name: {"$ref": f"#/components/headers/{key}"} for name, key in names.items()},
-        "content": _PROBLEM,
+        "content": _CONTENT,
     }
 
 

@@ -60,7 +60,7 @@ def _package(full_name: str) -> str:
 
 
 class Schemas:
-    """Schemas of messages; `components` collects the schemas that others refer to.
+    """Schemas of messages; `components` collects the schemas that references name.
 
     A message that is part of requests and of responses has two: requests are stricter. The fields
     `response_only`, by full name, are in no schema of a request.
@@ -93,7 +93,7 @@ class Schemas:
         """Return the name of a message's component."""
         name = self._names.get(message.full_name)
         if name is None:
-            raise ContractError(message, "it has no JSON form here")
+            raise ContractError(message, "its JSON form is not supported")
         return name + ("Input" if request and message.full_name in self._in_responses else "")
 
     def message(
@@ -174,7 +174,7 @@ class Schemas:
         if (known := known_value(name)) is not None:
             return self._shared(known, request=request)
         if name.startswith("google.protobuf."):
-            raise ContractError(field, f"{name} is not supported here")
+            raise ContractError(field, f"{name} is not supported")
         return self.reference(field.message_type, request=request)
 
     def _shared(self, schema: Schema, *, request: bool) -> Schema:

@@ -30,7 +30,7 @@ def _validate_text() -> str:
     for module in (descriptor_pb2, duration_pb2, field_mask_pb2, timestamp_pb2):
         pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
     pool.AddSerializedFile(data)
-    # Only the pool's own class knows the extensions that the file defines.
+    # the pool's own class parses the extensions that the file defines
     file_class = GetMessageClass(pool.FindMessageTypeByName("google.protobuf.FileDescriptorProto"))
     return proto_text(file_class.FromString(data))  # type: ignore[arg-type]  # same fields
 
