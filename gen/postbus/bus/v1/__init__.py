@@ -16,7 +16,7 @@ from typing import (
 )
 
 import betterproto
-from postbus.stubs import ServiceStub
+from postbus_runtime.stubs import ServiceStub
 import grpclib
 from betterproto.grpc.grpclib_server import ServiceBase
 
@@ -101,17 +101,7 @@ class Outcome(betterproto.Enum):
     """
 
 
-from betterproto import PLACEHOLDER
-
-_set_attribute = object.__setattr__
-_get_attribute = object.__getattribute__
-
-
-def _get_set_attribute(message, name):
-    value = _get_attribute(message, name)
-    if value is PLACEHOLDER:
-        return betterproto.Message.__getattribute__(message, name)
-    return value
+from postbus_runtime.message_access import PLACEHOLDER, get_set_attribute, set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -157,7 +147,7 @@ class FieldViolation(betterproto.Message):
         rule: str = PLACEHOLDER,
         message: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -172,7 +162,7 @@ class FieldViolation(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -222,7 +212,7 @@ class Error(betterproto.Message):
         trace_id: str = PLACEHOLDER,
         more_violations: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -247,7 +237,7 @@ class Error(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -313,7 +303,7 @@ class Request(betterproto.Message):
         caller_revision: int = PLACEHOLDER,
         client_address: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -340,7 +330,7 @@ class Request(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -379,7 +369,7 @@ class Reply(betterproto.Message):
         replayed: bool = PLACEHOLDER,
         caller_revision: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -408,7 +398,7 @@ class Reply(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -438,7 +428,7 @@ class Batch(betterproto.Message):
         correlation_ids: List[str] = PLACEHOLDER,
         messages: List[bytes] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -451,7 +441,7 @@ class Batch(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -487,7 +477,7 @@ class Control(betterproto.Message):
         cancel: bool = PLACEHOLDER,
         request: bytes = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -506,7 +496,7 @@ class Control(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -564,7 +554,7 @@ class Event(betterproto.Message):
         correlation_id: str = PLACEHOLDER,
         causation_id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -593,7 +583,7 @@ class Event(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -614,7 +604,7 @@ class CheckResponse(betterproto.Message):
         self,
         parts: List["Part"] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -625,7 +615,7 @@ class CheckResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -643,7 +633,7 @@ class Part(betterproto.Message):
         name: str = PLACEHOLDER,
         ready: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -655,7 +645,7 @@ class Part(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -676,7 +666,7 @@ class PingResponse(betterproto.Message):
         self,
         instance: "Instance" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -687,7 +677,7 @@ class PingResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -709,7 +699,7 @@ class Instance(betterproto.Message):
         id: str = PLACEHOLDER,
         started_at: datetime = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -724,7 +714,7 @@ class Instance(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -755,7 +745,7 @@ class GetStatisticsResponse(betterproto.Message):
         bounds: List[float] = PLACEHOLDER,
         handlers: List["HandlerStatistics"] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -770,7 +760,7 @@ class GetStatisticsResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -809,7 +799,7 @@ class HandlerStatistics(betterproto.Message):
         duration: "Histogram" = PLACEHOLDER,
         wait: "Histogram" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -830,7 +820,7 @@ class HandlerStatistics(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -848,7 +838,7 @@ class Histogram(betterproto.Message):
         counts: List[int] = PLACEHOLDER,
         sum: float = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -860,7 +850,7 @@ class Histogram(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -889,7 +879,7 @@ class ListHandlersResponse(betterproto.Message):
         methods: List[str] = PLACEHOLDER,
         events: List[str] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -904,7 +894,7 @@ class ListHandlersResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 class HealthServiceStub(ServiceStub):

@@ -24,17 +24,7 @@ class Access(betterproto.Enum):
     """Services on the bus; never reachable through the gateway."""
 
 
-from betterproto import PLACEHOLDER
-
-_set_attribute = object.__setattr__
-_get_attribute = object.__getattribute__
-
-
-def _get_set_attribute(message, name):
-    value = _get_attribute(message, name)
-    if value is PLACEHOLDER:
-        return betterproto.Message.__getattribute__(message, name)
-    return value
+from postbus_runtime.message_access import PLACEHOLDER, get_set_attribute, set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -98,7 +88,7 @@ class MethodRules(betterproto.Message):
         ends_session: bool = PLACEHOLDER,
         rate_limit: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -123,7 +113,7 @@ class MethodRules(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -173,7 +163,7 @@ class EventRules(betterproto.Message):
         recipient: str = PLACEHOLDER,
         ended_sessions: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -194,4 +184,4 @@ class EventRules(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute

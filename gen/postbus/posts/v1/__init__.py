@@ -13,7 +13,7 @@ from typing import (
 )
 
 import betterproto
-from postbus.stubs import ServiceStub
+from postbus_runtime.stubs import ServiceStub
 import betterproto.lib.google.protobuf as betterproto_lib_google_protobuf
 import grpclib
 from betterproto.grpc.grpclib_server import ServiceBase
@@ -69,17 +69,7 @@ class NotificationKind(betterproto.Enum):
     """An actor mentioned the user in a post or comment."""
 
 
-from betterproto import PLACEHOLDER
-
-_set_attribute = object.__setattr__
-_get_attribute = object.__getattribute__
-
-
-def _get_set_attribute(message, name):
-    value = _get_attribute(message, name)
-    if value is PLACEHOLDER:
-        return betterproto.Message.__getattribute__(message, name)
-    return value
+from postbus_runtime.message_access import PLACEHOLDER, get_set_attribute, set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -161,7 +151,7 @@ class Post(betterproto.Message):
         comment_count: int = PLACEHOLDER,
         liked: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -200,7 +190,7 @@ class Post(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -232,7 +222,7 @@ class Author(betterproto.Message):
         image_url: str = PLACEHOLDER,
         followed: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -251,7 +241,7 @@ class Author(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -287,7 +277,7 @@ class CreatePostRequest(betterproto.Message):
         tags: List[str] = PLACEHOLDER,
         status: "PostStatus" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -306,7 +296,7 @@ class CreatePostRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -320,7 +310,7 @@ class CreatePostResponse(betterproto.Message):
         self,
         post: "Post" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -331,7 +321,7 @@ class CreatePostResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -345,7 +335,7 @@ class GetPostRequest(betterproto.Message):
         self,
         id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -356,7 +346,7 @@ class GetPostRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -370,7 +360,7 @@ class GetPostResponse(betterproto.Message):
         self,
         post: "Post" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -381,7 +371,7 @@ class GetPostResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -448,7 +438,7 @@ class ListPostsRequest(betterproto.Message):
         order: "PostOrder" = PLACEHOLDER,
         updated_since: Optional[datetime] = None,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -479,7 +469,7 @@ class ListPostsRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -506,7 +496,7 @@ class ListPostsResponse(betterproto.Message):
         next_page_token: str = PLACEHOLDER,
         total: Optional[int] = None,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -521,7 +511,7 @@ class ListPostsResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -543,7 +533,7 @@ class ListFeedRequest(betterproto.Message):
         page_token: str = PLACEHOLDER,
         include_total: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -558,7 +548,7 @@ class ListFeedRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -583,7 +573,7 @@ class ListFeedResponse(betterproto.Message):
         next_page_token: str = PLACEHOLDER,
         total: Optional[int] = None,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -598,7 +588,7 @@ class ListFeedResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -620,7 +610,7 @@ class ListTagsRequest(betterproto.Message):
         page_token: str = PLACEHOLDER,
         include_total: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -635,7 +625,7 @@ class ListTagsRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -660,7 +650,7 @@ class ListTagsResponse(betterproto.Message):
         next_page_token: str = PLACEHOLDER,
         total: Optional[int] = None,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -675,7 +665,7 @@ class ListTagsResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -693,7 +683,7 @@ class Tag(betterproto.Message):
         name: str = PLACEHOLDER,
         post_count: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -705,7 +695,7 @@ class Tag(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -731,7 +721,7 @@ class ListLikersRequest(betterproto.Message):
         page_token: str = PLACEHOLDER,
         include_total: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -748,7 +738,7 @@ class ListLikersRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -770,7 +760,7 @@ class ListLikersResponse(betterproto.Message):
         next_page_token: str = PLACEHOLDER,
         total: Optional[int] = None,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -785,7 +775,7 @@ class ListLikersResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -828,7 +818,7 @@ class UpdatePostRequest(betterproto.Message):
         tags: List[str] = PLACEHOLDER,
         expected_version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -851,7 +841,7 @@ class UpdatePostRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -865,7 +855,7 @@ class UpdatePostResponse(betterproto.Message):
         self,
         post: "Post" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -876,7 +866,7 @@ class UpdatePostResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -896,7 +886,7 @@ class DeletePostRequest(betterproto.Message):
         id: str = PLACEHOLDER,
         expected_version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -908,7 +898,7 @@ class DeletePostRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -928,7 +918,7 @@ class PublishPostRequest(betterproto.Message):
         id: str = PLACEHOLDER,
         expected_version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -940,7 +930,7 @@ class PublishPostRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -954,7 +944,7 @@ class PublishPostResponse(betterproto.Message):
         self,
         post: "Post" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -965,7 +955,7 @@ class PublishPostResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -985,7 +975,7 @@ class UnpublishPostRequest(betterproto.Message):
         id: str = PLACEHOLDER,
         expected_version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -997,7 +987,7 @@ class UnpublishPostRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1011,7 +1001,7 @@ class UnpublishPostResponse(betterproto.Message):
         self,
         post: "Post" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1022,7 +1012,7 @@ class UnpublishPostResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1036,7 +1026,7 @@ class LikePostRequest(betterproto.Message):
         self,
         id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1047,7 +1037,7 @@ class LikePostRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1061,7 +1051,7 @@ class LikePostResponse(betterproto.Message):
         self,
         post: "Post" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1072,7 +1062,7 @@ class LikePostResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1086,7 +1076,7 @@ class UnlikePostRequest(betterproto.Message):
         self,
         id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1097,7 +1087,7 @@ class UnlikePostRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1111,7 +1101,7 @@ class UnlikePostResponse(betterproto.Message):
         self,
         post: "Post" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1122,7 +1112,7 @@ class UnlikePostResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1163,7 +1153,7 @@ class Comment(betterproto.Message):
         updated_at: datetime = PLACEHOLDER,
         version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1186,7 +1176,7 @@ class Comment(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1206,7 +1196,7 @@ class CreateCommentRequest(betterproto.Message):
         post_id: str = PLACEHOLDER,
         body: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1218,7 +1208,7 @@ class CreateCommentRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1232,7 +1222,7 @@ class CreateCommentResponse(betterproto.Message):
         self,
         comment: "Comment" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1243,7 +1233,7 @@ class CreateCommentResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1269,7 +1259,7 @@ class ListCommentsRequest(betterproto.Message):
         page_token: str = PLACEHOLDER,
         include_total: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1286,7 +1276,7 @@ class ListCommentsRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1308,7 +1298,7 @@ class ListCommentsResponse(betterproto.Message):
         next_page_token: str = PLACEHOLDER,
         total: Optional[int] = None,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1323,7 +1313,7 @@ class ListCommentsResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1337,7 +1327,7 @@ class GetCommentRequest(betterproto.Message):
         self,
         id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1348,7 +1338,7 @@ class GetCommentRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1362,7 +1352,7 @@ class GetCommentResponse(betterproto.Message):
         self,
         comment: "Comment" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1373,7 +1363,7 @@ class GetCommentResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1397,7 +1387,7 @@ class UpdateCommentRequest(betterproto.Message):
         body: str = PLACEHOLDER,
         expected_version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1412,7 +1402,7 @@ class UpdateCommentRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1426,7 +1416,7 @@ class UpdateCommentResponse(betterproto.Message):
         self,
         comment: "Comment" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1437,7 +1427,7 @@ class UpdateCommentResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1457,7 +1447,7 @@ class DeleteCommentRequest(betterproto.Message):
         id: str = PLACEHOLDER,
         expected_version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1469,7 +1459,7 @@ class DeleteCommentRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1507,7 +1497,7 @@ class Notification(betterproto.Message):
         created_at: datetime = PLACEHOLDER,
         read: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1530,7 +1520,7 @@ class Notification(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1556,7 +1546,7 @@ class ListNotificationsRequest(betterproto.Message):
         include_total: bool = PLACEHOLDER,
         unread_only: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1573,7 +1563,7 @@ class ListNotificationsRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1602,7 +1592,7 @@ class ListNotificationsResponse(betterproto.Message):
         total: Optional[int] = None,
         unread_count: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1619,7 +1609,7 @@ class ListNotificationsResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1637,7 +1627,7 @@ class MarkReadRequest(betterproto.Message):
         self,
         ids: List[str] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1648,7 +1638,7 @@ class MarkReadRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1662,7 +1652,7 @@ class MarkReadResponse(betterproto.Message):
         self,
         unread_count: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1673,7 +1663,7 @@ class MarkReadResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1691,7 +1681,7 @@ class PostCreated(betterproto.Message):
         post_id: str = PLACEHOLDER,
         post: "Post" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1703,7 +1693,7 @@ class PostCreated(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1721,7 +1711,7 @@ class PostPublished(betterproto.Message):
         post_id: str = PLACEHOLDER,
         post: "Post" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1733,7 +1723,7 @@ class PostPublished(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1751,7 +1741,7 @@ class PostUpdated(betterproto.Message):
         post_id: str = PLACEHOLDER,
         post: "Post" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1763,7 +1753,7 @@ class PostUpdated(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1785,7 +1775,7 @@ class PostUnpublished(betterproto.Message):
         author_id: str = PLACEHOLDER,
         version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1800,7 +1790,7 @@ class PostUnpublished(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1822,7 +1812,7 @@ class PostDeleted(betterproto.Message):
         author_id: str = PLACEHOLDER,
         version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1837,7 +1827,7 @@ class PostDeleted(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1859,7 +1849,7 @@ class PostLiked(betterproto.Message):
         author_id: str = PLACEHOLDER,
         user_id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1874,7 +1864,7 @@ class PostLiked(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1896,7 +1886,7 @@ class PostUnliked(betterproto.Message):
         author_id: str = PLACEHOLDER,
         user_id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1911,7 +1901,7 @@ class PostUnliked(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1933,7 +1923,7 @@ class CommentCreated(betterproto.Message):
         comment: "Comment" = PLACEHOLDER,
         post_author_id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1948,7 +1938,7 @@ class CommentCreated(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1966,7 +1956,7 @@ class CommentUpdated(betterproto.Message):
         comment_id: str = PLACEHOLDER,
         comment: "Comment" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1978,7 +1968,7 @@ class CommentUpdated(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1996,7 +1986,7 @@ class CommentDeleted(betterproto.Message):
         comment_id: str = PLACEHOLDER,
         post_id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -2008,7 +1998,7 @@ class CommentDeleted(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -2026,7 +2016,7 @@ class NotificationCreated(betterproto.Message):
         user_id: str = PLACEHOLDER,
         notification: "Notification" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -2039,7 +2029,7 @@ class NotificationCreated(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -2055,7 +2045,7 @@ class PostErasureContinued(betterproto.Message):
         self,
         post_id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -2066,7 +2056,7 @@ class PostErasureContinued(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -2082,7 +2072,7 @@ class UserContentErasureContinued(betterproto.Message):
         self,
         user_id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -2093,7 +2083,7 @@ class UserContentErasureContinued(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 class PostsServiceStub(ServiceStub):

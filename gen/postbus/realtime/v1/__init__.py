@@ -13,17 +13,7 @@ import betterproto.lib.google.protobuf as betterproto_lib_google_protobuf
 from ...bus import v1 as __bus_v1__
 
 
-from betterproto import PLACEHOLDER
-
-_set_attribute = object.__setattr__
-_get_attribute = object.__getattribute__
-
-
-def _get_set_attribute(message, name):
-    value = _get_attribute(message, name)
-    if value is PLACEHOLDER:
-        return betterproto.Message.__getattribute__(message, name)
-    return value
+from postbus_runtime.message_access import PLACEHOLDER, get_set_attribute, set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -59,7 +49,7 @@ class ClientFrame(betterproto.Message):
         unsubscribe: "Unsubscribe" = PLACEHOLDER,
         cancel: "Cancel" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -92,7 +82,7 @@ class ClientFrame(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -142,7 +132,7 @@ class ServerFrame(betterproto.Message):
         unsubscribed: "Unsubscribed" = PLACEHOLDER,
         completed: "Completed" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -183,7 +173,7 @@ class ServerFrame(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -197,7 +187,7 @@ class Authenticate(betterproto.Message):
         self,
         access_token: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -208,7 +198,7 @@ class Authenticate(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -228,7 +218,7 @@ class Authenticated(betterproto.Message):
         user_id: str = PLACEHOLDER,
         expires_at: datetime = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -240,7 +230,7 @@ class Authenticated(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -277,7 +267,7 @@ class Call(betterproto.Message):
         operation_id: str = PLACEHOLDER,
         traceparent: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -296,7 +286,7 @@ class Call(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -310,7 +300,7 @@ class Cancel(betterproto.Message):
         self,
         call: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -321,7 +311,7 @@ class Cancel(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -349,7 +339,7 @@ class Result(betterproto.Message):
         response: "betterproto_lib_google_protobuf.Any" = PLACEHOLDER,
         replayed: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -361,7 +351,7 @@ class Result(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -378,7 +368,7 @@ class Subscribe(betterproto.Message):
         self,
         types: List[str] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -389,7 +379,7 @@ class Subscribe(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -410,7 +400,7 @@ class Unsubscribe(betterproto.Message):
         self,
         subscription: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -421,7 +411,7 @@ class Unsubscribe(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -454,7 +444,7 @@ class Delivery(betterproto.Message):
         time: datetime = PLACEHOLDER,
         data: "betterproto_lib_google_protobuf.Any" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -471,4 +461,4 @@ class Delivery(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute

@@ -13,7 +13,7 @@ from typing import (
 )
 
 import betterproto
-from postbus.stubs import ServiceStub
+from postbus_runtime.stubs import ServiceStub
 import betterproto.lib.google.protobuf as betterproto_lib_google_protobuf
 import grpclib
 from betterproto.grpc.grpclib_server import ServiceBase
@@ -24,17 +24,7 @@ if TYPE_CHECKING:
     from grpclib.metadata import Deadline
 
 
-from betterproto import PLACEHOLDER
-
-_set_attribute = object.__setattr__
-_get_attribute = object.__getattribute__
-
-
-def _get_set_attribute(message, name):
-    value = _get_attribute(message, name)
-    if value is PLACEHOLDER:
-        return betterproto.Message.__getattribute__(message, name)
-    return value
+from postbus_runtime.message_access import PLACEHOLDER, get_set_attribute, set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -90,7 +80,7 @@ class User(betterproto.Message):
         following_count: int = PLACEHOLDER,
         version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -121,7 +111,7 @@ class User(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -171,7 +161,7 @@ class Profile(betterproto.Message):
         followed: bool = PLACEHOLDER,
         version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -200,7 +190,7 @@ class Profile(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -221,7 +211,7 @@ class GetMeResponse(betterproto.Message):
         self,
         user: "User" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -232,7 +222,7 @@ class GetMeResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -277,7 +267,7 @@ class UpdateMeRequest(betterproto.Message):
         update_mask: "betterproto_lib_google_protobuf.FieldMask" = PLACEHOLDER,
         expected_version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -300,7 +290,7 @@ class UpdateMeRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -314,7 +304,7 @@ class UpdateMeResponse(betterproto.Message):
         self,
         user: "User" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -325,7 +315,7 @@ class UpdateMeResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -341,7 +331,7 @@ class DeleteMeRequest(betterproto.Message):
         self,
         expected_version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -352,7 +342,7 @@ class DeleteMeRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -366,7 +356,7 @@ class GetUserRequest(betterproto.Message):
         self,
         username: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -377,7 +367,7 @@ class GetUserRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -391,7 +381,7 @@ class GetUserResponse(betterproto.Message):
         self,
         profile: "Profile" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -402,7 +392,7 @@ class GetUserResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -430,7 +420,7 @@ class SearchUsersRequest(betterproto.Message):
         page_token: str = PLACEHOLDER,
         include_total: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -447,7 +437,7 @@ class SearchUsersRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -472,7 +462,7 @@ class SearchUsersResponse(betterproto.Message):
         next_page_token: str = PLACEHOLDER,
         total: Optional[int] = None,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -487,7 +477,7 @@ class SearchUsersResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -501,7 +491,7 @@ class BatchGetUsersRequest(betterproto.Message):
         self,
         ids: List[str] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -512,7 +502,7 @@ class BatchGetUsersRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -526,7 +516,7 @@ class BatchGetUsersResponse(betterproto.Message):
         self,
         profiles: List["Profile"] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -537,7 +527,7 @@ class BatchGetUsersResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -558,7 +548,7 @@ class ListFollowedIdsResponse(betterproto.Message):
         self,
         ids: List[str] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -569,7 +559,7 @@ class ListFollowedIdsResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -583,7 +573,7 @@ class FollowRequest(betterproto.Message):
         self,
         username: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -594,7 +584,7 @@ class FollowRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -608,7 +598,7 @@ class FollowResponse(betterproto.Message):
         self,
         profile: "Profile" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -619,7 +609,7 @@ class FollowResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -633,7 +623,7 @@ class UnfollowRequest(betterproto.Message):
         self,
         username: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -644,7 +634,7 @@ class UnfollowRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -658,7 +648,7 @@ class UnfollowResponse(betterproto.Message):
         self,
         profile: "Profile" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -669,7 +659,7 @@ class UnfollowResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -695,7 +685,7 @@ class ListFollowersRequest(betterproto.Message):
         page_token: str = PLACEHOLDER,
         include_total: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -712,7 +702,7 @@ class ListFollowersRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -734,7 +724,7 @@ class ListFollowersResponse(betterproto.Message):
         next_page_token: str = PLACEHOLDER,
         total: Optional[int] = None,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -749,7 +739,7 @@ class ListFollowersResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -775,7 +765,7 @@ class ListFollowingRequest(betterproto.Message):
         page_token: str = PLACEHOLDER,
         include_total: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -792,7 +782,7 @@ class ListFollowingRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -814,7 +804,7 @@ class ListFollowingResponse(betterproto.Message):
         next_page_token: str = PLACEHOLDER,
         total: Optional[int] = None,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -829,7 +819,7 @@ class ListFollowingResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -857,7 +847,7 @@ class SignUpRequest(betterproto.Message):
         email: str = PLACEHOLDER,
         password: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -872,7 +862,7 @@ class SignUpRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -886,7 +876,7 @@ class SignUpResponse(betterproto.Message):
         self,
         user: "User" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -897,7 +887,7 @@ class SignUpResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -928,7 +918,7 @@ class LogInRequest(betterproto.Message):
         device: str = PLACEHOLDER,
         device_token: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -945,7 +935,7 @@ class LogInRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -982,7 +972,7 @@ class LogInResponse(betterproto.Message):
         session_id: str = PLACEHOLDER,
         device_token: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1003,7 +993,7 @@ class LogInResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1019,7 +1009,7 @@ class RefreshSessionRequest(betterproto.Message):
         self,
         refresh_token: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1030,7 +1020,7 @@ class RefreshSessionRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1060,7 +1050,7 @@ class RefreshSessionResponse(betterproto.Message):
         refresh_expires_at: datetime = PLACEHOLDER,
         session_id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1079,7 +1069,7 @@ class RefreshSessionResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1115,7 +1105,7 @@ class ListSessionsRequest(betterproto.Message):
         page_token: str = PLACEHOLDER,
         include_total: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1130,7 +1120,7 @@ class ListSessionsRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1152,7 +1142,7 @@ class ListSessionsResponse(betterproto.Message):
         next_page_token: str = PLACEHOLDER,
         total: Optional[int] = None,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1167,7 +1157,7 @@ class ListSessionsResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1201,7 +1191,7 @@ class Session(betterproto.Message):
         expires_at: datetime = PLACEHOLDER,
         current: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1222,7 +1212,7 @@ class Session(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1236,7 +1226,7 @@ class RevokeSessionRequest(betterproto.Message):
         self,
         id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1247,7 +1237,7 @@ class RevokeSessionRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1265,7 +1255,7 @@ class ChangePasswordRequest(betterproto.Message):
         current_password: str = PLACEHOLDER,
         new_password: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1278,7 +1268,7 @@ class ChangePasswordRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1299,7 +1289,7 @@ class GetSigningKeysResponse(betterproto.Message):
         self,
         keys: List["SigningKey"] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1310,7 +1300,7 @@ class GetSigningKeysResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1344,7 +1334,7 @@ class SigningKey(betterproto.Message):
         alg: str = PLACEHOLDER,
         use: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1365,7 +1355,7 @@ class SigningKey(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1387,7 +1377,7 @@ class UserRegistered(betterproto.Message):
         username: str = PLACEHOLDER,
         created_at: datetime = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1402,7 +1392,7 @@ class UserRegistered(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1440,7 +1430,7 @@ class UserProfileUpdated(betterproto.Message):
         version: int = PLACEHOLDER,
         revision: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1461,7 +1451,7 @@ class UserProfileUpdated(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1478,7 +1468,7 @@ class UserDeleted(betterproto.Message):
         self,
         user_id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1489,7 +1479,7 @@ class UserDeleted(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1529,7 +1519,7 @@ class FollowChanged(betterproto.Message):
         version: int = PLACEHOLDER,
         follower_revision: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1550,7 +1540,7 @@ class FollowChanged(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1570,7 +1560,7 @@ class SessionsRevoked(betterproto.Message):
         user_id: str = PLACEHOLDER,
         session_ids: List[str] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1582,7 +1572,7 @@ class SessionsRevoked(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1598,7 +1588,7 @@ class UserErasureContinued(betterproto.Message):
         self,
         user_id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1609,7 +1599,7 @@ class UserErasureContinued(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 class UsersServiceStub(ServiceStub):

@@ -1,22 +1,21 @@
-"""How methods are reached over HTTP: google.api.http (AIP-127, google/api/http.proto)."""
+"""The HTTP bindings of methods: google.api.http (AIP-127, google/api/http.proto)."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 
-from tools.contracts.generate.descriptors import Contracts, GeneratorError
-from tools.contracts.generate.fields import is_plain_message, is_structured
-from tools.contracts.generate.options import expected_version
+from postbus_runtime.contract import Contract, ContractError
+from postbus_runtime.fields import is_plain_message, is_structured
+from postbus_runtime.options import HttpOption
 
 __all__ = ["Binding", "FieldPath", "bindings", "json_path"]
 
 FieldPath = tuple[FieldDescriptor, ...]
-"""A field of the request, or a field of a field of it, and so on."""
+"""The fields from the request down to one of its fields, nested or not."""
 
-_VERBS: Final = ("get", "put", "post", "delete", "patch")
 _VARIABLE: Final = re.compile(r"\{([^{}=]+)(?:=([^{}]*))?\}")
 _LITERAL: Final = r"[A-Za-z0-9._~-]+"
 _PATH: Final = re.compile(rf"(/({_LITERAL}|\{{[^{{}}]+\}}))+(:{_LITERAL})?")
@@ -29,68 +28,65 @@ class Binding:
     verb: str
     path: str
     variables: tuple[tuple[FieldPath, str], ...]
-    """Fields that the path sets, and of which parameters: `shelves/{shelf}`."""
+    """Each field that the path sets, with its path parameters: `shelves/{shelf}`."""
     query: tuple[FieldPath, ...]
     body: str
-    """Name of the field that the body holds; `*` for all that the path does not."""
-    answer: FieldDescriptor | None
-    """The field of the response that the body of the answer holds, if it is one."""
+    """JSON name of the field that the body sets; `*` for all fields that the path does not set."""
+    response_field: FieldDescriptor | None
+    """The field of the response that is the response body; None for the whole response."""
     status: int
 
 
 def json_path(path: FieldPath) -> str:
-    """Name a field as JSON does: `filter.authorId`."""
+    """Return the JSON names along a path: `filter.authorId`."""
     return ".".join(field.json_name for field in path)
 
 
-def bindings(contracts: Contracts) -> dict[str, list[Binding]]:
-    """Return the bindings of each method by its full name, the main one first."""
+def bindings(contract: Contract) -> dict[str, list[Binding]]:
+    """Return the bindings of each method by its full name, the main one first.
+
+    ContractError if a binding is not supported, or is that of another method as well.
+    """
     taken: dict[str, MethodDescriptor] = {}
     found: dict[str, list[Binding]] = {}
-    for method in contracts.methods:
-        rules = contracts.option(method, "google.api.http")
-        reader = _Reader(contracts, method)
-        found[method.full_name] = [
-            reader.read(rule)
-            for rule in (rules, *rules.additional_bindings)
-            if rule.WhichOneof("pattern")
-        ]
+    for method in contract.methods:
+        reader = _Reader(contract, method)
+        options = contract.method_options[method.full_name].http
+        found[method.full_name] = [reader.read(option) for option in options]
         for binding in found[method.full_name]:
             shape = f"{binding.verb} {re.sub('{[^}]*}', '{}', binding.path)}"
             if other := taken.get(shape):
-                raise GeneratorError(method, f"{shape} is taken by {other.full_name}")
+                raise ContractError(method, f"{shape} is taken by {other.full_name}")
             taken[shape] = method
     return found
 
 
 class _Reader:
-    def __init__(self, contracts: Contracts, method: MethodDescriptor) -> None:
-        self._contracts = contracts
+    def __init__(self, contract: Contract, method: MethodDescriptor) -> None:
         self._method = method
         self._request = method.input_type
-        expected = expected_version(contracts, method)
-        field = self._request.fields_by_name.get(expected)
+        self._options = contract.method_options[method.full_name]
+        field = self._request.fields_by_name.get(self._options.expected_version)
         self._in_header = {field.json_name} if field else set()
 
-    def read(self, rule: Any) -> Binding:
-        verb = rule.WhichOneof("pattern")
-        if verb not in _VERBS:
+    def read(self, option: HttpOption) -> Binding:
+        if option.custom:
             raise self._error("custom HTTP methods are not supported")
-        path, variables = self._path(getattr(rule, verb))
-        body = self._body(verb, rule.body)
-        said = {json_path(variable) for variable, _ in variables} | {body}
-        if self._in_header & said:
+        path, variables = self._path(option.template)
+        body = self._body(option.verb, option.body)
+        bound = {json_path(variable) for variable, _ in variables} | {body}
+        if self._in_header & bound:
             raise self._error("expected_version comes from If-Match, not from path or body")
-        said |= self._in_header
-        query = () if rule.body == "*" else tuple(self._query(self._request, (), said))
+        bound |= self._in_header
+        query = () if option.body == "*" else tuple(self._query(self._request, (), bound))
         return Binding(
-            verb=verb.upper(),
+            verb=option.verb,
             path=path,
             variables=variables,
             query=query,
-            body=rule.body,
-            answer=self._answer(rule.response_body),
-            status=self._status(),
+            body=body,
+            response_field=self._response_field(option.response_body),
+            status=self._options.http_status or (200 if self._method.output_type.fields else 204),
         )
 
     def _path(self, template: str) -> tuple[str, tuple[tuple[FieldPath, str], ...]]:
@@ -108,15 +104,15 @@ class _Reader:
         return path, tuple(variables)
 
     def _parameters(self, name: str, pattern: str) -> str:
-        """Name the wildcards of a variable: `shelves/*` is `shelves/{shelves}`, `*` is `{name}`."""
+        """Return the pattern with named wildcards: `shelves/{shelves}` for `shelves/*`."""
         parts = pattern.split("/")
         if any(part != "*" and not re.fullmatch(_LITERAL, part) for part in parts):
             raise self._error(f"the pattern {pattern!r} of {name!r} is not supported")
         if len(parts) == 1:
             return f"{{{name}}}" if parts == ["*"] else pattern
         named = [
-            (f"{{{parts[place - 1] if place else name}}}" if part == "*" else part)
-            for place, part in enumerate(parts)
+            (f"{{{parts[index - 1] if index else name}}}" if part == "*" else part)
+            for index, part in enumerate(parts)
         ]
         if len(set(named)) < len(named):
             raise self._error(f"the pattern {pattern!r} of {name!r} is not supported")
@@ -136,9 +132,9 @@ class _Reader:
         return tuple(path)
 
     def _body(self, verb: str, name: str) -> str:
-        """Return the JSON name of the field that the body holds."""
-        if name and verb in ("get", "delete"):
-            raise self._error(f"{verb.upper()} has no body")
+        """Return the JSON name of the field that the body sets."""
+        if name and verb in ("GET", "DELETE"):
+            raise self._error(f"{verb} has no body")
         if name in ("", "*"):
             return name
         field = self._request.fields_by_name.get(name)
@@ -146,7 +142,7 @@ class _Reader:
             raise self._error(f"the body {name!r} is not a field of the request")
         return str(field.json_name)
 
-    def _answer(self, name: str) -> FieldDescriptor | None:
+    def _response_field(self, name: str) -> FieldDescriptor | None:
         if not name:
             return None
         field = self._method.output_type.fields_by_name.get(name)
@@ -154,15 +150,11 @@ class _Reader:
             raise self._error(f"response_body {name!r} is not a field of the response")
         return field
 
-    def _status(self) -> int:
-        rules = self._contracts.option(self._method, "postbus.options.v1.method")
-        return rules.http_status or (200 if self._method.output_type.fields else 204)
-
-    def _query(self, message: Descriptor, outer: FieldPath, said: set[str]) -> Iterator[FieldPath]:
-        """The fields that are left for the query: single and repeated values, nested ones too."""
+    def _query(self, message: Descriptor, outer: FieldPath, bound: set[str]) -> Iterator[FieldPath]:
+        """Yield the fields that are not bound: single and repeated values, nested ones too."""
         for field in message.fields:
             path = (*outer, field)
-            if json_path(path) in said:
+            if json_path(path) in bound:
                 continue
             if not is_structured(field):
                 yield path
@@ -171,7 +163,7 @@ class _Reader:
             elif field.message_type in [each.containing_type for each in path]:
                 raise self._error(f"{json_path(path)} contains itself: no query parameter")
             else:
-                yield from self._query(field.message_type, path, said)
+                yield from self._query(field.message_type, path, bound)
 
-    def _error(self, reason: str) -> GeneratorError:
-        return GeneratorError(self._method, reason)
+    def _error(self, reason: str) -> ContractError:
+        return ContractError(self._method, reason)

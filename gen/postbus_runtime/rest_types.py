@@ -1,4 +1,4 @@
-"""What proto3 JSON has and Pydantic has no type for. Copied to gen/ beside the models."""
+"""Types of proto3 JSON that Pydantic lacks, for the generated models of requests."""
 
 import math
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ _NOT_FINITE = {"NaN", "Infinity", "-Infinity"}
 
 
 class Message(BaseModel):
-    """A message in proto3 JSON: members by their JSON or proto names, of each oneof at most one."""
+    """A message in proto3 JSON, with JSON or proto names and at most one member of each oneof."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
@@ -54,7 +54,7 @@ class Message(BaseModel):
 
 
 def _whole(value: Any) -> Any:
-    """1.0 and 1e3 are integers to JSON."""
+    """Return a float such as 1.0 or 1e3 as an integer, which it is in JSON."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -73,12 +73,12 @@ def _single(value: float) -> float:
 
 
 def _read_by(kind: Any) -> Any:
-    """Let google's own parser decide; its complaints don't go to clients."""
+    """Return a validator that uses google's parser, without its error texts."""
 
     def check(value: str) -> str:
         try:
             kind().FromJsonString(value)
-        except Exception:  # noqa: BLE001  # it raises errors of many kinds
+        except Exception:  # noqa: BLE001  # it raises undocumented errors
             raise ValueError(f"not a valid {kind.DESCRIPTOR.name}") from None
         return value
 
@@ -88,7 +88,7 @@ def _read_by(kind: Any) -> Any:
 Integer = Annotated[int, Strict(), BeforeValidator(_whole)]
 """32 bits."""
 WideInteger = Annotated[int, Strict(), BeforeValidator(_from_text)]
-"""64 bits: a number or its digits."""
+"""64 bits: a number, or its digits as a string."""
 Double = Annotated[float, Strict(), BeforeValidator(_number)]
 Float = Annotated[Double, AfterValidator(_single)]
 """32 bits."""
@@ -98,7 +98,7 @@ Base64 = Annotated[
         pattern=r"^(?:[A-Za-z0-9+/_-]{4})*(?:[A-Za-z0-9+/_-]{2}(?:==)?|[A-Za-z0-9+/_-]{3}=?)?$"
     ),
 ]
-"""Of either alphabet, with or without padding."""
+"""Of the standard or the URL alphabet, with or without padding."""
 Time = Annotated[str, _read_by(_Timestamp)]
 Duration = Annotated[str, _read_by(_Duration)]
 FieldMask = Annotated[str, _read_by(_FieldMask)]

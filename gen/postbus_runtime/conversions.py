@@ -1,4 +1,4 @@
-"""From upb's values to Python's and back. Copied to gen/, beside the codec that uses it."""
+"""Conversions between upb values and Python values, for the codec."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from betterproto import PLACEHOLDER
 
 __all__ = [
     "Codec",
-    "Members",
+    "EnumMembers",
     "read_duration",
     "read_duration_or_unset",
     "read_time",
@@ -24,15 +24,19 @@ _MICROSECOND = timedelta(microseconds=1)
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """How the messages of a class are converted. `upb` is google's class."""
+    """The conversions of a message class. `upb` is google's class of the same message.
+
+    `read` returns an object for a upb message, and raises OverflowError for a time that Python's
+    datetime cannot hold. `write` fills a new upb message from an object.
+    """
 
     upb: Any
     read: Callable[[Any], Any]
     write: Callable[[Any, Any], None]
 
 
-class Members(dict[int, Any]):
-    """Members of an enum by number; an unknown number becomes a member without a name."""
+class EnumMembers(dict[int, Any]):
+    """The members of an enum, by number; an unknown number becomes a member without a name."""
 
     def __init__(self, kind: Any) -> None:
         super().__init__({int(member): member for member in kind})
@@ -43,12 +47,12 @@ class Members(dict[int, Any]):
 
 
 def read_time(m: Any) -> datetime:
-    """Return a Timestamp; OverflowError beyond year 9999."""
+    """Return the time of a Timestamp; OverflowError beyond the year 9999."""
     return _EPOCH + timedelta(0, m.seconds, m.nanos // 1000)
 
 
 def read_time_or_unset(m: Any) -> Any:
-    """Return a Timestamp; betterproto can't tell the epoch from a time that is not there."""
+    """Return the time of a Timestamp; PLACEHOLDER for the epoch, which is unset to betterproto."""
     seconds, nanos = m.seconds, m.nanos
     return _EPOCH + timedelta(0, seconds, nanos // 1000) if seconds or nanos else PLACEHOLDER
 
@@ -63,17 +67,17 @@ def write_time(value: datetime, m: Any) -> None:
 
 
 def read_duration(m: Any) -> timedelta:
-    """Return a Duration, in whole microseconds."""
+    """Return the time span of a Duration, truncated to microseconds."""
     return timedelta(0, m.seconds, int(m.nanos / 1000))
 
 
 def read_duration_or_unset(m: Any) -> Any:
-    """Return a Duration, or what stands for none."""
+    """Return the time span of a Duration; PLACEHOLDER for zero, which is unset to betterproto."""
     return read_duration(m) if m.seconds or m.nanos else PLACEHOLDER
 
 
 def write_duration(value: timedelta, m: Any) -> None:
-    """Fill a Duration; seconds and nanoseconds have the same sign."""
+    """Fill a Duration; its seconds and nanoseconds have the same sign."""
     microseconds = abs(value) // _MICROSECOND
     sign = -1 if value.days < 0 else 1
     if seconds := microseconds // 1_000_000:
