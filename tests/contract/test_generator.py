@@ -102,8 +102,8 @@ KINDS = [message_class(name).DESCRIPTOR for name in MESSAGES]
 def test_documents_have_the_json_names_of_fields(name: str) -> None:
     text = files("postbus").joinpath(name).read_text()
 
-    assert "`nextPageToken` of the page before" in text
-    assert "With `likedBy` the latest liked" in text
+    assert "`nextPageToken` of the previous page" in text
+    assert "1000 likes with `likedBy`" in text
     spelled = {
         field.name for kind in KINDS for field in kind.fields if field.name != field.json_name
     }
