@@ -61,7 +61,7 @@ REFUSED: list[tuple[str, list[tuple[str, str]]]] = [
 
 def over_rest(pipeline: Pipeline, document: str) -> tuple[str, set[tuple[str, str]], Any]:
     """Return the reason and the violations of the problem, and the JSON of the response."""
-    _, answer = pipeline.ask("POST", "/v1/kinds", document)
+    _, answer = pipeline.request("POST", "/v1/kinds", document)
     return _outcome(answer, answer)
 
 
@@ -112,7 +112,7 @@ def test_document_is_refused_equally_over_both_transports(
 def test_violations_have_the_paths_of_the_request_over_both_transports(pipeline: Pipeline) -> None:
     document = {"low": "x", "high": 1.5, "tags": [1]}
 
-    _, problem = pipeline.ask("POST", "/v1/kinds:check", document)
+    _, problem = pipeline.request("POST", "/v1/kinds:check", document)
     error = pipeline.call("Check", json.dumps(document))["error"]
 
     assert problem["violations"] == error["violations"]
@@ -123,14 +123,14 @@ def test_violations_have_the_paths_of_the_request_over_both_transports(pipeline:
 def test_request_other_than_an_object_is_refused_over_both_transports(
     pipeline: Pipeline, request_: str
 ) -> None:
-    status, problem = pipeline.ask("POST", "/v1/kinds:check", request_)
+    status, problem = pipeline.request("POST", "/v1/kinds:check", request_)
 
     assert (status, problem["reason"]) == (400, "NOT_AN_OBJECT")
     assert pipeline.call("Check", request_)["error"]["reason"] == "NOT_AN_OBJECT"
 
 
 def test_null_as_a_body_is_refused(pipeline: Pipeline) -> None:
-    status, problem = pipeline.ask("POST", "/v1/kinds", "null")
+    status, problem = pipeline.request("POST", "/v1/kinds", "null")
 
     assert status == 422
     assert [(each["field"], each["rule"]) for each in problem["violations"]] == [("value", "type")]
@@ -139,8 +139,8 @@ def test_null_as_a_body_is_refused(pipeline: Pipeline) -> None:
 def test_response_can_be_sent_back_unchanged(pipeline: Pipeline) -> None:
     """The response has an unknown enum number and the largest float."""
     sent = {"scalars": {"color": 99, "float": 3.4028234663852886e38}, "lists": {"colors": [99]}}
-    _, first = pipeline.ask("POST", "/v1/kinds", sent)
+    _, first = pipeline.request("POST", "/v1/kinds", sent)
 
-    status, second = pipeline.ask("POST", "/v1/kinds", first)
+    status, second = pipeline.request("POST", "/v1/kinds", first)
 
     assert (status, second) == (200, first)

@@ -1,4 +1,4 @@
-"""Calls of one moment travel together, and are calls of their own all the same."""
+"""Batches: concurrent calls share messages and remain independent calls."""
 
 import asyncio
 import time
@@ -20,9 +20,9 @@ from shared.wire import decode, encode
 Unique = Callable[[str], str]
 
 
-@pytest.fixture(params=["frames", "aio-pika"])
-async def bus(request: pytest.FixtureRequest, vhost: str) -> AsyncIterator[AmqpBus]:
-    async with connect(SecretStr(vhost), "test", request.param) as connected:
+@pytest.fixture
+async def bus(vhost: str) -> AsyncIterator[AmqpBus]:
+    async with connect(SecretStr(vhost), "test") as connected:
         await connected.wait_ready()
         yield connected
 
@@ -55,7 +55,7 @@ def numbered(count: int) -> list[bytes]:
     return [str(number).encode() for number in range(count)]
 
 
-async def test_calls_of_one_moment_share_messages(
+async def test_concurrent_calls_share_messages(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
     route = unique("route.")
@@ -68,7 +68,7 @@ async def test_calls_of_one_moment_share_messages(
     async with queue.iterator() as messages:
         while len(found) < len(calls):
             message = await anext(messages)
-            if message.correlation_id:  # the first has nothing to wait for
+            if message.correlation_id:  # the first call is sent at once
                 found.append(decode(Request, message.body).payload)
                 continue
             batch = decode(Batch, message.body)
@@ -83,7 +83,7 @@ async def test_calls_of_one_moment_share_messages(
     await asyncio.gather(*calls, return_exceptions=True)
 
 
-async def test_server_that_takes_no_batches_gets_the_calls_one_by_one(
+async def test_server_without_batch_support_gets_single_calls(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
     route = unique("route.")
@@ -104,9 +104,9 @@ async def test_server_that_takes_no_batches_gets_the_calls_one_by_one(
         assert await call_all(bus, route, numbered(20)) == numbered(20)
 
 
-async def test_batch_that_nobody_takes_is_unavailable_at_once(bus: AmqpBus, unique: Unique) -> None:
+async def test_unroutable_batch_is_unavailable_at_once(bus: AmqpBus, unique: Unique) -> None:
     began = time.monotonic()
-    calls = [bus.call(unique("nobody."), a_call(b"x")) for _ in range(5)]
+    calls = [bus.call(unique("unserved."), a_call(b"x")) for _ in range(5)]
 
     failures = await asyncio.gather(*calls, return_exceptions=True)
 
@@ -115,9 +115,7 @@ async def test_batch_that_nobody_takes_is_unavailable_at_once(bus: AmqpBus, uniq
     assert time.monotonic() - began < 1
 
 
-async def test_large_requests_and_replies_travel_with_small_ones(
-    bus: AmqpBus, unique: Unique
-) -> None:
+async def test_large_and_small_messages_are_answered_together(bus: AmqpBus, unique: Unique) -> None:
     route = unique("route.")
     server = await bus.serve(unique("queue."), [route], echo)
     payloads = [bytes([number]) * size for number in range(5) for size in (1, 16_000, 500_000)]
@@ -127,7 +125,7 @@ async def test_large_requests_and_replies_travel_with_small_ones(
     await server.cancel()
 
 
-async def test_cancelled_call_leaves_the_rest_of_its_batch_alone(
+async def test_cancelled_call_does_not_affect_the_rest_of_its_batch(
     bus: AmqpBus, unique: Unique
 ) -> None:
     route, begun, cancelled = unique("route."), asyncio.Event(), asyncio.Event()
@@ -153,7 +151,7 @@ async def test_cancelled_call_leaves_the_rest_of_its_batch_alone(
     await server.cancel()
 
 
-async def test_last_server_tells_the_callers_of_what_it_has_not_begun(
+async def test_last_server_refuses_unstarted_calls_when_it_stops(
     bus: AmqpBus, unique: Unique
 ) -> None:
     route, begun = unique("route."), asyncio.Event()
@@ -169,13 +167,13 @@ async def test_last_server_tells_the_callers_of_what_it_has_not_begun(
     await server.cancel()
 
     failures = await asyncio.gather(*calls, return_exceptions=True)
-    told = [(f.reason, f.outcome) for f in failures if isinstance(f, ServiceError)]
-    assert sorted(told) == sorted(
+    failed = [(f.reason, f.outcome) for f in failures if isinstance(f, ServiceError)]
+    assert sorted(failed) == sorted(
         [("SERVER_STOPPED", Outcome.UNKNOWN)] + 5 * [("SERVER_STOPPED", Outcome.NO_EFFECT)]
     )
 
 
-async def test_server_that_stops_before_all_calls_have_begun_keeps_the_connection(
+async def test_server_that_stops_before_all_calls_have_started_keeps_the_connection(
     bus: AmqpBus, unique: Unique, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rpc_server, "_DRAIN_SECONDS", 0.0001)
@@ -205,15 +203,15 @@ async def test_server_that_stops_before_all_calls_have_begun_keeps_the_connectio
     await staying.cancel()
 
 
-async def test_stopping_server_hands_on_what_it_has_not_begun(
+async def test_stopping_server_returns_unstarted_calls_to_the_queue(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
     route, queue = unique("route."), unique("queue.")
-    begun, go_on = asyncio.Event(), asyncio.Event()
+    begun, release = asyncio.Event(), asyncio.Event()
 
     async def slow(route: str, body: bytes) -> bytes:
         begun.set()
-        await go_on.wait()
+        await release.wait()
         return b"" if body == b"" else await echo(route, body)
 
     first = await bus.serve(queue, [route], slow, concurrency=1)
@@ -224,7 +222,7 @@ async def test_stopping_server_hands_on_what_it_has_not_begun(
     async with asyncio.timeout(5):
         while await consumers(channel, queue) > 1:
             pass
-    go_on.set()
+    release.set()
 
     assert await calls == numbered(6)
     await asyncio.gather(stopping, second.cancel())
@@ -292,7 +290,7 @@ async def test_bad_batch_is_dropped_unhandled(
     server = await bus.serve(queue, [route], count)
     exchange = await channel.get_exchange(RPC_EXCHANGE)
 
-    await exchange.publish(aio_pika.Message(body, reply_to="nobody"), f"{route}/batch")
+    await exchange.publish(aio_pika.Message(body, reply_to="none"), f"{route}/batch")
 
     assert await call_all(bus, route, numbered(3)) == numbered(3)
     assert handled == 3
@@ -408,13 +406,11 @@ async def test_server_refuses_calls_beyond_1024_and_answers_the_rest(
     await server.cancel()
 
 
-async def test_server_takes_no_more_bytes_in_hand_than_it_has_room_for(
-    bus: AmqpBus, unique: Unique
-) -> None:
-    route, go_on = unique("route."), asyncio.Event()
+async def test_server_refuses_calls_beyond_its_byte_limit(bus: AmqpBus, unique: Unique) -> None:
+    route, release = unique("route."), asyncio.Event()
 
     async def hold(_route: str, _body: bytes) -> bytes:
-        await go_on.wait()
+        await release.wait()
         return encode(Reply(payload=b"done"))
 
     server = await bus.serve(unique("queue."), [route], hold)
@@ -422,14 +418,14 @@ async def test_server_takes_no_more_bytes_in_hand_than_it_has_room_for(
     refused, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
     with pytest.raises(ServiceError, match="OVERLOADED"):
         await refused.pop()
-    go_on.set()
+    release.set()
 
     answers = await asyncio.gather(*calls, return_exceptions=True)
     assert [each.payload for each in answers if isinstance(each, CallResult)] == [b"done"] * 5
     await server.cancel()
 
 
-async def test_cancellations_of_calls_that_have_not_come_are_kept_in_bounded_number(
+async def test_server_keeps_the_last_1024_cancellations_of_calls_to_come(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
     route = f"postbus.bus.v1.{unique('route')}"

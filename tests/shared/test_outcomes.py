@@ -15,7 +15,7 @@ from shared.bus import Call, ServiceChannel, call_method
 from shared.bus.amqp import connect
 from shared.bus.memory import MemoryBus
 from shared.errors import ServiceError
-from shared.outbox.unit_of_work import Operation, stored_reply
+from shared.outbox.inbox import Operation, stored_reply
 from shared.wire import encode
 from tests.proxy import Proxy
 

@@ -9,7 +9,7 @@ from shared.bus.decorators import handles_late
 from shared.bus.handler_metrics import HandlerMetrics
 from shared.bus.served_method import Handler
 from shared.context import Context
-from shared.outbox.unit_of_work import Operation
+from shared.outbox.inbox import Operation
 from shared.trace import valid_traceparent
 
 __all__ = ["ConsumedEvent"]

@@ -20,7 +20,8 @@ from shared.bus.served_method import Handler, ServedMethod, encode_response, run
 from shared.context import Context
 from shared.errors import Code, Outcome, ServiceError, internal
 from shared.identity import Caller, token_missing
-from shared.outbox.unit_of_work import Handle, Operation, Perform
+from shared.outbox.inbox import Operation, OperationResult
+from shared.outbox.unit_of_work import Handle, Perform, current_unit_of_work
 from shared.trace import trace_id, valid_traceparent
 from shared.wire import decode, read_valid
 
@@ -95,9 +96,8 @@ class Dispatcher:
             with context:
                 if served.has_side_effects:
                     operation = served.operation(request.payload, context)
-                    handle = partial(_handle, served.handler, message, context, operation)
-                    payload = await self._perform_exclusively(operation, handle)
-                    replayed = operation.replayed
+                    handle = partial(_handle, served.handler, message, context)
+                    payload, replayed = await self._perform_exclusively(operation, handle)
                 else:
                     payload = encode_response(await served.handler(message, context))
                     replayed = False
@@ -187,7 +187,7 @@ class Dispatcher:
             )
         context, operation = consumed.context(event), consumed.operation(event)
         message = decode(consumed.message, event.data)
-        handle = partial(_handle, consumed.handler, message, context, operation)
+        handle = partial(_handle, consumed.handler, message, context)
         began, code = consumed.metrics.begin(event.time.timestamp()), Code.INTERNAL
         try:
             with context:
@@ -199,7 +199,7 @@ class Dispatcher:
         finally:
             consumed.metrics.end(began, code)
 
-    async def _perform_exclusively(self, operation: Operation, handle: Handle) -> bytes:
+    async def _perform_exclusively(self, operation: Operation, handle: Handle) -> OperationResult:
         """Perform an operation, unless it runs in this process: then ABORTED, OPERATION_RUNNING.
 
         An execution in another process is serialised by the inbox.
@@ -219,11 +219,10 @@ class Dispatcher:
             self._running.discard(operation.key)
 
 
-async def _handle(
-    handler: Handler, message: betterproto.Message, context: Context, operation: Operation
-) -> bytes:
-    """Execute a handler in the unit of work of its operation; return the encoded response."""
-    context.restart(late=operation.late)
+async def _handle(handler: Handler, message: betterproto.Message, context: Context) -> bytes:
+    """Execute a handler in the current unit of work; return the encoded response."""
+    unit = current_unit_of_work()
+    context.restart(late=unit is not None and unit.late)
     response = await handler(message, context)
     return b"" if response is None else encode_response(response)
 

@@ -13,7 +13,7 @@ from postbus.bus.v1 import Event
 from shared.bus.envelope import Call, CallResult, next_payload, result_of, unavailable
 from shared.bus.message_bus import CREDIT, DELAYS, EventHandler, RpcHandler, require_kept
 from shared.errors import deadline_exceeded
-from shared.wire import encode
+from shared.outbox.outbox import EncodedEvent
 
 __all__ = ["MemoryBus"]
 
@@ -128,11 +128,14 @@ class MemoryBus:
 
     async def publish(self, event: Event) -> None:
         """See MessageBus.publish."""
-        body = encode(event)
-        self._published.append((time.monotonic(), event.type, body))
+        await self.publish_encoded(EncodedEvent.of(event))
+
+    async def publish_encoded(self, event: EncodedEvent) -> None:
+        """See MessageBus.publish_encoded."""
+        self._published.append((time.monotonic(), event.type, event.body))
         for queue in self._queues.values():
             if event.type in queue.types and (queue.durable or queue.active):
-                queue.events.put_nowait((body, 1))
+                queue.events.put_nowait((event.body, 1))
 
     async def subscribe(
         self,

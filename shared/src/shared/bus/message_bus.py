@@ -6,6 +6,7 @@ from typing import Any, Final, Protocol
 
 from postbus.bus.v1 import Event
 from shared.bus.envelope import Call, CallResult
+from shared.outbox.outbox import EncodedEvent
 
 __all__ = [
     "CREDIT",
@@ -115,6 +116,9 @@ class MessageBus(Protocol):
 
     async def publish(self, event: Event) -> None:
         """Publish `event`, and return once the broker has confirmed it."""
+
+    async def publish_encoded(self, event: EncodedEvent) -> None:
+        """Publish an event as the outbox stores it: the broker receives the same bytes."""
 
     async def serve(
         self, queue: str, routes: Sequence[str], handler: RpcHandler, *, concurrency: int = 64

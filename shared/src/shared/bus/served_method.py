@@ -11,7 +11,7 @@ from postbus.registry import Access, Idempotency, Method
 from shared.bus.handler_metrics import HandlerMetrics
 from shared.context import Context
 from shared.errors import Code, ServiceError
-from shared.outbox.unit_of_work import Operation
+from shared.outbox.inbox import Operation
 from shared.wire import encode
 
 __all__ = ["Handler", "ServedMethod", "encode_response", "run_stream"]

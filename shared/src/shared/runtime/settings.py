@@ -23,8 +23,6 @@ class ServiceSettings(BaseSettings):
 
     amqp_url: SecretStr
     """RabbitMQ: amqp://user:password@host:port/vhost."""
-    amqp_plane: Literal["frames", "aio-pika"] = "frames"
-    """The AMQP codec for messages: our own, or that of aio-pika, which is ten times slower."""
     verification_keys: str
     """The public keys of access tokens: a JSON Web Key Set (RFC 7517)."""
     log_format: Literal["console", "json"] = "json"

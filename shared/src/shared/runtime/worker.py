@@ -83,7 +83,7 @@ async def serve(
     perform = store.perform if store else without_store(bus.publish)
     dispatcher = Dispatcher(name, handlers, sessions, perform)
     subscriptions: list[Subscription] = []
-    relaying = asyncio.create_task(relay(store, bus.publish)) if store else None
+    relaying = asyncio.create_task(relay(store, bus.publish_encoded)) if store else None
     try:
         subscriptions.append(await sessions.run())
         for event in dispatcher.events:
@@ -96,7 +96,7 @@ async def serve(
         if store and relaying:
             relaying.cancel()
             await asyncio.gather(relaying, return_exceptions=True)
-            await flush(store, bus.publish)
+            await flush(store, bus.publish_encoded)
 
 
 def run_worker(
@@ -126,7 +126,7 @@ async def _run(
     verifier = TokenVerifier(settings.verification_keys)
     with suppress(asyncio.CancelledError):
         async with (
-            connect(settings.amqp_url, name, settings.amqp_plane) as bus,
+            connect(settings.amqp_url, name) as bus,
             application(bus) as opened,
             serve(name, opened, bus, verifier),
         ):
