@@ -2,27 +2,20 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
-import structlog
-
-from postbus.bus.v1 import Event
-from postbus.registry import EVENTS
 from postbus.users.v1 import UserDeleted, UserProfileUpdated
 from posts.models import Author
-from shared.bus import MessageBus
-from shared.errors import ServiceError
-from shared.wire import decode
+from shared.bus import MessageBus, typed_handler
 
 __all__ = ["AuthorCache"]
 
-_log = structlog.get_logger()
-
-_TYPES: Final = [
-    name for name, event in EVENTS.items() if event.message in (UserProfileUpdated, UserDeleted)
-]
+_EVENTS: Final[Collection[type[UserProfileUpdated | UserDeleted]]] = (
+    UserProfileUpdated,
+    UserDeleted,
+)
 _MAX_AUTHORS: Final = 20_000
 """Maximum size, at less than a kilobyte per author. The least recently used is evicted first."""
 _TTL: Final = 60.0
@@ -43,7 +36,8 @@ class AuthorCache:
     @asynccontextmanager
     async def subscribed(self, bus: MessageBus) -> AsyncIterator[None]:
         """Update the cache by events while the context is open."""
-        subscription = await bus.subscribe(_TYPES, self._on_event, on_gap=self._entries.clear)
+        types, handler = typed_handler(self._on_change, _EVENTS)
+        subscription = await bus.subscribe(types, handler, on_gap=self._entries.clear)
         try:
             yield
         finally:
@@ -70,18 +64,11 @@ class AuthorCache:
         while len(self._entries) > _MAX_AUTHORS:
             self._entries.popitem(last=False)
 
-    async def _on_event(self, body: bytes) -> None:
-        try:
-            event = decode(Event, body)
-            if event.type not in _TYPES:  # published with the routing key of another type
-                return
-            changed: Any = decode(EVENTS[event.type].message, event.data)
-        except ServiceError:
-            _log.warning("event.malformed")
-            return
-        id_ = changed.user_id
-        deleted = isinstance(changed, UserDeleted)
-        self.put([Author.tombstone(id_) if deleted else Author.from_message(id_, changed)])
+    def _on_change(self, event: UserProfileUpdated | UserDeleted) -> None:
+        if isinstance(event, UserDeleted):
+            self.put([Author.tombstone(event.user_id)])
+        else:
+            self.put([Author.from_message(event.user_id, event)])
 
 
 def _version(author: Author) -> tuple[bool, int]:

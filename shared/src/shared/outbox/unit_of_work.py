@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from typing import Protocol
+from typing import Final, Protocol
 
 from postbus.bus.v1 import Event
 from shared.outbox.inbox import AlreadyDone, Operation, OperationResult
@@ -53,9 +53,8 @@ class UnitOfWork:
 _current: ContextVar[UnitOfWork | None] = ContextVar("postbus_unit_of_work", default=None)
 
 
-def current_unit_of_work() -> UnitOfWork | None:
-    """Return the unit of work that the current task belongs to, or None."""
-    return _current.get()
+current_unit_of_work: Final[Callable[[], UnitOfWork | None]] = _current.get
+"""Returns the unit of work that the current task belongs to, or None."""
 
 
 @contextmanager

@@ -14,7 +14,7 @@ __all__ = ["list_reader", "map_reader", "object_reader"]
 
 
 def object_reader(kind: Descriptor, readers: Mapping[str, Read]) -> Read:
-    """Return the reader of a message type whose JSON is an object; `readers` by field name."""
+    """Return the reader of a message type with the ordinary JSON; `readers` by field name."""
     table: dict[str, tuple[str, str, Read, bool]] = {}
     for names in ("name", "json_name"):
         for field in kind.fields:
