@@ -54,14 +54,14 @@ class Reader:
 
     def __init__(self) -> None:
         self.messages: list[tuple[int, object]] = []
-        self.others = b""
+        self.other_frames = b""
         self.parser = Parser(self._keep, lambda _: None)
         self.parser.frame_max = FRAME_MAX
         for channel in (1, 2):
             self.parser.channels[channel] = self._keeper(channel)
 
     def _keep(self, data: bytes) -> None:
-        self.others += data
+        self.other_frames += data
 
     def _keeper(self, channel: int) -> Callable[[frames.Message], None]:
         def keep(message: frames.Message) -> None:
@@ -107,7 +107,7 @@ def test_messages_are_complete_in_any_division_of_the_bytes(
     for i, body in enumerate(bodies):
         expected += [(1 + i % 2, ("a.key", str(i), body)), (1, f"r{i}")]
     assert reader.messages == expected
-    assert reader.others == foreign() * len(bodies)
+    assert reader.other_frames == foreign() * len(bodies)
 
 
 def test_frames_of_two_channels_may_be_interleaved() -> None:
@@ -141,7 +141,7 @@ def test_any_bytes_give_messages_or_a_protocol_error(data: bytes) -> None:
         reader.parser.feed(data)
     except ProtocolError:
         return
-    assert len(reader.others) <= len(data)
+    assert len(reader.other_frames) <= len(data)
 
 
 @given(place=st.integers(0, 10_000), value=st.integers(0, 255), pieces=PIECES)

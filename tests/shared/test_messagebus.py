@@ -230,11 +230,11 @@ async def test_every_named_queue_gets_an_event_once(bus: MessageBus, unique: Uni
     names = [unique("one."), unique("two.")]
     subscriptions = [await bus.subscribe([event], consumer(name), queue=name) for name in names]
 
-    await bus.publish(Event(id="1", type=event, data=b"news"))
+    await bus.publish(Event(id="1", type=event, data=b"sent"))
 
     async with asyncio.timeout(5):
         deliveries = {await received.get(), await received.get()}
-    assert deliveries == {(names[0], b"news"), (names[1], b"news")}
+    assert deliveries == {(names[0], b"sent"), (names[1], b"sent")}
     assert received.empty()
     for subscription in subscriptions:
         await subscription.cancel()
@@ -360,10 +360,10 @@ async def test_cancelled_follower_gets_nothing_more(bus: MessageBus, unique: Uni
     other, received = await followed(bus, stream, event)
 
     await ended.cancel()
-    await bus.publish(Event(id="1", type=event, data=b"news"))
+    await bus.publish(Event(id="1", type=event, data=b"sent"))
 
     async with asyncio.timeout(5):
-        assert await received.get() == "news"
+        assert await received.get() == "sent"
     assert received_by_ended.empty()
     await other.cancel()
 

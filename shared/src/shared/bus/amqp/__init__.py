@@ -3,8 +3,8 @@
 - bus: `amqp_bus`
 - server and consumers: `rpc_server`, `event_consumer`, `stream_follower`
 - broker session: `broker_session`; beside it `queue_consumer` and `queue_migration`
-- connection: `broker_connection` on `transport`
-- codec: `frames`, `batches`; beside it `topology`
+- connection: `broker_connection` and `batches` on `transport`
+- codec: `frames`; beside it `topology`
 """
 
 from shared.bus.amqp.amqp_bus import AmqpBus, connect

@@ -4,13 +4,14 @@ The cost of a small message, at the broker and at both ends, depends on the numb
 than on their bytes.
 """
 
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Final, Generic, TypeVar
 
+from shared.bus.amqp.transport import Transport
 from shared.errors import Code, ServiceError
 from shared.wire import message_class, parse
 
-__all__ = ["MAX_BATCHED", "Batch", "batch_route", "single_route", "unpack"]
+__all__ = ["MAX_BATCHED", "Batch", "Batches", "batch_route", "single_route", "unpack"]
 
 MAX_BATCHED: Final = 16 * 2**10
 """Largest message in a batch, in bytes; a larger one is sent as a single message."""
@@ -37,19 +38,14 @@ def single_route(routing_key: str) -> str:
 
 
 class Batch:
-    """Messages with their correlation ids."""
+    """Messages with their correlation ids; `budget` is their longest budget, in seconds."""
 
-    __slots__ = ("ids", "messages")
+    __slots__ = ("budget", "ids", "messages")
 
     def __init__(self) -> None:
+        self.budget = 0.0
         self.ids: list[str] = []
         self.messages: list[bytes] = []
-
-    def add(self, correlation_id: str, message: bytes) -> bool:
-        """Add a message; return whether the batch is full."""
-        self.ids.append(correlation_id)
-        self.messages.append(message)
-        return len(self.ids) >= _MAX_COUNT
 
     def pack(self) -> bytes:
         """Return the encoded batch."""
@@ -71,3 +67,43 @@ def unpack(data: bytes) -> Sequence[tuple[str, bytes]]:
     if not len(ids) == len(messages) <= count or any(len(each.encode()) > _MAX_ID for each in ids):
         raise ServiceError(Code.INVALID_ARGUMENT, "MALFORMED_BATCH", "The batch is malformed.")
     return list(zip(ids, messages, strict=True))
+
+
+_Target = TypeVar("_Target", bound=Hashable)
+
+
+class Batches(Generic[_Target]):
+    """Collects the messages of one event-loop tick into batches, one or more per target.
+
+    `send` publishes a batch: when it is full, else at the end of the tick.
+    """
+
+    def __init__(self, send: Callable[[_Target, Batch], None]) -> None:
+        self._send = send
+        self._open: dict[_Target, Batch] = {}
+
+    def add(
+        self,
+        transport: Transport,
+        target: _Target,
+        correlation_id: str,
+        message: bytes,
+        budget: float = 0.0,
+    ) -> None:
+        """Add a message to the open batch of its target."""
+        batch = self._open.get(target)
+        if batch is None:
+            if not self._open:
+                transport.before_sending(self._send_all)
+            batch = self._open[target] = Batch()
+        batch.budget = max(batch.budget, budget)
+        batch.ids.append(correlation_id)
+        batch.messages.append(message)
+        if len(batch.ids) >= _MAX_COUNT:
+            del self._open[target]
+            self._send(target, batch)
+
+    def _send_all(self) -> None:
+        batches, self._open = self._open, {}
+        for target, batch in batches.items():
+            self._send(target, batch)

@@ -10,7 +10,7 @@ from typing import Final
 
 from postbus.bus.v1 import Control, Outcome
 from shared.bus.amqp import frames
-from shared.bus.amqp.batches import MAX_BATCHED, Batch, batch_route, single_route, unpack
+from shared.bus.amqp.batches import MAX_BATCHED, Batch, Batches, batch_route, single_route, unpack
 from shared.bus.amqp.broker_connection import (
     BROKER_ERRORS,
     BrokerConnection,
@@ -277,16 +277,6 @@ class BrokerSession:
             stream.put(_connection_lost())
 
 
-class _CallBatch(Batch):
-    """Calls to one route; `budget` is the longest of their budgets, in seconds."""
-
-    __slots__ = ("budget",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.budget = 0.0
-
-
 class _CallSender:
     """Publishes calls. Small calls of one event-loop tick to one route share a message.
 
@@ -297,8 +287,7 @@ class _CallSender:
     def __init__(self, channel: MessageChannel, reply_to: str) -> None:
         self._channel = channel
         self._header = frames.Header(CONTENT_TYPE, reply_to)
-        self._batches: dict[str, _CallBatch] = {}
-        """The open batches of this tick, by route."""
+        self._batches: Batches[str] = Batches(self._send_batch)
         self._unbatched_routes: set[str] = set()
 
     def send(
@@ -307,16 +296,8 @@ class _CallSender:
         """Send a call, in a batch if possible; at once if it is the `only` pending call."""
         if only or len(request) > MAX_BATCHED or route in self._unbatched_routes:
             self.send_single(route, request, correlation_id, budget, at_once=only)
-            return
-        batch = self._batches.get(route)
-        if batch is None:
-            if not self._batches:
-                self._channel.transport.before_sending(self._send_batches)
-            batch = self._batches[route] = _CallBatch()
-        batch.budget = max(batch.budget, budget)
-        if batch.add(correlation_id, request):
-            del self._batches[route]
-            self._send_batch(route, batch)
+        else:
+            self._batches.add(self._channel.transport, route, correlation_id, request, budget)
 
     def send_single(
         self,
@@ -344,12 +325,7 @@ class _CallSender:
                 budget = read_request(request).deadline_unix_ms / 1000 - time.time()
                 self.send_single(route, request, correlation_id, budget)
 
-    def _send_batches(self) -> None:
-        batches, self._batches = self._batches, {}
-        for route, batch in batches.items():
-            self._send_batch(route, batch)
-
-    def _send_batch(self, route: str, batch: _CallBatch) -> None:
+    def _send_batch(self, route: str, batch: Batch) -> None:
         if len(batch.ids) == 1:
             self.send_single(route, batch.messages[0], batch.ids[0], batch.budget)
             return

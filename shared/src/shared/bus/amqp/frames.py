@@ -200,7 +200,7 @@ class Header:
 
     def __call__(self, correlation_id: str, expiration_ms: int | None = None) -> bytes:
         """Return the same bytes as `properties`."""
-        name = correlation_id.encode("utf-8", "surrogateescape")
+        name = correlation_id.encode("utf-8", "surrogateescape")  # `_short`, without its call
         if len(name) > 255:
             raise ValueError(_TOO_LONG)
         transient, expiring = self._prefixes

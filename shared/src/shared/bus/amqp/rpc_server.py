@@ -13,7 +13,7 @@ from aiormq import spec
 
 from postbus.bus.v1 import Control, Outcome
 from shared.bus.amqp import frames
-from shared.bus.amqp.batches import MAX_BATCHED, Batch, batch_route, unpack
+from shared.bus.amqp.batches import MAX_BATCHED, Batch, Batches, batch_route, unpack
 from shared.bus.amqp.broker_connection import BrokerConnection, MessageChannel
 from shared.bus.amqp.broker_session import CONTENT_TYPE, BrokerSession
 from shared.bus.amqp.frames import Delivered
@@ -328,8 +328,7 @@ class _ReplySender:
 
     def __init__(self, control_queue: str) -> None:
         self.header = frames.Header(CONTENT_TYPE, control_queue)
-        self._batches: dict[tuple[MessageChannel, str], Batch] = {}
-        """The open batches of this tick, by channel and reply queue."""
+        self._batches: Batches[tuple[MessageChannel, str]] = Batches(self._send_batch)
 
     def send(self, channel: MessageChannel, message: Delivered, reply: bytes) -> None:
         """Send the reply to a call, if its caller wants one."""
@@ -338,20 +337,13 @@ class _ReplySender:
             return
         if type(message) is not _BatchedCall or len(reply) > MAX_BATCHED:
             channel.publish("", reply_to, self.header(message.correlation_id), reply)
-            return
-        batch = self._batches.get((channel, reply_to))
-        if batch is None:
-            if not self._batches:
-                channel.transport.before_sending(self._send_batches)
-            batch = self._batches[channel, reply_to] = Batch()
-        if batch.add(message.correlation_id, reply):
-            del self._batches[channel, reply_to]
-            channel.publish("", reply_to, self.header(""), batch.pack())
+        else:
+            target = channel, reply_to
+            self._batches.add(channel.transport, target, message.correlation_id, reply)
 
-    def _send_batches(self) -> None:
-        batches, self._batches = self._batches, {}
-        for (channel, reply_to), batch in batches.items():
-            channel.publish("", reply_to, self.header(""), batch.pack())
+    def _send_batch(self, target: tuple[MessageChannel, str], batch: Batch) -> None:
+        channel, reply_to = target
+        channel.publish("", reply_to, self.header(""), batch.pack())
 
 
 def _return_to_queue(channel: MessageChannel, call: Delivered) -> None:
