@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx
-from tools.dev.environment import databases
 
 from postbus.registry import METHODS
 from tests.tokens import TokenMaker
+from tools.dev.environment import databases
 from tools.paths import SERVICES
 
 __all__ = ["WITHOUT_RATES", "Cost", "System", "free_port", "run_system"]
