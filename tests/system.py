@@ -208,7 +208,6 @@ async def run_system(
 ) -> AsyncIterator[System]:
     """Migrate and start everything; `environment` gives the addresses of the servers."""
     settings = {
-        "POSTBUS_AMQP_PLANE": os.environ.get("POSTBUS_AMQP_PLANE", "frames"),
         "POSTBUS_SIGNING_KEY": tokens.signing_key,
         "POSTBUS_VERIFICATION_KEYS": tokens.key_set,
         "POSTBUS_PAGE_TOKEN_KEY": "of the tests alone",

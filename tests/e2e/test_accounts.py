@@ -217,7 +217,7 @@ async def test_services_get_existing_profiles_as_the_caller_sees_them(
 
     async def ask(method: str, request: Any) -> bytes:
         call = Call.new(encode(request), deadline=time.time() + 5, access_token=alice.token)
-        return await bus.call(f"{USERS}.{method}", call)
+        return (await bus.call(f"{USERS}.{method}", call)).payload
 
     wanted = BatchGetUsersRequest(ids=[alice.id, bob.id, missing])
     batch = decode(BatchGetUsersResponse, await ask("BatchGetUsers", wanted))

@@ -73,16 +73,16 @@ class Trouble:
 
 
 @asynccontextmanager
-async def buses(plane: str, vhost: str, proxy: Proxy) -> AsyncIterator[list[MessageBus]]:
+async def buses(transport: str, vhost: str, proxy: Proxy) -> AsyncIterator[list[MessageBus]]:
     """Yield a bus each for the client, the worker and the consumer."""
-    if plane == "memory":
+    if transport == "memory":
         yield [MemoryBus(delays=(0.05, 0.1))] * 3
         return
     url = SecretStr(str(httpx.URL(vhost).copy_with(port=proxy.port)))
     async with AsyncExitStack() as stack:
         opened = []
         for name in ("client", "worker", "consumer"):
-            bus = connect(url, name, plane, delays=(0.05, 0.1))  # type: ignore[arg-type]
+            bus = connect(url, name, delays=(0.05, 0.1))
             opened.append(await stack.enter_async_context(bus))
             await opened[-1].wait_ready()
         yield list(opened)
@@ -137,9 +137,9 @@ class Worker:
         return None
 
 
-@pytest.mark.parametrize("plane", ["memory", "frames", "aio-pika"])
+@pytest.mark.parametrize("transport", ["memory", "amqp"])
 async def test_every_operation_has_its_effect_once(
-    plane: str, vhost: str, postgres_url: str, unique: Unique, dice: random.Random
+    transport: str, vhost: str, postgres_url: str, unique: Unique, dice: random.Random
 ) -> None:
     broker = httpx.URL(vhost)
     proxy = Proxy(broker.host, broker.port or 5672)
@@ -147,7 +147,7 @@ async def test_every_operation_has_its_effect_once(
     route, event = unique("route."), unique("event.")
     async with (
         postgres_notes(postgres_url, unique) as notes,
-        buses(plane, vhost, proxy) as (client, serving, consuming),
+        buses(transport, vhost, proxy) as (client, serving, consuming),
     ):
         trouble = Trouble(dice, proxy)
         worker = Worker(notes, event, trouble)
@@ -164,9 +164,9 @@ async def test_every_operation_has_its_effect_once(
             while True:  # as a client that needs an answer does
                 call = Call.new(name.encode(), deadline=time.time() + 0.8, operation_id=id_)
                 try:
-                    answer = await client.call(route, call)
+                    answer = (await client.call(route, call)).payload
                     if trouble.happens(0.2):  # the client has not seen the answer
-                        assert await client.call(route, call) == answer
+                        assert (await client.call(route, call)).payload == answer
                 except ServiceError:
                     await asyncio.sleep(dice.random() * 0.2)
                 else:

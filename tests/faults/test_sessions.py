@@ -16,7 +16,7 @@ from postbus.registry import METHODS, Access
 from postbus.users.v1 import SessionsRevoked
 from shared.bus import Call
 from shared.bus.amqp import AmqpBus, connect
-from shared.bus.amqp.broker_session import Session
+from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.stream_follower import StreamFollower
 from shared.bus.amqp.topology import event_stream
 from shared.bus.message_bus import Failure
@@ -237,7 +237,7 @@ async def test_replay_that_takes_too_long_restarts(vhost: str, unique: Unique) -
             await asyncio.Event().wait()
         return None
 
-    async with opened(vhost) as bus, Session.open(vhost, "test", "frames") as session:
+    async with opened(vhost) as bus, BrokerSession.open(vhost, "test") as session:
         await (await bus.follow(stream.name, [event], slow_at_first, seconds=60)).cancel()
         await bus.publish(Event(id="1", type=event))
         follower = StreamFollower(stream, slow_at_first, seconds=60, replay_seconds=0.5)
@@ -261,7 +261,7 @@ async def test_stream_that_was_read_in_time_is_read_on_without_end(
         heard.append(decode(Event, body).id)
         return None
 
-    async with opened(vhost) as bus, Session.open(vhost, "test", "frames") as session:
+    async with opened(vhost) as bus, BrokerSession.open(vhost, "test") as session:
         follower = StreamFollower(stream, handler, seconds=60, replay_seconds=0.3)
         await follower.start(session)
         await until(lambda: follower.complete)

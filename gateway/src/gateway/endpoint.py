@@ -193,9 +193,9 @@ class Endpoint:
         with cancelled_by_disconnect(request.receive, request.exchange):
             if conditions.absent:
                 await self._require_absent(request, conditions.absent, token, call)
-            payload = await call_method(self._bus, method, call)
-        self._revisions.learn(caller_id, call.caller_revision)
-        return self._success.answer(payload, conditions, headers, replayed=call.replayed)
+            result = await call_method(self._bus, method, call)
+        self._revisions.learn(caller_id, result.caller_revision)
+        return self._success.answer(result.payload, conditions, headers, replayed=result.replayed)
 
     def _conditions(self, request: _Request) -> Conditions:
         fields = request.fields
@@ -256,12 +256,12 @@ class Endpoint:
             traceparent=request.traceparent,
         )
         try:
-            payload = await call_method(self._bus, reading.method, read)
+            result = await call_method(self._bus, reading.method, read)
         except ServiceError as error:
             if error.code is Code.NOT_FOUND:
                 return
             raise
-        if names_tag(tags, reading._success.etag(payload)):
+        if names_tag(tags, reading._success.etag(result.payload)):
             raise ServiceError(
                 Code.FAILED_PRECONDITION, "ALREADY_THERE", "If-None-Match names the current ETag."
             )

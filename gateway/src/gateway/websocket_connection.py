@@ -249,9 +249,9 @@ class Connection:
             if frame.method.streams:
                 await self._stream(frame.method, call, frame.id)
             else:
-                payload = await call_method(self._services.bus, frame.method, call)
-                self._services.revisions.learn(user_id, call.caller_revision)
-                self._answer(frame.method, payload, frame.id, replayed=call.replayed)
+                result = await call_method(self._services.bus, frame.method, call)
+                self._services.revisions.learn(user_id, result.caller_revision)
+                self._answer(frame.method, result.payload, frame.id, replayed=result.replayed)
         except ServiceError as error:
             self._fail(frame.id, error, traceparent)
         except Exception:  # noqa: BLE001  # the edge: the client waits for an answer

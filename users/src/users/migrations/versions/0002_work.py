@@ -1,4 +1,4 @@
-"""Inbox and outbox: what was done, and the events that wait."""
+"""Inbox and outbox: executed operations, and events to publish."""
 
 from alembic import op
 
