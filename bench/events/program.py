@@ -5,24 +5,20 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime
-from typing import Any
 from uuid import uuid4
 
-import asyncpg
 import httpx
 import uvloop
-from bson import ObjectId
 from pydantic import SecretStr
-from pymongo import AsyncMongoClient
-from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.read_concern import ReadConcern
-from pymongo.write_concern import WriteConcern
-from uuid_utils import uuid7
 
+from bench.events.baselines import (
+    EVENT_TYPE,
+    TEXT,
+    Write,
+    mongo_baseline,
+    new_event,
+    postgres_baseline,
+)
 from postbus.bus.v1 import Event
 from shared.bus.amqp import connect
 from shared.outbox.inbox import Operation
@@ -30,20 +26,13 @@ from shared.outbox.outbox import EncodedEvent
 from shared.outbox.relay import relay
 from shared.outbox.unit_of_work import current_unit_of_work
 from shared.runtime import gc_tuning
-from shared.wire import decode, encode
+from shared.wire import decode
 from tests.notes import Notes, mongo_notes, postgres_notes
 
 URL = SecretStr(os.environ["BENCH_URL"])
 DATABASE_URL = os.environ["BENCH_DATABASE_URL"]
 SECONDS = float(os.environ["BENCH_SECONDS"])
-TYPE = "postbus.bench.v1.Noted"
-TEXT = "x" * 200
 CONCURRENCY = 32
-UNCLAIMED = datetime(1970, 1, 1, tzinfo=UTC)
-POOL = 10
-"""Connections to PostgreSQL; a worker has the same number."""
-
-Write = Callable[[], Awaitable[None]]
 
 
 def print_line(result: object) -> None:
@@ -68,10 +57,6 @@ async def rate(write: Write) -> float:
     running = False
     await asyncio.gather(*tasks)
     return measured
-
-
-def new_event(subject: str) -> Event:
-    return Event(id=str(uuid7()), type=TYPE, subject=subject, data=TEXT.encode())
 
 
 async def write(notes: Notes, event: Event) -> None:
@@ -114,89 +99,6 @@ async def measure(notes: Notes) -> dict[str, object]:
         relaying.cancel()
         await asyncio.gather(relaying, return_exceptions=True)
     return {"stored": stored, "writes": writes, "committed": committed}
-
-
-@asynccontextmanager
-async def postgres_baseline(url: str) -> AsyncIterator[tuple[Write, Write, Write]]:
-    """Provide a bare write, a write with the rows of a unit of work, and a deletion of events."""
-    async with asyncpg.create_pool(url, min_size=POOL, max_size=POOL) as pool:
-
-        async def bare() -> None:
-            async with pool.acquire() as connection, connection.transaction():
-                await connection.execute("INSERT INTO notes VALUES ($1)", TEXT)
-
-        async def rows() -> None:
-            event = new_event("rows")
-            key = Operation.key_of(event.id)
-            async with pool.acquire() as connection, connection.transaction():
-                await connection.execute(
-                    "INSERT INTO inbox (key, fingerprint) VALUES ($1, $2) ON CONFLICT DO NOTHING",
-                    key,
-                    b"f",
-                )
-                await connection.execute("INSERT INTO notes VALUES ($1)", TEXT)
-                await connection.execute(
-                    "INSERT INTO outbox (id, event) VALUES ($1, $2)", event.id, encode(event)
-                )
-                await connection.execute(
-                    "UPDATE inbox SET reply = $2 WHERE key = $1", key, TEXT.encode()
-                )
-
-        async def clear() -> None:
-            async with pool.acquire() as connection, connection.transaction():
-                found = await connection.fetch(
-                    "SELECT id FROM outbox ORDER BY id LIMIT 100 FOR UPDATE SKIP LOCKED"
-                )
-                ids = [each["id"] for each in found]
-                await connection.execute("DELETE FROM outbox WHERE id = ANY($1)", ids)
-
-        yield bare, rows, clear
-
-
-@asynccontextmanager
-async def mongo_baseline(url: str) -> AsyncIterator[tuple[Write, Write, Write]]:
-    """See `postgres_baseline`."""
-    concern = WriteConcern("majority", j=True)
-    client: AsyncMongoClient[dict[str, Any]]
-    async with AsyncMongoClient(url, tz_aware=True) as client:
-        database: AsyncDatabase[dict[str, Any]] = client.get_default_database().with_options(
-            write_concern=concern
-        )
-
-        async def bare() -> None:
-            async with client.start_session() as session:
-                await session.with_transaction(insert, ReadConcern("snapshot"), concern)
-
-        async def insert(session: AsyncClientSession) -> None:
-            note = {"_id": ObjectId(), "text": TEXT}
-            await database["notes"].insert_one(note, session=session)
-
-        async def rows() -> None:
-            async with client.start_session() as session:
-                await session.with_transaction(insert_all, ReadConcern("snapshot"), concern)
-
-        async def insert_all(session: AsyncClientSession) -> None:
-            event = new_event("rows")
-            key = Operation.key_of(event.id)
-            await database["inbox"].find_one({"_id": key}, session=session)
-            await insert(session)
-            entry = {
-                "_id": key,
-                "fingerprint": b"f",
-                "reply": TEXT.encode(),
-                "events": [encode(event)],
-                "event_id": event.id,
-                "until": UNCLAIMED,
-            }
-            await database["inbox"].insert_one(entry, session=session)
-
-        async def clear() -> None:
-            waiting = {"until": {"$lt": datetime.now(UTC)}}
-            found = await database["inbox"].find(waiting, {"_id": 1}).limit(100).to_list()
-            sent = {"$unset": dict.fromkeys(("events", "event_id", "until"), "")}
-            await database["inbox"].update_many({"_id": {"$in": [e["_id"] for e in found]}}, sent)
-
-        yield bare, rows, clear
 
 
 async def writer(database: str) -> None:
@@ -242,7 +144,7 @@ async def consumer() -> None:
             ended.set()
 
     async with connect(URL, "bench consumer") as bus:
-        subscription = await bus.subscribe([TYPE], handler, queue="bench.events")
+        subscription = await bus.subscribe([EVENT_TYPE], handler, queue="bench.events")
         gc_tuning.freeze()
         print_line("READY")
         await ended.wait()

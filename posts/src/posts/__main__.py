@@ -97,7 +97,6 @@ async def _migrate(settings: PostsSettings, version: int) -> None:
     async with open_mongo(settings.mongo_url) as mongo:
         await migrate(mongo, MIGRATIONS, version)
         if version == len(MIGRATIONS):
-            await mongo.create_indexes()
             await create_indexes(mongo)
 
 

@@ -223,6 +223,5 @@ class Notification(Model):
 
 
 async def create_indexes(mongo: Mongo) -> None:
-    """Create the indexes that the models declare."""
-    for model in (Post, Tag, Like, Comment, Author, Follow, Notification):
-        await mongo.collection(model).create_indexes()
+    """Create the indexes of the inbox and of every model."""
+    await mongo.create_indexes(Post, Tag, Like, Comment, Author, Follow, Notification)

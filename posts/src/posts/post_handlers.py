@@ -32,7 +32,6 @@ from postbus.posts.v1 import (
 from posts.authors import AuthorProjection, author_message
 from posts.likes import LikeRepository
 from posts.models import DRAFT, PUBLISHED, Post
-from posts.page_totals import total_of
 from posts.post_filters import NEWEST, OLDEST, UPDATED, Order, PostFilter
 from posts.post_repository import PostRepository
 from posts.post_search import PostSearch
@@ -156,7 +155,7 @@ class PostListHandlers:
         return ListPostsResponse(
             posts=await self.presenter.posts(posts, context),
             next_page_token=page.token(next_) if next_ else "",
-            total=await total_of(request, self.search.count, wanted, order),
+            total=await page.total(self.search.count, wanted, order),
         )
 
     async def _list_liked(
@@ -168,7 +167,7 @@ class PostListHandlers:
         return ListPostsResponse(
             posts=await self.presenter.posts(posts, context),
             next_page_token=page.token(next_) if next_ else "",
-            total=await total_of(request, self.likes.count, user_id, wanted),
+            total=await page.total(self.likes.count, user_id, wanted),
         )
 
     async def _filter(self, request: ListPostsRequest, context: Context) -> PostFilter:

@@ -46,7 +46,7 @@ class ProfileHandlers:
         return SearchUsersResponse(
             profiles=await self.profiles.to_messages(users, context),
             next_page_token=token,
-            total=await self.accounts.count(request.q) if request.include_total else None,
+            total=await page.total(self.accounts.count, request.q),
         )
 
     @MessagePattern(UsersServiceBase.batch_get_users)

@@ -63,7 +63,7 @@ class SessionHandlers:
         return ListSessionsResponse(
             sessions=[_to_message(session, current) for session in sessions],
             next_page_token=token,
-            total=await self.sessions.count_open(user.id) if request.include_total else None,
+            total=await page.total(self.sessions.count_open, user.id),
         )
 
     @MessagePattern(AuthServiceBase.revoke_session)
