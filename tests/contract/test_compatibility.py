@@ -92,9 +92,9 @@ def ruled(rules: str, kind: str = "string") -> str:
 
 def both(text: str, audiences: str) -> tuple[Found, Found]:
     """Return the same finding in both directions, with the values around `<->` exchanged."""
-    what, _, values = text.rpartition(": ")
+    kind, _, values = text.rpartition(": ")
     before, _, after = values.partition(" <-> ")
-    return {f"{what}: {before} -> {after}": audiences}, {f"{what}: {after} -> {before}": audiences}
+    return {f"{kind}: {before} -> {after}": audiences}, {f"{kind}: {after} -> {before}": audiences}
 
 
 def tighter(rule: str, before: str = "none", after: str = "true") -> tuple[Found, Found]:
@@ -230,7 +230,7 @@ METHODS = {
             "Answer.ask: presence gained: always there -> optional": CLIENTS,
         },
     ),
-    "field outside the body of the answer": (
+    "field outside the response body": (
         methods_of(rpc('get: "/v1" response_body: "ask"')).replace(
             "Ask ask", "int32 a = 2; Ask ask"
         ),
@@ -250,14 +250,14 @@ METHODS = {
             "Odd.Do: access tightened: PUBLIC -> USER": CLIENTS,
             "Odd.Do: access token now required: PUBLIC -> USER": WORKER,
         },
-        {"notice: Odd.Do: access loosened, mind security: USER -> PUBLIC": CALLERS},
+        {"notice: Odd.Do: access loosened, check security: USER -> PUBLIC": CALLERS},
     ),
     "user to internal": (
         methods_of(rpc(rules="access: ACCESS_USER")),
         methods_of(rpc(rules="access: ACCESS_INTERNAL")),
         {"Odd.Do: access tightened: USER -> INTERNAL": CLIENTS},
         {
-            "notice: Odd.Do: access loosened, mind security: INTERNAL -> USER": WORKER,
+            "notice: Odd.Do: access loosened, check security: INTERNAL -> USER": WORKER,
             "Odd.Do: access token now required: INTERNAL -> USER": WORKER,
         },
     ),
@@ -314,13 +314,13 @@ FIELDS = {
         response_of('string a = 1 [json_name = "b"];'),
         *both("Answer.a: JSON name changed: a <-> b", CLIENTS),
     ),
-    "renamed but in the JSON asked": (
+    "renamed in a request with the same JSON name": (
         request_of("string a = 1;"),
         request_of('string b = 1 [json_name = "a"];'),
         {"Ask.b: field renamed: a -> b": CLIENTS},
         {"Ask.a: field renamed: b -> a": CLIENTS},
     ),
-    "renamed but in the JSON answered": (
+    "renamed in a response with the same JSON name": (
         response_of("string a = 1;"),
         response_of('string b = 1 [json_name = "a"];'),
         {},
@@ -375,13 +375,13 @@ FIELDS = {
         response_of("repeated Part a = 1;", "message Part { }"),
         *both("Answer.a: type changed: map <-> Part", CALLERS),
     ),
-    "presence in what is asked": (
+    "presence in a request": (
         request_of("optional string a = 1;"),
         request_of("string a = 1;"),
         {"Ask.a: presence lost: optional -> always there": CALLERS},
         {},
     ),
-    "presence in what is answered": (
+    "presence in a response": (
         response_of("optional string a = 1;"),
         response_of("string a = 1;"),
         {"Answer.a: presence lost: optional -> always there": CALLERS},
@@ -423,13 +423,13 @@ FIELDS = {
         {},
         {"E.Z: enum value renamed: Y, Z -> Z": CLIENTS},
     ),
-    "enum value removed from what is asked": (
+    "enum value removed from a request": (
         request_of("E a = 1;", "enum E { Z = 0; B = 1; }"),
         request_of("E a = 1;", "enum E { Z = 0; }"),
         {"E.B: enum value removed: 1 -> gone": CALLERS},
         {},
     ),
-    "enum value removed from what is answered": (
+    "enum value removed from a response": (
         response_of("E a = 1;", "enum E { Z = 0; B = 1; }"),
         response_of("E a = 1;", "enum E { Z = 0; }"),
         {"E.B: enum value removed: 1 -> gone": WORKER},
@@ -459,7 +459,7 @@ CONSTRAINTS = {
         ruled(lay("string.max_bytes = 2")),
         *tighter("string.max_bytes", "none", "2"),
     ),
-    "exact length, said otherwise": (
+    "exact length in another form": (
         ruled(lay("string.len = 2")),
         ruled(f"{lay('string.min_len = 2')}, {lay('string.max_len = 2')}"),
         {},
@@ -515,7 +515,7 @@ CONSTRAINTS = {
         ruled(lay("int32.lte = 8"), "int32"),
         *tighter("int32.lte", "9", "8"),
     ),
-    "number's bound, said otherwise": (
+    "bound of a number in another form": (
         ruled(lay("int32.gt = 0"), "int32"),
         ruled(lay("int32.gte = 1"), "int32"),
         {},
@@ -648,7 +648,7 @@ CONSTRAINTS = {
         {"Answer.a: constraint loosened: string.max_len: 8 -> 9": CALLERS},
         {},
     ),
-    "message asked and answered": (
+    "message in request and response": (
         methods_of(rpc(types="(Ask) returns (Ask)")),
         methods_of(rpc(types="(Ask) returns (Ask)")).replace(
             "string id = 1;", f"string id = 1 [{lay('string.max_len = 8')}];"
@@ -716,13 +716,13 @@ EVENTS = {
         event("string id = 1; string other = 2;"),
         for_user("other"),
         {"Done: event access tightened: PUBLIC -> USER": WEBSOCKET},
-        {"notice: Done: event access loosened, mind security: USER -> PUBLIC": SUBSCRIBERS},
+        {"notice: Done: event access loosened, check security: USER -> PUBLIC": SUBSCRIBERS},
     ),
     "for one user to internal": (
         for_user("other"),
         event("string id = 1; string other = 2;", access=""),
         {"Done: event access tightened: USER -> INTERNAL": WEBSOCKET},
-        {"notice: Done: event access loosened, mind security: INTERNAL -> USER": CONSUMER},
+        {"notice: Done: event access loosened, check security: INTERNAL -> USER": CONSUMER},
     ),
     "for another user": (
         for_user("id"),
@@ -873,7 +873,7 @@ def test_command_reports_notices_and_succeeds(tmp_path: Path) -> None:
     assert result.stdout.splitlines() == [
         "notices for REST client, WebSocket client, worker:",
         "  proto/postbus/odd/v1/odd.proto:9: postbus.odd.v1.Odd.Do: "
-        "access loosened, mind security: USER -> PUBLIC",
+        "access loosened, check security: USER -> PUBLIC",
         "breaking: 0 breaking, 1 notices; breaks no audience",
     ]
     assert (result.returncode, result.stderr) == (0, "")

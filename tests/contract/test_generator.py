@@ -327,7 +327,7 @@ def test_contract_that_rest_cannot_express_is_an_error_with_line_and_reason(
 @pytest.mark.parametrize(
     ("rpc", "why"),
     [
-        ("rpc Get(Request) returns (Response);", "say who may call it"),
+        ("rpc Get(Request) returns (Response);", "state its access"),
         ("rpc Get(stream Request) returns (Response);", "a stream of requests is not"),
     ],
 )

@@ -148,11 +148,11 @@ class _Comparison:
         return [
             Finding(
                 where=self._new.position(name) or self._old.position(name),
-                text=f"{name}: {what}: {before} -> {after}",
+                text=f"{name}: {kind}: {before} -> {after}",
                 audiences=frozenset(use.audience for use in uses),
                 notice=notice,
             )
-            for (name, what, before, after, notice), uses in self._broken.items()
+            for (name, kind, before, after, notice), uses in self._broken.items()
         ]
 
     def _use(self, pair: Pair[Any], uses: Uses) -> None:
@@ -180,7 +180,7 @@ class _Comparison:
         for change in changes:
             broken = {use for use in uses if change.breaks(use)}
             if broken:
-                key = change.name, change.what, change.before, change.after, change.notice
+                key = change.name, change.kind, change.before, change.after, change.notice
                 self._broken[key] |= broken
 
 

@@ -17,7 +17,7 @@ def _values_removed(pair: Pair[EnumDescriptor]) -> Iterator[Change]:
         if number not in kept:
             yield Change(
                 name=f"{pair.after.full_name}.{names[0]}",
-                what="enum value removed",
+                kind="enum value removed",
                 before=str(number),
                 after="gone",
                 breaks=lambda use: callers(use) or bus(use),
@@ -33,7 +33,7 @@ def _values_renamed(pair: Pair[EnumDescriptor]) -> Iterator[Change]:
         if first or some:
             yield Change(
                 name=f"{pair.after.full_name}.{kept[0]}",
-                what="enum value renamed",
+                kind="enum value renamed",
                 before=", ".join(names),
                 after=", ".join(kept),
                 breaks=_breaks_names(first=first, some=some),
@@ -51,7 +51,7 @@ def _values_added(pair: Pair[EnumDescriptor]) -> Iterator[Change]:
         if number not in known:
             yield Change(
                 name=f"{pair.after.full_name}.{names[0]}",
-                what="enum value added",
+                kind="enum value added",
                 before="none",
                 after=str(number),
                 breaks=readers,

@@ -14,7 +14,7 @@ __all__ = ["EVENT_RULES", "removed_events", "version_not_raised"]
 def removed_events(old: Surface, new: Surface) -> Iterator[Change]:
     """Yield the routing keys under which no event is published any more."""
     for name in old.events.keys() - new.events.keys():
-        yield Change(name=name, what="event removed", before=name, after="gone")
+        yield Change(name=name, kind="event removed", before=name, after="gone")
 
 
 def _subject(pair: Pair[Descriptor]) -> Iterator[Change]:
@@ -22,7 +22,7 @@ def _subject(pair: Pair[Descriptor]) -> Iterator[Change]:
     before, after = (options.subject for options in pair.event_options())
     if before != after:
         yield Change(
-            name=pair.after.full_name, what="event subject changed", before=before, after=after
+            name=pair.after.full_name, kind="event subject changed", before=before, after=after
         )
 
 
@@ -53,7 +53,7 @@ def _access_loosened(pair: Pair[Descriptor]) -> Iterator[Change]:
     if access_rank(after) < access_rank(before):
         yield Change(
             name=pair.after.full_name,
-            what="event access loosened, mind security",
+            kind="event access loosened, check security",
             before=before,
             after=after,
             notice=True,
@@ -72,10 +72,10 @@ def _recipient(pair: Pair[Descriptor]) -> Iterator[Change]:
         yield _for_clients(pair, "event recipient changed", before, after)
 
 
-def _for_clients(pair: Pair[Descriptor], what: str, before: str, after: str) -> Change:
+def _for_clients(pair: Pair[Descriptor], kind: str, before: str, after: str) -> Change:
     return Change(
         name=pair.after.full_name,
-        what=what,
+        kind=kind,
         before=before,
         after=after,
         breaks=lambda use: use.audience is Audience.WEBSOCKET,
@@ -94,10 +94,10 @@ def _versions(pair: Pair[Descriptor]) -> tuple[int, int]:
     return before, after
 
 
-def _of_version(pair: Pair[Descriptor], what: str, *, notice: bool = False) -> Change:
+def _of_version(pair: Pair[Descriptor], kind: str, *, notice: bool = False) -> Change:
     before, after = _versions(pair)
     return Change(
-        name=pair.after.full_name, what=what, before=str(before), after=str(after), notice=notice
+        name=pair.after.full_name, kind=kind, before=str(before), after=str(after), notice=notice
     )
 
 

@@ -85,7 +85,7 @@ class Change:
     """A difference of `name` that breaks the uses selected by `breaks`; a notice breaks none."""
 
     name: str
-    what: str
+    kind: str
     before: str
     after: str
     breaks: Breaks = every_use

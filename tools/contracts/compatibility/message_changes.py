@@ -38,7 +38,7 @@ def _fields_removed(pair: Pair[Descriptor]) -> Iterator[Change]:
     for field in _removed(pair):
         if field.json_name not in {each.json_name for each in pair.after.fields}:
             yield Change(
-                name=field.full_name, what="field removed", before=_type(field), after="gone"
+                name=field.full_name, kind="field removed", before=_type(field), after="gone"
             )
 
 
@@ -49,7 +49,7 @@ def _fields_renumbered(pair: Pair[Descriptor]) -> Iterator[Change]:
         if field.json_name in names:
             yield Change(
                 name=field.full_name,
-                what="number changed",
+                kind="number changed",
                 before=str(field.number),
                 after=str(names[field.json_name].number),
                 breaks=bus,
@@ -69,7 +69,7 @@ def _oneofs_extended(pair: Pair[Descriptor]) -> Iterator[Change]:
         if oneof and field.number not in known and oneof.name in pair.before.oneofs_by_name:
             yield Change(
                 name=field.full_name,
-                what=f"case added to oneof {oneof.name}",
+                kind=f"case added to oneof {oneof.name}",
                 before="none",
                 after=_type(field),
                 breaks=readers,
@@ -171,9 +171,9 @@ def _type(field: FieldDescriptor) -> str:
 
 
 def _of_field(
-    pair: Pair[FieldDescriptor], what: str, before: str, after: str, breaks: Breaks
+    pair: Pair[FieldDescriptor], kind: str, before: str, after: str, breaks: Breaks
 ) -> Change:
-    return Change(name=pair.after.full_name, what=what, before=before, after=after, breaks=breaks)
+    return Change(name=pair.after.full_name, kind=kind, before=before, after=after, breaks=breaks)
 
 
 MESSAGE_RULES = (_fields_removed, _fields_renumbered, _oneofs_extended)

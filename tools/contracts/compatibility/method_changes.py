@@ -18,7 +18,7 @@ _PROMISES: Final = (Idempotency.UNKNOWN, Idempotency.IDEMPOTENT, Idempotency.NO_
 def removed_methods(old: Surface, new: Surface) -> Iterator[Change]:
     """Yield the routing keys of removed methods, services and packages."""
     for name in old.methods.keys() - new.methods.keys():
-        yield Change(name=name, what="method removed", before=name, after="gone")
+        yield Change(name=name, kind="method removed", before=name, after="gone")
 
 
 def _streaming(pair: Pair[MethodDescriptor]) -> Iterator[Change]:
@@ -26,7 +26,7 @@ def _streaming(pair: Pair[MethodDescriptor]) -> Iterator[Change]:
     before, after = (_cardinality(method) for method in (pair.before, pair.after))
     if before != after:
         yield Change(
-            name=pair.after.full_name, what="streaming changed", before=before, after=after
+            name=pair.after.full_name, kind="streaming changed", before=before, after=after
         )
 
 
@@ -42,12 +42,12 @@ def _cardinality(method: MethodDescriptor) -> str:
 
 def _types(pair: Pair[MethodDescriptor]) -> Iterator[Change]:
     """Yield renamed message types: the JSON of an Any has the name. Fields are compared anyway."""
-    for what in ("input_type", "output_type"):
-        before, after = getattr(pair.before, what), getattr(pair.after, what)
+    for kind in ("input_type", "output_type"):
+        before, after = getattr(pair.before, kind), getattr(pair.after, kind)
         if before.full_name != after.full_name:
             yield Change(
                 name=pair.after.full_name,
-                what="request type changed" if what == "input_type" else "response type changed",
+                kind="request type changed" if kind == "input_type" else "response type changed",
                 before=before.full_name,
                 after=after.full_name,
                 breaks=lambda use: use.audience is Audience.WEBSOCKET,
@@ -65,7 +65,7 @@ def _access_loosened(pair: Pair[MethodDescriptor]) -> Iterator[Change]:
     """Yield a wider access, which needs attention: more clients may call the method."""
     before, after = _accesses(pair)
     if access_rank(after) < access_rank(before):
-        yield _of_access(pair, "access loosened, mind security", every_use, notice=True)
+        yield _of_access(pair, "access loosened, check security", every_use, notice=True)
 
 
 def _token_required(pair: Pair[MethodDescriptor]) -> Iterator[Change]:
@@ -83,12 +83,12 @@ def _accesses(pair: Pair[MethodDescriptor]) -> tuple[Access | None, Access | Non
 
 
 def _of_access(
-    pair: Pair[MethodDescriptor], what: str, breaks: Breaks, *, notice: bool = False
+    pair: Pair[MethodDescriptor], kind: str, breaks: Breaks, *, notice: bool = False
 ) -> Change:
     before, after = _accesses(pair)
     return Change(
         name=pair.after.full_name,
-        what=what,
+        kind=kind,
         before=before or "UNSPECIFIED",
         after=after or "UNSPECIFIED",
         breaks=breaks,
@@ -101,7 +101,7 @@ def _idempotency(pair: Pair[MethodDescriptor]) -> Iterator[Change]:
     before, after = (options.idempotency for options in pair.method_options())
     if _PROMISES.index(after) < _PROMISES.index(before):
         yield Change(
-            name=pair.after.full_name, what="idempotency weakened", before=before, after=after
+            name=pair.after.full_name, kind="idempotency weakened", before=before, after=after
         )
 
 
@@ -111,7 +111,7 @@ def _timeout(pair: Pair[MethodDescriptor]) -> Iterator[Change]:
     if after < before:
         yield Change(
             name=pair.after.full_name,
-            what="default timeout lowered",
+            kind="default timeout lowered",
             before=f"{before} ms",
             after=f"{after} ms",
             notice=True,
@@ -128,7 +128,7 @@ def _conditions(pair: Pair[MethodDescriptor]) -> Iterator[Change]:
         if lost and not kept:
             yield Change(
                 name=pair.after.full_name,
-                what=f"{option} lost",
+                kind=f"{option} lost",
                 before=lost,
                 after="none",
                 breaks=lambda use: use.audience is Audience.REST,

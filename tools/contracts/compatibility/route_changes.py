@@ -16,7 +16,7 @@ def removed_routes(old: Surface, new: Surface) -> Iterator[Change]:
             now = [str(each) for each in new.routes.values() if _replaces(each, route, old)]
             yield Change(
                 name=route.method.full_name,
-                what="route removed",
+                kind="route removed",
                 before=str(route),
                 after=", ".join(now) or "gone",
             )
@@ -36,7 +36,7 @@ def shadowed_routes(old: Surface, new: Surface) -> Iterator[Change]:
                 whole = other.matches(route.url)
                 yield Change(
                     name=route.method.full_name,
-                    what="route shadowed" if whole else "route shadowed in part",
+                    kind="route shadowed" if whole else "route shadowed in part",
                     before=str(route),
                     after=f"{other} of {other.method.full_name} is matched first",
                     notice=not whole,
@@ -114,11 +114,11 @@ def _request_parts(surface: Surface, route: Route) -> dict[str, str]:
     return {field.name: part(field.name) for field in route.method.input_type.fields}
 
 
-def _of_route(pair: Pair[Route], what: str, before: object, after: object) -> Change:
+def _of_route(pair: Pair[Route], kind: str, before: object, after: object) -> Change:
     route = "" if isinstance(before, Route) else f"{pair.after}: "
     return Change(
         name=pair.after.method.full_name,
-        what=route + what,
+        kind=route + kind,
         before=str(before) or "none",
         after=str(after) or "none",
     )

@@ -58,7 +58,7 @@ def new_fields_required(pair: Pair[Descriptor]) -> Iterator[Change]:
         if oneof_of(field) is None and (behavior or name in missing):
             yield Change(
                 name=field.full_name,
-                what="new field required",
+                kind="new field required",
                 before="none",
                 after="google.api.field_behavior REQUIRED" if behavior else missing[name],
                 breaks=callers,
@@ -84,8 +84,8 @@ def _compare(name: str, before: Facts, after: Facts) -> Iterator[Change]:
         old, new = (facts.get(rule, _implied(rule, facts)) for facts in (before, after))
         if old != new and not _is_idle(rule, before, after):
             word, breaks = _verdict(split_rule(rule)[1], old, new)
-            what = f"constraint {word}: {rule}"
-            yield Change(name=name, what=what, before=show(old), after=show(new), breaks=breaks)
+            kind = f"constraint {word}: {rule}"
+            yield Change(name=name, kind=kind, before=show(old), after=show(new), breaks=breaks)
 
 
 def _implied(rule: str, facts: Facts) -> int | None:

@@ -64,7 +64,7 @@ def _in_types(method: MethodDescriptor) -> Iterator[ContractError]:
 def _in_method(contracts: Contracts, method: MethodDescriptor) -> Iterator[ContractError]:
     options = contracts.method_options[method.full_name]
     if options.access is None:
-        yield ContractError(method, "say who may call it: (postbus.options.v1.method).access")
+        yield ContractError(method, "state its access: (postbus.options.v1.method).access")
     if options.rate_limit and not _RATE.fullmatch(options.rate_limit):
         yield ContractError(method, f"rate_limit is not like `20/minute`: {options.rate_limit}")
     if fault := _integer_fault(method.output_type, options.version):
