@@ -6,13 +6,13 @@ python := justfile_directory() / ".venv/bin/python"
 default:
     @just --justfile {{ quote(justfile()) }} --list --unsorted
 
-# start the whole system, and restart what you change
+# run the whole system; services restart when their sources change
 [group('run')]
 [no-exit-message]
 dev: _setup
     @exec {{ quote(python) }} -m tools dev
 
-# tell a story against the real system, then stop
+# run a scripted session with the real system, then stop
 [group('run')]
 [no-exit-message]
 demo: _setup
@@ -30,54 +30,75 @@ gen: _setup
 contracts: _setup
     @exec {{ quote(python) }} -m tools contracts
 
-# pass the tests; arguments go to pytest
+# run the tests; arguments go to pytest
 [group('build')]
 [no-exit-message]
 [positional-arguments]
 test *arguments: _setup
     @exec {{ quote(python) }} -m tools test "$@"
 
-# write a service that works: just new-service NAME [--database postgres|mongo]
+# run the tests and the long suites; arguments go to pytest
+[group('build')]
+[no-exit-message]
+[positional-arguments]
+test-all *arguments: _setup
+    @exec {{ quote(python) }} -m tools test-all "$@"
+
+# remove one guard at a time and see its tests fail: just mutate [WORD...]
+[group('build')]
+[no-exit-message]
+[positional-arguments]
+mutate *arguments: _setup
+    @exec {{ quote(python) }} -m tools mutate "$@"
+
+# generate a working service: just new-service NAME [--database postgres|mongo]
 [group('build')]
 [no-exit-message]
 [positional-arguments]
 new-service *arguments: _setup
     @exec {{ quote(python) }} -m tools new-service "$@"
 
-# remove a service that nothing else uses
+# remove a service that no other service uses
 [group('build')]
 [no-exit-message]
 [positional-arguments]
 remove-service *arguments: _setup
     @exec {{ quote(python) }} -m tools remove-service "$@"
 
-# format, lint, types, imports, contracts, drift
+# format, lint, types, imports, language, contracts, drift of gen/
 [group('build')]
 [no-exit-message]
 check: _setup
     @exec {{ quote(python) }} -m tools check
 
-# look for bytes and JSON that break the edges: just fuzz [SECONDS]
+# compare proto/ with a revision, or two descriptor sets: just breaking main
+[group('build')]
+[no-exit-message]
+[positional-arguments]
+breaking *arguments: _setup
+    @exec {{ quote(python) }} -m tools.contracts.breaking "$@"
+
+# send random bytes and JSON to the edges: just fuzz [SECONDS]
 [group('build')]
 [no-exit-message]
 fuzz seconds="300": _setup
     @POSTBUS_FUZZ_SECONDS={{ quote(seconds) }} exec {{ quote(python) }} -m pytest -q tests/contract/test_fuzz.py
 
-# measure ours against rivals, in one run: just bench [SUITE...]
+# measure Postbus beside its rivals: just bench [SUITE...]
 [group('build')]
 [no-exit-message]
 [positional-arguments]
 bench *arguments: _setup
     @exec {{ quote(python) }} -m bench "$@"
 
-# lock all dependencies anew, with hashes
+# lock all dependencies, with hashes
 [group('build')]
 [no-exit-message]
 [positional-arguments]
 lock *arguments:
     @exec python3 -m tools.lock "$@"
 
-# start the servers to stay: RabbitMQ, PostgreSQL, MongoDB
+# start the servers until `just down`: RabbitMQ, PostgreSQL, MongoDB
 [group('servers')]
 [no-exit-message]
 up: _setup
@@ -89,7 +110,7 @@ up: _setup
 down: _setup
     @exec {{ quote(python) }} -m tools down
 
-# show the servers, their addresses and who uses them
+# show the servers, their addresses and the commands that use them
 [group('servers')]
 [no-exit-message]
 status: _setup
@@ -102,25 +123,25 @@ status: _setup
 logs *arguments: _setup
     @exec {{ quote(python) }} -m tools logs "$@"
 
-# bring the databases up to date
+# migrate the databases
 [group('data')]
 [no-exit-message]
 migrate: _setup
     @exec {{ quote(python) }} -m tools migrate
 
-# add users and posts to look at to a running system
+# add sample users and posts to a running system
 [group('data')]
 [no-exit-message]
 seed: _setup
     @exec {{ quote(python) }} -m tools seed
 
-# set counters and leftovers right, and say which were wrong
+# correct derived data and report each correction
 [group('data')]
 [no-exit-message]
 repair: _setup
     @exec {{ quote(python) }} -m tools repair
 
-# look after dead letters: just dlq [show|replay|drop QUEUE] [ID...]
+# list, show, replay or drop dead letters: just dlq [show|replay|drop QUEUE] [ID...]
 [group('data')]
 [no-exit-message]
 [positional-arguments]
@@ -133,7 +154,7 @@ dlq *arguments: _setup
 secrets: _setup
     @exec {{ quote(python) }} -m tools secrets
 
-# sign access tokens with the next key, and make another
+# sign access tokens with the next key, and generate a new next key
 [group('data')]
 [no-exit-message]
 rotate-keys: _setup

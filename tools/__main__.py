@@ -1,4 +1,4 @@
-"""`python -m tools`: what the recipes of the justfile call."""
+"""The command line behind the recipes of the justfile: `python -m tools`."""
 
 import argparse
 import os
@@ -9,12 +9,14 @@ from tools.servers import InfrastructureError
 from tools.servers.signals import end_on_signals
 
 Command = Callable[[argparse.Namespace], int | None]
+_PYTEST = ("test", "test-all")
+"""Commands that pass all arguments to pytest."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs one command; returns the exit code."""
+    """Run one command and return its exit code."""
     options, rest = _parser().parse_known_args(arguments)
-    if rest and options.command != "test":
+    if rest and options.command not in _PYTEST:
         _parser().error(f"unrecognized arguments: {' '.join(rest)}")
     options.rest = rest
     end_on_signals()
@@ -31,26 +33,28 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools", description="Developer's commands.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (text, _) in _COMMANDS.items():
-        command = commands.add_parser(name, help=text, add_help=name != "test")
+        command = commands.add_parser(name, help=text, add_help=name not in _PYTEST)
         if name == "logs":
             command.add_argument("names", nargs="*", metavar="NAME", help="a server or a service")
-            command.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
+            command.add_argument("-f", "--follow", action="store_true", help="follow until Ctrl-C")
         if name == "new-service":
-            command.add_argument("name", metavar="NAME", help="a plural, such as comments")
-            command.add_argument("--thing", default="", help="its singular, where it is irregular")
+            command.add_argument("name", metavar="NAME", help="a plural, such as polls")
+            command.add_argument("--thing", default="", help="the singular, if it is irregular")
             command.add_argument(
                 "--database",
                 choices=("postgres", "mongo"),
                 default="postgres",
-                help="postgres if unsaid",
+                help="default: postgres",
             )
         if name == "dlq" and "dlq" in sys.argv:  # slow to import
             from tools.dlq import add_arguments
 
             add_arguments(command)
+        if name == "mutate":
+            command.add_argument("words", nargs="*", metavar="WORD", help="in a file or a guard")
         if name == "remove-service":
             command.add_argument("name", metavar="NAME", help="a service")
-            command.add_argument("-y", "--yes", action="store_true", help="don't ask")
+            command.add_argument("-y", "--yes", action="store_true", help="skip the confirmation")
     return parser
 
 
@@ -88,6 +92,18 @@ def _test(options: argparse.Namespace) -> int:
     from tools.test import test
 
     return test(options.rest)
+
+
+def _test_all(options: argparse.Namespace) -> int:
+    from tools.test import test
+
+    return test(["--long", *options.rest])
+
+
+def _mutate(options: argparse.Namespace) -> int:
+    from tools.mutate import mutate
+
+    return mutate(options.words)
 
 
 def _check(_: argparse.Namespace) -> int:
@@ -165,23 +181,28 @@ def _remove_service(options: argparse.Namespace) -> None:
 
 
 _COMMANDS: dict[str, tuple[str, Command]] = {
-    "up": ("start the servers to stay", _up),
+    "up": ("start the servers until `down`", _up),
     "down": ("stop the servers", _down),
-    "status": ("show the servers and who uses them", _status),
+    "status": ("show the servers and the commands that use them", _status),
     "logs": ("show logs of servers and services", _logs),
-    "dev": ("run the whole system, restarting what changes", _dev),
-    "test": ("run pytest on real servers; all arguments are pytest's", _test),
-    "check": ("look at everything that can be checked without running it", _check),
+    "dev": ("run the whole system; services restart when their sources change", _dev),
+    "test": ("run pytest on real servers; all arguments are passed to pytest", _test),
+    "test-all": ("run the long suites of pytest as well", _test_all),
+    "mutate": ("remove one guard at a time and see its tests fail", _mutate),
+    "check": ("run the static checks", _check),
     "contracts": ("build the release folder of the contracts", _contracts),
-    "demo": ("tell a story against the real system", _demo),
-    "new-service": ("write a service that works, to make it yours", _new_service),
+    "demo": ("run a scripted session with the real system", _demo),
+    "new-service": ("generate a working service", _new_service),
     "remove-service": ("remove a service and its entries in other files", _remove_service),
     "seed": ("add users and posts to a running system", _seed),
-    "migrate": ("bring the databases up to date", _migrate),
-    "dlq": ("list, show, replay or drop events that a consumer could not deal with", _dlq),
+    "migrate": ("migrate the databases", _migrate),
+    "dlq": ("list, show, replay or drop dead letters", _dlq),
     "secrets": ("write .env for docker compose, once", _secrets),
-    "rotate-keys": ("sign access tokens with the next key, and make another", _rotate_keys),
-    "repair": ("set counters right, and say which were wrong", _repair),
+    "rotate-keys": (
+        "sign access tokens with the next key, and generate a new next key",
+        _rotate_keys,
+    ),
+    "repair": ("correct derived data and report each correction", _repair),
 }
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """`just lock`: pins every dependency, with hashes, in files that record no download addresses.
 
-Run as `python3 -m tools.lock [--upgrade]`. The root's requirements.txt decides all versions; each
-service's holds what the service needs of them.
+Run as `python3 -m tools.lock [--upgrade]`. The root's requirements.txt decides all versions; the
+file of a service holds the subset that the service needs.
 """
 
 import subprocess
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def lock_service(service: str, *arguments: str) -> None:
-    """Write the lock file of a service, with the versions that the root's has decided."""
+    """Write the lock file of a service with the versions of the root's lock file."""
     lock = f"{service}/requirements.txt"
     _compile(f"{service}/pyproject.toml", "-c", "requirements.txt", "-o", lock, *arguments)
 

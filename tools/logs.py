@@ -1,4 +1,4 @@
-"""`just logs`: what servers and services have written."""
+"""`just logs`: the logs of servers and services."""
 
 import os
 
@@ -9,7 +9,7 @@ _SERVERS = ("rabbitmq", "mongodb", "mongo", "postgres")
 
 
 def show(names: list[str], *, follow: bool) -> None:
-    """Becomes the command that prints the logs of the named ones, or of all services.
+    """Replace this process by the command that prints the logs of `names`, or of all services.
 
     Servers and services are not mixed: without names, the services are shown if there are any.
     """

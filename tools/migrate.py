@@ -1,4 +1,4 @@
-"""`just migrate`: each service brings its own database up to date."""
+"""`just migrate` and `just repair`: run the commands of the services on their databases."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from tools.servers import Addresses, servers
 
 
 def migrate(addresses: Addresses) -> None:
-    """Runs the migrations of every service that has a database, all at once."""
+    """Run the migrations of all services that have a database, in parallel."""
     secrets = Secrets.load_or_create(DEV / "secrets.env")
     environments = service_environments(addresses, secrets, port=0)
     running = {
@@ -28,7 +28,7 @@ def migrate(addresses: Addresses) -> None:
 
 
 def repair() -> int:
-    """The recipe: each service looks through its own data, on the servers that run."""
+    """Run `just repair`: each service checks and corrects its derived data, on running servers."""
     with servers("repair", prepare=migrate) as addresses:
         secrets = Secrets.load_or_create(DEV / "secrets.env")
         environments = service_environments(addresses, secrets, port=0)
@@ -45,7 +45,7 @@ def repair() -> int:
 
 
 def migrate_standalone() -> None:
-    """The recipe: on the servers that run, or on servers started for it."""
+    """Run `just migrate` on the running servers, or on servers started for it."""
     with servers("migrate", prepare=migrate):
         pass
     print("migrate: the databases are up to date")

@@ -1,4 +1,4 @@
-"""Node.js and the npm packages that tools use: from a wheel and a lock, for developers only."""
+"""Node.js from a wheel, and the npm packages of developer tools from a lock file."""
 
 import hashlib
 import os
@@ -23,14 +23,14 @@ _LOCKED = ROOT / "tools" / "npm"
 def node_environment() -> dict[str, str]:
     """Return this process's environment, with the wheel's node first on PATH.
 
-    npm would leave what it has compiled in the system's temporary folder.
+    Without it, npm leaves compiled files in the system's temporary folder.
     """
     path = f"{_WHEEL / 'bin'}{os.pathsep}{os.environ['PATH']}"
     return os.environ | {"PATH": path, "NODE_DISABLE_COMPILE_CACHE": "1"}
 
 
 def npm(*arguments: str, cwd: Path) -> str:
-    """Run npm and return what it prints; raises CalledProcessError after showing its errors."""
+    """Run npm and return its output. Print its errors and raise CalledProcessError if it fails."""
     command = ["node", str(_NPM), *arguments, "--no-audit", "--no-fund", "--loglevel=error"]
     return _run(command, cwd)
 

@@ -1,4 +1,4 @@
-"""The secrets of one installation: made once, kept in a file that only its owner can read."""
+"""The secrets of one installation: generated once, stored in a file with mode 600."""
 
 import base64
 import hashlib
@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 class Secrets:
     """Passwords, and the keys that sign and verify access tokens (RFC 8037 JWK, JWKS).
 
-    The verification keys are the one before, the one that signs, and the next one: everyone knows
-    a key before the first token is signed with it, and until the last one has expired.
+    The verification keys are the previous, the signing and the next key. Every process has a key
+    before the first token is signed with it, and until its last token has expired.
     """
 
     rabbitmq_password: str
@@ -31,7 +31,7 @@ class Secrets:
 
     @classmethod
     def load_or_create(cls, file: Path) -> Self:
-        """Reads the file; what it lacks is made and added to it (mode 600)."""
+        """Read the file; generate and store missing secrets (mode 600)."""
         known = _parse(file.read_text()) if file.exists() else {}
         names = [field.name for field in fields(cls)]
         if any(name not in known for name in names):
@@ -41,7 +41,7 @@ class Secrets:
 
 
 def rotate_keys(file: Path) -> None:
-    """Signs with the next key from now on, makes another next one, and drops the oldest."""
+    """Make the next key the signing key, generate a new next key, and drop the oldest."""
     Secrets.load_or_create(file)
     known = _parse(file.read_text())
     current, following = known["postbus_signing_key"], known["postbus_next_signing_key"]
@@ -54,7 +54,7 @@ def rotate_keys(file: Path) -> None:
 
 
 def _verifiable(known: dict[str, str]) -> dict[str, str]:
-    """Adds what is missing to the verification keys."""
+    """Return the key set with the keys that were missing."""
     keys = json.loads(known["postbus_verification_keys"])["keys"]
     for name in ("postbus_signing_key", "postbus_next_signing_key"):
         public = _public(json.loads(known[name]))
@@ -79,7 +79,7 @@ def _new() -> dict[str, str]:
 
 
 def _new_key() -> str:
-    """An Ed25519 key as private JWK; its id is the thumbprint of RFC 7638."""
+    """Return a new Ed25519 key as private JWK; its id is the thumbprint of RFC 7638."""
     key = Ed25519PrivateKey.generate()
     public = {
         "crv": "Ed25519",
@@ -105,7 +105,7 @@ def _base64url(octets: bytes) -> str:
 
 
 def _parse(text: str) -> dict[str, str]:
-    """Lines of NAME='value', as Docker Compose reads them too."""
+    """Parse lines of the form NAME='value', the format of Docker Compose."""
     lines = [line for line in text.splitlines() if "=" in line and not line.startswith("#")]
     pairs = (line.split("=", 1) for line in lines)
     return {name.strip().lower(): value.strip().strip("'") for name, value in pairs}

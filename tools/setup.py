@@ -1,7 +1,7 @@
-"""Makes the virtual environments: one for development, one for each service.
+"""Create the virtual environments: one for development, one for each service.
 
 Run as `python3 -m tools.setup` by any Python from 3.11 on, before anything is installed; it uses
-the standard library only, and takes a moment where everything is up to date.
+only the standard library, and does nothing if everything is up to date.
 """
 
 import fcntl
@@ -36,7 +36,7 @@ class Environment:
         return self.folder / "requirements.txt"
 
     def fingerprint(self) -> str:
-        """A hash of all that decides what is in the environment."""
+        """Return a hash of all inputs of the environment."""
         inputs = [self._lock, *(ROOT / package / "pyproject.toml" for package in self.packages)]
         digest = hashlib.sha256(f"{self.folder} {sys.version}".encode())
         for file in (Path(__file__), *inputs):
@@ -44,11 +44,11 @@ class Environment:
         return digest.hexdigest()
 
     def up_to_date(self) -> bool:
-        """Whether it was made from the inputs as they are now."""
+        """Return whether the environment was created from the present inputs."""
         return self._stamp.exists() and self._stamp.read_text() == self.fingerprint()
 
     def make(self) -> None:
-        """Makes it anew or brings it up to date; an interrupted attempt is repeated next time."""
+        """Create or update the environment; an interrupted attempt is repeated next time."""
         print(f"setup: {self.name}", flush=True)
         self._stamp.unlink(missing_ok=True)
         folder = str(self.folder / ".venv")
@@ -62,7 +62,7 @@ class Environment:
 
 
 def environments() -> list[Environment]:
-    """All of them: the root's holds every package, a service's only what it imports."""
+    """Return all environments: the root's with every package, a service's with its imports only."""
     services = [
         Environment(folder=ROOT / service, packages=("gen", "shared", service))
         for service in SERVICES
@@ -71,7 +71,7 @@ def environments() -> list[Environment]:
 
 
 def main() -> None:
-    """Makes what is missing or outdated, one process at a time."""
+    """Create or update environments. A lock lets one process at a time do so."""
     if all(environment.up_to_date() for environment in environments()):
         return
     DEV.mkdir(exist_ok=True)

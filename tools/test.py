@@ -13,9 +13,9 @@ _STOP_SECONDS = 5
 
 
 def test(arguments: Sequence[str]) -> int:
-    """Runs pytest with the servers' addresses in its environment; returns its exit code.
+    """Run pytest with the servers' addresses in its environment; return its exit code.
 
-    The tests get databases and virtual hosts of their own, so a running `just dev` is not touched.
+    The tests use databases and virtual hosts of their own; a running `just dev` is not affected.
     """
     with servers("test") as addresses:
         pytest = subprocess.Popen(
@@ -27,10 +27,10 @@ def test(arguments: Sequence[str]) -> int:
 
 
 def _wait(pytest: subprocess.Popen[bytes]) -> int:
-    """Gives an interrupted pytest the time to clean up after its tests."""
+    """Wait for pytest; after an interrupt, let it clean up."""
     try:
         return pytest.wait()
-    except KeyboardInterrupt:  # Ctrl-C has reached pytest too
+    except KeyboardInterrupt:  # Ctrl-C has also reached pytest
         _end(pytest)
         raise
     except SystemExit:

@@ -1,4 +1,4 @@
-"""Where uv is: on PATH (as under ./just), else where ./just keeps it."""
+"""The path of uv: from PATH (as under ./just), or from the folder of ./just."""
 
 import shutil
 
@@ -6,7 +6,7 @@ from tools.paths import DEV
 
 
 def uv() -> str:
-    """The path of uv; without any, the program ends with what to do."""
+    """Return the path of uv; SystemExit with instructions if there is none."""
     private = DEV / "just" / "bin" / "uv"
     if found := shutil.which("uv"):
         return found

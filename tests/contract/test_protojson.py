@@ -1,7 +1,10 @@
-"""The reader and writer of ProtoJSON against google's, for every message and kind of field."""
+"""The reader and writer of ProtoJSON, compared with google's for every kind of field."""
 
 import json
 import struct
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from postbus.registry import MESSAGES
 from shared.errors import Code, ServiceError
 from shared.protojson import read_json, read_message, write_message
+from shared.protojson.reader import Reader
 from shared.wire import message_class
 from tests.contract.kinds import Kinds, canonical, examples, fill
 
@@ -27,7 +31,7 @@ LEAF = f"{ANY}kinds.v1.Leaf"
 
 
 def by_google(message: Any) -> Any:
-    """Return the JSON that google writes, None where it cannot."""
+    """Return the JSON that google's writer returns, None if it fails."""
     try:
         return json_format.MessageToDict(
             message,
@@ -46,7 +50,7 @@ def by_us(message: Message) -> Any:
 
 
 def read_by_google(kind: Any, document: Any) -> Any:
-    """Return the message that google reads, None if it refuses the document."""
+    """Return the message that google's reader returns, None if it refuses the document."""
     try:
         pool = kind.DESCRIPTOR.file.pool
         return json_format.ParseDict(document, kind(), descriptor_pool=pool)
@@ -55,7 +59,7 @@ def read_by_google(kind: Any, document: Any) -> Any:
 
 
 def read_by_us(kind: Any, document: Any) -> Any:
-    """Return the message that we read, None if we refuse the document, by naming a field."""
+    """Return the message that our reader returns, None if it refuses fields of the document."""
     try:
         return read_message(kind, document)
     except ServiceError as refused:
@@ -63,7 +67,7 @@ def read_by_us(kind: Any, document: Any) -> Any:
 
 
 def text_of(document: Any) -> str:
-    """Return JSON in which 1, 1.0, -0.0 and true differ, and the order of members does not."""
+    """Return JSON text with sorted members, in which 1, 1.0, -0.0 and true differ."""
     return json.dumps(document, sort_keys=True)
 
 
@@ -117,15 +121,15 @@ def changed(document: Any, draw: Any) -> Any:
         name = draw(st.sampled_from(sorted(document)))
         return document | {name: changed(document[name], draw)}
     if isinstance(document, list) and document and draw(st.integers(0, 4)):
-        place = draw(st.integers(0, len(document) - 1))
-        return [*document[:place], changed(document[place], draw), *document[place + 1 :]]
+        index = draw(st.integers(0, len(document) - 1))
+        return [*document[:index], changed(document[index], draw), *document[index + 1 :]]
     return draw(OTHERS)
 
 
 @pytest.mark.parametrize("name", KINDS)
 @more
 @given(data=st.data())
-def test_document_that_is_accepted_means_what_it_means_to_google(
+def test_accepted_document_has_the_meaning_that_google_reads(
     kinds: Kinds, name: str, data: st.DataObject
 ) -> None:
     kind = kinds.codecs[name].upb
@@ -138,7 +142,9 @@ def test_document_that_is_accepted_means_what_it_means_to_google(
 
     if ours is not None and google is not None:
         assert canonical(ours) == canonical(google)
-    assert ours is None or google is not None or "3.40282" in repr(document)  # its bound is wrong
+    assert (
+        ours is None or google is not None or "3.40282" in repr(document)
+    )  # google refuses the largest floats
 
 
 @more
@@ -173,7 +179,9 @@ IN_ANY: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "members"), IN_ANY)
-def test_any_holds_every_kind_of_message(kinds: Kinds, name: str, members: dict[str, Any]) -> None:
+def test_any_can_contain_every_kind_of_message(
+    kinds: Kinds, name: str, members: dict[str, Any]
+) -> None:
     kind = kinds.codecs["Anything"].upb
     document = {"any": {"@type": ANY + name, **members}}
 
@@ -196,14 +204,14 @@ def test_any_holds_every_kind_of_message(kinds: Kinds, name: str, members: dict[
         ({"@type": f"{ANY}kinds.v1.Leaf", "more": 2}, "unknown_field"),
     ],
 )
-def test_wrong_any_is_refused(kinds: Kinds, document: dict[str, Any], rule: str) -> None:
+def test_malformed_any_is_refused(kinds: Kinds, document: dict[str, Any], rule: str) -> None:
     with pytest.raises(ServiceError) as raised:
         read_message(kinds.codecs["Anything"].upb, {"any": document})
 
     assert [each.rule for each in raised.value.violations] == [rule]
 
 
-def test_message_without_a_json_form_is_an_internal_error(kinds: Kinds) -> None:
+def test_message_that_json_cannot_represent_is_an_internal_error(kinds: Kinds) -> None:
     unknown = kinds.codecs["Anything"].upb(any={"type_url": f"{ANY}made.up.Type", "value": b"x"})
     damaged = kinds.codecs["Anything"].upb(any={"type_url": LEAF, "value": b"\xff"})
     late = kinds.codecs["WellKnown"].upb(time={"seconds": 2**40})
@@ -255,3 +263,22 @@ def test_refusal_names_every_field_and_rule(
     assert [(each.field, each.rule) for each in raised.value.violations] == expected
     assert all(each.message.isascii() for each in raised.value.violations)
     assert not raised.value.more_violations
+
+
+def test_readers_may_be_compiled_in_several_threads_at_once(kinds: Kinds) -> None:
+    nested = kinds.codecs["Nested"].upb
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            for _ in range(100):
+                read, ready = Reader(), Barrier(4)
+
+                def first(read: Reader = read, ready: Barrier = ready) -> Any:
+                    ready.wait(5)
+                    return read(nested, {"children": [{"children": [{}]}]})
+
+                done = [threads.submit(first) for _ in range(4)]
+                assert all(len(each.result(5).children) == 1 for each in done)
+    finally:
+        sys.setswitchinterval(before)

@@ -241,6 +241,7 @@ async def test_change_expects_the_version_that_if_match_names(
         '"07"',
         '"9223372036854775808"',
         '"99999999999999999999999"',
+        pytest.param(f'"{"9" * 5000}"', id="more digits than int() reads"),
     ],
 )
 async def test_tag_without_a_version_matches_nothing(

@@ -22,7 +22,7 @@ from gateway.metrics import Metrics
 from gateway.rates import BoundedStorage, Rates, RateSettings
 from gateway.socket_limits import FrameBudget, Quota, SocketLimits, SocketQuotas
 from gateway.websocket import WebSocketEndpoint
-from gateway.websocket_connection import Services
+from gateway.websocket_connection import Connection, Services
 from gateway.websocket_protocol import WebSocketProtocol
 from postbus.bus.v1 import Event, Reply
 from postbus.posts.v1 import ListPostsResponse
@@ -503,6 +503,20 @@ async def test_sockets_that_end_in_any_way_hold_nothing(here: Gateway) -> None:
         await socket.end()
 
     await here.nothing_held()
+
+
+async def test_nothing_refers_to_a_connection_that_has_ended(make: Make) -> None:
+    def connections() -> int:
+        gc.collect()
+        return sum(type(each) is Connection for each in gc.get_objects())
+
+    here, before = await make(), connections()
+    async with here.user(), here.anonymous():
+        assert connections() == before + 2
+
+    async with asyncio.timeout(5):
+        while connections() > before:  # noqa: ASYNC110  # polls
+            await asyncio.sleep(0.01)
 
 
 # Handshake

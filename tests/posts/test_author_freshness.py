@@ -63,7 +63,7 @@ async def get(bus: AmqpBus, path: str, person: Person, revision: int) -> GetPost
         access_token=person.token,
         caller_revision=revision,
     )
-    return decode(GetPostResponse, await bus.call(f"{POSTS}.GetPost", call))
+    return decode(GetPostResponse, (await bus.call(f"{POSTS}.GetPost", call)).payload)
 
 
 async def until_stored(database: Database, person: Person, revision: int) -> None:
@@ -167,11 +167,11 @@ async def test_deleted_account_is_refused_before_its_event_arrives(
 ) -> None:
     await get(bus, path, alice, 0)
     deletion = Call.new(b"", deadline=time.time() + 5, access_token=alice.token)
-    await bus.call("postbus.users.v1.UsersService.DeleteMe", deletion)
+    result = await bus.call("postbus.users.v1.UsersService.DeleteMe", deletion)
 
-    assert deletion.caller_revision == 1  # no event has it, so that no projection is current
+    assert result.caller_revision == 1  # no event has it, so that no projection is current
     with pytest.raises(ServiceError, match="SESSION_REVOKED"):
-        await get(bus, path, alice, deletion.caller_revision)
+        await get(bus, path, alice, result.caller_revision)
 
 
 async def test_late_follow_event_stores_only_its_revision(

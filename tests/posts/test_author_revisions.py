@@ -173,3 +173,15 @@ async def test_follows_are_replaced_in_batches(mongo: tuple[Mongo, SentCommands]
     assert (len(first), len(left)) == (200, 51)
     assert await follows.ids_followed_by(ALICE) == ["new", "u001"]
     assert await follows.ids_followed_by(BOB) == ["u001"]
+
+
+async def test_no_more_than_5000_followed_users_are_read(mongo: tuple[Mongo, SentCommands]) -> None:
+    opened = mongo[0]
+    await opened.database["follows"].insert_many(
+        {"_id": f"{ALICE}/u{n:04}", "follower_id": ALICE, "followed_id": f"u{n:04}"}
+        for n in range(5001)
+    )
+
+    followed = await FollowRepository(opened).ids_followed_by(ALICE)
+
+    assert followed == [f"u{n:04}" for n in range(5000)]

@@ -20,6 +20,7 @@ from posts.post_search import PostSearch
 from posts.stored_times import from_micros
 from shared.data.mongo_database import Mongo
 from shared.data.mongo_migrations import migrate
+from shared.outbox.outbox import EncodedEvent
 from shared.wire import encode
 from tests.conftest import Place
 from tests.system import System
@@ -161,12 +162,12 @@ async def test_migrate_command_upgrades_downgrades_and_creates_indexes(
 
 
 async def test_unpublished_events_survive_upgrade_and_downgrade(database: Database) -> None:
-    mongo, sent = Mongo(database), list[Event]()
+    mongo, sent = Mongo(database), list[EncodedEvent]()
     ids = [f"019077f9-8680-7000-8000-{number:012}" for number in range(3)]
     one, *two = (encode(Event(id=id_, type="postbus.test.v1.Noted")) for id_ in ids)
     waiting = {"until": datetime(1970, 1, 1, tzinfo=UTC)}
 
-    async def publish(event: Event) -> None:
+    async def publish(event: EncodedEvent) -> None:
         sent.append(event)
 
     await migrate(mongo, MIGRATIONS, 1)

@@ -13,7 +13,7 @@ from websockets.asyncio.client import connect
 
 from postbus.bus.v1 import Event
 from postbus.posts.v1 import Author, Comment, CommentCreated, Post, PostCreated, PostLiked
-from shared.outbox.unit_of_work import Operation
+from shared.outbox.inbox import Operation
 from shared.wire import encode
 from tests.conftest import Place
 from tests.people import Client, Person, ask, eventually

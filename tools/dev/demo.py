@@ -1,4 +1,4 @@
-"""`just demo`: a story told against the real system."""
+"""`just demo`: a scripted session with the real system."""
 
 import json
 import os
@@ -25,7 +25,7 @@ _ANSWER_SECONDS = 10
 
 
 def demo() -> int:
-    """Returns 0 when every step has done what it should; raises AssertionError otherwise."""
+    """Run the demo. Return 0 if every step succeeded; raise AssertionError otherwise."""
     with _gateway() as url:
         _tell(url)
     print("demo: ok")
@@ -101,7 +101,7 @@ def _like_and_be_told(rest: httpx.Client, post: dict[str, Any], socket: ClientCo
     liked = _answer(rest.put(f"/v1/posts/{post['id']}/like"), 200)
     _expect((liked["liked"], liked["likeCount"]) == (True, 1), liked)
     kinds: set[str] = set()
-    while "NOTIFICATION_KIND_LIKE" not in kinds:  # the follow may be told of first
+    while "NOTIFICATION_KIND_LIKE" not in kinds:  # the notification of the follow may arrive first
         event = _receive(socket).get("event", {})
         kinds.add(event.get("data", {}).get("notification", {}).get("kind", ""))
     _step("like, be told", "PUT .../like, /ws", "NotificationCreated, to the author alone")
@@ -120,7 +120,7 @@ def _call_and_see_event(socket: ClientConnection) -> None:
     call = {"method": "postbus.posts.v1.PostsService.CreatePost", "request": request}
     socket.send(json.dumps({"id": "3", "call": call}))
     post, events = None, {}
-    while post is None or post["id"] not in events:  # in any order, among events of others
+    while post is None or post["id"] not in events:  # in any order, among events of other users
         match _receive(socket):
             case {"result": {"response": {"post": post}}}:
                 _step("call the same rpc", "WebSocket /ws", f"post {post['id']}")
@@ -162,7 +162,7 @@ def _step(what: str, how: str, outcome: str) -> None:
 
 @contextmanager
 def _gateway() -> Iterator[str]:
-    """The gateway of this clone's `just dev`, or one that lives for the story."""
+    """Yield the gateway's URL: of this clone's `just dev`, or of a system for the demo."""
     if url := gateway_of_dev():
         print(f"demo: using the system of just dev at {url}")
         yield url

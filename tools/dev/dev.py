@@ -1,4 +1,4 @@
-"""`just dev`: the whole system on this machine, until Ctrl-C."""
+"""`just dev`: run the whole system on this machine until Ctrl-C."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ _PATIENCE_SECONDS = 30
 
 
 def dev() -> int:
-    """Returns after a signal, when the services have ended; that is how it always ends: 0."""
+    """Run the services until a signal; return 0 once they have ended."""
     began = time.monotonic()
     with only_one() as state, servers("dev", prepare=migrate) as addresses:
         secrets = Secrets.load_or_create(DEV / "secrets.env")
@@ -37,7 +37,7 @@ def dev() -> int:
         try:
             services.loop()
         finally:
-            services.kill()  # only what an unforeseen end of the loop has left
+            services.kill()  # services are left only after an unexpected end of the loop
         return 0
 
 
@@ -53,8 +53,8 @@ def _free_port() -> int:
 def _tell(
     began: float, services: Services, url: str, addresses: Addresses, secrets: Secrets
 ) -> None:
-    """Waits for the gateway, seeds, and says where everything is and how to log in."""
-    import httpx  # slow to import, and by now the services are starting
+    """Wait for the gateway, seed the data, and print the URLs and log-ins."""
+    import httpx  # slow to import; the services are already starting
 
     from tools.dev.seed import seed
 

@@ -1,4 +1,4 @@
-"""The environment variables by which the services are configured on a developer's machine."""
+"""The environment variables that configure the services on a developer's machine."""
 
 import tomllib
 from urllib.parse import urlsplit, urlunsplit
@@ -11,7 +11,7 @@ from tools.servers import Addresses
 def service_environments(
     addresses: Addresses, secrets: Secrets, *, port: int
 ) -> dict[str, dict[str, str]]:
-    """POSTBUS_* for each service: only what that service may know."""
+    """Return the POSTBUS_* variables of each service; a service gets only its own secrets."""
     shared = {
         "POSTBUS_AMQP_URL": addresses.amqp_url,
         "POSTBUS_VERIFICATION_KEYS": secrets.postbus_verification_keys,
@@ -34,12 +34,12 @@ def service_environments(
 
 
 def databases(service: str) -> list[str]:
-    """The servers that keep a service's data, as its pyproject.toml names the extras of shared."""
+    """Return the database servers of a service, by the extras of `shared` in its pyproject.toml."""
     project = tomllib.loads((ROOT / service / "pyproject.toml").read_text())["project"]
     [shared] = [need for need in project["dependencies"] if need.startswith("postbus-shared")]
     return [server for server in ("mongo", "postgres") if server in shared]
 
 
 def _database(url: str, name: str) -> str:
-    """The same server's address with another database."""
+    """Return the address of the same server with another database."""
     return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))

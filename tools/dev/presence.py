@@ -1,4 +1,4 @@
-"""Whether `just dev` runs in this clone, and where its gateway is."""
+"""The state file of `just dev`: whether it runs in this clone, and the address of its gateway."""
 
 import fcntl
 import os
@@ -8,11 +8,11 @@ from typing import TextIO
 
 from tools.paths import DEV
 
-_STATE = DEV / "dev.state"  # the process and the gateway's address, locked while dev runs
+_STATE = DEV / "dev.state"  # process id and gateway address; locked while dev runs
 
 
 def gateway_of_dev() -> str | None:
-    """The address of the gateway of the `just dev` that runs in this clone, if one does."""
+    """Return the address of the gateway of this clone's `just dev`; None if it does not run."""
     with suppress(FileNotFoundError), _STATE.open("r") as state:
         try:
             fcntl.flock(state, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -24,7 +24,7 @@ def gateway_of_dev() -> str | None:
 
 @contextmanager
 def only_one() -> Iterator[TextIO]:
-    """The state file, locked; the program ends if another `just dev` of this clone has it."""
+    """Hold the lock of the state file; SystemExit if another `just dev` of this clone holds it."""
     DEV.mkdir(exist_ok=True)
     with _STATE.open("a+") as state:
         try:
@@ -41,7 +41,7 @@ def only_one() -> Iterator[TextIO]:
 
 
 def write(state: TextIO, url: str) -> None:
-    """Tells others the address of the gateway."""
+    """Write the address of the gateway into the state file."""
     state.seek(0)
     state.truncate()
     state.write(f"{os.getpid()} {url}")

@@ -1,4 +1,4 @@
-"""Asking a gateway whether the whole system is ready."""
+"""Wait until the system behind a gateway is ready."""
 
 import time
 import urllib.error
@@ -10,7 +10,7 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def wait_until_ready(url: str, seconds: float) -> str:
-    """Wait for the gateway at `url`; return what is missing when time is up, empty if nothing."""
+    """Wait until `url` is ready. Return the missing dependencies at the timeout, else ""."""
     end = time.monotonic() + seconds
     while (missing := _missing(url)) and time.monotonic() < end:
         time.sleep(_POLL_SECONDS)

@@ -2,8 +2,8 @@
 
 Usage: `python -m tools.dev.reload PID PATHS -- COMMAND`.
 
-Ends, and its command with it, on SIGTERM and also once process PID is gone, so that nothing
-survives a `just dev` that was killed.
+Ends the command and itself on SIGTERM and when process PID has ended, so that no process survives
+a `just dev` that was killed.
 """
 
 import logging
@@ -23,7 +23,7 @@ _LOOK_MILLISECONDS = 500
 
 
 def main(owner: int, paths: Sequence[str], command: Sequence[str]) -> None:
-    """Returns on a signal, or when the owner is gone."""
+    """Run until a signal, or until the owner process has ended."""
     process = subprocess.Popen(command)
     told = False
     try:
@@ -48,7 +48,7 @@ def main(owner: int, paths: Sequence[str], command: Sequence[str]) -> None:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends the process: politely, then by force."""
+    """Send SIGTERM, and SIGKILL if the process does not end."""
     process.terminate()
     try:
         process.wait(timeout=_STOP_SECONDS)
@@ -59,6 +59,6 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 if __name__ == "__main__":
     split = sys.argv.index("--")
-    logging.getLogger("watchfiles").setLevel(logging.ERROR)  # a signal is no news here
+    logging.getLogger("watchfiles").setLevel(logging.ERROR)  # a signal is expected here
     end_on_signals()
     main(int(sys.argv[1]), sys.argv[2:split], sys.argv[split + 1 :])

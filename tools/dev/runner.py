@@ -1,4 +1,4 @@
-"""The services under honcho: logs on the screen and in files, and an end that is bounded."""
+"""Run the services under honcho: logs on the screen and in files, and a stop within seconds."""
 
 import os
 import shlex
@@ -17,7 +17,7 @@ _STOP_SECONDS = 2.0
 
 
 class _Printer(Printer):  # type: ignore[misc]  # honcho has no types
-    """Also appends each service's lines to logs/NAME.log, even when the terminal is gone."""
+    """Also appends the lines of each service to logs/NAME.log, even if the terminal is closed."""
 
     def write(self, message: Message) -> None:
         with suppress(OSError):
@@ -31,7 +31,7 @@ class _Printer(Printer):  # type: ignore[misc]  # honcho has no types
 class Services(Manager):  # type: ignore[misc]  # honcho has no types
     """Gateway and workers, each in its own environment, restarted when their sources change.
 
-    `loop()` runs them until a signal comes; then they have two seconds to end.
+    `loop()` runs them until a signal; then they have two seconds to end.
     """
 
     def __init__(self, environments: Mapping[str, Mapping[str, str]]) -> None:
@@ -41,20 +41,20 @@ class Services(Manager):  # type: ignore[misc]  # honcho has no types
             self.add_process(service, _command(service), env=os.environ | environment, cwd=ROOT)
 
     def terminate(self) -> None:
-        """Asks them to end; honcho itself would wait for ever for one that does not."""
+        """Stop all services within the time limit; honcho itself waits without a limit."""
         super().terminate()
         end = threading.Timer(_STOP_SECONDS, self.kill)
         end.daemon = True
         end.start()
 
     def say(self, text: str) -> None:
-        """Prints lines among the services' own; may be called from any thread."""
+        """Print lines among the lines of the services. Thread-safe."""
         for line in text.splitlines():
             self.events.put(Message("line", line, datetime.now(), "dev", None))
 
 
 def _command(service: str) -> str:
-    """A shell command: honcho's shell becomes the reloader, which has the service as its child."""
+    """Return a shell command: the shell is replaced by the reloader, the parent of the service."""
     watched = [ROOT / service / "src", ROOT / "shared" / "src", ROOT / "gen"]
     run = [python_of(service), "-m", service]
     reload = [sys.executable, "-m", "tools.dev.reload", os.getpid(), *watched, "--", *run]

@@ -1,4 +1,4 @@
-"""`just seed`: people and posts worth looking at, made through the public API like anyone's."""
+"""`just seed`: sample users and posts, created through the public API."""
 
 import hashlib
 import tomllib
@@ -15,7 +15,7 @@ _CONTENT = Path(__file__).with_suffix(".toml")
 
 
 def seed(url: str, secrets: Secrets) -> None:
-    """Makes what is missing of it; raises httpx.HTTPError if the gateway refuses."""
+    """Create the missing sample data; raise httpx.HTTPError if the gateway refuses a request."""
     content = tomllib.loads(_CONTENT.read_text())
     with httpx.Client(base_url=url, timeout=10, trust_env=False) as client:
         people = {
@@ -29,7 +29,7 @@ def seed(url: str, secrets: Secrets) -> None:
 
 
 def seed_running() -> None:
-    """The recipe: seeds the system that `just dev` runs in this clone."""
+    """Seed the system of this clone's `just dev`."""
     if (url := gateway_of_dev()) is None:
         raise SystemExit("No gateway runs in this clone: start it with ./just dev, which seeds too")
     seed(url, Secrets.load_or_create(DEV / "secrets.env"))
@@ -37,13 +37,13 @@ def seed_running() -> None:
 
 
 def _password(name: str, secrets: Secrets) -> str:
-    """Those of alice and bob are shown; the others' are made of them."""
+    """Return a sample user's password: stored for alice and bob, derived for the rest."""
     known = {"alice": secrets.alice_password, "bob": secrets.bob_password}
     return known.get(name) or hashlib.sha256(f"{secrets.alice_password}{name}".encode()).hexdigest()
 
 
 class _Person:
-    """Someone with an account."""
+    """A sample user with an account."""
 
     def __init__(self, client: httpx.Client, name: str, password: str) -> None:
         self._client = client
@@ -81,7 +81,7 @@ def _write(
     status: str = "POST_STATUS_PUBLISHED",
     **post: Any,
 ) -> None:
-    """Makes a post and what others think of it, unless it is there."""
+    """Create a post with its comments and likes, unless it exists."""
     if post["title"] in people[author].titles(status):
         return
     id_ = people[author].send("POST", "/v1/posts", post | {"status": status})["id"]

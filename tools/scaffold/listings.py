@@ -1,4 +1,4 @@
-"""The files that list the services: pyproject.toml and compose.yaml, with and without one."""
+"""Add and remove a service in the files that list services: pyproject.toml, compose.yaml."""
 
 import re
 from string import Template
@@ -41,7 +41,7 @@ _QUERIES = {"postgres": "", "mongo": "?replicaSet=postbus"}
 
 
 def add_to_pyproject(text: str, service: str) -> str:
-    """The root's pyproject.toml with the service known to mypy and import-linter."""
+    """Return the root's pyproject.toml with the service added for mypy and import-linter."""
     document: Any = tomlkit.parse(text)
     tool = document["tool"]
     tool["mypy"]["mypy_path"].insert(-1, f"{service}/src")
@@ -52,7 +52,7 @@ def add_to_pyproject(text: str, service: str) -> str:
 
 
 def remove_from_pyproject(text: str, service: str) -> str:
-    """The same file without the service."""
+    """Return the file without the service."""
     document: Any = tomlkit.parse(text)
     tool = document["tool"]
     tool["mypy"]["mypy_path"].remove(f"{service}/src")
@@ -63,7 +63,7 @@ def remove_from_pyproject(text: str, service: str) -> str:
 
 
 def add_to_compose(text: str, service: str, server: str) -> str:
-    """compose.yaml with the service and its migration, in front of the gateway."""
+    """Return compose.yaml with the service and its migration before the gateway."""
     variable = f"{_VARIABLES[server]}{service}{_QUERIES[server]}"
     values = {"name": service, "server": server, "variable": variable}
     text = _insert(text, "services:\n", _ENVIRONMENT.substitute(values))
@@ -71,7 +71,7 @@ def add_to_compose(text: str, service: str, server: str) -> str:
 
 
 def remove_from_compose(text: str, service: str) -> str:
-    """The same file without the service."""
+    """Return the file without the service."""
     keys = rf"(x-{service}-environment:.*|  (migrate-)?{service}:)"
     for indent in ("", "  "):
         block = rf"(?m)^(?={indent}\S){keys}\n({indent} +.*\n|\n)*"
@@ -80,7 +80,7 @@ def remove_from_compose(text: str, service: str) -> str:
 
 
 def _insert(text: str, line: str, block: str) -> str:
-    """The text with a block in front of the line; SystemExit unless the line is there once."""
+    """Insert a block before the line; SystemExit unless the line occurs once."""
     if f"\n{text}".count(f"\n{line}") != 1:
         raise SystemExit(f"compose.yaml needs one line {line.rstrip()!r}: nothing is changed.")
     before, after = re.split(rf"(?m)^(?={re.escape(line)})", text)

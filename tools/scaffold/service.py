@@ -1,4 +1,4 @@
-"""A service, written and removed: all of it or nothing."""
+"""Create and remove a service, all of it or nothing."""
 
 import shutil
 import subprocess
@@ -25,7 +25,7 @@ _PYPROJECT, _COMPOSE = ROOT / "pyproject.toml", ROOT / "compose.yaml"
 
 
 def new_service(name: str, *, thing: str, database: str) -> None:
-    """Writes the service, locks what it needs, generates; raises SystemExit if it can't."""
+    """Write the service, lock its dependencies and run `just gen`; SystemExit on failure."""
     names = names_of(name, thing, database)
     with _all_or_nothing(name):
         written = [_write(template, names) for template in _templates(database)]
@@ -48,7 +48,7 @@ def new_service(name: str, *, thing: str, database: str) -> None:
 
 
 def remove_service(name: str, *, yes: bool) -> None:
-    """Removes the service after a question; raises SystemExit where others depend on it."""
+    """Remove the service after a confirmation; SystemExit if another one depends on it."""
     if name not in SERVICES or name == "gateway":
         raise SystemExit(f"There is no service {name}.")
     if users := _users(name):
@@ -64,12 +64,12 @@ def remove_service(name: str, *, yes: bool) -> None:
 
 
 def _folders(name: str) -> tuple[Path, ...]:
-    """All that is the service's alone."""
+    """Return the folders of the service."""
     return (ROOT / name, ROOT / "proto" / "postbus" / name, ROOT / "tests" / name)
 
 
 def _templates(database: str) -> Iterator[tuple[Path, str]]:
-    """Each template, with the path of what is written from it."""
+    """Return each template with the path of the file to write."""
     for base in (_TEMPLATES / "every", _TEMPLATES / database):
         for template in sorted(base.rglob("*.tmpl")):
             yield template, str(template.relative_to(base)).removesuffix(".tmpl")
@@ -85,7 +85,7 @@ def _write(template: tuple[Path, str], names: Names) -> Path:
 
 @contextmanager
 def _all_or_nothing(name: str) -> Iterator[None]:
-    """Puts everything back as it was if the block does not come to its end."""
+    """Restore all files if the block fails or is interrupted."""
     touched = [*_folders(name), _PYPROJECT, _COMPOSE, ROOT / "gen" / "postbus"]
     DEV.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=DEV) as kept:
@@ -103,7 +103,7 @@ def _all_or_nothing(name: str) -> Iterator[None]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copies a file or a folder, if it is there; environments and caches are made anew."""
+    """Copy a file or folder if it exists, without environments and caches."""
     if source.is_dir():
         ignored = shutil.ignore_patterns(".venv", "__pycache__")
         shutil.copytree(source, target, ignore=ignored)
@@ -112,14 +112,14 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _users(name: str) -> list[str]:
-    """Files of others that name the service's contracts or import its package."""
+    """Return files outside the service that use its contracts or import its package."""
     uses = rf'postbus\.{name}\.|^import "postbus/{name}/|^(from|import) {name}\b'
     ours = [f":!{folder.relative_to(ROOT)}" for folder in _folders(name)]
     return _git("grep", "--untracked", "-lE", uses, "--", "*.py", "*.proto", ":!gen", *ours)
 
 
 def _confirm(name: str, *, yes: bool) -> None:
-    """Shows what goes and what of it git could not bring back; ends the program after a no."""
+    """Print the files to remove and the ones that git cannot restore; SystemExit after a no."""
     ours = [str(folder.relative_to(ROOT)) for folder in _folders(name)]
     print(f"remove-service: removes {', '.join(ours)} and the entries of {name} in other files")
     if lost := _git("status", "--porcelain", "--untracked-files=all", "--", *ours):
@@ -134,17 +134,17 @@ def _confirm(name: str, *, yes: bool) -> None:
 
 
 def _git(*arguments: str) -> list[str]:
-    """The lines that git answers; SystemExit if it can't, such as outside of a repository."""
+    """Return the output lines of git; SystemExit if it fails, such as outside a repository."""
     answer = subprocess.run(
         ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    if answer.returncode > 1:  # 1 is git grep that has found nothing
+    if answer.returncode > 1:  # 1: git grep without a match
         raise SystemExit(answer.stderr.strip())
     return answer.stdout.splitlines()
 
 
 def _run(program: str, *arguments: str) -> None:
-    """Runs a program of the workspace; SystemExit if it fails, after it has said why."""
+    """Run a program of the workspace; SystemExit if it fails; its output gives the cause."""
     command = [str(VENV / "bin" / program), *arguments]
     if subprocess.run(command, cwd=ROOT, check=False).returncode:
         raise SystemExit(f"{program} {' '.join(arguments[:2])} failed: nothing is changed.")

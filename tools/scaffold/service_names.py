@@ -1,4 +1,4 @@
-"""How a new service is called, and what its files call what it keeps."""
+"""The names in a new service: package, resource, messages and database."""
 
 import importlib.util
 import keyword
@@ -10,6 +10,10 @@ from tools.paths import ROOT
 _LONGEST = 30
 _PATTERN = re.compile(r"[a-z]+(_[a-z]+)*")
 _TITLES = {"postgres": "PostgreSQL", "mongo": "MongoDB"}
+_LIBRARIES = {
+    "postgres": ("alembic", "sqlalchemy[asyncio]", "sqlmodel"),
+    "mongo": ("odmantic",),
+}
 _URLS = {
     "postgres": "postgresql://user:password@host:port/name",
     "mongo": "mongodb://host:port/name, a replica set",
@@ -20,14 +24,14 @@ _USED = ("code", "context", "datetime", "field", "model", "self")  # in the temp
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Names:
-    """A service, one of the things that it keeps, and the database that keeps them."""
+    """The name of a service, of its resource in singular and plural, and its database."""
 
     service: str
     thing: str
     database: str
 
     def placeholders(self) -> dict[str, str]:
-        """The values of the templates' placeholders."""
+        """Return the values of the templates' placeholders."""
         words = self.thing.replace("_", " ")
         article = "an" if words[0] in "aeiou" else "a"
         title = self.service.replace("_", " ").capitalize()
@@ -46,12 +50,13 @@ class Names:
             "A_thing": f"{article} {words}".capitalize(),
             "extra": self.database,
             "database": _TITLES[self.database],
+            "libraries": "".join(f'    "{each}",\n' for each in _LIBRARIES[self.database]),
             "url": _URLS[self.database],
         }
 
 
 def names_of(service: str, thing: str, database: str) -> Names:
-    """The names, checked; the program ends, with the reason, if they can't be used."""
+    """Return the checked names; SystemExit with the reason if they cannot be used."""
     thing = thing or _singular(service)
     for name in (service, thing):
         if not _PATTERN.fullmatch(name) or keyword.iskeyword(name) or len(name) > _LONGEST:
@@ -67,7 +72,7 @@ def names_of(service: str, thing: str, database: str) -> Names:
 
 
 def _taken(service: str) -> bool:
-    """Whether a folder, a contract, a server or something that can be imported has the name."""
+    """Return whether a folder, a contract, a server or an importable module has the name."""
     contracts = ROOT / "gen" / "postbus"
     folders = (ROOT / service, ROOT / "tests" / service, ROOT / "proto" / "postbus" / service)
     return (

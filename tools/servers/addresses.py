@@ -1,4 +1,4 @@
-"""The addresses of the three servers, and how they are named in the environment."""
+"""The addresses of the three servers, and their environment variables."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -9,7 +9,7 @@ from tools.servers.errors import InfrastructureError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Addresses:
-    """URLs with credentials; each server has one administrator, whose name is in the URL."""
+    """URLs with the credentials of each server's administrator."""
 
     amqp_url: str
     amqp_management_url: str
@@ -18,7 +18,7 @@ class Addresses:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Addresses | None":
-        """The addresses set as POSTBUS_*; None if none is set, an error if only some are."""
+        """Return the addresses in POSTBUS_*; None if none is set, an error if some are."""
         names = {field.name: variable(field.name) for field in fields(cls)}
         given = {key: environment[name] for key, name in names.items() if environment.get(name)}
         if not given:
@@ -31,20 +31,20 @@ class Addresses:
         return cls(**given)
 
     def as_environment(self) -> dict[str, str]:
-        """The same addresses as POSTBUS_* variables."""
+        """Return the addresses as POSTBUS_* variables."""
         return {variable(key): url for key, url in asdict(self).items()}
 
 
 Prepare = Callable[[Addresses], None]
-"""What a command does as soon as it can, such as migrating the databases."""
+"""A step that runs once both databases are ready, such as their migration."""
 
 
 def variable(field: str) -> str:
-    """The environment variable of one address."""
+    """Return the name of the environment variable of an address."""
     return f"POSTBUS_{field.upper()}"
 
 
 def without_password(url: str) -> str:
-    """The URL as it may be shown on a screen."""
+    """Return the URL without its password."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

@@ -1,4 +1,4 @@
-"""The three servers in containers, from compose.yaml, on ports and in a project of this clone."""
+"""The three servers in containers: compose.yaml, with ports and a project name of this clone."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ _ANSWER_SECONDS = 5
 
 
 def engine_answers() -> bool:
-    """Whether there is a Docker engine with compose that this user may use."""
+    """Return whether this user can use a Docker engine with Compose."""
     if not shutil.which("docker"):
         return False
     try:
@@ -36,7 +36,7 @@ def engine_answers() -> bool:
 
 
 class Docker:
-    """Containers that other clones' containers never meet; their data is in volumes."""
+    """The containers of this clone, isolated from other clones; their data is in volumes."""
 
     title = "Docker containers"
 
@@ -45,11 +45,11 @@ class Docker:
         self._secrets_file = secrets_file
 
     def running(self) -> bool:
-        """Whether any of them runs."""
+        """Return whether a container runs."""
         return bool(self._ask("ps", "--quiet", *_SERVICES).strip())
 
     def start(self, prepare: Prepare) -> Addresses:
-        """Returns when the health checks of all three are content and `prepare` is done."""
+        """Start the containers. Return when all are healthy and `prepare` has finished."""
         if not self.running():
             ports.choose(_PORTS, _NAMES)
         self._ask("up", "--detach", "--wait", *_SERVICES)
@@ -58,11 +58,11 @@ class Docker:
         return addresses
 
     def stop(self) -> None:
-        """Stops the containers; their data stays."""
+        """Stop the containers; their data stays."""
         self._ask("stop", "--timeout", "3", *_SERVICES)
 
     def status(self) -> list[Row]:
-        """One row for each server."""
+        """Return one row per server."""
         lines = self._ask("ps", "--all", "--format", "json", *_SERVICES).splitlines()
         found = {entry["Service"]: entry for entry in map(json.loads, lines)}
         addresses = self._addresses()
@@ -73,7 +73,7 @@ class Docker:
         ]
 
     def log_command(self, names: Iterable[str], *, follow: bool) -> list[str]:
-        """The command that prints the servers' logs."""
+        """Return the command that prints the servers' logs."""
         options = ["--tail", "40", *(["--follow"] if follow else [])]
         return [*self._compose("logs"), *options, *names]
 

@@ -1,5 +1,5 @@
-"""The one error of this package."""
+"""The error of this package."""
 
 
 class InfrastructureError(Exception):
-    """A server can't be had; the text says why and what to do, and is printed as it is."""
+    """A server cannot be provided. The text gives the cause and the remedy for the user."""

@@ -1,7 +1,7 @@
-"""Who uses the servers: the last one out stops them.
+"""Leases on the local servers. The servers stop when the last lease is released.
 
-A lease is a file. That of a running command names its process, so one that was killed without
-giving its lease back holds nothing; that of `just up` lasts until `just down`.
+A lease is a file. The lease of a command names its process, so the lease of a killed process has
+no effect; the lease of `just up` lasts until `just down`.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ _LASTING = "up"
 
 @contextmanager
 def exclusively() -> Iterator[None]:
-    """Held while servers are started or stopped and leases change, by one process at a time."""
+    """Hold the lock under which servers start and stop and leases change."""
     DEV.mkdir(exist_ok=True)
     with (DEV / "servers.lock").open("w") as lock:
         try:
@@ -31,27 +31,27 @@ def exclusively() -> Iterator[None]:
         yield
 
 
-def take(command: str) -> Path:
-    """A lease of this process; `command` is what people know it by."""
+def acquire(command: str) -> Path:
+    """Acquire a lease for this process; `command` is its name in messages."""
     lease = _FOLDER / f"{command}-{os.getpid()}"
     _FOLDER.mkdir(parents=True, exist_ok=True)
     lease.write_text(identity(os.getpid()) or "")
     return lease
 
 
-def take_lasting() -> None:
-    """The lease of `just up`."""
+def acquire_until_down() -> None:
+    """Acquire the lease of `just up`."""
     _FOLDER.mkdir(parents=True, exist_ok=True)
     (_FOLDER / _LASTING).write_text(f"since {time.strftime('%H:%M')}")
 
 
-def give_back_lasting() -> None:
-    """Ends the lease of `just up`, if there is one."""
+def release_until_down() -> None:
+    """Release the lease of `just up`, if there is one."""
     (_FOLDER / _LASTING).unlink(missing_ok=True)
 
 
-def holders() -> list[str]:
-    """Who holds a lease now, as "just dev (process 4711)"; those of dead processes are removed."""
+def active_holders() -> list[str]:
+    """Return the active holders, as "just dev (process 4711)"; remove leases of dead processes."""
     found = []
     with suppress(FileNotFoundError):
         for lease in sorted(_FOLDER.iterdir()):

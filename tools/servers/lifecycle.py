@@ -1,4 +1,4 @@
-"""Which servers to use, and when they start and stop."""
+"""Choose the servers (addresses, Docker, processes), start and stop them."""
 
 import os
 from collections.abc import Iterator
@@ -20,20 +20,20 @@ _SECRETS = DEV / "secrets.env"
 def servers(
     command: str = "python", *, prepare: Prepare = lambda addresses: None
 ) -> Iterator[Addresses]:
-    """Starts what is missing, and stops it at the end if nobody else uses it.
+    """Start the servers that do not run; stop them at the end if no other lease is active.
 
-    `prepare` is called once both databases are ready; RabbitMQ, the slowest, may still be starting.
+    `prepare` is called once both databases are ready, while RabbitMQ may still be starting.
 
-    Addresses set in the environment come first; then a Docker engine, where one answers; then
-    processes of this clone. `command` is what `just down` calls the holder of this lease.
-    Raises InfrastructureError where a server can't be had.
+    Addresses in the environment have priority, then a Docker engine, then processes of this
+    clone. `command` names the holder of the lease in `just down`. Raises InfrastructureError if
+    a server cannot be provided.
     """
     if given := Addresses.from_environment(os.environ):
-        print("servers: those whose addresses are in the environment", flush=True)
+        print("servers: using the addresses in the environment", flush=True)
         prepare(given)
         yield given
         return
-    lease = leases.take(command)
+    lease = leases.acquire(command)
     try:
         with leases.exclusively():
             addresses = _start(prepare)
@@ -45,27 +45,27 @@ def servers(
 
 
 def up() -> None:
-    """Starts the servers to stay until `down`."""
+    """Start the servers until `down`."""
     if Addresses.from_environment(os.environ):
         print("servers: their addresses are in the environment, so there is nothing to start")
         return
     with leases.exclusively():
-        leases.take_lasting()
+        leases.acquire_until_down()
         try:
             _start()
         except BaseException:
             with deferred_signals():
-                leases.give_back_lasting()
+                leases.release_until_down()
                 _stop_if_unused()
             raise
         print(table(_backend().status()))
 
 
 def down() -> None:
-    """Stops the servers, unless a running command needs them."""
+    """Stop the servers, unless a running command holds a lease."""
     with leases.exclusively():
-        leases.give_back_lasting()
-        if holders := leases.holders():
+        leases.release_until_down()
+        if holders := leases.active_holders():
             raise SystemExit(
                 f"The servers are in use by {', '.join(holders)} and stop when that ends."
                 " End it (Ctrl-C in its terminal) to stop them now."
@@ -76,7 +76,7 @@ def down() -> None:
 
 
 def status() -> None:
-    """Prints a table of the servers and who uses them."""
+    """Print a table of the servers and the holders of leases."""
     if given := Addresses.from_environment(os.environ):
         urls = (given.amqp_url, given.postgres_url, given.mongo_url)
         names = ("rabbitmq", "postgres", "mongodb")
@@ -84,11 +84,11 @@ def status() -> None:
         print(table([Row(name, "environment", url, "not ours", None) for name, url in rows]))
         return
     print(table(_backend().status()))
-    print(f"in use by: {', '.join(leases.holders()) or 'nobody'}")
+    print(f"in use by: {', '.join(leases.active_holders()) or 'no command'}")
 
 
 def server_log_command(names: list[str], *, follow: bool) -> list[str]:
-    """The command that prints the logs of the named servers, or of all."""
+    """Return the command that prints the logs of the named servers, or of all."""
     return _backend().log_command(names, follow=follow)
 
 
@@ -100,12 +100,12 @@ def _start(prepare: Prepare = lambda addresses: None) -> Addresses:
 
 
 def _stop_if_unused() -> None:
-    if not leases.holders():
+    if not leases.active_holders():
         _backend().stop()
 
 
 def _backend() -> Docker | Native:
-    """What the servers run as now or, if none runs, what they will run as."""
+    """Return the kind of the running servers or, if none runs, the kind to start."""
     secrets = Secrets.load_or_create(_SECRETS)
     native = Native(secrets)
     if native.running() or not docker.engine_answers():

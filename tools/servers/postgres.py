@@ -1,4 +1,4 @@
-"""PostgreSQL as a process of this clone: the system's package, or Debian's unpacked."""
+"""PostgreSQL as a process of this clone, from the system or from an unpacked Debian package."""
 
 import os
 import pwd
@@ -17,11 +17,11 @@ from tools.servers.processes import Daemon, wait_until
 _FOLDER = DEV / "postgres"
 _PORTS = _FOLDER / "ports.json"
 _USER = "postbus"
-_READY_LINE = 7  # of postmaster.pid, as pg_ctl reads it
+_READY_LINE = 7  # line of postmaster.pid with the status, as pg_ctl reads it
 
 
 def _locate() -> Path | None:
-    """The folder of `postgres` and `initdb`: on PATH, or the newest in Debian's places."""
+    """Return the folder of `postgres` and `initdb`: from PATH, or the newest of Debian's."""
     if (found := shutil.which("postgres")) and shutil.which("initdb"):
         return Path(found).resolve().parent
     for root in (Path("/"), packages.UNPACKED):
@@ -33,9 +33,9 @@ def _locate() -> Path | None:
 
 
 def _as_ordinary_user() -> list[str]:
-    """For root, whom PostgreSQL refuses to serve: the prefix that runs a command as another user.
+    """Return a command prefix that switches from root to another user: PostgreSQL refuses root.
 
-    CAP_DAC_OVERRIDE lets that user pass folders that only root may enter, such as root's home.
+    CAP_DAC_OVERRIDE lets that user traverse folders of root, such as root's home.
     """
     if os.geteuid() != 0:
         return []
@@ -56,7 +56,7 @@ class Postgres:
 
     def __init__(self, password: str) -> None:
         self._password = password
-        # SIGINT is PostgreSQL's fast shutdown: it does not wait for its clients to leave.
+        # SIGINT is PostgreSQL's fast shutdown: it does not wait for clients to disconnect.
         self._server = Daemon(name="postgres", folder=_FOLDER, stop_signal=signal.SIGINT)
         self.daemons = (self._server,)
 
@@ -70,11 +70,11 @@ class Postgres:
         return [self.url]
 
     def missing_packages(self) -> list[str]:
-        """What has to be fetched from Debian first."""
+        """Return the Debian packages to fetch first."""
         return [] if _locate() else ["postgresql"]
 
     def launch(self) -> None:
-        """Starts the server if it does not run, after making its data folder the first time."""
+        """Start the server if it does not run; initialise its data folder the first time."""
         if self._server.pid():
             return
         binaries = _locate()
@@ -90,7 +90,7 @@ class Postgres:
             "listen_addresses": ports.HOST,
             "unix_socket_directories": "",
             "max_connections": "200",
-            "timezone": "GMT",  # UTC by the one name that needs no time zone files
+            "timezone": "GMT",  # the name of UTC that needs no time zone files
             "log_timezone": "GMT",
         }
         options = [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
@@ -98,7 +98,7 @@ class Postgres:
         self._server.spawn(command, _environment())
 
     def ready(self) -> bool:
-        """Whether the server takes connections, by the status in its pid file."""
+        """Return whether the server accepts connections, by the status in its pid file."""
         binaries = _locate()
         pid = self._server.pid()
         with suppress(OSError, IndexError):
@@ -108,7 +108,7 @@ class Postgres:
         return False
 
     def _initialise(self, binaries: Path, data: Path) -> None:
-        """Makes the data folder; renamed when whole, so that an interrupted attempt leaves none."""
+        """Create the data folder; the final rename keeps interrupted attempts invisible."""
         draft = data.with_suffix(".draft")
         shutil.rmtree(draft, ignore_errors=True)
         _FOLDER.mkdir(parents=True, exist_ok=True)
@@ -130,9 +130,9 @@ class Postgres:
         draft.rename(data)
 
     def _forget_last_run(self, data: Path) -> None:
-        """After a kill: waits for orphaned children, removes the pid file if it is our dead one.
+        """After a kill, wait for orphaned children and remove the stale pid file.
 
-        PostgreSQL would refuse to start if another process has that pid by now.
+        PostgreSQL refuses to start if another process has the pid in the file.
         """
         last = self._server.last_pid()
         if last is None:
@@ -145,7 +145,7 @@ class Postgres:
 
 
 def _data(binaries: Path) -> Path:
-    """The data of this major version, which no other can read."""
+    """Return the data folder of this major version; other versions cannot read it."""
     return _FOLDER / f"data-{binaries.parent.name}"
 
 

@@ -1,4 +1,4 @@
-"""Processes that outlive the command that started them, known again by their pid files."""
+"""Background processes that outlive their command, identified by pid files."""
 
 import os
 import signal
@@ -13,21 +13,21 @@ _POLL_SECONDS = 0.02
 
 
 def identity(pid: int) -> str | None:
-    """What tells this process from a later one with the same pid; None if it is not running.
+    """Return an identity that survives reuse of the pid; None if no process runs.
 
-    The pid, the boot and the start time. A zombie is not running.
+    It consists of pid, boot id and start time. A zombie does not run.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return None if Path("/proc/self").exists() else _identity_by_ps(pid)
-    state, *rest = stat.rpartition(")")[2].split()  # the name before it may hold anything
+    state, *rest = stat.rpartition(")")[2].split()  # the process name may contain any character
     return None if state in "ZX" else f"{pid} {boot} {rest[18]}"
 
 
 def _identity_by_ps(pid: int) -> str | None:
-    """The same on systems without /proc."""
+    """Return the identity on systems without /proc."""
     answer = subprocess.run(
         ["ps", "-o", "state=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
     )
@@ -36,7 +36,7 @@ def _identity_by_ps(pid: int) -> str | None:
 
 
 def recorded(file: Path) -> int | None:
-    """The pid whose identity the file records, if that very process is still running."""
+    """Return the pid in the file if the same process still runs, else None."""
     with suppress(OSError, ValueError, IndexError):
         text = file.read_text()
         pid = int(text.split()[0])
@@ -46,7 +46,7 @@ def recorded(file: Path) -> int | None:
 
 
 def wait_until(condition: Callable[[], bool], *, seconds: float) -> bool:
-    """Polls the condition until it holds (True) or the time is over (False)."""
+    """Poll the condition. Return True once it holds, False at the timeout."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -57,7 +57,7 @@ def wait_until(condition: Callable[[], bool], *, seconds: float) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Daemon:
-    """One background process: its own session, `NAME.pid` and `NAME.log` in its folder."""
+    """A background process in its own session, with `NAME.pid` and `NAME.log`."""
 
     name: str
     folder: Path
@@ -72,17 +72,17 @@ class Daemon:
         return self.folder / f"{self.name}.pid"
 
     def pid(self) -> int | None:
-        """The pid, if it runs."""
+        """Return the pid, None if it does not run."""
         return recorded(self._pid_file)
 
     def last_pid(self) -> int | None:
-        """The pid it had when it was last started, running or not."""
+        """Return the pid of the last start, whether it runs or not."""
         with suppress(OSError, ValueError, IndexError):
             return int(self._pid_file.read_text().split()[0])
         return None
 
     def spawn(self, command: Sequence[str | Path], environment: Mapping[str, str]) -> None:
-        """Starts it; the earlier log is kept as NAME.log.1."""
+        """Start the process; the previous log is kept as NAME.log.1."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.log.exists():
             self.log.replace(self.folder / f"{self.name}.log.1")
@@ -99,25 +99,25 @@ class Daemon:
         self._pid_file.write_text(identity(process.pid) or f"{process.pid} ended")
 
     def send(self, number: signal.Signals) -> None:
-        """Signals it and, as it leads its own group, on SIGKILL all its children."""
+        """Send a signal to the process; SIGKILL goes to its whole process group."""
         if pid := self.pid():
             with suppress(ProcessLookupError):
                 (os.killpg if number is signal.SIGKILL else os.kill)(pid, number)
 
     def kill(self) -> None:
-        """Ends it at once, with its children; returns when it is gone."""
+        """Kill the process with its children; return when it has ended."""
         self.send(signal.SIGKILL)
         wait_until(lambda: self.pid() is None, seconds=5)
 
     def tail(self, lines: int = 15) -> str:
-        """The end of its log, for an error message."""
+        """Return the end of the log, for an error message."""
         with suppress(OSError):
             return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
         return ""
 
 
 def stop_all(daemons: Iterable[Daemon], *, grace: float) -> None:
-    """Stops them together; what still runs after `grace` seconds is killed."""
+    """Stop processes in parallel; kill the remaining ones after `grace` seconds."""
     running = [daemon for daemon in daemons if daemon.pid()]
     for daemon in running:
         daemon.send(daemon.stop_signal)
@@ -130,7 +130,7 @@ def stop_all(daemons: Iterable[Daemon], *, grace: float) -> None:
 
 
 def _reap(pid: int | None) -> None:
-    """Takes the exit status of a child of this process, so that no zombie is left."""
+    """Reap a child of this process, so that no zombie is left."""
     if pid:
-        with suppress(ChildProcessError):  # another command had started it
+        with suppress(ChildProcessError):  # not a child: another command started it
             os.waitpid(pid, os.WNOHANG)

@@ -1,7 +1,7 @@
 """RabbitMQ as a process of this clone: Debian's package, run by its Erlang machine directly.
 
-RabbitMQ's own start scripts expect the paths of an installed package and unpatched `erl` scripts;
-what they do is set the environment below, so nothing in the package has to be changed.
+RabbitMQ's start scripts expect the paths of an installed package and unpatched `erl` scripts. They
+only set the environment below, so the package is used unchanged.
 """
 
 import shutil
@@ -35,7 +35,7 @@ disk_free_limit.absolute = 50MB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Installation:
-    """Where RabbitMQ and Erlang are, and what it takes to run them from there."""
+    """The paths of RabbitMQ and Erlang, and the environment to run them."""
 
     home: Path
     erl: Path
@@ -44,7 +44,7 @@ class _Installation:
 
 
 def _on_debian(root: Path) -> _Installation | None:
-    """The installation of Debian's packages under `root`."""
+    """Return the installation of Debian's packages under `root`."""
     homes = sorted(root.glob("usr/lib/rabbitmq/lib/rabbitmq_server-*"))
     erlang = root / "usr/lib/erlang"
     binaries = sorted(erlang.glob("erts-*/bin"))
@@ -65,7 +65,7 @@ def _on_debian(root: Path) -> _Installation | None:
 
 
 def _on_path() -> _Installation | None:
-    """An installation elsewhere, in the layout of RabbitMQ's own archive."""
+    """Return an installation on PATH in the layout of RabbitMQ's archive."""
     server, erl, epmd = (shutil.which(name) for name in ("rabbitmq-server", "erl", "epmd"))
     if not (server and erl and epmd):
         return None
@@ -80,7 +80,7 @@ def _locate() -> _Installation | None:
 
 
 class RabbitMQ:
-    """The broker with its management plugin; other clones and the system's broker never meet it."""
+    """The broker with its management plugin, isolated from other clones and the system's broker."""
 
     name = "rabbitmq"
 
@@ -105,13 +105,13 @@ class RabbitMQ:
         return [self.amqp_url, self.management_url]
 
     def missing_packages(self) -> list[str]:
-        """What has to be fetched from Debian first."""
+        """Return the Debian packages to fetch first."""
         return [] if _locate() else ["rabbitmq-server"]
 
     def launch(self) -> None:
-        """Starts what does not run: epmd (Erlang's name service, here for one node) and the node.
+        """Start epmd (Erlang's name service, here for one node) and the node, unless they run.
 
-        The node can't outlive its epmd, nor move to another one's port.
+        The node depends on its epmd and cannot change to another one's port.
         """
         if self._server.pid() and self._epmd.pid():
             return
@@ -129,7 +129,7 @@ class RabbitMQ:
         self._server.spawn([installation.erl, *boot, *no_busy_waiting, *loopback], environment)
 
     def ready(self) -> bool:
-        """Whether the broker takes AMQP connections, by its own health check."""
+        """Return whether the broker accepts AMQP connections, by its health check."""
         chosen = ports.remembered(_PORTS)
         if not ports.accepts(chosen["management"]):
             return False
@@ -147,8 +147,8 @@ class RabbitMQ:
             return False
 
     def _configure(self, installation: _Installation, chosen: dict[str, int]) -> dict[str, str]:
-        """Writes the configuration; returns the environment, which has nothing of the shell's."""
-        line = installation.home.name.rpartition("-")[2]  # data belongs to one version
+        """Write the configuration; return an environment without variables of the shell."""
+        line = installation.home.name.rpartition("-")[2]  # each version has its own data
         data = _FOLDER / f"data-{line}"
         for folder in (data, _FOLDER / "conf.d", _FOLDER / "home"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -184,7 +184,7 @@ class RabbitMQ:
 
 
 def _wanted_plugins(installation: _Installation) -> Path:
-    """A folder of links to what the broker needs: it searches all that it finds, for a second."""
+    """Return a folder with links to the needed plugins: a search of all takes a second."""
     folder = _FOLDER / "plugins"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()

@@ -1,11 +1,11 @@
-"""The table that `just status` prints."""
+"""The table of `just status`."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """One server: `how` is process, docker or environment; pid is None where it is not ours."""
+    """One server: `how` is process, docker or environment; pid is None if unknown."""
 
     server: str
     how: str
@@ -15,7 +15,7 @@ class Row(NamedTuple):
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows under their headings, in columns."""
+    """Return the rows as a table with headings."""
     lines = [[name.upper() for name in Row._fields]]
     lines += [[str("-" if cell in (None, "") else cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

@@ -1,4 +1,4 @@
-"""Signals that arrive while a process cleans up."""
+"""Signals during the clean-up of a process."""
 
 import signal
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def deferred_signals() -> Iterator[None]:
-    """Holds back what would end this thread until the block is over: keep it short."""
+    """Defer signals that end the program until the end of the block; keep the block short."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)
     try:
         yield
@@ -18,7 +18,7 @@ def deferred_signals() -> Iterator[None]:
 
 
 def end_on_signals() -> None:
-    """Makes SIGTERM and SIGHUP end the program as Ctrl-C does: through its `finally` blocks."""
+    """Let SIGTERM and SIGHUP end the program as Ctrl-C does: with its `finally` blocks."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
 

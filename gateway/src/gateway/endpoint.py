@@ -23,6 +23,7 @@ from gateway.cors import Cors
 from gateway.disconnect import cancelled_by_disconnect
 from gateway.headers import Header
 from gateway.http1.exchange import EXCHANGE, Exchange
+from gateway.large import LARGE_BYTES, read_in_thread
 from gateway.media import has_content, require_acceptable, require_json
 from gateway.metrics import Metrics
 from gateway.problems import HttpError, problem
@@ -192,9 +193,9 @@ class Endpoint:
         with cancelled_by_disconnect(request.receive, request.exchange):
             if conditions.absent:
                 await self._require_absent(request, conditions.absent, token, call)
-            payload = await call_method(self._bus, method, call)
-        self._revisions.learn(caller_id, call.caller_revision)
-        return self._success.answer(payload, conditions, headers, replayed=call.replayed)
+            result = await call_method(self._bus, method, call)
+        self._revisions.learn(caller_id, result.caller_revision)
+        return self._success.answer(result.payload, conditions, headers, replayed=result.replayed)
 
     def _conditions(self, request: _Request) -> Conditions:
         fields = request.fields
@@ -211,6 +212,8 @@ class Endpoint:
         if body is None:
             body = await read_body(request.receive, self._edge.max_body_bytes)
         query = query_parameters(request.scope["query_string"])
+        if len(body) > LARGE_BYTES:
+            return await read_in_thread(self._transcoder.read, request.parameters, query, body)
         return self._transcoder.read(request.parameters, query, body)
 
     def _fixed_body(self, fields: Fields) -> bytes | None:
@@ -253,12 +256,12 @@ class Endpoint:
             traceparent=request.traceparent,
         )
         try:
-            payload = await call_method(self._bus, reading.method, read)
+            result = await call_method(self._bus, reading.method, read)
         except ServiceError as error:
             if error.code is Code.NOT_FOUND:
                 return
             raise
-        if names_tag(tags, reading._success.etag(payload)):
+        if names_tag(tags, reading._success.etag(result.payload)):
             raise ServiceError(
                 Code.FAILED_PRECONDITION, "ALREADY_THERE", "If-None-Match names the current ETag."
             )

@@ -26,6 +26,9 @@ __all__ = ["Gateway"]
 _log = structlog.get_logger()
 _OPERATIONS: Final = frozenset({b"/healthz", b"/readyz", b"/metrics"})
 """Paths without a rate limit: probes and Prometheus request them regularly."""
+_SERVER: Final = b"*"
+"""The target of an OPTIONS for the server as a whole (RFC 9110, section 9.3.7)."""
+_ALL_VERBS: Final = "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
 
 
 class Gateway:
@@ -63,6 +66,8 @@ class Gateway:
             return
         if found is not None:
             await found[0](scope, receive, send, found[1])
+        elif path == _SERVER:
+            await self._answer_options(_ALL_VERBS, scope, receive, send)
         elif verbs := self._routes.verbs(path):
             await self._without_endpoint(verbs, scope, receive, send)
         else:
@@ -96,6 +101,11 @@ class Gateway:
             )
             await self._refuse(error, scope, receive, send)
             return
+        await self._answer_options(allowed, scope, receive, send)
+
+    async def _answer_options(
+        self, allowed: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         origin = fields_of(scope["headers"]).get(b"origin")
         headers = [(b"allow", allowed.encode()), self._cors.vary, *SECURITY]
         headers += self._cors.preflight(origin, allowed.encode())

@@ -12,6 +12,7 @@ import structlog
 from gateway.caller_revisions import CallerRevisions
 from gateway.calls import MAX_TIMEOUT
 from gateway.event_feed import CLIENT_EVENTS, EventFeed
+from gateway.large import LARGE_BYTES, read_in_thread
 from gateway.problems import CLOSE_CODES
 from gateway.rates import Rates
 from gateway.socket_limits import SocketLimits, SocketQuotas
@@ -79,6 +80,7 @@ class Connection:
         "_caller",
         "_calls",
         "_loop",
+        "_reading",
         "_revocation",
         "_services",
         "_socket",
@@ -99,6 +101,7 @@ class Connection:
         self._access_token = ""
         self._calls: dict[str, asyncio.Task[None]] = {}
         self._subscriptions: dict[str, _Subscription] = {}
+        self._reading: asyncio.Task[None] | None = None
         self._revocation: asyncio.Task[None] | None = None
         self._timer = self._loop.call_later(_AUTHENTICATION_SECONDS, self.end, _unauthenticated())
 
@@ -116,7 +119,7 @@ class Connection:
         self._timer.cancel()
         for id_ in tuple(self._subscriptions):
             self._end_subscription(id_)
-        tasks = [*self._calls.values(), *([self._revocation] if self._revocation else ())]
+        tasks = [*self._calls.values(), *filter(None, (self._reading, self._revocation))]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -124,11 +127,15 @@ class Connection:
             self._services.quotas.users.release(self._caller.user_id)
             self._caller = None
 
-    def receive(self, message: bytes) -> None:
+    def receive(self, message: bytes) -> asyncio.Task[None] | None:
         """Handle a frame; answer one that is refused with an error frame.
 
-        Before authentication, a refused frame ends the connection.
+        Before authentication, a refused frame ends the connection. A large frame is read in a
+        thread: the task ends once it is handled.
         """
+        if len(message) > LARGE_BYTES:
+            self._reading = self._loop.create_task(self._receive_large(message))
+            return self._reading
         id_ = ""
         try:
             document = parse_json(message)
@@ -141,6 +148,19 @@ class Connection:
             self._fail(id_, error, new_traceparent())
             if self._caller is None:
                 self.end(error)
+
+        return None
+
+    async def _receive_large(self, message: bytes) -> None:
+        id_ = ""
+        try:
+            document = await read_in_thread(parse_json, message)
+            id_ = frame_id(document)
+            frame = await read_in_thread(read_client_frame, document, message)
+            if self._caller is not None:  # else `close` has begun
+                self._act(frame, self._caller)
+        except ServiceError as error:
+            self._fail(id_, error, new_traceparent())
 
     # Authentication
 
@@ -229,9 +249,9 @@ class Connection:
             if frame.method.streams:
                 await self._stream(frame.method, call, frame.id)
             else:
-                payload = await call_method(self._services.bus, frame.method, call)
-                self._services.revisions.learn(user_id, call.caller_revision)
-                self._answer(frame.method, payload, frame.id, replayed=call.replayed)
+                result = await call_method(self._services.bus, frame.method, call)
+                self._services.revisions.learn(user_id, result.caller_revision)
+                self._answer(frame.method, result.payload, frame.id, replayed=result.replayed)
         except ServiceError as error:
             self._fail(frame.id, error, traceparent)
         except Exception:  # noqa: BLE001  # the edge: the client waits for an answer

@@ -29,8 +29,8 @@ _CLOSE_SECONDS: Final = 3.0
 class Receiver(Protocol):
     """Receives the messages of a socket. Its methods return at once and never raise."""
 
-    def receive(self, message: bytes) -> None:
-        """Take a text message, valid UTF-8."""
+    def receive(self, message: bytes) -> asyncio.Future[None] | None:
+        """Take a text message, valid UTF-8; the next one once the future, if any, is done."""
 
     def disconnected(self) -> None:
         """End: the socket is closed, by either side, and nothing more is received."""
@@ -67,6 +67,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._frames: list[Any] = []
         self._message = bytearray()
         self._turn: asyncio.Handle | None = None
+        self._reading: asyncio.Future[None] | None = None
         self._output: list[bytes] = []
         self._output_bytes = 0
         self._flushing: asyncio.Handle | None = None
@@ -106,7 +107,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def data_received(self, data: bytes) -> None:
         """Take bytes of the handshake or of frames; after a close frame, drop them."""
         if not self.handshake_initiated:
-            self._receive_handshake(data)
+            super().data_received(data)  # a valid handshake: gateway.http1 has checked it
         elif self.close_sent:
             if self._ends_with_close_frame(data):
                 self.transport.close()
@@ -123,12 +124,6 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         reason = self.conn.close_sent.reason if self.conn.close_sent else ""
         sizes = (0, 2, 2 + len(reason.encode()))
         return any(data[-6 - size :].startswith(bytes((0x88, 0x80 | size))) for size in sizes)
-
-    def _receive_handshake(self, data: bytes) -> None:
-        super().data_received(data)
-        if not self.handshake_initiated and self.conn.handshake_exc is not None:
-            self.transport.write(b"".join(self.conn.data_to_send()))  # such as 431
-            self.transport.close()
 
     def _take_turn(self) -> None:
         """Handle frames for a short time, then let other tasks run.
@@ -156,7 +151,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         return self._frames.pop(0) if self._frames else None
 
     def _may_read(self) -> bool:
-        return self._receiver is not None and not self.close_sent and self.writable.is_set()
+        open_ = self._receiver is not None and not self.close_sent
+        return open_ and self._reading is None and self.writable.is_set()
 
     def _read_on(self, on: bool) -> None:
         if on is self.read_paused and not self.transport.is_closing():
@@ -188,7 +184,15 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.close(1007, "INVALID_UTF8")
             return
         if self._receiver is not None:
-            self._receiver.receive(message)
+            self._reading = self._receiver.receive(message)
+            if self._reading is not None:
+                self._reading.add_done_callback(self._has_read)
+
+    def _has_read(self, _reading: asyncio.Future[None]) -> None:
+        """Handle the frames that were received while a large message was read."""
+        self._reading = None
+        if self._turn is None and not self.disconnected:
+            self._take_turn()
 
     # Sending
 

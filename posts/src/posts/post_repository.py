@@ -53,7 +53,7 @@ class PostRepository:
         """Return a post as `get` does, and its author if `name` is an id."""
         folded = name.casefold()
         if is_id(folded):
-            return await self._posts.get_with(folded, "author_id", self._authors)
+            return await self._posts.get_joined(folded, "author_id", self._authors)
         return await self.get(name), None
 
     async def update(self, post: Post, changes: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ from gateway.http1.deadlines import NEVER, Deadlines
 from gateway.http1.exchange import Exchange
 from gateway.http1.head import CHUNKED, HEAD_BYTES, Fields, Head, parse_head, refusal
 from gateway.http1.http_limits import Clients, HttpLimits
-from gateway.http1.upgrade import hand_over, is_handshake, rebuilt, require_version
+from gateway.http1.upgrade import hand_over, is_handshake, rebuilt, require_handshake
 from gateway.problems import problem
 from shared.errors import Outcome, ServiceError
 from shared.trace import new_traceparent, trace_id
@@ -221,7 +221,7 @@ class Http1Protocol(asyncio.Protocol):
         self._fields = head.fields
         self._buffer = self._buffer[end + 4 :]
         if is_handshake(head) and self._config.ws_protocol_class is not None:
-            require_version(head)
+            require_handshake(head)
             self._upgrade(head)
             return False
         if head.content_length > self._limits.max_body_bytes:
@@ -302,21 +302,14 @@ class Http1Protocol(asyncio.Protocol):
     def _upgrade(self, head: Head) -> None:
         """Hand the connection over; it stays counted until it is lost."""
         received = rebuilt(head) + self._buffer
-        running = len(self.tasks)
         protocol = self._config.ws_protocol_class(  # type: ignore[misc, call-arg]
             config=self._config, server_state=self._server_state, app_state=self._app_state
         )
         self._server_state.connections.discard(self)
-        self._deadlines.reading = NEVER
+        self._deadlines.cancel()
         self._closing = True
         self._buffer = b""
         hand_over(self._transport, protocol, received, self._release)
-        if len(self.tasks) == running and not self._transport.is_closing():
-            # Its parser has other limits, and closes without an answer where they are exceeded.
-            self._transport.set_protocol(self)
-            self._server_state.connections.discard(protocol)
-            self._server_state.connections.add(self)  # type: ignore[arg-type]
-            self.refuse(refusal(400, "HANDSHAKE_INVALID", "This is no WebSocket handshake."))
 
     def _resume(self) -> None:
         self._resuming = False

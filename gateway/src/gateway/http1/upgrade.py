@@ -5,11 +5,19 @@ Offers of other protocols are declined: the request is answered as if there were
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 
-from gateway.http1.head import Head, refusal
+from websockets.exceptions import HeaderLineTooLong, InvalidHeader, RequestLineTooLong
+from websockets.server import ServerProtocol
 
-__all__ = ["hand_over", "is_handshake", "rebuilt", "require_version"]
+from gateway.http1.head import Head, refusal
+from gateway.problems import HttpError
+
+__all__ = ["hand_over", "is_handshake", "rebuilt", "require_handshake"]
+
+_NO_LOG = logging.Logger("handshake")
+_NO_LOG.disabled = True
 
 
 def is_handshake(head: Head) -> bool:
@@ -22,7 +30,30 @@ def is_handshake(head: Head) -> bool:
     )
 
 
-def require_version(head: Head) -> None:
+def require_handshake(head: Head) -> None:
+    """Raise HttpError 400, 414, 426 or 431 unless `websockets` accepts a handshake.
+
+    Its own refusals are text without a reason, so each handshake is first tried on a copy.
+    """
+    _require_version(head)
+    trial = ServerProtocol(logger=_NO_LOG)
+    trial.receive_data(rebuilt(head))
+    for request in trial.events_received():
+        trial.accept(request)  # type: ignore[arg-type]  # the first event is a Request
+    if not trial.accept_called or trial.handshake_exc is not None:
+        raise _invalid(trial.handshake_exc)
+
+
+def _invalid(error: Exception | None) -> HttpError:
+    if isinstance(error, RequestLineTooLong):
+        return refusal(414, "TARGET_TOO_LONG", "The target of a handshake has at most 8 KiB.")
+    if isinstance(error, HeaderLineTooLong):
+        return refusal(431, "FIELD_TOO_LARGE", "A field of a handshake has at most 8 KiB.")
+    field = f" {error.name} is missing or invalid." if isinstance(error, InvalidHeader) else ""
+    return refusal(400, "HANDSHAKE_INVALID", f"This is no WebSocket handshake.{field}")
+
+
+def _require_version(head: Head) -> None:
     """Raise HttpError 426 unless a handshake asks for the one version (RFC 6455, section 4.2.2)."""
     versions = [value for name, value in head.fields if name == b"sec-websocket-version"]
     if versions != [b"13"]:

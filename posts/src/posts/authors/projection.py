@@ -21,7 +21,7 @@ from posts.models import Author
 from shared.context import Context
 from shared.errors import Code, ServiceError
 from shared.identity import session_revoked
-from shared.outbox.unit_of_work import outside_work
+from shared.outbox.unit_of_work import outside_unit_of_work
 
 __all__ = ["AuthorMessages", "AuthorProjection"]
 
@@ -79,7 +79,7 @@ class AuthorProjection:
         if state.author is None:
             # not in the unit of work: concurrent first posts of an author would block each other;
             # a concurrent call may have inserted the author already
-            with outside_work(), suppress(ServiceError):
+            with outside_unit_of_work(), suppress(ServiceError):
                 await self.authors.upsert_if_newer(author)
         return author
 

@@ -9,7 +9,8 @@ from posts.follow_repository import FollowRepository
 from posts.models import Author
 from shared.context import Context
 from shared.data.mongo_database import Mongo
-from shared.outbox.unit_of_work import Operation, outside_work
+from shared.outbox.inbox import Operation
+from shared.outbox.unit_of_work import outside_unit_of_work
 
 __all__ = ["USERS_TIMEOUT", "Resync"]
 
@@ -50,7 +51,7 @@ class Resync:
         operation = Operation(
             key=Operation.key_of("resync", context.operation_id), begin_immediately=True
         )
-        with outside_work():
+        with outside_unit_of_work():
             await self.mongo.perform(operation, store)
 
     async def _store(self, author: Author, revision: int, followed: list[str]) -> None:

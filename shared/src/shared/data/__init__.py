@@ -1,1 +1,1 @@
-"""Databases: MongoDB collections, PostgreSQL sessions, their migrations; pages and batched loads."""
+"""Databases: MongoDB collections, PostgreSQL sessions, migrations, pages and batched loads."""

@@ -1,8 +1,8 @@
-"""JSON text (RFC 8259) to a Python value, with bounds that are checked before the work."""
+"""Parse JSON text (RFC 8259), with limits on its size that are checked first."""
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -11,6 +11,10 @@ from shared.errors import Code, ServiceError, shown_name
 from shared.protojson.refusal import Found, RefusedError, full, refusal
 
 __all__ = ["parse_json", "read_json", "require_unique"]
+
+_CONTAINERS: Final = (dict, list)
+_MAX_QUOTES: Final = 4 * MAX_VALUES
+"""Quotes in MAX_VALUES members, each of which has a name and a string."""
 
 Surveyed = tuple[int, int]
 """Numbers of members and of values."""
@@ -21,7 +25,7 @@ def read_json(data: bytes) -> Any:
 
     - MALFORMED_JSON if it is not JSON;
     - INVALID_FIELDS if it has more than 100 levels, more than 20,000 values, or an object with two
-      members of one name (RFC 7493, section 2.3).
+      members of the same name (RFC 7493, section 2.3).
     """
     document, members = _parsed(data)
     _require_unique(data, members)
@@ -29,15 +33,15 @@ def read_json(data: bytes) -> Any:
 
 
 def parse_json(data: bytes) -> Any:
-    """Return the value of a JSON text as `read_json` does; of equal members the last one counts.
+    """Return the value of a JSON text as `read_json`, but accept members of the same name.
 
-    For a caller that needs the document to report its duplicates, by `require_unique`.
+    The last one counts. The caller checks them later by `require_unique`.
     """
     return _parsed(data)[0]
 
 
 def require_unique(data: bytes, document: Any) -> None:
-    """Raise INVALID_FIELDS if an object of a JSON text has two members of one name.
+    """Raise INVALID_FIELDS if an object of a JSON text has two members of the same name.
 
     `document` is the result of `parse_json(data)`.
     """
@@ -46,10 +50,7 @@ def require_unique(data: bytes, document: Any) -> None:
 
 def _parsed(data: bytes) -> tuple[Any, int]:
     """Return the value, and the number of members of all its objects."""
-    if data.count(b"{") + data.count(b"[") > MAX_VALUES:
-        bare = _outside_strings(data)
-        if bare.count(b"{") + bare.count(b"[") > MAX_VALUES:
-            raise _too_many_values()
+    _require_few_values(data)
     try:
         document = orjson.loads(data)
     except orjson.JSONDecodeError:
@@ -59,12 +60,26 @@ def _parsed(data: bytes) -> tuple[Any, int]:
     return document, _members(document)
 
 
+def _require_few_values(data: bytes) -> None:
+    """Raise INVALID_FIELDS for a text with too many values, before it is parsed."""
+    if not _has_many(data):
+        return
+    plain = _unescaped(data)
+    if plain.count(b'"') > _MAX_QUOTES or _has_many(_outside_strings(plain)):
+        raise _too_many_values()
+
+
+def _has_many(data: bytes) -> bool:
+    """Return whether a text has more than MAX_VALUES opening brackets or commas."""
+    return data.count(b"{") + data.count(b"[") > MAX_VALUES or data.count(b",") > MAX_VALUES
+
+
 def _members(document: Any) -> int:
     return _survey(document, 1)[0] if isinstance(document, dict | list) else 0
 
 
 def _survey(value: Any, level: int) -> Surveyed:
-    """Count members and values; refuse more levels or values than there may be."""
+    """Return the numbers of members and values; INVALID_FIELDS for too many levels or values."""
     if level > MAX_NESTING:
         raise refusal(RefusedError("nesting", f"must have at most {MAX_NESTING} levels").found)
     values = len(value)
@@ -92,34 +107,47 @@ def _too_many_values() -> ServiceError:
 
 
 def _require_unique(data: bytes, members: int) -> None:
-    """Compare the number of members read with that of the colons, which most texts have only
-    between names and values; only a text with other numbers is read again.
+    """Raise INVALID_FIELDS if the text has more members than the parsed document.
+
+    The number of colons outside strings is the number of members in the text. Most texts have no
+    other colons, so that they are not scanned for strings.
     """
-    if data.count(b":") == members or (given := _outside_strings(data).count(b":")) == members:
+    if data.count(b":") == members or (given := _colons(data)) == members:
         return
     raise _too_many_values() if given > MAX_VALUES else refusal(_duplicates(data))
 
 
+def _colons(data: bytes) -> int:
+    return _outside_strings(_unescaped(data)).count(b":")
+
+
+def _unescaped(data: bytes) -> bytes:
+    """Return a JSON text without escaped quotes."""
+    return data.replace(b"\\\\", b"").replace(b'\\"', b"")
+
+
 def _outside_strings(data: bytes) -> bytes:
-    """Return a JSON text without the contents of its strings."""
-    plain = data.replace(b"\\\\", b"").replace(b'\\"', b"")
-    return b"".join(plain.split(b'"')[::2])
+    """Return a JSON text with its strings removed."""
+    return b"".join(data.split(b'"')[::2])
 
 
-class _Object(dict[str, Any]):
-    """An object with the names that it has more than once."""
+class _Repeating(dict[str, Any]):
+    """An object with several members of the same name."""
 
     def __init__(self, members: list[tuple[str, Any]]) -> None:
         super().__init__(members)
-        self.repeated: list[str] = []
-        if len(self) < len(members):
-            seen: set[str] = set()
-            self.repeated = [name for name, _ in members if name in seen or seen.add(name)]  # type: ignore[func-returns-value]  # adds, and is None
+        seen: set[str] = set()
+        self.names = [name for name, _ in members if name in seen or seen.add(name)]  # type: ignore[func-returns-value]  # `add` returns None
+
+
+def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(members)
+    return document if len(document) == len(members) else _Repeating(members)
 
 
 def _duplicates(data: bytes) -> Found:
-    """Return a violation for each repeated member, up to one more than are reported."""
-    document = json.loads(data, object_pairs_hook=_Object, parse_int=str, parse_float=str)
+    """Return a violation for each repeated member, 21 at most."""
+    document = json.loads(data, object_pairs_hook=_object, parse_int=str, parse_float=str)
     found: Found = []
     for path in _repeated(document, ""):
         found.append((path, "duplicate", "given more than once"))
@@ -130,14 +158,15 @@ def _duplicates(data: bytes) -> Found:
 
 def _repeated(value: Any, path: str) -> Iterator[str]:
     """Yield the path of each repeated member."""
-    if isinstance(value, _Object):
-        yield from (_member(path, name) for name in value.repeated)
+    if isinstance(value, dict):
+        if isinstance(value, _Repeating):
+            yield from (_member(path, name) for name in value.names)
         for name, each in value.items():
-            if isinstance(each, list | _Object):
+            if each and isinstance(each, _CONTAINERS):
                 yield from _repeated(each, _member(path, name))
-    elif isinstance(value, list):
+    else:
         for index, each in enumerate(value):
-            if isinstance(each, list | _Object):
+            if each and isinstance(each, _CONTAINERS):
                 yield from _repeated(each, f"{path}[{index}]")
 
 
