@@ -9,7 +9,6 @@ from typing import Final
 from postbus.posts.v1 import ListFeedRequest, ListFeedResponse, PostsServiceBase
 from posts.authors import AuthorProjection
 from posts.models import Post
-from posts.page_totals import total_of
 from posts.post_filters import NEWEST, PostFilter
 from posts.post_search import PostSearch
 from posts.presenter import Presenter
@@ -46,7 +45,7 @@ class FeedHandlers:
         return ListFeedResponse(
             posts=await self.presenter.posts(posts, context),
             next_page_token=page.token(NEWEST.position(posts[-1])) if more else "",
-            total=await total_of(request, self.search.count_all, feeds, NEWEST),
+            total=await page.total(self.search.count_all, feeds, NEWEST),
         )
 
 

@@ -22,7 +22,6 @@ from posts.authors import AuthorRepository, author_message
 from posts.comments import CommentRepository
 from posts.likes import LikeRepository
 from posts.notification_repository import NotificationRepository, notification_position
-from posts.page_totals import total_of
 from posts.post_repository import PostRepository
 from posts.post_texts import mentions
 from posts.presenter import Presenter, notification_message
@@ -53,7 +52,7 @@ class NotificationHandlers:
         return ListNotificationsResponse(
             notifications=await self.presenter.notifications(notifications, context),
             next_page_token=token,
-            total=await total_of(request, count, user_id, unread_only=unread),
+            total=await page.total(count, user_id, unread_only=unread),
             unread_count=await self.notifications.unread(user_id),
         )
 

@@ -32,7 +32,6 @@ from postbus.posts.v1 import (
 from posts.authors import AuthorProjection, author_message
 from posts.likes import LikeRepository
 from posts.models import DRAFT, PUBLISHED, Post
-from posts.page_totals import total_of
 from posts.post_filters import NEWEST, OLDEST, UPDATED, Order, PostFilter
 from posts.post_repository import PostRepository
 from posts.post_search import PostSearch
@@ -150,25 +149,25 @@ class PostListHandlers:
         """Return a page of the posts that match the filter."""
         wanted, page = await self._filter(request, context), self.pages.of(request)
         if request.liked_by:
-            return await self._list_liked(request, wanted, page, context)
+            return await self._list_liked(request.liked_by, wanted, page, context)
         order = _order(request)
         posts, next_ = await self.search.find(wanted, page, order)
         return ListPostsResponse(
             posts=await self.presenter.posts(posts, context),
             next_page_token=page.token(next_) if next_ else "",
-            total=await total_of(request, self.search.count, wanted, order),
+            total=await page.total(self.search.count, wanted, order),
         )
 
     async def _list_liked(
-        self, request: ListPostsRequest, wanted: PostFilter, page: Page, context: Context
+        self, user: str, wanted: PostFilter, page: Page, context: Context
     ) -> ListPostsResponse:
         """Return a page of the posts that a user likes, in the order of the likes."""
-        user_id = await self._user_id(request.liked_by)
+        user_id = await self._user_id(user)
         posts, next_ = await self.likes.posts(user_id, wanted, page)
         return ListPostsResponse(
             posts=await self.presenter.posts(posts, context),
             next_page_token=page.token(next_) if next_ else "",
-            total=await total_of(request, self.likes.count, user_id, wanted),
+            total=await page.total(self.likes.count, user_id, wanted),
         )
 
     async def _filter(self, request: ListPostsRequest, context: Context) -> PostFilter:

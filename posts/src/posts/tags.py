@@ -8,7 +8,6 @@ from odmantic.query import and_, eq, gt, in_, lt, lte, or_
 from postbus.posts.v1 import ListTagsRequest, ListTagsResponse, PostsServiceBase
 from postbus.posts.v1 import Tag as TagMessage
 from posts.models import Tag
-from posts.page_totals import total_of
 from posts.post_search import COUNTED
 from shared.bus import MessagePattern
 from shared.context import Context
@@ -79,5 +78,5 @@ class TagHandlers:
         return ListTagsResponse(
             tags=[TagMessage(name=tag.name, post_count=tag.post_count) for tag in tags],
             next_page_token=token,
-            total=await total_of(request, self.tags.total),
+            total=await page.total(self.tags.total),
         )
