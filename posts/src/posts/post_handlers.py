@@ -149,7 +149,7 @@ class PostListHandlers:
         """Return a page of the posts that match the filter."""
         wanted, page = await self._filter(request, context), self.pages.of(request)
         if request.liked_by:
-            return await self._list_liked(request, wanted, page, context)
+            return await self._list_liked(request.liked_by, wanted, page, context)
         order = _order(request)
         posts, next_ = await self.search.find(wanted, page, order)
         return ListPostsResponse(
@@ -159,10 +159,10 @@ class PostListHandlers:
         )
 
     async def _list_liked(
-        self, request: ListPostsRequest, wanted: PostFilter, page: Page, context: Context
+        self, user: str, wanted: PostFilter, page: Page, context: Context
     ) -> ListPostsResponse:
         """Return a page of the posts that a user likes, in the order of the likes."""
-        user_id = await self._user_id(request.liked_by)
+        user_id = await self._user_id(user)
         posts, next_ = await self.likes.posts(user_id, wanted, page)
         return ListPostsResponse(
             posts=await self.presenter.posts(posts, context),
