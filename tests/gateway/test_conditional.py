@@ -290,7 +290,7 @@ async def test_change_of_one_version_out_of_several_is_refused(
     answer = await gateway.delete(POST, headers=several)
 
     assert refusal(answer) == (400, "IF_MATCH_INVALID")
-    assert answer.json()["detail"] == "If-Match names several versions: name one."
+    assert answer.json()["detail"] == "If-Match has several versions: send one."
     assert worker.requests == []
 
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from gateway.app import build_app
-from gateway.published_contracts import publication_routes
+from gateway.documentation_routes import documentation_routes
 from shared.bus.memory import MemoryBus
 from shared.identity import TokenVerifier
 
@@ -78,7 +78,7 @@ async def test_document_is_not_compressed_for_other_clients(
 
 
 def test_document_is_compressed_once_for_the_process() -> None:
-    first, second = publication_routes(), publication_routes()
+    first, second = documentation_routes(), documentation_routes()
 
     assert [each.endpoint for each in first] == [each.endpoint for each in second]
 

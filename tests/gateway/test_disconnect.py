@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from structlog.testing import capture_logs
 
 from gateway.app import build_app
-from gateway.streaming import StreamAnswer
+from gateway.streaming import NdjsonResponse
 from gateway.transcoding import Transcoder
 from postbus.bus.v1 import Reply
 from postbus.posts.v1 import ListPostsResponse
@@ -149,7 +149,7 @@ async def test_client_that_leaves_a_stream_ends_it() -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    answer = await StreamAnswer.begin(
+    answer = await NdjsonResponse.begin(
         payloads(), Transcoder(method, method.http[0]), "trace", receive
     )
     with pytest.raises(ClientDisconnect):
@@ -177,7 +177,7 @@ async def test_client_that_leaves_before_a_stream_begins_ends_it() -> None:
     transcoder = Transcoder(method, method.http[0])
     with pytest.raises(ClientDisconnect):
         async with asyncio.timeout(5):
-            await StreamAnswer.begin(payloads(), transcoder, "trace", receive)
+            await NdjsonResponse.begin(payloads(), transcoder, "trace", receive)
 
     assert ended.is_set()
 

@@ -46,7 +46,7 @@ async def running_feed(bus: MemoryBus) -> EventFeed:
 async def test_an_event_that_json_cannot_say_stops_no_other() -> None:
     bus, listener = MemoryBus(), Listener()
     feed = await running_feed(bus)
-    feed.listen(OTHER_TYPE, listener, user_id="alice")
+    feed.subscribe(OTHER_TYPE, listener, user_id="alice")
     hostile: Any = message_class(OTHER_TYPE)()
     hostile.post.created_at.nanos = 2_000_000_000
 
@@ -60,7 +60,7 @@ async def test_event_is_written_to_json_once_for_all_listeners() -> None:
     bus, listeners = MemoryBus(), [Listener() for _ in range(3)]
     feed = await running_feed(bus)
     for listener in listeners:
-        feed.listen(TYPE, listener, user_id="alice")
+        feed.subscribe(TYPE, listener, user_id="alice")
 
     await bus.publish(event("e"))
 
@@ -73,7 +73,7 @@ async def test_event_loop_has_turns_while_an_event_goes_to_many_listeners() -> N
     bus, listeners = MemoryBus(), [Listener() for _ in range(1000)]
     feed = await running_feed(bus)
     for listener in listeners:
-        feed.listen(TYPE, listener, user_id="alice")
+        feed.subscribe(TYPE, listener, user_id="alice")
 
     await bus.publish(event("e"))
     async with asyncio.timeout(5):
@@ -88,11 +88,11 @@ async def test_later_event_of_another_type_overtakes_no_event_that_is_delivered_
     bus, listeners = MemoryBus(), [Listener() for _ in range(250)]
     feed = await running_feed(bus)
     for listener in listeners:
-        feed.listen(TYPE, listener, user_id="alice")
-    feed.listen(OTHER_TYPE, listeners[-1], user_id="alice")
+        feed.subscribe(TYPE, listener, user_id="alice")
+    feed.subscribe(OTHER_TYPE, listeners[-1], user_id="alice")
     bodies = [encode(event("first")), encode(event("second", OTHER_TYPE))]
 
-    await asyncio.gather(*(feed._deliver(body) for body in bodies))
+    await asyncio.gather(*(feed._on_event(body) for body in bodies))
 
     assert [await listeners[-1].next_id() for _ in bodies] == ["first", "second"]
 
@@ -101,12 +101,12 @@ async def test_listener_that_is_ignored_meanwhile_gets_nothing_more() -> None:
     bus, listeners = MemoryBus(), [Listener() for _ in range(150)]
     feed = await running_feed(bus)
     for listener in listeners:
-        feed.listen(TYPE, listener, user_id="alice")
+        feed.subscribe(TYPE, listener, user_id="alice")
 
     await bus.publish(event("e"))
     async with asyncio.timeout(5):
         await listeners[0].deliveries.get()
-    feed.ignore(listeners[-1])
+    feed.unsubscribe(listeners[-1])
     await listeners[-2].next_id()
 
     assert listeners[-1].deliveries.empty()

@@ -9,7 +9,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 
 from gateway.event_feed import CLIENT_EVENTS
 from gateway.websocket_frames import (
-    ClientFrame,
+    CallFrame,
     error_frame,
     event_prefix,
     frame_id,
@@ -25,9 +25,11 @@ CREATE = "postbus.posts.v1.PostsService.CreatePost"
 WRITTEN = sorted({method.response_name for method in METHODS.values()} | CLIENT_EVENTS.keys())
 
 
-def read(document: dict[str, Any]) -> ClientFrame:
-    """Read a frame as a socket does."""
-    return read_client_frame(document, json.dumps(document).encode())
+def read_call(document: dict[str, Any]) -> CallFrame:
+    """Return the frame of a call, read as a socket reads it."""
+    frame = read_client_frame(document, json.dumps(document).encode())
+    assert isinstance(frame, CallFrame)
+    return frame
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -79,7 +81,7 @@ def test_event_is_a_valid_frame_whatever_its_subscription_is_called() -> None:
 )
 def test_call_that_breaks_a_rule_is_refused(call: dict[str, Any], reason: str) -> None:
     with pytest.raises(ServiceError) as refused:
-        read({"id": "1", "call": call})
+        read_call({"id": "1", "call": call})
 
     assert refused.value.reason == reason
 
@@ -87,8 +89,8 @@ def test_call_that_breaks_a_rule_is_refused(call: dict[str, Any], reason: str) -
 def test_type_of_a_request_may_be_given_or_left_out() -> None:
     typed = {"@type": "type.googleapis.com/postbus.posts.v1.CreatePostRequest", "title": "x"}
 
-    with_type = read({"id": "1", "call": {"method": CREATE, "request": typed}})
-    without = read({"id": "1", "call": {"method": CREATE, "request": {"title": "x"}}})
+    with_type = read_call({"id": "1", "call": {"method": CREATE, "request": typed}})
+    without = read_call({"id": "1", "call": {"method": CREATE, "request": {"title": "x"}}})
 
     assert with_type.request == without.request
     assert typed["@type"]

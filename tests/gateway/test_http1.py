@@ -27,9 +27,8 @@ from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
 from gateway.cors import Cors
-from gateway.headers import transport_security
 from gateway.http1 import Clients, HttpLimits, http1
-from gateway.http1.body import (
+from gateway.http1.body_framing import (
     EXTENSION_BYTES,
     STEP_CHUNKS,
     TRAILER_BYTES,
@@ -37,8 +36,10 @@ from gateway.http1.body import (
     SizedBody,
 )
 from gateway.http1.exchange import EXCHANGE
-from gateway.http1.head import CHUNKED, HEAD_BYTES, MAX_FIELDS, parse_head
+from gateway.http1.head import parse_head
+from gateway.http1.head_fields import CHUNKED, HEAD_BYTES, MAX_FIELDS
 from gateway.problems import HttpError
+from gateway.response_headers import transport_security
 from tests.system import free_port
 
 BODY_BYTES = 100_000
@@ -764,7 +765,7 @@ async def test_many_small_chunks_let_the_event_loop_go_on(server: Server) -> Non
 async def test_chunks_in_many_pieces_are_read_once_in_each_turn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gateway.http1.body.STEP_CHUNKS", 1)
+    monkeypatch.setattr("gateway.http1.body_framing.STEP_CHUNKS", 1)
     pieces, count, turns = 20, 400, 0
     async with serve() as server, connect(server) as client:
         await client.send(request("POST /echo HTTP/1.1", "Transfer-Encoding: chunked"))
@@ -1507,7 +1508,7 @@ async def test_connections_of_an_address_are_limited() -> None:
 async def test_few_refused_connections_are_answered_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gateway.http1.protocol._MOST_REFUSED", 1)
+    monkeypatch.setattr("gateway.http1.connection._MAX_REFUSED", 1)
     async with (
         serve(clients=Clients(total=1, per_address=9)) as server,
         connect(server),

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.app import build_app
 from gateway.gateway import Gateway
-from gateway.large import LARGE_BYTES, SWITCH_SECONDS, read_in_thread
+from gateway.large_inputs import LARGE_BYTES, SWITCH_SECONDS, read_in_thread
 from shared.bus.memory import MemoryBus
 from shared.identity import TokenVerifier
 from tests.gateway.conftest import Socket, open_socket

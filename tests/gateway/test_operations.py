@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from gateway.app import build_app
+from gateway.cached_result import CachedResult
 from gateway.gateway import Gateway
-from gateway.recent import Recent
 from postbus.bus.v1 import CheckResponse, Part, Reply
 from shared.bus.memory import MemoryBus
 from shared.identity import TokenVerifier
@@ -123,7 +123,7 @@ async def test_result_is_computed_again_after_its_time() -> None:
         computed += 1
         return computed
 
-    kept, forgotten = Recent(compute, seconds=60), Recent(compute, seconds=-1)
+    kept, forgotten = CachedResult(compute, seconds=60), CachedResult(compute, seconds=-1)
 
     assert [await kept.get(), await kept.get()] == [1, 1]
     assert [await forgotten.get(), await forgotten.get()] == [2, 3]
@@ -137,7 +137,7 @@ async def test_caller_that_leaves_does_not_end_the_computation_of_others() -> No
         await finish.wait()
         return "done"
 
-    recent = Recent(compute, seconds=60)
+    recent = CachedResult(compute, seconds=60)
     leaving, staying = (asyncio.create_task(recent.get()) for _ in range(2))
     await begun.wait()
     leaving.cancel()

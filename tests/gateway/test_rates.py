@@ -19,7 +19,8 @@ from websockets.exceptions import InvalidStatus
 from gateway.app import build_app
 from gateway.gateway import Gateway
 from gateway.problems import HttpError
-from gateway.rates import BoundedStorage, Rates, RateSettings, open_storage
+from gateway.rate_limits import RateLimits, RateLimitSettings
+from gateway.rate_storage import BoundedStorage, open_storage
 from gateway.settings import GatewaySettings
 from postbus.registry import METHODS
 from shared.bus.memory import MemoryBus
@@ -40,22 +41,22 @@ CHANGE_PASSWORD = METHODS["postbus.users.v1.AuthService.ChangePassword"]
 
 def _rates(
     *, address: str = "", user: str = "", user_changes: str = "", **methods: str
-) -> tuple[Rates, list[float]]:
+) -> tuple[RateLimits, list[float]]:
     named = {
         name: rate for name in METHODS for last, rate in methods.items() if name.endswith(last)
     }
-    settings = RateSettings(
+    settings = RateLimitSettings(
         address=address,
         user=user,
         user_changes=user_changes,
         methods=dict.fromkeys(METHODS, "") | named,
     )
     now = [600.0]
-    return Rates(settings, BoundedStorage(), lambda: now[0]), now
+    return RateLimits(settings, BoundedStorage(), lambda: now[0]), now
 
 
 async def _refused(
-    rates: Rates, address: str, caller_id: str = "", method: object = READ
+    rates: RateLimits, address: str, caller_id: str = "", method: object = READ
 ) -> HttpError:
     with pytest.raises(HttpError) as refused:
         await rates.admit(address, caller_id, method)  # type: ignore[arg-type]
@@ -138,8 +139,8 @@ async def test_refusals_of_a_method_do_not_use_up_the_rate_of_the_address() -> N
 
 
 async def test_contract_gives_the_rates_of_methods_unless_a_setting_does() -> None:
-    settings = RateSettings(address="", user="", user_changes="", methods={})
-    rates = Rates(settings, BoundedStorage(), lambda: 0.0)
+    settings = RateLimitSettings(address="", user="", user_changes="", methods={})
+    rates = RateLimits(settings, BoundedStorage(), lambda: 0.0)
     for _ in range(60):
         await rates.admit("192.0.2.1", "", LOG_IN)
     await _refused(rates, "192.0.2.1", "", LOG_IN)
@@ -189,10 +190,10 @@ async def redis_url() -> AsyncIterator[str]:
 
 
 async def test_gateways_count_together_in_redis(redis_url: str) -> None:
-    settings = RateSettings(address="2/minute", user="", user_changes="", methods={})
+    settings = RateLimitSettings(address="2/minute", user="", user_changes="", methods={})
     address, url = str(IPv4Address(secrets.randbits(32))), SecretStr(redis_url)
     async with open_storage(url) as first, open_storage(url) as second:
-        one, other = (Rates(settings, store, lambda: 600.0) for store in (first, second))
+        one, other = (RateLimits(settings, store, lambda: 600.0) for store in (first, second))
         await one.admit(address)
         await other.admit(address)
         await _refused(one, address)
@@ -200,17 +201,17 @@ async def test_gateways_count_together_in_redis(redis_url: str) -> None:
 
 
 async def test_gateway_counts_alone_while_redis_is_unavailable() -> None:
-    settings = RateSettings(address="1/minute", user="", user_changes="", methods={})
+    settings = RateLimitSettings(address="1/minute", user="", user_changes="", methods={})
     async with open_storage(SecretStr(f"redis://127.0.0.1:{free_port()}")) as storage:
-        rates = Rates(settings, storage, lambda: 600.0)
+        rates = RateLimits(settings, storage, lambda: 600.0)
         await rates.admit("192.0.2.1")
         await _refused(rates, "192.0.2.1")
 
 
 async def test_store_that_is_unavailable_is_logged_once_in_a_while() -> None:
-    settings = RateSettings(address="9/minute")
+    settings = RateLimitSettings(address="9/minute")
     async with open_storage(SecretStr(f"redis://127.0.0.1:{free_port()}")) as storage:
-        rates = Rates(settings, storage, lambda: 600.0)
+        rates = RateLimits(settings, storage, lambda: 600.0)
         with capture_logs() as logs:
             for _ in range(3):
                 await rates.admit("192.0.2.1")
@@ -246,7 +247,7 @@ async def silent_store(*, accepts: bool) -> AsyncIterator[tuple[SecretStr, list[
 @pytest.mark.parametrize("accepts", [True, False])
 async def test_store_that_does_not_answer_holds_no_request_up(accepts: bool) -> None:
     async with silent_store(accepts=accepts) as (url, _), open_storage(url) as storage:
-        rates = Rates(RateSettings(address="1/minute"), storage, lambda: 600.0)
+        rates = RateLimits(RateLimitSettings(address="1/minute"), storage, lambda: 600.0)
         async with asyncio.timeout(2):
             await rates.admit("192.0.2.1")
             await _refused(rates, "192.0.2.1")
@@ -254,7 +255,7 @@ async def test_store_that_does_not_answer_holds_no_request_up(accepts: bool) -> 
 
 async def test_requests_at_once_use_few_connections_and_do_not_queue_for_them() -> None:
     async with silent_store(accepts=True) as (url, connections), open_storage(url) as storage:
-        rates = Rates(RateSettings(address="1000/minute"), storage, lambda: 600.0)
+        rates = RateLimits(RateLimitSettings(address="1000/minute"), storage, lambda: 600.0)
         async with asyncio.timeout(2):
             await asyncio.gather(*(rates.admit("192.0.2.1") for _ in range(500)))
 
@@ -280,8 +281,8 @@ async def limited(
     bus: MemoryBus, verifier: TokenVerifier, **rates: str
 ) -> AsyncIterator[tuple[Gateway, httpx.AsyncClient]]:
     """A gateway with these rates, and a client of it."""
-    settings = RateSettings(methods=dict.fromkeys(METHODS, ""), **rates)
-    counted = Rates(settings, BoundedStorage(), lambda: 600.0)
+    settings = RateLimitSettings(methods=dict.fromkeys(METHODS, ""), **rates)
+    counted = RateLimits(settings, BoundedStorage(), lambda: 600.0)
     app = build_app(bus, verifier, max_body_bytes=10_000, rates=counted)
     transport = httpx.ASGITransport(app)
     async with app.running(), httpx.AsyncClient(transport=transport, base_url="http://g") as client:

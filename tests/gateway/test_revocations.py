@@ -5,12 +5,9 @@ from datetime import UTC, datetime
 import httpx
 import pytest
 
-from gateway.caller_revisions import CallerRevisions
-from gateway.event_feed import EventFeed
 from gateway.gateway import Gateway
-from gateway.rates import BoundedStorage, Rates, RateSettings
-from gateway.socket_limits import SocketLimits, SocketQuotas
-from gateway.websocket_connection import Connection, Services
+from gateway.services import Services
+from gateway.websocket_connection import WebSocketConnection
 from postbus.bus.v1 import Event
 from postbus.users.v1 import SessionsRevoked
 from shared.bus.amqp.topology import event_stream
@@ -104,24 +101,13 @@ async def test_revoked_session_may_repeat_the_call_that_ended_it(
 async def test_call_of_a_revoked_session_is_refused_before_its_socket_is_closed(
     bus: MemoryBus, verifier: TokenVerifier, tokens: TokenMaker
 ) -> None:
-    sessions = SessionVerifier(bus, verifier)
-    await sessions.run()
-    limits, socket = SocketLimits(), MemorySocket()
-    services = Services(
-        bus=bus,
-        verifier=sessions,
-        feed=EventFeed(bus),
-        revisions=CallerRevisions(bus),
-        rates=Rates(RateSettings(), BoundedStorage()),
-        limits=limits,
-        quotas=SocketQuotas(limits),
-        max_bytes=10_000,
-    )
-    connection = Connection(socket, services)
+    services, socket = Services.create(bus, verifier, max_body_bytes=10_000), MemorySocket()
+    await services.subscribe()
+    connection = WebSocketConnection(socket, services)
     token = tokens.token("alice", sid="gone")
     connection.receive(b'{"id": "1", "authenticate": {"accessToken": "%b"}}' % token.encode())
     await socket.frame()
-    await end(bus, sessions, "gone")
+    await end(bus, services.verifier, "gone")
 
     connection.receive(
         b'{"id": "2", "call": {"method": "postbus.posts.v1.PostsService.ListPosts"}}'

@@ -16,13 +16,9 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 
 from gateway import websocket_connection as connection_module
-from gateway.caller_revisions import CallerRevisions
-from gateway.event_feed import EventFeed
-from gateway.metrics import Metrics
-from gateway.rates import BoundedStorage, Rates, RateSettings
-from gateway.socket_limits import FrameBudget, Quota, SocketLimits, SocketQuotas
+from gateway.services import Services
+from gateway.socket_limits import FrameBudget, Quota, SocketLimits
 from gateway.websocket import WebSocketEndpoint
-from gateway.websocket_connection import Services
 from gateway.websocket_protocol import WebSocketProtocol
 from postbus.bus.v1 import Event, Reply
 from postbus.posts.v1 import ListPostsResponse
@@ -30,7 +26,6 @@ from postbus.registry import METHODS
 from shared.bus.memory import MemoryBus
 from shared.errors import ServiceError
 from shared.identity import TokenVerifier
-from shared.runtime.session_verifier import SessionVerifier
 from shared.wire import encode
 from tests.gateway.conftest import Socket, Worker, listening
 from tests.tokens import TokenMaker
@@ -85,7 +80,7 @@ class Gateway:
     @property
     def held(self) -> tuple[int, int, int, int]:
         """How many keys hold sockets and subscriptions, and how many listeners there are."""
-        quotas = self.services.quotas
+        quotas = self.services.socket_quotas
         sockets = len(quotas.addresses), len(quotas.users)
         return *sockets, len(quotas.subscriptions), len(self.services.feed)
 
@@ -105,21 +100,15 @@ async def gateway_with(
     server: Mapping[str, float] = MappingProxyType({}),
     limits: SocketLimits = SocketLimits(),  # noqa: B008  # frozen
 ) -> AsyncIterator[Gateway]:
-    feed, sessions = EventFeed(bus), SessionVerifier(bus, verifier)
-    await sessions.run()
-    services = Services(
-        bus=bus,
-        verifier=sessions,
-        feed=feed,
-        revisions=CallerRevisions(bus),
-        rates=Rates(RateSettings(), BoundedStorage()),
-        limits=limits,
-        quotas=SocketQuotas(limits),
-        max_bytes=2**20,
+    services = Services.create(
+        bus,
+        verifier,
+        max_body_bytes=2**20,
+        socket_limits=limits,
+        allowed_origins=("https://ours",),
     )
-    await feed.run()
-    endpoint = WebSocketEndpoint(services, Metrics(bus), lambda origin: origin == "https://ours")
-    async with listening(endpoint, **server) as port:
+    await services.subscribe()
+    async with listening(WebSocketEndpoint(services), **server) as port:
         yield Gateway(services, port, tokens)
 
 
@@ -257,8 +246,8 @@ class Measured(WebSocketProtocol):
     def data_received(self, data: bytes) -> None:
         self._measure(super().data_received, data)
 
-    def _take_turn(self) -> None:
-        self._measure(super()._take_turn)
+    def _handle_frames(self) -> None:
+        self._measure(super()._handle_frames)
 
     def _measure(self, step: Any, *arguments: Any) -> None:
         began = time.thread_time()
@@ -338,7 +327,7 @@ async def test_token_expires_during_a_flood(make: Make) -> None:
     )
 
 
-# Rates
+# RateLimits
 
 
 def test_budget_admits_the_burst_and_then_the_rate() -> None:
@@ -418,9 +407,9 @@ async def test_address_has_a_limit_of_sockets(make: Make) -> None:
 
 
 async def test_ipv6_addresses_of_a_network_count_as_one(here: Gateway) -> None:
-    for _ in range(here.services.limits.sockets_per_address):
-        here.services.quotas.addresses.take("2001:db8::/64")
-    endpoint = WebSocketEndpoint(here.services, Metrics(MemoryBus()), lambda _: False)
+    for _ in range(here.services.socket_limits.sockets_per_address):
+        here.services.socket_quotas.addresses.take("2001:db8::/64")
+    endpoint = WebSocketEndpoint(here.services)
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
