@@ -1,4 +1,4 @@
-"""The networks whose clients may read metrics and the details of readiness."""
+"""Networks of operators: access to metrics and to the details of readiness."""
 
 from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address

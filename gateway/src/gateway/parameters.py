@@ -102,5 +102,5 @@ def _value(field: FieldDescriptor, text: str) -> Any:
 
 
 def violation(name: str, rule: str, message: str) -> FieldViolation:
-    """Return the violation of a parameter, whose name is truncated."""
+    """Return the violation of a parameter; its name is truncated."""
     return FieldViolation(field=shown_name(name), rule=rule, message=message)

@@ -121,9 +121,11 @@ class RateLimits:
                 count = self._memory.count(key)
             else:
                 count = await self._count_shared(self._shared, key, policy.seconds)
-            left, reset = policy.amount - count, policy.seconds - now % policy.seconds
-            limits += f'{limits and ", "}"{policy.name}";r={left if left > 0 else 0};t={reset}'
-            if left < 0:
+            remaining, reset = policy.amount - count, policy.seconds - now % policy.seconds
+            limits += (
+                f'{limits and ", "}"{policy.name}";r={remaining if remaining > 0 else 0};t={reset}'
+            )
+            if remaining < 0:
                 raise _limited(policy, reset, plan, limits)
         return [plan.header, (b"ratelimit", limits.encode())]
 

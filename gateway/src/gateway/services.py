@@ -2,7 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from gateway.caller_revisions import CallerRevisions
 from gateway.cors import Cors
@@ -62,6 +62,6 @@ class Services:
             max_body_bytes=max_body_bytes,
         )
 
-    def subscribe(self) -> asyncio.Future[list[None]]:
+    def subscribe(self) -> "asyncio.Future[Any]":
         """Subscribe to the events that the services consume; done once the broker has confirmed."""
         return asyncio.gather(self.feed.run(), self.verifier.run(), self.revisions.run())

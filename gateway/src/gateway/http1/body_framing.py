@@ -43,27 +43,27 @@ class Body(Protocol):
 class SizedBody:
     """A body with a Content-Length."""
 
-    __slots__ = ("_left", "complete", "paused")
+    __slots__ = ("_remaining", "complete", "paused")
 
     def __init__(self, length: int) -> None:
         self.complete = False
         self.paused = False
-        self._left = length
+        self._remaining = length
 
     def read(self, data: bytes) -> tuple[bytes, bytes]:
         """See Body."""
         size = len(data)
-        if size < self._left:
-            self._left -= size
+        if size < self._remaining:
+            self._remaining -= size
             return data, b""
         self.complete = True
-        return data[: self._left], data[self._left :]
+        return data[: self._remaining], data[self._remaining :]
 
 
 class ChunkedBody:
     """A body in chunks. Trailer fields are checked and dropped (RFC 9110, section 6.5.1)."""
 
-    __slots__ = ("_extension_bytes", "_left", "_step", "_trailer_bytes", "complete", "paused")
+    __slots__ = ("_extension_bytes", "_remaining", "_step", "_trailer_bytes", "complete", "paused")
 
     _step: Callable[["ChunkedBody", bytes, int, list[bytes]], int]
 
@@ -71,7 +71,7 @@ class ChunkedBody:
         self.complete = False
         self.paused = False
         self._step = ChunkedBody._read_size  # a bound method would make a reference cycle
-        self._left = 0
+        self._remaining = 0
         self._extension_bytes = 0
         self._trailer_bytes = 0
 
@@ -96,8 +96,8 @@ class ChunkedBody:
         self._extension_bytes += len(match[2])
         if self._extension_bytes > EXTENSION_BYTES:
             raise _too_large("EXTENSIONS_TOO_LARGE", "chunk extensions")
-        self._left = int(match[1], 16)
-        self._step = ChunkedBody._read_content if self._left else ChunkedBody._read_trailer
+        self._remaining = int(match[1], 16)
+        self._step = ChunkedBody._read_content if self._remaining else ChunkedBody._read_trailer
         return match.end()
 
     def _require_size_beginning(self, data: bytes, at: int) -> None:
@@ -108,10 +108,10 @@ class ChunkedBody:
             raise _malformed("The size of a chunk is not a hexadecimal number.")
 
     def _read_content(self, data: bytes, at: int, content: list[bytes]) -> int:
-        piece = data[at : at + self._left]
+        piece = data[at : at + self._remaining]
         content.append(piece)
-        self._left -= len(piece)
-        if not self._left:
+        self._remaining -= len(piece)
+        if not self._remaining:
             self._step = ChunkedBody._read_line_end
         return at + len(piece)
 

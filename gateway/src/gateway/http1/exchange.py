@@ -49,7 +49,7 @@ class Exchange:
         "_connection",
         "_end_received",
         "_head",
-        "_left",
+        "_remaining",
         "_method",
         "_path",
         "_version",
@@ -101,7 +101,7 @@ class Exchange:
         self._changed: asyncio.Event | None = None
         self._head = b""  # written together with the first part of the body
         self._body_end = _BodyEnd.NO_BODY
-        self._left = 0
+        self._remaining = 0
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
         """Run the application; if it sends no complete response, refuse the request."""
@@ -235,7 +235,7 @@ class Exchange:
             self._body_end = _BodyEnd.NO_BODY
         elif length is not None:
             self._body_end = _BodyEnd.LENGTH
-            self._left = int(length)
+            self._remaining = int(length)
         elif self._version == "1.1":
             self._body_end = _BodyEnd.CHUNKS
             line = b"transfer-encoding: chunked\r\n"
@@ -248,8 +248,8 @@ class Exchange:
 
     def _send_body(self, body: bytes, *, more: bool) -> None:
         if self._body_end is _BodyEnd.LENGTH:
-            self._left -= len(body)
-            if self._left < 0 or (self._left and not more):
+            self._remaining -= len(body)
+            if self._remaining < 0 or (self._remaining and not more):
                 raise RuntimeError("the length of the response's body differs from Content-Length")
         elif self._body_end is _BodyEnd.CHUNKS:
             body = b"%x\r\n%b\r\n" % (len(body), body) if body else b""

@@ -111,7 +111,7 @@ def _field_name(name: bytes) -> bytes:
 
 
 def joined_values(fields: FieldLines) -> dict[bytes, bytes]:
-    """Return the values by name, with those of repeated fields joined (RFC 9110, section 5.3).
+    """Return the values by name, joining the values of repeated fields (RFC 9110, section 5.3).
 
     Raises 400 if a field with a single value is repeated.
     """
