@@ -1,4 +1,4 @@
-"""Events on their way from the bus to WebSockets."""
+"""Delivery of events from the bus to WebSockets."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ OTHER_TYPE = "postbus.posts.v1.PostCreated"
 
 
 class Listener:
-    """Keeps the deliveries that it gets."""
+    """Records its deliveries."""
 
     def __init__(self) -> None:
         self.deliveries: asyncio.Queue[bytes] = asyncio.Queue()
@@ -43,7 +43,7 @@ async def running_feed(bus: MemoryBus) -> EventFeed:
     return feed
 
 
-async def test_an_event_that_json_cannot_say_stops_no_other() -> None:
+async def test_event_without_a_json_form_does_not_stop_later_events() -> None:
     bus, listener = MemoryBus(), Listener()
     feed = await running_feed(bus)
     feed.subscribe(OTHER_TYPE, listener, user_id="alice")
@@ -69,7 +69,7 @@ async def test_event_is_written_to_json_once_for_all_listeners() -> None:
     assert all(each is deliveries[0] for each in deliveries)
 
 
-async def test_event_loop_has_turns_while_an_event_goes_to_many_listeners() -> None:
+async def test_other_tasks_run_during_the_delivery_to_many_listeners() -> None:
     bus, listeners = MemoryBus(), [Listener() for _ in range(1000)]
     feed = await running_feed(bus)
     for listener in listeners:
@@ -84,7 +84,7 @@ async def test_event_loop_has_turns_while_an_event_goes_to_many_listeners() -> N
     assert delivered <= 200
 
 
-async def test_later_event_of_another_type_overtakes_no_event_that_is_delivered_in_slices() -> None:
+async def test_events_of_different_types_keep_their_order_during_slices() -> None:
     bus, listeners = MemoryBus(), [Listener() for _ in range(250)]
     feed = await running_feed(bus)
     for listener in listeners:
@@ -97,7 +97,7 @@ async def test_later_event_of_another_type_overtakes_no_event_that_is_delivered_
     assert [await listeners[-1].next_id() for _ in bodies] == ["first", "second"]
 
 
-async def test_listener_that_is_ignored_meanwhile_gets_nothing_more() -> None:
+async def test_listener_that_unsubscribes_during_a_delivery_gets_no_further_event() -> None:
     bus, listeners = MemoryBus(), [Listener() for _ in range(150)]
     feed = await running_feed(bus)
     for listener in listeners:

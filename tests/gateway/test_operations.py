@@ -1,4 +1,4 @@
-"""Metrics and readiness: for operators, and cheap to ask for."""
+"""Metrics and readiness: restricted to operators, and cheap to request."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -38,7 +38,7 @@ async def from_address(app: Gateway, address: str) -> AsyncIterator[httpx.AsyncC
         ("", False),
     ],
 )
-async def test_only_this_machine_sees_the_inside_by_default(
+async def test_only_loopback_clients_are_operators_by_default(
     app: Gateway, address: str, allowed: bool
 ) -> None:
     async with from_address(app, address) as client:
@@ -52,7 +52,7 @@ async def test_only_this_machine_sees_the_inside_by_default(
 
 
 @pytest.mark.parametrize("name", ["Forwarded", "X-Forwarded-For", "Via"])
-async def test_what_an_untrusted_proxy_here_forwards_is_not_from_here(
+async def test_request_forwarded_by_an_untrusted_local_proxy_is_no_operators(
     app: Gateway, name: str
 ) -> None:
     async with from_address(app, "127.0.0.1") as client:
@@ -63,7 +63,7 @@ async def test_what_an_untrusted_proxy_here_forwards_is_not_from_here(
     assert ready.json().keys() == {"ready"}
 
 
-async def test_networks_of_operators_are_a_setting(bus: MemoryBus, verifier: TokenVerifier) -> None:
+async def test_operator_networks_are_configurable(bus: MemoryBus, verifier: TokenVerifier) -> None:
     app = build_app(
         bus, verifier, max_body_bytes=1000, operations_networks=(ip_network("10.0.0.0/8"),)
     )
@@ -75,7 +75,7 @@ async def test_networks_of_operators_are_a_setting(bus: MemoryBus, verifier: Tok
     assert (inside.status_code, outside.status_code) == (200, 403)
 
 
-async def test_outsider_learns_whether_the_system_is_ready(
+async def test_readiness_without_details_is_public(
     app: Gateway, bus: MemoryBus, verifier: TokenVerifier
 ) -> None:
     async def well(_route: str, _body: bytes) -> bytes:
@@ -86,15 +86,15 @@ async def test_outsider_learns_whether_the_system_is_ready(
         await ready.serve(worker, [f"postbus.bus.v1.HealthService.Check.{worker}"], well)
     app_of_ready = build_app(ready, verifier, max_body_bytes=1000)
     async with app_of_ready.running(), from_address(app_of_ready, "203.0.113.9") as client:
-        answer = await client.get("/readyz")
+        response = await client.get("/readyz")
     async with from_address(app, "203.0.113.9") as client:
         missing = await client.get("/readyz")
 
-    assert (answer.status_code, answer.json()) == (200, {"ready": True})
+    assert (response.status_code, response.json()) == (200, {"ready": True})
     assert (missing.status_code, missing.json()) == (503, {"ready": False})
 
 
-async def test_questions_within_a_short_time_ask_workers_once(verifier: TokenVerifier) -> None:
+async def test_concurrent_probes_and_scrapes_call_workers_once(verifier: TokenVerifier) -> None:
     asked = []
 
     async def count(route: str, _body: bytes) -> bytes:
@@ -129,7 +129,7 @@ async def test_result_is_computed_again_after_its_time() -> None:
     assert [await forgotten.get(), await forgotten.get()] == [2, 3]
 
 
-async def test_caller_that_leaves_does_not_end_the_computation_of_others() -> None:
+async def test_cancelled_caller_does_not_cancel_the_shared_computation() -> None:
     begun, finish = asyncio.Event(), asyncio.Event()
 
     async def compute() -> str:

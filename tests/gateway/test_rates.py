@@ -89,7 +89,7 @@ async def test_ipv6_addresses_of_a_network_have_one_rate() -> None:
     await rates.admit("2001:db8:1:3::1")
 
 
-async def test_next_window_begins_anew() -> None:
+async def test_next_window_has_the_full_rate() -> None:
     rates, now = _rates(address="1/minute")
     await rates.admit("192.0.2.1")
     await _refused(rates, "192.0.2.1")
@@ -105,7 +105,7 @@ async def test_user_is_counted_by_id_wherever_the_requests_come_from() -> None:
     await rates.admit("192.0.2.1", "u2", READ)
 
 
-async def test_changes_have_a_rate_of_their_own_beside_the_users() -> None:
+async def test_changes_have_a_separate_rate_in_addition_to_the_users() -> None:
     rates, _ = _rates(user="3/minute", user_changes="1/minute")
     headers = await rates.admit("192.0.2.1", "u1", CHANGE)
     assert headers == [
@@ -138,7 +138,7 @@ async def test_refusals_of_a_method_do_not_use_up_the_rate_of_the_address() -> N
     await rates.admit("192.0.2.1", "", READ)
 
 
-async def test_contract_gives_the_rates_of_methods_unless_a_setting_does() -> None:
+async def test_rate_of_the_contract_applies_unless_a_setting_overrides_it() -> None:
     settings = RateLimitSettings(address="", user="", user_changes="", methods={})
     rates = RateLimits(settings, BoundedStorage(), lambda: 0.0)
     for _ in range(60):
@@ -163,7 +163,7 @@ async def test_memory_holds_50000_windows() -> None:
 
 @pytest.fixture(scope="module")
 async def redis_url() -> AsyncIterator[str]:
-    """A Redis of this module, from Debian's package where the system has none."""
+    """Yield a Redis for this module, from Debian's package if the system has none."""
     program, libraries = shutil.which("redis-server"), ""
     if program is None:
         try:
@@ -208,7 +208,7 @@ async def test_gateway_counts_alone_while_redis_is_unavailable() -> None:
         await _refused(rates, "192.0.2.1")
 
 
-async def test_store_that_is_unavailable_is_logged_once_in_a_while() -> None:
+async def test_unavailable_store_is_logged_at_intervals() -> None:
     settings = RateLimitSettings(address="9/minute")
     async with open_storage(SecretStr(f"redis://127.0.0.1:{free_port()}")) as storage:
         rates = RateLimits(settings, storage, lambda: 600.0)
@@ -221,7 +221,7 @@ async def test_store_that_is_unavailable_is_logged_once_in_a_while() -> None:
 
 @asynccontextmanager
 async def silent_store(*, accepts: bool) -> AsyncIterator[tuple[SecretStr, list[object]]]:
-    """A store that answers nothing, or whose backlog is full; and the connections to it."""
+    """Yield a store that never replies or has a full backlog, and the connections to it."""
     connections: list[object] = []
     ended = asyncio.Event()
 
@@ -245,7 +245,7 @@ async def silent_store(*, accepts: bool) -> AsyncIterator[tuple[SecretStr, list[
 
 
 @pytest.mark.parametrize("accepts", [True, False])
-async def test_store_that_does_not_answer_holds_no_request_up(accepts: bool) -> None:
+async def test_unresponsive_store_delays_no_request(accepts: bool) -> None:
     async with silent_store(accepts=accepts) as (url, _), open_storage(url) as storage:
         rates = RateLimits(RateLimitSettings(address="1/minute"), storage, lambda: 600.0)
         async with asyncio.timeout(2):
@@ -253,7 +253,7 @@ async def test_store_that_does_not_answer_holds_no_request_up(accepts: bool) -> 
             await _refused(rates, "192.0.2.1")
 
 
-async def test_requests_at_once_use_few_connections_and_do_not_queue_for_them() -> None:
+async def test_concurrent_requests_use_few_connections_and_do_not_queue() -> None:
     async with silent_store(accepts=True) as (url, connections), open_storage(url) as storage:
         rates = RateLimits(RateLimitSettings(address="1000/minute"), storage, lambda: 600.0)
         async with asyncio.timeout(2):
@@ -280,7 +280,7 @@ def test_documented_table_has_the_defaults() -> None:
 async def limited(
     bus: MemoryBus, verifier: TokenVerifier, **rates: str
 ) -> AsyncIterator[tuple[Gateway, httpx.AsyncClient]]:
-    """A gateway with these rates, and a client of it."""
+    """Yield a gateway with these rates, and a client."""
     settings = RateLimitSettings(methods=dict.fromkeys(METHODS, ""), **rates)
     counted = RateLimits(settings, BoundedStorage(), lambda: 600.0)
     app = build_app(bus, verifier, max_body_bytes=10_000, rates=counted)
@@ -295,7 +295,7 @@ async def limited(
         yield app, client
 
 
-async def test_answer_tells_what_is_left_and_refusal_when_to_come_back(
+async def test_response_has_the_remaining_rate_and_refusal_the_retry_time(
     bus: MemoryBus, verifier: TokenVerifier
 ) -> None:
     async with limited(bus, verifier, address="1/minute") as (_, client):
@@ -309,7 +309,7 @@ async def test_answer_tells_what_is_left_and_refusal_when_to_come_back(
 
 
 @pytest.mark.parametrize("path", ["/v1/nowhere", "/openapi.json", "/docs"])
-async def test_paths_beside_the_contract_count_as_well(
+async def test_paths_beside_the_contract_are_rate_limited(
     path: str, bus: MemoryBus, verifier: TokenVerifier
 ) -> None:
     async with limited(bus, verifier, address="1/minute") as (_, client):
@@ -332,7 +332,7 @@ async def test_handshakes_of_websockets_count_for_the_address(
     assert refused.value.response.headers["Retry-After"] == "60"
 
 
-async def test_tokens_that_are_not_valid_count_for_the_address(
+async def test_requests_with_invalid_tokens_count_for_the_address(
     bus: MemoryBus, verifier: TokenVerifier
 ) -> None:
     bad = {"Authorization": "Bearer x.y.z"}
@@ -349,8 +349,8 @@ async def test_calls_over_rest_and_websocket_count_together_for_a_user(
     async with limited(bus, verifier, user="1/minute") as (app, client):
         first = await client.get("/v1/me", headers={"Authorization": f"Bearer {token}"})
         async with open_socket(app) as socket:
-            await socket.ask({"id": "1", "authenticate": {"accessToken": token}})
-            second = await socket.ask(call)
+            await socket.request({"id": "1", "authenticate": {"accessToken": token}})
+            second = await socket.request(call)
 
     assert first.status_code == 200
     assert second["error"]["reason"] == "RATE_LIMITED"
