@@ -29,17 +29,13 @@ from postbus.kinds.v1 import (
 )
 
 from gateway.app import build_app
-from gateway.caller_revisions import CallerRevisions
-from gateway.event_feed import EventFeed
-from gateway.rates import BoundedStorage, Rates, RateSettings
-from gateway.socket_limits import SocketLimits, SocketQuotas
-from gateway.websocket_connection import Connection, Services
+from gateway.services import Services
+from gateway.websocket_connection import WebSocketConnection
 from shared.bus import MessagePattern, ServiceChannel
 from shared.bus.memory import MemoryBus
 from shared.context import Context, current_context
 from shared.errors import Code, ServiceError
 from shared.identity import TokenVerifier
-from shared.runtime.session_verifier import SessionVerifier
 from shared.runtime.worker import Application, serve
 from tests.sockets import MemorySocket
 
@@ -127,22 +123,13 @@ async def converse(bus: MemoryBus, verifier: TokenVerifier, frames: list[Any]) -
             return answers
 
 
-async def connect(bus: MemoryBus, verifier: TokenVerifier) -> tuple[Connection, MemorySocket]:
+async def connect(
+    bus: MemoryBus, verifier: TokenVerifier
+) -> tuple[WebSocketConnection, MemorySocket]:
     """Open a WebSocket without a network."""
-    limits, socket = SocketLimits(), MemorySocket()
-    sessions = SessionVerifier(bus, verifier)
-    await sessions.run()
-    services = Services(
-        bus=bus,
-        verifier=sessions,
-        feed=EventFeed(bus),
-        revisions=CallerRevisions(bus),
-        rates=Rates(RateSettings(), BoundedStorage()),
-        limits=limits,
-        quotas=SocketQuotas(limits),
-        max_bytes=10_000_000,
-    )
-    return Connection(socket, services), socket
+    services, socket = Services.create(bus, verifier, max_body_bytes=10_000_000), MemorySocket()
+    await services.verifier.run()
+    return WebSocketConnection(socket, services), socket
 
 
 async def call(bus: MemoryBus, verifier: TokenVerifier, token: str, text: str) -> Any:

@@ -1,4 +1,4 @@
-"""The REST interface under attack by schemathesis: what the document says is what happens."""
+"""Random requests by schemathesis: the REST interface behaves as its document describes."""
 
 import asyncio
 import sys
@@ -15,7 +15,7 @@ Unique = Callable[[str], str]
 
 
 @pytest.mark.timeout(180)
-async def test_attacks_by_the_document_find_no_contradiction(
+async def test_schemathesis_finds_no_contradiction_to_the_document(
     system: System, client: httpx.AsyncClient, unique: Unique, tmp_path: Path
 ) -> None:
     alice = await sign_up(client, unique("alice"))
@@ -29,11 +29,11 @@ async def test_attacks_by_the_document_find_no_contradiction(
         "--max-examples=15",
         "--request-timeout=20",
         "--generation-database=none",
-        # They would end the attacker's session, and with it the attack.
+        # These operations would end the session of the test.
         "--exclude-path-regex=^/v1/auth/(logout|sessions)",
         "--exclude-name=DELETE /v1/me",
-        # Rules that no schema can say: a page token of ours, a title that is not taken away.
-        # Schemas show the canonical form; ProtoJSON wants more to be accepted, such as null.
+        # Schemas cannot express all rules, such as a signed page token or a title that must stay,
+        # nor every form that ProtoJSON accepts, such as null.
         "--exclude-checks=positive_data_acceptance,negative_data_rejection",
         cwd=tmp_path,
         stdout=asyncio.subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""What the running gateway does with clients that send too much, or no HTTP at all."""
+"""Requests to the running gateway that are too large, or that are not HTTP."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,8 +11,8 @@ from tests.system import System
 from tests.tokens import TokenMaker
 
 
-async def answer_to(system: System, sent: bytes) -> bytes:
-    """Send raw bytes and return all that comes back until the gateway ends the connection."""
+async def response_to(system: System, sent: bytes) -> bytes:
+    """Send raw bytes and return all bytes that the gateway sends until it closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", system.port)
     writer.write(sent)
     try:
@@ -35,11 +35,11 @@ async def answer_to(system: System, sent: bytes) -> bytes:
 async def test_bad_head_is_a_problem_and_ends_the_connection(
     system: System, sent: bytes, status: int, reason: bytes
 ) -> None:
-    answer = await answer_to(system, sent)
+    response = await response_to(system, sent)
 
-    assert answer.startswith(b"HTTP/1.1 %d " % status)
-    assert b"application/problem+json" in answer
-    assert reason in answer
+    assert response.startswith(b"HTTP/1.1 %d " % status)
+    assert b"application/problem+json" in response
+    assert reason in response
 
 
 async def test_body_beyond_the_limit_is_a_problem(client: httpx.AsyncClient) -> None:
@@ -47,11 +47,11 @@ async def test_body_beyond_the_limit_is_a_problem(client: httpx.AsyncClient) -> 
         for _ in range(48):
             yield b" " * 65536
 
-    answer = await client.post(
+    response = await client.post(
         "/v1/auth/login", content=three_megabytes(), headers={"Content-Type": "application/json"}
     )
 
-    assert (answer.status_code, answer.json()["reason"]) == (413, "BODY_TOO_LARGE")
+    assert (response.status_code, response.json()["reason"]) == (413, "BODY_TOO_LARGE")
 
 
 async def test_settings_of_limits_and_headers_take_effect(

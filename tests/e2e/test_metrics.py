@@ -1,18 +1,18 @@
-"""Metrics of the whole system, at the gateway."""
+"""The metrics of the whole system at the gateway."""
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 
-async def test_gateway_shows_what_every_worker_counts(client: httpx.AsyncClient) -> None:
+async def test_metrics_include_those_of_every_worker(client: httpx.AsyncClient) -> None:
     await client.get("/v1/posts")
     await client.get("/v1/users/nobody")
 
-    answer = await client.get("/metrics")
+    response = await client.get("/metrics")
 
     samples = [
         (sample.name, sample.labels, sample.value)
-        for family in text_string_to_metric_families(answer.text)
+        for family in text_string_to_metric_families(response.text)
         for sample in family.samples
     ]
     workers = {

@@ -1,4 +1,4 @@
-"""The gateway alone: the bus in memory, with a worker that answers what a test wants."""
+"""The gateway alone, with an in-memory bus and a worker whose reply each test sets."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ from shared.wire import decode, encode
 
 
 class Worker:
-    """Answers every method with the same reply, and remembers what it was asked."""
+    """Returns the same reply for every method, and records the requests."""
 
     def __init__(self) -> None:
         self.reply = Reply(payload=b"")
@@ -49,19 +49,19 @@ class Socket:
         """Send a frame."""
         await self.connection.send(json.dumps(frame))
 
-    async def ask(self, frame: dict[str, Any]) -> dict[str, Any]:
-        """Send a frame; return the next that comes."""
+    async def request(self, frame: dict[str, Any]) -> dict[str, Any]:
+        """Send a frame; return the next one that is received."""
         await self.send(frame)
         return await self.frame()
 
     async def frame(self) -> dict[str, Any]:
-        """Return the next frame that comes."""
+        """Return the next frame that is received."""
         async with asyncio.timeout(5):
             frame: dict[str, Any] = json.loads(await self.connection.recv())
         return frame
 
-    async def end(self) -> tuple[int, str]:
-        """Return code and reason with which the gateway closes; frames until then are dropped."""
+    async def closed(self) -> tuple[int, str]:
+        """Return code and reason of the gateway's close frame; frames before it are discarded."""
         async with asyncio.timeout(5):
             with suppress(ConnectionClosed):
                 while True:
@@ -72,7 +72,7 @@ class Socket:
 
 @asynccontextmanager
 async def listening(app: ASGIApp, **options: Any) -> AsyncIterator[int]:
-    """Serve an application with the protocols of the gateway, in this event loop; give the port.
+    """Serve an application with the protocols of the gateway, in this event loop; yield the port.
 
     `options` are uvicorn's.
     """

@@ -1,4 +1,4 @@
-"""Which revision of a caller's account the gateway names in its calls."""
+"""The revision of the caller's account in the calls of the gateway."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ def an_event(message: betterproto.Message) -> Event:
     return Event(id="e", type=kind, subject="alice", time=time, data=encode(message))
 
 
-async def heard(revisions: CallerRevisions, user_id: str, revision: int) -> None:
+async def received(revisions: CallerRevisions, user_id: str, revision: int) -> None:
     async with asyncio.timeout(5):
         while revisions.known(user_id) < revision:  # noqa: ASYNC110  # nothing reports a delivery
             await asyncio.sleep(0)
@@ -39,7 +39,7 @@ def test_highest_revision_is_known() -> None:
     assert (revisions.known("alice"), revisions.known("bob"), revisions.known("")) == (5, 0, 0)
 
 
-def test_user_whose_revision_was_used_longest_ago_is_forgotten_first() -> None:
+def test_least_recently_used_revision_is_dropped_first() -> None:
     revisions = CallerRevisions(MemoryBus())
     revisions.learn("first", 1)
     revisions.learn("second", 1)
@@ -51,7 +51,7 @@ def test_user_whose_revision_was_used_longest_ago_is_forgotten_first() -> None:
     assert (revisions.known("first"), revisions.known("second")) == (1, 0)
 
 
-async def test_changes_that_other_gateways_made_are_learned_from_their_events() -> None:
+async def test_revisions_of_changes_at_other_gateways_are_read_from_events() -> None:
     bus = MemoryBus()
     revisions = CallerRevisions(bus)
     await revisions.run()
@@ -61,11 +61,11 @@ async def test_changes_that_other_gateways_made_are_learned_from_their_events() 
     await bus.publish(Event(id="e", type="postbus.users.v1.FollowChanged", data=b"\xff"))
     await bus.publish(an_event(UserProfileUpdated(user_id="cyd", revision=7)))
 
-    await heard(revisions, "cyd", 7)
+    await received(revisions, "cyd", 7)
     assert (revisions.known("alice"), revisions.known("bob")) == (4, 0)
 
 
-async def test_call_names_the_revision_that_the_reply_to_the_last_change_had(
+async def test_call_has_the_revision_of_the_reply_to_the_last_change(
     gateway: httpx.AsyncClient, worker: Worker, tokens: TokenMaker
 ) -> None:
     alice = {"Authorization": f"Bearer {tokens.token('alice')}"}
@@ -80,7 +80,7 @@ async def test_call_names_the_revision_that_the_reply_to_the_last_change_had(
     assert [request.caller_revision for _, request in worker.requests] == [0, 3, 0, 0]
 
 
-async def test_socket_and_rest_share_what_is_known(
+async def test_socket_and_rest_share_the_known_revisions(
     app: Gateway, gateway: httpx.AsyncClient, worker: Worker, tokens: TokenMaker
 ) -> None:
     token = tokens.token("alice")
@@ -88,9 +88,9 @@ async def test_socket_and_rest_share_what_is_known(
     call = {"method": "postbus.users.v1.UsersService.GetMe", "request": {"@type": kind}}
     worker.reply = Reply(payload=b"", caller_revision=3)
     async with open_socket(app) as socket:
-        await socket.ask({"id": "1", "authenticate": {"accessToken": token}})
-        await socket.ask({"id": "2", "call": call})
+        await socket.request({"id": "1", "authenticate": {"accessToken": token}})
+        await socket.request({"id": "2", "call": call})
         await gateway.get(PATH, headers={"Authorization": f"Bearer {token}"})
-        await socket.ask({"id": "3", "call": call})
+        await socket.request({"id": "3", "call": call})
 
     assert [request.caller_revision for _, request in worker.requests] == [0, 3, 3]

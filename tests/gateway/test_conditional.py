@@ -37,7 +37,7 @@ def headers(tokens: TokenMaker) -> dict[str, str]:
 
 
 def shown(**changes: Any) -> Reply:
-    """A reply with a post, which fits every method that answers with one."""
+    """Return a reply with a post, valid for every method whose response has one."""
     post = Post(id=POST_ID, title="Hi", version=7)
     for name, value in changes.items():
         setattr(post, name, value)
@@ -50,8 +50,8 @@ def worker(worker: Worker) -> Worker:
     return worker
 
 
-def refusal(answer: httpx.Response) -> tuple[int, str]:
-    return answer.status_code, answer.json()["reason"]
+def refusal(response: httpx.Response) -> tuple[int, str]:
+    return response.status_code, response.json()["reason"]
 
 
 def test_etag_is_version_and_hash_of_the_body() -> None:
@@ -70,18 +70,18 @@ def test_etag_is_version_and_hash_of_the_body() -> None:
         ("DELETE", POST, ""),
     ],
 )
-async def test_answer_with_a_version_has_an_etag_that_begins_with_it(
+async def test_etag_of_a_versioned_response_begins_with_the_version(
     gateway: httpx.AsyncClient, headers: dict[str, str], verb: str, path: str, begins: str
 ) -> None:
     body = {"title": "Hi"} if verb in ("PATCH", "POST") else None
 
-    answer = await gateway.request(verb, path, json=body, headers=headers)
+    response = await gateway.request(verb, path, json=body, headers=headers)
 
-    assert answer.is_success
-    assert answer.headers.get("etag", "")[:3] == begins
+    assert response.is_success
+    assert response.headers.get("etag", "")[:3] == begins
 
 
-async def test_etag_of_what_has_no_version_is_a_hash(
+async def test_etag_of_an_unversioned_response_is_a_hash(
     gateway: httpx.AsyncClient, worker: Worker
 ) -> None:
     worker.reply = Reply(payload=encode(ListPostsResponse(total=3)))
@@ -97,13 +97,13 @@ async def test_change_without_a_version_has_no_etag(
 ) -> None:
     worker.reply = Reply(payload=b"")
 
-    answer = await gateway.post("/v1/auth/login", json={"login": "a", "password": "b"})
+    response = await gateway.post("/v1/auth/login", json={"login": "a", "password": "b"})
 
-    assert answer.status_code == 200
-    assert "etag" not in answer.headers
+    assert response.status_code == 200
+    assert "etag" not in response.headers
 
 
-async def test_etag_changes_with_what_does_not_count_as_a_version(
+async def test_etag_changes_with_counters_that_do_not_change_the_version(
     gateway: httpx.AsyncClient, worker: Worker
 ) -> None:
     first = (await gateway.get(POST)).headers["etag"]
@@ -118,25 +118,25 @@ async def test_etag_changes_with_what_does_not_count_as_a_version(
 @pytest.mark.parametrize("known", ["{}", "W/{}", '"other", ,\tW/"x,y" ,{},', "*", " * "])
 @pytest.mark.parametrize("verb", ["GET", "HEAD"])
 @pytest.mark.parametrize("path", [POST, "/v1/tags"])
-async def test_who_has_the_answer_gets_304(
+async def test_matching_etag_gets_304(
     gateway: httpx.AsyncClient, verb: str, path: str, known: str
 ) -> None:
     etag = (await gateway.get(path)).headers["etag"]
 
-    answer = await gateway.request(verb, path, headers={"If-None-Match": known.format(etag)})
+    response = await gateway.request(verb, path, headers={"If-None-Match": known.format(etag)})
 
-    assert answer.status_code == 304
-    assert answer.content == b""
-    assert answer.headers["etag"] == etag
-    assert "content-type" not in answer.headers
+    assert response.status_code == 304
+    assert response.content == b""
+    assert response.headers["etag"] == etag
+    assert "content-type" not in response.headers
 
 
 @pytest.mark.parametrize("known", ['"7"', '"7-0000000000000000"', "7", '"*"', '*, "x"', ""])
-async def test_who_has_another_answer_gets_it_whole(gateway: httpx.AsyncClient, known: str) -> None:
-    answer = await gateway.get(POST, headers={"If-None-Match": known})
+async def test_other_etag_gets_the_full_response(gateway: httpx.AsyncClient, known: str) -> None:
+    response = await gateway.get(POST, headers={"If-None-Match": known})
 
-    assert answer.status_code == 200
-    assert answer.json()["version"] == "7"
+    assert response.status_code == 200
+    assert response.json()["version"] == "7"
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ async def test_who_has_another_answer_gets_it_whole(gateway: httpx.AsyncClient, 
     [("PATCH", POST), ("DELETE", POST), ("POST", "/v1/posts"), ("PATCH", "/v1/me")],
 )
 @pytest.mark.parametrize("tags", ["*", 'W/"other", {}'])
-async def test_change_is_not_made_where_if_none_match_names_what_is_there(
+async def test_change_is_refused_if_if_none_match_contains_the_current_etag(
     gateway: httpx.AsyncClient,
     worker: Worker,
     headers: dict[str, str],
@@ -157,42 +157,42 @@ async def test_change_is_not_made_where_if_none_match_names_what_is_there(
     body = {"title": "Hi"} if verb != "DELETE" and path != "/v1/me" else None
     sent = headers | {"If-None-Match": tags.format(etag)}
 
-    answer = await gateway.request(verb, path, json=body, headers=sent)
+    response = await gateway.request(verb, path, json=body, headers=sent)
 
-    assert refusal(answer) == (412, "ALREADY_THERE")
-    assert answer.json()["outcome"] == "NO_EFFECT"
+    assert refusal(response) == (412, "ALREADY_THERE")
+    assert response.json()["outcome"] == "NO_EFFECT"
     [(route, request)] = worker.requests
     assert route in READS
     assert f"Bearer {request.access_token}" == headers["Authorization"]
 
 
 @pytest.mark.parametrize("tags", ['"other"', "nonsense", ""])
-async def test_change_is_made_where_if_none_match_names_something_else(
+async def test_change_is_made_if_if_none_match_contains_another_etag(
     gateway: httpx.AsyncClient, headers: dict[str, str], tags: str
 ) -> None:
     sent = headers | {"If-None-Match": tags}
 
-    answer = await gateway.patch(POST, json={"title": "Hi"}, headers=sent)
+    response = await gateway.patch(POST, json={"title": "Hi"}, headers=sent)
 
-    assert answer.status_code == 200
+    assert response.status_code == 200
 
 
-async def test_change_is_made_where_nothing_can_be_read(
+async def test_change_of_an_unreadable_resource_ignores_if_none_match(
     gateway: httpx.AsyncClient, headers: dict[str, str]
 ) -> None:
-    answer = await gateway.put(LIKE, headers=headers | {"If-None-Match": "*"})
+    response = await gateway.put(LIKE, headers=headers | {"If-None-Match": "*"})
 
-    assert answer.status_code == 200
+    assert response.status_code == 200
 
 
-async def test_change_of_what_is_not_there_is_left_to_its_worker(
+async def test_change_of_a_missing_resource_is_refused_by_its_worker(
     gateway: httpx.AsyncClient, worker: Worker, headers: dict[str, str]
 ) -> None:
     worker.reply = Reply(error=Error(code=Code.try_value(Code.NOT_FOUND), reason="POST_NOT_FOUND"))
 
-    answer = await gateway.delete(POST, headers=headers | {"If-None-Match": "*"})
+    response = await gateway.delete(POST, headers=headers | {"If-None-Match": "*"})
 
-    assert refusal(answer) == (404, "POST_NOT_FOUND")
+    assert refusal(response) == (404, "POST_NOT_FOUND")
     assert [route.rpartition(".")[2] for route, _ in worker.requests] == ["GetPost", "DeletePost"]
 
 
@@ -209,7 +209,7 @@ async def test_change_of_what_is_not_there_is_left_to_its_worker(
         ('"9223372036854775807"', 2**63 - 1),
     ],
 )
-async def test_change_expects_the_version_that_if_match_names(
+async def test_change_expects_the_version_in_if_match(
     gateway: httpx.AsyncClient,
     worker: Worker,
     headers: dict[str, str],
@@ -257,21 +257,21 @@ async def test_tag_without_a_version_matches_nothing(
 
 
 @pytest.mark.parametrize("value", ['W/"7"', f'W/"7-{HASH}"', '"foreign", W/"7"'])
-async def test_weak_tag_is_refused_with_advice(
+async def test_refusal_of_a_weak_tag_names_the_valid_forms(
     gateway: httpx.AsyncClient, headers: dict[str, str], value: str
 ) -> None:
     """A compressing proxy makes tags weak, and to read the post again would not help."""
-    answer = await gateway.delete(POST, headers=headers | {"If-Match": value})
+    response = await gateway.delete(POST, headers=headers | {"If-Match": value})
 
-    assert refusal(answer) == (412, "VERSION_MISMATCH")
-    assert answer.json()["detail"] == (
+    assert refusal(response) == (412, "VERSION_MISMATCH")
+    assert response.json()["detail"] == (
         "If-Match compares strongly, and a weak tag (W/) never matches: send the ETag without W/,"
         ' or "<version>".'
     )
 
 
 @pytest.mark.parametrize("value", ["", ",", "7", '"7', '7"', '"7" "8"', '"7"; x', '*, "7"', "w/7"])
-async def test_if_match_that_is_no_list_of_tags_is_refused(
+async def test_malformed_if_match_is_refused(
     gateway: httpx.AsyncClient, worker: Worker, headers: dict[str, str], value: str
 ) -> None:
     sent = headers | {"If-Match": value}
@@ -283,21 +283,21 @@ async def test_if_match_that_is_no_list_of_tags_is_refused(
     assert worker.requests == []
 
 
-async def test_change_of_one_version_out_of_several_is_refused(
+async def test_if_match_of_a_change_with_several_versions_is_refused(
     gateway: httpx.AsyncClient, worker: Worker, headers: dict[str, str]
 ) -> None:
     several = [*headers.items(), ("If-Match", '"7-a"'), ("If-Match", '"8-a"')]
 
-    answer = await gateway.delete(POST, headers=several)
+    response = await gateway.delete(POST, headers=several)
 
-    assert refusal(answer) == (400, "IF_MATCH_INVALID")
-    assert answer.json()["detail"] == "If-Match names several versions: name one."
+    assert refusal(response) == (400, "IF_MATCH_INVALID")
+    assert response.json()["detail"] == "If-Match has several versions: send one."
     assert worker.requests == []
 
 
 @pytest.mark.parametrize(("verb", "path"), [("PUT", LIKE), ("POST", "/v1/posts")])
 @pytest.mark.parametrize("value", ['"7"', "*", "nonsense"])
-async def test_change_that_compares_no_version_refuses_if_match(
+async def test_if_match_is_refused_by_a_change_without_an_expected_version(
     gateway: httpx.AsyncClient,
     worker: Worker,
     headers: dict[str, str],
@@ -307,13 +307,13 @@ async def test_change_that_compares_no_version_refuses_if_match(
 ) -> None:
     body = {"title": "Hi"} if verb == "POST" else None
 
-    answer = await gateway.request(verb, path, json=body, headers=headers | {"If-Match": value})
+    response = await gateway.request(verb, path, json=body, headers=headers | {"If-Match": value})
 
-    assert refusal(answer) == (400, "IF_MATCH_UNSUPPORTED")
+    assert refusal(response) == (400, "IF_MATCH_UNSUPPORTED")
     assert worker.requests == []
 
 
-async def test_reading_compares_the_versions_of_if_match_with_its_answer(
+async def test_if_match_of_a_read_is_compared_with_the_version_of_the_response(
     gateway: httpx.AsyncClient,
 ) -> None:
     same = await gateway.get(POST, headers={"If-Match": '"6", "7-anything"'})
@@ -326,45 +326,45 @@ async def test_reading_compares_the_versions_of_if_match_with_its_answer(
 
 
 @pytest.mark.parametrize("value", ['"7"', "nonsense"])
-async def test_reading_what_has_no_version_ignores_if_match(
+async def test_if_match_of_an_unversioned_read_is_ignored(
     gateway: httpx.AsyncClient, value: str
 ) -> None:
-    answer = await gateway.get("/v1/posts", headers={"If-Match": value})
+    response = await gateway.get("/v1/posts", headers={"If-Match": value})
 
-    assert answer.status_code == 200
+    assert response.status_code == 200
 
 
 @pytest.mark.parametrize("name", ["expectedVersion", "expected_version"])
-async def test_expected_version_is_no_parameter_and_no_member(
+async def test_expected_version_in_query_or_body_is_refused(
     gateway: httpx.AsyncClient, worker: Worker, headers: dict[str, str], name: str
 ) -> None:
     body = {"title": "Hi"}
 
-    answers = [
+    responses = [
         await gateway.delete(f"{POST}?{name}=7", headers=headers),
         await gateway.patch(f"{POST}?{name}=7", json=body, headers=headers),
         await gateway.patch(POST, json=body | {name: "7"}, headers=headers),
     ]
 
-    for answer in answers:
-        assert refusal(answer) == (422, "INVALID_FIELDS")
-        assert [each["field"] for each in answer.json()["violations"]] == [name]
+    for response in responses:
+        assert refusal(response) == (422, "INVALID_FIELDS")
+        assert [each["field"] for each in response.json()["violations"]] == [name]
     assert worker.requests == []
 
 
-async def test_version_that_the_worker_finds_stale_is_412(
+async def test_version_mismatch_at_the_worker_is_412(
     gateway: httpx.AsyncClient, worker: Worker, headers: dict[str, str]
 ) -> None:
     code = Code.try_value(Code.FAILED_PRECONDITION)
     worker.reply = Reply(error=Error(code=code, reason="VERSION_MISMATCH"))
 
-    answer = await gateway.delete(POST, headers=headers | {"If-Match": '"7"'})
+    response = await gateway.delete(POST, headers=headers | {"If-Match": '"7"'})
 
-    assert refusal(answer) == (412, "VERSION_MISMATCH")
+    assert refusal(response) == (412, "VERSION_MISMATCH")
 
 
 @pytest.mark.parametrize("path", [POST, "/v1/posts"])
-async def test_answer_that_was_given_before_says_so(
+async def test_replayed_response_has_the_replay_header(
     gateway: httpx.AsyncClient, worker: Worker, headers: dict[str, str], path: str
 ) -> None:
     sent = headers | {"Idempotency-Key": "key-1"}
@@ -381,7 +381,7 @@ async def test_answer_that_was_given_before_says_so(
     assert again.content == first.content
 
 
-async def test_operation_that_is_still_running_is_to_be_asked_for_again(
+async def test_running_operation_is_409_with_a_retry_hint(
     gateway: httpx.AsyncClient, worker: Worker, headers: dict[str, str]
 ) -> None:
     worker.reply = Reply(
@@ -392,10 +392,10 @@ async def test_operation_that_is_still_running_is_to_be_asked_for_again(
         )
     )
 
-    answer = await gateway.post("/v1/posts", json={"title": "Hi"}, headers=headers)
+    response = await gateway.post("/v1/posts", json={"title": "Hi"}, headers=headers)
 
-    assert refusal(answer) == (409, "OPERATION_RUNNING")
-    assert answer.headers["retry-after"] == "1"
+    assert refusal(response) == (409, "OPERATION_RUNNING")
+    assert response.headers["retry-after"] == "1"
 
 
 @pytest.mark.parametrize(
@@ -408,7 +408,7 @@ async def test_operation_that_is_still_running_is_to_be_asked_for_again(
         ("POST", "/v1/auth/login", 200, "no-store"),
     ],
 )
-async def test_answer_says_whose_it_is_and_how_it_may_be_kept(
+async def test_response_has_vary_and_cache_control(
     gateway: httpx.AsyncClient,
     headers: dict[str, str],
     verb: str,
@@ -418,26 +418,26 @@ async def test_answer_says_whose_it_is_and_how_it_may_be_kept(
 ) -> None:
     body = {"login": "a", "password": "b"} if verb == "POST" else None
 
-    answer = await gateway.request(verb, path, json=body, headers=headers)
+    response = await gateway.request(verb, path, json=body, headers=headers)
 
-    assert answer.status_code == status
-    assert answer.headers["vary"] == "Authorization"
-    assert answer.headers["cache-control"] == kept
-
-
-async def test_304_says_whose_it_is_and_how_it_may_be_kept(gateway: httpx.AsyncClient) -> None:
-    answer = await gateway.get(POST, headers={"If-None-Match": "*"})
-
-    assert answer.status_code == 304
-    assert answer.headers["vary"] == "Authorization"
-    assert answer.headers["cache-control"] == "no-cache"
+    assert response.status_code == status
+    assert response.headers["vary"] == "Authorization"
+    assert response.headers["cache-control"] == kept
 
 
-async def test_error_of_a_worker_is_not_kept(gateway: httpx.AsyncClient, worker: Worker) -> None:
+async def test_304_has_vary_and_cache_control(gateway: httpx.AsyncClient) -> None:
+    response = await gateway.get(POST, headers={"If-None-Match": "*"})
+
+    assert response.status_code == 304
+    assert response.headers["vary"] == "Authorization"
+    assert response.headers["cache-control"] == "no-cache"
+
+
+async def test_error_of_a_worker_is_not_cached(gateway: httpx.AsyncClient, worker: Worker) -> None:
     worker.reply = Reply(error=Error(code=Code.try_value(Code.NOT_FOUND), reason="POST_NOT_FOUND"))
 
-    answer = await gateway.get(POST)
+    response = await gateway.get(POST)
 
-    assert answer.status_code == 404
-    assert answer.headers["cache-control"] == "no-store"
-    assert "etag" not in answer.headers
+    assert response.status_code == 404
+    assert response.headers["cache-control"] == "no-store"
+    assert "etag" not in response.headers

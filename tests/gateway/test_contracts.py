@@ -1,4 +1,4 @@
-"""What the gateway publishes of the contracts: documents, the page about them, viewers."""
+"""The published contracts: documents, the page that lists them, viewers."""
 
 import base64
 import hashlib
@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from gateway.app import build_app
-from gateway.published_contracts import publication_routes
+from gateway.documentation_routes import documentation_routes
 from shared.bus.memory import MemoryBus
 from shared.identity import TokenVerifier
 
@@ -26,7 +26,7 @@ PAGES = ["/contracts", "/docs", "/docs/events"]
 
 
 class References(HTMLParser):
-    """Collects what a page links to and loads."""
+    """Collects the URLs that a page links to or loads."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -41,17 +41,17 @@ class References(HTMLParser):
 async def test_documents_are_the_generated_files(gateway: httpx.AsyncClient, path: str) -> None:
     name, media_type = DOCUMENTS[path]
 
-    answer = await gateway.get(path)
+    response = await gateway.get(path)
 
-    assert answer.status_code == 200
-    assert answer.content == files("postbus").joinpath(name).read_bytes()
-    assert answer.headers["content-type"] == media_type
-    assert answer.headers["x-content-type-options"] == "nosniff"
-    assert answer.headers["cache-control"] == "no-cache"
+    assert response.status_code == 200
+    assert response.content == files("postbus").joinpath(name).read_bytes()
+    assert response.headers["content-type"] == media_type
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["cache-control"] == "no-cache"
 
 
 @pytest.mark.parametrize("path", ["/openapi.json", "/docs", "/docs/swagger-ui-bundle.js"])
-async def test_document_is_compressed_for_clients_that_take_it(
+async def test_document_is_compressed_for_clients_that_accept_it(
     gateway: httpx.AsyncClient, path: str
 ) -> None:
     plain = await gateway.get(path, headers={"Accept-Encoding": "identity"})
@@ -63,8 +63,8 @@ async def test_document_is_compressed_for_clients_that_take_it(
     assert int(packed.headers["content-length"]) < len(plain.content)
     assert packed.headers["etag"] != plain.headers["etag"]
     assert "Accept-Encoding" in packed.headers["vary"] == plain.headers["vary"]
-    for answer, coding in ((plain, "identity"), (packed, "gzip")):
-        known = {"If-None-Match": answer.headers["etag"], "Accept-Encoding": coding}
+    for response, coding in ((plain, "identity"), (packed, "gzip")):
+        known = {"If-None-Match": response.headers["etag"], "Accept-Encoding": coding}
         assert (await gateway.get(path, headers=known)).status_code == 304
 
 
@@ -72,19 +72,19 @@ async def test_document_is_compressed_for_clients_that_take_it(
 async def test_document_is_not_compressed_for_other_clients(
     gateway: httpx.AsyncClient, coding: str
 ) -> None:
-    answer = await gateway.get("/openapi.json", headers={"Accept-Encoding": coding})
+    response = await gateway.get("/openapi.json", headers={"Accept-Encoding": coding})
 
-    assert "content-encoding" not in answer.headers
+    assert "content-encoding" not in response.headers
 
 
 def test_document_is_compressed_once_for_the_process() -> None:
-    first, second = publication_routes(), publication_routes()
+    first, second = documentation_routes(), documentation_routes()
 
     assert [each.endpoint for each in first] == [each.endpoint for each in second]
 
 
 @pytest.mark.parametrize("page", ["/docs", "/docs/events"])
-async def test_pages_load_their_parts_by_names_that_may_be_kept(
+async def test_pages_load_their_assets_by_cacheable_urls(
     gateway: httpx.AsyncClient, page: str
 ) -> None:
     found = References((await gateway.get(page)).text).found
@@ -92,14 +92,16 @@ async def test_pages_load_their_parts_by_names_that_may_be_kept(
 
     assert loaded
     for reference in loaded:
-        answer = await gateway.get(urljoin(page, reference))
-        assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"
+        response = await gateway.get(urljoin(page, reference))
+        assert response.headers["cache-control"] == "public, max-age=31536000, immutable"
         unknown = await gateway.get(urljoin(page, reference.partition("?")[0] + "?v=other"))
         assert unknown.headers["cache-control"] == "no-cache"
 
 
 @pytest.mark.parametrize("path", ["/contracts/descriptor.binpb", "/contracts/protos.zip"])
-async def test_binary_documents_are_saved_by_name(gateway: httpx.AsyncClient, path: str) -> None:
+async def test_binary_documents_are_saved_under_their_name(
+    gateway: httpx.AsyncClient, path: str
+) -> None:
     disposition = (await gateway.get(path)).headers["content-disposition"]
 
     assert disposition == f'attachment; filename="{path.rpartition("/")[2]}"'
@@ -107,33 +109,37 @@ async def test_binary_documents_are_saved_by_name(gateway: httpx.AsyncClient, pa
 
 @pytest.mark.parametrize("path", [*DOCUMENTS, *PAGES, "/docs/swagger-ui-bundle.js"])
 @pytest.mark.parametrize("known", ["{}", "W/{}", '"old, one", W/"other", {}', " * "])
-async def test_who_has_it_gets_304(gateway: httpx.AsyncClient, path: str, known: str) -> None:
+async def test_matching_etag_of_a_document_gets_304(
+    gateway: httpx.AsyncClient, path: str, known: str
+) -> None:
     etag = (await gateway.get(path)).headers["etag"]
 
-    answer = await gateway.get(path, headers={"If-None-Match": known.format(etag)})
+    response = await gateway.get(path, headers={"If-None-Match": known.format(etag)})
 
-    assert answer.status_code == 304
-    assert answer.content == b""
-    assert answer.headers["etag"] == etag
-    assert answer.headers["cache-control"] == "no-cache"
+    assert response.status_code == 304
+    assert response.content == b""
+    assert response.headers["etag"] == etag
+    assert response.headers["cache-control"] == "no-cache"
 
 
 @pytest.mark.parametrize("known", ['"other"', 'W/"other"', "", '"*"', "bare"])
-async def test_who_has_another_gets_it_whole(gateway: httpx.AsyncClient, known: str) -> None:
-    answer = await gateway.get("/openapi.json", headers={"If-None-Match": known})
+async def test_other_etag_of_a_document_gets_the_full_response(
+    gateway: httpx.AsyncClient, known: str
+) -> None:
+    response = await gateway.get("/openapi.json", headers={"If-None-Match": known})
 
-    assert answer.status_code == 200
-    assert answer.json()["openapi"] == "3.1.0"
+    assert response.status_code == 200
+    assert response.json()["openapi"] == "3.1.0"
 
 
-async def test_etags_may_come_in_several_headers(gateway: httpx.AsyncClient) -> None:
+async def test_if_none_match_may_be_repeated(gateway: httpx.AsyncClient) -> None:
     etag = (await gateway.get("/openapi.json")).headers["etag"]
     headers = [("If-None-Match", '"other"'), ("If-None-Match", etag)]
 
     assert (await gateway.get("/openapi.json", headers=headers)).status_code == 304
 
 
-async def test_etags_tell_documents_apart(gateway: httpx.AsyncClient) -> None:
+async def test_etags_of_documents_differ(gateway: httpx.AsyncClient) -> None:
     etags = {(await gateway.get(path)).headers["etag"] for path in [*DOCUMENTS, *PAGES]}
 
     assert len(etags) == len(DOCUMENTS) + len(PAGES)
@@ -152,12 +158,14 @@ async def test_etag_is_the_same_at_every_gateway(
 
 
 @pytest.mark.parametrize("path", [*DOCUMENTS, *PAGES])
-async def test_head_tells_the_same_without_the_body(gateway: httpx.AsyncClient, path: str) -> None:
-    answer = await gateway.head(path)
+async def test_head_has_the_headers_of_get_without_the_body(
+    gateway: httpx.AsyncClient, path: str
+) -> None:
+    response = await gateway.head(path)
 
-    assert answer.status_code == 200
-    assert answer.content == b""
-    assert answer.headers == (await gateway.get(path)).headers
+    assert response.status_code == 200
+    assert response.content == b""
+    assert response.headers == (await gateway.get(path)).headers
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -216,11 +224,11 @@ async def test_security_contact_is_published_where_it_is_set(
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url="http://gateway"
     ) as client:
-        answer = await client.get("/.well-known/security.txt")
+        response = await client.get("/.well-known/security.txt")
 
     assert (await gateway.get("/.well-known/security.txt")).status_code == 404
-    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
-    lines = dict(line.split(": ", 1) for line in answer.text.splitlines())
+    assert response.headers["content-type"] == "text/plain; charset=utf-8"
+    lines = dict(line.split(": ", 1) for line in response.text.splitlines())
     assert lines.keys() == {"Contact", "Expires"}
     assert lines["Contact"] == contact
     left = datetime.fromisoformat(lines["Expires"]) - datetime.now(UTC)
@@ -228,9 +236,9 @@ async def test_security_contact_is_published_where_it_is_set(
 
 
 async def test_root_leads_to_the_documentation(gateway: httpx.AsyncClient) -> None:
-    answer = await gateway.get("/")
+    response = await gateway.get("/")
 
-    assert (answer.status_code, answer.headers["location"]) == (307, "/docs")
+    assert (response.status_code, response.headers["location"]) == (307, "/docs")
 
 
 async def test_viewer_keeps_no_access_token(gateway: httpx.AsyncClient) -> None:

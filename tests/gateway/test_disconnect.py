@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from structlog.testing import capture_logs
 
 from gateway.app import build_app
-from gateway.streaming import StreamAnswer
+from gateway.streaming import NdjsonResponse
 from gateway.transcoding import Transcoder
 from postbus.bus.v1 import Reply
 from postbus.posts.v1 import ListPostsResponse
@@ -37,7 +37,7 @@ SCOPE = {
 }
 
 
-async def test_client_that_leaves_ends_its_call(verifier: TokenVerifier) -> None:
+async def test_disconnect_cancels_the_call(verifier: TokenVerifier) -> None:
     begun, ended = asyncio.Event(), asyncio.Event()
 
     async def handler(_route: str, _body: bytes) -> bytes:
@@ -68,8 +68,8 @@ async def test_client_that_leaves_ends_its_call(verifier: TokenVerifier) -> None
     assert sent == []
 
 
-async def test_request_leaves_nothing_for_the_garbage_collector(verifier: TokenVerifier) -> None:
-    """Else it would stop the process a few times a second, for longer than a request takes."""
+async def test_request_creates_no_garbage_cycles(verifier: TokenVerifier) -> None:
+    """The collector would stop the process several times a second, longer than a request."""
 
     async def handler(_route: str, _body: bytes) -> bytes:
         return encode(Reply(payload=b""))
@@ -93,16 +93,16 @@ async def test_request_leaves_nothing_for_the_garbage_collector(verifier: TokenV
     try:
         for _ in range(100):
             await app(dict(SCOPE), receive, send)
-        left = gc.collect()
+        unreachable = gc.collect()
     finally:
         gc.enable()
 
     assert statuses == [200] * 101
-    assert left < 100
+    assert unreachable < 100
 
 
 async def test_short_call_is_not_watched(verifier: TokenVerifier) -> None:
-    """To watch a client takes a task, which costs more than the rest of the endpoint."""
+    """The task that watches a client costs more than the rest of the endpoint."""
 
     async def handler(_route: str, _body: bytes) -> bytes:
         return encode(Reply(payload=b""))
@@ -126,7 +126,7 @@ async def test_short_call_is_not_watched(verifier: TokenVerifier) -> None:
     assert received == 0
 
 
-async def test_client_that_leaves_a_stream_ends_it() -> None:
+async def test_disconnect_during_a_stream_cancels_it() -> None:
     method = METHODS["postbus.posts.v1.PostsService.ListPosts"]
     gone, ended = asyncio.Event(), asyncio.Event()
 
@@ -149,18 +149,18 @@ async def test_client_that_leaves_a_stream_ends_it() -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    answer = await StreamAnswer.begin(
+    response = await NdjsonResponse.begin(
         payloads(), Transcoder(method, method.http[0]), "trace", receive
     )
     with pytest.raises(ClientDisconnect):
         async with asyncio.timeout(5):
-            await answer.send(receive, send)
+            await response.send(receive, send)
 
     assert ended.is_set()
     assert [b'"total":' in message["body"] for message in sent[1:]] == [True] * 4
 
 
-async def test_client_that_leaves_before_a_stream_begins_ends_it() -> None:
+async def test_disconnect_before_the_first_message_cancels_the_stream() -> None:
     method = METHODS["postbus.posts.v1.PostsService.ListPosts"]
     ended = asyncio.Event()
 
@@ -177,12 +177,14 @@ async def test_client_that_leaves_before_a_stream_begins_ends_it() -> None:
     transcoder = Transcoder(method, method.http[0])
     with pytest.raises(ClientDisconnect):
         async with asyncio.timeout(5):
-            await StreamAnswer.begin(payloads(), transcoder, "trace", receive)
+            await NdjsonResponse.begin(payloads(), transcoder, "trace", receive)
 
     assert ended.is_set()
 
 
-async def test_server_that_stops_answers_the_calls_it_ends(verifier: TokenVerifier) -> None:
+async def test_call_that_is_cancelled_by_the_server_shutdown_is_a_503(
+    verifier: TokenVerifier,
+) -> None:
     begun = asyncio.Event()
 
     async def handler(_route: str, _body: bytes) -> bytes:
@@ -216,7 +218,7 @@ async def test_server_that_stops_answers_the_calls_it_ends(verifier: TokenVerifi
 
 @pytest.mark.parametrize("path", ["/v1/posts", "/docs/swagger-ui-bundle.js", "/v1/none"])
 @pytest.mark.parametrize("error", [OSError("gone"), RuntimeError("the handler is closed")])
-async def test_client_that_leaves_its_answer_is_no_failure(
+async def test_disconnect_during_the_response_is_not_logged_as_a_failure(
     verifier: TokenVerifier, path: str, error: Exception
 ) -> None:
     async def handler(_route: str, _body: bytes) -> bytes:
@@ -245,9 +247,9 @@ async def test_unexpected_failure_is_one_line_of_the_log(verifier: TokenVerifier
     transport = httpx.ASGITransport(build_app(Bus(), verifier, max_body_bytes=10_000))
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
         with capture_logs() as logs:
-            answers = [await client.get("/v1/posts") for _ in range(2)]
+            responses = [await client.get("/v1/posts") for _ in range(2)]
 
-    assert [each.status_code for each in answers] == [500, 500]
+    assert [each.status_code for each in responses] == [500, 500]
     assert [each["event"] for each in logs] == ["request.failed"] * 2
-    assert logs[0]["trace_id"] == answers[0].headers["trace-id"]
-    assert "connection" not in answers[0].headers
+    assert logs[0]["trace_id"] == responses[0].headers["trace-id"]
+    assert "connection" not in responses[0].headers

@@ -1,4 +1,4 @@
-"""Events on their way from the bus to WebSockets."""
+"""Delivery of events from the bus to WebSockets."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ OTHER_TYPE = "postbus.posts.v1.PostCreated"
 
 
 class Listener:
-    """Keeps the deliveries that it gets."""
+    """Records its deliveries."""
 
     def __init__(self) -> None:
         self.deliveries: asyncio.Queue[bytes] = asyncio.Queue()
@@ -43,10 +43,10 @@ async def running_feed(bus: MemoryBus) -> EventFeed:
     return feed
 
 
-async def test_an_event_that_json_cannot_say_stops_no_other() -> None:
+async def test_event_without_a_json_form_does_not_stop_later_events() -> None:
     bus, listener = MemoryBus(), Listener()
     feed = await running_feed(bus)
-    feed.listen(OTHER_TYPE, listener, user_id="alice")
+    feed.subscribe(OTHER_TYPE, listener, user_id="alice")
     hostile: Any = message_class(OTHER_TYPE)()
     hostile.post.created_at.nanos = 2_000_000_000
 
@@ -60,7 +60,7 @@ async def test_event_is_written_to_json_once_for_all_listeners() -> None:
     bus, listeners = MemoryBus(), [Listener() for _ in range(3)]
     feed = await running_feed(bus)
     for listener in listeners:
-        feed.listen(TYPE, listener, user_id="alice")
+        feed.subscribe(TYPE, listener, user_id="alice")
 
     await bus.publish(event("e"))
 
@@ -69,11 +69,11 @@ async def test_event_is_written_to_json_once_for_all_listeners() -> None:
     assert all(each is deliveries[0] for each in deliveries)
 
 
-async def test_event_loop_has_turns_while_an_event_goes_to_many_listeners() -> None:
+async def test_other_tasks_run_during_the_delivery_to_many_listeners() -> None:
     bus, listeners = MemoryBus(), [Listener() for _ in range(1000)]
     feed = await running_feed(bus)
     for listener in listeners:
-        feed.listen(TYPE, listener, user_id="alice")
+        feed.subscribe(TYPE, listener, user_id="alice")
 
     await bus.publish(event("e"))
     async with asyncio.timeout(5):
@@ -84,29 +84,29 @@ async def test_event_loop_has_turns_while_an_event_goes_to_many_listeners() -> N
     assert delivered <= 200
 
 
-async def test_later_event_of_another_type_overtakes_no_event_that_is_delivered_in_slices() -> None:
+async def test_events_of_different_types_keep_their_order_during_slices() -> None:
     bus, listeners = MemoryBus(), [Listener() for _ in range(250)]
     feed = await running_feed(bus)
     for listener in listeners:
-        feed.listen(TYPE, listener, user_id="alice")
-    feed.listen(OTHER_TYPE, listeners[-1], user_id="alice")
+        feed.subscribe(TYPE, listener, user_id="alice")
+    feed.subscribe(OTHER_TYPE, listeners[-1], user_id="alice")
     bodies = [encode(event("first")), encode(event("second", OTHER_TYPE))]
 
-    await asyncio.gather(*(feed._deliver(body) for body in bodies))
+    await asyncio.gather(*(feed._on_event(body) for body in bodies))
 
     assert [await listeners[-1].next_id() for _ in bodies] == ["first", "second"]
 
 
-async def test_listener_that_is_ignored_meanwhile_gets_nothing_more() -> None:
+async def test_listener_that_unsubscribes_during_a_delivery_gets_no_further_event() -> None:
     bus, listeners = MemoryBus(), [Listener() for _ in range(150)]
     feed = await running_feed(bus)
     for listener in listeners:
-        feed.listen(TYPE, listener, user_id="alice")
+        feed.subscribe(TYPE, listener, user_id="alice")
 
     await bus.publish(event("e"))
     async with asyncio.timeout(5):
         await listeners[0].deliveries.get()
-    feed.ignore(listeners[-1])
+    feed.unsubscribe(listeners[-1])
     await listeners[-2].next_id()
 
     assert listeners[-1].deliveries.empty()

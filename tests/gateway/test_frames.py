@@ -1,4 +1,4 @@
-"""Frames of the WebSocket as JSON: the writer agrees with google's JSON, errors are bounded."""
+"""Frames of the WebSocket as JSON: equal to json_format's, with bounded errors."""
 
 import json
 from typing import Any
@@ -9,7 +9,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 
 from gateway.event_feed import CLIENT_EVENTS
 from gateway.websocket_frames import (
-    ClientFrame,
+    CallFrame,
     error_frame,
     event_prefix,
     frame_id,
@@ -25,13 +25,15 @@ CREATE = "postbus.posts.v1.PostsService.CreatePost"
 WRITTEN = sorted({method.response_name for method in METHODS.values()} | CLIENT_EVENTS.keys())
 
 
-def read(document: dict[str, Any]) -> ClientFrame:
-    """Read a frame as a socket does."""
-    return read_client_frame(document, json.dumps(document).encode())
+def read_call(document: dict[str, Any]) -> CallFrame:
+    """Return the frame of a call, read as a socket reads it."""
+    frame = read_client_frame(document, json.dumps(document).encode())
+    assert isinstance(frame, CallFrame)
+    return frame
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_message_is_written_as_google_writes_it_in_any(name: str) -> None:
+def test_packed_message_equals_the_json_of_any(name: str) -> None:
     message: Any = message_class(name)()
     for field in message.DESCRIPTOR.fields:
         if field.message_type is not None and not field.is_repeated:
@@ -54,12 +56,12 @@ def test_error_frame_has_at_most_20_violations() -> None:
     assert [each["field"] for each in frame["error"]["violations"]] == [f"f{i}" for i in range(20)]
 
 
-def test_echoed_id_is_cut() -> None:
+def test_echoed_id_is_truncated() -> None:
     assert frame_id({"id": "x" * 2**20}) == "x" * 64
     assert frame_id({"id": 5}) == frame_id([]) == ""
 
 
-def test_event_is_a_valid_frame_whatever_its_subscription_is_called() -> None:
+def test_event_frame_is_valid_json_for_any_subscription_id() -> None:
     frame = event_prefix('"\\\n') + b'{"eventId":"e"}' + b"}"
 
     assert json.loads(frame) == {"id": '"\\\n', "event": {"eventId": "e"}}
@@ -77,18 +79,18 @@ def test_event_is_a_valid_frame_whatever_its_subscription_is_called() -> None:
         ({"method": "postbus.bus.v1.HealthService.Check"}, "UNKNOWN_METHOD"),
     ],
 )
-def test_call_that_breaks_a_rule_is_refused(call: dict[str, Any], reason: str) -> None:
+def test_invalid_call_is_refused_with_its_reason(call: dict[str, Any], reason: str) -> None:
     with pytest.raises(ServiceError) as refused:
-        read({"id": "1", "call": call})
+        read_call({"id": "1", "call": call})
 
     assert refused.value.reason == reason
 
 
-def test_type_of_a_request_may_be_given_or_left_out() -> None:
+def test_type_of_a_request_is_optional() -> None:
     typed = {"@type": "type.googleapis.com/postbus.posts.v1.CreatePostRequest", "title": "x"}
 
-    with_type = read({"id": "1", "call": {"method": CREATE, "request": typed}})
-    without = read({"id": "1", "call": {"method": CREATE, "request": {"title": "x"}}})
+    with_type = read_call({"id": "1", "call": {"method": CREATE, "request": typed}})
+    without = read_call({"id": "1", "call": {"method": CREATE, "request": {"title": "x"}}})
 
     assert with_type.request == without.request
     assert typed["@type"]

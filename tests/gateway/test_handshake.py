@@ -1,4 +1,4 @@
-"""Handshakes of the WebSocket that are refused, and OPTIONS for the server, over raw sockets."""
+"""Refused WebSocket handshakes, and OPTIONS for the server, over raw sockets."""
 
 import asyncio
 import json
@@ -35,8 +35,8 @@ async def port(bus: MemoryBus, verifier: TokenVerifier) -> AsyncIterator[int]:
         yield port
 
 
-async def answer_to(port: int, sent: bytes) -> tuple[int, dict[str, str], bytes]:
-    """Return status, fields and body of the answer to a request; no body if it is accepted."""
+async def response_to(port: int, sent: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Return status, fields and body of the response to a request; no body if it is accepted."""
     async with asyncio.timeout(10):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(sent)
@@ -172,7 +172,7 @@ async def test_refused_handshake_is_answered_with_a_problem(
     fields: list[tuple[str, str]],
     expected: tuple[int, str],
 ) -> None:
-    status, answered, body = await answer_to(port, handshake(line, fields))
+    status, answered, body = await response_to(port, handshake(line, fields))
 
     assert answered["content-type"] == "application/problem+json"
     assert answered["x-content-type-options"] == "nosniff"
@@ -195,16 +195,16 @@ async def test_refused_handshake_is_answered_with_a_problem(
     ],
 )
 async def test_valid_handshake_is_accepted(port: int, fields: list[tuple[str, str]]) -> None:
-    status, _, _ = await answer_to(port, handshake(LINE, fields))
+    status, _, _ = await response_to(port, handshake(LINE, fields))
 
     assert status == 101
 
 
 @pytest.mark.parametrize("target", ["*", "/v1/posts"])
-async def test_options_names_the_methods(port: int, target: str) -> None:
+async def test_options_lists_the_methods(port: int, target: str) -> None:
     sent = handshake(f"OPTIONS {target} HTTP/1.1", [("Host", "gateway")])
 
-    status, fields, body = await answer_to(port, sent)
+    status, fields, body = await response_to(port, sent)
 
     assert (status, body) == (204, b"")
     assert {"GET", "OPTIONS", "POST"} <= set(fields["allow"].split(", "))
@@ -213,10 +213,10 @@ async def test_options_names_the_methods(port: int, target: str) -> None:
     assert fields["cross-origin-resource-policy"] == "same-origin"
 
 
-async def test_options_for_the_server_names_every_method_of_the_contract(port: int) -> None:
+async def test_options_for_the_server_lists_every_method_of_the_contract(port: int) -> None:
     sent = handshake("OPTIONS * HTTP/1.1", [("Host", "gateway")])
 
-    _, fields, _ = await answer_to(port, sent)
+    _, fields, _ = await response_to(port, sent)
 
     verbs = {rule.verb for method in METHODS.values() for rule in method.http}
     assert fields["allow"].split(", ") == sorted(verbs | {"HEAD", "OPTIONS"})

@@ -53,27 +53,29 @@ def url(rule: HttpRule) -> str:
 DOCUMENT = json.loads(files("postbus").joinpath("openapi.json").read_text())
 
 
-def require_documented(rule: HttpRule, answer: httpx.Response) -> None:
-    """The document names the status for this operation, and each header that depends on it."""
-    response = DOCUMENT["paths"][rule.path][rule.verb.lower()]["responses"][str(answer.status_code)]
-    if "$ref" in response:
-        response = DOCUMENT["components"]["responses"][response["$ref"].rpartition("/")[2]]
-    headers = {name.lower() for name in response["headers"]}
+def require_documented(rule: HttpRule, response: httpx.Response) -> None:
+    """Assert that the document has the status for this operation, and the headers with it."""
+    documented = DOCUMENT["paths"][rule.path][rule.verb.lower()]["responses"][
+        str(response.status_code)
+    ]
+    if "$ref" in documented:
+        documented = DOCUMENT["components"]["responses"][documented["$ref"].rpartition("/")[2]]
+    headers = {name.lower() for name in documented["headers"]}
     special = {"accept", "accept-encoding", "accept-patch", "etag", "location", "retry-after"}
-    assert special & answer.headers.keys() <= headers
+    assert special & response.headers.keys() <= headers
 
 
-def described(answer: httpx.Response) -> dict[str, str]:
-    """Return the headers of an answer, each of which comes once; without its trace id."""
-    assert len(answer.headers) == len(answer.headers.multi_items())
-    headers = dict(answer.headers)
+def described(response: httpx.Response) -> dict[str, str]:
+    """Return the headers of an response, each of which comes once; without its trace id."""
+    assert len(response.headers) == len(response.headers.multi_items())
+    headers = dict(response.headers)
     assert re.fullmatch("[0-9a-f]{32}", headers.pop("trace-id"))
     return headers
 
 
-def problem_of(answer: httpx.Response) -> tuple[int, str]:
-    assert answer.headers["content-type"] == "application/problem+json"
-    return answer.status_code, answer.json()["reason"]
+def problem_of(response: httpx.Response) -> tuple[int, str]:
+    assert response.headers["content-type"] == "application/problem+json"
+    return response.status_code, response.json()["reason"]
 
 
 @pytest.fixture
@@ -83,7 +85,7 @@ def headers(tokens: TokenMaker) -> dict[str, str]:
 
 @pytest.fixture
 async def open_gateway(bus: MemoryBus, verifier: TokenVerifier) -> AsyncIterator[httpx.AsyncClient]:
-    """A gateway that pages of PAGE may use."""
+    """A client of a gateway that allows the origin PAGE."""
     app = build_app(bus, verifier, max_body_bytes=10_000, allowed_origins=(PAGE,))
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
@@ -91,16 +93,16 @@ async def open_gateway(bus: MemoryBus, verifier: TokenVerifier) -> AsyncIterator
 
 
 @pytest.mark.parametrize(("method", "rule"), BINDINGS)
-async def test_every_answer_has_the_security_headers(
+async def test_every_response_has_the_security_headers(
     gateway: httpx.AsyncClient, headers: dict[str, str], method: Method, rule: HttpRule
 ) -> None:
     for sent in ({}, headers):
-        answer = await gateway.request(rule.verb, url(rule), headers=sent)
+        response = await gateway.request(rule.verb, url(rule), headers=sent)
 
-        require_documented(rule, answer)
-        assert SECURITY.items() <= answer.headers.items(), answer.text
-        assert answer.headers["trace-id"]
-        assert answer.headers["vary"] == "Authorization"
+        require_documented(rule, response)
+        assert SECURITY.items() <= response.headers.items(), response.text
+        assert response.headers["trace-id"]
+        assert response.headers["vary"] == "Authorization"
 
 
 @pytest.mark.parametrize(
@@ -120,26 +122,26 @@ async def test_every_answer_has_the_security_headers(
         ("GET", "/", 307),
     ],
 )
-async def test_every_other_answer_has_them_once(
+async def test_responses_beside_the_contract_have_the_security_headers_once(
     gateway: httpx.AsyncClient, verb: str, path: str, status: int
 ) -> None:
-    answer = await gateway.request(verb, path)
+    response = await gateway.request(verb, path)
 
-    assert answer.status_code == status
+    assert response.status_code == status
     for name, value in SECURITY.items():
-        assert answer.headers.get_list(name) == [value]
-    html = answer.headers.get("content-type", "").startswith("text/html")
+        assert response.headers.get_list(name) == [value]
+    html = response.headers.get("content-type", "").startswith("text/html")
     for name, value in OF_PAGES.items():
-        assert answer.headers.get(name) == (value if html else None)
+        assert response.headers.get(name) == (value if html else None)
 
 
 async def test_304_has_the_security_headers(gateway: httpx.AsyncClient) -> None:
     for path in (POST, "/openapi.json"):
-        answer = await gateway.get(path, headers={"If-None-Match": "*"})
+        response = await gateway.get(path, headers={"If-None-Match": "*"})
 
-        assert answer.status_code == 304
-        assert SECURITY.items() <= answer.headers.items()
-        assert answer.headers["etag"]
+        assert response.status_code == 304
+        assert SECURITY.items() <= response.headers.items()
+        assert response.headers["etag"]
 
 
 @pytest.mark.parametrize("replayed", [False, True])
@@ -168,13 +170,13 @@ async def test_headers_of_a_success_are_complete_whatever_its_status(
 
 async def test_headers_of_a_problem_are_complete(gateway: httpx.AsyncClient) -> None:
     for path in (f"{POST}?nonsense=1", "/nowhere"):
-        answer = await gateway.get(path)
+        response = await gateway.get(path)
 
-        headers = {each: answer.headers[each] for each in described(answer)}
+        headers = {each: response.headers[each] for each in described(response)}
         headers.pop("vary", None)
         assert headers == SECURITY | {
             "content-type": "application/problem+json",
-            "content-length": str(len(answer.content)),
+            "content-length": str(len(response.content)),
             "cache-control": "no-store",
         }
 
@@ -186,9 +188,9 @@ async def test_time_to_wait_is_rounded_up(
     code, wait = Code.try_value(Code.UNAVAILABLE), timedelta(seconds=seconds)
     worker.reply = Reply(error=Error(code=code, reason="BUSY", retry_after=wait))
 
-    answer = await gateway.get(POST)
+    response = await gateway.get(POST)
 
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, header)
+    assert (response.status_code, response.headers["retry-after"]) == (503, header)
 
 
 @pytest.mark.parametrize(
@@ -199,16 +201,16 @@ async def test_time_to_wait_is_rounded_up(
         ("forged", 'Bearer realm="postbus", error="invalid_token"'),
     ],
 )
-async def test_401_says_whether_a_token_was_bad(
+async def test_401_challenge_tells_an_invalid_token_from_a_missing_one(
     gateway: httpx.AsyncClient, tokens: TokenMaker, token: str | None, challenge: str
 ) -> None:
     made = {"expired": tokens.token("alice", lifetime=timedelta(minutes=-1)), "forged": "x.y.z"}
     sent = {"Authorization": f"Bearer {made[token]}"} if token else {}
 
-    answer = await gateway.get("/v1/me", headers=sent)
+    response = await gateway.get("/v1/me", headers=sent)
 
-    assert answer.status_code == 401
-    assert answer.headers["www-authenticate"] == challenge
+    assert response.status_code == 401
+    assert response.headers["www-authenticate"] == challenge
 
 
 async def test_401_of_an_ended_session_blames_the_token(
@@ -217,18 +219,18 @@ async def test_401_of_an_ended_session_blames_the_token(
     code = Code.try_value(Code.UNAUTHENTICATED)
     worker.reply = Reply(error=Error(code=code, reason="SESSION_REVOKED"))
 
-    answer = await gateway.get("/v1/me", headers=headers)
+    response = await gateway.get("/v1/me", headers=headers)
 
-    assert answer.headers["www-authenticate"] == 'Bearer realm="postbus", error="invalid_token"'
+    assert response.headers["www-authenticate"] == 'Bearer realm="postbus", error="invalid_token"'
 
 
 async def test_401_of_a_worker_blames_no_token(gateway: httpx.AsyncClient, worker: Worker) -> None:
     code = Code.try_value(Code.UNAUTHENTICATED)
     worker.reply = Reply(error=Error(code=code, reason="LOGIN_FAILED"))
 
-    answer = await gateway.post("/v1/auth/login", json={"login": "a", "password": "b"})
+    response = await gateway.post("/v1/auth/login", json={"login": "a", "password": "b"})
 
-    assert answer.headers["www-authenticate"] == 'Bearer realm="postbus"'
+    assert response.headers["www-authenticate"] == 'Bearer realm="postbus"'
 
 
 @pytest.mark.parametrize(
@@ -251,18 +253,19 @@ async def test_401_of_a_worker_blames_no_token(gateway: httpx.AsyncClient, worke
 async def test_accept_that_excludes_json_is_406(
     gateway: httpx.AsyncClient, worker: Worker, accept: str, status: int
 ) -> None:
-    answer = await gateway.get("/v1/posts", headers={"Accept": accept})
+    response = await gateway.get("/v1/posts", headers={"Accept": accept})
 
-    assert answer.status_code == status
+    assert response.status_code == status
+    assert response.json().get("reason") == ("NOT_ACCEPTABLE" if status == 406 else None)
     assert len(worker.requests) == (status == 200)
 
 
-async def test_accept_does_not_matter_without_content(
+async def test_accept_is_ignored_for_a_response_without_content(
     gateway: httpx.AsyncClient, headers: dict[str, str]
 ) -> None:
-    answer = await gateway.delete(POST, headers=headers | {"Accept": "application/xml"})
+    response = await gateway.delete(POST, headers=headers | {"Accept": "application/xml"})
 
-    assert answer.status_code == 204
+    assert response.status_code == 204
 
 
 @pytest.mark.parametrize(("method", "rule"), WITH_BODY)
@@ -272,11 +275,11 @@ async def test_content_coding_is_refused_with_the_accepted_one(
     for coding in ("gzip", "br", "nonsense", "identity, gzip"):
         sent = headers | {"Content-Type": "application/json", "Content-Encoding": coding}
 
-        answer = await gateway.request(rule.verb, url(rule), content=b"{}", headers=sent)
+        response = await gateway.request(rule.verb, url(rule), content=b"{}", headers=sent)
 
-        require_documented(rule, answer)
-        assert problem_of(answer) == (415, "CONTENT_ENCODING_UNSUPPORTED")
-        assert answer.headers["accept-encoding"] == "identity"
+        require_documented(rule, response)
+        assert problem_of(response) == (415, "CONTENT_ENCODING_UNSUPPORTED")
+        assert response.headers["accept-encoding"] == "identity"
 
 
 @pytest.mark.parametrize(("method", "rule"), WITH_BODY)
@@ -284,16 +287,18 @@ async def test_wrong_media_type_is_refused_with_the_accepted_ones(
     gateway: httpx.AsyncClient, headers: dict[str, str], method: Method, rule: HttpRule
 ) -> None:
     for kind in ({"Content-Type": "text/plain"}, {}):
-        answer = await gateway.request(rule.verb, url(rule), content=b"{}", headers=headers | kind)
+        response = await gateway.request(
+            rule.verb, url(rule), content=b"{}", headers=headers | kind
+        )
 
-        require_documented(rule, answer)
-        assert problem_of(answer) == (415, "NOT_JSON")
+        require_documented(rule, response)
+        assert problem_of(response) == (415, "NOT_JSON")
         patch = "application/json, application/merge-patch+json" if rule.verb == "PATCH" else None
-        assert answer.headers.get("accept-patch") == patch
-        assert answer.headers.get("accept") == (None if patch else "application/json")
+        assert response.headers.get("accept-patch") == patch
+        assert response.headers.get("accept") == (None if patch else "application/json")
 
 
-async def test_merge_patch_is_taken_for_patch(
+async def test_patch_accepts_a_merge_patch(
     gateway: httpx.AsyncClient, worker: Worker, headers: dict[str, str]
 ) -> None:
     sent = headers | {"Content-Type": "application/merge-patch+json"}
@@ -319,19 +324,19 @@ async def test_body_that_is_absent_is_an_empty_object(
 
 
 @pytest.mark.parametrize(("method", "rule"), WITHOUT_BODY)
-async def test_body_that_nothing_reads_is_refused(
+async def test_body_of_a_method_without_one_is_refused(
     gateway: httpx.AsyncClient,
     worker: Worker,
     headers: dict[str, str],
     method: Method,
     rule: HttpRule,
 ) -> None:
-    answer = await gateway.request(
+    response = await gateway.request(
         rule.verb, url(rule), json={"expectedVersion": "99"}, headers=headers
     )
 
-    require_documented(rule, answer)
-    assert problem_of(answer) == (400, "BODY_UNEXPECTED")
+    require_documented(rule, response)
+    assert problem_of(response) == (400, "BODY_UNEXPECTED")
     assert worker.requests == []
 
 
@@ -347,9 +352,9 @@ async def test_body_of_unknown_length_is_bounded(
             yield b" " * 1000
 
     typed = headers | {"Content-Type": "application/json"}
-    answer = await gateway.post("/v1/posts", content=chunks(), headers=typed)
+    response = await gateway.post("/v1/posts", content=chunks(), headers=typed)
 
-    assert problem_of(answer) == (413, "BODY_TOO_LARGE")
+    assert problem_of(response) == (413, "BODY_TOO_LARGE")
     assert sent <= 12_000
     assert worker.requests == []
 
@@ -357,7 +362,7 @@ async def test_body_of_unknown_length_is_bounded(
 @pytest.mark.parametrize(
     "path", ["/v1/%70osts", "/%76%31/posts", "/v1/post%73", f"/v1/posts/{POST_ID[:-1]}%31"]
 )
-async def test_escape_without_need_names_the_same_resource(
+async def test_needless_escape_addresses_the_same_resource(
     gateway: httpx.AsyncClient, path: str
 ) -> None:
     assert (await gateway.get(path)).status_code == 200
@@ -387,20 +392,20 @@ async def test_escaped_slash_stays_in_its_segment(
 async def test_text_that_is_not_utf8_is_refused(
     gateway: httpx.AsyncClient, worker: Worker, target: str
 ) -> None:
-    answer = await raw_get(gateway, target)
+    response = await raw_get(gateway, target)
 
-    assert problem_of(answer) == (400, "MALFORMED_URL")
+    assert problem_of(response) == (400, "MALFORMED_URL")
     assert worker.requests == []
 
 
 async def raw_get(gateway: httpx.AsyncClient, target: str) -> httpx.Response:
-    """Send a target as it stands; httpx would mend it."""
+    """Send a target unchanged; httpx would normalise it."""
     request = gateway.build_request("GET", "/")
     request.url = httpx.URL("http://gateway/").copy_with(raw_path=target.encode())
     return await gateway.send(request)
 
 
-async def test_query_has_a_largest_number_of_parameters(gateway: httpx.AsyncClient) -> None:
+async def test_query_beyond_the_limit_of_parameters_is_refused(gateway: httpx.AsyncClient) -> None:
     most = await gateway.get("/v1/posts?" + "&".join(["x=1"] * MAX_PARAMETERS))
     more = await gateway.get("/v1/posts?" + "&".join(["x=1"] * (MAX_PARAMETERS + 1)))
 
@@ -408,7 +413,7 @@ async def test_query_has_a_largest_number_of_parameters(gateway: httpx.AsyncClie
     assert problem_of(more) == (400, "MALFORMED_URL")
 
 
-async def test_header_that_may_come_once_is_malformed_if_it_comes_twice(
+async def test_repeated_header_with_a_single_value_is_malformed(
     gateway: httpx.AsyncClient, worker: Worker, headers: dict[str, str]
 ) -> None:
     good = [*headers.items(), ("Content-Type", "application/json")]
@@ -419,9 +424,11 @@ async def test_header_that_may_come_once_is_malformed_if_it_comes_twice(
         [*good, ("Content-Type", "application/json")],
     ]
 
-    answers = [await gateway.post("/v1/posts", content=b'{"title":"a"}', headers=h) for h in twice]
+    responses = [
+        await gateway.post("/v1/posts", content=b'{"title":"a"}', headers=h) for h in twice
+    ]
 
-    assert [answer.status_code for answer in answers] == [401, 400, 400, 415]
+    assert [response.status_code for response in responses] == [401, 400, 400, 415]
     assert worker.requests == []
 
 
@@ -440,23 +447,23 @@ async def test_created_resource_has_a_location(
 async def test_options_lists_the_verbs_of_a_path(
     gateway: httpx.AsyncClient, worker: Worker, method: Method, rule: HttpRule
 ) -> None:
-    answer = await gateway.options(url(rule))
+    response = await gateway.options(url(rule))
 
-    assert answer.status_code == 204
-    assert {rule.verb, "OPTIONS"} <= set(answer.headers["allow"].split(", "))
-    assert not any(name.startswith("access-control-") for name in answer.headers)
+    assert response.status_code == 204
+    assert {rule.verb, "OPTIONS"} <= set(response.headers["allow"].split(", "))
+    assert not any(name.startswith("access-control-") for name in response.headers)
     assert worker.requests == []
 
 
-async def test_no_page_may_use_the_gateway_by_default(gateway: httpx.AsyncClient) -> None:
-    answer = await gateway.get("/v1/posts", headers={"Origin": PAGE})
+async def test_no_origin_is_allowed_by_default(gateway: httpx.AsyncClient) -> None:
+    response = await gateway.get("/v1/posts", headers={"Origin": PAGE})
 
-    assert answer.status_code == 200
-    assert not any(name.startswith("access-control-") for name in answer.headers)
+    assert response.status_code == 200
+    assert not any(name.startswith("access-control-") for name in response.headers)
 
 
 @pytest.mark.parametrize(("method", "rule"), BINDINGS)
-async def test_page_of_an_allowed_origin_may_send_every_request(
+async def test_preflight_of_an_allowed_origin_allows_every_request(
     open_gateway: httpx.AsyncClient, method: Method, rule: HttpRule
 ) -> None:
     sent = {
@@ -469,77 +476,77 @@ async def test_page_of_an_allowed_origin_may_send_every_request(
         *("if-none-match", "request-timeout", "traceparent"),
     }
 
-    answer = await open_gateway.options(url(rule), headers=sent)
+    response = await open_gateway.options(url(rule), headers=sent)
 
-    assert answer.status_code == 204
-    assert answer.headers["access-control-allow-origin"] == PAGE
-    assert rule.verb in answer.headers["access-control-allow-methods"].split(", ")
-    allowed = answer.headers["access-control-allow-headers"].lower().split(", ")
+    assert response.status_code == 204
+    assert response.headers["access-control-allow-origin"] == PAGE
+    assert rule.verb in response.headers["access-control-allow-methods"].split(", ")
+    allowed = response.headers["access-control-allow-headers"].lower().split(", ")
     assert set(allowed) == read_by_requests
-    assert answer.headers["access-control-max-age"] == "600"
-    assert "access-control-allow-credentials" not in answer.headers
-    assert answer.headers["vary"] == "Authorization, Origin"
+    assert response.headers["access-control-max-age"] == "600"
+    assert "access-control-allow-credentials" not in response.headers
+    assert response.headers["vary"] == "Authorization, Origin"
 
 
 @pytest.mark.parametrize("path", ["/v1/posts", "/v1/posts?nonsense=1", "/openapi.json", "/none"])
-async def test_page_of_an_allowed_origin_may_read_every_answer(
+async def test_page_of_an_allowed_origin_may_read_every_response(
     open_gateway: httpx.AsyncClient, path: str
 ) -> None:
-    answer = await open_gateway.get(path, headers={"Origin": PAGE})
+    response = await open_gateway.get(path, headers={"Origin": PAGE})
     other = await open_gateway.get(path, headers={"Origin": "https://evil.example"})
     none = await open_gateway.get(path)
 
-    assert answer.headers["access-control-allow-origin"] == PAGE
-    exposed = set(answer.headers["access-control-expose-headers"].split(", "))
+    assert response.headers["access-control-allow-origin"] == PAGE
+    exposed = set(response.headers["access-control-expose-headers"].split(", "))
     assert exposed == {
         *("ETag", "Idempotency-Replayed", "Location", "RateLimit", "RateLimit-Policy"),
         *("Retry-After", "Trace-Id"),
     }
-    assert "access-control-allow-credentials" not in answer.headers
+    assert "access-control-allow-credentials" not in response.headers
     assert "access-control-allow-origin" not in other.headers
     assert "access-control-allow-origin" not in none.headers
-    for each in (answer, other, none):
+    for each in (response, other, none):
         assert "Origin" in each.headers["vary"].split(", ")
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", f"{PAGE}.evil.example", "*"])
-async def test_page_of_another_origin_may_send_nothing(
+async def test_preflight_of_another_origin_allows_nothing(
     open_gateway: httpx.AsyncClient, origin: str
 ) -> None:
     sent = {"Origin": origin, "Access-Control-Request-Method": "GET"}
 
-    answer = await open_gateway.options("/v1/posts", headers=sent)
+    response = await open_gateway.options("/v1/posts", headers=sent)
 
-    assert not any(name.startswith("access-control-") for name in answer.headers)
+    assert not any(name.startswith("access-control-") for name in response.headers)
 
 
-async def test_request_without_upgrade_is_told_to_upgrade(gateway: httpx.AsyncClient) -> None:
-    answer = await gateway.get("/ws")
+async def test_request_without_upgrade_is_426(gateway: httpx.AsyncClient) -> None:
+    response = await gateway.get("/ws")
 
-    assert problem_of(answer) == (426, "UPGRADE_REQUIRED")
-    assert answer.headers["upgrade"] == "websocket"
-    assert answer.headers["connection"].lower() == "upgrade"
+    assert problem_of(response) == (426, "UPGRADE_REQUIRED")
+    assert response.headers["upgrade"] == "websocket"
+    assert response.headers["connection"].lower() == "upgrade"
 
 
 @pytest.mark.parametrize(("method", "rule"), BINDINGS)
-async def test_answer_to_one_user_is_in_no_shared_cache(
+async def test_response_to_a_user_is_private(
     gateway: httpx.AsyncClient, headers: dict[str, str], method: Method, rule: HttpRule
 ) -> None:
-    answer = await gateway.request(rule.verb, url(rule), headers=headers)
+    response = await gateway.request(rule.verb, url(rule), headers=headers)
 
     kept = "private, no-cache"
-    secret = method.secret_response or not answer.is_success
-    assert answer.headers["cache-control"] == ("no-store" if secret else kept)
+    secret = method.secret_response or not response.is_success
+    assert response.headers["cache-control"] == ("no-store" if secret else kept)
 
 
-async def test_fault_of_a_worker_is_internal_and_its_outcome_unknown(
+async def test_malformed_reply_of_a_worker_is_internal_with_outcome_unknown(
     gateway: httpx.AsyncClient, worker: Worker, headers: dict[str, str]
 ) -> None:
     for reply in (Reply(payload=b"\xff"), None):
         worker.reply = reply  # type: ignore[assignment]  # breaks the worker
 
-        answer = await gateway.post("/v1/posts", json={"title": "Hi"}, headers=headers)
+        response = await gateway.post("/v1/posts", json={"title": "Hi"}, headers=headers)
 
-        assert problem_of(answer) == (500, "INTERNAL")
-        assert answer.json()["outcome"] == "UNKNOWN"
-        assert answer.headers["trace-id"] == answer.json()["traceId"]
+        assert problem_of(response) == (500, "INTERNAL")
+        assert response.json()["outcome"] == "UNKNOWN"
+        assert response.headers["trace-id"] == response.json()["traceId"]

@@ -1,4 +1,4 @@
-"""HTTP/1.1 as the gateway reads and writes it: raw sockets, uvicorn, and a small application."""
+"""The HTTP/1.1 protocol of the gateway, over raw sockets, with uvicorn and a small application."""
 
 import asyncio
 import gc
@@ -27,9 +27,8 @@ from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
 from gateway.cors import Cors
-from gateway.headers import transport_security
 from gateway.http1 import Clients, HttpLimits, http1
-from gateway.http1.body import (
+from gateway.http1.body_framing import (
     EXTENSION_BYTES,
     STEP_CHUNKS,
     TRAILER_BYTES,
@@ -37,8 +36,10 @@ from gateway.http1.body import (
     SizedBody,
 )
 from gateway.http1.exchange import EXCHANGE
-from gateway.http1.head import CHUNKED, HEAD_BYTES, MAX_FIELDS, parse_head
+from gateway.http1.head import parse_head
+from gateway.http1.head_fields import CHUNKED, HEAD_BYTES, MAX_FIELDS
 from gateway.problems import HttpError
+from gateway.response_headers import transport_security
 from tests.system import free_port
 
 BODY_BYTES = 100_000
@@ -47,12 +48,12 @@ SHORT = 0.2
 
 
 class Echo:
-    """Answers with the request; by path, it reads no body, waits, or answers with much."""
+    """Responds with a description of the request; the path selects other behaviour."""
 
     def __init__(self) -> None:
         self.requests: list[str] = []
         self.disconnected = asyncio.Event()
-        self.go_on = asyncio.Event()
+        self.proceed = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -87,7 +88,7 @@ class Echo:
         elif path == "/fail":
             raise RuntimeError("a fault of the application")
         elif path == "/wait":
-            await self.go_on.wait()
+            await self.proceed.wait()
         elif not path.startswith("/ignore"):
             more = True
             while more:
@@ -125,10 +126,10 @@ async def _wrong(path: str, send: Send) -> None:
 
 
 def _described(scope: Scope, body: bytes) -> bytes:
-    told = {name: scope[name] for name in ("method", "path", "http_version", "client", "scheme")}
+    values = {name: scope[name] for name in ("method", "path", "http_version", "client", "scheme")}
     fields = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in scope["headers"]]
     raw = {"raw_path": scope["raw_path"].decode(), "query": scope["query_string"].decode()}
-    return json.dumps({**told, **raw, "headers": fields, "body": body.decode("latin-1")}).encode()
+    return json.dumps({**values, **raw, "headers": fields, "body": body.decode("latin-1")}).encode()
 
 
 @dataclass
@@ -142,7 +143,7 @@ class Server:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """One response."""
 
     status: int
@@ -155,13 +156,13 @@ class Answer:
 
     @property
     def outline(self) -> tuple[int, str]:
-        """Status, and the reason of a problem or the body that the application received."""
+        """Return the status, and the reason of a problem or the body that was received."""
         document = self.document
         return self.status, document["body"] if self.status == 200 else document["reason"]
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Return once a condition of the server holds."""
+    """Return once a condition of the server is true."""
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110  # the server has no event for it
             await asyncio.sleep(0.005)
@@ -211,13 +212,13 @@ class Client:
         self.writer = writer
 
     async def send(self, *writes: bytes) -> None:
-        """Send bytes so that the server reads each write by itself."""
+        """Send bytes so that the server reads each write separately."""
         for each in writes:
             self.writer.write(each)
-            for _ in range(4):  # the server runs in this loop: it reads meanwhile
+            for _ in range(4):  # lets the server, which runs in this loop, read
                 await asyncio.sleep(0)
 
-    async def answer(self, method: str = "GET") -> Answer:
+    async def response(self, method: str = "GET") -> Response:
         """Read one response."""
         async with asyncio.timeout(10):
             head = await self.reader.readuntil(b"\r\n\r\n")
@@ -233,18 +234,18 @@ class Client:
                 assert await self.reader.readexactly(2) == b"\r\n"
             else:
                 body = await self.reader.read()
-        return Answer(status, fields, body)
+        return Response(status, fields, body)
 
-    async def answers(self) -> list[Answer]:
+    async def responses(self) -> list[Response]:
         """Read responses until the server closes."""
         found = []
         with suppress(asyncio.IncompleteReadError):
             while True:
-                found.append(await self.answer())
+                found.append(await self.response())
         return found
 
     async def is_closed(self) -> bool:
-        """Whether the server ends the connection without another byte."""
+        """Return whether the server closes the connection without sending another byte."""
         async with asyncio.timeout(10):
             with suppress(ConnectionResetError):
                 return await self.reader.read(1) == b""
@@ -269,11 +270,11 @@ async def connect(server: Server) -> AsyncIterator[Client]:
             await writer.wait_closed()
 
 
-async def exchange(server: Server, *writes: bytes) -> list[Answer]:
+async def exchange(server: Server, *writes: bytes) -> list[Response]:
     """Send bytes; return all responses until the server closes."""
     async with connect(server) as client:
         await client.send(*writes)
-        return await client.answers()
+        return await client.responses()
 
 
 def request(
@@ -411,13 +412,13 @@ async def test_invalid_head_is_refused_and_the_connection_closed(
 ) -> None:
     before = len(server.echo.requests)
 
-    answer, *more = await exchange(server, sent + LAST)
+    response, *more = await exchange(server, sent + LAST)
 
-    assert answer.outline == (status, reason)
-    assert answer.document["outcome"] == "NO_EFFECT"
-    assert answer.fields["content-type"] == "application/problem+json"
-    assert answer.fields["connection"] == "close"
-    assert "date" in answer.fields
+    assert response.outline == (status, reason)
+    assert response.document["outcome"] == "NO_EFFECT"
+    assert response.fields["content-type"] == "application/problem+json"
+    assert response.fields["connection"] == "close"
+    assert "date" in response.fields
     assert not more
     assert len(server.echo.requests) == before
 
@@ -438,19 +439,19 @@ async def test_field_that_has_one_value_is_refused_twice(
     fields = [f"{name}: {values[0]}", "Accept: */*", f"{name.lower()}: {values[1]}"]
     host = "" if name == "Host" else "Host: a"
 
-    (answer,) = await exchange(server, request("GET /echo HTTP/1.1", *fields, host=host))
+    (response,) = await exchange(server, request("GET /echo HTTP/1.1", *fields, host=host))
 
-    assert answer.outline == (400, "FIELD_REPEATED")
+    assert response.outline == (400, "FIELD_REPEATED")
 
 
 async def test_field_that_is_a_list_may_repeat(server: Server) -> None:
     fields = ['If-None-Match: "a"', 'If-None-Match: "b"', "Accept: a/a", "Accept: b/b", "Cookie: a"]
 
-    (answer,) = await exchange(
+    (response,) = await exchange(
         server, request("GET /echo HTTP/1.1", *fields, "Connection: x", "Connection: close")
     )
 
-    assert [name for name, _ in answer.document["headers"]] == [
+    assert [name for name, _ in response.document["headers"]] == [
         "host", "if-none-match", "if-none-match", "accept", "accept", "cookie", "connection",
         "connection",
     ]  # fmt: skip
@@ -480,28 +481,28 @@ async def test_field_that_is_a_list_may_repeat(server: Server) -> None:
 async def test_request_line_becomes_the_scope(
     server: Server, line: str, expected: dict[str, str]
 ) -> None:
-    (answer,) = await exchange(server, request(line, "Connection: close"))
+    (response,) = await exchange(server, request(line, "Connection: close"))
 
-    told = answer.document
-    told["host"] = dict(told["headers"])["host"]
-    assert {name: told[name] for name in expected} == expected
+    scope = response.document
+    scope["host"] = dict(scope["headers"])["host"]
+    assert {name: scope[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize("host", ["a", "a.b:80", "a:", "127.0.0.1", "[::1]", "[::1]:80", "a_b~"])
 async def test_host_may_be_a_name_or_an_address_with_a_port(server: Server, host: str) -> None:
-    (answer,) = await exchange(
+    (response,) = await exchange(
         server, request("GET /echo HTTP/1.1", "Connection: close", host=f"Host: {host}")
     )
 
-    assert answer.document["headers"][0] == ["host", host]
+    assert response.document["headers"][0] == ["host", host]
 
 
 async def test_field_values_arrive_without_the_space_around_them(server: Server) -> None:
-    (answer,) = await exchange(
+    (response,) = await exchange(
         server, request("GET /echo HTTP/1.1", "A:\t b\tc  ", "e:", "F: \xe9", "Connection: close")
     )
 
-    assert answer.document["headers"][1:4] == [["a", "b\tc"], ["e", ""], ["f", "\xe9"]]
+    assert response.document["headers"][1:4] == [["a", "b\tc"], ["e", ""], ["f", "\xe9"]]
 
 
 async def test_empty_lines_before_a_request_are_ignored(server: Server) -> None:
@@ -511,13 +512,13 @@ async def test_empty_lines_before_a_request_are_ignored(server: Server) -> None:
 
 
 async def test_http_1_0_needs_no_host_and_gets_no_chunks(server: Server) -> None:
-    (answer,) = await exchange(server, request("GET /chunked HTTP/1.0", host=""))
+    (response,) = await exchange(server, request("GET /chunked HTTP/1.0", host=""))
 
-    assert answer.document["http_version"] == "1.0"
-    assert answer.fields["connection"] == "close"
-    assert "transfer-encoding" not in answer.fields
-    (answer,) = await exchange(server, request("GET /chunked HTTP/1.1", "Connection: close"))
-    assert answer.fields["transfer-encoding"] == "chunked"
+    assert response.document["http_version"] == "1.0"
+    assert response.fields["connection"] == "close"
+    assert "transfer-encoding" not in response.fields
+    (response,) = await exchange(server, request("GET /chunked HTTP/1.1", "Connection: close"))
+    assert response.fields["transfer-encoding"] == "chunked"
 
 
 # Bounds of a head
@@ -534,8 +535,8 @@ async def test_head_has_64_kib_at_most(server: Server, writes: int) -> None:
         head = head_of(size)
         assert len(head) == size
         parts = [head[at : at + -(-size // writes)] for at in range(0, size, -(-size // writes))]
-        (answer,) = await exchange(server, *parts)
-        return answer.status
+        (response,) = await exchange(server, *parts)
+        return response.status
 
     assert HEAD_BYTES == 65536
     assert await status(HEAD_BYTES) == 200
@@ -548,7 +549,7 @@ async def test_head_without_end_is_refused(server: Server, sent: bytes) -> None:
     async with connect(server) as client:
         await client.send(sent + b"a" * 70_000)
 
-        assert (await client.answer()).outline == (431, "HEAD_TOO_LARGE")
+        assert (await client.response()).outline == (431, "HEAD_TOO_LARGE")
 
 
 @pytest.mark.parametrize(
@@ -560,7 +561,7 @@ async def test_line_end_that_is_invalid_is_refused_before_the_head_is_complete(
     async with connect(server) as client:
         await client.send(sent)
 
-        assert (await client.answer()).outline == (400, "MALFORMED_HTTP")
+        assert (await client.response()).outline == (400, "MALFORMED_HTTP")
 
 
 async def test_bytes_of_a_body_do_not_count_as_head(server: Server) -> None:
@@ -576,19 +577,21 @@ async def test_bytes_of_a_body_do_not_count_as_head(server: Server) -> None:
 async def test_head_has_100_fields_at_most(server: Server) -> None:
     assert MAX_FIELDS == 100
     fields = [f"a{number}: b" for number in range(98)]
-    (answer,) = await exchange(server, request("GET /echo HTTP/1.1", *fields, "Connection: close"))
-    assert answer.status == 200
+    (response,) = await exchange(
+        server, request("GET /echo HTTP/1.1", *fields, "Connection: close")
+    )
+    assert response.status == 200
 
-    (answer,) = await exchange(
+    (response,) = await exchange(
         server, request("GET /echo HTTP/1.1", *fields, "c: d", "Connection: close")
     )
-    assert answer.outline == (431, "TOO_MANY_FIELDS")
+    assert response.outline == (431, "TOO_MANY_FIELDS")
 
 
 # Order
 
 
-async def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
+async def test_pipelined_requests_get_responses_in_order(server: Server) -> None:
     got = await exchange(
         server, b"".join(request(f"GET /{number} HTTP/1.1") for number in range(300)) + LAST
     )
@@ -596,10 +599,10 @@ async def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
     assert [each.document["path"] for each in got] == [f"/{n}" for n in range(300)] + ["/echo"]
 
 
-async def test_nothing_is_answered_after_the_last_request(server: Server) -> None:
-    (answer,) = await exchange(server, LAST + POST)
+async def test_requests_after_connection_close_get_no_response(server: Server) -> None:
+    (response,) = await exchange(server, LAST + POST)
 
-    assert answer.fields["connection"] == "close"
+    assert response.fields["connection"] == "close"
 
 
 @pytest.mark.parametrize(
@@ -612,7 +615,7 @@ async def test_nothing_is_answered_after_the_last_request(server: Server) -> Non
     ],
 )
 @pytest.mark.parametrize("apart", [False, True])
-async def test_broken_request_is_answered_after_the_good_one(
+async def test_invalid_request_is_refused_after_the_response_to_the_valid_one(
     server: Server, broken: bytes, status: int, apart: bool
 ) -> None:
     first, second = await exchange(server, *((POST, broken) if apart else (POST + broken,)))
@@ -622,12 +625,12 @@ async def test_broken_request_is_answered_after_the_good_one(
     assert second.document["outcome"] == "NO_EFFECT"
 
 
-async def test_broken_request_waits_for_the_answer_of_the_one_before() -> None:
+async def test_invalid_request_waits_for_the_previous_response() -> None:
     async with serve() as server, connect(server) as client:
         await client.send(request("GET /wait HTTP/1.1") + b"nonsense\r\n\r\n")
-        server.echo.go_on.set()
+        server.echo.proceed.set()
 
-        assert [each.status for each in await client.answers()] == [200, 400]
+        assert [each.status for each in await client.responses()] == [200, 400]
 
 
 # Bodies
@@ -635,9 +638,11 @@ async def test_broken_request_waits_for_the_answer_of_the_one_before() -> None:
 
 @pytest.mark.parametrize("fields", [[], ["Content-Length: 0"]])
 async def test_request_without_a_body_has_an_empty_one(server: Server, fields: list[str]) -> None:
-    (answer,) = await exchange(server, request("POST /echo HTTP/1.1", *fields, "Connection: close"))
+    (response,) = await exchange(
+        server, request("POST /echo HTTP/1.1", *fields, "Connection: close")
+    )
 
-    assert answer.outline == (200, "")
+    assert response.outline == (200, "")
 
 
 @pytest.mark.parametrize(
@@ -691,10 +696,10 @@ async def test_invalid_chunks_are_refused_and_the_connection_closed(
 ) -> None:
     head = request(f"POST {path} HTTP/1.1", "Transfer-Encoding: chunked")
 
-    (answer,) = await exchange(server, head + body + LAST)
+    (response,) = await exchange(server, head + body + LAST)
 
-    assert answer.outline == (400, "MALFORMED_HTTP")
-    assert answer.document["outcome"] == "UNKNOWN"
+    assert response.outline == (400, "MALFORMED_HTTP")
+    assert response.document["outcome"] == "UNKNOWN"
 
 
 @pytest.mark.parametrize(
@@ -727,13 +732,13 @@ async def test_trailers_and_extensions_are_bounded(
     async with connect(server) as client:
         await client.send(request(f"POST {path} HTTP/1.1", "Transfer-Encoding: chunked"), unit)
 
-        answer = await client.answer()
+        response = await client.response()
 
-        assert answer.status == 200 if path == "/ignore" else answer.outline == (431, reason)
+        assert response.status == 200 if path == "/ignore" else response.outline == (431, reason)
         assert await client.is_closed()
 
 
-async def test_trailers_and_extensions_within_their_bounds_are_taken(server: Server) -> None:
+async def test_trailers_and_extensions_within_their_bounds_are_accepted(server: Server) -> None:
     extension = b";" + b"a" * (EXTENSION_BYTES - 1)
     trailer = b"a:" + b"b" * (TRAILER_BYTES - 4) + b"\r\n"
     body = b"5" + extension + b"\r\nhello\r\n0\r\n" + trailer + b"\r\n"
@@ -745,26 +750,26 @@ async def test_trailers_and_extensions_within_their_bounds_are_taken(server: Ser
     assert first.outline == (200, "hello")
 
 
-async def test_many_small_chunks_let_the_event_loop_go_on(server: Server) -> None:
+async def test_other_tasks_run_during_many_small_chunks(server: Server) -> None:
     count = 20 * STEP_CHUNKS
     turns = 0
     async with connect(server) as client:
         client.writer.write(request("POST /echo HTTP/1.1", "Transfer-Encoding: chunked"))
         client.writer.write(chunked(*[b"x"] * count) + LAST)
-        reading = asyncio.ensure_future(client.answer())
+        reading = asyncio.ensure_future(client.response())
         while not reading.done():
             turns += 1
             await asyncio.sleep(0)
 
         assert (await reading).outline == (200, "x" * count)
         assert turns > count / STEP_CHUNKS
-        assert (await client.answer()).status == 200
+        assert (await client.response()).status == 200
 
 
-async def test_chunks_in_many_pieces_are_read_once_in_each_turn(
+async def test_chunks_in_many_parts_are_read_once_per_loop_iteration(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gateway.http1.body.STEP_CHUNKS", 1)
+    monkeypatch.setattr("gateway.http1.body_framing.STEP_CHUNKS", 1)
     pieces, count, turns = 20, 400, 0
     async with serve() as server, connect(server) as client:
         await client.send(request("POST /echo HTTP/1.1", "Transfer-Encoding: chunked"))
@@ -773,7 +778,7 @@ async def test_chunks_in_many_pieces_are_read_once_in_each_turn(
         for _ in range(pieces):
             connection.data_received(b"1\r\nx\r\n" * (count // pieces))
         connection.data_received(b"0\r\n\r\n")
-        reading = asyncio.ensure_future(client.answer())
+        reading = asyncio.ensure_future(client.response())
         while not reading.done():
             turns += 1
             await asyncio.sleep(0)
@@ -791,9 +796,9 @@ async def test_announced_body_beyond_the_limit_is_refused_at_once(
     async with connect(server) as client:
         await client.send(head)
 
-        answer = await client.answer()  # and no 100 before it
+        response = await client.response()  # and no 100 before it
 
-        assert answer.outline == (413, "BODY_TOO_LARGE")
+        assert response.outline == (413, "BODY_TOO_LARGE")
         assert await client.is_closed()
 
 
@@ -806,13 +811,13 @@ async def test_page_of_an_allowed_origin_may_read_a_refusal(
 ) -> None:
     head = request("POST /echo HTTP/1.1", f"Origin: {origin}", "Content-Length: 100001")
     async with serve(origins=["https://ours.example"]) as server:
-        (answer,) = await exchange(server, head)
+        (response,) = await exchange(server, head)
 
-    assert answer.outline == (413, "BODY_TOO_LARGE")
-    assert answer.fields.get("access-control-allow-origin") == allowed
+    assert response.outline == (413, "BODY_TOO_LARGE")
+    assert response.fields.get("access-control-allow-origin") == allowed
 
 
-async def test_body_up_to_the_limit_is_taken(server: Server) -> None:
+async def test_body_up_to_the_limit_is_accepted(server: Server) -> None:
     body = b"x" * BODY_BYTES
     for sent in (
         request("POST /echo HTTP/1.1", f"Content-Length: {BODY_BYTES}", body=body),
@@ -822,12 +827,12 @@ async def test_body_up_to_the_limit_is_taken(server: Server) -> None:
         assert first.outline == (200, "x" * BODY_BYTES)
 
 
-async def test_chunked_body_beyond_the_limit_is_refused_while_it_comes(server: Server) -> None:
+async def test_chunked_body_beyond_the_limit_is_refused_before_its_end(server: Server) -> None:
     head = request("POST /echo HTTP/1.1", "Transfer-Encoding: chunked")
     async with connect(server) as client:
         await client.send(head, *[b"4000\r\n" + b"x" * 0x4000 + b"\r\n"] * 8)
 
-        assert (await client.answer()).outline == (413, "BODY_TOO_LARGE")
+        assert (await client.response()).outline == (413, "BODY_TOO_LARGE")
         assert await client.is_closed()
 
 
@@ -839,15 +844,15 @@ async def test_refusal_is_readable_after_64_megabytes_are_sent(server: Server) -
             client.writer.write(b"x" * (1 << 20))
             await client.writer.drain()
 
-        assert (await client.answer()).status == 413
+        assert (await client.response()).status == 413
 
 
 async def test_bytes_after_a_refusal_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.http1.protocol._DISCARDED_BYTES", 1_000_000)
     async with serve(HttpLimits(linger_seconds=60)) as server, connect(server) as client:
         await client.send(b"nonsense\r\n\r\n")
-        assert (await client.answer()).status == 400
-        sent, most = 0, 100_000_000  # far more than the buffers of the kernel hold
+        assert (await client.response()).status == 400
+        sent, most = 0, 100_000_000  # far more than the buffers of the kernel
         with suppress(ConnectionError):
             while not client.writer.transport.is_closing() and sent < most:
                 client.writer.write(b"x" * 100_000)
@@ -858,7 +863,7 @@ async def test_bytes_after_a_refusal_are_bounded(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("sent", [request() * 1000, b"x" * 27_000])
-async def test_no_more_is_read_than_is_served(sent: bytes) -> None:
+async def test_input_is_not_read_ahead_without_bound(sent: bytes) -> None:
     size = 64 << 20
     async with serve(HttpLimits(max_body_bytes=size)) as server, connect(server) as client:
         fields = [f"Content-Length: {size}"] if sent[:1] == b"x" else []
@@ -868,60 +873,60 @@ async def test_no_more_is_read_than_is_served(sent: bytes) -> None:
         for _ in range(1000):
             await asyncio.sleep(0)
 
-        # The buffers of the kernel hold a part of it.
+        # A part of it is in the buffers of the kernel.
         assert client.writer.transport.get_write_buffer_size() > size // 2
         client.writer.transport.abort()
-        server.echo.go_on.set()
+        server.echo.proceed.set()
         await until(lambda: server.clients.open == 0)
 
 
 @pytest.mark.parametrize("path", ["/ignore", "/echo"])
 @pytest.mark.parametrize("at_once", [10, BODY_BYTES - 10, BODY_BYTES])
-async def test_connection_goes_on_after_a_body_that_was_not_read(
+async def test_connection_is_reusable_after_an_unread_body(
     server: Server, path: str, at_once: int
 ) -> None:
     head = request(f"POST {path} HTTP/1.1", f"Content-Length: {BODY_BYTES}")
     async with connect(server) as client:
         await client.send(head + b"x" * at_once)
         if path == "/ignore":
-            assert (await client.answer()).status == 200
+            assert (await client.response()).status == 200
         await client.send(b"x" * (BODY_BYTES - at_once) + LAST)
         if path == "/echo":
-            assert (await client.answer()).status == 200
+            assert (await client.response()).status == 200
 
-        assert (await client.answer()).outline == (200, "")
+        assert (await client.response()).outline == (200, "")
 
 
-async def test_body_that_is_not_read_is_bounded(server: Server) -> None:
+async def test_unread_body_is_bounded(server: Server) -> None:
     async with connect(server) as client:
         await client.send(request("POST /ignore HTTP/1.1", "Transfer-Encoding: chunked"))
-        assert (await client.answer()).status == 200
+        assert (await client.response()).status == 200
         await client.send(*[b"4000\r\n" + b"x" * 0x4000 + b"\r\n"] * 8)
 
         assert await client.is_closed()
 
 
-async def test_continue_is_sent_when_the_body_is_wanted(server: Server) -> None:
+async def test_continue_is_sent_when_the_application_reads_the_body(server: Server) -> None:
     async with connect(server) as client:
         await client.send(
             request("POST /echo HTTP/1.1", "Content-Length: 5", "Expect: 100-Continue")
         )
-        assert (await client.answer()).status == 100
+        assert (await client.response()).status == 100
         await client.send(b"hello")
-        assert (await client.answer()).outline == (200, "hello")
+        assert (await client.response()).outline == (200, "hello")
         await client.send(LAST)
-        assert (await client.answer()).status == 200
+        assert (await client.response()).status == 200
 
 
-async def test_connection_closes_after_an_answer_in_place_of_continue(server: Server) -> None:
+async def test_connection_closes_after_a_response_instead_of_continue(server: Server) -> None:
     async with connect(server) as client:
         await client.send(
             request("POST /ignore HTTP/1.1", "Content-Length: 5", "Expect: 100-continue")
         )
 
-        answer = await client.answer()
+        response = await client.response()
 
-        assert (answer.status, answer.fields["connection"]) == (200, "close")
+        assert (response.status, response.fields["connection"]) == (200, "close")
         assert await client.is_closed()
 
 
@@ -937,10 +942,10 @@ async def test_continue_is_not_sent_without_need(server: Server, sent: bytes) ->
     async with connect(server) as client:
         await client.send(sent)
 
-        assert (await client.answer()).status == 200
+        assert (await client.response()).status == 200
 
 
-# Offers of other protocols (RFC 9110, section 7.8)
+# Upgrades to other protocols (RFC 9110, section 7.8)
 
 
 @pytest.mark.parametrize(
@@ -948,7 +953,7 @@ async def test_continue_is_not_sent_without_need(server: Server, sent: bytes) ->
 )
 @pytest.mark.parametrize("sent", [POST, CHUNKED_POST, request()])
 @pytest.mark.parametrize("apart", [False, True])
-async def test_offer_is_declined_and_the_body_kept(
+async def test_other_upgrade_is_declined_and_the_body_kept(
     server: Server, offer: str, sent: bytes, apart: bool
 ) -> None:
     fields = f"\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: {offer}\r\nHTTP2-Settings: A\r\n"
@@ -980,14 +985,14 @@ HELLO_FRAME = b"\x81\x85\0\0\0\0hello"
     ],
 )
 @pytest.mark.parametrize("before", [b"", POST])
-async def test_websocket_takes_the_connection_with_what_follows_the_head(
+async def test_websocket_gets_the_bytes_after_the_head(
     server: Server, connection: list[str], before: bytes
 ) -> None:
     async with connect(server) as client:
         await client.send(before + request("GET /ws HTTP/1.1", *connection, *HANDSHAKE))
         await client.send(HELLO_FRAME)
         if before:
-            assert (await client.answer()).outline == (200, "hello")
+            assert (await client.response()).outline == (200, "hello")
         head = await client.reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 101 ")
         assert await client.reader.readexactly(7) == b"\x81\x05hello"
@@ -1015,24 +1020,24 @@ async def test_handshake_that_the_websocket_protocol_cannot_read_is_refused(
 ) -> None:
     handshake = request("GET /ws HTTP/1.1", "Connection: Upgrade", *HANDSHAKE, field)
 
-    (answer,) = await exchange(server, handshake)
+    (response,) = await exchange(server, handshake)
 
-    assert answer.outline == refusal
+    assert response.outline == refusal
     await until(lambda: server.clients.open == 0)
 
 
 @pytest.mark.parametrize(
     "version", [[], ["Sec-WebSocket-Version: 8"], ["Sec-WebSocket-Version: 13, 8"]]
 )
-async def test_handshake_of_another_version_is_told_the_version(
+async def test_refusal_of_another_websocket_version_names_the_supported_one(
     server: Server, version: list[str]
 ) -> None:
     fields = ["Connection: Upgrade", HANDSHAKE[0], HANDSHAKE[2], *version]
 
-    (answer,) = await exchange(server, request("GET /ws HTTP/1.1", *fields))
+    (response,) = await exchange(server, request("GET /ws HTTP/1.1", *fields))
 
-    assert answer.outline == (426, "VERSION_NOT_SUPPORTED")
-    assert answer.fields["sec-websocket-version"] == "13"
+    assert response.outline == (426, "VERSION_NOT_SUPPORTED")
+    assert response.fields["sec-websocket-version"] == "13"
 
 
 @pytest.mark.parametrize(
@@ -1042,7 +1047,7 @@ async def test_only_get_of_http_1_1_becomes_a_websocket(server: Server, line: st
     async with connect(server) as client:
         await client.send(request(line, "Connection: Upgrade, close", *HANDSHAKE))
 
-        assert (await client.answer(line.split()[0])).status == 200
+        assert (await client.response(line.split()[0])).status == 200
 
 
 # Responses
@@ -1056,38 +1061,40 @@ async def test_head_has_no_body_even_if_it_is_refused(server: Server) -> None:
     ):
         async with connect(server) as client:
             await client.send(sent)
-            assert (await client.answer("HEAD")).status == status
+            assert (await client.response("HEAD")).status == status
             await client.send(LAST) if status == 200 else None
             assert (await client.reader.read(9)) in (b"", b"HTTP/1.1 ")
 
 
-async def test_every_answer_keeps_browsers_on_https_where_that_is_set() -> None:
+async def test_every_response_has_strict_transport_security_if_set() -> None:
     async with serve(headers=transport_security(86_400)) as server:
-        answers = [
+        responses = [
             *await exchange(server, POST + LAST),
             *await exchange(server, b"nonsense\r\n\r\n"),
         ]
 
-    assert [answer.status for answer in answers] == [200, 200, 400]
-    for answer in answers:
-        assert answer.fields["strict-transport-security"] == "max-age=86400; includeSubDomains"
+    assert [response.status for response in responses] == [200, 200, 400]
+    for response in responses:
+        assert response.fields["strict-transport-security"] == "max-age=86400; includeSubDomains"
     assert transport_security(0) == []
 
 
 async def test_fault_of_the_application_is_an_internal_problem(
     server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (answer,) = await exchange(server, request("GET /fail HTTP/1.1"))
+    (response,) = await exchange(server, request("GET /fail HTTP/1.1"))
 
-    assert answer.outline == (500, "INTERNAL")
-    assert answer.document["outcome"] == "UNKNOWN"
+    assert response.outline == (500, "INTERNAL")
+    assert response.document["outcome"] == "UNKNOWN"
     assert capsys.readouterr().out.count("request.failed") == 1
 
 
 @pytest.mark.parametrize(
     "path", ["/wrong/longer", "/wrong/shorter", "/wrong/break", "/wrong/end", "/wrong/nothing"]
 )
-async def test_wrong_response_is_never_sent_as_a_right_one(server: Server, path: str) -> None:
+async def test_invalid_response_of_the_application_is_never_sent_as_a_valid_one(
+    server: Server, path: str
+) -> None:
     async with connect(server) as client:
         await client.send(request(f"GET {path} HTTP/1.1") + LAST)
         got = await client.reader.read()
@@ -1134,7 +1141,7 @@ BODIES = st.sampled_from(
     noise=st.none() | st.tuples(st.integers(0, 150), st.binary(min_size=1, max_size=2)),
 )
 @settings(max_examples=400, deadline=None)
-def test_what_is_accepted_is_read_as_h11_reads_it(
+def test_accepted_head_is_parsed_as_by_h11(
     line: bytes, lines: list[bytes], body: bytes, noise: tuple[int, bytes] | None
 ) -> None:
     sent = b"\r\n".join((line, *lines, b"", body))
@@ -1174,12 +1181,12 @@ SPLIT = (
 )
 
 
-def outline(answers: Sequence[Answer]) -> list[tuple[int, str, str | None]]:
-    return [(*each.outline, each.fields.get("connection")) for each in answers]
+def outline(responses: Sequence[Response]) -> list[tuple[int, str, str | None]]:
+    return [(*each.outline, each.fields.get("connection")) for each in responses]
 
 
 @pytest.mark.parametrize("sent", SPLIT)
-async def test_every_split_into_two_writes_gets_the_same_answer(
+async def test_every_split_into_two_writes_gets_the_same_response(
     server: Server, sent: bytes
 ) -> None:
     whole = outline(await exchange(server, sent + LAST))
@@ -1189,7 +1196,7 @@ async def test_every_split_into_two_writes_gets_the_same_answer(
 
 
 @pytest.mark.parametrize("sent", SPLIT)
-async def test_bytes_one_by_one_get_the_same_answer(server: Server, sent: bytes) -> None:
+async def test_single_bytes_get_the_same_response(server: Server, sent: bytes) -> None:
     whole = outline(await exchange(server, sent + LAST))
 
     assert outline(await exchange(server, *(bytes([each]) for each in sent + LAST))) == whole
@@ -1200,7 +1207,7 @@ async def test_bytes_one_by_one_get_the_same_answer(server: Server, sent: bytes)
     cuts=st.lists(st.integers(0, 2000), max_size=12),
 )
 @settings(max_examples=60, deadline=None)
-async def test_any_split_of_pipelined_requests_gets_the_same_answers(
+async def test_any_split_of_pipelined_requests_gets_the_same_responses(
     server: Server, requests: list[bytes], cuts: list[int]
 ) -> None:
     stream = b"".join(requests) + LAST
@@ -1212,16 +1219,16 @@ async def test_any_split_of_pipelined_requests_gets_the_same_answers(
     assert outline(await exchange(server, *writes)) == whole
 
 
-async def test_answered_requests_leave_nothing_to_the_garbage_collector(server: Server) -> None:
+async def test_finished_requests_create_no_garbage_cycles(server: Server) -> None:
     async with connect(server) as client:
         await client.send(POST)
-        await client.answer()
+        await client.response()
         gc.collect()
         gc.disable()
         try:
             for _ in range(50):
                 await client.send(POST)
-                await client.answer()
+                await client.response()
             left = gc.collect()
         finally:
             gc.enable()
@@ -1239,7 +1246,7 @@ async def seconds_until_closed(client: Client) -> float:
 
 
 async def trickle(client: Client, unit: bytes) -> None:
-    """Send a unit ten times in the time of a deadline, until the server ends the connection."""
+    """Send `unit` ten times per deadline, until the server closes the connection."""
     with suppress(ConnectionError):
         while not client.reader.at_eof():
             await client.send(unit)
@@ -1255,18 +1262,18 @@ async def test_silent_connection_is_closed(began: bytes) -> None:
 
 
 @pytest.mark.parametrize("before", [b"", POST])
-async def test_slow_head_is_answered_and_the_connection_closed(before: bytes) -> None:
+async def test_slow_head_is_408_and_the_connection_closed(before: bytes) -> None:
     async with serve(HttpLimits(head_seconds=SHORT)) as server, connect(server) as client:
         await client.send(before)
         if before:
-            await client.answer()
+            await client.response()
         await client.send(b"GET / HTTP/1.1\r\n")
         sending = asyncio.create_task(trickle(client, b"a: b\r\n"))
 
-        answer = await client.answer()
+        response = await client.response()
 
-        assert answer.outline == (408, "HEAD_TOO_SLOW")
-        assert answer.fields["connection"] == "close"
+        assert response.outline == (408, "HEAD_TOO_SLOW")
+        assert response.fields["connection"] == "close"
         assert await client.is_closed()
         await sending
 
@@ -1281,7 +1288,7 @@ async def test_slow_head_is_answered_and_the_connection_closed(before: bytes) ->
     ],
 )
 @pytest.mark.parametrize("line", ["POST /echo", "GET /echo", "GET /leave"])
-async def test_slow_body_is_answered_and_the_connection_closed(
+async def test_slow_body_is_408_and_the_connection_closed(
     framing: str, unit: bytes, line: str
 ) -> None:
     async with serve(HttpLimits(request_seconds=SHORT)) as server, connect(server) as client:
@@ -1289,53 +1296,53 @@ async def test_slow_body_is_answered_and_the_connection_closed(
         unit = b"a: b\r\n" if unit.startswith(b"0") else unit
         sending = asyncio.create_task(trickle(client, unit))
 
-        answer = await client.answer()
+        response = await client.response()
 
-        assert answer.outline == (408, "REQUEST_TOO_SLOW")
-        assert answer.document["outcome"] == "UNKNOWN"
+        assert response.outline == (408, "REQUEST_TOO_SLOW")
+        assert response.document["outcome"] == "UNKNOWN"
         assert await client.is_closed()
         await sending
 
 
-async def test_slow_body_that_is_not_read_ends_the_connection() -> None:
+async def test_slow_unread_body_closes_the_connection() -> None:
     async with serve(HttpLimits(request_seconds=SHORT)) as server, connect(server) as client:
         await client.send(request("GET /ignore HTTP/1.1", "Content-Length: 1000"))
-        assert (await client.answer()).status == 200
+        assert (await client.response()).status == 200
         sending = asyncio.create_task(trickle(client, b"x"))
 
         assert SHORT / 2 < await seconds_until_closed(client) < SHORT * 10
         await sending
 
 
-async def test_slow_answer_has_no_deadline_of_the_request() -> None:
+async def test_slow_response_is_not_bound_by_the_deadline_of_the_request() -> None:
     limits = HttpLimits(head_seconds=SHORT, request_seconds=SHORT, idle_seconds=SHORT)
     async with serve(limits) as server, connect(server) as client:
         await client.send(request("GET /wait HTTP/1.1", "Content-Length: 1", body=b"x"))
         await asyncio.sleep(SHORT * 2)
-        server.echo.go_on.set()
+        server.echo.proceed.set()
 
-        assert (await client.answer()).status == 200
+        assert (await client.response()).status == 200
 
 
 async def test_idle_connection_is_closed_after_its_time() -> None:
     limits = HttpLimits(head_seconds=SHORT / 10, idle_seconds=SHORT)
     async with serve(limits) as server, connect(server) as client:
         await client.send(POST)
-        await client.answer()
+        await client.response()
 
         assert SHORT / 2 < await seconds_until_closed(client) < SHORT * 10
 
 
-async def test_request_within_the_idle_time_starts_it_again() -> None:
+async def test_request_within_the_idle_time_restarts_it() -> None:
     async with serve(HttpLimits(idle_seconds=SHORT)) as server, connect(server) as client:
         for _ in range(4):
             await client.send(POST)
-            assert (await client.answer()).status == 200
+            assert (await client.response()).status == 200
             await asyncio.sleep(SHORT / 2)
 
 
 class SlowReader:
-    """A connection with small buffers of the kernel, of which a test reads what it wants."""
+    """A connection with small kernel buffers, which a test reads in parts."""
 
     def __init__(self, connection: Any, client: socket.socket) -> None:
         self.connection = connection
@@ -1343,11 +1350,11 @@ class SlowReader:
 
     @property
     def unsent(self) -> int:
-        """Bytes that wait in the server's transport."""
+        """Number of bytes in the buffer of the server's transport."""
         return int(self.connection._transport.get_write_buffer_size())
 
     async def read(self, size: int) -> bytes:
-        """Read up to so many bytes."""
+        """Read at most `size` bytes."""
         async with asyncio.timeout(10):
             return await asyncio.get_running_loop().sock_recv(self.client, size)
 
@@ -1365,18 +1372,18 @@ async def slow_reader(server: Server) -> AsyncIterator[SlowReader]:
         yield SlowReader(connection, client)
 
 
-async def test_rest_of_the_last_answer_has_a_deadline_even_if_it_is_small() -> None:
+async def test_small_rest_of_the_last_response_has_a_deadline() -> None:
     async with serve(HttpLimits(write_seconds=SHORT)) as server, slow_reader(server) as slow:
         body = b"x" * 40_000
         fields = (f"Content-Length: {len(body)}", "Connection: close")
         slow.client.sendall(request("POST /echo HTTP/1.1", *fields, body=body))
         await until(lambda: slow.unsent > 0)
-        assert slow.connection.writable  # so no deadline was set before the connection closed
+        assert slow.connection.writable  # no deadline was set before the connection closed
 
         await until(lambda: server.clients.open == 0)
 
 
-async def test_rest_of_the_last_answer_has_a_deadline_after_most_of_it_was_read() -> None:
+async def test_rest_of_the_last_response_has_a_deadline_after_most_of_it_was_read() -> None:
     async with serve(HttpLimits(write_seconds=1)) as server, slow_reader(server) as slow:
         slow.client.sendall(request("GET /whole HTTP/1.1", "Connection: close"))
         await until(lambda: not slow.connection.writable)
@@ -1388,7 +1395,7 @@ async def test_rest_of_the_last_answer_has_a_deadline_after_most_of_it_was_read(
         await until(lambda: server.clients.open == 0)
 
 
-async def test_next_request_waits_until_the_answer_before_is_read() -> None:
+async def test_next_request_waits_until_the_previous_response_is_read() -> None:
     async with serve() as server, slow_reader(server) as slow:
         slow.client.sendall(request("GET /whole HTTP/1.1") + request())
         await until(lambda: not slow.connection.writable)
@@ -1400,7 +1407,7 @@ async def test_next_request_waits_until_the_answer_before_is_read() -> None:
 
 
 @pytest.mark.parametrize("fields", [[], ["Connection: close"]])
-async def test_client_that_does_not_read_is_cut_off(fields: list[str]) -> None:
+async def test_client_that_does_not_read_is_disconnected(fields: list[str]) -> None:
     async with serve(HttpLimits(write_seconds=SHORT)) as server, connect(server) as client:
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
         await client.send(request("GET /large HTTP/1.1", *fields))
@@ -1422,20 +1429,20 @@ async def test_client_that_reads_slowly_is_served_to_the_end() -> None:
         assert size > 20_000_000
 
 
-async def test_client_that_neither_reads_nor_closes_is_cut_off_after_a_refusal() -> None:
+async def test_client_that_neither_reads_nor_closes_is_disconnected_after_a_refusal() -> None:
     async with serve(HttpLimits(linger_seconds=SHORT)) as server, connect(server) as client:
         await client.send(b"nonsense\r\n\r\n")
-        assert (await client.answer()).status == 400
-        assert server.clients.open == 1  # until the client closes, or for a time
+        assert (await client.response()).status == 400
+        assert server.clients.open == 1  # until the client closes, or until a deadline
 
         await until(lambda: server.clients.open == 0)
 
 
-# Clients that leave, and logs
+# Disconnects and logs
 
 
 @pytest.mark.parametrize("path", ["/leave", "/called-back"])
-async def test_client_that_leaves_is_a_disconnect_for_the_application(path: str) -> None:
+async def test_application_receives_the_disconnect_of_the_client(path: str) -> None:
     async with serve() as server:
         async with connect(server) as client:
             await client.send(request(f"GET {path} HTTP/1.1"))
@@ -1443,7 +1450,7 @@ async def test_client_that_leaves_is_a_disconnect_for_the_application(path: str)
             await server.echo.disconnected.wait()
 
 
-async def test_hostile_clients_write_no_log(
+async def test_hostile_clients_cause_no_log_lines(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serve() as server:
@@ -1464,7 +1471,7 @@ async def test_hostile_clients_write_no_log(
 @pytest.mark.parametrize(
     "sent", [b"", POST, b"GET /", b"nonsense\r\n\r\n", request("GET /large HTTP/1.1") * 3]
 )
-async def test_no_client_keeps_the_server_from_stopping(sent: bytes) -> None:
+async def test_server_shuts_down_despite_any_client(sent: bytes) -> None:
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(serve())
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
@@ -1481,12 +1488,12 @@ async def test_no_client_keeps_the_server_from_stopping(sent: bytes) -> None:
 # Limits on connections
 
 
-async def test_connections_are_limited_in_all() -> None:
+async def test_total_number_of_connections_is_limited() -> None:
     async with serve(clients=Clients(total=2, per_address=9)) as server:
         async with connect(server), connect(server), connect(server) as third:
-            answer = await third.answer()
-            assert answer.outline == (503, "TOO_MANY_CONNECTIONS")
-            assert answer.fields["retry-after"] == "5"
+            response = await third.response()
+            assert response.outline == (503, "TOO_MANY_CONNECTIONS")
+            assert response.fields["retry-after"] == "5"
             assert await third.is_closed()
         await until(lambda: server.clients.open == 0)
         assert [each.status for each in await exchange(server, LAST)] == [200]
@@ -1499,32 +1506,32 @@ async def test_connections_of_an_address_are_limited() -> None:
         connect(server) as first,
         connect(server) as second,
     ):
-        assert (await second.answer()).outline == (429, "TOO_MANY_CONNECTIONS")
+        assert (await second.response()).outline == (429, "TOO_MANY_CONNECTIONS")
         await first.send(POST)
-        assert (await first.answer()).status == 200
+        assert (await first.response()).status == 200
 
 
-async def test_few_refused_connections_are_answered_at_a_time(
+async def test_number_of_open_refused_connections_is_limited(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gateway.http1.protocol._MOST_REFUSED", 1)
+    monkeypatch.setattr("gateway.http1.connection._MAX_REFUSED", 1)
     async with (
         serve(clients=Clients(total=1, per_address=9)) as server,
         connect(server),
         connect(server) as second,
         connect(server) as third,
     ):
-        assert (await second.answer()).status == 503
+        assert (await second.response()).status == 503
         assert await third.is_closed()
 
 
-async def test_trusted_proxy_has_no_limit_of_its_own() -> None:
+async def test_trusted_proxy_has_no_limit_per_address() -> None:
     clients = Clients(total=9, per_address=1, proxies=["127.0.0.0/8", "::1"])
     async with serve(clients=clients) as server, connect(server):
         assert [each.status for each in await exchange(server, LAST)] == [200]
 
 
-async def test_no_connection_stays_counted() -> None:
+async def test_ended_connection_is_not_counted() -> None:
     async with serve(clients=Clients(total=50, per_address=40)) as server:
         sends = [
             LAST, b"nonsense\r\n\r\n", b"GET", b"", POST[:-1], request("GET /large HTTP/1.1"),
@@ -1542,7 +1549,7 @@ async def test_no_connection_stays_counted() -> None:
         assert not server.uvicorn.server_state.connections
 
 
-async def test_websocket_is_counted_as_long_as_it_is_open() -> None:
+async def test_websocket_is_counted_while_it_is_open() -> None:
     async with serve() as server:
         async with connect(server) as client:
             await client.send(request("GET /ws HTTP/1.1", "Connection: Upgrade", *HANDSHAKE))
@@ -1610,7 +1617,7 @@ async def test_requests_over_tls_have_the_scheme_https(certificate: tuple[Path, 
         )
         client = Client(reader, writer)
         writer.write(POST + b"nonsense\r\n\r\n")
-        first, second = await client.answers()
+        first, second = await client.responses()
         writer.close()
 
     assert first.document["scheme"] == "https"
@@ -1620,27 +1627,27 @@ async def test_requests_over_tls_have_the_scheme_https(certificate: tuple[Path, 
 FORWARDED = ("X-Forwarded-For: 203.0.113.9, 127.0.0.1", "X-Forwarded-Proto: https")
 
 
-async def test_trusted_proxy_names_client_and_scheme() -> None:
+async def test_forwarded_client_and_scheme_of_a_trusted_proxy_are_used() -> None:
     async with serve(proxy_headers=True, forwarded_allow_ips=["127.0.0.1/32"]) as server:
-        (answer,) = await exchange(
+        (response,) = await exchange(
             server, request("GET /echo HTTP/1.1", *FORWARDED, "Connection: close")
         )
 
-    assert answer.document["client"][0] == "203.0.113.9"
-    assert answer.document["scheme"] == "https"
+    assert response.document["client"][0] == "203.0.113.9"
+    assert response.document["scheme"] == "https"
 
 
-async def test_untrusted_client_does_not_name_itself() -> None:
+async def test_forwarded_client_of_an_untrusted_client_is_ignored() -> None:
     async with serve(proxy_headers=True, forwarded_allow_ips=["192.0.2.1/32"]) as server:
-        (answer,) = await exchange(
+        (response,) = await exchange(
             server, request("GET /echo HTTP/1.1", *FORWARDED, "Connection: close")
         )
 
-    assert answer.document["client"][0] == "127.0.0.1"
-    assert answer.document["scheme"] == "http"
+    assert response.document["client"][0] == "127.0.0.1"
+    assert response.document["scheme"] == "http"
 
 
-# Other people's clients
+# Clients of other languages
 
 _JAVA = """
 import java.net.URI;

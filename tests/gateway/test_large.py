@@ -1,4 +1,4 @@
-"""Large messages are read in a thread, in order, one at a time."""
+"""Large messages are parsed in a thread, in order, one at a time."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ import pytest
 
 from gateway.app import build_app
 from gateway.gateway import Gateway
-from gateway.large import LARGE_BYTES, SWITCH_SECONDS, read_in_thread
+from gateway.large_inputs import LARGE_BYTES, SWITCH_SECONDS, read_in_thread
 from shared.bus.memory import MemoryBus
 from shared.identity import TokenVerifier
 from tests.gateway.conftest import Socket, open_socket
@@ -24,7 +24,7 @@ def unsubscribe(id_: str, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture
 async def app(bus: MemoryBus, verifier: TokenVerifier) -> AsyncIterator[Gateway]:
-    """A gateway that takes large messages."""
+    """A gateway that accepts large messages."""
     app = build_app(bus, verifier, max_body_bytes=2**20)
     async with app.running():
         yield app
@@ -35,20 +35,20 @@ async def socket(app: Gateway, tokens: TokenMaker) -> AsyncIterator[Socket]:
     """An authenticated client."""
     async with open_socket(app) as socket:
         token = tokens.token("alice")
-        await socket.ask({"id": "a", "authenticate": {"accessToken": token}})
+        await socket.request({"id": "a", "authenticate": {"accessToken": token}})
         yield socket
 
 
-async def test_large_message_is_answered_before_the_messages_after_it(socket: Socket) -> None:
+async def test_large_message_is_handled_before_later_messages(socket: Socket) -> None:
     await socket.send(unsubscribe("1", unknown="x" * LARGE_BYTES))
     for id_ in ("2", "3"):
         await socket.send(unsubscribe(id_))
     await socket.send(unsubscribe("4", unknown=[0] * LARGE_BYTES))
 
-    answers = [await socket.frame() for _ in range(4)]
+    received = [await socket.frame() for _ in range(4)]
 
-    assert [each["id"] for each in answers] == ["1", "2", "3", "4"]
-    reasons = [each["error"]["reason"] for each in answers]
+    assert [each["id"] for each in received] == ["1", "2", "3", "4"]
+    reasons = [each["error"]["reason"] for each in received]
     assert reasons[0] == reasons[3] == "INVALID_FIELDS"
     assert reasons[1] == reasons[2] == "UNKNOWN_SUBSCRIPTION"
 
@@ -63,22 +63,22 @@ async def test_large_message_is_answered_before_the_messages_after_it(socket: So
         (json.dumps(unsubscribe("1")) + " " * LARGE_BYTES, "1", "UNKNOWN_SUBSCRIPTION"),
     ],
 )
-async def test_large_message_is_answered_like_a_small_one(
+async def test_large_message_gets_the_same_frames_as_a_small_one(
     socket: Socket, message: str, id_: str, reason: str
 ) -> None:
     await socket.connection.send(message)
-    answer = await socket.frame()
+    received = await socket.frame()
 
-    assert (answer["id"], answer["error"]["reason"]) == (id_, reason)
+    assert (received["id"], received["error"]["reason"]) == (id_, reason)
 
 
-async def test_client_may_leave_while_its_message_is_read(
+async def test_client_may_disconnect_while_its_message_is_parsed(
     app: Gateway, tokens: TokenMaker, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(5):
         async with open_socket(app) as socket:
             token = tokens.token("alice")
-            await socket.ask({"id": "a", "authenticate": {"accessToken": token}})
+            await socket.request({"id": "a", "authenticate": {"accessToken": token}})
             await socket.send(unsubscribe("1", unknown=[0] * 19_000))
             socket.connection.transport.abort()
 
@@ -86,7 +86,7 @@ async def test_client_may_leave_while_its_message_is_read(
     assert [each for each in caplog.messages if any(text in each for text in failures)] == []
 
 
-async def test_one_large_input_is_read_at_a_time() -> None:
+async def test_large_inputs_are_parsed_one_at_a_time() -> None:
     second_began = Event()
 
     def wait_for_the_second() -> bool:

@@ -1,4 +1,4 @@
-"""Metrics and readiness: for operators, and cheap to ask for."""
+"""Metrics and readiness: restricted to operators, and cheap to request."""
 
 import asyncio
 import time
@@ -11,8 +11,8 @@ import pytest
 
 from gateway import health, metrics
 from gateway.app import build_app
+from gateway.cached_result import CachedResult
 from gateway.gateway import Gateway
-from gateway.recent import Recent
 from postbus.bus.v1 import CheckResponse, Part, Reply, Request
 from shared.bus.memory import MemoryBus
 from shared.identity import TokenVerifier
@@ -40,7 +40,7 @@ async def from_address(app: Gateway, address: str) -> AsyncIterator[httpx.AsyncC
         ("", False),
     ],
 )
-async def test_only_this_machine_sees_the_inside_by_default(
+async def test_only_loopback_clients_are_operators_by_default(
     app: Gateway, address: str, allowed: bool
 ) -> None:
     async with from_address(app, address) as client:
@@ -54,7 +54,7 @@ async def test_only_this_machine_sees_the_inside_by_default(
 
 
 @pytest.mark.parametrize("name", ["Forwarded", "X-Forwarded-For", "Via"])
-async def test_what_an_untrusted_proxy_here_forwards_is_not_from_here(
+async def test_request_forwarded_by_an_untrusted_local_proxy_is_no_operators(
     app: Gateway, name: str
 ) -> None:
     async with from_address(app, "127.0.0.1") as client:
@@ -65,7 +65,7 @@ async def test_what_an_untrusted_proxy_here_forwards_is_not_from_here(
     assert ready.json().keys() == {"ready"}
 
 
-async def test_networks_of_operators_are_a_setting(bus: MemoryBus, verifier: TokenVerifier) -> None:
+async def test_operator_networks_are_configurable(bus: MemoryBus, verifier: TokenVerifier) -> None:
     app = build_app(
         bus, verifier, max_body_bytes=1000, operations_networks=(ip_network("10.0.0.0/8"),)
     )
@@ -77,7 +77,7 @@ async def test_networks_of_operators_are_a_setting(bus: MemoryBus, verifier: Tok
     assert (inside.status_code, outside.status_code) == (200, 403)
 
 
-async def test_outsider_learns_whether_the_system_is_ready(
+async def test_readiness_without_details_is_public(
     app: Gateway, bus: MemoryBus, verifier: TokenVerifier
 ) -> None:
     async def well(_route: str, _body: bytes) -> bytes:
@@ -88,11 +88,11 @@ async def test_outsider_learns_whether_the_system_is_ready(
         await ready.serve(worker, [f"postbus.bus.v1.HealthService.Check.{worker}"], well)
     app_of_ready = build_app(ready, verifier, max_body_bytes=1000)
     async with app_of_ready.running(), from_address(app_of_ready, "203.0.113.9") as client:
-        answer = await client.get("/readyz")
+        response = await client.get("/readyz")
     async with from_address(app, "203.0.113.9") as client:
         missing = await client.get("/readyz")
 
-    assert (answer.status_code, answer.json()) == (200, {"ready": True})
+    assert (response.status_code, response.json()) == (200, {"ready": True})
     assert (missing.status_code, missing.json()) == (503, {"ready": False})
 
 
@@ -132,13 +132,13 @@ async def test_result_is_computed_again_after_its_time() -> None:
         computed += 1
         return computed
 
-    kept, forgotten = Recent(compute, seconds=60), Recent(compute, seconds=-1)
+    kept, forgotten = CachedResult(compute, seconds=60), CachedResult(compute, seconds=-1)
 
     assert [await kept.get(), await kept.get()] == [1, 1]
     assert [await forgotten.get(), await forgotten.get()] == [2, 3]
 
 
-async def test_caller_that_leaves_does_not_end_the_computation_of_others() -> None:
+async def test_cancelled_caller_does_not_cancel_the_shared_computation() -> None:
     begun, finish = asyncio.Event(), asyncio.Event()
 
     async def compute() -> str:
@@ -146,7 +146,7 @@ async def test_caller_that_leaves_does_not_end_the_computation_of_others() -> No
         await finish.wait()
         return "done"
 
-    recent = Recent(compute, seconds=60)
+    recent = CachedResult(compute, seconds=60)
     leaving, staying = (asyncio.create_task(recent.get()) for _ in range(2))
     await begun.wait()
     leaving.cancel()

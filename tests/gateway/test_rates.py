@@ -19,7 +19,8 @@ from websockets.exceptions import InvalidStatus
 from gateway.app import build_app
 from gateway.gateway import Gateway
 from gateway.problems import HttpError
-from gateway.rates import BoundedStorage, Rates, RateSettings, open_storage
+from gateway.rate_limits import RateLimits, RateLimitSettings
+from gateway.rate_storage import BoundedStorage, open_storage
 from gateway.settings import GatewaySettings
 from postbus.registry import METHODS
 from shared.bus.memory import MemoryBus
@@ -40,22 +41,22 @@ CHANGE_PASSWORD = METHODS["postbus.users.v1.AuthService.ChangePassword"]
 
 def _rates(
     *, address: str = "", user: str = "", user_changes: str = "", **methods: str
-) -> tuple[Rates, list[float]]:
+) -> tuple[RateLimits, list[float]]:
     named = {
         name: rate for name in METHODS for last, rate in methods.items() if name.endswith(last)
     }
-    settings = RateSettings(
+    settings = RateLimitSettings(
         address=address,
         user=user,
         user_changes=user_changes,
         methods=dict.fromkeys(METHODS, "") | named,
     )
     now = [600.0]
-    return Rates(settings, BoundedStorage(), lambda: now[0]), now
+    return RateLimits(settings, BoundedStorage(), lambda: now[0]), now
 
 
 async def _refused(
-    rates: Rates, address: str, caller_id: str = "", method: object = READ
+    rates: RateLimits, address: str, caller_id: str = "", method: object = READ
 ) -> HttpError:
     with pytest.raises(HttpError) as refused:
         await rates.admit(address, caller_id, method)  # type: ignore[arg-type]
@@ -88,7 +89,7 @@ async def test_ipv6_addresses_of_a_network_have_one_rate() -> None:
     await rates.admit("2001:db8:1:3::1")
 
 
-async def test_next_window_begins_anew() -> None:
+async def test_next_window_has_the_full_rate() -> None:
     rates, now = _rates(address="1/minute")
     await rates.admit("192.0.2.1")
     await _refused(rates, "192.0.2.1")
@@ -104,7 +105,7 @@ async def test_user_is_counted_by_id_wherever_the_requests_come_from() -> None:
     await rates.admit("192.0.2.1", "u2", READ)
 
 
-async def test_changes_have_a_rate_of_their_own_beside_the_users() -> None:
+async def test_changes_have_a_separate_rate_in_addition_to_the_users() -> None:
     rates, _ = _rates(user="3/minute", user_changes="1/minute")
     headers = await rates.admit("192.0.2.1", "u1", CHANGE)
     assert headers == [
@@ -137,9 +138,9 @@ async def test_refusals_of_a_method_do_not_use_up_the_rate_of_the_address() -> N
     await rates.admit("192.0.2.1", "", READ)
 
 
-async def test_contract_gives_the_rates_of_methods_unless_a_setting_does() -> None:
-    settings = RateSettings(address="", user="", user_changes="", methods={})
-    rates = Rates(settings, BoundedStorage(), lambda: 0.0)
+async def test_rate_of_the_contract_applies_unless_a_setting_overrides_it() -> None:
+    settings = RateLimitSettings(address="", user="", user_changes="", methods={})
+    rates = RateLimits(settings, BoundedStorage(), lambda: 0.0)
     for _ in range(60):
         await rates.admit("192.0.2.1", "", LOG_IN)
     await _refused(rates, "192.0.2.1", "", LOG_IN)
@@ -162,7 +163,7 @@ async def test_memory_holds_50000_windows() -> None:
 
 @pytest.fixture(scope="module")
 async def redis_url() -> AsyncIterator[str]:
-    """A Redis of this module, from Debian's package where the system has none."""
+    """Yield a Redis for this module, from Debian's package if the system has none."""
     program, libraries = shutil.which("redis-server"), ""
     if program is None:
         try:
@@ -189,10 +190,10 @@ async def redis_url() -> AsyncIterator[str]:
 
 
 async def test_gateways_count_together_in_redis(redis_url: str) -> None:
-    settings = RateSettings(address="2/minute", user="", user_changes="", methods={})
+    settings = RateLimitSettings(address="2/minute", user="", user_changes="", methods={})
     address, url = str(IPv4Address(secrets.randbits(32))), SecretStr(redis_url)
     async with open_storage(url) as first, open_storage(url) as second:
-        one, other = (Rates(settings, store, lambda: 600.0) for store in (first, second))
+        one, other = (RateLimits(settings, store, lambda: 600.0) for store in (first, second))
         await one.admit(address)
         await other.admit(address)
         await _refused(one, address)
@@ -200,17 +201,17 @@ async def test_gateways_count_together_in_redis(redis_url: str) -> None:
 
 
 async def test_gateway_counts_alone_while_redis_is_unavailable() -> None:
-    settings = RateSettings(address="1/minute", user="", user_changes="", methods={})
+    settings = RateLimitSettings(address="1/minute", user="", user_changes="", methods={})
     async with open_storage(SecretStr(f"redis://127.0.0.1:{free_port()}")) as storage:
-        rates = Rates(settings, storage, lambda: 600.0)
+        rates = RateLimits(settings, storage, lambda: 600.0)
         await rates.admit("192.0.2.1")
         await _refused(rates, "192.0.2.1")
 
 
-async def test_store_that_is_unavailable_is_logged_once_in_a_while() -> None:
-    settings = RateSettings(address="9/minute")
+async def test_unavailable_store_is_logged_at_intervals() -> None:
+    settings = RateLimitSettings(address="9/minute")
     async with open_storage(SecretStr(f"redis://127.0.0.1:{free_port()}")) as storage:
-        rates = Rates(settings, storage, lambda: 600.0)
+        rates = RateLimits(settings, storage, lambda: 600.0)
         with capture_logs() as logs:
             for _ in range(3):
                 await rates.admit("192.0.2.1")
@@ -220,7 +221,7 @@ async def test_store_that_is_unavailable_is_logged_once_in_a_while() -> None:
 
 @asynccontextmanager
 async def silent_store(*, accepts: bool) -> AsyncIterator[tuple[SecretStr, list[object]]]:
-    """A store that answers nothing, or whose backlog is full; and the connections to it."""
+    """Yield a store that never replies or has a full backlog, and the connections to it."""
     connections: list[object] = []
     ended = asyncio.Event()
 
@@ -244,17 +245,17 @@ async def silent_store(*, accepts: bool) -> AsyncIterator[tuple[SecretStr, list[
 
 
 @pytest.mark.parametrize("accepts", [True, False])
-async def test_store_that_does_not_answer_holds_no_request_up(accepts: bool) -> None:
+async def test_unresponsive_store_delays_no_request(accepts: bool) -> None:
     async with silent_store(accepts=accepts) as (url, _), open_storage(url) as storage:
-        rates = Rates(RateSettings(address="1/minute"), storage, lambda: 600.0)
+        rates = RateLimits(RateLimitSettings(address="1/minute"), storage, lambda: 600.0)
         async with asyncio.timeout(2):
             await rates.admit("192.0.2.1")
             await _refused(rates, "192.0.2.1")
 
 
-async def test_requests_at_once_use_few_connections_and_do_not_queue_for_them() -> None:
+async def test_concurrent_requests_use_few_connections_and_do_not_queue() -> None:
     async with silent_store(accepts=True) as (url, connections), open_storage(url) as storage:
-        rates = Rates(RateSettings(address="1000/minute"), storage, lambda: 600.0)
+        rates = RateLimits(RateLimitSettings(address="1000/minute"), storage, lambda: 600.0)
         async with asyncio.timeout(2):
             await asyncio.gather(*(rates.admit("192.0.2.1") for _ in range(500)))
 
@@ -279,9 +280,9 @@ def test_documented_table_has_the_defaults() -> None:
 async def limited(
     bus: MemoryBus, verifier: TokenVerifier, **rates: str
 ) -> AsyncIterator[tuple[Gateway, httpx.AsyncClient]]:
-    """A gateway with these rates, and a client of it."""
-    settings = RateSettings(methods=dict.fromkeys(METHODS, ""), **rates)
-    counted = Rates(settings, BoundedStorage(), lambda: 600.0)
+    """Yield a gateway with these rates, and a client."""
+    settings = RateLimitSettings(methods=dict.fromkeys(METHODS, ""), **rates)
+    counted = RateLimits(settings, BoundedStorage(), lambda: 600.0)
     app = build_app(bus, verifier, max_body_bytes=10_000, rates=counted)
     transport = httpx.ASGITransport(app)
     async with app.running(), httpx.AsyncClient(transport=transport, base_url="http://g") as client:
@@ -294,7 +295,7 @@ async def limited(
         yield app, client
 
 
-async def test_answer_tells_what_is_left_and_refusal_when_to_come_back(
+async def test_response_has_the_remaining_rate_and_refusal_the_retry_time(
     bus: MemoryBus, verifier: TokenVerifier
 ) -> None:
     async with limited(bus, verifier, address="1/minute") as (_, client):
@@ -308,7 +309,7 @@ async def test_answer_tells_what_is_left_and_refusal_when_to_come_back(
 
 
 @pytest.mark.parametrize("path", ["/v1/nowhere", "/openapi.json", "/docs"])
-async def test_paths_beside_the_contract_count_as_well(
+async def test_paths_beside_the_contract_are_rate_limited(
     path: str, bus: MemoryBus, verifier: TokenVerifier
 ) -> None:
     async with limited(bus, verifier, address="1/minute") as (_, client):
@@ -331,7 +332,7 @@ async def test_handshakes_of_websockets_count_for_the_address(
     assert refused.value.response.headers["Retry-After"] == "60"
 
 
-async def test_tokens_that_are_not_valid_count_for_the_address(
+async def test_requests_with_invalid_tokens_count_for_the_address(
     bus: MemoryBus, verifier: TokenVerifier
 ) -> None:
     bad = {"Authorization": "Bearer x.y.z"}
@@ -348,8 +349,8 @@ async def test_calls_over_rest_and_websocket_count_together_for_a_user(
     async with limited(bus, verifier, user="1/minute") as (app, client):
         first = await client.get("/v1/me", headers={"Authorization": f"Bearer {token}"})
         async with open_socket(app) as socket:
-            await socket.ask({"id": "1", "authenticate": {"accessToken": token}})
-            second = await socket.ask(call)
+            await socket.request({"id": "1", "authenticate": {"accessToken": token}})
+            second = await socket.request(call)
 
     assert first.status_code == 200
     assert second["error"]["reason"] == "RATE_LIMITED"

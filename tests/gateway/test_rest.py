@@ -1,11 +1,14 @@
-"""What the gateway does with requests, good and bad, before and after the bus."""
+"""REST requests at the gateway, valid and invalid, before and after the bus."""
 
 import json
+import re
+import time
 
 import httpx
 import pytest
 
 from gateway.app import build_app
+from gateway.gateway import Gateway
 from postbus.bus.v1 import Code, Error, FieldViolation, Reply
 from postbus.posts.v1 import (
     CreatePostRequest,
@@ -14,9 +17,10 @@ from postbus.posts.v1 import (
     Post,
     UpdatePostRequest,
 )
+from postbus.registry import METHODS, Access, Method
 from shared.bus.memory import MemoryBus
 from shared.wire import decode, encode
-from tests.gateway.conftest import Worker
+from tests.gateway.conftest import Worker, open_socket
 from tests.tokens import TokenMaker
 
 POST_ID = "018f3f6e-0000-7000-8000-000000000001"
@@ -27,22 +31,22 @@ def headers(tokens: TokenMaker) -> dict[str, str]:
     return {"Authorization": f"Bearer {tokens.token('alice')}"}
 
 
-def problem_of(answer: httpx.Response) -> tuple[int, str]:
-    assert answer.headers["content-type"] == "application/problem+json"
-    return answer.status_code, answer.json()["reason"]
+def problem_of(response: httpx.Response) -> tuple[int, str]:
+    assert response.headers["content-type"] == "application/problem+json"
+    return response.status_code, response.json()["reason"]
 
 
-async def test_body_becomes_the_request_message_and_the_reply_the_body(
+async def test_body_becomes_the_request_message_and_the_reply_becomes_the_body(
     gateway: httpx.AsyncClient, worker: Worker, headers: dict[str, str]
 ) -> None:
-    response = CreatePostResponse(post=Post(id=POST_ID, title="Hi", version=1))
-    worker.reply = Reply(payload=encode(response))
+    message = CreatePostResponse(post=Post(id=POST_ID, title="Hi", version=1))
+    worker.reply = Reply(payload=encode(message))
 
-    answer = await gateway.post("/v1/posts", json={"title": "Hi", "body": "é"}, headers=headers)
+    response = await gateway.post("/v1/posts", json={"title": "Hi", "body": "é"}, headers=headers)
 
-    assert answer.status_code == 201
-    assert answer.json()["id"] == POST_ID
-    assert answer.json()["version"] == "1"
+    assert response.status_code == 201
+    assert response.json()["id"] == POST_ID
+    assert response.json()["version"] == "1"
     [(route, request)] = worker.requests
     assert route == "postbus.posts.v1.PostsService.CreatePost"
     assert decode(CreatePostRequest, request.payload) == CreatePostRequest(title="Hi", body="é")
@@ -57,13 +61,28 @@ async def test_call_carries_token_operation_id_trace_and_deadline(
         "traceparent": f"00-{trace}-b7ad6b7169203331-01",
         "Request-Timeout": "2.5",
     }
+    began = time.time()
 
-    answer = await gateway.post("/v1/posts", json={"title": "Hi"}, headers=sent)
+    response = await gateway.post("/v1/posts", json={"title": "Hi"}, headers=sent)
 
     [(_, request)] = worker.requests
+    assert 2.4 < request.deadline_unix_ms / 1000 - began < 2.5 + (time.time() - began)
     assert f"Bearer {request.access_token}" == headers["Authorization"]
     assert request.operation_id == "key-1"
-    assert request.traceparent.split("-")[1] == trace == answer.headers["trace-id"]
+    assert request.traceparent.split("-")[1] == trace == response.headers["trace-id"]
+
+
+async def test_call_without_request_timeout_has_the_timeout_of_its_method(
+    gateway: httpx.AsyncClient, worker: Worker
+) -> None:
+    began = time.time()
+
+    await gateway.get("/v1/posts")
+
+    [(_, request)] = worker.requests
+    seconds = METHODS["postbus.posts.v1.PostsService.ListPosts"].timeout
+    lasts = request.deadline_unix_ms / 1000 - began
+    assert seconds - 0.1 < lasts < seconds + (time.time() - began)
 
 
 async def test_query_parameters_become_fields(gateway: httpx.AsyncClient, worker: Worker) -> None:
@@ -76,7 +95,7 @@ async def test_query_parameters_become_fields(gateway: httpx.AsyncClient, worker
     assert decode(ListPostsRequest, request.payload) == expected
 
 
-async def test_patch_names_the_members_that_were_sent(
+async def test_mask_of_a_patch_has_the_members_that_were_sent(
     gateway: httpx.AsyncClient, worker: Worker, headers: dict[str, str]
 ) -> None:
     await gateway.patch(f"/v1/posts/{POST_ID}", json={"body": None}, headers=headers)
@@ -117,9 +136,9 @@ async def test_bad_body_is_a_problem_and_reaches_no_worker(
 ) -> None:
     sent = headers | {"Content-Type": "application/json"}
 
-    answer = await gateway.post("/v1/posts", content=body, headers=sent)
+    response = await gateway.post("/v1/posts", content=body, headers=sent)
 
-    assert problem_of(answer) == expected
+    assert problem_of(response) == expected
     assert worker.requests == []
 
 
@@ -137,10 +156,10 @@ async def test_bad_body_is_a_problem_and_reaches_no_worker(
 async def test_bad_parameter_is_named(
     gateway: httpx.AsyncClient, worker: Worker, path: str, field: str
 ) -> None:
-    answer = await gateway.get(path)
+    response = await gateway.get(path)
 
-    assert problem_of(answer) == (422, "INVALID_FIELDS")
-    assert [violation["field"] for violation in answer.json()["violations"]] == [field]
+    assert problem_of(response) == (422, "INVALID_FIELDS")
+    assert [violation["field"] for violation in response.json()["violations"]] == [field]
     assert worker.requests == []
 
 
@@ -169,34 +188,34 @@ async def test_bad_header_is_a_problem(
 ) -> None:
     sent = {"Content-Type": "application/json", **headers, name: value}
 
-    answer = await gateway.post("/v1/posts", content=b'{"title": "Hi"}', headers=sent)
+    response = await gateway.post("/v1/posts", content=b'{"title": "Hi"}', headers=sent)
 
-    assert problem_of(answer) == expected
+    assert problem_of(response) == expected
     assert worker.requests == []
 
 
-async def test_bad_token_is_refused_even_where_none_is_needed(gateway: httpx.AsyncClient) -> None:
-    answer = await gateway.get("/v1/posts", headers={"Authorization": "Bearer x.y.z"})
+async def test_invalid_token_is_refused_by_public_methods(gateway: httpx.AsyncClient) -> None:
+    response = await gateway.get("/v1/posts", headers={"Authorization": "Bearer x.y.z"})
 
-    assert problem_of(answer) == (401, "TOKEN_INVALID")
+    assert problem_of(response) == (401, "TOKEN_INVALID")
 
 
 @pytest.mark.parametrize("query", ["q=%FF", "q=%C3", "q=%zz", "q=%", "%FF=1", "tag=a%ED%A0%80"])
 async def test_query_that_is_not_percent_encoded_text_is_malformed(
     gateway: httpx.AsyncClient, worker: Worker, query: str
 ) -> None:
-    answer = await gateway.get(f"/v1/posts?{query}")
+    response = await gateway.get(f"/v1/posts?{query}")
 
-    assert problem_of(answer) == (400, "MALFORMED_URL")
+    assert problem_of(response) == (400, "MALFORMED_URL")
     assert worker.requests == []
 
 
 async def test_path_that_is_not_percent_encoded_text_is_malformed(
     gateway: httpx.AsyncClient, worker: Worker
 ) -> None:
-    answer = await gateway.get("/v1/users/a%FF")
+    response = await gateway.get("/v1/users/a%FF")
 
-    assert problem_of(answer) == (400, "MALFORMED_URL")
+    assert problem_of(response) == (400, "MALFORMED_URL")
     assert worker.requests == []
 
 
@@ -204,10 +223,10 @@ async def test_path_that_is_not_percent_encoded_text_is_malformed(
 async def test_number_in_a_query_has_ascii_digits(
     gateway: httpx.AsyncClient, worker: Worker, digits: str
 ) -> None:
-    answer = await gateway.get(f"/v1/posts?pageSize={digits}")
+    response = await gateway.get(f"/v1/posts?pageSize={digits}")
 
-    assert problem_of(answer) == (422, "INVALID_FIELDS")
-    assert [each["field"] for each in answer.json()["violations"]] == ["pageSize"]
+    assert problem_of(response) == (422, "INVALID_FIELDS")
+    assert [each["field"] for each in response.json()["violations"]] == ["pageSize"]
     assert worker.requests == []
 
 
@@ -230,16 +249,16 @@ async def test_error_of_the_worker_keeps_code_reason_and_violations(
         )
     )
 
-    answer = await gateway.get(f"/v1/posts/{POST_ID}")
+    response = await gateway.get(f"/v1/posts/{POST_ID}")
 
-    assert problem_of(answer) == (412, "STALE")
-    body = answer.json()
+    assert problem_of(response) == (412, "STALE")
+    body = response.json()
     assert (body["code"], body["detail"]) == ("FAILED_PRECONDITION", "Read it again.")
     assert body["violations"] == [{"field": "etag", "rule": "equal", "message": "differs"}]
-    assert body["traceId"] == answer.headers["trace-id"]
+    assert body["traceId"] == response.headers["trace-id"]
 
 
-async def test_query_cannot_say_what_path_or_body_say(
+async def test_query_cannot_set_fields_of_path_or_body(
     gateway: httpx.AsyncClient, worker: Worker
 ) -> None:
     over_path = await gateway.get(f"/v1/posts/{POST_ID}?id={POST_ID.replace('1', '2')}")
@@ -247,9 +266,9 @@ async def test_query_cannot_say_what_path_or_body_say(
         "/v1/auth/login?password=x", json={"login": "a", "password": "b"}
     )
 
-    for answer, name in ((over_path, "id"), (over_body, "password")):
-        assert problem_of(answer) == (422, "INVALID_FIELDS")
-        assert [each["field"] for each in answer.json()["violations"]] == [name]
+    for response, name in ((over_path, "id"), (over_body, "password")):
+        assert problem_of(response) == (422, "INVALID_FIELDS")
+        assert [each["field"] for each in response.json()["violations"]] == [name]
     assert worker.requests == []
 
 
@@ -263,29 +282,76 @@ async def test_unknown_path_and_method_are_problems(gateway: httpx.AsyncClient) 
     assert wrong_verb.headers["allow"] == "DELETE, GET, HEAD, OPTIONS, PATCH"
 
 
-async def test_nobody_serving_is_a_503_with_a_retry_hint(verifier: object) -> None:
+async def test_method_without_a_worker_is_a_503_with_a_retry_hint(verifier: object) -> None:
     app = build_app(MemoryBus(), verifier, max_body_bytes=1000)  # type: ignore[arg-type]
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
-        answer = await client.get("/v1/posts")
+        response = await client.get("/v1/posts")
 
-    assert problem_of(answer) == (503, "NO_ROUTE")
-    assert answer.headers["retry-after"] == "1"
-
-
-async def test_internal_methods_have_no_route(gateway: httpx.AsyncClient) -> None:
-    paths = (await gateway.get("/openapi.json")).json()["paths"]
-
-    assert not any("health" in path.lower() for path in paths)
+    assert problem_of(response) == (503, "NO_ROUTE")
+    assert response.headers["retry-after"] == "1"
 
 
-async def test_every_documented_path_is_served(gateway: httpx.AsyncClient) -> None:
+INTERNAL = [method for method in METHODS.values() if method.access is Access.INTERNAL]
+
+
+@pytest.mark.parametrize("method", INTERNAL, ids=lambda method: method.name)
+async def test_internal_methods_have_no_route(
+    app: Gateway, gateway: httpx.AsyncClient, tokens: TokenMaker, worker: Worker, method: Method
+) -> None:
+    document = (await gateway.get("/openapi.json")).text
+    for path in (f"/{method.name}", "/" + "/".join(method.name.rsplit(".", 1)), *_paths(method)):
+        assert problem_of(await gateway.post(path, json={})) == (404, "UNKNOWN_PATH")
+    async with open_socket(app) as socket:
+        await socket.request({"id": "1", "authenticate": {"accessToken": tokens.token("alice")}})
+        frame = await socket.request({"id": "2", "call": {"method": method.name}})
+
+    assert method.name not in document
+    assert frame["error"]["code"] == "CODE_UNIMPLEMENTED"
+    assert frame["error"]["reason"] == "UNKNOWN_METHOD"
+    assert worker.requests == []
+
+
+def _paths(method: Method) -> list[str]:
+    return [rule.path for rule in method.http]
+
+
+def test_registry_has_internal_methods() -> None:
+    assert {method.name.rsplit(".", 2)[-2] for method in INTERNAL} >= {
+        "HealthService",
+        "WorkerService",
+    }
+
+
+NEED_A_BODY = {
+    "POST /v1/auth/login",
+    "POST /v1/auth/password",
+    "POST /v1/auth/refresh",
+    "POST /v1/auth/signup",
+    "POST /v1/posts",
+    "POST /v1/posts/{postId}/comments",
+    "PATCH /v1/comments/{id}",
+}
+"""Operations whose request has a required field in the body."""
+
+
+async def test_every_documented_path_is_served(
+    gateway: httpx.AsyncClient, headers: dict[str, str]
+) -> None:
     document = (await gateway.get("/openapi.json")).json()
+    statuses = {
+        f"{verb.upper()} {path}": (
+            await gateway.request(verb, re.sub(r"{\w+}", POST_ID, path), headers=headers)
+        ).status_code
+        for path, verbs in document["paths"].items()
+        for verb in verbs
+    }
 
-    for path, verbs in document["paths"].items():
-        for verb in verbs:
-            answer = await gateway.request(verb.upper(), path.replace("{id}", POST_ID))
-            assert answer.status_code not in {404, 405}, (verb, path)
+    refused = {operation for operation, status in statuses.items() if status == 422}
+    assert refused == NEED_A_BODY
+    served = {name: status for name, status in statuses.items() if name not in NEED_A_BODY}
+    assert {name for name, status in served.items() if status not in (200, 201, 204)} == set()
+    assert {status for name, status in served.items() if name.startswith("GET ")} == {200}
 
 
 async def test_metrics_count_by_route_template(gateway: httpx.AsyncClient) -> None:

@@ -5,12 +5,9 @@ from datetime import UTC, datetime
 import httpx
 import pytest
 
-from gateway.caller_revisions import CallerRevisions
-from gateway.event_feed import EventFeed
 from gateway.gateway import Gateway
-from gateway.rates import BoundedStorage, Rates, RateSettings
-from gateway.socket_limits import SocketLimits, SocketQuotas
-from gateway.websocket_connection import Connection, Services
+from gateway.services import Services
+from gateway.websocket_connection import WebSocketConnection
 from postbus.bus.v1 import Event
 from postbus.users.v1 import SessionsRevoked
 from shared.bus.amqp.topology import event_stream
@@ -40,7 +37,7 @@ def session(session_id: str) -> Caller:
 
 
 async def end(bus: MemoryBus, verifier: SessionVerifier, *session_ids: str) -> None:
-    """Revoke sessions, and wait until the last is known to have ended."""
+    """Revoke sessions, and wait until the last one is refused."""
     await bus.publish(revoked(*session_ids))
     with pytest.raises(ServiceError, match="SESSION_REVOKED"):
         await verifier.until_revoked(session(session_ids[-1]))
@@ -52,13 +49,13 @@ async def test_revoked_session_closes_its_sockets_and_is_refused_from_then_on(
     gone, open_ = tokens.token("alice", sid="gone"), tokens.token("alice", sid="open")
     async with open_socket(app) as first, open_socket(app) as second, open_socket(app) as other:
         for socket, token in ((first, gone), (second, gone), (other, open_)):
-            await socket.ask({"id": "1", "authenticate": {"accessToken": token}})
+            await socket.request({"id": "1", "authenticate": {"accessToken": token}})
 
         await bus.publish(revoked("unknown", "gone"))
 
-        assert await first.end() == (4401, "SESSION_REVOKED")
-        assert await second.end() == (4401, "SESSION_REVOKED")
-        assert "subscribed" in await other.ask(
+        assert await first.closed() == (4401, "SESSION_REVOKED")
+        assert await second.closed() == (4401, "SESSION_REVOKED")
+        assert "subscribed" in await other.request(
             {"id": "2", "subscribe": {"types": ["postbus.posts.v1.PostCreated"]}}
         )
     refused = await gateway.get("/v1/posts", headers={"Authorization": f"Bearer {gone}"})
@@ -73,15 +70,15 @@ async def test_revoked_session_opens_no_socket(
     token = tokens.token("alice", sid="gone")
     frame = {"id": "1", "authenticate": {"accessToken": token}}
     async with open_socket(app) as socket:
-        await socket.ask(frame)
+        await socket.request(frame)
         await bus.publish(revoked("gone"))
-        await socket.end()
+        await socket.closed()
 
     async with open_socket(app) as socket:
-        answer = await socket.ask(frame)
+        received = await socket.request(frame)
 
-    assert answer["error"]["code"] == "CODE_UNAUTHENTICATED"
-    assert answer["error"]["reason"] == "SESSION_REVOKED"
+    assert received["error"]["code"] == "CODE_UNAUTHENTICATED"
+    assert received["error"]["reason"] == "SESSION_REVOKED"
 
 
 async def test_revoked_session_may_repeat_the_call_that_ended_it(
@@ -89,9 +86,9 @@ async def test_revoked_session_may_repeat_the_call_that_ended_it(
 ) -> None:
     token = tokens.token("alice", sid="gone")
     async with open_socket(app) as socket:
-        await socket.ask({"id": "1", "authenticate": {"accessToken": token}})
+        await socket.request({"id": "1", "authenticate": {"accessToken": token}})
         await bus.publish(revoked("gone"))
-        await socket.end()
+        await socket.closed()
     headers = {"Authorization": f"Bearer {token}"}
 
     again = await gateway.post("/v1/auth/logout", headers=headers)
@@ -104,24 +101,13 @@ async def test_revoked_session_may_repeat_the_call_that_ended_it(
 async def test_call_of_a_revoked_session_is_refused_before_its_socket_is_closed(
     bus: MemoryBus, verifier: TokenVerifier, tokens: TokenMaker
 ) -> None:
-    sessions = SessionVerifier(bus, verifier)
-    await sessions.run()
-    limits, socket = SocketLimits(), MemorySocket()
-    services = Services(
-        bus=bus,
-        verifier=sessions,
-        feed=EventFeed(bus),
-        revisions=CallerRevisions(bus),
-        rates=Rates(RateSettings(), BoundedStorage()),
-        limits=limits,
-        quotas=SocketQuotas(limits),
-        max_bytes=10_000,
-    )
-    connection = Connection(socket, services)
+    services, socket = Services.create(bus, verifier, max_body_bytes=10_000), MemorySocket()
+    await services.subscribe()
+    connection = WebSocketConnection(socket, services)
     token = tokens.token("alice", sid="gone")
     connection.receive(b'{"id": "1", "authenticate": {"accessToken": "%b"}}' % token.encode())
     await socket.frame()
-    await end(bus, sessions, "gone")
+    await end(bus, services.verifier, "gone")
 
     connection.receive(
         b'{"id": "2", "call": {"method": "postbus.posts.v1.PostsService.ListPosts"}}'
@@ -131,7 +117,7 @@ async def test_call_of_a_revoked_session_is_refused_before_its_socket_is_closed(
     await connection.close()
 
 
-async def test_session_is_remembered_as_long_as_a_token_can_live(
+async def test_revoked_session_is_refused_as_long_as_a_token_can_be_valid(
     bus: MemoryBus, verifier: TokenVerifier
 ) -> None:
     now = [1000.0]
@@ -154,7 +140,7 @@ async def test_session_is_remembered_as_long_as_a_token_can_live(
     assert list(sessions._revoked) == ["c"]
 
 
-async def test_no_session_counts_as_open_before_the_revocations_are_known(
+async def test_sessions_are_refused_until_the_revocations_are_loaded(
     bus: MemoryBus, verifier: TokenVerifier
 ) -> None:
     sessions = SessionVerifier(bus, verifier)
@@ -163,7 +149,7 @@ async def test_no_session_counts_as_open_before_the_revocations_are_known(
         sessions.require_open(session("a"))
 
 
-async def test_no_more_than_100000_sessions_are_remembered_the_oldest_go_first(
+async def test_100000_revoked_sessions_are_kept_and_the_oldest_dropped_first(
     bus: MemoryBus, verifier: TokenVerifier
 ) -> None:
     sessions = SessionVerifier(bus, verifier)
@@ -179,7 +165,9 @@ async def test_no_more_than_100000_sessions_are_remembered_the_oldest_go_first(
             sessions.require_open(session(name))
 
 
-async def test_malformed_revocation_stops_no_other(bus: MemoryBus, verifier: TokenVerifier) -> None:
+async def test_malformed_revocation_does_not_stop_later_ones(
+    bus: MemoryBus, verifier: TokenVerifier
+) -> None:
     sessions = SessionVerifier(bus, verifier)
     await sessions.run()
 
@@ -188,7 +176,7 @@ async def test_malformed_revocation_stops_no_other(bus: MemoryBus, verifier: Tok
     await end(bus, sessions, "gone")
 
 
-async def test_id_that_is_too_long_for_a_session_is_not_remembered(
+async def test_revocation_with_an_oversized_session_id_is_ignored(
     bus: MemoryBus, verifier: TokenVerifier
 ) -> None:
     sessions = SessionVerifier(bus, verifier)
@@ -199,7 +187,7 @@ async def test_id_that_is_too_long_for_a_session_is_not_remembered(
     sessions.require_open(session("x" * 65))
 
 
-async def test_sessions_revoked_before_the_start_are_known(
+async def test_sessions_revoked_before_the_start_are_refused(
     bus: MemoryBus, verifier: TokenVerifier, tokens: TokenMaker
 ) -> None:
     await bus.publish(revoked("gone"))
@@ -214,6 +202,6 @@ async def test_sessions_revoked_before_the_start_are_known(
     assert sessions.verify(tokens.token("alice", sid="open")).user_id == "alice"
 
 
-def test_revocations_are_kept_for_longer_than_a_token_can_live() -> None:
+def test_revocations_are_kept_longer_than_a_token_can_be_valid() -> None:
     assert ACCESS_TOKEN_SECONDS + 60 <= REMEMBERED_SECONDS <= KEPT_SECONDS
     assert event_stream("name", ["type"]).arguments["x-max-age"] == f"{KEPT_SECONDS}s"

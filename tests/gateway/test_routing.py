@@ -43,7 +43,7 @@ def test_route_of_another_verb_shadows_nothing(
         assert ContractRoutes(dict(order)).find(verb, path) == found
 
 
-def test_path_is_served_with_the_verbs_of_all_routes_that_fit() -> None:
+def test_path_has_the_verbs_of_all_matching_routes() -> None:
     routes = ContractRoutes(ROUTES)
 
     assert routes.verbs(b"/v1/items/latest") == ["DELETE", "GET", "HEAD", "POST"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from gateway.__main__ import _configuration
+from gateway.__main__ import _uvicorn_config
 from gateway.settings import GatewaySettings
 
 
@@ -19,7 +19,7 @@ def settings(monkeypatch: pytest.MonkeyPatch, **values: str) -> GatewaySettings:
 def test_no_proxy_is_trusted_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")  # uvicorn's own variable
 
-    configuration = _configuration(None, settings(monkeypatch))  # type: ignore[arg-type]
+    configuration = _uvicorn_config(None, settings(monkeypatch))  # type: ignore[arg-type]
 
     assert not configuration.proxy_headers
     assert configuration.forwarded_allow_ips == []
@@ -28,7 +28,7 @@ def test_no_proxy_is_trusted_by_default(monkeypatch: pytest.MonkeyPatch) -> None
 def test_trusted_proxies_are_addresses_and_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     given = settings(monkeypatch, trusted_proxies="192.0.2.1, 10.0.0.0/8,2001:db8::/32")
 
-    configuration = _configuration(None, given)  # type: ignore[arg-type]
+    configuration = _uvicorn_config(None, given)  # type: ignore[arg-type]
 
     assert configuration.proxy_headers
     assert configuration.forwarded_allow_ips == ["192.0.2.1/32", "10.0.0.0/8", "2001:db8::/32"]
@@ -54,7 +54,7 @@ def test_tls_needs_certificate_and_key(
     assert [error["loc"] for error in raised.value.errors()] == [("tls_key",)]
 
     both = settings(monkeypatch, tls_certificate=str(file), tls_key=str(file))
-    assert _configuration(None, both).is_ssl  # type: ignore[arg-type]
+    assert _uvicorn_config(None, both).is_ssl  # type: ignore[arg-type]
 
 
 def test_idle_connections_outlive_those_of_common_proxies(monkeypatch: pytest.MonkeyPatch) -> None:

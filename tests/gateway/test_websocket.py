@@ -1,4 +1,4 @@
-"""The WebSocket: who may hear of which event, and what a call may say."""
+"""The WebSocket: recipients of events, and the fields of calls."""
 
 import json
 from collections.abc import AsyncIterator
@@ -39,8 +39,8 @@ def notification(user_id: str, id_: str) -> Event:
 
 
 async def authenticated(socket: Socket, token: str) -> Socket:
-    answer = await socket.ask({"id": "1", "authenticate": {"accessToken": token}})
-    assert "authenticated" in answer
+    received = await socket.request({"id": "1", "authenticate": {"accessToken": token}})
+    assert "authenticated" in received
     return socket
 
 
@@ -56,21 +56,23 @@ async def bob(app: Gateway, tokens: TokenMaker) -> AsyncIterator[Socket]:
         yield await authenticated(socket, tokens.token("bob"))
 
 
-async def test_internal_event_is_unknown_to_clients(alice: Socket) -> None:
-    internal = await alice.ask({"id": "2", "subscribe": {"types": [PUBLIC, INTERNAL]}})
-    unknown = await alice.ask({"id": "2", "subscribe": {"types": [PUBLIC, "postbus.no.v1.Such"]}})
+async def test_subscription_to_an_internal_event_is_refused_as_unknown(alice: Socket) -> None:
+    internal = await alice.request({"id": "2", "subscribe": {"types": [PUBLIC, INTERNAL]}})
+    unknown = await alice.request(
+        {"id": "2", "subscribe": {"types": [PUBLIC, "postbus.no.v1.Such"]}}
+    )
 
-    for answer in (internal, unknown):
-        answer["error"].pop("traceId")
+    for received in (internal, unknown):
+        received["error"].pop("traceId")
     assert internal["error"]["reason"] == "UNKNOWN_EVENT"
     assert internal == unknown
 
 
-async def test_public_event_reaches_everyone_who_subscribed(
+async def test_public_event_reaches_every_subscriber(
     bus: MemoryBus, alice: Socket, bob: Socket
 ) -> None:
     for socket in (alice, bob):
-        await socket.ask({"id": "2", "subscribe": {"types": [PUBLIC]}})
+        await socket.request({"id": "2", "subscribe": {"types": [PUBLIC]}})
 
     await bus.publish(event(PUBLIC, PostDeleted(post_id=POST_ID)))
 
@@ -82,14 +84,14 @@ async def test_event_for_one_user_reaches_no_other(
     bus: MemoryBus, alice: Socket, bob: Socket
 ) -> None:
     for socket in (alice, bob):
-        await socket.ask({"id": "2", "subscribe": {"types": [FOR_ONE]}})
+        await socket.request({"id": "2", "subscribe": {"types": [FOR_ONE]}})
 
     for user_id in ("", "nobody", "bob", "alice"):
         await bus.publish(notification(user_id, f"for {user_id}"))
     await bus.publish(notification("bob", "last"))
 
-    heard = [(await socket.frame())["event"]["data"] for socket in (alice, bob, bob)]
-    assert [(each["userId"], each["notification"]["id"]) for each in heard] == [
+    received = [(await socket.frame())["event"]["data"] for socket in (alice, bob, bob)]
+    assert [(each["userId"], each["notification"]["id"]) for each in received] == [
         ("alice", "for alice"),
         ("bob", "for bob"),
         ("bob", "last"),
@@ -99,23 +101,23 @@ async def test_event_for_one_user_reaches_no_other(
 async def test_event_for_one_user_reaches_all_of_the_users_sockets_until_they_unsubscribe(
     app: Gateway, bus: MemoryBus, tokens: TokenMaker, alice: Socket
 ) -> None:
-    await alice.ask({"id": "2", "subscribe": {"types": [FOR_ONE]}})
+    await alice.request({"id": "2", "subscribe": {"types": [FOR_ONE]}})
     async with open_socket(app) as other:
         await authenticated(other, tokens.token("alice"))
-        await other.ask({"id": "2", "subscribe": {"types": [FOR_ONE]}})
+        await other.request({"id": "2", "subscribe": {"types": [FOR_ONE]}})
         await bus.publish(notification("alice", "first"))
         assert (await other.frame())["event"]["data"]["notification"]["id"] == "first"
-        await other.ask({"id": "3", "unsubscribe": {"subscription": "2"}})
+        await other.request({"id": "3", "unsubscribe": {"subscription": "2"}})
 
         await bus.publish(notification("alice", "second"))
 
-        heard = [(await alice.frame())["event"]["data"]["notification"]["id"] for _ in range(2)]
-        assert heard == ["first", "second"]
-        answer = await other.ask({"id": "4", "unsubscribe": {"subscription": "2"}})
-        assert answer["error"]["reason"] == "UNKNOWN_SUBSCRIPTION"
+        ids = [(await alice.frame())["event"]["data"]["notification"]["id"] for _ in range(2)]
+        assert ids == ["first", "second"]
+        received = await other.request({"id": "4", "unsubscribe": {"subscription": "2"}})
+        assert received["error"]["reason"] == "UNKNOWN_SUBSCRIPTION"
 
 
-async def test_expected_version_is_a_plain_field_over_the_socket(
+async def test_expected_version_is_a_field_of_the_request_over_the_socket(
     worker: Worker, alice: Socket
 ) -> None:
     worker.reply = Reply(payload=b"")
@@ -124,9 +126,9 @@ async def test_expected_version_is_a_plain_field_over_the_socket(
         "request": {"id": POST_ID, "expectedVersion": "7"},
     }
 
-    answer = await alice.ask({"id": "2", "call": call})
+    received = await alice.request({"id": "2", "call": call})
 
-    assert "result" in answer
+    assert "result" in received
     [(_, request)] = worker.requests
     assert decode(DeletePostRequest, request.payload).expected_version == 7
 
@@ -143,22 +145,20 @@ async def test_operation_and_trace_of_a_call_reach_the_worker(
         "traceparent": f"00-{trace}-b7ad6b7169203331-01",
     }
 
-    answer = await alice.ask({"id": "2", "call": call})
+    received = await alice.request({"id": "2", "call": call})
 
-    assert answer["result"]["replayed"] is True
+    assert received["result"]["replayed"] is True
     [(_, request)] = worker.requests
     assert request.operation_id == "mine"
     assert request.traceparent.split("-")[1] == trace
 
 
-async def test_call_without_an_operation_id_is_an_operation_of_its_own(
-    worker: Worker, alice: Socket
-) -> None:
+async def test_call_without_an_operation_id_gets_a_new_one(worker: Worker, alice: Socket) -> None:
     call = {"method": "postbus.posts.v1.PostsService.DeletePost", "request": {"id": POST_ID}}
 
     for id_ in ("2", "3"):
-        answer = await alice.ask({"id": id_, "call": call})
-        assert answer["result"]["replayed"] is False
+        received = await alice.request({"id": id_, "call": call})
+        assert received["result"]["replayed"] is False
 
     first, second = (request.operation_id for _, request in worker.requests)
     assert first

@@ -1,4 +1,4 @@
-"""Bounds of the cost of one WebSocket client, and how its connection ends."""
+"""Limits of one WebSocket client, and the ends of its connection."""
 
 import asyncio
 import gc
@@ -16,13 +16,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 
 from gateway import websocket_connection as connection_module
-from gateway.caller_revisions import CallerRevisions
-from gateway.event_feed import EventFeed
-from gateway.metrics import Metrics
-from gateway.rates import BoundedStorage, Rates, RateSettings
-from gateway.socket_limits import FrameBudget, Quota, SocketLimits, SocketQuotas
+from gateway.services import Services
+from gateway.socket_limits import FrameBudget, Quota, SocketLimits
 from gateway.websocket import WebSocketEndpoint
-from gateway.websocket_connection import Connection, Services
+from gateway.websocket_connection import WebSocketConnection
 from gateway.websocket_protocol import WebSocketProtocol
 from postbus.bus.v1 import Event, Reply
 from postbus.posts.v1 import ListPostsResponse
@@ -30,7 +27,6 @@ from postbus.registry import METHODS
 from shared.bus.memory import MemoryBus
 from shared.errors import ServiceError
 from shared.identity import TokenVerifier
-from shared.runtime.session_verifier import SessionVerifier
 from shared.wire import encode
 from tests.gateway.conftest import Socket, Worker, listening
 from tests.tokens import TokenMaker
@@ -45,7 +41,7 @@ BURSTS = [2**16, 2**18, 2**20]
 
 
 class Gateway:
-    """The WebSocket endpoint with limits of a test's choice, listening."""
+    """A listening WebSocket endpoint, with limits that the test chooses."""
 
     def __init__(self, services: Services, port: int, tokens: TokenMaker) -> None:
         self.services = services
@@ -54,7 +50,7 @@ class Gateway:
 
     @asynccontextmanager
     async def anonymous(self, **options: Any) -> AsyncIterator[Socket]:
-        """Connect, and do not authenticate."""
+        """Connect without authenticating."""
         url = f"ws://127.0.0.1:{self.port}/ws"
         async with connect(url, **{"compression": None} | options) as connection:
             yield Socket(connection)
@@ -63,7 +59,7 @@ class Gateway:
     async def user(self, name: str = "alice", **options: Any) -> AsyncIterator[Socket]:
         """Connect and authenticate."""
         async with self.anonymous(**options) as socket:
-            assert "authenticated" in await socket.ask(self.authenticate(name))
+            assert "authenticated" in await socket.request(self.authenticate(name))
             yield socket
 
     def authenticate(self, name: str, **options: Any) -> dict[str, Any]:
@@ -71,21 +67,21 @@ class Gateway:
         return {"id": "a", "authenticate": {"accessToken": token}}
 
     async def raw(self, headers: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Connect without a library, to write bytes of one's own."""
+        """Connect without a library, to write arbitrary bytes."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(HANDSHAKE % headers)
         return reader, writer
 
     async def accepted(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Connect without a library, and read the answer to the handshake."""
+        """Connect without a library, and read the received to the handshake."""
         reader, writer = await self.raw()
         assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
         return reader, writer
 
     @property
     def held(self) -> tuple[int, int, int, int]:
-        """How many keys hold sockets and subscriptions, and how many listeners there are."""
-        quotas = self.services.quotas
+        """Numbers of keys with sockets (addresses, users) and subscriptions, and of listeners."""
+        quotas = self.services.socket_quotas
         sockets = len(quotas.addresses), len(quotas.users)
         return *sockets, len(quotas.subscriptions), len(self.services.feed)
 
@@ -105,26 +101,20 @@ async def gateway_with(
     server: Mapping[str, float] = MappingProxyType({}),
     limits: SocketLimits = SocketLimits(),  # noqa: B008  # frozen
 ) -> AsyncIterator[Gateway]:
-    feed, sessions = EventFeed(bus), SessionVerifier(bus, verifier)
-    await sessions.run()
-    services = Services(
-        bus=bus,
-        verifier=sessions,
-        feed=feed,
-        revisions=CallerRevisions(bus),
-        rates=Rates(RateSettings(), BoundedStorage()),
-        limits=limits,
-        quotas=SocketQuotas(limits),
-        max_bytes=2**20,
+    services = Services.create(
+        bus,
+        verifier,
+        max_body_bytes=2**20,
+        socket_limits=limits,
+        allowed_origins=("https://ours",),
     )
-    await feed.run()
-    endpoint = WebSocketEndpoint(services, Metrics(bus), lambda origin: origin == "https://ours")
-    async with listening(endpoint, **server) as port:
+    await services.subscribe()
+    async with listening(WebSocketEndpoint(services), **server) as port:
         yield Gateway(services, port, tokens)
 
 
 class Make:
-    """Starts gateways that end with the test."""
+    """Starts gateways that stop with the test."""
 
     def __init__(
         self, bus: MemoryBus, verifier: TokenVerifier, tokens: TokenMaker, stack: AsyncExitStack
@@ -155,7 +145,7 @@ def masked(payload: bytes, opcode: Opcode = Opcode.TEXT, *, fin: bool = True) ->
 
 
 async def closed_with(reader: asyncio.StreamReader) -> tuple[int, str, int]:
-    """Return code and reason of the close frame, and how many frames come before it."""
+    """Return code and reason of the close frame, and the number of frames before it."""
     async with asyncio.timeout(10):
         for before in range(100_000):
             head, length = await reader.readexactly(2)
@@ -184,40 +174,43 @@ async def closed_with(reader: asyncio.StreamReader) -> tuple[int, str, int]:
         ("", 4422, "MALFORMED_JSON"),
     ],
 )
-async def test_first_message_that_is_no_valid_authenticate_is_answered_and_ends_the_socket(
+async def test_invalid_first_message_gets_an_error_frame_and_closes_the_socket(
     here: Gateway, message: str, code: int, reason: str
 ) -> None:
     async with here.anonymous() as socket:
         await socket.connection.send(message)
 
         assert (await socket.frame())["error"]["reason"] == reason
-        assert await socket.end() == (code, reason)
+        assert await socket.closed() == (code, reason)
 
 
 @pytest.mark.parametrize(
-    ("frame", "code"),
+    ("frame", "code", "reason"),
     [
-        (masked(b"\0", Opcode.BINARY), 1003),
-        (masked(b'{"id": "\xff"}'), 1007),
-        (masked(b" " * 8193), 1009),
-        (masked(b" " * 5000, fin=False) + masked(b" " * 5000, Opcode.CONT), 1009),
-        (b"\x81\xff" + (2**63 - 1).to_bytes(8, "big"), 1009),
-        (b"\x81\x02{}", 1002),
-        (b"\x83\x80\0\0\0\0", 1002),
+        (masked(b"\0", Opcode.BINARY), 1003, "TEXT_ONLY"),
+        (masked(b'{"id": "\xff"}'), 1007, "INVALID_UTF8"),
+        (masked(b" " * 8193), 1009, None),
+        (masked(b" " * 5000, fin=False) + masked(b" " * 5000, Opcode.CONT), 1009, None),
+        (b"\x81\xff" + (2**63 - 1).to_bytes(8, "big"), 1009, None),
+        (b"\x81\x02{}", 1002, None),
+        (b"\x83\x80\0\0\0\0", 1002, None),
     ],
 )
-async def test_frame_that_cannot_be_a_message_ends_the_socket_with_its_code(
-    here: Gateway, frame: bytes, code: int
+async def test_invalid_frame_closes_the_socket_with_its_code(
+    here: Gateway, frame: bytes, code: int, reason: str | None
 ) -> None:
+    """Without a reason here, the text is that of the library `websockets`."""
     reader, writer = await here.accepted()
 
     writer.write(frame)
 
-    assert (await closed_with(reader))[0] == code
+    closed = await closed_with(reader)
+    assert closed[0] == code
+    assert closed[1] == reason or reason is None
     writer.close()
 
 
-async def test_hostile_call_before_authentication_is_not_converted(
+async def test_call_before_authentication_is_not_parsed(
     here: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[Any] = []
@@ -225,7 +218,7 @@ async def test_hostile_call_before_authentication_is_not_converted(
 
     async with here.anonymous() as socket:
         await socket.send({"id": "1", "call": {"request": {"@type": "x"}}})
-        await socket.end()
+        await socket.closed()
 
     assert read == []
 
@@ -250,15 +243,15 @@ async def test_silent_client_is_closed_although_it_sends_pings(
 
 
 class Measured(WebSocketProtocol):
-    """Notes the CPU time of the longest step."""
+    """Measures the CPU time of the longest step."""
 
     longest = 0.0
 
     def data_received(self, data: bytes) -> None:
         self._measure(super().data_received, data)
 
-    def _take_turn(self) -> None:
-        self._measure(super()._take_turn)
+    def _handle_frames(self) -> None:
+        self._measure(super()._handle_frames)
 
     def _measure(self, step: Any, *arguments: Any) -> None:
         began = time.thread_time()
@@ -268,7 +261,7 @@ class Measured(WebSocketProtocol):
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Measured]]:
-    """The gateway measures; without the garbage collector, which is no part of a step."""
+    """Make the gateway measure its steps, without the garbage collector."""
     Measured.longest = 0.0
     monkeypatch.setattr("tests.gateway.conftest.WebSocketProtocol", Measured)
     gc.disable()
@@ -277,7 +270,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Measured]]:
 
 
 @pytest.mark.parametrize("size", BURSTS)
-async def test_burst_of_an_anonymous_client_is_one_answer_and_costs_next_to_nothing(
+async def test_burst_of_an_anonymous_client_gets_one_frame_and_uses_little_cpu(
     measured: type[Measured], make: Make, size: int
 ) -> None:
     here = await make()
@@ -295,7 +288,7 @@ async def test_burst_of_an_anonymous_client_is_one_answer_and_costs_next_to_noth
 
 
 @pytest.mark.parametrize("size", BURSTS)
-async def test_burst_of_a_user_ends_at_the_rate_and_holds_nobody_up(
+async def test_burst_of_a_user_ends_at_the_rate_and_delays_no_other_socket(
     measured: type[Measured], make: Make, size: int
 ) -> None:
     here = await make()
@@ -304,11 +297,11 @@ async def test_burst_of_a_user_ends_at_the_rate_and_holds_nobody_up(
         transport.write(masked(b"{}") * (size // 8))
         await (await other.connection.ping())
 
-        assert await socket.end() == (4429, "TOO_MANY_FRAMES")
+        assert await socket.closed() == (4429, "TOO_MANY_FRAMES")
     assert measured.longest < 0.05
 
 
-async def test_other_sockets_have_their_turns_during_a_burst_within_the_rate(
+async def test_other_sockets_are_served_during_a_burst_within_the_rate(
     measured: type[Measured], make: Make
 ) -> None:
     here = await make(frames_per_second=10**6, frame_burst=10**6)
@@ -317,20 +310,20 @@ async def test_other_sockets_have_their_turns_during_a_burst_within_the_rate(
         await (await other.connection.ping())
         await other.connection.ping()
 
-        answers = [await socket.frame() for _ in range(8192)]
+        received = [await socket.frame() for _ in range(8192)]
 
-    assert {answer["error"]["reason"] for answer in answers} == {"INVALID_FIELDS"}
+    assert {received["error"]["reason"] for received in received} == {"INVALID_FIELDS"}
     assert measured.longest < 0.05
 
 
 async def test_token_expires_during_a_flood(make: Make) -> None:
     here = await make(frames_per_second=10**6, frame_burst=10**6)
     async with here.anonymous() as socket:
-        await socket.ask(here.authenticate("alice", lifetime=timedelta(seconds=1)))
+        await socket.request(here.authenticate("alice", lifetime=timedelta(seconds=1)))
         with suppress(ConnectionClosed):
             async with asyncio.timeout(5):
                 while True:
-                    await socket.ask({"id": "1"})
+                    await socket.request({"id": "1"})
 
     assert (socket.connection.close_code, socket.connection.close_reason) == (
         4401,
@@ -338,7 +331,7 @@ async def test_token_expires_during_a_flood(make: Make) -> None:
     )
 
 
-# Rates
+# RateLimits
 
 
 def test_budget_admits_the_burst_and_then_the_rate() -> None:
@@ -373,7 +366,7 @@ async def test_frames_of_every_kind_count(make: Make, frames: bytes) -> None:
         fragment = masked(b"", fin=False) if frames[0] == 0 else b""
         socket.connection.transport.write(fragment + frames * 60)
 
-        assert await socket.end() == (4429, "TOO_MANY_FRAMES")
+        assert await socket.closed() == (4429, "TOO_MANY_FRAMES")
 
 
 async def test_message_of_a_user_has_at_most_a_mebibyte(here: Gateway) -> None:
@@ -382,13 +375,13 @@ async def test_message_of_a_user_has_at_most_a_mebibyte(here: Gateway) -> None:
         assert (await socket.frame())["error"]["reason"] == "MALFORMED_JSON"
     async with here.user() as socket:
         await socket.connection.send(" " * (2**20 + 1))
-        assert (await socket.end())[0] == 1009
+        assert (await socket.closed())[0] == 1009
 
 
 # Quotas
 
 
-def test_quota_is_free_again_after_release_and_keeps_no_key() -> None:
+def test_released_quota_is_free_and_keeps_no_key() -> None:
     quota = Quota(2, "TOO_MANY", "Too many.")
     quota.take("a")
     quota.take("a")
@@ -418,16 +411,16 @@ async def test_address_has_a_limit_of_sockets(make: Make) -> None:
 
 
 async def test_ipv6_addresses_of_a_network_count_as_one(here: Gateway) -> None:
-    for _ in range(here.services.limits.sockets_per_address):
-        here.services.quotas.addresses.take("2001:db8::/64")
-    endpoint = WebSocketEndpoint(here.services, Metrics(MemoryBus()), lambda _: False)
+    for _ in range(here.services.socket_limits.sockets_per_address):
+        here.services.socket_quotas.addresses.take("2001:db8::/64")
+    endpoint = WebSocketEndpoint(here.services)
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
         sent.append(message)
 
     async def receive() -> Any:
-        raise AssertionError("refused before anything is read")
+        raise AssertionError("the handshake is refused before it is read")
 
     scope = {"type": "websocket", "path": "/ws", "headers": [], "client": ("2001:db8::5", 1)}
     await endpoint(scope, receive, send)
@@ -438,10 +431,10 @@ async def test_ipv6_addresses_of_a_network_count_as_one(here: Gateway) -> None:
 async def test_user_has_a_limit_of_sockets(make: Make) -> None:
     here = await make(sockets_per_user=2)
     async with here.user(), here.user(), here.user("bob"), here.anonymous() as socket:
-        answer = await socket.ask(here.authenticate("alice"))
+        received = await socket.request(here.authenticate("alice"))
 
-        assert answer["error"]["reason"] == "TOO_MANY_SOCKETS"
-        assert await socket.end() == (4429, "TOO_MANY_SOCKETS")
+        assert received["error"]["reason"] == "TOO_MANY_SOCKETS"
+        assert await socket.closed() == (4429, "TOO_MANY_SOCKETS")
     await here.nothing_held()
     async with here.user():
         pass
@@ -454,15 +447,37 @@ def subscribe(id_: str, *types: str) -> dict[str, Any]:
 async def test_socket_has_one_subscription_to_an_event_type(here: Gateway) -> None:
     created = "postbus.posts.v1.PostCreated"
     async with here.user() as socket:
-        assert "subscribed" in await socket.ask(subscribe("1", PUBLIC, PUBLIC))
-        second = await socket.ask(subscribe("2", created, PUBLIC))
-        assert "subscribed" in await socket.ask(subscribe("3", created))
-        await socket.ask({"id": "4", "unsubscribe": {"subscription": "1"}})
-        again = await socket.ask(subscribe("5", PUBLIC))
+        assert "subscribed" in await socket.request(subscribe("1", PUBLIC, PUBLIC))
+        second = await socket.request(subscribe("2", created, PUBLIC))
+        assert "subscribed" in await socket.request(subscribe("3", created))
+        await socket.request({"id": "4", "unsubscribe": {"subscription": "1"}})
+        again = await socket.request(subscribe("5", PUBLIC))
 
     assert second["error"]["code"] == "CODE_ALREADY_EXISTS"
     assert second["error"]["reason"] == "ALREADY_SUBSCRIBED"
     assert "subscribed" in again
+
+
+async def test_id_of_a_subscription_is_taken_until_it_ends(here: Gateway) -> None:
+    created = "postbus.posts.v1.PostCreated"
+    async with here.user() as socket:
+        await socket.request(subscribe("1", PUBLIC))
+        taken = await socket.request(subscribe("1", created))
+        await socket.request({"id": "2", "unsubscribe": {"subscription": "1"}})
+        free = await socket.request(subscribe("1", created))
+
+    assert taken["error"]["code"] == "CODE_ALREADY_EXISTS"
+    assert taken["error"]["reason"] == "SUBSCRIPTION_ID_TAKEN"
+    assert "subscribed" in free
+
+
+async def test_authenticated_client_cannot_authenticate_again(here: Gateway) -> None:
+    async with here.user() as socket:
+        refused = await socket.request(here.authenticate("bob"))
+
+        assert refused["error"]["code"] == "CODE_FAILED_PRECONDITION"
+        assert refused["error"]["reason"] == "AUTHENTICATED_BEFORE"
+        assert "result" in await socket.request({"id": "2", "call": {"method": LIST}})
 
 
 async def test_subscriptions_of_a_socket_and_of_a_user_have_limits(make: Make) -> None:
@@ -470,8 +485,8 @@ async def test_subscriptions_of_a_socket_and_of_a_user_have_limits(make: Make) -
     names = [f"postbus.posts.v1.{name}" for name in types]
     here = await make(subscriptions_per_socket=2, subscriptions_per_user=3)
     async with here.user() as first, here.user() as second:
-        frames = [await first.ask(subscribe(str(i), names[i])) for i in range(3)]
-        more = [await second.ask(subscribe(str(i), names[i])) for i in range(2)]
+        frames = [await first.request(subscribe(str(i), names[i])) for i in range(3)]
+        more = [await second.request(subscribe(str(i), names[i])) for i in range(2)]
 
     reasons = [frame.get("error", {}).get("reason") for frame in frames + more]
     too_many = "TOO_MANY_SUBSCRIPTIONS"
@@ -479,28 +494,28 @@ async def test_subscriptions_of_a_socket_and_of_a_user_have_limits(make: Make) -
     await here.nothing_held()
 
 
-async def test_subscription_that_fails_holds_nothing(here: Gateway, bus: MemoryBus) -> None:
+async def test_failed_subscription_holds_no_resources(here: Gateway, bus: MemoryBus) -> None:
     async with here.user() as socket:
         bus.ready = False
-        answer = await socket.ask(subscribe("1", PUBLIC))
+        received = await socket.request(subscribe("1", PUBLIC))
 
-        assert answer["error"]["reason"] == "EVENTS_UNAVAILABLE"
+        assert received["error"]["reason"] == "EVENTS_UNAVAILABLE"
         assert here.held[2:] == (0, 0)
 
 
-async def test_sockets_that_end_in_any_way_hold_nothing(here: Gateway) -> None:
+async def test_ended_sockets_hold_no_resources(here: Gateway) -> None:
     for ending in (b"\xff", masked(b"\xff"), masked(b"{"), b"", masked(b"", Opcode.CLOSE)):
         _, writer = await here.accepted()
         writer.write(ending)
         writer.close()
     async with here.user() as socket:
-        await socket.ask(subscribe("1", PUBLIC))
+        await socket.request(subscribe("1", PUBLIC))
         socket.connection.transport.abort()
     async with here.user() as socket:
-        await socket.ask(subscribe("1", PUBLIC))
+        await socket.request(subscribe("1", PUBLIC))
         await socket.send({"id": "2", "call": {"method": LIST}})
         await socket.connection.send(b"binary")
-        await socket.end()
+        await socket.closed()
 
     await here.nothing_held()
 
@@ -508,7 +523,7 @@ async def test_sockets_that_end_in_any_way_hold_nothing(here: Gateway) -> None:
 async def test_nothing_refers_to_a_connection_that_has_ended(make: Make) -> None:
     def connections() -> int:
         gc.collect()
-        return sum(type(each) is Connection for each in gc.get_objects())
+        return sum(type(each) is WebSocketConnection for each in gc.get_objects())
 
     here, before = await make(), connections()
     async with here.user(), here.anonymous():
@@ -542,7 +557,7 @@ async def test_own_and_allowed_origins_may_connect(here: Gateway) -> None:
             pass
 
 
-async def test_subprotocol_is_chosen_where_it_is_offered(here: Gateway) -> None:
+async def test_supported_subprotocol_is_chosen_if_offered(here: Gateway) -> None:
     offers = ["x", "postbus.realtime.v1"]
     async with here.anonymous(subprotocols=offers) as socket:
         assert socket.connection.subprotocol == "postbus.realtime.v1"
@@ -551,9 +566,10 @@ async def test_subprotocol_is_chosen_where_it_is_offered(here: Gateway) -> None:
     with pytest.raises(InvalidStatus) as refused:
         await here.anonymous(subprotocols=["x"]).__aenter__()
     assert refused.value.response.status_code == 400
+    assert json.loads(refused.value.response.body)["reason"] == "SUBPROTOCOL_UNKNOWN"
 
 
-async def test_head_that_the_websocket_parser_refuses_is_answered(here: Gateway) -> None:
+async def test_head_beyond_the_limits_of_the_websocket_parser_is_431(here: Gateway) -> None:
     reader, writer = await here.raw(b"X: " + b"a" * 9000 + b"\r\n")
 
     async with asyncio.timeout(5):
@@ -573,25 +589,25 @@ async def test_subscriber_that_does_not_read_is_closed_with_its_code(
     here: Gateway, bus: MemoryBus
 ) -> None:
     async with here.user(max_queue=1) as socket:
-        await socket.ask(subscribe("1", PUBLIC))
+        await socket.request(subscribe("1", PUBLIC))
         async with asyncio.timeout(5):
             while here.held[3]:
                 await bus.publish(large_event("e"))
                 await asyncio.sleep(0)
 
-        assert await socket.end() == (4429, "CLIENT_TOO_SLOW")
+        assert await socket.closed() == (4429, "CLIENT_TOO_SLOW")
     await here.nothing_held()
 
 
 async def test_subscriber_that_reads_is_not_closed(here: Gateway, bus: MemoryBus) -> None:
     async with here.user() as socket:
-        await socket.ask(subscribe("1", PUBLIC))
+        await socket.request(subscribe("1", PUBLIC))
         for number in range(100):
             await bus.publish(large_event(str(number)))
             assert (await socket.frame())["event"]["eventId"] == str(number)
 
 
-async def test_client_that_does_not_read_is_not_read_from(make: Make, worker: Worker) -> None:
+async def test_nothing_is_read_from_a_client_that_does_not_read(make: Make, worker: Worker) -> None:
     here = await make(frames_per_second=10**6, frame_burst=10**6)
     worker.reply = Reply(payload=encode(ListPostsResponse(next_page_token="x" * 20_000)))
     calls = 1000
@@ -604,14 +620,14 @@ async def test_client_that_does_not_read_is_not_read_from(make: Make, worker: Wo
                     await asyncio.sleep(0.01)
 
         assert len(worker.requests) < calls
-        answers = [await socket.frame() for _ in range(calls)]
+        received = [await socket.frame() for _ in range(calls)]
 
-    assert {answer["id"] for answer in answers} == {str(number) for number in range(calls)}
+    assert {received["id"] for received in received} == {str(number) for number in range(calls)}
 
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[WebSocketProtocol]:
-    """The protocols of the sockets that a test opens."""
+    """The protocol objects of the sockets that a test opens."""
     protocols: list[WebSocketProtocol] = []
     start = WebSocketProtocol.start
 
@@ -623,7 +639,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[WebSocketProtocol]:
     return protocols
 
 
-async def test_frames_that_were_parsed_wait_until_the_client_reads_again(
+async def test_parsed_frames_wait_until_the_client_reads_again(
     here: Gateway, started: list[WebSocketProtocol], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.websocket_protocol._TURN_SECONDS", -1)  # one frame in each turn
@@ -654,7 +670,7 @@ async def test_few_frames_are_parsed_at_a_time(
         assert 0 < len(protocol._frames) <= 170
 
 
-async def test_socket_stays_open_until_the_client_has_answered_the_close_frame(
+async def test_socket_stays_open_until_the_client_has_sent_its_close_frame(
     here: Gateway, started: list[WebSocketProtocol], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.websocket_protocol._CLOSE_SECONDS", 60)
@@ -671,7 +687,7 @@ async def test_socket_stays_open_until_the_client_has_answered_the_close_frame(
     writer.close()
 
 
-async def test_client_that_never_reads_its_close_frame_is_cut_off_and_read_from_until_then(
+async def test_client_that_never_reads_the_close_frame_is_read_from_and_then_disconnected(
     here: Gateway,
     bus: MemoryBus,
     started: list[WebSocketProtocol],
@@ -680,7 +696,7 @@ async def test_client_that_never_reads_its_close_frame_is_cut_off_and_read_from_
     monkeypatch.setattr("gateway.websocket_protocol._CLOSE_SECONDS", 0.5)
     async with here.user(max_queue=1, close_timeout=0.1) as socket:
         [protocol] = started
-        await socket.ask(subscribe("1", PUBLIC))
+        await socket.request(subscribe("1", PUBLIC))
         async with asyncio.timeout(5):
             while protocol.writable.is_set():
                 await bus.publish(large_event("e"))
@@ -699,26 +715,26 @@ async def test_client_that_never_reads_its_close_frame_is_cut_off_and_read_from_
                 await asyncio.sleep(0.01)
 
 
-async def test_gap_in_the_events_ends_the_sockets_that_subscribe(here: Gateway) -> None:
+async def test_gap_in_the_events_closes_the_sockets_of_subscribers(here: Gateway) -> None:
     async with here.user() as first, here.user("bob") as second:
-        await first.ask(subscribe("1", PUBLIC))
+        await first.request(subscribe("1", PUBLIC))
 
         here.services.feed._interrupt()
 
-        assert await first.end() == (1013, "EVENTS_INTERRUPTED")
-        assert "subscribed" in await second.ask(subscribe("1", PUBLIC))
+        assert await first.closed() == (1013, "EVENTS_INTERRUPTED")
+        assert "subscribed" in await second.request(subscribe("1", PUBLIC))
 
 
-async def test_server_that_stops_says_so(
+async def test_server_shutdown_closes_sockets_with_1012(
     bus: MemoryBus, verifier: TokenVerifier, tokens: TokenMaker
 ) -> None:
     async with AsyncExitStack() as stack:
         async with gateway_with(bus, verifier, tokens) as here:
             socket = await stack.enter_async_context(here.user())
-        assert (await socket.end())[0] == 1012
+        assert (await socket.closed())[0] == 1012
 
 
-async def test_client_that_does_not_answer_the_close_frame_is_cut_off(
+async def test_client_that_sends_no_close_frame_is_disconnected(
     here: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.websocket_protocol._CLOSE_SECONDS", 0.2)
@@ -732,7 +748,7 @@ async def test_client_that_does_not_answer_the_close_frame_is_cut_off(
     writer.close()
 
 
-async def test_close_frame_arrives_although_much_is_unread_at_the_server(here: Gateway) -> None:
+async def test_close_frame_arrives_despite_unread_input(here: Gateway) -> None:
     reader, writer = await here.accepted()
     writer.write(masked(b"x" * 9000) + bytes(2**22))
 
@@ -740,7 +756,7 @@ async def test_close_frame_arrives_although_much_is_unread_at_the_server(here: G
     writer.close()
 
 
-async def test_client_that_answers_no_ping_is_closed(
+async def test_client_that_sends_no_pong_is_closed(
     bus: MemoryBus, verifier: TokenVerifier, tokens: TokenMaker
 ) -> None:
     options = {"ws_ping_interval": 0.1, "ws_ping_timeout": 0.1}
@@ -757,7 +773,7 @@ async def test_client_that_answers_no_ping_is_closed(
 
 
 class Held:
-    """A worker that answers when it is told to."""
+    """A worker that replies once `go` is set."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -787,10 +803,28 @@ async def test_socket_has_at_most_64_calls_at_once(
         answered = [await socket.frame() for _ in range(64)]
 
         assert (refused["id"], refused["error"]["reason"]) == ("64", "TOO_MANY_CALLS")
+        assert refused["error"]["retryAfter"] == "1s"
         assert {frame["id"] for frame in answered if "result" in frame} == {
             str(number) for number in range(64)
         }
-        assert "result" in await socket.ask({"id": "0", "call": {"method": LIST}})
+        assert "result" in await socket.request({"id": "0", "call": {"method": LIST}})
+
+
+async def test_id_of_a_call_is_taken_until_the_call_ends(
+    held: tuple[MemoryBus, Held], verifier: TokenVerifier, tokens: TokenMaker
+) -> None:
+    bus, worker = held
+    call = {"id": "1", "call": {"method": LIST}}
+    async with gateway_with(bus, verifier, tokens) as here, here.user() as socket:
+        await socket.send(call)
+        taken = await socket.request(call)
+        worker.go.set()
+        ended = await socket.frame()
+
+        assert taken["error"]["code"] == "CODE_ALREADY_EXISTS"
+        assert taken["error"]["reason"] == "CALL_ID_TAKEN"
+        assert "result" in ended
+        assert "result" in await socket.request(call)
 
 
 async def test_call_that_is_cancelled_twice_ends_once(
@@ -804,16 +838,16 @@ async def test_call_that_is_cancelled_twice_ends_once(
         worker.go.set()
         await socket.send({"id": "4", "cancel": {"call": "none"}})
 
-        answers = [await socket.frame() for _ in range(3)]
+        received = [await socket.frame() for _ in range(3)]
 
-    assert [(each["id"], each["error"]["reason"]) for each in answers] == [
+    assert [(each["id"], each["error"]["reason"]) for each in received] == [
         ("1", "CANCELLED"),
         ("3", "UNKNOWN_CALL"),
         ("4", "UNKNOWN_CALL"),
     ]
 
 
-async def test_call_of_a_client_that_leaves_ends(
+async def test_disconnect_of_a_socket_cancels_its_calls(
     held: tuple[MemoryBus, Held], verifier: TokenVerifier, tokens: TokenMaker
 ) -> None:
     bus, _ = held

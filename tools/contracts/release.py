@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from zipfile import ZipFile
 
-from gateway.published_contracts import contracts_page
+from gateway.documentation_routes import contracts_page
 from tools.node import node_environment, node_modules, npm
 from tools.paths import ROOT
 from tools.uv import uv

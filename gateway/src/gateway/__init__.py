@@ -1,1 +1,1 @@
-"""The face of the system: REST and WebSocket, from the contract."""
+"""The API gateway: serves the contract over REST and WebSocket."""

@@ -8,9 +8,10 @@ from starlette.types import ASGIApp
 
 from gateway.app import build_app
 from gateway.cors import Cors
-from gateway.headers import transport_security
 from gateway.http1 import Clients, HttpLimits, http1
-from gateway.rates import Rates, RateSettings, open_storage
+from gateway.rate_limits import RateLimits, RateLimitSettings
+from gateway.rate_storage import open_storage
+from gateway.response_headers import transport_security
 from gateway.settings import GatewaySettings
 from gateway.websocket_protocol import WebSocketProtocol
 from shared.bus.amqp import connect
@@ -20,7 +21,7 @@ from shared.runtime.logs import configure_logs
 from shared.runtime.settings import load
 
 _DRAIN_SECONDS: Final = 2
-"""For running requests to end after SIGTERM."""
+"""Time for running requests to end after SIGTERM."""
 
 
 def main() -> None:
@@ -40,19 +41,19 @@ async def _serve(settings: GatewaySettings) -> None:
             bus,
             verifier,
             max_body_bytes=settings.max_body_bytes,
-            rates=Rates(_rates(settings), storage),
+            rates=RateLimits(_rate_settings(settings), storage),
             sockets=settings.socket_limits,
             allowed_origins=settings.allowed_origins,
             operations_networks=settings.operations_networks,
             security_contact_uri=settings.security_contact,
         )
-        server = uvicorn.Server(_configuration(app, settings))
+        server = uvicorn.Server(_uvicorn_config(app, settings))
         gc_tuning.freeze()
         await server.serve()
 
 
-def _rates(settings: GatewaySettings) -> RateSettings:
-    return RateSettings(
+def _rate_settings(settings: GatewaySettings) -> RateLimitSettings:
+    return RateLimitSettings(
         address=settings.rate_address,
         user=settings.rate_user,
         user_changes=settings.rate_user_changes,
@@ -60,7 +61,7 @@ def _rates(settings: GatewaySettings) -> RateSettings:
     )
 
 
-def _configuration(app: ASGIApp, settings: GatewaySettings) -> uvicorn.Config:
+def _uvicorn_config(app: ASGIApp, settings: GatewaySettings) -> uvicorn.Config:
     limits = HttpLimits(max_body_bytes=settings.max_body_bytes, idle_seconds=settings.idle_seconds)
     clients = Clients(
         total=settings.max_connections,

@@ -14,14 +14,14 @@ _EVENTS: Final[Collection[type[FollowChanged | UserProfileUpdated]]] = (
     UserProfileUpdated,
 )
 _MAX_USERS: Final = 100_000
-"""Users of about 200 bytes each; the one that was learned or asked for longest ago is dropped."""
+"""Users of about 200 bytes each; the least recently used one is dropped first."""
 
 
 class CallerRevisions:
     """Revisions from replies and events; see `caller_revision` in `postbus.bus.v1.Request`.
 
-    The gateway that made a change has its revision from the reply. The other gateways have it from
-    the event, usually within milliseconds, and within a second while the broker is reachable. Until
+    The gateway that made a change gets the revision with the reply. Other gateways get it with the
+    event: usually within milliseconds, and within a second while the broker is reachable. Until
     then, reads through them may return data from before the change.
     """
 
@@ -30,7 +30,7 @@ class CallerRevisions:
         self._revisions: OrderedDict[str, int] = OrderedDict()
 
     async def run(self) -> None:
-        """Begin to consume events, once the broker is reachable."""
+        """Subscribe to the events; wait until the broker is reachable."""
         await self._bus.subscribe(*typed_handler(self._on_change, _EVENTS))
 
     def known(self, user_id: str) -> int:

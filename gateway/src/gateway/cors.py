@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Final
 
-from gateway.headers import Header
+from gateway.response_headers import Header
 
 __all__ = ["Cors"]
 
 _MAX_AGE_SECONDS: Final = 600
-"""How long browsers may remember the answer to a preflight."""
+"""How long browsers may cache the response to a preflight."""
 _REQUEST_HEADERS: Final = (
     b"Accept, Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match,"
     b" Request-Timeout, traceparent"
@@ -21,22 +21,22 @@ _EXPOSED: Final = (
 class Cors:
     """Origins of web pages that may use the gateway, such as `https://app.example.com`.
 
-    An origin is compared as a whole. No cookie authenticates, so credentials are never allowed.
+    Origins are compared exactly. The gateway uses no cookies, so credentials are never allowed.
     """
 
     def __init__(self, origins: Sequence[str]) -> None:
         self._origins = frozenset(origin.encode() for origin in origins)
         self.vary: Header = (b"vary", b"Authorization, Origin" if origins else b"Authorization")
-        """Of answers that depend on the caller."""
+        """For responses that depend on the caller."""
         self.vary_of_public: tuple[Header, ...] = ((b"vary", b"Origin"),) if origins else ()
-        """Of answers that are the same for every caller."""
+        """For responses that are the same for every caller."""
 
     def origin_allowed(self, origin: str) -> bool:
         """Return whether a page of this origin may use the gateway, over HTTP or a WebSocket."""
         return origin.encode("latin-1", "replace") in self._origins
 
     def headers(self, origin: bytes | None) -> tuple[Header, ...]:
-        """Return the headers that let a page of `origin` read an answer; none if it may not."""
+        """Return the headers that allow a page of `origin` to read a response; none if refused."""
         if origin not in self._origins:
             return ()
         return (
@@ -45,7 +45,7 @@ class Cors:
         )
 
     def preflight(self, origin: bytes | None, verbs: bytes) -> tuple[Header, ...]:
-        """Return the headers that let a page of `origin` send requests with these verbs."""
+        """Return the headers that allow a page of `origin` to send requests with these verbs."""
         if origin not in self._origins:
             return ()
         return (

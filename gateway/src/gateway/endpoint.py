@@ -1,168 +1,149 @@
-"""REST: every rpc with a google.api.http rule, as a plain ASGI application.
+"""REST: each rpc with a google.api.http rule, as a plain ASGI application.
 
-A contract route is the outermost application and builds nothing that its request does not use:
-FastAPI's routes cost several times as much as the call itself.
+A route of the contract is matched before FastAPI and creates only the objects that its request
+needs: a route of FastAPI costs several times as much as the call itself.
 """
 
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import structlog
 from google.protobuf.message import Message
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from gateway.addresses import address_of
-from gateway.bodies import read_body
-from gateway.caller_revisions import CallerRevisions
-from gateway.calls import authorize
-from gateway.conditional import Conditions, names_tag
-from gateway.cors import Cors
+from gateway.client_addresses import address_of
+from gateway.conditional import Conditions, contains_tag
 from gateway.disconnect import cancelled_by_disconnect
-from gateway.headers import Header
 from gateway.http1.exchange import EXCHANGE, Exchange
-from gateway.large import LARGE_BYTES, read_in_thread
-from gateway.media import has_content, require_acceptable, require_json
-from gateway.metrics import Metrics
-from gateway.problems import HttpError, problem
-from gateway.rates import Rates
-from gateway.request_headers import Fields, bearer_token, fields_of, operation_id, timeout
-from gateway.responses import Answer
-from gateway.streaming import NDJSON, StreamAnswer
-from gateway.success import Success
+from gateway.large_inputs import LARGE_BYTES, read_in_thread
+from gateway.media_types import require_acceptable
+from gateway.method_access import authorize
+from gateway.problems import problem
+from gateway.request_body import read_body, unread_body
+from gateway.request_headers import bearer_token, fields_of, operation_id, timeout
+from gateway.response_headers import Header
+from gateway.responses import HttpResponse
+from gateway.services import Services
+from gateway.streaming import NDJSON, NdjsonResponse
+from gateway.success_responses import SuccessResponses
 from gateway.targets import query_parameters
 from gateway.transcoding import Transcoder
 from postbus.registry import METHODS, Access, HttpRule, Method
-from shared.bus import Call, MessageBus, call_method
+from shared.bus import Call, call_method
 from shared.bus.envelope import unavailable
 from shared.errors import Code, Outcome, ServiceError, internal
-from shared.runtime.session_verifier import SessionVerifier
-from shared.trace import child_traceparent
+from shared.trace import child_traceparent, new_traceparent
 from shared.wire import message_class
 
-__all__ = ["Edge", "Endpoint", "endpoints"]
+__all__ = ["Endpoint", "endpoints"]
 
 _log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Edge:
-    """The services that all endpoints share."""
-
-    bus: MessageBus
-    verifier: SessionVerifier
-    revisions: CallerRevisions
-    rates: Rates
-    metrics: Metrics
-    cors: Cors
-    max_body_bytes: int
-
-
-@dataclass(slots=True)
 class _Request:
-    """One request, with the values that several steps of its answer need."""
+    """A request, with the values that several steps of the endpoint need."""
 
-    scope: Scope
-    receive: Receive
-    fields: Fields
-    parameters: Mapping[str, str]
-    traceparent: str
-    exchange: Exchange | None
-    """The exchange of `gateway.http1`; None with another server."""
+    __slots__ = ("exchange", "fields", "parameters", "receive", "scope", "trace_id", "traceparent")
 
-    @property
-    def trace_id(self) -> str:
-        return self.traceparent[3:35]
+    def __init__(self, scope: Scope, receive: Receive, parameters: Mapping[str, str]) -> None:
+        self.scope = scope
+        self.receive = receive
+        self.parameters = parameters
+        self.fields = fields = fields_of(scope["headers"])
+        parent = fields.get(b"traceparent")
+        self.traceparent = (
+            child_traceparent(parent.decode("latin-1")) if parent else new_traceparent()
+        )
+        self.trace_id = self.traceparent[3:35]
+        extensions = scope.get("extensions")
+        self.exchange: Exchange | None = extensions.get(EXCHANGE) if extensions else None
+        """The exchange of `gateway.http1`; None with another server."""
 
 
-def endpoints(edge: Edge) -> dict[tuple[str, str], "Endpoint"]:
+def endpoints(services: Services) -> dict[tuple[str, str], "Endpoint"]:
     """Return the endpoints of the contract, by verb and path template."""
     found: dict[tuple[str, str], Endpoint] = {}
     for method in METHODS.values():
         for rule in method.http if method.access is not Access.INTERNAL else ():
-            found[rule.verb, rule.path] = Endpoint(method, rule, edge)
+            found[rule.verb, rule.path] = Endpoint(method, rule, services)
     for (_, path), endpoint in found.items():
-        endpoint.reading = found.get(("GET", path))
+        endpoint.read_endpoint = found.get(("GET", path))
     return found
 
 
 class Endpoint:
-    """One binding of a method, `verb` and `path`.
+    """One HTTP binding of a method: a verb and a path template."""
 
-    `reading` is the endpoint that reads the same resource, if there is one.
-    """
+    read_endpoint: "Endpoint | None" = None
+    """The endpoint that reads the same resource, if there is one."""
 
-    reading: "Endpoint | None" = None
-
-    def __init__(self, method: Method, rule: HttpRule, edge: Edge) -> None:
+    def __init__(self, method: Method, rule: HttpRule, services: Services) -> None:
         self.method = method
         self._rule = rule
-        self._edge = edge
-        self._bus = edge.bus
-        self._verifier = edge.verifier
-        self._revisions = edge.revisions
-        self._rates = edge.rates
+        self._bus = services.bus
+        self._verifier = services.verifier
+        self._revisions = services.revisions
+        self._rates = services.rates
+        self._cors = services.cors
+        self._max_body_bytes = services.max_body_bytes
         self._transcoder = Transcoder(method, rule)
-        self._success = Success(self._transcoder, edge.cors)
-        self._metrics = edge.metrics.of(rule.path, rule.verb)
-        self._head_metrics = edge.metrics.of(rule.path, "HEAD")
-        self._unconditional = Conditions(method, rule.verb, {})
+        self._success = SuccessResponses(self._transcoder, services.cors)
+        self._metrics = services.metrics.of(rule.path, rule.verb)
+        self._head_metrics = services.metrics.of(rule.path, "HEAD")
         self._media_type = NDJSON if method.streams else "application/json"
-        self._empty = not message_class(method.response_name).DESCRIPTOR.fields
+        self._has_response = bool(message_class(method.response_name).DESCRIPTOR.fields)
 
     async def __call__(
         self, scope: Scope, receive: Receive, send: Send, parameters: Mapping[str, str]
     ) -> None:
-        """Answer one request; every failure is a problem."""
+        """Serve one request; the response to a failure is a problem."""
         metrics = self._head_metrics if scope["method"] == "HEAD" else self._metrics
         began, status = time.perf_counter(), 0
         metrics.begun += 1
+        response: HttpResponse | NdjsonResponse
         try:
-            fields = fields_of(scope["headers"])
-            extensions = scope.get("extensions")
-            request = _Request(
-                scope,
-                receive,
-                fields,
-                parameters,
-                child_traceparent(fields.get(b"traceparent", b"").decode("latin-1")),
-                extensions.get(EXCHANGE) if extensions else None,
-            )
-            answer = await self._answer(request)
-            status = answer.status
-            if not answer.respond(request.exchange):
-                await answer.send(receive, send)
+            request = _Request(scope, receive, parameters)
+            try:
+                response = await self._call(request)
+            except ClientDisconnect:
+                raise
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # the edge
+                response = self._problem(error, request)
+            origin = request.fields.get(b"origin")
+            if origin is not None:
+                response.headers += self._cors.headers(origin)
+            status = response.status
+            if not response.respond(request.exchange):
+                await response.send(receive, send)
         except ClientDisconnect:
             pass
         finally:
             metrics.end(status, time.perf_counter() - began)
 
-    async def _answer(self, request: _Request) -> Answer | StreamAnswer:
-        try:
-            answer = await self._call(request)
-        except ServiceError as error:
-            answer = self._problem(error, request)
-        except ClientDisconnect:
-            raise
-        except asyncio.CancelledError:  # the server stops, and has waited long enough
-            stopped = unavailable("SERVER_STOPPED", "The gateway stops.", Outcome.UNKNOWN)
-            answer = self._problem(stopped, request)
-        except Exception:  # noqa: BLE001  # the edge: the client waits for an answer
-            _log.exception("request.failed", method=self.method.name, trace_id=request.trace_id)
-            answer = self._problem(internal(), request)
-        origin = request.fields.get(b"origin")
-        if origin is not None:
-            answer.headers += self._edge.cors.headers(origin)
-        return answer
+    def _problem(self, error: BaseException, request: _Request) -> HttpResponse:
+        """Return the response to a failed request."""
+        match error:
+            case ServiceError():
+                failure = error
+            case asyncio.CancelledError():  # by the server, after its time to shut down
+                failure = unavailable(
+                    "SERVER_STOPPED", "The gateway is shutting down.", Outcome.UNKNOWN
+                )
+            case _:
+                _log.error(
+                    "request.failed",
+                    method=self.method.name,
+                    trace_id=request.trace_id,
+                    exc_info=error,
+                )
+                failure = internal()
+        response = problem(failure, request.trace_id)
+        response.headers.append(self._cors.vary)
+        return response
 
-    def _problem(self, error: ServiceError, request: _Request) -> Answer:
-        answer = problem(error, request.trace_id)
-        answer.headers.append(self._edge.cors.vary)
-        return answer
-
-    async def _call(self, request: _Request) -> Answer | StreamAnswer:
+    async def _call(self, request: _Request) -> HttpResponse | NdjsonResponse:
         method, fields = self.method, request.fields
         token = bearer_token(fields)
         address = address_of(request.scope)
@@ -172,11 +153,14 @@ class Endpoint:
             await self._rates.admit(address, method=method)
             raise
         caller_id = caller.user_id if caller else ""
-        limits = await self._rates.admit(address, caller_id, method)
-        conditions = self._conditions(request)
+        rate_headers = await self._rates.admit(address, caller_id, method)
+        conditions = None
+        if b"if-match" in fields or b"if-none-match" in fields:
+            conditions = Conditions(method, request.scope["method"], fields)
         key, seconds = operation_id(fields), timeout(fields, method)
         message = await self._message(request)
-        conditions.expect(message)
+        if conditions is not None:
+            conditions.put_expected_version(message)
         call = Call.new(
             message.SerializeToString(),
             deadline=time.time() + seconds,
@@ -187,68 +171,47 @@ class Endpoint:
             client_address=address,
         )
         headers = self._success.headers(request.trace_id, private=bool(token))
-        headers += limits
+        headers += rate_headers
         if method.streams:
             return await self._stream(request, call, headers)
         with cancelled_by_disconnect(request.receive, request.exchange):
-            if conditions.absent:
+            if conditions is not None and conditions.absent:
                 await self._require_absent(request, conditions.absent, token, call)
             result = await call_method(self._bus, method, call)
         self._revisions.learn(caller_id, result.caller_revision)
-        return self._success.answer(result.payload, conditions, headers, replayed=result.replayed)
-
-    def _conditions(self, request: _Request) -> Conditions:
-        fields = request.fields
-        if b"if-match" in fields or b"if-none-match" in fields:
-            return Conditions(self.method, request.scope["method"], fields)
-        return self._unconditional
+        return self._success.build(result.payload, conditions, headers, replayed=result.replayed)
 
     async def _message(self, request: _Request) -> Message:
-        if not self._empty:
+        """Return the request message of the method, valid by the rules of the contract."""
+        if self._has_response:
             require_acceptable(request.fields, self._media_type)
-        body = self._fixed_body(request.fields)
+        body = unread_body(self._rule, request.fields)
         if body is None and request.exchange is not None:
             body = request.exchange.take_body()
         if body is None:
-            body = await read_body(request.receive, self._edge.max_body_bytes)
+            body = await read_body(request.receive, self._max_body_bytes)
         query = query_parameters(request.scope["query_string"])
         if len(body) > LARGE_BYTES:
             return await read_in_thread(self._transcoder.read, request.parameters, query, body)
         return self._transcoder.read(request.parameters, query, body)
 
-    def _fixed_body(self, fields: Fields) -> bytes | None:
-        """Return the body of a request without one, None if it has to be read.
-
-        Raises 400 for a body that the method does not take, 415 for one that is not JSON.
-        """
-        if not self._rule.body:
-            if has_content(fields):
-                raise HttpError(
-                    400, Code.INVALID_ARGUMENT, "BODY_UNEXPECTED", "This takes no body."
-                )
-            return b""
-        if b"content-type" not in fields and not has_content(fields):
-            return b"{}"  # every member is left out; the rules say whether one is missing
-        require_json(fields, patch=self._rule.verb == "PATCH")
-        return None
-
-    async def _stream(self, request: _Request, call: Call, headers: list[Header]) -> StreamAnswer:
+    async def _stream(self, request: _Request, call: Call, headers: list[Header]) -> NdjsonResponse:
         payloads = self._bus.stream(self.method.name, call)
-        answer = await StreamAnswer.begin(
+        response = await NdjsonResponse.begin(
             payloads, self._transcoder, request.trace_id, request.receive
         )
-        answer.headers += headers
-        return answer
+        response.headers += headers
+        return response
 
     async def _require_absent(self, request: _Request, tags: str, token: str, call: Call) -> None:
-        """Raise 412 if If-None-Match of a change names the current ETag (section 13.1.2).
+        """Raise 412 if If-None-Match of a change contains the current ETag (section 13.1.2).
 
-        A resource that can't be read has no ETag.
+        A resource that cannot be read has no ETag.
         """
-        reading = self.reading
-        if reading is None:
+        read_endpoint = self.read_endpoint
+        if read_endpoint is None:
             return
-        message = reading._transcoder.read(request.parameters, (), b"")
+        message = read_endpoint._transcoder.read(request.parameters, (), b"")
         read = Call.new(
             message.SerializeToString(),
             deadline=call.deadline,
@@ -256,12 +219,14 @@ class Endpoint:
             traceparent=request.traceparent,
         )
         try:
-            result = await call_method(self._bus, reading.method, read)
+            result = await call_method(self._bus, read_endpoint.method, read)
         except ServiceError as error:
             if error.code is Code.NOT_FOUND:
                 return
             raise
-        if names_tag(tags, reading._success.etag(result.payload)):
+        if contains_tag(tags, read_endpoint._success.etag(result.payload)):
             raise ServiceError(
-                Code.FAILED_PRECONDITION, "ALREADY_THERE", "If-None-Match names the current ETag."
+                Code.FAILED_PRECONDITION,
+                "ALREADY_THERE",
+                "If-None-Match contains the current ETag.",
             )

@@ -1,4 +1,4 @@
-"""Events of the bus, passed to every WebSocket that subscribes to them."""
+"""Pass the events of the bus to the WebSockets that subscribe to them."""
 
 import asyncio
 from collections import defaultdict
@@ -20,10 +20,10 @@ __all__ = ["CLIENT_EVENTS", "EventFeed", "Listener"]
 _log = structlog.get_logger()
 _Event: Any = message_class("postbus.bus.v1.Event")
 _SLICE: Final = 100
-"""Listeners that get an event before other tasks run: about 1 ms with the writing."""
+"""Listeners that get an event before other tasks run; with the writing, this takes about 1 ms."""
 
 _Key = tuple[str, str]
-"""Type of an event, and id of the user that it is for; empty if it is for all users."""
+"""Type of an event, and id of its recipient; empty if all users may receive it."""
 
 CLIENT_EVENTS: Final = {
     name: event for name, event in EVENTS.items() if event.access is not Access.INTERNAL
@@ -32,17 +32,17 @@ CLIENT_EVENTS: Final = {
 
 
 class Listener(Protocol):
-    """A subscription of one client. Its methods return at once and never raise."""
+    """A subscription of one client. Its methods do not block and never raise."""
 
     def deliver(self, delivery: bytes) -> None:
-        """Take an event: a Delivery in JSON."""
+        """Receive an event: a Delivery in JSON."""
 
     def interrupt(self) -> None:
         """End the subscription: events may have been missed."""
 
 
 class EventFeed:
-    """The events of one process for its clients; `run` begins to read them from the bus.
+    """Receives all client-visible events on one queue per process; `run` subscribes to them.
 
     Each listener gets the events in the order in which the broker delivers them.
     """
@@ -50,25 +50,25 @@ class EventFeed:
     def __init__(self, bus: MessageBus) -> None:
         self._bus = bus
         self._active = False
-        self._in_order = asyncio.Lock()
+        self._delivery_lock = asyncio.Lock()
         self._interruptions: set[asyncio.Task[None]] = set()
         self._listeners: defaultdict[_Key, dict[Listener, None]] = defaultdict(dict)
         self._keys: defaultdict[Listener, set[_Key]] = defaultdict(set)
 
     async def run(self) -> None:
-        """Subscribe to all events of clients; return once the broker has taken the subscription."""
-        await self._bus.subscribe(list(CLIENT_EVENTS), self._deliver, on_gap=self._interrupt)
+        """Subscribe to all client-visible events; return once the broker has confirmed it."""
+        await self._bus.subscribe(list(CLIENT_EVENTS), self._on_event, on_gap=self._interrupt)
         self._active = True
 
     def __len__(self) -> int:
-        """Return how many listeners there are."""
+        """Return the number of listeners."""
         return len(self._keys)
 
-    def listen(self, event_type: str, listener: Listener, *, user_id: str) -> None:
-        """Pass every event of a type to `listener` until the next gap.
+    def subscribe(self, event_type: str, listener: Listener, *, user_id: str) -> None:
+        """Pass the events of a type in CLIENT_EVENTS to `listener`, until the next gap.
 
-        The type is one of CLIENT_EVENTS. If its events are for one user each, those for `user_id`
-        are passed. UNAVAILABLE with reason EVENTS_UNAVAILABLE while no events arrive.
+        If each event of the type has one recipient, only events for `user_id` are passed.
+        UNAVAILABLE with reason EVENTS_UNAVAILABLE while the feed receives no events.
         """
         if not (self._active and self._bus.ready):
             raise unavailable("EVENTS_UNAVAILABLE", "Events are unavailable at the moment.")
@@ -76,15 +76,15 @@ class EventFeed:
         self._listeners[key][listener] = None
         self._keys[listener].add(key)
 
-    def ignore(self, listener: Listener) -> None:
-        """Pass nothing more to `listener`."""
+    def unsubscribe(self, listener: Listener) -> None:
+        """Pass no further events to `listener`."""
         for key in self._keys.pop(listener, ()):
             del self._listeners[key][listener]
             if not self._listeners[key]:
                 del self._listeners[key]
 
-    async def _deliver(self, body: bytes) -> None:
-        async with self._in_order:  # the bus handles several events at once
+    async def _on_event(self, body: bytes) -> None:
+        async with self._delivery_lock:  # keeps the order: the bus runs several handlers at once
             try:
                 event = parse_as(_Event, body)
                 key, data = _key_and_data(event)
@@ -98,7 +98,7 @@ class EventFeed:
                 listener.deliver(delivery)
 
     async def _in_slices(self, listeners: Iterable[Listener]) -> AsyncGenerator[Listener, None]:
-        """Yield the listeners that still listen, with pauses for the event loop."""
+        """Yield the listeners that are still subscribed; let other tasks run after each slice."""
         for number, listener in enumerate(tuple(listeners), 1):
             if listener in self._keys:
                 yield listener
@@ -116,12 +116,12 @@ class EventFeed:
 
 
 def _key_and_data(event: Any) -> tuple[_Key, Any]:
-    """Return the key of an event's listeners and its message; no listener has an empty key."""
-    known = CLIENT_EVENTS.get(event.type)
-    if known is None:  # published under the routing key of another type
+    """Return the key of an event's listeners, and its message. No listener has an empty key."""
+    event_type = CLIENT_EVENTS.get(event.type)
+    if event_type is None:  # published under the routing key of another type
         return ("", ""), None
     data: Any = parse(event.type, event.data)
-    return (event.type, getattr(data, known.recipient) if known.recipient else ""), data
+    return (event.type, getattr(data, event_type.recipient) if event_type.recipient else ""), data
 
 
 def _delivery(event: Any, data: Any) -> bytes:

@@ -9,13 +9,14 @@ from fastapi import FastAPI
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
-from gateway.addresses import address_of
-from gateway.endpoint import Edge, Endpoint
-from gateway.headers import SECURITY, Header
+from gateway.client_addresses import address_of
+from gateway.endpoint import Endpoint
 from gateway.problems import HttpError, problem
 from gateway.request_headers import fields_of
-from gateway.responses import Answer
+from gateway.response_headers import SECURITY, Header
+from gateway.responses import HttpResponse
 from gateway.routing import ContractRoutes
+from gateway.services import Services
 from gateway.targets import normalized_path
 from gateway.websocket import SOCKET_PATH
 from shared.errors import Code, ServiceError
@@ -24,7 +25,7 @@ from shared.trace import child_traceparent, new_traceparent, trace_id
 __all__ = ["Gateway"]
 
 _log = structlog.get_logger()
-_OPERATIONS: Final = frozenset({b"/healthz", b"/readyz", b"/metrics"})
+_UNLIMITED_PATHS: Final = frozenset({b"/healthz", b"/readyz", b"/metrics"})
 """Paths without a rate limit: probes and Prometheus request them regularly."""
 _SERVER: Final = b"*"
 """The target of an OPTIONS for the server as a whole (RFC 9110, section 9.3.7)."""
@@ -32,34 +33,38 @@ _ALL_VERBS: Final = "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
 
 
 class Gateway:
-    """Serves the contract's routes itself; `inner` serves everything else.
+    """Serves the contract's routes itself; `inner` serves all other paths.
 
-    Every request is counted, and every answer carries the security headers.
+    Counts every request, and adds the security headers to every response.
     """
 
-    def __init__(self, routes: ContractRoutes[Endpoint], inner: FastAPI, edge: Edge) -> None:
+    def __init__(
+        self, routes: ContractRoutes[Endpoint], inner: FastAPI, services: Services
+    ) -> None:
         self._routes = routes
         self._inner = inner
-        self._rates = edge.rates
-        self._metrics = edge.metrics
-        self._cors = edge.cors
+        self._rates = services.rates
+        self._metrics = services.metrics
+        self._cors = services.cors
 
     def running(self) -> AbstractAsyncContextManager[Any]:
-        """Return the context in which the gateway reads events, for use without a server."""
+        """Return the context in which the gateway consumes events, for use without a server."""
         return self._inner.router.lifespan_context(self._inner)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection: a request, a WebSocket or the lifespan."""
+        """Serve a request, a WebSocket or the lifespan."""
         if scope["type"] == "websocket":
-            await self._connect(scope, receive, send)
+            await self._serve_websocket(scope, receive, send)
             return
         if scope["type"] == "lifespan":
             await self._inner(scope, receive, send)
             return
         try:
-            path = normalized_path(scope.get("raw_path") or scope["path"].encode())
+            path = scope.get("raw_path") or scope["path"].encode()
+            if b"%" in path:
+                path = normalized_path(path)
             found = self._routes.find(scope["method"], path)
-            if found is None and path not in _OPERATIONS:
+            if found is None and path not in _UNLIMITED_PATHS:
                 await self._rates.admit(address_of(scope))
         except ServiceError as error:
             await self._refuse(error, scope, receive, send)
@@ -67,13 +72,13 @@ class Gateway:
         if found is not None:
             await found[0](scope, receive, send, found[1])
         elif path == _SERVER:
-            await self._answer_options(_ALL_VERBS, scope, receive, send)
+            await self._send_options(_ALL_VERBS, scope, receive, send)
         elif verbs := self._routes.verbs(path):
-            await self._without_endpoint(verbs, scope, receive, send)
+            await self._serve_other_verb(verbs, scope, receive, send)
         else:
             await self._serve_inner(scope, receive, send)
 
-    async def _connect(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a WebSocket; its handshake counts as a request without a token."""
         try:
             await self._rates.admit(address_of(scope))
@@ -86,47 +91,48 @@ class Gateway:
             return
         await self._inner(scope, receive, send)
 
-    async def _without_endpoint(
+    async def _serve_other_verb(
         self, verbs: list[str], scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Answer OPTIONS, or refuse a verb that a path of the contract has no endpoint for."""
+        """Serve OPTIONS, or refuse a verb without an endpoint, for a path of the contract."""
         allowed = ", ".join(sorted([*verbs, "OPTIONS"]))
         if scope["method"] != "OPTIONS":
             error = HttpError(
                 405,
                 Code.UNIMPLEMENTED,
                 "METHOD_NOT_ALLOWED",
-                f"This path has no {scope['method'][:20]}.",
+                f"This path does not support {scope['method'][:20]}.",
                 headers={"Allow": allowed},
             )
             await self._refuse(error, scope, receive, send)
             return
-        await self._answer_options(allowed, scope, receive, send)
+        await self._send_options(allowed, scope, receive, send)
 
-    async def _answer_options(
-        self, allowed: str, scope: Scope, receive: Receive, send: Send
-    ) -> None:
+    async def _send_options(self, allowed: str, scope: Scope, receive: Receive, send: Send) -> None:
         origin = fields_of(scope["headers"]).get(b"origin")
         headers = [(b"allow", allowed.encode()), self._cors.vary, *SECURITY]
         headers += self._cors.preflight(origin, allowed.encode())
-        await self._count(Answer(204, headers), scope, receive, send)
+        await self._send(HttpResponse(204, headers), scope, receive, send)
 
     async def _refuse(
         self, error: ServiceError, scope: Scope, receive: Receive, send: Send
     ) -> None:
         fields = fields_of(scope["headers"])
         parent = fields.get(b"traceparent", b"").decode("latin-1")
-        answer = problem(error, trace_id(child_traceparent(parent)))
-        answer.headers += (self._cors.vary, *self._cors.headers(fields.get(b"origin")))
-        await self._count(answer, scope, receive, send)
+        response = problem(error, trace_id(child_traceparent(parent)))
+        response.headers += (self._cors.vary, *self._cors.headers(fields.get(b"origin")))
+        await self._send(response, scope, receive, send)
 
-    async def _count(self, answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _send(
+        self, response: HttpResponse, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Send a response, and count the request."""
         metrics = self._metrics.of("none", scope["method"])
         metrics.begun += 1
         began = time.perf_counter()
         with suppress(ClientDisconnect):
-            await answer.send(receive, send)
-        metrics.end(answer.status, time.perf_counter() - began)
+            await response.send(receive, send)
+        metrics.end(response.status, time.perf_counter() - began)
 
     async def _serve_inner(self, scope: Scope, receive: Receive, send: Send) -> None:
         metrics = self._metrics.of("none", scope["method"])
@@ -139,14 +145,14 @@ class Gateway:
         except ClientDisconnect:
             pass
         except Exception:
-            if not sender.status:  # else FastAPI has answered and logged it
+            if not sender.status:  # else FastAPI has sent a response and logged the error
                 raise
         finally:
             metrics.end(sender.status, time.perf_counter() - began)
 
 
 class _Sender:
-    """Sends the answers of the inner application, with more headers; notes their status."""
+    """Sends the responses of the inner application with more headers; keeps their status."""
 
     def __init__(self, send: Send, headers: list[Header]) -> None:
         self._send = send
@@ -156,10 +162,10 @@ class _Sender:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            sent = message.get("headers", ())
-            known = {name for name, _ in sent}  # a problem has them already
-            more = (each for each in self._headers if each[0] not in known or each[0] == b"vary")
-            message["headers"] = [*sent, *more]
+            headers = message.get("headers", ())
+            names = {name for name, _ in headers}  # a problem has the security headers already
+            more = (each for each in self._headers if each[0] not in names or each[0] == b"vary")
+            message["headers"] = [*headers, *more]
         try:
             await self._send(message)
         except (OSError, RuntimeError) as error:  # the connection is closed

@@ -1,9 +1,9 @@
-"""Whether the system is ready, and which part is missing."""
+"""Readiness of the system and of its parts."""
 
 import asyncio
 from typing import Final
 
-from gateway.recent import Recent
+from gateway.cached_result import CachedResult
 from postbus.bus.v1 import CheckRequest, HealthServiceStub
 from postbus.registry import METHODS
 from shared.bus import MessageBus, ServiceChannel
@@ -24,23 +24,23 @@ class Health:
         self._bus = bus
         self._sessions = sessions
         self._workers = sorted({method.worker for method in METHODS.values()} - {EVERY_WORKER})
-        self._parts = Recent(self._check, seconds=_FRESH_SECONDS)
+        self._parts = CachedResult(self._check, seconds=_FRESH_SECONDS)
 
     async def parts(self) -> dict[str, bool]:
-        """Return whether each part is ready, within a second."""
+        """Return whether each part is ready; takes one second at most."""
         return await self._parts.get()
 
     async def _check(self) -> dict[str, bool]:
         parts = {"rabbitmq": self._bus.ready, "gateway.sessions": self._sessions.ready}
-        for answer in await asyncio.gather(*map(self._worker, self._workers)):
-            parts |= answer
+        for worker_parts in await asyncio.gather(*map(self._check_worker, self._workers)):
+            parts |= worker_parts
         return parts
 
-    async def _worker(self, worker: str) -> dict[str, bool]:
+    async def _check_worker(self, worker: str) -> dict[str, bool]:
         channel = ServiceChannel(self._bus, worker=worker)
         try:
             stub = HealthServiceStub(channel)
-            answer = await stub.check(CheckRequest())
+            response = await stub.check(CheckRequest())
         except ServiceError:
             return {worker: False}
-        return {worker: True} | {f"{worker}.{part.name}": part.ready for part in answer.parts}
+        return {worker: True} | {f"{worker}.{part.name}": part.ready for part in response.parts}

@@ -1,4 +1,4 @@
-"""Request metrics, for Prometheus."""
+"""HTTP request metrics for Prometheus, and the collected metrics of all workers."""
 
 from bisect import bisect_left
 from collections import Counter
@@ -14,7 +14,7 @@ from prometheus_client.core import (
     Metric,
 )
 
-from gateway.recent import Recent
+from gateway.cached_result import CachedResult
 from gateway.worker_metrics import WorkerMetrics
 from shared.bus import MessageBus
 
@@ -26,15 +26,15 @@ _BOUNDS: Final = (
 )
 """Upper bounds of the buckets, in seconds: the default of prometheus_client."""
 _FRESH_SECONDS: Final = 1.0
-"""Scrapes within this time share one result: each calls every worker."""
+"""Scrapes within this time share one result, because each scrape calls every worker."""
 _METHODS: Final = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 
 
 class RouteMetrics:
     """The requests of one route and verb.
 
-    Plain numbers, read at each scrape: a metric of prometheus_client takes several locks and
-    some ten function calls for each request.
+    Plain numbers that are read at each scrape: a metric of prometheus_client takes several locks
+    and about ten function calls for each request.
     """
 
     __slots__ = ("begun", "buckets", "seconds", "statuses")
@@ -46,28 +46,25 @@ class RouteMetrics:
         self.statuses: Counter[int] = Counter()
 
     def end(self, status: int, seconds: float) -> None:
-        """Count an answer after `seconds`; status 0 if the client left without one."""
+        """Count a response after `seconds`; status 0 if the client disconnected before it."""
         self.buckets[bisect_left(_BOUNDS, seconds)] += 1
         self.seconds += seconds
         self.statuses[status] += 1
 
 
 class Metrics:
-    """The metrics of this gateway, in a registry of their own, and of all workers."""
+    """The metrics of this gateway, in its own registry, and of all workers."""
 
     def __init__(self, bus: MessageBus) -> None:
         self._workers = WorkerMetrics(bus)
         self._registry = CollectorRegistry()
         self._routes: dict[tuple[str, str], RouteMetrics] = {}
         self._registry.register(self)
-        self._text = Recent(self._generate, seconds=_FRESH_SECONDS)
+        self._text = CachedResult(self._generate, seconds=_FRESH_SECONDS)
         self.sockets = Gauge("postbus_websockets_open", "Open WebSockets.", registry=self._registry)
 
     def of(self, route: str, verb: str) -> RouteMetrics:
-        """Return the metrics of a route's path template and a verb.
-
-        Any verb may be given: one that a client made up never becomes a label.
-        """
+        """Return the metrics of a path template and a verb; unknown verbs share one label."""
         key = (route, verb if verb in _METHODS else "other")
         return self._routes.setdefault(key, RouteMetrics())
 
@@ -79,7 +76,7 @@ class Metrics:
         return generate_latest(self._registry) + generate_latest(await self._workers.collect())
 
     def collect(self) -> Iterator[Metric]:
-        """See prometheus_client's Collector."""
+        """Yield the metrics (Collector of prometheus_client)."""
         labels = ("route", "method")
         requests = CounterMetricFamily(
             "postbus_http_requests", "HTTP requests answered.", labels=(*labels, "status")

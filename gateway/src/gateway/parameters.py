@@ -1,4 +1,4 @@
-"""Parameters of paths and queries, and the fields of request messages that they set."""
+"""The fields of request messages that path and query parameters set."""
 
 from typing import Any, Final
 
@@ -6,17 +6,18 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from shared.errors import FieldViolation, shown_name
 
-__all__ = ["Document", "Place", "field_named", "find_place", "violation"]
+__all__ = ["Document", "FieldPath", "field_named", "find_field_path", "violation"]
 
 _BOOLEANS: Final = {"true": True, "false": False}
 
 Document = dict[str, Any]
+"""A request message as JSON."""
 
 
-class Place:
-    """The field that a parameter names, as `authorId`, `author_id` or `author.id`.
+class FieldPath:
+    """The path to the field of a parameter such as `authorId`, `author_id` or `author.id`.
 
-    `path` is its JSON path in the request message.
+    `path` is the JSON path in the request message.
     """
 
     def __init__(self, fields: list[FieldDescriptor]) -> None:
@@ -26,7 +27,7 @@ class Place:
     def put(self, document: Document, text: str) -> FieldViolation | None:
         """Set the field in the document; return a violation if it has a value already."""
         holder = self._holder(document)
-        if holder is None:  # no object where one must be: the reader refuses the document
+        if holder is None:  # a parent is no object: the reader refuses the document
             return None
         name, value = self._field.json_name, _value(self._field, text)
         if self._field.is_repeated:
@@ -38,10 +39,10 @@ class Place:
         return None
 
     def replace(self, document: Document, text: str) -> FieldViolation | None:
-        """Set the field as the path of the URL has it.
+        """Set the field to the value in the URL's path.
 
-        A body may repeat the resource's name from the path, or give another of its names beside
-        it; return a violation if it names another resource.
+        The body may repeat this value under either name of the field, or in another field of the
+        same object. Return a violation if the body has a different value.
         """
         holder = self._holder(document)
         if holder is None:
@@ -53,11 +54,11 @@ class Place:
         )
         holder[self._field.json_name] = _value(self._field, text)
         if conflict:
-            return violation(self.path, "duplicate", "is not the same as in the path")
+            return violation(self.path, "duplicate", "differs from the path")
         return None
 
     def _holder(self, document: Document) -> Document | None:
-        """Return the object that holds the field, made where the document has none."""
+        """Return the object that holds the field, created if missing; None if it is no object."""
         for parent in self._parents:
             name = next((each for each in _names(parent) if each in document), parent.json_name)
             if document.get(name) is None:
@@ -68,8 +69,8 @@ class Place:
         return document
 
 
-def find_place(request: Any, name: str) -> Place | None:
-    """Return where a request has the field of this name, None if it has none."""
+def find_field_path(request: Any, name: str) -> FieldPath | None:
+    """Return the path to the field of this name in a request, None if there is no such field."""
     *parents, last = name.split(".")
     fields = []
     kind: Descriptor | None = request
@@ -80,11 +81,11 @@ def find_place(request: Any, name: str) -> Place | None:
         fields.append(field)
         kind = field.message_type
     field = field_named(kind, last) if kind else None
-    return Place([*fields, field]) if field else None
+    return FieldPath([*fields, field]) if field else None
 
 
 def field_named(message: Descriptor, name: str) -> FieldDescriptor | None:
-    """Return the field with this name, as JSON or the .proto writes it."""
+    """Return the field with this JSON name or name of the .proto."""
     return next((field for field in message.fields if name in _names(field)), None)
 
 
@@ -93,7 +94,7 @@ def _names(field: FieldDescriptor) -> set[str]:
 
 
 def _value(field: FieldDescriptor, text: str) -> Any:
-    """Return text as JSON has it: the reader takes numbers as strings, but no booleans."""
+    """Return the JSON value of a text: the reader accepts numbers, but not booleans, as strings."""
     wrapped = field.message_type and field.message_type.fields_by_name.get("value")
     if (wrapped or field).cpp_type == FieldDescriptor.CPPTYPE_BOOL:
         return _BOOLEANS.get(text, text)
@@ -101,5 +102,5 @@ def _value(field: FieldDescriptor, text: str) -> Any:
 
 
 def violation(name: str, rule: str, message: str) -> FieldViolation:
-    """Return the violation of a parameter; its name is cut."""
+    """Return the violation of a parameter; its name is truncated."""
     return FieldViolation(field=shown_name(name), rule=rule, message=message)

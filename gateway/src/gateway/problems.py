@@ -1,4 +1,4 @@
-"""Failures as clients see them: problem details (RFC 9457), and close codes of the WebSocket."""
+"""Map errors to HTTP problem details (RFC 9457) and WebSocket close codes."""
 
 import math
 from collections.abc import Iterator
@@ -7,18 +7,18 @@ from typing import Final
 
 import orjson
 
-from gateway.headers import NO_STORE, PROBLEM, SECURITY, Header
-from gateway.responses import Answer
-from shared.errors import Code, ServiceError
+from gateway.response_headers import NO_STORE, PROBLEM, SECURITY, Header
+from gateway.responses import HttpResponse
+from shared.errors import Code, Outcome, ServiceError
 
 __all__ = ["CLOSE_CODES", "HttpError", "problem"]
 
 _INTERNAL: Final = (500, 1011)
-"""HTTP status and close code of all other codes."""
+"""HTTP status and close code of all codes that the table below does not list."""
 _CHALLENGE: Final = b'Bearer realm="postbus"'
 _BAD_TOKEN: Final = _CHALLENGE + b', error="invalid_token"'
 _TOKEN_ERRORS: Final = frozenset({"SESSION_REVOKED", "TOKEN_EXPIRED", "TOKEN_INVALID"})
-"""Reasons of a token that was sent and is not valid (RFC 6750, section 3.1)."""
+"""Reasons of an invalid token, unlike a missing one (RFC 6750, section 3.1)."""
 _STATUS_AND_CLOSE_CODE: Final = MappingProxyType(
     {
         Code.CANCELLED: (499, 4499),
@@ -43,9 +43,9 @@ CLOSE_CODES: Final = MappingProxyType(
 
 
 class HttpError(ServiceError):
-    """A failure of HTTP itself, with a status that no code stands for.
+    """An error of the HTTP layer, with a status that is not derived from its code.
 
-    Its outcome is NO_EFFECT: raise it only before the method is called.
+    With the outcome NO_EFFECT, raise it only before the method is called.
     """
 
     def __init__(
@@ -56,8 +56,9 @@ class HttpError(ServiceError):
         message: str,
         *,
         headers: dict[str, str] | None = None,
+        outcome: int = Outcome.NO_EFFECT,
     ) -> None:
-        super().__init__(code, reason, message)
+        super().__init__(code, reason, message, outcome=Outcome.try_value(outcome))
         self.status = status
         self.headers = headers or {}
 
@@ -68,8 +69,8 @@ def _status(error: ServiceError) -> int:
     return _STATUS_AND_CLOSE_CODE.get(error.code, _INTERNAL)[0]
 
 
-def problem(error: ServiceError, trace_id: str) -> Answer:
-    """Return the answer that describes an error."""
+def problem(error: ServiceError, trace_id: str) -> HttpResponse:
+    """Return the response that describes an error."""
     status = _status(error)
     body = {
         "type": "about:blank",
@@ -95,7 +96,7 @@ def problem(error: ServiceError, trace_id: str) -> Answer:
         *SECURITY,
         *_headers(error, status),
     ]
-    return Answer(status, headers, content)
+    return HttpResponse(status, headers, content)
 
 
 def _headers(error: ServiceError, status: int) -> Iterator[Header]:

@@ -1,31 +1,32 @@
-"""The header fields of a REST request: token, deadline and idempotency key of its call."""
+"""Parse the header fields of a request: access token, timeout and idempotency key."""
 
 import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from gateway.calls import MAX_TIMEOUT
-from gateway.headers import Header
 from gateway.problems import HttpError
+from gateway.response_headers import Header
 from postbus.registry import Method
 from shared.errors import Code, ServiceError
 
-__all__ = ["Fields", "bearer_token", "fields_of", "operation_id", "timeout"]
+__all__ = ["MAX_TIMEOUT", "Fields", "bearer_token", "fields_of", "operation_id", "timeout"]
 
 Fields = Mapping[bytes, bytes]
 """Header fields by name, in lower case."""
 
+MAX_TIMEOUT: Final = 30.0
+"""Longest time that a client can request for a call, in seconds."""
 _OPERATION_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 _SECONDS: Final = re.compile(rb"[0-9]{1,3}(\.[0-9]{1,20})?")
 _MIN_TIMEOUT: Final = 0.001
-"""Shortest budget that a client may ask for, in seconds."""
+"""Shortest time that a client can request for a call, in seconds."""
 
 
 def fields_of(headers: Sequence[Header]) -> Fields:
     """Return the header fields of a request; lines with the same name are combined.
 
-    Combined as RFC 9110, section 5.3, describes it. A field that may occur only once, such as
-    Idempotency-Key, is thereby malformed if it occurs twice.
+    RFC 9110, section 5.3: values are joined by commas. A field with a single value, such as
+    Idempotency-Key, becomes malformed if it occurs twice.
     """
     fields = dict(headers)
     if len(fields) == len(headers):
@@ -51,10 +52,10 @@ def bearer_token(fields: Fields) -> str:
 
 
 def timeout(fields: Fields, method: Method) -> float:
-    """Return the seconds that the client gives the call, or else the method's own; 400 if bad."""
-    value = fields.get(b"request-timeout")
-    if value is None:
+    """Return Request-Timeout in seconds, or the timeout of the method; 400 if it is invalid."""
+    if b"request-timeout" not in fields:
         return method.timeout
+    value = fields[b"request-timeout"]
     if not _SECONDS.fullmatch(value) or not _MIN_TIMEOUT <= float(value) <= MAX_TIMEOUT:
         raise HttpError(
             400,
@@ -67,9 +68,9 @@ def timeout(fields: Fields, method: Method) -> float:
 
 def operation_id(fields: Fields) -> str:
     """Return the Idempotency-Key, empty if there is none; 400 if it is malformed."""
-    value = fields.get(b"idempotency-key")
-    if value is None:
+    if b"idempotency-key" not in fields:
         return ""
+    value = fields[b"idempotency-key"]
     if not _OPERATION_ID.fullmatch(value):
         raise HttpError(
             400,

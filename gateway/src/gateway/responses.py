@@ -1,4 +1,4 @@
-"""Answers of the REST interface, and how they are sent."""
+"""HTTP responses, and how they are sent."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -7,21 +7,21 @@ import structlog
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
-from gateway.headers import Header
+from gateway.response_headers import Header
 
-if TYPE_CHECKING:  # http1 answers with problems, and so imports this
+if TYPE_CHECKING:  # http1 sends problems, and so imports this module
     from gateway.http1.exchange import Exchange
 
-__all__ = ["Answer"]
+__all__ = ["HttpResponse"]
 
 _log = structlog.get_logger()
 
 
 @dataclass(slots=True)
-class Answer:
-    """A complete response; an ASGI application that sends itself.
+class HttpResponse:
+    """A complete response, which is also an ASGI application that sends it.
 
-    `headers` is a list of this answer's own: more may be appended until it is sent.
+    The list `headers` belongs to this response: fields can be appended until it is sent.
     """
 
     status: int
@@ -29,11 +29,11 @@ class Answer:
     body: bytes = b""
 
     def respond(self, exchange: "Exchange | None") -> bool:
-        """Write the response; False if it has to be sent by `send`."""
+        """Write the response at once; False if `send` has to be used instead."""
         return exchange is not None and exchange.respond(self.status, self.headers, self.body)
 
     async def send(self, _receive: Receive, send: Send) -> None:
-        """Send the response in two messages; raises ClientDisconnect if the client has left."""
+        """Send the response in two messages; ClientDisconnect if the client has disconnected."""
         start = {"type": "http.response.start", "status": self.status, "headers": self.headers}
         try:
             await send(start)
@@ -43,7 +43,7 @@ class Answer:
             raise ClientDisconnect from error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response; to the handshake of a WebSocket, by the extension for its denial."""
+        """Send the response; for a WebSocket, refuse its handshake with it (ASGI extension)."""
         if scope["type"] == "websocket":
             send = _denial(send)
         await self.send(receive, send)

@@ -1,4 +1,4 @@
-"""Paths of the contract to endpoints, by verb and path together."""
+"""Find the endpoint of a request by its verb and path together."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -10,17 +10,17 @@ __all__ = ["ContractRoutes", "precedence"]
 
 E = TypeVar("E")
 _PARAMETER: Final = re.compile(r"\{([^}]+)\}")
-_OF_HEAD: Final = "GET"
-"""HEAD is answered as GET (RFC 9110, section 9.3.2)."""
+_SERVES_HEAD: Final = "GET"
+"""The endpoint of GET serves HEAD too (RFC 9110, section 9.3.2)."""
 
 
 class ContractRoutes(Generic[E]):
     """The endpoint of each verb and path template, such as `POST /v1/posts/{id}:publish`.
 
-    A parameter is one segment, which may hold an escaped slash (RFC 3986, section 2.2). Where two
-    templates of a verb fit, the one with `precedence` is taken. A path that fits a template with a
-    custom verb (`:publish`) fits no template without one, for any HTTP verb: a parameter that ends
-    with such a text needs an escaped colon.
+    A parameter is one segment, which may contain an escaped slash (RFC 3986, section 2.2). If two
+    templates of a verb match, `precedence` decides. A path that matches a template with a custom
+    verb (`:publish`) matches no template without one, for any HTTP verb: a parameter that ends with
+    the text of a custom verb needs an escaped colon.
     """
 
     def __init__(self, endpoints: Mapping[tuple[str, str], E]) -> None:
@@ -30,17 +30,17 @@ class ContractRoutes(Generic[E]):
 
     def find(self, verb: str, path: bytes) -> tuple[E, dict[str, str]] | None:
         """Return the endpoint of a normalized path, with the path's parameters."""
-        paths = self._of(path).get(verb)
+        paths = (self._with_path(path) if b":" in path else self._plain).get(verb)
         return paths.find(path) if paths is not None else None
 
     def verbs(self, path: bytes) -> list[str]:
-        """Return the verbs that a normalized path is served with, in alphabetical order."""
-        by_verb = self._of(path)
+        """Return the verbs that have an endpoint for a normalized path, in alphabetical order."""
+        by_verb = self._with_path(path)
         return sorted(verb for verb, paths in by_verb.items() if paths.find(path) is not None)
 
-    def _of(self, path: bytes) -> "Mapping[str, _Paths[E]]":
-        custom = b":" in path and self._is_custom(path.decode("ascii", "replace")) is not None
-        return self._custom if custom else self._plain
+    def _with_path(self, path: bytes) -> "Mapping[str, _Paths[E]]":
+        custom = self._is_custom(path.decode("ascii", "replace"))
+        return self._custom if custom is not None else self._plain
 
 
 def _by_verb(endpoints: Mapping[tuple[str, str], E], *, custom: bool) -> "dict[str, _Paths[E]]":
@@ -49,7 +49,7 @@ def _by_verb(endpoints: Mapping[tuple[str, str], E], *, custom: bool) -> "dict[s
         if bool(_split(path)[1]) is custom:
             chosen.setdefault(verb, {})[path] = endpoint
     by_verb = {verb: _Paths(paths) for verb, paths in chosen.items()}
-    return by_verb | ({"HEAD": by_verb[_OF_HEAD]} if _OF_HEAD in by_verb else {})
+    return by_verb | ({"HEAD": by_verb[_SERVES_HEAD]} if _SERVES_HEAD in by_verb else {})
 
 
 class _Paths(Generic[E]):
@@ -80,9 +80,9 @@ class _Paths(Generic[E]):
 
 
 def precedence(template: str) -> tuple[object, ...]:
-    """Return the sort key of a path template: the first that fits a path serves it.
+    """Return the sort key of a path template: the first template that matches a path is used.
 
-    A custom verb comes first, and then the literal text further in front.
+    Templates with a custom verb are first, then those with literal text in an earlier segment.
     """
     path, verb = _split(template)
     segments = [(segment.startswith("{"), segment) for segment in path.split("/")]
@@ -102,6 +102,6 @@ def _pattern(template: str) -> str:
 
 
 def _split(template: str) -> tuple[str, str]:
-    """Return path and custom verb, such as `:publish`, which follows the last segment."""
+    """Return the path and the custom verb after its last segment, such as `:publish`."""
     path, colon, verb = template.rpartition(":")
     return (path, colon + verb) if colon and "/" not in verb and "}" not in verb else (template, "")

@@ -21,7 +21,7 @@ from shared.runtime.settings import ServiceSettings
 __all__ = ["LOOPBACK", "GatewaySettings"]
 
 LOOPBACK: Final = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
-"""Networks of the machine itself."""
+"""The loopback networks."""
 
 _Origin = Annotated[str, StringConstraints(pattern=r"^https?://[a-z0-9.\-\[\]:]+$")]
 _Contact = Annotated[str, StringConstraints(pattern=r"^((https://|mailto:|tel:)[\x21-\x7e]+)?$")]
@@ -45,37 +45,38 @@ class GatewaySettings(ServiceSettings):
     """Addresses or networks, separated by commas, of proxies in front; X-Forwarded-For and
     X-Forwarded-Proto of all other clients are ignored."""
     max_body_bytes: int = Field(_HTTP.max_body_bytes, gt=0)
-    """Largest request body and WebSocket frame, in bytes: room for every request that the contract
-    allows, even with each character escaped (12 bytes outside of Unicode's basic plane)."""
+    """Largest request body and WebSocket message, in bytes: enough for every request that the
+    contract allows, even if each character is escaped (12 bytes outside Unicode's basic plane)."""
     idle_seconds: float = Field(_HTTP.idle_seconds, gt=0)
-    """How long an idle connection is kept: longer than a proxy in front keeps its own (60 s)."""
+    """Time after which an idle connection is closed; longer than that of usual proxies (60 s)."""
     max_connections: int = Field(default=20_000, gt=0)
     """Most open connections, WebSockets included; further ones get 503."""
     max_connections_per_address: int = Field(default=1_000, gt=0)
     """Most open connections of one IPv4 address or IPv6 /64; further ones get 429. Trusted proxies
     have no such limit."""
     rate_address: str = "1200/minute"
-    """Requests without a valid token, by address; empty for no limit, as below."""
+    """Requests without a valid token, by address; empty for no limit (also for the next two)."""
     rate_user: str = "2400/minute"
     """Requests with a token, by user."""
     rate_user_changes: str = "600/minute"
-    """Requests with a token that may change something, by user; they count for `rate_user` too."""
+    """Requests with a token to methods with side effects, by user; `rate_user` counts them too."""
     rate_methods: dict[str, str] = Field(default_factory=dict)
-    """Rates of single methods by full name, as JSON, in place of the contract's `rate_limit`."""
+    """Rates of single methods by full name, as JSON; they override the contract's `rate_limit`."""
     rate_storage_url: SecretStr | None = None
-    """Redis with the counts of all gateways, redis://host:port; unset, each one counts alone."""
+    """Redis for the counts of all gateways, redis://host:port. Unset: each gateway counts alone."""
     allowed_origins: Annotated[tuple[_Origin, ...], NoDecode] = ()
     """Origins of web pages that may use the gateway, separated by commas: https://a.example."""
     operations_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = LOOPBACK
     """Networks that may read /metrics and the parts of /readyz, separated by commas: 10.0.0.0/8."""
     hsts_seconds: int = Field(0, ge=0)
-    """How long browsers keep to HTTPS; set it where clients reach the gateway over HTTPS alone."""
+    """Time for which browsers use only HTTPS; set it if clients use only HTTPS. 0: not sent."""
     security_contact: _Contact = ""
     """URI for reports of weaknesses, published in /.well-known/security.txt (RFC 9116)."""
     socket_frames_per_second: int = Field(_SOCKETS.frames_per_second, ge=1)
-    """Frames of one WebSocket, sustained; one counts once more for each 4 KiB of its payload."""
+    """Frames of one WebSocket, sustained; a frame counts once more for each 4 KiB of payload."""
     socket_frame_burst: int = Field(_SOCKETS.frame_burst, ge=1)
-    """Frames of one WebSocket at once, counted alike; at least one message of `max_body_bytes`."""
+    """Frames of one WebSocket at once, counted in the same way; raised if one message of
+    `max_body_bytes` costs more."""
     sockets_per_address: int = Field(_SOCKETS.sockets_per_address, ge=1)
     """WebSockets of one IPv4 address or of one IPv6 /64 network."""
     sockets_per_user: int = Field(_SOCKETS.sockets_per_user, ge=1)

@@ -9,14 +9,14 @@ from shared.errors import Code, ServiceError
 __all__ = ["FrameBudget", "Quota", "SocketLimits", "SocketQuotas", "cost_of"]
 
 _BYTES_PER_FRAME: Final = 4096
-"""Bytes of payload that count as one frame more."""
+"""Bytes of payload that count as one additional frame."""
 _RETRY_SECONDS: Final = 10.0
 """`Retry-After` of a refused socket or subscription."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SocketLimits:
-    """Limits of WebSockets; each is a setting of the gateway, described at GatewaySettings."""
+    """Limits of WebSockets; GatewaySettings describes each of them."""
 
     frames_per_second: int = 250
     frame_burst: int = 1000
@@ -27,15 +27,15 @@ class SocketLimits:
 
 
 def cost_of(size: int) -> int:
-    """Return how many frames a frame with `size` bytes of payload counts for."""
+    """Return the cost of a frame with `size` bytes of payload, in frames."""
     return 1 + size // _BYTES_PER_FRAME
 
 
 class FrameBudget:
-    """Bounds the rate of one socket's frames: the generic cell rate algorithm (ITU-T I.371).
+    """Limits the rate of one socket's frames: the generic cell rate algorithm (ITU-T I.371).
 
-    A frame costs 1, and 1 more for each 4 KiB of its payload. `rate` is the cost per second that is
-    sustained, `burst` the cost at once.
+    A frame costs 1, and 1 more for each 4 KiB of its payload. `rate` is the sustained cost per
+    second, `burst` the largest cost at once.
     """
 
     __slots__ = ("_burst_seconds", "_paid_until", "_seconds")
@@ -46,7 +46,7 @@ class FrameBudget:
         self._paid_until = 0.0
 
     def spend(self, size: int, now: float) -> bool:
-        """Return whether a frame with `size` bytes of payload is within the rate at `now`."""
+        """Count a frame with `size` bytes of payload at `now`; False if it exceeds the rate."""
         cost = self._seconds * cost_of(size)
         paid_until = max(self._paid_until, now) + cost
         if paid_until - now > self._burst_seconds:
@@ -56,35 +56,35 @@ class FrameBudget:
 
 
 class Quota:
-    """Counts the sockets or subscriptions of each key, up to `limit`."""
+    """Limits the number of sockets or subscriptions of each key."""
 
     def __init__(self, limit: int, reason: str, message: str) -> None:
         self._limit = limit
         self._reason = reason
         self._message = message
-        self._held: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
 
     def take(self, key: str) -> None:
-        """Count one more; RESOURCE_EXHAUSTED if the key holds `limit` already."""
-        if self._held[key] >= self._limit:
+        """Add one; RESOURCE_EXHAUSTED with `reason` if the key has `limit` already."""
+        if self._counts[key] >= self._limit:
             raise ServiceError(
                 Code.RESOURCE_EXHAUSTED, self._reason, self._message, retry_after=_RETRY_SECONDS
             )
-        self._held[key] += 1
+        self._counts[key] += 1
 
     def release(self, key: str) -> None:
-        """Count one less."""
-        self._held[key] -= 1
-        if not self._held[key]:
-            del self._held[key]
+        """Remove one."""
+        self._counts[key] -= 1
+        if not self._counts[key]:
+            del self._counts[key]
 
     def __len__(self) -> int:
-        """Return how many keys hold something."""
-        return len(self._held)
+        """Return the number of keys that have at least one."""
+        return len(self._counts)
 
 
 class SocketQuotas:
-    """Quotas of all sockets of one gateway."""
+    """The quotas that all sockets of one gateway share."""
 
     def __init__(self, limits: SocketLimits) -> None:
         reason = "TOO_MANY_SOCKETS"

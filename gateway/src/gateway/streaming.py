@@ -1,4 +1,4 @@
-"""Streams over REST: a line of JSON for each message (application/x-ndjson)."""
+"""Streams over REST: one line of JSON for each message (application/x-ndjson)."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -8,22 +8,22 @@ import structlog
 from starlette.types import Receive, Send
 
 from gateway.disconnect import cancelled_by_disconnect
-from gateway.headers import Header
 from gateway.problems import problem
+from gateway.response_headers import Header
 from gateway.transcoding import Transcoder
 from shared.errors import ServiceError, internal
 
-__all__ = ["NDJSON", "StreamAnswer"]
+__all__ = ["NDJSON", "NdjsonResponse"]
 
 _log = structlog.get_logger()
 NDJSON: Final = "application/x-ndjson"
 
 
-class StreamAnswer:
-    """The answer of a method that streams; see Answer.
+class NdjsonResponse:
+    """The response of a streaming method, with the interface of HttpResponse.
 
-    Each line is `{"result": ...}`. A failure in the middle can't change the status any more: the
-    last line is then `{"error": ...}` with the problem.
+    Each line is `{"result": ...}`. After a failure in the middle, when the status is already sent,
+    the last line is `{"error": ...}` with the problem.
     """
 
     def __init__(
@@ -47,19 +47,20 @@ class StreamAnswer:
         transcoder: Transcoder,
         trace_id: str,
         receive: Receive,
-    ) -> "StreamAnswer":
-        """Wait for the first message; raises the error that ends the stream before it."""
+    ) -> "NdjsonResponse":
+        """Return the response once the first message is received, or raise the call's error."""
         with cancelled_by_disconnect(receive):
             first = await anext(payloads, None)
         return cls(first, payloads, transcoder, trace_id)
 
     def respond(self, _exchange: object) -> bool:
-        """Return False: it is not written at once."""
+        """Return False: a stream cannot be written at once."""
         return False
 
     async def send(self, receive: Receive, send: Send) -> None:
-        """Send every line as it comes; raises ClientDisconnect, and ends the call, if the client
-        leaves.
+        """Send each line when its message is received.
+
+        If the client disconnects, cancel the call and raise ClientDisconnect.
         """
         start = {"type": "http.response.start", "status": self.status, "headers": self.headers}
         async with aclosing(self._payloads):
@@ -72,21 +73,21 @@ class StreamAnswer:
     async def _lines(self) -> AsyncGenerator[bytes, None]:
         try:
             if self._first is not None:
-                yield self._line(self._first)
+                yield self._result_line(self._first)
                 async for payload in self._payloads:
-                    yield self._line(payload)
+                    yield self._result_line(payload)
         except ServiceError as error:
-            yield self._last(error)
-        except Exception:  # noqa: BLE001  # the edge: the client waits for an answer
+            yield self._error_line(error)
+        except Exception:  # noqa: BLE001  # the edge: every request gets a response
             _log.exception(
                 "request.failed", method=self._transcoder.method.name, trace_id=self._trace_id
             )
-            yield self._last(internal())
+            yield self._error_line(internal())
 
-    def _last(self, error: ServiceError) -> bytes:
-        return b'{"error":' + problem(error, self._trace_id).body + b"}\n"
-
-    def _line(self, payload: bytes) -> bytes:
+    def _result_line(self, payload: bytes) -> bytes:
         transcoder = self._transcoder
-        line = transcoder.write(transcoder.response(payload))
-        return b'{"result":' + (line or b"{}") + b"}\n"
+        content = transcoder.write(transcoder.response(payload))
+        return b'{"result":' + (content or b"{}") + b"}\n"
+
+    def _error_line(self, error: ServiceError) -> bytes:
+        return b'{"error":' + problem(error, self._trace_id).body + b"}\n"

@@ -17,7 +17,7 @@ __all__ = [
 ]
 
 MAX_PARAMETERS: Final = 200
-"""Parameters of a query; one more is refused."""
+"""Most parameters of a query."""
 _BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _NEEDLESS_ESCAPE: Final = re.compile(
     rb"%(?:2[DdEe]|3[0-9]|[46][1-9A-Fa-f]|[57][0-9Aa]|5[Ff]|7[Ee])"
@@ -39,9 +39,7 @@ def without_needless_escapes(path: bytes) -> bytes:
 
 
 def normalized_path(path: bytes) -> bytes:
-    """Return the path `without_needless_escapes`; 400 if an escape is malformed."""
-    if b"%" not in path:
-        return path
+    """Return a path with escapes `without_needless_escapes`; 400 if an escape is malformed."""
     if has_bad_escape(path):
         raise _malformed("The path has a malformed percent-encoding.")
     return without_needless_escapes(path)
@@ -56,7 +54,7 @@ def path_value(segment: str) -> str:
 
 
 def query_parameters(query: bytes) -> list[tuple[str, str]]:
-    """Return the parameters of a query in their order; 400 if it is malformed or has too many."""
+    """Return the parameters of a query in order; 400 if it is malformed or has too many."""
     if not query:
         return []
     if has_bad_escape(query):

@@ -1,4 +1,4 @@
-"""Frames of the WebSocket (proto/postbus/realtime/v1) as ProtoJSON, read and written."""
+"""Read and write the frames of the WebSocket (proto/postbus/realtime/v1) as ProtoJSON."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -6,9 +6,9 @@ from typing import Any, Final
 import orjson
 from google.protobuf.message import Message
 
-from gateway.calls import public_method
-from gateway.masks import resource_of, unknown_paths
+from gateway.method_access import public_method
 from gateway.parameters import Document
+from gateway.update_masks import resource_of, unknown_paths
 from postbus.registry import Method
 from shared.errors import Code, FieldViolation, ServiceError
 from shared.protojson import packed, read_message, require_unique, write_message
@@ -16,11 +16,12 @@ from shared.wire import examine, invalid_fields, message_class, require_valid, t
 
 __all__ = [
     "EVENT_SUFFIX",
+    "CallFrame",
     "ClientFrame",
-    "answer_frame",
     "error_frame",
     "event_prefix",
     "frame_id",
+    "member_frame",
     "read_client_frame",
     "result_frame",
 ]
@@ -30,7 +31,7 @@ EVENT_SUFFIX: Final = b"}"
 
 _CLIENT_FRAME: Final = message_class("postbus.realtime.v1.ClientFrame")
 _MAX_ID: Final = 64
-"""Characters of the id of a frame, as in frames.proto."""
+"""Most characters of a frame's id, as in frames.proto."""
 _IN_REQUEST: Final = "call.request."
 
 
@@ -42,20 +43,25 @@ class ClientFrame:
     kind: str
     """The member of the oneof that is set, such as `call`."""
     content: Any
-    """The message of this member, as google's class; a Call without its `request`."""
-    method: Method | None = None
-    """Of a call: the method that is called."""
-    request: Message | None = None
-    """Of a call: the valid request message of the method."""
+    """The message of this member, of upb's class; a Call without its `request`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallFrame(ClientFrame):
+    """A valid frame that calls a method."""
+
+    method: Method
+    request: Message
+    """The valid request message of the method."""
 
 
 def read_client_frame(document: Any, text: bytes) -> ClientFrame:
-    """Return the frame that a document describes; a ServiceError if it describes none.
+    """Return the frame in a document.
 
-    `text` is the JSON of the document as `parse_json` took it: it is searched for duplicates.
-    INVALID_ARGUMENT with reason NOT_AN_OBJECT, INVALID_FIELDS or WRONG_REQUEST_TYPE; UNIMPLEMENTED
-    with UNKNOWN_METHOD. The request of a call is converted as the request type of its method and as
-    no other; the paths of its violations are the same as over REST.
+    `text` is the JSON from which `parse_json` read the document; it is searched for duplicates.
+    Raises INVALID_ARGUMENT with reason NOT_AN_OBJECT, INVALID_FIELDS or WRONG_REQUEST_TYPE;
+    UNIMPLEMENTED with UNKNOWN_METHOD. The request of a call is converted only to the request type
+    of its method; the paths of its violations are the same as over REST.
     """
     if not isinstance(document, dict):
         raise ServiceError(Code.INVALID_ARGUMENT, "NOT_AN_OBJECT", "A frame is a JSON object.")
@@ -66,7 +72,7 @@ def read_client_frame(document: Any, text: bytes) -> ClientFrame:
     envelope = {name: value for name, value in call.items() if name != "request"}
     frame = _read_envelope({**document, "call": envelope})
     method = public_method(frame.content.method)
-    return ClientFrame(
+    return CallFrame(
         id=frame.id,
         kind=frame.kind,
         content=frame.content,
@@ -83,7 +89,7 @@ def _read_envelope(document: Document) -> ClientFrame:
 
 
 def _read_request(method: Method, document: Any) -> Message:
-    """Read google.protobuf.Any; its `@type` may be left out, because the method states it."""
+    """Return the request message in a google.protobuf.Any; the method implies its `@type`."""
     if document is None:
         document = {}
     if not isinstance(document, dict):
@@ -106,7 +112,7 @@ def _read_request(method: Method, document: Any) -> Message:
 
 
 def _require_unique(text: bytes, document: Any) -> None:
-    """Refuse duplicates; paths in the request of a call are relative to it, as all paths are."""
+    """Raise INVALID_FIELDS for duplicates, with paths relative to the request of a call."""
     try:
         require_unique(text, document)
     except ServiceError as error:
@@ -120,13 +126,13 @@ def _require_unique(text: bytes, document: Any) -> None:
 
 
 def frame_id(document: Any) -> str:
-    """Return the id of a frame that may be invalid, to answer it by; empty if it has none."""
+    """Return the id of a frame that may be invalid, truncated; empty if it has none."""
     found = document.get("id") if isinstance(document, dict) else None
     return found[:_MAX_ID] if isinstance(found, str) else ""
 
 
-def answer_frame(kind: str, message: Message, *, id_: str) -> bytes:
-    """Return a frame such as `authenticated`."""
+def member_frame(kind: str, message: Message, *, id_: str) -> bytes:
+    """Return a frame with one member, such as `authenticated`."""
     return orjson.dumps({"id": id_, kind: write_message(message)})
 
 
@@ -142,8 +148,8 @@ def error_frame(error: ServiceError, *, id_: str, trace: str) -> bytes:
 
 
 def event_prefix(id_: str) -> bytes:
-    """Return the beginning of a frame for this subscription, up to the JSON of the delivery.
+    """Return the beginning of a subscription's frames, up to the JSON of the delivery.
 
-    So a delivery is written to JSON once for all receivers.
+    A delivery can so be written to JSON once for all subscriptions.
     """
     return b'{"id":' + orjson.dumps(id_) + b',"event":'

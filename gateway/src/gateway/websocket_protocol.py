@@ -1,8 +1,8 @@
-"""The transport of a WebSocket: framing, rate of frames, turns of the event loop, closing.
+"""The transport of a WebSocket: framing, rate of frames, fair scheduling, closing.
 
 uvicorn's protocol class does the handshake, the ASGI events up to `websocket.accept` and the pings;
-`websockets` parses the frames. From then on messages do not travel as ASGI events: a queue, a task
-switch and a dictionary for each frame cost more than the frame.
+`websockets` parses the frames. Messages are not passed as ASGI events: a queue, a task switch and a
+dictionary for each frame would cost more than the frame itself.
 """
 
 import asyncio
@@ -18,46 +18,46 @@ from gateway.socket_limits import FrameBudget
 
 __all__ = ["Receiver", "Socket", "WebSocketProtocol"]
 
-_PIECE: Final = 1024
-"""Bytes parsed before their frames are acted on: at most 170 frames, about 0.5 ms."""
+_PARSE_BYTES: Final = 1024
+"""Bytes that are parsed before their frames are handled: at most 170 frames, about 0.5 ms."""
 _TURN_SECONDS: Final = 0.002
-"""Longest time that one socket is served before other tasks run."""
+"""Longest time for which one socket is served before other tasks run."""
 _CLOSE_SECONDS: Final = 3.0
-"""Time for a client to read everything that was sent, and to answer the close frame."""
+"""Time for a client to read everything that was sent, and to send its close frame."""
 
 
 class Receiver(Protocol):
-    """Receives the messages of a socket. Its methods return at once and never raise."""
+    """Receives the messages of a socket. Its methods do not block and never raise."""
 
     def receive(self, message: bytes) -> asyncio.Future[None] | None:
-        """Take a text message, valid UTF-8; the next one once the future, if any, is done."""
+        """Receive a text message (valid UTF-8); the next one once the returned future is done."""
 
     def disconnected(self) -> None:
-        """End: the socket is closed, by either side, and nothing more is received."""
+        """Handle the end of the socket, which either side has closed."""
 
 
 class Socket(Protocol):
-    """The transport of one client's frames, as a receiver sees it."""
+    """The socket of one client, as its receiver uses it."""
 
     max_bytes: int
-    """Largest message that is read."""
+    """Largest message that is accepted."""
 
     @property
     def waiting_bytes(self) -> int:
-        """How many bytes wait to be read by the client, beyond the buffers of the kernel."""
+        """Return the number of bytes that are buffered beyond the buffers of the kernel."""
 
     def write(self, *parts: bytes) -> None:
-        """Send one text message, of the joined parts; without effect on a closed socket."""
+        """Send one text message, of the joined parts; without effect if the socket is closed."""
 
     async def drain(self) -> None:
-        """Wait until the client has read enough for more to be sent, or has left."""
+        """Return once the client has read enough, or has disconnected."""
 
     def close(self, code: int, reason: str) -> None:
         """Close with a close frame, before any further frame is handled."""
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """A Socket, found by the application in `scope["state"]["socket"]`."""
+    """A Socket, which the application gets in `scope["state"]["socket"]`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -66,32 +66,32 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._received = bytearray()
         self._frames: list[Any] = []
         self._message = bytearray()
-        self._turn: asyncio.Handle | None = None
+        self._continuation: asyncio.Handle | None = None
         self._reading: asyncio.Future[None] | None = None
         self._output: list[bytes] = []
         self._output_bytes = 0
         self._flushing: asyncio.Handle | None = None
 
     async def run_asgi(self) -> None:
-        """Serve the application; it finds this object in the scope."""
+        """Run the application, with this object in the scope."""
         self.scope["state"]["socket"] = self
         await super().run_asgi()
 
     async def send(self, message: Any) -> None:
-        """Send an ASGI event: `websocket.accept`, or a part of a response that refuses."""
+        """Send an ASGI event: `websocket.accept`, or a part of a response that refuses it."""
         await super().send(message)
         if message["type"] == "websocket.http.response.body" and self.close_sent:
             self.handshake_complete = True  # otherwise uvicorn logs an error
 
     def start(self, receiver: Receiver, budget: FrameBudget, *, max_bytes: int) -> None:
-        """Pass messages to `receiver` from now on; to be called once, after `websocket.accept`."""
+        """Pass messages to `receiver` from now on. Call once, after `websocket.accept`."""
         self.max_bytes = max_bytes
         self._receiver = receiver
         self._budget = budget
         if self.disconnected or self.close_sent:
-            self._tell_receiver()
+            self._end_receiver()
         else:
-            self._take_turn()
+            self._handle_frames()
 
     # Receiving
 
@@ -105,48 +105,48 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.conn.max_message_size = value
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes of the handshake or of frames; after a close frame, drop them."""
+        """Receive bytes of the handshake or of frames; after a close frame, discard them."""
         if not self.handshake_initiated:
-            super().data_received(data)  # a valid handshake: gateway.http1 has checked it
+            super().data_received(data)  # gateway.http1 has validated the handshake
         elif self.close_sent:
             if self._ends_with_close_frame(data):
                 self.transport.close()
         else:
             self._received += data
-            if self._turn is None:
-                self._take_turn()
+            if self._continuation is None:
+                self._handle_frames()
 
     def _ends_with_close_frame(self, data: bytes) -> bool:
-        """Return whether the client has answered the close frame, as most do with its content.
+        """Return whether `data` ends with the client's close frame, which usually repeats ours.
 
-        Found without parsing the bytes before it; a frame missed here costs _CLOSE_SECONDS.
+        The bytes before it are not parsed. If the frame is not found, _CLOSE_SECONDS apply.
         """
         reason = self.conn.close_sent.reason if self.conn.close_sent else ""
         sizes = (0, 2, 2 + len(reason.encode()))
         return any(data[-6 - size :].startswith(bytes((0x88, 0x80 | size))) for size in sizes)
 
-    def _take_turn(self) -> None:
+    def _handle_frames(self) -> None:
         """Handle frames for a short time, then let other tasks run.
 
-        A client that does not read its messages is not read from.
+        While a client does not read its messages, nothing is read from it.
         """
-        self._turn = None
+        self._continuation = None
         end = time.perf_counter() + _TURN_SECONDS
         while self._may_read() and (frame := self._next_frame()) is not None:
             self._receive_frame(frame)
             if time.perf_counter() > end:
-                self._turn = self.loop.call_soon(self._take_turn)
+                self._continuation = self.loop.call_soon(self._handle_frames)
                 break
         if self.conn.parser_exc is not None and not self._frames and not self.close_sent:
-            self._closed()
+            self._finish_close()
         self._flush()
         self._read_on(not (self._received or self._frames))
 
     def _next_frame(self) -> Any:
         while not self._frames and self._received and self.conn.parser_exc is None:
-            piece = bytes(self._received[:_PIECE])
-            del self._received[:_PIECE]
-            self.conn.receive_data(piece)
+            part = bytes(self._received[:_PARSE_BYTES])
+            del self._received[:_PARSE_BYTES]
+            self.conn.receive_data(part)
             self._frames = self.conn.events_received()
         return self._frames.pop(0) if self._frames else None
 
@@ -173,7 +173,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             case Opcode.PONG:
                 self.handle_pong(frame)
             case Opcode.CLOSE:
-                self._closed()
+                self._finish_close()
 
     def _receive_message(self) -> None:
         message = bytes(self._message)
@@ -186,13 +186,13 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if self._receiver is not None:
             self._reading = self._receiver.receive(message)
             if self._reading is not None:
-                self._reading.add_done_callback(self._has_read)
+                self._reading.add_done_callback(self._on_message_handled)
 
-    def _has_read(self, _reading: asyncio.Future[None]) -> None:
-        """Handle the frames that were received while a large message was read."""
+    def _on_message_handled(self, _reading: asyncio.Future[None]) -> None:
+        """Handle the frames that were received while a large message was parsed."""
         self._reading = None
-        if self._turn is None and not self.disconnected:
-            self._take_turn()
+        if self._continuation is None and not self.disconnected:
+            self._handle_frames()
 
     # Sending
 
@@ -202,7 +202,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         return self._output_bytes + self.transport.get_write_buffer_size()
 
     def write(self, *parts: bytes) -> None:
-        """See Socket. Messages of one turn of the event loop are sent together."""
+        """See Socket. Messages of one iteration of the event loop are sent together."""
         if self.close_sent or self.disconnected:
             return
         size = sum(map(len, parts))
@@ -228,37 +228,37 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def resume_writing(self) -> None:
         """Handle the frames that were received while the client did not read."""
         super().resume_writing()
-        if (self._received or self._frames) and self._turn is None:
-            self._take_turn()
+        if (self._received or self._frames) and self._continuation is None:
+            self._handle_frames()
 
     # Closing
 
     def close(self, code: int, reason: str) -> None:
-        """See Socket. The frame is sent although the transport may be full."""
+        """See Socket. The frame is sent even if the transport's buffer is full."""
         if self.close_sent or self.disconnected:
             return
-        with suppress(InvalidState):  # the client has closed
+        with suppress(InvalidState):  # the client has sent a close frame
             self.conn.send_close(code, reason)
-        self._closed()
+        self._finish_close()
 
-    def _closed(self) -> None:
-        """Send the close frame that has been made; wait for the client to end the connection.
+    def _finish_close(self) -> None:
+        """Send the prepared close frame; wait for the client to close the connection.
 
-        Received bytes are read and dropped meanwhile: with unread bytes the kernel would reset the
+        Until then, bytes are read and discarded: with unread bytes the kernel would reset the
         connection, and the close frame could be lost (RFC 6455, section 7.1.1).
         """
         self._flush()
         self.close_sent = True
-        self._drop_received()
+        self._discard_received()
         self.stop_keepalive()
         if self.conn.close_rcvd is not None:
             self.transport.close()
         self._read_on(True)
         self.close_timer = self.loop.call_later(_CLOSE_SECONDS, self.transport.abort)
-        self._tell_receiver()
+        self._end_receiver()
 
     def shutdown(self) -> None:
-        """Close because the server stops."""
+        """Close because the server shuts down."""
         if self._receiver is None:
             super().shutdown()
         else:
@@ -266,32 +266,32 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel the callbacks of the connection, and drop its buffers."""
+        """Cancel the callbacks of the connection, and discard its buffers."""
         super().connection_lost(exc)
-        for handle in (self._turn, self._flushing):
+        for handle in (self._continuation, self._flushing):
             if handle is not None:
                 handle.cancel()
-        self._drop_received()
-        self._tell_receiver()
+        self._discard_received()
+        self._end_receiver()
 
     def keepalive_timeout(self) -> None:
-        """Close because the client has not answered a ping."""
+        """Close because the client has not sent a pong in time."""
         self.pong_timer = None
         self.close(1011, "PING_TIMEOUT")
 
-    def _drop_received(self) -> None:
+    def _discard_received(self) -> None:
         self._received.clear()
         self._frames.clear()
         self._message.clear()
 
-    def _tell_receiver(self) -> None:
+    def _end_receiver(self) -> None:
         receiver, self._receiver = self._receiver, None
         if receiver is not None:
             receiver.disconnected()
 
 
 def _head(size: int) -> bytes:
-    """Return the head of a text frame that is whole and not masked (RFC 6455, section 5.2)."""
+    """Return the head of an unfragmented, unmasked text frame (RFC 6455, section 5.2)."""
     if size < 126:
         return b"\x81%c" % size
     if size < 65536:

@@ -1,4 +1,4 @@
-"""What the workers count, asked for over the bus, for Prometheus."""
+"""Metrics of all workers, collected over the bus, for Prometheus."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ from shared.wire import decode, encode
 __all__ = ["WorkerMetrics"]
 
 _SECONDS: Final = 0.25
-"""How long workers have to answer."""
+"""Time for the replies of the workers."""
 _ROUTE: Final = "postbus.bus.v1.WorkerService.GetStatistics"
 _LABELS: Final = ("worker", "instance", "handler")
 
@@ -37,13 +37,13 @@ class WorkerMetrics:
         self._workers = sorted({method.worker for method in METHODS.values()} - {EVERY_WORKER})
 
     async def collect(self) -> CollectorRegistry:
-        """Ask all; who does not answer in time is not there, which the metrics show."""
-        answers = await asyncio.gather(*map(self._ask, self._workers))
+        """Collect the statistics of all processes; one that does not reply in time is missing."""
+        found = await asyncio.gather(*map(self._collect_worker, self._workers))
         registry = CollectorRegistry()
-        registry.register(_Answers([each for answer in answers for each in answer]))
+        registry.register(_Statistics([each for worker in found for each in worker]))
         return registry
 
-    async def _ask(self, worker: str) -> list[GetStatisticsResponse]:
+    async def _collect_worker(self, worker: str) -> list[GetStatisticsResponse]:
         call = Call.new(encode(GetStatisticsRequest()), deadline=time.time() + _SECONDS)
         try:
             payloads = await self._bus.broadcast(f"{_ROUTE}.{worker}", call)
@@ -52,12 +52,14 @@ class WorkerMetrics:
             return []
 
 
-class _Answers:
-    def __init__(self, answers: Iterable[GetStatisticsResponse]) -> None:
-        self._answers = answers
+class _Statistics:
+    """Converts statistics to metrics; a Collector of prometheus_client."""
+
+    def __init__(self, processes: Iterable[GetStatisticsResponse]) -> None:
+        self._processes = processes
 
     def collect(self) -> Iterator[Metric]:
-        """See prometheus_client's Collector."""
+        """Yield the metrics."""
         up = GaugeMetricFamily(
             "postbus_worker_start_time_seconds", "When the process started.", labels=_LABELS[:2]
         )
@@ -75,21 +77,21 @@ class _Answers:
             "How long calls and events waited for their handler.",
             labels=_LABELS,
         )
-        for answer in self._answers:
-            instance = (answer.instance.worker, answer.instance.id)
-            up.add_metric(instance, answer.instance.started_at.timestamp())
-            for handler in answer.handlers:
+        for process in self._processes:
+            instance = (process.instance.worker, process.instance.id)
+            up.add_metric(instance, process.instance.started_at.timestamp())
+            for handler in process.handlers:
                 labels = (*instance, handler.name)
                 in_flight.add_metric(labels, handler.in_flight)
                 for code, count in handler.errors.items():
                     errors.add_metric((*labels, code), count)
                 for family, histogram in ((seconds, handler.duration), (wait, handler.wait)):
-                    buckets = _buckets(answer.bounds, histogram)
+                    buckets = _buckets(process.bounds, histogram)
                     family.add_metric(labels, buckets, histogram.sum)
         yield from (up, errors, in_flight, seconds, wait)
 
 
 def _buckets(bounds: Iterable[float], histogram: Histogram) -> list[tuple[str, float]]:
-    """Cumulative, as Prometheus has them."""
+    """Return the cumulative buckets of Prometheus."""
     names = [*map(str, bounds), "+Inf"]
     return [(name, float(n)) for name, n in zip(names, accumulate(histogram.counts), strict=True)]

@@ -11,7 +11,7 @@ _TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0
 
 def new_traceparent() -> str:
     """Return the traceparent of a new, sampled trace."""
-    ids = _random.randbytes(24).hex()
+    ids = f"{_random.getrandbits(192):048x}"
     return f"00-{ids[:32]}-{ids[32:]}-01"
 
 

@@ -1,7 +1,7 @@
-"""Deadlines of a connection, kept by one timer that is rarely set.
+"""Deadlines of a connection, with one timer that is rarely set.
 
-A request moves the deadlines several times. To move one is to store a number: the timer is set
-again only if the new deadline is earlier than the timer.
+Each request moves the deadlines several times. This only stores a number: the timer is set again
+only if the new deadline is earlier than the timer.
 """
 
 import asyncio
@@ -15,12 +15,12 @@ NEVER: Final = math.inf
 
 
 class Deadlines:
-    """Two deadlines, of the event loop's clock: `reading` and `writing`."""
+    """Two deadlines by the event loop's clock: `reading` and `writing`."""
 
     __slots__ = ("_expired", "_loop", "_timer", "_timer_at", "reading", "writing")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, expired: Callable[[], None]) -> None:
-        """Call `expired` once a deadline has passed; it moves that deadline."""
+        """Call `expired` once a deadline has passed; it has to move that deadline."""
         self.reading = NEVER
         self.writing = NEVER
         self._loop = loop
@@ -47,7 +47,7 @@ class Deadlines:
             self._set_timer(self.writing)
 
     def cancel(self) -> None:
-        """Stop the timer for good."""
+        """Stop the timer, and remove both deadlines."""
         self.reading = self.writing = NEVER
         if self._timer is not None:
             self._timer.cancel()

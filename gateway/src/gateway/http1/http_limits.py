@@ -22,37 +22,37 @@ class HttpLimits:
     max_body_bytes: int = 2 << 20
     """Of the content, without chunk framing."""
     head_seconds: float = 10.0
-    """From the first byte of a head, or from the start of the connection, to its end."""
+    """From the first byte of a head, or the start of the connection, to the end of the head."""
     request_seconds: float = 30.0
     """From the first byte of a request to its last."""
     write_seconds: float = 30.0
-    """Without a byte taken by the client."""
+    """Without a byte received by the client."""
     idle_seconds: float = 75.0
     """Between two requests."""
     linger_seconds: float = 10.0
-    """For the client to read the last answer and to close."""
+    """For the client to read the last response and to close."""
 
 
 class Clients:
     """Counts the open connections of a server."""
 
     def __init__(self, *, total: int, per_address: int, proxies: Sequence[str] = ()) -> None:
-        """Take the limits, and the addresses or networks that have no limit of their own."""
+        """Take the limits; `proxies` are addresses or networks without a limit per address."""
         self.open = 0
         self.refused = 0
-        """Refused connections that are open until the client has read the answer."""
+        """Refused connections that are open until the client has read the response."""
         self._total = total
         self._per_address = per_address
         self._proxies: list[IPv4Network | IPv6Network] = [ip_network(each) for each in proxies]
         self._by_network: Counter[str] = Counter()
 
     def admit(self, network: str) -> HttpError | None:
-        """Count a connection, or return why it is refused: 503 or 429.
+        """Count a connection, or return the error that refuses it: 503 or 429.
 
-        Every admitted connection is released by `release`, once.
+        Call `release` once for each admitted connection.
         """
         if self.open >= self._total:
-            return _refusal(503, Code.UNAVAILABLE, "TOO_MANY_CONNECTIONS", "in all")
+            return _refusal(503, Code.UNAVAILABLE, "TOO_MANY_CONNECTIONS", "in total")
         if self._by_network[network] >= self._per_address and not self._is_proxy(network):
             return _refusal(
                 429, Code.RESOURCE_EXHAUSTED, "TOO_MANY_CONNECTIONS", "from this address"
@@ -62,7 +62,7 @@ class Clients:
         return None
 
     def release(self, network: str) -> None:
-        """Forget an admitted connection."""
+        """Stop counting an admitted connection."""
         self.open -= 1
         self._by_network[network] -= 1
         if not self._by_network[network]:

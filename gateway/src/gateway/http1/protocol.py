@@ -1,7 +1,7 @@
-"""HTTP/1.1 for uvicorn: one connection, from its first byte to its last.
+"""HTTP/1.1 for uvicorn: reads the requests of a connection, one after the other.
 
-Requests are read one after the other: the next head is read once the response before it is
-written, so answers keep their order, and an invalid request is answered after the valid ones.
+The next head is read after the previous response is written. Responses therefore keep the order of
+the requests, and an invalid request is refused after the responses to the valid ones.
 """
 
 import asyncio
@@ -11,30 +11,26 @@ from typing import Any, Final, cast
 
 from starlette.types import Scope
 from uvicorn.config import Config
-from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
-from gateway.addresses import network_of
-from gateway.bodies import too_large
 from gateway.cors import Cors
-from gateway.http1.body import Body, ChunkedBody, SizedBody
-from gateway.http1.deadlines import NEVER, Deadlines
+from gateway.http1.body_framing import Body, ChunkedBody, SizedBody
+from gateway.http1.connection import Connection
+from gateway.http1.deadlines import NEVER
 from gateway.http1.exchange import Exchange
-from gateway.http1.head import CHUNKED, HEAD_BYTES, Fields, Head, parse_head, refusal
+from gateway.http1.head import Head, parse_head
+from gateway.http1.head_fields import CHUNKED, HEAD_BYTES, refusal
 from gateway.http1.http_limits import Clients, HttpLimits
-from gateway.http1.upgrade import hand_over, is_handshake, rebuilt, require_handshake
-from gateway.problems import problem
+from gateway.http1.upgrade import hand_over, is_handshake, rebuild, require_handshake
+from gateway.request_body import too_large
 from shared.errors import Outcome, ServiceError
-from shared.trace import new_traceparent, trace_id
 
 __all__ = ["Http1Protocol", "http1"]
 
 _BUFFER_BYTES: Final = 64 * 1024
-"""Bytes of a body or of later requests that are held before the connection is read no further."""
+"""Bytes of a body or of later requests that are buffered before reading is paused."""
 _DISCARDED_BYTES: Final = 128 << 20
-"""Most bytes that are read and dropped so that a client sees the answer that refused them."""
-_MOST_REFUSED: Final = 256
-"""Most connections that are refused with an answer at a time; more are closed without an answer."""
+"""Most bytes that are read and discarded so that a client can read the response that refused it."""
 _EMPTY_LINES: Final = re.compile(rb"\A(?:\r\n)+")
 _BARE_LINE_END: Final = re.compile(rb"(?<!\r)\n|\r[^\n]")
 
@@ -44,16 +40,16 @@ def http1(
     clients: Clients,
     cors: Cors = Cors(()),  # noqa: B008  # never changed
 ) -> type[asyncio.Protocol]:
-    """Return the protocol with these limits, as uvicorn's Config takes it for `http`.
+    """Return the protocol class for `http` of uvicorn's Config.
 
-    `cors` names the pages that may read the refusals of the protocol.
+    `cors` has the origins of the pages that may read the problems of the protocol.
     """
     protocol = partial(Http1Protocol, limits=limits, clients=clients, cors=cors)
-    return cast("type[asyncio.Protocol]", protocol)  # uvicorn does nothing but call it
+    return cast("type[asyncio.Protocol]", protocol)  # uvicorn only calls it
 
 
-class Http1Protocol(asyncio.Protocol):
-    """One connection of a client."""
+class Http1Protocol(Connection):
+    """A connection that reads requests and runs the application for each of them."""
 
     def __init__(
         self,
@@ -66,78 +62,32 @@ class Http1Protocol(asyncio.Protocol):
         clients: Clients,
         cors: Cors,
     ) -> None:
-        self.tasks = server_state.tasks
-        self.writable = True
+        loop = _loop or asyncio.get_running_loop()
+        super().__init__(server_state, loop, limits=limits, clients=clients, cors=cors)
         self._config = config
         self._app = config.loaded_app
         self._app_state = app_state
-        self._server_state = server_state
-        self._loop = _loop or asyncio.get_running_loop()
-        self._limits = limits
-        self._clients = clients
-        self._cors = cors
-        self._fields: Fields = []  # of the request that is being served
-        self._network: str | None = None  # if the connection was admitted
-        self._refused = False
-        self._deadlines = Deadlines(self._loop, self._expire)
         self._buffer = b""
         self._head_begun = False
-        self._began = 0.0  # the request, by the loop's clock
-        self._expects_body = True  # of a response: not after HEAD
+        self._began = 0.0  # start of the request, by the loop's clock
         self._exchange: Exchange | None = None
-        self._body: Body | None = None  # as long as it is incomplete
+        self._body: Body | None = None  # only while it is incomplete
         self._body_bytes = 0
-        self._resuming = False  # a body that was left for the sake of the event loop
-        self._closing = False  # further bytes of the client are dropped
+        self._resuming = False  # reading of a body is interrupted, so that other tasks run
         self._discarded = 0
         self._reading = True
-        self._drained: asyncio.Event | None = None
-        self._unwritten = 0
-        self._defaults: tuple[list[tuple[bytes, bytes]], bytes] = ([], b"")
 
     # asyncio.Protocol
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Admit the client or refuse it."""
-        self._transport = transport
-        self._client = get_remote_addr(transport)
-        self._server = get_local_addr(transport)
-        self._scheme = "https" if is_ssl(transport) else "http"
-        self._server_state.connections.add(self)  # type: ignore[arg-type]
-        network = network_of(self._client[0]) if self._client else ""
-        refused = self._clients.admit(network)
-        if refused is None:
-            self._network = network
-            self._deadlines.read_within(self._limits.head_seconds)
-        elif self._clients.refused < _MOST_REFUSED:
-            self._clients.refused += 1
-            self._refused = True
-            self.refuse(refused)
-        else:
-            transport.abort()
-
     def connection_lost(self, exc: Exception | None) -> None:
-        """Release everything that the connection held."""
-        self._server_state.connections.discard(self)
-        self._release()
-        self._deadlines.cancel()
-        self._closing = True
-        self._buffer, self._body = b"", None
+        """Release the resources of the connection, and report the disconnect to the exchange."""
+        super().connection_lost(exc)
         if self._exchange is not None:
             self._exchange.disconnect()
             self._exchange = None
-        self._set_writable()
-
-    def _release(self) -> None:
-        if self._network is not None:
-            self._clients.release(self._network)
-            self._network = None
-        if self._refused:
-            self._clients.refused -= 1
-            self._refused = False
 
     def data_received(self, data: bytes) -> None:
-        """Read requests, as far as they have arrived."""
+        """Read the requests that have arrived."""
         if self._closing:
             self._discarded += len(data)
             if self._discarded > _DISCARDED_BYTES:
@@ -146,26 +96,13 @@ class Http1Protocol(asyncio.Protocol):
         self._buffer = self._buffer + data if self._buffer else data
         self._advance()
 
-    def pause_writing(self) -> None:
-        """Set the deadline for the client to read the written bytes."""
-        self.writable = False
-        self._unwritten = self._transport.get_write_buffer_size()
-        self._deadlines.write_within(self._limits.write_seconds)
-
     def resume_writing(self) -> None:
-        """Continue to write, and to read requests."""
-        self._set_writable()
+        """Let the application write again, and read further requests."""
+        super().resume_writing()
         self._advance()
 
-    def _set_writable(self) -> None:
-        self.writable = True
-        if not self._closing:  # else its last bytes may still wait for the client
-            self._deadlines.writing = NEVER
-        if self._drained is not None:
-            self._drained.set()
-
     def shutdown(self) -> None:
-        """Close, after the response that is being made (uvicorn)."""
+        """Close after the current response (called by uvicorn)."""
         if self._exchange is not None and not self._exchange.complete:
             self._exchange.keep_alive = False
         elif self._closing or not self.writable:
@@ -184,11 +121,11 @@ class Http1Protocol(asyncio.Protocol):
         self.read_on()
 
     def read_on(self) -> None:
-        """Read from the transport, unless enough is waiting."""
-        waiting = len(self._buffer)
+        """See Connection."""
+        buffered = len(self._buffer)
         if self._exchange is not None and not self._exchange.complete:
-            waiting += self._exchange.buffered
-        reading = self._closing or waiting <= _BUFFER_BYTES
+            buffered += self._exchange.buffered
+        reading = self._closing or buffered <= _BUFFER_BYTES
         if reading is not self._reading:
             self._reading = reading
             if reading:
@@ -197,7 +134,7 @@ class Http1Protocol(asyncio.Protocol):
                 self._transport.pause_reading()
 
     def _read_next(self) -> bool:
-        """Read the next head or part of a body; return whether there may be more to read."""
+        """Read the next head or part of a body; return whether more may be readable."""
         if self._exchange is not None and self._body is not None:
             return self._read_body(self._exchange, self._body)
         if self._exchange is not None or not self._buffer or not self.writable:
@@ -220,7 +157,7 @@ class Http1Protocol(asyncio.Protocol):
         head = parse_head(self._buffer[:end])
         self._fields = head.fields
         self._buffer = self._buffer[end + 4 :]
-        if is_handshake(head) and self._config.ws_protocol_class is not None:
+        if head.upgrade and is_handshake(head) and self._config.ws_protocol_class is not None:
             require_handshake(head)
             self._upgrade(head)
             return False
@@ -240,9 +177,10 @@ class Http1Protocol(asyncio.Protocol):
             self._deadlines.read_until(self._began + self._limits.head_seconds)
 
     def _begin(self, head: Head) -> None:
+        """Run the application for a request."""
         length = head.content_length
         body = None
-        if 0 <= length <= len(self._buffer):  # all of it has come: most requests
+        if 0 <= length <= len(self._buffer):  # the whole body has arrived, as usual
             body, self._buffer = self._buffer[:length], self._buffer[length:]
             self._deadlines.reading = NEVER
         else:
@@ -299,9 +237,13 @@ class Http1Protocol(asyncio.Protocol):
             self.finish(exchange)
         return True
 
+    def _resume(self) -> None:
+        self._resuming = False
+        self._advance()
+
     def _upgrade(self, head: Head) -> None:
-        """Hand the connection over; it stays counted until it is lost."""
-        received = rebuilt(head) + self._buffer
+        """Hand the connection over to the WebSocket protocol; it counts until it is lost."""
+        received = rebuild(head) + self._buffer
         protocol = self._config.ws_protocol_class(  # type: ignore[misc, call-arg]
             config=self._config, server_state=self._server_state, app_state=self._app_state
         )
@@ -311,35 +253,10 @@ class Http1Protocol(asyncio.Protocol):
         self._buffer = b""
         hand_over(self._transport, protocol, received, self._release)
 
-    def _resume(self) -> None:
-        self._resuming = False
-        self._advance()
-
-    # Writing
-
-    def write(self, data: bytes) -> None:
-        """Send bytes."""
-        self._transport.write(data)
-
-    async def drain(self) -> None:
-        """Return once the client has read most of the written bytes, or has left."""
-        if self._drained is None:
-            self._drained = asyncio.Event()
-        while not self.writable:
-            self._drained.clear()
-            await self._drained.wait()
-
-    def default_fields(self) -> bytes:
-        """Return the field lines that every response has; uvicorn renews them each second."""
-        fields, lines = self._defaults
-        if fields is not self._server_state.default_headers:
-            fields = self._server_state.default_headers
-            lines = b"".join(b"%b: %b\r\n" % field for field in fields)
-            self._defaults = (fields, lines)
-        return lines
+    # Ending
 
     def finish(self, exchange: Exchange) -> None:
-        """Continue with the next request: the response to this one is complete."""
+        """See Connection."""
         self._server_state.total_requests += 1
         if not exchange.keep_alive:
             self.close() if exchange.body_complete else self._linger()
@@ -350,10 +267,11 @@ class Http1Protocol(asyncio.Protocol):
         if self._buffer or not self._reading:
             self._advance()
 
-    # Ending
+    def _discard_input(self) -> None:
+        self._buffer, self._body = b"", None
 
     def _fail(self, error: ServiceError) -> None:
-        """Read nothing more; answer with the error if no response is on its way."""
+        """Stop reading; respond with the error unless the application has begun a response."""
         exchange = self._exchange
         if exchange is None:
             self.refuse(error)
@@ -361,71 +279,21 @@ class Http1Protocol(asyncio.Protocol):
             self._linger()
         else:
             self._closing = True
-            self._buffer, self._body = b"", None
+            self._discard_input()
             self._deadlines.reading = NEVER
             exchange.disconnect(error)
 
-    def refuse(self, error: ServiceError) -> None:
-        """Answer with an error in place of a response, then close."""
-        answer = problem(error, trace_id(new_traceparent()))
-        origin = next((value for name, value in self._fields if name == b"origin"), None)
-        answer.headers += self._cors.headers(origin)
-        head = b"HTTP/1.1 %d \r\n" % answer.status
-        head += b"".join(b"%b: %b\r\n" % field for field in answer.headers)
-        head += self.default_fields() + b"connection: close\r\n\r\n"
-        self._transport.write(head + answer.body if self._expects_body else head)
-        self._linger()
-
-    def _linger(self) -> None:
-        """Close in two steps, so that the client can read the answer (RFC 9112, section 9.6)."""
-        self._closing = True
-        self._buffer, self._body = b"", None
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        self._deadlines.read_within(self._limits.linger_seconds)
-        self.read_on()
-
-    def close(self) -> None:
-        """Close once the written bytes are sent."""
-        self._closing = True
-        self._transport.close()
-        self._unwritten = self._transport.get_write_buffer_size()
-        self._deadlines.reading = NEVER
-        self._deadlines.write_within(self._limits.write_seconds)
-
-    def abort(self) -> None:
-        """Close at once: bytes that are written but not sent are lost."""
-        self._closing = True
-        self._transport.abort()
-
-    def _expire(self) -> None:
-        now = self._loop.time()
-        if self._deadlines.writing <= now:
-            self._check_progress()
-        if self._deadlines.reading <= now:
-            self._deadlines.reading = NEVER
-            self._end_reading()
-
-    def _check_progress(self) -> None:
-        unwritten = self._transport.get_write_buffer_size()
-        if unwritten >= self._unwritten:
-            self._deadlines.writing = NEVER
-            self._transport.abort()
-        else:
-            self._unwritten = unwritten
-            self._deadlines.write_within(self._limits.write_seconds)
-
     def _end_reading(self) -> None:
-        """End an idle connection, or a request that is late (RFC 9110, section 15.5.9)."""
+        """See Connection; 408 for a request (RFC 9110, section 15.5.9)."""
         if self._closing:
             self._transport.abort()
         elif self._exchange is not None:
             seconds = self._limits.request_seconds
-            message = f"The request has not come within {seconds:g} seconds."
+            message = f"The request was not received within {seconds:g} seconds."
             self._fail(refusal(408, "REQUEST_TOO_SLOW", message, Outcome.UNKNOWN))
         elif self._head_begun:
             seconds = self._limits.head_seconds
-            message = f"The request's head has not come within {seconds:g} seconds."
+            message = f"The request's head was not received within {seconds:g} seconds."
             self.refuse(refusal(408, "HEAD_TOO_SLOW", message))
         else:
             self.close()

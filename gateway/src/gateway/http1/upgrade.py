@@ -1,7 +1,6 @@
-"""The change of a connection to the WebSocket protocol (RFC 6455, section 4.2).
+"""The upgrade of a connection to the WebSocket protocol (RFC 6455, section 4.2).
 
-Offers of other protocols are declined: the request is answered as if there were no offer
-(RFC 9110, section 7.8).
+Upgrades to other protocols are declined: the Upgrade field is ignored (RFC 9110, section 7.8).
 """
 
 import asyncio
@@ -11,17 +10,18 @@ from collections.abc import Callable
 from websockets.exceptions import HeaderLineTooLong, InvalidHeader, RequestLineTooLong
 from websockets.server import ServerProtocol
 
-from gateway.http1.head import Head, refusal
+from gateway.http1.head import Head
+from gateway.http1.head_fields import refusal
 from gateway.problems import HttpError
 
-__all__ = ["hand_over", "is_handshake", "rebuilt", "require_handshake"]
+__all__ = ["hand_over", "is_handshake", "rebuild", "require_handshake"]
 
 _NO_LOG = logging.Logger("handshake")
 _NO_LOG.disabled = True
 
 
 def is_handshake(head: Head) -> bool:
-    """Return whether a request offers to go on as a WebSocket."""
+    """Return whether a request is a WebSocket handshake."""
     return (
         head.upgrade == b"websocket"
         and head.method == "GET"
@@ -33,11 +33,11 @@ def is_handshake(head: Head) -> bool:
 def require_handshake(head: Head) -> None:
     """Raise HttpError 400, 414, 426 or 431 unless `websockets` accepts a handshake.
 
-    Its own refusals are text without a reason, so each handshake is first tried on a copy.
+    The refusals of `websockets` have no reason, so each handshake is first tried on a copy.
     """
     _require_version(head)
     trial = ServerProtocol(logger=_NO_LOG)
-    trial.receive_data(rebuilt(head))
+    trial.receive_data(rebuild(head))
     for request in trial.events_received():
         trial.accept(request)  # type: ignore[arg-type]  # the first event is a Request
     if not trial.accept_called or trial.handshake_exc is not None:
@@ -46,24 +46,24 @@ def require_handshake(head: Head) -> None:
 
 def _invalid(error: Exception | None) -> HttpError:
     if isinstance(error, RequestLineTooLong):
-        return refusal(414, "TARGET_TOO_LONG", "The target of a handshake has at most 8 KiB.")
+        return refusal(414, "TARGET_TOO_LONG", "The target of a handshake is limited to 8 KiB.")
     if isinstance(error, HeaderLineTooLong):
-        return refusal(431, "FIELD_TOO_LARGE", "A field of a handshake has at most 8 KiB.")
+        return refusal(431, "FIELD_TOO_LARGE", "A field of a handshake is limited to 8 KiB.")
     field = f" {error.name} is missing or invalid." if isinstance(error, InvalidHeader) else ""
-    return refusal(400, "HANDSHAKE_INVALID", f"This is no WebSocket handshake.{field}")
+    return refusal(400, "HANDSHAKE_INVALID", f"The WebSocket handshake is invalid.{field}")
 
 
 def _require_version(head: Head) -> None:
-    """Raise HttpError 426 unless a handshake asks for the one version (RFC 6455, section 4.2.2)."""
+    """Raise HttpError 426 unless the version is 13 (RFC 6455, section 4.2.2)."""
     versions = [value for name, value in head.fields if name == b"sec-websocket-version"]
     if versions != [b"13"]:
-        error = refusal(426, "VERSION_NOT_SUPPORTED", "The version of WebSocket is 13.")
+        error = refusal(426, "VERSION_NOT_SUPPORTED", "The supported version of WebSocket is 13.")
         error.headers = {"Sec-WebSocket-Version": "13", "Upgrade": "websocket"}
         raise error
 
 
-def rebuilt(head: Head) -> bytes:
-    """Return a head as it is sent."""
+def rebuild(head: Head) -> bytes:
+    """Return the bytes of a head."""
     target = head.raw_path + (b"?" + head.query if head.query else b"")
     lines = [b"%b %b HTTP/%b\r\n" % (head.method.encode(), target, head.version.encode())]
     lines += (b"%b: %b\r\n" % field for field in head.fields)
@@ -76,14 +76,14 @@ def hand_over(
     received: bytes,
     lost: Callable[[], None],
 ) -> None:
-    """Let `protocol` go on with a connection, and call `lost` when the connection is lost."""
+    """Give a connection to `protocol`, and call `lost` when the connection is lost."""
     transport.set_protocol(_Upgraded(protocol, lost))
     protocol.connection_made(transport)
     protocol.data_received(received)
 
 
 class _Upgraded(asyncio.Protocol):
-    """Another protocol, and a callback for the end of the connection."""
+    """Another protocol, with a callback for the end of the connection."""
 
     def __init__(self, protocol: asyncio.Protocol, lost: Callable[[], None]) -> None:
         self._protocol = protocol
@@ -94,6 +94,6 @@ class _Upgraded(asyncio.Protocol):
         self.resume_writing = protocol.resume_writing  # type: ignore[method-assign]
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End both."""
+        """Call the callback, then the other protocol."""
         self._lost()
         self._protocol.connection_lost(exc)

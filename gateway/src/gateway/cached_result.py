@@ -1,16 +1,16 @@
-"""Results that are expensive to compute, shared by all callers within a short time."""
+"""Results that are expensive to compute, cached for a short time."""
 
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Recent"]
+__all__ = ["CachedResult"]
 
 T = TypeVar("T")
 
 
-class Recent(Generic[T]):
+class CachedResult(Generic[T]):
     """The result of `compute`, at most `seconds` old; concurrent callers share one computation."""
 
     def __init__(self, compute: Callable[[], Coroutine[Any, Any, T]], *, seconds: float) -> None:
@@ -22,13 +22,13 @@ class Recent(Generic[T]):
     async def get(self) -> T:
         """Return the result, or raise the error of `compute`.
 
-        A caller that is cancelled does not cancel the computation of the other callers.
+        The cancellation of a caller does not cancel the shared computation.
         """
         task = self._task
         if task is None or (task.done() and time.monotonic() - self._computed_at > self._seconds):
             task = self._task = asyncio.create_task(self._compute())
-            task.add_done_callback(self._note)
+            task.add_done_callback(self._set_time)
         return await asyncio.shield(task)
 
-    def _note(self, _task: "asyncio.Task[T]") -> None:
+    def _set_time(self, _task: "asyncio.Task[T]") -> None:
         self._computed_at = time.monotonic()

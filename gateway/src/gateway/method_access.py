@@ -5,14 +5,11 @@ from shared.errors import Code, ServiceError
 from shared.identity import Caller, token_missing
 from shared.runtime.session_verifier import SessionVerifier
 
-__all__ = ["MAX_TIMEOUT", "authorize", "public_method"]
-
-MAX_TIMEOUT = 30.0
-"""Longest budget that a client may ask for, in seconds."""
+__all__ = ["authorize", "public_method"]
 
 
 def public_method(name: str) -> Method:
-    """Return a method that outsiders may call; UNIMPLEMENTED if there is none of this name."""
+    """Return a method that clients may call; UNIMPLEMENTED, UNKNOWN_METHOD for any other name."""
     method = METHODS.get(name)
     if method is None or method.access is Access.INTERNAL:
         raise ServiceError(Code.UNIMPLEMENTED, "UNKNOWN_METHOD", "There is no such method.")
@@ -20,9 +17,9 @@ def public_method(name: str) -> Method:
 
 
 def authorize(method: Method, access_token: str, verifier: SessionVerifier) -> Caller | None:
-    """Return the caller, None if there is no token; UNAUTHENTICATED if the method is not for it.
+    """Return the caller, None without a token; UNAUTHENTICATED if the method requires a token.
 
-    A token that is not valid is never ignored.
+    An invalid token is always UNAUTHENTICATED, even if the method requires none.
     """
     if access_token:
         return verifier.verify(access_token, ended=method.ends_session)

@@ -1,4 +1,4 @@
-"""Documents that are served as they stand: compressed once, with validators for caches."""
+"""Static documents: compressed once, with validators for caches."""
 
 import gzip
 import hashlib
@@ -7,22 +7,22 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.conditional import names_tag
-from gateway.headers import PAGE
-from gateway.media import accepts_gzip
+from gateway.conditional import contains_tag
+from gateway.media_types import accepts_gzip
+from gateway.response_headers import PAGE
 
-__all__ = ["Document"]
+__all__ = ["StaticDocument"]
 
-_YEAR: Final = "public, max-age=31536000, immutable"
-_ASK: Final = "no-cache"
-"""A cache may store the document, and revalidates it before each use."""
+_IMMUTABLE: Final = "public, max-age=31536000, immutable"
+_REVALIDATED: Final = "no-cache"
+"""A cache may store the document, but revalidates it before each use."""
 
 
-class Document:
-    """A document with strong ETags, one for each content coding.
+class StaticDocument:
+    """A static document with a strong ETag for each content coding.
 
-    `version` names the content: below `?v=<version>` it never changes, and caches keep it for a
-    year.
+    `version` is a hash of the content. The URL with `?v=<version>` always has this content, so
+    that caches keep it for a year.
     """
 
     def __init__(
@@ -41,14 +41,14 @@ class Document:
         if media_type.startswith("text/html"):
             self._headers |= {name.decode(): value.decode() for name, value in PAGE}
 
-    async def answer(self, request: Request) -> Response:
-        """Answer GET and HEAD; 304 if the client has the current version."""
+    async def serve(self, request: Request) -> Response:
+        """Return the response to GET or HEAD; 304 if If-None-Match contains the current ETag."""
         packed = self._gzip
         if packed is not None and not accepts_gzip(request.headers.get("accept-encoding", "")):
             packed = None
         validators = self._validators(request, f'"{self.version}{"-gzip" if packed else ""}"')
-        known = ", ".join(request.headers.getlist("if-none-match"))
-        if known and names_tag(known, validators["ETag"]):
+        if_none_match = ", ".join(request.headers.getlist("if-none-match"))
+        if if_none_match and contains_tag(if_none_match, validators["ETag"]):
             return Response(status_code=304, headers=validators)
         if packed is None:
             return Response(self._body, headers=validators | self._headers)
@@ -57,5 +57,5 @@ class Document:
 
     def _validators(self, request: Request, etag: str) -> dict[str, str]:
         versioned = request.scope["query_string"] == f"v={self.version}".encode()
-        validators = {"ETag": etag, "Cache-Control": _YEAR if versioned else _ASK}
+        validators = {"ETag": etag, "Cache-Control": _IMMUTABLE if versioned else _REVALIDATED}
         return validators | ({"Vary": "Accept-Encoding"} if self._gzip is not None else {})

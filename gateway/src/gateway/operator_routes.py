@@ -1,4 +1,4 @@
-"""The routes for operators, probes and Prometheus."""
+"""Routes for operators: /healthz, /readyz and /metrics; and security.txt."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -10,20 +10,18 @@ from starlette.routing import Route
 
 from gateway.health import Health
 from gateway.metrics import Metrics
-from gateway.operators import Operators
-from gateway.problems import HttpError
-from shared.errors import Code
+from gateway.operator_networks import OperatorNetworks
 
-__all__ = ["Operations", "security_contact"]
+__all__ = ["OperatorRoutes", "security_txt_routes"]
 
 _SECURITY_TXT_DAYS: Final = 90
 """RFC 9116, section 2.5.5, recommends less than a year."""
 
 
-class Operations:
-    """Answers /healthz, /readyz and /metrics."""
+class OperatorRoutes:
+    """Serves /healthz, /readyz and /metrics."""
 
-    def __init__(self, health: Health, metrics: Metrics, operators: Operators) -> None:
+    def __init__(self, health: Health, metrics: Metrics, operators: OperatorNetworks) -> None:
         self._health = health
         self._metrics = metrics
         self._operators = operators
@@ -34,14 +32,13 @@ class Operations:
             Route("/healthz", self._live),
             Route("/readyz", self._ready),
             Route("/metrics", self._expose),
-            Route("/ws", _upgrade_required),
         ]
 
     async def _live(self, _request: Request) -> Response:
         return JSONResponse({"alive": True})
 
     async def _ready(self, request: Request) -> Response:
-        """Answer 200 if every part is ready, else 503; operators see the parts."""
+        """Return 200 if every part is ready, else 503; operators get the state of each part."""
         parts = await self._health.parts()
         ready = all(parts.values())
         details = {"parts": parts} if self._operators.include(request.scope) else {}
@@ -52,23 +49,12 @@ class Operations:
         return Response(await self._metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
-async def _upgrade_required(_request: Request) -> Response:
-    """Answer a request for /ws that is no WebSocket handshake (RFC 9110, section 15.5.22)."""
-    raise HttpError(
-        426,
-        Code.INVALID_ARGUMENT,
-        "UPGRADE_REQUIRED",
-        "Connect with a WebSocket.",
-        headers={"Upgrade": "websocket", "Connection": "Upgrade"},
-    )
-
-
-def security_contact(contact: str) -> list[Route]:
+def security_txt_routes(contact: str) -> list[Route]:
     """Return the route of security.txt (RFC 9116); none without a contact, which is a URI."""
 
-    async def answer(_request: Request) -> Response:
+    async def security_txt(_request: Request) -> Response:
         midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
         expires = midnight + timedelta(days=_SECURITY_TXT_DAYS)
         return PlainTextResponse(f"Contact: {contact}\nExpires: {expires:%Y-%m-%dT%H:%M:%SZ}\n")
 
-    return [Route("/.well-known/security.txt", answer)] if contact else []
+    return [Route("/.well-known/security.txt", security_txt)] if contact else []

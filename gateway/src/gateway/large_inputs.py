@@ -1,7 +1,7 @@
-"""Large inputs are read in a thread: on the event loop, nothing else would run for up to 20 ms.
+"""Parsing of large inputs in a thread: on the event loop it would block other tasks up to 20 ms.
 
 The thread holds the GIL only during each single call into C (at most about 5 ms for a megabyte),
-or for `SWITCH_SECONDS` in Python. There is one: a second would take its time from the loop, too.
+or for `SWITCH_SECONDS` in Python. There is one thread: a second one would compete with the loop.
 """
 
 import asyncio
@@ -16,11 +16,11 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LARGE_BYTES: Final = 16 * 1024
-"""Bodies and messages above this size are read in the thread. The costliest JSON of this size,
+"""Bodies and messages above this size are parsed in the thread. The costliest JSON of this size,
 2,400 small objects and one repeated name, takes 3 ms; that of 1 MB takes 20 ms."""
 SWITCH_SECONDS: Final = 0.001
 """Longest time that the event loop waits for a thread that runs Python, set once the thread starts.
-Python's default of 5 ms is longer than most turns of the loop."""
+Python's default of 5 ms is longer than most iterations of the loop."""
 _THREAD: Final = ThreadPoolExecutor(
     1,
     thread_name_prefix="large",
@@ -30,6 +30,6 @@ _THREAD: Final = ThreadPoolExecutor(
 
 
 async def read_in_thread(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Return the result of `read`, called in the one thread, after the calls before it."""
+    """Return the result of `read`, which runs in the thread after all earlier calls."""
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(_THREAD, lambda: read(*args, **kwargs))

@@ -1,4 +1,4 @@
-"""Response headers that are the same for many answers, prepared as bytes.
+"""Constant header fields of responses, as bytes.
 
 The choice follows the OWASP Secure Headers Project and its REST Security Cheat Sheet.
 `Strict-Transport-Security` depends on how the gateway is reached: see `transport_security`.
@@ -9,14 +9,14 @@ from typing import Final
 __all__ = ["JSON", "NO_STORE", "PAGE", "PROBLEM", "SECURITY", "Header", "transport_security"]
 
 Header = tuple[bytes, bytes]
-"""A header field as ASGI has it, with its name in lower case."""
+"""A header field in ASGI's form: lower-case name and value."""
 
 SECURITY: Final[tuple[Header, ...]] = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
-"""Headers of every answer."""
+"""Headers of every response."""
 PAGE: Final[tuple[Header, ...]] = (
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"permissions-policy", b"camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
@@ -28,9 +28,9 @@ NO_STORE: Final[Header] = (b"cache-control", b"no-store")
 
 
 def transport_security(seconds: int) -> list[tuple[str, str]]:
-    """Return the header that keeps browsers on HTTPS for `seconds` (RFC 6797); none for 0.
+    """Return the header that makes browsers use only HTTPS for `seconds` (RFC 6797); none for 0.
 
-    For uvicorn's setting `headers`, which adds it to every answer.
+    For uvicorn's setting `headers`, which adds it to every response.
     """
     value = f"max-age={seconds}; includeSubDomains"
     return [("strict-transport-security", value)] if seconds else []

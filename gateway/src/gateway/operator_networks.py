@@ -1,4 +1,4 @@
-"""The networks that may read metrics and the details of readiness."""
+"""Networks of operators: access to metrics and to the details of readiness."""
 
 from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address
@@ -10,19 +10,19 @@ from gateway.problems import HttpError
 from gateway.request_headers import fields_of
 from shared.errors import Code
 
-__all__ = ["Network", "Operators"]
+__all__ = ["Network", "OperatorNetworks"]
 
 Network = IPv4Network | IPv6Network
 _FORWARDING: Final = (b"forwarded", b"x-forwarded-for", b"via")
 """Fields that proxies add."""
 
 
-class Operators:
-    """Networks that may read metrics; all other clients can only read whether the system is ready.
+class OperatorNetworks:
+    """Networks of operators; all other clients can only read whether the system is ready.
 
-    The address is that of the connection, or the client's behind a trusted proxy. A request that a
-    proxy on this machine has forwarded without being trusted comes from the loopback address, but
-    not from an operator.
+    The address is that of the connection, or the client's behind a trusted proxy. A request with a
+    forwarding field from the loopback address was forwarded by an untrusted proxy on this machine:
+    it does not count as an operator's.
     """
 
     def __init__(self, networks: Sequence[Network]) -> None:

@@ -1,4 +1,4 @@
-"""Update masks of requests (AIP-134, AIP-161), and members that a change ignores (AIP-203)."""
+"""Update masks of requests (AIP-134, AIP-161), and output-only members (AIP-203)."""
 
 import re
 from collections.abc import Container, Mapping
@@ -27,19 +27,19 @@ _BEHAVIOR: Any = POOL.FindExtensionByName("google.api.field_behavior")
 class Resource:
     """The resource that a method changes.
 
-    `fields` describes the message of the request with its fields; `shown` describes the resource in
-    the response; `read_only` has the names of the members that a change ignores. `has_mask` tells
-    whether the request has an update mask.
+    `writable` describes the message of the request that holds its fields, `readable` the resource
+    in the response. `read_only` has the names of the members that a change ignores. `has_mask`: the
+    request has an update mask.
     """
 
-    def __init__(self, fields: Descriptor, shown: Descriptor, *, has_mask: bool) -> None:
-        self.fields = fields
+    def __init__(self, writable: Descriptor, readable: Descriptor, *, has_mask: bool) -> None:
+        self.writable = writable
+        self.readable = readable
         self.has_mask = has_mask
-        self.shown = shown
-        own = set() if fields is shown else {field.name for field in fields.fields}
+        own = set() if writable is readable else {field.name for field in writable.fields}
         self.read_only = frozenset(
             name
-            for field in shown.fields
+            for field in readable.fields
             if field.name not in own and _is_output_only(field)
             for name in (field.name, field.json_name)
         )
@@ -54,15 +54,15 @@ def resource_of(method: Method) -> Resource | None:
         return None
     has_mask = MASK in request.fields_by_name
     if rule.body != "*":
-        held = _message_named(request, rule.body)
-        return Resource(held, held, has_mask=has_mask)
+        body = _message_of_field(request, rule.body)
+        return Resource(body, body, has_mask=has_mask)
     response: Any = message_class(method.response_name).DESCRIPTOR
-    shown = _message_named(response, rule.response_body)
-    return Resource(request, shown, has_mask=has_mask)
+    readable = _message_of_field(response, rule.response_body)
+    return Resource(request, readable, has_mask=has_mask)
 
 
-def _message_named(message: Descriptor, name: str) -> Descriptor:
-    """Return the message that a field holds, the outer one where there is none."""
+def _message_of_field(message: Descriptor, name: str) -> Descriptor:
+    """Return the message in a field, or `message` itself if it has no such field."""
     field = field_named(message, name)
     return field.message_type if field and field.message_type else message
 
@@ -73,39 +73,40 @@ def _is_output_only(field: FieldDescriptor) -> bool:
 
 
 def unknown_paths(resource: Resource, message: Any) -> list[FieldViolation]:
-    """Return a violation for each path of a request's mask that no resource can have.
+    """Return a violation for each path of a request's mask that is no field of the resource.
 
-    The other paths are set to the names of the .proto; `*` stands for all fields.
+    The other paths are replaced by the names of the .proto; `*` stands for all fields.
     """
-    found, paths = [], []
+    violations, paths = [], []
     for path in message.update_mask.paths:
-        known = path if path == "*" else _resolved(resource, path)
-        if known is None:
-            found.append(
+        resolved = path if path == "*" else _resolve(resource, path)
+        if resolved is None:
+            violations.append(
                 violation("updateMask", "unknown_field", f"there is no field {shown_name(path)}")
             )
         else:
-            paths.append(known)
+            paths.append(resolved)
     message.update_mask.paths[:] = paths
-    return found
+    return violations
 
 
-def _resolved(resource: Resource, path: str) -> str | None:
-    for kind in (resource.fields, resource.shown):
-        if (names := _walk(kind, path.split("."))) is not None:
+def _resolve(resource: Resource, path: str) -> str | None:
+    for message in (resource.writable, resource.readable):
+        if (names := _field_names(message, path.split("."))) is not None:
             return ".".join(names)
     return None
 
 
-def _walk(kind: Descriptor | None, parts: list[str]) -> list[str] | None:
+def _field_names(message: Descriptor | None, parts: list[str]) -> list[str] | None:
+    """Return the names of the fields along a path in the .proto, None if one does not exist."""
     names = []
     for part in parts:
-        fields = kind.fields if kind else []
+        fields = message.fields if message else []
         field = next((each for each in fields if part in (each.name, _snake(each.json_name))), None)
         if field is None or field.name == MASK:
             return None
         names.append(field.name)
-        kind = field.message_type
+        message = field.message_type
     return names
 
 
@@ -114,34 +115,34 @@ def _snake(name: str) -> str:
 
 
 def derive_mask(
-    message: Any, resource: Resource, sent: Mapping[str, Any], *, without: Container[str]
+    message: Any, resource: Resource, client_fields: Mapping[str, Any], *, without: Container[str]
 ) -> None:
-    """Name in the mask the members that a client has sent, less the JSON names `without`."""
+    """Set the mask to the members that the client sent, except the JSON names in `without`."""
     changed = {}
-    for name, value in sent.items():
-        field = field_named(resource.fields, name)
+    for name, value in client_fields.items():
+        field = field_named(resource.writable, name)
         if field is not None and field.name != MASK and field.json_name not in without:
             changed[field.name] = value
-    if paths := _paths(resource.fields, changed):
+    if paths := _paths(resource.writable, changed):
         message.update_mask.paths.extend(paths)
 
 
 def _paths(message: Descriptor, document: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return the fields that a document has: of messages their fields, of all else the whole."""
+    """Return the paths of the fields in a document; messages of the contract are descended into."""
     paths = []
     for name, value in document.items():
         if (field := field_named(message, name)) is None:
             continue
         path = prefix + field.name
-        if isinstance(value, dict) and value and _is_plain(field):
-            paths += _paths(field.message_type, value, f"{path}.")  # type: ignore[arg-type]  # plain
+        if isinstance(value, dict) and value and _is_contract_message(field):
+            paths += _paths(field.message_type, value, f"{path}.")  # type: ignore[arg-type]  # a message
         else:
             paths.append(path)
     return paths
 
 
-def _is_plain(field: FieldDescriptor) -> bool:
-    kind = field.message_type
-    if kind is None or kind.full_name.startswith("google.protobuf."):
+def _is_contract_message(field: FieldDescriptor) -> bool:
+    message = field.message_type
+    if message is None or message.full_name.startswith("google.protobuf."):
         return False
-    return not kind.GetOptions().map_entry
+    return not message.GetOptions().map_entry

@@ -1,4 +1,4 @@
-"""The published contracts: the generated documents, the page about them, and their viewers."""
+"""Routes of the documentation: the generated documents, the page that lists them, and viewers."""
 
 import base64
 import hashlib
@@ -14,9 +14,9 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from gateway.documents import Document
+from gateway.static_documents import StaticDocument
 
-__all__ = ["contracts_page", "publication_routes"]
+__all__ = ["contracts_page", "documentation_routes"]
 
 _HTML = "text/html; charset=utf-8"
 _SCRIPT = "text/javascript; charset=utf-8"
@@ -49,85 +49,89 @@ _ASSETS = {
         _SCRIPT,
     ),
 }
-_NOWHERE_ELSE = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_SELF_CONTAINED = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 _VIEWER_POLICY = (
-    f"{_NOWHERE_ELSE}; script-src 'self'; style-src 'self'; connect-src 'self';"
+    f"{_SELF_CONTAINED}; script-src 'self'; style-src 'self'; connect-src 'self';"
     " img-src 'self' data:"
 )
 
 
-def publication_routes() -> list[Route]:
-    """Return the routes of /contracts, /docs and all documents, which are read now."""
+def documentation_routes() -> list[Route]:
+    """Return the routes of /contracts, /docs and all documents, which are loaded immediately."""
     return [
         Route("/", _to_docs),
         Route("/contracts", _contracts),
-        *(Route(path, document.answer) for path, document in _documents().items()),
+        *(Route(path, document.serve) for path, document in _documents().items()),
     ]
 
 
 @cache
-def _documents() -> Mapping[str, Document]:
-    """Every document by its path, read and compressed once for the whole process."""
+def _documents() -> Mapping[str, StaticDocument]:
+    """Return all documents by path, which are read and compressed once per process."""
     assets = _assets()
     return _generated() | assets | _viewers(assets)
 
 
 def contracts_page(folder: str, more: str) -> str:
-    """Return the page that lists the files, which are in `folder`; `more` is HTML about them."""
+    """Return the page that lists the files in `folder`; `more` is HTML that follows the list."""
     return Template(_page("contracts.html")).substitute(folder=folder, more=more)
 
 
 async def _contracts(request: Request) -> Response:
     origin = html.escape(str(request.base_url).rstrip("/"))
     page = contracts_page("contracts/", Template(_page("served.html")).substitute(origin=origin))
-    policy = f"{_NOWHERE_ELSE}; style-src '{_style_hash(page)}'"
+    policy = f"{_SELF_CONTAINED}; style-src '{_style_hash(page)}'"
     headers = {"Content-Security-Policy": policy}
-    document = Document(page.encode(), _HTML, headers, compressed=False)
-    return await document.answer(request)
+    document = StaticDocument(page.encode(), _HTML, headers, compressed=False)
+    return await document.serve(request)
 
 
 async def _to_docs(_request: Request) -> Response:
     return RedirectResponse("/docs")
 
 
-def _generated() -> dict[str, Document]:
+def _generated() -> dict[str, StaticDocument]:
     return {
-        path: Document(files("postbus").joinpath(name).read_bytes(), media_type, _file_name(path))
+        path: StaticDocument(
+            files("postbus").joinpath(name).read_bytes(), media_type, _disposition(path)
+        )
         for path, (name, media_type) in _GENERATED.items()
     }
 
 
-def _file_name(path: str) -> dict[str, str]:
-    """Browsers show JSON, and save the rest by its name."""
+def _disposition(path: str) -> dict[str, str]:
+    """Return the header with which a browser saves a file; none for JSON, which it displays."""
     if path.endswith(".json"):
         return {}
     return {"Content-Disposition": f'attachment; filename="{path.rpartition("/")[2]}"'}
 
 
-def _viewers(assets: Mapping[str, Document]) -> dict[str, Document]:
+def _viewers(assets: Mapping[str, StaticDocument]) -> dict[str, StaticDocument]:
     policy = {"Content-Security-Policy": _VIEWER_POLICY}
     return {
-        path: Document(_versioned(_page(name), assets).encode(), _HTML, policy)
+        path: StaticDocument(_versioned(_page(name), assets).encode(), _HTML, policy)
         for path, name in _VIEWERS.items()
     }
 
 
-def _versioned(page: str, assets: Mapping[str, Document]) -> str:
-    """Name the assets that a page loads by their versions, so that browsers may keep them."""
+def _versioned(page: str, assets: Mapping[str, StaticDocument]) -> str:
+    """Add its version to the URL of each asset of a page, so that browsers cache it."""
     for path, asset in assets.items():
         name = path.rpartition("/")[2]
         page = page.replace(f'{name}"', f'{name}?v={asset.version}"')
     return page
 
 
-def _assets() -> dict[str, Document]:
-    """Read scripts and styles; packages are not imported for it, which would take longer."""
+def _assets() -> dict[str, StaticDocument]:
+    """Read scripts and styles, without importing their packages, which would take longer."""
     found = {
-        path: Document(Path(str(distribution(package).locate_file(name))).read_bytes(), media_type)
+        path: StaticDocument(
+            Path(str(distribution(package).locate_file(name))).read_bytes(), media_type
+        )
         for path, (package, name, media_type) in _ASSETS.items()
     }
     own = {
-        path: Document(_page(name).encode(), media_type)
+        path: StaticDocument(_page(name).encode(), media_type)
         for path, (name, media_type) in _OWN_ASSETS.items()
     }
     return found | own
@@ -139,6 +143,6 @@ def _page(name: str) -> str:
 
 
 def _style_hash(page: str) -> str:
-    """The page's one style element, as a source of Content Security Policy."""
+    """Return the hash of the page's style element, as a source of Content Security Policy."""
     style = page.partition("<style>")[2].partition("</style>")[0]
     return f"sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}"

@@ -1,4 +1,4 @@
-"""Addresses of clients."""
+"""Client addresses of requests, and the networks that limits count them by."""
 
 from functools import lru_cache
 from typing import Final
@@ -14,6 +14,6 @@ network_of: Final = lru_cache(maxsize=4096)(addresses.network_of)
 
 
 def address_of(scope: Scope) -> str:
-    """Return the address of a client, not of a trusted proxy in between; empty if unknown."""
+    """Return the client's address, not that of a trusted proxy; empty if it is unknown."""
     client = scope.get("client")
     return client[0] if client else ""

@@ -1,10 +1,10 @@
-"""The body of a request: framed by Content-Length or in chunks (RFC 9112, sections 6 and 7)."""
+"""The framing of a body: by Content-Length or in chunks (RFC 9112, sections 6 and 7)."""
 
 import re
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from gateway.http1.head import TOKEN, refusal
+from gateway.http1.head_fields import TOKEN, refusal
 from gateway.problems import HttpError
 from shared.errors import Outcome
 
@@ -15,7 +15,7 @@ EXTENSION_BYTES: Final = 8 * 1024
 TRAILER_BYTES: Final = 8 * 1024
 """Most bytes of trailer fields after one body."""
 STEP_CHUNKS: Final = 500
-"""Most chunks that are read before the event loop gets its turn: about a millisecond."""
+"""Most chunks that are parsed before other tasks run: about a millisecond."""
 
 # The size has at most 8 hexadecimal digits. Extensions are ignored (RFC 9112, section 7.1.1).
 _SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})((?:[ \t]*;[\t -~\x80-\xff]*)?)\r\n")
@@ -24,18 +24,18 @@ _TRAILER: Final = re.compile(TOKEN + rb":[\t -~\x80-\xff]*\r\n")
 
 
 class Body(Protocol):
-    """The part of a request's body that has not been read."""
+    """The parser of a request's body."""
 
     complete: bool
     """Whether the body has ended."""
     paused: bool
-    """Whether `read` has left bytes that it can read at once."""
+    """Whether `read` has stopped early, so that other tasks run; call it again soon."""
 
     def read(self, data: bytes) -> tuple[bytes, bytes]:
-        """Return the content at the beginning of `data`, and the bytes after it.
+        """Return the content at the beginning of `data`, and the rest of `data`.
 
-        The bytes that are not read come again, followed by more. HttpError 400 or 431, outcome
-        UNKNOWN, if the framing is invalid or beyond its bounds: the application may have begun.
+        Pass the rest again, followed by further bytes. HttpError 400 or 431 if the framing is
+        invalid or exceeds its bounds, with outcome UNKNOWN: the application may have begun.
         """
         ...
 
@@ -43,27 +43,27 @@ class Body(Protocol):
 class SizedBody:
     """A body with a Content-Length."""
 
-    __slots__ = ("_left", "complete", "paused")
+    __slots__ = ("_remaining", "complete", "paused")
 
     def __init__(self, length: int) -> None:
         self.complete = False
         self.paused = False
-        self._left = length
+        self._remaining = length
 
     def read(self, data: bytes) -> tuple[bytes, bytes]:
-        """Return the content at the beginning of `data`, and the bytes after it."""
+        """See Body."""
         size = len(data)
-        if size < self._left:
-            self._left -= size
+        if size < self._remaining:
+            self._remaining -= size
             return data, b""
         self.complete = True
-        return data[: self._left], data[self._left :]
+        return data[: self._remaining], data[self._remaining :]
 
 
 class ChunkedBody:
     """A body in chunks. Trailer fields are checked and dropped (RFC 9110, section 6.5.1)."""
 
-    __slots__ = ("_extension_bytes", "_left", "_step", "_trailer_bytes", "complete", "paused")
+    __slots__ = ("_extension_bytes", "_remaining", "_step", "_trailer_bytes", "complete", "paused")
 
     _step: Callable[["ChunkedBody", bytes, int, list[bytes]], int]
 
@@ -71,12 +71,12 @@ class ChunkedBody:
         self.complete = False
         self.paused = False
         self._step = ChunkedBody._read_size  # a bound method would make a reference cycle
-        self._left = 0
+        self._remaining = 0
         self._extension_bytes = 0
         self._trailer_bytes = 0
 
     def read(self, data: bytes) -> tuple[bytes, bytes]:
-        """Return the content at the beginning of `data`, and the bytes after it."""
+        """See Body."""
         content: list[bytes] = []
         at = steps = 0
         while not self.complete and steps < 3 * STEP_CHUNKS:  # size, content, line end
@@ -91,27 +91,27 @@ class ChunkedBody:
     def _read_size(self, data: bytes, at: int, content: list[bytes]) -> int:
         match = _SIZE.match(data, at)
         if match is None:
-            self._require_beginning(data, at)
+            self._require_size_beginning(data, at)
             return at
         self._extension_bytes += len(match[2])
         if self._extension_bytes > EXTENSION_BYTES:
             raise _too_large("EXTENSIONS_TOO_LARGE", "chunk extensions")
-        self._left = int(match[1], 16)
-        self._step = ChunkedBody._read_content if self._left else ChunkedBody._read_trailer
+        self._remaining = int(match[1], 16)
+        self._step = ChunkedBody._read_content if self._remaining else ChunkedBody._read_trailer
         return match.end()
 
-    def _require_beginning(self, data: bytes, at: int) -> None:
-        """Raise unless `data` can become the line of a size."""
+    def _require_size_beginning(self, data: bytes, at: int) -> None:
+        """Raise unless `data` can be the beginning of a line with a size."""
         if len(data) - at > EXTENSION_BYTES + 10:
             raise _too_large("EXTENSIONS_TOO_LARGE", "chunk extensions")
         if not _SIZE_BEGINNING.fullmatch(data, at):
             raise _malformed("The size of a chunk is not a hexadecimal number.")
 
     def _read_content(self, data: bytes, at: int, content: list[bytes]) -> int:
-        piece = data[at : at + self._left]
+        piece = data[at : at + self._remaining]
         content.append(piece)
-        self._left -= len(piece)
-        if not self._left:
+        self._remaining -= len(piece)
+        if not self._remaining:
             self._step = ChunkedBody._read_line_end
         return at + len(piece)
 
@@ -144,5 +144,5 @@ def _malformed(message: str) -> HttpError:
     return refusal(400, "MALFORMED_HTTP", message, Outcome.UNKNOWN)
 
 
-def _too_large(reason: str, what: str) -> HttpError:
-    return refusal(431, reason, f"The {what} of the body are too large.", Outcome.UNKNOWN)
+def _too_large(reason: str, parts: str) -> HttpError:
+    return refusal(431, reason, f"The {parts} of the body are too large.", Outcome.UNKNOWN)

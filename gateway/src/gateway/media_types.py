@@ -9,11 +9,11 @@ from shared.errors import Code
 __all__ = ["accepts_gzip", "has_content", "require_acceptable", "require_json"]
 
 _PATCHES: Final = (b"application/json", b"application/merge-patch+json")
-_SENT: Final = (b"application/json",)
+_BODIES: Final = (b"application/json",)
 
 
 def require_acceptable(fields: Fields, media_type: str) -> None:
-    """Raise 406 if Accept excludes the media type, which is the only one that is answered with."""
+    """Raise 406 if Accept excludes the media type, the only one of the response."""
     accept = fields.get(b"accept")
     if accept is None or accept == b"*/*" or accept == media_type.encode():
         return
@@ -22,41 +22,41 @@ def require_acceptable(fields: Fields, media_type: str) -> None:
             406,
             Code.INVALID_ARGUMENT,
             "NOT_ACCEPTABLE",
-            f"The answer is {media_type}, which Accept excludes.",
+            f"The response is {media_type}, which Accept excludes.",
         )
 
 
 def _accepts(accept: str, media_type: str) -> bool:
-    """Whether the most specific range that fits does not have the weight 0 (section 12.5.1)."""
+    """Return whether the most specific matching range has a weight above 0 (section 12.5.1)."""
     ranges = dict(map(_range, accept.lower().split(",")))
     ranges.pop("", None)
     family = media_type.partition("/")[0] + "/*"
-    fitting = [ranges[each] for each in (media_type, family, "*/*") if each in ranges]
-    return fitting[0] if fitting else not ranges
+    matching = [ranges[each] for each in (media_type, family, "*/*") if each in ranges]
+    return matching[0] if matching else not ranges
 
 
 def _range(text: str) -> tuple[str, bool]:
-    """Return a media range without parameters, and whether its weight is more than 0."""
+    """Return a media range without parameters, and whether its weight is above 0."""
     kind, *parameters = (part.strip() for part in text.split(";"))
     weight = next((each[2:] for each in parameters if each.startswith("q=")), "1")
     return kind, bool(weight.strip("0."))
 
 
 def accepts_gzip(accept_encoding: str) -> bool:
-    """Whether an answer may be compressed with gzip (section 12.5.3)."""
+    """Return whether a response may be compressed with gzip (section 12.5.3)."""
     codings = dict(map(_range, accept_encoding.lower().split(",")))
     return codings.get("gzip", codings.get("*", False))
 
 
 def has_content(fields: Fields) -> bool:
-    """Whether the request has a body of at least one byte, or of a length that is not known."""
+    """Return whether the request has a body of at least one byte, or of unknown length."""
     return b"transfer-encoding" in fields or fields.get(b"content-length", b"0") != b"0"
 
 
 def require_json(fields: Fields, *, patch: bool) -> None:
-    """Raise 415 unless the body is JSON as it is, not compressed.
+    """Raise 415 unless the body is uncompressed JSON.
 
-    `patch`: a merge patch (RFC 7396) will do as well.
+    With `patch`, a merge patch (RFC 7396) is accepted too.
     """
     coding = fields.get(b"content-encoding", b"identity")
     if coding.strip().lower() not in (b"identity", b""):
@@ -67,9 +67,9 @@ def require_json(fields: Fields, *, patch: bool) -> None:
             "Send the body without a content coding.",
             headers={"Accept-Encoding": "identity"},
         )
-    taken = _PATCHES if patch else _SENT
-    if fields.get(b"content-type", b"").partition(b";")[0].strip().lower() not in taken:
-        names = b", ".join(taken).decode()
+    accepted = _PATCHES if patch else _BODIES
+    if fields.get(b"content-type", b"").partition(b";")[0].strip().lower() not in accepted:
+        names = b", ".join(accepted).decode()
         header = "Accept-Patch" if patch else "Accept"
         raise HttpError(
             415,

@@ -1,0 +1,67 @@
+"""The services that all REST endpoints and WebSockets of a gateway share."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, Self
+
+from gateway.caller_revisions import CallerRevisions
+from gateway.cors import Cors
+from gateway.event_feed import EventFeed
+from gateway.metrics import Metrics
+from gateway.rate_limits import RateLimits, RateLimitSettings
+from gateway.rate_storage import BoundedStorage
+from gateway.socket_limits import SocketLimits, SocketQuotas
+from shared.bus import MessageBus
+from shared.identity import TokenVerifier
+from shared.runtime.session_verifier import SessionVerifier
+
+__all__ = ["Services"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """The services of one gateway."""
+
+    bus: MessageBus
+    verifier: SessionVerifier
+    feed: EventFeed
+    revisions: CallerRevisions
+    rates: RateLimits
+    metrics: Metrics
+    cors: Cors
+    socket_limits: SocketLimits
+    socket_quotas: SocketQuotas
+    max_body_bytes: int
+    """Largest request body, and largest WebSocket message of an authenticated client."""
+
+    @classmethod
+    def create(
+        cls,
+        bus: MessageBus,
+        verifier: TokenVerifier,
+        *,
+        max_body_bytes: int,
+        rates: RateLimits | None = None,
+        socket_limits: SocketLimits = SocketLimits(),  # noqa: B008  # frozen
+        allowed_origins: tuple[str, ...] = (),
+    ) -> Self:
+        """Return the services of a gateway that calls over `bus`.
+
+        Without `rates`, only methods with a `rate_limit` in the contract have a limit.
+        """
+        return cls(
+            bus=bus,
+            verifier=SessionVerifier(bus, verifier),
+            feed=EventFeed(bus),
+            revisions=CallerRevisions(bus),
+            rates=rates or RateLimits(RateLimitSettings(), BoundedStorage()),
+            metrics=Metrics(bus),
+            cors=Cors(allowed_origins),
+            socket_limits=socket_limits,
+            socket_quotas=SocketQuotas(socket_limits),
+            max_body_bytes=max_body_bytes,
+        )
+
+    def subscribe(self) -> "asyncio.Future[Any]":
+        """Subscribe to the events that the services consume; done once the broker has confirmed."""
+        return asyncio.gather(self.feed.run(), self.verifier.run(), self.revisions.run())

@@ -1,0 +1,95 @@
+"""HTTP responses of successful calls: status, ETag, caching, Location and replay headers."""
+
+import re
+from operator import attrgetter
+from typing import Final
+from urllib.parse import quote
+
+import structlog
+from google.protobuf.message import Message
+
+from gateway.conditional import Conditions, entity_tag, is_safe
+from gateway.cors import Cors
+from gateway.response_headers import JSON, NO_STORE, SECURITY, Header
+from gateway.responses import HttpResponse
+from gateway.transcoding import Transcoder
+from shared.errors import ServiceError, internal
+
+__all__ = ["SuccessResponses"]
+
+_log = structlog.get_logger()
+_UNRESERVED: Final = re.compile(r"[A-Za-z0-9._~-]+").fullmatch
+_REPLAYED: Final[Header] = (b"idempotency-replayed", b"true")
+_SHARED: Final[Header] = (b"cache-control", b"no-cache")
+_PRIVATE: Final[Header] = (b"cache-control", b"private, no-cache")
+"""For a response to one user: no shared cache may store it (RFC 9111, section 5.2.2.7)."""
+
+
+class SuccessResponses:
+    """Builds the success responses of one binding; constant headers are prepared."""
+
+    def __init__(self, transcoder: Transcoder, cors: Cors) -> None:
+        method, rule = transcoder.method, transcoder.rule
+        self._transcoder = transcoder
+        self._status = rule.status
+        self._tagged = rule.status in (200, 201) and (bool(method.version) or is_safe(method))
+        self._version_of = attrgetter(".".join(method.version)) if method.version else None
+        self._collection, *name = rule.location or ("",)
+        self._name_of = attrgetter(".".join(name)) if name else None
+        cache = (NO_STORE, NO_STORE) if method.secret_response else (_SHARED, _PRIVATE)
+        self._headers = tuple((each, cors.vary, *SECURITY) for each in cache)
+
+    def headers(self, trace_id: str, *, private: bool) -> list[Header]:
+        """Return the headers of every success response; `private` if the caller has a token."""
+        return [(b"trace-id", trace_id.encode()), *self._headers[private]]
+
+    def build(
+        self,
+        payload: bytes,
+        conditions: Conditions | None,
+        headers: list[Header],
+        *,
+        replayed: bool,
+    ) -> HttpResponse:
+        """Return the response with a message, or 304 if If-None-Match contains its ETag.
+
+        Appends to `headers`. `replayed`: the payload is the stored reply of an earlier execution.
+        Raises 412 if If-Match does not accept the version of the message.
+        """
+        message = self._parse(payload)
+        content = self._transcoder.write(message)
+        if replayed:
+            headers.append(_REPLAYED)
+        if not content:
+            return HttpResponse(204, headers)
+        if self._tagged:
+            version = self._version_of(message) if self._version_of else None
+            etag = entity_tag(content, version)
+            headers.append((b"etag", etag.encode()))
+            if conditions is not None:
+                conditions.check_if_match(version)
+                if conditions.matches_if_none_match(etag):
+                    return HttpResponse(304, headers)
+        if self._name_of:
+            headers.append((b"location", self._location(str(self._name_of(message)))))
+        headers += (JSON, (b"content-length", b"%d" % len(content)))
+        return HttpResponse(self._status, headers, content)
+
+    def etag(self, payload: bytes) -> str:
+        """Return the ETag of a response."""
+        message = self._parse(payload)
+        version = self._version_of(message) if self._version_of else None
+        return entity_tag(self._transcoder.write(message), version)
+
+    def _parse(self, payload: bytes) -> Message:
+        try:
+            return self._transcoder.response(payload)
+        except ServiceError:  # a fault of the worker; the call may have had an effect
+            _log.warning("reply.malformed", method=self._transcoder.method.name)
+            raise internal() from None
+
+    def _location(self, name: str) -> bytes:
+        """Return the path of the created resource (RFC 9110, section 15.3.2)."""
+        if not _UNRESERVED(name):
+            name = quote(name, safe="")
+        return f"{self._collection}/{name}".encode()
