@@ -7,6 +7,7 @@ from typing import Any, Self
 from gateway.caller_revisions import CallerRevisions
 from gateway.cors import Cors
 from gateway.event_feed import EventFeed
+from gateway.large_inputs import LargeInputs
 from gateway.metrics import Metrics
 from gateway.rate_limits import RateLimits, RateLimitSettings
 from gateway.rate_storage import BoundedStorage
@@ -27,6 +28,7 @@ class Services:
     feed: EventFeed
     revisions: CallerRevisions
     rates: RateLimits
+    large_inputs: LargeInputs
     metrics: Metrics
     cors: Cors
     socket_limits: SocketLimits
@@ -55,6 +57,7 @@ class Services:
             feed=EventFeed(bus),
             revisions=CallerRevisions(bus),
             rates=rates or RateLimits(RateLimitSettings(), BoundedStorage()),
+            large_inputs=LargeInputs(),
             metrics=Metrics(bus),
             cors=Cors(allowed_origins),
             socket_limits=socket_limits,
