@@ -11,7 +11,7 @@ from gateway.large_inputs import LargeInputs
 from gateway.metrics import Metrics
 from gateway.rate_limits import RateLimits, RateLimitSettings
 from gateway.rate_storage import BoundedStorage
-from gateway.socket_limits import SocketLimits, SocketQuotas
+from gateway.socket_limits import FrameBudgets, SocketLimits, SocketQuotas
 from shared.bus import MessageBus
 from shared.identity import TokenVerifier
 from shared.runtime.session_verifier import SessionVerifier
@@ -33,6 +33,7 @@ class Services:
     cors: Cors
     socket_limits: SocketLimits
     socket_quotas: SocketQuotas
+    frame_budgets: FrameBudgets
     max_body_bytes: int
     """Largest request body, and largest WebSocket message of an authenticated client."""
 
@@ -62,6 +63,7 @@ class Services:
             cors=Cors(allowed_origins),
             socket_limits=socket_limits,
             socket_quotas=SocketQuotas(socket_limits),
+            frame_budgets=FrameBudgets(socket_limits),
             max_body_bytes=max_body_bytes,
         )
 

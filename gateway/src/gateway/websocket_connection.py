@@ -9,6 +9,7 @@ from typing import Any, Final
 from gateway.large_inputs import LARGE_BYTES
 from gateway.request_headers import MAX_TIMEOUT
 from gateway.services import Services
+from gateway.socket_limits import FrameBudget
 from gateway.websocket_calls import SocketCalls
 from gateway.websocket_frames import (
     CallFrame,
@@ -54,6 +55,7 @@ class WebSocketConnection:
 
     __slots__ = (
         "_address",
+        "_budget",
         "_client",
         "_loop",
         "_reading",
@@ -64,12 +66,15 @@ class WebSocketConnection:
         "ended",
     )
 
-    def __init__(self, socket: Socket, services: Services, *, address: str = "") -> None:
-        """Serve the client at `address` over `socket`."""
+    def __init__(
+        self, socket: Socket, services: Services, budget: FrameBudget, *, address: str = ""
+    ) -> None:
+        """Serve the client at `address` over `socket`, whose frames `budget` counts."""
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self._loop.create_future()
         """Done once the socket is closed, by either side."""
         self._address = address
+        self._budget = budget
         self._socket = socket
         self._sender = FrameSender(socket)
         self._services = services
@@ -147,6 +152,7 @@ class WebSocketConnection:
         token = frame.content.access_token
         caller = self._services.verifier.verify(token)
         self._services.socket_quotas.users.take(caller.user_id)
+        self._budget.shared = self._services.frame_budgets.of_user(caller.user_id)
         self._client = self._new_client(caller, token)
         self._socket.max_bytes = self._services.max_body_bytes
         self._close_at_expiry(caller)
