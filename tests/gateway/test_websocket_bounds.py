@@ -395,11 +395,11 @@ async def test_frames_before_authentication_count_for_the_address(make: Make) ->
 
 
 def test_shared_budget_outlives_its_sockets_and_has_the_burst_time_of_one_socket() -> None:
-    budgets = FrameBudgets(SocketLimits(frames_per_second=10, frame_burst=20, frames_per_client=30))
+    budgets = FrameBudgets(SocketLimits(frames_per_second=8, frame_burst=16, frames_per_client=32))
 
-    spent = [budgets.of_user("a").spend(0, 0.0) for _ in range(61)]
+    spent = [budgets.of_user("a").spend(0, 0.0) for _ in range(65)]
 
-    assert spent == [True] * 60 + [False]
+    assert spent == [True] * 64 + [False]
     assert budgets.of_address("a").spend(0, 0.0)
 
 
