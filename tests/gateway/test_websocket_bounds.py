@@ -422,6 +422,84 @@ async def test_message_of_a_user_has_at_most_a_mebibyte(here: Gateway) -> None:
         assert (await socket.closed())[0] == 1009
 
 
+# Unfinished messages
+
+
+async def test_unfinished_messages_of_an_address_are_limited(here: Gateway) -> None:
+    unfinished = here.services.unfinished
+    unfinished._max_per_address = 1_000_000
+    message = masked(b"x" * 700_000)
+    async with here.user() as first, here.user() as second:
+        first.connection.transport.write(message[:-1])
+        async with asyncio.timeout(5):
+            while unfinished.total < 600_000:  # noqa: ASYNC110  # polls
+                await asyncio.sleep(0.01)
+        second.connection.transport.write(masked(b"x" * 350_000, fin=False))
+        second.connection.transport.write(masked(b"x" * 350_000, Opcode.CONT)[:-1])
+        assert await second.closed() == (4429, "TOO_MUCH_UNFINISHED_INPUT")
+        assert unfinished.total < 800_000
+
+        first.connection.transport.write(message[-1:])
+        assert (await first.frame())["error"]["reason"] == "MALFORMED_JSON"
+        assert unfinished.total == len(unfinished) == 0
+        first.connection.transport.write(message[:-1])
+    async with asyncio.timeout(5):
+        while unfinished.total or len(unfinished):  # noqa: ASYNC110  # polls
+            await asyncio.sleep(0.01)
+
+
+async def test_unfinished_messages_are_limited_in_total(here: Gateway) -> None:
+    here.services.unfinished._max_total = 100_000
+    async with here.user() as socket:
+        socket.connection.transport.write(masked(b"x" * 700_000)[:-1])
+
+        assert await socket.closed() == (1013, "TOO_MUCH_UNFINISHED_INPUT")
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [masked(b"{}")[:3], masked(b"{}")[:-1], masked(b"{", fin=False), masked(b"", fin=False)],
+    ids=["head", "payload", "fragment", "empty fragment"],
+)
+async def test_message_that_is_not_complete_in_time_closes_its_socket(
+    here: Gateway, begun: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.websocket_protocol._MESSAGE_SECONDS", 0.2)
+    async with here.user() as socket:
+        socket.connection.transport.write(begun)
+
+        assert await socket.closed() == (4408, "MESSAGE_TOO_SLOW")
+
+
+async def test_pings_between_fragments_do_not_extend_the_time_of_a_message(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = await make(frames_per_second=10**6, frame_burst=10**6)
+    monkeypatch.setattr("gateway.websocket_protocol._MESSAGE_SECONDS", 0.2)
+    async with here.user() as socket:
+        socket.connection.transport.write(masked(b"{", fin=False))
+        with suppress(ConnectionClosed):
+            async with asyncio.timeout(5):
+                while True:
+                    await (await socket.connection.ping())
+
+        assert await socket.closed() == (4408, "MESSAGE_TOO_SLOW")
+
+
+async def test_time_of_a_message_ends_with_the_message(
+    here: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.websocket_protocol._MESSAGE_SECONDS", 0.2)
+    ended = asyncio.get_running_loop().time() + 0.5
+    frame = masked(b"{}")
+    async with here.user() as socket:
+        socket.connection.transport.write(frame[:5])
+        while asyncio.get_running_loop().time() < ended:
+            socket.connection.transport.write(frame[5:] + frame[:5])  # never between two messages
+            assert "error" in await socket.frame()
+            await asyncio.sleep(0.01)
+
+
 # Quotas
 
 
