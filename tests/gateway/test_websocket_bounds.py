@@ -486,16 +486,26 @@ async def test_pings_between_fragments_do_not_extend_the_time_of_a_message(
         assert await socket.closed() == (4408, "MESSAGE_TOO_SLOW")
 
 
+FRAME = masked(b"{}")
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [
+        (FRAME[:5], FRAME[5:]),
+        (masked(b"{", fin=False), masked(b"}", Opcode.CONT)),
+    ],
+    ids=["frame", "fragments"],
+)
 async def test_time_of_a_message_ends_with_the_message(
-    here: Gateway, monkeypatch: pytest.MonkeyPatch
+    here: Gateway, monkeypatch: pytest.MonkeyPatch, begin: bytes, end: bytes
 ) -> None:
     monkeypatch.setattr("gateway.websocket_protocol._MESSAGE_SECONDS", 0.2)
     ended = asyncio.get_running_loop().time() + 0.5
-    frame = masked(b"{}")
     async with here.user() as socket:
-        socket.connection.transport.write(frame[:5])
+        socket.connection.transport.write(begin)
         while asyncio.get_running_loop().time() < ended:
-            socket.connection.transport.write(frame[5:] + frame[:5])  # never between two messages
+            socket.connection.transport.write(end + begin)  # never between two messages
             assert "error" in await socket.frame()
             await asyncio.sleep(0.01)
 

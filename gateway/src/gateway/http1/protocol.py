@@ -23,7 +23,6 @@ from gateway.http1.head_fields import CHUNKED, HEAD_BYTES, refusal
 from gateway.http1.http_limits import Clients, HttpLimits
 from gateway.http1.upgrade import hand_over, is_handshake, rebuild, require_handshake
 from gateway.request_body import too_large
-from gateway.unfinished_input import FREE_BYTES
 from shared.errors import Outcome, ServiceError
 
 __all__ = ["Http1Protocol", "http1"]
@@ -117,7 +116,7 @@ class Http1Protocol(Connection):
         try:
             while not self._closing and self._read_next():
                 pass
-            if self._unfinished or self._body is not None or len(self._buffer) > FREE_BYTES:
+            if self._unfinished or self._body is not None or self._buffer:
                 self._count_unfinished()
         except ServiceError as error:
             self._fail(error)
