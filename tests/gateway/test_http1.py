@@ -1630,13 +1630,15 @@ async def test_finished_or_ended_input_is_not_counted() -> None:
                 await client.send(b"x" * 30_000)
                 assert (await client.response()).status == 200
                 assert clients.unfinished.total == 0
-        for line in ("POST /echo HTTP/1.1", "POST /ignore HTTP/1.1"):
+        for line in ("POST /echo HTTP/1.1", "POST /wait HTTP/1.1"):
             async with connect(server) as client:
                 await client.send(
                     request(line, "Content-Length: 90000", body=b"x" * 60_000),
                 )
                 await client.send(b"x" * 100)
-                if "/ignore" in line:
+                if "/wait" in line:
+                    await until(lambda: clients.unfinished.total > 60_000)
+                    server.echo.proceed.set()
                     assert (await client.response()).status == 200
                     await until(lambda: clients.unfinished.total == 0)
             await until(lambda: clients.unfinished.total == len(clients.unfinished) == 0)

@@ -1,11 +1,13 @@
 """Large bodies and messages are parsed in a thread, one at a time, in turns of their clients."""
 
 import asyncio
+import gc
 import json
 import sys
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from threading import Event
 from typing import Any
@@ -200,6 +202,25 @@ async def test_error_of_a_reader_is_raised(blocked: Blocked) -> None:
     with pytest.raises(ValueError, match="invalid literal"):
         await blocked.start("a", lambda: int("x"))
     await blocked.start("b")
+
+
+async def test_refused_input_is_freed_without_the_garbage_collector(blocked: Blocked) -> None:
+    def refuse(_body: object) -> None:
+        raise ValueError
+
+    blocked.go.set()
+    body = {"x"}
+    freed = weakref.ref(body)
+    gc.disable()
+    try:
+        with suppress(ValueError):
+            await blocked.inputs.read("a", 10, partial(refuse, body))
+        del body
+        await blocked.start("b")
+
+        assert freed() is None
+    finally:
+        gc.enable()
 
 
 # Over REST and WebSocket, while another input is read

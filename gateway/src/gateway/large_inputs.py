@@ -36,13 +36,38 @@ _THREAD: Final = ThreadPoolExecutor(
 
 
 class _Job:
-    """The reading of one input."""
+    """The reading of one input.
 
-    __slots__ = ("read", "result")
+    The outcome is not that of the executor's future, which refers to itself by its callbacks: the
+    input would stay in memory until the garbage collector runs.
+    """
+
+    __slots__ = ("_error", "_read", "_value", "result")
 
     def __init__(self, read: Callable[[], Any], result: "asyncio.Future[Any]") -> None:
-        self.read = read
         self.result = result
+        self._read = read
+        self._value: Any = None
+        self._error: Exception | None = None
+
+    def run(self) -> None:
+        """Read the input, in the thread."""
+        try:
+            self._value = self._read()
+        except Exception as error:  # noqa: BLE001  # raised again by the result
+            self._error = error
+
+    def finish(self) -> None:
+        """Set the result, on the event loop."""
+        result, value, error = self.result, self._value, self._error
+        self._value = self._error = None
+        del self.result  # the frames of an error refer to this job
+        if result.done():
+            return
+        if error is None:
+            result.set_result(value)
+        else:
+            result.set_exception(error)
 
 
 class LargeInputs:
@@ -103,8 +128,8 @@ class LargeInputs:
         job = self._next()
         self._running = job is not None
         if job is not None:
-            reading = asyncio.get_running_loop().run_in_executor(_THREAD, job.read)
-            reading.add_done_callback(lambda done: self._finish(job, done))
+            reading = asyncio.get_running_loop().run_in_executor(_THREAD, job.run)
+            reading.add_done_callback(lambda _: self._finish(job))
 
     def _next(self) -> _Job | None:
         """Remove and return the next job; None if none waits."""
@@ -118,12 +143,6 @@ class LargeInputs:
                 return job
         return None
 
-    def _finish(self, job: _Job, reading: "asyncio.Future[Any]") -> None:
+    def _finish(self, job: _Job) -> None:
         self._start_next()
-        error = reading.exception()
-        if job.result.done():
-            return
-        if error is None:
-            job.result.set_result(reading.result())
-        else:
-            job.result.set_exception(error)
+        job.finish()

@@ -136,9 +136,9 @@ class WebSocketConnection:
             id_, frame = await self._services.large_inputs.read(
                 user_id, MAX_TIMEOUT, partial(_read_frame, message)
             )
-            if isinstance(frame, ServiceError):
-                raise frame
-            if self._client is not None:  # else `close` has been called
+            if isinstance(frame, ServiceError):  # raised here, it would refer to itself by `frame`
+                self._sender.send_error(frame, id_=id_, traceparent=new_traceparent())
+            elif self._client is not None:  # else `close` has been called
                 self._handle(frame, self._client, late=self._loop.time() - arrived)
         except ServiceError as error:
             self._sender.send_error(error, id_=id_, traceparent=new_traceparent())
