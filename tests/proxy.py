@@ -17,6 +17,8 @@ class Proxy:
         self._flows = asyncio.Event()
         self._flows.set()
         self.port = 0
+        self.received = 0
+        """Bytes that clients have sent, forwarded or held."""
 
     async def start(self) -> None:
         """Listen: the first time on a free port, then on the same one."""
@@ -54,14 +56,17 @@ class Proxy:
             self._writers |= both
             self._clients.add(writer)
             await asyncio.gather(
-                self._copy(reader, server_writer), self._copy(server_reader, writer)
+                self._copy(reader, server_writer, count=True), self._copy(server_reader, writer)
             )
             self._writers -= both
             self._clients.discard(writer)
 
-    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _copy(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, count: bool = False
+    ) -> None:
         with suppress(OSError):
             while data := await reader.read(65536):
+                self.received += len(data) if count else 0
                 await self._flows.wait()
                 writer.write(data)
                 await writer.drain()

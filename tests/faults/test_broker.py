@@ -189,8 +189,11 @@ async def test_publish_to_a_blocked_broker_keeps_the_connection(
 ) -> None:
     session = bus._session
     proxy.stall()
+    before = proxy.received
     publishing = asyncio.create_task(bus.publish(Event(id="1", type=unique("event."))))
-    await asyncio.sleep(0.1)
+    async with asyncio.timeout(5):
+        while proxy.received == before:  # noqa: ASYNC110  # polls
+            await asyncio.sleep(0.01)
     proxy.tell_clients(BLOCKED)
 
     with pytest.raises(ServiceError) as raised:

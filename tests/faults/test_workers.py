@@ -77,8 +77,10 @@ async def test_killed_worker_loses_no_acknowledged_write_and_no_event(
 
     async with listening(system, alice, "postbus.posts.v1.PostCreated") as events:
         writers = [asyncio.create_task(write(unique("kill"))) for _ in range(60)]
-        for _ in range(2):
-            await asyncio.sleep(0.15)
+        for number in (1, 20):
+            async with asyncio.timeout(20):
+                while len(answered) < number:  # noqa: ASYNC110  # polls
+                    await asyncio.sleep(0.01)
             await system.kill("posts")
             await system.start("posts")
             await system.until_ready()

@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Callable
 
 import aio_pika
 import pytest
+import structlog
+import structlog.testing
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from pydantic import SecretStr
 
@@ -87,9 +89,13 @@ async def test_queue_with_consumers_is_not_replaced(
     old = await channel.declare_queue(name, durable=True)
     tag = await old.consume(_ack)
 
-    subscribing = asyncio.create_task(bus.subscribe([event], ignore, queue=name))
-    await asyncio.sleep(1)
+    with structlog.testing.capture_logs() as logs:
+        subscribing = asyncio.create_task(bus.subscribe([event], ignore, queue=name))
+        async with asyncio.timeout(20):
+            while not any(each["event"] == "bus.not_started" for each in logs):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
     assert not subscribing.done()
+    assert await channel.get_queue(name, ensure=True)  # the old queue is there
 
     await old.cancel(tag)
     async with asyncio.timeout(20):
