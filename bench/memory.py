@@ -12,7 +12,7 @@ __all__ = ["run"]
 
 _CALLS: Final = (10_000, 100_000) if QUICK else (100_000, 1_000_000)
 _LOAD: Final = Load(in_flight=[64] * 10_000, seconds=2.0)
-"""Longer than it takes."""
+"""Upper limit in seconds."""
 
 
 def run() -> list[Result]:
@@ -33,7 +33,7 @@ def run() -> list[Result]:
 
 
 def _measure(contender: Contender, url: str) -> list[float]:
-    """Resident memory of its worker: at first, and after so many calls."""
+    """Return the resident memory of the worker at first and after each number of calls."""
     print(f"bench: memory: {contender.name}", flush=True)
     with running(contender, "worker", url, _LOAD) as worker:
         held, calls = [_resident(worker.pid)], 0
@@ -48,5 +48,5 @@ def _measure(contender: Contender, url: str) -> list[float]:
 
 
 def _resident(pid: int) -> float:
-    """In MiB."""
+    """Return the resident memory in MiB."""
     return int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0]) / 1024

@@ -8,7 +8,7 @@ __all__ = ["cpu_seconds", "pid_listening"]
 
 
 def cpu_seconds(pids: Sequence[int]) -> float:
-    """Return the processor time that processes have used so far, with that of their threads."""
+    """Return the processor time of processes and their threads, in seconds."""
     tick = os.sysconf("SC_CLK_TCK")
     used = 0
     for pid in pids:
@@ -29,6 +29,6 @@ def pid_listening(port: int) -> int | None:
         try:
             if any(os.readlink(each) in sockets for each in (process / "fd").iterdir()):
                 return int(process.name)
-        except OSError:  # it has ended, or belongs to another user
+        except OSError:  # the process has ended, or belongs to another user
             continue
     return None

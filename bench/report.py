@@ -22,7 +22,7 @@ class Result:
 
     @property
     def ratio(self) -> dict[str, float]:
-        """How many times better than each rival we are."""
+        """Return by how many times Postbus is better than each rival."""
         more_is_better = self.unit.endswith("/s")
         return {
             name: round(self.ours / value if more_is_better else value / self.ours, 2)
@@ -45,7 +45,7 @@ def publish(suite: str, results: Sequence[Result]) -> None:
 
 
 def _picture(results: Sequence[Result]) -> str:
-    """Bars of each measure, the longest as wide as the picture."""
+    """Return a picture with bars; the longest of a measure fills the width."""
     parts, y = [], 10
     for result in results:
         parts.append(f'<text x="10" y="{y + 14}" class="m">{result.measure} ({result.unit})</text>')

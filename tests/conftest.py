@@ -1,7 +1,7 @@
-"""What tests share: real servers, a place of their own on them, keys and tokens.
+"""Shared fixtures: real servers with databases of this run, keys and tokens.
 
-`just test` gives the servers' addresses in the environment. Every run makes its own virtual host
-and databases, named after itself, and removes them at the end: runs never meet.
+`just test` gives the servers' addresses in the environment. Every run creates its own virtual
+host and databases, named after itself, and removes them at the end: runs do not interfere.
 """
 
 import os
@@ -22,14 +22,14 @@ from tests.tokens import TokenMaker
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """This run's own part of each server."""
+    """The virtual host and the databases of this run."""
 
     amqp_url: str
     postgres_url: str
     mongo_url: str
 
     def as_environment(self) -> dict[str, str]:
-        """The settings of the services."""
+        """Return the settings of the services."""
         return {
             "POSTBUS_AMQP_URL": self.amqp_url,
             "POSTBUS_POSTGRES_URL": self.postgres_url,
@@ -61,13 +61,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def run_id() -> str:
-    """Name of this run on all servers."""
+    """Return the name of this run on all servers."""
     return f"test_{secrets.token_hex(6)}"
 
 
 @asynccontextmanager
 async def new_vhost(name: str) -> AsyncIterator[str]:
-    """Make a RabbitMQ virtual host, give its URL, and remove it at the end."""
+    """Create a RabbitMQ virtual host, yield its URL, and delete it at the end."""
     broker = httpx.URL(_server("AMQP"))
     async with httpx.AsyncClient(base_url=_server("AMQP_MANAGEMENT")) as management:
         (await management.put(f"/api/vhosts/{name}")).raise_for_status()
@@ -80,14 +80,14 @@ async def new_vhost(name: str) -> AsyncIterator[str]:
 
 @pytest.fixture(scope="session")
 async def vhost(run_id: str) -> AsyncIterator[str]:
-    """URL of a RabbitMQ virtual host of this run."""
+    """Return the URL of a RabbitMQ virtual host of this run."""
     async with new_vhost(run_id) as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 async def postgres_url(run_id: str) -> AsyncIterator[str]:
-    """URL of a PostgreSQL database that is not there yet; removed with those that begin alike."""
+    """Return the URL of a new PostgreSQL database, deleted with its namesakes."""
     server = _server("POSTGRES")
     yield str(httpx.URL(server).copy_with(path=f"/{run_id}"))
     connection = await asyncpg.connect(server)
@@ -99,7 +99,7 @@ async def postgres_url(run_id: str) -> AsyncIterator[str]:
 
 @pytest.fixture(scope="session")
 async def mongo_url(run_id: str) -> AsyncIterator[str]:
-    """URL of a MongoDB database that is not there yet; removed with those that begin alike."""
+    """Return the URL of a new MongoDB database, deleted with its namesakes."""
     server = httpx.URL(_server("MONGO"))
     yield str(server.copy_with(path=f"/{run_id}"))
     async with AsyncMongoClient[dict[str, object]](str(server)) as client:
@@ -110,19 +110,19 @@ async def mongo_url(run_id: str) -> AsyncIterator[str]:
 
 @pytest.fixture(scope="session")
 def place(vhost: str, postgres_url: str, mongo_url: str) -> Place:
-    """All of it."""
+    """Return the servers of this run."""
     return Place(amqp_url=vhost, postgres_url=postgres_url, mongo_url=mongo_url)
 
 
 @pytest.fixture(scope="session")
 def tokens() -> TokenMaker:
-    """Signs access tokens that the services of this run accept."""
+    """Return a signer of access tokens that the services of this run accept."""
     return TokenMaker()
 
 
 @pytest.fixture(scope="session")
 def verifier(tokens: TokenMaker) -> TokenVerifier:
-    """Accepts the tokens of `tokens`."""
+    """Return a verifier of the tokens of `tokens`."""
     return TokenVerifier(tokens.key_set)
 
 
@@ -130,7 +130,7 @@ def verifier(tokens: TokenMaker) -> TokenVerifier:
 async def system(
     place: Place, tokens: TokenMaker, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[System]:
-    """The whole system, running; tests that stop a part start it again."""
+    """Return the running system; a test that stops a service starts it again."""
     logs = tmp_path_factory.mktemp("logs")
     async with run_system(place.as_environment(), tokens, logs) as running:
         yield running
@@ -138,12 +138,12 @@ async def system(
 
 @pytest.fixture
 async def client(system: System) -> AsyncIterator[httpx.AsyncClient]:
-    """A REST client of the running system."""
+    """Return a REST client of the running system."""
     async with httpx.AsyncClient(base_url=system.url, timeout=10) as opened:
         yield opened
 
 
 @pytest.fixture
 def unique() -> Callable[[str], str]:
-    """Makes names that no other test uses."""
+    """Return a function that makes unique names."""
     return lambda prefix: f"{prefix}{secrets.token_hex(5)}"

@@ -1,4 +1,4 @@
-"""Handlers that tests don't look at: a worker starts only with all that its contract has."""
+"""Handlers with empty responses: a worker starts only with a handler for every method."""
 
 import importlib
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ C = TypeVar("C", bound=type)
 
 
 def complete(handlers: C) -> C:
-    """Give a class of handlers for `posts` all those that it lacks; they answer with nothing."""
+    """Add the missing handlers of `posts` to a class; they return empty responses."""
     there = {method_handler(each) for each in vars(handlers).values()}
     for method in METHODS.values():
         if method.worker == "posts" and method.handler not in there:

@@ -1,5 +1,6 @@
-"""Something to change in a database: notes, in PostgreSQL and in MongoDB; and who takes events."""
+"""Notes that units of work store in PostgreSQL or MongoDB, and a broker that records events."""
 
+import asyncio
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,8 +20,10 @@ from postbus.bus.v1 import Event
 from shared.data.mongo_database import Mongo, open_mongo
 from shared.data.postgres_sessions import Postgres, async_url, open_postgres
 from shared.errors import Code, ServiceError
-from shared.outbox.postgres_outbox import create_work_tables
-from shared.outbox.unit_of_work import Operation, Store, current_unit_of_work
+from shared.outbox.inbox import Operation
+from shared.outbox.outbox import EncodedEvent
+from shared.outbox.postgres_tables import create_inbox_and_outbox
+from shared.outbox.unit_of_work import Store, current_unit_of_work
 
 __all__ = ["Broker", "Notes", "an_operation", "mongo_notes", "postgres_notes", "publish"]
 
@@ -28,42 +31,47 @@ Unique = Callable[[str], str]
 
 
 class Broker:
-    """Takes events, unless it is away."""
+    """Records published events, unless it is unavailable or refuses their ids."""
 
     def __init__(self) -> None:
-        self.has: list[str] = []
-        self.away = False
+        self.event_ids: list[str] = []
+        self.unavailable = False
         self.refused: set[str] = set()
+        self.failed = asyncio.Semaphore(0)
+        """Released for each event that could not be published."""
 
-    async def publish(self, event: Event) -> None:
-        if self.away or event.id in self.refused:
-            raise ServiceError(Code.UNAVAILABLE, "NOT_CONNECTED", "Away.")
-        self.has.append(event.id)
+    async def publish(self, event: EncodedEvent) -> None:
+        if self.unavailable or event.id in self.refused:
+            self.failed.release()
+            raise ServiceError(Code.UNAVAILABLE, "NOT_CONNECTED", "Unavailable.")
+        self.event_ids.append(event.id)
 
 
-def an_operation(name: str, asked: bytes = b"asked") -> Operation:
-    return Operation(key=Operation.key_of("call", name), fingerprint=asked)
+def an_operation(name: str, fingerprint: bytes = b"request", *, secret: bool = False) -> Operation:
+    """Return the operation of a call."""
+    key = Operation.key_of("call", name)
+    return Operation(key=key, fingerprint=fingerprint, secret=secret)
 
 
-def publish(id_: str) -> None:
-    """Publish an event in the current work."""
-    work = current_unit_of_work()
-    assert work is not None
-    work.events.append(Event(id=id_, type="postbus.test.v1.Noted", data=b"noted"))
+def publish(id_: str, type_: str = "postbus.test.v1.Noted") -> None:
+    """Add an event to the current unit of work."""
+    unit = current_unit_of_work()
+    assert unit is not None
+    unit.events.append(Event(id=id_, type=type_, data=b"noted"))
 
 
 class Notes(Protocol):
-    """Something to change in a database."""
+    """Notes in a database of a test."""
 
     store: Store
 
     @abstractmethod
     async def add(self, text: str) -> None:
-        """Store a note; it has no key that could stop a second one."""
+        """Insert a note; notes have no key, so that a second effect would be counted."""
 
     @abstractmethod
     async def count(self, text: str) -> int:
-        """Count the notes with this text."""
+        """Return the number of notes with this text."""
 
 
 class PostgresNotes(Notes):
@@ -104,8 +112,8 @@ class MongoNotes(Notes):
 
 @asynccontextmanager
 async def postgres_notes(postgres_url: str, unique: Unique) -> AsyncIterator[Notes]:
-    """A database of its own at the server of `postgres_url`."""
-    url = _another(postgres_url, unique)
+    """Create a database at the server of `postgres_url`, and drop it at the end."""
+    url = _database_url(postgres_url, unique)
     server, _, name = url.rpartition("/")
     connection = await asyncpg.connect(f"{server}/postgres")
     await connection.execute(f'CREATE DATABASE "{name}"')
@@ -113,7 +121,7 @@ async def postgres_notes(postgres_url: str, unique: Unique) -> AsyncIterator[Not
     engine = create_async_engine(async_url(SecretStr(url)))
     async with engine.begin() as opened:
         await opened.execute(sa.text("CREATE TABLE notes (note text)"))
-        await opened.run_sync(create_work_tables)
+        await opened.run_sync(create_inbox_and_outbox)
     await engine.dispose()
     try:
         async with open_postgres(SecretStr(url)) as postgres:
@@ -126,8 +134,8 @@ async def postgres_notes(postgres_url: str, unique: Unique) -> AsyncIterator[Not
 
 @asynccontextmanager
 async def mongo_notes(mongo_url: str, unique: Unique) -> AsyncIterator[Notes]:
-    """A database of its own at the server of `mongo_url`."""
-    url = _another(mongo_url, unique)
+    """Create a database at the server of `mongo_url`, and drop it at the end."""
+    url = _database_url(mongo_url, unique)
     async with open_mongo(SecretStr(url)) as mongo:
         await mongo.create_indexes()
         yield MongoNotes(mongo)
@@ -136,6 +144,6 @@ async def mongo_notes(mongo_url: str, unique: Unique) -> AsyncIterator[Notes]:
         await client.drop_database(client.get_default_database())
 
 
-def _another(database: str, unique: Unique) -> str:
-    url = httpx.URL(database)
+def _database_url(server: str, unique: Unique) -> str:
+    url = httpx.URL(server)
     return str(url.copy_with(path=unique(f"{url.path}_")))

@@ -16,7 +16,7 @@ PASSWORD = "correct horse battery"  # noqa: S105  # of accounts that live for on
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Person:
-    """Someone who has signed up and logged in."""
+    """A user with an access token."""
 
     id: str
     username: str
@@ -24,7 +24,7 @@ class Person:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What a request of this person carries."""
+        """Return the headers of this user's requests."""
         return {"Authorization": f"Bearer {self.token}"}
 
 
@@ -40,7 +40,7 @@ async def sign_up(client: httpx.AsyncClient, username: str) -> Person:
 
 
 async def ask(socket: ClientConnection, frame: dict[str, Any]) -> dict[str, Any]:
-    """Send a frame; return the next that comes."""
+    """Send a frame; return the next one received."""
     await socket.send(json.dumps(frame))
     async with asyncio.timeout(5):
         answer: dict[str, Any] = json.loads(await socket.recv())
@@ -48,7 +48,7 @@ async def ask(socket: ClientConnection, frame: dict[str, Any]) -> dict[str, Any]
 
 
 class Client:
-    """A REST client of one person; without one, of nobody."""
+    """A REST client with the token of a user, or without a token."""
 
     def __init__(self, client: httpx.AsyncClient, person: Person | None = None) -> None:
         self._client = client

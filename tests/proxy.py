@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a server: taking it away looks like stopping the server."""
+"""A TCP proxy in front of a server; a stopped proxy looks like a stopped server."""
 
 import asyncio
 from contextlib import suppress
@@ -19,7 +19,7 @@ class Proxy:
         self.port = 0
 
     async def start(self) -> None:
-        """Listen: at first on a free port, afterwards on the same again."""
+        """Listen: the first time on a free port, then on the same one."""
         self._server = await asyncio.start_server(self._forward, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -35,15 +35,15 @@ class Proxy:
             writer.transport.abort()
 
     def stall(self) -> None:
-        """Pass nothing on, without a word, until `flow`."""
+        """Forward nothing until `flow`; the connections stay open."""
         self._flows.clear()
 
     def flow(self) -> None:
-        """Pass on again what has waited."""
+        """Forward the held bytes, and the following ones."""
         self._flows.set()
 
     def tell_clients(self, data: bytes) -> None:
-        """Send bytes to every client as if the server had."""
+        """Send bytes to every client in place of the server."""
         for writer in self._clients:
             writer.write(data)
 

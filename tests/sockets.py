@@ -8,7 +8,7 @@ __all__ = ["MemorySocket"]
 
 
 class MemorySocket:
-    """A gateway.websocket_protocol.Socket that keeps what is sent."""
+    """A gateway.websocket_protocol.Socket that stores the sent messages."""
 
     def __init__(self) -> None:
         self.max_bytes = 0
@@ -26,7 +26,7 @@ class MemorySocket:
         self.closed = self.closed or (code, reason)
 
     async def frame(self) -> dict[str, Any]:
-        """Return the next frame that is sent."""
+        """Return the next sent frame."""
         async with asyncio.timeout(5):
             frame: dict[str, Any] = json.loads(await self._frames.get())
         return frame

@@ -1,4 +1,4 @@
-"""The whole system as processes, each from its own environment, for tests to use and to break."""
+"""The system as processes, each in its own environment; tests can stop and kill them."""
 
 import asyncio
 import json
@@ -29,11 +29,11 @@ WITHOUT_RATES: Final = {
         {name: "" for name, method in METHODS.items() if method.rate_limit}
     ),
 }
-"""All tests come from one address. tests/gateway/test_rates.py and tests/e2e test the rates."""
+"""All tests have one address, so its rates are off; tests/gateway/test_rates.py tests them."""
 
 
 def free_port() -> int:
-    """Return a TCP port on 127.0.0.1 that nobody uses."""
+    """Return a free TCP port on 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -41,7 +41,7 @@ def free_port() -> int:
 
 
 READINESS_SECONDS: Final = 0.25
-"""The gateway gives an answer of /readyz for 0.2 seconds."""
+"""Longer than the 0.2 seconds for which the gateway caches /readyz."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,7 @@ class System:
     async def run(
         self, service: str, *arguments: str, stdout: int | None = None, **settings: str
     ) -> asyncio.subprocess.Process:
-        """Run `python -m service arguments` in the service's environment and with `settings`."""
+        """Run `python -m service arguments` in the service's environment with `settings`."""
         program = ["-m", service, *arguments]
         probe = {}
         if service in self._probed and not arguments:
@@ -87,14 +87,14 @@ class System:
             )
 
     async def output(self, service: str, *arguments: str) -> str:
-        """Run a command of a service to its end; return what it printed."""
+        """Run a command of a service; return its output."""
         process = await self.run(service, *arguments, stdout=asyncio.subprocess.PIPE)
         output, _ = await process.communicate()
         assert process.returncode == 0, output
         return output.decode()
 
     def databases(self, service: str) -> dict[str, str]:
-        """A service's own databases: the given ones with its name appended."""
+        """Return the databases of a service: the given ones with its name appended."""
         names = [f"POSTBUS_{server.upper()}_URL" for server in databases(service)]
         urls = {name: httpx.URL(self._environment[name]) for name in names}
         return {
@@ -102,7 +102,7 @@ class System:
         }
 
     async def migrate(self) -> None:
-        """Bring every database up to date."""
+        """Migrate every database."""
         migrations = (self.run(each, "migrate") for each in SERVICES if databases(each))
         for process in await asyncio.gather(*migrations):
             assert await process.wait() == 0, "a migration failed"
@@ -113,11 +113,11 @@ class System:
             self._processes[service] = await self.run(service)
 
     @asynccontextmanager
-    async def another_gateway(self) -> AsyncIterator[str]:
-        """Run one more gateway; give its URL."""
+    async def another_gateway(self, **settings: str) -> AsyncIterator[str]:
+        """Run one more gateway, with `settings`; give its URL."""
         port = free_port()
         url = f"http://127.0.0.1:{port}"
-        process = await self.run("gateway", POSTBUS_PORT=str(port))
+        process = await self.run("gateway", stdout=None, POSTBUS_PORT=str(port), **settings)
         try:
             await self.until_ready(url=url)
             yield url
@@ -125,11 +125,11 @@ class System:
             process.terminate()
             await process.wait()
 
-    async def stop(self, service: str) -> int:
-        """End a service with SIGTERM; return its exit code. At most five seconds."""
+    async def stop(self, service: str, seconds: float = 5) -> int:
+        """End a service with SIGTERM; return its exit code. TimeoutError after `seconds`."""
         process = self._processes.pop(service)
         process.terminate()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(seconds):
             return await process.wait()
 
     async def kill(self, service: str) -> None:
@@ -139,7 +139,7 @@ class System:
         await process.wait()
 
     async def stop_all(self) -> None:
-        """End whatever runs."""
+        """Stop all running services."""
         await asyncio.gather(*(self.stop(service) for service in list(self._processes)))
 
     def _new_probe_file(self, service: str) -> Path:
@@ -152,7 +152,7 @@ class System:
         return (self._logs / f"{service}.log").read_text()
 
     def cost(self, service: str) -> Cost:
-        """Return the cost of a probed service so far, and measure the longest step anew."""
+        """Return the cost of a probed service, and reset its longest step."""
         pid, file = self._processes[service].pid, self._logs / f"{service}.step"
         cpu = int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
         [step] = struct.unpack("d", file.read_bytes())
@@ -165,7 +165,7 @@ class System:
         return [process.pid for process in self._processes.values()]
 
     def resident(self) -> dict[str, float]:
-        """Memory of each running service, in MiB."""
+        """Return the resident memory of each running service in MiB."""
         fields = {
             name: Path(f"/proc/{process.pid}/status").read_text().partition("VmRSS:")[2]
             for name, process in self._processes.items()
@@ -173,7 +173,7 @@ class System:
         return {name: int(field.split()[0]) / 1024 for name, field in fields.items()}
 
     async def readiness(self, url: str = "") -> tuple[int, dict[str, Any]]:
-        """Return status and body of /readyz as of now; status 0 while the gateway is silent."""
+        """Return status and body of /readyz; status 0 if the gateway does not answer."""
         await asyncio.sleep(READINESS_SECONDS)
         return await self._readiness(url)
 
@@ -186,7 +186,7 @@ class System:
             return answer.status_code, answer.json()
 
     async def until_ready(self, seconds: float = 20, url: str = "") -> None:
-        """Wait until every part is ready, beginning once no answer of before is given any more."""
+        """Wait until every dependency is ready, by answers computed after this call."""
         status, body = 0, {}
         await asyncio.sleep(READINESS_SECONDS)
         try:
@@ -206,12 +206,8 @@ async def run_system(
     *,
     probed: Collection[str] = (),
 ) -> AsyncIterator[System]:
-    """Migrate and start everything; `environment` gives the addresses of the servers.
-
-    POSTBUS_AMQP_PLANE of this process is theirs as well.
-    """
+    """Migrate and start everything; `environment` gives the addresses of the servers."""
     settings = {
-        "POSTBUS_AMQP_PLANE": os.environ.get("POSTBUS_AMQP_PLANE", "frames"),
         "POSTBUS_SIGNING_KEY": tokens.signing_key,
         "POSTBUS_VERIFICATION_KEYS": tokens.key_set,
         "POSTBUS_PAGE_TOKEN_KEY": "of the tests alone",

@@ -1,4 +1,4 @@
-"""Access tokens as the service `users` signs them, and as it never would."""
+"""Access tokens of the service `users`, and invalid ones."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -19,12 +19,12 @@ class TokenMaker:
 
     @property
     def signing_key(self) -> str:
-        """The private key, as the setting POSTBUS_SIGNING_KEY holds it."""
+        """Return the private key in the format of POSTBUS_SIGNING_KEY."""
         return json.dumps(self._jwk(OKPAlgorithm.to_jwk(self._key)))
 
     @property
     def key_set(self) -> str:
-        """The public key, as the setting POSTBUS_VERIFICATION_KEYS holds it."""
+        """Return the public key in the format of POSTBUS_VERIFICATION_KEYS."""
         return json.dumps({"keys": [self._jwk(OKPAlgorithm.to_jwk(self._key.public_key()))]})
 
     def _jwk(self, text: str) -> dict[str, Any]:
@@ -38,7 +38,7 @@ class TokenMaker:
         typ: str = "at+jwt",
         **claims: Any,
     ) -> str:
-        """Return a token of the user; `claims` replace those that it would have."""
+        """Return a token of the user; `claims` replace its own claims."""
         now = datetime.now(UTC)
         content = {
             "iss": "postbus.users",

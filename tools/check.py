@@ -6,7 +6,8 @@ import sys
 
 from tools.paths import ROOT, SERVICES, VENV
 
-_SOURCES = (*(f"{package}/src" for package in ("shared", *SERVICES)), "tools", "tests", "bench")
+_PACKAGES = (f"{package}/src" for package in ("shared", *SERVICES))
+_SOURCES = ("gen/postbus_runtime", *_PACKAGES, "tools", "tests", "bench")
 _CHECKS = {
     # first: it writes the import order that the formatter expects
     "drift of gen/": ("python", "-m", "tools.contracts.generate", "--check"),

@@ -1,11 +1,11 @@
-"""`just dlq`: events that a consumer could not deal with: list, show, replay, drop."""
+"""`just dlq`: list, show, replay and drop dead letters."""
 
 import argparse
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
@@ -22,39 +22,44 @@ from tools.servers import servers
 
 __all__ = ["add_arguments", "dlq", "run"]
 
-_MOST = 10_000
-_SUFFIX = ".dead"
+_MAX_LETTERS: Final = 10_000
+"""Dead letters of a queue that one command reads."""
+_MAX_BODY: Final = 1000
+"""Bytes of a malformed event that are shown."""
+_SUFFIX: Final = ".dead"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
+    """Define the arguments of the command."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
-    actions.add_parser("list", help="count them (what dlq alone does)")
-    show = actions.add_parser("show", help="print them, oldest first")
-    replay = actions.add_parser("replay", help="give them back to their consumer")
-    drop = actions.add_parser("drop", help="forget them")
+    actions.add_parser("list", help="count the dead letters (the default)")
+    show = actions.add_parser("show", help="print the dead letters of a queue, oldest first")
+    replay = actions.add_parser("replay", help="return dead letters to their consumer")
+    drop = actions.add_parser("drop", help="delete dead letters")
     for action in (show, replay, drop):
-        action.add_argument("queue", metavar="QUEUE", help="as `just dlq` lists it")
-    show.add_argument("-n", "--limit", type=int, default=20, help="how many (20 if unsaid)")
+        action.add_argument(
+            "queue", metavar="QUEUE", help="the name of a queue, as `just dlq` lists it"
+        )
+    show.add_argument("-n", "--limit", type=int, default=20, help="number of letters (default: 20)")
     for action in (replay, drop):
-        action.add_argument("ids", nargs="*", metavar="ID", help="only these; all if none is named")
-    drop.add_argument("-y", "--yes", action="store_true", help="don't ask")
+        action.add_argument("ids", nargs="*", metavar="ID", help="event ids; all if none is given")
+    drop.add_argument("-y", "--yes", action="store_true", help="do not ask for confirmation")
 
 
 def dlq(options: argparse.Namespace) -> int:
-    """The recipe: on the broker that runs, or on one started for it."""
+    """Run the command at the running broker; start one if none runs. Return the exit code."""
     with servers("dlq") as addresses:
         return asyncio.run(run(addresses.amqp_url, options))
 
 
 async def run(url: str, options: argparse.Namespace) -> int:
-    """Do it at the broker with this URL; return the exit code."""
+    """Run the command at the broker with this URL; return the exit code."""
     async with await aio_pika.connect(url) as connection:
         if options.action in {None, "list"}:
             return await _list(connection)
         letters = options.queue.endswith(_SUFFIX)
         if not letters or await _count(connection, options.queue) is None:
-            print(f"dlq: there is no queue {options.queue}: `just dlq` lists those with events")
+            print(f"dlq: there is no queue {options.queue}: see `just dlq`")
             return 1
         if options.action == "show":
             return await _show(connection, options.queue, options.limit)
@@ -87,9 +92,9 @@ async def _replay(
 ) -> int:
     target = queue.removesuffix(_SUFFIX)
     async with _letters(connection, queue) as letters:
-        chosen = _chosen(letters, ids)
+        selected = _select(letters, ids)
         channel = await connection.channel(on_return_raises=True)
-        for letter in chosen:  # confirmed by the broker before it is taken away
+        for letter in selected:  # acknowledged only once the broker has confirmed the copy
             copy = aio_pika.Message(
                 letter.body,
                 content_type=letter.content_type,
@@ -99,36 +104,36 @@ async def _replay(
             )
             await channel.default_exchange.publish(copy, target)
             await letter.ack()
-    print(f"dlq: {len(chosen)} back in {target}")
-    return 0 if len(chosen) == len(ids) or not ids else 1
+    print(f"dlq: {len(selected)} returned to {target}")
+    return 0 if len(selected) == len(ids) or not ids else 1
 
 
 async def _drop(
     connection: aio_pika.abc.AbstractConnection, queue: str, ids: Sequence[str], *, yes: bool
 ) -> int:
     async with _letters(connection, queue) as letters:
-        chosen = _chosen(letters, ids)
-        question = f"Drop {len(chosen)} of {len(letters)} for good? [y/N] "
+        selected = _select(letters, ids)
+        question = f"Drop {len(selected)} of {len(letters)} permanently? [y/N] "
         if not yes and await asyncio.to_thread(input, question) != "y":
             return 1
-        for letter in chosen:
+        for letter in selected:
             await letter.ack()
-    print(f"dlq: {len(chosen)} dropped")
-    return 0 if len(chosen) == len(ids) or not ids else 1
+    print(f"dlq: {len(selected)} dropped")
+    return 0 if len(selected) == len(ids) or not ids else 1
 
 
 @asynccontextmanager
 async def _letters(
     connection: aio_pika.abc.AbstractConnection, queue: str
 ) -> AsyncIterator[list[AbstractIncomingMessage]]:
-    """Take messages in hand, oldest first; those that are not acknowledged then go back."""
+    """Fetch the messages of a queue, oldest first; unacknowledged ones are requeued at the end."""
     channel = await connection.channel()
     source = await channel.get_queue(queue, ensure=False)
     letters: list[AbstractIncomingMessage] = []
-    while len(letters) < _MOST and (letter := await source.get(fail=False)) is not None:
+    while len(letters) < _MAX_LETTERS and (letter := await source.get(fail=False)) is not None:
         letters.append(letter)
     try:
-        yield sorted(letters, key=_time)  # what went back before may be last in the queue
+        yield sorted(letters, key=_time)  # requeued messages may be last in the queue
     finally:
         await channel.close()
 
@@ -143,7 +148,7 @@ async def _count(connection: aio_pika.abc.AbstractConnection, queue: str) -> int
     return declared.declaration_result.message_count or 0
 
 
-def _chosen(
+def _select(
     letters: Sequence[AbstractIncomingMessage], ids: Sequence[str]
 ) -> list[AbstractIncomingMessage]:
     found = {letter.message_id for letter in letters}
@@ -153,7 +158,7 @@ def _chosen(
 
 
 def _document(letter: AbstractIncomingMessage) -> dict[str, Any]:
-    about = {
+    document = {
         "reason": _reason(letter),
         "message": letter.headers.get(topology.MESSAGE, ""),
         "attempts": letter.headers.get(topology.ATTEMPT, 0),
@@ -162,17 +167,17 @@ def _document(letter: AbstractIncomingMessage) -> dict[str, Any]:
     try:
         event = decode(Event, letter.body)
     except ServiceError:
-        return about | {"body": letter.body[:1000].hex()}
-    about |= {"id": event.id, "type": event.type, "subject": event.subject}
-    about |= {"time": event.time.isoformat(), "correlationId": event.correlation_id}
+        return document | {"body": letter.body[:_MAX_BODY].hex()}
+    document |= {"id": event.id, "type": event.type, "subject": event.subject}
+    document |= {"time": event.time.isoformat(), "correlationId": event.correlation_id}
     try:
-        return about | {"data": MessageToDict(parse(event.type, event.data))}
+        return document | {"data": MessageToDict(parse(event.type, event.data))}
     except (KeyError, ServiceError):
-        return about | {"data": event.data[:1000].hex()}
+        return document | {"data": event.data[:_MAX_BODY].hex()}
 
 
 def _reason(letter: AbstractIncomingMessage) -> str:
-    """Ours, or the broker's own: DELIVERY_LIMIT."""
+    """Return the reason that the consumer gave, or that of the broker: DELIVERY_LIMIT."""
     headers = letter.headers
     return str(headers.get(topology.REASON) or headers.get("x-first-death-reason", "")).upper()
 

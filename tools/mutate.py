@@ -1,6 +1,6 @@
 """`just mutate`: remove one guard at a time, and see its tests fail.
 
-tests/guards.toml lists every bound, expiry, cache size, budget, poll, retry rule and constant-time
+tests/guards/*.toml list every bound, expiry, cache size, budget, poll, retry rule and constant-time
 rule with its change and the tests that fail under it. A guard is removed in a copy of the tree.
 """
 
@@ -21,7 +21,7 @@ from tools.servers import servers
 
 __all__ = ["Guard", "MutationError", "listed", "mutate", "numbers"]
 
-LIST: Final = ROOT / "tests" / "guards.toml"
+_LISTS: Final = ROOT / "tests" / "guards"
 _PACKAGES: Final = ("shared", *SERVICES)
 _COPY: Final = DEV / "mutate"
 _TEST_SECONDS: Final = 180
@@ -63,13 +63,14 @@ class Guard:
 
 def listed() -> tuple[list[Guard], dict[str, Mapping[str, str]]]:
     """Return all guards, and by file the numbers that are no guards, with the reason."""
-    document = tomllib.loads(LIST.read_text())
-    guards = [
-        Guard.from_entry(file, entry)
-        for file, entries in document["guards"].items()
-        for entry in entries
-    ]
-    return guards, document["no_guard"]
+    guards: list[Guard] = []
+    no_guards: dict[str, Mapping[str, str]] = {}
+    for file in sorted(_LISTS.glob("*.toml")):
+        document = tomllib.loads(file.read_text())
+        no_guards |= document.get("no_guard", {})
+        for source, entries in document.get("guards", {}).items():
+            guards += (Guard.from_entry(source, entry) for entry in entries)
+    return guards, no_guards
 
 
 def numbers() -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""`just bench codec`: make, encode and decode a message, against betterproto and betterproto2."""
+"""`just bench codec`: construct, encode and decode a message, beside two rivals."""
 
 import json
 import os
@@ -12,9 +12,8 @@ from typing import Any
 from grpc_tools import protoc
 
 from bench.report import Result
-from tools.contracts.generate.codec import write_codec
-from tools.contracts.generate.descriptors import Contracts
 from tools.contracts.generate.message_classes import with_constructors
+from tools.contracts.generate.package_modules import write_package_modules
 from tools.paths import DEV
 from tools.uv import uv
 
@@ -28,7 +27,7 @@ _BETTERPROTO2 = ("betterproto2==0.10.0", "betterproto2-compiler==0.10.1")
 
 
 def run() -> list[Result]:
-    """Build every contender, and measure them in turn, several times."""
+    """Build every contender, and measure them in turn, in several rounds."""
     shutil.rmtree(_SCRATCH, ignore_errors=True)
     _SCRATCH.mkdir(parents=True)
     rival_python = _install()
@@ -57,13 +56,13 @@ def run() -> list[Result]:
 
 def _measure(name: str, python: Path) -> dict[str, float]:
     command = [str(python), str(_HERE / "program.py"), name, str(_SCRATCH)]
-    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    measures: dict[str, float] = json.loads(answer.stdout)
+    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    measures: dict[str, float] = json.loads(result.stdout)
     return measures
 
 
 def _install() -> Path:
-    """betterproto2 in an environment of its own: it shares command names with betterproto."""
+    """Install betterproto2 in its own environment: its command names collide with betterproto's."""
     environment = _SCRATCH / "venv"
     python = environment / "bin/python"
     make = [uv(), "venv", "--quiet", "--python", sys.executable, str(environment)]
@@ -74,7 +73,7 @@ def _install() -> Path:
 
 
 def _compile(rival_python: Path) -> None:
-    """Once by betterproto as it is, once with our constructors and codec, once by betterproto2."""
+    """Compile the contract by betterproto, by betterproto with our codec, and by betterproto2."""
     options = [
         f"-I{_HERE / 'proto'}",
         f"-I{files('grpc_tools').joinpath('_proto')}",
@@ -97,11 +96,10 @@ def _compile(rival_python: Path) -> None:
     module = _SCRATCH / "bench/v1/__init__.py"
     module.write_text(with_constructors(module.read_text()))
     shutil.copy(descriptors, _SCRATCH / "bench")
-    contracts = Contracts(descriptors.read_bytes(), "bench")
-    write_codec(contracts, _SCRATCH / "bench")
+    write_package_modules(_SCRATCH / "bench")
     (_SCRATCH / "two").mkdir()
     plugin = rival_python.with_name("protoc-gen-python_betterproto2")
     theirs = [f"--plugin={plugin}", f"--python_betterproto2_out={_SCRATCH / 'two'}", *options]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it calls ruff
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # the plugin calls ruff
     compiler = [str(rival_python), "-m", "grpc_tools.protoc", *theirs]
     subprocess.run(compiler, check=True, env=os.environ | {"PATH": path})

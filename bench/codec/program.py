@@ -1,6 +1,6 @@
-"""One contender of the codec benchmark in a process of its own: `program.py NAME FOLDER`.
+"""Measure one contender of the codec benchmark: `program.py NAME FOLDER`.
 
-Prints microseconds for each measure, as JSON.
+Prints the microseconds of each measure as JSON.
 """
 
 import importlib
@@ -18,7 +18,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 
 
 def values(author: Any, status: Any) -> dict[str, Any]:
-    """The fields of the post."""
+    """Return the fields of the post."""
     return {
         "id": "018f3f6e-0000-7000-8000-000000000001",
         "author": author,
@@ -40,7 +40,7 @@ Functions = tuple[Callable[[], Any], Callable[[Any], bytes], Callable[[bytes], A
 
 
 def ours() -> Functions:
-    """betterproto's classes with our constructors and codec."""
+    """Return the functions of betterproto's classes with our constructors and codec."""
     messages, codec = (importlib.import_module(name) for name in ("bench.v1", "bench.codec"))
     entry = codec.CODECS[messages.Post]
     parse, read, write, kind = entry.upb.FromString, entry.read, entry.write, entry.upb
@@ -59,7 +59,7 @@ def ours() -> Functions:
 
 
 def betterproto() -> Functions:
-    """betterproto 2.0.0b7, as it is."""
+    """Return the functions of plain betterproto 2.0.0b7."""
     messages = importlib.import_module("plain.v1")
     status = messages.Status.PUBLISHED
     return (
@@ -70,7 +70,7 @@ def betterproto() -> Functions:
 
 
 def betterproto2() -> Functions:
-    """Its successor."""
+    """Return the functions of betterproto2."""
     messages = importlib.import_module("two.bench.v1")
     status = messages.Status.PUBLISHED
     return (
@@ -81,7 +81,7 @@ def betterproto2() -> Functions:
 
 
 def main() -> None:
-    """Measure: the median of five runs."""
+    """Print the measures of the contender."""
     make, encode, decode = globals()[NAME]()
     message = make()
     data = encode(message)
@@ -99,7 +99,7 @@ def main() -> None:
 
 
 def median(function: Callable[[], Any]) -> float:
-    """Microseconds of one call."""
+    """Return the microseconds of one call: the median of five runs."""
     timer = timeit.Timer(function)
     number = max(1, int(SECONDS / (timer.timeit(100) / 100)))
     return sorted(timer.repeat(5, number))[2] / number * 1e6

@@ -1,9 +1,9 @@
 """`just bench events`: writes with an event each, through inbox, outbox and relay to a consumer.
 
-One process writes, at first without and then with delivering what it has written; another
-consumes. Beside it, with no bus behind them: a bare write, which remembers nothing, by the same
-libraries (SQLAlchemy in a transaction, ODMantic without) and by the driver alone; and the same rows
-in the same transactions, by the driver alone.
+One process writes, first without and then with a relay; another process consumes. The rivals have
+no bus: a bare write without inbox and outbox, by the same libraries (SQLAlchemy in a transaction,
+ODMantic without) and by the driver alone; and the same rows in the same transactions, by the driver
+alone.
 """
 
 import json
@@ -28,7 +28,7 @@ _DATABASES: Final = {"PostgreSQL": "postgres", "MongoDB": "mongo"}
 
 
 def run() -> list[Result]:
-    """Measure both databases in turn, several times."""
+    """Measure both databases alternately, in several rounds."""
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in _DATABASES}
     with servers("bench") as addresses, virtual_host(addresses) as url:
         urls = {"postgres": addresses.postgres_url, "mongo": addresses.mongo_url}
@@ -50,9 +50,9 @@ def _measure(database: str, database_url: str, amqp_url: str) -> dict[str, float
     with subprocess.Popen(
         [*command, "consumer"], env=environment, stdout=subprocess.PIPE, text=True
     ) as consumer:
-        told = iter(consumer.stdout or ())
+        lines = iter(consumer.stdout or ())
         try:
-            if "READY\n" not in told:  # reads on until there
+            if "READY\n" not in lines:  # consumes the lines up to this one
                 raise RuntimeError("the consumer did not start")
             writer = subprocess.run(
                 [*command, database], env=environment, stdout=subprocess.PIPE, text=True, check=True
@@ -60,11 +60,12 @@ def _measure(database: str, database_url: str, amqp_url: str) -> dict[str, float
         except BaseException:
             consumer.kill()
             raise
-        wrote: dict[str, Any] = json.loads(writer.stdout.splitlines()[-1])
-        heard: dict[str, Any] = json.loads(list(told)[-1])
-    delays = sorted(1e3 * (heard["at"][id_] - at) for id_, at in wrote.pop("committed").items())
-    return wrote | {
-        "events": heard["count"] / heard["seconds"],
+        writer_result: dict[str, Any] = json.loads(writer.stdout.splitlines()[-1])
+        received: dict[str, Any] = json.loads(list(lines)[-1])
+    committed = writer_result.pop("committed")
+    delays = sorted(1e3 * (received["at"][id_] - at) for id_, at in committed.items())
+    return writer_result | {
+        "events": received["count"] / received["seconds"],
         "p50": delays[len(delays) // 2],
         "p99": delays[int(len(delays) * 0.99)],
     }
@@ -72,7 +73,7 @@ def _measure(database: str, database_url: str, amqp_url: str) -> dict[str, float
 
 def _results(name: str, rounds: list[dict[str, float]]) -> Iterator[Result]:
     median = {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
-    alone = {
+    rivals = {
         "bare write, same libraries": median["stack"],
         "the same rows, driver alone": median["rows"],
         "bare write in a transaction, driver alone": median["bare"],
@@ -81,19 +82,19 @@ def _results(name: str, rounds: list[dict[str, float]]) -> Iterator[Result]:
         measure=f"events: {name}: writes with inbox and outbox, undelivered, 32 at once",
         unit="writes/s",
         ours=median["stored"],
-        rivals=alone,
+        rivals=rivals,
     )
     yield Result(
         measure=f"events: {name}: writes with an event, 32 at once",
         unit="writes/s",
         ours=median["writes"],
-        rivals=alone,
+        rivals=rivals,
     )
     yield Result(
         measure=f"events: {name}: events at the consumer",
         unit="events/s",
         ours=median["events"],
-        rivals=alone,
+        rivals=rivals,
     )
     yield Result(
         measure=f"events: {name}: from commit to consumer, median, 100 a second",

@@ -1,55 +1,46 @@
-"""Writes with events, or consumes them: program.py postgres|mongo|consumer."""
+"""Publish events with writes, or consume them: program.py postgres|mongo|consumer."""
 
 import asyncio
 import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime
-from typing import Any
 from uuid import uuid4
 
-import asyncpg
 import httpx
 import uvloop
-from bson import ObjectId
 from pydantic import SecretStr
-from pymongo import AsyncMongoClient
-from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.read_concern import ReadConcern
-from pymongo.write_concern import WriteConcern
-from uuid_utils import uuid7
 
+from bench.events.baselines import (
+    EVENT_TYPE,
+    TEXT,
+    Write,
+    mongo_baseline,
+    new_event,
+    postgres_baseline,
+)
 from postbus.bus.v1 import Event
 from shared.bus.amqp import connect
+from shared.outbox.inbox import Operation
+from shared.outbox.outbox import EncodedEvent
 from shared.outbox.relay import relay
-from shared.outbox.unit_of_work import Operation, current_unit_of_work
+from shared.outbox.unit_of_work import current_unit_of_work
 from shared.runtime import gc_tuning
-from shared.wire import decode, encode
+from shared.wire import decode
 from tests.notes import Notes, mongo_notes, postgres_notes
 
 URL = SecretStr(os.environ["BENCH_URL"])
 DATABASE_URL = os.environ["BENCH_DATABASE_URL"]
 SECONDS = float(os.environ["BENCH_SECONDS"])
-TYPE = "postbus.bench.v1.Noted"
-TEXT = "x" * 200
-AT_ONCE = 32
-LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
-POOL = 10
-"""Connections to PostgreSQL, as a worker has them."""
-
-Write = Callable[[], Awaitable[None]]
+CONCURRENCY = 32
 
 
-def say(told: object) -> None:
-    print(told if isinstance(told, str) else json.dumps(told), flush=True)
+def print_line(result: object) -> None:
+    print(result if isinstance(result, str) else json.dumps(result), flush=True)
 
 
 async def rate(write: Write) -> float:
-    """How many writes a second, after a second of warming up."""
+    """Return the number of writes per second, measured after one second of warm-up."""
     done, running = 0, True
 
     async def repeat() -> None:
@@ -58,7 +49,7 @@ async def rate(write: Write) -> float:
             await write()
             done += 1
 
-    tasks = [asyncio.create_task(repeat()) for _ in range(AT_ONCE)]
+    tasks = [asyncio.create_task(repeat()) for _ in range(CONCURRENCY)]
     await asyncio.sleep(1)
     before, began = done, time.perf_counter()
     await asyncio.sleep(SECONDS)
@@ -68,138 +59,51 @@ async def rate(write: Write) -> float:
     return measured
 
 
-def an_event(subject: str) -> Event:
-    return Event(id=str(uuid7()), type=TYPE, subject=subject, data=TEXT.encode())
-
-
 async def write(notes: Notes, event: Event) -> None:
-    """What a handler does that stores something and publishes an event."""
+    """Perform an operation that inserts a note and publishes an event."""
 
     async def handler() -> bytes:
         await notes.add(TEXT)
-        if work := current_unit_of_work():
-            work.events.append(event)
+        if unit := current_unit_of_work():
+            unit.events.append(event)
         return TEXT.encode()
 
     await notes.store.perform(Operation(key=Operation.key_of(event.id), fingerprint=b"f"), handler)
 
 
 async def measure(notes: Notes) -> dict[str, object]:
-    """Write as fast as can be, at first without delivering; then 100 times a second."""
+    """Measure the rate of writes without and with a relay, and the delay at 100 writes/s."""
 
-    async def drop(_event: Event) -> None:
+    async def drop(_event: EncodedEvent) -> None:
         pass
 
-    stored = await rate(lambda: write(notes, an_event("stored")))
+    stored = await rate(lambda: write(notes, new_event("stored")))
     while await notes.store.forward(drop):
         pass
     async with connect(URL, "bench events") as bus:
         await bus.wait_ready()
-        relaying = asyncio.create_task(relay(notes.store, bus.publish))
+        relaying = asyncio.create_task(relay(notes.store, bus.publish_encoded))
         gc_tuning.freeze()
-        writes = await rate(lambda: write(notes, an_event("rate")))
-        while await notes.store.forward(bus.publish):
+        writes = await rate(lambda: write(notes, new_event("rate")))
+        while await notes.store.forward(bus.publish_encoded):
             pass
         await asyncio.sleep(1)
         committed: dict[str, float] = {}
         for _ in range(int(SECONDS * 100)):
-            event = an_event("delay")
+            event = new_event("delay")
             await write(notes, event)
             committed[event.id] = time.time()
             await asyncio.sleep(0.01)
         await asyncio.sleep(1)
-        await bus.publish(an_event("end"))
+        await bus.publish(new_event("end"))
         relaying.cancel()
         await asyncio.gather(relaying, return_exceptions=True)
     return {"stored": stored, "writes": writes, "committed": committed}
 
 
-@asynccontextmanager
-async def postgres_alone(url: str) -> AsyncIterator[tuple[Write, Write, Write]]:
-    """A bare write, one with the rows of a unit of work, and what clears the outbox."""
-    async with asyncpg.create_pool(url, min_size=POOL, max_size=POOL) as pool:
-
-        async def bare() -> None:
-            async with pool.acquire() as connection, connection.transaction():
-                await connection.execute("INSERT INTO notes VALUES ($1)", TEXT)
-
-        async def rows() -> None:
-            event = an_event("rows")
-            key = Operation.key_of(event.id)
-            async with pool.acquire() as connection, connection.transaction():
-                await connection.execute(
-                    "INSERT INTO inbox (key, fingerprint) VALUES ($1, $2) ON CONFLICT DO NOTHING",
-                    key,
-                    b"f",
-                )
-                await connection.execute("INSERT INTO notes VALUES ($1)", TEXT)
-                await connection.execute(
-                    "INSERT INTO outbox (id, event) VALUES ($1, $2)", event.id, encode(event)
-                )
-                await connection.execute(
-                    "UPDATE inbox SET reply = $2 WHERE key = $1", key, TEXT.encode()
-                )
-
-        async def clear() -> None:
-            async with pool.acquire() as connection, connection.transaction():
-                found = await connection.fetch(
-                    "SELECT id FROM outbox ORDER BY id LIMIT 100 FOR UPDATE SKIP LOCKED"
-                )
-                ids = [each["id"] for each in found]
-                await connection.execute("DELETE FROM outbox WHERE id = ANY($1)", ids)
-
-        yield bare, rows, clear
-
-
-@asynccontextmanager
-async def mongo_alone(url: str) -> AsyncIterator[tuple[Write, Write, Write]]:
-    """See `postgres_alone`."""
-    concern = WriteConcern("majority", j=True)
-    client: AsyncMongoClient[dict[str, Any]]
-    async with AsyncMongoClient(url, tz_aware=True) as client:
-        database: AsyncDatabase[dict[str, Any]] = client.get_default_database().with_options(
-            write_concern=concern
-        )
-
-        async def bare() -> None:
-            async with client.start_session() as session:
-                await session.with_transaction(insert, ReadConcern("snapshot"), concern)
-
-        async def insert(session: AsyncClientSession) -> None:
-            note = {"_id": ObjectId(), "text": TEXT}
-            await database["notes"].insert_one(note, session=session)
-
-        async def rows() -> None:
-            async with client.start_session() as session:
-                await session.with_transaction(insert_all, ReadConcern("snapshot"), concern)
-
-        async def insert_all(session: AsyncClientSession) -> None:
-            event = an_event("rows")
-            key = Operation.key_of(event.id)
-            await database["inbox"].find_one({"_id": key}, session=session)
-            await insert(session)
-            entry = {
-                "_id": key,
-                "fingerprint": b"f",
-                "reply": TEXT.encode(),
-                "events": [encode(event)],
-                "event_id": event.id,
-                "until": LONG_AGO,
-            }
-            await database["inbox"].insert_one(entry, session=session)
-
-        async def clear() -> None:
-            waiting = {"until": {"$lt": datetime.now(UTC)}}
-            found = await database["inbox"].find(waiting, {"_id": 1}).limit(100).to_list()
-            sent = {"$unset": dict.fromkeys(("events", "event_id", "until"), "")}
-            await database["inbox"].update_many({"_id": {"$in": [e["_id"] for e in found]}}, sent)
-
-        yield bare, rows, clear
-
-
 async def writer(database: str) -> None:
     notes = postgres_notes if database == "postgres" else mongo_notes
-    alone = postgres_alone if database == "postgres" else mongo_alone
+    baseline = postgres_baseline if database == "postgres" else mongo_baseline
     paths: list[str] = []
 
     def unique(prefix: str) -> str:
@@ -208,21 +112,21 @@ async def writer(database: str) -> None:
 
     async with notes(DATABASE_URL, unique) as opened:
         url = httpx.URL(DATABASE_URL).copy_with(path=paths[-1])
-        async with alone(str(url)) as (bare, rows, clear):
-            told = {"bare": await rate(bare), "stack": await rate(lambda: opened.add(TEXT))}
+        async with baseline(str(url)) as (bare, rows, clear):
+            result = {"bare": await rate(bare), "stack": await rate(lambda: opened.add(TEXT))}
 
-            async def clear_always() -> None:
+            async def clear_repeatedly() -> None:
                 while True:
                     await clear()
                     await asyncio.sleep(0.001)
 
-            clearing = asyncio.create_task(clear_always())
-            told["rows"] = await rate(rows)
+            clearing = asyncio.create_task(clear_repeatedly())
+            result["rows"] = await rate(rows)
             clearing.cancel()
             await asyncio.gather(clearing, return_exceptions=True)
             for _ in range(1000):
                 await clear()
-        say(told | await measure(opened))
+        print_line(result | await measure(opened))
 
 
 async def consumer() -> None:
@@ -240,12 +144,12 @@ async def consumer() -> None:
             ended.set()
 
     async with connect(URL, "bench consumer") as bus:
-        subscription = await bus.subscribe([TYPE], handler, queue="bench.events")
+        subscription = await bus.subscribe([EVENT_TYPE], handler, queue="bench.events")
         gc_tuning.freeze()
-        say("READY")
+        print_line("READY")
         await ended.wait()
         await subscription.cancel()
-    say({"count": len(times), "seconds": times[-1] - times[0], "at": at})
+    print_line({"count": len(times), "seconds": times[-1] - times[0], "at": at})
 
 
 if __name__ == "__main__":

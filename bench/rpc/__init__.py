@@ -1,9 +1,9 @@
-"""`just bench rpc`: calls through the broker, ours beside the rivals' on the same machine.
+"""`just bench rpc`: calls through the broker beside rivals on the same machine.
 
 One client process, one worker process, payloads of about 300 bytes; the contenders take turns, and
-each measure is the median of all rounds. Ours counts twice: whole (stub, envelope, validation at
-the worker, dispatch, handler, acknowledged after the reply), and the data plane alone, bytes in and
-bytes out.
+each measure is the median of all rounds. Postbus is measured twice: whole (stub, envelope,
+validation at the worker, dispatch, handler, acknowledged after the reply), and its data plane alone
+(bytes in, bytes out).
 """
 
 import json
@@ -33,11 +33,11 @@ _ROUNDS: Final = 1 if QUICK else 3
 _LOAD: Final = Load(in_flight=_IN_FLIGHT, seconds=1.0 if QUICK else 3.0)
 
 Measures = dict[str, float]
-"""Of one number in flight: `rate` in calls/s, `p50` and `p99` in ms, `cpu` in ms for each call."""
+"""Measures at one number in flight: `rate` in calls/s, `p50`, `p99` and `cpu` per call in ms."""
 
 
 def run() -> list[Result]:
-    """Install the rivals, let all take turns, and compare."""
+    """Install the rivals, run all in turn, and compare."""
     contenders = list(installed())
     measured: dict[str, list[dict[int, Measures]]] = {each.name: [] for each in contenders}
     with servers("bench") as addresses, virtual_host(addresses) as url:
@@ -52,7 +52,7 @@ def run() -> list[Result]:
 
 
 def _measure(contender: Contender, url: str) -> dict[int, Measures]:
-    """Run its worker and its client once; return the measures by the number in flight."""
+    """Run worker and client of a contender once; return the measures by number in flight."""
     port = httpx.URL(url).port
     broker = pid_listening(port) if port else None
     with (

@@ -119,7 +119,7 @@ def _install_node() -> None:
         folder.mkdir(exist_ok=True)
         (folder / "package.json").write_text('{"private": true}')
         npm("install", *_NODE_PACKAGES, cwd=folder)
-    for program in _HERE.glob("*.mjs"):  # packages are looked for beside the program
+    for program in _HERE.glob("*.mjs"):  # Node looks for packages beside the program
         shutil.copy(program, folder)
 
 
@@ -135,7 +135,7 @@ def _install_c() -> None:
 
 @contextmanager
 def virtual_host(addresses: Addresses) -> Iterator[str]:
-    """A virtual host of our own, gone at the end with all that is in it."""
+    """Create a virtual host, yield its URL, and delete it at the end."""
     broker = httpx.URL(addresses.amqp_url)
     with httpx.Client(base_url=addresses.amqp_management_url, trust_env=False) as management:
         management.put("/api/vhosts/bench").raise_for_status()
@@ -149,7 +149,7 @@ def virtual_host(addresses: Addresses) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """A closed loop of calls: each number of calls in flight is kept up for some seconds."""
+    """A closed loop of calls: each number in flight is kept for some seconds."""
 
     in_flight: Sequence[int]
     seconds: float
@@ -168,7 +168,7 @@ def running(
     *,
     ready: str = "READY",
 ) -> Iterator[subprocess.Popen[str]]:
-    """Start a program, wait until it says `ready`, and end it in the end."""
+    """Start a program, wait until it prints `ready`, and stop it at the end."""
     environment = {
         **node_environment(),
         "PYTHONWARNINGS": "ignore",
@@ -184,7 +184,7 @@ def running(
             command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
         )
     try:
-        if f"{ready}\n" not in (process.stdout or ()):  # reads on until there
+        if f"{ready}\n" not in (process.stdout or ()):  # reads until the line
             raise FailedError(f"its {role} ended early; see {_SCRATCH / 'log'}")
         yield process
     finally:

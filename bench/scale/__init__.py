@@ -1,8 +1,8 @@
 """`just bench scale`: reads of a million posts by 100,000 people with five million likes.
 
-Beside each the database query alone, through the same drivers and at as many at once (see
-bench/scale/alone.py). The databases are filled once, which takes some minutes, and stay. With
-BENCH_QUICK it is a fiftieth.
+The rival of each read is its database query alone, by the same drivers and with the same
+concurrency (see bench/scale/queries.py). The databases are filled once, which takes some minutes,
+and are kept for the next run. BENCH_QUICK reduces the scale to a fiftieth.
 """
 
 import json
@@ -26,14 +26,14 @@ _SECONDS: Final = 1.0 if QUICK else 4.0
 
 
 def run() -> list[Result]:
-    """Fill the databases unless they are full, and measure."""
+    """Fill the databases if necessary, and measure."""
     with servers("bench") as addresses, virtual_host(addresses) as amqp_url:
-        own = f"/bench_scale_{_POSTS}"
+        path = f"/bench_scale_{_POSTS}"
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(["", *sys.path]),
             "POSTBUS_AMQP_URL": amqp_url,
-            "POSTBUS_POSTGRES_URL": str(httpx.URL(addresses.postgres_url).copy_with(path=own)),
-            "POSTBUS_MONGO_URL": str(httpx.URL(addresses.mongo_url).copy_with(path=own)),
+            "POSTBUS_POSTGRES_URL": str(httpx.URL(addresses.postgres_url).copy_with(path=path)),
+            "POSTBUS_MONGO_URL": str(httpx.URL(addresses.mongo_url).copy_with(path=path)),
         }
         command = [sys.executable, str(_PROGRAM), str(_POSTS), str(_SECONDS)]
         with subprocess.Popen(
@@ -46,31 +46,33 @@ def run() -> list[Result]:
                 else:
                     print(line, end="", flush=True)
             if program.wait():
-                raise RuntimeError("the measurement failed: see above")
+                raise RuntimeError("the measurement failed; its output is above")
     return [*_reads(measured["reads"]), *map(_memory, measured["memory"])]
 
 
 def _reads(reads: list[dict[str, Any]]) -> list[Result]:
-    found = {(each["name"], each["at_once"], each["way"]): each for each in reads}
+    found = {(each["name"], each["concurrency"], each["path"]): each for each in reads}
     return [
         Result(
-            measure=f"scale: {name}, {at_once} at once, {about}",
+            measure=f"scale: {name}, {concurrency} at once, {about}",
             unit="ms",
-            ours=found[name, at_once, "rest"][part],
+            ours=found[name, concurrency, "rest"][part],
             rivals={
-                "over the bus": found[name, at_once, "bus"][part],
-                "the database query alone": found[name, at_once, "alone"][part],
+                "over the bus": found[name, concurrency, "bus"][part],
+                "the database query alone": found[name, concurrency, "query"][part],
             },
         )
-        for name, at_once in dict.fromkeys((each["name"], each["at_once"]) for each in reads)
+        for name, concurrency in dict.fromkeys(
+            (each["name"], each["concurrency"]) for each in reads
+        )
         for part, about in (("p50", "median"), ("p99", "99th percentile"))
     ]
 
 
-def _memory(held: dict[str, Any]) -> Result:
+def _memory(resident: dict[str, Any]) -> Result:
     return Result(
-        measure=f"scale: memory of {held['worker']} after 2,000 pages of 100",
+        measure=f"scale: memory of {resident['worker']} after 2,000 pages of 100",
         unit="MiB",
-        ours=held["after"],
-        rivals={"before": held["before"]},
+        ours=resident["after"],
+        rivals={"before": resident["before"]},
     )

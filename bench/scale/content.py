@@ -1,4 +1,4 @@
-"""What the databases are filled with: the same for the same scale, every time."""
+"""The content of the databases; the same scale always gives the same content."""
 
 import random
 from array import array
@@ -20,18 +20,18 @@ _BODY: Final = "Every queue promises that someone will come. " * 6
 
 
 def person_id(number: int) -> str:
-    """Return a UUIDv7 that says which."""
+    """Return a UUIDv7 that ends with `number`."""
     return f"018bcfe5-6800-7000-8000-{number:012x}"
 
 
 def post_id(number: int) -> str:
-    """Return a UUIDv7 that says which."""
+    """Return a UUIDv7 that ends with `number`."""
     milliseconds = (_START + number * _STEP) // 1000
     return f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-7000-9000-{number:012x}"
 
 
 def tag_of(dice: random.Random) -> str:
-    """Return a tag, the first ones far more often than the last (Zipf's law)."""
+    """Return a random tag with a frequency by Zipf's law."""
     return f"tag{dice.choices(range(_TAGS), cum_weights=_ZIPF)[0]}"
 
 
@@ -40,7 +40,7 @@ _ZIPF: Final = list(accumulate(1 / rank for rank in range(1, _TAGS + 1)))
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """`posts` posts, a tenth as many people, five likes a post, and `readers` who follow 500."""
+    """`posts` posts, a tenth as many users, five likes per post; each reader follows 500 users."""
 
     posts: int
     readers: int = 200
@@ -51,16 +51,16 @@ class Content:
 
     @property
     def people(self) -> int:
-        """How many people there are."""
+        """The number of users."""
         return self.posts // 10
 
     def usernames(self) -> Iterator[str]:
-        """Names of people, of two words and a number."""
+        """Yield the usernames: two words and a number."""
         for number in range(self.people):
             yield f"{_word(number % 701)}{_word(number % 997)}_{number}"
 
     def author_documents(self) -> Iterator[dict[str, Any]]:
-        """Author cards of all people."""
+        """Yield the author document of each user."""
         for number, name in enumerate(self.usernames()):
             yield {
                 "_id": person_id(number),
@@ -74,14 +74,14 @@ class Content:
             }
 
     def follows(self) -> Iterator[tuple[int, int]]:
-        """Who follows whom."""
+        """Yield pairs of follower and followed user."""
         dice = random.Random(1)  # noqa: S311  # no secret
         for reader in range(self.readers):
             followed = dice.sample(range(self.people), min(FOLLOWED + 1, self.people))
             yield from [(reader, each) for each in followed if each != reader][:FOLLOWED]
 
     def likes(self) -> Iterator[dict[str, Any]]:
-        """Documents of likes; they are counted meanwhile, for `post_documents`."""
+        """Yield the documents of likes, and count the likes of each post for `post_documents`."""
         dice = random.Random(2)  # noqa: S311  # no secret
         for person in range(self.people):
             user_id = person_id(person)
@@ -96,7 +96,7 @@ class Content:
                 }
 
     def post_documents(self) -> Iterator[dict[str, Any]]:
-        """Documents of posts."""
+        """Yield the documents of posts; call `likes` first."""
         dice = random.Random(3)  # noqa: S311  # no secret
         for number in range(self.posts):
             at, id_ = _START + number * _STEP, post_id(number)
@@ -127,7 +127,7 @@ class Content:
 
 
 def _word(number: int) -> str:
-    """Return a word that one could say."""
+    """Return a pronounceable word of three syllables."""
     consonants, vowels = "bdfgklmnprst", "aeiou"
     text = ""
     for _ in range(3):

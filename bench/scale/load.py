@@ -1,4 +1,4 @@
-"""Fills the databases of a system, once: they stay between runs if they are whole."""
+"""Fill the databases of a system; complete databases are kept between runs."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -25,11 +25,11 @@ Database = AsyncDatabase[dict[str, Any]]
 
 
 async def load(content: Content, postgres_url: str, mongo_url: str) -> None:
-    """Fill both databases, whose tables and indexes are there."""
+    """Fill both databases. Their tables and indexes must exist."""
     async with AsyncMongoClient[dict[str, Any]](mongo_url) as client:
         database = client.get_default_database()
         if await database["loaded"].find_one({"posts": content.posts}):
-            print(f"bench: scale: {content.posts:,} posts are there from before", flush=True)
+            print(f"bench: scale: {content.posts:,} posts exist from an earlier run", flush=True)
             await _open_sessions(content, postgres_url)
             return
         await _load_users(content, postgres_url)
@@ -69,7 +69,7 @@ async def _load_users(content: Content, url: str) -> None:
 
 
 async def _open_sessions(content: Content, url: str) -> None:
-    """Log the readers in: the id of each session is that of its user."""
+    """Insert one session for each reader, with the id of the user."""
     connection = await asyncpg.connect(url)
     await connection.execute("TRUNCATE sessions")
     until = datetime.now(UTC) + timedelta(days=1)
@@ -82,7 +82,7 @@ async def _open_sessions(content: Content, url: str) -> None:
 
 
 async def _load_posts(content: Content, database: Database) -> None:
-    """Likes first, for posts have their number; indexes are made anew after each."""
+    """Insert likes, then posts, which contain their number; rebuild the indexes after each."""
     for name, documents in (
         ("authors", content.author_documents()),
         ("likes", content.likes()),
@@ -98,10 +98,10 @@ async def _load_posts(content: Content, database: Database) -> None:
             done += len(batch)
             if done % 500_000 == 0:
                 print(f"bench: scale: {done:,} {name}", flush=True)
-        for index, about in indexes.items():
+        for index, options in indexes.items():
             if index != "_id_":
-                unique = about.get("unique", False)
-                await collection.create_index(about["key"], name=index, unique=unique)
+                unique = options.get("unique", False)
+                await collection.create_index(options["key"], name=index, unique=unique)
         seconds = time.monotonic() - began
         print(f"bench: scale: {done:,} {name} and their indexes in {seconds:.0f} s", flush=True)
 

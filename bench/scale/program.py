@@ -1,4 +1,4 @@
-"""Fills the databases, runs the system over them, and measures: program.py POSTS SECONDS."""
+"""Fill the databases, start the system, and measure its reads: program.py POSTS SECONDS."""
 
 import asyncio
 import json
@@ -17,9 +17,9 @@ import uvloop
 from pydantic import SecretStr
 from pymongo import AsyncMongoClient
 
-from bench.scale.alone import Alone
 from bench.scale.content import Content, person_id, post_id, tag_of
 from bench.scale.load import load
+from bench.scale.queries import Queries
 from bench.scale.rest import Rest
 from postbus.posts.v1 import GetPostRequest, ListFeedRequest, ListPostsRequest, PostsServiceStub
 from postbus.registry import METHODS
@@ -31,13 +31,13 @@ from shared.wire import encode
 from tests.system import System, run_system
 from tests.tokens import TokenMaker
 
-AT_ONCE: Final = (1, 16)
+CONCURRENCY: Final = (1, 16)
 PAGES: Final = 2000
-Ask = Callable[[], Awaitable[object]]
+Read = Callable[[], Awaitable[object]]
 
 
-class Asked:
-    """What is asked for, at random."""
+class RandomParameters:
+    """Random parameters of requests."""
 
     def __init__(self, content: Content, tokens: TokenMaker) -> None:
         self._dice = random.Random(9)  # noqa: S311  # no secret
@@ -61,85 +61,89 @@ class Asked:
         return self._dice.choice(list(self.tokens))
 
 
-def three_ways(asked: Asked, alone: Alone, bus: AmqpBus, rest: Rest) -> dict[str, dict[str, Ask]]:
-    """Each read by the database alone, over the bus, and over REST."""
+def reads_by_path(
+    parameters: RandomParameters, queries: Queries, bus: AmqpBus, rest: Rest
+) -> dict[str, dict[str, Read]]:
+    """Return each read by name: as a database query, over the bus, and over REST."""
     posts, users = PostsServiceStub(ServiceChannel(bus)), UsersServiceStub(ServiceChannel(bus))
     feed = METHODS["postbus.posts.v1.PostsService.ListFeed"]
 
     def feed_over_bus() -> Awaitable[object]:
-        token = asked.tokens[asked.reader()]
+        token = parameters.tokens[parameters.reader()]
         call = Call.new(encode(ListFeedRequest()), deadline=time.time() + 5, access_token=token)
         return bus.call(feed.name, call)
 
     return {
         "GetPost": {
-            "alone": lambda: alone.get_post(asked.post()),
-            "bus": lambda: posts.get_post(GetPostRequest(id=asked.post())),
-            "rest": lambda: rest.get(f"/v1/posts/{asked.post()}"),
+            "query": lambda: queries.get_post(parameters.post()),
+            "bus": lambda: posts.get_post(GetPostRequest(id=parameters.post())),
+            "rest": lambda: rest.get(f"/v1/posts/{parameters.post()}"),
         },
         "ListPosts by tag": {
-            "alone": lambda: alone.list_posts(asked.tag()),
-            "bus": lambda: posts.list_posts(ListPostsRequest(tag=asked.tag())),
-            "rest": lambda: rest.get(f"/v1/posts?tag={asked.tag()}"),
+            "query": lambda: queries.list_posts(parameters.tag()),
+            "bus": lambda: posts.list_posts(ListPostsRequest(tag=parameters.tag())),
+            "rest": lambda: rest.get(f"/v1/posts?tag={parameters.tag()}"),
         },
         "ListFeed of 500": {
-            "alone": lambda: alone.list_feed(asked.reader()),
+            "query": lambda: queries.list_feed(parameters.reader()),
             "bus": feed_over_bus,
-            "rest": lambda: rest.get("/v1/feed", asked.tokens[asked.reader()]),
+            "rest": lambda: rest.get("/v1/feed", parameters.tokens[parameters.reader()]),
         },
         "SearchUsers": {
-            "alone": lambda: alone.search_users(asked.prefix()),
-            "bus": lambda: users.search_users(SearchUsersRequest(q=asked.prefix())),
-            "rest": lambda: rest.get(f"/v1/users?q={asked.prefix()}"),
+            "query": lambda: queries.search_users(parameters.prefix()),
+            "bus": lambda: users.search_users(SearchUsersRequest(q=parameters.prefix())),
+            "rest": lambda: rest.get(f"/v1/users?q={parameters.prefix()}"),
         },
     }
 
 
-async def delays(ask: Ask, at_once: int, seconds: float) -> list[float]:
-    """Return how long each took, in milliseconds, after a while of warming up."""
-    took: list[float] = []
+async def measure_read(read: Read, concurrency: int, seconds: float) -> list[float]:
+    """Return the duration of each read in milliseconds, measured after a warm-up."""
+    durations: list[float] = []
     begin = time.perf_counter() + seconds / 5
     end = begin + seconds
 
     async def repeat() -> None:
         while (began := time.perf_counter()) < end:
-            await ask()
+            await read()
             if began > begin:
-                took.append(1000 * (time.perf_counter() - began))
+                durations.append(1000 * (time.perf_counter() - began))
 
-    await asyncio.gather(*(repeat() for _ in range(at_once)))
-    return took
+    await asyncio.gather(*(repeat() for _ in range(concurrency)))
+    return durations
 
 
-async def measure(ways: dict[str, dict[str, Ask]], seconds: float, rounds: int) -> list[Any]:
-    """Measure in turn, several times, after a round that fills the caches of all."""
-    took: dict[tuple[str, int, str], list[float]] = {}
+async def measure(reads: dict[str, dict[str, Read]], seconds: float, rounds: int) -> list[Any]:
+    """Measure all reads in several rounds; an additional first round fills the caches."""
+    durations: dict[tuple[str, int, str], list[float]] = {}
     for number in range(rounds + 1):
         print(f"bench: scale: round {number} of {rounds}", file=sys.stderr, flush=True)
-        for name, by_way in ways.items():
-            for at_once in AT_ONCE:
-                for way, ask in by_way.items():
-                    key = (name, at_once, way)
-                    measured = await delays(ask, at_once, seconds if number else seconds / 2)
-                    took.setdefault(key, []).extend(measured if number else ())
+        for name, by_path in reads.items():
+            for concurrency in CONCURRENCY:
+                for path, read in by_path.items():
+                    key = (name, concurrency, path)
+                    measured = await measure_read(
+                        read, concurrency, seconds if number else seconds / 2
+                    )
+                    durations.setdefault(key, []).extend(measured if number else ())
     return [
         {
             "name": name,
-            "at_once": at_once,
-            "way": way,
-            "p50": _at(all_, 0.5),
-            "p99": _at(all_, 0.99),
+            "concurrency": concurrency,
+            "path": path,
+            "p50": _percentile(all_, 0.5),
+            "p99": _percentile(all_, 0.99),
         }
-        for (name, at_once, way), all_ in took.items()
+        for (name, concurrency, path), all_ in durations.items()
     ]
 
 
-def _at(took: list[float], part: float) -> float:
-    return sorted(took)[int(len(took) * part)]
+def _percentile(durations: list[float], part: float) -> float:
+    return sorted(durations)[int(len(durations) * part)]
 
 
 async def memory(system: System, rest: Rest) -> list[Any]:
-    """What the workers hold before and after many pages of a hundred."""
+    """Return the memory of each worker before and after 2,000 pages of a hundred items."""
     before = system.resident()
     for path in ("/v1/posts?pageSize=100", "/v1/users?pageSize=100"):
         token = ""
@@ -165,12 +169,12 @@ async def main(posts: int, seconds: float) -> None:
             ):
                 await bus.wait_ready()
                 gc_tuning.freeze()
-                alone = Alone(pool, client.get_default_database())
-                ways = three_ways(Asked(content, tokens), alone, bus, rest)
-                reads = await measure(ways, seconds, rounds=3)
-                held = await memory(system, rest)
+                queries = Queries(pool, client.get_default_database())
+                all_reads = reads_by_path(RandomParameters(content, tokens), queries, bus, rest)
+                reads = await measure(all_reads, seconds, rounds=3)
+                resident = await memory(system, rest)
             await rest.close()
-    print(json.dumps({"reads": reads, "memory": held}), flush=True)
+    print(json.dumps({"reads": reads, "memory": resident}), flush=True)
 
 
 if __name__ == "__main__":

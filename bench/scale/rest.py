@@ -1,4 +1,4 @@
-"""A lean HTTP/1.1 client: a general one would take longer than what is measured."""
+"""A minimal HTTP/1.1 client; a general one would take longer than the measured requests."""
 
 import asyncio
 
@@ -6,14 +6,14 @@ __all__ = ["Rest"]
 
 
 class Rest:
-    """GET over connections that stay open."""
+    """Sends GET requests over a pool of connections."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def get(self, path: str, token: str = "") -> bytes:
-        """Return the body of a 200; RuntimeError for any other answer."""
+        """Return the body of a 200 response; RuntimeError for any other status."""
         reader, writer = await self._connection()
         bearer = f"Authorization: Bearer {token}\r\n" if token else ""
         writer.write(f"GET {path} HTTP/1.1\r\nHost: bench\r\n{bearer}\r\n".encode())
@@ -28,13 +28,13 @@ class Rest:
     async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         while self._free:
             reader, writer = self._free.pop()
-            if not reader.at_eof():  # the server closes what was idle
+            if not reader.at_eof():  # the server closes idle connections
                 return reader, writer
             writer.close()
         return await asyncio.open_connection("127.0.0.1", self._port)
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close all idle connections."""
         for _, writer in self._free:
             writer.close()
             await writer.wait_closed()

@@ -1,4 +1,4 @@
-"""What the tests of the contracts share."""
+"""Fixtures of the contract tests."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from tests.contract.pipeline import Pipeline, running
 
 @pytest.fixture(scope="session")
 def kinds(tmp_path_factory: pytest.TempPathFactory) -> Kinds:
-    """Return messages with every kind of field, generated as `just gen` does."""
+    """Return messages with every kind of field, generated as by `just gen`."""
     return Kinds(tmp_path_factory.mktemp("kinds"))
 
 

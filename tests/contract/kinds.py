@@ -1,4 +1,4 @@
-"""Messages with every kind of field, generated as `just gen` does, and any number of examples."""
+"""Messages with every kind of field, generated as by `just gen`, and strategies for examples."""
 
 import importlib
 import sys
@@ -12,9 +12,8 @@ from google.protobuf.message import Message
 from grpc_tools import protoc
 from hypothesis import strategies as st
 
-from tools.contracts.generate.codec import write_codec
-from tools.contracts.generate.descriptors import Contracts
 from tools.contracts.generate.message_classes import with_constructors
+from tools.contracts.generate.package_modules import write_package_modules
 
 __all__ = ["Kinds", "canonical", "examples", "fill", "without_epochs"]
 
@@ -23,7 +22,7 @@ _PROTO = Path(__file__).with_name("kinds.proto")
 
 
 class Kinds:
-    """The generated package: messages, the same without our constructors, the codec."""
+    """The generated package: its messages, the messages of plain betterproto, and the codecs."""
 
     def __init__(self, folder: Path) -> None:
         self.messages, self.plain, codec = _build(folder)
@@ -34,7 +33,7 @@ class Kinds:
         return fill(self.codecs[name].upb(), values)
 
     def encode(self, message: Any) -> Any:
-        """What google reads in the bytes of the message."""
+        """Return the message that google's parser reads from the encoded bytes."""
         codec = self.codecs[type(message).__name__]
         target = codec.upb()
         codec.write(message, target)
@@ -44,7 +43,7 @@ class Kinds:
 def _build(target: Path) -> tuple[ModuleType, ModuleType, ModuleType]:
     """Generate the package `kinds` below `target` and import it.
 
-    Returns its messages, the same as betterproto alone makes them, and the codec.
+    Return its messages, the messages of plain betterproto, and the codec module.
     """
     source = target / "proto/kinds/v1/kinds.proto"
     source.parent.mkdir(parents=True)
@@ -56,8 +55,7 @@ def _build(target: Path) -> tuple[ModuleType, ModuleType, ModuleType]:
     _compile(source, target)
     module = target / "kinds/v1/__init__.py"
     module.write_text(with_constructors(module.read_text()))
-    contracts = Contracts((target / "kinds/contracts.binpb").read_bytes(), "kinds")
-    write_codec(contracts, target / "kinds")
+    write_package_modules(target / "kinds")
     sys.path.insert(0, str(target))
     kinds, plain, codec = map(importlib.import_module, ("kinds.v1", "plain.v1", "kinds.codec"))
     return kinds, plain, codec
@@ -110,11 +108,11 @@ _WELL_KNOWN: Final = {
         st.integers(-(10**14), 10**14),
     ),
 }
-"""With the precision of Python's datetime."""
+"""Values within the precision of Python's datetime."""
 
 
 _PATH: Final = st.from_regex(r"[a-z]{1,3}(_[a-z]{1,3}){0,2}(\.[a-z]{1,3})?", fullmatch=True)
-"""Of a FieldMask: what JSON can say."""
+"""Paths of a FieldMask that JSON can represent."""
 _TAME: Final = {
     _F.TYPE_DOUBLE: st.floats(allow_nan=False).map(lambda value: value + 0.0),
     # google's json_format prints the largest as 3.4028235e38, and refuses to read that
@@ -125,10 +123,10 @@ _TAME: Final = {
 def examples(
     message: Descriptor, *, depth: int = 2, tame: bool = False
 ) -> st.SearchStrategy[dict[str, Any]]:
-    """What `fill` takes: the values of some fields by name.
+    """Return a strategy for the values of some fields by name, as `fill` takes them.
 
-    `tame` leaves out what betterproto 2.0.0b7 itself gets wrong: members of enums that are
-    negative or not known, -0.0, NaN, negative durations, and entries of maps that are empty.
+    `tame` excludes the values that betterproto 2.0.0b7 handles wrongly: negative or unknown enum
+    values, -0.0, NaN, negative durations, and empty entries of maps.
     """
     optional = {
         field.name: _field(field, depth, tame=tame)
@@ -169,7 +167,7 @@ def _value(field: FieldDescriptor, depth: int, *, tame: bool) -> st.SearchStrate
 
 
 def fill(message: Message, values: dict[str, Any]) -> Message:
-    """Set fields of google's `message`, and return it."""
+    """Set fields of a google message, and return it."""
     for name, value in values.items():
         field = message.DESCRIPTOR.fields_by_name[name]
         target = getattr(message, name)
@@ -194,13 +192,13 @@ def fill(message: Message, values: dict[str, Any]) -> Message:
 
 
 def canonical(message: Any) -> bytes:
-    """Bytes that are equal for equal messages, NaN included."""
+    """Return bytes that are equal for equal messages, NaN included."""
     data: bytes = message.SerializeToString(deterministic=True)
     return data
 
 
 def without_epochs(message: Any) -> Any:
-    """Drop times that are there and zero: betterproto has no way to tell them from absent ones."""
+    """Clear times that are present and zero: to betterproto they are unset."""
     for field, value in list(message.ListFields()):
         if field.message_type is None:
             continue

@@ -1,4 +1,4 @@
-"""A service of every kind, generated, and served by a gateway and a worker in a process."""
+"""A generated service with every kind of field, run by a gateway and a worker in one process."""
 
 import json
 import os
@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 
 
 class Pipeline:
-    """The generated package, and the gateway that serves it in a process of its own."""
+    """The generated package, and the process of the gateway that serves it."""
 
     def __init__(self, package: Path, worker: "subprocess.Popen[str]", token: str) -> None:
         self.package = package
@@ -38,21 +38,21 @@ class Pipeline:
     def google(self, name: str) -> Any:
         return GetMessageClass(self._pool.FindMessageTypeByName(f"postbus.kinds.v1.{name}"))
 
-    def ask(self, verb: str, url: str, body: Any = None) -> tuple[int, Any]:
-        """Send JSON, or text that is none; return status and JSON of the answer."""
+    def request(self, verb: str, url: str, body: Any = None) -> tuple[int, Any]:
+        """Send a value as JSON, or a string unchanged; return the status and JSON received."""
         text = body if body is None or isinstance(body, str) else json.dumps(body)
         assert self._worker.stdin is not None
         assert self._worker.stdout is not None
         self._worker.stdin.write(json.dumps([verb, url, text]) + "\n")
         self._worker.stdin.flush()
-        status, answer = json.loads(self._worker.stdout.readline())
-        return status, answer
+        status, response = json.loads(self._worker.stdout.readline())
+        return status, response
 
     def call(self, method: str, request: str) -> Any:
-        """Call a method over the WebSocket with a JSON text; return the frame that answers."""
+        """Call a method over the WebSocket with a JSON text; return the result or error frame."""
         method = f"postbus.kinds.v1.KindsService.{method}"
         text = f'{{"id": "2", "call": {{"method": "{method}", "request": {request}}}}}'
-        return self.ask("CALL", self.token, text)[1]
+        return self.request("CALL", self.token, text)[1]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The gateway and a worker of the service in pipeline.proto, in one process and over no network.
+"""The gateway and a worker of the service in pipeline.proto, in one process without a network.
 
 Reads requests from standard input, a JSON array a line (verb, URL, JSON text), and answers each
 with a line: status and JSON. Started by test_pipeline.py, with the generated package in front.
@@ -41,7 +41,7 @@ from tests.sockets import MemorySocket
 
 
 class Kinds:
-    """What a developer writes for four rpcs."""
+    """Handlers of the service."""
 
     @MessagePattern(KindsServiceBase.echo)
     async def echo(self, request: EchoRequest, _context: Context) -> EchoResponse:
@@ -96,13 +96,13 @@ async def main() -> None:
                     request = CountRequest(to=int(body))
                     got = [0, [response.number async for response in stub.count(request)]]
                 else:
-                    got = await answer(client, verb, url, body)
+                    got = await respond(client, verb, url, body)
                 text = json.dumps(got)
                 sys.stdout.write(text + "\n")
                 sys.stdout.flush()
 
 
-async def answer(client: httpx.AsyncClient, verb: str, url: str, body: str | None) -> list[Any]:
+async def respond(client: httpx.AsyncClient, verb: str, url: str, body: str | None) -> list[Any]:
     headers = {} if body is None else {"Content-Type": "application/json"}
     response = await client.request(verb, url, content=body, headers=headers)
     if response.headers.get("content-type") == "application/x-ndjson":
@@ -111,7 +111,7 @@ async def answer(client: httpx.AsyncClient, verb: str, url: str, body: str | Non
 
 
 async def converse(bus: MemoryBus, verifier: TokenVerifier, frames: list[Any]) -> list[Any]:
-    """Send the frames of a WebSocket client; return what it gets, until its last call ends."""
+    """Send frames over a WebSocket; return the received frames, until the last call ends."""
     connection, socket = await connect(bus, verifier)
     for frame in frames:
         connection.receive(json.dumps(frame).encode())
@@ -133,7 +133,7 @@ async def connect(
 
 
 async def call(bus: MemoryBus, verifier: TokenVerifier, token: str, text: str) -> Any:
-    """Send the text of a frame of one that has authenticated; return the answer to it."""
+    """Send the text of a frame over an authenticated WebSocket; return the frame of its result."""
     connection, socket = await connect(bus, verifier)
     authenticate = {"id": "1", "authenticate": {"accessToken": token}}
     connection.receive(json.dumps(authenticate).encode())

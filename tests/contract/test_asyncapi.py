@@ -1,4 +1,4 @@
-"""The AsyncAPI document: valid to the official parser, whole, true of the frames and the bus."""
+"""The AsyncAPI document: valid for the official parser, complete, equal to frames and bus."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ UUID = "018f3f6e-0000-7000-8000-000000000001"
 
 
 def parsed(document: dict[str, Any]) -> dict[str, Any]:
-    """What the official parser says."""
+    """Return the errors of the official parser."""
     command = ["node", "--input-type=module", "-e", PARSE]
     answer = subprocess.run(
         command,
@@ -42,13 +42,13 @@ def parsed(document: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def test_official_parser_finds_no_fault() -> None:
+def test_official_parser_accepts_the_document() -> None:
     result = parsed(DOCUMENT)
 
     assert result == {"found": [], "operations": len(DOCUMENT["operations"])}
 
 
-def test_official_parser_would_find_a_fault() -> None:
+def test_official_parser_refuses_an_invalid_document() -> None:
     broken = {**DOCUMENT, "operations": {"x": {"action": "nonsense"}}}
 
     assert parsed(broken)["found"] != []
@@ -74,7 +74,7 @@ def test_every_method_and_event_has_its_channel_on_the_bus() -> None:
     assert len(on_the_bus) == 2 * len(METHODS) + len(EVENTS)
 
 
-def test_websocket_has_what_outsiders_may_call_and_nothing_else() -> None:
+def test_websocket_has_exactly_the_methods_that_clients_may_call() -> None:
     public = {name for name, method in METHODS.items() if method.access is not Access.INTERNAL}
     messages = DOCUMENT["channels"]["websocket"]["messages"]
 
@@ -88,12 +88,12 @@ def test_websocket_has_what_outsiders_may_call_and_nothing_else() -> None:
     assert "postbus.users.v1.SessionsRevoked" in EVENTS.keys() - delivered
 
 
-def test_event_for_one_user_says_so_at_the_websocket() -> None:
+def test_event_for_one_user_names_the_user_field_at_the_websocket() -> None:
     messages = DOCUMENT["components"]["messages"]
 
-    said = messages["event.postbus.posts.v1.NotificationCreated"]["description"]
+    description = messages["event.postbus.posts.v1.NotificationCreated"]["description"]
 
-    assert said == "Only the user that `userId` names gets it."
+    assert description == "Only the user with the id `userId` receives it."
     assert "description" not in messages["event.postbus.posts.v1.PostCreated"]
 
 
@@ -114,7 +114,7 @@ def payload_of(message: str) -> Draft202012Validator:
         ),
     ],
 )
-def test_documented_frame_is_what_the_gateway_reads(message: str, frame: dict[str, Any]) -> None:
+def test_documented_frame_is_accepted_by_the_gateway(message: str, frame: dict[str, Any]) -> None:
     assert payload_of(message).is_valid(frame)
     assert read_client_frame(frame, json.dumps(frame).encode()).id == "1"
 
@@ -135,7 +135,7 @@ def test_frame_that_the_gateway_refuses_is_not_documented(
     assert not payload_of(message).is_valid(frame)
 
 
-def test_event_at_the_websocket_is_documented_as_it_comes() -> None:
+def test_event_frame_of_the_gateway_matches_its_schema() -> None:
     frame = {
         "id": "1",
         "event": {

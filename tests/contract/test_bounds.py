@@ -1,4 +1,4 @@
-"""The work and the answer for a request have bounds for every input."""
+"""The time and the response size of a request are bounded for every input."""
 
 import json
 import time
@@ -29,7 +29,7 @@ from tools.contracts.generate.openapi import MAX_BODY_BYTES
 
 ANSWER_BYTES = 64 * 1024
 CPU_SECONDS = 0.3
-"""Several times the slowest case on an idle machine; without a bound it is 4 to 40 seconds."""
+"""Several times the slowest case on an idle machine; without limits it takes 4 to 40 seconds."""
 MEGABYTE = 1_000_000
 POSTS = "postbus.posts.v1.PostsService"
 HOSTILE = {
@@ -40,15 +40,15 @@ HOSTILE = {
     "unknown members": b"{" + b",".join(b'"a%d":1' % i for i in range(90_000)) + b"}",
     "one long name": b'{"' + b"a" * MEGABYTE + b'":1}',
     "invisible name": b'{"' + "\u202e".encode() * 300_000 + b'":1}',
-    "one name again and again": b"{" + b'"a":1,' * 160_000 + b'"a":1}',
+    "one repeated name": b"{" + b'"a":1,' * 160_000 + b'"a":1}',
     "deep lists": b'{"title":' + b"[" * 1000 + b"]" * 1000 + b"}",
-    "deeper than JSON may be": b"[" * MEGABYTE,
+    "deeper lists than allowed": b"[" * MEGABYTE,
     "many deep lists": b'{"title":[' + (b"[" * 90 + b"]" * 90 + b",") * 5_000 + b"0]}",
     "a long title": b'{"title":"' + b"x" * MEGABYTE + b'"}',
     "escaped quotes": b'{"title":"' + b'\\"' * 490_000 + b'"}',
     "backslashes": b'{"title":"' + b"\\\\" * 490_000 + b'"}',
     "colons": b'{"title":"' + b":{" * 490_000 + b'"}',
-    "a string without end": b'{"title":"' + b'\\"' * 490_000,
+    "a string without an end": b'{"title":"' + b'\\"' * 490_000,
     "a long number": b'{"title":"x","status":"' + b"9" * MEGABYTE + b'"}',
     "a number of many digits": b'{"title":"x","status":' + b"9" * MEGABYTE + b"}",
     "paths of a mask": b'{"updateMask":"' + b"bio," * 240_000 + b'bio"}',
@@ -61,7 +61,7 @@ def transcoder(name: str) -> Transcoder:
 
 
 def refused(call: Any) -> tuple[ServiceError, float]:
-    """Return why a call is refused, and the CPU time that it took in seconds."""
+    """Return the error of a call, and its CPU time in seconds."""
     began = time.process_time()
     with pytest.raises(ServiceError) as raised:
         call()
@@ -76,7 +76,7 @@ def require_bounded(error: ServiceError, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
-def test_megabyte_of_anything_is_refused_quickly_and_briefly(text: bytes) -> None:
+def test_hostile_megabyte_is_refused_quickly_and_briefly(text: bytes) -> None:
     create, update = (
         transcoder(f"{POSTS}.CreatePost"),
         transcoder("postbus.users.v1.UsersService.UpdateMe"),
@@ -88,7 +88,7 @@ def test_megabyte_of_anything_is_refused_quickly_and_briefly(text: bytes) -> Non
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
-def test_megabyte_in_a_frame_is_refused_quickly_and_briefly(text: bytes) -> None:
+def test_hostile_megabyte_in_a_frame_is_refused_quickly_and_briefly(text: bytes) -> None:
     frame = b'{"id":"1","call":{"method":"%s.CreatePost","request":%s}}' % (POSTS.encode(), text)
 
     error, seconds = refused(lambda: read_client_frame(parse_json(frame), frame))
@@ -105,7 +105,7 @@ def test_megabyte_of_parameters_is_refused_quickly_and_briefly() -> None:
         require_bounded(error, seconds)
 
 
-def test_worker_refuses_a_list_before_it_looks_at_the_elements() -> None:
+def test_worker_refuses_a_long_list_before_it_validates_the_elements() -> None:
     data = encode(BatchGetUsersRequest(ids=[""] * 400_000))
 
     error, seconds = refused(lambda: read_valid(BatchGetUsersRequest, data))
@@ -115,7 +115,7 @@ def test_worker_refuses_a_list_before_it_looks_at_the_elements() -> None:
     assert error.more_violations
 
 
-def test_at_most_20_violations_are_reported_and_that_there_are_more() -> None:
+def test_error_has_20_violations_at_most_and_reports_that_there_are_more() -> None:
     binding = transcoder(f"{POSTS}.CreatePost")
 
     def read(tags: list[Any]) -> ServiceError:
@@ -131,7 +131,7 @@ def test_at_most_20_violations_are_reported_and_that_there_are_more() -> None:
     assert (len(more.violations), more.more_violations) == (20, True)
 
 
-def test_error_is_cut_however_it_is_built() -> None:
+def test_texts_of_errors_are_truncated() -> None:
     violation = FieldViolation(field="f" * 9_999, rule="r" * 9_999, message="\u20ac" * 9_999)
     ours = ServiceError(
         Code.INVALID_ARGUMENT, "R" * 9_999, "m" * 9_999, violations=[violation] * 99
@@ -163,7 +163,7 @@ def test_reading_stops_after_21_violations(kinds: Kinds) -> None:
     assert len(_duplicates(b"{" + b'"a":1,' * 1_000 + b'"a":1}')) == 21
 
 
-def test_breaking_many_rules_is_told_by_20_violations() -> None:
+def test_violations_of_rules_are_20_at_most() -> None:
     kind: Any = message_class("postbus.users.v1.BatchGetUsersRequest")
 
     violations, more = examine(kind(ids=[""] * 21))
@@ -171,7 +171,7 @@ def test_breaking_many_rules_is_told_by_20_violations() -> None:
     assert (len(violations), more) == (20, True)
 
 
-def test_lists_maps_and_masks_have_a_bound_without_a_rule(kinds: Kinds) -> None:
+def test_lists_maps_and_masks_have_a_limit_without_a_rule(kinds: Kinds) -> None:
     lists, maps, known = (kinds.codecs[name].upb for name in ("Lists", "Maps", "WellKnown"))
     cases = [
         (lists, {"strings": ["a"] * 1_000}, {"strings": ["a"] * 1_001}),
@@ -190,7 +190,7 @@ def test_lists_maps_and_masks_have_a_bound_without_a_rule(kinds: Kinds) -> None:
         assert error.violations[0].rule in {"repeated.max_items", "map.max_pairs"}
 
 
-def test_binary_message_has_the_same_bounds(kinds: Kinds) -> None:
+def test_binary_message_has_the_same_limits(kinds: Kinds) -> None:
     lists, maps, nested, known = (
         kinds.codecs[name].upb for name in ("Lists", "Maps", "Nested", "WellKnown")
     )
@@ -211,7 +211,7 @@ def test_binary_message_has_the_same_bounds(kinds: Kinds) -> None:
     assert count_elements(child) == 1_000
 
 
-def test_rule_of_the_contract_is_the_bound() -> None:
+def test_rule_of_the_contract_is_the_limit() -> None:
     kind: Any = message_class("postbus.posts.v1.CreatePostRequest")
 
     error, _ = refused(lambda: read_message(kind, {"tags": [1] * 21}))
@@ -232,7 +232,7 @@ def test_rule_of_the_contract_is_the_bound() -> None:
         (b"{" + b'"a":1,' * 20_001 + b'"a":1}', "max_values"),
     ],
 )
-def test_document_has_bounds(text: bytes, rule: str) -> None:
+def test_document_beyond_a_limit_is_refused(text: bytes, rule: str) -> None:
     error, _ = refused(lambda: read_json(text))
 
     assert [each.rule for each in error.violations] == [rule]
@@ -246,13 +246,13 @@ def test_document_has_bounds(text: bytes, rule: str) -> None:
         b'""' * 40_001 + b'"' + b"," * 20_001 + b'"',
     ],
 )
-def test_values_are_counted_before_any_is_made(text: bytes) -> None:
+def test_values_are_counted_before_the_text_is_parsed(text: bytes) -> None:
     error, _ = refused(lambda: read_json(text))  # not JSON, which only a parser would find
 
     assert [each.rule for each in error.violations] == ["max_values"]
 
 
-def test_document_within_its_bounds_is_read() -> None:
+def test_document_within_the_limits_is_read() -> None:
     brackets, commas, quoted = "{[" * 20_000, "," * 20_001, 'a"'
     code = f'{{"title": "x", "body": {json.dumps(brackets)}}}'.encode()
 
@@ -285,8 +285,8 @@ def test_message_that_is_too_deep_for_binary_protobuf_is_refused(kinds: Kinds) -
     assert known.FromString(read_message(known, {"value": value[0]}).SerializeToString())
 
 
-def test_body_limit_admits_every_request_that_the_contract_allows() -> None:
-    """A character outside of Unicode's basic plane is 12 bytes when it is escaped."""
+def test_body_limit_is_above_every_valid_request() -> None:
+    """An escaped character outside Unicode's basic plane has 12 bytes."""
     default = GatewaySettings.model_fields["max_body_bytes"].default
 
     largest = max(
@@ -299,7 +299,7 @@ def test_body_limit_admits_every_request_that_the_contract_allows() -> None:
 
 
 def _bytes(message: Any) -> int:
-    """Return how long the JSON of a message can be, by the rules of its strings and lists."""
+    """Return the largest size of the JSON of a message, by the rules of its strings and lists."""
     total = 2
     for field in message.fields:
         rules = bounds._rules(field)
@@ -310,7 +310,7 @@ def _bytes(message: Any) -> int:
     return total
 
 
-def test_good_post_is_valid_at_both_ends() -> None:
+def test_largest_post_is_valid_in_gateway_and_worker() -> None:
     binding = transcoder(f"{POSTS}.CreatePost")
     body = orjson.dumps({"title": "a: b", "body": "\U0001f600" * 100_000, "tags": ["a"] * 20})
 

@@ -1,4 +1,4 @@
-"""The codec against google's and betterproto's own, over every kind of field."""
+"""The codec compared with google's and betterproto's, for every kind of field."""
 
 import betterproto
 import pytest
@@ -16,7 +16,7 @@ many = settings(deadline=None, suppress_health_check=list(HealthCheck), max_exam
 @pytest.mark.parametrize("name", ALL)
 @many
 @given(data=st.data())
-def test_message_survives_the_way_through_our_classes(
+def test_message_is_unchanged_after_read_and_write(
     kinds: Kinds, name: str, data: st.DataObject
 ) -> None:
     codec = kinds.codecs[name]
@@ -30,9 +30,7 @@ def test_message_survives_the_way_through_our_classes(
 @pytest.mark.parametrize("name", READ_ALIKE)
 @many
 @given(data=st.data())
-def test_object_is_the_one_that_betterproto_reads(
-    kinds: Kinds, name: str, data: st.DataObject
-) -> None:
+def test_object_equals_that_of_betterproto(kinds: Kinds, name: str, data: st.DataObject) -> None:
     codec = kinds.codecs[name]
     google = kinds.google(name, data.draw(examples(codec.upb.DESCRIPTOR, tame=True)))
 
@@ -46,7 +44,7 @@ def test_object_is_the_one_that_betterproto_reads(
 @pytest.mark.parametrize("name", WRITTEN_ALIKE)
 @many
 @given(data=st.data())
-def test_bytes_mean_what_those_of_betterproto_mean(
+def test_bytes_are_equivalent_to_those_of_betterproto(
     kinds: Kinds, name: str, data: st.DataObject
 ) -> None:
     codec = kinds.codecs[name]
@@ -60,7 +58,7 @@ def test_bytes_mean_what_those_of_betterproto_mean(
 @pytest.mark.parametrize("name", READ_ALIKE)
 @many
 @given(data=st.data())
-def test_constructor_makes_what_that_of_betterproto_makes(
+def test_constructor_is_equivalent_to_that_of_betterproto(
     kinds: Kinds, name: str, data: st.DataObject
 ) -> None:
     codec = kinds.codecs[name]

@@ -1,4 +1,4 @@
-"""What breaks for whom between two versions of a contract: each rule on a pair, and its reverse."""
+"""Breaking changes between two versions of a contract: each rule on a pair, in both directions."""
 
 import subprocess
 import sys
@@ -23,8 +23,8 @@ CALLERS = f"{REST}, {WEBSOCKET}, {WORKER}"
 CLIENTS = f"{REST}, {WEBSOCKET}"
 BY_KEY = f"{WEBSOCKET}, {WORKER}"
 CONSUMER = "event consumer"
-HEARERS = f"{WEBSOCKET}, {CONSUMER}"
-UNDECIDED = "constraint changed, it can't be decided how"
+SUBSCRIBERS = f"{WEBSOCKET}, {CONSUMER}"
+UNDECIDED = "constraint changed, effect unknown"
 STALE = "event version not raised by a breaking change: 1 -> 1"
 
 Found = dict[str, str]
@@ -54,18 +54,18 @@ def service(*rpcs: str) -> str:
     return f"service Odd {{ {' '.join(rpcs or [rpc()])} }}"
 
 
-def asked(fields: str, more: str = "") -> str:
-    """A contract that differs in what is asked."""
+def request_of(fields: str, more: str = "") -> str:
+    """Return a contract with these fields in the request."""
     return f"{service()} message Ask {{ {fields} }} message Answer {{ bool ok = 1; }} {more}"
 
 
-def answered(fields: str, more: str = "") -> str:
-    """A contract that differs in what is answered."""
+def response_of(fields: str, more: str = "") -> str:
+    """Return a contract with these fields in the response."""
     return f"{service()} message Ask {{ }} message Answer {{ {fields} }} {more}"
 
 
-def served(*rpcs: str, more: str = "") -> str:
-    """A contract that differs in its methods."""
+def methods_of(*rpcs: str, more: str = "") -> str:
+    """Return a contract with these methods."""
     messages = "message Ask { string id = 1; string name = 2; } message Answer { Ask ask = 1; }"
     return f"{service(*rpcs)} {messages} {more}"
 
@@ -75,26 +75,26 @@ def event(
     rules: str = 'subject: "id"',
     access: str = "access: ACCESS_PUBLIC",
 ) -> str:
-    """A contract that differs in an event."""
+    """Return a contract with an event."""
     return f"message Done {{ option (postbus.options.v1.event) = {{{rules} {access}}}; {fields} }}"
 
 
 def for_user(recipient: str) -> str:
-    """A contract that differs in the user who hears of an event."""
+    """Return a contract with an event for the user in the field `recipient`."""
     access = f'access: ACCESS_USER recipient: "{recipient}"'
     return event("string id = 1; string other = 2;", access=access)
 
 
 def ruled(rules: str, kind: str = "string") -> str:
-    """A field with rules, in what is asked."""
-    return asked(f"{kind} a = 1 [{rules}];")
+    """Return a contract with rules of a field in the request."""
+    return request_of(f"{kind} a = 1 [{rules}];")
 
 
-def both(text: str, who: str) -> tuple[Found, Found]:
-    """The same finding there and back, with `<->` between what changes places."""
-    what, _, values = text.rpartition(": ")
+def both(text: str, audiences: str) -> tuple[Found, Found]:
+    """Return the same finding in both directions, with the values around `<->` exchanged."""
+    kind, _, values = text.rpartition(": ")
     before, _, after = values.partition(" <-> ")
-    return {f"{what}: {before} -> {after}": who}, {f"{what}: {after} -> {before}": who}
+    return {f"{kind}: {before} -> {after}": audiences}, {f"{kind}: {after} -> {before}": audiences}
 
 
 def tighter(rule: str, before: str = "none", after: str = "true") -> tuple[Found, Found]:
@@ -107,24 +107,24 @@ def lay(rule: str) -> str:
 
 ROUTES = {
     "verb": (
-        served(rpc('put: "/v1/things" body: "*"')),
-        served(rpc('post: "/v1/things" body: "*"')),
+        methods_of(rpc('put: "/v1/things" body: "*"')),
+        methods_of(rpc('post: "/v1/things" body: "*"')),
         *both("Odd.Do: route removed: PUT /v1/things <-> POST /v1/things", REST),
     ),
     "second binding": (
-        served(rpc('get: "/v1/a" additional_bindings {get: "/v1/b"}')),
-        served(rpc('get: "/v1/a"')),
+        methods_of(rpc('get: "/v1/a" additional_bindings {get: "/v1/b"}')),
+        methods_of(rpc('get: "/v1/a"')),
         {"Odd.Do: route removed: GET /v1/b -> gone": REST},
         {},
     ),
     "pattern": (
-        served(rpc('get: "/v1/{id=a/*}"')),
-        served(rpc('get: "/v1/{id=b/*}"')),
+        methods_of(rpc('get: "/v1/{id=a/*}"')),
+        methods_of(rpc('get: "/v1/{id=b/*}"')),
         *both("Odd.Do: route removed: GET /v1/{id=a/*} <-> GET /v1/{id=b/*}", REST),
     ),
     "parameter": (
-        served(rpc('get: "/v1/things/{id}"')),
-        served(rpc('get: "/v1/things/{name}"')),
+        methods_of(rpc('get: "/v1/things/{id}"')),
+        methods_of(rpc('get: "/v1/things/{name}"')),
         {
             "Odd.Do: path parameters renamed: GET /v1/things/{id} -> GET /v1/things/{name}": REST,
             "Odd.Do: GET /v1/things/{name}: field id moved: path -> query": REST,
@@ -137,23 +137,23 @@ ROUTES = {
         },
     ),
     "body": (
-        served(rpc('post: "/v1/things"')),
-        served(rpc('post: "/v1/things" body: "*"')),
+        methods_of(rpc('post: "/v1/things"')),
+        methods_of(rpc('post: "/v1/things" body: "*"')),
         *both("Odd.Do: POST /v1/things: body changed: none <-> *", REST),
     ),
     "response body": (
-        served(rpc('get: "/v1/things"')),
-        served(rpc('get: "/v1/things" response_body: "ask"')),
+        methods_of(rpc('get: "/v1/things"')),
+        methods_of(rpc('get: "/v1/things" response_body: "ask"')),
         *both("Odd.Do: GET /v1/things: response_body changed: none <-> ask", REST),
     ),
     "status": (
-        served(rpc(rules="access: ACCESS_USER")),
-        served(rpc(rules="access: ACCESS_USER http_status: 201")),
+        methods_of(rpc(rules="access: ACCESS_USER")),
+        methods_of(rpc(rules="access: ACCESS_USER http_status: 201")),
         *both("Odd.Do: POST /v1/things: status changed: 200 <-> 201", REST),
     ),
     "another verb captures nothing": (
-        served(rpc('get: "/v1/{id}"')),
-        served(rpc('post: "/v1/me"', name="Other"), rpc('get: "/v1/{id}"')),
+        methods_of(rpc('get: "/v1/{id}"')),
+        methods_of(rpc('post: "/v1/me"', name="Other"), rpc('get: "/v1/{id}"')),
         {},
         {
             "Odd.Other: method removed: Odd.Other -> gone": BY_KEY,
@@ -161,11 +161,11 @@ ROUTES = {
         },
     ),
     "custom verb captures, whatever the HTTP verb": (
-        served(rpc('get: "/v1/{id}"')),
-        served(rpc('post: "/v1/{id}:go"', name="Go"), rpc('get: "/v1/{id}"')),
+        methods_of(rpc('get: "/v1/{id}"')),
+        methods_of(rpc('post: "/v1/{id}:go"', name="Go"), rpc('get: "/v1/{id}"')),
         {
-            "notice: Odd.Do: route captured in part: GET /v1/{id} -> "
-            "POST /v1/{id}:go of Odd.Go comes first": REST
+            "notice: Odd.Do: route shadowed in part: GET /v1/{id} -> "
+            "POST /v1/{id}:go of Odd.Go is matched first": REST
         },
         {
             "Odd.Go: method removed: Odd.Go -> gone": BY_KEY,
@@ -173,11 +173,11 @@ ROUTES = {
         },
     ),
     "captured in part": (
-        served(rpc('get: "/v1/{id}"')),
-        served(rpc('get: "/v1/me"', name="Me"), rpc('get: "/v1/{id}"')),
+        methods_of(rpc('get: "/v1/{id}"')),
+        methods_of(rpc('get: "/v1/me"', name="Me"), rpc('get: "/v1/{id}"')),
         {
-            "notice: Odd.Do: route captured in part: GET /v1/{id} -> "
-            "GET /v1/me of Odd.Me comes first": REST
+            "notice: Odd.Do: route shadowed in part: GET /v1/{id} -> "
+            "GET /v1/me of Odd.Me is matched first": REST
         },
         {
             "Odd.Me: method removed: Odd.Me -> gone": BY_KEY,
@@ -185,8 +185,8 @@ ROUTES = {
         },
     ),
     "order swapped, which decides nothing": (
-        served(rpc('get: "/v1/me"', name="Me"), rpc('get: "/v1/{id}"')),
-        served(rpc('get: "/v1/{id}"'), rpc('get: "/v1/me"', name="Me")),
+        methods_of(rpc('get: "/v1/me"', name="Me"), rpc('get: "/v1/{id}"')),
+        methods_of(rpc('get: "/v1/{id}"'), rpc('get: "/v1/me"', name="Me")),
         {},
         {},
     ),
@@ -194,28 +194,28 @@ ROUTES = {
 
 METHODS = {
     "renamed with its route kept": (
-        served(rpc(name="Do")),
-        served(rpc(name="Make")),
+        methods_of(rpc(name="Do")),
+        methods_of(rpc(name="Make")),
         {"Odd.Do: method removed: Odd.Do -> gone": BY_KEY},
         {"Odd.Make: method removed: Odd.Make -> gone": BY_KEY},
     ),
     "internal one removed": (
-        served(rpc("", "access: ACCESS_INTERNAL"), rpc(name="Stays")),
-        served(rpc(name="Stays")),
+        methods_of(rpc("", "access: ACCESS_INTERNAL"), rpc(name="Stays")),
+        methods_of(rpc(name="Stays")),
         {"Odd.Do: method removed: Odd.Do -> gone": WORKER},
         {},
     ),
     "type renamed, the same inside": (
-        served(rpc(), more="message Wish { string id = 1; string name = 2; }"),
-        served(
+        methods_of(rpc(), more="message Wish { string id = 1; string name = 2; }"),
+        methods_of(
             rpc(types="(Wish) returns (Answer)"),
             more="message Wish { string id = 1; string name = 2; }",
         ),
         *both("Odd.Do: request type changed: Ask <-> Wish", WEBSOCKET),
     ),
     "type replaced, other inside": (
-        served(rpc(), more="message Reply { int32 ask = 1; }"),
-        served(
+        methods_of(rpc(), more="message Reply { int32 ask = 1; }"),
+        methods_of(
             rpc(types="(Ask) returns (Reply)"),
             more="message Reply { int32 ask = 1; }",
         ),
@@ -230,62 +230,64 @@ METHODS = {
             "Answer.ask: presence gained: always there -> optional": CLIENTS,
         },
     ),
-    "field outside the body of the answer": (
-        served(rpc('get: "/v1" response_body: "ask"')).replace("Ask ask", "int32 a = 2; Ask ask"),
-        served(rpc('get: "/v1" response_body: "ask"')),
+    "field outside the response body": (
+        methods_of(rpc('get: "/v1" response_body: "ask"')).replace(
+            "Ask ask", "int32 a = 2; Ask ask"
+        ),
+        methods_of(rpc('get: "/v1" response_body: "ask"')),
         {"Answer.a: field removed: int32 -> gone": BY_KEY},
         {},
     ),
     "streaming": (
-        served(rpc()),
-        served(rpc(types="(Ask) returns (stream Answer)")),
+        methods_of(rpc()),
+        methods_of(rpc(types="(Ask) returns (stream Answer)")),
         *both("Odd.Do: streaming changed: unary <-> server streaming", CALLERS),
     ),
     "public to user": (
-        served(rpc(rules="access: ACCESS_PUBLIC")),
-        served(rpc(rules="access: ACCESS_USER")),
+        methods_of(rpc(rules="access: ACCESS_PUBLIC")),
+        methods_of(rpc(rules="access: ACCESS_USER")),
         {
             "Odd.Do: access tightened: PUBLIC -> USER": CLIENTS,
             "Odd.Do: access token now required: PUBLIC -> USER": WORKER,
         },
-        {"notice: Odd.Do: access loosened, mind security: USER -> PUBLIC": CALLERS},
+        {"notice: Odd.Do: access loosened, check security: USER -> PUBLIC": CALLERS},
     ),
     "user to internal": (
-        served(rpc(rules="access: ACCESS_USER")),
-        served(rpc(rules="access: ACCESS_INTERNAL")),
+        methods_of(rpc(rules="access: ACCESS_USER")),
+        methods_of(rpc(rules="access: ACCESS_INTERNAL")),
         {"Odd.Do: access tightened: USER -> INTERNAL": CLIENTS},
         {
-            "notice: Odd.Do: access loosened, mind security: INTERNAL -> USER": WORKER,
+            "notice: Odd.Do: access loosened, check security: INTERNAL -> USER": WORKER,
             "Odd.Do: access token now required: INTERNAL -> USER": WORKER,
         },
     ),
     "idempotency": (
-        served(rpc(more="option idempotency_level = NO_SIDE_EFFECTS;")),
-        served(rpc(more="option idempotency_level = IDEMPOTENT;")),
+        methods_of(rpc(more="option idempotency_level = NO_SIDE_EFFECTS;")),
+        methods_of(rpc(more="option idempotency_level = IDEMPOTENT;")),
         {"Odd.Do: idempotency weakened: NO_SIDE_EFFECTS -> IDEMPOTENT": CALLERS},
         {},
     ),
     "idempotency lost": (
-        served(rpc(more="option idempotency_level = IDEMPOTENT;")),
-        served(rpc()),
-        {"Odd.Do: idempotency weakened: IDEMPOTENT -> IDEMPOTENCY_UNKNOWN": CALLERS},
+        methods_of(rpc(more="option idempotency_level = IDEMPOTENT;")),
+        methods_of(rpc()),
+        {"Odd.Do: idempotency weakened: IDEMPOTENT -> UNKNOWN": CALLERS},
         {},
     ),
     "timeout": (
-        served(rpc()),
-        served(rpc(rules="access: ACCESS_USER default_timeout_ms: 100")),
+        methods_of(rpc()),
+        methods_of(rpc(rules="access: ACCESS_USER default_timeout_ms: 100")),
         {"notice: Odd.Do: default timeout lowered: 5000 ms -> 100 ms": CALLERS},
         {},
     ),
     "version": (
-        served(rpc(rules='access: ACCESS_USER version: "ask.version"')),
-        served(rpc()),
+        methods_of(rpc(rules='access: ACCESS_USER version: "ask.version"')),
+        methods_of(rpc()),
         {"Odd.Do: version lost: ask.version -> none": REST},
         {},
     ),
     "expected version": (
-        served(rpc(rules='access: ACCESS_USER expected_version: "name"')),
-        served(rpc()),
+        methods_of(rpc(rules='access: ACCESS_USER expected_version: "name"')),
+        methods_of(rpc()),
         {
             "Odd.Do: expected_version lost: name -> none": REST,
             "Odd.Do: POST /v1/things: field name moved: If-Match -> body": REST,
@@ -296,98 +298,98 @@ METHODS = {
 
 FIELDS = {
     "removed though reserved": (
-        asked("string a = 1;"),
-        asked("reserved 1; reserved 'a';"),
+        request_of("string a = 1;"),
+        request_of("reserved 1; reserved 'a';"),
         {"Ask.a: field removed: string -> gone": CALLERS},
         {},
     ),
     "renamed": (
-        asked("string a_b = 1;"),
-        asked("string b = 1;"),
+        request_of("string a_b = 1;"),
+        request_of("string b = 1;"),
         {"Ask.b: JSON name changed: aB -> b": CLIENTS},
         {"Ask.a_b: JSON name changed: b -> aB": CLIENTS},
     ),
     "renamed in JSON": (
-        answered("string a = 1;"),
-        answered('string a = 1 [json_name = "b"];'),
+        response_of("string a = 1;"),
+        response_of('string a = 1 [json_name = "b"];'),
         *both("Answer.a: JSON name changed: a <-> b", CLIENTS),
     ),
-    "renamed but in the JSON asked": (
-        asked("string a = 1;"),
-        asked('string b = 1 [json_name = "a"];'),
+    "renamed in a request with the same JSON name": (
+        request_of("string a = 1;"),
+        request_of('string b = 1 [json_name = "a"];'),
         {"Ask.b: field renamed: a -> b": CLIENTS},
         {"Ask.a: field renamed: b -> a": CLIENTS},
     ),
-    "renamed but in the JSON answered": (
-        answered("string a = 1;"),
-        answered('string b = 1 [json_name = "a"];'),
+    "renamed in a response with the same JSON name": (
+        response_of("string a = 1;"),
+        response_of('string b = 1 [json_name = "a"];'),
         {},
         {},
     ),
     "renumbered": (
-        asked("string a = 1;"),
-        asked("string a = 2;"),
+        request_of("string a = 1;"),
+        request_of("string a = 2;"),
         *both("Ask.a: number changed: 1 <-> 2", WORKER),
     ),
     "wider, in JSON a string": (
-        answered("int32 a = 1;"),
-        answered("int64 a = 1;"),
+        response_of("int32 a = 1;"),
+        response_of("int64 a = 1;"),
         *both("Answer.a: type changed: int32 <-> int64", CALLERS),
     ),
     "string or bytes": (
-        asked("string a = 1;"),
-        asked("bytes a = 1;"),
+        request_of("string a = 1;"),
+        request_of("bytes a = 1;"),
         *both("Ask.a: type changed: string <-> bytes", CALLERS),
     ),
     "the same in JSON": (
-        asked("int32 a = 1;"),
-        asked("sint32 a = 1;"),
+        request_of("int32 a = 1;"),
+        request_of("sint32 a = 1;"),
         *both("Ask.a: type changed: int32 <-> sint32", WORKER),
     ),
     "well-known type": (
-        answered("google.protobuf.Timestamp a = 1;"),
-        answered("google.protobuf.Duration a = 1;"),
+        response_of("google.protobuf.Timestamp a = 1;"),
+        response_of("google.protobuf.Duration a = 1;"),
         *both(
             "Answer.a: type changed: google.protobuf.Timestamp <-> google.protobuf.Duration",
             CALLERS,
         ),
     ),
     "inner message": (
-        answered("Part a = 1;", "message Part { string b = 1; }"),
-        answered("Other a = 1;", "message Other { }"),
+        response_of("Part a = 1;", "message Part { string b = 1; }"),
+        response_of("Other a = 1;", "message Other { }"),
         {"Part.b: field removed: string -> gone": CALLERS},
         {},
     ),
     "repeated": (
-        asked("string a = 1;"),
-        asked("repeated string a = 1;"),
+        request_of("string a = 1;"),
+        request_of("repeated string a = 1;"),
         *both("Ask.a: cardinality changed: singular <-> repeated", CALLERS),
     ),
     "value of a map": (
-        answered("map<string, string> a = 1;"),
-        answered("map<string, bytes> a = 1;"),
+        response_of("map<string, string> a = 1;"),
+        response_of("map<string, bytes> a = 1;"),
         *both("Answer.AEntry.value: type changed: string <-> bytes", CALLERS),
     ),
     "map or list": (
-        answered("map<string, Part> a = 1;", "message Part { }"),
-        answered("repeated Part a = 1;", "message Part { }"),
+        response_of("map<string, Part> a = 1;", "message Part { }"),
+        response_of("repeated Part a = 1;", "message Part { }"),
         *both("Answer.a: type changed: map <-> Part", CALLERS),
     ),
-    "presence in what is asked": (
-        asked("optional string a = 1;"),
-        asked("string a = 1;"),
+    "presence in a request": (
+        request_of("optional string a = 1;"),
+        request_of("string a = 1;"),
         {"Ask.a: presence lost: optional -> always there": CALLERS},
         {},
     ),
-    "presence in what is answered": (
-        answered("optional string a = 1;"),
-        answered("string a = 1;"),
+    "presence in a response": (
+        response_of("optional string a = 1;"),
+        response_of("string a = 1;"),
         {"Answer.a: presence lost: optional -> always there": CALLERS},
         {"Answer.a: presence gained: always there -> optional": CLIENTS},
     ),
     "oneof joined": (
-        asked("optional string a = 1; optional string b = 2;"),
-        asked("oneof c { string a = 1; string b = 2; }"),
+        request_of("optional string a = 1; optional string b = 2;"),
+        request_of("oneof c { string a = 1; string b = 2; }"),
         {
             "Ask.a: oneof changed: excludes none -> excludes b": CALLERS,
             "Ask.b: oneof changed: excludes none -> excludes a": CALLERS,
@@ -398,38 +400,38 @@ FIELDS = {
         },
     ),
     "oneof renamed": (
-        asked("oneof c { string a = 1; string b = 2; }"),
-        asked("oneof d { string a = 1; string b = 2; }"),
+        request_of("oneof c { string a = 1; string b = 2; }"),
+        request_of("oneof d { string a = 1; string b = 2; }"),
         {},
         {},
     ),
     "oneof extended": (
-        answered("oneof c { string a = 1; }"),
-        answered("oneof c { string a = 1; string b = 2; }"),
+        response_of("oneof c { string a = 1; }"),
+        response_of("oneof c { string a = 1; string b = 2; }"),
         {"notice: Answer.b: case added to oneof c: none -> string": CALLERS},
         {"Answer.b: field removed: string -> gone": CALLERS},
     ),
     "enum value renamed": (
-        asked("E a = 1;", "enum E { Z = 0; }"),
-        asked("E a = 1;", "enum E { Y = 0; }"),
+        request_of("E a = 1;", "enum E { Z = 0; }"),
+        request_of("E a = 1;", "enum E { Y = 0; }"),
         {"E.Y: enum value renamed: Z -> Y": CLIENTS},
         {"E.Z: enum value renamed: Y -> Z": CLIENTS},
     ),
     "enum value with an alias": (
-        asked("E a = 1;", "enum E { Z = 0; }"),
-        asked("E a = 1;", "enum E { option allow_alias = true; Y = 0; Z = 0; }"),
+        request_of("E a = 1;", "enum E { Z = 0; }"),
+        request_of("E a = 1;", "enum E { option allow_alias = true; Y = 0; Z = 0; }"),
         {},
         {"E.Z: enum value renamed: Y, Z -> Z": CLIENTS},
     ),
-    "enum value removed from what is asked": (
-        asked("E a = 1;", "enum E { Z = 0; B = 1; }"),
-        asked("E a = 1;", "enum E { Z = 0; }"),
+    "enum value removed from a request": (
+        request_of("E a = 1;", "enum E { Z = 0; B = 1; }"),
+        request_of("E a = 1;", "enum E { Z = 0; }"),
         {"E.B: enum value removed: 1 -> gone": CALLERS},
         {},
     ),
-    "enum value removed from what is answered": (
-        answered("E a = 1;", "enum E { Z = 0; B = 1; }"),
-        answered("E a = 1;", "enum E { Z = 0; }"),
+    "enum value removed from a response": (
+        response_of("E a = 1;", "enum E { Z = 0; B = 1; }"),
+        response_of("E a = 1;", "enum E { Z = 0; }"),
         {"E.B: enum value removed: 1 -> gone": WORKER},
         {"notice: E.B: enum value added: none -> 1": CALLERS},
     ),
@@ -453,11 +455,11 @@ CONSTRAINTS = {
         *both("Ask.a: type changed: int32 <-> int64", CALLERS),
     ),
     "first rule": (
-        asked("string a = 1;"),
+        request_of("string a = 1;"),
         ruled(lay("string.max_bytes = 2")),
         *tighter("string.max_bytes", "none", "2"),
     ),
-    "exact length, said otherwise": (
+    "exact length in another form": (
         ruled(lay("string.len = 2")),
         ruled(f"{lay('string.min_len = 2')}, {lay('string.max_len = 2')}"),
         {},
@@ -469,7 +471,7 @@ CONSTRAINTS = {
         *tighter("string.min_len", "none", "2"),
     ),
     "format": (
-        asked("string a = 1;"),
+        request_of("string a = 1;"),
         ruled(lay("string.uuid = true")),
         *tighter("string.uuid", "none", "True"),
     ),
@@ -513,7 +515,7 @@ CONSTRAINTS = {
         ruled(lay("int32.lte = 8"), "int32"),
         *tighter("int32.lte", "9", "8"),
     ),
-    "number's bound, said otherwise": (
+    "bound of a number in another form": (
         ruled(lay("int32.gt = 0"), "int32"),
         ruled(lay("int32.gte = 1"), "int32"),
         {},
@@ -539,8 +541,8 @@ CONSTRAINTS = {
         *tighter("duration.lte", "3.0", "2.5"),
     ),
     "known enum values only": (
-        asked("E a = 1;", "enum E { Z = 0; }"),
-        asked(f"E a = 1 [{lay('enum.defined_only = true')}];", "enum E { Z = 0; }"),
+        request_of("E a = 1;", "enum E { Z = 0; }"),
+        request_of(f"E a = 1 [{lay('enum.defined_only = true')}];", "enum E { Z = 0; }"),
         *tighter("enum.defined_only", "none", "True"),
     ),
     "items": (
@@ -563,28 +565,28 @@ CONSTRAINTS = {
         *tighter("required", "none", "True"),
     ),
     "required field behavior": (
-        asked("string a = 1;"),
+        request_of("string a = 1;"),
         ruled("(google.api.field_behavior) = REQUIRED"),
         *tighter("google.api.field_behavior REQUIRED", "none", "True"),
     ),
     "zero values no longer let through": (
         ruled(f"{lay('string.uuid = true')}, {lay('ignore = IGNORE_IF_ZERO_VALUE')}"),
         ruled(lay("string.uuid = true")),
-        *tighter("ignore", "1", "none"),
+        *tighter("ignore", "IGNORE_IF_ZERO_VALUE", "none"),
     ),
     "first rule, not for zero values": (
-        asked("string a = 1;"),
+        request_of("string a = 1;"),
         ruled(f"{lay('string.uuid = true')}, {lay('ignore = IGNORE_IF_ZERO_VALUE')}"),
         *tighter("string.uuid", "none", "True"),
     ),
     "rule that is ignored": (
-        asked("string a = 1;"),
+        request_of("string a = 1;"),
         ruled(f"{lay('string.uuid = true')}, {lay('ignore = IGNORE_ALWAYS')}"),
         {},
         {},
     ),
     "CEL added": (
-        asked("string a = 1;"),
+        request_of("string a = 1;"),
         ruled(CEL.format("x.y", "this != 'a'")),
         *tighter("cel x.y", "none", "this != 'a'"),
     ),
@@ -600,8 +602,8 @@ CONSTRAINTS = {
         {},
     ),
     "CEL of the message": (
-        asked("string a = 1;"),
-        asked(
+        request_of("string a = 1;"),
+        request_of(
             'option (buf.validate.message).cel = {id: "x", expression: "this.a != \'\'"};'
             "string a = 1;"
         ),
@@ -609,44 +611,46 @@ CONSTRAINTS = {
         {},
     ),
     "oneof of the message": (
-        asked('option (buf.validate.message).oneof = {fields: "a"}; string a = 1;'),
-        asked('option (buf.validate.message).oneof = {fields: "a" required: true}; string a = 1;'),
+        request_of('option (buf.validate.message).oneof = {fields: "a"}; string a = 1;'),
+        request_of(
+            'option (buf.validate.message).oneof = {fields: "a" required: true}; string a = 1;'
+        ),
         {"Ask: constraint tightened: oneof of a required: none -> True": CALLERS},
         {},
     ),
     "oneof": (
-        asked("oneof c { string a = 1; }"),
-        asked("oneof c { option (buf.validate.oneof).required = true; string a = 1; }"),
+        request_of("oneof c { string a = 1; }"),
+        request_of("oneof c { option (buf.validate.oneof).required = true; string a = 1; }"),
         {"Ask: constraint tightened: oneof c required: none -> True": CALLERS},
         {},
     ),
     "new field required": (
-        asked("reserved 1;"),
+        request_of("reserved 1;"),
         ruled("(google.api.field_behavior) = REQUIRED"),
         {"Ask.a: new field required: none -> google.api.field_behavior REQUIRED": CALLERS},
         {"Ask.a: field removed: string -> gone": CALLERS},
     ),
     "new field that may not be empty": (
-        asked("reserved 1;"),
+        request_of("reserved 1;"),
         ruled(lay("string.min_len = 1")),
         {"Ask.a: new field required: none -> string.min_len": CALLERS},
         {"Ask.a: field removed: string -> gone": CALLERS},
     ),
     "new field that may be left out": (
-        asked("reserved 1;"),
+        request_of("reserved 1;"),
         ruled(lay("string.min_len = 1"), "optional string"),
         {},
         {"Ask.a: field removed: string -> gone": CALLERS},
     ),
     "answer that promises less": (
-        answered(f"string a = 1 [{lay('string.max_len = 8')}];"),
-        answered(f"string a = 1 [{lay('string.max_len = 9')}];"),
+        response_of(f"string a = 1 [{lay('string.max_len = 8')}];"),
+        response_of(f"string a = 1 [{lay('string.max_len = 9')}];"),
         {"Answer.a: constraint loosened: string.max_len: 8 -> 9": CALLERS},
         {},
     ),
-    "message asked and answered": (
-        served(rpc(types="(Ask) returns (Ask)")),
-        served(rpc(types="(Ask) returns (Ask)")).replace(
+    "message in request and response": (
+        methods_of(rpc(types="(Ask) returns (Ask)")),
+        methods_of(rpc(types="(Ask) returns (Ask)")).replace(
             "string id = 1;", f"string id = 1 [{lay('string.max_len = 8')}];"
         ),
         {"Ask.id: constraint tightened: string.max_len: none -> 8": CALLERS},
@@ -658,47 +662,47 @@ EVENTS = {
     "removed": (
         event(),
         "message Done { string id = 1; }",
-        {"Done: event removed: Done -> gone": HEARERS},
+        {"Done: event removed: Done -> gone": SUBSCRIBERS},
         {},
     ),
     "renamed": (
         event(),
         event().replace("Done", "Made"),
-        {"Done: event removed: Done -> gone": HEARERS},
-        {"Made: event removed: Made -> gone": HEARERS},
+        {"Done: event removed: Done -> gone": SUBSCRIBERS},
+        {"Made: event removed: Made -> gone": SUBSCRIBERS},
     ),
     "subject": (
         event("string id = 1; string other = 2;"),
         event("string id = 1; string other = 2;", 'subject: "other"'),
-        *both("Done: event subject changed: id <-> other", HEARERS),
+        *both("Done: event subject changed: id <-> other", SUBSCRIBERS),
     ),
     "version": (
         event(rules='subject: "id" version: 2'),
         event(),
-        {"Done: event version lowered: 2 -> 1": HEARERS},
-        {"notice: Done: event version raised: 1 -> 2": HEARERS},
+        {"Done: event version lowered: 2 -> 1": SUBSCRIBERS},
+        {"notice: Done: event version raised: 1 -> 2": SUBSCRIBERS},
     ),
     "broken, version kept": (
         event("string id = 1; Part part = 2;") + "message Part { int32 a = 1; }",
         event("string id = 1; Part part = 2;") + "message Part { }",
-        {"Part.a: field removed: int32 -> gone": HEARERS, f"Done: {STALE}": HEARERS},
+        {"Part.a: field removed: int32 -> gone": SUBSCRIBERS, f"Done: {STALE}": SUBSCRIBERS},
         {},
     ),
     "broken, version raised": (
         event("string id = 1; int32 a = 2;"),
         event(rules='subject: "id" version: 2'),
         {
-            "Done.a: field removed: int32 -> gone": HEARERS,
-            "notice: Done: event version raised: 1 -> 2": HEARERS,
+            "Done.a: field removed: int32 -> gone": SUBSCRIBERS,
+            "notice: Done: event version raised: 1 -> 2": SUBSCRIBERS,
         },
-        {"Done: event version lowered: 2 -> 1": HEARERS},
+        {"Done: event version lowered: 2 -> 1": SUBSCRIBERS},
     ),
     "promises less": (
         event(f"string id = 1 [{lay('string.uuid = true')}];"),
         event(),
         {
-            "Done.id: constraint loosened: string.uuid: True -> none": HEARERS,
-            f"Done: {STALE}": HEARERS,
+            "Done.id: constraint loosened: string.uuid: True -> none": SUBSCRIBERS,
+            f"Done: {STALE}": SUBSCRIBERS,
         },
         {},
     ),
@@ -712,13 +716,13 @@ EVENTS = {
         event("string id = 1; string other = 2;"),
         for_user("other"),
         {"Done: event access tightened: PUBLIC -> USER": WEBSOCKET},
-        {"notice: Done: event access loosened, mind security: USER -> PUBLIC": HEARERS},
+        {"notice: Done: event access loosened, check security: USER -> PUBLIC": SUBSCRIBERS},
     ),
     "for one user to internal": (
         for_user("other"),
         event("string id = 1; string other = 2;", access=""),
         {"Done: event access tightened: USER -> INTERNAL": WEBSOCKET},
-        {"notice: Done: event access loosened, mind security: INTERNAL -> USER": CONSUMER},
+        {"notice: Done: event access loosened, check security: INTERNAL -> USER": CONSUMER},
     ),
     "for another user": (
         for_user("id"),
@@ -745,9 +749,7 @@ TABLES = {
         for name, case in table.items()
     ],
 )
-def test_change_breaks_those_who_rely_on_it(
-    before: str, after: str, forth: Found, back: Found
-) -> None:
+def test_change_breaks_its_audiences(before: str, after: str, forth: Found, back: Found) -> None:
     assert breaks(before, after) == forth
     assert breaks(after, before) == back
 
@@ -755,19 +757,21 @@ def test_change_breaks_those_who_rely_on_it(
 @pytest.mark.parametrize(
     "contract",
     [
-        served(rpc()),
-        served(rpc(rules='access: ACCESS_USER version: "ask.version" expected_version: "name"')),
+        methods_of(rpc()),
+        methods_of(
+            rpc(rules='access: ACCESS_USER version: "ask.version" expected_version: "name"')
+        ),
         event(),
         for_user("id"),
         ruled(CEL.format("x", "true")),
     ],
 )
-def test_unchanged_contract_breaks_nobody(contract: str) -> None:
+def test_unchanged_contract_breaks_no_audience(contract: str) -> None:
     assert breaks(contract, contract) == {}
 
 
 def breaks(before: str, after: str) -> Found:
-    """What is found, without the package, by those whom it breaks."""
+    """Return the audiences of each finding, by its text without the package."""
     found = compare(compiled(before), compiled(after))
     assert all(finding.where.startswith("proto/postbus/odd/v1/odd.proto:") for finding in found)
     texts = [
@@ -776,12 +780,12 @@ def breaks(before: str, after: str) -> Found:
     ]
     assert len(texts) == len(set(texts))
     order = [REST, WEBSOCKET, WORKER, CONSUMER]
-    people = [", ".join(sorted(finding.audiences, key=order.index)) for finding in found]
-    return dict(zip(texts, people, strict=True))
+    audiences = [", ".join(sorted(finding.audiences, key=order.index)) for finding in found]
+    return dict(zip(texts, audiences, strict=True))
 
 
 @pytest.mark.parametrize(
-    ("message", "who"),
+    ("message", "audience"),
     [
         ("postbus.realtime.v1.ClientFrame", WEBSOCKET),
         ("postbus.realtime.v1.ServerFrame", WEBSOCKET),
@@ -791,7 +795,7 @@ def breaks(before: str, after: str) -> Found:
         ("postbus.bus.v1.Error", REST),
     ],
 )
-def test_frames_and_envelopes_break_those_who_exchange_them(message: str, who: str) -> None:
+def test_changed_frame_or_envelope_breaks_its_audience(message: str, audience: str) -> None:
     package, _, name = message.rpartition(".")
     before = compiled(f"message {name} {{ string a = 1; }}", package)
     after = compiled(f"message {name} {{ }}", package)
@@ -799,7 +803,7 @@ def test_frames_and_envelopes_break_those_who_exchange_them(message: str, who: s
     [finding] = compare(before, after)
 
     assert finding.text == f"{message}.a: field removed: string -> gone"
-    assert finding.audiences == {who}
+    assert finding.audiences == {audience}
 
 
 HEAD = """syntax = "proto3";
@@ -815,7 +819,7 @@ import "postbus/options/v1/options.proto";
 
 @cache
 def compiled(contract: str, package: str = "postbus.odd.v1") -> bytes:
-    """The descriptor set of a contract, by protoc."""
+    """Return the descriptor set that protoc makes of a contract."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source, target = folder / "postbus/odd/v1/odd.proto", folder / "odd.binpb"
@@ -839,14 +843,14 @@ def written(folder: Path, **contracts: str) -> list[Path]:
     return [folder / name for name in contracts]
 
 
-def test_command_says_what_breaks_for_whom_and_fails(tmp_path: Path) -> None:
-    before = served(rpc('get: "/v1/a"'), more=event("string id = 1; string a = 2;"))
-    after = served(rpc('get: "/v1/b"'), more="\n" + event())
+def test_command_reports_breaking_changes_by_audience_and_fails(tmp_path: Path) -> None:
+    before = methods_of(rpc('get: "/v1/a"'), more=event("string id = 1; string a = 2;"))
+    after = methods_of(rpc('get: "/v1/b"'), more="\n" + event())
 
-    answer = breaking(*written(tmp_path, before=before, after=after))
+    result = breaking(*written(tmp_path, before=before, after=after))
 
     file = "  proto/postbus/odd/v1/odd.proto"
-    assert answer.stdout.splitlines() == [
+    assert result.stdout.splitlines() == [
         "breaks REST client:",
         f"{file}:9: postbus.odd.v1.Odd.Do: route removed: GET /v1/a -> GET /v1/b",
         "breaks WebSocket client, event consumer:",
@@ -855,34 +859,36 @@ def test_command_says_what_breaks_for_whom_and_fails(tmp_path: Path) -> None:
         "breaks generated code:",
         f'{file}:10: Previously present field "2" with name "a" on message "Done" was deleted. '
         "(FIELD_NO_DELETE)",
-        "breaking: 4 breaking, 0 to be known; "
+        "breaking: 4 breaking, 0 notices; "
         "breaks REST client, WebSocket client, event consumer, generated code",
     ]
-    assert (answer.returncode, answer.stderr) == (1, "")
+    assert (result.returncode, result.stderr) == (1, "")
 
 
-def test_command_passes_what_breaks_nobody_and_shows_notices(tmp_path: Path) -> None:
-    before, after = served(rpc()), served(rpc(rules="access: ACCESS_PUBLIC"))
+def test_command_reports_notices_and_succeeds(tmp_path: Path) -> None:
+    before, after = methods_of(rpc()), methods_of(rpc(rules="access: ACCESS_PUBLIC"))
 
-    answer = breaking(*written(tmp_path, before=before, after=after))
+    result = breaking(*written(tmp_path, before=before, after=after))
 
-    assert answer.stdout.splitlines() == [
-        "to be known by REST client, WebSocket client, worker:",
+    assert result.stdout.splitlines() == [
+        "notices for REST client, WebSocket client, worker:",
         "  proto/postbus/odd/v1/odd.proto:9: postbus.odd.v1.Odd.Do: "
-        "access loosened, mind security: USER -> PUBLIC",
-        "breaking: 0 breaking, 1 to be known; breaks nobody",
+        "access loosened, check security: USER -> PUBLIC",
+        "breaking: 0 breaking, 1 notices; breaks no audience",
     ]
-    assert (answer.returncode, answer.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_contracts_of_the_present_revision_break_nobody() -> None:
-    answer = breaking("HEAD")
+def test_contracts_of_the_current_revision_break_no_audience() -> None:
+    result = breaking("HEAD")
 
-    assert answer.stdout.splitlines()[-1].endswith("breaks nobody"), answer.stdout + answer.stderr
-    assert answer.returncode == 0
+    assert result.stdout.splitlines()[-1].endswith("breaks no audience"), (
+        result.stdout + result.stderr
+    )
+    assert result.returncode == 0
 
 
-def test_descriptor_set_without_places_is_told_by_names() -> None:
+def test_findings_without_source_info_have_names_only() -> None:
     sets = []
     for contract in (event(), event("string id = 1; string a = 2;")):
         bare = FileDescriptorSet.FromString(compiled(contract))
@@ -899,14 +905,14 @@ def test_descriptor_set_without_places_is_told_by_names() -> None:
     }
 
 
-def test_rule_that_does_not_compile_is_an_error_not_a_guess(tmp_path: Path) -> None:
+def test_rule_that_does_not_compile_is_an_error(tmp_path: Path) -> None:
     broken = 'option (buf.validate.message).cel = {id: "x" expression: "this.("};'
-    before, after = asked(broken), asked(f"{broken} string a = 1;")
+    before, after = request_of(broken), request_of(f"{broken} string a = 1;")
 
-    answer = breaking(*written(tmp_path, before=before, after=after))
+    result = breaking(*written(tmp_path, before=before, after=after))
 
-    assert (answer.returncode, answer.stdout) == (2, "")
-    assert "postbus.odd.v1.Ask: " in answer.stderr
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "postbus.odd.v1.Ask: " in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -914,16 +920,14 @@ def test_rule_that_does_not_compile_is_an_error_not_a_guess(tmp_path: Path) -> N
     [
         (["no-such-revision"], "no contracts in revision no-such-revision: "),
         (["/no/such/file", "/no/such/file"], "/no/such/file: No such file or directory"),
-        ([__file__, __file__], f"can't compare {__file__} with {__file__}: "),
+        ([__file__, __file__], f"cannot compare {__file__} with {__file__}: "),
         ([], "give a git revision, or two descriptor sets"),
     ],
 )
-def test_comparison_that_cannot_be_made_is_one_line_and_exit_code_2(
-    arguments: list[str], reason: str
-) -> None:
-    answer = breaking(*arguments)
+def test_failed_comparison_is_one_line_and_exit_code_2(arguments: list[str], reason: str) -> None:
+    result = breaking(*arguments)
 
-    assert answer.returncode == 2
-    assert answer.stdout == ""
-    [line] = answer.stderr.splitlines()
+    assert result.returncode == 2
+    assert result.stdout == ""
+    [line] = result.stderr.splitlines()
     assert line.startswith(f"breaking: {reason}")

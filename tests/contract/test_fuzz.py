@@ -1,4 +1,4 @@
-"""Bytes and JSON of any kind are read as a message or refused with a typed error.
+"""Arbitrary bytes and JSON are read as a message or refused with a typed error.
 
 Every run looks for seconds; `just fuzz SECONDS` looks for longer. A finding is printed with the
 seed that makes it come back.
@@ -33,7 +33,7 @@ REASONS = {None, "INVALID_FIELDS", "MALFORMED_JSON", "NOT_AN_OBJECT"}
 
 
 def reason_of(call: Callable[[], object]) -> str | None:
-    """Why a call is refused, None if it is not; anything but a ServiceError is a finding."""
+    """Return the reason of a call's ServiceError, or None; any other exception fails the test."""
     try:
         call()
     except ServiceError as error:
@@ -42,7 +42,7 @@ def reason_of(call: Callable[[], object]) -> str | None:
 
 
 def search(strategy: st.SearchStrategy[Any], check: Callable[[Any], None]) -> None:
-    """Try examples, with a new seed each time, until the time is over."""
+    """Run examples with a new seed each time, until the time has passed."""
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
         number = random.getrandbits(64)
@@ -63,7 +63,7 @@ def search(strategy: st.SearchStrategy[Any], check: Callable[[Any], None]) -> No
 
 @st.composite
 def broken_bytes(draw: st.DrawFn) -> tuple[str, bytes]:
-    """A message of the contract with some of its bytes changed, dropped or doubled."""
+    """Draw an encoded message with some bytes changed, dropped or duplicated."""
     name = draw(st.sampled_from(sorted(MESSAGES)))
     kind = message_class(name)
     values = draw(examples(kind.DESCRIPTOR))  # type: ignore[arg-type]  # upb's own class
@@ -123,7 +123,7 @@ def test_json_is_a_request_or_a_typed_error() -> None:
 
 
 class AnyParameter(dict[str, str]):
-    """What a path might say."""
+    """Path parameters: every name has a UUID."""
 
     def __missing__(self, name: str) -> str:
         return "018f3f6e-0000-7000-8000-000000000001"

@@ -1,4 +1,4 @@
-"""What `just gen` makes of contracts, ours and others."""
+"""The output of `just gen`, and its errors for unsupported contracts."""
 
 import json
 import re
@@ -12,12 +12,12 @@ from grpc_tools import protoc
 from openapi_spec_validator import validate
 
 from postbus.registry import EVENTS, MESSAGES, METHODS, Access
+from postbus_runtime.contract import ContractError
 from shared.wire import message_class
 from tools.contracts.generate.__main__ import main
-from tools.contracts.generate.descriptors import Contracts, GeneratorError
+from tools.contracts.generate.contract_checks import check_contracts
+from tools.contracts.generate.descriptors import Contracts
 from tools.contracts.generate.openapi import openapi
-from tools.contracts.generate.registry import registry_source
-from tools.contracts.generate.supported import require_supported
 
 ROOT = Path(__file__).parents[2]
 THIRD_PARTY = ROOT / ".dev/third_party"
@@ -27,13 +27,13 @@ Compile = Callable[[str], Contracts]
 
 @pytest.fixture(scope="module", autouse=True)
 def generated() -> None:
-    """Lays out the third-party files on the way."""
-    assert main(["--check"]) == 0, "gen/ is not what proto/ says: run just gen"
+    """Check for drift, which lays out the third-party files as well."""
+    assert main(["--check"]) == 0, "gen/ is not up to date: run just gen"
 
 
 @pytest.fixture
 def compile_proto(tmp_path: Path) -> Compile:
-    """Reads the contracts in a .proto text, which may import ours."""
+    """Return a function that compiles a .proto text, which may import our contracts."""
 
     def run(body: str) -> Contracts:
         source = tmp_path / "postbus/odd/v1/odd.proto"
@@ -99,18 +99,18 @@ KINDS = [message_class(name).DESCRIPTOR for name in MESSAGES]
 
 
 @pytest.mark.parametrize("name", ["openapi.json", "asyncapi.json"])
-def test_documents_name_fields_as_json_has_them(name: str) -> None:
+def test_documents_have_the_json_names_of_fields(name: str) -> None:
     text = files("postbus").joinpath(name).read_text()
 
-    assert "`nextPageToken` of the page before" in text
-    assert "With `likedBy` the latest liked" in text
+    assert "`nextPageToken` of the previous page" in text
+    assert "1000 likes with `likedBy`" in text
     spelled = {
         field.name for kind in KINDS for field in kind.fields if field.name != field.json_name
     }
     assert set(re.findall(r"`([a-z0-9]+_[a-z0-9_]+)`", text)) & spelled <= {"page_size"}
 
 
-def test_registry_holds_what_the_contract_says_of_a_method() -> None:
+def test_registry_has_the_options_of_a_method() -> None:
     method = METHODS["postbus.posts.v1.PostsService.CreatePost"]
 
     assert (method.worker, method.access, method.timeout) == ("posts", Access.USER, 5.0)
@@ -120,7 +120,7 @@ def test_registry_holds_what_the_contract_says_of_a_method() -> None:
     assert (rule.verb, rule.path, rule.status) == ("POST", "/v1/posts", 201)
 
 
-def test_registry_holds_the_versions_of_a_method() -> None:
+def test_registry_has_the_version_paths_of_a_method() -> None:
     changed, listed = (
         METHODS[f"postbus.posts.v1.PostsService.{name}"] for name in ("UpdatePost", "ListPosts")
     )
@@ -129,7 +129,7 @@ def test_registry_holds_the_versions_of_a_method() -> None:
     assert (listed.version, listed.expected_version) == ((), "")
 
 
-def test_registry_holds_every_event() -> None:
+def test_registry_has_every_event() -> None:
     ours = ("postbus.posts.", "postbus.users.")
 
     assert {name: event.subject for name, event in EVENTS.items() if name.startswith(ours)} == {
@@ -163,14 +163,16 @@ def test_registry_holds_every_event() -> None:
         ("users.v1.SessionsRevoked", Access.INTERNAL, ""),
     ],
 )
-def test_registry_holds_who_may_hear_of_an_event(name: str, access: Access, recipient: str) -> None:
+def test_registry_has_access_and_recipient_of_an_event(
+    name: str, access: Access, recipient: str
+) -> None:
     event = EVENTS[f"postbus.{name}"]
 
     assert (event.access, event.recipient) == (access, recipient)
 
 
 @pytest.mark.parametrize(
-    ("verb", "path", "asked", "told", "statuses"),
+    ("verb", "path", "sent", "received", "statuses"),
     [
         ("get", "/v1/posts", {"If-None-Match"}, {"ETag"}, {"200", "304", "406"}),
         (
@@ -211,7 +213,7 @@ def test_registry_holds_who_may_hear_of_an_event(name: str, access: Access, reci
     ],
 )
 def test_openapi_has_the_headers_of_conditional_and_repeated_requests(
-    verb: str, path: str, asked: set[str], told: set[str], statuses: set[str]
+    verb: str, path: str, sent: set[str], received: set[str], statuses: set[str]
 ) -> None:
     document = json.loads(files("postbus").joinpath("openapi.json").read_text())
     operation = document["paths"][path][verb]
@@ -220,8 +222,8 @@ def test_openapi_has_the_headers_of_conditional_and_repeated_requests(
 
     headers = {each["name"] for each in operation["parameters"] if each["in"] == "header"}
 
-    assert headers == asked
-    assert success["headers"].keys() == told | {"Trace-Id"}
+    assert headers == sent
+    assert success["headers"].keys() == received | {"Trace-Id"}
     always = {"400", "401", "422", "429", "503", "504", "default"}
     assert responses.keys() == statuses | always
     limited = document["components"]["responses"]["TooManyRequests"]["headers"]
@@ -237,7 +239,7 @@ def test_expected_version_is_in_if_match_and_nowhere_else_over_rest() -> None:
     assert "expectedVersion" in asyncapi_text
 
 
-def test_third_party_file_printed_from_its_descriptor_means_the_same(tmp_path: Path) -> None:
+def test_third_party_file_printed_from_its_descriptor_is_equivalent(tmp_path: Path) -> None:
     from protovalidate._gen.buf.validate import validate_pb
 
     original = FileDescriptorSet()
@@ -255,7 +257,7 @@ def test_third_party_file_printed_from_its_descriptor_means_the_same(tmp_path: P
 
 
 def _forget_derived(message: object) -> None:
-    """Drop json_name, which compilers fill in or leave out as they like."""
+    """Clear json_name, which only some compilers set."""
     for field, value in message.ListFields():  # type: ignore[attr-defined]
         if field.name == "json_name":
             message.ClearField("json_name")  # type: ignore[attr-defined]
@@ -267,8 +269,8 @@ def _forget_derived(message: object) -> None:
 ODD = r"proto/postbus/odd/v1/odd\.proto:\d+: postbus\.odd\.v1\."
 
 
-def complaint(contracts: Contracts, output: Callable[[Contracts], object]) -> str:
-    with pytest.raises(GeneratorError) as raised:
+def error_of(contracts: Contracts, output: Callable[[Contracts], object]) -> str:
+    with pytest.raises(ContractError) as raised:
         output(contracts)
     return contracts.explain(raised.value)
 
@@ -316,16 +318,16 @@ def complaint(contracts: Contracts, output: Callable[[Contracts], object]) -> st
         ),
     ],
 )
-def test_what_rest_cannot_say_is_an_error_with_line_and_reason(
+def test_contract_that_rest_cannot_express_is_an_error_with_line_and_reason(
     compile_proto: Compile, body: str, why: str
 ) -> None:
-    assert re.fullmatch(f"{ODD}{why}.*", complaint(compile_proto(body), openapi))
+    assert re.fullmatch(f"{ODD}{why}.*", error_of(compile_proto(body), openapi))
 
 
 @pytest.mark.parametrize(
     ("rpc", "why"),
     [
-        ("rpc Get(Request) returns (Response);", "say who may call it"),
+        ("rpc Get(Request) returns (Response);", "state its access"),
         ("rpc Get(stream Request) returns (Response);", "a stream of requests is not"),
     ],
 )
@@ -334,7 +336,7 @@ def test_method_that_the_bus_cannot_serve_is_an_error(
 ) -> None:
     contracts = compile_proto(service(rpc) + "message Request {} message Response {}")
 
-    assert re.match(rf"{ODD}OddService\.Get: {why}", complaint(contracts, registry_source))
+    assert re.match(rf"{ODD}OddService\.Get: {why}", error_of(contracts, check_contracts))
 
 
 @pytest.mark.parametrize(
@@ -355,10 +357,10 @@ def test_method_that_the_bus_cannot_serve_is_an_error(
         ),
     ],
 )
-def test_what_generated_code_would_stumble_over_is_an_error(
+def test_contract_that_breaks_generated_code_is_an_error(
     compile_proto: Compile, body: str, why: str
 ) -> None:
-    assert re.match(f"{ODD}{why}", complaint(compile_proto(body), require_supported))
+    assert re.match(f"{ODD}{why}", error_of(compile_proto(body), check_contracts))
 
 
 @pytest.mark.parametrize(
@@ -369,25 +371,25 @@ def test_what_generated_code_would_stumble_over_is_an_error(
         ('syntax = "proto3";', "its package must begin with postbus."),
     ],
 )
-def test_file_that_is_not_ours_to_generate_is_an_error(tmp_path: Path, head: str, why: str) -> None:
+def test_file_outside_the_root_package_is_an_error(tmp_path: Path, head: str, why: str) -> None:
     source = tmp_path / "postbus/odd.proto"
     source.parent.mkdir()
     source.write_text(f"{head} message Odd {{}}")
     target = tmp_path / "odd.binpb"
     assert protoc.main(["protoc", f"-I{tmp_path}", f"-o{target}", str(source)]) == 0
 
-    complained = complaint(Contracts(target.read_bytes()), require_supported)
+    error = error_of(Contracts(target.read_bytes()), check_contracts)
 
-    assert complained == f"proto/postbus/odd.proto: {why}"
+    assert error == f"proto/postbus/odd.proto: {why}"
 
 
-def test_event_whose_subject_is_no_field_is_an_error(compile_proto: Compile) -> None:
+def test_subject_that_is_not_a_field_is_an_error(compile_proto: Compile) -> None:
     contracts = compile_proto(
         'message Happened { option (postbus.options.v1.event) = {subject: "nonsense"}; }'
     )
 
-    with pytest.raises(GeneratorError, match="subject is not a field of it: nonsense"):
-        registry_source(contracts)
+    with pytest.raises(ContractError, match="subject is not a field of it: nonsense"):
+        check_contracts(contracts)
 
 
 VERSIONED = """
@@ -412,14 +414,14 @@ message Response { Part part = 1; repeated Part parts = 2; }
         ('expected_version: "many"', "expected_version is not an int64 of the request: many"),
     ],
 )
-def test_version_that_is_no_number_is_an_error_with_line_and_reason(
+def test_version_that_is_not_an_integer_is_an_error_with_line_and_reason(
     compile_proto: Compile, rule: str, why: str
 ) -> None:
     rpc = GET.replace("ACCESS_PUBLIC", f"ACCESS_PUBLIC {rule}")
 
-    said = complaint(compile_proto(service(rpc) + VERSIONED), registry_source)
+    error = error_of(compile_proto(service(rpc) + VERSIONED), check_contracts)
 
-    assert re.fullmatch(rf"{ODD}OddService\.Get: {why}", said)
+    assert re.fullmatch(rf"{ODD}OddService\.Get: {why}", error)
 
 
 def test_expected_version_in_the_path_is_an_error(compile_proto: Compile) -> None:
@@ -427,9 +429,9 @@ def test_expected_version_in_the_path_is_an_error(compile_proto: Compile) -> Non
         "ACCESS_PUBLIC", 'ACCESS_PUBLIC expected_version: "fits"'
     )
 
-    said = complaint(compile_proto(service(rpc) + VERSIONED), openapi)
+    error = error_of(compile_proto(service(rpc) + VERSIONED), openapi)
 
-    assert said.endswith("expected_version comes from If-Match, not from path or body")
+    assert error.endswith("expected_version comes from If-Match, not from path or body")
 
 
 @pytest.mark.parametrize(
@@ -449,7 +451,7 @@ def test_expected_version_in_the_path_is_an_error(compile_proto: Compile) -> Non
         ('recipient: "id"', "an event with a recipient has access: ACCESS_USER"),
     ],
 )
-def test_event_that_no_one_user_can_be_told_is_an_error(
+def test_event_without_a_valid_recipient_is_an_error(
     compile_proto: Compile, rules: str, why: str
 ) -> None:
     contracts = compile_proto(
@@ -459,17 +461,17 @@ def test_event_that_no_one_user_can_be_told_is_an_error(
         }}"""
     )
 
-    assert re.fullmatch(rf"{ODD}Happened: {why}", complaint(contracts, registry_source))
+    assert re.fullmatch(rf"{ODD}Happened: {why}", error_of(contracts, check_contracts))
 
 
-def test_registry_holds_which_event_ends_sessions() -> None:
+def test_registry_has_the_event_that_ends_sessions() -> None:
     assert {
         name: event.ended_sessions for name, event in EVENTS.items() if event.ended_sessions
     } == {"postbus.users.v1.SessionsRevoked": "session_ids"}
 
 
 @pytest.mark.parametrize("field", ["no", "id", "numbers"])
-def test_ended_sessions_that_are_no_list_of_ids_are_an_error(
+def test_ended_sessions_that_are_not_repeated_strings_are_an_error(
     compile_proto: Compile, field: str
 ) -> None:
     contracts = compile_proto(
@@ -480,24 +482,23 @@ def test_ended_sessions_that_are_no_list_of_ids_are_an_error(
     )
 
     why = f"ended_sessions is not a repeated string of the event: {field}"
-    assert re.fullmatch(rf"{ODD}Happened: {why}", complaint(contracts, registry_source))
+    assert re.fullmatch(rf"{ODD}Happened: {why}", error_of(contracts, check_contracts))
 
 
-def test_registry_holds_the_version_of_an_event_from_1(compile_proto: Compile) -> None:
-    source = registry_source(
-        compile_proto(
-            """
-            message Old {
-              option (postbus.options.v1.event) = {subject: "id"};
-              string id = 1;
-            }
-            message Raised {
-              option (postbus.options.v1.event) = {subject: "id" version: 3};
-              string id = 1;
-            }
-            """
-        )
+def test_event_schema_version_is_1_unless_stated(compile_proto: Compile) -> None:
+    contracts = compile_proto(
+        """
+        message Old {
+          option (postbus.options.v1.event) = {subject: "id"};
+          string id = 1;
+        }
+        message Raised {
+          option (postbus.options.v1.event) = {subject: "id" version: 3};
+          string id = 1;
+        }
+        """
     )
 
-    assert "message=postbus.odd.v1.Old,\n        subject='id',\n        version=1,\n" in source
-    assert "message=postbus.odd.v1.Raised,\n        subject='id',\n        version=3,\n" in source
+    versions = {name: event.version for name, event in contracts.event_options.items()}
+
+    assert (versions["postbus.odd.v1.Old"], versions["postbus.odd.v1.Raised"]) == (1, 3)

@@ -1,4 +1,4 @@
-"""Golden vectors both ways with another implementation: @bufbuild/protobuf in Node."""
+"""Messages in both directions with another implementation: @bufbuild/protobuf in Node."""
 
 import base64
 import json
@@ -31,18 +31,18 @@ class JavaScript:
         self._process = process
 
     def convert(self, name: str, **message: Any) -> Any:
-        """Return JSON and bytes of a message that is given as one of them."""
+        """Return the JSON and the bytes of a message, from either of them."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({"type": f"kinds.v1.{name}", **message}) + "\n")
         self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
-        return answer["json"], base64.b64decode(answer["binary"])
+        message = json.loads(self._process.stdout.readline())
+        return message["json"], base64.b64decode(message["binary"])
 
 
 @pytest.fixture(scope="module")
 def javascript(kinds: Kinds, tmp_path_factory: pytest.TempPathFactory) -> Iterator[JavaScript]:
-    folder = tmp_path_factory.mktemp("javascript")  # packages are looked for beside the script
+    folder = tmp_path_factory.mktemp("javascript")  # Node resolves packages beside the script
     script = shutil.copy(SCRIPT, folder)
     (folder / "node_modules").symlink_to(node_modules())
     command = ["node", script, kinds.descriptors]
@@ -59,7 +59,7 @@ def javascript(kinds: Kinds, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def without_numbers(document: Any) -> Any:
-    """Python and JavaScript write the same number with different digits."""
+    """Normalize numbers, which Python and JavaScript write with different digits."""
     if isinstance(document, dict):
         return {name: without_numbers(value) for name, value in document.items()}
     if isinstance(document, list):
@@ -70,7 +70,7 @@ def without_numbers(document: Any) -> Any:
 @pytest.mark.parametrize("name", MESSAGES)
 @many
 @given(data=st.data())
-def test_json_and_bytes_are_those_of_javascript(
+def test_json_and_bytes_equal_those_of_javascript(
     kinds: Kinds, javascript: JavaScript, name: str, data: st.DataObject
 ) -> None:
     codec = kinds.codecs[name]
@@ -90,7 +90,7 @@ def test_json_and_bytes_are_those_of_javascript(
 @pytest.mark.parametrize("name", MESSAGES)
 @many
 @given(data=st.data())
-def test_what_our_classes_write_is_read_by_javascript(
+def test_javascript_reads_the_messages_of_our_classes(
     kinds: Kinds, javascript: JavaScript, name: str, data: st.DataObject
 ) -> None:
     codec = kinds.codecs[name]

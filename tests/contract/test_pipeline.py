@@ -1,4 +1,4 @@
-"""From a .proto that nobody has seen to an answer over REST, with every kind of field and rule."""
+"""A new .proto from the generator to REST responses, with every kind of field and rule."""
 
 import json
 from typing import Any
@@ -32,17 +32,17 @@ PARTS = ["Scalars", "Optionals", "Lists", "Maps", "Choices", "Nested", "Wrappers
 @pytest.mark.parametrize("part", PARTS)
 @many
 @given(data=st.data())
-def test_message_of_every_kind_comes_back_as_it_went(
+def test_message_with_every_kind_of_field_is_returned_unchanged(
     pipeline: Pipeline, part: str, data: st.DataObject
 ) -> None:
     every, kind = pipeline.google("Every"), pipeline.google(part)
     drawn = data.draw(examples(kind.DESCRIPTOR, tame=True))
     message = fill(every(), {part.lower(): drawn})
 
-    status, answer = pipeline.ask("POST", "/v1/kinds", json_format.MessageToDict(message))
+    status, response = pipeline.request("POST", "/v1/kinds", json_format.MessageToDict(message))
 
-    assert status == 200, answer
-    back = json_format.ParseDict(answer, every())
+    assert status == 200, response
+    back = json_format.ParseDict(response, every())
     assert canonical(without_epochs(back)) == canonical(without_epochs(message))
 
 
@@ -96,15 +96,15 @@ EDGES: list[tuple[str, Any, Any]] = [
 
 
 @pytest.mark.parametrize(("path", "sent", "expected"), EDGES)
-def test_edge_of_proto3_json_comes_back_in_canonical_form(
+def test_edge_case_of_proto3_json_is_returned_in_canonical_form(
     pipeline: Pipeline, path: str, sent: Any, expected: Any
 ) -> None:
     part, field = path.split(".")
 
-    status, answer = pipeline.ask("POST", "/v1/kinds", {part: {field: sent}})
+    status, response = pipeline.request("POST", "/v1/kinds", {part: {field: sent}})
 
-    assert status == 200, answer
-    assert answer[part][field] == (sent if expected is ... else expected)
+    assert status == 200, response
+    assert response[part][field] == (sent if expected is ... else expected)
 
 
 @pytest.mark.parametrize(
@@ -148,22 +148,26 @@ def test_edge_of_proto3_json_comes_back_in_canonical_form(
         ("scalars.nonsense", 1),
     ],
 )
-def test_what_is_no_proto3_json_is_refused_with_its_path(
+def test_invalid_proto3_json_is_refused_with_its_path(
     pipeline: Pipeline, path: str, sent: Any
 ) -> None:
     part, field = path.split(".")
 
-    status, answer = pipeline.ask("POST", "/v1/kinds", {part: {field: sent}})
+    status, response = pipeline.request("POST", "/v1/kinds", {part: {field: sent}})
 
-    assert (status, answer["reason"]) == (422, "INVALID_FIELDS"), answer
-    assert all(each["field"].startswith(f"value.{path}") for each in answer["violations"]), answer
+    assert (status, response["reason"]) == (422, "INVALID_FIELDS"), response
+    assert all(each["field"].startswith(f"value.{path}") for each in response["violations"]), (
+        response
+    )
 
 
 def test_two_members_of_a_oneof_are_refused(pipeline: Pipeline) -> None:
-    status, answer = pipeline.ask("POST", "/v1/kinds", {"choices": {"text": "", "number": "1"}})
+    status, response = pipeline.request(
+        "POST", "/v1/kinds", {"choices": {"text": "", "number": "1"}}
+    )
 
     assert status == 422
-    [violation] = answer["violations"]
+    [violation] = response["violations"]
     assert violation["field"] == "value.choices"
     assert violation["message"] == "only one of choice may be set: text or number"
 
@@ -175,34 +179,34 @@ def test_query_takes_repeated_nested_and_typed_parameters(pipeline: Pipeline) ->
         "&wrappers.int64=7&wrappers.bool=true&scalars.float=NaN"
     )
 
-    status, answer = pipeline.ask("GET", f"/v1/kinds?{query}")
+    status, response = pipeline.request("GET", f"/v1/kinds?{query}")
 
-    assert status == 200, answer["violations"]
-    assert (answer["scalars"]["int32"], answer["scalars"]["bool"]) == (-5, True)
-    assert (answer["scalars"]["double"], answer["scalars"]["float"]) == (1000.0, "NaN")
-    assert answer["colors"] == ["COLOR_RED", "COLOR_FAR"]
-    assert answer["numbers"] == ["1", "-9223372036854775808"]
-    assert (answer["since"], answer["sure"]) == ("2026-01-01T00:00:00Z", False)
-    assert answer["wrappers"] == {"int64": "7", "bool": True}
+    assert status == 200, response["violations"]
+    assert (response["scalars"]["int32"], response["scalars"]["bool"]) == (-5, True)
+    assert (response["scalars"]["double"], response["scalars"]["float"]) == (1000.0, "NaN")
+    assert response["colors"] == ["COLOR_RED", "COLOR_FAR"]
+    assert response["numbers"] == ["1", "-9223372036854775808"]
+    assert (response["since"], response["sure"]) == ("2026-01-01T00:00:00Z", False)
+    assert response["wrappers"] == {"int64": "7", "bool": True}
 
 
 def test_query_takes_numbers_as_proto_json_does(pipeline: Pipeline) -> None:
     query = "scalars.int32=1e1&scalars.int64=5.0&colors=1&colors=99"
 
-    status, answer = pipeline.ask("GET", f"/v1/kinds?{query}")
+    status, response = pipeline.request("GET", f"/v1/kinds?{query}")
 
-    assert status == 200, answer
-    assert (answer["scalars"]["int32"], answer["scalars"]["int64"]) == (10, "5")
-    assert answer["colors"] == ["COLOR_RED", 99]
+    assert status == 200, response
+    assert (response["scalars"]["int32"], response["scalars"]["int64"]) == (10, "5")
+    assert response["colors"] == ["COLOR_RED", 99]
 
 
-def test_every_violation_of_parameters_is_reported_with_all_others(pipeline: Pipeline) -> None:
+def test_violations_of_parameters_and_body_are_reported_together(pipeline: Pipeline) -> None:
     url = "/v1/shelves/1/books/2?nonsense=1&updateMask=nope&updateMask=title&thing.title=x"
 
-    status, answer = pipeline.ask("PATCH", url, {"name": "shelves/9/books/9", "title": "y"})
+    status, response = pipeline.request("PATCH", url, {"name": "shelves/9/books/9", "title": "y"})
 
-    assert (status, answer["reason"]) == (422, "INVALID_FIELDS")
-    assert [(each["field"], each["rule"]) for each in answer["violations"]] == [
+    assert (status, response["reason"]) == (422, "INVALID_FIELDS")
+    assert [(each["field"], each["rule"]) for each in response["violations"]] == [
         ("thing.name", "duplicate"),
         ("nonsense", "unknown_field"),
         ("updateMask", "duplicate"),
@@ -214,9 +218,9 @@ def test_every_violation_of_parameters_is_reported_with_all_others(pipeline: Pip
 def test_body_may_repeat_the_path(pipeline: Pipeline) -> None:
     body = {"name": "shelves/1/books/2", "title": "y"}
 
-    status, answer = pipeline.ask("PATCH", "/v1/shelves/1/books/2", body)
+    status, response = pipeline.request("PATCH", "/v1/shelves/1/books/2", body)
 
-    assert (status, answer["updateMask"]) == (200, "title")
+    assert (status, response["updateMask"]) == (200, "title")
 
 
 @pytest.mark.parametrize(
@@ -233,18 +237,18 @@ def test_body_may_repeat_the_path(pipeline: Pipeline) -> None:
 def test_wrong_query_is_refused_with_its_parameter(
     pipeline: Pipeline, query: str, field: str
 ) -> None:
-    status, answer = pipeline.ask("GET", f"/v1/kinds?{query}")
+    status, response = pipeline.request("GET", f"/v1/kinds?{query}")
 
     assert status == 422
-    assert [each["field"] for each in answer["violations"]] == [field]
+    assert [each["field"] for each in response["violations"]] == [field]
 
 
 def test_additional_binding_and_custom_verb_set_a_nested_field(pipeline: Pipeline) -> None:
-    status, answer = pipeline.ask("GET", "/v1/kinds/a%2Fb%20c:query?scalars.int32=1")
+    status, response = pipeline.request("GET", "/v1/kinds/a%2Fb%20c:query?scalars.int32=1")
 
-    assert status == 200, answer
-    assert (answer["scalars"]["string"], answer["scalars"]["int32"]) == ("a/b c", 1)
-    assert pipeline.ask("GET", "/v1/kinds/x:query?scalars.string=y")[0] == 422
+    assert status == 200, response
+    assert (response["scalars"]["string"], response["scalars"]["int32"]) == ("a/b c", 1)
+    assert pipeline.request("GET", "/v1/kinds/x:query?scalars.string=y")[0] == 422
 
 
 @pytest.mark.parametrize(
@@ -261,46 +265,48 @@ def test_additional_binding_and_custom_verb_set_a_nested_field(pipeline: Pipelin
         ({}, None),
     ],
 )
-def test_change_names_the_members_that_were_sent(
+def test_update_mask_has_the_members_that_were_sent(
     pipeline: Pipeline, body: dict[str, Any], mask: str | None
 ) -> None:
-    status, answer = pipeline.ask("PATCH", "/v1/shelves/1/books/2", body)
+    status, response = pipeline.request("PATCH", "/v1/shelves/1/books/2", body)
 
-    assert status == 200, answer
-    assert answer["thing"]["name"] == "shelves/1/books/2"
-    assert answer.get("updateMask") == mask
+    assert status == 200, response
+    assert response["thing"]["name"] == "shelves/1/books/2"
+    assert response.get("updateMask") == mask
 
 
-def test_change_takes_the_mask_that_was_given(pipeline: Pipeline) -> None:
+def test_update_mask_of_the_client_is_kept(pipeline: Pipeline) -> None:
     url = "/v1/shelves/1/books/2?updateMask=title,leaf.name"
 
-    assert pipeline.ask("PATCH", url, {"title": "x"})[1]["updateMask"] == "title,leaf.name"
-    assert pipeline.ask("PATCH", url.replace("title", "*"), {})[1]["updateMask"] == "*,leaf.name"
-    assert pipeline.ask("PATCH", "/v1/shelves/1/magazines/2", {})[0] == 404
+    assert pipeline.request("PATCH", url, {"title": "x"})[1]["updateMask"] == "title,leaf.name"
+    assert (
+        pipeline.request("PATCH", url.replace("title", "*"), {})[1]["updateMask"] == "*,leaf.name"
+    )
+    assert pipeline.request("PATCH", "/v1/shelves/1/magazines/2", {})[0] == 404
 
 
 GOOD = {"low": 1, "name": "x", "email": "a@b", "leaf": {}}
 DIVIDE_BY_ZERO = {"words": ["a"]}
 
 
-def test_rule_that_cannot_be_applied_is_broken(pipeline: Pipeline) -> None:
-    status, answer = pipeline.ask("POST", "/v1/kinds:divide", DIVIDE_BY_ZERO)
+def test_rule_that_fails_at_run_time_is_a_violation(pipeline: Pipeline) -> None:
+    status, response = pipeline.request("POST", "/v1/kinds:divide", DIVIDE_BY_ZERO)
 
-    assert (status, answer["reason"], answer["outcome"]) == (422, "INVALID_FIELDS", "NO_EFFECT")
-    assert [each["rule"] for each in answer["violations"]] == ["divisible"]
+    assert (status, response["reason"], response["outcome"]) == (422, "INVALID_FIELDS", "NO_EFFECT")
+    assert [each["rule"] for each in response["violations"]] == ["divisible"]
     assert pipeline.call("Divide", json.dumps(DIVIDE_BY_ZERO))["error"]["violations"] == [
         {"field": "", "rule": "divisible", "message": "the rule cannot be applied to these values"}
     ]
 
 
 @pytest.mark.parametrize(("words", "reported"), [(19, 19), (250, 20), (251, 1), (1_000, 1)])
-def test_of_many_elements_only_the_first_violation_is_looked_for(
+def test_violations_of_many_elements_are_limited(
     pipeline: Pipeline, words: int, reported: int
 ) -> None:
-    _, answer = pipeline.ask("POST", "/v1/kinds:divide", {"number": 1, "words": [""] * words})
+    _, response = pipeline.request("POST", "/v1/kinds:divide", {"number": 1, "words": [""] * words})
 
-    assert answer["violations"][0]["field"] == "words[0]"
-    assert (len(answer["violations"]), answer["moreViolations"]) == (reported, words > 20)
+    assert response["violations"][0]["field"] == "words[0]"
+    assert (len(response["violations"]), response["moreViolations"]) == (reported, words > 20)
 
 
 RULES: list[tuple[dict[str, Any], set[tuple[str, str]]]] = [
@@ -344,29 +350,33 @@ def with_changes(changes: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("changes", "violations"), RULES)
-def test_rule_is_kept_at_the_gateway_and_named_as_in_the_worker(
+def test_violation_at_the_gateway_has_the_rule_id_of_protovalidate(
     pipeline: Pipeline, changes: dict[str, Any], violations: set[tuple[str, str]]
 ) -> None:
     document = with_changes(changes)
 
-    status, answer = pipeline.ask("POST", "/v1/kinds:check", document)
+    status, response = pipeline.request("POST", "/v1/kinds:check", document)
 
-    found = {(each["field"], each["rule"]) for each in (answer or {}).get("violations", [])}
+    found = {(each["field"], each["rule"]) for each in (response or {}).get("violations", [])}
     assert found == violations
     assert status == (422 if violations else 204)
 
 
-SAID_ELSEWHERE = {
+INEXPRESSIBLE = {
     "bytes.max_len",
     "low_below_high",
     "string.hostname",
     "timestamp.lt",
     "uint64.in",
 }
-"""Rules for which JSON Schema has no words, or not exact ones."""
+"""Rules that JSON Schema cannot express, or not exactly."""
+BOUND_OF_A_STRING = {"high": "1000000000001"}
+"""JSON Schema bounds numbers, but not numbers in strings."""
 
 
-@pytest.mark.parametrize(("changes", "violations"), RULES)
+@pytest.mark.parametrize(
+    ("changes", "violations"), [rule for rule in RULES if rule[0] != BOUND_OF_A_STRING]
+)
 def test_rule_is_in_the_document(
     pipeline: Pipeline, changes: dict[str, Any], violations: set[tuple[str, str]]
 ) -> None:
@@ -375,36 +385,36 @@ def test_rule_is_in_the_document(
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
     validator = Draft202012Validator({**schema, "components": document["components"]})
 
-    said = {rule for _, rule in violations} - SAID_ELSEWHERE
+    expressible = {rule for _, rule in violations} - INEXPRESSIBLE
 
-    assert validator.is_valid(with_changes(changes)) == (not said)
+    assert validator.is_valid(with_changes(changes)) == (not expressible)
 
 
 COUNT = "postbus.kinds.v1.KindsService.Count"
 
 
 def test_stream_over_rest_is_a_line_for_each_message(pipeline: Pipeline) -> None:
-    status, lines = pipeline.ask("GET", "/v1/kinds:count?to=100")
+    status, lines = pipeline.request("GET", "/v1/kinds:count?to=100")
 
     assert status == 200
     assert lines == [{"result": {"number": str(number)}} for number in range(1, 101)]
-    assert pipeline.ask("GET", "/v1/kinds:count") == (200, [])
+    assert pipeline.request("GET", "/v1/kinds:count") == (200, [])
 
 
 def test_stream_over_rest_fails_with_a_status_or_with_its_last_line(pipeline: Pipeline) -> None:
-    status, problem = pipeline.ask("GET", "/v1/kinds:count?to=3&failAt=1")
+    status, problem = pipeline.request("GET", "/v1/kinds:count?to=3&failAt=1")
     assert (status, problem["reason"]) == (409, "TOLD_TO_FAIL")
-    assert pipeline.ask("GET", "/v1/kinds:count?to=-1")[0] == 422
+    assert pipeline.request("GET", "/v1/kinds:count?to=-1")[0] == 422
 
-    status, lines = pipeline.ask("GET", "/v1/kinds:count?to=3&failAt=3")
+    status, lines = pipeline.request("GET", "/v1/kinds:count?to=3&failAt=3")
 
     assert status == 200
     assert lines[:2] == [{"result": {"number": "1"}}, {"result": {"number": "2"}}]
     assert lines[2]["error"]["reason"] == "TOLD_TO_FAIL"
 
 
-def test_stream_over_the_websocket_is_results_and_an_end(pipeline: Pipeline) -> None:
-    _, frames = pipeline.ask(
+def test_stream_over_the_websocket_is_results_and_a_completed_frame(pipeline: Pipeline) -> None:
+    _, frames = pipeline.request(
         "WEBSOCKET",
         "",
         [
@@ -424,11 +434,11 @@ def test_stream_over_the_websocket_is_results_and_an_end(pipeline: Pipeline) -> 
 
 
 def test_stream_is_iterated_by_the_generated_stub(pipeline: Pipeline) -> None:
-    assert pipeline.ask("STUB", "", 40) == (0, list(range(1, 41)))
+    assert pipeline.request("STUB", "", 40) == (0, list(range(1, 41)))
 
 
-def test_call_that_is_cancelled_says_so(pipeline: Pipeline) -> None:
-    _, frames = pipeline.ask(
+def test_cancelled_call_gets_an_error_frame(pipeline: Pipeline) -> None:
+    _, frames = pipeline.request(
         "WEBSOCKET",
         "",
         [

@@ -1,4 +1,4 @@
-"""The reader and writer of ProtoJSON against google's, for every message and kind of field."""
+"""The reader and writer of ProtoJSON, compared with google's for every kind of field."""
 
 import json
 import struct
@@ -31,7 +31,7 @@ LEAF = f"{ANY}kinds.v1.Leaf"
 
 
 def by_google(message: Any) -> Any:
-    """Return the JSON that google writes, None where it cannot."""
+    """Return the JSON that google's writer returns, None if it fails."""
     try:
         return json_format.MessageToDict(
             message,
@@ -50,7 +50,7 @@ def by_us(message: Message) -> Any:
 
 
 def read_by_google(kind: Any, document: Any) -> Any:
-    """Return the message that google reads, None if it refuses the document."""
+    """Return the message that google's reader returns, None if it refuses the document."""
     try:
         pool = kind.DESCRIPTOR.file.pool
         return json_format.ParseDict(document, kind(), descriptor_pool=pool)
@@ -59,7 +59,7 @@ def read_by_google(kind: Any, document: Any) -> Any:
 
 
 def read_by_us(kind: Any, document: Any) -> Any:
-    """Return the message that we read, None if we refuse the document, by naming a field."""
+    """Return the message that our reader returns, None if it refuses fields of the document."""
     try:
         return read_message(kind, document)
     except ServiceError as refused:
@@ -67,7 +67,7 @@ def read_by_us(kind: Any, document: Any) -> Any:
 
 
 def text_of(document: Any) -> str:
-    """Return JSON in which 1, 1.0, -0.0 and true differ, and the order of members does not."""
+    """Return JSON text with sorted members, in which 1, 1.0, -0.0 and true differ."""
     return json.dumps(document, sort_keys=True)
 
 
@@ -121,15 +121,15 @@ def changed(document: Any, draw: Any) -> Any:
         name = draw(st.sampled_from(sorted(document)))
         return document | {name: changed(document[name], draw)}
     if isinstance(document, list) and document and draw(st.integers(0, 4)):
-        place = draw(st.integers(0, len(document) - 1))
-        return [*document[:place], changed(document[place], draw), *document[place + 1 :]]
+        index = draw(st.integers(0, len(document) - 1))
+        return [*document[:index], changed(document[index], draw), *document[index + 1 :]]
     return draw(OTHERS)
 
 
 @pytest.mark.parametrize("name", KINDS)
 @more
 @given(data=st.data())
-def test_document_that_is_accepted_means_what_it_means_to_google(
+def test_accepted_document_has_the_meaning_that_google_reads(
     kinds: Kinds, name: str, data: st.DataObject
 ) -> None:
     kind = kinds.codecs[name].upb
@@ -142,7 +142,9 @@ def test_document_that_is_accepted_means_what_it_means_to_google(
 
     if ours is not None and google is not None:
         assert canonical(ours) == canonical(google)
-    assert ours is None or google is not None or "3.40282" in repr(document)  # its bound is wrong
+    assert (
+        ours is None or google is not None or "3.40282" in repr(document)
+    )  # google refuses the largest floats
 
 
 @more
@@ -177,7 +179,9 @@ IN_ANY: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "members"), IN_ANY)
-def test_any_holds_every_kind_of_message(kinds: Kinds, name: str, members: dict[str, Any]) -> None:
+def test_any_can_contain_every_kind_of_message(
+    kinds: Kinds, name: str, members: dict[str, Any]
+) -> None:
     kind = kinds.codecs["Anything"].upb
     document = {"any": {"@type": ANY + name, **members}}
 
@@ -200,14 +204,14 @@ def test_any_holds_every_kind_of_message(kinds: Kinds, name: str, members: dict[
         ({"@type": f"{ANY}kinds.v1.Leaf", "more": 2}, "unknown_field"),
     ],
 )
-def test_wrong_any_is_refused(kinds: Kinds, document: dict[str, Any], rule: str) -> None:
+def test_malformed_any_is_refused(kinds: Kinds, document: dict[str, Any], rule: str) -> None:
     with pytest.raises(ServiceError) as raised:
         read_message(kinds.codecs["Anything"].upb, {"any": document})
 
     assert [each.rule for each in raised.value.violations] == [rule]
 
 
-def test_message_without_a_json_form_is_an_internal_error(kinds: Kinds) -> None:
+def test_message_that_json_cannot_represent_is_an_internal_error(kinds: Kinds) -> None:
     unknown = kinds.codecs["Anything"].upb(any={"type_url": f"{ANY}made.up.Type", "value": b"x"})
     damaged = kinds.codecs["Anything"].upb(any={"type_url": LEAF, "value": b"\xff"})
     late = kinds.codecs["WellKnown"].upb(time={"seconds": 2**40})

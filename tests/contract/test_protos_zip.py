@@ -1,4 +1,4 @@
-"""The archive of .proto files: whole, and the same contracts as the descriptor set."""
+"""The archive of .proto files: complete, and equivalent to the descriptor set."""
 
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -13,7 +13,7 @@ PUBLISHED = files("postbus").joinpath("contracts.binpb").read_bytes()
 
 
 def file_set_class() -> type[FileDescriptorSet]:
-    """FileDescriptorSet, knowing the options that the contracts themselves define."""
+    """Return a FileDescriptorSet class that knows the options of the contracts."""
     pool = DescriptorPool()
     for file in FileDescriptorSet.FromString(PUBLISHED).file:
         pool.Add(file)
@@ -22,7 +22,7 @@ def file_set_class() -> type[FileDescriptorSet]:
 
 
 def descriptors(data: bytes, set_class: type[FileDescriptorSet]) -> dict[str, object]:
-    """The files of a set without what buf adds to each."""
+    """Return the files of a set without the fields that buf adds."""
     parsed = set_class.FromString(data)
     parsed.DiscardUnknownFields()
     return {file.name: file for file in parsed.file}
@@ -34,7 +34,7 @@ def test_archive_alone_compiles_to_the_descriptor_set(tmp_path: Path) -> None:
         names = opened.namelist()
     compiled = tmp_path / "compiled.binpb"
 
-    # The name of the program is where protoc would look for google/protobuf by itself.
+    # protoc would search for google/protobuf beside the program of this name.
     arguments = [f"{tmp_path}/none/protoc", f"-I{tmp_path}", "--include_imports", f"-o{compiled}"]
     assert protoc.main([*arguments, *names]) == 0
 
@@ -42,7 +42,7 @@ def test_archive_alone_compiles_to_the_descriptor_set(tmp_path: Path) -> None:
     ours = descriptors(compiled.read_bytes(), set_class)
     published = descriptors(PUBLISHED, set_class)
     assert ours.keys() == published.keys() == set(names)
-    # Of its own file, protoc keeps no options that are meant for sources only; buf does.
+    # protoc drops options with source retention from the file; buf keeps them.
     del ours["google/protobuf/descriptor.proto"], published["google/protobuf/descriptor.proto"]
     assert ours == published
 
@@ -51,4 +51,7 @@ def test_archive_has_the_comments_of_the_contracts() -> None:
     with as_file(files("postbus").joinpath("protos.zip")) as archive, ZipFile(archive) as opened:
         text = opened.read("postbus/posts/v1/posts.proto").decode()
 
-    assert "// What users write.\nservice PostsService {" in text
+    assert (
+        "// Posts: create, read, list, change, publish and like them.\nservice PostsService {"
+        in text
+    )

@@ -1,4 +1,4 @@
-"""The release folder of the contracts: whole, reproducible, and of use in Python and JavaScript."""
+"""The release folder of the contracts: complete, reproducible, used by Python and JavaScript."""
 
 import base64
 import re
@@ -45,10 +45,14 @@ console.log(btoa(String.fromCharCode(...toBinary(PostSchema, post))));
 """
 READ = """
 import base64, sys
-import postbus
+import postbus, postbus_runtime
+from postbus.codec import CODECS
 from postbus.posts.v1 import Post
-post = Post().parse(base64.b64decode(sys.argv[1]))
-print(postbus.__file__, post.title, post.version, post.author.username)
+from postbus.registry import METHODS
+codec = CODECS[Post]
+post = codec.read(codec.upb.FromString(base64.b64decode(sys.argv[1])))
+assert METHODS["postbus.posts.v1.PostsService.GetPost"].response_name.endswith("GetPostResponse")
+print(postbus.__file__, postbus_runtime.__file__, post.title, post.version, post.author.username)
 """
 
 
@@ -61,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def encoded(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A post that a program in TypeScript, which was type-checked, has made with the package."""
+    """Return a post that a type-checked TypeScript program has encoded with the npm package."""
     project = tmp_path_factory.mktemp("javascript")
     (project / "package.json").write_text('{"type": "module"}')
     (project / "write.ts").write_text(WRITE)
@@ -75,7 +79,7 @@ def encoded(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def run(folder: Path, *command: str, **environment: str) -> str:
-    answer = subprocess.run(
+    result = subprocess.run(
         command,
         cwd=folder,
         env=node_environment() | environment,
@@ -84,8 +88,8 @@ def run(folder: Path, *command: str, **environment: str) -> str:
         text=True,
         check=False,
     )
-    assert answer.returncode == 0, answer.stdout
-    return answer.stdout
+    assert result.returncode == 0, result.stdout
+    return result.stdout
 
 
 def test_documents_are_the_generated_files(folder: Path) -> None:
@@ -94,14 +98,14 @@ def test_documents_are_the_generated_files(folder: Path) -> None:
         assert (folder / published).read_bytes() == expected
 
 
-def test_sums_are_of_all_files(folder: Path) -> None:
+def test_checksums_cover_all_files(folder: Path) -> None:
     named = {line.split("  ")[1] for line in (folder / "SHA256SUMS").read_text().splitlines()}
 
     assert named == {path.name for path in folder.iterdir()} - {"SHA256SUMS"}
     run(folder, "sha256sum", "--check", "--strict", "SHA256SUMS")
 
 
-def test_page_names_what_is_there(folder: Path) -> None:
+def test_page_links_every_file(folder: Path) -> None:
     page = (folder / "index.html").read_text()
 
     assert set(re.findall(r'href="([^"]+)"', page)) == set(DOCUMENTS)
@@ -120,18 +124,20 @@ def test_python_reads_what_typescript_wrote(encoded: str) -> None:
     assert decode(Post, base64.b64decode(encoded)) == POST
 
 
-def test_wheel_alone_reads_it_too(folder: Path, encoded: str, tmp_path: Path) -> None:
+def test_wheel_without_this_repository_reads_what_typescript_wrote(
+    folder: Path, encoded: str, tmp_path: Path
+) -> None:
     [wheel] = folder.glob("*.whl")
     run(tmp_path, uv(), "venv", "--quiet", "--no-project", "scratch")
     python = tmp_path / "scratch" / "bin" / "python"
     run(tmp_path, uv(), "pip", "install", "--quiet", "--python", "scratch", "--no-deps", str(wheel))
-    # Its dependencies, but not our gen/: links to projects do not work from PYTHONPATH.
+    # The dependencies without gen/, because editable installs do not work from PYTHONPATH.
     dependencies = str(Path(grpc_tools.__file__).parents[1])
 
-    told = run(tmp_path, str(python), "-c", READ, encoded, PYTHONPATH=dependencies).split()
+    printed = run(tmp_path, str(python), "-c", READ, encoded, PYTHONPATH=dependencies).split()
 
-    assert Path(told[0]).is_relative_to(tmp_path / "scratch")
-    assert told[1:] == ["Notes", "9007199254740993", "ada"]
-    package = Path(told[0]).parent
+    assert all(Path(module).is_relative_to(tmp_path / "scratch") for module in printed[:2])
+    assert printed[2:] == ["Notes", "9007199254740993", "ada"]
+    package = Path(printed[0]).parent
     present = {path.name for path in package.iterdir()}
     assert {"py.typed", *DOCUMENTS.values()} <= present

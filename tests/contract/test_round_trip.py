@@ -73,7 +73,7 @@ UPDATE_POST = next(each for each in UPDATES if each[0].name.endswith(".UpdatePos
 
 
 def resource(method: Method, rule: HttpRule) -> dict[str, Any]:
-    """Return the resource as a client reads it."""
+    """Return the resource as in a response."""
     response: Any = message_class(method.response_name)
     field = response.DESCRIPTOR.fields_by_name[rule.response_body]
     values = RESOURCES[method.name]
@@ -90,7 +90,7 @@ def send(method: Method, rule: HttpRule, body: dict[str, Any], id_: str = ID) ->
 
 
 @pytest.mark.parametrize(("method", "rule"), UPDATES, ids=lambda each: getattr(each, "name", ""))
-def test_resource_is_accepted_as_it_was_read(method: Method, rule: HttpRule) -> None:
+def test_resource_is_accepted_unchanged(method: Method, rule: HttpRule) -> None:
     document = resource(method, rule)
 
     message = send(method, rule, document)
@@ -100,7 +100,7 @@ def test_resource_is_accepted_as_it_was_read(method: Method, rule: HttpRule) -> 
 
 
 @pytest.mark.parametrize(("method", "rule"), UPDATES, ids=lambda each: getattr(each, "name", ""))
-def test_each_writable_member_can_be_changed_in_what_was_read(
+def test_each_writable_member_of_a_read_resource_can_be_changed(
     method: Method, rule: HttpRule
 ) -> None:
     for name in ("body", "bio"):
@@ -122,7 +122,7 @@ def test_another_resource_than_the_one_in_the_path_is_refused() -> None:
     ]
 
 
-def test_member_that_no_answer_has_is_refused() -> None:
+def test_member_that_no_response_has_is_refused() -> None:
     method, rule = UPDATE_POST
 
     with pytest.raises(ServiceError) as raised:

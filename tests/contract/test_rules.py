@@ -1,4 +1,4 @@
-"""One set of vectors for both ends: the gateway and the worker's protovalidate agree."""
+"""Validation rules: the gateway and the worker refuse the same requests."""
 
 import json
 from importlib.resources import files
@@ -80,7 +80,7 @@ def refused_by_worker(name: str, document: dict[str, Any]) -> Violations:
 
 
 @pytest.mark.parametrize(("name", "document"), GOOD)
-def test_good_request_passes_both_ends(name: str, document: dict[str, Any]) -> None:
+def test_valid_request_passes_gateway_and_worker(name: str, document: dict[str, Any]) -> None:
     full_name = f"postbus.{name}"
 
     assert refused_by_gateway(full_name, document) == set()
@@ -88,7 +88,7 @@ def test_good_request_passes_both_ends(name: str, document: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize(("name", "document", "fields"), BAD)
-def test_bad_request_is_refused_at_both_ends(
+def test_invalid_request_is_refused_by_gateway_and_worker(
     name: str, document: dict[str, Any], fields: set[str]
 ) -> None:
     full_name = f"postbus.{name}"
@@ -113,7 +113,7 @@ def test_model_refuses_what_the_reader_refuses(
 
 
 @pytest.mark.parametrize("title", ["   ", "a\nb", "a\u202eb"])
-def test_broken_pattern_is_explained_in_the_words_of_the_contract(title: str) -> None:
+def test_violated_pattern_is_described_by_the_comment_of_the_field(title: str) -> None:
     kind = message_class("postbus.posts.v1.CreatePostRequest")
 
     [violation] = validate(json_format.ParseDict({"title": title}, kind()))

@@ -1,4 +1,4 @@
-"""REST and the WebSocket read one dialect of JSON: the same documents get the same answers."""
+"""REST and the WebSocket read the same JSON: equal documents get equal results or errors."""
 
 import json
 from typing import Any
@@ -60,8 +60,8 @@ REFUSED: list[tuple[str, list[tuple[str, str]]]] = [
 
 
 def over_rest(pipeline: Pipeline, document: str) -> tuple[str, set[tuple[str, str]], Any]:
-    """Return reason, violations and JSON of the answer, or of the problem."""
-    _, answer = pipeline.ask("POST", "/v1/kinds", document)
+    """Return the reason and the violations of the problem, and the JSON of the response."""
+    _, answer = pipeline.request("POST", "/v1/kinds", document)
     return _outcome(answer, answer)
 
 
@@ -100,7 +100,7 @@ def test_text_that_is_not_json_is_malformed_over_both_transports(
 
 
 @pytest.mark.parametrize(("document", "violations"), REFUSED)
-def test_document_is_refused_over_both_transports_alike(
+def test_document_is_refused_equally_over_both_transports(
     pipeline: Pipeline, document: str, violations: list[tuple[str, str]]
 ) -> None:
     expected = ("INVALID_FIELDS", set(violations), None)
@@ -109,10 +109,10 @@ def test_document_is_refused_over_both_transports_alike(
     assert over_websocket(pipeline, document) == expected
 
 
-def test_paths_of_both_transports_are_those_of_the_request(pipeline: Pipeline) -> None:
+def test_violations_have_the_paths_of_the_request_over_both_transports(pipeline: Pipeline) -> None:
     document = {"low": "x", "high": 1.5, "tags": [1]}
 
-    _, problem = pipeline.ask("POST", "/v1/kinds:check", document)
+    _, problem = pipeline.request("POST", "/v1/kinds:check", document)
     error = pipeline.call("Check", json.dumps(document))["error"]
 
     assert problem["violations"] == error["violations"]
@@ -120,27 +120,27 @@ def test_paths_of_both_transports_are_those_of_the_request(pipeline: Pipeline) -
 
 
 @pytest.mark.parametrize("request_", ["5", '"x"', "[]"])
-def test_request_that_is_no_object_is_refused_over_both_transports(
+def test_request_other_than_an_object_is_refused_over_both_transports(
     pipeline: Pipeline, request_: str
 ) -> None:
-    status, problem = pipeline.ask("POST", "/v1/kinds:check", request_)
+    status, problem = pipeline.request("POST", "/v1/kinds:check", request_)
 
     assert (status, problem["reason"]) == (400, "NOT_AN_OBJECT")
     assert pipeline.call("Check", request_)["error"]["reason"] == "NOT_AN_OBJECT"
 
 
-def test_null_in_place_of_a_body_is_refused(pipeline: Pipeline) -> None:
-    status, problem = pipeline.ask("POST", "/v1/kinds", "null")
+def test_null_as_a_body_is_refused(pipeline: Pipeline) -> None:
+    status, problem = pipeline.request("POST", "/v1/kinds", "null")
 
     assert status == 422
     assert [(each["field"], each["rule"]) for each in problem["violations"]] == [("value", "type")]
 
 
-def test_answer_can_be_sent_back_as_it_came(pipeline: Pipeline) -> None:
-    """The answer holds an enum number that this version does not know, and the largest float."""
+def test_response_can_be_sent_back_unchanged(pipeline: Pipeline) -> None:
+    """The response has an unknown enum number and the largest float."""
     sent = {"scalars": {"color": 99, "float": 3.4028234663852886e38}, "lists": {"colors": [99]}}
-    _, first = pipeline.ask("POST", "/v1/kinds", sent)
+    _, first = pipeline.request("POST", "/v1/kinds", sent)
 
-    status, second = pipeline.ask("POST", "/v1/kinds", first)
+    status, second = pipeline.request("POST", "/v1/kinds", first)
 
     assert (status, second) == (200, first)

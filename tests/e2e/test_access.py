@@ -1,4 +1,4 @@
-"""Who may do what: the same at the gateway and on the bus, where anyone could name any user."""
+"""Authorization at the gateway and on the bus, where any client can send any request."""
 
 import json
 import time
@@ -33,7 +33,7 @@ FOR_SERVICES = [method for method in METHODS.values() if method.access is Access
 
 @pytest.fixture
 async def bus(place: Place, system: System) -> AsyncIterator[AmqpBus]:
-    """The broker, as someone sees it who has found its password."""
+    """Return a bus of a client that has the broker's password."""
     async with connect(SecretStr(place.amqp_url), "intruder") as opened:
         await opened.wait_ready()
         yield opened
@@ -47,10 +47,10 @@ async def refusal(bus: AmqpBus, method: str, token: str, payload: bytes = b"") -
 
 
 def forged(tokens: TokenMaker) -> dict[str, str]:
-    """Tokens that `users` has never signed, or not for this."""
+    """Return tokens that `users` has not signed, or not as access tokens."""
     claims = {"iss": "postbus.users", "aud": "postbus", "sub": ID, "sid": ID, "jti": ID}
     times = {"iat": time.time(), "exp": time.time() + 600}
-    public = json.loads(tokens.key_set)["keys"][0]["x"]  # which everyone has
+    public = json.loads(tokens.key_set)["keys"][0]["x"]  # which is public
     return {
         "signed by another": TokenMaker().token(ID),
         "unsigned": jwt.encode(
@@ -67,7 +67,7 @@ def forged(tokens: TokenMaker) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("method", FOR_USERS, ids=lambda method: method.name)
-async def test_method_for_users_refuses_everyone_else(
+async def test_method_for_users_refuses_other_callers(
     method: Method, bus: AmqpBus, client: httpx.AsyncClient, tokens: TokenMaker
 ) -> None:
     rule = method.http[0]
@@ -88,7 +88,7 @@ async def test_method_for_users_refuses_everyone_else(
 
 
 @pytest.mark.parametrize("method", FOR_SERVICES, ids=lambda method: method.name)
-async def test_method_for_services_is_not_there_for_others(
+async def test_internal_method_does_not_exist_for_clients(
     method: Method, client: httpx.AsyncClient
 ) -> None:
     document = (await client.get("/openapi.json")).text
@@ -97,7 +97,7 @@ async def test_method_for_services_is_not_there_for_others(
     assert method.request.__name__ not in document
 
 
-async def test_token_of_another_user_opens_nothing_of_this_one(
+async def test_token_of_another_user_gives_no_access(
     bus: AmqpBus, client: httpx.AsyncClient, unique: Callable[[str], str]
 ) -> None:
     alice = await sign_up(client, unique("alice"))
@@ -121,8 +121,10 @@ async def test_token_of_another_user_opens_nothing_of_this_one(
     assert (await Client(client, alice).done("GET", "/v1/me"))["id"] == alice.id
 
 
-async def test_token_of_nobody_creates_nothing(bus: AmqpBus, tokens: TokenMaker) -> None:
-    """Signed by the right key, for an account that is not there."""
+async def test_token_of_an_unknown_account_creates_nothing(
+    bus: AmqpBus, tokens: TokenMaker
+) -> None:
+    """The token is signed by the right key for an account that does not exist."""
     request = encode(CreatePostRequest(title="From nowhere"))
 
     error = await refusal(

@@ -1,4 +1,4 @@
-"""Accounts at their limits, and what services ask of each other about them."""
+"""Accounts at their limits, and internal methods about accounts."""
 
 import asyncio
 import time
@@ -34,7 +34,7 @@ async def alice(client: httpx.AsyncClient, unique: Unique) -> Person:
 
 @pytest.fixture
 async def database(system: System) -> AsyncIterator[asyncpg.Connection]:
-    """What `users` has stored."""
+    """Return the database of `users`."""
     connection = await asyncpg.connect(system.databases("users")["POSTBUS_POSTGRES_URL"])
     yield connection
     await connection.close()
@@ -61,10 +61,10 @@ def kind(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, answer.json().get("reason", "")
 
 
-async def test_stolen_tokens_that_come_in_a_crowd_hold_nobody_up(
+async def test_many_reused_tokens_do_not_block_other_calls(
     client: httpx.AsyncClient, alice: Person
 ) -> None:
-    """Each asks for a second connection to the database, to end the session for good."""
+    """Each call needs a second database connection to end the session."""
     sessions = [(await log_in(client, alice.username)).json() for _ in range(4)]
     for session in sessions:
         assert (await refresh(client, session["refreshToken"])).status_code == 200
@@ -77,7 +77,7 @@ async def test_stolen_tokens_that_come_in_a_crowd_hold_nobody_up(
     assert kinds <= {(401, "REFRESH_TOKEN_REUSED"), (401, "REFRESH_TOKEN_INVALID")}
 
 
-async def test_refresh_that_is_repeated_with_its_key_gets_the_first_answer(
+async def test_refresh_repeated_with_its_key_gets_the_first_answer(
     client: httpx.AsyncClient, alice: Person, unique: Unique
 ) -> None:
     first = (await log_in(client, alice.username)).json()["refreshToken"]
@@ -92,7 +92,7 @@ async def test_refresh_that_is_repeated_with_its_key_gets_the_first_answer(
     assert kind(await refresh(client, first, **key)) == (401, "REFRESH_TOKEN_REUSED")
 
 
-async def test_session_that_was_not_refreshed_for_long_has_ended(
+async def test_session_without_a_refresh_expires(
     client: httpx.AsyncClient, alice: Person, database: asyncpg.Connection
 ) -> None:
     old = (await log_in(client, alice.username)).json()
@@ -107,7 +107,7 @@ async def test_session_that_was_not_refreshed_for_long_has_ended(
     assert page["total"] == 1
 
 
-async def test_oldest_of_a_hundred_sessions_makes_room(
+async def test_log_in_beyond_a_hundred_sessions_deletes_the_oldest(
     client: httpx.AsyncClient, alice: Person, database: asyncpg.Connection
 ) -> None:
     await database.execute(
@@ -127,7 +127,7 @@ async def test_oldest_of_a_hundred_sessions_makes_room(
 
 
 @pytest.mark.parametrize("device", ["x" * 101, "a\nb", "a\u0000", "\u202eevil", "a\u2069"])
-async def test_device_that_could_mislead_is_refused(
+async def test_device_name_with_control_characters_is_refused(
     device: str, client: httpx.AsyncClient, alice: Person
 ) -> None:
     answer = await log_in(client, alice.username, device=device)
@@ -146,10 +146,13 @@ async def test_wrong_current_passwords_are_throttled_apart_from_log_ins(
 
     assert set(failures) == {(403, "WRONG_PASSWORD")}
     assert await Client(client, alice).refused(*change) == (429, "LOGIN_THROTTLED")
-    assert kind(await log_in(client, alice.username)) == (200, "")  # strangers can't lock it
+    assert kind(await log_in(client, alice.username)) == (
+        200,
+        "",
+    )  # failures of other people cannot lock it
 
 
-async def test_success_forgets_the_failures_before(
+async def test_success_resets_the_count_of_failures(
     client: httpx.AsyncClient, alice: Person
 ) -> None:
     for _ in range(2):
@@ -159,7 +162,7 @@ async def test_success_forgets_the_failures_before(
         assert (await log_in(client, alice.username)).status_code == 200
 
 
-async def test_deleted_account_leaves_no_way_in(client: httpx.AsyncClient, alice: Person) -> None:
+async def test_deleted_account_cannot_log_in(client: httpx.AsyncClient, alice: Person) -> None:
     other = (await log_in(client, alice.username)).json()
     elsewhere = Client(client, Person(id="", username="", token=other["accessToken"]))
 
@@ -171,7 +174,7 @@ async def test_deleted_account_leaves_no_way_in(client: httpx.AsyncClient, alice
     assert kind(await log_in(client, f"{alice.username}@example.com"))[0] == 401
 
 
-async def test_nobody_follows_more_than_5000(
+async def test_user_follows_at_most_5000(
     client: httpx.AsyncClient, alice: Person, unique: Unique, database: asyncpg.Connection
 ) -> None:
     bob = await sign_up(client, unique("bob"))
@@ -187,7 +190,7 @@ async def test_nobody_follows_more_than_5000(
     await database.execute("UPDATE users SET following_count = 1 WHERE id = $1", alice.id)
 
 
-async def test_two_who_follow_each_other_at_once_wait_for_nobody(
+async def test_concurrent_mutual_follows_do_not_deadlock(
     client: httpx.AsyncClient, alice: Person, unique: Unique
 ) -> None:
     bob = await sign_up(client, unique("bob"))
@@ -204,7 +207,7 @@ async def test_two_who_follow_each_other_at_once_wait_for_nobody(
             assert (profile["followerCount"], profile["followingCount"]) == (followed, followed)
 
 
-async def test_services_get_the_profiles_that_exist_as_the_caller_sees_them(
+async def test_services_get_existing_profiles_as_the_caller_sees_them(
     client: httpx.AsyncClient, alice: Person, unique: Unique, bus: AmqpBus
 ) -> None:
     bob, cyd = await sign_up(client, unique("bob")), await sign_up(client, unique("cyd"))
@@ -214,7 +217,7 @@ async def test_services_get_the_profiles_that_exist_as_the_caller_sees_them(
 
     async def ask(method: str, request: Any) -> bytes:
         call = Call.new(encode(request), deadline=time.time() + 5, access_token=alice.token)
-        return await bus.call(f"{USERS}.{method}", call)
+        return (await bus.call(f"{USERS}.{method}", call)).payload
 
     wanted = BatchGetUsersRequest(ids=[alice.id, bob.id, missing])
     batch = decode(BatchGetUsersResponse, await ask("BatchGetUsers", wanted))
@@ -230,7 +233,7 @@ async def test_services_get_the_profiles_that_exist_as_the_caller_sees_them(
 
 
 @pytest.mark.parametrize("word", ["9e12ab", "10e10xyz", "0x1f", "हिन्दी", "สวัสดี"])
-async def test_word_that_looks_like_a_number_or_has_marks_is_found_by_its_beginning(
+async def test_word_with_digits_or_marks_is_found_by_its_prefix(
     word: str, client: httpx.AsyncClient, alice: Person, unique: Unique
 ) -> None:
     mark = unique("q")

@@ -1,4 +1,4 @@
-"""The gateway behind nginx with gzip, as many people run it."""
+"""The gateway behind nginx with gzip, a common deployment."""
 
 import asyncio
 import json
@@ -52,7 +52,7 @@ http {{
 
 @pytest.fixture(scope="module")
 async def proxy(system: System, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
-    """URL of an nginx in front of the gateway, from Debian's package where the system has none."""
+    """Return the URL of an nginx in front of the gateway, if necessary Debian's."""
     program, libraries = shutil.which("nginx"), ""
     if program is None:
         try:
@@ -83,7 +83,7 @@ async def _until_listening(port: int) -> None:
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", port)
             except ConnectionRefusedError:
-                await asyncio.sleep(0.02)  # until the process listens, which says nothing
+                await asyncio.sleep(0.02)  # until the process listens; it prints nothing then
             else:
                 writer.close()
                 return
@@ -91,7 +91,7 @@ async def _until_listening(port: int) -> None:
 
 @pytest.fixture
 async def proxied(proxy: str) -> AsyncIterator[httpx.AsyncClient]:
-    """A REST client of nginx, which accepts gzip."""
+    """Return a REST client of nginx that accepts gzip."""
     async with httpx.AsyncClient(base_url=proxy, timeout=10) as client:
         yield client
 
@@ -111,7 +111,7 @@ async def test_weak_tags_of_a_compressing_proxy_still_answer_304(
     assert again.status_code == 304
 
 
-async def test_change_with_a_weak_tag_is_told_what_to_send_instead(
+async def test_error_of_a_change_with_a_weak_tag_names_the_remedy(
     proxied: httpx.AsyncClient, unique: Unique
 ) -> None:
     alice = await sign_up(proxied, unique("alice"))
@@ -127,7 +127,7 @@ async def test_change_with_a_weak_tag_is_told_what_to_send_instead(
     assert done.status_code == 200
 
 
-async def test_websocket_passes_the_proxy(
+async def test_websocket_works_through_the_proxy(
     proxy: str, proxied: httpx.AsyncClient, unique: Unique
 ) -> None:
     alice = await sign_up(proxied, unique("alice"))
@@ -137,6 +137,6 @@ async def test_websocket_passes_the_proxy(
     assert answer["authenticated"]["userId"] == alice.id
 
 
-async def test_many_requests_share_the_connections_of_the_proxy(proxied: httpx.AsyncClient) -> None:
+async def test_requests_share_the_connections_of_the_proxy(proxied: httpx.AsyncClient) -> None:
     answers = await asyncio.gather(*(proxied.get("/v1/tags") for _ in range(100)))
     assert {answer.status_code for answer in answers} == {200}

@@ -44,7 +44,7 @@ Document = dict[str, Any]
 async def probed(
     place: Place, tokens: TokenMaker, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[System]:
-    """The system with its gateway and the worker `posts` under the probe, warmed up."""
+    """Return the system with gateway and worker `posts` under the probe, warmed up."""
     logs = tmp_path_factory.mktemp("probed")
     environment = place.as_environment()
     async with run_system(environment, tokens, logs, probed=("gateway", "posts")) as system:
@@ -64,7 +64,7 @@ def bearer(tokens: TokenMaker) -> dict[str, str]:
 
 
 def bombs(method: Method, size: int) -> Iterator[Document]:
-    """Yield documents of about `size` bytes that are wrong, or large, in one way each."""
+    """Yield documents of about `size` bytes, each invalid or large in one way."""
     kind = message_class(method.request_name).DESCRIPTOR
     yield {f"unknown{number}": 0 for number in range(size // 16)}
     yield {"u" * size: 0}
@@ -91,7 +91,7 @@ def _of_message(kind: Descriptor, size: int) -> Any:
 
 
 def _nested(depth: int) -> Any:
-    """Return lists in lists, as deep as the JSON encoder of this test can write."""
+    """Return nested lists, as deep as the JSON encoder of this test can write."""
     value: list[Any] = []
     for _ in range(min(depth, 900)):
         value = [value]
@@ -99,7 +99,7 @@ def _nested(depth: int) -> Any:
 
 
 def path_of(rule: HttpRule) -> str:
-    """Return a path that fits the rule, with an id of the right form for each variable."""
+    """Return a path of the rule, with a valid id for each variable."""
     return "".join(
         USER if part.startswith("{") else part
         for part in rule.path.replace("{", "\0{").replace("}", "}\0").split("\0")
@@ -143,19 +143,19 @@ def costly_bodies() -> Iterator[bytes]:
 async def least_of_the_longest_steps(probed: System, ask: Callable[[], Awaitable[None]]) -> float:
     """Return the longest step of the gateway's loop in the best of five tries.
 
-    The best, because a collection of garbage may take as long as the work under test.
+    The best, because a garbage collection may take as long as the work under test.
     """
     steps = []
     for _ in range(5):
         probed.cost("gateway")
         await ask()
         async with httpx.AsyncClient() as client:
-            await client.get(f"{probed.url}/healthz")  # answered after the step that answered
+            await client.get(f"{probed.url}/healthz")  # answered in a later step
         steps.append(probed.cost("gateway").longest_step)
     return min(steps)
 
 
-async def test_event_loop_goes_on_while_a_large_body_is_read(
+async def test_event_loop_is_not_blocked_while_a_large_body_is_read(
     probed: System, tokens: TokenMaker
 ) -> None:
     async with httpx.AsyncClient(base_url=probed.url, headers=bearer(tokens)) as client:
@@ -170,7 +170,7 @@ async def test_event_loop_goes_on_while_a_large_body_is_read(
             assert await least_of_the_longest_steps(probed, post) <= MAX_READING_STEP_SECONDS
 
 
-async def test_event_loop_goes_on_while_a_large_message_is_read(
+async def test_event_loop_is_not_blocked_while_a_large_message_is_read(
     probed: System, tokens: TokenMaker
 ) -> None:
     authenticate = {"id": "a", "authenticate": {"accessToken": tokens.token(USER)}}
@@ -190,7 +190,7 @@ async def test_event_loop_goes_on_while_a_large_message_is_read(
 
 
 def anything(method: Method, dice: random.Random, size: int) -> Any:
-    """Return JSON of about `size` bytes, made of the names of the method's fields and of noise."""
+    """Return JSON of about `size` bytes with names of the method's fields and random values."""
     names = [field.json_name for field in message_class(method.request_name).DESCRIPTOR.fields]
 
     def value(depth: int) -> Any:
@@ -214,7 +214,7 @@ def anything(method: Method, dice: random.Random, size: int) -> Any:
 
 
 async def test_anything_over_any_transport_costs_little(probed: System, tokens: TokenMaker) -> None:
-    dice = random.Random(20261125)  # noqa: S311  # the same noise in every run
+    dice = random.Random(20261125)  # noqa: S311  # the same values in every run
     start = probed.cost("gateway")
     async with httpx.AsyncClient(base_url=probed.url, timeout=30) as client:
         for _ in range(150):

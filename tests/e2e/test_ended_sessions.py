@@ -1,4 +1,4 @@
-"""A session that has ended stays ended for processes that start later."""
+"""Ended sessions are refused by processes that start later."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ REFUSED = [method for method in FOR_USERS if not method.ends_session]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """A token of a session that has ended; `request` ended it, if it was made with that token."""
+    """A token of an ended session; `request` ended it, if it used that token."""
 
     how: str
     token: str
@@ -61,7 +61,7 @@ async def done(
 
 
 async def all_kinds(client: httpx.AsyncClient, unique: Unique) -> list[Ended]:
-    """End sessions in every way."""
+    """End one session in each possible way."""
     people = [await sign_up(client, unique("ended")) for _ in range(5)]
     left, left_all, revoked, changed, deleted = people
     others = [await log_in(client, person) for person in (revoked, changed)]
@@ -132,7 +132,7 @@ async def test_ended_session_is_refused_by_gateways_and_workers_that_start_after
                 assert (again.status_code, again.headers["Idempotency-Replayed"]) == (204, "true")
 
 
-async def test_users_refuses_a_session_that_it_does_not_have_whatever_was_revoked(
+async def test_users_refuses_an_unknown_session_without_a_revocation(
     system: System, client: httpx.AsyncClient, tokens: TokenMaker, unique: Unique
 ) -> None:
     person = await sign_up(client, unique("alice"))

@@ -1,4 +1,4 @@
-"""What a user does, through the gateway and both workers to both databases."""
+"""User journeys through the gateway and both workers to both databases."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -58,7 +58,7 @@ async def test_post_is_created_read_changed_listed_and_deleted(
     assert problem_of(gone) == (404, "POST_NOT_FOUND")
 
 
-async def test_what_was_read_can_be_changed_and_sent_back_whole(
+async def test_read_resource_can_be_changed_and_sent_back_whole(
     client: httpx.AsyncClient, unique: Unique
 ) -> None:
     alice = await sign_up(client, unique("alice"))

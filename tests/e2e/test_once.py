@@ -1,4 +1,4 @@
-"""Every rpc that changes something, once: whatever a client repeats, and however often."""
+"""Every changing rpc has one effect, however often a client repeats it."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Unique = Callable[[str], str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A request, and what its answer must be every time; `other` is another body for its key."""
+    """A request and its expected answer; `other` is another body for its key."""
 
     verb: str
     path: str
@@ -52,7 +52,7 @@ async def comment(client: httpx.AsyncClient, person: Person, post_id: str) -> st
 
 
 async def change_of(method: str, client: httpx.AsyncClient, unique: Unique) -> Change:
-    """Make what the method needs, and return a call of it."""
+    """Create the resources that the method needs, and return a call."""
     ann, bea = await sign_up(client, unique("ann")), await sign_up(client, unique("bea"))
     name, token = unique("new"), ann.token
     account = {"username": name, "email": f"{name}@example.com", "password": PASSWORD}
@@ -162,7 +162,9 @@ async def test_repeated_change_has_one_effect_and_one_answer(
 
     assert first.status_code == change.status, first.text
     assert "Idempotency-Replayed" not in first.headers
-    if method.name.endswith(".LogIn"):  # its answer is not kept; that of a refresh is, for a minute
+    if method.name.endswith(
+        ".LogIn"
+    ):  # its answer is not stored; the answer of a refresh is, for a minute
         assert (again.status_code, again.json()["reason"]) == (409, "ALREADY_DONE")
     else:
         assert (again.status_code, again.content) == (change.status, first.content), again.text
@@ -172,7 +174,7 @@ async def test_repeated_change_has_one_effect_and_one_answer(
         assert (other.status_code, other.json().get("reason")) in (
             (change.status, None),
             (409, "USERNAME_TAKEN"),
-        )  # the key of someone without a token may be chosen by another one as well
+        )  # two callers without tokens may use the same key
     elif change.other is not None:
         reused = await change.send(client, key, change.other)
         assert (reused.status_code, reused.json()["reason"]) == (422, "OPERATION_ID_REUSED")

@@ -1,4 +1,4 @@
-"""`just new-service`, as its users run it: in a clone of its own, on real servers."""
+"""`just new-service` in a clone of its own, on real servers."""
 
 import os
 import shutil
@@ -69,12 +69,12 @@ async def test_words_are_counted(
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of this clone as they are, committed, without its environments."""
+    """Return a clone with the present files committed, without environments."""
     target = tmp_path_factory.mktemp("clone")
     known = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(known, cwd=ROOT, capture_output=True, check=True, text=True).stdout
     for name in filter(None, names.split("\0")):
-        if (ROOT / name).exists():  # what was removed is known to git until it is committed
+        if (ROOT / name).exists():  # git lists removed files until the commit
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
     author = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
@@ -89,7 +89,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def just(clone: Path) -> Run:
-    """Runs a recipe in the clone; returns what it says."""
+    """Return a function that runs a recipe in the clone and returns its output."""
     programs = [str(VENV / "bin"), str(Path(uv()).parent), os.environ["PATH"]]
     environment = os.environ | {"PATH": os.pathsep.join(programs)}
 

@@ -1,4 +1,4 @@
-"""Each service's environment holds what the service needs and nothing of the others."""
+"""Each service's environment contains only the packages of the service."""
 
 import json
 import subprocess

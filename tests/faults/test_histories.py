@@ -1,4 +1,4 @@
-"""What people did, whatever was killed meanwhile: what was acknowledged stays, and counts once.
+"""Histories of concurrent users under kills: acknowledged writes survive and have one effect.
 
 POSTBUS_SEED=N repeats a run as far as the machine allows.
 """
@@ -26,7 +26,7 @@ PATIENCE = 20.0
 
 
 class Actor:
-    """Someone who does one thing after the other, and repeats each until it is answered."""
+    """A user that sends one request after the other and repeats each until it is answered."""
 
     def __init__(
         self, client: httpx.AsyncClient, person: Person, dice: random.Random, unique: Unique
@@ -37,12 +37,12 @@ class Actor:
         self.person = person
         self.posts: list[str] = []
         self.comments: list[tuple[str, str]] = []
-        """Of which post, and the text."""
+        """Post id and text."""
         self.likes: dict[str, bool] = {}
         self.follows: dict[str, bool] = {}
 
     async def act(self, post_ids: list[str], others: list[str]) -> None:
-        """Do something, and remember it."""
+        """Send one request and record it."""
         post_id, other = self._dice.choice(post_ids), self._dice.choice(others)
         wanted = self._dice.random() < 0.6
         match self._dice.choice(("post", "like", "like", "comment", "follow")):
@@ -88,7 +88,7 @@ async def kill_again_and_again(system: System, dice: random.Random) -> None:
         await system.until_ready()
 
 
-async def test_what_was_acknowledged_stays_and_counts_once(
+async def test_acknowledged_writes_survive_and_have_one_effect(
     system: System, client: httpx.AsyncClient, unique: Unique
 ) -> None:
     seed = int(os.environ.get("POSTBUS_SEED") or random.randrange(2**32))  # noqa: S311

@@ -1,4 +1,4 @@
-"""A server that is away: 503 within a second, readiness names it, and all comes back by itself."""
+"""An unavailable server: 503 within a second, readiness names it, recovery without a restart."""
 
 import asyncio
 import time
@@ -27,7 +27,7 @@ PARTS = {"rabbitmq": "rabbitmq", "postgresql": "users.postgresql", "mongodb": "p
 async def fragile(
     place: Place, run_id: str, tokens: TokenMaker, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Fragile]:
-    """A system with a virtual host of its own, and a proxy in front of each server."""
+    """Return a system with its own virtual host and a proxy in front of each server."""
     proxies, environment = {}, {}
     async with AsyncExitStack() as stack:
         vhost = await stack.enter_async_context(new_vhost(f"{run_id}_fragile"))
@@ -45,7 +45,7 @@ async def fragile(
 
 
 @pytest.mark.parametrize("server", PARTS)
-async def test_server_that_is_away_is_a_503_and_comes_back(
+async def test_unavailable_server_is_a_503_until_it_returns(
     fragile: Fragile, server: str, unique: Unique
 ) -> None:
     system, proxies = fragile
@@ -53,7 +53,7 @@ async def test_server_that_is_away_is_a_503_and_comes_back(
         alice = await sign_up(client, unique("alice"))
 
         async def answers() -> list[tuple[int, float]]:
-            """Status and seconds of a request that each database has to answer."""
+            """Return status and seconds of a request that needs each database."""
             taken = []
             for url in ("/v1/me", "/v1/posts"):
                 began = time.monotonic()
@@ -76,7 +76,7 @@ async def test_server_that_is_away_is_a_503_and_comes_back(
     assert [code for code, _ in mended] == [200, 200]
 
 
-async def test_subscriber_that_may_have_missed_events_is_told(
+async def test_subscriber_that_may_have_missed_events_is_disconnected(
     fragile: Fragile, unique: Unique
 ) -> None:
     system, proxies = fragile
@@ -96,13 +96,13 @@ async def test_subscriber_that_may_have_missed_events_is_told(
     await system.until_ready()
 
 
-async def test_worker_stops_in_time_while_its_database_is_away(
+async def test_worker_stops_in_time_while_its_database_is_unavailable(
     fragile: Fragile, unique: Unique
 ) -> None:
     system, proxies = fragile
     async with httpx.AsyncClient(base_url=system.url, timeout=10) as client:
         await proxies["mongodb"].stop()
-        await sign_up(client, unique("alice"))  # `posts` tries again and again to store her card
+        await sign_up(client, unique("alice"))  # `posts` retries to store the author
 
         assert await system.stop("posts") == 0
 

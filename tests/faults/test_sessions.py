@@ -16,7 +16,7 @@ from postbus.registry import METHODS, Access
 from postbus.users.v1 import SessionsRevoked
 from shared.bus import Call
 from shared.bus.amqp import AmqpBus, connect
-from shared.bus.amqp.broker_session import Session
+from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.stream_follower import StreamFollower
 from shared.bus.amqp.topology import event_stream
 from shared.bus.message_bus import Failure
@@ -44,12 +44,12 @@ OF_POSTS = [
 
 @complete
 class Posts:
-    """Answers every method of `posts`."""
+    """Handlers for every method of `posts`."""
 
 
 @pytest.fixture
 async def own_vhost(unique: Unique) -> AsyncIterator[str]:
-    """A virtual host for a test that breaks its stream."""
+    """Return a virtual host for a test that breaks its stream."""
     async with new_vhost(unique("test_")) as url:
         yield url
 
@@ -72,7 +72,7 @@ async def refusal(bus: AmqpBus, route: str, token: str) -> tuple[Code, str, floa
 
 
 def refused(sessions: SessionVerifier, token: str) -> str:
-    """Return why a token is refused; empty if it is accepted."""
+    """Return the reason for which a token is refused; empty if it is accepted."""
     try:
         sessions.verify(token)
     except ServiceError as error:
@@ -81,7 +81,7 @@ def refused(sessions: SessionVerifier, token: str) -> str:
 
 
 async def until(condition: Callable[[], bool], always: Callable[[], bool] = lambda: True) -> None:
-    """Wait until a condition holds; another one holds meanwhile."""
+    """Wait until a condition holds; check another one in every step."""
     async with asyncio.timeout(15):
         while not condition():
             assert always()
@@ -89,7 +89,7 @@ async def until(condition: Callable[[], bool], always: Callable[[], bool] = lamb
 
 
 async def until_sessions_ready(client: httpx.AsyncClient, ready: bool) -> None:
-    """Wait until /readyz says so of gateway and worker; a slow worker is missing from it."""
+    """Wait until /readyz shows gateway and worker with known sessions."""
     async with asyncio.timeout(15):
         while True:
             parts = (await client.get("/readyz")).json()["parts"]
@@ -158,7 +158,7 @@ async def test_verifier_that_has_not_run_accepts_no_token(
             sessions.verify("nonsense")
 
 
-async def test_loss_of_the_stream_ends_neither_the_connection_nor_what_is_known(
+async def test_loss_of_the_stream_keeps_the_connection_and_the_known_revocations(
     own_vhost: str, verifier: TokenVerifier, tokens: TokenMaker
 ) -> None:
     async with opened(own_vhost) as bus:
@@ -205,7 +205,7 @@ async def test_revocations_of_a_break_are_known_before_the_first_call_after_it(
     await proxy.stop()
 
 
-async def test_event_that_its_handler_can_not_bear_does_not_hide_the_next(
+async def test_event_that_fails_in_its_handler_does_not_hide_the_next(
     vhost: str, unique: Unique
 ) -> None:
     event, stream = unique("event."), unique("stream.")
@@ -226,7 +226,7 @@ async def test_event_that_its_handler_can_not_bear_does_not_hide_the_next(
         await following.cancel()
 
 
-async def test_replay_that_takes_too_long_begins_again(vhost: str, unique: Unique) -> None:
+async def test_replay_that_takes_too_long_restarts(vhost: str, unique: Unique) -> None:
     event = unique("event.")
     stream = event_stream(unique("stream."), [event])
     heard: list[bytes] = []
@@ -237,7 +237,7 @@ async def test_replay_that_takes_too_long_begins_again(vhost: str, unique: Uniqu
             await asyncio.Event().wait()
         return None
 
-    async with opened(vhost) as bus, Session.open(vhost, "test", "frames") as session:
+    async with opened(vhost) as bus, BrokerSession.open(vhost, "test") as session:
         await (await bus.follow(stream.name, [event], slow_at_first, seconds=60)).cancel()
         await bus.publish(Event(id="1", type=event))
         follower = StreamFollower(stream, slow_at_first, seconds=60, replay_seconds=0.5)
@@ -247,4 +247,30 @@ async def test_replay_that_takes_too_long_begins_again(vhost: str, unique: Uniqu
         await until(lambda: follower.complete)
 
         assert len(heard) == 2
+        await follower.stop()
+
+
+async def test_stream_that_was_read_in_time_is_read_on_without_end(
+    vhost: str, unique: Unique
+) -> None:
+    event = unique("event.")
+    stream = event_stream(unique("stream."), [event])
+    heard: list[str] = []
+
+    async def handler(body: bytes) -> Failure | None:
+        heard.append(decode(Event, body).id)
+        return None
+
+    async with opened(vhost) as bus, BrokerSession.open(vhost, "test") as session:
+        follower = StreamFollower(stream, handler, seconds=60, replay_seconds=0.3)
+        await follower.start(session)
+        await until(lambda: follower.complete)
+        reading_since = time.monotonic()
+
+        sent: list[str] = []
+        while time.monotonic() < reading_since + 0.6:
+            sent.append(str(len(sent)))
+            await bus.publish(Event(id=sent[-1], type=event))
+            await until(lambda: heard == sent, always=lambda: follower.complete)
+
         await follower.stop()

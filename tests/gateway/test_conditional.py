@@ -37,7 +37,7 @@ def headers(tokens: TokenMaker) -> dict[str, str]:
 
 
 def shown(**changes: Any) -> Reply:
-    """Return a reply with a post, valid for every method whose response has one."""
+    """Return a reply with a post, valid for every method that returns one."""
     post = Post(id=POST_ID, title="Hi", version=7)
     for name, value in changes.items():
         setattr(post, name, value)
@@ -241,6 +241,7 @@ async def test_change_expects_the_version_in_if_match(
         '"07"',
         '"9223372036854775808"',
         '"99999999999999999999999"',
+        pytest.param(f'"{"9" * 5000}"', id="more digits than int() reads"),
     ],
 )
 async def test_tag_without_a_version_matches_nothing(

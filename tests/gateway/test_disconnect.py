@@ -17,7 +17,7 @@ from gateway.transcoding import Transcoder
 from postbus.bus.v1 import Reply
 from postbus.posts.v1 import ListPostsResponse
 from postbus.registry import METHODS
-from shared.bus import Call
+from shared.bus import Call, CallResult
 from shared.bus.memory import MemoryBus
 from shared.identity import TokenVerifier
 from shared.wire import encode
@@ -241,7 +241,7 @@ async def test_disconnect_during_the_response_is_not_logged_as_a_failure(
 
 async def test_unexpected_failure_is_one_line_of_the_log(verifier: TokenVerifier) -> None:
     class Bus(MemoryBus):
-        async def call(self, route: str, call: Call) -> bytes:
+        async def call(self, route: str, call: Call) -> CallResult:
             raise KeyError(route)
 
     transport = httpx.ASGITransport(build_app(Bus(), verifier, max_body_bytes=10_000))

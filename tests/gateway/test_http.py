@@ -5,6 +5,7 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from importlib.resources import files
+from unittest.mock import ANY
 
 import httpx
 import pytest
@@ -27,6 +28,10 @@ SECURITY = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
+}
+OF_PAGES = {
+    "cross-origin-opener-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
 }
 
 
@@ -58,6 +63,14 @@ def require_documented(rule: HttpRule, response: httpx.Response) -> None:
     headers = {name.lower() for name in documented["headers"]}
     special = {"accept", "accept-encoding", "accept-patch", "etag", "location", "retry-after"}
     assert special & response.headers.keys() <= headers
+
+
+def described(response: httpx.Response) -> dict[str, str]:
+    """Return the headers of a response except its trace id; no header occurs twice."""
+    assert len(response.headers) == len(response.headers.multi_items())
+    headers = dict(response.headers)
+    assert re.fullmatch("[0-9a-f]{32}", headers.pop("trace-id"))
+    return headers
 
 
 def problem_of(response: httpx.Response) -> tuple[int, str]:
@@ -118,7 +131,8 @@ async def test_responses_beside_the_contract_have_the_security_headers_once(
     for name, value in SECURITY.items():
         assert response.headers.get_list(name) == [value]
     html = response.headers.get("content-type", "").startswith("text/html")
-    assert response.headers.get("cross-origin-opener-policy") == ("same-origin" if html else None)
+    for name, value in OF_PAGES.items():
+        assert response.headers.get(name) == (value if html else None)
 
 
 async def test_304_has_the_security_headers(gateway: httpx.AsyncClient) -> None:
@@ -127,6 +141,56 @@ async def test_304_has_the_security_headers(gateway: httpx.AsyncClient) -> None:
 
         assert response.status_code == 304
         assert SECURITY.items() <= response.headers.items()
+        assert response.headers["etag"]
+
+
+@pytest.mark.parametrize("replayed", [False, True])
+async def test_headers_of_a_success_are_complete_for_every_status(
+    gateway: httpx.AsyncClient, worker: Worker, headers: dict[str, str], replayed: bool
+) -> None:
+    payload = encode(CreatePostResponse(post=Post(id=POST_ID, version=1)))
+    worker.reply = Reply(payload=payload, replayed=replayed)
+    always = SECURITY | {"vary": "Authorization", "cache-control": "private, no-cache"}
+    if replayed:
+        always["idempotency-replayed"] = "true"
+    with_content = always | {"content-type": "application/json", "etag": ANY, "content-length": ANY}
+
+    created = await gateway.post("/v1/posts", json={"title": "Hi"}, headers=headers)
+    read = await gateway.get(POST, headers=headers)
+    known = await gateway.get(POST, headers=headers | {"If-None-Match": "*"})
+    worker.reply = Reply(payload=b"", replayed=replayed)
+    deleted = await gateway.delete(POST, headers=headers)
+
+    assert [each.status_code for each in (created, read, known, deleted)] == [201, 200, 304, 204]
+    assert described(created) == with_content | {"location": POST}
+    assert described(read) == with_content
+    assert described(known) == always | {"etag": read.headers["etag"]}
+    assert described(deleted) == always
+
+
+async def test_headers_of_a_problem_are_complete(gateway: httpx.AsyncClient) -> None:
+    for path in (f"{POST}?nonsense=1", "/nowhere"):
+        response = await gateway.get(path)
+
+        headers = {each: response.headers[each] for each in described(response)}
+        headers.pop("vary", None)
+        assert headers == SECURITY | {
+            "content-type": "application/problem+json",
+            "content-length": str(len(response.content)),
+            "cache-control": "no-store",
+        }
+
+
+@pytest.mark.parametrize(("seconds", "header"), [(0.2, "1"), (1, "1"), (1.5, "2"), (600, "600")])
+async def test_retry_after_is_rounded_up(
+    gateway: httpx.AsyncClient, worker: Worker, seconds: float, header: str
+) -> None:
+    code, wait = Code.try_value(Code.UNAVAILABLE), timedelta(seconds=seconds)
+    worker.reply = Reply(error=Error(code=code, reason="BUSY", retry_after=wait))
+
+    response = await gateway.get(POST)
+
+    assert (response.status_code, response.headers["retry-after"]) == (503, header)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +211,17 @@ async def test_401_challenge_tells_an_invalid_token_from_a_missing_one(
 
     assert response.status_code == 401
     assert response.headers["www-authenticate"] == challenge
+
+
+async def test_401_challenge_of_an_ended_session_has_invalid_token(
+    gateway: httpx.AsyncClient, worker: Worker, headers: dict[str, str]
+) -> None:
+    code = Code.try_value(Code.UNAUTHENTICATED)
+    worker.reply = Reply(error=Error(code=code, reason="SESSION_REVOKED"))
+
+    response = await gateway.get("/v1/me", headers=headers)
+
+    assert response.headers["www-authenticate"] == 'Bearer realm="postbus", error="invalid_token"'
 
 
 async def test_401_challenge_of_a_worker_error_has_no_invalid_token(
@@ -398,6 +473,10 @@ async def test_preflight_of_an_allowed_origin_allows_every_request(
         "Access-Control-Request-Method": rule.verb,
         "Access-Control-Request-Headers": "authorization,content-type,idempotency-key,if-match",
     }
+    read_by_requests = {
+        *("accept", "authorization", "content-type", "idempotency-key", "if-match"),
+        *("if-none-match", "request-timeout", "traceparent"),
+    }
 
     response = await open_gateway.options(url(rule), headers=sent)
 
@@ -405,8 +484,10 @@ async def test_preflight_of_an_allowed_origin_allows_every_request(
     assert response.headers["access-control-allow-origin"] == PAGE
     assert rule.verb in response.headers["access-control-allow-methods"].split(", ")
     allowed = response.headers["access-control-allow-headers"].lower().split(", ")
-    assert set(sent["Access-Control-Request-Headers"].split(",")) <= set(allowed)
-    assert "Origin" in response.headers["vary"]
+    assert set(allowed) == read_by_requests
+    assert response.headers["access-control-max-age"] == "600"
+    assert "access-control-allow-credentials" not in response.headers
+    assert response.headers["vary"] == "Authorization, Origin"
 
 
 @pytest.mark.parametrize("path", ["/v1/posts", "/v1/posts?nonsense=1", "/openapi.json", "/none"])
@@ -419,11 +500,15 @@ async def test_page_of_an_allowed_origin_may_read_every_response(
 
     assert response.headers["access-control-allow-origin"] == PAGE
     exposed = set(response.headers["access-control-expose-headers"].split(", "))
-    assert {"ETag", "Location", "Retry-After", "RateLimit", "Trace-Id"} <= exposed
+    assert exposed == {
+        *("ETag", "Idempotency-Replayed", "Location", "RateLimit", "RateLimit-Policy"),
+        *("Retry-After", "Trace-Id"),
+    }
+    assert "access-control-allow-credentials" not in response.headers
     assert "access-control-allow-origin" not in other.headers
     assert "access-control-allow-origin" not in none.headers
     for each in (response, other, none):
-        assert "Origin" in each.headers["vary"]
+        assert "Origin" in each.headers["vary"].split(", ")
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", f"{PAGE}.evil.example", "*"])

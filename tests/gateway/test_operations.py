@@ -1,6 +1,7 @@
 """Metrics and readiness: restricted to operators, and cheap to request."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
@@ -8,13 +9,14 @@ from ipaddress import ip_network
 import httpx
 import pytest
 
+from gateway import health, metrics
 from gateway.app import build_app
 from gateway.cached_result import CachedResult
 from gateway.gateway import Gateway
-from postbus.bus.v1 import CheckResponse, Part, Reply
+from postbus.bus.v1 import CheckResponse, Part, Reply, Request
 from shared.bus.memory import MemoryBus
 from shared.identity import TokenVerifier
-from shared.wire import encode
+from shared.wire import decode, encode
 
 
 @asynccontextmanager
@@ -94,11 +96,16 @@ async def test_readiness_without_details_is_public(
     assert (missing.status_code, missing.json()) == (503, {"ready": False})
 
 
-async def test_concurrent_probes_and_scrapes_call_workers_once(verifier: TokenVerifier) -> None:
-    asked = []
+async def test_concurrent_probes_and_scrapes_call_workers_once(
+    verifier: TokenVerifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "_FRESH_SECONDS", 60)
+    monkeypatch.setattr(metrics, "_FRESH_SECONDS", 60)
+    asked, budgets = [], []
 
-    async def count(route: str, _body: bytes) -> bytes:
+    async def count(route: str, body: bytes) -> bytes:
         asked.append(route)
+        budgets.append(decode(Request, body).deadline_unix_ms / 1000 - time.time())
         return encode(Reply())
 
     bus = MemoryBus()
@@ -108,7 +115,9 @@ async def test_concurrent_probes_and_scrapes_call_workers_once(verifier: TokenVe
     async with from_address(app, "127.0.0.1") as client:
         for path in ("/readyz", "/metrics"):
             await asyncio.gather(*(client.get(path) for _ in range(20)))
+            await client.get(path)
 
+    assert max(budgets) <= 1
     assert sorted(asked) == [
         "postbus.bus.v1.HealthService.Check.posts",
         "postbus.bus.v1.WorkerService.GetStatistics.posts",
@@ -145,3 +154,14 @@ async def test_cancelled_caller_does_not_cancel_the_shared_computation() -> None
     finish.set()
 
     assert await staying == "done"
+
+
+async def test_verbs_that_a_client_makes_up_are_one_label(app: Gateway) -> None:
+    async with from_address(app, "127.0.0.1") as client:
+        for path in ("/v1/posts", "/nowhere", "/healthz"):
+            for number in range(5):
+                await client.request(f"MADEUP{number}", path)
+        text = (await client.get("/metrics")).text
+
+    assert "MADEUP" not in text
+    assert 'method="other"' in text

@@ -174,6 +174,7 @@ async def test_bad_parameter_is_named(
         ("Idempotency-Key", "", (400, "IDEMPOTENCY_KEY_INVALID")),
         ("Request-Timeout", "0", (400, "REQUEST_TIMEOUT_INVALID")),
         ("Request-Timeout", "soon", (400, "REQUEST_TIMEOUT_INVALID")),
+        ("Request-Timeout", f"1.{'0' * 21}", (400, "REQUEST_TIMEOUT_INVALID")),
         ("Request-Timeout", "31", (400, "REQUEST_TIMEOUT_INVALID")),
     ],
 )

@@ -19,6 +19,7 @@ from gateway import websocket_connection as connection_module
 from gateway.services import Services
 from gateway.socket_limits import FrameBudget, Quota, SocketLimits
 from gateway.websocket import WebSocketEndpoint
+from gateway.websocket_connection import WebSocketConnection
 from gateway.websocket_protocol import WebSocketProtocol
 from postbus.bus.v1 import Event, Reply
 from postbus.posts.v1 import ListPostsResponse
@@ -517,6 +518,20 @@ async def test_ended_sockets_hold_no_resources(here: Gateway) -> None:
         await socket.closed()
 
     await here.nothing_held()
+
+
+async def test_nothing_refers_to_a_connection_that_has_ended(make: Make) -> None:
+    def connections() -> int:
+        gc.collect()
+        return sum(type(each) is WebSocketConnection for each in gc.get_objects())
+
+    here, before = await make(), connections()
+    async with here.user(), here.anonymous():
+        assert connections() == before + 2
+
+    async with asyncio.timeout(5):
+        while connections() > before:  # noqa: ASYNC110  # polls
+            await asyncio.sleep(0.01)
 
 
 # Handshake

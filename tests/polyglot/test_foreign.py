@@ -1,4 +1,4 @@
-"""A program in another language, with another AMQP library, calls ours and is called by ours."""
+"""A JavaScript program with another AMQP library as client and as worker."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ POSTS = "postbus.posts.v1.PostsService"
 
 @pytest.fixture(scope="session")
 def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program, where Node finds its packages."""
+    """Return the path of the program, beside its packages."""
     folder = tmp_path_factory.mktemp("foreign")
     (folder / "node_modules").symlink_to(node_modules())
     return Path(shutil.copy(Path(__file__).with_name("foreign.mjs"), folder))
@@ -35,7 +35,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @asynccontextmanager
 async def foreign(script: Path, url: str, *arguments: str) -> AsyncIterator[asyncio.StreamReader]:
-    """Run the program; give what it prints."""
+    """Run the program; yield its output."""
     descriptors = str(ROOT / "gen/postbus/contracts.binpb")
     process = await asyncio.create_subprocess_exec(
         "node",

@@ -1,4 +1,4 @@
-"""People who write, of the running system, and what it has stored."""
+"""Users of the running system, and the database of `posts`."""
 
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -35,13 +35,13 @@ def as_bob(client: httpx.AsyncClient, bob: Person) -> Client:
 
 
 @pytest.fixture
-def as_nobody(client: httpx.AsyncClient) -> Client:
+def as_anonymous(client: httpx.AsyncClient) -> Client:
     return Client(client)
 
 
 @pytest.fixture
 async def database(system: System) -> AsyncIterator[AsyncDatabase[dict[str, Any]]]:
-    """What `posts` has stored."""
+    """The database of `posts`."""
     url = system.databases("posts")["POSTBUS_MONGO_URL"]
     async with AsyncMongoClient[dict[str, Any]](url) as client:
         yield client.get_default_database()

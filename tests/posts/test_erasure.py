@@ -1,4 +1,4 @@
-"""What goes with a post or a user who is gone."""
+"""The erasure of the content of deleted posts and users."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -11,7 +11,7 @@ from tests.people import Client, Person, eventually, sign_up
 
 Unique = Callable[[str], str]
 Database = AsyncDatabase[dict[str, Any]]
-HANGING = {
+CONTENT = {
     "author_id": "x",
     "user_id": "x",
     "actor_id": "x",
@@ -24,100 +24,100 @@ HANGING = {
 }
 
 
-async def test_deleted_user_leaves_nothing(
+async def test_deletion_of_a_user_erases_their_content(
     client: httpx.AsyncClient,
     database: Database,
     as_alice: Client,
     as_bob: Client,
-    as_nobody: Client,
+    as_anonymous: Client,
     alice: Person,
     bob: Person,
     unique: Unique,
 ) -> None:
-    tag = unique("gone")
-    hers = (await as_alice.done("POST", "/v1/posts", {"title": "Hers"}))["id"]
-    his = (await as_bob.done("POST", "/v1/posts", {"title": "His", "tags": [tag]}))["id"]
+    tag = unique("erased")
+    alices_post = (await as_alice.done("POST", "/v1/posts", {"title": "Hers"}))["id"]
+    bobs_post = (await as_bob.done("POST", "/v1/posts", {"title": "His", "tags": [tag]}))["id"]
     draft = {"title": "Draft", "tags": [tag], "status": "POST_STATUS_DRAFT"}
     await as_bob.done("POST", "/v1/posts", draft)
-    for path in (hers, his):
+    for path in (alices_post, bobs_post):
         await as_alice.done("PUT", f"/v1/posts/{path}/like")
         await as_bob.done("PUT", f"/v1/posts/{path}/like")
         await as_alice.done("POST", f"/v1/posts/{path}/comments", {"body": f"@{bob.username}"})
-    for _ in range(120):  # more than one step takes
-        await as_bob.done("POST", f"/v1/posts/{hers}/comments", {"body": "Bye"})
+    for _ in range(120):  # more than one batch
+        await as_bob.done("POST", f"/v1/posts/{alices_post}/comments", {"body": "Bye"})
     await as_bob.done("PUT", f"/v1/users/{alice.username}/follow")
     await as_bob.done("DELETE", "/v1/me")
 
     for verb, path, body in (
         ("POST", "/v1/posts", {"title": "Back"}),
-        ("PUT", f"/v1/posts/{hers}/like", None),
-        ("POST", f"/v1/posts/{hers}/comments", {"body": "Back"}),
+        ("PUT", f"/v1/posts/{alices_post}/like", None),
+        ("POST", f"/v1/posts/{alices_post}/comments", {"body": "Back"}),
     ):
         assert await as_bob.refused(verb, path, body) == (401, "SESSION_REVOKED")
-    of_bob = {
+    queries_for_bob = {
         "posts": [{"author_id": bob.id}],
-        "comments": [{"author_id": bob.id}, {"post_id": his}],
-        "likes": [{"user_id": bob.id}, {"post_id": his}],
+        "comments": [{"author_id": bob.id}, {"post_id": bobs_post}],
+        "likes": [{"user_id": bob.id}, {"post_id": bobs_post}],
         "follows": [{"follower_id": bob.id}, {"followed_id": bob.id}],
-        "notifications": [{"user_id": bob.id}, {"actor_id": bob.id}, {"post_id": his}],
+        "notifications": [{"user_id": bob.id}, {"actor_id": bob.id}, {"post_id": bobs_post}],
     }
 
-    async def gone() -> bool:
+    async def erased() -> bool:
         counts = [
             await database[name].count_documents({"$or": queries})
-            for name, queries in of_bob.items()
+            for name, queries in queries_for_bob.items()
         ]
         return not any(counts)
 
-    await eventually(gone)
-    post = await as_nobody.done("GET", f"/v1/posts/{hers}")
+    await eventually(erased)
+    post = await as_anonymous.done("GET", f"/v1/posts/{alices_post}")
     assert (post["likeCount"], post["commentCount"]) == (1, 1)
-    assert (await as_nobody.refused("GET", f"/v1/posts/{his}"))[0] == 404
-    assert tag not in [each["name"] for each in await as_nobody.all("/v1/tags", "tags")]
-    assert (await as_nobody.done("GET", f"/v1/users/{alice.username}"))["followerCount"] == 0
+    assert (await as_anonymous.refused("GET", f"/v1/posts/{bobs_post}"))[0] == 404
+    assert tag not in [each["name"] for each in await as_anonymous.all("/v1/tags", "tags")]
+    assert (await as_anonymous.done("GET", f"/v1/users/{alice.username}"))["followerCount"] == 0
     assert (await sign_up(client, bob.username)).id != bob.id
 
 
-async def test_deleted_post_takes_its_comments_and_likes_with_it(
+async def test_deletion_of_a_post_erases_its_comments_and_likes(
     database: Database, as_alice: Client, as_bob: Client
 ) -> None:
-    id_ = (await as_alice.done("POST", "/v1/posts", {"title": "Gone"}))["id"]
+    id_ = (await as_alice.done("POST", "/v1/posts", {"title": "Deleted"}))["id"]
     await as_bob.done("PUT", f"/v1/posts/{id_}/like")
     comment = (await as_bob.done("POST", f"/v1/posts/{id_}/comments", {"body": "x"}))["id"]
     await as_alice.done("DELETE", f"/v1/posts/{id_}")
 
-    async def gone() -> bool:
+    async def erased() -> bool:
         names = ("comments", "likes", "notifications")
         return not any([await database[name].count_documents({"post_id": id_}) for name in names])
 
-    await eventually(gone)
+    await eventually(erased)
     refusal = await as_bob.refused("PATCH", f"/v1/comments/{comment}", {"body": "x"})
     assert refusal[0] == 404
 
 
-async def test_all_that_hangs_on_a_deleted_post_goes_in_steps(
+async def test_content_of_a_deleted_post_is_erased_in_batches(
     database: Database, as_alice: Client, unique: Unique
 ) -> None:
     id_ = (await as_alice.done("POST", "/v1/posts", {"title": "Popular"}))["id"]
     other = unique("other")
     for name in ("comments", "likes", "notifications"):
         await database[name].insert_many(
-            {"_id": unique(name), "key": unique("k"), "post_id": post_id, **HANGING}
+            {"_id": unique(name), "key": unique("k"), "post_id": post_id, **CONTENT}
             for post_id in [id_] * 250 + [other]
         )
     await as_alice.done("DELETE", f"/v1/posts/{id_}")
 
-    async def gone() -> bool:
+    async def erased() -> bool:
         names = ("comments", "likes", "notifications")
         return not any([await database[name].count_documents({"post_id": id_}) for name in names])
 
-    await eventually(gone)
+    await eventually(erased)
     for name in ("comments", "likes", "notifications"):
         assert (await database[name].delete_many({"post_id": other})).deleted_count == 1
 
 
-async def test_user_who_was_liked_and_followed_by_the_deleted_one_loses_no_more(
-    as_alice: Client, as_bob: Client, as_nobody: Client, alice: Person, bob: Person
+async def test_deletion_of_a_user_keeps_the_content_of_other_users(
+    as_alice: Client, as_bob: Client, as_anonymous: Client, alice: Person, bob: Person
 ) -> None:
     id_ = (await as_alice.done("POST", "/v1/posts", {"title": "Kept"}))["id"]
     for by in (as_alice, as_bob):
@@ -126,9 +126,9 @@ async def test_user_who_was_liked_and_followed_by_the_deleted_one_loses_no_more(
     await as_bob.done("DELETE", "/v1/me")
 
     async def settled() -> bool:
-        post = await as_nobody.done("GET", f"/v1/posts/{id_}")
-        told = (await as_alice.done("GET", "/v1/notifications"))["notifications"]
-        return (post["likeCount"], post["commentCount"], told) == (1, 0, [])
+        post = await as_anonymous.done("GET", f"/v1/posts/{id_}")
+        notifications = (await as_alice.done("GET", "/v1/notifications"))["notifications"]
+        return (post["likeCount"], post["commentCount"], notifications) == (1, 0, [])
 
     await eventually(settled)
     assert (await as_alice.done("GET", f"/v1/posts/{id_}"))["liked"]

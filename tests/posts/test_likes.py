@@ -1,4 +1,4 @@
-"""Likes: who likes what, and how many do."""
+"""Likes: counters, and the lists of likers."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,24 +16,24 @@ async def new_post(by: Client, **fields: object) -> str:
     return f"/v1/posts/{post['id']}"
 
 
-async def test_likes_of_a_post_by_many_at_once_all_count(
-    client: httpx.AsyncClient, as_alice: Client, as_nobody: Client, unique: Unique
+async def test_concurrent_likes_by_many_users_all_count(
+    client: httpx.AsyncClient, as_alice: Client, as_anonymous: Client, unique: Unique
 ) -> None:
     path = await new_post(as_alice)
     fans = [Client(client, await sign_up(client, unique("fan"))) for _ in range(FANS)]
 
     liked = await asyncio.gather(*(fan.send("PUT", f"{path}/like") for fan in fans))
-    after = (await as_nobody.done("GET", path))["likeCount"]
+    after = (await as_anonymous.done("GET", path))["likeCount"]
     unliked = await asyncio.gather(*(fan.send("DELETE", f"{path}/like") for fan in fans[:15]))
 
     assert {answer.status_code for answer in liked} == {200}
     assert sorted(answer.json()["likeCount"] for answer in liked) == list(range(1, FANS + 1))
     assert (after, {answer.status_code for answer in unliked}) == (FANS, {200})
-    assert (await as_nobody.done("GET", path))["likeCount"] == 85
+    assert (await as_anonymous.done("GET", path))["likeCount"] == 85
 
 
 async def test_likers_of_a_post_are_listed_latest_first(
-    client: httpx.AsyncClient, as_alice: Client, as_nobody: Client, unique: Unique
+    client: httpx.AsyncClient, as_alice: Client, as_anonymous: Client, unique: Unique
 ) -> None:
     path, other = await new_post(as_alice), await new_post(as_alice)
     people = [await sign_up(client, unique("fan")) for _ in range(5)]
@@ -41,21 +41,21 @@ async def test_likers_of_a_post_are_listed_latest_first(
         await Client(client, person).done("PUT", f"{path}/like")
     await Client(client, people[0]).done("PUT", f"/v1/users/{people[4].username}/follow")
 
-    found = await as_nobody.all(f"{path}/likes", "likers", size=2)
+    found = await as_anonymous.all(f"{path}/likes", "likers", size=2)
     page = await Client(client, people[0]).done("GET", f"{path}/likes?includeTotal=true")
-    token = (await as_nobody.done("GET", f"{path}/likes?pageSize=1"))["nextPageToken"]
+    token = (await as_anonymous.done("GET", f"{path}/likes?pageSize=1"))["nextPageToken"]
 
     assert [each["id"] for each in found] == [person.id for person in people[::-1]]
     assert [each["username"] for each in page["likers"]] == [p.username for p in people[::-1]]
     assert [each["followed"] for each in page["likers"]] == [True, *4 * [False]]
     assert page["total"] == 5
-    foreign = await as_nobody.refused("GET", f"{other}/likes?pageToken={token}")
+    foreign = await as_anonymous.refused("GET", f"{other}/likes?pageToken={token}")
     assert foreign == (422, "PAGE_TOKEN_INVALID")
     await Client(client, people[4]).done("DELETE", f"{path}/like")
-    assert (await as_nobody.done("GET", f"{path}/likes"))["likers"][0]["id"] == people[3].id
+    assert (await as_anonymous.done("GET", f"{path}/likes"))["likers"][0]["id"] == people[3].id
 
 
-async def test_likers_of_a_draft_are_listed_for_its_author_alone(
+async def test_likers_of_a_draft_are_listed_only_for_its_author(
     as_alice: Client, as_bob: Client, bob: Person
 ) -> None:
     path = await new_post(as_alice)
@@ -68,8 +68,8 @@ async def test_likers_of_a_draft_are_listed_for_its_author_alone(
     assert await as_bob.refused("GET", f"{path}/likes") == (404, "POST_NOT_FOUND")
 
 
-async def test_like_by_one_user_many_times_at_once_counts_once(
-    as_alice: Client, as_bob: Client, as_nobody: Client
+async def test_concurrent_likes_by_one_user_count_once(
+    as_alice: Client, as_bob: Client, as_anonymous: Client
 ) -> None:
     path = await new_post(as_alice)
 
@@ -77,13 +77,13 @@ async def test_like_by_one_user_many_times_at_once_counts_once(
 
     assert {answer["likeCount"] for answer in answers} == {1}
     assert (await as_bob.done("GET", path))["liked"]
-    assert not (await as_nobody.done("GET", path))["liked"]
-    gone = await asyncio.gather(*(as_bob.done("DELETE", f"{path}/like") for _ in range(20)))
-    assert {answer["likeCount"] for answer in gone} == {0}
+    assert not (await as_anonymous.done("GET", path))["liked"]
+    unliked = await asyncio.gather(*(as_bob.done("DELETE", f"{path}/like") for _ in range(20)))
+    assert {answer["likeCount"] for answer in unliked} == {0}
     assert not (await as_bob.done("GET", path))["liked"]
 
 
-async def test_liked_shows_in_every_answer_to_the_one_who_likes(
+async def test_lists_mark_the_posts_that_the_caller_likes(
     as_alice: Client, as_bob: Client, alice: Person
 ) -> None:
     path = await new_post(as_alice)
@@ -99,7 +99,7 @@ async def test_liked_shows_in_every_answer_to_the_one_who_likes(
     assert [each["liked"] for each in of_alice] == [False, False]
 
 
-async def test_likes_wait_with_a_post_that_is_no_longer_published(
+async def test_unpublished_post_keeps_its_likes(
     as_alice: Client, as_bob: Client, bob: Person
 ) -> None:
     path = await new_post(as_alice)
@@ -114,12 +114,12 @@ async def test_likes_wait_with_a_post_that_is_no_longer_published(
 
     assert (hidden["posts"], hidden["total"], own["total"]) == ([], 0, 1)
     assert refused == [(404, "POST_NOT_FOUND")] * 2
-    shown = await as_bob.done("GET", liked)
-    assert [(each["likeCount"], each["liked"]) for each in shown["posts"]] == [(1, True)]
+    listed = await as_bob.done("GET", liked)
+    assert [(each["likeCount"], each["liked"]) for each in listed["posts"]] == [(1, True)]
 
 
-async def test_like_needs_an_account(as_alice: Client, as_nobody: Client) -> None:
+async def test_like_needs_an_account(as_alice: Client, as_anonymous: Client) -> None:
     path = await new_post(as_alice)
 
     for verb in ("PUT", "DELETE"):
-        assert await as_nobody.refused(verb, f"{path}/like") == (401, "TOKEN_MISSING")
+        assert await as_anonymous.refused(verb, f"{path}/like") == (401, "TOKEN_MISSING")

@@ -1,4 +1,4 @@
-"""The database of `posts` from version to version, and back."""
+"""Upgrades and downgrades of the database of `posts`."""
 
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
@@ -11,15 +11,16 @@ from pymongo import AsyncMongoClient
 from pymongo.asynchronous.database import AsyncDatabase
 
 from postbus.bus.v1 import Event
-from posts.authors import AuthorRepository
-from posts.filters import NEWEST, PostFilter
-from posts.likes import LikeRepository
+from posts.authors import AuthorCache, AuthorRepository
 from posts.migrations import MIGRATIONS
-from posts.repository import PostRepository
-from posts.search import PostSearch
-from posts.times import from_micros
+from posts.models import create_indexes
+from posts.post_filters import NEWEST, PostFilter
+from posts.post_repository import PostRepository
+from posts.post_search import PostSearch
+from posts.stored_times import from_micros
 from shared.data.mongo_database import Mongo
 from shared.data.mongo_migrations import migrate
+from shared.outbox.outbox import EncodedEvent
 from shared.wire import encode
 from tests.conftest import Place
 from tests.system import System
@@ -46,7 +47,7 @@ def old_post(number: int) -> dict[str, Any]:
 
 @pytest.fixture
 async def database(mongo_url: str, unique: Unique) -> AsyncIterator[Database]:
-    """A database of its own, as the first version had it."""
+    """A separate database with documents of the first version."""
     url = httpx.URL(mongo_url)
     own = str(url.copy_with(path=unique(f"{url.path}_")))
     async with AsyncMongoClient[dict[str, Any]](own, tz_aware=True) as client:
@@ -60,8 +61,8 @@ async def database(mongo_url: str, unique: Unique) -> AsyncIterator[Database]:
 async def test_posts_of_the_first_version_are_read_as_published(database: Database) -> None:
     mongo = Mongo(database)
     await migrate(mongo, MIGRATIONS, LAST)
-    posts, authors = PostRepository(mongo), AuthorRepository(mongo)
-    await posts.create_indexes()
+    posts, authors = PostRepository(mongo), AuthorRepository(mongo, AuthorCache())
+    await create_indexes(mongo)
 
     post = await posts.get("the-same-title-000000000001")
     assert post is not None
@@ -78,7 +79,7 @@ async def test_posts_of_the_first_version_are_read_as_published(database: Databa
     assert (author.id, author.username, author.version) == (AUTHOR["_id"], "Alice", 1)
 
 
-async def test_interrupted_migration_goes_on_where_it_was(database: Database) -> None:
+async def test_interrupted_migration_continues(database: Database) -> None:
     await migrate(Mongo(database), MIGRATIONS, LAST)
     await database["posts"].insert_one(old_post(7))
     await database["migrations"].delete_many({})
@@ -88,15 +89,15 @@ async def test_interrupted_migration_goes_on_where_it_was(database: Database) ->
     assert await database["posts"].count_documents({"shape": 2, "slug": {"$exists": True}}) == 4
 
 
-async def test_way_back_restores_the_first_version_but_for_drafts(database: Database) -> None:
+async def test_downgrade_restores_the_first_version_without_drafts(database: Database) -> None:
     mongo = Mongo(database)
     await migrate(mongo, MIGRATIONS, LAST)
     posts = PostRepository(mongo)
-    await posts.create_indexes()
+    await create_indexes(mongo)
     draft = await posts.get(old_post(2)["_id"])
     assert draft is not None
-    await posts.change(draft, {"status": "draft"})
-    await AuthorRepository(mongo).bury("gone")
+    await posts.update(draft, {"status": "draft"})
+    await AuthorRepository(mongo, AuthorCache()).mark_deleted("deleted")
 
     await migrate(mongo, MIGRATIONS, 0)
 
@@ -105,11 +106,11 @@ async def test_way_back_restores_the_first_version_but_for_drafts(database: Data
     assert await database["authors"].find().to_list() == [AUTHOR]
     assert sorted(await database["posts"].index_information()) == ["_id_"]
     await migrate(mongo, MIGRATIONS, LAST)
-    await posts.create_indexes()
+    await create_indexes(mongo)
     assert await posts.get("the-same-title-000000000000") is not None
 
 
-async def test_title_of_any_length_gets_a_slug_that_leads_to_its_post(database: Database) -> None:
+async def test_migrated_title_of_any_length_has_a_valid_slug(database: Database) -> None:
     mongo = Mongo(database)
     titles = {11: "\ufdfa" * 200, 12: "\U0001f389", 13: "x" * 200}
     await database["posts"].insert_many(
@@ -120,13 +121,13 @@ async def test_title_of_any_length_gets_a_slug_that_leads_to_its_post(database: 
 
     slugs = [each["slug"] async for each in database["posts"].find().sort("_id")][3:]
     assert [slugs[1], slugs[2]] == ["000000000012", "x" * 80 + "-000000000013"]
-    assert max(map(len, slugs)) <= 250  # as GetPost takes them
+    assert max(map(len, slugs)) <= 250  # the limit of GetPost
     assert await PostRepository(mongo).get(slugs[0]) is not None
 
 
 @pytest.fixture
 def old_system(place: Place, tokens: TokenMaker, database: Database, tmp_path: Path) -> System:
-    """The services, none of them running, with databases beside the old one."""
+    """The services, not started, with databases next to the old one."""
     server = httpx.URL(place.mongo_url)
     settings = {
         "POSTBUS_MONGO_URL": str(server.copy_with(path=f"/{database.name}")),
@@ -137,7 +138,7 @@ def old_system(place: Place, tokens: TokenMaker, database: Database, tmp_path: P
     return System(place.as_environment() | settings, tmp_path)
 
 
-async def test_command_migrates_both_ways_and_makes_the_indexes(
+async def test_migrate_command_upgrades_downgrades_and_creates_indexes(
     old_system: System, database: Database
 ) -> None:
     stored = database.client[f"{database.name}_posts"]  # the name of the service is appended
@@ -160,13 +161,13 @@ async def test_command_migrates_both_ways_and_makes_the_indexes(
     await database.client.drop_database(stored)
 
 
-async def test_events_that_wait_go_along_both_ways(database: Database) -> None:
-    mongo, sent = Mongo(database), list[Event]()
+async def test_unpublished_events_survive_upgrade_and_downgrade(database: Database) -> None:
+    mongo, sent = Mongo(database), list[EncodedEvent]()
     ids = [f"019077f9-8680-7000-8000-{number:012}" for number in range(3)]
     one, *two = (encode(Event(id=id_, type="postbus.test.v1.Noted")) for id_ in ids)
     waiting = {"until": datetime(1970, 1, 1, tzinfo=UTC)}
 
-    async def publish(event: Event) -> None:
+    async def publish(event: EncodedEvent) -> None:
         sent.append(event)
 
     await migrate(mongo, MIGRATIONS, 1)
@@ -187,15 +188,14 @@ async def test_events_that_wait_go_along_both_ways(database: Database) -> None:
     assert [each.id for each in sent] == ids
 
 
-async def test_indexes_of_likers_are_made_and_removed(database: Database) -> None:
+async def test_indexes_of_likers_are_created_and_dropped(database: Database) -> None:
     mongo, likers = Mongo(database), "post_id_1_place_-1__id_-1"
     changed = "status_1_updated_at_1__id_1"
     await migrate(mongo, MIGRATIONS, 2)
     await database["likes"].create_index("post_id")
 
     await migrate(mongo, MIGRATIONS, 3)
-    await PostRepository(mongo).create_indexes()
-    await LikeRepository(mongo).create_indexes()
+    await create_indexes(mongo)
     after = [await database[name].index_information() for name in ("likes", "posts")]
     await migrate(mongo, MIGRATIONS, 2)
     before = [await database[name].index_information() for name in ("likes", "posts")]

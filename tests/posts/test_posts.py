@@ -1,4 +1,4 @@
-"""One post: what it has, and who changes it."""
+"""Handlers of a single post: fields, validation, versions and access."""
 
 import asyncio
 import re
@@ -13,10 +13,12 @@ from tests.people import Client, Person, ask
 from tests.system import System
 
 Unique = Callable[[str], str]
-NOWHERE = "/v1/posts/018f3f6e-0000-7000-8000-000000000001"
+UNKNOWN_PATH = "/v1/posts/018f3f6e-0000-7000-8000-000000000001"
 
 
-async def test_post_has_what_was_written_and_what_it_gets(as_alice: Client, alice: Person) -> None:
+async def test_created_post_has_the_given_and_the_derived_fields(
+    as_alice: Client, alice: Person
+) -> None:
     before = datetime.now(UTC)
     post = await as_alice.done(
         "POST",
@@ -48,7 +50,7 @@ async def test_patch_that_changes_nothing_leaves_the_version(as_alice: Client) -
     assert cleared["version"] == "2"
 
 
-async def test_tags_alike_but_for_case_are_one(as_alice: Client, unique: Unique) -> None:
+async def test_tags_of_a_post_are_unique_in_any_case(as_alice: Client, unique: Unique) -> None:
     tag = unique("Tag")
     post = await as_alice.done(
         "POST", "/v1/posts", {"title": "T", "tags": [tag, " ß ", tag.upper(), "SS"]}
@@ -87,7 +89,7 @@ async def test_field_that_breaks_a_rule_is_named(
     assert (answer.status_code, violations) == (422, [(field, rule)])
 
 
-async def test_text_of_every_kind_comes_back_as_it_was_written(as_alice: Client) -> None:
+async def test_unicode_text_is_stored_unchanged(as_alice: Client) -> None:
     title = "👩‍👩‍👧‍👦 e\u0301 \u200f\u05e9\u05dc\u05d5\u05dd ﷽ \U0001d518 a\u0300\u0301\u0302\u0303"
     body = title + "\r\n\t" + "\U0010ffff\ufeff" + "x" * 90_000
 
@@ -105,7 +107,7 @@ async def test_body_that_is_too_large_is_refused_by_name(as_alice: Client) -> No
     assert (larger.status_code, larger.json()["reason"]) == (413, "BODY_TOO_LARGE")
 
 
-async def test_post_is_its_authors_to_change(as_alice: Client, as_bob: Client) -> None:
+async def test_post_is_changed_only_by_its_author(as_alice: Client, as_bob: Client) -> None:
     post = await as_alice.done("POST", "/v1/posts", {"title": "Mine"})
     path = f"/v1/posts/{post['id']}"
 
@@ -132,31 +134,31 @@ async def test_post_is_its_authors_to_change(as_alice: Client, as_bob: Client) -
         ("POST", "/comments", {"body": "x"}),
     ],
 )
-async def test_post_that_is_not_there_is_not_found(
+async def test_unknown_post_is_not_found(
     verb: str, suffix: str, body: object, as_alice: Client
 ) -> None:
-    assert await as_alice.refused(verb, NOWHERE + suffix, body) == (404, "POST_NOT_FOUND")
+    assert await as_alice.refused(verb, UNKNOWN_PATH + suffix, body) == (404, "POST_NOT_FOUND")
 
 
-async def test_nobody_writes_what_is_not_theirs_to_write(as_alice: Client) -> None:
+async def test_server_controlled_fields_are_refused(as_alice: Client) -> None:
     for field in ("id", "authorId", "likeCount", "version", "expectedVersion", "slug"):
         answer = await as_alice.send("POST", "/v1/posts", {"title": "x", field: "1"})
         assert answer.status_code == 422, field
 
 
-async def test_change_of_another_version_is_refused(as_alice: Client, as_nobody: Client) -> None:
+async def test_update_of_an_old_version_is_refused(as_alice: Client, as_anonymous: Client) -> None:
     created = await as_alice.send("POST", "/v1/posts", {"title": "One"})
     path, etag = f"/v1/posts/{created.json()['id']}", created.headers["ETag"]
 
-    read = await as_nobody.send("GET", path)
-    known = await as_nobody.send("GET", path, If_None_Match=read.headers["ETag"])
+    read = await as_anonymous.send("GET", path)
+    known = await as_anonymous.send("GET", path, If_None_Match=read.headers["ETag"])
     changed = await as_alice.send("PATCH", path, {"title": "Two"}, If_Match=etag)
     stale = [
         await as_alice.send("PATCH", path, {"title": "Three"}, If_Match=etag),
         await as_alice.send("DELETE", path, If_Match=etag),
         await as_alice.send("POST", f"{path}:unpublish", If_Match=etag),
     ]
-    unknown = await as_nobody.send("GET", path, If_None_Match=read.headers["ETag"])
+    unknown = await as_anonymous.send("GET", path, If_None_Match=read.headers["ETag"])
     liked = await as_alice.done("PUT", f"{path}/like")
     current = await as_alice.send("DELETE", path, If_Match='"2"')
 
@@ -172,7 +174,7 @@ async def test_times_have_microseconds(as_alice: Client) -> None:
         (await as_alice.done("POST", "/v1/posts", {"title": "Now"}))["createdAt"] for _ in range(3)
     ]
 
-    assert max(map(len, created)) == len("2026-11-24T14:11:09.966403Z")  # not all end in zeros
+    assert max(map(len, created)) == len("2026-11-24T14:11:09.966403Z")  # not only milliseconds
     assert created == sorted(created)
 
 
@@ -188,7 +190,7 @@ async def test_tags_keep_their_order_up_to_the_twentieth(as_alice: Client) -> No
     assert refusal == (422, "INVALID_FIELDS")
 
 
-async def test_of_many_changes_to_one_version_one_is_made(as_alice: Client) -> None:
+async def test_one_of_concurrent_changes_to_one_version_succeeds(as_alice: Client) -> None:
     created = await as_alice.send("POST", "/v1/posts", {"title": "Contended"})
     path, etag = f"/v1/posts/{created.json()['id']}", created.headers["ETag"]
 
@@ -202,7 +204,7 @@ async def test_of_many_changes_to_one_version_one_is_made(as_alice: Client) -> N
     assert made[0].json()["version"] == "2"
 
 
-async def test_changes_at_once_that_name_no_version_are_all_made(as_alice: Client) -> None:
+async def test_concurrent_changes_without_a_version_all_succeed(as_alice: Client) -> None:
     post = await as_alice.done("POST", "/v1/posts", {"title": "Contended"})
     path = f"/v1/posts/{post['id']}"
 
@@ -249,7 +251,7 @@ async def test_mask_of_a_field_that_cannot_change_is_a_violation(
     assert [each["field"] for each in error["violations"]] == ["updateMask"]
 
 
-async def test_tags_are_normalised_as_the_contract_says(as_alice: Client) -> None:
+async def test_tags_are_normalised_as_documented(as_alice: Client) -> None:
     tags = [" spaced ", "e\u0301te\u0301", "\u2122", "TM", "x\u00b2", "x2", "STRASSE", "straße"]
 
     post = await as_alice.done("POST", "/v1/posts", {"title": "T", "tags": tags})

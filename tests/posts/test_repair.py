@@ -1,4 +1,4 @@
-"""The repair of what the documents of `posts` say of each other."""
+"""The repair of derived data in the database of `posts`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,40 +12,40 @@ Unique = Callable[[str], str]
 Database = AsyncDatabase[dict[str, Any]]
 
 
-async def test_repair_sets_right_what_is_wrong_and_says_what(
+async def test_repair_corrects_derived_data_and_reports_each_correction(
     system: System, database: Database, as_alice: Client, as_bob: Client, unique: Unique
 ) -> None:
-    tag, gone = unique("wrong"), unique("gone")
+    tag, deleted = unique("wrong"), unique("deleted")
     id_ = (await as_alice.done("POST", "/v1/posts", {"title": "Wrong", "tags": [tag]}))["id"]
     await as_bob.done("PUT", f"/v1/posts/{id_}/like")
     await database["posts"].update_one(
         {"_id": id_}, {"$set": {"like_count": 7, "comment_count": -1}}
     )
     await database["tags"].update_one({"_id": tag}, {"$set": {"post_count": 0}})
-    await database["likes"].insert_one({"_id": f"{gone}/x", "post_id": gone, "user_id": "x"})
-    await database["authors"].insert_one({"_id": gone, "deleted": True, "name_key": ""})
-    await database["comments"].insert_one({"_id": gone, "post_id": id_, "author_id": gone})
+    await database["likes"].insert_one({"_id": f"{deleted}/x", "post_id": deleted, "user_id": "x"})
+    await database["authors"].insert_one({"_id": deleted, "deleted": True, "name_key": ""})
+    await database["comments"].insert_one({"_id": deleted, "post_id": id_, "author_id": deleted})
 
     first = (await system.output("posts", "repair")).splitlines()
     again = (await system.output("posts", "repair")).splitlines()
 
     assert sorted(first[:-1]) == sorted(
         [
-            f"posts: 1 comments of the deleted user {gone}",
-            f"posts: 1 likes of the deleted post {gone}",
+            f"posts: 1 comments of the deleted user {deleted}",
+            f"posts: 1 likes of the deleted post {deleted}",
             f"posts: post {id_}: like_count 1 instead of 7",
             f"posts: post {id_}: comment_count 0 instead of -1",
             f"posts: tag {tag}: 1 posts instead of 0",
         ]
     )
-    assert first[-1].endswith(" posts, 5 things were wrong")
+    assert first[-1].endswith(" posts, 5 corrections")
     assert len(again) == 1
-    assert again[0].endswith(" posts, 0 things were wrong")
+    assert again[0].endswith(" posts, 0 corrections")
     post = await as_alice.done("GET", f"/v1/posts/{id_}")
     assert (post["likeCount"], post["commentCount"]) == (1, 0)
 
 
-async def test_repair_removes_all_that_deleted_users_and_posts_have_left(
+async def test_repair_deletes_the_content_of_deleted_users_and_posts(
     system: System, database: Database, as_alice: Client, unique: Unique
 ) -> None:
     user, post, other = unique("user"), unique("post"), unique("other")
@@ -64,10 +64,15 @@ async def test_repair_removes_all_that_deleted_users_and_posts_have_left(
             {"_id": f"{other}/{user}", "follower_id": other, "followed_id": user},
         ]
     )
-    told = ((user, other, kept), (other, user, ""), (other, other, post), (other, other, ""))
+    pairs = (
+        (user, other, kept),
+        (other, user, ""),
+        (other, other, post),
+        (other, other, ""),
+    )
     await database["notifications"].insert_many(
         {"_id": unique("n"), "key": unique("k"), "user_id": to, "actor_id": by, "post_id": about}
-        for to, by, about in told
+        for to, by, about in pairs
     )
 
     found = (await system.output("posts", "repair")).splitlines()
@@ -89,8 +94,8 @@ async def test_repair_removes_all_that_deleted_users_and_posts_have_left(
     await database["notifications"].delete_many({"user_id": other})
 
 
-async def test_repair_names_a_tag_that_was_not_counted_at_all(
-    system: System, database: Database, as_alice: Client, as_nobody: Client, unique: Unique
+async def test_repair_restores_a_missing_tag_counter(
+    system: System, database: Database, as_alice: Client, as_anonymous: Client, unique: Unique
 ) -> None:
     lost, unused = unique("lost"), unique("unused")
     await as_alice.done("POST", "/v1/posts", {"title": "Tagged", "tags": [lost]})
@@ -103,7 +108,7 @@ async def test_repair_names_a_tag_that_was_not_counted_at_all(
         f"posts: tag {lost}: 1 posts instead of 0",
         f"posts: tag {unused}: 0 posts instead of 3",
     ]
-    tags = await as_nobody.all("/v1/tags", "tags")
+    tags = await as_anonymous.all("/v1/tags", "tags")
     counts = {each["name"]: each["postCount"] for each in tags}
     assert counts[lost] == 1
     assert unused not in counts

@@ -1,4 +1,4 @@
-"""Networks of client addresses."""
+"""The networks by which client addresses are rate limited."""
 
 import pytest
 
@@ -19,5 +19,5 @@ from shared.addresses import network_of
         ("x" * 100_000, ""),
     ],
 )
-def test_address_counts_as_its_network(address: str, network: str) -> None:
+def test_address_belongs_to_its_network(address: str, network: str) -> None:
     assert network_of(address) == network

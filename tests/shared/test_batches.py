@@ -1,8 +1,8 @@
-"""Calls of one moment travel together, and are calls of their own all the same."""
+"""Batches: concurrent calls share messages and remain independent calls."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import aio_pika
 import pytest
@@ -10,19 +10,19 @@ from aio_pika.abc import AbstractIncomingMessage
 from pydantic import SecretStr
 
 from postbus.bus.v1 import Batch, Control, Outcome, Reply, Request
-from shared.bus import Call
-from shared.bus.amqp import connect
+from shared.bus import Call, CallResult
+from shared.bus.amqp import connect, rpc_server
 from shared.bus.amqp.amqp_bus import AmqpBus
 from shared.bus.amqp.topology import CONTROL_EXCHANGE, RPC_EXCHANGE
-from shared.errors import ServiceError
+from shared.errors import Code, ServiceError
 from shared.wire import decode, encode
 
 Unique = Callable[[str], str]
 
 
-@pytest.fixture(params=["frames", "aio-pika"])
-async def bus(request: pytest.FixtureRequest, vhost: str) -> AsyncIterator[AmqpBus]:
-    async with connect(SecretStr(vhost), "test", request.param) as connected:
+@pytest.fixture
+async def bus(vhost: str) -> AsyncIterator[AmqpBus]:
+    async with connect(SecretStr(vhost), "test") as connected:
         await connected.wait_ready()
         yield connected
 
@@ -42,14 +42,20 @@ async def echo(_route: str, body: bytes) -> bytes:
 
 
 async def call_all(bus: AmqpBus, route: str, payloads: list[bytes]) -> list[bytes]:
-    return await asyncio.gather(*(bus.call(route, a_call(each)) for each in payloads))
+    results = await asyncio.gather(*(bus.call(route, a_call(each)) for each in payloads))
+    return [result.payload for result in results]
+
+
+async def consumers(channel: aio_pika.abc.AbstractChannel, queue: str) -> int:
+    declared = await channel.declare_queue(queue, passive=True)
+    return declared.declaration_result.consumer_count or 0
 
 
 def numbered(count: int) -> list[bytes]:
     return [str(number).encode() for number in range(count)]
 
 
-async def test_calls_of_one_moment_share_messages(
+async def test_concurrent_calls_share_messages(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
     route = unique("route.")
@@ -62,7 +68,7 @@ async def test_calls_of_one_moment_share_messages(
     async with queue.iterator() as messages:
         while len(found) < len(calls):
             message = await anext(messages)
-            if message.correlation_id:  # the first has nothing to wait for
+            if message.correlation_id:  # the first call is sent at once
                 found.append(decode(Request, message.body).payload)
                 continue
             batch = decode(Batch, message.body)
@@ -77,7 +83,7 @@ async def test_calls_of_one_moment_share_messages(
     await asyncio.gather(*calls, return_exceptions=True)
 
 
-async def test_server_that_takes_no_batches_gets_the_calls_one_by_one(
+async def test_server_without_batch_support_gets_single_calls(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
     route = unique("route.")
@@ -98,9 +104,9 @@ async def test_server_that_takes_no_batches_gets_the_calls_one_by_one(
         assert await call_all(bus, route, numbered(20)) == numbered(20)
 
 
-async def test_batch_that_nobody_takes_is_unavailable_at_once(bus: AmqpBus, unique: Unique) -> None:
+async def test_unroutable_batch_is_unavailable_at_once(bus: AmqpBus, unique: Unique) -> None:
     began = time.monotonic()
-    calls = [bus.call(unique("nobody."), a_call(b"x")) for _ in range(5)]
+    calls = [bus.call(unique("unserved."), a_call(b"x")) for _ in range(5)]
 
     failures = await asyncio.gather(*calls, return_exceptions=True)
 
@@ -109,9 +115,7 @@ async def test_batch_that_nobody_takes_is_unavailable_at_once(bus: AmqpBus, uniq
     assert time.monotonic() - began < 1
 
 
-async def test_large_requests_and_replies_travel_with_small_ones(
-    bus: AmqpBus, unique: Unique
-) -> None:
+async def test_large_and_small_messages_are_answered_together(bus: AmqpBus, unique: Unique) -> None:
     route = unique("route.")
     server = await bus.serve(unique("queue."), [route], echo)
     payloads = [bytes([number]) * size for number in range(5) for size in (1, 16_000, 500_000)]
@@ -121,7 +125,7 @@ async def test_large_requests_and_replies_travel_with_small_ones(
     await server.cancel()
 
 
-async def test_cancelled_call_leaves_the_rest_of_its_batch_alone(
+async def test_cancelled_call_does_not_affect_the_rest_of_its_batch(
     bus: AmqpBus, unique: Unique
 ) -> None:
     route, begun, cancelled = unique("route."), asyncio.Event(), asyncio.Event()
@@ -142,12 +146,12 @@ async def test_cancelled_call_leaves_the_rest_of_its_batch_alone(
     await begun.wait()
     calls[1].cancel()
 
-    assert [await calls[0], await calls[2]] == [b"one", b"two"]
+    assert [(await calls[each]).payload for each in (0, 2)] == [b"one", b"two"]
     await asyncio.wait_for(cancelled.wait(), 5)
     await server.cancel()
 
 
-async def test_last_server_tells_the_callers_of_what_it_has_not_begun(
+async def test_last_server_refuses_unstarted_calls_when_it_stops(
     bus: AmqpBus, unique: Unique
 ) -> None:
     route, begun = unique("route."), asyncio.Event()
@@ -163,31 +167,101 @@ async def test_last_server_tells_the_callers_of_what_it_has_not_begun(
     await server.cancel()
 
     failures = await asyncio.gather(*calls, return_exceptions=True)
-    told = [(f.reason, f.outcome) for f in failures if isinstance(f, ServiceError)]
-    assert sorted(told) == sorted(
+    failed = [(f.reason, f.outcome) for f in failures if isinstance(f, ServiceError)]
+    assert sorted(failed) == sorted(
         [("SERVER_STOPPED", Outcome.UNKNOWN)] + 5 * [("SERVER_STOPPED", Outcome.NO_EFFECT)]
     )
 
 
-async def test_stopping_server_hands_on_what_it_has_not_begun(bus: AmqpBus, unique: Unique) -> None:
+async def test_server_that_stops_before_all_calls_have_started_keeps_the_connection(
+    bus: AmqpBus, unique: Unique, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpc_server, "_DRAIN_SECONDS", 0.0001)
+    route, other = unique("route."), unique("route.")
+    begun, release = asyncio.Event(), asyncio.Event()
+
+    async def hold(called: str, body: bytes) -> bytes:
+        if called == route:
+            begun.set()
+        await release.wait()
+        return await echo(called, body)
+
+    staying = await bus.serve(unique("queue."), [other], hold)
+    server = await bus.serve(unique("queue."), [route], hold, concurrency=1)
+    elsewhere = asyncio.create_task(bus.call(other, a_call(b"elsewhere", 20)))
+    calls = [bus.call(route, a_call(each, 20)) for each in (b"first", b"second")]
+    first, second = map(asyncio.create_task, calls)
+    await begun.wait()
+    stopping = asyncio.create_task(server.cancel())
+
+    with pytest.raises(ServiceError, match="SERVER_STOPPED"):
+        await second
+    release.set()
+
+    assert [(await each).payload for each in (first, elsewhere)] == [b"first", b"elsewhere"]
+    await stopping
+    await staying.cancel()
+
+
+async def test_stopping_server_returns_unstarted_calls_to_the_queue(
+    bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
+) -> None:
     route, queue = unique("route."), unique("queue.")
-    begun, go_on = asyncio.Event(), asyncio.Event()
+    begun, release = asyncio.Event(), asyncio.Event()
 
     async def slow(route: str, body: bytes) -> bytes:
         begun.set()
-        await go_on.wait()
+        await release.wait()
         return b"" if body == b"" else await echo(route, body)
 
     first = await bus.serve(queue, [route], slow, concurrency=1)
-    calls = asyncio.gather(*(bus.call(route, a_call(each)) for each in numbered(6)))
+    calls = asyncio.create_task(call_all(bus, route, numbered(6)))
     await begun.wait()
     second = await bus.serve(queue, [route], echo)
     stopping = asyncio.create_task(first.cancel())
-    await asyncio.sleep(0.2)
-    go_on.set()
+    async with asyncio.timeout(5):
+        while await consumers(channel, queue) > 1:
+            pass
+    release.set()
 
     assert await calls == numbered(6)
     await asyncio.gather(stopping, second.cancel())
+
+
+async def test_stopping_server_hands_on_calls_of_any_deadline(
+    bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
+) -> None:
+    route, other, queue = unique("route."), unique("route."), unique("queue.")
+    replies = await channel.declare_queue(exclusive=True)
+    begun, release = asyncio.Event(), asyncio.Event()
+
+    async def hold(route: str, body: bytes) -> bytes:
+        begun.set()
+        await release.wait()
+        return await echo(route, body)
+
+    deadlines = {"first": 2**62, "far": 2**62, "past": 1, "near": int(time.time() * 1000) + 20_000}
+    requests = [Request(deadline_unix_ms=each) for each in deadlines.values()]
+    batch = Batch(correlation_ids=[*deadlines], messages=[encode(each) for each in requests])
+    first = await bus.serve(queue, [route], hold, concurrency=1)
+    exchange = await channel.get_exchange(RPC_EXCHANGE)
+    await exchange.publish(aio_pika.Message(bytes(batch), reply_to=replies.name), f"{route}/batch")
+    await begun.wait()
+    second = await bus.serve(queue, [route], echo)
+    staying = await bus.serve(unique("queue."), [other], hold)
+    elsewhere = asyncio.create_task(bus.call(other, a_call(b"elsewhere", 20)))
+    stopping = asyncio.create_task(first.cancel())
+
+    answered: set[str] = set()
+    async with asyncio.timeout(10), replies.iterator() as messages:
+        while not answered >= {"far", "near"}:
+            message = await anext(messages)
+            one = message.correlation_id
+            answered.update([one] if one else decode(Batch, message.body).correlation_ids)
+    release.set()
+
+    assert (await elsewhere).payload == b"elsewhere"
+    await asyncio.gather(stopping, second.cancel(), staying.cancel())
 
 
 @pytest.mark.parametrize(
@@ -195,25 +269,53 @@ async def test_stopping_server_hands_on_what_it_has_not_begun(bus: AmqpBus, uniq
     [
         b"\xff\xff",
         bytes(Batch(correlation_ids=["1"], messages=[])),
-        bytes(Batch(correlation_ids=["1"] * 100, messages=[b""] * 100)),
-        b"\x0a\x00" * 1_500_000,
-        bytes(Batch(correlation_ids=["é" * 200], messages=[b""])),
+        bytes(Batch(correlation_ids=["1"] * 65, messages=[b"bad"] * 65)),
+        bytes(Batch(correlation_ids=["1"] * 64, messages=[bytes(2**15)] * 64)),
+        bytes(Batch(correlation_ids=["x" * 256], messages=[b"bad"])),
+        bytes(Batch(correlation_ids=["é" * 128], messages=[b"bad"])),
         b"",
     ],
-    ids=["malformed", "uneven", "too many", "too large", "long id", "empty"],
+    ids=["malformed", "uneven", "too many", "too large", "long id", "long id in UTF-8", "empty"],
 )
-async def test_bad_batch_is_dropped(
+async def test_bad_batch_is_dropped_unhandled(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique, body: bytes
 ) -> None:
-    route, queue = unique("route."), unique("queue.")
-    server = await bus.serve(queue, [route], echo)
+    route, queue, handled = unique("route."), unique("queue."), 0
+
+    async def count(route: str, body: bytes) -> bytes:
+        nonlocal handled
+        handled += 1
+        return await echo(route, body)
+
+    server = await bus.serve(queue, [route], count)
     exchange = await channel.get_exchange(RPC_EXCHANGE)
 
-    await exchange.publish(aio_pika.Message(body, reply_to="nobody"), f"{route}/batch")
+    await exchange.publish(aio_pika.Message(body, reply_to="none"), f"{route}/batch")
 
     assert await call_all(bus, route, numbered(3)) == numbered(3)
+    assert handled == 3
     await server.cancel()
     assert (await channel.declare_queue(queue)).declaration_result.message_count == 0
+
+
+async def test_batch_at_the_bounds_is_answered(
+    bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
+) -> None:
+    route, replies = unique("route."), await channel.declare_queue(exclusive=True)
+    server = await bus.serve(unique("queue."), [route], echo)
+    exchange = await channel.get_exchange(RPC_EXCHANGE)
+    ids = [f"{number:0255}" for number in range(64)]
+    request = encode(Request(payload=b"here"))
+    body = bytes(Batch(correlation_ids=ids, messages=[request] * 64))
+
+    await exchange.publish(aio_pika.Message(body, reply_to=replies.name), f"{route}/batch")
+
+    answered: list[str] = []
+    async with asyncio.timeout(5), replies.iterator() as messages:
+        while len(answered) < 64:
+            answered += decode(Batch, (await anext(messages)).body).correlation_ids
+    assert sorted(answered) == ids
+    await server.cancel()
 
 
 async def test_bad_batch_of_replies_is_dropped(
@@ -236,30 +338,79 @@ async def test_bad_batch_of_replies_is_dropped(
     )
     await channel.default_exchange.publish(aio_pika.Message(bytes(good)), request.reply_to)
 
-    assert await call == b"here"
+    assert (await call).payload == b"here"
 
 
-async def test_control_with_a_name_that_amqp_can_not_say_is_ignored(
+async def test_control_with_an_id_that_amqp_can_not_carry_is_ignored(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
     route = f"postbus.bus.v1.{unique('route')}"
-    server = await bus.serve(unique("queue."), [route], echo)
+    replies = await channel.declare_queue(exclusive=True)
+    handled: list[bytes] = []
+
+    def record(route: str, body: bytes) -> Awaitable[bytes]:
+        handled.append(decode(Request, body).payload)
+        return echo(route, body)
+
+    server = await bus.serve(unique("queue."), [route], record)
     exchange = await channel.get_exchange(CONTROL_EXCHANGE)
-    control = Control(reply_to="é" * 200, correlation_id="1", request=a_call(b"").request)
+    for reply_to, correlation_id, payload in (
+        ("x" * 256, "1", b"long reply-to"),
+        ("é" * 128, "1", b"long reply-to in UTF-8"),
+        (replies.name, "x" * 256, b"long id"),
+        (replies.name, "x" * 255, b"longest id"),
+    ):
+        control = Control(
+            reply_to=reply_to, correlation_id=correlation_id, request=a_call(payload).request
+        )
+        await exchange.publish(aio_pika.Message(bytes(control)), route)
 
-    await exchange.publish(aio_pika.Message(bytes(control)), route)
-
-    assert await bus.broadcast(route, a_call(b"here", 0.5)) == [b"here"]
+    async with asyncio.timeout(5), replies.iterator() as answers:
+        assert (await anext(answers)).correlation_id == "x" * 255
+    assert handled == [b"longest id"]
     await server.cancel()
 
 
-async def test_server_takes_no_more_bytes_in_hand_than_it_has_room_for(
-    bus: AmqpBus, unique: Unique
+@pytest.mark.parametrize("size", [1, 16 * 2**10], ids=["batches", "single calls"])
+async def test_server_refuses_calls_beyond_1024_and_answers_the_rest(
+    bus: AmqpBus, unique: Unique, size: int
 ) -> None:
-    route, go_on = unique("route."), asyncio.Event()
+    route, inspection = unique("route."), f"postbus.bus.v1.{unique('route')}"
+    begun, all_begun, release = 0, asyncio.Event(), asyncio.Event()
+
+    async def hold(route: str, body: bytes) -> bytes:
+        nonlocal begun
+        if route == inspection:
+            return await echo(route, body)
+        begun += 1
+        if begun == 1024:
+            all_begun.set()
+        await release.wait()
+        return encode(Reply(payload=b"done"))
+
+    server = await bus.serve(unique("queue."), [route, inspection], hold, concurrency=2048)
+    calls = [asyncio.create_task(bus.call(route, a_call(bytes(size), 25))) for _ in range(1024)]
+    await asyncio.wait_for(all_begun.wait(), 20)
+
+    more = [bus.call(route, a_call(bytes(size))) for _ in range(10)]
+    for refusal in await asyncio.gather(*more, return_exceptions=True):
+        assert isinstance(refusal, ServiceError)
+        assert (refusal.code, refusal.reason) == (Code.RESOURCE_EXHAUSTED, "OVERLOADED")
+        assert (refusal.outcome, refusal.retry_after) == (Outcome.NO_EFFECT, 1)
+    assert await bus.broadcast(inspection, a_call(b"full", 0.3)) == []
+    release.set()
+
+    assert [(await each).payload for each in calls] == [b"done"] * 1024
+    assert (await bus.call(route, a_call(bytes(size)))).payload == b"done"
+    assert (await bus.call(inspection, a_call(b"free"))).payload == b"free"
+    await server.cancel()
+
+
+async def test_server_refuses_calls_beyond_its_byte_limit(bus: AmqpBus, unique: Unique) -> None:
+    route, release = unique("route."), asyncio.Event()
 
     async def hold(_route: str, _body: bytes) -> bytes:
-        await go_on.wait()
+        await release.wait()
         return encode(Reply(payload=b"done"))
 
     server = await bus.serve(unique("queue."), [route], hold)
@@ -267,14 +418,14 @@ async def test_server_takes_no_more_bytes_in_hand_than_it_has_room_for(
     refused, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
     with pytest.raises(ServiceError, match="OVERLOADED"):
         await refused.pop()
-    go_on.set()
+    release.set()
 
     answers = await asyncio.gather(*calls, return_exceptions=True)
-    assert answers.count(b"done") == 5
+    assert [each.payload for each in answers if isinstance(each, CallResult)] == [b"done"] * 5
     await server.cancel()
 
 
-async def test_cancellations_of_calls_that_have_not_come_are_kept_in_bounded_number(
+async def test_server_keeps_the_last_1024_cancellations_of_calls_to_come(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
     route = f"postbus.bus.v1.{unique('route')}"

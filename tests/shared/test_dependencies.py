@@ -15,7 +15,7 @@ from tools.paths import ROOT, SERVICES
 from tools.scaffold.service_names import Names
 
 SOURCES = {"gen": "gen/postbus", **{name: f"{name}/src" for name in ("shared", *SERVICES)}}
-OWN = {"postbus": "postbus", "shared": "postbus-shared"}
+OWN = {"postbus": "postbus", "postbus_runtime": "postbus", "shared": "postbus-shared"}
 """Import packages of this repository that the others depend on, with their distributions."""
 FILES_ONLY = {"gateway": {"asyncapi-viewer", "fastapi-swagger"}}
 """Distributions whose files are served, not imported."""
@@ -50,7 +50,8 @@ def imported(text: str) -> Iterator[str]:
 def providers(texts: Iterable[str], package: str) -> dict[str, set[str]]:
     """Return the distributions that provide each import of a package, except its own."""
     names = {each for text in texts for each in imported(text)}
-    names -= {*sys.stdlib_module_names, package}
+    own = {name for name, distribution in OWN.items() if distribution == OWN.get(package)}
+    names -= {*sys.stdlib_module_names, package, *own}
     return {
         each: {OWN[each]} if each in OWN else {canonical(name) for name in INSTALLED[each]}
         for each in names

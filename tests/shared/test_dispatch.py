@@ -1,4 +1,4 @@
-"""Where messages meet handlers: who may call, what is refused, and what callers are told."""
+"""The dispatcher: verification, validation, units of work, replies and errors."""
 
 import asyncio
 import time
@@ -49,7 +49,7 @@ POST_ID = "018f3f6e-0000-7000-8000-000000000001"
 
 @complete
 class Posts:
-    """Handlers of every rpc of `posts`, and a consumer."""
+    """Handlers of every rpc of `posts`, and one consumer."""
 
     def __init__(self) -> None:
         self.seen: list[object] = []
@@ -79,7 +79,7 @@ class Posts:
 
 @pytest.fixture
 async def sessions(verifier: TokenVerifier) -> SessionVerifier:
-    """Knows of no revocation."""
+    """A verifier that has received no revocation."""
     sessions = SessionVerifier(MemoryBus(), verifier)
     await sessions.run()
     return sessions
@@ -92,7 +92,7 @@ def posts() -> Posts:
 
 @pytest.fixture
 async def bus(posts: Posts, verifier: TokenVerifier) -> AsyncIterator[MemoryBus]:
-    """`posts`, served as a worker serves it."""
+    """A bus on which `posts` is served as by a worker."""
     bus = MemoryBus(delays=(0.05,))
     async with serve("posts", Application(handlers=[posts], probes={}), bus, verifier):
         yield bus
@@ -119,14 +119,14 @@ async def test_handler_gets_the_request_and_the_verified_caller(
 ) -> None:
     request = a_call(encode(CreatePostRequest(title="Hi")), token=tokens.token("alice"))
 
-    response = decode(CreatePostResponse, await bus.call(CREATE, request))
+    response = decode(CreatePostResponse, (await bus.call(CREATE, request)).payload)
 
     assert response.post.title == "Hi"
     assert posts.seen == [("Hi", "alice")]
 
 
 @pytest.mark.parametrize("kind", ["none", "forged", "expired", "garbage"])
-async def test_worker_refuses_a_caller_that_it_cannot_verify(
+async def test_token_that_cannot_be_verified_is_refused(
     bus: MemoryBus, posts: Posts, tokens: TokenMaker, kind: str
 ) -> None:
     token = {
@@ -144,7 +144,7 @@ async def test_worker_refuses_a_caller_that_it_cannot_verify(
     assert posts.seen == []
 
 
-async def test_request_that_breaks_the_contract_never_reaches_the_handler(
+async def test_request_that_violates_the_contract_never_reaches_the_handler(
     bus: MemoryBus, posts: Posts, tokens: TokenMaker
 ) -> None:
     request = a_call(encode(CreatePostRequest(title="")), token=tokens.token("alice"))
@@ -175,9 +175,7 @@ async def test_malformed_envelope_is_an_invalid_argument(
     assert reply.error.code == Code.INVALID_ARGUMENT
 
 
-async def test_unforeseen_exception_tells_nothing_of_the_inside(
-    bus: MemoryBus, posts: Posts
-) -> None:
+async def test_unexpected_exception_reveals_no_details(bus: MemoryBus, posts: Posts) -> None:
     posts.failure = RuntimeError("password=hunter2")
 
     error = await failure_of(bus, GET, a_call(encode(GetPostRequest(id=POST_ID))))
@@ -187,7 +185,7 @@ async def test_unforeseen_exception_tells_nothing_of_the_inside(
     assert len(error.trace_id) == 32
 
 
-async def test_handler_that_has_no_answer_at_the_deadline_is_cancelled(
+async def test_handler_is_cancelled_at_the_deadline(
     sessions: SessionVerifier,
 ) -> None:
     cancelled = asyncio.Event()
@@ -211,17 +209,17 @@ async def test_handler_that_has_no_answer_at_the_deadline_is_cancelled(
     assert cancelled.is_set()
 
 
-async def test_no_call_runs_for_more_than_a_minute(sessions: SessionVerifier) -> None:
+async def test_call_runs_for_a_minute_at_most(sessions: SessionVerifier) -> None:
     budgets: list[float] = []
 
-    class Noting(Posts):
+    class Recording(Posts):
         @MessagePattern(PostsServiceBase.get_post)
         async def get_post(self, _request: GetPostRequest, context: Context) -> GetPostResponse:
             budgets.append(context.remaining)
             return GetPostResponse()
 
     dispatcher = Dispatcher(
-        "posts", [Noting(), Health({})], sessions, without_store(MemoryBus().publish)
+        "posts", [Recording(), Health({})], sessions, without_store(MemoryBus().publish)
     )
     for seconds in (50, 1000):
         body = a_call(encode(GetPostRequest(id=POST_ID)), seconds=seconds).request
@@ -230,7 +228,7 @@ async def test_no_call_runs_for_more_than_a_minute(sessions: SessionVerifier) ->
     assert [round(each) for each in budgets] == [50, 60]
 
 
-async def test_failure_after_a_nested_change_does_not_claim_that_nothing_happened(
+async def test_failure_after_a_nested_call_with_side_effects_has_an_unknown_outcome(
     bus: MemoryBus, posts: Posts, tokens: TokenMaker, sessions: SessionVerifier
 ) -> None:
     stub = PostsServiceStub(ServiceChannel(bus))
@@ -250,7 +248,7 @@ async def test_failure_after_a_nested_change_does_not_claim_that_nothing_happene
 
 
 @pytest.mark.parametrize(("known", "replied"), [(0, 7), (6, 7), (7, 0), (8, 0)])
-async def test_reply_carries_the_callers_revision_if_it_is_higher_than_the_request_says(
+async def test_reply_carries_the_callers_revision_if_it_is_higher_than_that_of_the_request(
     known: int, replied: int, sessions: SessionVerifier, tokens: TokenMaker
 ) -> None:
     seen: list[int] = []
@@ -282,14 +280,13 @@ async def test_reply_carries_the_callers_revision_if_it_is_higher_than_the_reque
     await bus.serve("posts", dispatcher.routes, dispatcher.answer)
 
     reply = await reply_of(dispatcher, call.request)
-    await bus.call(GET, call)
+    result = await bus.call(GET, call)
 
-    assert reply.caller_revision == replied
-    assert call.caller_revision == max(known, 7)
+    assert reply.caller_revision == result.caller_revision == replied
     assert seen == 2 * [known, max(known, 7)]
 
 
-async def test_worker_that_lacks_a_handler_does_not_start(sessions: SessionVerifier) -> None:
+async def test_worker_without_one_of_its_handlers_does_not_start(sessions: SessionVerifier) -> None:
     class Fewer:
         @MessagePattern(PostsServiceBase.get_post)
         async def get_post(self, _request: GetPostRequest, _context: Context) -> GetPostResponse:
@@ -311,7 +308,7 @@ def _registered() -> Event:
     return Event(id="e1", type="postbus.users.v1.UserRegistered", subject="1", data=data)
 
 
-async def test_worker_tells_what_it_does_and_has_done(bus: MemoryBus, posts: Posts) -> None:
+async def test_worker_reports_its_handlers_and_statistics(bus: MemoryBus, posts: Posts) -> None:
     stub = WorkerServiceStub(ServiceChannel(bus, worker="posts"))
     await failure_of(bus, CREATE, a_call(encode(CreatePostRequest(title="Hi"))))
     posts.failure = ServiceError(Code.NOT_FOUND, "POST_NOT_FOUND", "No.")
@@ -333,8 +330,10 @@ async def test_worker_tells_what_it_does_and_has_done(bus: MemoryBus, posts: Pos
     assert ping.instance.worker == "posts"
 
 
-async def test_event_is_tried_again_while_a_part_is_away(bus: MemoryBus, posts: Posts) -> None:
-    posts.failure = ServiceError(Code.UNAVAILABLE, "DATABASE_UNAVAILABLE", "Away.")
+async def test_event_is_retried_while_a_dependency_is_unavailable(
+    bus: MemoryBus, posts: Posts
+) -> None:
+    posts.failure = ServiceError(Code.UNAVAILABLE, "DATABASE_UNAVAILABLE", "Unavailable.")
 
     await bus.publish(_registered())
 
@@ -344,7 +343,7 @@ async def test_event_is_tried_again_while_a_part_is_away(bus: MemoryBus, posts: 
     assert bus.dead_letters.empty()
 
 
-async def test_event_is_tried_again_after_a_bug(bus: MemoryBus, posts: Posts) -> None:
+async def test_event_is_retried_after_an_unexpected_exception(bus: MemoryBus, posts: Posts) -> None:
     posts.failure = RuntimeError("bug")
 
     await bus.publish(_registered())
@@ -354,7 +353,7 @@ async def test_event_is_tried_again_after_a_bug(bus: MemoryBus, posts: Posts) ->
     assert posts.seen == ["alice"]
 
 
-async def test_event_that_is_refused_is_a_dead_letter(bus: MemoryBus, posts: Posts) -> None:
+async def test_refused_event_is_a_dead_letter(bus: MemoryBus, posts: Posts) -> None:
     posts.failure = ServiceError(Code.INVALID_ARGUMENT, "NONSENSE", "No.")
 
     await bus.publish(_registered())
@@ -365,7 +364,7 @@ async def test_event_that_is_refused_is_a_dead_letter(bus: MemoryBus, posts: Pos
     assert posts.seen == []
 
 
-async def test_event_that_nobody_consumes_is_a_dead_letter(
+async def test_event_without_a_consumer_is_not_retried(
     posts: Posts, sessions: SessionVerifier
 ) -> None:
     dispatcher = Dispatcher(
@@ -381,7 +380,7 @@ async def test_event_that_nobody_consumes_is_a_dead_letter(
         assert (failure.reason, failure.retry) == (reason, False)
 
 
-async def test_answer_that_is_too_large_is_an_error(bus: MemoryBus, posts: Posts) -> None:
+async def test_reply_beyond_the_limit_is_out_of_range(bus: MemoryBus, posts: Posts) -> None:
     posts.answer = GetPostResponse(post=Post(body="x" * 9_000_000))
 
     error = await failure_of(bus, GET, a_call(encode(GetPostRequest(id=POST_ID))))
@@ -407,7 +406,7 @@ async def test_request_of_more_than_4_mib_is_refused_undecoded(
     assert large.error.reason == "MALFORMED_MESSAGE"
 
 
-async def test_worker_refuses_a_session_that_has_ended(
+async def test_token_of_a_revoked_session_is_refused(
     bus: MemoryBus, posts: Posts, tokens: TokenMaker
 ) -> None:
     token = tokens.token("alice", sid="gone")
@@ -423,7 +422,7 @@ async def test_worker_refuses_a_session_that_has_ended(
     assert posts.seen == [("Hi", "alice")]
 
 
-async def test_worker_refuses_tokens_until_it_knows_which_sessions_have_ended(
+async def test_tokens_are_refused_until_past_revocations_are_read(
     posts: Posts, tokens: TokenMaker, verifier: TokenVerifier
 ) -> None:
     sessions = SessionVerifier(MemoryBus(), verifier)
@@ -440,7 +439,9 @@ async def test_worker_refuses_tokens_until_it_knows_which_sessions_have_ended(
     assert public == Reply(payload=b"")
 
 
-def test_consumer_of_what_is_no_event_does_not_start(sessions: SessionVerifier) -> None:
+def test_worker_with_a_consumer_of_another_message_does_not_start(
+    sessions: SessionVerifier,
+) -> None:
     class Wrong(Posts):
         @EventPattern(Post)
         async def wrong(self, _event: Post, _context: Context) -> None:
@@ -450,17 +451,17 @@ def test_consumer_of_what_is_no_event_does_not_start(sessions: SessionVerifier) 
         Dispatcher("posts", [Wrong(), Health({})], sessions, without_store(MemoryBus().publish))
 
 
-def test_method_with_two_handlers_does_not_start(sessions: SessionVerifier) -> None:
+def test_worker_with_two_handlers_of_a_method_does_not_start(sessions: SessionVerifier) -> None:
     with pytest.raises(ContractMismatchError, match="CreatePost has two handlers"):
         Dispatcher(
             "posts", [Posts(), Posts(), Health({})], sessions, without_store(MemoryBus().publish)
         )
 
 
-async def test_operation_that_is_still_running_is_not_begun_again(
+async def test_running_operation_is_not_executed_again(
     tokens: TokenMaker, sessions: SessionVerifier
 ) -> None:
-    begun, go_on = asyncio.Event(), asyncio.Event()
+    begun, finish = asyncio.Event(), asyncio.Event()
 
     class Slow(Posts):
         @MessagePattern(PostsServiceBase.create_post)
@@ -468,7 +469,7 @@ async def test_operation_that_is_still_running_is_not_begun_again(
             self, _request: CreatePostRequest, _context: Context
         ) -> CreatePostResponse:
             begun.set()
-            await go_on.wait()
+            await finish.wait()
             return CreatePostResponse()
 
     dispatcher = Dispatcher(
@@ -483,10 +484,10 @@ async def test_operation_that_is_still_running_is_not_begun_again(
     first = asyncio.create_task(reply_of(dispatcher, body, CREATE))
     await begun.wait()
     second = await reply_of(dispatcher, body, CREATE)
-    go_on.set()
+    finish.set()
 
     assert (second.error.code, second.error.reason) == (Code.ABORTED, "OPERATION_RUNNING")
     assert second.error.outcome == Outcome.UNKNOWN
     assert betterproto.which_one_of(await first, "result")[0] == "payload"
-    again = await reply_of(dispatcher, body, CREATE)
-    assert betterproto.which_one_of(again, "result")[0] == "payload"
+    third = await reply_of(dispatcher, body, CREATE)
+    assert betterproto.which_one_of(third, "result")[0] == "payload"

@@ -31,7 +31,7 @@ async def test_dead_letters_are_listed_shown_replayed_and_dropped(
     run_id: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with new_vhost(f"{run_id}_dlq") as url:
-        await kill(url, "e1", "e2", "e3")
+        await make_dead_letters(url, "e1", "e2", "e3")
 
         assert await run(url) == 0
         listed = capsys.readouterr().out
@@ -59,8 +59,8 @@ async def test_dead_letters_are_listed_shown_replayed_and_dropped(
         assert await ids_in(url, DEAD) == ["e1"]
 
 
-async def kill(url: str, *ids: str) -> None:
-    """Publish events that their consumer refuses."""
+async def make_dead_letters(url: str, *ids: str) -> None:
+    """Publish events that fail in their consumer."""
 
     async def refuse(_body: bytes) -> Failure | None:
         return Failure(reason="NONSENSE", message="No.", retry=False)

@@ -1,4 +1,4 @@
-"""AMQP frames: whatever comes, in whatever pieces, gives messages or a ProtocolError."""
+"""AMQP frames: any bytes, in any pieces, give messages or a ProtocolError."""
 
 import struct
 from collections.abc import Callable, Iterator
@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shared.bus.amqp import frames
+from shared.bus.amqp.broker_connection import MessageChannel
 from shared.bus.amqp.frames import Confirmed, Delivered, Parser, ProtocolError, Returned
-from shared.bus.amqp.message_channel import FrameLane
 
 FRAME_MAX = 4096
 
@@ -23,7 +23,7 @@ def short(text: bytes) -> bytes:
 
 
 def delivery(channel: int, tag: int, key: bytes, correlation_id: str, body: bytes) -> bytes:
-    """What the broker sends for a message: basic.deliver, its header and its body's frames."""
+    """Return the frames of a message from the broker: basic.deliver, its header and its body."""
     arguments = b"\0\x3c\0\x3c" + short(b"consumer") + struct.pack(">QB", tag, 0)
     sent = frames.publish(
         channel,
@@ -45,34 +45,34 @@ def returned(channel: int, correlation_id: str) -> bytes:
 
 
 def foreign() -> bytes:
-    """A frame for aiormq: queue.declare-ok."""
+    """Return a frame that aiormq handles: queue.declare-ok."""
     return method(1, b"\0\x32\0\x0b" + short(b"queue") + b"\0" * 8)
 
 
 class Reader:
-    """A parser of two channels, and all that it told."""
+    """A parser of two channels, and its output."""
 
     def __init__(self) -> None:
         self.messages: list[tuple[int, object]] = []
-        self.others = b""
+        self.other_frames = b""
         self.parser = Parser(self._keep, lambda _: None)
         self.parser.frame_max = FRAME_MAX
         for channel in (1, 2):
             self.parser.channels[channel] = self._keeper(channel)
 
     def _keep(self, data: bytes) -> None:
-        self.others += data
+        self.other_frames += data
 
     def _keeper(self, channel: int) -> Callable[[frames.Message], None]:
         def keep(message: frames.Message) -> None:
             match message:
                 case Delivered():
-                    told: object = (message.routing_key, message.correlation_id, message.body)
+                    recorded: object = (message.routing_key, message.correlation_id, message.body)
                 case Returned():
-                    told = message.correlation_id
+                    recorded = message.correlation_id
                 case Confirmed():
-                    told = (message.tag, message.multiple, message.refused)
-            self.messages.append((channel, told))
+                    recorded = (message.tag, message.multiple, message.refused)
+            self.messages.append((channel, recorded))
 
         return keep
 
@@ -91,7 +91,7 @@ PIECES = st.lists(st.integers(1, 3000), max_size=30)
 
 @given(bodies=st.lists(BODIES, max_size=6), pieces=PIECES)
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_messages_come_whole_however_the_bytes_are_cut(
+def test_messages_are_complete_in_any_division_of_the_bytes(
     bodies: list[bytes], pieces: list[int]
 ) -> None:
     data = b"".join(
@@ -107,10 +107,10 @@ def test_messages_come_whole_however_the_bytes_are_cut(
     for i, body in enumerate(bodies):
         expected += [(1 + i % 2, ("a.key", str(i), body)), (1, f"r{i}")]
     assert reader.messages == expected
-    assert reader.others == foreign() * len(bodies)
+    assert reader.other_frames == foreign() * len(bodies)
 
 
-def test_messages_of_two_channels_may_be_interleaved() -> None:
+def test_frames_of_two_channels_may_be_interleaved() -> None:
     def split(data: bytes) -> list[bytes]:
         parts, at = [], 0
         while at < len(data):
@@ -126,7 +126,11 @@ def test_messages_of_two_channels_may_be_interleaved() -> None:
     for first, second in zip(one, two, strict=True):
         reader.parser.feed(first + second)
 
-    bodies = [(channel, told[2]) for channel, told in reader.messages if isinstance(told, tuple)]
+    bodies = [
+        (channel, recorded[2])
+        for channel, recorded in reader.messages
+        if isinstance(recorded, tuple)
+    ]
     assert bodies == [(1, b"x" * 9000), (2, b"y" * 9000)]
 
 
@@ -137,7 +141,7 @@ def test_any_bytes_give_messages_or_a_protocol_error(data: bytes) -> None:
         reader.parser.feed(data)
     except ProtocolError:
         return
-    assert len(reader.others) <= len(data)
+    assert len(reader.other_frames) <= len(data)
 
 
 @given(place=st.integers(0, 10_000), value=st.integers(0, 255), pieces=PIECES)
@@ -159,23 +163,23 @@ def test_damaged_bytes_give_messages_or_a_protocol_error(
 @pytest.mark.parametrize(
     "data",
     [
-        struct.pack(">BHI", 1, 1, FRAME_MAX + 1) + b"x",  # a frame longer than agreed
+        struct.pack(">BHI", 1, 1, FRAME_MAX + 1) + b"x",  # a frame longer than negotiated
         method(1, b"\0\x3c\0\x3c")[:-1] + b"\0",  # no frame-end
         struct.pack(">BHI", 3, 1, 1) + b"x\xce",  # a body without a method
         method(1, b"\0\x3c\0\x3c") + method(1, b"\0\x3c\0\x3c"),  # a method inside a message
-        method(1, b"\0\x3c\0\x50\0"),  # a confirm that is cut short
+        method(1, b"\0\x3c\0\x50\0"),  # a truncated confirm
     ],
 )
-def test_what_is_not_amqp_is_an_error(data: bytes) -> None:
+def test_bytes_that_are_not_amqp_are_a_protocol_error(data: bytes) -> None:
     with pytest.raises(ProtocolError):
         Reader().parser.feed(data)
 
 
-def test_closed_channel_leaves_nothing_behind() -> None:
+def test_unregistered_channel_keeps_no_partial_message() -> None:
     reader = Reader()
     reader.parser.feed(delivery(1, 1, b"k", "1", b"x" * 9000)[:5000])
 
-    reader.parser.leave(1)
+    reader.parser.unregister(1)
     reader.parser.channels[1] = reader._keeper(1)
     reader.parser._rest = b""
     reader.parser.feed(delivery(1, 1, b"k", "2", b"new"))
@@ -184,14 +188,12 @@ def test_closed_channel_leaves_nothing_behind() -> None:
 
 
 class Wire:
-    """What a FrameLane sends through, instead of a Transport."""
-
-    frame_max = FRAME_MAX
+    """Records the acknowledgements of a MessageChannel, in place of a Transport."""
 
     def __init__(self) -> None:
         self.last: list[Callable[[], bytes]] = []
 
-    def take(self, _channel: int, _handler: object) -> None: ...
+    def register(self, _channel: int, _handler: object, _frame_max: int) -> None: ...
 
     def send(self, _data: bytes) -> None: ...
 
@@ -199,7 +201,7 @@ class Wire:
         self.last.append(frames)
 
     def tick(self) -> list[tuple[int, bool]]:
-        """Return the acknowledgements of this tick: delivery tag, and whether of all up to it."""
+        """Return the acknowledgements of this tick: delivery tag, multiple."""
         data = b"".join(frames() for frames in self.last)
         self.last.clear()
         acks = [data[at : at + 21] for at in range(0, len(data), 21)]
@@ -208,6 +210,7 @@ class Wire:
 
 class Numbered:
     number = 1
+    max_content_size = FRAME_MAX - 8
 
 
 @given(
@@ -215,23 +218,23 @@ class Numbered:
     ticks=st.lists(st.integers(1, 5), max_size=12),
     rejected=st.sets(st.integers(1, 12), max_size=6),
 )
-def test_each_message_is_acknowledged_once_in_whatever_order(
+def test_each_message_is_acknowledged_once_in_any_order(
     order: list[int], ticks: list[int], rejected: set[int]
 ) -> None:
     wire = Wire()
-    lane = FrameLane(wire, Numbered())  # type: ignore[arg-type]  # all that it needs of them
-    unknown, done = set(order), set[int]()
+    channel = MessageChannel(None, Numbered(), wire)  # type: ignore[arg-type]  # the parts that it uses
+    unsettled, done = set(order), set[int]()
     waiting = iter(order)
 
     for count in [*ticks, len(order)]:
         for tag in (tag for tag, _ in zip(waiting, range(count), strict=False)):
             if tag in rejected:
-                lane.reject(tag, requeue=False)
-                unknown.remove(tag)
+                channel.reject(tag, requeue=False)
+                unsettled.remove(tag)
             else:
-                lane.ack(tag)
+                channel.ack(tag)
             done.add(tag)
         for tag, multiple in wire.tick():
-            assert tag in unknown  # the broker closes the channel otherwise
-            unknown -= {each for each in unknown if each == tag or (multiple and each < tag)}
-        assert unknown == set(order) - done
+            assert tag in unsettled  # the broker closes the channel otherwise
+            unsettled -= {each for each in unsettled if each == tag or (multiple and each < tag)}
+        assert unsettled == set(order) - done

@@ -1,4 +1,4 @@
-"""Access tokens: which are taken, for how long, and that no claim is a surprise."""
+"""Verification of access tokens: clocks, types, claims, malformed input, and the cache."""
 
 import base64
 import math
@@ -19,7 +19,7 @@ ID = "018f3f6e-0000-7000-8000-000000000001"
 
 
 def refused(verifier: TokenVerifier, token: str) -> str:
-    """Return the reason with which a token is refused."""
+    """Return the reason for which a token is refused."""
     with pytest.raises(ServiceError) as raised:
         verifier.verify(token)
     assert raised.value.code is Code.UNAUTHENTICATED
@@ -31,7 +31,7 @@ def from_now(seconds: float) -> datetime:
 
 
 @pytest.mark.parametrize("claim", ["iat", "nbf"])
-def test_clock_of_the_signer_may_be_half_a_minute_ahead(claim: str, tokens: TokenMaker) -> None:
+def test_clock_of_the_signer_may_be_30_seconds_ahead(claim: str, tokens: TokenMaker) -> None:
     verifier = TokenVerifier(tokens.key_set)
     ahead, *too_far = (
         tokens.token(ID, **cast("Any", {claim: from_now(seconds)})) for seconds in (25, 40, 41)
@@ -57,7 +57,7 @@ def test_token_of_another_type_is_refused(
 
 
 @pytest.mark.parametrize("typ", ["at+jwt", "AT+JWT", "application/at+jwt"])
-def test_type_is_read_as_a_media_type(
+def test_type_is_compared_as_a_media_type(
     typ: str, tokens: TokenMaker, verifier: TokenVerifier
 ) -> None:
     assert verifier.verify(tokens.token(ID, typ=typ)).user_id == ID
@@ -66,7 +66,7 @@ def test_type_is_read_as_a_media_type(
 IDS: tuple[Any, ...] = (5, [ID], {}, None, True, "", "a\0b", "\ud800", "é", "x" * 65, f"{ID}\n")
 EXPIRIES: tuple[Any, ...] = ("soon", str(2**33), [], True, math.inf, -math.inf, math.nan, 10**30)
 TIMES: tuple[Any, ...] = ("x", math.inf, [], 10**30)
-ODD: list[tuple[str, Any]] = [
+MALFORMED: list[tuple[str, Any]] = [
     *(("sub", value) for value in IDS),
     *(("sid", value) for value in IDS),
     *(("exp", value) for value in EXPIRIES),
@@ -78,8 +78,8 @@ ODD: list[tuple[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("claim", "value"), ODD, ids=lambda each: repr(each)[:20])
-def test_odd_claims_are_refused(
+@pytest.mark.parametrize(("claim", "value"), MALFORMED, ids=lambda each: repr(each)[:20])
+def test_malformed_claims_are_refused(
     claim: str, value: Any, tokens: TokenMaker, verifier: TokenVerifier
 ) -> None:
     assert refused(verifier, tokens.token(ID, **{claim: value})) in (
@@ -107,16 +107,16 @@ def test_token_without_a_claim_is_refused(
     [b"[" * 5000, b'{"a":' * 5000, b"5", b"null", b'"x"', b"\xff", b'{"kid":[],"typ":"at+jwt"}'],
     ids=lambda part: repr(part[:10]),
 )
-def test_odd_headers_and_bodies_are_refused(
+def test_malformed_headers_and_bodies_are_refused(
     part: bytes, tokens: TokenMaker, verifier: TokenVerifier
 ) -> None:
-    odd = base64.urlsafe_b64encode(part).rstrip(b"=").decode()
+    malformed = base64.urlsafe_b64encode(part).rstrip(b"=").decode()
     header, body, signature = tokens.token(ID).split(".")
 
     for token in (
-        f"{odd}.{body}.{signature}",
-        f"{header}.{odd}.{signature}",
-        odd,
+        f"{malformed}.{body}.{signature}",
+        f"{header}.{malformed}.{signature}",
+        malformed,
         "é.é.é",
         "\ud800",
     ):
@@ -132,12 +132,12 @@ def test_unsigned_token_of_the_right_type_is_refused(verifier: TokenVerifier) ->
     assert refused(verifier, token) == "TOKEN_INVALID"
 
 
-def test_verified_tokens_are_remembered_in_bounded_number_and_until_they_expire(
+def test_cache_of_verified_tokens_is_bounded_and_ends_with_their_expiry(
     tokens: TokenMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verifier = TokenVerifier(tokens.key_set)
-    monkeypatch.setattr(identity, "_REMEMBERED", 3)
-    decoded = counted(monkeypatch)
+    monkeypatch.setattr(identity, "_CACHED", 3)
+    decoded = record_decoding(monkeypatch)
     many = [tokens.token(ID) for _ in range(4)]
 
     for token in many:
@@ -154,8 +154,8 @@ def test_verified_tokens_are_remembered_in_bounded_number_and_until_they_expire(
     assert len(decoded) == 6
 
 
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Count the signatures that are verified."""
+def record_decoding(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list to which each token is added when its signature is verified."""
     decoded: list[str] = []
     real: Callable[..., Any] = jwt.decode
 

@@ -1,4 +1,4 @@
-"""Reading by id, many callers at once."""
+"""Batched loads by id of concurrent callers."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -8,28 +8,28 @@ import pytest
 
 from shared.data.loader import Loader
 
-whose: ContextVar[str] = ContextVar("whose")
+current_caller: ContextVar[str] = ContextVar("current_caller")
 
 
 class Shop:
-    """Has what begins with `a`; remembers what it was asked, and answers once it is open."""
+    """Has the ids that begin with `a`. Records each fetch, and returns after `open` is set."""
 
     def __init__(self) -> None:
-        self.asked: list[set[str]] = []
-        self.whose: list[str] = []
+        self.fetches: list[set[str]] = []
+        self.callers: list[str] = []
         self.begun = asyncio.Event()
         self.open = asyncio.Event()
         self.failure: Exception | None = None
-        self.given_up = asyncio.Event()
+        self.cancelled = asyncio.Event()
 
     async def fetch(self, ids: Sequence[str]) -> Mapping[str, str]:
-        self.asked.append(set(ids))
-        self.whose.append(whose.get("nobody's"))
+        self.fetches.append(set(ids))
+        self.callers.append(current_caller.get("none"))
         self.begun.set()
         try:
             await self.open.wait()
         except asyncio.CancelledError:
-            self.given_up.set()
+            self.cancelled.set()
             raise
         if self.failure is not None:
             raise self.failure
@@ -46,9 +46,7 @@ def loader(shop: Shop) -> Loader[str]:
     return Loader(shop.fetch)
 
 
-async def test_what_is_asked_for_at_the_same_moment_is_one_question(
-    shop: Shop, loader: Loader[str]
-) -> None:
+async def test_concurrent_loads_are_one_fetch(shop: Shop, loader: Loader[str]) -> None:
     shop.open.set()
 
     found = await asyncio.gather(loader.load(["a1", "b"]), loader.load(["a2", "a1"]))
@@ -56,29 +54,29 @@ async def test_what_is_asked_for_at_the_same_moment_is_one_question(
 
     assert list(found) == [{"a1": "A1"}, {"a2": "A2", "a1": "A1"}]
     assert later == {"a3": "A3"}
-    assert shop.asked == [{"a1", "a2", "b"}, {"a3"}]
+    assert shop.fetches == [{"a1", "a2", "b"}, {"a3"}]
 
 
-async def test_many_ids_are_several_questions(shop: Shop, loader: Loader[str]) -> None:
+async def test_many_ids_are_fetched_in_batches(shop: Shop, loader: Loader[str]) -> None:
     shop.open.set()
     ids = [f"a{number}" for number in range(350)]
 
     found = await asyncio.gather(*(loader.load([id_]) for id_ in ids))
 
     assert [list(each) for each in found] == [[id_] for id_ in ids]
-    assert [len(each) for each in shop.asked] == [100, 100, 100, 50]
+    assert [len(each) for each in shop.fetches] == [100, 100, 100, 50]
 
 
-async def test_question_is_part_of_nobodys_context(shop: Shop, loader: Loader[str]) -> None:
+async def test_fetch_runs_outside_the_callers_context(shop: Shop, loader: Loader[str]) -> None:
     shop.open.set()
-    whose.set("the first caller's")
+    current_caller.set("first")
 
     await loader.load(["a"])
 
-    assert shop.whose == ["nobody's"]
+    assert shop.callers == ["none"]
 
 
-async def test_failure_is_everyones(shop: Shop, loader: Loader[str]) -> None:
+async def test_failed_fetch_fails_every_load_of_the_batch(shop: Shop, loader: Loader[str]) -> None:
     shop.failure = ValueError("closed")
     shop.open.set()
 
@@ -87,18 +85,20 @@ async def test_failure_is_everyones(shop: Shop, loader: Loader[str]) -> None:
     assert list(found) == [shop.failure, shop.failure]
 
 
-async def test_who_leaves_leaves_the_others_alone(shop: Shop, loader: Loader[str]) -> None:
-    leaving, staying = (asyncio.create_task(loader.load([id_])) for id_ in ("a1", "a2"))
+async def test_cancelled_load_does_not_affect_the_batch(shop: Shop, loader: Loader[str]) -> None:
+    cancelled, other = (asyncio.create_task(loader.load([id_])) for id_ in ("a1", "a2"))
     await shop.begun.wait()
 
     shop.open.set()
-    leaving.cancel()  # too late for the question to notice
+    cancelled.cancel()  # the fetch is already running
 
-    assert await staying == {"a2": "A2"}
-    assert leaving.cancelled()
+    assert await other == {"a2": "A2"}
+    assert cancelled.cancelled()
 
 
-async def test_question_ends_when_all_have_left(shop: Shop, loader: Loader[str]) -> None:
+async def test_fetch_is_cancelled_when_every_load_is_cancelled(
+    shop: Shop, loader: Loader[str]
+) -> None:
     tasks = [asyncio.create_task(loader.load([id_])) for id_ in ("a1", "a2")]
     await shop.begun.wait()
 
@@ -106,15 +106,15 @@ async def test_question_ends_when_all_have_left(shop: Shop, loader: Loader[str])
         task.cancel()
 
     async with asyncio.timeout(5):
-        await shop.given_up.wait()
+        await shop.cancelled.wait()
 
 
-async def test_nothing_is_asked_for_those_who_left_before(shop: Shop, loader: Loader[str]) -> None:
-    leaving = asyncio.create_task(loader.load(["a1"]))
-    asyncio.get_running_loop().call_soon(leaving.cancel)  # in the same round as its first step
+async def test_batch_without_waiting_loads_is_not_fetched(shop: Shop, loader: Loader[str]) -> None:
+    cancelled = asyncio.create_task(loader.load(["a1"]))
+    asyncio.get_running_loop().call_soon(cancelled.cancel)  # in the same tick as its first step
     with pytest.raises(asyncio.CancelledError):
-        await leaving
+        await cancelled
     shop.open.set()
 
     assert await loader.load(["a2"]) == {"a2": "A2"}
-    assert shop.asked == [{"a2"}]
+    assert shop.fetches == [{"a2"}]

@@ -1,4 +1,4 @@
-"""Errors say NO_EFFECT only if nothing can have happened."""
+"""Errors have the outcome NO_EFFECT only if the call cannot have had an effect."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ from shared.bus import Call, ServiceChannel, call_method
 from shared.bus.amqp import connect
 from shared.bus.memory import MemoryBus
 from shared.errors import ServiceError
-from shared.outbox.unit_of_work import Operation, stored_reply
+from shared.outbox.inbox import Operation, stored_reply
 from shared.wire import encode
 from tests.proxy import Proxy
 
@@ -24,7 +24,7 @@ LIKE = METHODS["postbus.posts.v1.PostsService.LikePost"]
 
 
 @pytest.mark.parametrize("reply", [b"\xff", encode(Reply(payload=b"\xff"))])
-async def test_reply_that_cannot_be_read_leaves_the_outcome_unknown(reply: bytes) -> None:
+async def test_malformed_reply_is_an_error_with_an_unknown_outcome(reply: bytes) -> None:
     async def malformed(_route: str, _body: bytes) -> bytes:
         return reply
 
@@ -37,10 +37,10 @@ async def test_reply_that_cannot_be_read_leaves_the_outcome_unknown(reply: bytes
     assert (raised.value.code, raised.value.outcome) == (Code.INTERNAL, Outcome.UNKNOWN)
 
 
-async def test_call_that_was_sent_before_the_break_stays_unknown(
+async def test_call_that_was_sent_before_the_connection_broke_has_an_unknown_outcome(
     vhost: str, unique: Callable[[str], str]
 ) -> None:
-    """The repetitions are not sent, but the first call may have been served."""
+    """The retries are not sent, but the first call may have been executed."""
     broker = httpx.URL(vhost)
     proxy = Proxy(broker.host, broker.port or 5672)
     await proxy.start()
@@ -67,7 +67,7 @@ async def test_call_that_was_sent_before_the_break_stays_unknown(
     assert (raised.value.reason, raised.value.outcome) == ("NOT_CONNECTED", Outcome.UNKNOWN)
 
 
-def test_operation_that_was_done_before_has_had_its_effect() -> None:
+def test_operation_without_a_stored_reply_has_an_unknown_outcome() -> None:
     operation = Operation(key="key", fingerprint=b"same")
 
     with pytest.raises(ServiceError) as raised:

@@ -1,4 +1,4 @@
-"""Queues at the broker: what they keep, and how they change."""
+"""Queues at the broker: their contents and their migration."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -11,8 +11,8 @@ from pydantic import SecretStr
 from postbus.bus.v1 import Event
 from shared.bus.amqp import connect
 from shared.bus.amqp.amqp_bus import AmqpBus
-from shared.bus.amqp.broker_connection import Link
-from shared.bus.amqp.topology import Queue, TopologyError, declare
+from shared.bus.amqp.broker_connection import BrokerConnection
+from shared.bus.amqp.topology import Queue, TopologyError
 from shared.bus.message_bus import Failure
 from shared.wire import decode, encode
 
@@ -40,22 +40,22 @@ async def ignore(_body: bytes) -> Failure | None:
     return None
 
 
-async def test_queue_with_other_arguments_is_told_in_words(
+async def test_error_for_other_queue_arguments_names_the_difference(
     vhost: str, channel: AbstractChannel, unique: Unique
 ) -> None:
     name = unique("queue.")
     await channel.declare_queue(name, durable=True, arguments={"x-max-length": 5})
 
-    async with Link.open(vhost, "test", "frames") as link:
+    async with BrokerConnection.open(vhost, "test") as connection:
         with pytest.raises(TopologyError) as raised:
-            await declare(link, Queue(name=name, arguments={"x-max-length": 10}))
+            await connection.declare(Queue(name=name, arguments={"x-max-length": 10}))
 
     assert str(raised.value) == (
         f"The queue {name} has x-max-length 5 at the broker, and 10 in this version."
     )
 
 
-async def test_queue_of_an_older_version_is_replaced_with_all_that_is_in_it(
+async def test_queue_of_an_older_version_is_replaced_with_its_messages(
     bus: AmqpBus, channel: AbstractChannel, unique: Unique
 ) -> None:
     event, name = unique("event."), unique("queue.")
@@ -80,7 +80,7 @@ async def test_queue_of_an_older_version_is_replaced_with_all_that_is_in_it(
     await subscription.cancel()
 
 
-async def test_queue_is_not_replaced_under_its_consumers(
+async def test_queue_with_consumers_is_not_replaced(
     bus: AmqpBus, channel: AbstractChannel, unique: Unique
 ) -> None:
     event, name = unique("event."), unique("queue.")
@@ -96,7 +96,7 @@ async def test_queue_is_not_replaced_under_its_consumers(
         await (await subscribing).cancel()
 
 
-async def test_event_that_ends_its_consumer_each_time_becomes_a_dead_letter(
+async def test_event_that_kills_its_consumer_each_time_becomes_a_dead_letter(
     bus: AmqpBus, channel: AbstractChannel, unique: Unique
 ) -> None:
     event, name = unique("event."), unique("queue.")
@@ -117,7 +117,7 @@ async def test_event_that_ends_its_consumer_each_time_becomes_a_dead_letter(
     assert decode(Event, letter.body).data == b"poison"
 
 
-async def test_stream_has_all_events(
+async def test_stream_contains_all_events(
     bus: AmqpBus, channel: AbstractChannel, unique: Unique
 ) -> None:
     events = [Event(id=unique("id-"), type="postbus.test.v1.Streamed") for _ in range(20)]

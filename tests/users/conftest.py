@@ -1,4 +1,4 @@
-"""The worker `users` in this process, with a database of its own: for tests of its guards."""
+"""The worker `users` in the test process, on the in-memory bus and a database of its own."""
 
 import asyncio
 import time
@@ -39,7 +39,7 @@ AUTH = "postbus.users.v1.AuthService"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
-    """The worker, and its database as a test looks into it."""
+    """A running worker, with a connection to its database."""
 
     bus: MemoryBus
     database: asyncpg.Connection
@@ -50,7 +50,7 @@ class Worker:
 
     async def payload(self, method: str, request: betterproto.Message, **envelope: Any) -> bytes:
         call = Call.new(encode(request), deadline=time.time() + 20, **envelope)
-        return await self.bus.call(method, call)
+        return (await self.bus.call(method, call)).payload
 
     async def sign_up(self, username: str, **fields: str) -> SignUpResponse:
         account = {"email": f"{username}@example.com", "password": PASSWORD} | fields
@@ -75,7 +75,7 @@ class Worker:
 
 
 async def reason(call: Any) -> str:
-    """Return the reason with which a call is refused; empty if it is not."""
+    """Return the reason of the error of a call; empty if it succeeds."""
     try:
         await call
     except ServiceError as error:
@@ -85,7 +85,7 @@ async def reason(call: Any) -> str:
 
 @pytest.fixture(scope="session")
 async def worker_database(postgres_url: str) -> str:
-    """URL of a database that all tests of the worker share."""
+    """Create the database that all tests of the worker share, and return its URL."""
     server = httpx.URL(postgres_url)
     url = str(server.copy_with(path=f"{server.path}_worker"))
     await asyncio.to_thread(migrate, SecretStr(url), "users:migrations")

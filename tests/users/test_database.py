@@ -24,11 +24,11 @@ from shared.data.pages import Page, Pages
 from shared.data.postgres_sessions import Postgres, async_url
 from shared.identity import Caller
 from tools.paths import ROOT
-from users.follows import FollowRepository
+from users.account_repository import AccountRepository
+from users.follow_repository import FollowRepository
 from users.models import User
 from users.refresh_tokens import RefreshToken
-from users.repository import UserRepository
-from users.sessions import SessionRepository
+from users.session_repository import SessionRepository
 from users.throttle import LoginThrottle
 
 Unique = Callable[[str], str]
@@ -158,50 +158,52 @@ def account(name: str) -> User:
 
 async def ask_everything(postgres: Postgres) -> None:
     """Make every query that the handlers make."""
-    users, sessions = UserRepository(postgres), SessionRepository(postgres)
+    users, sessions = AccountRepository(postgres), SessionRepository(postgres)
     follows, throttle = FollowRepository(postgres), LoginThrottle(postgres, 50)
     for name in ("ann", "bea"):
         await users.add(account(name))
-    ann = await users.by_username("ann")
+    ann = await users.find_by_username("ann")
     assert ann is not None
-    await users.by_login("ann@example.com")
+    await users.find_by_login("ann@example.com")
     await users.require_free("cyd")
-    await users.renew_hash(ann, "hash")
-    await users.by_ids(["ann", "bea"])
+    await users.replace_hash(ann, "hash")
+    await users.get_many(["ann", "bea"])
     for q in ("", "an b"):
         for page in (a_page(SearchUsersRequest), a_page(SearchUsersRequest, "ann")):
             await users.search(q, page)
     await users.count("an b")
-    await users.change(ann, {"bio": "new"})
-    await users.refresh(ann)
+    await users.update(ann, {"bio": "new"})
+    await users.reload(ann)
     token = RefreshToken.new()
     await sessions.open(ann, "", token)
-    await sessions.of_token(token, time.monotonic())
-    await sessions.rotate(token, token.next(), expires_at=NOW + timedelta(days=1), answer=b"sealed")
-    await sessions.purge_answers()
+    await sessions.find_by_token(token, time.monotonic())
+    await sessions.rotate(
+        token, token.next(), expires_at=NOW + timedelta(days=1), sealed_response=b"sealed"
+    )
+    await sessions.purge_responses()
     caller = Caller(user_id="ann", session_id=token.session_id, expires_at=NOW)
     context = Context(name="", caller=caller, deadline=0, traceparent="")
     await sessions.require_recent(context)
-    await users.of_caller(context)
-    await users.of_caller(context, lock=True)
-    await sessions.of_user("ann", a_page(SearchUsersRequest))
-    await sessions.of_user("ann", a_page(SearchUsersRequest, "x"))
-    await sessions.count("ann")
-    await sessions.end_surplus("ann")
-    await sessions.end("ann", only="x")
-    await sessions.end("ann", but="x")
+    await users.get_caller(context)
+    await users.get_caller(context, lock=True)
+    await sessions.list_open("ann", a_page(SearchUsersRequest))
+    await sessions.list_open("ann", a_page(SearchUsersRequest, "x"))
+    await sessions.count_open("ann")
+    await sessions.delete_surplus("ann")
+    await sessions.delete("ann", only="x")
+    await sessions.delete("ann", keep="x")
     await follows.add("ann", "bea")
     for page in (a_page(ListFollowersRequest), a_page(ListFollowersRequest, NOW.isoformat(), "x")):
-        await follows.followers("bea", page)
-        await follows.following("ann", page)
-    await follows.followed_by("ann", ["bea"])
+        await follows.list_followers("bea", page)
+        await follows.list_following("ann", page)
+    await follows.followed_among("ann", ["bea"])
     await follows.followed_ids("ann")
     await follows.remove("ann", "bea")
     await follows.add("ann", "bea")
-    await follows.erase("ann")
-    attempt = throttle.of_stranger("ann", "192.0.2.1")
-    await throttle.begin(attempt)
-    await throttle.succeeded(attempt)
+    await follows.erase_batch("ann")
+    attempt = throttle.of_unknown_device("ann", "192.0.2.1")
+    await throttle.record_attempt(attempt)
+    await throttle.reset(attempt)
     await throttle.purge()
     await users.delete("ann")
 
@@ -227,11 +229,11 @@ async def test_total_of_users_is_counted_up_to_a_bound(
     heard: tuple[AsyncEngine, Heard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, listener = heard
-    users = UserRepository(Postgres(engine))
+    users = AccountRepository(Postgres(engine))
     for name in ("ann", "bea", "cat"):
         await users.add(account(name))
     assert (await users.count(""), await users.count("be")) == (3, 1)
-    monkeypatch.setattr("users.repository.COUNTED", 1)
+    monkeypatch.setattr("users.account_repository.COUNTED", 1)
 
     assert (await users.count(""), await users.count("be")) == (None, 1)
     statement, parameters = listener.statements[-1]

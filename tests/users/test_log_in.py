@@ -1,4 +1,4 @@
-"""Log-in and sign-up under attack: floods, guesses, and their cost for other users."""
+"""Log-in and sign-up under attack: floods, guesses and their effect on other users."""
 
 import asyncio
 import time
@@ -19,7 +19,7 @@ from postbus.users.v1 import (
 from shared.errors import ServiceError
 from tests.people import PASSWORD
 from tests.users.conftest import AUTH, Worker, reason
-from users.credentials import require_uncommon
+from users.credential_rules import require_uncommon
 from users.passwords import Passwords, Purpose
 
 Unique = Callable[[str], str]
@@ -28,12 +28,12 @@ HERE, ELSEWHERE = "192.0.2.1", "198.51.100.7"
 
 @pytest.fixture
 def here() -> str:
-    """An address that no other test uses."""
+    """Return an address that no other test uses."""
     return f"2001:db8:{time.monotonic_ns() & 0xFFFF:x}:{time.monotonic_ns() >> 16 & 0xFFFF:x}::1"
 
 
 async def lock_out(worker: Worker, login: str, address: str = "", device_token: str = "") -> None:
-    """Fail until the next try has to wait."""
+    """Fail until log-ins are throttled."""
     for _ in range(5):
         failed = worker.log_in(login, "wrong", address=address, device_token=device_token)
         assert await reason(failed) == "WRONG_CREDENTIALS"
@@ -112,7 +112,7 @@ async def test_unknown_name_costs_one_verification_like_a_wrong_password(
     assert len(parameters) == 1
 
 
-async def test_sign_up_that_is_repeated_with_its_key_gets_the_first_answer(
+async def test_repeated_sign_up_with_its_key_gets_the_stored_response(
     worker: Worker, unique: Unique
 ) -> None:
     name, key = unique("alice"), unique("key")
@@ -123,9 +123,7 @@ async def test_sign_up_that_is_repeated_with_its_key_gets_the_first_answer(
     assert answers[0].user.id == answers[1].user.id
 
 
-async def test_key_of_somebody_without_a_token_stands_in_nobodys_way(
-    worker: Worker, unique: Unique
-) -> None:
+async def test_callers_without_a_token_can_use_the_same_key(worker: Worker, unique: Unique) -> None:
     key = unique("key")
 
     async def sign_up(name: str) -> SignUpResponse:
@@ -164,10 +162,10 @@ async def test_each_purpose_has_a_queue_of_its_own(purpose: Purpose, size: int) 
     assert raised.value.retry_after == 1
 
 
-async def test_log_ins_go_first_and_the_rest_is_not_starved() -> None:
+async def test_log_ins_have_priority_and_other_purposes_are_not_starved() -> None:
     done: list[Purpose] = []
     with closing(Passwords()) as passwords:
-        passwords._free = 1  # so that they end in the order of their turns
+        passwords._free_threads = 1  # one thread, so that the hashes end in the order of the queue
 
         async def hash_for(purpose: Purpose) -> None:
             await passwords.hash(purpose, "a password")
@@ -184,18 +182,20 @@ async def test_log_ins_go_first_and_the_rest_is_not_starved() -> None:
     assert done == [*turns, *turns, *[Purpose.LOG_IN] * 2]
 
 
-async def test_hashes_whose_callers_have_left_make_no_room_for_more_threads() -> None:
+async def test_hash_of_a_cancelled_call_keeps_its_thread() -> None:
     with closing(Passwords()) as passwords:
-        threads = passwords._free
+        threads = passwords._free_threads
         for _ in range(20):
             gone = asyncio.create_task(passwords.hash(Purpose.LOG_IN, "a password"))
             await asyncio.sleep(0.001)
             gone.cancel()
             await asyncio.gather(gone, return_exceptions=True)
-            assert passwords._threads._work_queue.qsize() <= threads  # the thread takes it at once
+            assert (
+                passwords._threads._work_queue.qsize() <= threads
+            )  # a thread takes it immediately
         async with asyncio.timeout(5):
             await passwords.hash(Purpose.LOG_IN, "a password")
-            while passwords._free != threads:  # noqa: ASYNC110  # polls
+            while passwords._free_threads != threads:  # noqa: ASYNC110  # polls
                 await asyncio.sleep(0.001)
 
 
@@ -247,7 +247,7 @@ async def test_new_password_revokes_device_tokens(
     assert await reason(old) == "LOGIN_THROTTLED"
 
 
-async def test_wrong_current_passwords_make_the_next_change_wait_and_no_log_in(
+async def test_wrong_current_passwords_delay_password_changes_but_not_log_ins(
     worker: Worker, unique: Unique
 ) -> None:
     alice, right = unique("alice"), PASSWORD
@@ -266,7 +266,7 @@ async def test_wrong_current_passwords_make_the_next_change_wait_and_no_log_in(
 
 
 @pytest.mark.parametrize("known", [True, False])
-async def test_name_counts_apart_at_each_address(
+async def test_failures_of_a_name_are_counted_per_address(
     known: bool, worker: Worker, unique: Unique, here: str
 ) -> None:
     name = unique("name")
@@ -280,7 +280,7 @@ async def test_name_counts_apart_at_each_address(
     assert await reason(elsewhere) == "WRONG_CREDENTIALS"
 
 
-async def test_name_and_address_of_an_account_count_together(
+async def test_username_and_email_address_of_an_account_count_together(
     worker: Worker, unique: Unique, here: str
 ) -> None:
     alice = unique("alice")
@@ -308,7 +308,7 @@ async def test_guesses_from_many_addresses_are_limited_for_each_account(
     assert (await worker.log_in(alice, device_token=device)).session_id
 
 
-async def test_spraying_from_one_network_ends_with_a_time_to_wait(
+async def test_password_spraying_from_one_network_is_throttled(
     worker: Worker, unique: Unique, here: str
 ) -> None:
     alice = unique("alice")
@@ -331,9 +331,7 @@ async def test_spraying_from_one_network_ends_with_a_time_to_wait(
     assert await reason(worker.log_in(alice, address=here, device_token=device)) == ""
 
 
-async def test_hash_with_older_parameters_is_renewed_by_a_log_in(
-    worker: Worker, unique: Unique
-) -> None:
+async def test_log_in_replaces_a_hash_with_older_parameters(worker: Worker, unique: Unique) -> None:
     alice = unique("alice")
     await worker.sign_up(alice)
     weak = PasswordHasher(time_cost=1, memory_cost=1024, parallelism=1).hash(PASSWORD)
@@ -351,7 +349,9 @@ async def test_hash_with_older_parameters_is_renewed_by_a_log_in(
     assert again.device_token == device
 
 
-async def test_log_ins_at_once_with_an_old_hash_all_succeed(worker: Worker, unique: Unique) -> None:
+async def test_concurrent_log_ins_with_an_old_hash_all_succeed(
+    worker: Worker, unique: Unique
+) -> None:
     alice = unique("alice")
     await worker.sign_up(alice)
     weak = PasswordHasher(time_cost=1, memory_cost=1024, parallelism=1).hash(PASSWORD)
@@ -391,13 +391,13 @@ async def test_common_passwords_are_refused(password: str, worker: Worker, uniqu
         assert [each.field for each in raised.value.violations] == [field]
 
 
-def test_common_password_is_refused_whatever_words_of_the_context_it_has() -> None:
+def test_common_password_that_contains_a_context_word_is_refused() -> None:
     for password in ("1234567890qwerty", "PostbusPassword"):
         with pytest.raises(ServiceError, match="PASSWORD_TOO_COMMON"):
             require_uncommon(password, username="qwe", email="x@example.com", field="password")
 
 
-async def test_words_of_the_context_make_no_password(worker: Worker, unique: Unique) -> None:
+async def test_password_made_of_context_words_is_refused(worker: Worker, unique: Unique) -> None:
     name, mail = unique("alice"), unique("mail")
     email = f"{mail}@example.com"
 

@@ -14,16 +14,16 @@ def passwords() -> Iterator[Passwords]:
         yield opened
 
 
-async def test_only_the_right_password_fits_its_hash(passwords: Passwords) -> None:
+async def test_only_the_right_password_matches_its_hash(passwords: Passwords) -> None:
     hashed = await passwords.hash(Purpose.LOG_IN, "open sesame")
 
     assert hashed.startswith("$argon2id$")
     right = await passwords.verify(Purpose.LOG_IN, hashed, "open sesame")
     wrong = await passwords.verify(Purpose.LOG_IN, hashed, "open barley")
-    assert (right.fits, right.renewed) == (True, None)
-    assert (wrong.fits, wrong.renewed) == (False, None)
+    assert (right.matches, right.new_hash) == (True, None)
+    assert (wrong.matches, wrong.new_hash) == (False, None)
 
 
-async def test_no_password_fits_an_account_that_does_not_exist(passwords: Passwords) -> None:
+async def test_no_password_matches_an_unknown_account(passwords: Passwords) -> None:
     for password in ("open sesame", "unknown account"):
-        assert not (await passwords.verify(Purpose.LOG_IN, None, password)).fits
+        assert not (await passwords.verify(Purpose.LOG_IN, None, password)).matches

@@ -1,4 +1,4 @@
-"""Profiles: what a user shows, changes and is found by."""
+"""Accounts and profiles: changes, rules, versions and search."""
 
 from collections.abc import Callable
 
@@ -54,14 +54,14 @@ async def test_patch_that_changes_nothing_leaves_the_version(me: Client) -> None
     assert (cleared["version"], cleared["bio"]) == ("3", "")
 
 
-async def test_account_needs_name_and_address(me: Client) -> None:
+async def test_username_and_email_address_cannot_be_removed(me: Client) -> None:
     for field, reason in (("username", "USERNAME_MISSING"), ("email", "EMAIL_MISSING")):
         answer = await me.send("PATCH", "/v1/me", {field: None})
         assert (answer.status_code, answer.json()["reason"]) == (422, reason)
         assert [each["field"] for each in answer.json()["violations"]] == [field]
 
 
-async def test_what_others_have_is_taken_in_any_case(
+async def test_taken_name_or_address_is_refused_in_any_case(
     me: Client, client: httpx.AsyncClient, unique: Unique
 ) -> None:
     other = (await sign_up(client, unique("other"))).username
@@ -98,14 +98,14 @@ async def test_what_others_have_is_taken_in_any_case(
         ("imageUrl", "data:image/png;base64,AAAA"),
     ],
 )
-async def test_field_that_breaks_a_rule_is_named(field: str, value: str, me: Client) -> None:
+async def test_field_that_violates_a_rule_is_reported(field: str, value: str, me: Client) -> None:
     answer = await me.send("PATCH", "/v1/me", {field: value})
 
     assert answer.status_code == 422, answer.text
     assert {each["field"] for each in answer.json()["violations"]} == {field}
 
 
-async def test_nobody_writes_what_is_not_theirs_to_write(me: Client) -> None:
+async def test_server_controlled_fields_are_refused_or_ignored(me: Client) -> None:
     before = await me.done("GET", "/v1/me")
     for field in ("passwordHash", "expectedVersion", "followed"):
         assert (await me.refused("PATCH", "/v1/me", {field: "1"}))[0] == 422, field
@@ -114,7 +114,7 @@ async def test_nobody_writes_what_is_not_theirs_to_write(me: Client) -> None:
     assert await me.done("PATCH", "/v1/me", read_only) == before
 
 
-async def test_change_of_another_version_is_refused(me: Client) -> None:
+async def test_change_with_a_stale_version_is_refused(me: Client) -> None:
     read = await me.send("GET", "/v1/me")
     etag = read.headers["ETag"]
 
@@ -129,7 +129,7 @@ async def test_change_of_another_version_is_refused(me: Client) -> None:
     }
 
 
-async def test_users_are_found_by_beginnings_of_words_of_their_names(
+async def test_search_matches_beginnings_of_words_of_names(
     client: httpx.AsyncClient, unique: Unique
 ) -> None:
     mark = unique("q")
@@ -159,7 +159,7 @@ async def test_users_are_found_by_beginnings_of_words_of_their_names(
         assert page["profiles"] == []
 
 
-async def test_pages_of_a_search_have_each_user_once_while_others_sign_up(
+async def test_search_pages_contain_each_user_once_during_sign_ups(
     client: httpx.AsyncClient, unique: Unique
 ) -> None:
     prefix = unique("page")

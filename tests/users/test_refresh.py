@@ -1,4 +1,4 @@
-"""Refresh tokens: a lost answer, two calls at once, and theft, by the server's own order."""
+"""Refresh tokens: repetition after a lost response, concurrent calls and detection of reuse."""
 
 import asyncio
 import time
@@ -22,9 +22,9 @@ from shared.wire import decode, encode
 from tests.people import eventually
 from tests.users.conftest import AUTH, Worker, reason
 from users.__main__ import application
-from users.refresh_answers import open_answer, seal_answer
 from users.refresh_tokens import RefreshToken
-from users.sessions import SessionRepository
+from users.sealed_responses import open_response, seal_response
+from users.session_repository import SessionRepository
 from users.settings import UsersSettings
 
 Unique = Callable[[str], str]
@@ -33,7 +33,7 @@ USERS = "postbus.users.v1.UsersService"
 
 @pytest.fixture
 async def first(worker: Worker, unique: Unique) -> str:
-    """The refresh token of a new session."""
+    """Return the refresh token of a new session."""
     alice = unique("alice")
     await worker.sign_up(alice)
     return (await worker.log_in(alice)).refresh_token
@@ -52,7 +52,7 @@ def session_of(token: str) -> str:
 
 
 async def age(worker: Worker, token: str, column: str, seconds: float) -> None:
-    """Make something of the session as old as if so much time had passed."""
+    """Move a timestamp of the session back by `seconds`."""
     await worker.database.execute(
         f"UPDATE sessions SET {column} = {column} - make_interval(secs => $1) WHERE id = $2",  # noqa: S608  # a name of this file
         seconds,
@@ -60,7 +60,7 @@ async def age(worker: Worker, token: str, column: str, seconds: float) -> None:
     )
 
 
-async def test_lost_answer_is_repeated_for_the_same_token_and_key(
+async def test_lost_response_is_repeated_for_the_same_token_and_key(
     worker: Worker, first: str, unique: Unique
 ) -> None:
     key = unique("key")
@@ -68,14 +68,15 @@ async def test_lost_answer_is_repeated_for_the_same_token_and_key(
     lost = await worker.refresh(first, operation_id=key)
 
     call = Call.new(encode(request), deadline=time.time() + 5, operation_id=key)
-    again = decode(RefreshSessionResponse, await worker.bus.call(f"{AUTH}.RefreshSession", call))
+    result = await worker.bus.call(f"{AUTH}.RefreshSession", call)
+    again = decode(RefreshSessionResponse, result.payload)
 
     assert again == lost
-    assert call.replayed
+    assert result.replayed
     assert await reason(worker.refresh(again.refresh_token)) == ""
 
 
-async def test_repetition_after_the_successor_was_used_is_theft(
+async def test_repetition_after_use_of_the_next_token_counts_as_reuse(
     worker: Worker, first: str, unique: Unique
 ) -> None:
     key = unique("key")
@@ -89,7 +90,7 @@ async def test_repetition_after_the_successor_was_used_is_theft(
 
 
 @pytest.mark.parametrize("seconds", [50, 61])
-async def test_answer_is_repeated_for_a_minute_by_the_clock_of_the_database(
+async def test_response_is_repeated_for_a_minute_by_the_clock_of_the_database(
     seconds: int, worker: Worker, first: str, unique: Unique
 ) -> None:
     key = unique("key")
@@ -103,7 +104,7 @@ async def test_answer_is_repeated_for_a_minute_by_the_clock_of_the_database(
     assert ended == ("" if seconds < 60 else "REFRESH_TOKEN_INVALID")
 
 
-async def test_repetition_after_the_session_has_ended_gets_nothing(
+async def test_repetition_after_the_end_of_the_session_is_refused(
     worker: Worker, first: str, unique: Unique
 ) -> None:
     key = unique("key")
@@ -114,7 +115,7 @@ async def test_repetition_after_the_session_has_ended_gets_nothing(
 
 
 @pytest.mark.parametrize("sent", [0, 1, 2**62])
-async def test_no_time_of_the_caller_decides_about_theft(
+async def test_time_sent_by_the_caller_does_not_affect_reuse_detection(
     sent: int, worker: Worker, first: str
 ) -> None:
     second = await worker.refresh(first)
@@ -129,7 +130,7 @@ async def test_no_time_of_the_caller_decides_about_theft(
 
 
 async def until_blocked(worker: Worker, calls: int) -> None:
-    """Wait until so many calls wait for a lock of the database."""
+    """Wait until this number of calls waits for a lock of the database."""
     query = (
         "SELECT count(*) FROM pg_stat_activity"
         " WHERE wait_event_type = 'Lock' AND datname = current_database()"
@@ -141,7 +142,7 @@ async def until_blocked(worker: Worker, calls: int) -> None:
     await eventually(waiting)
 
 
-async def test_refreshes_at_the_same_moment_give_one_new_token_and_one_harmless_refusal(
+async def test_one_of_two_concurrent_refreshes_succeeds_and_the_session_stays_open(
     worker: Worker, first: str
 ) -> None:
     async with worker.database.transaction():
@@ -158,13 +159,13 @@ async def test_refreshes_at_the_same_moment_give_one_new_token_and_one_harmless_
 
 
 @pytest.mark.parametrize("same_key", [False, True])
-async def test_call_that_began_before_another_worker_has_committed_is_harmless(
+async def test_call_that_began_before_the_exchange_keeps_the_session_open(
     same_key: bool, worker: Worker, first: str, unique: Unique
 ) -> None:
     old, key = RefreshToken.read(first), unique("key")
     assert old is not None
     response = RefreshSessionResponse(session_id=old.session_id)
-    answer = seal_answer(encode(response), old, key if same_key else unique("another"))
+    answer = seal_response(encode(response), old, key if same_key else unique("another"))
     async with worker.database.transaction():
         await worker.database.execute(
             "UPDATE sessions SET secret_hash = $1, answer = $2, refreshed_at = clock_timestamp()"
@@ -182,33 +183,33 @@ async def test_call_that_began_before_another_worker_has_committed_is_harmless(
         assert await reason(call) == "REFRESHED_MEANWHILE"
 
 
-async def test_call_that_waited_for_a_connection_counts_from_when_it_began(
+async def test_wait_for_a_connection_does_not_turn_a_concurrent_refresh_into_reuse(
     worker: Worker, first: str, sessions: SessionRepository
 ) -> None:
     old, began = RefreshToken.read(first), time.monotonic()
     assert old is not None
     await worker.refresh(first)
 
-    before = await sessions.of_token(old, began)
-    after = await sessions.of_token(old, time.monotonic())
+    before = await sessions.find_by_token(old, began)
+    after = await sessions.find_by_token(old, time.monotonic())
 
     assert before is not None
     assert after is not None
-    assert (before.current, before.meanwhile) == (False, True)
-    assert (after.current, after.meanwhile) == (False, False)
+    assert (before.current, before.exchanged_during_call) == (False, True)
+    assert (after.current, after.exchanged_during_call) == (False, False)
 
 
-def test_answer_is_sealed_for_one_token_and_one_key() -> None:
+def test_response_is_sealed_for_one_token_and_one_key() -> None:
     token = RefreshToken.new()
-    sealed = seal_answer(b"tokens", token, "key")
+    sealed = seal_response(b"tokens", token, "key")
 
     assert b"tokens" not in sealed
-    assert open_answer(sealed, token, "key") == b"tokens"
+    assert open_response(sealed, token, "key") == b"tokens"
     for other, key in ((token, "another"), (token.next(), "key"), (RefreshToken.new(), "key")):
-        assert open_answer(sealed, other, key) is None
+        assert open_response(sealed, other, key) is None
 
 
-async def test_old_answers_are_purged_and_recent_ones_kept(
+async def test_old_sealed_responses_are_purged_and_recent_ones_kept(
     worker: Worker, first: str, unique: Unique, sessions: SessionRepository
 ) -> None:
     alice = unique("alice")
@@ -218,14 +219,14 @@ async def test_old_answers_are_purged_and_recent_ones_kept(
         await worker.refresh(token)
     await age(worker, first, "refreshed_at", 61)
 
-    await sessions.purge_answers()
+    await sessions.purge_responses()
 
     stored = "SELECT answer IS NOT NULL FROM sessions WHERE id = $1"
     assert await worker.database.fetchval(stored, session_of(first)) is False
     assert await worker.database.fetchval(stored, session_of(recent)) is True
 
 
-async def test_worker_purges_without_being_called(
+async def test_worker_purges_expired_rows_periodically(
     settings: UsersSettings, worker: Worker, first: str, unique: Unique
 ) -> None:
     await worker.refresh(first)
@@ -260,7 +261,7 @@ async def test_session_ends_after_180_days_however_often_it_is_refreshed(
 
 
 @pytest.mark.parametrize("minutes", [14, 16])
-async def test_what_identifies_an_account_changes_only_soon_after_a_log_in(
+async def test_sensitive_changes_need_a_recent_log_in(
     minutes: int, worker: Worker, unique: Unique
 ) -> None:
     alice = unique("alice")

@@ -1,4 +1,4 @@
-"""Sessions: how they begin, go on and end."""
+"""Sessions: log-in, refresh, revocation and keys."""
 
 import asyncio
 import base64
@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from shared.identity import TokenVerifier
 from tests.people import PASSWORD, Client, Person, sign_up
 from tests.tokens import TokenMaker
-from users.tokens import TokenSigner
+from users.token_signer import TokenSigner
 
 Unique = Callable[[str], str]
 
@@ -38,7 +38,7 @@ async def alice(client: httpx.AsyncClient, unique: Unique) -> Person:
     return await sign_up(client, unique("Alice"))
 
 
-async def test_one_logs_in_by_username_and_by_email_in_any_case(
+async def test_log_in_takes_username_or_email_in_any_case(
     client: httpx.AsyncClient, alice: Person
 ) -> None:
     for login in (alice.username.upper(), f"{alice.username}@EXAMPLE.com"):
@@ -59,7 +59,7 @@ async def test_refresh_gives_new_tokens_of_the_same_session(
     assert (await bearer(client, third).done("GET", "/v1/me"))["id"] == alice.id
 
 
-async def test_refresh_token_that_comes_twice_ends_its_session(
+async def test_reused_refresh_token_ends_its_session(
     client: httpx.AsyncClient, alice: Person
 ) -> None:
     first, other = await log_in(client, alice.username), await log_in(client, alice.username)
@@ -74,7 +74,7 @@ async def test_refresh_token_that_comes_twice_ends_its_session(
     assert (await refresh(client, other["refreshToken"])).status_code == 200
 
 
-async def test_refreshes_at_the_same_moment_give_one_new_token(
+async def test_concurrent_refreshes_give_one_new_token(
     client: httpx.AsyncClient, alice: Person
 ) -> None:
     session = await log_in(client, alice.username)
@@ -91,7 +91,7 @@ async def test_refreshes_at_the_same_moment_give_one_new_token(
     }
 
 
-async def test_made_up_refresh_tokens_are_refused_and_end_nothing(
+async def test_forged_refresh_tokens_are_refused_and_end_no_session(
     client: httpx.AsyncClient, alice: Person
 ) -> None:
     session = await log_in(client, alice.username)
@@ -110,7 +110,9 @@ async def test_made_up_refresh_tokens_are_refused_and_end_nothing(
     assert (await refresh(client, session["refreshToken"])).status_code == 200
 
 
-async def test_log_out_ends_the_session_for_good(client: httpx.AsyncClient, alice: Person) -> None:
+async def test_log_out_ends_the_session_permanently(
+    client: httpx.AsyncClient, alice: Person
+) -> None:
     session, other = await log_in(client, alice.username), await log_in(client, alice.username)
 
     await bearer(client, session).done("POST", "/v1/auth/logout")
@@ -175,7 +177,7 @@ async def test_new_password_ends_the_other_sessions(
     assert answer.status_code == 200
 
 
-async def test_password_written_otherwise_in_unicode_is_the_same(
+async def test_password_matches_in_another_unicode_form(
     client: httpx.AsyncClient, unique: Unique
 ) -> None:
     name = unique("unicode")
@@ -189,7 +191,7 @@ async def test_password_written_otherwise_in_unicode_is_the_same(
 
 
 @pytest.mark.parametrize("known", [True, False])
-async def test_failures_in_a_row_make_an_account_wait(
+async def test_consecutive_failures_throttle_an_account(
     known: bool, client: httpx.AsyncClient, alice: Person, unique: Unique
 ) -> None:
     login = alice.username if known else unique("nobody")
@@ -206,11 +208,11 @@ async def test_failures_in_a_row_make_an_account_wait(
     assert waiting.headers["Retry-After"] == "1"
     assert (await attempt(other.username, PASSWORD)).status_code == 200
     by_email = await attempt(f"{alice.username}@example.com", PASSWORD)
-    # name and address of an account count together; another name counts alone
+    # username and email address of an account count together, but not another name
     assert by_email.status_code == (429 if known else 200)
 
 
-async def test_tries_at_once_are_throttled_like_those_in_a_row(
+async def test_concurrent_attempts_are_throttled_like_consecutive_ones(
     client: httpx.AsyncClient, alice: Person
 ) -> None:
     body = {"login": alice.username, "password": "wrong password"}
@@ -221,7 +223,7 @@ async def test_tries_at_once_are_throttled_like_those_in_a_row(
     assert set(reasons) == {"WRONG_CREDENTIALS", "LOGIN_THROTTLED"}
 
 
-async def test_many_log_ins_at_once_leave_room_for_others(
+async def test_many_concurrent_log_ins_do_not_block_other_calls(
     client: httpx.AsyncClient, unique: Unique
 ) -> None:
     people = [await sign_up(client, unique("crowd")) for _ in range(10)]
@@ -260,7 +262,7 @@ async def test_published_keys_verify_access_tokens(
     assert claims["exp"] - claims["iat"] <= 600
 
 
-def test_tokens_of_the_key_before_and_of_the_next_are_valid() -> None:
+def test_tokens_of_the_previous_and_the_next_key_are_valid() -> None:
     old, new = TokenMaker("old"), TokenMaker("new")
     keys = [json.loads(maker.key_set)["keys"][0] for maker in (old, new)]
     both, only_new = (TokenVerifier(json.dumps({"keys": part})) for part in (keys, keys[1:]))

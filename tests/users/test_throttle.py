@@ -1,4 +1,4 @@
-"""Counts of failures: how they fade, and the bound of their rows."""
+"""The log-in throttle: back-off, decay of counts, bound of rows; and the security log."""
 
 from collections.abc import AsyncIterator, Callable
 
@@ -23,56 +23,56 @@ async def postgres(worker_database: str) -> AsyncIterator[Postgres]:
         yield opened
 
 
-def test_failures_in_a_row_wait_ever_longer_and_a_minute_at_most() -> None:
+def test_back_off_doubles_with_each_failure_up_to_a_minute() -> None:
     rule = Streak(free=5)
 
     waits = [rule.wait(count, 0) for count in (0, 4, 5, 6, 7, 11, 1000, 100_000)]
     assert waits == [0, 0, 1, 2, 4, 60, 60, 60]
     assert rule.wait(5, 1) <= 0
-    assert (rule.fade(7, 899), rule.fade(7, 901)) == (7, 0)
-    assert rule.without_one(7) == 0
+    assert (rule.decay(7, 899), rule.decay(7, 901)) == (7, 0)
+    assert rule.after_success(7) == 0
 
 
-def test_allowance_fades_with_time_and_one_success_takes_back_one_try() -> None:
+def test_allowance_decreases_over_time_and_with_each_success() -> None:
     rule = Allowance(free=50, seconds=12)
 
     assert [rule.wait(count, 0) for count in (0, 49, 50, 51)] == [-588, 0, 12, 24]
-    assert (rule.fade(10, 30), rule.fade(1, 600)) == (7.5, 0)
-    assert (rule.without_one(7), rule.without_one(0.5)) == (6, 0)
+    assert (rule.decay(10, 30), rule.decay(1, 600)) == (7.5, 0)
+    assert (rule.after_success(7), rule.after_success(0.5)) == (6, 0)
 
 
-async def test_address_may_fail_once_more_every_12_seconds(
+async def test_address_is_allowed_one_more_failure_every_12_seconds(
     postgres: Postgres, unique: Unique
 ) -> None:
-    attempt = LoginThrottle(postgres, 3).of_stranger(unique("account"), "192.0.2.78")
+    attempt = LoginThrottle(postgres, 3).of_unknown_device(unique("account"), "192.0.2.78")
 
     rules = set(attempt.rules.values())
 
     assert rules == {Streak(free=5), Allowance(free=100, seconds=36), Allowance(free=3, seconds=12)}
 
 
-async def test_log_ins_that_succeed_do_not_use_up_the_address(
+async def test_successful_log_ins_do_not_count_for_the_address(
     postgres: Postgres, unique: Unique
 ) -> None:
     throttle = LoginThrottle(postgres, 3)
-    attempt = throttle.of_stranger(unique("account"), "192.0.2.77")
+    attempt = throttle.of_unknown_device(unique("account"), "192.0.2.77")
 
     for _ in range(5):
-        await throttle.begin(attempt)
-        await throttle.succeeded(attempt)
+        await throttle.record_attempt(attempt)
+        await throttle.reset(attempt)
     for _ in range(3):
-        await throttle.begin(throttle.of_stranger(unique("account"), "192.0.2.77"))
+        await throttle.record_attempt(throttle.of_unknown_device(unique("account"), "192.0.2.77"))
     with pytest.raises(ServiceError, match="LOGIN_THROTTLED"):
-        await throttle.begin(attempt)
+        await throttle.record_attempt(attempt)
 
 
 async def test_rows_are_purged_by_time_and_bounded_in_number(
     postgres: Postgres, worker_database: str, unique: Unique, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = await asyncpg.connect(worker_database)
-    assert module._MOST_ROWS == 100_000
-    monkeypatch.setattr(module, "_MOST_ROWS", 1000)
-    monkeypatch.setattr(module, "_PURGED", 500)
+    assert module._MAX_ROWS == 100_000
+    monkeypatch.setattr(module, "_MAX_ROWS", 1000)
+    monkeypatch.setattr(module, "_PURGE_BATCH", 500)
     await database.execute("DELETE FROM login_failures")
     await database.execute(
         "INSERT INTO login_failures SELECT 'few' || n, 1, now() - n * interval '59 min'"

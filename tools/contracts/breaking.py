@@ -1,8 +1,9 @@
-"""What a change of the contracts breaks, and for whom: `buf breaking`, and our own check.
+"""The breaking changes of the contracts by audience: `buf breaking` and the compatibility check.
 
 `python -m tools.contracts.breaking REVISION` compares proto/ with that of a git revision,
 `python -m tools.contracts.breaking BEFORE AFTER` compares two descriptor sets (`contracts.binpb`).
-Exit code 1 if anything breaks, 2 if that can't be found out. Places are those of AFTER.
+The exit code is 1 if a change breaks an audience, 2 if the comparison fails. Source positions are
+those of AFTER.
 """
 
 import json
@@ -24,15 +25,15 @@ from tools.paths import DEV, ROOT
 
 _BUF = Path(sys.executable).with_name("buf")
 _BUF_FOUND = 100
-"""Exit code of buf where it has something to say of the contracts."""
+"""Exit code of buf if it has found breaking changes."""
 
 
 class BreakingError(Exception):
-    """The comparison can't be made; says why."""
+    """The comparison failed; the message is the reason."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print what breaks for whom; return the exit code."""
+    """Print the changes by audience; return the exit code."""
     try:
         match arguments:
             case [revision]:
@@ -76,17 +77,17 @@ def _extract(revision: str, target: Path) -> None:
 
 
 def _between(before: Path, after: Path, *, source: str = "") -> list[Finding]:
-    """Compare two descriptor sets; buf.yaml has a say only where buf reads the source."""
+    """Compare two descriptor sets; with `source`, buf reads that, by the rules of buf.yaml."""
     sets = [_read(before), _read(after)]
     try:
         own = compare(*sets)
     except (DecodeError, TypeError, ValueError) as error:
-        raise BreakingError(f"can't compare {before} with {after}: {error}") from None
+        raise BreakingError(f"cannot compare {before} with {after}: {error}") from None
     return own + list(_from_buf(_input(before), source or _input(after)))
 
 
 def _input(path: Path) -> str:
-    """A descriptor set for buf, which otherwise goes by the file's ending."""
+    """Return a descriptor set as an input for buf, independent of its file extension."""
     return f"{path.resolve()}#format=binpb"
 
 
@@ -98,12 +99,12 @@ def _read(path: Path) -> bytes:
 
 
 def _from_buf(before: str, after: str) -> Iterable[Finding]:
-    """What breaks those who generate code from the contracts."""
+    """Yield the changes that break code generated from the contracts."""
     options = ("--exclude-imports", "--error-format", "json")
     lines = _buf("breaking", after, "--against", before, *options)
     for found in map(json.loads, lines):
         path = found["path"].removeprefix("proto/")
-        if path.startswith("postbus/"):  # protoc does not say which files are imports
+        if path.startswith("postbus/"):  # the output of protoc does not mark imports
             yield Finding(
                 where=f"proto/{path}:{found['start_line']}",
                 text=f"{found['message']} ({found['type']})",
@@ -112,10 +113,10 @@ def _from_buf(before: str, after: str) -> Iterable[Finding]:
 
 
 def _buf(*arguments: str, cwd: Path = ROOT) -> list[str]:
-    answer = subprocess.run([_BUF, *arguments], cwd=cwd, capture_output=True, check=False)
-    if answer.returncode not in (0, _BUF_FOUND if arguments[0] == "breaking" else 0):
-        raise BreakingError(f"buf {arguments[0]}: {_last_line(answer.stderr)}")
-    return answer.stdout.decode().splitlines()
+    result = subprocess.run([_BUF, *arguments], cwd=cwd, capture_output=True, check=False)
+    if result.returncode not in (0, _BUF_FOUND if arguments[0] == "breaking" else 0):
+        raise BreakingError(f"buf {arguments[0]}: {_last_line(result.stderr)}")
+    return result.stdout.decode().splitlines()
 
 
 def _last_line(output: bytes) -> str:
@@ -123,27 +124,27 @@ def _last_line(output: bytes) -> str:
 
 
 def _report(findings: Iterable[Finding]) -> str:
-    """One line for each finding below those whom it breaks, and a summary."""
-    ordered = sorted(findings, key=lambda each: (*_heading(each), *_place(each), each.text))
+    """Return a line for each finding, grouped by audiences, and a summary."""
+    ordered = sorted(findings, key=lambda each: (*_heading(each), *_position(each), each.text))
     lines: list[str] = []
-    for (notice, people), group in groupby(ordered, key=_heading):
-        lines.append(f"{'to be known by' if notice else 'breaks'} {people}:")
+    for (notice, audiences), group in groupby(ordered, key=_heading):
+        lines.append(f"{'notices for' if notice else 'breaks'} {audiences}:")
         lines += [f"  {_line(finding)}" for finding in group]
     breaks = [finding for finding in ordered if not finding.notice]
-    everyone = frozenset(who for finding in breaks for who in finding.audiences)
-    counts = f"{len(breaks)} breaking, {len(ordered) - len(breaks)} to be known"
-    return "\n".join([*lines, f"breaking: {counts}; breaks {_people(everyone) or 'nobody'}"])
+    broken = frozenset(audience for finding in breaks for audience in finding.audiences)
+    counts = f"{len(breaks)} breaking, {len(ordered) - len(breaks)} notices"
+    return "\n".join([*lines, f"breaking: {counts}; breaks {_names_of(broken) or 'no audience'}"])
 
 
 def _heading(finding: Finding) -> tuple[bool, str]:
-    return finding.notice, _people(finding.audiences)
+    return finding.notice, _names_of(finding.audiences)
 
 
-def _people(audiences: frozenset[Audience]) -> str:
+def _names_of(audiences: frozenset[Audience]) -> str:
     return ", ".join(audience for audience in Audience if audience in audiences)
 
 
-def _place(finding: Finding) -> tuple[str, int]:
+def _position(finding: Finding) -> tuple[str, int]:
     file, _, line = finding.where.partition(":")
     return file, int(line or 0)
 

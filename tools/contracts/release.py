@@ -1,4 +1,4 @@
-"""`just contracts`: what the gateway publishes, and packages of the types, as a release folder."""
+"""`just contracts`: the documents of the gateway and packages of the types, as a release folder."""
 
 import hashlib
 import json
@@ -29,12 +29,12 @@ _ABOUT = """<h2>Install the types</h2>
 <pre>pip install ./{wheel}</pre>
 <h3>JavaScript and TypeScript</h3>
 <pre>npm install ./{tarball}</pre>
-<p><code>sha256sum -c SHA256SUMS</code> tells whether all files are whole.</p>
+<p><code>sha256sum -c SHA256SUMS</code> checks the files.</p>
 """
 
 
 def release(target: Path) -> None:
-    """Build it in `target`, anew; the same gen/ gives the same bytes."""
+    """Replace `target` by a new release folder; the same gen/ gives the same bytes."""
     with tempfile.TemporaryDirectory() as name:
         fresh, work = Path(name) / "contracts", Path(name) / "npm"
         fresh.mkdir()
@@ -56,7 +56,7 @@ def _wheel(target: Path) -> str:
 
 
 def _npm_package(work: Path, target: Path) -> str:
-    """Types by protoc-gen-es, of our contracts and of what they import."""
+    """Build the types of the contracts and their imports by protoc-gen-es; return the file name."""
     with ZipFile(target / "protos.zip") as archive:
         archive.extractall(work / "protos")
         names = [name for name in archive.namelist() if not name.startswith("google/protobuf/")]

@@ -1,4 +1,4 @@
-"""aio-pika by hand, as its users tune it: direct reply-to, no confirms, prefetch 256, bytes."""
+"""aio-pika without a framework, tuned: direct reply-to, no confirms, prefetch 256, bytes."""
 
 import asyncio
 import itertools

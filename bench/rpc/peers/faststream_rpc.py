@@ -1,4 +1,4 @@
-"""FastStream, the faster of its two ways: a queue for replies, no confirms, prefetch 256.
+"""FastStream with the faster of its two methods: a queue for replies, no confirms, prefetch 256.
 
 `broker.request()` makes calls one after the other, and takes about twice as long for each.
 """

@@ -1,4 +1,4 @@
-"""What the Python programs share: a closed loop of calls, and what they say of it.
+"""The closed loop of calls of the Python programs, and its output.
 
 A worker prints READY; a client prints GO as the measured time begins and a line of JSON at its end,
 for each number of calls in flight.
@@ -29,7 +29,7 @@ def say(message: object) -> None:
 
 
 def tell(in_flight: int, latencies: list[float], seconds: float) -> None:
-    """Print the result of one number in flight."""
+    """Print the result at one number in flight."""
     latencies.sort()
     calls = len(latencies)
     say(
@@ -44,7 +44,7 @@ def tell(in_flight: int, latencies: list[float], seconds: float) -> None:
 
 
 async def closed_loop(call: Callable[[], Awaitable[object]]) -> None:
-    """Keep so many calls in flight, each followed by the next."""
+    """Keep `in_flight` calls in flight; each is followed by the next."""
     for in_flight in IN_FLIGHT:
         latencies: list[float] = []
         running = [True]
@@ -68,7 +68,7 @@ async def closed_loop(call: Callable[[], Awaitable[object]]) -> None:
 
 
 def run(worker: Callable[[], Awaitable[None]], client: Callable[[], Awaitable[None]]) -> None:
-    """Be what the command line says."""
+    """Run as worker or client, as the command line says."""
     role = {"worker": worker, "client": client}[sys.argv[1]]
 
     async def main() -> None:
@@ -78,11 +78,11 @@ def run(worker: Callable[[], Awaitable[None]], client: Callable[[], Awaitable[No
 
 
 async def for_ever() -> None:
-    """Say that the worker is ready, and let it work."""
+    """Print that the worker is ready, and run until the process is stopped."""
     say("READY")
     await asyncio.Future()
 
 
 def arguments() -> Sequence[str]:
-    """What follows the role on the command line."""
+    """Return the arguments after the role."""
     return sys.argv[2:]

@@ -1,4 +1,4 @@
-"""Postbus as it is used: a generated stub calls a handler, both ends check the contract."""
+"""Postbus as applications use it: a generated stub calls a handler; both ends validate."""
 
 import json
 import time
@@ -33,7 +33,7 @@ _ASKED = ListPostsRequest(page_size=20, page_token=(POST["body"] * 2)[:280])
 
 
 class Posts:
-    """Answers ListPosts with one post; the contract wants all methods to have a handler."""
+    """Answers ListPosts with one post; the other methods need a handler too."""
 
     @MessagePattern(PostsServiceBase.list_posts)
     async def list_posts(self, request: ListPostsRequest, _context: Context) -> ListPostsResponse:
@@ -48,7 +48,7 @@ class Posts:
 
 
 def _idle(method: Method) -> Any:
-    """A handler that is never called."""
+    """Return a handler that is never called."""
     module, service, name = method.handler.rsplit(".", 2)
 
     async def handler(_self: object, _request: Any, _context: Context) -> Any:
@@ -91,7 +91,7 @@ async def client() -> None:
 
 
 async def bytes_worker() -> None:
-    """The data plane alone."""
+    """Serve bytes by the data plane alone."""
     reply = payload_reply(b"x" * 330)
 
     async def handler(_route: str, _body: bytes) -> bytes:

@@ -1,25 +1,18 @@
 """The highest known revision of each caller's account."""
 
 from collections import OrderedDict
+from collections.abc import Collection
 from typing import Final
 
-import structlog
-
-from postbus.bus.v1 import Event
-from postbus.registry import EVENTS
 from postbus.users.v1 import FollowChanged, UserProfileUpdated
-from shared.bus import MessageBus
-from shared.errors import ServiceError
-from shared.wire import decode
+from shared.bus import MessageBus, typed_handler
 
 __all__ = ["CallerRevisions"]
 
-_log = structlog.get_logger()
-_TYPES: Final = {
-    name: event.message
-    for name, event in EVENTS.items()
-    if event.message in (UserProfileUpdated, FollowChanged)
-}
+_EVENTS: Final[Collection[type[FollowChanged | UserProfileUpdated]]] = (
+    FollowChanged,
+    UserProfileUpdated,
+)
 _MAX_USERS: Final = 100_000
 """Users of about 200 bytes each; the least recently used one is dropped first."""
 
@@ -38,7 +31,7 @@ class CallerRevisions:
 
     async def run(self) -> None:
         """Subscribe to the events; wait until the broker is reachable."""
-        await self._bus.subscribe(list(_TYPES), self._read)
+        await self._bus.subscribe(*typed_handler(self._on_change, _EVENTS))
 
     def known(self, user_id: str) -> int:
         """Return the highest known revision of a user's account; 0 if none is known."""
@@ -56,16 +49,8 @@ class CallerRevisions:
         if len(self._revisions) > _MAX_USERS:
             self._revisions.popitem(last=False)
 
-    async def _read(self, body: bytes) -> None:
-        try:
-            event = decode(Event, body)
-            if event.type not in _TYPES:  # published under the routing key of another event
-                return
-            changed = decode(_TYPES[event.type], event.data)
-        except ServiceError:
-            _log.warning("event.malformed")
-            return
-        if isinstance(changed, FollowChanged):
-            self.learn(changed.follower_id, changed.follower_revision)
-        elif isinstance(changed, UserProfileUpdated):
-            self.learn(changed.user_id, changed.revision)
+    def _on_change(self, event: FollowChanged | UserProfileUpdated) -> None:
+        if isinstance(event, FollowChanged):
+            self.learn(event.follower_id, event.follower_revision)
+        else:
+            self.learn(event.user_id, event.revision)

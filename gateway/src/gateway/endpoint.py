@@ -177,9 +177,9 @@ class Endpoint:
         with cancelled_by_disconnect(request.receive, request.exchange):
             if conditions is not None and conditions.absent:
                 await self._require_absent(request, conditions.absent, token, call)
-            payload = await call_method(self._bus, method, call)
-        self._revisions.learn(caller_id, call.caller_revision)
-        return self._success.build(payload, conditions, headers, replayed=call.replayed)
+            result = await call_method(self._bus, method, call)
+        self._revisions.learn(caller_id, result.caller_revision)
+        return self._success.build(result.payload, conditions, headers, replayed=result.replayed)
 
     async def _message(self, request: _Request) -> Message:
         """Return the request message of the method, valid by the rules of the contract."""
@@ -219,12 +219,12 @@ class Endpoint:
             traceparent=request.traceparent,
         )
         try:
-            payload = await call_method(self._bus, read_endpoint.method, read)
+            result = await call_method(self._bus, read_endpoint.method, read)
         except ServiceError as error:
             if error.code is Code.NOT_FOUND:
                 return
             raise
-        if contains_tag(tags, read_endpoint._success.etag(payload)):
+        if contains_tag(tags, read_endpoint._success.etag(result.payload)):
             raise ServiceError(
                 Code.FAILED_PRECONDITION,
                 "ALREADY_THERE",

@@ -91,9 +91,9 @@ class SocketCalls:
             if frame.method.streams:
                 await self._stream(frame.method, call, frame.id)
             else:
-                payload = await call_method(self._services.bus, frame.method, call)
-                self._services.revisions.learn(self._user_id, call.caller_revision)
-                self._send_result(frame.method, payload, frame.id, replayed=call.replayed)
+                result = await call_method(self._services.bus, frame.method, call)
+                self._services.revisions.learn(self._user_id, result.caller_revision)
+                self._send_result(frame.method, result.payload, frame.id, replayed=result.replayed)
         except ServiceError as error:
             self._sender.send_error(error, id_=frame.id, traceparent=traceparent)
         except Exception:  # noqa: BLE001  # the edge: every call gets a frame

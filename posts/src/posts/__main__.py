@@ -1,5 +1,8 @@
-"""`python -m posts`: run the worker. `python -m posts migrate [VERSION]`: bring the database up to
-date, or to an older version. `python -m posts repair`: set right what is wrong, and say what.
+"""The worker `posts` and its commands.
+
+`python -m posts` runs the worker. `python -m posts migrate [VERSION]` migrates the database to the
+newest version, or to an older one. `python -m posts repair` corrects derived data and prints each
+correction.
 """
 
 import asyncio
@@ -8,27 +11,26 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from postbus.users.v1 import UsersServiceStub
-from posts.author_cards import AuthorCards
-from posts.authors import AuthorRepository
+from posts.author_handlers import AuthorHandlers
+from posts.authors import AuthorCache, AuthorProjection, AuthorRepository, Resync
 from posts.caller_state import CallerStates
-from posts.card_cache import CardCache
-from posts.comment_handlers import CommentHandlers
-from posts.comments import CommentRepository
-from posts.erasure import Erasure
-from posts.follows import FollowRepository
-from posts.handlers import PostHandlers
-from posts.likes import LikeRepository
-from posts.lists import ListHandlers
+from posts.comments import CommentHandlers, CommentRepository
+from posts.erasure import PostErasure, UserErasure
+from posts.feed import FeedHandlers
+from posts.follow_handlers import FollowHandlers
+from posts.follow_repository import FollowRepository
+from posts.likes import LikeHandlers, LikeRepository
 from posts.migrations import MIGRATIONS
-from posts.notification_handlers import NotificationHandlers
-from posts.notifications import NotificationRepository
+from posts.models import create_indexes
+from posts.notification_handlers import NotificationHandlers, NotificationTriggers, Notifier
+from posts.notification_repository import NotificationRepository
+from posts.post_handlers import PostHandlers, PostListHandlers
+from posts.post_repository import PostRepository
+from posts.post_search import PostSearch
+from posts.presenter import Presenter
 from posts.repair import repair
-from posts.repository import PostRepository
-from posts.resync import Resync
-from posts.search import PostSearch
 from posts.settings import PostsSettings
-from posts.tags import TagRepository
-from posts.views import Views
+from posts.tags import TagHandlers, TagRepository
 from shared.bus import MessageBus, ServiceChannel
 from shared.data.mongo_database import Mongo, open_mongo
 from shared.data.mongo_migrations import migrate
@@ -38,7 +40,7 @@ from shared.runtime.worker import Application, run_worker
 
 
 def main() -> None:
-    """Run the command of the command line."""
+    """Run the command that the arguments name."""
     settings = load(PostsSettings)
     match sys.argv[1:]:
         case []:
@@ -55,87 +57,53 @@ def main() -> None:
 
 @asynccontextmanager
 async def _application(settings: PostsSettings, bus: MessageBus) -> AsyncIterator[Application]:
-    cache = CardCache()
-    async with open_mongo(settings.mongo_url) as mongo, cache.hearing(bus):
-        authors = _author_cards(mongo, bus, cache)
-        handlers = _handlers(mongo, authors, Pages(settings.page_token_key))
+    cache, users = AuthorCache(), UsersServiceStub(ServiceChannel(bus))
+    async with open_mongo(settings.mongo_url) as mongo, cache.subscribed(bus):
+        handlers = _handlers(mongo, cache, users, Pages(settings.page_token_key))
         yield Application(handlers=handlers, probes={"mongodb": mongo.ping}, store=mongo)
 
 
-def _author_cards(mongo: Mongo, bus: MessageBus, cache: CardCache) -> AuthorCards:
-    authors, follows = AuthorRepository(mongo), FollowRepository(mongo)
-    users = UsersServiceStub(ServiceChannel(bus))
-    return AuthorCards(
-        authors=authors,
-        cache=cache,
+def _handlers(
+    mongo: Mongo, cache: AuthorCache, users: UsersServiceStub, pages: Pages
+) -> list[object]:
+    stored, follows = AuthorRepository(mongo, cache), FollowRepository(mongo)
+    posts, comments, likes = PostRepository(mongo), CommentRepository(mongo), LikeRepository(mongo)
+    notifications, search = NotificationRepository(mongo), PostSearch(mongo)
+    authors = AuthorProjection(
+        authors=stored,
         follows=follows,
         states=CallerStates(mongo),
         users=users,
-        resync=Resync(mongo, authors, follows, users),
+        resync=Resync(mongo, stored, follows, users),
     )
-
-
-def _handlers(mongo: Mongo, authors: AuthorCards, pages: Pages) -> list[object]:
-    posts, comments, likes = PostRepository(mongo), CommentRepository(mongo), LikeRepository(mongo)
-    follows, notifications = FollowRepository(mongo), NotificationRepository(mongo)
-    cards = AuthorRepository(mongo)
-    views = Views(authors, posts)
+    presenter, notifier = Presenter(authors, posts), Notifier(notifications, stored)
     return [
-        authors,
-        PostHandlers(posts=posts, likes=likes, authors=authors, views=views),
-        ListHandlers(
-            posts=posts,
-            search=PostSearch(mongo),
-            likes=likes,
-            tags=TagRepository(mongo),
-            authors=authors,
-            views=views,
-            pages=pages,
-        ),
-        CommentHandlers(comments=comments, posts=posts, authors=authors, views=views, pages=pages),
-        NotificationHandlers(
-            notifications=notifications,
-            posts=posts,
-            comments=comments,
-            authors=cards,
-            follows=follows,
-            likes=likes,
-            views=views,
-            pages=pages,
-        ),
-        Erasure(
-            posts=posts,
-            comments=comments,
-            likes=likes,
-            follows=follows,
-            notifications=notifications,
-            authors=cards,
-            cache=authors.cache,
-        ),
+        PostHandlers(posts, authors, presenter),
+        PostListHandlers(search, likes, authors, presenter, pages),
+        FeedHandlers(search, authors, presenter, pages),
+        LikeHandlers(likes, posts, authors, presenter, pages),
+        TagHandlers(TagRepository(mongo), pages),
+        CommentHandlers(comments, posts, authors, presenter, pages),
+        NotificationHandlers(notifications, presenter, pages),
+        NotificationTriggers(notifier, notifications, posts, comments, likes),
+        AuthorHandlers(stored),
+        FollowHandlers(stored, follows, notifier),
+        PostErasure(comments, likes, notifications),
+        UserErasure(posts, comments, likes, follows, notifications),
     ]
 
 
 async def _migrate(settings: PostsSettings, version: int) -> None:
     async with open_mongo(settings.mongo_url) as mongo:
         await migrate(mongo, MIGRATIONS, version)
-        if version < len(MIGRATIONS):
-            return
-        await mongo.create_indexes()
-        for repository in (
-            PostRepository,
-            CommentRepository,
-            LikeRepository,
-            FollowRepository,
-            NotificationRepository,
-            AuthorRepository,
-        ):
-            await repository(mongo).create_indexes()
+        if version == len(MIGRATIONS):
+            await create_indexes(mongo)
 
 
 async def _repair(settings: PostsSettings) -> None:
     async with open_mongo(settings.mongo_url) as mongo:
-        async for finding in repair(mongo):
-            print(f"posts: {finding}")  # noqa: T201  # a command's answer
+        async for line in repair(mongo):
+            print(f"posts: {line}")  # noqa: T201  # the output of a command
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A caller's own data, in one query: card, follows and likes, and a post with its author."""
+"""A caller's data in one query: author, follows and likes; and a post with its author."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ __all__ = ["CallerState", "CallerStates", "PostState"]
 
 Document = dict[str, Any]
 
-_CARD: Final = "card "
+_AUTHOR: Final = "author "
 _FOLLOW: Final = "follow "
 _LIKE: Final = "like "
 _POST: Final = "post "
 _VIEW: Final = "view "
-"""Prefixes of keys: see `CallerStates._fetch`."""
+"""Prefixes of keys, see `CallerStates._fetch`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,26 +25,26 @@ class CallerState:
     """The stored data of a caller."""
 
     author: Author | None
-    """The caller's card; None if there is none yet. Its revision holds for `followed`, too."""
+    """The caller; None if not stored yet. The revision applies to `followed`, too."""
     followed: frozenset[str]
-    """Which of the users asked for the caller follows."""
+    """Ids of the given users that the caller follows."""
     liked: frozenset[str]
-    """Which of the posts asked for the caller likes."""
+    """Ids of the given posts that the caller likes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PostState:
-    """A post with the data that a caller sees beside it."""
+    """A post with the data that a reply shows with it."""
 
     post: Post | None
     author: Author | None = None
-    """The card of the author of the post; None if it is not at hand."""
+    """The author of the post; None if it was not read."""
     caller: CallerState | None = None
-    """The caller's data about the post and its author; None if it is not at hand."""
+    """The caller's data about the post and its author; None if it was not read."""
 
 
 class CallerStates:
-    """Reads callers' data, never as part of a work. Reads of the same moment are one query."""
+    """Reads the data of callers. Concurrent reads are one query, never part of a unit of work."""
 
     def __init__(self, mongo: Mongo) -> None:
         self._authors = mongo.collection(Author)
@@ -54,20 +54,20 @@ class CallerStates:
     async def read(
         self, user_id: str, *, authors: Iterable[str] = (), posts: Iterable[str] = ()
     ) -> CallerState:
-        """Return the card, and which of `authors` the user follows and of `posts` likes."""
+        """Return the user, the followed users of `authors` and the liked posts of `posts`."""
         follows = {f"{_FOLLOW}{user_id}/{id_}": id_ for id_ in authors if id_ != user_id}
         likes = {f"{_LIKE}{id_}/{user_id}": id_ for id_ in posts}
-        found = await self._loader.load([_CARD + user_id, *follows, *likes])
+        found = await self._loader.load([_AUTHOR + user_id, *follows, *likes])
         return CallerState(
-            author=self._card(found, user_id),
+            author=self._author(found, user_id),
             followed=frozenset(id_ for key, id_ in follows.items() if key in found),
             liked=frozenset(id_ for key, id_ in likes.items() if key in found),
         )
 
     async def read_post(self, post_id: str, user_id: str) -> PostState:
-        """Return a post, its author, and the user's state about both."""
+        """Return a post, its author, and the follow and like of the user."""
         post, like = _POST + post_id, f"{_LIKE}{post_id}/{user_id}"
-        keys = [_CARD + user_id, post, like, f"{_VIEW}{post_id}/{user_id}"]
+        keys = [_AUTHOR + user_id, post, like, f"{_VIEW}{post_id}/{user_id}"]
         found = await self._loader.load(keys)
         document = found.get(post)
         if document is None:
@@ -75,7 +75,7 @@ class CallerStates:
         author_id = document["author_id"]
         follows = any(each["follower_id"] == user_id for each in document["follows"])
         state = CallerState(
-            author=self._card(found, user_id),
+            author=self._author(found, user_id),
             followed=frozenset([author_id] if follows else []),
             liked=frozenset([post_id] if like in found else []),
         )
@@ -83,8 +83,8 @@ class CallerStates:
         author = next(iter(self._authors.read(document["author"])), None)
         return PostState(post=read, author=author, caller=state)
 
-    def _card(self, found: Mapping[str, Document], user_id: str) -> Author | None:
-        document = found.get(_CARD + user_id)
+    def _author(self, found: Mapping[str, Document], user_id: str) -> Author | None:
+        document = found.get(_AUTHOR + user_id)
         if document is None:
             return None
         [author] = self._authors.read([document])
@@ -93,18 +93,19 @@ class CallerStates:
     async def _fetch(self, keys: Sequence[str]) -> dict[str, Document]:
         """Return documents by key: a prefix and an id.
 
-        A `view` has no document: it names a post and a caller, and adds the caller's follow of the
-        author to the post. MongoDB reads the cards first: a follow is no older than the card.
+        A `view` key has no document: it consists of a post and a caller, and adds the caller's
+        follow of the author to the post. MongoDB reads the authors first, so that a follow is at
+        least as new as the revision of the author.
         """
         posts = _posts(_ids(keys, _POST), [view.split("/") for view in _ids(keys, _VIEW)])
         pipeline: list[Document] = [
-            {"$match": {"_id": {"$in": _ids(keys, _CARD)}}},
+            {"$match": {"_id": {"$in": _ids(keys, _AUTHOR)}}},
             *_union("posts", _POST, posts),
             *_union("follows", _FOLLOW, _matching(_ids(keys, _FOLLOW))),
             *_union("likes", _LIKE, _matching(_ids(keys, _LIKE))),
         ]
         found = await self._authors.aggregate(pipeline)
-        return {each.get("prefix", _CARD) + each["_id"]: each for each in found}
+        return {each.get("prefix", _AUTHOR) + each["_id"]: each for each in found}
 
 
 def _ids(keys: Sequence[str], prefix: str) -> list[str]:
@@ -120,20 +121,20 @@ def _union(collection: str, prefix: str, stages: Sequence[Document]) -> list[Doc
 
 
 def _matching(ids: Sequence[str]) -> list[Document]:
-    """Return the stages that find documents by id, of which only the id is needed."""
+    """Return the stages that find documents by id and return only the ids."""
     return [{"$match": {"_id": {"$in": ids}}}, {"$project": {"_id": 1}}] if ids else []
 
 
 def _posts(ids: Sequence[str], views: Sequence[Sequence[str]]) -> list[Document]:
-    """Return the stages that find posts, each with its author and the follows of its callers."""
+    """Return the stages that find posts with their authors and the follows of their callers."""
     if not ids:
         return []
     pairs = [{"post": post_id, "caller": user_id} for post_id, user_id in views]
-    mine = {"input": {"$literal": pairs}, "cond": {"$eq": ["$$this.post", "$_id"]}}
+    of_post = {"input": {"$literal": pairs}, "cond": {"$eq": ["$$this.post", "$_id"]}}
     follow = {"$concat": ["$$this.caller", "/", "$author_id"]}
     return [
         {"$match": {"_id": {"$in": ids}}},
-        {"$set": {"follows": {"$map": {"input": {"$filter": mine}, "in": follow}}}},
+        {"$set": {"follows": {"$map": {"input": {"$filter": of_post}, "in": follow}}}},
         _lookup("authors", "author_id", "author"),
         _lookup("follows", "follows", "follows"),
     ]

@@ -1,25 +1,42 @@
-"""Who likes which posts, in MongoDB."""
+"""Likes: their rpcs in PostsService, and the documents in MongoDB."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from odmantic.query import and_, eq, in_, lt, lte, or_
 
-from posts.filters import PostFilter
+from postbus.posts.v1 import (
+    LikePostRequest,
+    LikePostResponse,
+    ListLikersRequest,
+    ListLikersResponse,
+    PostLiked,
+    PostsServiceBase,
+    PostUnliked,
+    UnlikePostRequest,
+    UnlikePostResponse,
+)
+from posts.authors import AuthorProjection
 from posts.models import Like, Post
-from posts.search import UNLISTED
-from posts.times import now, place
+from posts.post_filters import PostFilter
+from posts.post_repository import PostRepository
+from posts.post_search import UNLISTED
+from posts.presenter import Presenter
+from posts.rules import require_published, require_readable
+from posts.stored_times import now, sort_key
+from shared.bus import MessagePattern, publish
+from shared.context import Context
 from shared.data.mongo_database import Mongo
-from shared.data.pages import Page, Position
+from shared.data.pages import Page, Pages, Position
 
-__all__ = ["EXAMINED", "LikeRepository", "liker_position"]
+__all__ = ["EXAMINED", "LikeHandlers", "LikeRepository"]
 
 EXAMINED: Final = 1000
 """Likes that one page or one total of liked posts examines, each with its post."""
 
 
-def liker_position(like: Like) -> Position:
-    """Return where a like stands among the likes of its post."""
+def _position(like: Like) -> Position:
+    """Return the sort key of a like among the likes of its post."""
     return like.place, like.id
 
 
@@ -31,51 +48,51 @@ class LikeRepository:
         self._posts = mongo.collection(Post)
 
     async def add(self, post_id: str, user_id: str) -> bool:
-        """Like; False if it was so before."""
+        """Add a like; False if it exists."""
         id_ = f"{post_id}/{user_id}"
         if await self._likes.get(id_):
             return False
-        liked = place(now(), post_id)
-        await self._likes.insert(Like(id=id_, post_id=post_id, user_id=user_id, place=liked))
+        key = sort_key(now(), post_id)
+        await self._likes.insert(Like(id=id_, post_id=post_id, user_id=user_id, place=key))
         return True
 
     async def remove(self, post_id: str, user_id: str) -> bool:
-        """Like no longer; False if it was so before."""
+        """Remove a like; False if it does not exist."""
         return await self._likes.delete_one(eq(Like.id, f"{post_id}/{user_id}"))
 
-    async def liked_by(self, user_id: str, post_ids: Sequence[str]) -> set[str]:
-        """Return which of the posts a user likes."""
-        found = await self._likes.get_many([f"{post_id}/{user_id}" for post_id in post_ids])
-        return {like.post_id for like in found.values()}
+    async def exists(self, post_id: str, user_id: str) -> bool:
+        """Return whether a user likes a post."""
+        return await self._likes.get(f"{post_id}/{user_id}") is not None
 
     async def posts(
         self, user_id: str, wanted: PostFilter, page: Page
     ) -> tuple[list[Post], Position]:
-        """Return posts that a user likes, the latest like first, without their bodies.
+        """Return posts that a user likes without their bodies, the latest like first.
 
-        Also return the position after which the next page begins, empty if this one is the last. A
-        page examines EXAMINED likes, so it may be short, or empty.
+        Also return the position after which the next page begins, or an empty one if this page is
+        the last. A page examines EXAMINED likes, so it can be short or empty.
         """
-        if wanted.nothing:
+        if wanted.matches_nothing:
             return [], ()
-        last = await self._last(user_id, page.after)
-        joined = _joined(user_id, wanted, page.after, last)
-        found = await self._likes.aggregate([*joined, {"$limit": page.limit}])
-        shown = found[: page.size]
-        rest = (shown[-1]["place"],) if len(found) > page.size else last
-        return self._posts.read(each["post"] for each in shown), rest
+        last = await self._last_examined(user_id, page.after)
+        pipeline = _liked_posts(user_id, wanted, page.after, last)
+        found = await self._likes.aggregate([*pipeline, {"$limit": page.limit}])
+        items = found[: page.size]
+        next_ = (items[-1]["place"],) if len(found) > page.size else last
+        return self._posts.read(each["post"] for each in items), next_
 
     async def count(self, user_id: str, wanted: PostFilter) -> int | None:
-        """Count the posts that `posts` returns on all pages; None of more than EXAMINED likes."""
-        if wanted.nothing:
+        """Count the posts that `posts` returns on all pages; None for more than EXAMINED likes."""
+        if wanted.matches_nothing:
             return 0
-        if await self._last(user_id, ()):
+        if await self._last_examined(user_id, ()):
             return None
-        counted = await self._likes.aggregate([*_joined(user_id, wanted, (), ()), {"$count": "n"}])
+        pipeline = [*_liked_posts(user_id, wanted, (), ()), {"$count": "n"}]
+        counted = await self._likes.aggregate(pipeline)
         return counted[0]["n"] if counted else 0
 
-    async def _last(self, user_id: str, after: Position) -> Position:
-        """Return the position of the last like to examine; empty if that is the user's last."""
+    async def _last_examined(self, user_id: str, after: Position) -> Position:
+        """Return the position of the last like to examine; empty if no more likes follow."""
         query = eq(Like.user_id, user_id)
         if after:
             query = and_(query, lt(Like.place, after[0]))
@@ -86,31 +103,26 @@ class LikeRepository:
         """Return likes of a post, the latest first."""
         query = eq(Like.post_id, post_id)
         if page.after:
-            place, id_ = page.after
-            earlier = or_(lt(Like.place, place), lt(Like.id, id_))
-            query = and_(query, lte(Like.place, place), earlier)
+            key, id_ = page.after
+            earlier = or_(lt(Like.place, key), lt(Like.id, id_))
+            query = and_(query, lte(Like.place, key), earlier)
         return await self._likes.find(query, sort=[("place", -1), ("_id", -1)], limit=page.limit)
 
-    async def erase(self, key: str, id_: str, limit: int) -> list[str]:
-        """Delete some likes, by `post_id` or `user_id`; return the ids of the posts."""
-        query = eq(getattr(Like, key), id_)
-        some = await self._likes.find(query, sort=[("_id", 1)], limit=limit)
-        await self._likes.delete_many(in_(Like.id, [like.id for like in some]))
-        return [like.post_id for like in some]
-
-    async def create_indexes(self) -> None:
-        """Create what the queries need."""
-        await self._likes.create_indexes()
+    async def delete_batch(self, field: str, id_: str, limit: int) -> list[str]:
+        """Delete up to `limit` likes by `post_id` or `user_id`; return the ids of their posts."""
+        query = eq(getattr(Like, field), id_)
+        batch = await self._likes.find(query, sort=[("_id", 1)], limit=limit)
+        await self._likes.delete_many(in_(Like.id, [like.id for like in batch]))
+        return [like.post_id for like in batch]
 
 
-def _joined(
+def _liked_posts(
     user_id: str, wanted: PostFilter, after: Position, last: Position
 ) -> list[dict[str, Any]]:
-    """Return the pipeline of a user's likes, from one position to another, with wanted posts."""
+    """Return the pipeline: likes of a user up to `last`, joined with the posts of the filter."""
     match: dict[str, Any] = {"user_id": user_id}
-    places = ({"$lt": after[0]} if after else {}) | ({"$gte": last[0]} if last else {})
-    if places:
-        match["place"] = places
+    if bounds := ({"$lt": after[0]} if after else {}) | ({"$gte": last[0]} if last else {}):
+        match["place"] = bounds
     posts = {
         "from": "posts",
         "localField": "post_id",
@@ -122,3 +134,52 @@ def _joined(
         ],
     }
     return [{"$match": match}, {"$sort": {"place": -1}}, {"$lookup": posts}, {"$unwind": "$post"}]
+
+
+@dataclass(frozen=True, slots=True)
+class LikeHandlers:
+    """Handlers of likes."""
+
+    likes: LikeRepository
+    posts: PostRepository
+    authors: AuthorProjection
+    presenter: Presenter
+    pages: Pages
+
+    @MessagePattern(PostsServiceBase.like_post)
+    async def like_post(self, request: LikePostRequest, context: Context) -> LikePostResponse:
+        """Add the caller's like. Nothing changes if it exists."""
+        await self.authors.require_caller(context)
+        post = require_published(await self.posts.get(request.id))
+        message = await self.presenter.post(post, context)
+        user_id = context.user_id
+        if await self.likes.add(post.id, user_id):
+            await publish(PostLiked(post_id=post.id, author_id=post.author_id, user_id=user_id))
+            message.like_count = await self.posts.add_to_count(post.id, "like_count", 1)
+        message.liked = True
+        return LikePostResponse(post=message)
+
+    @MessagePattern(PostsServiceBase.unlike_post)
+    async def unlike_post(self, request: UnlikePostRequest, context: Context) -> UnlikePostResponse:
+        """Remove the caller's like. Nothing changes if there is none."""
+        post = require_published(await self.posts.get(request.id))
+        message = await self.presenter.post(post, context)
+        user_id = context.user_id
+        if await self.likes.remove(post.id, user_id):
+            await publish(PostUnliked(post_id=post.id, author_id=post.author_id, user_id=user_id))
+            message.like_count = await self.posts.add_to_count(post.id, "like_count", -1)
+        message.liked = False
+        return UnlikePostResponse(post=message)
+
+    @MessagePattern(PostsServiceBase.list_likers)
+    async def list_likers(self, request: ListLikersRequest, context: Context) -> ListLikersResponse:
+        """Return a page of the likers of a post that the caller may read."""
+        post = require_readable(await self.posts.get(request.id), context)
+        page = self.pages.of(request)
+        likes, token = page.cut(await self.likes.of_post(post.id, page), _position)
+        authors = await self.authors.messages_for((like.user_id for like in likes), context)
+        return ListLikersResponse(
+            likers=[authors.by_id[like.user_id] for like in likes],
+            next_page_token=token,
+            total=post.like_count if request.include_total else None,
+        )

@@ -1,6 +1,6 @@
-"""How the documents of `posts` have changed. Indexes come from the models, after these.
+"""Migrations of the database of `posts`. Afterwards the indexes of the models are created.
 
-Each step is written out here, for it has to stay what it was when the models go on.
+Each migration is self-contained, so that later changes of the models do not affect it.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -18,11 +18,11 @@ __all__ = ["MIGRATIONS"]
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICRO: Final = timedelta(microseconds=1)
 _NEW: Final = ("tags", "likes", "comments", "follows", "notifications")
-_KEPT: Final = ("author_id", "title", "body", "version")
+_UNCHANGED: Final = ("author_id", "title", "body", "version")
 
 
 async def _up_to_blog(database: Database) -> None:
-    """Posts get slug, status and counters, and times in microseconds; cards get a name to find."""
+    """Add slugs, status and counters to posts and names to authors; convert the times."""
     posts, authors = database["posts"], database["authors"]
     old = {"shape": {"$exists": False}}
     while found := await posts.find(old).limit(500).to_list():
@@ -36,7 +36,7 @@ async def _up_to_blog(database: Database) -> None:
 
 
 async def _down_from_blog(database: Database) -> None:
-    """Drafts, slugs, tags, likes, comments, follows and notifications are lost."""
+    """Convert back. Drafts, slugs, tags, likes, comments, follows and notifications are lost."""
     posts, authors = database["posts"], database["authors"]
     await posts.delete_many({"status": "draft"})
     for collection in (posts, authors):
@@ -55,11 +55,11 @@ def _replaced(old: dict[str, Any], new: dict[str, Any]) -> UpdateOne:
 
 
 def _blog_post(old: dict[str, Any]) -> dict[str, Any]:
-    """The end of the id makes the slug one of its own."""
+    """Return the new document. The end of the id makes the slug unique."""
     created, updated = ((old[name] - _EPOCH) // _MICRO for name in ("created_at", "updated_at"))
     title = "-".join(words(old["title"]))[:80].strip("-")
     slug = f"{title}-{old['_id'][-12:]}".strip("-")
-    return {name: old[name] for name in ("_id", *_KEPT)} | {
+    return {name: old[name] for name in ("_id", *_UNCHANGED)} | {
         "slug": slug,
         "slugs": [slug],
         "summary": "",
@@ -79,11 +79,11 @@ def _blog_post(old: dict[str, Any]) -> dict[str, Any]:
 
 def _plain_post(new: dict[str, Any]) -> dict[str, Any]:
     times = {name: _EPOCH + new[name] * _MICRO for name in ("created_at", "updated_at")}
-    return {name: new[name] for name in ("_id", *_KEPT)} | times
+    return {name: new[name] for name in ("_id", *_UNCHANGED)} | times
 
 
 async def _up_to_events_in_inbox(database: Database) -> None:
-    """What waits in the outbox moves to the inbox."""
+    """Move the events of the outbox to the inbox."""
     inbox, outbox = database["inbox"], database["outbox"]
     while found := await outbox.find().limit(500).to_list():
         for old in found:
@@ -100,13 +100,13 @@ async def _down_from_events_in_inbox(database: Database) -> None:
             for event in entry["events"]:
                 waiting = {"$set": {"event": event, "until": _EPOCH}}
                 await outbox.update_one({"_id": decode(Event, event).id}, waiting, upsert=True)
-            done, gone = {"done_at": datetime.now(UTC)}, ("events", "until", "event_id", "claim")
-            change = {"$set": done, "$unset": dict.fromkeys(gone, "")}
+            done, old = {"done_at": datetime.now(UTC)}, ("events", "until", "event_id", "claim")
+            change = {"$set": done, "$unset": dict.fromkeys(old, "")}
             await inbox.update_one({"_id": entry["_id"]}, change)
 
 
 async def _up_to_likers(database: Database) -> None:
-    """Another index of likes begins with the post, and lists its likes in order."""
+    """Drop an index of likes: another one starts with the post, too, and sorts its likes."""
     await _drop_indexes(database, "likes", "post_id_1")
 
 

@@ -1,7 +1,7 @@
-"""What is stored of posts and of what hangs on them.
+"""The documents of `posts` and their indexes.
 
-Times are microseconds since 1970 in UTC: MongoDB's own keep milliseconds. `shape` counts how the
-documents of a collection have looked; `posts.migrations` brings older ones up to date.
+Times are microseconds since 1970 in UTC, because the times of MongoDB have milliseconds. `shape` is
+the schema version of a document; `posts.migrations` updates older documents.
 """
 
 from datetime import datetime
@@ -10,6 +10,9 @@ from typing import ClassVar
 from odmantic import Field, Index, Model
 from odmantic.query import desc
 from pymongo import IndexModel
+
+from postbus.users.v1 import Profile, UserProfileUpdated
+from shared.data.mongo_database import Mongo
 
 __all__ = [
     "DRAFT",
@@ -21,6 +24,7 @@ __all__ = [
     "Notification",
     "Post",
     "Tag",
+    "create_indexes",
 ]
 
 DRAFT = "draft"
@@ -47,18 +51,18 @@ class Post(Model):
     author_id: str
     slug: str
     slugs: list[str]
-    """The current one first, then the former ones, which lead to the post and to no other."""
+    """The current slug first, then the former ones, which still identify the post."""
     title: str
     summary: str = ""
     body: str = ""
     tags: list[str]
     tag_keys: list[str]
-    """The tags without regard to case."""
+    """The keys of the tags, see `post_texts.tag_key`."""
     words: list[str]
-    """What it is found by."""
+    """The distinct words of title, summary and tags, for full-text search."""
     status: str
     place: str
-    """In lists: when it was first published, or created if it never was, see `times.place`."""
+    """The sort key of lists: the time of the first publication, or else of the creation."""
     created_at: int
     updated_at: int
     published_at: int | None = None
@@ -69,12 +73,12 @@ class Post(Model):
 
     @property
     def published(self) -> bool:
-        """Whether everyone may read it."""
+        """Whether the post is readable by every user."""
         return self.status == PUBLISHED
 
 
 class Tag(Model):
-    """How many published posts have a tag."""
+    """The number of published posts that have a tag."""
 
     model_config: ClassVar = {
         "collection": "tags",
@@ -82,13 +86,13 @@ class Tag(Model):
     }
 
     id: str = Field(primary_field=True)
-    """The tag without regard to case."""
+    """The key of the tag, see `post_texts.tag_key`."""
     name: str
     post_count: int
 
 
 class Like(Model):
-    """A user likes a post. The id is both ids, with a slash between them."""
+    """A like. The id consists of the ids of post and user with a slash between them."""
 
     model_config: ClassVar = {
         "collection": "likes",
@@ -102,7 +106,7 @@ class Like(Model):
     post_id: str
     user_id: str
     place: str
-    """Among the user's likes: when it was, see `times.place`."""
+    """The sort key among the user's likes, by the time of the like."""
 
 
 class Comment(Model):
@@ -127,33 +131,50 @@ class Comment(Model):
 
 
 class Author(Model):
-    """What posts show of a user, kept up to date by the events of `users`."""
+    """The projection of a user, kept up to date by the events of `users`."""
 
     model_config: ClassVar = {"collection": "authors", "indexes": lambda: [Index(Author.name_key)]}
 
     id: str = Field(primary_field=True)
     username: str
     name_key: str
-    """The username without regard to case."""
+    """The username in lower case."""
     display_name: str = ""
     image_url: str = ""
     version: int = 1
     deleted: bool = False
-    """Nothing of the user may come back."""
+    """Whether this is a tombstone. A tombstone is never updated."""
     revision: int = 0
-    """Every change of the user up to this revision is stored here, see `posts.revisions`."""
+    """Every change of the user up to this revision is stored, see `posts.authors`."""
     ahead: list[int] | None = None
     """Stored revisions after a missing one, in ascending order."""
     shape: int = 2
 
+    @classmethod
+    def from_message(cls, user_id: str, message: Profile | UserProfileUpdated) -> "Author":
+        """Return the author that a message of `users` describes."""
+        return cls(
+            id=user_id,
+            username=message.username,
+            name_key=message.username.lower(),
+            display_name=message.display_name,
+            image_url=message.image_url,
+            version=message.version,
+        )
+
+    @classmethod
+    def tombstone(cls, user_id: str) -> "Author":
+        """Return the record of a deleted user, which has only the id."""
+        return cls(id=user_id, username="", name_key="", deleted=True)
+
     @property
     def known(self) -> bool:
-        """Whether the name is known: a follow may be stored before the event of the sign-up."""
+        """Whether the name is stored: a follow can be stored before the event of the sign-up."""
         return self.version > 0
 
 
 class Follow(Model):
-    """A user follows another: what `users` has said. The id is both ids, as in FollowChanged."""
+    """The projection of a follow. The id is the `follow_id` of FollowChanged: both user ids."""
 
     model_config: ClassVar = {
         "collection": "follows",
@@ -166,7 +187,7 @@ class Follow(Model):
 
 
 class Notification(Model):
-    """Something that others did."""
+    """A notification of an action of another user."""
 
     model_config: ClassVar = {
         "collection": "notifications",
@@ -188,7 +209,7 @@ class Notification(Model):
 
     id: str = Field(primary_field=True)
     key: str
-    """What happened, once for each user: another like after an unlike is nothing new."""
+    """Unique per action and user, so that a like after an unlike is not a new notification."""
     user_id: str
     kind: int
     actor_id: str
@@ -197,5 +218,10 @@ class Notification(Model):
     created_at: int
     read: bool = False
     hidden: bool = False
-    """What it tells of was taken back."""
+    """Whether the action was undone."""
     expires_at: datetime
+
+
+async def create_indexes(mongo: Mongo) -> None:
+    """Create the indexes of the inbox and of every model."""
+    await mongo.create_indexes(Post, Tag, Like, Comment, Author, Follow, Notification)

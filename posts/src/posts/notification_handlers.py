@@ -1,6 +1,4 @@
-"""What others did that concerns a user: learned from events, and one method per rpc of
-NotificationsService in proto/postbus/posts/v1/notifications.proto.
-"""
+"""Notifications: the rpcs of NotificationsService, and the events that cause notifications."""
 
 from dataclasses import dataclass
 
@@ -20,33 +18,26 @@ from postbus.posts.v1 import (
     PostUnliked,
 )
 from postbus.posts.v1 import Post as PostMessage
-from postbus.users.v1 import FollowChanged
 from posts.authors import AuthorRepository, author_message
 from posts.comments import CommentRepository
-from posts.follows import FollowRepository
 from posts.likes import LikeRepository
-from posts.notifications import NotificationRepository, position
-from posts.repository import PostRepository
-from posts.texts import mentions
-from posts.views import Views, notification_message
+from posts.notification_repository import NotificationRepository, notification_position
+from posts.post_repository import PostRepository
+from posts.post_texts import mentions
+from posts.presenter import Presenter, notification_message
 from shared.bus import EventPattern, MessagePattern, publish
 from shared.context import Context
 from shared.data.pages import Pages
 
-__all__ = ["NotificationHandlers"]
+__all__ = ["NotificationHandlers", "NotificationTriggers", "Notifier"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class NotificationHandlers:
-    """Notifications. Events come in any order: what has ended meanwhile is told nobody."""
+    """Handlers of the caller's notifications."""
 
     notifications: NotificationRepository
-    posts: PostRepository
-    comments: CommentRepository
-    authors: AuthorRepository
-    follows: FollowRepository
-    likes: LikeRepository
-    views: Views
+    presenter: Presenter
     pages: Pages
 
     @MessagePattern(NotificationsServiceBase.list_notifications)
@@ -56,97 +47,114 @@ class NotificationHandlers:
         """Return a page of the caller's notifications."""
         user_id, page, unread = context.user_id, self.pages.of(request), request.unread_only
         found = await self.notifications.of_user(user_id, page, unread_only=unread)
-        notifications, token = page.cut(found, position)
+        notifications, token = page.cut(found, notification_position)
         count = self.notifications.count
         return ListNotificationsResponse(
-            notifications=await self.views.notifications(notifications, context),
+            notifications=await self.presenter.notifications(notifications, context),
             next_page_token=token,
-            total=await count(user_id, unread_only=unread) if request.include_total else None,
+            total=await page.total(count, user_id, unread_only=unread),
             unread_count=await self.notifications.unread(user_id),
         )
 
     @MessagePattern(NotificationsServiceBase.mark_read)
     async def mark_read(self, request: MarkReadRequest, context: Context) -> MarkReadResponse:
-        """Mark some of the caller's notifications, or all."""
+        """Mark the caller's notifications with these ids as read, or all without ids."""
         await self.notifications.mark_read(context.user_id, request.ids)
-        left = await self.notifications.unread(context.user_id)
-        return MarkReadResponse(unread_count=left)
+        unread = await self.notifications.unread(context.user_id)
+        return MarkReadResponse(unread_count=unread)
 
-    @EventPattern(FollowChanged, late=True)
-    async def follow_changed(self, event: FollowChanged, context: Context) -> None:
-        """Keep who follows whom, and tell the one who is followed."""
-        new = await self.authors.revise(event.follower_id, event.follower_revision)
-        if context.late or not new:
-            return
-        cards = await self.authors.by_ids([event.follower_id, event.followed_id])
-        if any(card.deleted for card in cards.values()):
-            return
-        await self.follows.learn(event)
-        if event.following:
-            await self._notify(NotificationKind.FOLLOW, event.followed_id, event.follower_id)
 
-    @EventPattern(PostLiked)
-    async def post_liked(self, event: PostLiked, _context: Context) -> None:
-        """Tell the author, if it is so still."""
-        if await self.likes.liked_by(event.user_id, [event.post_id]):
-            await self._notify(
-                NotificationKind.LIKE, event.author_id, event.user_id, post_id=event.post_id
-            )
+@dataclass(frozen=True, slots=True)
+class Notifier:
+    """Creates notifications."""
 
-    @EventPattern(PostUnliked)
-    async def post_unliked(self, event: PostUnliked, _context: Context) -> None:
-        """Take the notification back, if it is so still."""
-        if not await self.likes.liked_by(event.user_id, [event.post_id]):
-            await self.notifications.take_back_like(event.author_id, event.user_id, event.post_id)
+    notifications: NotificationRepository
+    authors: AuthorRepository
 
-    @EventPattern(CommentCreated)
-    async def comment_created(self, event: CommentCreated, _context: Context) -> None:
-        """Tell the author of the post, and whom the comment names, if it is there still."""
-        if await self.comments.get(event.comment_id) is None:
-            return
-        actor, comment = event.comment.author.id, event.comment
-        about = {"post_id": comment.post_id, "comment_id": comment.id}
-        await self._notify(NotificationKind.COMMENT, event.post_author_id, actor, **about)
-        for user_id in await self._mentioned(comment.body):
-            await self._notify(NotificationKind.MENTION, user_id, actor, **about)
-
-    @EventPattern(CommentDeleted)
-    async def comment_deleted(self, event: CommentDeleted, _context: Context) -> None:
-        """Take back what was told of it."""
-        await self.notifications.erase("comment_id", event.comment_id)
-
-    @EventPattern(PostCreated)
-    async def post_created(self, event: PostCreated, _context: Context) -> None:
-        """Tell whom the post names."""
-        await self._notify_mentioned(event.post)
-
-    @EventPattern(PostPublished)
-    async def post_published(self, event: PostPublished, _context: Context) -> None:
-        """Tell whom the post names."""
-        await self._notify_mentioned(event.post)
-
-    async def _notify_mentioned(self, post: PostMessage) -> None:
-        stored = await self.posts.get(post.id)
-        if stored is None or not stored.published:
-            return
-        for user_id in await self._mentioned(post.title, post.summary, post.body):
-            await self._notify(NotificationKind.MENTION, user_id, post.author.id, post_id=post.id)
-
-    async def _mentioned(self, *texts: str) -> list[str]:
-        names = mentions(*texts)
-        return [author.id for author in await self.authors.by_names(names)] if names else []
-
-    async def _notify(
+    async def notify(
         self, kind: int, user_id: str, actor_id: str, *, post_id: str = "", comment_id: str = ""
     ) -> None:
-        """Store a notification and tell the user, but nobody of what they did themselves."""
-        cards = await self.authors.by_ids([user_id, actor_id])
-        if user_id == actor_id or any(card.deleted for card in cards.values()):
+        """Store a notification and publish it, unless it exists or a user is deleted.
+
+        No user is notified of an own action.
+        """
+        authors = await self.authors.by_ids([user_id, actor_id])
+        if user_id == actor_id or any(author.deleted for author in authors.values()):
             return
         notification = await self.notifications.add(
             kind, user_id, actor_id, post_id=post_id, comment_id=comment_id
         )
         if notification is not None:
-            actor = author_message(actor_id, cards.get(actor_id))
+            actor = author_message(actor_id, authors.get(actor_id))
             message = notification_message(notification, actor)
             await publish(NotificationCreated(user_id=user_id, notification=message))
+
+    async def notify_mentioned(
+        self, texts: list[str], actor_id: str, *, post_id: str, comment_id: str = ""
+    ) -> None:
+        """Notify the users that texts mention."""
+        names = mentions(*texts)
+        for user in await self.authors.by_names(names) if names else ():
+            await self.notify(
+                NotificationKind.MENTION, user.id, actor_id, post_id=post_id, comment_id=comment_id
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class NotificationTriggers:
+    """Consumers of the events that create or delete notifications.
+
+    Events can arrive in any order. No notification is created if its cause no longer exists.
+    """
+
+    notifier: Notifier
+    notifications: NotificationRepository
+    posts: PostRepository
+    comments: CommentRepository
+    likes: LikeRepository
+
+    @EventPattern(PostLiked)
+    async def post_liked(self, event: PostLiked, _context: Context) -> None:
+        """Notify the author, if the like still exists."""
+        if await self.likes.exists(event.post_id, event.user_id):
+            await self.notifier.notify(
+                NotificationKind.LIKE, event.author_id, event.user_id, post_id=event.post_id
+            )
+
+    @EventPattern(PostUnliked)
+    async def post_unliked(self, event: PostUnliked, _context: Context) -> None:
+        """Withdraw the notification, unless the like exists again."""
+        if not await self.likes.exists(event.post_id, event.user_id):
+            await self.notifications.withdraw_like(event.author_id, event.user_id, event.post_id)
+
+    @EventPattern(CommentCreated)
+    async def comment_created(self, event: CommentCreated, _context: Context) -> None:
+        """Notify the author of the post and the mentioned users, if the comment still exists."""
+        if await self.comments.get(event.comment_id) is None:
+            return
+        actor_id, comment = event.comment.author.id, event.comment
+        about = {"post_id": comment.post_id, "comment_id": comment.id}
+        kind = NotificationKind.COMMENT
+        await self.notifier.notify(kind, event.post_author_id, actor_id, **about)
+        await self.notifier.notify_mentioned([comment.body], actor_id, **about)
+
+    @EventPattern(CommentDeleted)
+    async def comment_deleted(self, event: CommentDeleted, _context: Context) -> None:
+        """Delete the notifications about the comment."""
+        await self.notifications.delete_batch("comment_id", event.comment_id)
+
+    @EventPattern(PostCreated)
+    async def post_created(self, event: PostCreated, _context: Context) -> None:
+        """Notify the users that the post mentions."""
+        await self._notify_mentioned(event.post)
+
+    @EventPattern(PostPublished)
+    async def post_published(self, event: PostPublished, _context: Context) -> None:
+        """Notify the users that the post mentions."""
+        await self._notify_mentioned(event.post)
+
+    async def _notify_mentioned(self, post: PostMessage) -> None:
+        stored = await self.posts.get(post.id)
+        if stored is not None and stored.published:
+            texts = [post.title, post.summary, post.body]
+            await self.notifier.notify_mentioned(texts, post.author.id, post_id=post.id)

@@ -1,10 +1,10 @@
-"""The repair of what other data says: counters, and what has lost its post or its user.
+"""The repair of derived data: counters, and documents of deleted posts and users.
 
-The system may run meanwhile: what hangs on nothing is of no use to anyone, and a counter is set
-right in a transaction that counts once more.
+Safe while the system runs: nothing reads the documents that are deleted, and a counter is corrected
+in a transaction that counts again.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 from pymongo.asynchronous.client_session import AsyncClientSession
@@ -15,8 +15,7 @@ from shared.data.mongo_migrations import Database
 
 __all__ = ["repair"]
 
-_BATCH: Final = 500
-_COUNTED: Final = {"like_count": "likes", "comment_count": "comments"}
+_COUNTERS: Final = {"like_count": "likes", "comment_count": "comments"}
 _CHILDREN: Final = (
     ("likes", "post_id", "posts"),
     ("comments", "post_id", "posts"),
@@ -33,126 +32,108 @@ _OF_USERS: Final = (
     ("follows", "followed_id"),
 )
 
-Document = Mapping[str, Any]
+Document = dict[str, Any]
 
 
 async def repair(mongo: Mongo) -> AsyncIterator[str]:
-    """Set everything right; yield what was wrong, a line each, and at last how much that was."""
-    database, wrong = mongo.database, 0
-    for look in (_of_deleted_users, _of_deleted_parents, _post_counters, _tag_counters):
-        async for finding in look(database):
-            wrong += 1
-            yield finding
+    """Correct all derived data. Yield one line per correction, then a summary."""
+    database, corrected = mongo.database, 0
+    for step in (_delete_content_of_users, _delete_orphans, _recount_posts, _recount_tags):
+        async for correction in step(database):
+            corrected += 1
+            yield correction
     posts = await database["posts"].estimated_document_count()
-    yield f"{posts} posts, {wrong} things were wrong"
+    yield f"{posts} posts, {corrected} corrections"
 
 
-async def _of_deleted_users(database: Database) -> AsyncIterator[str]:
+async def _delete_content_of_users(database: Database) -> AsyncIterator[str]:
     async for user in database["authors"].find({"deleted": True}, {"_id": 1}):
         for collection, field in _OF_USERS:
-            gone = await database[collection].delete_many({field: user["_id"]})
-            if gone.deleted_count:
-                yield f"{gone.deleted_count} {collection} of the deleted user {user['_id']}"
+            result = await database[collection].delete_many({field: user["_id"]})
+            if result.deleted_count:
+                yield f"{result.deleted_count} {collection} of the deleted user {user['_id']}"
 
 
-async def _of_deleted_parents(database: Database) -> AsyncIterator[str]:
+async def _delete_orphans(database: Database) -> AsyncIterator[str]:
     for collection, field, parents in _CHILDREN:
         orphans: list[Document] = [
             {"$match": {field: {"$gt": ""}}},
             {"$group": {"_id": f"${field}"}},
-            {
-                "$lookup": {
-                    "from": parents,
-                    "localField": "_id",
-                    "foreignField": "_id",
-                    "as": "parent",
-                }
-            },
-            {"$match": {"parent": []}},
+            {"$lookup": _lookup(parents, "_id", "_id")},
+            {"$match": {"found": []}},
         ]
-        async for gone in await database[collection].aggregate(orphans, allowDiskUse=True):
-            left = await database[collection].delete_many({field: gone["_id"]})
+        async for missing in await database[collection].aggregate(orphans, allowDiskUse=True):
+            result = await database[collection].delete_many({field: missing["_id"]})
             parent = parents.removesuffix("s")
-            yield f"{left.deleted_count} {collection} of the deleted {parent} {gone['_id']}"
+            yield f"{result.deleted_count} {collection} of the deleted {parent} {missing['_id']}"
 
 
-async def _post_counters(database: Database) -> AsyncIterator[str]:
-    after = ""
-    counters = dict.fromkeys(_COUNTED, 1)
-    while (
-        posts := await database["posts"]
-        .find({"_id": {"$gt": after}}, counters)
-        .sort("_id")
-        .limit(_BATCH)
-        .to_list()
-    ):
-        after = posts[-1]["_id"]
-        ids = [post["_id"] for post in posts]
-        for counter, collection in _COUNTED.items():
-            counts = await _counts(database, collection, ids)
-            for post in posts:
-                differs = post[counter] != counts.get(post["_id"], 0)
-                if differs and (finding := await _recount_post(database, post["_id"], counter)):
-                    yield finding
+async def _recount_posts(database: Database) -> AsyncIterator[str]:
+    for counter, collection in _COUNTERS.items():
+        lookup = _lookup(collection, "_id", "post_id") | {"pipeline": [{"$count": "n"}]}
+        wrong: list[Document] = [
+            {"$project": {counter: 1}},
+            {"$lookup": lookup},
+            {"$set": {"n": {"$ifNull": [{"$first": "$found.n"}, 0]}}},
+            {"$match": {"$expr": {"$ne": ["$n", f"${counter}"]}}},
+        ]
+        async for post in await database["posts"].aggregate(wrong):
+            if correction := await _recount_post(database, post["_id"], counter):
+                yield correction
 
 
-async def _counts(database: Database, collection: str, post_ids: list[str]) -> dict[str, int]:
-    """Count by post."""
-    pipeline: list[Document] = [
-        {"$match": {"post_id": {"$in": post_ids}}},
-        {"$group": {"_id": "$post_id", "n": {"$sum": 1}}},
-    ]
-    return {each["_id"]: each["n"] async for each in await database[collection].aggregate(pipeline)}
+def _lookup(collection: str, local: str, foreign: str) -> Document:
+    return {"from": collection, "localField": local, "foreignField": foreign, "as": "found"}
 
 
 async def _recount_post(database: Database, post_id: str, counter: str) -> str:
     async def recount(session: AsyncClientSession) -> str:
         post = await database["posts"].find_one({"_id": post_id}, session=session)
-        there = {"post_id": post_id}
-        right = await database[_COUNTED[counter]].count_documents(there, session=session)
-        if post is None or post[counter] == right:
+        query = {"post_id": post_id}
+        count = await database[_COUNTERS[counter]].count_documents(query, session=session)
+        if post is None or post[counter] == count:
             return ""
         await database["posts"].update_one(
-            {"_id": post_id}, {"$set": {counter: right}}, session=session
+            {"_id": post_id}, {"$set": {counter: count}}, session=session
         )
-        return f"post {post_id}: {counter} {right} instead of {post[counter]}"
+        return f"post {post_id}: {counter} {count} instead of {post[counter]}"
 
     return await _in_transaction(database, recount)
 
 
-async def _tag_counters(database: Database) -> AsyncIterator[str]:
+async def _recount_tags(database: Database) -> AsyncIterator[str]:
     pipeline: list[Document] = [
         {"$match": {"status": PUBLISHED}},
         {"$unwind": "$tag_keys"},
         {"$group": {"_id": "$tag_keys", "n": {"$sum": 1}}},
     ]
     counted = await database["posts"].aggregate(pipeline, allowDiskUse=True)
-    right = {each["_id"]: each["n"] async for each in counted}
-    known = {tag["_id"]: tag["post_count"] async for tag in database["tags"].find()}
-    for key in right.keys() | known.keys():
-        if right.get(key, 0) != known.get(key, 0) and (
-            finding := await _recount_tag(database, key)
+    counts = {each["_id"]: each["n"] async for each in counted}
+    stored = {tag["_id"]: tag["post_count"] async for tag in database["tags"].find()}
+    for key in counts.keys() | stored.keys():
+        if counts.get(key, 0) != stored.get(key, 0) and (
+            correction := await _recount_tag(database, key)
         ):
-            yield finding
+            yield correction
 
 
 async def _recount_tag(database: Database, key: str) -> str:
     async def recount(session: AsyncClientSession) -> str:
         tag = await database["tags"].find_one({"_id": key}, session=session)
-        there = {"tag_keys": key, "status": PUBLISHED}
-        right = await database["posts"].count_documents(there, session=session)
-        had = tag["post_count"] if tag else 0
-        if had == right:
+        query = {"tag_keys": key, "status": PUBLISHED}
+        count = await database["posts"].count_documents(query, session=session)
+        stored = tag["post_count"] if tag else 0
+        if stored == count:
             return ""
-        changes = {"$set": {"post_count": right}, "$setOnInsert": {"name": key}}
+        changes = {"$set": {"post_count": count}, "$setOnInsert": {"name": key}}
         await database["tags"].update_one({"_id": key}, changes, upsert=True, session=session)
-        return f"tag {key}: {right} posts instead of {had}"
+        return f"tag {key}: {count} posts instead of {stored}"
 
     return await _in_transaction(database, recount)
 
 
 async def _in_transaction(
-    database: Database, work: Callable[[AsyncClientSession], Awaitable[str]]
+    database: Database, recount: Callable[[AsyncClientSession], Awaitable[str]]
 ) -> str:
     async with database.client.start_session() as session:
-        return str(await session.with_transaction(work))
+        return str(await session.with_transaction(recount))

@@ -1,35 +1,38 @@
-"""Who may do what with a post, and with what hangs on it."""
+"""Access rules for posts and their comments and likes."""
 
 from posts.models import Post
 from shared.context import Context
 from shared.errors import Code, ServiceError, require_version
 
-__all__ = ["own", "published", "readable"]
+__all__ = ["require_author", "require_published", "require_readable"]
 
 
-def readable(post: Post | None, context: Context) -> Post:
-    """Return a post that the caller may read: a published one, or a draft of the caller's.
+def require_readable(post: Post | None, context: Context) -> Post:
+    """Return the post if it is published or a draft of the caller.
 
-    Else it is NOT_FOUND, so that nobody learns of the drafts of others.
+    Otherwise raise NOT_FOUND, which does not reveal the drafts of other users.
     """
     if post is None or not (post.published or _is_author(post, context)):
         raise _not_found()
     return post
 
 
-def published(post: Post | None) -> Post:
-    """Return a post that everyone may like and comment on; else NOT_FOUND."""
+def require_published(post: Post | None) -> Post:
+    """Return the post if it is published; raise NOT_FOUND otherwise."""
     if post is None or not post.published:
         raise _not_found()
     return post
 
 
-def own(post: Post | None, context: Context, expected_version: int) -> Post:
-    """Return a post that the caller may change: its author; PERMISSION_DENIED for others."""
-    post = readable(post, context)
+def require_author(post: Post | None, context: Context, expected_version: int) -> Post:
+    """Return the post if the caller is its author and the version is current.
+
+    Raises as `require_readable`, PERMISSION_DENIED, or FAILED_PRECONDITION for another version.
+    """
+    post = require_readable(post, context)
     if not _is_author(post, context):
         raise ServiceError(
-            Code.PERMISSION_DENIED, "NOT_THE_AUTHOR", "Only its author may change a post."
+            Code.PERMISSION_DENIED, "NOT_THE_AUTHOR", "Only the author of a post may change it."
         )
     require_version(post.version, expected_version)
     return post
@@ -40,4 +43,4 @@ def _is_author(post: Post, context: Context) -> bool:
 
 
 def _not_found() -> ServiceError:
-    return ServiceError(Code.NOT_FOUND, "POST_NOT_FOUND", "There is no such post.")
+    return ServiceError(Code.NOT_FOUND, "POST_NOT_FOUND", "The post does not exist.")

@@ -1,4 +1,4 @@
-"""What the worker `posts` is configured with."""
+"""Settings of the worker `posts`."""
 
 from pydantic import SecretStr
 
@@ -8,9 +8,9 @@ __all__ = ["PostsSettings"]
 
 
 class PostsSettings(ServiceSettings):
-    """See ServiceSettings."""
+    """Settings of `posts`, in addition to the settings of every service."""
 
     page_token_key: SecretStr
-    """Signs page tokens: any long random text, the same in all processes of the service."""
+    """The key that signs page tokens: a long random text, the same in all processes."""
     mongo_url: SecretStr
-    """Database: mongodb://host:port/name, a replica set."""
+    """The database: mongodb://host:port/name of a replica set."""

@@ -1,15 +1,25 @@
-"""How many published posts have which tags, in MongoDB."""
+"""Tags: the rpc ListTags, and the documents in MongoDB, which count published posts."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from odmantic.query import and_, eq, gt, in_, lt, lte, or_
 
+from postbus.posts.v1 import ListTagsRequest, ListTagsResponse, PostsServiceBase
+from postbus.posts.v1 import Tag as TagMessage
 from posts.models import Tag
-from posts.search import COUNTED
+from posts.post_search import COUNTED
+from shared.bus import MessagePattern
+from shared.context import Context
 from shared.data.mongo_database import Mongo
-from shared.data.pages import Page
+from shared.data.pages import Page, Pages, Position
 
-__all__ = ["TagRepository"]
+__all__ = ["TagHandlers", "TagRepository"]
+
+
+def _position(tag: Tag) -> Position:
+    """Return the sort key of a tag."""
+    return tag.post_count, tag.id
 
 
 class TagRepository:
@@ -19,26 +29,26 @@ class TagRepository:
         self._tags = mongo.collection(Tag)
 
     async def count(self, before: Mapping[str, str], after: Mapping[str, str]) -> None:
-        """Count a published post whose tags were `before` and are `after`, by key."""
+        """Update the counters after a change of the tags of a published post; both are by key."""
         await self._add([key for key in before if key not in after], -1)
-        new = {key: name for key, name in after.items() if key not in before}
-        for key in await self._add(list(new), 1):
-            await self._tags.insert(Tag(id=key, name=new[key], post_count=1))
+        added = {key: name for key, name in after.items() if key not in before}
+        for key in await self._add(list(added), 1):
+            await self._tags.insert(Tag(id=key, name=added[key], post_count=1))
 
     async def _add(self, keys: list[str], step: int) -> list[str]:
-        """Add to counters, all at once: others wait for them. Return those that are not there."""
+        """Add `step` to the counters in one update. Return the keys that have no counter."""
         if not keys:
             return []
-        there = in_(Tag.id, keys)
-        await self._tags.update_many(there, {"$inc": {"post_count": step}})
+        query = in_(Tag.id, keys)
+        await self._tags.update_many(query, {"$inc": {"post_count": step}})
         if step < 0:
-            await self._tags.delete_many(and_(there, lte(Tag.post_count, 0)))
+            await self._tags.delete_many(and_(query, lte(Tag.post_count, 0)))
             return []
-        found = await self._tags.find(there, sort=[("_id", 1)], limit=len(keys))
+        found = await self._tags.find(query, sort=[("_id", 1)], limit=len(keys))
         return sorted(set(keys) - {tag.id for tag in found})
 
     async def most_used(self, page: Page) -> list[Tag]:
-        """Return tags, those of most posts first."""
+        """Return tags, the ones with the most posts first."""
         queries = [gt(Tag.post_count, 0)]
         if page.after:
             count, key = page.after
@@ -48,10 +58,25 @@ class TagRepository:
         return await self._tags.find(*queries, sort=sort, limit=page.limit)
 
     async def total(self) -> int | None:
-        """Count the tags; None of more than COUNTED."""
+        """Count the tags; None if there are more than COUNTED."""
         count = await self._tags.count(gt(Tag.post_count, 0), limit=COUNTED + 1)
         return count if count <= COUNTED else None
 
-    async def create_indexes(self) -> None:
-        """Create what the queries need."""
-        await self._tags.create_indexes()
+
+@dataclass(frozen=True, slots=True)
+class TagHandlers:
+    """Handlers of tags."""
+
+    tags: TagRepository
+    pages: Pages
+
+    @MessagePattern(PostsServiceBase.list_tags)
+    async def list_tags(self, request: ListTagsRequest, _context: Context) -> ListTagsResponse:
+        """Return a page of tags, the ones with the most posts first."""
+        page = self.pages.of(request)
+        tags, token = page.cut(await self.tags.most_used(page), _position)
+        return ListTagsResponse(
+            tags=[TagMessage(name=tag.name, post_count=tag.post_count) for tag in tags],
+            next_page_token=token,
+            total=await page.total(self.tags.total),
+        )

@@ -1,1 +1,1 @@
-"""What every Postbus service is built on: the bus, the codec, errors, identity and databases."""
+"""The foundation of every service: bus, codec, errors, identity, databases, process runtime."""

@@ -6,13 +6,13 @@ from typing import Final
 __all__ = ["network_of"]
 
 _IPV6_PREFIX: Final = 64
-"""Bits of the network that one IPv6 client has for itself at least (RFC 6177)."""
+"""Bits of the smallest network that one IPv6 client is assigned (RFC 6177)."""
 
 
 def network_of(address: str) -> str:
-    """Return the network that limits count for an address; empty if it is not an IP address.
+    """Return the network by which an address is rate limited; empty if it is not an IP address.
 
-    An IPv4 address counts alone, also in its IPv6 form; an IPv6 address counts by its /64 network.
+    This is the address itself for IPv4, also if mapped to IPv6, and the /64 network for IPv6.
     """
     try:
         parsed = ip_address(address.partition("%")[0])

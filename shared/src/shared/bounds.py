@@ -1,4 +1,4 @@
-"""Bounds of messages, checked before their elements are read."""
+"""Limits on the number of elements of messages, checked before the elements are validated."""
 
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -24,9 +24,9 @@ MAX_ELEMENTS: Final = 1_000
 MAX_PATHS: Final = 100
 """Paths of a FieldMask."""
 MAX_VALUES: Final = 20_000
-"""Values of a JSON document: members and elements, at all levels. Elements of a binary message."""
+"""Values of a JSON document (members and elements of all levels), or elements of a message."""
 MAX_NESTING: Final = 100
-"""Levels of a JSON document, as of a binary message (protobuf's own limit)."""
+"""Levels of a JSON document; the limit of protobuf for binary messages."""
 _IGNORE_ALWAYS: Final = 3
 """Number in buf.validate.Ignore."""
 
@@ -34,7 +34,7 @@ Count = Callable[[Any], int]
 
 
 class OverBoundError(ValueError):
-    """Raised for a message that is out of bounds: the path of the field, the rule, a text."""
+    """Raised for a message with too many elements; has the field's path, the rule and a text."""
 
     def __init__(self, path: str, rule: str, message: str) -> None:
         super().__init__(path, rule, message)
@@ -42,9 +42,9 @@ class OverBoundError(ValueError):
         self.rule = rule
         self.message = message
 
-    def inside(self, place: str) -> "OverBoundError":
-        """Return the error of the message that holds this one at `place`."""
-        path = f"{place}.{self.path}" if self.path else place
+    def inside(self, parent: str) -> "OverBoundError":
+        """Return the error with the path of the field `parent` in front of its own."""
+        path = f"{parent}.{self.path}" if self.path else parent
         return OverBoundError(path, self.rule, self.message)
 
 
@@ -54,7 +54,7 @@ def is_map(field: FieldDescriptor) -> bool:
 
 
 def over_bound(field: FieldDescriptor) -> tuple[str, str]:
-    """Return rule and message of a list or map with too many elements."""
+    """Return the rule and the message for a list or map with too many elements."""
     limit = max_elements(field)
     if is_map(field):
         return "map.max_pairs", f"must have at most {limit} pairs"
@@ -63,7 +63,7 @@ def over_bound(field: FieldDescriptor) -> tuple[str, str]:
 
 @cache
 def max_elements(field: FieldDescriptor) -> int:
-    """Return how many elements a list or map may have: by its rule of buf.validate, or 1,000."""
+    """Return the largest number of elements of a list or map: by buf.validate, else 1,000."""
     if field.full_name == "google.protobuf.FieldMask.paths":
         return MAX_PATHS
     rules = _rules(field)
@@ -76,8 +76,8 @@ def max_elements(field: FieldDescriptor) -> int:
 
 
 def _rules(field: FieldDescriptor) -> Any:
-    """Return the buf.validate.FieldRules of a field, None in a pool without buf.validate."""
-    pool = field.containing_type.file.pool  # type: ignore[union-attr]  # no extension
+    """Return the buf.validate.FieldRules of a field, None if its pool has no buf.validate."""
+    pool = field.containing_type.file.pool  # type: ignore[union-attr]  # None only for extensions
     try:
         extension = pool.FindExtensionByName("buf.validate.field")
         kind = pool.FindMessageTypeByName("google.protobuf.FieldOptions")
@@ -88,9 +88,10 @@ def _rules(field: FieldDescriptor) -> Any:
 
 
 def count_elements(message: Any) -> int:
-    """Return how many elements all lists and maps of a message have.
+    """Return the number of elements of all lists and maps of a message.
 
-    Raises OverBoundError if one of them, or all together, have too many; it is then not walked.
+    Raises OverBoundError if one of them, or all together, have too many. The elements of a list
+    that is too long are not counted.
     """
     count = _counter(message.DESCRIPTOR)
     return 0 if count is None else count(message)
@@ -98,7 +99,7 @@ def count_elements(message: Any) -> int:
 
 @cache
 def _counter(kind: Descriptor) -> Count | None:
-    """Return the function that counts the elements of such messages, None if they have no lists."""
+    """Return a function that counts the elements of a message, None for a type without lists."""
     if not _has_lists(kind, set()):
         return None
     lists = [(each, *_in_list(each)) for each in kind.fields if each.is_repeated]
@@ -121,13 +122,15 @@ def _counter(kind: Descriptor) -> Count | None:
         for field in single:
             if message.HasField(field.name):
                 total += _inside(field.json_name, getattr(message, field.name))
-        return _total((total,))
+        if total > MAX_VALUES:
+            raise _too_many()
+        return total
 
     return count
 
 
 def _in_list(field: FieldDescriptor) -> tuple[str, int, Count | None]:
-    """Return the name of a list or map, its limit, and the function that counts inside elements."""
+    """Return the name of a list or map, its limit, and a function that counts in its elements."""
     value = field
     if is_map(field) and field.message_type is not None:
         value = field.message_type.fields_by_name["value"]
@@ -135,8 +138,8 @@ def _in_list(field: FieldDescriptor) -> tuple[str, int, Count | None]:
         return field.name, max_elements(field), None
 
     def in_list(elements: Any) -> int:
-        place = field.json_name
-        return _total(_inside(f"{place}[{i}]", each) for i, each in enumerate(elements))
+        name = field.json_name
+        return _total(_inside(f"{name}[{i}]", each) for i, each in enumerate(elements))
 
     def in_map(elements: Any) -> int:
         return _total(_inside(field.json_name, elements[key]) for key in elements)
@@ -149,19 +152,23 @@ def _total(counts: Iterable[int]) -> int:
     for count in counts:
         total += count
         if total > MAX_VALUES:
-            raise OverBoundError("", "max_values", f"must have at most {MAX_VALUES} values in all")
+            raise _too_many()
     return total
 
 
-def _inside(place: str, message: Any) -> int:
+def _too_many() -> OverBoundError:
+    return OverBoundError("", "max_values", f"must have at most {MAX_VALUES} values in all")
+
+
+def _inside(parent: str, message: Any) -> int:
     try:
         return count_elements(message)
     except OverBoundError as error:
-        raise error.inside(place) from None
+        raise error.inside(parent) from None
 
 
 def _has_lists(kind: Descriptor, seen: set[str]) -> bool:
-    """Return whether a message, or one that it holds, has lists or maps."""
+    """Return whether a message type, or the type of one of its fields, has lists or maps."""
     if kind.full_name in seen:
         return False
     seen.add(kind.full_name)

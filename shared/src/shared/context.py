@@ -1,11 +1,14 @@
-"""What a handler knows of the call that it serves, and what it passes on to calls of its own."""
+"""The context of the current call: identity, deadline and trace, inherited by nested calls."""
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
+
+from uuid_utils import NAMESPACE_OID, uuid5
 
 from shared.errors import Outcome, deadline_exceeded
 from shared.identity import Caller, token_missing
@@ -15,11 +18,11 @@ __all__ = ["Context", "current_context"]
 
 @dataclass(slots=True, kw_only=True)
 class Context:
-    """One call of a method, or the delivery of one event.
+    """The call of a method or the delivery of an event that a handler processes.
 
-    `with context:` serves it: calls made inside carry its deadline, identity and trace, and at the
-    deadline the task is cancelled and the block raises DEADLINE_EXCEEDED, as it does at once if the
-    deadline has passed. (asyncio.timeout costs each call three times as much.)
+    Calls made inside `with context:` inherit its deadline, identity and trace. At the deadline the
+    task is cancelled and the block raises DEADLINE_EXCEEDED; entering the block after the deadline
+    raises it at once. (asyncio.timeout takes three times as long.)
     """
 
     name: str
@@ -29,22 +32,22 @@ class Context:
     deadline: float
     """When the caller stops waiting, in seconds since the epoch."""
     operation_id: str = ""
-    """Names the operation; of an event its id."""
+    """The operation id of the call, or the id of the event."""
     correlation_id: str = ""
-    """The operation that it all began with."""
+    """The operation id of the first call of the chain."""
     traceparent: str
     client_address: str = ""
-    """Address of the gateway's client; empty if not known. Not verified, and not passed on."""
-    calls: int = 0
-    """How many calls the handler has made so far."""
+    """Address of the gateway's client; empty if unknown. Not verified, and not inherited."""
     caller_revision: int = 0
-    """Highest known revision of the caller's account: from the Request, raised by the answers to
-    calls made inside. A handler that changes or reads the revision raises it by `learn_revision`;
-    the Reply then carries it."""
-    late: bool = False
-    """Of an event: a later one of the same subject was handled before, see EventPattern."""
-    changed: bool = False
-    """Whether one of them may have changed something, wherever it went."""
+    """Highest known revision of the caller's account: from the Request, raised by the replies to
+    nested calls. A handler that changes or reads the revision raises it by `learn_revision`; the
+    Reply then carries it."""
+    late: bool = field(default=False, init=False)
+    """Whether a later event of the same subject was handled before; see EventPattern."""
+    has_changed: bool = field(default=False, init=False)
+    """Whether a call with side effects was made, in any execution of the handler."""
+    _calls: int = field(default=0, init=False)
+    """Number of nested calls of this execution of the handler."""
     _expired: bool = field(default=False, init=False)
     _task: asyncio.Task[Any] = field(init=False)
     _cancelling: int = field(init=False)
@@ -53,18 +56,31 @@ class Context:
 
     @property
     def user_id(self) -> str:
-        """Id of the calling user; UNAUTHENTICATED if there is none."""
+        """Id of the calling user; UNAUTHENTICATED, TOKEN_MISSING without a token."""
         return self.require_caller().user_id
 
     def require_caller(self) -> Caller:
-        """Return the caller; UNAUTHENTICATED if there is none."""
+        """Return the caller; UNAUTHENTICATED, TOKEN_MISSING without a token."""
         if self.caller is None:
             raise token_missing()
         return self.caller
 
     def learn_revision(self, revision: int) -> None:
-        """Take a revision of the caller's account as known."""
+        """Raise `caller_revision` to `revision`, unless it is higher."""
         self.caller_revision = max(self.caller_revision, revision)
+
+    def restart(self, *, late: bool) -> None:
+        """Begin an execution of the handler: its nested calls get the same operation ids again."""
+        self.late, self._calls = late, 0
+
+    def nested_operation_id(self, method: str, *, changes: bool) -> str:
+        """Return the operation id of the next nested call; `changes` if it has side effects.
+
+        An execution that repeats the calls of an earlier one repeats their operation ids.
+        """
+        self._calls += 1
+        self.has_changed |= changes
+        return str(uuid5(NAMESPACE_OID, f"{self.name} {self.operation_id} {method} {self._calls}"))
 
     @property
     def remaining(self) -> float:
@@ -77,7 +93,7 @@ class Context:
             raise deadline_exceeded(Outcome.NO_EFFECT)
         task = asyncio.current_task()
         if task is None:
-            raise RuntimeError("a context needs a task")
+            raise RuntimeError("enter a context in a task")
         self._task = task
         self._cancelling = task.cancelling()
         self._timer = task.get_loop().call_later(remaining, self._expire)
@@ -104,6 +120,5 @@ class Context:
 _current: ContextVar[Context | None] = ContextVar("postbus_context", default=None)
 
 
-def current_context() -> Context | None:
-    """Return the context of the call that this task serves, if it serves one."""
-    return _current.get()
+current_context: Final[Callable[[], Context | None]] = _current.get
+"""Returns the context of the current call, None outside a handler."""

@@ -1,4 +1,4 @@
-"""The one error type of the system."""
+"""The error type of all services, and the errors that several of them raise."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -24,20 +24,20 @@ __all__ = [
 
 
 MAX_VIOLATIONS: Final = 20
-"""Violations that an error reports."""
+"""Violations in one error."""
 _MAX_TEXT: Final = 500
-"""Characters of each text in an error. With 20 violations it is then smaller than 64 KiB."""
+"""Characters of each text in an error, so that an error with 20 violations is below 64 KiB."""
 _SHOWN_CHARACTERS: Final = 64
-"""Characters of a name in an error that a client has chosen."""
+"""Characters of a name in an error that the client has sent, such as that of a member."""
 
 
 class ServiceError(Exception):
-    """Why a call failed: raised by handlers, carried as `postbus.bus.v1.Error`, rebuilt at the
-    caller.
+    """The failure of a call: raised by a handler, sent as `postbus.bus.v1.Error`, and raised again
+    at the caller.
 
-    `reason` is UPPER_SNAKE_CASE and stable; `message` is for people and goes to the caller, so it
-    never tells what is inside. `retry_after` is in seconds. At most 20 violations are kept;
-    `more_violations` tells whether there are, or may be, others. Texts are cut to 500 characters.
+    `reason` is UPPER_SNAKE_CASE and stable. `message` is for people; the caller sees it, so it must
+    not contain internals. `retry_after` is in seconds. At most 20 violations are kept;
+    `more_violations` is set if there are, or may be, more. Texts are truncated to 500 characters.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class ServiceError(Exception):
         super().__init__(f"{self.code.name} {reason}: {message}"[: 2 * _MAX_TEXT])
         self.reason = reason[:_MAX_TEXT]
         self.message = message[:_MAX_TEXT]
-        self.violations = [_cut(each) for each in violations[:MAX_VIOLATIONS]]
+        self.violations = [_truncated(each) for each in violations[:MAX_VIOLATIONS]]
         self.more_violations = more_violations or len(violations) > MAX_VIOLATIONS
         self.retry_after = retry_after
         self.outcome = Outcome.try_value(outcome)
@@ -64,7 +64,7 @@ class ServiceError(Exception):
 
     @classmethod
     def from_message(cls, error: Error) -> "ServiceError":
-        """Rebuild the error that a service answered with."""
+        """Return the error that a Reply carries."""
         seconds = error.retry_after.total_seconds()
         return cls(
             error.code,
@@ -78,7 +78,7 @@ class ServiceError(Exception):
         )
 
     def to_message(self, trace_id: str) -> Error:
-        """Return the error as it travels; `trace_id` is used where the error has none."""
+        """Return the error as a message; `trace_id` is used if the error has none."""
         error = Error(
             code=self.code,
             reason=self.reason,
@@ -94,12 +94,12 @@ class ServiceError(Exception):
 
 
 def invalid_field(reason: str, field: str, rule: str, message: str) -> ServiceError:
-    """Return the INVALID_ARGUMENT error of one field, named as in JSON, that breaks a rule."""
+    """Return INVALID_ARGUMENT for a field that violates a rule; `field` is its JSON path."""
     violation = FieldViolation(field=field, rule=rule, message=message)
     return ServiceError(Code.INVALID_ARGUMENT, reason, message, violations=[violation])
 
 
-def _cut(violation: FieldViolation) -> FieldViolation:
+def _truncated(violation: FieldViolation) -> FieldViolation:
     texts = (violation.field, violation.rule, violation.message)
     if max(map(len, texts)) <= _MAX_TEXT:
         return violation
@@ -108,56 +108,58 @@ def _cut(violation: FieldViolation) -> FieldViolation:
 
 
 def shown_name(name: str) -> str:
-    """Return a name that a client has chosen, cut to 64 characters, without invisible ones."""
-    cut = name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}..."
-    if cut.isprintable():
-        return cut
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
+    """Return a name that a client has sent, for an error: shortened, and printable."""
+    short = name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}..."
+    if short.isprintable():
+        return short
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in short)
 
 
 def internal() -> ServiceError:
-    """The error of a fault of ours; the log has the cause, the caller nothing of the inside."""
+    """Return INTERNAL, for an unexpected exception; the cause is logged and not sent."""
     return ServiceError(
-        Code.INTERNAL, "INTERNAL", "Something went wrong on our side.", outcome=Outcome.UNKNOWN
+        Code.INTERNAL, "INTERNAL", "An internal error occurred.", outcome=Outcome.UNKNOWN
     )
 
 
 def deadline_exceeded(outcome: int = Outcome.UNKNOWN) -> ServiceError:
-    """The error of a call that had no answer in time."""
+    """Return DEADLINE_EXCEEDED."""
     return ServiceError(
-        Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "No answer in time.", outcome=outcome
+        Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "The deadline has passed.", outcome=outcome
     )
 
 
 def version_mismatch() -> ServiceError:
-    """The error of a change to another version than the current one."""
+    """Return FAILED_PRECONDITION, VERSION_MISMATCH: the expected version is not the current one."""
     return ServiceError(
-        Code.FAILED_PRECONDITION, "VERSION_MISMATCH", "It has changed meanwhile: read it again."
+        Code.FAILED_PRECONDITION,
+        "VERSION_MISMATCH",
+        "The resource has changed since it was read. Read it again.",
     )
 
 
 def require_version(current: int, expected: int) -> None:
-    """Raise FAILED_PRECONDITION unless `expected` is the current version, or 0 for any."""
+    """Raise FAILED_PRECONDITION, VERSION_MISMATCH if `expected` is neither `current` nor 0."""
     if expected not in (0, current):
         raise version_mismatch()
 
 
 def database_unavailable(outcome: int) -> ServiceError:
-    """The error of a database that cannot be reached, or went away meanwhile."""
+    """Return UNAVAILABLE: the database cannot be reached, or the connection was lost."""
     return ServiceError(
         Code.UNAVAILABLE,
         "DATABASE_UNAVAILABLE",
-        "The database is away.",
+        "The database is unavailable.",
         retry_after=1,
         outcome=outcome,
     )
 
 
 def database_busy() -> ServiceError:
-    """The error of a call for which no connection to the database was free in time."""
+    """Return RESOURCE_EXHAUSTED: no connection of the database's pool was free in time."""
     return ServiceError(
         Code.RESOURCE_EXHAUSTED,
         "DATABASE_BUSY",
-        "Too many calls use the database at this moment.",
+        "Too many concurrent calls use the database.",
         retry_after=1,
     )

@@ -1,4 +1,4 @@
-"""Access tokens: who the caller is, checked at the gateway and again in every worker."""
+"""Access tokens and callers; the gateway verifies each token, and every worker again."""
 
 import json
 import math
@@ -33,26 +33,26 @@ ALGORITHM: Final = "EdDSA"
 ISSUER: Final = "postbus.users"
 AUDIENCE: Final = "postbus"
 TOKEN_TYPE: Final = "at+jwt"  # noqa: S105  # no password
-"""Header `typ` of access tokens (RFC 9068): no other token of the same key passes for one."""
+"""Header `typ` of access tokens (RFC 9068). Other tokens of the same key are refused."""
 ACCESS_TOKEN_SECONDS: Final = 600
-"""How long an access token lives."""
+"""Lifetime of an access token."""
 LEEWAY_SECONDS: Final = 30
-"""How far ahead the signer's clock may be (`iat`, `nbf`). `exp` has no leeway: requests and sockets
-end together, at the moment that the client was told."""
-_REMEMBERED: Final = 4096
-"""Tokens that are not verified again: a signature costs more than all else of a call."""
+"""How far the signer's clock may be ahead (`iat`, `nbf`). `exp` has no leeway: requests are refused
+and WebSockets closed at the time that the client has read in the token."""
+_CACHED: Final = 4096
+"""Cached verification results. Checking a signature costs more than the rest of a call."""
 _ID: Final = re.compile(r"[0-9A-Za-z_-]{1,64}")
-"""Ids are UUIDs; whatever else has only these characters does no harm anywhere."""
+"""Ids are UUIDs. Other ids of these characters are harmless in logs, keys and queries."""
 _TYPES: Final = (TOKEN_TYPE, f"application/{TOKEN_TYPE}")
 _MALFORMED: Final = (
     jwt.InvalidTokenError,
-    ArithmeticError,  # a time that is infinite or beyond all calendars
-    LookupError,  # no `kid`, or an unknown one
+    ArithmeticError,  # a time that is infinite, or beyond the range of datetime
+    LookupError,  # a missing or unknown `kid`
     TypeError,
-    ValueError,  # a year beyond 9999, characters that UTF-8 does not have
+    ValueError,  # a year beyond 9999, lone surrogates
 )
 _SECONDS_BETWEEN_WARNINGS: Final = 60.0
-"""Between two log lines about clocks."""
+"""Shortest time between two log lines about clock skew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +65,10 @@ class Caller:
 
 
 class TokenVerifier:
-    """Verifies access tokens (JSON Web Tokens, EdDSA) with public keys.
+    """Verifies access tokens: JSON Web Tokens (RFC 7519) signed with EdDSA.
 
-    `key_set` is a JSON Web Key Set; a token names its key by `kid`.
-    jwt.PyJWKSetError if it has no key.
+    `key_set` is a JSON Web Key Set (RFC 7517); a token names its key by `kid`.
+    Raises jwt.PyJWKSetError for a set without keys.
     """
 
     def __init__(self, key_set: str) -> None:
@@ -78,12 +78,12 @@ class TokenVerifier:
         self._warned_at = -math.inf
 
     def verify(self, token: str) -> Caller:
-        """Return the caller; UNAUTHENTICATED with TOKEN_EXPIRED or TOKEN_INVALID otherwise."""
+        """Return the caller; UNAUTHENTICATED with reason TOKEN_EXPIRED or TOKEN_INVALID."""
         caller = self._verified.get(token)
         if caller is not None and caller.expires_at.timestamp() > time.time():
             return caller
         caller = self._verified[token] = self._verify(token)
-        if len(self._verified) > _REMEMBERED:
+        if len(self._verified) > _CACHED:
             self._verified.popitem(last=False)
         return caller
 
@@ -93,7 +93,7 @@ class TokenVerifier:
         except jwt.ExpiredSignatureError:
             raise _unauthenticated("TOKEN_EXPIRED", "The access token has expired.") from None
         except jwt.ImmatureSignatureError:
-            self._warn_of_clocks()
+            self._log_clock_skew()
         except _MALFORMED:
             pass
         raise _unauthenticated("TOKEN_INVALID", "The access token is not valid.")
@@ -112,8 +112,8 @@ class TokenVerifier:
             options={"require": ["exp", "iat", "sub", "sid", "jti"]},
         )
 
-    def _warn_of_clocks(self) -> None:
-        """Log that clocks differ: the token has the right signature, so one of ours is wrong."""
+    def _log_clock_skew(self) -> None:
+        """Log that two clocks of the system differ; the signature of the token is valid."""
         now = time.monotonic()
         if now - self._warned_at >= _SECONDS_BETWEEN_WARNINGS:
             self._warned_at = now
@@ -121,12 +121,12 @@ class TokenVerifier:
 
 
 def _caller(claims: dict[str, Any]) -> Caller:
-    """Return the caller that the claims name; InvalidTokenError if they are not of our form."""
+    """Return the caller of a token's claims; InvalidTokenError if they have other types."""
     user_id, session_id, expires_at = claims["sub"], claims["sid"], claims["exp"]
     ids = all(isinstance(id_, str) and _ID.fullmatch(id_) for id_ in (user_id, session_id))
     if not ids or isinstance(expires_at, bool) or not isinstance(expires_at, int | float):
-        raise jwt.InvalidTokenError("claims of another form")
-    if expires_at <= time.time():  # the leeway is not for it
+        raise jwt.InvalidTokenError("claims of other types")
+    if expires_at <= time.time():  # PyJWT applies the leeway to `exp` as well
         raise jwt.ExpiredSignatureError
     return Caller(
         user_id=user_id,
@@ -136,12 +136,12 @@ def _caller(claims: dict[str, Any]) -> Caller:
 
 
 def token_missing() -> ServiceError:
-    """The error of a caller without an access token."""
-    return _unauthenticated("TOKEN_MISSING", "Log in first.")
+    """Return UNAUTHENTICATED, TOKEN_MISSING."""
+    return _unauthenticated("TOKEN_MISSING", "An access token is required: log in.")
 
 
 def session_revoked() -> ServiceError:
-    """The error of a caller whose session has ended."""
+    """Return UNAUTHENTICATED, SESSION_REVOKED."""
     return _unauthenticated("SESSION_REVOKED", "The session has ended: log in again.")
 
 

@@ -16,7 +16,7 @@ def new_traceparent() -> str:
 
 
 def child_traceparent(parent: str) -> str:
-    """Return a traceparent of a new span below `parent`; of a new trace if `parent` is invalid."""
+    """Return a new span of the trace of `parent`; of a new trace if `parent` is invalid."""
     match = _TRACEPARENT.fullmatch(parent)
     if match is None:
         return new_traceparent()
@@ -24,7 +24,7 @@ def child_traceparent(parent: str) -> str:
 
 
 def valid_traceparent(value: str) -> str:
-    """Return `value` if it is a traceparent, and else that of a new trace."""
+    """Return `value`, or the traceparent of a new trace if `value` is invalid."""
     return value if _TRACEPARENT.fullmatch(value) else new_traceparent()
 
 

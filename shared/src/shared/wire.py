@@ -1,7 +1,7 @@
-"""Messages to bytes and back, and whether they keep the rules of the contract.
+"""Encode, decode and validate messages.
 
-betterproto's classes are what programs see; google's parser (upb) reads and writes the bytes. It
-is many times faster, and rejects what betterproto takes in silence: truncated and malformed bytes.
+Programs use betterproto's classes; google's parser (upb) reads and writes the bytes. It is many
+times faster, and refuses truncated and malformed bytes, which betterproto accepts.
 """
 
 import re
@@ -38,15 +38,15 @@ __all__ = [
 ]
 
 M = TypeVar("M", bound=betterproto.Message)
-_broken_rules = protovalidate.Validator().collect_violations
+_collect_violations = protovalidate.Validator().collect_violations
 _MANY_ELEMENTS: Final = 250
-"""A violation costs 20 us: more than some hundred of them are not looked for."""
+"""Elements of a message of which only the first violation is collected: each one costs 20 us."""
 _RULE_ID: Final = re.compile(r"error evaluating ([\w.-]{1,100})")
 
 
 @cache
 def message_class(name: str) -> type[Message]:
-    """Return google's class of the message with this full name; KeyError if there is none."""
+    """Return upb's class of the message with this full name; KeyError if it is unknown."""
     return GetMessageClass(POOL.FindMessageTypeByName(name))
 
 
@@ -55,12 +55,15 @@ def encode(message: betterproto.Message) -> bytes:
 
     As with betterproto, a time that is the epoch is not written; unknown fields are dropped.
     """
-    data: bytes = to_upb(message).SerializeToString()
+    codec = CODECS[type(message)]
+    target = codec.upb()
+    codec.write(message, target)
+    data: bytes = target.SerializeToString()
     return data
 
 
 def to_upb(message: betterproto.Message) -> Any:
-    """Return our `message` as google's."""
+    """Return betterproto's `message` as upb's."""
     codec = CODECS[type(message)]
     target = codec.upb()
     codec.write(message, target)
@@ -68,12 +71,17 @@ def to_upb(message: betterproto.Message) -> Any:
 
 
 def decode(message_type: type[M], data: bytes) -> M:
-    """Return the message in `data`; ServiceError INVALID_ARGUMENT if it is malformed."""
-    return from_upb(message_type, parse_as(CODECS[message_type].upb, data))
+    """Return the message in `data`; INVALID_ARGUMENT, MALFORMED_MESSAGE if it is malformed."""
+    codec = CODECS[message_type]
+    try:
+        message: M = codec.read(codec.upb.FromString(data))
+    except (DecodeError, OverflowError):  # OverflowError: a time beyond year 9999
+        raise _malformed(codec.upb.DESCRIPTOR.full_name) from None
+    return message
 
 
 def from_upb(message_type: type[M], message: Message) -> M:
-    """Return google's `message` as ours; INVALID_ARGUMENT if it holds a time beyond year 9999."""
+    """Return upb's `message` as betterproto's; INVALID_ARGUMENT for a time beyond year 9999."""
     try:
         converted: M = CODECS[message_type].read(message)
     except OverflowError:
@@ -82,12 +90,12 @@ def from_upb(message_type: type[M], message: Message) -> M:
 
 
 def parse(name: str, data: bytes) -> Message:
-    """Return google's message of this full name; INVALID_ARGUMENT if `data` is malformed."""
+    """Return upb's message of this full name; INVALID_ARGUMENT if `data` is malformed."""
     return parse_as(message_class(name), data)
 
 
 def parse_as(kind: type[Message], data: bytes) -> Message:
-    """Return google's message of this class; INVALID_ARGUMENT if `data` is malformed."""
+    """Return upb's message of this class; INVALID_ARGUMENT if `data` is malformed."""
     try:
         return kind.FromString(data)
     except DecodeError:
@@ -95,11 +103,15 @@ def parse_as(kind: type[Message], data: bytes) -> Message:
 
 
 def read_valid(message_type: type[M], data: bytes) -> M:
-    """Return the message in `data`; INVALID_ARGUMENT if it is malformed or breaks a rule."""
+    """Return the message in `data`; INVALID_ARGUMENT if it is malformed or violates a rule."""
     codec = CODECS[message_type]
-    message = parse_as(codec.upb, data)
-    require_valid(message)
-    return from_upb(message_type, message)
+    try:
+        message = codec.upb.FromString(data)
+        require_valid(message)
+        valid: M = codec.read(message)
+    except (DecodeError, OverflowError):
+        raise _malformed(codec.upb.DESCRIPTOR.full_name) from None
+    return valid
 
 
 def _malformed(name: str) -> ServiceError:
@@ -107,10 +119,10 @@ def _malformed(name: str) -> ServiceError:
 
 
 def require_valid(message: Message) -> None:
-    """Raise INVALID_ARGUMENT, reason INVALID_FIELDS, if `message` breaks rules of the contract.
+    """Raise INVALID_ARGUMENT, INVALID_FIELDS if `message` violates rules of the contract.
 
-    The numbers of elements are checked first: they bound the work. Of a message with more than 250
-    elements only the first violation is looked for.
+    The numbers of elements are checked first, because they bound the time of the other rules. For a
+    message of more than 250 elements only the first violation is reported.
     """
     violations, more = examine(message)
     if violations:
@@ -118,34 +130,36 @@ def require_valid(message: Message) -> None:
 
 
 def invalid_fields(violations: Sequence[FieldViolation], *, more: bool = False) -> ServiceError:
-    """Return the error of a request that breaks rules of the contract."""
+    """Return INVALID_ARGUMENT, INVALID_FIELDS with these violations."""
     return ServiceError(
         Code.INVALID_ARGUMENT,
         "INVALID_FIELDS",
-        "The request breaks the rules of the contract.",
+        "The request violates rules of the contract.",
         violations=violations,
         more_violations=more,
     )
 
 
 def examine(message: Message) -> tuple[list[FieldViolation], bool]:
-    """Return the rules that `message` breaks, in the order of the fields, at most 20.
+    """Return the violations of `message` in the order of the fields, 20 at most.
 
-    The second value tells whether there are, or may be, more.
+    The second value is true if there are, or may be, more.
     """
     try:
         elements = count_elements(message)
-        found = _broken_rules(message, fail_fast=elements > _MANY_ELEMENTS)
+        found = _collect_violations(message, fail_fast=elements > _MANY_ELEMENTS)
     except OverBoundError as error:
         return [FieldViolation(field=error.path, rule=error.rule, message=error.message)], True
     except protovalidate.EvaluationError as error:
         return [_not_evaluated(error)], True
+    if not found:
+        return [], False
     kept = [_violation(message.DESCRIPTOR, each.proto) for each in found[:MAX_VIOLATIONS]]
-    return kept, len(found) > MAX_VIOLATIONS or (bool(found) and elements > _MANY_ELEMENTS)
+    return kept, len(found) > MAX_VIOLATIONS or elements > _MANY_ELEMENTS
 
 
 def validate(message: Message) -> list[FieldViolation]:
-    """Return the rules that `message` breaks, in the order of the fields, at most 20."""
+    """Return the violations of `message` in the order of the fields, 20 at most."""
     return examine(message)[0]
 
 
@@ -153,7 +167,7 @@ def _violation(kind: Any, violation: "Violation") -> FieldViolation:
     path, field = _path(kind, violation)
     rule = violation.rule_id
     message = violation.message
-    if rule.endswith(".pattern") and field is not None:  # no regular expression leaves
+    if rule.endswith(".pattern") and field is not None:  # not the regular expression
         message = f"must be as described: {DESCRIBED.get(field.full_name, field.name)}"
     return FieldViolation(field=path, rule=rule, message=_ascii(message))
 
@@ -163,16 +177,16 @@ def _ascii(message: str) -> str:
 
 
 def _not_evaluated(error: Exception) -> FieldViolation:
-    """A rule failed on these values, such as a division by zero: the message breaks it."""
+    """Return the violation of a rule that cannot be computed, such as a division by zero."""
     found = _RULE_ID.search(str(error))
     rule = found[1] if found else "evaluation"
     return FieldViolation(rule=rule, message="the rule cannot be applied to these values")
 
 
 def _path(message: Any, violation: "Violation") -> tuple[str, Any]:
-    """Return a field path as ProtoJSON names it, `post.tags[2]`, and the last field.
+    """Return the JSON path of a violation, such as `post.tags[2]`, and its last field.
 
-    The path of the whole message is empty, and it has no field.
+    For a violation of the whole message the path is empty and the field is None.
     """
     path, field = [], None
     for element in violation.field.elements if violation.field else []:

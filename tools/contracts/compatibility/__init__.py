@@ -1,9 +1,9 @@
-"""The compatibility check: what breaks for whom between two versions of the contracts.
+"""The compatibility check: the breaking changes between two contracts, with their audiences.
 
-A rule is a function from a pair of things to its changes, each of which says whom it breaks.
-Callers write what is asked, so tightening breaks them; readers rely on answers and events, so
-loosening breaks them. REST and WebSocket clients see JSON (names), workers and event consumers see
-binary messages (numbers), some of either version while a deployment rolls.
+A rule is a function from a pair of descriptors to its changes, each with the audiences that it
+breaks. A stricter rule breaks the writers of requests; a looser one breaks the readers of responses
+and events. REST and WebSocket clients use JSON (names); workers and event consumers use binary
+messages (numbers), and both versions of them run during a rolling deployment.
 """
 
 from tools.contracts.compatibility.comparison import compare

@@ -1,4 +1,4 @@
-"""Two descriptor sets side by side: every rule on everything that both have, for its users."""
+"""The comparison of two descriptor sets: every rule on every pair, for the pair's audiences."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -6,24 +6,19 @@ from typing import Any, Final
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
+from tools.contracts.compatibility.enum_changes import ENUM_RULES
 from tools.contracts.compatibility.event_changes import (
     EVENT_RULES,
     removed_events,
     version_not_raised,
 )
 from tools.contracts.compatibility.findings import Audience, Change, Direction, Finding, Use
-from tools.contracts.compatibility.message_changes import (
-    ENUM_RULES,
-    FIELD_RULES,
-    MESSAGE_RULES,
-    same_type,
-)
-from tools.contracts.compatibility.method_changes import (
-    METHOD_RULES,
+from tools.contracts.compatibility.message_changes import FIELD_RULES, MESSAGE_RULES, same_type
+from tools.contracts.compatibility.method_changes import METHOD_RULES, removed_methods
+from tools.contracts.compatibility.route_changes import (
     ROUTE_RULES,
-    captured_routes,
-    removed_methods,
     removed_routes,
+    shadowed_routes,
 )
 from tools.contracts.compatibility.rule_changes import (
     field_constraints,
@@ -39,22 +34,22 @@ Uses = set[Use]
 
 _IN_MESSAGE: Final[Rules] = (*MESSAGE_RULES, message_constraints, new_fields_required)
 _IN_FIELD: Final[Rules] = (*FIELD_RULES, field_constraints)
-_ASKED, _ANSWERED = Direction.ASKED, Direction.ANSWERED
+_REQUEST, _RESPONSE = Direction.REQUEST, Direction.RESPONSE
 _FIXED: Final = {
-    "postbus.realtime.v1.ClientFrame": Use(Audience.WEBSOCKET, _ASKED),
-    "postbus.realtime.v1.ServerFrame": Use(Audience.WEBSOCKET, _ANSWERED),
-    "postbus.bus.v1.Request": Use(Audience.WORKER, _ASKED),
-    "postbus.bus.v1.Reply": Use(Audience.WORKER, _ANSWERED),
-    "postbus.bus.v1.Event": Use(Audience.CONSUMER, _ANSWERED),
-    "postbus.bus.v1.Error": Use(Audience.REST, _ANSWERED),
+    "postbus.realtime.v1.ClientFrame": Use(Audience.WEBSOCKET, _REQUEST),
+    "postbus.realtime.v1.ServerFrame": Use(Audience.WEBSOCKET, _RESPONSE),
+    "postbus.bus.v1.Request": Use(Audience.WORKER, _REQUEST),
+    "postbus.bus.v1.Reply": Use(Audience.WORKER, _RESPONSE),
+    "postbus.bus.v1.Event": Use(Audience.CONSUMER, _RESPONSE),
+    "postbus.bus.v1.Error": Use(Audience.REST, _RESPONSE),
 }
-"""Messages that are used without being named by a method; problem details show Error's names."""
+"""Messages in use that no method names; problem details have the member names of Error."""
 
 
 def compare(before: bytes, after: bytes) -> list[Finding]:
-    """Return what of `after` breaks those who rely on `before`, in no order.
+    """Return the changes from `before` to `after`, in no order.
 
-    Raises what Surface raises.
+    Raises the errors of Surface.
     """
     comparison = _Comparison(Surface(before), Surface(after))
     comparison.routes()
@@ -66,7 +61,7 @@ def compare(before: bytes, after: bytes) -> list[Finding]:
 
 
 class _Comparison:
-    """Gathers who uses which messages, then what breaks whom."""
+    """Collects the uses of messages, then the changes with the uses that they break."""
 
     def __init__(self, old: Surface, new: Surface) -> None:
         self._old, self._new = old, new
@@ -74,10 +69,10 @@ class _Comparison:
         self._broken: dict[tuple[str, str, str, str, bool], Uses] = defaultdict(set)
 
     def routes(self) -> None:
-        """What REST clients see, whatever the methods are called."""
-        rest = {Use(Audience.REST, _ASKED)}
-        self._note(removed_routes(self._old, self._new), rest)
-        self._note(captured_routes(self._old, self._new), rest)
+        """Compare the routes of REST clients, for which the names of methods do not matter."""
+        rest = {Use(Audience.REST, _REQUEST)}
+        self._record(removed_routes(self._old, self._new), rest)
+        self._record(shadowed_routes(self._old, self._new), rest)
         for key, before in self._old.routes.items():
             if key in self._new.routes and not self._old.is_internal(before.method):
                 pair = Pair(self._old, self._new, before, self._new.routes[key])
@@ -87,40 +82,40 @@ class _Comparison:
 
     def _route_messages(self, pair: Pair[Route]) -> None:
         before, after = pair.before, pair.after
-        asked, answered = Use(Audience.REST, _ASKED), Use(Audience.REST, _ANSWERED)
-        self._use(pair.of(before.method.input_type, after.method.input_type), {asked})
-        answers = _answer(before), _answer(after)
-        if before.response_body == after.response_body and all(answers):
-            self._use(pair.of(*answers), {answered})
+        request, response = Use(Audience.REST, _REQUEST), Use(Audience.REST, _RESPONSE)
+        self._use(pair.of(before.method.input_type, after.method.input_type), {request})
+        bodies = _response_body(before), _response_body(after)
+        if before.response_body == after.response_body and all(bodies):
+            self._use(pair.of(*bodies), {response})
 
     def methods(self) -> None:
-        """What WebSocket clients and workers see, by routing key."""
-        self._note_each(removed_methods(self._old, self._new), self._callers)
+        """Compare the methods of WebSocket clients and workers, by routing key."""
+        self._record_each(removed_methods(self._old, self._new), self._callers)
         for name, before in self._old.methods.items():
             if name in self._new.methods:
                 pair = Pair(self._old, self._new, before, self._new.methods[name])
                 audiences = self._callers(name)
                 self._apply(METHOD_RULES, pair, audiences)
                 self._use(pair.of(before.input_type, pair.after.input_type), audiences)
-                answered = {Use(use.audience, _ANSWERED) for use in audiences}
-                self._use(pair.of(before.output_type, pair.after.output_type), answered)
+                readers = {Use(use.audience, _RESPONSE) for use in audiences}
+                self._use(pair.of(before.output_type, pair.after.output_type), readers)
 
     def _callers(self, method: str) -> Uses:
         internal = self._old.is_internal(self._old.methods[method])
-        websocket = set() if internal else {Use(Audience.WEBSOCKET, _ASKED)}
-        return {Use(Audience.WORKER, _ASKED)} | websocket
+        websocket = set() if internal else {Use(Audience.WEBSOCKET, _REQUEST)}
+        return {Use(Audience.WORKER, _REQUEST)} | websocket
 
     def fixed(self) -> None:
-        """Frames and envelopes."""
+        """Compare frames and envelopes."""
         for name, use in _FIXED.items():
             if name in self._old.messages and name in self._new.messages:
                 messages = self._old.messages[name], self._new.messages[name]
                 self._use(Pair(self._old, self._new, *messages), {use})
 
     def contents(self) -> None:
-        """Messages and enums, after everyone who uses them is known; those of events too."""
+        """Compare messages and enums, events included, after all their uses are known."""
         for pair in self._event_pairs():
-            self._use(pair, self._hearers(pair.before.full_name))
+            self._use(pair, self._subscribers(pair.before.full_name))
         for pair, uses in self._contents.values():
             is_enum = isinstance(pair.before, EnumDescriptor)
             self._apply(ENUM_RULES if is_enum else _IN_MESSAGE, pair, uses)
@@ -128,40 +123,40 @@ class _Comparison:
                 self._apply(_IN_FIELD, field, uses)
 
     def events(self) -> None:
-        """What event consumers see, and WebSocket clients that subscribe."""
-        self._note_each(removed_events(self._old, self._new), self._hearers)
+        """Compare the events of consumers and of WebSocket clients that subscribe."""
+        self._record_each(removed_events(self._old, self._new), self._subscribers)
         broken = {
             use.event for (*_, notice), uses in self._broken.items() if not notice for use in uses
         }
         for pair in self._event_pairs():
             name = pair.before.full_name
-            self._apply(EVENT_RULES, pair, self._hearers(name))
+            self._apply(EVENT_RULES, pair, self._subscribers(name))
             if name in broken:
-                self._note(version_not_raised(pair), self._hearers(name))
+                self._record(version_not_raised(pair), self._subscribers(name))
 
-    def _hearers(self, event: str) -> Uses:
-        outside = self._old.is_heard_outside(self._old.events[event])
+    def _subscribers(self, event: str) -> Uses:
+        outside = self._old.is_client_visible(self._old.events[event])
         audiences = [Audience.CONSUMER, *([Audience.WEBSOCKET] if outside else [])]
-        return {Use(audience, _ANSWERED, event) for audience in audiences}
+        return {Use(audience, _RESPONSE, event) for audience in audiences}
 
     def _event_pairs(self) -> list[Pair[Descriptor]]:
         old, new = self._old.events, self._new.events
         return [Pair(self._old, self._new, old[name], new[name]) for name in old if name in new]
 
     def findings(self) -> list[Finding]:
-        """Everything noted, each change once."""
+        """Return all changes, each once."""
         return [
             Finding(
-                where=self._new.place(name) or self._old.place(name),
-                text=f"{name}: {what}: {before} -> {after}",
+                where=self._new.position(name) or self._old.position(name),
+                text=f"{name}: {kind}: {before} -> {after}",
                 audiences=frozenset(use.audience for use in uses),
                 notice=notice,
             )
-            for (name, what, before, after, notice), uses in self._broken.items()
+            for (name, kind, before, after, notice), uses in self._broken.items()
         ]
 
     def _use(self, pair: Pair[Any], uses: Uses) -> None:
-        """Add users to a message and to all that it holds."""
+        """Add uses to a message and, recursively, to the types of its fields."""
         key = pair.before.full_name, pair.after.full_name
         _, known = self._contents.setdefault(key, (pair, set()))
         if uses <= known:
@@ -170,36 +165,35 @@ class _Comparison:
         for field in _fields(pair):
             before, after = field.before, field.after
             if same_type(field) and (before.message_type or before.enum_type):
-                held = before.message_type or before.enum_type
-                holds = after.message_type or after.enum_type
-                self._use(pair.of(held, holds), uses)
+                types = (field.message_type or field.enum_type for field in (before, after))
+                self._use(pair.of(*types), uses)
 
     def _apply(self, rules: Rules, pair: Pair[Any], uses: Uses) -> None:
         for rule in rules:
-            self._note(rule(pair), uses)
+            self._record(rule(pair), uses)
 
-    def _note_each(self, changes: Iterable[Change], users: Callable[[str], Uses]) -> None:
+    def _record_each(self, changes: Iterable[Change], users: Callable[[str], Uses]) -> None:
         for change in changes:
-            self._note([change], users(change.name))
+            self._record([change], users(change.name))
 
-    def _note(self, changes: Iterable[Change], uses: Uses) -> None:
+    def _record(self, changes: Iterable[Change], uses: Uses) -> None:
         for change in changes:
             broken = {use for use in uses if change.breaks(use)}
             if broken:
-                key = change.name, change.what, change.before, change.after, change.notice
+                key = change.name, change.kind, change.before, change.after, change.notice
                 self._broken[key] |= broken
 
 
 def _fields(pair: Pair[Any]) -> Iterator[Pair[FieldDescriptor]]:
-    """The fields that a message has before and after, by number; an enum has none."""
+    """Yield the fields that a message has before and after, by number; an enum has none."""
     if isinstance(pair.before, Descriptor):
         for field in pair.before.fields:
             if field.number in pair.after.fields_by_number:
                 yield pair.of(field, pair.after.fields_by_number[field.number])
 
 
-def _answer(route: Route) -> Descriptor | None:
-    """The message in the body of a route's answer."""
+def _response_body(route: Route) -> Descriptor | None:
+    """Return the message in the response body of a route."""
     if not route.response_body:
         return route.method.output_type
     field = route.method.output_type.fields_by_name.get(route.response_body)

@@ -1,4 +1,4 @@
-"""Who breaks, and by what."""
+"""Changes of a contract, and the audiences that they break."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ __all__ = [
     "Direction",
     "Finding",
     "Use",
-    "anyone",
     "bus",
     "callers",
+    "every_use",
     "json",
     "json_callers",
     "readers",
@@ -22,7 +22,7 @@ __all__ = [
 
 
 class Audience(StrEnum):
-    """Who relies on the contracts."""
+    """The readers or writers of a message that a change breaks."""
 
     REST = "REST client"
     WEBSOCKET = "WebSocket client"
@@ -32,14 +32,14 @@ class Audience(StrEnum):
 
 
 class Direction(Enum):
-    """Which way a message goes: those who rely on it write what is asked, and read answers."""
+    """The direction of a message: an audience writes requests and reads responses and events."""
 
-    ASKED = "asked"
-    ANSWERED = "answered"
+    REQUEST = "request"
+    RESPONSE = "response"
 
 
 class Use(NamedTuple):
-    """Someone writes or reads a message; `event` names the event that it is part of."""
+    """The use of a message by an audience; `event` is the name of the event that holds it."""
 
     audience: Audience
     direction: Direction
@@ -47,54 +47,54 @@ class Use(NamedTuple):
 
 
 Breaks = Callable[[Use], bool]
-"""Picks the uses that a change breaks."""
+"""Returns whether a change breaks a use."""
 
 
-def anyone(_use: Use) -> bool:
-    """Both ways, in JSON and in binary."""
+def every_use(_use: Use) -> bool:
+    """Return True: the change breaks every use."""
     return True
 
 
 def callers(use: Use) -> bool:
-    """Those who write it: what was right is refused."""
-    return use.direction is Direction.ASKED
+    """Return whether the audience writes the message, which may now be refused."""
+    return use.direction is Direction.REQUEST
 
 
 def readers(use: Use) -> bool:
-    """Those who read it: what they rely on no longer holds."""
-    return use.direction is Direction.ANSWERED
+    """Return whether the audience reads the message, and relies on its rules."""
+    return use.direction is Direction.RESPONSE
 
 
 def json(use: Use) -> bool:
-    """Those who see proto3 JSON: names instead of numbers."""
+    """Return whether the audience uses proto3 JSON, with names instead of numbers."""
     return use.audience in (Audience.REST, Audience.WEBSOCKET)
 
 
 def json_callers(use: Use) -> bool:
-    """Those who write proto3 JSON."""
+    """Return whether the audience writes proto3 JSON."""
     return json(use) and callers(use)
 
 
 def bus(use: Use) -> bool:
-    """Those who see binary messages: numbers instead of names."""
+    """Return whether the audience uses binary messages, with numbers instead of names."""
     return not json(use)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """What differs, of `name`; it breaks the uses that `breaks` picks, unless it is a notice."""
+    """A difference of `name` that breaks the uses selected by `breaks`; a notice breaks none."""
 
     name: str
-    what: str
+    kind: str
     before: str
     after: str
-    breaks: Breaks = anyone
+    breaks: Breaks = every_use
     notice: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """A change and those whom it breaks; a notice breaks nobody but is to be known."""
+    """A change and the audiences that it breaks; a notice breaks none, but needs attention."""
 
     where: str
     text: str

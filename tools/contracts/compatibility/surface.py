@@ -1,4 +1,4 @@
-"""What a descriptor set shows to those who rely on it."""
+"""The public surface of a descriptor set: methods, routes, messages and events."""
 
 import re
 from collections.abc import Iterator
@@ -6,21 +6,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-from google.protobuf.descriptor import Descriptor, MethodDescriptor
-from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 
+from postbus_runtime.options import Access, EventOptions, MethodOptions
 from tools.contracts.generate.descriptors import Contracts
 
-__all__ = ["ACCESS", "Pair", "Route", "Surface"]
+__all__ = ["Pair", "Route", "Surface", "access_rank"]
 
 T = TypeVar("T")
 U = TypeVar("U")
 
-_METHOD = "postbus.options.v1.method"
-_EVENT = "postbus.options.v1.event"
-_INTERNAL = 3
-ACCESS = ("UNSPECIFIED", "PUBLIC", "USER", "INTERNAL")
-"""Names of postbus.options.v1.Access, each narrower than the one before."""
 _PARAMETER = re.compile(r"\{([^}=]+)(?:=([^}]+))?\}")
 
 
@@ -36,12 +31,12 @@ class Route:
 
     @property
     def url(self) -> str:
-        """The path without the names of its parameters: `/v1/posts/*`."""
+        """The path with wildcards in place of its parameters: `/v1/posts/*`."""
         return _PARAMETER.sub(lambda match: match[2] or "*", self.path)
 
     @property
     def template(self) -> str:
-        """The path as the gateway has it: a parameter for each wildcard, whatever its name."""
+        """The path for the gateway's precedence: `{}` for each wildcard."""
         return self.url.replace("*", "{}")
 
     @property
@@ -52,8 +47,8 @@ class Route:
     def __str__(self) -> str:
         return f"{self.verb} {self.path}"
 
-    def answers(self, url: str) -> bool:
-        """Whether a request to this URL reaches the route, if no other comes first."""
+    def matches(self, url: str) -> bool:
+        """Return whether the route matches a URL, if no other route has precedence."""
         parts = {"**": ".+", "*": "[^/]+"}
         pattern = "".join(
             parts.get(part, re.escape(part)) for part in re.split(r"(\*\*?)", self.url)
@@ -61,15 +56,20 @@ class Route:
         return re.fullmatch(pattern, url) is not None
 
 
-class Surface:
-    """Methods, routes, events and places of one descriptor set.
+def access_rank(access: Access | None) -> int:
+    """Return the position of an access level from wide to narrow; 0 if it is not stated."""
+    return 0 if access is None else 1 + list(Access).index(access)
 
-    Raises DecodeError or TypeError if it is none, ValueError if it holds no contracts.
+
+class Surface:
+    """Methods, routes, messages, events and source positions of one descriptor set.
+
+    Raises DecodeError or TypeError if the bytes are not a descriptor set, ValueError if it has no
+    contracts.
     """
 
     def __init__(self, descriptor_set: bytes) -> None:
         self._contracts = Contracts(descriptor_set)
-        self._files = FileDescriptorSet.FromString(descriptor_set).file
         if not self._contracts.files:
             raise ValueError("no contracts below postbus/")
 
@@ -86,11 +86,7 @@ class Surface:
     @cached_property
     def events(self) -> dict[str, Descriptor]:
         """Every event, by full name: its routing key."""
-        return {
-            name: message
-            for name, message in self.messages.items()
-            if "subject" in self.options(message, _EVENT)
-        }
+        return {name: self.messages[name] for name in self._contracts.event_options}
 
     @cached_property
     def routes(self) -> dict[str, Route]:
@@ -101,58 +97,50 @@ class Surface:
             for route in self._routes(method)
         }
 
+    def method_options(self, method: MethodDescriptor) -> MethodOptions:
+        """Return the options of a method."""
+        return self._contracts.method_options[method.full_name]
+
+    def event_options(self, event: Descriptor) -> EventOptions:
+        """Return the options of an event."""
+        return self._contracts.event_options[event.full_name]
+
     def is_internal(self, method: MethodDescriptor) -> bool:
-        """Whether the gateway keeps a method from its clients."""
-        return bool(self.options(method, _METHOD).get("access") == _INTERNAL)
+        """Return whether a method is not reachable through the gateway."""
+        return self.method_options(method).access is Access.INTERNAL
 
-    def event_access(self, event: Descriptor) -> int:
-        """Return who hears of an event, as an index of ACCESS; unset it is INTERNAL."""
-        return int(self.options(event, _EVENT).get("access", _INTERNAL))
+    def is_client_visible(self, event: Descriptor) -> bool:
+        """Return whether clients may receive an event through the gateway."""
+        return self.event_options(event).access is not Access.INTERNAL
 
-    def is_heard_outside(self, event: Descriptor) -> bool:
-        """Whether the gateway tells its clients of an event."""
-        return self.event_access(event) != _INTERNAL
+    def behaviors(self, field: FieldDescriptor) -> frozenset[str]:
+        """Return the names in `google.api.field_behavior`, such as `REQUIRED`."""
+        return self._contracts.options.behaviors(field)
 
-    def options(self, owner: Any, extension: str) -> dict[str, Any]:
-        """Return the fields of an option that are set, by name; none if the set knows it not."""
-        value = self.raw_option(owner, extension)
-        return {} if value is None else {field.name: each for field, each in value.ListFields()}
+    def foreign_option(self, owner: Any, extension: str) -> Any:
+        """Return an option of another package; None if the set does not define it."""
+        return self._contracts.options.foreign(owner, extension)
 
-    def raw_option(self, owner: Any, extension: str) -> Any:
-        """Return an option as the set's own message; None if the set does not know it."""
-        try:
-            return self._contracts.option(owner, extension)
-        except KeyError:  # nothing in the set imports its file
-            return None
-
-    def place(self, name: str) -> str:
-        """Return `proto/FILE:LINE` of a name or of what holds it; "" if the set can't say."""
-        while name and name not in self._places:
+    def position(self, name: str) -> str:
+        """Return `proto/FILE:LINE` of a descriptor or of its parent; "" without source info."""
+        while name and not (position := self._contracts.position(name)):
             name = name.rpartition(".")[0]
-        return self._places.get(name, "")
-
-    @cached_property
-    def _places(self) -> dict[str, str]:
-        return {name: place for file in self._files for name, place in _places(file)}
+        return position if name else ""
 
     def _routes(self, method: MethodDescriptor) -> Iterator[Route]:
-        rule = self.raw_option(method, "google.api.http")
-        for each in (rule, *rule.additional_bindings) if rule is not None else ():
-            verb = each.WhichOneof("pattern")
-            if verb:
-                custom = verb == "custom"
-                yield Route(
-                    verb=each.custom.kind if custom else verb.upper(),
-                    path=each.custom.path if custom else getattr(each, verb),
-                    body=each.body,
-                    response_body=each.response_body,
-                    method=method,
-                )
+        for option in self.method_options(method).http:
+            yield Route(
+                verb=option.verb,
+                path=option.template,
+                body=option.body,
+                response_body=option.response_body,
+                method=method,
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Pair(Generic[T]):
-    """The same thing in both descriptor sets."""
+    """The same part of the contract in both descriptor sets."""
 
     old: Surface
     new: Surface
@@ -160,25 +148,13 @@ class Pair(Generic[T]):
     after: T
 
     def of(self, before: U, after: U) -> "Pair[U]":
-        """Return a pair of other things in the same sets."""
+        """Return a pair of other parts in the same sets."""
         return Pair(self.old, self.new, before, after)
 
-    def options(self, extension: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the fields of an option that are set, before and after."""
-        return self.old.options(self.before, extension), self.new.options(self.after, extension)
+    def method_options(self: "Pair[MethodDescriptor]") -> tuple[MethodOptions, MethodOptions]:
+        """Return the options of a method, before and after."""
+        return self.old.method_options(self.before), self.new.method_options(self.after)
 
-
-def _places(file: FileDescriptorProto) -> Iterator[tuple[str, str]]:
-    """Full names and places; paths are those of SourceCodeInfo in descriptor.proto."""
-    for location in file.source_code_info.location:
-        names, place, path = [file.package], file, list(location.path)
-        while len(path) >= 2:  # field number and index
-            field = place.DESCRIPTOR.fields_by_number[path[0]]
-            children = getattr(place, field.name)
-            if not field.is_repeated or not hasattr(children[path[1]], "name"):
-                break
-            place = children[path[1]]
-            names.append(place.name)
-            path = path[2:]
-        if len(names) > 1 and not path:
-            yield ".".join(names), f"proto/{file.name}:{location.span[0] + 1}"
+    def event_options(self: "Pair[Descriptor]") -> tuple[EventOptions, EventOptions]:
+        """Return the options of an event, before and after."""
+        return self.old.event_options(self.before), self.new.event_options(self.after)

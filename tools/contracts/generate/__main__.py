@@ -1,6 +1,7 @@
-"""`just gen`: write gen/ from proto/. Offline, and the same for the same contracts.
+"""`just gen`: write gen/postbus from proto/, without network, and reproducibly.
 
-`python -m tools.contracts.generate --check` writes nothing and fails if gen/ is not up to date.
+`python -m tools.contracts.generate --check` writes nothing and fails if gen/postbus is not up to
+date. The hand-written gen/postbus_runtime beside it is left alone.
 """
 
 import filecmp
@@ -12,16 +13,16 @@ import sys
 import tempfile
 from pathlib import Path
 
+from postbus_runtime.contract import ContractError
 from tools.contracts.generate.asyncapi import asyncapi
-from tools.contracts.generate.codec import write_codec
+from tools.contracts.generate.contract_checks import check_contracts
 from tools.contracts.generate.described import described_source
-from tools.contracts.generate.descriptors import Contracts, GeneratorError
+from tools.contracts.generate.descriptors import Contracts
 from tools.contracts.generate.message_classes import with_constructors, with_stubs
 from tools.contracts.generate.openapi import openapi
+from tools.contracts.generate.package_modules import write_package_modules
 from tools.contracts.generate.protos_zip import protos_zip
-from tools.contracts.generate.registry import registry_source
 from tools.contracts.generate.rest_models import rest_models_source
-from tools.contracts.generate.supported import require_supported
 from tools.contracts.generate.third_party import lay_out
 from tools.paths import DEV, ROOT, VENV
 
@@ -29,7 +30,7 @@ _TARGET = ROOT / "gen" / "postbus"
 
 
 def main(arguments: list[str]) -> int:
-    """Generate into a folder beside, and swap it in only if all went well."""
+    """Generate into a temporary folder, and replace gen/postbus only if that succeeds."""
     check = arguments == ["--check"]
     with tempfile.TemporaryDirectory(dir=DEV) as name:
         fresh = Path(name) / "postbus"
@@ -51,9 +52,10 @@ def main(arguments: list[str]) -> int:
 
 
 def generate(project: Path, target: Path) -> None:
-    """Write the package `postbus` from `project`/proto into `target`, a folder to be made.
+    """Write the package `postbus` from `project`/proto into `target`, which must not exist.
 
-    Raises CalledProcessError after showing what buf says, SystemExit with what can't be generated.
+    Raises CalledProcessError, after buf's errors are printed, and SystemExit with the file, line
+    and reason if the contract is not supported.
     """
     lay_out(project / ".dev/third_party")
     documented = target.with_name("documented.binpb")
@@ -63,18 +65,18 @@ def generate(project: Path, target: Path) -> None:
         if (project / "proto" / name).exists() and not name.startswith("postbus/"):
             sys.exit(f"gen: proto/{name}: every contract belongs in proto/postbus")
     try:
-        require_supported(contracts)
+        check_contracts(contracts)
         _write(contracts, project, target)
-    except GeneratorError as error:
+    except ContractError as error:
         sys.exit(f"gen: {contracts.explain(error)}")
 
 
 def _lint() -> None:
-    """Show what `just check` will refuse; it does not stand in the way of trying things out."""
+    """Print the errors of `buf lint`, which fail `just check` but not the generation."""
     try:
         _run("buf", "lint", cwd=ROOT)
     except subprocess.CalledProcessError:
-        print("gen: just check refuses the above", file=sys.stderr)
+        print("gen: just check fails with these errors", file=sys.stderr)
 
 
 def _write(contracts: Contracts, project: Path, target: Path) -> None:
@@ -85,32 +87,29 @@ def _write(contracts: Contracts, project: Path, target: Path) -> None:
     _run("buf", "build", "--exclude-source-info", "-o", lean, cwd=project)
     (target / "protos.zip").write_bytes(protos_zip(contracts.file_names, project))
     for module in target.rglob("__init__.py"):
-        module.write_text(with_stubs(with_constructors(module.read_text()), target.name))
-    (target / "registry.py").write_text(registry_source(contracts))
-    write_codec(contracts, target)
+        module.write_text(with_stubs(with_constructors(module.read_text())))
+    write_package_modules(target)
     (target / "described.py").write_text(described_source(contracts))
     for name, document in (("openapi", openapi), ("asyncapi", asyncapi)):
         text = json.dumps(document(contracts), indent=2, ensure_ascii=False)
         (target / f"{name}.json").write_text(text + "\n")
     (target / "rest.py").write_text(rest_models_source(contracts))
-    for own in ("rest_types.py", "stubs.py"):
-        shutil.copy(Path(__file__).with_name(own), target)
     _run("ruff", "format", "--isolated", "--line-length=100", "--quiet", str(target), cwd=ROOT)
 
 
 def _run(*command: str, cwd: Path) -> None:
-    """Run one of our own tools, whose output is shown only where it fails."""
+    """Run a program of the development environment; print its output only if it fails."""
     path = f"{VENV / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    answer = subprocess.run(
+    result = subprocess.run(
         command, cwd=cwd, env=os.environ | {"PATH": path}, capture_output=True, check=False
     )
-    if answer.returncode:
-        sys.stderr.buffer.write(answer.stdout + answer.stderr)
-        answer.check_returncode()
+    if result.returncode:
+        sys.stderr.buffer.write(result.stdout + result.stderr)
+        result.check_returncode()
 
 
 def _differences(fresh: Path, present: Path) -> list[str]:
-    """Names of the files that differ between two trees; Python's caches do not count."""
+    """Return the names of the files that differ between two trees, without Python's caches."""
     trees = [
         {
             path.relative_to(tree)
@@ -129,7 +128,7 @@ def _differences(fresh: Path, present: Path) -> list[str]:
 
 def _report(differences: list[str]) -> int:
     for name in differences:
-        print(f"gen/postbus/{name} is not what proto/ says: run just gen", file=sys.stderr)
+        print(f"gen/postbus/{name} is not up to date with proto/: run just gen", file=sys.stderr)
     return 1 if differences else 0
 
 

@@ -1,40 +1,43 @@
-"""gen/postbus/asyncapi.json: the WebSocket and the messages on the broker, AsyncAPI 3.0."""
+"""gen/postbus/asyncapi.json: the WebSocket and the broker as an AsyncAPI 3.0 document."""
 
 from typing import Any, Final
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 
+from postbus_runtime.contract import ContractError
+from postbus_runtime.options import Access
 from tools.contracts.generate.descriptors import Contracts
-from tools.contracts.generate.json_values import take_apart
-from tools.contracts.generate.options import event_access, recipient
+from tools.contracts.generate.json_values import select_variant
 from tools.contracts.generate.schemas import Schema, Schemas
 
 __all__ = ["asyncapi"]
 
-_ACCESS: Final = {1: "anyone", 2: "users with an access token", 3: "services on the bus alone"}
-_INTERNAL: Final = 3
-_DEFAULT_TIMEOUT_MS: Final = 5000
+_CALLERS: Final = {
+    Access.PUBLIC: "anyone",
+    Access.USER: "users with an access token",
+    Access.INTERNAL: "services on the bus only",
+}
 _WEBSOCKET: Final = "websocket"
 _REALTIME: Final = "postbus.realtime.v1"
 _BUS: Final = "postbus.bus.v1"
-_ANSWERS: Final = {
+_REPLIES: Final = {
     "authenticate": ("authenticated", "error"),
     "subscribe": ("subscribed", "error"),
     "unsubscribe": ("unsubscribed", "error"),
     "cancel": ("error",),
 }
 _INFO: Final = """\
-Over the WebSocket the same methods are called as over REST, and events arrive as they happen. The
-messages on the broker are for services: binary protobuf, which this document shows as the JSON
-that it stands for. The sources of all are at `/contracts`."""
+Over the WebSocket, clients call the same methods as over REST, and receive events. The messages on
+the broker are for services: binary protobuf, which this document shows as the equivalent JSON. The
+`.proto` files are at `/contracts`."""
 _SOCKET: Final = """\
 Frames are [ProtoJSON](https://protobuf.dev/programming-guides/json) in text messages. The server
-sends its canonical form, which the schemas show. Clients may also send `null` for a member that is
-not set, the names of the `.proto`, the numbers of enums, and numbers as strings. The first frame of
-a client is `authenticate`: whatever else comes first closes the connection. The server closes with
-1003 after a binary message, 1009 after one that is too large, 1013 where events may have been
-missed, 4401 for a missing or expired token or a session that has ended, and 4429 for a client that
-sends too much or reads too slowly; `frames.proto` has all codes."""
+sends its canonical form, as in the schemas. Clients may also send `null` for a member that is not
+set, the names of the `.proto`, the numbers of enum values, and numbers as strings. The first frame
+of a client must be `authenticate`: any other frame closes the connection. The server closes with
+1003 after a binary message, 1009 after a message that is too large, 1013 if events may have been
+missed, 4401 for a missing or expired token or an ended session, and 4429 for a client that sends
+too much or reads too slowly; `frames.proto` lists all codes."""
 
 
 def asyncapi(contracts: Contracts) -> dict[str, Any]:
@@ -44,9 +47,9 @@ def asyncapi(contracts: Contracts) -> dict[str, Any]:
     for method in contracts.methods:
         document.add_method(method)
     for message in contracts.messages:
-        if contracts.is_event(message):
+        if message.full_name in contracts.event_options:
             document.add_event(message)
-    readable: dict[str, Any] = take_apart(document.whole(), python=False)
+    readable: dict[str, Any] = select_variant(document.whole(), python=False)
     return readable
 
 
@@ -86,7 +89,7 @@ class _Document:
         }
 
     def add_websocket(self) -> None:
-        """The frames that stand for themselves; calls and events are added one by one."""
+        """Add the frames that are the same for all methods and events."""
         self._channels[_WEBSOCKET] = {
             "address": "/ws",
             "description": _SOCKET,
@@ -94,26 +97,26 @@ class _Document:
             "messages": {},
             "bindings": {"ws": {"method": "GET", "bindingVersion": "0.1.0"}},
         }
-        for kind, asked, special in (
+        for kind, request, special in (
             ("ClientFrame", True, "call"),
             ("ServerFrame", False, "result event"),
         ):
             for field in self._own[f"{_REALTIME}.{kind}"].fields:
                 if field.containing_oneof and field.name not in special.split():
-                    schema = self._schemas.field(field, asked=asked, required=True)
-                    self._add_frame(field.name, field, schema, asked=asked)
-        for asked_frame, answers in _ANSWERS.items():
-            self._operate(f"{_WEBSOCKET}.{asked_frame}", "receive", [asked_frame], answers)
+                    schema = self._schemas.field(field, request=request, required=True)
+                    self._add_frame(field.name, field, schema, request=request)
+        for frame, replies in _REPLIES.items():
+            self._operate(f"{_WEBSOCKET}.{frame}", "receive", [frame], replies)
 
     def _add_frame(
-        self, name: str, field: FieldDescriptor, schema: Schema, *, asked: bool, about: str = ""
+        self, name: str, field: FieldDescriptor, schema: Schema, *, request: bool, about: str = ""
     ) -> None:
-        """A frame: its id and the one member of the oneof that `field` is."""
+        """Add a frame: its id, and `field`, the member of its oneof."""
         id_ = field.containing_type.fields_by_name["id"]  # type: ignore[union-attr]  # of a frame
         payload: Schema = {
             "type": "object",
             "properties": {
-                "id": self._schemas.field(id_, asked=asked, required=True),
+                "id": self._schemas.field(id_, request=request, required=True),
                 field.json_name: schema,
             },
             "required": ["id", field.json_name],
@@ -131,47 +134,46 @@ class _Document:
         self._channels[channel]["messages"][full] = {"$ref": f"#/components/messages/{full}"}
 
     def _operate(
-        self, name: str, action: str, messages: list[str], answers: tuple[str, ...] = ()
+        self, name: str, action: str, messages: list[str], replies: tuple[str, ...] = ()
     ) -> None:
         operation: Schema = {
             "action": action,
             "channel": {"$ref": f"#/channels/{_WEBSOCKET}"},
             "messages": _references(_WEBSOCKET, messages),
         }
-        if answers:
+        if replies:
             operation["reply"] = {
                 "channel": {"$ref": f"#/channels/{_WEBSOCKET}"},
-                "messages": _references(_WEBSOCKET, answers),
+                "messages": _references(_WEBSOCKET, replies),
             }
         self._operations[name] = operation
 
     def add_method(self, method: MethodDescriptor) -> None:
-        """A call over the bus and, if outsiders may make it, over the WebSocket."""
-        access = self._contracts.option(method, "postbus.options.v1.method").access
-        if access != _INTERNAL:
+        """Add a call over the bus and, if clients may make it, over the WebSocket."""
+        if self._contracts.method_options[method.full_name].access is not Access.INTERNAL:
             self._add_call(method)
         self._add_rpc(method)
 
     def _add_call(self, method: MethodDescriptor) -> None:
         name = method.full_name
         call = self._own[f"{_REALTIME}.Call"]
-        schema = self._schemas.message(call, asked=True, without=frozenset({"request"}))
+        schema = self._schemas.message(call, request=True, without=frozenset({"request"}))
         schema["properties"] |= {
             "method": {"const": name},
-            "request": self._schemas.reference(method.input_type, asked=True),
+            "request": self._schemas.reference(method.input_type, request=True),
         }
         frame = self._own[f"{_REALTIME}.ClientFrame"].fields_by_name["call"]
         about = self._about(method)
-        self._add_frame(f"call.{name}", frame, schema, asked=True, about=about)
-        result = self._schemas.message(self._own[f"{_REALTIME}.Result"], asked=False)
+        self._add_frame(f"call.{name}", frame, schema, request=True, about=about)
+        result = self._schemas.message(self._own[f"{_REALTIME}.Result"], request=False)
         result["properties"]["response"] = self._typed(method.output_type)
         frame = self._own[f"{_REALTIME}.ServerFrame"].fields_by_name["result"]
-        self._add_frame(f"result.{name}", frame, result, asked=False)
-        answers = (f"result.{name}", *(["completed"] if method.server_streaming else []), "error")
-        self._operate(f"{_WEBSOCKET}.{name}", "receive", [f"call.{name}"], answers)
+        self._add_frame(f"result.{name}", frame, result, request=False)
+        replies = (f"result.{name}", *(["completed"] if method.server_streaming else []), "error")
+        self._operate(f"{_WEBSOCKET}.{name}", "receive", [f"call.{name}"], replies)
 
     def _typed(self, message: Descriptor) -> Schema:
-        """What google.protobuf.Any holds, in JSON."""
+        """Return the schema of a message in a google.protobuf.Any."""
         marked = {"@type": {"const": f"type.googleapis.com/{message.full_name}"}}
         if not message.fields and message.full_name.startswith("google.protobuf."):
             return {"type": "object", "properties": {**marked, "value": {"type": "object"}}}
@@ -181,17 +183,19 @@ class _Document:
     def _add_rpc(self, method: MethodDescriptor) -> None:
         name, replies = method.full_name, f"{method.full_name}.reply"
         self._add_channel(name, "postbus.calls", self._about(method))
-        if name.startswith(f"{_BUS}."):  # each worker serves it for itself
+        if name.startswith(f"{_BUS}."):  # each worker has its own route
             self._channels[name]["address"] = f"{name}.{{worker}}"
-            self._channels[name]["parameters"] = {"worker": {"description": "Which worker."}}
+            self._channels[name]["parameters"] = {
+                "worker": {"description": "The name of the worker."}
+            }
         self._channels[replies] = {
             "address": None,
             "servers": [{"$ref": "#/servers/broker"}],
             "messages": {},
         }
-        request = self._envelope("Request", "payload", method.input_type, asked=True)
+        request = self._envelope("Request", "payload", method.input_type, request=True)
         self._add_message(name, f"{name}.request", self._comment(method.input_type), request)
-        reply = self._envelope("Reply", "payload", method.output_type, asked=False)
+        reply = self._envelope("Reply", "payload", method.output_type, request=False)
         self._add_message(replies, replies, self._comment(method.output_type), reply)
         self._operations[name] = {
             "action": "receive",
@@ -203,10 +207,10 @@ class _Document:
             },
         }
 
-    def _envelope(self, kind: str, field: str, message: Descriptor, *, asked: bool) -> Schema:
-        """The envelope, with the message that its bytes hold in their place."""
-        schema = self._schemas.message(self._own[f"{_BUS}.{kind}"], asked=False)
-        schema["properties"][field] = self._schemas.reference(message, asked=asked) | {
+    def _envelope(self, kind: str, field: str, message: Descriptor, *, request: bool) -> Schema:
+        """Return the schema of an envelope, with its payload in place of the bytes."""
+        schema = self._schemas.message(self._own[f"{_BUS}.{kind}"], request=False)
+        schema["properties"][field] = self._schemas.reference(message, request=request) | {
             "description": f"Bytes: a {message.full_name}.",
             "x-protobuf-message": message.full_name,
         }
@@ -214,24 +218,25 @@ class _Document:
         return schema | {"x-protobuf-message": f"{_BUS}.{kind}"}
 
     def add_event(self, message: Descriptor) -> None:
-        """An event on the bus and, if outsiders may hear of it, as it arrives at the WebSocket."""
+        """Add an event on the bus and, if clients may receive it, over the WebSocket."""
         name, about = message.full_name, self._comment(message)
         self._add_channel(name, "postbus.events", about)
         self._add_message(
-            name, f"{name}.event", about, self._envelope("Event", "data", message, asked=False)
+            name, f"{name}.event", about, self._envelope("Event", "data", message, request=False)
         )
         self._operations[name] = {"action": "send", "channel": {"$ref": f"#/channels/{name}"}}
-        if event_access(self._contracts, message) != "INTERNAL":
+        if self._contracts.event_options[name].access is not Access.INTERNAL:
             self._add_delivery(message)
 
     def _add_delivery(self, message: Descriptor) -> None:
         name, about = message.full_name, self._comment(message)
-        if user := message.fields_by_name.get(recipient(self._contracts, message)):
-            about += f"\n\nOnly the user that `{user.json_name}` names gets it."
-        delivery = self._schemas.message(self._own[f"{_REALTIME}.Delivery"], asked=False)
+        recipient = self._contracts.event_options[name].recipient
+        if user := message.fields_by_name.get(recipient):
+            about += f"\n\nOnly the user with the id `{user.json_name}` receives it."
+        delivery = self._schemas.message(self._own[f"{_REALTIME}.Delivery"], request=False)
         delivery["properties"]["data"] = self._typed(message)
         frame = self._own[f"{_REALTIME}.ServerFrame"].fields_by_name["event"]
-        self._add_frame(f"event.{name}", frame, delivery, asked=False, about=about)
+        self._add_frame(f"event.{name}", frame, delivery, request=False, about=about)
         self._operate(f"{_WEBSOCKET}.{name}", "send", [f"event.{name}"])
 
     def _add_channel(self, name: str, exchange: str, about: str) -> None:
@@ -250,13 +255,12 @@ class _Document:
         }
 
     def _about(self, method: MethodDescriptor) -> str:
-        """The comment; who may call, and how long a call may take."""
-        rules = self._contracts.option(method, "postbus.options.v1.method")
-        seconds = (rules.default_timeout_ms or _DEFAULT_TIMEOUT_MS) / 1000
-        comment = self._contracts.comment(method.full_name)
-        return (
-            f"{comment}\n\nFor {_ACCESS[rules.access]}. Waits {seconds:g} s if not told otherwise."
-        )
+        """Return the comment, with the allowed callers and the default timeout."""
+        options = self._contracts.method_options[method.full_name]
+        if options.access is None:
+            raise ContractError(method, "it states no access")
+        comment, seconds = self._contracts.comment(method.full_name), options.timeout_ms / 1000
+        return f"{comment}\n\nFor {_CALLERS[options.access]}. Default timeout: {seconds:g} s."
 
     def _comment(self, owner: Descriptor | FieldDescriptor) -> str:
         return self._contracts.comment(owner.full_name)

@@ -1,7 +1,7 @@
-"""`buf.validate` as JSON Schema.
+"""The rules of `buf.validate` as JSON Schema.
 
-What JSON Schema can't say (CEL, lengths in bytes, limits of times) is not in the documents; the
-gateway and the worker enforce every rule all the same.
+Rules that JSON Schema cannot express (CEL, lengths in bytes, limits of times) are missing in the
+documents; the gateway and the worker enforce every rule.
 """
 
 import re
@@ -10,42 +10,20 @@ from typing import Any, Final
 
 from google.protobuf.descriptor import FieldDescriptor
 
+from postbus_runtime.fields import is_map, value_of
+from postbus_runtime.options import enum_name
 from shared.bounds import MAX_ELEMENTS
-from tools.contracts.generate.fields import is_map, value_of
-from tools.contracts.generate.json_values import COMPONENTS, Schema
-from tools.contracts.generate.regular_expressions import escaped, integers, is_portable
+from tools.contracts.generate.json_values import Schema, wide_integer
+from tools.contracts.generate.regular_expressions import FORMATS, WELL_KNOWN, escaped, is_portable
 
 __all__ = ["constrain"]
-
-
-_IGNORE_IF_ZERO_VALUE: Final = 1
-_IGNORE_ALWAYS: Final = 3
-_LABEL: Final = "[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
-_HEX: Final = "[0-9a-fA-F]"
-_NAME: Final = r"[A-Za-z_][A-Za-z_0-9]*(?:\.[A-Za-z_][A-Za-z_0-9]*)*"
-_WELL_KNOWN: Final = {
-    # Of the HTML standard, which buf.validate follows.
-    "email": f"^[a-zA-Z0-9.!#$%&'*+/=?^_`{{|}}~-]+@{_LABEL}(?:\\.{_LABEL})*$",
-    "uuid": f"^{_HEX}{{8}}-(?:{_HEX}{{4}}-){{3}}{_HEX}{{12}}$",
-    "tuuid": f"^{_HEX}{{32}}$",
-    "ulid": "^[0-7][0-9A-HJKMNP-TV-Za-hjkmnp-tv-z]{25}$",
-    "protobuf_fqn": f"^{_NAME}$",
-    "protobuf_dot_fqn": f"^\\.{_NAME}$",
-}
-_FORMATS: Final = {  # not email: JSON Schema's is narrower
-    "uuid": "uuid",
-    "hostname": "hostname",
-    "ipv4": "ipv4",
-    "ipv6": "ipv6",
-    "uri": "uri",
-    "uri_ref": "uri-reference",
-}
 
 
 def constrain(schema: Schema, rules: Any, field: FieldDescriptor) -> Schema:
     """Return the schema of a field's value with its rules, a buf.validate.FieldRules."""
     _bound(schema, field)
-    if rules.ignore == _IGNORE_ALWAYS:
+    ignore = enum_name(rules, "ignore")
+    if ignore == "IGNORE_ALWAYS":
         return schema
     kind = rules.WhichOneof("type")
     if kind is not None:
@@ -53,13 +31,13 @@ def constrain(schema: Schema, rules: Any, field: FieldDescriptor) -> Schema:
         apply(schema, getattr(rules, kind), field)
     if rules.required:
         _refuse_zero(schema, field)
-    if rules.ignore == _IGNORE_IF_ZERO_VALUE and not field.has_presence:
+    if ignore == "IGNORE_IF_ZERO_VALUE" and not field.has_presence:
         return _or_zero(schema, field)
     return schema
 
 
 def _bound(schema: Schema, field: FieldDescriptor) -> None:
-    """Lists and maps have a bound even where the contract has none."""
+    """Bound lists and maps, for which the contract may have no bound of its own."""
     if is_map(field):
         _set(schema, maxProperties=MAX_ELEMENTS)
     elif field.is_repeated and schema.get("type") == "array":
@@ -67,7 +45,7 @@ def _bound(schema: Schema, field: FieldDescriptor) -> None:
 
 
 def _each(schema: Schema) -> list[Schema]:
-    """The schema for readers and the one for Python."""
+    """Return the schema for the documents and the one for Python."""
     return [schema, schema["x-python"]] if "x-python" in schema else [schema]
 
 
@@ -95,9 +73,9 @@ def _string(schema: Schema, rules: Any, _field: FieldDescriptor) -> None:
     if rules.HasField("len"):
         _set(schema, minLength=rules.len, maxLength=rules.len)
     well_known = rules.WhichOneof("well_known")
-    if well_known in _FORMATS:
-        schema["format"] = _FORMATS[well_known]
-    patterns = [_WELL_KNOWN[well_known]] if well_known in _WELL_KNOWN else []
+    if well_known in FORMATS:
+        schema["format"] = FORMATS[well_known]
+    patterns = [WELL_KNOWN[well_known]] if well_known in WELL_KNOWN else []
     if rules.pattern:
         schema["x-python"]["pattern"] = rules.pattern
         patterns += [rules.pattern] if is_portable(rules.pattern) else []
@@ -120,7 +98,7 @@ def _number(schema: Schema, rules: Any, field: FieldDescriptor) -> None:
         if name in known and rules.HasField(name)
     }
     low, high = bounds.get("gte", bounds.get("gt")), bounds.get("lte", bounds.get("lt"))
-    if low is None or high is None or low <= high:  # else everything outside of a range
+    if low is None or high is None or low <= high:  # else the values outside a range are allowed
         if "anyOf" in schema:
             _bound_float(schema, bounds, finite=rules.finite)
         elif bounds:
@@ -130,15 +108,14 @@ def _number(schema: Schema, rules: Any, field: FieldDescriptor) -> None:
 
 
 def _bound_integer(schema: Schema, bounds: dict[str, int]) -> None:
-    if "$ref" in schema:
-        python = schema["x-python"]
-        schema |= COMPONENTS[schema.pop("$ref").rpartition("/")[2]] | {"x-python": python}
+    python = schema["x-python"]
     for name, value in bounds.items():
-        lower = name in {"gt", "gte"}
-        bound = value + (name == "gt") - (name == "lt")
-        _set(schema, **{"minimum" if lower else "maximum": bound})
-    if "pattern" in schema:
-        schema["pattern"] = integers(schema["minimum"], schema["maximum"])
+        keyword = "minimum" if name in {"gt", "gte"} else "maximum"
+        python[keyword] = value + (name == "gt") - (name == "lt")
+    low, high = python["minimum"], python["maximum"]
+    if "$ref" in schema:
+        schema |= wide_integer(schema.pop("$ref").rpartition("/")[2].lower(), low, high)
+    schema |= {"minimum": low, "maximum": high}
 
 
 def _bound_float(schema: Schema, bounds: dict[str, float], *, finite: bool) -> None:
@@ -162,7 +139,7 @@ def _bool(schema: Schema, rules: Any, _field: FieldDescriptor) -> None:
 
 
 def _enum(schema: Schema, rules: Any, field: FieldDescriptor) -> None:
-    values = value_of(field).enum_type.values  # type: ignore[union-attr]  # the rules say so
+    values = value_of(field).enum_type.values  # type: ignore[union-attr]  # it has rules of an enum
     wanted = {rules.const} if rules.HasField("const") else set(getattr(rules, "in"))
     names = [
         value.name
@@ -189,7 +166,7 @@ def _map(schema: Schema, rules: Any, field: FieldDescriptor) -> None:
 
 
 def _bytes(schema: Schema, rules: Any, _field: FieldDescriptor) -> None:
-    """Three bytes are four characters; padding may be left out."""
+    """Set the lengths of the base64 text: three bytes are four characters, padding is optional."""
     longest = rules.len if rules.HasField("len") else rules.max_len
     if rules.HasField("len") or rules.HasField("max_len"):
         schema["maxLength"] = -(-longest // 3) * 4
@@ -198,8 +175,8 @@ def _bytes(schema: Schema, rules: Any, _field: FieldDescriptor) -> None:
         schema["minLength"] = -(-shortest * 4 // 3)
 
 
-def _unsaid(_schema: Schema, _rules: Any, _field: FieldDescriptor) -> None:
-    """Rules of times, masks and Any, for which JSON Schema has no words."""
+def _inexpressible(_schema: Schema, _rules: Any, _field: FieldDescriptor) -> None:
+    """Leave out the rules of times, masks and Any, which JSON Schema cannot express."""
 
 
 _BY_KIND: Final[dict[str, Callable[[Schema, Any, FieldDescriptor], None]]] = {
@@ -209,15 +186,15 @@ _BY_KIND: Final[dict[str, Callable[[Schema, Any, FieldDescriptor], None]]] = {
     "repeated": _repeated,
     "map": _map,
     "bytes": _bytes,
-    "any": _unsaid,
-    "duration": _unsaid,
-    "timestamp": _unsaid,
-    "field_mask": _unsaid,
+    "any": _inexpressible,
+    "duration": _inexpressible,
+    "timestamp": _inexpressible,
+    "field_mask": _inexpressible,
 }
 
 
 def _refuse_zero(schema: Schema, field: FieldDescriptor) -> None:
-    """`required` of a field without presence: any value but the one that it has unset."""
+    """Exclude the zero value: `required` of a field without presence."""
     if field.has_presence:
         return
     kind = schema.get("type")
@@ -237,7 +214,7 @@ def _refuse_zero(schema: Schema, field: FieldDescriptor) -> None:
 
 
 def _or_zero(schema: Schema, field: FieldDescriptor) -> Schema:
-    """Rules that the zero value need not keep."""
+    """Return a schema that also takes the zero value, to which the rules do not apply."""
     zero: Any = {"array": [], "object": {}, "boolean": False}.get(str(schema.get("type")), 0)
     if field.enum_type and not field.is_repeated:
         zero = field.enum_type.values_by_number[0].name
@@ -252,5 +229,5 @@ def _or_zero(schema: Schema, field: FieldDescriptor) -> Schema:
 
 
 def _loose(python: Schema) -> Schema:
-    """The type alone; protovalidate decides the rest."""
+    """Return only the type; protovalidate checks the rest."""
     return {key: python[key] for key in ("type", "customTypePath", "items") if key in python}

@@ -1,6 +1,6 @@
-"""JSON Schema of single values in proto3 JSON (https://protobuf.dev/programming-guides/json).
+"""JSON Schemas of single values in proto3 JSON (https://protobuf.dev/programming-guides/json).
 
-`x-python` holds what datamodel-code-generator is told instead: the types of rest_types.py.
+A schema's `x-python` replaces it for datamodel-code-generator: the types of rest_types.py.
 """
 
 from copy import deepcopy
@@ -8,17 +8,27 @@ from typing import Any, Final
 
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 
-from tools.contracts.generate.regular_expressions import integers
-
-__all__ = ["COMPONENTS", "Schema", "answered", "enum_values", "known_value", "scalar", "take_apart"]
+__all__ = [
+    "COMPONENTS",
+    "INTEGER",
+    "Schema",
+    "enum_values",
+    "known_value",
+    "response_schema",
+    "scalar",
+    "select_variant",
+    "wide_integer",
+]
 
 Schema = dict[str, Any]
 
 _F = FieldDescriptor
-_TYPES: Final = "postbus.rest_types"
+_TYPES: Final = "postbus_runtime.rest_types"
 _FLOAT_MAX: Final = 3.4028234663852886e38
 _BASE64: Final = "[A-Za-z0-9+/_-]"
 _NOT_FINITE: Final = ["NaN", "Infinity", "-Infinity"]
+INTEGER: Final = "^-?[0-9]+$"
+"""Pattern of an integer in a JSON string; JSON Schema cannot bound its value."""
 _FIELD: Final = r"[a-z][A-Za-z0-9]*(?:\.[a-z][A-Za-z0-9]*)*"
 
 
@@ -36,12 +46,14 @@ def _int32(name: str, low: int, high: int) -> Schema:
     }
 
 
-def _int64(name: str, low: int, high: int) -> Schema:
+def wide_integer(name: str, low: int, high: int) -> Schema:
+    """Return the schema of a 64-bit integer: a string or a number from `low` to `high`."""
     return {
         "type": ["string", "integer"],
         "format": name,
-        "description": "64 bits: a string in answers, since JavaScript's numbers hold 53.",
-        "pattern": integers(low, high),
+        "description": f"An integer from {low} to {high}, as a string or a number. Responses have"
+        " a string, because JavaScript's numbers hold 53 bits.",
+        "pattern": INTEGER,
         "minimum": low,
         "maximum": high,
     }
@@ -57,10 +69,10 @@ def _float(name: str, bounds: Schema) -> Schema:
 _INT32: Final = _int32("int32", -(2**31), 2**31 - 1)
 _UINT32: Final = _int32("uint32", 0, 2**32 - 1)
 COMPONENTS: Final = {
-    "Int64": _int64("int64", -(2**63), 2**63 - 1),
-    "Uint64": _int64("uint64", 0, 2**64 - 1),
+    "Int64": wide_integer("int64", -(2**63), 2**63 - 1),
+    "Uint64": wide_integer("uint64", 0, 2**64 - 1),
 }
-"""Values that many fields share, by the name of their component."""
+"""Schemas that many fields share, by the name of their component."""
 
 
 def _reference(name: str) -> Schema:
@@ -130,46 +142,48 @@ _KNOWN: Final[dict[str, Schema]] = {
 
 
 def scalar(field: FieldDescriptor) -> Schema:
-    """Return the schema of a number, text, boolean or bytes that a client sends."""
+    """Return the schema of a number, string, boolean or bytes in a request."""
     return deepcopy(_SCALARS[field.type])
 
 
 def known_value(name: str) -> Schema | None:
-    """Return the schema of a message of google.protobuf with a JSON form of its own."""
+    """Return the schema of a google.protobuf message with a JSON form of its own, else None."""
     found = _KNOWN.get(name.removeprefix("google.protobuf."))
     return None if found is None else deepcopy(found)
 
 
 def enum_values(enum: EnumDescriptor) -> Schema:
-    """Return the schema of a member, by its name."""
+    """Return the schema of an enum: the names of its values."""
     if enum.full_name == "google.protobuf.NullValue":
         return {"type": "null"}
     names = [value.name for value in enum.values]
     return {"type": "string", "enum": names, "x-python": {"type": "string", "enum": names}}
 
 
-_ANSWERED: Final[dict[str, Schema]] = {
+_RESPONSES: Final[dict[str, Schema]] = {
     "Int64": {"type": "string", "format": "int64"},
     "Uint64": {"type": "string", "format": "uint64"},
 }
 
 
-def take_apart(schema: Any, *, python: bool) -> Any:
-    """Return what datamodel-code-generator (`python`) or everyone else gets of a schema."""
+def select_variant(schema: Any, *, python: bool) -> Any:
+    """Return a schema for datamodel-code-generator (`python`) or for the documents."""
     if isinstance(schema, list):
-        return [take_apart(each, python=python) for each in schema]
+        return [select_variant(each, python=python) for each in schema]
     if not isinstance(schema, dict):
         return schema
     if python and "x-python" in schema:
         described = {key: schema[key] for key in ("description",) if key in schema}
-        return take_apart(schema["x-python"], python=True) | described
+        return select_variant(schema["x-python"], python=True) | described
     return {
-        key: take_apart(value, python=python) for key, value in schema.items() if key != "x-python"
+        key: select_variant(value, python=python)
+        for key, value in schema.items()
+        if key != "x-python"
     }
 
 
-def answered(schema: Schema) -> Schema:
-    """Return the schema of a value as the system writes it: in its canonical form."""
+def response_schema(schema: Schema) -> Schema:
+    """Return the schema of a value in a response, which has the canonical form."""
     if "$ref" in schema:
-        return dict(_ANSWERED[schema["$ref"].rpartition("/")[2]])
+        return dict(_RESPONSES[schema["$ref"].rpartition("/")[2]])
     return {key: value for key, value in schema.items() if key not in {"pattern"}}

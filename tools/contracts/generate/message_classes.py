@@ -1,7 +1,7 @@
-"""gen/postbus/**/__init__.py: betterproto's classes, with quicker constructors, access and stubs.
+"""gen/postbus/**/__init__.py: betterproto's classes with faster constructors, access and stubs.
 
-The constructor that betterproto inherits from dataclasses walks all fields twice, several times
-slower; its access looks for the field's oneof each time, which only a field that is unset needs.
+The constructor that betterproto inherits from dataclasses iterates over all fields twice, and is
+several times slower.
 """
 
 import ast
@@ -11,19 +11,9 @@ from dataclasses import dataclass
 __all__ = ["with_constructors", "with_stubs"]
 
 _STUB = "(betterproto.ServiceStub)"
-_IMPORT = """\
-from betterproto import PLACEHOLDER
-
-_set_attribute = object.__setattr__
-_get_attribute = object.__getattribute__
-
-
-def _get_set_attribute(message, name):
-    value = _get_attribute(message, name)
-    if value is PLACEHOLDER:
-        return betterproto.Message.__getattribute__(message, name)
-    return value
-"""
+_IMPORT = (
+    "from postbus_runtime.message_access import PLACEHOLDER, get_set_attribute, set_attribute\n"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +25,7 @@ class _Field:
 
 
 def with_constructors(source: str) -> str:
-    """Return betterproto's module `source` with the constructors written out."""
+    """Return betterproto's module `source` with explicit constructors."""
     lines = source.splitlines(keepends=True)
     module = ast.parse(source)
     found = [(node, list(_fields(node))) for node in module.body if isinstance(node, ast.ClassDef)]
@@ -48,11 +38,11 @@ def with_constructors(source: str) -> str:
     return "".join(lines)
 
 
-def with_stubs(source: str, root: str) -> str:
-    """Return betterproto's module `source` with the stubs of the package `root`."""
+def with_stubs(source: str) -> str:
+    """Return betterproto's module `source` with the base class of stubs from the runtime."""
     if _STUB not in source:
         return source
-    imports = f"import betterproto\nfrom {root}.stubs import ServiceStub\n"
+    imports = "import betterproto\nfrom postbus_runtime.stubs import ServiceStub\n"
     return source.replace(_STUB, "(ServiceStub)").replace("import betterproto\n", imports, 1)
 
 
@@ -73,7 +63,7 @@ def _fields(message: ast.ClassDef) -> Iterator[_Field]:
 
 
 def _is_custom(message: ast.ClassDef, fields: list[_Field]) -> bool:
-    """Whether betterproto's own constructor must stay: it warns of what is deprecated."""
+    """Return whether betterproto's own constructor must stay: it warns of deprecated fields."""
     methods = any(isinstance(statement, ast.FunctionDef) for statement in message.body)
     return methods or any(field.name == "self" for field in fields)
 
@@ -83,16 +73,16 @@ def _constructor(fields: list[_Field]) -> str:
         f"        {field.name}: {field.annotation} = {_default(field)},\n" for field in fields
     )
     values = "".join(f'            "{field.name}": {field.name},\n' for field in fields)
-    given = " or ".join(_is_given(field) for field in fields)
+    present = " or ".join(_is_present(field) for field in fields)
     groups = ", ".join(f'"{group}": {_current(group, fields)}' for group in _groups(fields))
     return (
         f"    def __init__(\n        self,\n{parameters}    ) -> None:\n"
-        f'        _set_attribute(self, "__dict__", {{\n{values}'
-        f'            "_serialized_on_wire": {given},\n'
+        f'        set_attribute(self, "__dict__", {{\n{values}'
+        f'            "_serialized_on_wire": {present},\n'
         '            "_unknown_fields": b"",\n'
         f'            "_group_current": {{{groups}}},\n'
         "        })\n\n"
-        "    __getattribute__ = _get_set_attribute\n"
+        "    __getattribute__ = get_set_attribute\n"
     )
 
 
@@ -100,9 +90,9 @@ def _default(field: _Field) -> str:
     return "None" if field.optional else "PLACEHOLDER"
 
 
-def _is_given(field: _Field) -> str:
-    given = f"{field.name} is not PLACEHOLDER"
-    return f"({given} and {field.name} is not None)" if field.optional else given
+def _is_present(field: _Field) -> str:
+    present = f"{field.name} is not PLACEHOLDER"
+    return f"({present} and {field.name} is not None)" if field.optional else present
 
 
 def _groups(fields: list[_Field]) -> list[str]:
@@ -110,7 +100,7 @@ def _groups(fields: list[_Field]) -> list[str]:
 
 
 def _current(group: str, fields: list[_Field]) -> str:
-    """Of the members that are given the last is set, as betterproto has it."""
+    """Return the expression for the set member of a oneof: the last argument, as in betterproto."""
     members = [field.name for field in fields if field.group == group]
     return " else ".join(
         [*(f'"{name}" if {name} is not PLACEHOLDER' for name in reversed(members)), "None"]

@@ -1,4 +1,4 @@
-"""gen/postbus/openapi.json: the REST interface, OpenAPI 3.1."""
+"""gen/postbus/openapi.json: the REST API as an OpenAPI 3.1 document."""
 
 import re
 from collections.abc import Iterator
@@ -6,98 +6,54 @@ from typing import Any, Final
 
 from google.protobuf.descriptor import MethodDescriptor
 
-from tools.contracts.generate.descriptors import Contracts, GeneratorError
-from tools.contracts.generate.http_rules import Binding, bindings, json_path
-from tools.contracts.generate.json_values import take_apart
-from tools.contracts.generate.locations import location
-from tools.contracts.generate.options import from_headers
-from tools.contracts.generate.rest_headers import RestHeaders
-from tools.contracts.generate.rest_responses import HEADERS, RESPONSES
+from postbus_runtime.contract import ContractError
+from postbus_runtime.http_rules import Binding, bindings, json_path
+from postbus_runtime.locations import location
+from postbus_runtime.options import Access
+from tools.contracts.generate.descriptors import Contracts
+from tools.contracts.generate.json_values import select_variant
+from tools.contracts.generate.rest_headers import RestHeaders, header_fields
+from tools.contracts.generate.rest_responses import (
+    HEADERS,
+    PROBLEM,
+    PROBLEM_REFERENCE,
+    RESPONSES,
+)
 from tools.contracts.generate.schemas import Schema, Schemas
 
 __all__ = ["MAX_BODY_BYTES", "openapi"]
 
 MAX_BODY_BYTES: Final = 2 << 20
 """Default of the gateway's setting."""
-_ACCESS_USER: Final = 2
-_ACCESS_INTERNAL: Final = 3
 _DERIVED: Final = frozenset({"update_mask"})
-"""Fields that the gateway fills in for a PATCH."""
-_PROBLEM: Final[Schema] = {
-    "type": "object",
-    "description": "Why a request failed (RFC 9457).",
-    "properties": {
-        "type": {"type": "string"},
-        "title": {"type": "string", "description": "The reason, for people."},
-        "status": {"type": "integer", "description": "The HTTP status."},
-        "detail": {"type": "string", "description": "What is wrong. May change; never parse it."},
-        "code": {"type": "string", "description": "Canonical code, such as `NOT_FOUND`."},
-        "reason": {"type": "string", "description": "Stable cause, such as `USERNAME_TAKEN`."},
-        "outcome": {
-            "enum": ["NO_EFFECT", "UNKNOWN"],
-            "description": "Whether the change may have happened although the request failed.",
-        },
-        "violations": {
-            "type": "array",
-            "description": "The rules that the request breaks, at most 20.",
-            "maxItems": 20,
-            "items": {
-                "type": "object",
-                "properties": {
-                    "field": {"type": "string", "description": "Its path, such as `tags[2]`."},
-                    "rule": {"type": "string", "description": "Stable, such as `string.min_len`."},
-                    "message": {"type": "string", "description": "What is wrong, for people."},
-                },
-                "required": ["field", "rule", "message"],
-            },
-        },
-        "moreViolations": {
-            "type": "boolean",
-            "description": "Whether there are, or may be, more violations.",
-        },
-        "traceId": {"type": "string", "description": "Finds the failure in logs."},
-    },
-    "required": [
-        "type",
-        "title",
-        "status",
-        "detail",
-        "code",
-        "reason",
-        "outcome",
-        "violations",
-        "moreViolations",
-        "traceId",
-    ],
-}
-_REFERENCE: Final = {"$ref": "#/components/schemas/Problem"}
+"""Fields that the gateway sets for a PATCH."""
 _INFO: Final = """\
-JSON is [ProtoJSON](https://protobuf.dev/programming-guides/json). Answers, and the schemas here,
+JSON is [ProtoJSON](https://protobuf.dev/programming-guides/json). Responses, and the schemas here,
 have its canonical form. Requests may also have: `null` for a member that is not set; the names of
-the `.proto` (`page_size`) beside those shown; the numbers of enums, known or not; numbers as
-strings and whole numbers as `5.0` or `1e2`; base64 of both alphabets, with or without padding.
-Refused are members twice, in one spelling or in both, and unknown members. What an answer holds can
-be sent back in a change: members that are read-only are ignored. A body has at most
-{max_body_bytes} bytes, 100 levels and 20,000 values; a list without another limit has at most 1,000
-items, and an object of any names as many members.
+the `.proto` (`page_size`) in place of the names shown; the numbers of enum values, known or not;
+numbers as strings, and integers as `5.0` or `1e2`; base64 in both alphabets, with or without
+padding. Unknown members are refused, and so are members that appear twice, under one name or under
+both. A response can be sent back in a change: read-only members are ignored. A body has at most
+{max_body_bytes} bytes, 100 levels and 20,000 values. Unless stated otherwise, a list has at most
+1,000 items, and a map as many members.
 
-Every failure is a problem (RFC 9457) with a code and a stable reason. Any request may say in the
-header `Request-Timeout` how many seconds to wait for the answer, from 0.001 to 30, and carry a
-`traceparent` (W3C Trace Context). What is read has an ETag: it comes again only if it has changed
-(`If-None-Match`), and where it has a version, a change can be bound to that (`If-Match`). The body
-of a request is JSON without a content coding; methods that describe no body refuse one. Escapes of
-a URL are UTF-8, and a query has at most 200 parameters. OPTIONS answers with the verbs of a path;
-web pages of other origins need the operator's consent (CORS). Events,
-and the same methods over a WebSocket, are described in `/asyncapi.json`; the contracts themselves
-are at `/contracts`.""".replace("{max_body_bytes}", f"{MAX_BODY_BYTES:,}")
+Every error is a problem (RFC 9457) with a code and a stable reason. The request header
+`Request-Timeout` sets the time to wait for the response, from 0.001 to 30 seconds; `traceparent`
+(W3C Trace Context) is propagated. Responses to reads have an ETag: with `If-None-Match` they are
+sent again only if they have changed, and with `If-Match` a change applies only to the given version
+of a resource. The body of a request is JSON without a content coding; methods without a described
+body refuse one. Percent-encoding in a URL is UTF-8, and a query has at most 200 parameters. OPTIONS
+returns the verbs of a path; web pages of other origins need a setting of the operator (CORS).
+Events, and the same methods over a WebSocket, are described in `/asyncapi.json`; the contracts are
+at `/contracts`.""".replace("{max_body_bytes}", f"{MAX_BODY_BYTES:,}")
 
 
 def openapi(contracts: Contracts) -> dict[str, Any]:
-    """Return the document: what outsiders may call."""
-    schemas = Schemas(contracts, from_headers(contracts))
+    """Return the document: every method that clients may call."""
+    schemas = Schemas(contracts, header_fields(contracts))
     rules = bindings(contracts)
     methods = [method for method in contracts.methods if rules[method.full_name]]
-    public = [method for method in methods if _access(contracts, method) != _ACCESS_INTERNAL]
+    public = [method for method in methods if _access(contracts, method) is not Access.INTERNAL]
     paths: dict[str, dict[str, Any]] = {}
     read = {
         each.path for method in public for each in rules[method.full_name] if each.verb == "GET"
@@ -113,7 +69,7 @@ def openapi(contracts: Contracts) -> dict[str, Any]:
             )
             operation = _Operation(contracts, schemas, method, binding, headers).document(index)
             paths.setdefault(binding.path, {})[binding.verb.lower()] = operation
-    components = {"Problem": _PROBLEM} | dict(sorted(schemas.components.items()))
+    components = {"Problem": PROBLEM} | dict(sorted(schemas.components.items()))
     services = {method.containing_service.full_name: method.containing_service for method in public}
     document = {
         "openapi": "3.1.0",
@@ -137,12 +93,12 @@ def openapi(contracts: Contracts) -> dict[str, Any]:
             },
         },
     }
-    readable: dict[str, Any] = take_apart(document, python=False)
+    readable: dict[str, Any] = select_variant(document, python=False)
     return readable
 
 
-def _access(contracts: Contracts, method: MethodDescriptor) -> int:
-    return int(contracts.option(method, "postbus.options.v1.method").access)
+def _access(contracts: Contracts, method: MethodDescriptor) -> Access | None:
+    return contracts.method_options[method.full_name].access
 
 
 class _Operation:
@@ -163,7 +119,7 @@ class _Operation:
         self._headers = headers
 
     def document(self, index: int) -> dict[str, Any]:
-        """Return the operation; `index` tells the bindings of a method apart."""
+        """Return the operation; `index` is the number of the binding, for a unique operationId."""
         method = self._method
         summary, _, description = self._contracts.comment(method.full_name).partition("\n\n")
         operation: dict[str, Any] = {
@@ -176,13 +132,13 @@ class _Operation:
         if self._binding.body:
             operation["requestBody"] = self._request_body()
         operation["responses"] = self._responses()
-        for_users = _access(self._contracts, method) == _ACCESS_USER
+        for_users = _access(self._contracts, method) is Access.USER
         return operation | {"security": [{"bearer": []}] if for_users else [{}, {"bearer": []}]}
 
     def _path(self) -> Iterator[Schema]:
         for path, parts in self._binding.variables:
             names = re.findall(r"\{([^}]+)\}", parts)
-            whole = self._schemas.field(path[-1], asked=True, required=True)
+            whole = self._schemas.field(path[-1], request=True, required=True)
             description = whole.pop("description", "")
             for name in names:
                 schema = whole if parts == f"{{{name}}}" else {"type": "string"}
@@ -197,7 +153,7 @@ class _Operation:
     def _query(self) -> Iterator[Schema]:
         for path in self._binding.query:
             required = self._schemas.required(path[-1]) and len(path) == 1
-            schema = self._schemas.field(path[-1], asked=True, required=True)
+            schema = self._schemas.field(path[-1], request=True, required=True)
             yield {
                 "name": json_path(path),
                 "in": "query",
@@ -207,50 +163,49 @@ class _Operation:
             }
 
     def _request_body(self) -> Schema:
-        """An absent body is `{}`, so it may be left out unless that lacks a required member."""
+        """Return the body, which is optional if `{}` has all required members."""
         schema = self._body()
         kinds = ["application/json"]
         if self._binding.verb == "PATCH":
             kinds.append("application/merge-patch+json")  # RFC 7396
         content = {kind: {"schema": schema} for kind in kinds}
-        return {"required": not self._takes_nothing(schema), "content": content}
+        return {"required": not self._accepts_empty(schema), "content": content}
 
-    def _takes_nothing(self, schema: Schema) -> bool:
+    def _accepts_empty(self, schema: Schema) -> bool:
         name = schema.get("$ref", "").rpartition("/")[2]
         resolved = self._schemas.components.get(name, schema)
-        demands = {"required", "allOf", "anyOf", "oneOf"}
-        return resolved.get("type") == "object" and demands.isdisjoint(resolved)
+        required = {"required", "allOf", "anyOf", "oneOf"}
+        return resolved.get("type") == "object" and required.isdisjoint(resolved)
 
     def _body(self) -> Schema:
         request, binding = self._method.input_type, self._binding
         if binding.body != "*":
             field = next(each for each in request.fields if each.json_name == binding.body)
-            return self._schemas.field(field, asked=True, required=True)
+            return self._schemas.field(field, request=True, required=True)
         derived = _DERIVED if binding.verb == "PATCH" else frozenset()
         in_path = frozenset(path[0].name for path, _ in binding.variables)
         for path, _ in binding.variables:
             if len(path) > 1:
-                raise GeneratorError(
-                    self._method, f'{json_path(path)} is in the path: name the body, not "*"'
+                raise ContractError(
+                    self._method, f'{json_path(path)} is in the path: name the body field, not "*"'
                 )
-        schema = self._schemas.message(request, asked=True, without=in_path | derived)
+        schema = self._schemas.message(request, request=True, without=in_path | derived)
         schema["properties"] |= self._read_only(set(schema["properties"]))
         return schema
 
     def _read_only(self, writable: set[str]) -> dict[str, Schema]:
-        """Return the members of the resource that a change takes and ignores (AIP-203)."""
-        answer = self._binding.answer
-        if self._binding.verb != "PATCH" or answer is None:
+        """Return the read-only members of the resource, which a change ignores (AIP-203)."""
+        resource = self._binding.response_field
+        if self._binding.verb != "PATCH" or resource is None or resource.message_type is None:
             return {}
-        shown = answer.message_type.fields if answer.message_type else ()
         return {
-            field.json_name: self._schemas.field(field, asked=False) | {"readOnly": True}
-            for field in shown
+            field.json_name: self._schemas.field(field, request=False) | {"readOnly": True}
+            for field in resource.message_type.fields
             if field.json_name not in writable and self._contracts.is_output_only(field)
         }
 
     def _responses(self) -> dict[str, Any]:
-        empty = self._binding.answer is None and not self._method.output_type.fields
+        empty = self._binding.response_field is None and not self._method.output_type.fields
         done = {"description": "Done."} if empty else self._done()
         return {
             "204" if empty else str(self._binding.status): done | self._headers.of_success(),
@@ -258,14 +213,14 @@ class _Operation:
         }
 
     def _done(self) -> Schema:
-        answer = self._binding.answer
+        field = self._binding.response_field
         schema = (
             self._schemas.reference(self._method.output_type)
-            if answer is None
-            else self._schemas.field(answer, asked=False)
+            if field is None
+            else self._schemas.field(field, request=False)
         )
         if self._method.server_streaming:
-            lines = {"type": "object", "properties": {"result": schema, "error": _REFERENCE}}
+            lines = {"type": "object", "properties": {"result": schema, "error": PROBLEM_REFERENCE}}
             content = {"application/x-ndjson": {"schema": lines}}
-            return {"description": "A line for each message, as it comes.", "content": content}
+            return {"description": "One line for each message, sent at once.", "content": content}
         return {"description": "Done.", "content": {"application/json": {"schema": schema}}}

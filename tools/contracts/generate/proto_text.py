@@ -1,7 +1,7 @@
 """Print a file descriptor as .proto text.
 
-`buf/validate/validate.proto` comes in the protovalidate package only as a descriptor; clients and
-buf need text. Comments are not in a descriptor, so they are lost.
+The protovalidate package has `buf/validate/validate.proto` only as a descriptor; clients and buf
+need text. The descriptor has no comments, so the text has none either.
 """
 
 from collections.abc import Iterator
@@ -67,15 +67,15 @@ def _message(message: DescriptorProto, proto2: bool) -> Iterator[str]:
 
 
 def _fields(message: DescriptorProto, proto2: bool) -> Iterator[str]:
-    """Fields in their order; a oneof stands where its first member does."""
+    """Yield the fields in their order, and each oneof at the place of its first member."""
     entries = {nested.name: nested for nested in message.nested_type if nested.options.map_entry}
-    begun: set[int] = set()
+    printed: set[int] = set()
     for field in message.field:
         if not _in_oneof(field):
             entry = entries.get(field.type_name.rpartition(".")[2])
             yield f"  {_field(field, proto2, entry=entry)}"
-        elif field.oneof_index not in begun:
-            begun.add(field.oneof_index)
+        elif field.oneof_index not in printed:
+            printed.add(field.oneof_index)
             yield from _oneof(message, field.oneof_index, proto2)
 
 
@@ -130,7 +130,7 @@ def _enum(enum: EnumDescriptorProto) -> Iterator[str]:
         suffix = f" [{', '.join(options)}]" if options else ""
         yield f"  {value.name} = {value.number}{suffix};"
     yield from (f'  reserved "{name}";' for name in enum.reserved_name)
-    for span in enum.reserved_range:  # whose end, unlike a message's, is included
+    for span in enum.reserved_range:  # inclusive, unlike the end of a message's range
         yield f"  reserved {span.start} to {span.end};"
     yield "}"
 

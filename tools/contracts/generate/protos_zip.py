@@ -1,4 +1,4 @@
-"""The contracts as sources for any protoc: ours, with comments, and all that they import."""
+"""The contracts as sources for any protoc: our files with comments, and their imports."""
 
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
@@ -13,16 +13,18 @@ _REGULAR_FILE = 0o100644 << 16
 
 
 def protos_zip(names: Iterable[str], project: Path) -> bytes:
-    """Return an archive of these files of a project, the same for the same contents."""
+    """Return a reproducible archive of these files of a project."""
     roots: Sequence[Traversable] = (
         project / "proto",
         project / ".dev/third_party",
         files("grpc_tools").joinpath("_proto"),  # google/protobuf
     )
     target = BytesIO()
-    with ZipFile(target, "w", ZIP_STORED) as archive:  # what deflate makes depends on its version
+    with ZipFile(
+        target, "w", ZIP_STORED
+    ) as archive:  # the output of deflate depends on the version of zlib
         for name in sorted(names):
-            entry = ZipInfo(name)  # dated 1980
+            entry = ZipInfo(name)  # with a fixed date in 1980
             entry.create_system = 3
             entry.external_attr = _REGULAR_FILE
             archive.writestr(entry, _source(name, roots))

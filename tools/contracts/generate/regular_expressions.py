@@ -1,72 +1,41 @@
-"""Regular expressions for what JSON Schema's keywords can't say of a string."""
+"""Regular expressions in documents: RE2 in the contract, ECMA-262 in JSON Schema."""
 
 import re
-from collections.abc import Iterator
 from typing import Final
 
-__all__ = ["escaped", "integers", "is_portable"]
+__all__ = ["FORMATS", "WELL_KNOWN", "escaped", "is_portable"]
 
 _NOT_PORTABLE: Final = re.compile(r"\(\?[^:]|\\[AzQECpP]|\[\[:")
-"""What RE2, which buf.validate speaks, has and ECMA-262 has not: flags, anchors, classes."""
+"""Syntax of RE2 (used by buf.validate) that ECMA-262 lacks: flags, anchors, classes."""
+_LABEL: Final = "[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
+_HEX: Final = "[0-9a-fA-F]"
+_NAME: Final = r"[A-Za-z_][A-Za-z_0-9]*(?:\.[A-Za-z_][A-Za-z_0-9]*)*"
+WELL_KNOWN: Final = {
+    # the pattern of the HTML standard, as in buf.validate
+    "email": f"^[a-zA-Z0-9.!#$%&'*+/=?^_`{{|}}~-]+@{_LABEL}(?:\\.{_LABEL})*$",
+    "uuid": f"^{_HEX}{{8}}-(?:{_HEX}{{4}}-){{3}}{_HEX}{{12}}$",
+    "tuuid": f"^{_HEX}{{32}}$",
+    "ulid": "^[0-7][0-9A-HJKMNP-TV-Za-hjkmnp-tv-z]{25}$",
+    "protobuf_fqn": f"^{_NAME}$",
+    "protobuf_dot_fqn": f"^\\.{_NAME}$",
+}
+"""Patterns of the well-known string rules of buf.validate."""
+FORMATS: Final = {  # not email: the format of JSON Schema is narrower
+    "uuid": "uuid",
+    "hostname": "hostname",
+    "ipv4": "ipv4",
+    "ipv6": "ipv6",
+    "uri": "uri",
+    "uri_ref": "uri-reference",
+}
+"""Formats of JSON Schema for the well-known string rules of buf.validate."""
 
 
 def is_portable(pattern: str) -> bool:
-    """Whether a pattern of RE2 means the same to JSON Schema (ECMA-262)."""
+    """Return whether a pattern of RE2 means the same in JSON Schema (ECMA-262)."""
     return not _NOT_PORTABLE.search(pattern)
 
 
 def escaped(pattern: str) -> str:
-    """Return a pattern whose invisible and other non-ASCII characters are escapes of ECMA-262."""
+    """Return a pattern with escapes of ECMA-262 for its non-ASCII characters."""
     return "".join(c if c.isascii() or ord(c) > 0xFFFF else f"\\u{ord(c):04x}" for c in pattern)
-
-
-def integers(low: int, high: int) -> str:
-    """Return a pattern of the integers from `low` to `high`, in decimal without leading zeros."""
-    parts: list[str] = []
-    if low < 0:
-        parts += [f"-(?:{'|'.join(_naturals(max(-high, 1), -low))})"]
-    if high >= 0:
-        parts += _naturals(max(low, 0), high)
-    return f"^(?:{'|'.join(parts)})$"
-
-
-def _naturals(low: int, high: int) -> Iterator[str]:
-    """Zero, the numbers of digits of which all are in, and the rest by their digits."""
-    if low == 0:
-        yield "0"
-        low = 1
-    lengths = range(len(str(low)), len(str(high)) + 1 if high else 0)
-    whole = [n for n in lengths if low <= 10 ** (n - 1) and 10**n - 1 <= high]
-    for digits in (n for n in lengths if n not in whole):
-        first, last = max(low, 10 ** (digits - 1)), min(high, 10**digits - 1)
-        yield from _same_length(str(first), str(last))
-    if whole:
-        yield f"[1-9][0-9]{{{whole[0] - 1},{whole[-1] - 1}}}"
-
-
-def _same_length(low: str, high: str) -> Iterator[str]:
-    if not low:
-        yield ""
-    elif set(low) == {"0"} and set(high) == {"9"}:
-        yield _digits(len(low))
-    elif low[0] == high[0]:
-        yield from (low[0] + rest for rest in _same_length(low[1:], high[1:]))
-    else:
-        yield from _unequal(low, high)
-
-
-def _unequal(low: str, high: str) -> Iterator[str]:
-    first, last, rest = int(low[0]), int(high[0]), len(low) - 1
-    if set(low[1:]) - {"0"}:
-        yield from (low[0] + each for each in _same_length(low[1:], "9" * rest))
-        first += 1
-    above = bool(set(high[1:]) - {"9"})
-    last -= above
-    if first <= last:
-        yield (f"[{first}-{last}]" if first < last else str(first)) + _digits(rest)
-    if above:
-        yield from (high[0] + each for each in _same_length("0" * rest, high[1:]))
-
-
-def _digits(count: int) -> str:
-    return "" if count == 0 else "[0-9]" if count == 1 else f"[0-9]{{{count}}}"

@@ -1,26 +1,75 @@
-"""Failures of REST in the OpenAPI document: the statuses that several operations share."""
+"""REST errors in the OpenAPI document: the responses that several operations share."""
 
 from typing import Any, Final
 
 from tools.contracts.generate.json_values import Schema
 
-__all__ = ["HEADERS", "RESPONSES", "failures"]
+__all__ = ["HEADERS", "PROBLEM", "PROBLEM_REFERENCE", "RESPONSES", "failures"]
 
-_PROBLEM: Final = {
-    "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}},
+PROBLEM: Final[Schema] = {
+    "type": "object",
+    "description": "Why a request failed (RFC 9457).",
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string", "description": "The reason, as text."},
+        "status": {"type": "integer", "description": "The HTTP status."},
+        "detail": {
+            "type": "string",
+            "description": "The error as text. May change: do not parse it.",
+        },
+        "code": {"type": "string", "description": "Canonical code, such as `NOT_FOUND`."},
+        "reason": {"type": "string", "description": "Stable cause, such as `USERNAME_TAKEN`."},
+        "outcome": {
+            "enum": ["NO_EFFECT", "UNKNOWN"],
+            "description": "Whether the failed request may have had an effect.",
+        },
+        "violations": {
+            "type": "array",
+            "description": "The rules that the request breaks, at most 20.",
+            "maxItems": 20,
+            "items": {
+                "type": "object",
+                "properties": {
+                    "field": {"type": "string", "description": "Its path, such as `tags[2]`."},
+                    "rule": {"type": "string", "description": "Stable, such as `string.min_len`."},
+                    "message": {"type": "string", "description": "The error as text."},
+                },
+                "required": ["field", "rule", "message"],
+            },
+        },
+        "moreViolations": {
+            "type": "boolean",
+            "description": "Whether there may be more violations.",
+        },
+        "traceId": {"type": "string", "description": "Identifies the request in logs."},
+    },
+    "required": [
+        "type",
+        "title",
+        "status",
+        "detail",
+        "code",
+        "reason",
+        "outcome",
+        "violations",
+        "moreViolations",
+        "traceId",
+    ],
 }
+PROBLEM_REFERENCE: Final = {"$ref": "#/components/schemas/Problem"}
+_CONTENT: Final = {"application/problem+json": {"schema": PROBLEM_REFERENCE}}
 HEADERS: Final[dict[str, Schema]] = {
     "TraceId": {
-        "description": "Finds the request in logs: 32 hex digits.",
+        "description": "Identifies the request in logs: 32 hex digits.",
         "schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
     },
     "RetryAfter": {
-        "description": "Seconds to wait before the next try.",
+        "description": "Seconds to wait before a retry.",
         "schema": {"type": "integer", "minimum": 1},
     },
     "RateLimit": {
-        "description": "What is left of the limit that is nearest to its end: `r` requests, and"
-        " `t` seconds until it is whole again (draft-ietf-httpapi-ratelimit-headers).",
+        "description": "The limit that is closest to exhaustion: `r` requests remain, and it is"
+        " reset in `t` seconds (draft-ietf-httpapi-ratelimit-headers).",
         "schema": {"type": "string"},
     },
     "RateLimitPolicy": {
@@ -53,52 +102,54 @@ def _response(description: str, *headers: str) -> Schema:
     return {
         "description": description,
         "headers": {name: {"$ref": f"#/components/headers/{key}"} for name, key in names.items()},
-        "content": _PROBLEM,
+        "content": _CONTENT,
     }
 
 
 RESPONSES: Final[dict[str, Schema]] = {
-    "Failure": _response("It failed.", "Retry-After"),
+    "Failure": _response("The request failed.", "Retry-After"),
     "Malformed": _response(
-        "The URL, a header or the body is malformed, or a body was sent where none is taken."
+        "The URL, a header or the body is malformed, or the method takes no body."
     ),
-    "Unauthenticated": _response("There is no valid access token.", "WWW-Authenticate"),
-    "NotAcceptable": _response("`Accept` excludes the media type of the answer."),
-    "BodyTooSlow": _response("The body has not come in time; the connection is closed."),
+    "Unauthenticated": _response("The access token is missing or invalid.", "WWW-Authenticate"),
+    "NotAcceptable": _response("`Accept` excludes the media type of the response."),
+    "BodyTooSlow": _response("The body did not arrive in time; the connection is closed."),
     "Repeated": _response(
-        "It conflicts with what is there. `OPERATION_RUNNING`: the request with this"
-        " `Idempotency-Key` is being served, ask again after `Retry-After`. `ALREADY_DONE`: it was"
-        " served before, and its answer, which holds secrets, was not kept.",
+        "The request conflicts with the current state. `OPERATION_RUNNING`: the operation with this"
+        " `Idempotency-Key` is still running; repeat the request after `Retry-After`."
+        " `ALREADY_DONE`: the operation was executed, and its response, which holds secrets, was"
+        " not stored.",
         "Retry-After",
     ),
     "BodyTooLarge": _response(
-        "The body is larger than the gateway takes: 2 MiB unless it is set otherwise."
+        "The body is larger than the limit of the gateway, by default 2 MiB."
     ),
     "UnsupportedMedia": _response(
-        "The body has another media type, or a content coding.",
+        "The media type or the content coding of the body is not supported.",
         "Accept",
         "Accept-Patch",
         "Accept-Encoding",
     ),
     "Invalid": _response(
-        "Fields break rules: `violations` names them. `OPERATION_ID_REUSED`: the `Idempotency-Key`"
-        " belongs to another request."
+        "Fields break rules: see `violations`. `OPERATION_ID_REUSED`: the `Idempotency-Key` was"
+        " used for a different request."
     ),
     "TooManyRequests": _response(
-        "Too many requests of this address or user, or the service is full.",
+        "Too many requests from this address or user, or the service is overloaded.",
         "Retry-After",
         "RateLimit",
         "RateLimit-Policy",
     ),
     "Unavailable": _response("A service or the message broker is unavailable.", "Retry-After"),
-    "TooLate": _response("There was no answer in time."),
+    "TooLate": _response("The deadline passed without a response."),
 }
 
 
 def failures(*, content: bool, body: bool, changes: bool) -> dict[str, Any]:
-    """Return the failures of an operation by status, as references to RESPONSES.
+    """Return the error responses of an operation by status, as references to RESPONSES.
 
-    `content`: its answer has a body. `body`: its request may have one. `changes`: it is not safe.
+    `content`: the response has a body. `body`: the request may have one. `changes`: the method is
+    not safe.
     """
     names = {
         "400": "Malformed",

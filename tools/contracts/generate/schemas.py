@@ -1,4 +1,4 @@
-"""JSON Schema (2020-12) of messages, by the rules of proto3 JSON and buf.validate."""
+"""JSON Schemas (2020-12) of messages, with the rules of proto3 JSON and buf.validate."""
 
 from collections.abc import Iterable
 from itertools import chain
@@ -8,18 +8,19 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescrip
 from google.protobuf.message_factory import GetMessageClass
 from protovalidate import Validator
 
-from tools.contracts.generate.descriptors import Contracts, GeneratorError
-from tools.contracts.generate.fields import choices, is_map, is_optional, message_of, value_of
+from postbus_runtime.contract import ContractError
+from postbus_runtime.fields import choices, is_map, is_optional, message_of, value_of
+from tools.contracts.generate.descriptors import Contracts
 from tools.contracts.generate.json_schema_rules import constrain
 from tools.contracts.generate.json_values import (
     COMPONENTS,
+    INTEGER,
     Schema,
-    answered,
     enum_values,
     known_value,
+    response_schema,
     scalar,
 )
-from tools.contracts.generate.regular_expressions import integers
 
 __all__ = ["Schema", "Schemas", "names_of", "reachable"]
 
@@ -27,7 +28,7 @@ _ANY: Final = "google.protobuf.Any"
 
 
 def reachable(messages: Iterable[Descriptor]) -> dict[str, Descriptor]:
-    """Return these messages and all that they hold, by full name."""
+    """Return the messages and the types of their fields, recursively, by full name."""
     found: dict[str, Descriptor] = {}
     waiting = list(messages)
     while waiting:
@@ -39,7 +40,7 @@ def reachable(messages: Iterable[Descriptor]) -> dict[str, Descriptor]:
 
 
 def names_of(contracts: Contracts) -> dict[str, str]:
-    """Return the names of messages in documents: short, with the package where two are alike."""
+    """Return the component name of each message: short, with the package if two are equal."""
     short = {
         message.full_name: message.full_name.removeprefix(f"{message.file.package}.").replace(
             ".", ""
@@ -59,78 +60,78 @@ def _package(full_name: str) -> str:
 
 
 class Schemas:
-    """Schemas of messages; those that are referred to gather in `components`.
+    """Schemas of messages; `components` collects the schemas that references name.
 
-    A message that is both asked and answered has two: what clients send is stricter. The fields
-    `unasked`, by full name, are in none that is asked.
+    A message that is part of requests and of responses has two: requests are stricter. The fields
+    `response_only`, by full name, are in no schema of a request.
     """
 
-    def __init__(self, contracts: Contracts, unasked: frozenset[str] = frozenset()) -> None:
+    def __init__(self, contracts: Contracts, response_only: frozenset[str] = frozenset()) -> None:
         self._contracts = contracts
-        self._unasked = unasked
+        self._response_only = response_only
         self._names = names_of(contracts)
-        self._answered = reachable(
+        self._in_responses = reachable(
             chain(
                 (method.output_type for method in contracts.methods),
-                (each for each in contracts.messages if contracts.is_event(each)),
+                (each for each in contracts.messages if each.full_name in contracts.event_options),
             )
         )
-        self._validator = Validator()  # it remembers messages by name: one for each contract
+        self._validator = Validator()  # it caches messages by name, which differ between contracts
         self.components: dict[str, Schema] = {}
 
-    def reference(self, message: Descriptor, *, asked: bool = False) -> Schema:
-        """Return a reference to the schema of a message, as the system answers it or is asked."""
+    def reference(self, message: Descriptor, *, request: bool = False) -> Schema:
+        """Return a reference to the schema of a message, as part of a request or a response."""
         if (known := known_value(message.full_name)) is not None:
             return known
-        name = self.name(message, asked=asked)
+        name = self.name(message, request=request)
         if name not in self.components:
             self.components[name] = {}  # a message may hold itself
-            self.components[name] = self.message(message, asked=asked)
+            self.components[name] = self.message(message, request=request)
         return {"$ref": f"#/components/schemas/{name}"}
 
-    def name(self, message: Descriptor, *, asked: bool) -> str:
+    def name(self, message: Descriptor, *, request: bool) -> str:
         """Return the name of a message's component."""
         name = self._names.get(message.full_name)
         if name is None:
-            raise GeneratorError(message, "it has no JSON form here")
-        return name + ("Input" if asked and message.full_name in self._answered else "")
+            raise ContractError(message, "its JSON form is not supported")
+        return name + ("Input" if request and message.full_name in self._in_responses else "")
 
     def message(
-        self, message: Descriptor, *, asked: bool, without: frozenset[str] = frozenset()
+        self, message: Descriptor, *, request: bool, without: frozenset[str] = frozenset()
     ) -> Schema:
-        """Return the schema of a message, less the fields `without`.
+        """Return the schema of a message without the fields `without`.
 
-        In an answer every field without presence is there; in what is asked, those are required
-        whose absence breaks a rule, and nothing else than fields may be there.
+        A response has every field without presence. A request must have the fields whose absence
+        breaks a rule, and may have no members other than fields.
         """
         fields = [field for field in message.fields if field.name not in without]
-        if asked:
-            fields = [field for field in fields if field.full_name not in self._unasked]
-        refused = self._refused(message) if asked else set()
+        if request:
+            fields = [field for field in fields if field.full_name not in self._response_only]
+        refused = self._refused(message) if request else set()
         required = [
             field.json_name
             for field in fields
-            if (field.name in refused if asked else not field.has_presence)
+            if (field.name in refused if request else not field.has_presence)
         ]
         schema: Schema = {
             "type": "object",
             "description": self._contracts.comment(message.full_name),
             "properties": {
-                field.json_name: self.field(field, asked=asked, required=field.name in refused)
+                field.json_name: self.field(field, request=request, required=field.name in refused)
                 for field in fields
             },
         }
         schema |= {"required": required} if required else {}
-        schema |= {"additionalProperties": False} if asked else {}
-        unions = [self._union(oneof, fields) for oneof in choices(message)] if asked else []
+        schema |= {"additionalProperties": False} if request else {}
+        unions = [self._union(oneof, fields) for oneof in choices(message)] if request else []
         return schema | ({"allOf": unions} if len(unions) > 1 else unions[0] if unions else {})
 
     def required(self, field: FieldDescriptor) -> bool:
-        """Whether a request without the field breaks a rule."""
+        """Return whether a request without the field breaks a rule."""
         return field.name in self._refused(field.containing_type)
 
     def _refused(self, message: Any) -> set[str]:
-        """The fields that the empty message must not lack, asked of protovalidate itself."""
+        """Return the fields that protovalidate misses in an empty message."""
         violations = self._validator.collect_violations(GetMessageClass(message)())
         refused = {
             violation.proto.field.elements[0].field_name
@@ -139,15 +140,15 @@ class Schemas:
         }
         for field in message.fields:
             if self._contracts.is_required(field) and field.name not in refused:
-                raise GeneratorError(
+                raise ContractError(
                     field, "REQUIRED, but no rule of buf.validate refuses it when it is missing"
                 )
         return refused
 
-    def field(self, field: FieldDescriptor, *, asked: bool, required: bool = False) -> Schema:
-        """Return the schema of a field; with its comment, and with its rules if it is asked."""
-        schema = self._value(field, asked=asked)
-        if asked:
+    def field(self, field: FieldDescriptor, *, request: bool, required: bool = False) -> Schema:
+        """Return the schema of a field with its comment and, in a request, its rules."""
+        schema = self._value(field, request=request)
+        if request:
             schema = constrain(schema, self._contracts.rules(field), field)
             choice = field.containing_oneof is not None and not is_optional(field)
             if field.has_presence and not required and not choice:
@@ -155,45 +156,46 @@ class Schemas:
         comment = self._contracts.comment(field.full_name)
         return schema | ({"description": comment} if comment else {})
 
-    def _value(self, field: FieldDescriptor, *, asked: bool) -> Schema:
-        single = self._single(value_of(field), asked=asked)
+    def _value(self, field: FieldDescriptor, *, request: bool) -> Schema:
+        single = self._single(value_of(field), request=request)
         if is_map(field):
             keys = scalar(message_of(field).fields_by_name["key"])
             return {"type": "object", "additionalProperties": single, "propertyNames": _key(keys)}
         return {"type": "array", "items": single} if field.is_repeated else single
 
-    def _single(self, field: FieldDescriptor, *, asked: bool) -> Schema:
+    def _single(self, field: FieldDescriptor, *, request: bool) -> Schema:
         if field.enum_type:
             return enum_values(field.enum_type)
         if field.message_type is None:
-            return self._shared(scalar(field), asked=asked)
+            return self._shared(scalar(field), request=request)
         name = field.message_type.full_name
-        if name == _ANY and not asked:
+        if name == _ANY and not request:
             return {"type": "object", "properties": {"@type": {"type": "string"}}}
         if (known := known_value(name)) is not None:
-            return self._shared(known, asked=asked)
+            return self._shared(known, request=request)
         if name.startswith("google.protobuf."):
-            raise GeneratorError(field, f"{name} is not supported here")
-        return self.reference(field.message_type, asked=asked)
+            raise ContractError(field, f"{name} is not supported")
+        return self.reference(field.message_type, request=request)
 
-    def _shared(self, schema: Schema, *, asked: bool) -> Schema:
-        if not asked:
-            return answered(schema)
+    def _shared(self, schema: Schema, *, request: bool) -> Schema:
+        if not request:
+            return response_schema(schema)
         if "$ref" in schema:
             name = schema["$ref"].rpartition("/")[2]
             self.components[name] = COMPONENTS[name]
         return schema
 
     def _union(self, oneof: OneofDescriptor, fields: list[FieldDescriptor]) -> Schema:
-        """A tagged union: one member, or none where the oneof is not required."""
+        """Return a tagged union: one member, or at most one if the oneof is not required."""
         members = [{"required": [field.json_name]} for field in oneof.fields if field in fields]
-        if self._contracts.option(oneof, "buf.validate.oneof").required:
+        rules = self._contracts.options.foreign(oneof, "buf.validate.oneof")
+        if rules is not None and rules.required:
             return {"oneOf": members}
         return {"oneOf": [*members, {"not": {"anyOf": members}}]}
 
 
 def _nullable(schema: Schema) -> Schema:
-    """Null stands for a field that is not set."""
+    """Return a schema that also takes null, which means that the field is not set."""
     if not schema:
         return schema
     python = schema.pop("x-python", None)
@@ -204,12 +206,10 @@ def _nullable(schema: Schema) -> Schema:
 
 
 def _key(schema: Schema) -> Schema:
-    """The keys of JSON objects are strings, whatever those of the map are."""
+    """Return the schema of a map key as a JSON string."""
     if schema.get("type") == "string":
         return schema
     if schema.get("type") == "boolean":
         pattern = "^(?:true|false)$"
         return {"pattern": pattern, "x-python": {"type": "string", "pattern": pattern}}
-    wide = COMPONENTS[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
-    pattern = integers(wide["minimum"], wide["maximum"])
-    return {"pattern": pattern, "x-python": {"type": "string", "pattern": pattern}}
+    return {"pattern": INTEGER, "x-python": {"type": "string", "pattern": INTEGER}}

@@ -1,4 +1,4 @@
-"""Lay out other people's .proto files from the packages that carry them."""
+"""Lay out the .proto files of Google and Buf from the Python packages that contain them."""
 
 import shutil
 from importlib.resources import files
@@ -17,7 +17,7 @@ _GOOGLE = ("annotations.proto", "field_behavior.proto", "http.proto")
 
 
 def lay_out(target: Path) -> None:
-    """Write google/api and buf/validate below `target`, anew."""
+    """Replace `target` by a folder with google/api and buf/validate."""
     shutil.rmtree(target, ignore_errors=True)
     for name in _GOOGLE:
         _write(target / "google/api" / name, files("google.api").joinpath(name).read_text())
@@ -30,7 +30,7 @@ def _validate_text() -> str:
     for module in (descriptor_pb2, duration_pb2, field_mask_pb2, timestamp_pb2):
         pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
     pool.AddSerializedFile(data)
-    # The pool's own class, not descriptor_pb2's: it knows the extensions that the file defines.
+    # the pool's own class parses the extensions that the file defines
     file_class = GetMessageClass(pool.FindMessageTypeByName("google.protobuf.FileDescriptorProto"))
     return proto_text(file_class.FromString(data))  # type: ignore[arg-type]  # same fields
 

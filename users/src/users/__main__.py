@@ -1,5 +1,5 @@
-"""`python -m users`: run the worker. `python -m users migrate [REVISION]`: bring the database up to
-date, or back to an older revision. `python -m users repair`: set right what is wrong, and say what.
+"""`python -m users`: run the worker. `python -m users migrate [REVISION]`: migrate the database to
+the newest revision, or back to an older one. `python -m users repair`: correct derived data.
 """
 
 import asyncio
@@ -11,26 +11,30 @@ from shared.data.pages import Pages
 from shared.data.postgres_sessions import Postgres, open_postgres
 from shared.runtime.settings import load
 from shared.runtime.worker import Application, run_worker
-from users.auth import AuthHandlers
-from users.devices import DeviceTokens
+from users.account_handlers import AccountHandlers
+from users.account_repository import AccountRepository
+from users.device_tokens import DeviceTokens
 from users.follow_handlers import FollowHandlers
-from users.follows import FollowRepository
-from users.handlers import UserHandlers
+from users.follow_repository import FollowRepository
+from users.log_in_handlers import LogInHandlers
+from users.password_check import PasswordCheck
 from users.passwords import Passwords
+from users.periodic_purge import periodic_purge
+from users.profile_handlers import ProfileHandlers
 from users.profiles import Profiles
+from users.refresh_handlers import RefreshHandlers
 from users.repair import repair
-from users.repository import UserRepository
 from users.security_log import SecurityLog
 from users.session_handlers import SessionHandlers
-from users.sessions import SessionRepository
+from users.session_repository import SessionRepository
 from users.settings import UsersSettings
+from users.signing_key_handlers import SigningKeyHandlers
 from users.throttle import LoginThrottle
-from users.tokens import TokenSigner
-from users.upkeep import upkeep
+from users.token_signer import TokenSigner
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the command of the command line."""
     settings = load(UsersSettings)
     match sys.argv[1:]:
         case []:
@@ -51,7 +55,7 @@ async def application(settings: UsersSettings) -> AsyncIterator[Application]:
         with closing(Passwords()) as passwords:
             throttle = LoginThrottle(postgres, settings.login_failures_per_address)
             handlers = _handlers(settings, postgres, passwords, throttle)
-            async with upkeep(throttle.purge, SessionRepository(postgres).purge_answers):
+            async with periodic_purge(throttle.purge, SessionRepository(postgres).purge_responses):
                 yield Application(
                     handlers=handlers, probes={"postgresql": postgres.ping}, store=postgres
                 )
@@ -60,37 +64,28 @@ async def application(settings: UsersSettings) -> AsyncIterator[Application]:
 def _handlers(
     settings: UsersSettings, postgres: Postgres, passwords: Passwords, throttle: LoginThrottle
 ) -> list[object]:
-    users, sessions = UserRepository(postgres), SessionRepository(postgres)
-    pages, log, tokens = (
-        Pages(settings.page_token_key),
-        SecurityLog(),
-        TokenSigner(settings.signing_key),
-    )
-    follows = FollowRepository(postgres)
-    profiles = Profiles(users, follows)
+    accounts, sessions = AccountRepository(postgres), SessionRepository(postgres)
+    follows, pages, log = FollowRepository(postgres), Pages(settings.page_token_key), SecurityLog()
+    profiles, tokens = Profiles(accounts, follows), TokenSigner(settings.signing_key)
+    devices = DeviceTokens(settings.page_token_key)
+    check = PasswordCheck(passwords=passwords, throttle=throttle, devices=devices, log=log)
     return [
-        AuthHandlers(
-            users=users,
-            sessions=sessions,
-            passwords=passwords,
-            throttle=throttle,
-            devices=DeviceTokens(settings.page_token_key),
-            tokens=tokens,
-            verification_keys=settings.verification_keys,
-            log=log,
+        AccountHandlers(accounts=accounts, sessions=sessions, passwords=check, log=log),
+        LogInHandlers(
+            accounts=accounts, sessions=sessions, passwords=check, tokens=tokens, log=log
         ),
-        SessionHandlers(
-            users=users, sessions=sessions, tokens=tokens, pages=pages, store=postgres, log=log
-        ),
-        UserHandlers(users=users, sessions=sessions, profiles=profiles, pages=pages, log=log),
-        FollowHandlers(users=users, follows=follows, profiles=profiles, pages=pages),
+        RefreshHandlers(sessions=sessions, tokens=tokens, store=postgres, log=log),
+        SessionHandlers(accounts=accounts, sessions=sessions, pages=pages, log=log),
+        SigningKeyHandlers(verification_keys=settings.verification_keys),
+        ProfileHandlers(accounts=accounts, profiles=profiles, pages=pages),
+        FollowHandlers(accounts=accounts, follows=follows, profiles=profiles, pages=pages),
     ]
 
 
 async def _repair(settings: UsersSettings) -> None:
     async with open_postgres(settings.postgres_url) as postgres:
-        async for finding in repair(postgres):
-            print(f"users: {finding}")  # noqa: T201  # a command's answer
+        async for line in repair(postgres):
+            print(f"users: {line}")  # noqa: T201  # output of the command
 
 
 if __name__ == "__main__":

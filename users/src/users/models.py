@@ -1,4 +1,4 @@
-"""What is stored of a user: the account, its sessions and whom it follows."""
+"""The tables of accounts, sessions, follows and failed log-ins."""
 
 from datetime import datetime
 from typing import ClassVar
@@ -22,7 +22,8 @@ __all__ = [
 USERNAME_INDEX = "users_username_key"
 EMAIL_INDEX = "users_email_key"
 _TIME = DateTime(timezone=True)
-_LONGEST_SEARCH = 400
+_SEARCH_LENGTH = 400
+"""Characters of the column `search`."""
 
 
 class User(SQLModel, table=True):
@@ -33,26 +34,26 @@ class User(SQLModel, table=True):
         Column("words", TSVECTOR, Computed("to_tsvector('simple', search)", persisted=True)),
         Index("users_words", "words", postgresql_using="gin"),
     )
-    __mapper_args__: ClassVar = {"exclude_properties": ["words"]}  # only PostgreSQL looks at them
+    __mapper_args__: ClassVar = {"exclude_properties": ["words"]}  # only PostgreSQL reads it
 
     id: str = Field(primary_key=True, max_length=36)
     username: str = Field(max_length=40)
     email: str = Field(max_length=254)
     password_hash: str = Field(max_length=200)
     password_version: int = Field(default=1, sa_column_kwargs={"server_default": "1"})
-    """Counts the changes of the password; a hash that is renewed does not count."""
+    """Number of changes of the password; another hash of the same password does not count."""
     display_name: str = Field(default="", max_length=50)
     bio: str = Field(default="", max_length=1000)
     image_url: str = Field(default="", max_length=500)
-    search: str = Field(default="", max_length=_LONGEST_SEARCH)
-    """The words of its names, see `search_text`."""
+    search: str = Field(default="", max_length=_SEARCH_LENGTH)
+    """The words of the names; see `search_text`."""
     follower_count: int = 0
     following_count: int = 0
     created_at: datetime = Field(sa_type=_TIME)
     updated_at: datetime = Field(sa_type=_TIME)
     version: int = 1
     revision: int = Field(default=0, sa_type=BigInteger)
-    """Counts the changes that other services keep a copy of, see UserProfileUpdated."""
+    """Number of changes that other services keep in projections; see UserProfileUpdated."""
 
 
 Index(USERNAME_INDEX, func.lower(User.username), unique=True)
@@ -60,12 +61,12 @@ Index(EMAIL_INDEX, func.lower(User.email), unique=True)
 
 
 def search_text(*names: str) -> str:
-    """Return what an account is found by: the words of its names, as far as they fit."""
-    return " ".join(distinct_words(*names))[:_LONGEST_SEARCH]
+    """Return the search text of an account: the words of its names, truncated to the column."""
+    return " ".join(distinct_words(*names))[:_SEARCH_LENGTH]
 
 
 class Session(SQLModel, table=True):
-    """A place where a user is logged in. Of its refresh token only hashes are kept."""
+    """A log-in of a user on one device. Only hashes of its refresh token are stored."""
 
     __tablename__ = "sessions"
 
@@ -75,14 +76,16 @@ class Session(SQLModel, table=True):
     )
     device: str = Field(max_length=100)
     family_hash: bytes
-    """SHA-256 of the part that all refresh tokens of the session have in common."""
+    """SHA-256 of the part that all refresh tokens of the session share: the token family."""
     secret_hash: bytes
-    """SHA-256 of the part that only the current one has."""
+    """SHA-256 of the secret of the current refresh token."""
     created_at: datetime = Field(sa_type=_TIME)
     refreshed_at: datetime = Field(sa_type=_TIME)
     expires_at: datetime = Field(sa_type=_TIME)
     answer: bytes | None = None
-    """The answer that gave out the current refresh token, see `refresh_answers`; soon purged."""
+    """The response that issued the current refresh token, sealed (see `sealed_responses`).
+
+    It is purged after a minute."""
 
 
 Index("sessions_of_user", Session.user_id, Session.id)
@@ -94,7 +97,7 @@ Index(
 
 
 class Follow(SQLModel, table=True):
-    """One user follows another. Both may be gone: see FollowRepository.erase."""
+    """One user follows another. Either may be deleted: see FollowRepository.erase_batch."""
 
     __tablename__ = "follows"
 
@@ -108,12 +111,12 @@ Index("follows_of_follower", Follow.follower_id, Follow.followed_at, Follow.foll
 
 
 class LoginFailures(SQLModel, table=True):
-    """Failed log-ins of an account, an address or a device, see `throttle`."""
+    """Failed attempts under one key of the log-in throttle; see `throttle`."""
 
     __tablename__ = "login_failures"
 
     login_hash: str = Field(primary_key=True, max_length=64)
-    """SHA-256 of what is counted."""
+    """SHA-256 of the key; see `throttle`."""
     count: float
-    """Fractions fade."""
+    """Failures. It decreases over time, so that it can be a fraction."""
     last_at: datetime = Field(sa_type=_TIME, index=True)

@@ -1,4 +1,4 @@
-"""Password hashes: argon2id, off the event loop, a bounded number at once, log-ins first."""
+"""Password hashes (argon2id), computed in a bounded number of threads; log-ins have priority."""
 
 import asyncio
 import os
@@ -19,11 +19,11 @@ from shared.errors import Code, ServiceError
 
 T = TypeVar("T")
 
-__all__ = ["Passwords", "Place", "Purpose", "Verdict", "normal"]
+__all__ = ["Passwords", "Place", "Purpose", "Verdict", "normalized"]
 
 
 class Purpose(Enum):
-    """Purpose of a hash. Each purpose has a queue of its own."""
+    """Purpose of a hash. Each purpose has its own queue."""
 
     LOG_IN = "log in"
     PASSWORD_CHANGE = "change a password"  # noqa: S105  # no password
@@ -35,50 +35,51 @@ _PLACES: Final[Mapping[Purpose, int]] = {
     Purpose.PASSWORD_CHANGE: 8,
     Purpose.SIGN_UP: 8,
 }
-"""Calls that compute or wait at once: about a second of work. More would only keep handlers and
-database connections from other calls."""
-_LOG_INS_IN_A_ROW: Final = 3
-"""Then one of the other purposes gets a turn, so that a flood of log-ins doesn't stop them."""
+"""Calls per purpose that may hash or wait at once: about a second of work. More would only hold
+handlers and database connections."""
+_CONSECUTIVE_LOG_INS: Final = 3
+"""Log-ins in a row, after which another purpose gets a thread, so that log-ins cannot starve it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """Whether a password fits, and its hash with today's parameters if the stored one has older."""
+    """The result of a verification."""
 
-    fits: bool
-    renewed: str | None = None
+    matches: bool
+    new_hash: str | None = None
+    """A hash with the current parameters, if the stored one has other parameters."""
 
 
 class Passwords:
-    """Hashes and verifies passwords; `close` when done.
+    """Hashes and verifies passwords. The owner calls `close`.
 
-    Passwords with the same normalization form C are the same (RFC 8265).
+    Passwords are compared after Unicode normalization (NFC, RFC 8265).
     """
 
     def __init__(self) -> None:
-        # by OWASP's Password Storage Cheat Sheet; half of the cores, to leave time for other calls
+        # OWASP's Password Storage Cheat Sheet; half of the cores are left to other calls
         self._hasher = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
-        self._free = max(1, (os.cpu_count() or 1) // 2)
-        self._threads = ThreadPoolExecutor(self._free, thread_name_prefix="argon2")
-        self._unknown = self._hasher.hash("unknown account")
+        self._free_threads = max(1, (os.cpu_count() or 1) // 2)
+        self._threads = ThreadPoolExecutor(self._free_threads, thread_name_prefix="argon2")
+        self._dummy_hash = self._hasher.hash("unknown account")
         self._places: Counter[Purpose] = Counter()
         self._waiting: dict[Purpose, deque[asyncio.Future[None]]] = {
             purpose: deque() for purpose in Purpose
         }
-        self._log_ins_in_a_row = 0
+        self._consecutive_log_ins = 0
 
     @contextmanager
     def place(self, purpose: Purpose) -> Iterator["Place"]:
-        """Take a place in the queue of `purpose`, for everything that one call hashes.
+        """Take a place in the queue of `purpose`, for all hashes of one call.
 
-        RESOURCE_EXHAUSTED with PASSWORDS_BUSY if the queue is full. Take the place before any work
-        is done for the call: a refused call then costs nothing.
+        RESOURCE_EXHAUSTED with PASSWORDS_BUSY if the queue is full. Take the place before any other
+        work of the call, so that a refused call costs nothing.
         """
         if self._places[purpose] >= _PLACES[purpose]:
             raise ServiceError(
                 Code.RESOURCE_EXHAUSTED,
                 "PASSWORDS_BUSY",
-                f"Too many clients {purpose.value} at this moment.",
+                f"Too many clients are trying to {purpose.value}.",
                 retry_after=1,
             )
         self._places[purpose] += 1
@@ -89,78 +90,78 @@ class Passwords:
 
     async def hash(self, purpose: Purpose, password: str) -> str:
         """See Place.hash."""
-        return await self._run(purpose, self._hasher.hash, normal(password))
+        return await self._run(purpose, self._hasher.hash, normalized(password))
 
     async def verify(self, purpose: Purpose, password_hash: str | None, password: str) -> Verdict:
         """See Place.verify."""
-        known = password_hash or self._unknown
-        verdict = await self._run(purpose, self._verdict, known, normal(password))
-        return verdict if password_hash else Verdict(fits=False)
+        verified = password_hash or self._dummy_hash
+        verdict = await self._run(purpose, self._matches, verified, normalized(password))
+        return verdict if password_hash else Verdict(matches=False)
 
-    def _verdict(self, password_hash: str, password: str) -> Verdict:
+    def _matches(self, password_hash: str, password: str) -> Verdict:
         try:
             self._hasher.verify(password_hash, password)
         except VerificationError:
-            return Verdict(fits=False)
-        old = self._hasher.check_needs_rehash(password_hash)
-        return Verdict(fits=True, renewed=self._hasher.hash(password) if old else None)
+            return Verdict(matches=False)
+        outdated = self._hasher.check_needs_rehash(password_hash)
+        return Verdict(matches=True, new_hash=self._hasher.hash(password) if outdated else None)
 
     async def _run(self, purpose: Purpose, function: Callable[..., T], *args: str) -> T:
-        """Run `function` in a thread, once it is the turn of the call.
+        """Run `function` in a thread as soon as one is free for the call.
 
-        The turn ends with the thread's work, not with the call: a caller that gives up early
-        doesn't make room for more work than there are threads.
+        The thread is released when `function` returns, not when the call is cancelled, so that
+        cancelled calls cannot start more work than there are threads.
         """
-        await self._turn(purpose)
+        await self._acquire_thread(purpose)
         loop = asyncio.get_running_loop()
 
-        def end(_: ThreadFuture[T]) -> None:
+        def release(_: ThreadFuture[T]) -> None:
             with suppress(RuntimeError):  # the loop is closed: the process ends
-                loop.call_soon_threadsafe(self._end_turn)
+                loop.call_soon_threadsafe(self._release_thread)
 
         work = self._threads.submit(function, *args)
-        work.add_done_callback(end)
+        work.add_done_callback(release)
         return await asyncio.wrap_future(work)
 
-    async def _turn(self, purpose: Purpose) -> None:
-        if self._free > 0:
-            self._free -= 1
+    async def _acquire_thread(self, purpose: Purpose) -> None:
+        if self._free_threads > 0:
+            self._free_threads -= 1
             return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[purpose].append(turn)
+        assigned: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[purpose].append(assigned)
         try:
-            await turn
+            await assigned
         except asyncio.CancelledError:
-            if not turn.cancelled():  # its turn had come at the same moment
-                self._end_turn()
+            if not assigned.cancelled():  # the thread was assigned in the same tick
+                self._release_thread()
             raise
 
-    def _end_turn(self) -> None:
+    def _release_thread(self) -> None:
         while queue := self._next_queue():
-            turn = queue.popleft()
-            if not turn.done():
-                turn.set_result(None)
+            assigned = queue.popleft()
+            if not assigned.done():
+                assigned.set_result(None)
                 return
-        self._free += 1
+        self._free_threads += 1
 
     def _next_queue(self) -> deque[asyncio.Future[None]] | None:
-        """Return the queue whose first call is next; None if nothing waits."""
+        """Return the queue of the next call; None if no call is waiting."""
         log_ins = self._waiting[Purpose.LOG_IN]
         rest = self._waiting[Purpose.PASSWORD_CHANGE] or self._waiting[Purpose.SIGN_UP]
-        if log_ins and not (rest and self._log_ins_in_a_row >= _LOG_INS_IN_A_ROW):
-            self._log_ins_in_a_row += 1
+        if log_ins and not (rest and self._consecutive_log_ins >= _CONSECUTIVE_LOG_INS):
+            self._consecutive_log_ins += 1
             return log_ins
-        self._log_ins_in_a_row = 0
+        self._consecutive_log_ins = 0
         return rest or None
 
     def close(self) -> None:
-        """End the threads; hashes that wait are dropped."""
+        """Stop the threads and drop the waiting hashes."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A place in the queue of a purpose: the call that has it may hash and verify."""
+    """A place in the queue of a purpose, for the hashes of one call."""
 
     _passwords: Passwords
     _purpose: Purpose
@@ -170,10 +171,13 @@ class Place:
         return await self._passwords.hash(self._purpose, password)
 
     async def verify(self, password_hash: str | None, password: str) -> Verdict:
-        """Return whether `password` fits; takes as long, and never fits, without a hash."""
+        """Return whether `password` matches the hash.
+
+        Without a hash it never matches, and a dummy hash is verified so that the time is the same.
+        """
         return await self._passwords.verify(self._purpose, password_hash, password)
 
 
-def normal(password: str) -> str:
-    """Return the form in which passwords are compared and hashed."""
+def normalized(password: str) -> str:
+    """Return the normalized password, as it is compared and hashed."""
     return unicodedata.normalize("NFC", password)

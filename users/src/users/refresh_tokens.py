@@ -15,7 +15,7 @@ __all__ = ["RefreshToken"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefreshToken:
-    """A refresh token: its session, a part that all tokens of the session share, and its own."""
+    """A refresh token: session id, secret of the token family, and secret of this token."""
 
     session_id: str
     family: bytes
@@ -30,7 +30,7 @@ class RefreshToken:
 
     @classmethod
     def read(cls, text: str) -> Self | None:
-        """Return the token in `text`; None if it has not the form of one."""
+        """Parse a token; None if `text` is malformed."""
         try:
             data = base64.b64decode(text.encode("ascii"), altchars=b"-_", validate=True)
             session_id = str(UUID(bytes=data[:16]))
@@ -43,17 +43,17 @@ class RefreshToken:
         return base64.urlsafe_b64encode(data).decode()
 
     def next(self) -> "RefreshToken":
-        """Return the token that takes the place of this one."""
+        """Return a new token of the same family, which replaces this one."""
         return RefreshToken(
             session_id=self.session_id, family=self.family, secret=secrets.token_bytes(32)
         )
 
     @property
     def family_hash(self) -> bytes:
-        """The hash that is stored of the shared part. It is random, so that no salt is needed."""
+        """SHA-256 of the family secret, as stored. The secret is random, so no salt is needed."""
         return hashlib.sha256(self.family).digest()
 
     @property
     def secret_hash(self) -> bytes:
-        """The hash that is stored of the secret."""
+        """SHA-256 of the secret, as stored."""
         return hashlib.sha256(self.secret).digest()

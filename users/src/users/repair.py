@@ -1,6 +1,6 @@
-"""The repair of what other data says: counters, and follows of users who are gone.
+"""Repair of derived data: counters of follows, and follows of deleted users.
 
-Each account is locked before it is counted, as each follow does: so the system may run meanwhile.
+Each account is locked before it is counted, as in a follow, so the service may run during a repair.
 """
 
 from collections.abc import AsyncIterator
@@ -14,6 +14,7 @@ from shared.data.postgres_sessions import Postgres
 __all__ = ["repair"]
 
 _BATCH: Final = 500
+"""Accounts per transaction."""
 _LOCK: Final = text(
     "SELECT id FROM users WHERE id > :after ORDER BY id LIMIT :batch FOR NO KEY UPDATE"
 )
@@ -34,21 +35,20 @@ _COUNT: Final = text(
 
 
 async def repair(postgres: Postgres) -> AsyncIterator[str]:
-    """Set everything right; yield what was wrong, a line each, and at last how much that was."""
-    accounts, wrong, after = 0, 0, ""
+    """Correct all derived data. Yield one line per correction, then a summary."""
+    accounts, corrected, after = 0, 0, ""
     async with postgres.transaction() as session:
         orphans = (await (await session.connection()).execute(_ORPHANS)).rowcount
-    while ids := await _batch(postgres, after):
-        found, after = ids[1], ids[0][-1]
-        accounts += len(ids[0])
-        for each in found:
-            wrong += 1
-            yield each
-    yield f"{accounts} accounts, {wrong} with wrong counters, {orphans} follows without a user"
+    while batch := await _repair_batch(postgres, after):
+        ids, corrections = batch
+        accounts, corrected, after = accounts + len(ids), corrected + len(corrections), ids[-1]
+        for correction in corrections:
+            yield correction
+    yield f"{accounts} accounts, {corrected} with wrong counters, {orphans} follows without a user"
 
 
-async def _batch(postgres: Postgres, after: str) -> tuple[list[str], list[str]] | None:
-    """Set some accounts right; return their ids and what was wrong, None after the last."""
+async def _repair_batch(postgres: Postgres, after: str) -> tuple[list[str], list[str]] | None:
+    """Correct the next accounts. Return their ids and the corrections; None if there are none."""
     async with postgres.transaction() as session:
         ids = await _lock(session, after)
         if not ids:

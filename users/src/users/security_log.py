@@ -13,14 +13,14 @@ __all__ = ["SecurityLog"]
 
 _log = structlog.get_logger()
 _LINES_PER_SECOND: Final = 10
-"""Of each event."""
+"""Lines of one event."""
 
 
 class SecurityLog:
-    """Writes at most ten lines a second of each event; the next line counts the omitted ones.
+    """Writes at most ten lines per second of each event. The next line counts the omitted ones.
 
-    Lines hold ids of users and sessions, counts and the trace id: never a name, an address, a
-    password or a token. `clock` gives seconds.
+    Lines contain ids of users and sessions, counts and the trace id, but never a name, an address,
+    a password or a token. `clock` returns seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -29,7 +29,7 @@ class SecurityLog:
         self._omitted: dict[str, int] = {}
 
     def write(self, event: str, context: Context, **ids: str | int) -> None:
-        """Write a line of `event`, unless too many were written in this second."""
+        """Write a line of `event`, unless ten were written in this second."""
         second = int(self._clock())
         last, count = self._written.get(event, (second, 0))
         count = count if last == second else 0
@@ -38,5 +38,5 @@ class SecurityLog:
             return
         self._written[event] = (second, count + 1)
         omitted = self._omitted.pop(event, 0)
-        more = {"omitted": omitted} if omitted else {}
-        _log.info(event, **ids, **more, trace_id=trace_id(context.traceparent))
+        fields = {"omitted": omitted} if omitted else {}
+        _log.info(event, **ids, **fields, trace_id=trace_id(context.traceparent))

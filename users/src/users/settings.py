@@ -1,4 +1,4 @@
-"""What the worker `users` is configured with."""
+"""Settings of the worker `users`."""
 
 from pydantic import Field, SecretStr
 
@@ -11,12 +11,12 @@ class UsersSettings(ServiceSettings):
     """See ServiceSettings."""
 
     postgres_url: SecretStr
-    """Database: postgresql://user:password@host:port/name."""
+    """URL of the database: postgresql://user:password@host:port/name."""
     page_token_key: SecretStr
-    """Signs page tokens and, by a derived key, device tokens: any long random text, the same in all
-    processes of the service."""
+    """Key for page tokens and, derived from it, for device tokens: a long random text, the same in
+    all processes of the service."""
     login_failures_per_address: int = Field(default=50, ge=0)
-    """Failed log-ins that one client address has at once, over all accounts, and one more every 12
-    seconds; 0 for no limit."""
+    """Failed log-ins allowed for one client address at once, over all accounts; one more is allowed
+    every 12 seconds. 0 means no limit."""
     signing_key: SecretStr
     """Private Ed25519 key that signs access tokens: a JSON Web Key (RFC 8037) with `kid`."""

@@ -16,7 +16,7 @@ from typing import (
 )
 
 import betterproto
-from postbus.stubs import ServiceStub
+from postbus_runtime.stubs import ServiceStub
 import grpclib
 from betterproto.grpc.grpclib_server import ServiceBase
 
@@ -33,48 +33,50 @@ class Code(betterproto.Enum):
     """Success; never the code of an Error."""
 
     CANCELLED = 1
-    """The caller gave up."""
+    """The caller cancelled the call."""
 
     UNKNOWN = 2
     """An error without a better code."""
 
     INVALID_ARGUMENT = 3
     """
-    The request breaks the contract, whatever the state of the system. See `violations`.
+    The request violates the contract, regardless of the state of the system. See `violations`.
     """
 
     DEADLINE_EXCEEDED = 4
-    """No answer within the call's budget."""
+    """No reply within the call's budget."""
 
     NOT_FOUND = 5
-    """What was asked for does not exist, or not for this caller."""
+    """The resource does not exist, or is not visible to this caller."""
 
     ALREADY_EXISTS = 6
-    """What was to be created exists."""
+    """The resource to create already exists."""
 
     PERMISSION_DENIED = 7
-    """The caller is known and may not do this."""
+    """The caller is authenticated, but not allowed to do this."""
 
     RESOURCE_EXHAUSTED = 8
-    """A limit is reached; try again after `retry_after`."""
+    """A limit is reached. Retry after `retry_after`."""
 
     FAILED_PRECONDITION = 9
-    """The state of the system does not allow it, such as a stale version."""
+    """
+    The state of the system does not allow the call, for example because the expected version is stale.
+    """
 
     ABORTED = 10
-    """A concurrent change got in the way; start again."""
+    """A conflict with a concurrent change. Repeat the call."""
 
     OUT_OF_RANGE = 11
-    """Beyond the valid range, such as a page token that is used up."""
+    """A value is beyond the valid range, or a reply is too large."""
 
     UNIMPLEMENTED = 12
-    """The method is not known or not served."""
+    """The method is unknown or not served."""
 
     INTERNAL = 13
-    """A fault of ours. The trace id finds it in the logs."""
+    """An internal error. Find it in the logs by its trace id."""
 
     UNAVAILABLE = 14
-    """A part is missing at the moment; try again after `retry_after`."""
+    """A dependency is unavailable. Retry after `retry_after`."""
 
     DATA_LOSS = 15
     """Data is lost or damaged."""
@@ -84,62 +86,52 @@ class Code(betterproto.Enum):
 
 
 class Outcome(betterproto.Enum):
-    """What is known of the effect of a call that failed."""
+    """Whether a failed call may have had an effect."""
 
     UNSPECIFIED = 0
-    """Not stated; take it for unknown."""
+    """Not stated. Treat it as unknown."""
 
     NO_EFFECT = 1
-    """Nothing was changed: the call may be repeated."""
+    """The call had no effect and may be repeated."""
 
     UNKNOWN = 2
     """
-    The change may have happened: repeat only with the same `Idempotency-Key` (`operation_id` on the
-     bus and the WebSocket).
+    The call may have had its effect. Repeat it only with the same `Idempotency-Key` (`operation_id` on
+     the bus and the WebSocket).
     """
 
 
-from betterproto import PLACEHOLDER
-
-_set_attribute = object.__setattr__
-_get_attribute = object.__getattribute__
-
-
-def _get_set_attribute(message, name):
-    value = _get_attribute(message, name)
-    if value is PLACEHOLDER:
-        return betterproto.Message.__getattribute__(message, name)
-    return value
+from postbus_runtime.message_access import PLACEHOLDER, get_set_attribute, set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class FieldViolation(betterproto.Message):
-    """One part of a request that breaks a rule of the contract."""
+    """A part of a request that violates a rule."""
 
     field: str = betterproto.string_field(1)
     """
-    Path of the field as proto3 JSON writes it, such as `post.tags[2]`; empty for the whole message.
-     Names that a client has chosen are cut to 64 characters.
+    Path of the field in proto3 JSON, such as `post.tags[2]`; empty for the whole message. Names chosen
+     by the client are truncated to 64 characters.
     """
 
     rule: str = betterproto.string_field(2)
     """
-    The rule. Either a rule of the contract, by its id in buf.validate, such as `string.min_len`, or
-     a rule of form, which says that the request is not a message of the contract:
+    Id of the rule: the id of a rule of the contract in buf.validate, such as `string.min_len`, or
+     a rule of form. A violation of form means that the request is not a message of the contract:
     
      - `type`: a value of another JSON type, such as a number for a string;
-     - `format`: a string that is not of the field's form, such as base64 or a time;
-     - `range`: a number, time or duration beyond what the field can hold;
+     - `format`: a string in another format than the field's, such as base64 or a time;
+     - `range`: a number, time or duration beyond the range of the field;
      - `unknown_value`: not a name of the enum;
-     - `unknown_type`: an `@type` that is not known;
-     - `unknown_field`: no field, or parameter, of this name;
-     - `duplicate`: given more than once: a name, both spellings of a name, or a parameter that the
-       path or the body has too;
-     - `oneof`: more than one member of a oneof;
+     - `unknown_type`: an unknown `@type`;
+     - `unknown_field`: an unknown name of a field or parameter;
+     - `duplicate`: a name or parameter that is given more than once, in both spellings, or also in the
+       path or the body;
+     - `oneof`: several members of one oneof;
      - `nesting`: more than 100 levels;
      - `max_values`: more than 20,000 values in all.
     
-     Beside these, methods check rules of their own: `required`, `field_mask.in`, `page_token`,
+     Methods also check rules of their own: `required`, `field_mask.in`, `page_token`,
      `password.common`, `username.reserved`, `not_caller`.
     
      A list without a rule has at most 1,000 items (`repeated.max_items`), a map 1,000 pairs
@@ -147,7 +139,7 @@ class FieldViolation(betterproto.Message):
     """
 
     message: str = betterproto.string_field(3)
-    """What is wrong, for people."""
+    """A description of the violation for people."""
 
     def __init__(
         self,
@@ -155,7 +147,7 @@ class FieldViolation(betterproto.Message):
         rule: str = PLACEHOLDER,
         message: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -170,13 +162,14 @@ class FieldViolation(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class Error(betterproto.Message):
     """
-    Why a call failed. The same on the bus, in a WebSocket frame, and (as problem details) over HTTP.
+    The error of a failed call. It is the same on the bus, in a WebSocket frame and, as problem details
+     (RFC 9457), over HTTP.
     """
 
     code: "Code" = betterproto.enum_field(1)
@@ -188,27 +181,25 @@ class Error(betterproto.Message):
     """
 
     message: str = betterproto.string_field(3)
-    """For people. May change; never parse it."""
+    """A description for people. It may change; do not parse it."""
 
     violations: List["FieldViolation"] = betterproto.message_field(4)
     """
-    The rules that the request breaks, at most 20. Those of the contract are asked only of a request
-     without violations of form.
+    The rules that the request violates, at most 20. The rules of the contract are checked only if the
+     request has no violations of form.
     """
 
     retry_after: timedelta = betterproto.message_field(5)
-    """When to try again, if that may help."""
+    """Time to wait before a retry. Set only if a retry may succeed."""
 
     outcome: "Outcome" = betterproto.enum_field(6)
-    """What is known of the effect."""
+    """Whether the call may have had an effect."""
 
     trace_id: str = betterproto.string_field(7)
-    """W3C trace id of the call; the logs of failures have it."""
+    """W3C trace id of the call, as in the logs of failures."""
 
     more_violations: bool = betterproto.bool_field(8)
-    """
-    Whether violations were left out, or the search for them was ended early.
-    """
+    """Whether there may be more violations than the listed ones."""
 
     def __init__(
         self,
@@ -221,7 +212,7 @@ class Error(betterproto.Message):
         trace_id: str = PLACEHOLDER,
         more_violations: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -246,7 +237,7 @@ class Error(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -258,7 +249,8 @@ class Request(betterproto.Message):
 
     deadline_unix_ms: int = betterproto.int64_field(2)
     """
-    When the caller stops waiting, in milliseconds since 1970-01-01 UTC. The callee stops too.
+    Deadline, in milliseconds since 1970-01-01 UTC: the caller stops waiting, and the callee stops the
+     handler.
     """
 
     access_token: str = betterproto.string_field(3)
@@ -268,9 +260,9 @@ class Request(betterproto.Message):
 
     operation_id: str = betterproto.string_field(4)
     """
-    Names the operation: a repetition with the same id, by the same caller, has no second effect and
-     gets the first answer, for 24 hours. UUIDv7 unless the caller has a better name. Of callers without
-     a token, only the same request is a repetition.
+    Idempotency key. For 24 hours, a repeated call of the same caller with the same id has no second
+     effect and gets the stored reply. Use a UUIDv7 or a key of your own. Without an access token, a call
+     is a repetition only if its request is the same too.
     """
 
     traceparent: str = betterproto.string_field(5)
@@ -278,25 +270,25 @@ class Request(betterproto.Message):
 
     correlation_id: str = betterproto.string_field(6)
     """
-    The operation that this call is part of, if it is made while another is served: the first one's
-     `operation_id`.
+    For a nested call, the `operation_id` of the first call of the chain.
     """
 
     sent_unix_ms: int = betterproto.int64_field(7)
     """
-    When the caller sent it, in milliseconds since 1970-01-01 UTC; only statistics use it.
+    Time at which the caller sent the call, in milliseconds since 1970-01-01 UTC. Only statistics use
+     it.
     """
 
     caller_revision: int = betterproto.uint64_field(8)
     """
-    Highest revision of the caller's account that the sender knows; 0 if it knows none. A callee that
-     keeps a copy of the caller's data answers from it only if the copy is at least as new.
+    Highest revision of the caller's account that the sender has received; 0 for none. A callee uses its
+     projection of the caller's data only if the projection is at least as new.
     """
 
     client_address: str = betterproto.string_field(9)
     """
-    Address of the client that the gateway serves, such as `192.0.2.1` or `2001:db8::1`; empty if
-     there is none. Only limits on guessing passwords use it: the worker can't verify it.
+    Address of the gateway's client, such as `192.0.2.1` or `2001:db8::1`; empty if there is none. Only
+     the log-in throttle uses it, because a worker cannot verify it.
     """
 
     def __init__(
@@ -311,7 +303,7 @@ class Request(betterproto.Message):
         caller_revision: int = PLACEHOLDER,
         client_address: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -338,32 +330,34 @@ class Request(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class Reply(betterproto.Message):
-    """The answer to a Request, or one of several of a method that streams."""
+    """The reply to a Request, or one of the replies of a streaming method."""
 
     payload: bytes = betterproto.bytes_field(1, group="result")
     """The method's response message, binary."""
 
     error: "Error" = betterproto.message_field(2, group="result")
-    """Why the call failed."""
+    """The error of a failed call."""
 
     completed: "Completed" = betterproto.message_field(4, group="result")
-    """A stream has come to its end."""
+    """The end of a stream."""
 
     sequence: int = betterproto.uint32_field(3)
-    """Of a stream: counts its Replies, from 1."""
+    """Number of the Reply within its stream, from 1; 0 outside streams."""
 
     replayed: bool = betterproto.bool_field(5)
-    """The operation was done before: this is the answer that it then got."""
+    """
+    Whether the operation was executed earlier, and this is its stored reply.
+    """
 
     caller_revision: int = betterproto.uint64_field(8)
     """
-    Revision of the caller's account, if the call changed it or the callee knows a higher one than the
-     Request names; else 0. The sender passes it on with the caller's next calls.
+    Revision of the caller's account, if the call changed it or the callee has a higher one than the
+     Request; else 0. The sender passes it on with the caller's next calls.
     """
 
     def __init__(
@@ -375,7 +369,7 @@ class Reply(betterproto.Message):
         replayed: bool = PLACEHOLDER,
         caller_revision: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -404,12 +398,12 @@ class Reply(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class Completed(betterproto.Message):
-    """A stream has come to its end."""
+    """The end of a stream."""
 
     pass
 
@@ -417,24 +411,24 @@ class Completed(betterproto.Message):
 @dataclass(eq=False, repr=False)
 class Batch(betterproto.Message):
     """
-    Calls of one method, made by one client in the same moment, or replies to one client: a single AMQP
-     message instead of many. Workers that take batches bind their queue also to the method's full name
-     followed by `/batch`; a client whose batch is returned publishes its calls one by one. Replies come
-     in batches, without an AMQP `correlation_id`, only to those who send batches.
+    Several calls of one method by one client, or several replies to one client, in one AMQP message.
+     Workers that support batches also bind their queue to the method's full name followed by `/batch`; a
+     client whose batch is returned publishes its calls one by one. Only clients that send batches receive
+     batches of replies; these have no AMQP `correlation_id`.
     """
 
     correlation_ids: List[str] = betterproto.string_field(1)
-    """The AMQP property `correlation_id` of each."""
+    """The AMQP property `correlation_id` of each message."""
 
     messages: List[bytes] = betterproto.bytes_field(2)
-    """The Requests, or the Replies, encoded; as many."""
+    """The encoded Requests or Replies, in the same order."""
 
     def __init__(
         self,
         correlation_ids: List[str] = PLACEHOLDER,
         messages: List[bytes] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -447,34 +441,32 @@ class Batch(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class Control(betterproto.Message):
     """
-    What a caller says of a call that it has made, or asks of all processes at once. Sent to the topic
-     exchange `postbus.control` with the method's routing key.
+    A control message: grants credit to a stream, cancels a call, or carries a request that every process
+     answers. Publish it to the topic exchange `postbus.control` with the method's routing key.
     """
 
     reply_to: str = betterproto.string_field(1)
-    """
-    The queue that the stream goes to, as in the Request's AMQP properties.
-    """
+    """The reply queue of the call: `reply_to` of its Request."""
 
     correlation_id: str = betterproto.string_field(2)
-    """The call, as in the Request's AMQP properties."""
+    """The call: `correlation_id` of its Request."""
 
     credit: int = betterproto.uint32_field(3)
-    """How many more Replies may be sent."""
+    """Number of further Replies that may be sent."""
 
     cancel: bool = betterproto.bool_field(4)
-    """The caller is no longer interested."""
+    """Whether the call is cancelled."""
 
     request: bytes = betterproto.bytes_field(5)
     """
-    An encoded Request of a method of the package postbus.bus, which every process that serves it
-     answers with a Reply of its own.
+    A broadcast: an encoded Request of a method of the package postbus.bus. Every process that serves
+     the method sends a Reply.
     """
 
     def __init__(
@@ -485,7 +477,7 @@ class Control(betterproto.Message):
         cancel: bool = PLACEHOLDER,
         request: bytes = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -504,20 +496,20 @@ class Control(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class Event(betterproto.Message):
-    """
-    Something that happened, with the attribute names of CloudEvents 1.0.
-    """
+    """An event, with the attribute names of CloudEvents 1.0."""
 
     id: str = betterproto.string_field(1)
-    """UUIDv7, unique: a consumer that has seen it ignores it."""
+    """
+    UUIDv7, unique. A consumer ignores an event whose id it has already processed.
+    """
 
     source: str = betterproto.string_field(2)
-    """Service that it comes from, such as `posts`."""
+    """The service that published the event, such as `posts`."""
 
     type: str = betterproto.string_field(3)
     """
@@ -525,28 +517,28 @@ class Event(betterproto.Message):
     """
 
     subject: str = betterproto.string_field(4)
-    """Id of the aggregate that it is about."""
+    """Id of the aggregate that the event is about."""
 
     time: datetime = betterproto.message_field(5)
-    """When it happened."""
+    """Time of the event."""
 
     data: bytes = betterproto.bytes_field(6)
     """The event's message, binary."""
 
     traceparent: str = betterproto.string_field(7)
-    """W3C trace context (`traceparent`) of the call that caused it."""
+    """W3C trace context (`traceparent`) of the call that caused the event."""
 
     version: int = betterproto.uint64_field(8)
     """
-    Counts the changes of the aggregate; 0 if the event has no such number.
+    Aggregate version: the number of changes of the aggregate; 0 if the event has none.
     """
 
     correlation_id: str = betterproto.string_field(9)
-    """The operation that it all began with."""
+    """Id of the first operation of the chain that caused the event."""
 
     causation_id: str = betterproto.string_field(10)
     """
-    The operation that this is part of, or the id of the event that it answers.
+    Id of the operation that published the event, or of the event whose consumer published it.
     """
 
     def __init__(
@@ -562,7 +554,7 @@ class Event(betterproto.Message):
         correlation_id: str = PLACEHOLDER,
         causation_id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -591,28 +583,28 @@ class Event(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class CheckRequest(betterproto.Message):
-    """Asks for a worker's health."""
+    """Has no fields: the routing key names the worker."""
 
     pass
 
 
 @dataclass(eq=False, repr=False)
 class CheckResponse(betterproto.Message):
-    """A worker's health."""
+    """The dependencies of a worker."""
 
     parts: List["Part"] = betterproto.message_field(1)
-    """Each part that the worker needs, such as `postgresql`."""
+    """The dependencies of the worker."""
 
     def __init__(
         self,
         parts: List["Part"] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -623,25 +615,25 @@ class CheckResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class Part(betterproto.Message):
-    """A part that a worker needs."""
+    """A dependency of the worker, such as `postgresql`."""
 
     name: str = betterproto.string_field(1)
-    """Its name."""
+    """Name of the dependency."""
 
     ready: bool = betterproto.bool_field(2)
-    """Whether it answers."""
+    """Whether the dependency is ready."""
 
     def __init__(
         self,
         name: str = PLACEHOLDER,
         ready: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -653,28 +645,28 @@ class Part(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class PingRequest(betterproto.Message):
-    """Asks for a sign of life."""
+    """Has no fields."""
 
     pass
 
 
 @dataclass(eq=False, repr=False)
 class PingResponse(betterproto.Message):
-    """A sign of life."""
+    """Shows that the process is running."""
 
     instance: "Instance" = betterproto.message_field(1)
-    """Which process answers."""
+    """The process that answers."""
 
     def __init__(
         self,
         instance: "Instance" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -685,7 +677,7 @@ class PingResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -696,10 +688,10 @@ class Instance(betterproto.Message):
     """The worker, such as `posts`."""
 
     id: str = betterproto.string_field(2)
-    """Names the process: host and process id."""
+    """Identifies the process: host and process id."""
 
     started_at: datetime = betterproto.message_field(3)
-    """When it started."""
+    """Time at which the process started."""
 
     def __init__(
         self,
@@ -707,7 +699,7 @@ class Instance(betterproto.Message):
         id: str = PLACEHOLDER,
         started_at: datetime = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -722,30 +714,30 @@ class Instance(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class GetStatisticsRequest(betterproto.Message):
-    """Asks for statistics."""
+    """Has no fields."""
 
     pass
 
 
 @dataclass(eq=False, repr=False)
 class GetStatisticsResponse(betterproto.Message):
-    """What a process has counted since it started."""
+    """Statistics of a process since its start."""
 
     instance: "Instance" = betterproto.message_field(1)
-    """Which process counts."""
+    """The process."""
 
     bounds: List[float] = betterproto.double_field(2)
     """
-    Upper bounds of the buckets of all histograms, in seconds; the last bucket has none.
+    Upper bounds of the buckets of all histograms, in seconds. The last bucket has no upper bound.
     """
 
     handlers: List["HandlerStatistics"] = betterproto.message_field(3)
-    """Each handler that was called."""
+    """The handlers that were called at least once."""
 
     def __init__(
         self,
@@ -753,7 +745,7 @@ class GetStatisticsResponse(betterproto.Message):
         bounds: List[float] = PLACEHOLDER,
         handlers: List["HandlerStatistics"] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -768,34 +760,34 @@ class GetStatisticsResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class HandlerStatistics(betterproto.Message):
-    """What was counted of one handler."""
+    """Statistics of one handler."""
 
     name: str = betterproto.string_field(1)
     """Full name of the method or the event."""
 
     calls: int = betterproto.uint64_field(2)
-    """How often it ran, now running calls not included."""
+    """Number of finished calls."""
 
     errors: Dict[str, int] = betterproto.map_field(
         3, betterproto.TYPE_STRING, betterproto.TYPE_UINT64
     )
-    """How often it failed, by the name of the code: `NOT_FOUND`."""
+    """Number of failed calls by the name of the code, such as `NOT_FOUND`."""
 
     in_flight: int = betterproto.uint32_field(4)
-    """How many run at this moment."""
+    """Number of running calls."""
 
     duration: "Histogram" = betterproto.message_field(5)
-    """How long it ran."""
+    """Duration of the handler."""
 
     wait: "Histogram" = betterproto.message_field(6)
     """
-    How long calls waited before it ran, since the caller sent them: on the way, in the queue and in
-     the process.
+    Time from the sending of a call to the start of its handler: in the network, in the queue and in the
+     process.
     """
 
     def __init__(
@@ -807,7 +799,7 @@ class HandlerStatistics(betterproto.Message):
         duration: "Histogram" = PLACEHOLDER,
         wait: "Histogram" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -828,25 +820,25 @@ class HandlerStatistics(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class Histogram(betterproto.Message):
-    """How often something took how long."""
+    """A histogram of durations."""
 
     counts: List[int] = betterproto.uint64_field(1)
-    """How many fell into each bucket."""
+    """Number of durations in each bucket."""
 
     sum: float = betterproto.double_field(2)
-    """All of it together, in seconds."""
+    """Sum of the durations, in seconds."""
 
     def __init__(
         self,
         counts: List[int] = PLACEHOLDER,
         sum: float = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -858,12 +850,12 @@ class Histogram(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class ListHandlersRequest(betterproto.Message):
-    """Asks for the handlers."""
+    """Has no fields."""
 
     pass
 
@@ -873,13 +865,13 @@ class ListHandlersResponse(betterproto.Message):
     """The handlers of a process."""
 
     instance: "Instance" = betterproto.message_field(1)
-    """Which process answers."""
+    """The process that answers."""
 
     methods: List[str] = betterproto.string_field(2)
-    """Full names of the methods that it serves."""
+    """Full names of the methods that the process serves."""
 
     events: List[str] = betterproto.string_field(3)
-    """Full names of the events that it consumes."""
+    """Full names of the events that the process consumes."""
 
     def __init__(
         self,
@@ -887,7 +879,7 @@ class ListHandlersResponse(betterproto.Message):
         methods: List[str] = PLACEHOLDER,
         events: List[str] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -902,7 +894,7 @@ class ListHandlersResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 class HealthServiceStub(ServiceStub):

@@ -9,13 +9,13 @@ import betterproto
 
 
 class Access(betterproto.Enum):
-    """Who may call a method."""
+    """The callers that a method or event is open to."""
 
     UNSPECIFIED = 0
     """Never used: every method states its access."""
 
     PUBLIC = 1
-    """Anyone, with or without an access token."""
+    """All callers, with or without an access token."""
 
     USER = 2
     """Callers with a valid access token."""
@@ -24,66 +24,57 @@ class Access(betterproto.Enum):
     """Services on the bus; never reachable through the gateway."""
 
 
-from betterproto import PLACEHOLDER
-
-_set_attribute = object.__setattr__
-_get_attribute = object.__getattribute__
-
-
-def _get_set_attribute(message, name):
-    value = _get_attribute(message, name)
-    if value is PLACEHOLDER:
-        return betterproto.Message.__getattribute__(message, name)
-    return value
+from postbus_runtime.message_access import PLACEHOLDER, get_set_attribute, set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class MethodRules(betterproto.Message):
-    """How a method is called."""
+    """The rules of a method."""
 
     access: "Access" = betterproto.enum_field(1)
-    """Who may call it."""
+    """The callers that may call the method."""
 
     default_timeout_ms: int = betterproto.uint32_field(2)
     """
-    Budget of one call in milliseconds where the caller states none; 5000 if unset.
+    Budget of a call in milliseconds, unless the caller sets one; 5000 if unset.
     """
 
     http_status: int = betterproto.uint32_field(3)
     """
-    Status of a successful HTTP answer; 200 if unset, 204 for an empty message.
+    Status of a successful HTTP response; 200 if unset, 204 for an empty message.
     """
 
     secret_response: bool = betterproto.bool_field(4)
     """
-    The response holds a secret, such as a token, and is never stored: a repeated call of the same
-     operation is told ALREADY_DONE (ALREADY_EXISTS) in place of the first answer.
+    Whether the response contains a secret, such as a token. It is then never stored: a repeated call of
+     the same operation fails with ALREADY_EXISTS, ALREADY_DONE instead of getting the stored reply.
     """
 
     version: str = betterproto.string_field(5)
     """
-    Path of the integer field of the response with the version of what it shows, such as
-     `post.version`. Over REST the ETag then begins with it.
+    Path of the integer field of the response with the version of its resource, such as `post.version`.
+     Over REST the ETag begins with this version.
     """
 
     expected_version: str = betterproto.string_field(6)
     """
-    Name of the int64 field of the request with the version that must be the current one, 0 for any;
-     another one is FAILED_PRECONDITION. Over REST it comes from If-Match, and from nowhere else.
+    Name of the int64 field of the request with the version that must be current; 0 accepts any.
+     Otherwise the call fails with FAILED_PRECONDITION. Over REST only the header If-Match sets it.
     """
 
     ends_session: bool = betterproto.bool_field(7)
     """
-    A call may end the caller's session. Repeated, it comes with the token of a session that has
-     ended, and is let through to its first answer; the handler has to look for itself.
+    Whether a call may end the caller's session. A repeated call then has the token of an ended session.
+     It is not refused for that, so that it gets its stored reply; the handler itself must check that the
+     session is open.
     """
 
     rate_limit: str = betterproto.string_field(8)
     """
-    How often one client may call it, such as `20/minute` (or `second`, `hour`, `day`), through one
-     gateway, or through all gateways that count together; unlimited if unset, apart from the limits on
-     all requests. A client is a user where the method's access is ACCESS_USER, else an address. A
-     setting of the gateway overrides it.
+    Rate: the number of calls per `second`, `minute`, `hour` or `day` that one client may make, such as
+     `20/minute`. Each gateway counts by itself, unless the gateways share their counters. If unset, only
+     the limits on all requests apply. A client is a user if the access is ACCESS_USER, else an address.
+     A setting of the gateway overrides the rate.
     """
 
     def __init__(
@@ -97,7 +88,7 @@ class MethodRules(betterproto.Message):
         ends_session: bool = PLACEHOLDER,
         rate_limit: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -122,12 +113,12 @@ class MethodRules(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class EventRules(betterproto.Message):
-    """Marks a message as an event and says what it is about."""
+    """The rules of an event."""
 
     subject: str = betterproto.string_field(1)
     """
@@ -136,31 +127,31 @@ class EventRules(betterproto.Message):
 
     version: int = betterproto.uint32_field(2)
     """
-    Version of the event's meaning; 1 if unset. Raised by every change that would mislead consumers
-     of the version before.
+    Schema version of the event; 1 if unset. Raise it with every change that could mislead consumers of
+     the previous version.
     """
 
     aggregate_version: str = betterproto.string_field(3)
     """
-    Path of the integer field with the version of the aggregate, such as `post.version`, if the
-     event has it: consumers then drop an event that comes after a later one of the same subject.
+    Path of the integer field with the aggregate version, such as `post.version`, if the event has one.
+     Consumers drop an event whose version is not greater than the last one of the same subject.
     """
 
     access: "Access" = betterproto.enum_field(4)
     """
-    Who may hear of it through the gateway: services alone if unset, ACCESS_PUBLIC for every client,
-     ACCESS_USER for the user that `recipient` names.
+    The clients that may subscribe to the event at the gateway: none if unset, every client for
+     ACCESS_PUBLIC, only the user in `recipient` for ACCESS_USER.
     """
 
     recipient: str = betterproto.string_field(5)
     """
-    Name of the string field with the id of the one user who may hear of it.
+    Name of the string field with the id of the only user that receives the event.
     """
 
     ended_sessions: str = betterproto.string_field(6)
     """
-    Name of the repeated string field with the ids of the sessions that the event ends. Every process
-     that verifies access tokens refuses those of these sessions from then on.
+    Name of the repeated string field with the ids of the sessions that have ended. Every process that
+     verifies access tokens then refuses the tokens of these sessions.
     """
 
     def __init__(
@@ -172,7 +163,7 @@ class EventRules(betterproto.Message):
         recipient: str = PLACEHOLDER,
         ended_sessions: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -193,4 +184,4 @@ class EventRules(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute

@@ -13,7 +13,7 @@ from typing import (
 )
 
 import betterproto
-from postbus.stubs import ServiceStub
+from postbus_runtime.stubs import ServiceStub
 import betterproto.lib.google.protobuf as betterproto_lib_google_protobuf
 import grpclib
 from betterproto.grpc.grpclib_server import ServiceBase
@@ -25,61 +25,51 @@ if TYPE_CHECKING:
 
 
 class PostStatus(betterproto.Enum):
-    """Who may read a post."""
+    """The visibility of a post."""
 
     UNSPECIFIED = 0
-    """Not stated: a new post is published."""
+    """Not set. A new post is published."""
 
     PUBLISHED = 1
-    """Everyone."""
+    """Every user and visitor can read the post."""
 
     DRAFT = 2
-    """Its author."""
+    """Only the author can read the post."""
 
 
 class PostOrder(betterproto.Enum):
-    """In which order posts are listed."""
+    """The order of a list of posts."""
 
     UNSPECIFIED = 0
-    """Not stated: the latest first."""
+    """Not set. The same as POST_ORDER_NEWEST."""
 
     NEWEST = 1
-    """The latest published first; of drafts the latest created."""
+    """The latest publication first; for drafts, the latest creation first."""
 
     OLDEST = 2
-    """The other way round."""
+    """The reverse of POST_ORDER_NEWEST."""
 
 
 class NotificationKind(betterproto.Enum):
-    """What happened."""
+    """The kind of a notification."""
 
     UNSPECIFIED = 0
     """Never used."""
 
     LIKE = 1
-    """Someone likes a post of the user."""
+    """An actor liked a post of the user."""
 
     COMMENT = 2
-    """Someone has commented on a post of the user."""
+    """An actor commented on a post of the user."""
 
     FOLLOW = 3
-    """Someone follows the user."""
+    """An actor followed the user."""
 
     MENTION = 4
-    """A post or comment names the user."""
+    """An actor mentioned the user in a post or comment."""
 
 
-from betterproto import PLACEHOLDER
-
-_set_attribute = object.__setattr__
-_get_attribute = object.__getattribute__
-
-
-def _get_set_attribute(message, name):
-    value = _get_attribute(message, name)
-    if value is PLACEHOLDER:
-        return betterproto.Message.__getattribute__(message, name)
-    return value
+from postbus_runtime.message_access import PLACEHOLDER, get_set_attribute, set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -90,54 +80,58 @@ class Post(betterproto.Message):
     """UUIDv7."""
 
     author: "Author" = betterproto.message_field(2)
-    """Who wrote it."""
+    """The author."""
 
     title: str = betterproto.string_field(3)
-    """One line."""
+    """The title, on one line."""
 
     body: str = betterproto.string_field(4)
     """The text; empty in lists."""
 
     created_at: datetime = betterproto.message_field(5)
-    """When it was created."""
+    """Time of creation."""
 
     updated_at: datetime = betterproto.message_field(6)
-    """When it was last changed."""
+    """Time of the last change."""
 
     version: int = betterproto.int64_field(7)
-    """Counts the changes, from 1; likes and comments do not count."""
+    """Number of changes, from 1; likes and comments do not count."""
 
     slug: str = betterproto.string_field(8)
     """
-    Its name in addresses, made of the words of the title, with a suffix if another post has that name.
+    The post's name in URLs: the words of the title, with a suffix if another post has the same slug.
     
-     A title with other words makes a new one: of a published post at once, of a draft when it is
-     published. A change of case, accents or punctuation makes none. Former slugs lead to the post as
-     long as it exists, and are given to no other post. After 100 of them the slug no longer changes.
+     A title with different words gives the post a new slug: at once if it is published, otherwise on
+     publication. A change of case, accents or punctuation does not. Former slugs keep identifying the
+     post as long as it exists, and no other post gets them. After 100 former slugs, the slug no longer
+     changes.
     """
 
     summary: str = betterproto.string_field(9)
-    """What it is about, in a few words."""
+    """A short summary."""
 
     tags: List[str] = betterproto.string_field(10)
     """
-    Its tags in the author's spelling, in Unicode normalization form C, without spaces around them.
+    The tags in the author's spelling, in Unicode normalization form C, without leading and trailing
+     spaces.
     """
 
     status: "PostStatus" = betterproto.enum_field(11)
-    """Who may read it."""
+    """The visibility of the post."""
 
     published_at: datetime = betterproto.message_field(12)
-    """When it was first published; not set for what never was."""
+    """
+    Time of the first publication. Unset for a post that was never published.
+    """
 
     like_count: int = betterproto.int32_field(13)
-    """How many like it."""
+    """Number of likes."""
 
     comment_count: int = betterproto.int32_field(14)
-    """How many comments it has."""
+    """Number of comments."""
 
     liked: bool = betterproto.bool_field(15)
-    """Whether the caller likes it; false without a token."""
+    """Whether the caller likes the post; false without an access token."""
 
     def __init__(
         self,
@@ -157,7 +151,7 @@ class Post(betterproto.Message):
         comment_count: int = PLACEHOLDER,
         liked: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -196,29 +190,29 @@ class Post(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class Author(betterproto.Message):
     """
-    A user as posts show them: the author of a post or comment, or someone who likes a post.
+    The public data of a user in posts, comments, likes and notifications.
     """
 
     id: str = betterproto.string_field(1)
     """The user's id."""
 
     username: str = betterproto.string_field(2)
-    """The user's name."""
+    """Username."""
 
     display_name: str = betterproto.string_field(3)
-    """The user's display name."""
+    """Display name."""
 
     image_url: str = betterproto.string_field(4)
-    """Address of the user's picture."""
+    """URL of the user's picture."""
 
     followed: bool = betterproto.bool_field(5)
-    """Whether the caller follows the user; false without a token."""
+    """Whether the caller follows the user; false without an access token."""
 
     def __init__(
         self,
@@ -228,7 +222,7 @@ class Author(betterproto.Message):
         image_url: str = PLACEHOLDER,
         followed: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -247,7 +241,7 @@ class Author(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -267,13 +261,13 @@ class CreatePostRequest(betterproto.Message):
     """
     Up to 20, each of 1 to 50 characters on one line, not only spaces.
     
-     Spaces around a tag are removed, and it is brought into Unicode normalization form C. Tags that
-     are equal after compatibility normalization (NFKC) and case folding count as one, such as
-     `STRASSE` and `straße`, or `TM` and `™`: the first spelling stays.
+     Leading and trailing spaces are removed, and each tag is converted to Unicode normalization form C.
+     Tags that are equal after compatibility normalization (NFKC) and case folding count as one, such as
+     `STRASSE` and `straße`, or `TM` and `™`; the first spelling is kept.
     """
 
     status: "PostStatus" = betterproto.enum_field(5)
-    """Whether it is published at once, which it is if this is unset."""
+    """The visibility of the post; published if unset."""
 
     def __init__(
         self,
@@ -283,7 +277,7 @@ class CreatePostRequest(betterproto.Message):
         tags: List[str] = PLACEHOLDER,
         status: "PostStatus" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -302,7 +296,7 @@ class CreatePostRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -316,7 +310,7 @@ class CreatePostResponse(betterproto.Message):
         self,
         post: "Post" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -327,7 +321,7 @@ class CreatePostResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -335,13 +329,13 @@ class GetPostRequest(betterproto.Message):
     """Names a post."""
 
     id: str = betterproto.string_field(1)
-    """The post's id, or a slug that leads to it."""
+    """The post's id, or a current or former slug."""
 
     def __init__(
         self,
         id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -352,7 +346,7 @@ class GetPostRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -366,7 +360,7 @@ class GetPostResponse(betterproto.Message):
         self,
         post: "Post" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -377,7 +371,7 @@ class GetPostResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -388,26 +382,26 @@ class ListPostsRequest(betterproto.Message):
     """Only posts of the user with this id."""
 
     page_size: int = betterproto.int32_field(2)
-    """How many at most, up to 100; 20 if unset."""
+    """Maximum length of the page, up to 100; 20 if unset."""
 
     page_token: str = betterproto.string_field(3)
-    """`next_page_token` of the page before; empty for the first."""
+    """`next_page_token` of the previous page; empty for the first page."""
 
     include_total: bool = betterproto.bool_field(4)
-    """Whether to count them all."""
+    """Whether to return `total`."""
 
     author: str = betterproto.string_field(5)
-    """Only posts of the user with this name or id."""
+    """Only posts of the user with this username or id."""
 
     tag: str = betterproto.string_field(6)
     """Only posts with this tag; tags are compared as CreatePost describes."""
 
     liked_by: str = betterproto.string_field(7)
-    """Only posts that the user with this name or id likes."""
+    """Only posts that the user with this username or id likes."""
 
     q: str = betterproto.string_field(8)
     """
-    Only posts with all these words in title, summary and tags; case and accents do not count.
+    Only posts with all these words in title, summary and tags; case and accents are ignored.
     """
 
     status: "PostStatus" = betterproto.enum_field(9)
@@ -415,8 +409,8 @@ class ListPostsRequest(betterproto.Message):
 
     order: "PostOrder" = betterproto.enum_field(10)
     """
-    In which order. With `liked_by` the latest liked come first in any case, and with
-     `updated_since` the one whose last change is the longest ago.
+    The order of the list. It is ignored with `liked_by`, which lists the latest like first, and with
+     `updated_since`, which lists the earliest change first.
     """
 
     updated_since: Optional[datetime] = betterproto.message_field(11, optional=True)
@@ -424,10 +418,10 @@ class ListPostsRequest(betterproto.Message):
     Only posts whose last change is not before this time; creation and publication count as changes,
      likes and comments do not.
     
-     For copies that are brought up to date. The posts come in the order of `updated_at`, unless
-     `liked_by` is set. Deleted and unpublished posts are not listed: their events tell of them. A
-     change that is in progress while the list is read may appear later with an earlier time, so start
-     the next run a minute before the start of the last one.
+     Use it to synchronise a copy. The posts are sorted by `updated_at`, unless `liked_by` is set.
+     Deleted and unpublished posts are not listed: consume PostDeleted and PostUnpublished. A change that
+     is in progress while the list is read may appear later with an earlier time, so begin the next run
+     with a time one minute before the start of the last run.
     """
 
     def __init__(
@@ -444,7 +438,7 @@ class ListPostsRequest(betterproto.Message):
         order: "PostOrder" = PLACEHOLDER,
         updated_since: Optional[datetime] = None,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -475,25 +469,25 @@ class ListPostsRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class ListPostsResponse(betterproto.Message):
     """
-    A page of posts. It may be shorter than asked for, or empty, and is the last if there is no token.
+    A page of posts. It may be shorter than `page_size`, or empty, and is the last if there is no token.
     """
 
     posts: List["Post"] = betterproto.message_field(1)
     """The posts."""
 
     next_page_token: str = betterproto.string_field(2)
-    """Asks for the next page; empty on the last."""
+    """Token of the next page; empty on the last page."""
 
     total: Optional[int] = betterproto.int32_field(3, optional=True)
     """
-    How many there are in all, if that was asked for. Not set if counting takes too long: of more
-     than 50,000 posts, or where more than 2000 posts or 1000 likes have to be examined.
+    Total over all pages. Set only if the request sets `include_total`, and unset if counting takes too
+     long: for more than 50,000 posts, or if more than 2000 posts or 1000 likes must be examined.
     """
 
     def __init__(
@@ -502,7 +496,7 @@ class ListPostsResponse(betterproto.Message):
         next_page_token: str = PLACEHOLDER,
         total: Optional[int] = None,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -517,7 +511,7 @@ class ListPostsResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -525,13 +519,13 @@ class ListFeedRequest(betterproto.Message):
     """Selects posts of the feed."""
 
     page_size: int = betterproto.int32_field(1)
-    """How many at most, up to 100; 20 if unset."""
+    """Maximum length of the page, up to 100; 20 if unset."""
 
     page_token: str = betterproto.string_field(2)
-    """`next_page_token` of the page before; empty for the first."""
+    """`next_page_token` of the previous page; empty for the first page."""
 
     include_total: bool = betterproto.bool_field(3)
-    """Whether to count them all."""
+    """Whether to return `total`."""
 
     def __init__(
         self,
@@ -539,7 +533,7 @@ class ListFeedRequest(betterproto.Message):
         page_token: str = PLACEHOLDER,
         include_total: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -554,7 +548,7 @@ class ListFeedRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -565,11 +559,12 @@ class ListFeedResponse(betterproto.Message):
     """The posts, the latest first."""
 
     next_page_token: str = betterproto.string_field(2)
-    """Asks for the next page; empty on the last."""
+    """Token of the next page; empty on the last page."""
 
     total: Optional[int] = betterproto.int32_field(3, optional=True)
     """
-    How many there are in all, if that was asked for; not set if there are more than 50,000.
+    Total over all pages. Set only if the request sets `include_total`, and unset if there are more than
+     50,000.
     """
 
     def __init__(
@@ -578,7 +573,7 @@ class ListFeedResponse(betterproto.Message):
         next_page_token: str = PLACEHOLDER,
         total: Optional[int] = None,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -593,7 +588,7 @@ class ListFeedResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -601,13 +596,13 @@ class ListTagsRequest(betterproto.Message):
     """Selects tags."""
 
     page_size: int = betterproto.int32_field(1)
-    """How many at most, up to 100; 20 if unset."""
+    """Maximum length of the page, up to 100; 20 if unset."""
 
     page_token: str = betterproto.string_field(2)
-    """`next_page_token` of the page before; empty for the first."""
+    """`next_page_token` of the previous page; empty for the first page."""
 
     include_total: bool = betterproto.bool_field(3)
-    """Whether to count them all."""
+    """Whether to return `total`."""
 
     def __init__(
         self,
@@ -615,7 +610,7 @@ class ListTagsRequest(betterproto.Message):
         page_token: str = PLACEHOLDER,
         include_total: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -630,7 +625,7 @@ class ListTagsRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -638,14 +633,15 @@ class ListTagsResponse(betterproto.Message):
     """A page of tags."""
 
     tags: List["Tag"] = betterproto.message_field(1)
-    """The tags, those of most posts first."""
+    """The tags, sorted by their number of posts, descending."""
 
     next_page_token: str = betterproto.string_field(2)
-    """Asks for the next page; empty on the last."""
+    """Token of the next page; empty on the last page."""
 
     total: Optional[int] = betterproto.int32_field(3, optional=True)
     """
-    How many there are in all, if that was asked for; not set if there are more than 50,000.
+    Total over all pages. Set only if the request sets `include_total`, and unset if there are more than
+     50,000.
     """
 
     def __init__(
@@ -654,7 +650,7 @@ class ListTagsResponse(betterproto.Message):
         next_page_token: str = PLACEHOLDER,
         total: Optional[int] = None,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -669,25 +665,25 @@ class ListTagsResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class Tag(betterproto.Message):
-    """What posts are about."""
+    """A tag, with the number of published posts that have it."""
 
     name: str = betterproto.string_field(1)
-    """In the spelling of its first use."""
+    """The tag, in the spelling of its first use."""
 
     post_count: int = betterproto.int32_field(2)
-    """How many published posts have it."""
+    """Number of published posts with the tag."""
 
     def __init__(
         self,
         name: str = PLACEHOLDER,
         post_count: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -699,7 +695,7 @@ class Tag(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -707,16 +703,16 @@ class ListLikersRequest(betterproto.Message):
     """Selects users who like a post."""
 
     id: str = betterproto.string_field(1)
-    """The post's id, or a slug that leads to it."""
+    """The post's id, or a current or former slug."""
 
     page_size: int = betterproto.int32_field(2)
-    """How many at most, up to 100; 20 if unset."""
+    """Maximum length of the page, up to 100; 20 if unset."""
 
     page_token: str = betterproto.string_field(3)
-    """`next_page_token` of the page before; empty for the first."""
+    """`next_page_token` of the previous page; empty for the first page."""
 
     include_total: bool = betterproto.bool_field(4)
-    """Whether to count them all."""
+    """Whether to return `total`."""
 
     def __init__(
         self,
@@ -725,7 +721,7 @@ class ListLikersRequest(betterproto.Message):
         page_token: str = PLACEHOLDER,
         include_total: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -742,7 +738,7 @@ class ListLikersRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -753,10 +749,10 @@ class ListLikersResponse(betterproto.Message):
     """The users, the latest like first."""
 
     next_page_token: str = betterproto.string_field(2)
-    """Asks for the next page; empty on the last."""
+    """Token of the next page; empty on the last page."""
 
     total: Optional[int] = betterproto.int32_field(3, optional=True)
-    """How many there are in all, if that was asked for."""
+    """Total over all pages. Set only if the request sets `include_total`."""
 
     def __init__(
         self,
@@ -764,7 +760,7 @@ class ListLikersResponse(betterproto.Message):
         next_page_token: str = PLACEHOLDER,
         total: Optional[int] = None,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -779,7 +775,7 @@ class ListLikersResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -787,17 +783,18 @@ class UpdatePostRequest(betterproto.Message):
     """Changes to a post."""
 
     id: str = betterproto.string_field(1)
-    """The post's id, or a slug that leads to it."""
+    """The post's id, or a current or former slug."""
 
     title: Optional[str] = betterproto.string_field(2, optional=True)
-    """New title, by the rules of CreatePost."""
+    """New title: 1 to 200 characters on one line, not only spaces."""
 
     body: Optional[str] = betterproto.string_field(3, optional=True)
     """New text, up to 100,000 characters."""
 
     update_mask: "betterproto_lib_google_protobuf.FieldMask" = betterproto.message_field(4)
     """
-    The fields to change; if empty, nothing changes. Over REST it is the members of the body.
+    The fields to change; if empty, nothing changes. Over REST it is derived from the members of the
+     body.
     """
 
     summary: Optional[str] = betterproto.string_field(5, optional=True)
@@ -808,7 +805,7 @@ class UpdatePostRequest(betterproto.Message):
 
     expected_version: int = betterproto.int64_field(7)
     """
-    The version that must be the current one, 0 for any. Over REST it is in If-Match.
+    The version that must be current; 0 accepts any. Over REST it is the header If-Match.
     """
 
     def __init__(
@@ -821,7 +818,7 @@ class UpdatePostRequest(betterproto.Message):
         tags: List[str] = PLACEHOLDER,
         expected_version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -844,7 +841,7 @@ class UpdatePostRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -858,7 +855,7 @@ class UpdatePostResponse(betterproto.Message):
         self,
         post: "Post" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -869,7 +866,7 @@ class UpdatePostResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -877,11 +874,11 @@ class DeletePostRequest(betterproto.Message):
     """Names the post to delete."""
 
     id: str = betterproto.string_field(1)
-    """The post's id, or a slug that leads to it."""
+    """The post's id, or a current or former slug."""
 
     expected_version: int = betterproto.int64_field(2)
     """
-    The version that must be the current one, 0 for any. Over REST it is in If-Match.
+    The version that must be current; 0 accepts any. Over REST it is the header If-Match.
     """
 
     def __init__(
@@ -889,7 +886,7 @@ class DeletePostRequest(betterproto.Message):
         id: str = PLACEHOLDER,
         expected_version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -901,7 +898,7 @@ class DeletePostRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -909,11 +906,11 @@ class PublishPostRequest(betterproto.Message):
     """Names the draft to publish."""
 
     id: str = betterproto.string_field(1)
-    """The post's id, or a slug that leads to it."""
+    """The post's id, or a current or former slug."""
 
     expected_version: int = betterproto.int64_field(2)
     """
-    The version that must be the current one, 0 for any. Over REST it is in If-Match.
+    The version that must be current; 0 accepts any. Over REST it is the header If-Match.
     """
 
     def __init__(
@@ -921,7 +918,7 @@ class PublishPostRequest(betterproto.Message):
         id: str = PLACEHOLDER,
         expected_version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -933,7 +930,7 @@ class PublishPostRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -947,7 +944,7 @@ class PublishPostResponse(betterproto.Message):
         self,
         post: "Post" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -958,19 +955,19 @@ class PublishPostResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class UnpublishPostRequest(betterproto.Message):
-    """Names the post to make a draft."""
+    """Names the post to turn into a draft."""
 
     id: str = betterproto.string_field(1)
-    """The post's id, or a slug that leads to it."""
+    """The post's id, or a current or former slug."""
 
     expected_version: int = betterproto.int64_field(2)
     """
-    The version that must be the current one, 0 for any. Over REST it is in If-Match.
+    The version that must be current; 0 accepts any. Over REST it is the header If-Match.
     """
 
     def __init__(
@@ -978,7 +975,7 @@ class UnpublishPostRequest(betterproto.Message):
         id: str = PLACEHOLDER,
         expected_version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -990,7 +987,7 @@ class UnpublishPostRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1004,7 +1001,7 @@ class UnpublishPostResponse(betterproto.Message):
         self,
         post: "Post" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1015,7 +1012,7 @@ class UnpublishPostResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1023,13 +1020,13 @@ class LikePostRequest(betterproto.Message):
     """Names the post to like."""
 
     id: str = betterproto.string_field(1)
-    """The post's id, or a slug that leads to it."""
+    """The post's id, or a current or former slug."""
 
     def __init__(
         self,
         id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1040,7 +1037,7 @@ class LikePostRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1054,7 +1051,7 @@ class LikePostResponse(betterproto.Message):
         self,
         post: "Post" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1065,21 +1062,21 @@ class LikePostResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class UnlikePostRequest(betterproto.Message):
-    """Names the post to like no longer."""
+    """Names the post whose like to remove."""
 
     id: str = betterproto.string_field(1)
-    """The post's id, or a slug that leads to it."""
+    """The post's id, or a current or former slug."""
 
     def __init__(
         self,
         id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1090,7 +1087,7 @@ class UnlikePostRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1104,7 +1101,7 @@ class UnlikePostResponse(betterproto.Message):
         self,
         post: "Post" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1115,7 +1112,7 @@ class UnlikePostResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1126,24 +1123,24 @@ class Comment(betterproto.Message):
     """UUIDv7."""
 
     post_id: str = betterproto.string_field(2)
-    """The id of the post that it is about."""
+    """The id of the post."""
 
     author: "Author" = betterproto.message_field(3)
-    """Who wrote it."""
+    """The author."""
 
     body: str = betterproto.string_field(4)
     """The text."""
 
     created_at: datetime = betterproto.message_field(5)
-    """When it was written."""
+    """Time of creation."""
 
     updated_at: datetime = betterproto.message_field(6)
-    """When it was last changed."""
+    """Time of the last change."""
 
     version: int = betterproto.int64_field(7)
     """
-    Counts the changes, from 1. Over REST, `If-Match` with this number in quotes binds a change of the
-     comment to this version.
+    Number of changes, from 1. Over REST, `If-Match` with this number in quotes limits a change to this
+     version.
     """
 
     def __init__(
@@ -1156,7 +1153,7 @@ class Comment(betterproto.Message):
         updated_at: datetime = PLACEHOLDER,
         version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1179,7 +1176,7 @@ class Comment(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1187,11 +1184,11 @@ class CreateCommentRequest(betterproto.Message):
     """A new comment."""
 
     post_id: str = betterproto.string_field(1)
-    """The post's id, or a slug that leads to it."""
+    """The post's id, or a current or former slug."""
 
     body: str = betterproto.string_field(2)
     """
-    1 to 10,000 characters. Users whom it names as `@username` are told, ten at most.
+    1 to 10,000 characters. The first ten users mentioned as `@username` are notified.
     """
 
     def __init__(
@@ -1199,7 +1196,7 @@ class CreateCommentRequest(betterproto.Message):
         post_id: str = PLACEHOLDER,
         body: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1211,7 +1208,7 @@ class CreateCommentRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1225,7 +1222,7 @@ class CreateCommentResponse(betterproto.Message):
         self,
         comment: "Comment" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1236,7 +1233,7 @@ class CreateCommentResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1244,16 +1241,16 @@ class ListCommentsRequest(betterproto.Message):
     """Selects comments."""
 
     post_id: str = betterproto.string_field(1)
-    """The post's id, or a slug that leads to it."""
+    """The post's id, or a current or former slug."""
 
     page_size: int = betterproto.int32_field(2)
-    """How many at most, up to 100; 20 if unset."""
+    """Maximum length of the page, up to 100; 20 if unset."""
 
     page_token: str = betterproto.string_field(3)
-    """`next_page_token` of the page before; empty for the first."""
+    """`next_page_token` of the previous page; empty for the first page."""
 
     include_total: bool = betterproto.bool_field(4)
-    """Whether to count them all."""
+    """Whether to return `total`."""
 
     def __init__(
         self,
@@ -1262,7 +1259,7 @@ class ListCommentsRequest(betterproto.Message):
         page_token: str = PLACEHOLDER,
         include_total: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1279,7 +1276,7 @@ class ListCommentsRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1290,10 +1287,10 @@ class ListCommentsResponse(betterproto.Message):
     """The comments, the latest first."""
 
     next_page_token: str = betterproto.string_field(2)
-    """Asks for the next page; empty on the last."""
+    """Token of the next page; empty on the last page."""
 
     total: Optional[int] = betterproto.int32_field(3, optional=True)
-    """How many there are in all, if that was asked for."""
+    """Total over all pages. Set only if the request sets `include_total`."""
 
     def __init__(
         self,
@@ -1301,7 +1298,7 @@ class ListCommentsResponse(betterproto.Message):
         next_page_token: str = PLACEHOLDER,
         total: Optional[int] = None,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1316,7 +1313,7 @@ class ListCommentsResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1330,7 +1327,7 @@ class GetCommentRequest(betterproto.Message):
         self,
         id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1341,7 +1338,7 @@ class GetCommentRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1355,7 +1352,7 @@ class GetCommentResponse(betterproto.Message):
         self,
         comment: "Comment" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1366,22 +1363,22 @@ class GetCommentResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class UpdateCommentRequest(betterproto.Message):
-    """A change to a comment."""
+    """The change of a comment."""
 
     id: str = betterproto.string_field(1)
     """The comment's id."""
 
     body: str = betterproto.string_field(2)
-    """New text, by the rules of CreateComment."""
+    """New text, 1 to 10,000 characters."""
 
     expected_version: int = betterproto.int64_field(3)
     """
-    The version that must be the current one, 0 for any. Over REST it is in If-Match.
+    The version that must be current; 0 accepts any. Over REST it is the header If-Match.
     """
 
     def __init__(
@@ -1390,7 +1387,7 @@ class UpdateCommentRequest(betterproto.Message):
         body: str = PLACEHOLDER,
         expected_version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1405,7 +1402,7 @@ class UpdateCommentRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1419,7 +1416,7 @@ class UpdateCommentResponse(betterproto.Message):
         self,
         comment: "Comment" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1430,7 +1427,7 @@ class UpdateCommentResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1442,7 +1439,7 @@ class DeleteCommentRequest(betterproto.Message):
 
     expected_version: int = betterproto.int64_field(2)
     """
-    The version that must be the current one, 0 for any. Over REST it is in If-Match.
+    The version that must be current; 0 accepts any. Over REST it is the header If-Match.
     """
 
     def __init__(
@@ -1450,7 +1447,7 @@ class DeleteCommentRequest(betterproto.Message):
         id: str = PLACEHOLDER,
         expected_version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1462,33 +1459,33 @@ class DeleteCommentRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class Notification(betterproto.Message):
-    """Something that others did."""
+    """An action of another user that concerns the caller."""
 
     id: str = betterproto.string_field(1)
     """UUIDv7."""
 
     kind: "NotificationKind" = betterproto.enum_field(2)
-    """What happened."""
+    """The kind of the notification."""
 
     actor: "Author" = betterproto.message_field(3)
-    """Who did it."""
+    """The user who acted."""
 
     post_id: str = betterproto.string_field(4)
-    """The post that it is about, if there is one."""
+    """Id of the post; empty if there is none."""
 
     comment_id: str = betterproto.string_field(5)
-    """The comment that it is about, if there is one."""
+    """Id of the comment; empty if there is none."""
 
     created_at: datetime = betterproto.message_field(6)
-    """When it happened."""
+    """Time of the action."""
 
     read: bool = betterproto.bool_field(7)
-    """Whether the user has read it."""
+    """Whether the notification is marked as read."""
 
     def __init__(
         self,
@@ -1500,7 +1497,7 @@ class Notification(betterproto.Message):
         created_at: datetime = PLACEHOLDER,
         read: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1523,7 +1520,7 @@ class Notification(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1531,16 +1528,16 @@ class ListNotificationsRequest(betterproto.Message):
     """Selects notifications."""
 
     page_size: int = betterproto.int32_field(1)
-    """How many at most, up to 100; 20 if unset."""
+    """Maximum length of the page, up to 100; 20 if unset."""
 
     page_token: str = betterproto.string_field(2)
-    """`next_page_token` of the page before; empty for the first."""
+    """`next_page_token` of the previous page; empty for the first page."""
 
     include_total: bool = betterproto.bool_field(3)
-    """Whether to count them all."""
+    """Whether to return `total`."""
 
     unread_only: bool = betterproto.bool_field(4)
-    """Only those that are not read."""
+    """Whether to list unread notifications only."""
 
     def __init__(
         self,
@@ -1549,7 +1546,7 @@ class ListNotificationsRequest(betterproto.Message):
         include_total: bool = PLACEHOLDER,
         unread_only: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1566,7 +1563,7 @@ class ListNotificationsRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1577,15 +1574,16 @@ class ListNotificationsResponse(betterproto.Message):
     """The notifications, the latest first."""
 
     next_page_token: str = betterproto.string_field(2)
-    """Asks for the next page; empty on the last."""
+    """Token of the next page; empty on the last page."""
 
     total: Optional[int] = betterproto.int32_field(3, optional=True)
     """
-    How many there are in all, if that was asked for; not set if there are more than 50,000.
+    Total over all pages. Set only if the request sets `include_total`, and unset if there are more than
+     50,000.
     """
 
     unread_count: int = betterproto.int32_field(4)
-    """How many are not read; 10,000 stands for that many or more."""
+    """Number of unread notifications; 10,000 means 10,000 or more."""
 
     def __init__(
         self,
@@ -1594,7 +1592,7 @@ class ListNotificationsResponse(betterproto.Message):
         total: Optional[int] = None,
         unread_count: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1611,21 +1609,25 @@ class ListNotificationsResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class MarkReadRequest(betterproto.Message):
-    """Says what is read. Without ids it is all of them."""
+    """
+    Names the notifications to mark as read. Without ids, all of them are marked.
+    """
 
     ids: List[str] = betterproto.string_field(1)
-    """Ids of notifications; those that are not the caller's are ignored."""
+    """
+    Ids of notifications. Ids that do not belong to the caller are ignored.
+    """
 
     def __init__(
         self,
         ids: List[str] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1636,21 +1638,21 @@ class MarkReadRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class MarkReadResponse(betterproto.Message):
-    """What is left."""
+    """The number of notifications that are still unread."""
 
     unread_count: int = betterproto.int32_field(1)
-    """How many are not read; 10,000 stands for that many or more."""
+    """Number of unread notifications; 10,000 means 10,000 or more."""
 
     def __init__(
         self,
         unread_count: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1661,7 +1663,7 @@ class MarkReadResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1672,14 +1674,14 @@ class PostCreated(betterproto.Message):
     """The post."""
 
     post: "Post" = betterproto.message_field(2)
-    """Its state, as anyone sees it."""
+    """The resource, as shown to a user without an access token."""
 
     def __init__(
         self,
         post_id: str = PLACEHOLDER,
         post: "Post" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1691,7 +1693,7 @@ class PostCreated(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1702,14 +1704,14 @@ class PostPublished(betterproto.Message):
     """The post."""
 
     post: "Post" = betterproto.message_field(2)
-    """Its state, as anyone sees it."""
+    """The resource, as shown to a user without an access token."""
 
     def __init__(
         self,
         post_id: str = PLACEHOLDER,
         post: "Post" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1721,7 +1723,7 @@ class PostPublished(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1732,14 +1734,14 @@ class PostUpdated(betterproto.Message):
     """The post."""
 
     post: "Post" = betterproto.message_field(2)
-    """Its state, as anyone sees it."""
+    """The resource, as shown to a user without an access token."""
 
     def __init__(
         self,
         post_id: str = PLACEHOLDER,
         post: "Post" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1751,21 +1753,21 @@ class PostUpdated(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class PostUnpublished(betterproto.Message):
-    """A post became a draft: nobody but its author sees it."""
+    """A published post became a draft, which only its author can read."""
 
     post_id: str = betterproto.string_field(1)
     """The post."""
 
     author_id: str = betterproto.string_field(2)
-    """Who wrote it."""
+    """The author."""
 
     version: int = betterproto.int64_field(3)
-    """Counts the changes of the post."""
+    """Number of changes of the post."""
 
     def __init__(
         self,
@@ -1773,7 +1775,7 @@ class PostUnpublished(betterproto.Message):
         author_id: str = PLACEHOLDER,
         version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1788,7 +1790,7 @@ class PostUnpublished(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1799,10 +1801,10 @@ class PostDeleted(betterproto.Message):
     """The post."""
 
     author_id: str = betterproto.string_field(2)
-    """Who wrote it."""
+    """The author."""
 
     version: int = betterproto.int64_field(3)
-    """Counts the changes of the post."""
+    """Number of changes of the post."""
 
     def __init__(
         self,
@@ -1810,7 +1812,7 @@ class PostDeleted(betterproto.Message):
         author_id: str = PLACEHOLDER,
         version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1825,21 +1827,21 @@ class PostDeleted(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class PostLiked(betterproto.Message):
-    """A user likes a post."""
+    """A user liked a post."""
 
     post_id: str = betterproto.string_field(1)
     """The post."""
 
     author_id: str = betterproto.string_field(2)
-    """Who wrote it."""
+    """The author."""
 
     user_id: str = betterproto.string_field(3)
-    """Who likes it."""
+    """The user."""
 
     def __init__(
         self,
@@ -1847,7 +1849,7 @@ class PostLiked(betterproto.Message):
         author_id: str = PLACEHOLDER,
         user_id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1862,21 +1864,21 @@ class PostLiked(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class PostUnliked(betterproto.Message):
-    """A user likes a post no longer."""
+    """A user removed the like from a post."""
 
     post_id: str = betterproto.string_field(1)
     """The post."""
 
     author_id: str = betterproto.string_field(2)
-    """Who wrote it."""
+    """The author."""
 
     user_id: str = betterproto.string_field(3)
-    """Who liked it."""
+    """The user."""
 
     def __init__(
         self,
@@ -1884,7 +1886,7 @@ class PostUnliked(betterproto.Message):
         author_id: str = PLACEHOLDER,
         user_id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1899,21 +1901,21 @@ class PostUnliked(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class CommentCreated(betterproto.Message):
-    """A comment was written."""
+    """A comment was created."""
 
     comment_id: str = betterproto.string_field(1)
     """The comment."""
 
     comment: "Comment" = betterproto.message_field(2)
-    """Its state, as anyone sees it."""
+    """The resource, as shown to a user without an access token."""
 
     post_author_id: str = betterproto.string_field(3)
-    """Who wrote the post."""
+    """The author of the post."""
 
     def __init__(
         self,
@@ -1921,7 +1923,7 @@ class CommentCreated(betterproto.Message):
         comment: "Comment" = PLACEHOLDER,
         post_author_id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1936,7 +1938,7 @@ class CommentCreated(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1947,14 +1949,14 @@ class CommentUpdated(betterproto.Message):
     """The comment."""
 
     comment: "Comment" = betterproto.message_field(2)
-    """Its state, as anyone sees it."""
+    """The resource, as shown to a user without an access token."""
 
     def __init__(
         self,
         comment_id: str = PLACEHOLDER,
         comment: "Comment" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1966,7 +1968,7 @@ class CommentUpdated(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1977,14 +1979,14 @@ class CommentDeleted(betterproto.Message):
     """The comment."""
 
     post_id: str = betterproto.string_field(2)
-    """The post that it was about."""
+    """The post of the comment."""
 
     def __init__(
         self,
         comment_id: str = PLACEHOLDER,
         post_id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1996,25 +1998,25 @@ class CommentDeleted(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class NotificationCreated(betterproto.Message):
-    """Something happened that concerns a user."""
+    """A notification for a user was created."""
 
     user_id: str = betterproto.string_field(1)
     """The user."""
 
     notification: "Notification" = betterproto.message_field(2)
-    """What happened."""
+    """The notification."""
 
     def __init__(
         self,
         user_id: str = PLACEHOLDER,
         notification: "Notification" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -2027,13 +2029,13 @@ class NotificationCreated(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class PostErasureContinued(betterproto.Message):
     """
-    A part of what a deleted post has left is gone, and there may be more.
+    Internal: one batch of a deleted post's data was erased; more may remain.
     """
 
     post_id: str = betterproto.string_field(1)
@@ -2043,7 +2045,7 @@ class PostErasureContinued(betterproto.Message):
         self,
         post_id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -2054,13 +2056,13 @@ class PostErasureContinued(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class UserContentErasureContinued(betterproto.Message):
     """
-    A part of what a deleted user has left is gone, and there may be more.
+    Internal: one batch of a deleted user's data was erased; more may remain.
     """
 
     user_id: str = betterproto.string_field(1)
@@ -2070,7 +2072,7 @@ class UserContentErasureContinued(betterproto.Message):
         self,
         user_id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -2081,7 +2083,7 @@ class UserContentErasureContinued(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 class PostsServiceStub(ServiceStub):

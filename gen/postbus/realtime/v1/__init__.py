@@ -13,41 +13,31 @@ import betterproto.lib.google.protobuf as betterproto_lib_google_protobuf
 from ...bus import v1 as __bus_v1__
 
 
-from betterproto import PLACEHOLDER
-
-_set_attribute = object.__setattr__
-_get_attribute = object.__getattribute__
-
-
-def _get_set_attribute(message, name):
-    value = _get_attribute(message, name)
-    if value is PLACEHOLDER:
-        return betterproto.Message.__getattribute__(message, name)
-    return value
+from postbus_runtime.message_access import PLACEHOLDER, get_set_attribute, set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class ClientFrame(betterproto.Message):
-    """What a client sends."""
+    """A frame from the client."""
 
     id: str = betterproto.string_field(1)
-    """Names the frame; its answer has the same id."""
+    """Id of the frame, chosen by the client. The answer repeats it."""
 
     authenticate: "Authenticate" = betterproto.message_field(2, group="frame")
-    """Says who the client is; the first frame."""
+    """Authenticates the client. It must be the first frame."""
 
     call: "Call" = betterproto.message_field(3, group="frame")
     """Calls a method."""
 
     subscribe: "Subscribe" = betterproto.message_field(4, group="frame")
-    """Asks for events."""
+    """Subscribes to events."""
 
     unsubscribe: "Unsubscribe" = betterproto.message_field(5, group="frame")
     """Ends a subscription."""
 
     cancel: "Cancel" = betterproto.message_field(6, group="frame")
     """
-    Ends a call; if it still runs, it is answered with the error CANCELLED.
+    Cancels a call. A call that still runs ends with the error CANCELLED.
     """
 
     def __init__(
@@ -59,7 +49,7 @@ class ClientFrame(betterproto.Message):
         unsubscribe: "Unsubscribe" = PLACEHOLDER,
         cancel: "Cancel" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -92,25 +82,25 @@ class ClientFrame(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class ServerFrame(betterproto.Message):
-    """What the server sends."""
+    """A frame from the server."""
 
     id: str = betterproto.string_field(1)
     """
-    Id of the client's frame that this answers; for an event, of its `subscribe`. Empty where the
-     client's frame could not be read.
+    Id of the client's frame that this frame answers; for an event, of the `subscribe` frame. Empty if
+     the client's frame could not be parsed.
     """
 
     authenticated: "Authenticated" = betterproto.message_field(2, group="frame")
-    """The client is known."""
+    """The client is authenticated."""
 
     result: "Result" = betterproto.message_field(3, group="frame")
     """
-    A call succeeded. A method that streams has any number of results, and then `completed`.
+    A call succeeded. A streaming method sends any number of results, and then `completed`.
     """
 
     error: "__bus_v1__.Error" = betterproto.message_field(4, group="frame")
@@ -118,8 +108,8 @@ class ServerFrame(betterproto.Message):
 
     subscribed: "Subscribed" = betterproto.message_field(5, group="frame")
     """
-    The subscription is active: every event from now on is sent. Where the server may have missed
-     some, it closes the connection with 1013: connect anew, and read what you show.
+    The subscription is active, and every later event is sent. If the server may have missed events,
+     it closes the connection with 1013. Reconnect, and reload the data that you display.
     """
 
     event: "Delivery" = betterproto.message_field(6, group="frame")
@@ -129,7 +119,7 @@ class ServerFrame(betterproto.Message):
     """The subscription has ended."""
 
     completed: "Completed" = betterproto.message_field(8, group="frame")
-    """A call of a method that streams has come to its end."""
+    """A call of a streaming method has ended."""
 
     def __init__(
         self,
@@ -142,7 +132,7 @@ class ServerFrame(betterproto.Message):
         unsubscribed: "Unsubscribed" = PLACEHOLDER,
         completed: "Completed" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -183,21 +173,21 @@ class ServerFrame(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class Authenticate(betterproto.Message):
-    """Says who the client is."""
+    """Authenticates the client."""
 
     access_token: str = betterproto.string_field(1)
-    """Access token, as LogIn returns it."""
+    """Access token, from LogIn or RefreshSession."""
 
     def __init__(
         self,
         access_token: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -208,25 +198,27 @@ class Authenticate(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class Authenticated(betterproto.Message):
-    """The client is known."""
+    """The client is authenticated."""
 
     user_id: str = betterproto.string_field(1)
     """Id of the user."""
 
     expires_at: datetime = betterproto.message_field(2)
-    """When the token expires, and with it this connection."""
+    """
+    Time at which the token expires. The server then closes the connection.
+    """
 
     def __init__(
         self,
         user_id: str = PLACEHOLDER,
         expires_at: datetime = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -238,7 +230,7 @@ class Authenticated(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -249,21 +241,22 @@ class Call(betterproto.Message):
     """Full name, such as `postbus.posts.v1.PostsService.CreatePost`."""
 
     request: "betterproto_lib_google_protobuf.Any" = betterproto.message_field(2)
-    """The method's request message. In JSON its `@type` may be left out."""
+    """The method's request message. In JSON its `@type` is optional."""
 
     timeout_ms: int = betterproto.uint32_field(3)
-    """Budget of the call in milliseconds; the method's own if unset."""
+    """Budget of the call in milliseconds; the method's default if unset."""
 
     operation_id: str = betterproto.string_field(4)
     """
-    Names the operation, as the header `Idempotency-Key` does over REST: 1 to 128 visible ASCII
-     characters. A repetition with the same id by the same caller has no second effect and gets the
-     first answer, for 24 hours. Unset, every call is an operation of its own.
+    Idempotency key, as the header `Idempotency-Key` over REST: 1 to 128 visible ASCII characters. For
+     24 hours, a repeated call of the same caller with the same id has no second effect and gets the
+     stored reply. Without it, every call is a separate operation.
     """
 
     traceparent: str = betterproto.string_field(5)
     """
-    W3C trace context, as the header `traceparent` over REST. A new trace if unset or invalid.
+    W3C trace context, as the header `traceparent` over REST. If it is unset or invalid, a new trace
+     begins.
     """
 
     def __init__(
@@ -274,7 +267,7 @@ class Call(betterproto.Message):
         operation_id: str = PLACEHOLDER,
         traceparent: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -293,12 +286,12 @@ class Call(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class Cancel(betterproto.Message):
-    """Ends a call."""
+    """Cancels a call."""
 
     call: str = betterproto.string_field(1)
     """Id of the `call` frame."""
@@ -307,7 +300,7 @@ class Cancel(betterproto.Message):
         self,
         call: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -318,12 +311,12 @@ class Cancel(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class Completed(betterproto.Message):
-    """A call of a method that streams has come to its end."""
+    """A call of a streaming method has ended."""
 
     pass
 
@@ -337,8 +330,8 @@ class Result(betterproto.Message):
 
     replayed: bool = betterproto.bool_field(2)
     """
-    Whether the operation was done before: this is the answer that it then got. The header
-     `Idempotency-Replayed` over REST.
+    Whether the operation was executed earlier, and this is its stored reply. Over REST it is the header
+     `Idempotency-Replayed`.
     """
 
     def __init__(
@@ -346,7 +339,7 @@ class Result(betterproto.Message):
         response: "betterproto_lib_google_protobuf.Any" = PLACEHOLDER,
         replayed: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -358,24 +351,24 @@ class Result(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class Subscribe(betterproto.Message):
-    """Asks for events."""
+    """Subscribes to events."""
 
     types: List[str] = betterproto.string_field(1)
     """
-    Full names, such as `postbus.posts.v1.PostCreated`. A socket has at most one subscription to each
-     type: a second one is refused with ALREADY_EXISTS, reason ALREADY_SUBSCRIBED.
+    Full names of events, such as `postbus.posts.v1.PostCreated`. A socket has at most one subscription
+     to each type; a second one is refused with ALREADY_EXISTS, reason ALREADY_SUBSCRIBED.
     """
 
     def __init__(
         self,
         types: List[str] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -386,7 +379,7 @@ class Subscribe(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -407,7 +400,7 @@ class Unsubscribe(betterproto.Message):
         self,
         subscription: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -418,7 +411,7 @@ class Unsubscribe(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -436,10 +429,10 @@ class Delivery(betterproto.Message):
     """Unique id of the event, UUIDv7."""
 
     subject: str = betterproto.string_field(2)
-    """Id of the aggregate that it is about."""
+    """Id of the aggregate that the event is about."""
 
     time: datetime = betterproto.message_field(3)
-    """When it happened."""
+    """Time of the event."""
 
     data: "betterproto_lib_google_protobuf.Any" = betterproto.message_field(4)
     """The event's message."""
@@ -451,7 +444,7 @@ class Delivery(betterproto.Message):
         time: datetime = PLACEHOLDER,
         data: "betterproto_lib_google_protobuf.Any" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -468,4 +461,4 @@ class Delivery(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute

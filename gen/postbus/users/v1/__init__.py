@@ -13,7 +13,7 @@ from typing import (
 )
 
 import betterproto
-from postbus.stubs import ServiceStub
+from postbus_runtime.stubs import ServiceStub
 import betterproto.lib.google.protobuf as betterproto_lib_google_protobuf
 import grpclib
 from betterproto.grpc.grpclib_server import ServiceBase
@@ -24,55 +24,47 @@ if TYPE_CHECKING:
     from grpclib.metadata import Deadline
 
 
-from betterproto import PLACEHOLDER
-
-_set_attribute = object.__setattr__
-_get_attribute = object.__getattribute__
-
-
-def _get_set_attribute(message, name):
-    value = _get_attribute(message, name)
-    if value is PLACEHOLDER:
-        return betterproto.Message.__getattribute__(message, name)
-    return value
+from postbus_runtime.message_access import PLACEHOLDER, get_set_attribute, set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class User(betterproto.Message):
-    """An account, as its owner sees it."""
+    """An account, with the fields that only its owner may read."""
 
     id: str = betterproto.string_field(1)
     """UUIDv7."""
 
     username: str = betterproto.string_field(2)
-    """Unique name, as its owner writes it."""
+    """Username, unique without regard to case."""
 
     email: str = betterproto.string_field(3)
-    """Address that the owner may log in with."""
+    """
+    Email address, unique without regard to case. The owner can log in with it.
+    """
 
     created_at: datetime = betterproto.message_field(4)
-    """When the account was created."""
+    """Time at which the account was created."""
 
     display_name: str = betterproto.string_field(5)
-    """Name that posts show, if it is not the username."""
+    """The name that posts show instead of the username; empty for none."""
 
     bio: str = betterproto.string_field(6)
-    """What the user says of themselves."""
+    """A text about the user."""
 
     image_url: str = betterproto.string_field(7)
-    """Address of a picture."""
+    """URL of a picture."""
 
     updated_at: datetime = betterproto.message_field(8)
-    """When the account was last changed."""
+    """Time of the last change of the account."""
 
     follower_count: int = betterproto.int32_field(9)
-    """How many follow the user."""
+    """Number of followers."""
 
     following_count: int = betterproto.int32_field(10)
-    """How many the user follows."""
+    """Number of users that the user follows."""
 
     version: int = betterproto.int64_field(11)
-    """Counts the changes of the account, from 1; follows do not count."""
+    """Number of changes of the account, from 1; follows do not count."""
 
     def __init__(
         self,
@@ -88,7 +80,7 @@ class User(betterproto.Message):
         following_count: int = PLACEHOLDER,
         version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -119,42 +111,42 @@ class User(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class Profile(betterproto.Message):
-    """An account, as everyone sees it."""
+    """The public fields of an account."""
 
     id: str = betterproto.string_field(1)
     """UUIDv7."""
 
     username: str = betterproto.string_field(2)
-    """Unique name."""
+    """Username, unique without regard to case."""
 
     created_at: datetime = betterproto.message_field(3)
-    """When the account was created."""
+    """Time at which the account was created."""
 
     display_name: str = betterproto.string_field(4)
-    """Name that posts show, if it is not the username."""
+    """The name that posts show instead of the username; empty for none."""
 
     bio: str = betterproto.string_field(5)
-    """What the user says of themselves."""
+    """A text about the user."""
 
     image_url: str = betterproto.string_field(6)
-    """Address of a picture."""
+    """URL of a picture."""
 
     follower_count: int = betterproto.int32_field(7)
-    """How many follow the user."""
+    """Number of followers."""
 
     following_count: int = betterproto.int32_field(8)
-    """How many the user follows."""
+    """Number of users that the user follows."""
 
     followed: bool = betterproto.bool_field(9)
-    """Whether the caller follows the user; false without a token."""
+    """Whether the caller follows the user; false without an access token."""
 
     version: int = betterproto.int64_field(10)
-    """Counts the changes of the account, from 1; follows do not count."""
+    """Number of changes of the account, from 1; follows do not count."""
 
     def __init__(
         self,
@@ -169,7 +161,7 @@ class Profile(betterproto.Message):
         followed: bool = PLACEHOLDER,
         version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -198,28 +190,28 @@ class Profile(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class GetMeRequest(betterproto.Message):
-    """Asks for the caller."""
+    """Has no fields: the access token identifies the account."""
 
     pass
 
 
 @dataclass(eq=False, repr=False)
 class GetMeResponse(betterproto.Message):
-    """The caller."""
+    """The caller's account."""
 
     user: "User" = betterproto.message_field(1)
-    """The caller."""
+    """The caller's account."""
 
     def __init__(
         self,
         user: "User" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -230,7 +222,7 @@ class GetMeResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -238,7 +230,9 @@ class UpdateMeRequest(betterproto.Message):
     """Changes to the caller's account."""
 
     username: Optional[str] = betterproto.string_field(1, optional=True)
-    """New username, by the rules of SignUp."""
+    """
+    New username: 3 to 40 ASCII letters, digits, underscores or hyphens, starting with a letter.
+    """
 
     email: Optional[str] = betterproto.string_field(2, optional=True)
     """New email address."""
@@ -247,19 +241,20 @@ class UpdateMeRequest(betterproto.Message):
     """New display name, up to 50 characters on one line; empty for none."""
 
     bio: Optional[str] = betterproto.string_field(4, optional=True)
-    """New text, up to 1000 characters; empty for none."""
+    """New text about the user, up to 1000 characters; empty for none."""
 
     image_url: Optional[str] = betterproto.string_field(5, optional=True)
-    """New address of a picture, `http` or `https`; empty for none."""
+    """New URL of a picture, `http` or `https`; empty for none."""
 
     update_mask: "betterproto_lib_google_protobuf.FieldMask" = betterproto.message_field(6)
     """
-    The fields to change; if empty, nothing changes. Over REST it is the members of the body.
+    The fields to change; if empty, nothing changes. Over REST it is derived from the members of the
+     body.
     """
 
     expected_version: int = betterproto.int64_field(7)
     """
-    The version that must be the current one, 0 for any. Over REST it is in If-Match.
+    The version that must be current; 0 accepts any. Over REST it is the header If-Match.
     """
 
     def __init__(
@@ -272,7 +267,7 @@ class UpdateMeRequest(betterproto.Message):
         update_mask: "betterproto_lib_google_protobuf.FieldMask" = PLACEHOLDER,
         expected_version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -295,7 +290,7 @@ class UpdateMeRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -309,7 +304,7 @@ class UpdateMeResponse(betterproto.Message):
         self,
         user: "User" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -320,23 +315,23 @@ class UpdateMeResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class DeleteMeRequest(betterproto.Message):
-    """Asks for the end of the caller's account."""
+    """Names the version to delete."""
 
     expected_version: int = betterproto.int64_field(1)
     """
-    The version that must be the current one, 0 for any. Over REST it is in If-Match.
+    The version that must be current; 0 accepts any. Over REST it is the header If-Match.
     """
 
     def __init__(
         self,
         expected_version: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -347,7 +342,7 @@ class DeleteMeRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -355,13 +350,13 @@ class GetUserRequest(betterproto.Message):
     """Names a user."""
 
     username: str = betterproto.string_field(1)
-    """The user's name, without regard to case, or id."""
+    """Username, without regard to case, or id of the user."""
 
     def __init__(
         self,
         username: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -372,7 +367,7 @@ class GetUserRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -386,7 +381,7 @@ class GetUserResponse(betterproto.Message):
         self,
         profile: "Profile" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -397,7 +392,7 @@ class GetUserResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -405,16 +400,18 @@ class SearchUsersRequest(betterproto.Message):
     """Selects users."""
 
     q: str = betterproto.string_field(1)
-    """Beginnings of words of their names; everyone if empty."""
+    """
+    Beginnings of words of the username or display name; empty for all users.
+    """
 
     page_size: int = betterproto.int32_field(2)
-    """How many at most, up to 100; 20 if unset."""
+    """Maximum length of the page, up to 100; 20 if unset."""
 
     page_token: str = betterproto.string_field(3)
-    """`next_page_token` of the page before; empty for the first."""
+    """`next_page_token` of the previous page; empty for the first page."""
 
     include_total: bool = betterproto.bool_field(4)
-    """Whether to count them all."""
+    """Whether to return `total`."""
 
     def __init__(
         self,
@@ -423,7 +420,7 @@ class SearchUsersRequest(betterproto.Message):
         page_token: str = PLACEHOLDER,
         include_total: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -440,7 +437,7 @@ class SearchUsersRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -448,14 +445,15 @@ class SearchUsersResponse(betterproto.Message):
     """A page of users."""
 
     profiles: List["Profile"] = betterproto.message_field(1)
-    """The users, by username."""
+    """The users, sorted by username."""
 
     next_page_token: str = betterproto.string_field(2)
-    """Asks for the next page; empty on the last."""
+    """Token of the next page; empty on the last page."""
 
     total: Optional[int] = betterproto.int32_field(3, optional=True)
     """
-    How many there are in all, if that was asked for; not set if there are more than 50,000.
+    Total over all pages. Set only if the request sets `include_total`, and unset if there are more than
+     50,000.
     """
 
     def __init__(
@@ -464,7 +462,7 @@ class SearchUsersResponse(betterproto.Message):
         next_page_token: str = PLACEHOLDER,
         total: Optional[int] = None,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -479,7 +477,7 @@ class SearchUsersResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -487,13 +485,13 @@ class BatchGetUsersRequest(betterproto.Message):
     """Names users."""
 
     ids: List[str] = betterproto.string_field(1)
-    """Their ids."""
+    """The ids of the users."""
 
     def __init__(
         self,
         ids: List[str] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -504,7 +502,7 @@ class BatchGetUsersRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -512,13 +510,13 @@ class BatchGetUsersResponse(betterproto.Message):
     """The users."""
 
     profiles: List["Profile"] = betterproto.message_field(1)
-    """Those that exist, in no order."""
+    """The users that exist, in no particular order."""
 
     def __init__(
         self,
         profiles: List["Profile"] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -529,28 +527,28 @@ class BatchGetUsersResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class ListFollowedIdsRequest(betterproto.Message):
-    """Asks for those whom the caller follows."""
+    """Has no fields: the access token identifies the follower."""
 
     pass
 
 
 @dataclass(eq=False, repr=False)
 class ListFollowedIdsResponse(betterproto.Message):
-    """Those whom the caller follows."""
+    """The users that the caller follows."""
 
     ids: List[str] = betterproto.string_field(1)
-    """Their ids, the latest first."""
+    """The ids of the users, the latest followed first."""
 
     def __init__(
         self,
         ids: List[str] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -561,7 +559,7 @@ class ListFollowedIdsResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -569,13 +567,13 @@ class FollowRequest(betterproto.Message):
     """Names the user to follow."""
 
     username: str = betterproto.string_field(1)
-    """The user's name, without regard to case, or id."""
+    """Username, without regard to case, or id of the user."""
 
     def __init__(
         self,
         username: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -586,21 +584,21 @@ class FollowRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class FollowResponse(betterproto.Message):
-    """The user that is followed."""
+    """The followed user."""
 
     profile: "Profile" = betterproto.message_field(1)
-    """The user that is followed."""
+    """The followed user."""
 
     def __init__(
         self,
         profile: "Profile" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -611,21 +609,21 @@ class FollowResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class UnfollowRequest(betterproto.Message):
-    """Names the user to follow no longer."""
+    """Names the user to unfollow."""
 
     username: str = betterproto.string_field(1)
-    """The user's name, without regard to case, or id."""
+    """Username, without regard to case, or id of the user."""
 
     def __init__(
         self,
         username: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -636,21 +634,21 @@ class UnfollowRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class UnfollowResponse(betterproto.Message):
-    """The user that is no longer followed."""
+    """The unfollowed user."""
 
     profile: "Profile" = betterproto.message_field(1)
-    """The user that is no longer followed."""
+    """The unfollowed user."""
 
     def __init__(
         self,
         profile: "Profile" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -661,7 +659,7 @@ class UnfollowResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -669,16 +667,16 @@ class ListFollowersRequest(betterproto.Message):
     """Selects followers."""
 
     username: str = betterproto.string_field(1)
-    """The name of the user who is followed, without regard to case, or id."""
+    """Username, without regard to case, or id of the followed user."""
 
     page_size: int = betterproto.int32_field(2)
-    """How many at most, up to 100; 20 if unset."""
+    """Maximum length of the page, up to 100; 20 if unset."""
 
     page_token: str = betterproto.string_field(3)
-    """`next_page_token` of the page before; empty for the first."""
+    """`next_page_token` of the previous page; empty for the first page."""
 
     include_total: bool = betterproto.bool_field(4)
-    """Whether to count them all."""
+    """Whether to return `total`."""
 
     def __init__(
         self,
@@ -687,7 +685,7 @@ class ListFollowersRequest(betterproto.Message):
         page_token: str = PLACEHOLDER,
         include_total: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -704,7 +702,7 @@ class ListFollowersRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -715,10 +713,10 @@ class ListFollowersResponse(betterproto.Message):
     """The followers, the latest first."""
 
     next_page_token: str = betterproto.string_field(2)
-    """Asks for the next page; empty on the last."""
+    """Token of the next page; empty on the last page."""
 
     total: Optional[int] = betterproto.int32_field(3, optional=True)
-    """How many there are in all, if that was asked for."""
+    """Total over all pages. Set only if the request sets `include_total`."""
 
     def __init__(
         self,
@@ -726,7 +724,7 @@ class ListFollowersResponse(betterproto.Message):
         next_page_token: str = PLACEHOLDER,
         total: Optional[int] = None,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -741,24 +739,24 @@ class ListFollowersResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class ListFollowingRequest(betterproto.Message):
-    """Selects those whom a user follows."""
+    """Selects the users that a user follows."""
 
     username: str = betterproto.string_field(1)
-    """The name of the user who follows, without regard to case, or id."""
+    """Username, without regard to case, or id of the follower."""
 
     page_size: int = betterproto.int32_field(2)
-    """How many at most, up to 100; 20 if unset."""
+    """Maximum length of the page, up to 100; 20 if unset."""
 
     page_token: str = betterproto.string_field(3)
-    """`next_page_token` of the page before; empty for the first."""
+    """`next_page_token` of the previous page; empty for the first page."""
 
     include_total: bool = betterproto.bool_field(4)
-    """Whether to count them all."""
+    """Whether to return `total`."""
 
     def __init__(
         self,
@@ -767,7 +765,7 @@ class ListFollowingRequest(betterproto.Message):
         page_token: str = PLACEHOLDER,
         include_total: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -784,21 +782,21 @@ class ListFollowingRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class ListFollowingResponse(betterproto.Message):
-    """A page of those whom a user follows."""
+    """A page of the users that a user follows."""
 
     profiles: List["Profile"] = betterproto.message_field(1)
     """The users, the latest followed first."""
 
     next_page_token: str = betterproto.string_field(2)
-    """Asks for the next page; empty on the last."""
+    """Token of the next page; empty on the last page."""
 
     total: Optional[int] = betterproto.int32_field(3, optional=True)
-    """How many there are in all, if that was asked for."""
+    """Total over all pages. Set only if the request sets `include_total`."""
 
     def __init__(
         self,
@@ -806,7 +804,7 @@ class ListFollowingResponse(betterproto.Message):
         next_page_token: str = PLACEHOLDER,
         total: Optional[int] = None,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -821,17 +819,17 @@ class ListFollowingResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class SignUpRequest(betterproto.Message):
-    """What a new account needs."""
+    """The fields of a new account."""
 
     username: str = betterproto.string_field(1)
     """
-    3 to 40 ASCII letters, digits, underscores or hyphens, starting with a letter: no two names look
-     alike but for case, and case does not tell them apart.
+    3 to 40 ASCII letters, digits, underscores or hyphens, starting with a letter. Names are compared
+     without regard to case.
     """
 
     email: str = betterproto.string_field(2)
@@ -839,8 +837,8 @@ class SignUpRequest(betterproto.Message):
 
     password: str = betterproto.string_field(3)
     """
-    8 to 128 characters, none of the common passwords. Those that Unicode holds for the same (NFC) are
-     the same.
+    8 to 128 characters, not a common password. Passwords are compared after Unicode normalization
+     (NFC).
     """
 
     def __init__(
@@ -849,7 +847,7 @@ class SignUpRequest(betterproto.Message):
         email: str = PLACEHOLDER,
         password: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -864,7 +862,7 @@ class SignUpRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -878,7 +876,7 @@ class SignUpResponse(betterproto.Message):
         self,
         user: "User" = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -889,12 +887,12 @@ class SignUpResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class LogInRequest(betterproto.Message):
-    """Who logs in."""
+    """The credentials and the device of a log-in."""
 
     login: str = betterproto.string_field(1)
     """Username or email address."""
@@ -903,12 +901,14 @@ class LogInRequest(betterproto.Message):
     """The account's password."""
 
     device: str = betterproto.string_field(3)
-    """What ListSessions calls the session, such as `Firefox on a phone`."""
+    """
+    Name of the session in ListSessions, such as `Firefox on a phone`: up to 100 characters on one line.
+    """
 
     device_token: str = betterproto.string_field(4)
     """
-    As an earlier LogIn of this account from the same device returned it; empty for a new device. One
-     that is not valid is ignored.
+    Device token from an earlier LogIn to this account on the same device; empty for a new device. An
+     invalid token is ignored.
     """
 
     def __init__(
@@ -918,7 +918,7 @@ class LogInRequest(betterproto.Message):
         device: str = PLACEHOLDER,
         device_token: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -935,32 +935,32 @@ class LogInRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class LogInResponse(betterproto.Message):
-    """An open session."""
+    """The tokens of a new session."""
 
     access_token: str = betterproto.string_field(1)
-    """JSON Web Token, to be sent as `Authorization: Bearer ...`."""
+    """JSON Web Token. Send it as `Authorization: Bearer ...`."""
 
     expires_at: datetime = betterproto.message_field(2)
-    """When it expires."""
+    """Time at which it expires."""
 
     refresh_token: str = betterproto.string_field(3)
-    """Opaque; gets new tokens by RefreshSession, once."""
+    """Opaque. RefreshSession exchanges it once for new tokens."""
 
     refresh_expires_at: datetime = betterproto.message_field(4)
-    """When it expires."""
+    """Time at which it expires."""
 
     session_id: str = betterproto.string_field(5)
-    """The session."""
+    """Id of the session."""
 
     device_token: str = betterproto.string_field(6)
     """
-    Opaque; to be kept after log-out too and sent with the next LogIn of this account from the same
-     device. It opens nothing by itself, and has no effect once the password was changed.
+    Opaque. Keep it, also after log-out, and send it with the next LogIn to this account on the same
+     device. It gives no access by itself, and becomes invalid when the password is changed.
     """
 
     def __init__(
@@ -972,7 +972,7 @@ class LogInResponse(betterproto.Message):
         session_id: str = PLACEHOLDER,
         device_token: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -993,21 +993,23 @@ class LogInResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class RefreshSessionRequest(betterproto.Message):
-    """A refresh token."""
+    """The refresh token to exchange."""
 
     refresh_token: str = betterproto.string_field(1)
-    """As LogIn or RefreshSession returned it."""
+    """
+    The latest refresh token of the session, from LogIn or RefreshSession.
+    """
 
     def __init__(
         self,
         refresh_token: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1018,27 +1020,27 @@ class RefreshSessionRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class RefreshSessionResponse(betterproto.Message):
-    """New tokens."""
+    """The new tokens of the session."""
 
     access_token: str = betterproto.string_field(1)
-    """JSON Web Token, to be sent as `Authorization: Bearer ...`."""
+    """JSON Web Token. Send it as `Authorization: Bearer ...`."""
 
     expires_at: datetime = betterproto.message_field(2)
-    """When it expires."""
+    """Time at which it expires."""
 
     refresh_token: str = betterproto.string_field(3)
-    """Takes the place of the one that was sent."""
+    """Opaque. Replaces the refresh token of the request."""
 
     refresh_expires_at: datetime = betterproto.message_field(4)
-    """When it expires."""
+    """Time at which it expires."""
 
     session_id: str = betterproto.string_field(5)
-    """The session."""
+    """Id of the session."""
 
     def __init__(
         self,
@@ -1048,7 +1050,7 @@ class RefreshSessionResponse(betterproto.Message):
         refresh_expires_at: datetime = PLACEHOLDER,
         session_id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1067,19 +1069,19 @@ class RefreshSessionResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class LogOutRequest(betterproto.Message):
-    """Asks for the end of the caller's session."""
+    """Has no fields: the access token identifies the session."""
 
     pass
 
 
 @dataclass(eq=False, repr=False)
 class LogOutEverywhereRequest(betterproto.Message):
-    """Asks for the end of all sessions."""
+    """Has no fields: the access token identifies the user."""
 
     pass
 
@@ -1089,13 +1091,13 @@ class ListSessionsRequest(betterproto.Message):
     """Selects sessions."""
 
     page_size: int = betterproto.int32_field(1)
-    """How many at most, up to 100; 20 if unset."""
+    """Maximum length of the page, up to 100; 20 if unset."""
 
     page_token: str = betterproto.string_field(2)
-    """`next_page_token` of the page before; empty for the first."""
+    """`next_page_token` of the previous page; empty for the first page."""
 
     include_total: bool = betterproto.bool_field(3)
-    """Whether to count them all."""
+    """Whether to return `total`."""
 
     def __init__(
         self,
@@ -1103,7 +1105,7 @@ class ListSessionsRequest(betterproto.Message):
         page_token: str = PLACEHOLDER,
         include_total: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1118,7 +1120,7 @@ class ListSessionsRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1129,10 +1131,10 @@ class ListSessionsResponse(betterproto.Message):
     """The sessions, the latest first."""
 
     next_page_token: str = betterproto.string_field(2)
-    """Asks for the next page; empty on the last."""
+    """Token of the next page; empty on the last page."""
 
     total: Optional[int] = betterproto.int32_field(3, optional=True)
-    """How many there are in all, if that was asked for."""
+    """Total over all pages. Set only if the request sets `include_total`."""
 
     def __init__(
         self,
@@ -1140,7 +1142,7 @@ class ListSessionsResponse(betterproto.Message):
         next_page_token: str = PLACEHOLDER,
         total: Optional[int] = None,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1155,30 +1157,30 @@ class ListSessionsResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class Session(betterproto.Message):
-    """A place where the user is logged in."""
+    """A log-in of a user on one device."""
 
     id: str = betterproto.string_field(1)
     """UUIDv7; the claim `sid` of its access tokens."""
 
     device: str = betterproto.string_field(2)
-    """What LogIn called it."""
+    """Name of the session, from LogIn."""
 
     created_at: datetime = betterproto.message_field(3)
-    """When it began."""
+    """Time of the log-in."""
 
     refreshed_at: datetime = betterproto.message_field(4)
-    """When it last got new tokens."""
+    """Time of the last LogIn or RefreshSession."""
 
     expires_at: datetime = betterproto.message_field(5)
-    """When it ends if it is not refreshed."""
+    """Time at which the session ends, unless it is refreshed before."""
 
     current: bool = betterproto.bool_field(6)
-    """Whether it is the caller's."""
+    """Whether it is the session of the caller's access token."""
 
     def __init__(
         self,
@@ -1189,7 +1191,7 @@ class Session(betterproto.Message):
         expires_at: datetime = PLACEHOLDER,
         current: bool = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1210,12 +1212,12 @@ class Session(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class RevokeSessionRequest(betterproto.Message):
-    """Names a session."""
+    """Names the session to end."""
 
     id: str = betterproto.string_field(1)
     """The session's id."""
@@ -1224,7 +1226,7 @@ class RevokeSessionRequest(betterproto.Message):
         self,
         id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1235,25 +1237,25 @@ class RevokeSessionRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class ChangePasswordRequest(betterproto.Message):
-    """The old password and a new one."""
+    """The current and the new password."""
 
     current_password: str = betterproto.string_field(1)
-    """The password until now."""
+    """The current password."""
 
     new_password: str = betterproto.string_field(2)
-    """The password from now on, 8 to 128 characters."""
+    """The new password, by the rules of SignUp."""
 
     def __init__(
         self,
         current_password: str = PLACEHOLDER,
         new_password: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1266,12 +1268,12 @@ class ChangePasswordRequest(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class GetSigningKeysRequest(betterproto.Message):
-    """Asks for the keys."""
+    """Has no fields."""
 
     pass
 
@@ -1287,7 +1289,7 @@ class GetSigningKeysResponse(betterproto.Message):
         self,
         keys: List["SigningKey"] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1298,7 +1300,7 @@ class GetSigningKeysResponse(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1315,7 +1317,7 @@ class SigningKey(betterproto.Message):
     """The public key, base64url."""
 
     kid: str = betterproto.string_field(4)
-    """Names the key."""
+    """Id of the key."""
 
     alg: str = betterproto.string_field(5)
     """`EdDSA`."""
@@ -1332,7 +1334,7 @@ class SigningKey(betterproto.Message):
         alg: str = PLACEHOLDER,
         use: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1353,7 +1355,7 @@ class SigningKey(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
@@ -1364,10 +1366,10 @@ class UserRegistered(betterproto.Message):
     """The account."""
 
     username: str = betterproto.string_field(2)
-    """Its name."""
+    """Its username."""
 
     created_at: datetime = betterproto.message_field(3)
-    """When it was created."""
+    """Time of creation."""
 
     def __init__(
         self,
@@ -1375,7 +1377,7 @@ class UserRegistered(betterproto.Message):
         username: str = PLACEHOLDER,
         created_at: datetime = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1390,32 +1392,33 @@ class UserRegistered(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class UserProfileUpdated(betterproto.Message):
-    """What everyone sees of an account was changed."""
+    """The username, display name or picture of an account was changed."""
 
     user_id: str = betterproto.string_field(1)
     """The account."""
 
     username: str = betterproto.string_field(2)
-    """Its name."""
+    """Its username."""
 
     display_name: str = betterproto.string_field(3)
     """Its display name."""
 
     image_url: str = betterproto.string_field(4)
-    """Address of its picture."""
+    """URL of its picture."""
 
     version: int = betterproto.int64_field(5)
-    """Counts the changes of the account."""
+    """Number of changes of the account."""
 
     revision: int = betterproto.int64_field(6)
     """
-    The account's revision after the change: it grows by one with each UserProfileUpdated of the
-     account, and with each FollowChanged of which it is the follower. 0 in events of older releases.
+    The account's revision after the change. It increases by one with each UserProfileUpdated of the
+     account, and with each FollowChanged in which the account is the follower. 0 in events of older
+     releases.
     """
 
     def __init__(
@@ -1427,7 +1430,7 @@ class UserProfileUpdated(betterproto.Message):
         version: int = PLACEHOLDER,
         revision: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1448,13 +1451,14 @@ class UserProfileUpdated(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class UserDeleted(betterproto.Message):
     """
-    An account was deleted. Its sessions have ended; all that services keep of it is to go.
+    An account was deleted and its sessions have ended. Every service must delete the data that it holds
+     about the account.
     """
 
     user_id: str = betterproto.string_field(1)
@@ -1464,7 +1468,7 @@ class UserDeleted(betterproto.Message):
         self,
         user_id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1475,31 +1479,35 @@ class UserDeleted(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class FollowChanged(betterproto.Message):
-    """A user began or ceased to follow another."""
+    """A user followed or unfollowed another user."""
 
     follow_id: str = betterproto.string_field(1)
-    """Names the pair: the ids of the two, with a slash between them."""
+    """
+    Identifies the pair: the id of the follower, a slash, and the id of the followed user.
+    """
 
     follower_id: str = betterproto.string_field(2)
-    """Who follows."""
+    """The follower."""
 
     followed_id: str = betterproto.string_field(3)
-    """Who is followed."""
+    """The followed user."""
 
     following: bool = betterproto.bool_field(4)
-    """Whether it is so now."""
+    """True after a follow, false after an unfollow."""
 
     version: int = betterproto.int64_field(5)
-    """Grows with each change of the pair."""
+    """
+    Version of the pair. It increases with each change, not always by one.
+    """
 
     follower_revision: int = betterproto.int64_field(6)
     """
-    The follower's revision after the change, see UserProfileUpdated; 0 in events of older releases.
+    The follower's revision after the change (see UserProfileUpdated); 0 in events of older releases.
     """
 
     def __init__(
@@ -1511,7 +1519,7 @@ class FollowChanged(betterproto.Message):
         version: int = PLACEHOLDER,
         follower_revision: int = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1532,13 +1540,13 @@ class FollowChanged(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class SessionsRevoked(betterproto.Message):
     """
-    Sessions of a user have ended: the gateways and all workers refuse their access tokens.
+    Sessions of a user have ended. Gateways and workers refuse the access tokens of these sessions.
     """
 
     user_id: str = betterproto.string_field(1)
@@ -1552,7 +1560,7 @@ class SessionsRevoked(betterproto.Message):
         user_id: str = PLACEHOLDER,
         session_ids: List[str] = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1564,13 +1572,13 @@ class SessionsRevoked(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 @dataclass(eq=False, repr=False)
 class UserErasureContinued(betterproto.Message):
     """
-    A part of what a deleted account has left is gone, and there is more.
+    Internal: one batch of a deleted account's follows was erased; more may remain.
     """
 
     user_id: str = betterproto.string_field(1)
@@ -1580,7 +1588,7 @@ class UserErasureContinued(betterproto.Message):
         self,
         user_id: str = PLACEHOLDER,
     ) -> None:
-        _set_attribute(
+        set_attribute(
             self,
             "__dict__",
             {
@@ -1591,7 +1599,7 @@ class UserErasureContinued(betterproto.Message):
             },
         )
 
-    __getattribute__ = _get_set_attribute
+    __getattribute__ = get_set_attribute
 
 
 class UsersServiceStub(ServiceStub):

@@ -1,14 +1,15 @@
-"""The message bus: typed calls and events between services."""
+"""The message bus: calls and events between services, with the types of the contract."""
 
 from postbus.bus.v1 import Event, Reply, Request
-from shared.bus.client import ServiceChannel, call_method, publish
+from shared.bus.client import ServiceChannel, call_method, publish, typed_handler
 from shared.bus.decorators import EventPattern, MessagePattern
 from shared.bus.dispatch import Dispatcher
-from shared.bus.envelope import Call
+from shared.bus.envelope import Call, CallResult
 from shared.bus.message_bus import EventHandler, Following, MessageBus, RpcHandler, Subscription
 
 __all__ = [
     "Call",
+    "CallResult",
     "Dispatcher",
     "Event",
     "EventHandler",
@@ -23,4 +24,5 @@ __all__ = [
     "Subscription",
     "call_method",
     "publish",
+    "typed_handler",
 ]

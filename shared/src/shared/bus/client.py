@@ -1,35 +1,40 @@
-"""Typed clients: the generated stubs over the bus, and typed events."""
+"""Typed access to the bus: calls by generated stubs, published events, subscriptions to events."""
 
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import aclosing, nullcontext
 from datetime import UTC, datetime
-from typing import Any, Final, TypeVar
-from uuid import NAMESPACE_OID, uuid5
+from operator import attrgetter
+from typing import Final, TypeVar
 
 import betterproto
+import structlog
 from uuid_utils import uuid7
 
 from postbus.bus.v1 import Event
 from postbus.registry import EVENTS, METHODS, EventType, Idempotency, Method
 from shared.bus.concurrency_limit import current_slot
-from shared.bus.envelope import Call
-from shared.bus.message_bus import MessageBus
+from shared.bus.envelope import Call, CallResult
+from shared.bus.message_bus import EventHandler, MessageBus
 from shared.context import current_context
 from shared.errors import Outcome, ServiceError, deadline_exceeded, internal
 from shared.outbox.unit_of_work import current_unit_of_work
 from shared.trace import child_traceparent, new_traceparent
 from shared.wire import decode, encode
 
-__all__ = ["ServiceChannel", "call_method", "publish"]
+__all__ = ["ServiceChannel", "call_method", "publish", "typed_handler"]
 
 M = TypeVar("M", bound=betterproto.Message)
 
-_BROKEN: Final = ("CONNECTION_LOST", "NOT_CONNECTED")
+_log = structlog.get_logger()
+_NO_SLOT: Final = nullcontext()
+_CONNECTION_REASONS: Final = ("CONNECTION_LOST", "NOT_CONNECTED")
 _RETRY_DELAY: Final = 0.05
+"""Seconds before the first retry; doubled for each further one."""
 _RETRY_SECONDS: Final = 1.0
+"""Longest time from the first failure to the last retry."""
 _METHODS_BY_ROUTE: Final[Mapping[str, Method]] = {
     method.route: method for method in METHODS.values()
 }
@@ -39,24 +44,24 @@ _EVENTS_BY_MESSAGE: Final[Mapping[type[betterproto.Message], EventType]] = {
 }
 
 
-async def call_method(bus: MessageBus, method: Method, call: Call, route: str = "") -> bytes:
-    """Send `call` and return the payload of the reply; see MessageBus.call.
+async def call_method(bus: MessageBus, method: Method, call: Call, route: str = "") -> CallResult:
+    """Send `call` and return its result; see MessageBus.call. `route` is by default the method's.
 
-    Where the broker goes away meanwhile, a method that is safe or idempotent is called again, for
-    a second at most and within the budget.
+    If the connection to the broker is lost, the call of a safe or idempotent method is retried, for
+    a second at most and within its budget.
     """
     route = route or method.name
     try:
         return await bus.call(route, call)
     except ServiceError as error:
-        if method.idempotency is Idempotency.UNKNOWN or error.reason not in _BROKEN:
+        if method.idempotency is Idempotency.UNKNOWN or error.reason not in _CONNECTION_REASONS:
             raise
         outcome = error.outcome
-    return await _call_again(bus, route, call, outcome)
+    return await _retry(bus, route, call, outcome)
 
 
-async def _call_again(bus: MessageBus, route: str, call: Call, outcome: Outcome) -> bytes:
-    """Call again; an error has the outcome UNKNOWN if one try, or the call before, had it."""
+async def _retry(bus: MessageBus, route: str, call: Call, outcome: Outcome) -> CallResult:
+    """Repeat a failed call. The outcome is UNKNOWN if any attempt may have had an effect."""
     last = time.monotonic() + min(call.remaining, _RETRY_SECONDS)
     delay = _RETRY_DELAY
     while True:
@@ -68,16 +73,20 @@ async def _call_again(bus: MessageBus, route: str, call: Call, outcome: Outcome)
             if outcome == Outcome.UNKNOWN:
                 error.outcome = outcome
             outcome = error.outcome
-            running = error.reason == "OPERATION_RUNNING"  # what was sent before the break
-            if not (running or error.reason in _BROKEN) or time.monotonic() + delay > last:
+            running = error.reason == "OPERATION_RUNNING"  # an earlier attempt has arrived
+            transient = running or error.reason in _CONNECTION_REASONS
+            if not transient or time.monotonic() + delay > last:
                 raise
 
 
 class ServiceChannel:
-    """What a generated stub calls through: `PostsServiceStub(ServiceChannel(bus))`.
+    """Carries the calls of a generated stub over the bus.
 
-    A call made while serving another carries its identity and trace, and at most the time that is
-    left of its budget. `worker` addresses a method that each worker serves for itself.
+    users = UsersServiceStub(ServiceChannel(bus))
+    response = await users.batch_get_users(BatchGetUsersRequest(ids=ids))
+
+    A call made inside a handler inherits its caller, its trace and its remaining budget. `worker`
+    selects the worker for the methods of postbus.bus, which every worker serves.
     """
 
     def __init__(self, bus: MessageBus, *, worker: str | None = None) -> None:
@@ -90,22 +99,21 @@ class ServiceChannel:
         """Call a method and return its response; raises ServiceError. `budget` in seconds."""
         method = _METHODS_BY_ROUTE[route]
         call = _new_call(request, method, budget)
-        calling = call_method(self._bus, method, call, method.name + self._suffix)
-        with current_slot() or nullcontext():
-            payload = await calling
-        if context := current_context():
-            context.learn_revision(call.caller_revision)
-        return _decoded(response, payload)
+        with current_slot() or _NO_SLOT:
+            result = await call_method(self._bus, method, call, method.name + self._suffix)
+        if result.caller_revision and (context := current_context()):
+            context.learn_revision(result.caller_revision)
+        return _decoded(response, result.payload)
 
     async def stream(
         self, route: str, request: betterproto.Message, response: type[M], budget: float | None
     ) -> AsyncGenerator[M, None]:
-        """Call a method that streams and yield its responses; raises ServiceError."""
+        """Call a streaming method and yield its responses; raises ServiceError."""
         method = _METHODS_BY_ROUTE[route]
-        call, seat = _new_call(request, method, budget), current_slot()
+        call, slot = _new_call(request, method, budget), current_slot()
         async with aclosing(self._bus.stream(method.name + self._suffix, call)) as payloads:
             while True:
-                with seat or nullcontext():
+                with slot or _NO_SLOT:
                     payload = await anext(payloads, None)
                 if payload is None:
                     return
@@ -113,7 +121,7 @@ class ServiceChannel:
 
 
 def _decoded(response: type[M], payload: bytes) -> M:
-    """Return a response; INTERNAL, with an unknown outcome, if the service sent another message."""
+    """Return a response; INTERNAL with outcome UNKNOWN if the worker has sent malformed bytes."""
     try:
         return decode(response, payload)
     except ServiceError:
@@ -121,7 +129,11 @@ def _decoded(response: type[M], payload: bytes) -> M:
 
 
 def _new_call(request: betterproto.Message, method: Method, budget: float | None) -> Call:
-    """A call made while another is served belongs to it: made again, it has no second effect."""
+    """Return a call, which belongs to the current one if there is one.
+
+    Its operation id is then derived from that of the current call: if the current call is repeated,
+    the nested calls have no second effect.
+    """
     payload = encode(request)
     deadline = time.time() + (method.timeout if budget is None else budget)
     context = current_context()
@@ -129,14 +141,12 @@ def _new_call(request: betterproto.Message, method: Method, budget: float | None
         return Call.new(payload, deadline=deadline, traceparent=new_traceparent())
     if context.remaining <= 0:
         raise deadline_exceeded()
-    context.calls += 1
-    context.changed |= method.idempotency is not Idempotency.NO_SIDE_EFFECTS
-    name = f"{context.name} {context.operation_id} {method.name} {context.calls}"
+    changes = method.idempotency is not Idempotency.NO_SIDE_EFFECTS
     return Call.new(
         payload,
         deadline=min(deadline, context.deadline),
         access_token=context.access_token,
-        operation_id=str(uuid5(NAMESPACE_OID, name)),
+        operation_id=context.nested_operation_id(method.name, changes=changes),
         traceparent=child_traceparent(context.traceparent),
         correlation_id=context.correlation_id,
         caller_revision=context.caller_revision,
@@ -144,31 +154,53 @@ def _new_call(request: betterproto.Message, method: Method, budget: float | None
 
 
 async def publish(message: betterproto.Message) -> None:
-    """Publish an event as part of the current unit of work: it goes out if and once that commits.
+    """Add an event to the current unit of work. It is published if and only if the unit commits.
 
-    Its source is the event's worker. RuntimeError outside of a handler that may change something.
+    await self.posts.delete(post)
+    await publish(PostDeleted(post_id=post.id, author_id=post.author_id, version=post.version + 1))
+
+    Raises RuntimeError outside a handler, and in handlers of methods without side effects.
     """
     work, context = current_unit_of_work(), current_context()
     if work is None or context is None:
-        raise RuntimeError("publish events in handlers of methods that change something")
-    known = _EVENTS_BY_MESSAGE[type(message)]
+        raise RuntimeError("publish events in handlers of methods with side effects only")
+    event = _EVENTS_BY_MESSAGE[type(message)]
+    version = event.aggregate_version
     work.events.append(
         Event(
             id=str(uuid7()),
-            source=known.name.split(".")[1],
-            type=known.name,
-            subject=getattr(message, known.subject),
+            source=event.name.split(".")[1],
+            type=event.name,
+            subject=getattr(message, event.subject),
             time=datetime.now(UTC),
             data=encode(message),
             traceparent=child_traceparent(context.traceparent),
-            version=_version(known, message) if known.aggregate_version else 0,
+            version=attrgetter(".".join(version))(message) if version else 0,
             correlation_id=context.correlation_id,
             causation_id=context.operation_id,
         )
     )
 
 
-def _version(known: EventType, message: Any) -> int:
-    for name in known.aggregate_version:
-        message = getattr(message, name)
-    return int(message)
+def typed_handler(
+    handle: Callable[[M], None], messages: Collection[type[M]]
+) -> tuple[list[str], EventHandler]:
+    """Return the types and the handler with which to subscribe to events with these messages.
+
+    await bus.subscribe(*typed_handler(self._on_profile_updated, [UserProfileUpdated]))
+
+    `handle` gets the decoded message. An event that is malformed, or has the routing key of another
+    type, is logged and dropped.
+    """
+    types = {_EVENTS_BY_MESSAGE[message].name: message for message in messages}
+
+    async def handler(body: bytes) -> None:
+        try:
+            event = decode(Event, body)
+            message = decode(types[event.type], event.data)
+        except (ServiceError, KeyError):
+            _log.warning("event.malformed")
+            return
+        handle(message)
+
+    return list(types), handler

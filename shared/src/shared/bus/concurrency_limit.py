@@ -1,15 +1,20 @@
-"""How many handlers run at once; those that wait for another service do not count."""
+"""The limit on running handlers. Handlers that await a nested call do not count."""
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
+from typing import Final
 
 __all__ = ["ConcurrencyLimit", "Slot", "current_slot"]
 
 
 class ConcurrencyLimit:
-    """Lets so many in at once; first come, first served. Who came in has to `leave`."""
+    """Limits the number of acquired slots to `limit`, in the order of the requests.
+
+    A handler acquires a slot before it runs, and has to release it.
+    """
 
     def __init__(self, limit: int) -> None:
         self._free = limit
@@ -17,16 +22,16 @@ class ConcurrencyLimit:
 
     @property
     def waiting(self) -> int:
-        """How many wait to come in."""
+        """Number of handlers that wait for a slot."""
         return len(self._waiting)
 
     def cancel_waiters(self) -> None:
-        """Cancel all who wait."""
+        """Cancel the handlers that wait for a slot."""
         for waiting in self._waiting:
             waiting.cancel()
 
     def try_acquire(self) -> bool:
-        """Come in if there is room; False if one has to `wait`."""
+        """Acquire a slot at once. Return False if none is free or other handlers wait."""
         if self._free <= 0 or self._waiting:
             return False
         self._free -= 1
@@ -34,59 +39,56 @@ class ConcurrencyLimit:
         return True
 
     async def acquire(self) -> None:
-        """Come in once there is room."""
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        """Wait for a slot and acquire it."""
+        acquired: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(acquired)
         try:
-            await turn
+            await acquired
         except asyncio.CancelledError:
-            if not turn.cancelled():  # let in and cancelled at once
+            if not acquired.cancelled():  # acquired and cancelled in the same tick
                 self.release()
-            elif turn in self._waiting:  # else whoever left has passed it over
-                self._waiting.remove(turn)
+            elif acquired in self._waiting:  # else `release` has removed it
+                self._waiting.remove(acquired)
             raise
         _current.set(Slot(self))
 
     def release(self) -> None:
-        """Make room for the next."""
+        """Free a slot, for the handler that has waited longest."""
         self._free += 1
         while self._free > 0 and self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
+            acquired = self._waiting.popleft()
+            if not acquired.done():
                 self._free -= 1
-                turn.set_result(None)
+                acquired.set_result(None)
 
     def reacquire(self) -> None:
-        """Come in again, however many are inside."""
+        """Acquire a slot again, even beyond the limit."""
         self._free -= 1
 
 
 class Slot(AbstractContextManager[None]):
-    """A handler's slot. Inside the context it waits for others, and keeps none from running.
-
-    Services that call each other can't so wait for each other's handlers for ever.
+    """The slot of a running handler. Inside the context the slot is free for other handlers, so
+    that services that call each other cannot deadlock.
     """
 
-    __slots__ = ("_calls", "_slots")
+    __slots__ = ("_calls", "_limit")
 
-    def __init__(self, slots: ConcurrencyLimit) -> None:
-        self._slots = slots
+    def __init__(self, limit: ConcurrencyLimit) -> None:
+        self._limit = limit
         self._calls = 0
 
     def __enter__(self) -> None:
         self._calls += 1
         if self._calls == 1:
-            self._slots.release()
+            self._limit.release()
 
     def __exit__(self, *_error: object) -> None:
         self._calls -= 1
         if self._calls == 0:
-            self._slots.reacquire()
+            self._limit.reacquire()
 
 
-_current: ContextVar[Slot | None] = ContextVar("postbus_slots", default=None)
+_current: ContextVar[Slot | None] = ContextVar("postbus_slot", default=None)
 
-
-def current_slot() -> Slot | None:
-    """Return the seat of the handler that this is called by, if it is one."""
-    return _current.get()
+current_slot: Final[Callable[[], Slot | None]] = _current.get
+"""Returns the slot of the running handler, None outside a handler."""

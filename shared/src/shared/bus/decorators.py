@@ -1,4 +1,4 @@
-"""Decorators that tie a handler to the contract: name and types are never typed twice."""
+"""Decorators that bind a handler to a method or event of the contract, with checked types."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar, overload
@@ -37,12 +37,16 @@ def MessagePattern(
 ]: ...
 
 
-def MessagePattern(method: Callable[..., Any]) -> Callable[[T], T]:  # the field's name for it
-    """Make an async method the handler of an rpc, given by its generated base class:
+def MessagePattern(method: Callable[..., Any]) -> Callable[[T], T]:  # the name NestJS uses
+    """Make an async method the handler of an rpc, named by the method of the generated base class.
 
-    `@MessagePattern(PostsServiceBase.create_post)`
+    @MessagePattern(PostsServiceBase.get_post)
+    async def get_post(self, request: GetPostRequest, context: Context) -> GetPostResponse:
+        post = await self.posts.get(request.id)
+        return GetPostResponse(post=await self.presenter.post(post, context))
 
-    The handler of an rpc that streams is an async generator.
+    The handler of a streaming rpc is an async generator. A handler fails by ServiceError; any other
+    exception is logged, and the caller gets INTERNAL.
     """
 
     def mark(handler: T) -> T:
@@ -58,10 +62,15 @@ def EventPattern(
     [Callable[[Self, In, Context], Awaitable[None]]],
     Callable[[Self, In, Context], Awaitable[None]],
 ]:
-    """Make an async method a consumer of an event: `@EventPattern(UserRegistered)`.
+    """Make an async method a consumer of an event.
 
-    An event whose version is not higher than that of an earlier handled event of the same subject
-    is dropped. With `late` the method is called for it as well, with `context.late` set.
+    @EventPattern(PostDeleted)
+    async def post_deleted(self, event: PostDeleted, _context: Context) -> None:
+        await self.comments.erase("post_id", event.post_id, limit=100)
+
+    The consumer of each worker has its own durable queue. After a failure the event is retried; see
+    `Failure`. An event whose version is not higher than that of an earlier event of its subject is
+    dropped. With `late` the method is called for it too, with `context.late` set.
     """
 
     def mark(
@@ -75,15 +84,15 @@ def EventPattern(
 
 
 def method_handler(function: object) -> str | None:
-    """Return what a method handler handles, as `Method.handler` names it; None for others."""
+    """Return the `Method.handler` of a function with @MessagePattern, else None."""
     return getattr(function, _METHOD, None)
 
 
 def event_type(function: object) -> type[betterproto.Message] | None:
-    """Return the event that a handler consumes; None for others."""
+    """Return the message class of a function with @EventPattern, else None."""
     return getattr(function, _EVENT, None)
 
 
 def handles_late(function: object) -> bool:
-    """Return whether a consumer also takes events that come after a later one of their subject."""
+    """Return whether a consumer is called for late events too; see EventPattern."""
     return getattr(function, _LATE, False)

@@ -1,9 +1,12 @@
-"""Request and Reply as they travel, written and read by google's classes: every call pays twice."""
+"""The envelopes of a call, Request and Reply, read and written by upb for speed."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from functools import partial
+from typing import Any, Final, NamedTuple, Self
 
+from google.protobuf.message import DecodeError
 from uuid_utils import uuid7
 
 from postbus.bus.v1 import Error, Outcome, Reply
@@ -12,13 +15,14 @@ from shared.wire import encode, from_upb, message_class, parse_as
 
 __all__ = [
     "Call",
+    "CallResult",
     "completed_reply",
     "error_reply",
     "next_payload",
     "not_connected",
-    "payload_of",
     "payload_reply",
     "read_request",
+    "result_of",
     "unavailable",
 ]
 
@@ -30,18 +34,25 @@ _MAX_ERROR_TEXT: Final = 1000
 """Characters."""
 
 
+class CallResult(NamedTuple):
+    """The response of a successful call."""
+
+    payload: bytes
+    """The encoded response message."""
+    replayed: bool
+    """Whether it is the stored reply of an earlier execution of the operation."""
+    caller_revision: int
+    """Revision of the caller's account; 0 if it is not higher than that of the Request."""
+
+
 @dataclass(slots=True)
 class Call:
-    """One call, ready to be sent."""
+    """A call that can be sent, also repeatedly."""
 
     request: bytes
     """The encoded Request."""
     deadline: float
     """When the caller stops waiting, in seconds since the epoch."""
-    replayed: bool = False
-    """Set with the answer: whether it is that of an operation that was done before."""
-    caller_revision: int = 0
-    """Highest known revision of the caller's account; raised by the answer."""
 
     @classmethod
     def new(
@@ -56,11 +67,11 @@ class Call:
         caller_revision: int = 0,
         client_address: str = "",
     ) -> Self:
-        """Put an encoded request message into its envelope; see postbus.bus.v1.Request.
+        """Return a call with `payload`, an encoded request message; see postbus.bus.v1.Request.
 
-        Without an operation id it gets a new one.
+        Without an operation id the call gets a new one.
         """
-        request = _Request()  # field by field: quicker than with keywords
+        request = _Request()  # assigning the fields is faster than keyword arguments
         request.payload = payload
         request.deadline_unix_ms = int(deadline * 1000)
         request.operation_id = operation_id or str(uuid7())
@@ -74,23 +85,25 @@ class Call:
             request.caller_revision = caller_revision
         if client_address:
             request.client_address = client_address
-        return cls(request.SerializeToString(), deadline, caller_revision=caller_revision)
+        return cls(request.SerializeToString(), deadline)
 
     @property
     def remaining(self) -> float:
-        """Seconds until the deadline, negative if it has passed."""
+        """Seconds until the deadline; negative once it has passed."""
         return self.deadline - time.time()
 
 
-def read_request(data: bytes) -> Any:
-    """Return the Request in `data`, as google's class; INVALID_ARGUMENT if it is malformed."""
-    return parse_as(_Request, data)
+read_request: Final[Callable[[bytes], Any]] = partial(parse_as, _Request)
+"""Returns the Request in `data`, of upb's class; INVALID_ARGUMENT if it is malformed."""
 
 
 def payload_reply(
     payload: bytes, sequence: int = 0, *, replayed: bool = False, caller_revision: int = 0
 ) -> bytes:
-    """Return an encoded Reply that carries a response message; `sequence` counts a stream's."""
+    """Return an encoded Reply with a response message; `sequence` numbers the replies of a stream.
+
+    `caller_revision` is 0 unless it is higher than that of the Request.
+    """
     reply = _Reply(payload=payload, sequence=sequence, replayed=replayed)
     if caller_revision:
         reply.caller_revision = caller_revision
@@ -99,15 +112,15 @@ def payload_reply(
 
 
 def completed_reply(sequence: int) -> bytes:
-    """Return an encoded Reply that ends a stream."""
+    """Return an encoded Reply for the end of a stream."""
     reply: bytes = _Reply(completed={}, sequence=sequence).SerializeToString()
     return reply
 
 
 def error_reply(error: ServiceError, trace_id: str = "") -> bytes:
-    """Return an encoded Reply of at most 64 KiB that carries `error`.
+    """Return an encoded Reply with `error`, of 64 KiB at most.
 
-    A larger error loses its violations, and all but the beginning of its texts.
+    A larger error is sent without its violations and with truncated texts.
     """
     message = error.to_message(trace_id)
     reply = encode(Reply(error=message))
@@ -119,34 +132,27 @@ def error_reply(error: ServiceError, trace_id: str = "") -> bytes:
     return reply
 
 
-def payload_of(reply: bytes, call: Call | None = None) -> bytes:
-    """Return the payload of an encoded Reply; raise the error that it carries.
-
-    Sets `replayed` and raises `caller_revision` of `call`.
-    """
+def result_of(reply: bytes) -> CallResult:
+    """Return the result in an encoded Reply, or raise its error."""
     message = _read(reply)
-    if call is not None:
-        call.replayed = message.replayed
-        call.caller_revision = max(call.caller_revision, message.caller_revision)
-    payload: bytes = message.payload
-    return payload
+    return CallResult(message.payload, message.replayed, message.caller_revision)
 
 
 def next_payload(reply: bytes, sequence: int) -> bytes | None:
-    """Return the payload of a stream's Reply, None at its end; raise the error that it carries.
+    """Return the payload of an encoded Reply of a stream, None at its end, or raise its error.
 
-    One that does not have the number `sequence` breaks the stream: UNAVAILABLE, STREAM_BROKEN.
+    Raises UNAVAILABLE, STREAM_BROKEN if its number is not `sequence`: a reply was lost.
     """
     message = _read(reply)
     if message.sequence != sequence:
-        raise unavailable("STREAM_BROKEN", "A part of the answer is missing.", Outcome.UNKNOWN)
+        raise unavailable("STREAM_BROKEN", "A reply of the stream was lost.", Outcome.UNKNOWN)
     return None if message.HasField("completed") else message.payload
 
 
 def _read(reply: bytes) -> Any:
     try:
-        message: Any = parse_as(_Reply, reply)
-    except ServiceError:  # not the caller's fault, and what it asked for may have been done
+        message = _Reply.FromString(reply)
+    except DecodeError:  # the caller is not at fault, and the call may have had an effect
         raise internal() from None
     if message.HasField("error"):
         raise ServiceError.from_message(from_upb(Error, message.error))
@@ -154,10 +160,10 @@ def _read(reply: bytes) -> Any:
 
 
 def unavailable(reason: str, message: str, outcome: int = Outcome.NO_EFFECT) -> ServiceError:
-    """The error of a call that could not be delivered or answered."""
+    """Return UNAVAILABLE: a call could not be delivered or answered."""
     return ServiceError(Code.UNAVAILABLE, reason, message, retry_after=1, outcome=outcome)
 
 
 def not_connected() -> ServiceError:
-    """The error of a call that was not sent, because the broker is away."""
-    return unavailable("NOT_CONNECTED", "The message broker is away.")
+    """Return UNAVAILABLE, NOT_CONNECTED: the call was not sent, the broker is unreachable."""
+    return unavailable("NOT_CONNECTED", "The message broker is unavailable.")

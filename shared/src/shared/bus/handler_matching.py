@@ -1,37 +1,36 @@
-"""What a worker serves: the handlers of its objects against the methods of its contract."""
+"""Match the handlers of a worker with its methods and events in the contract."""
 
 import inspect
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
-from postbus.registry import METHODS, Method
-from shared.bus.decorators import method_handler
-from shared.context import Context
+from postbus.registry import EVENTS, METHODS, Method
+from shared.bus.consumed_event import ConsumedEvent
+from shared.bus.decorators import event_type, method_handler
+from shared.bus.handler_metrics import Statistics
+from shared.bus.served_method import Handler, ServedMethod
 
 __all__ = [
     "EVERY_WORKER",
     "ContractMismatchError",
-    "Handler",
-    "handlers_of",
-    "require_match",
-    "routes_of",
+    "consumed_events",
+    "served_methods",
 ]
 
-EVERY_WORKER = "bus"
-"""Methods of the package postbus.bus are served by each worker for itself."""
+T = TypeVar("T")
 
-Handler = Callable[[Any, Context], Any]
-"""A coroutine function, or an async generator function where the method streams."""
+EVERY_WORKER = "bus"
+"""The methods of the package postbus.bus are served by every worker, on a route of its own."""
 
 
 class ContractMismatchError(Exception):
-    """The handlers of a worker are not those that the contract asks for."""
+    """Raised if a worker lacks a handler, or has one of an unknown method or event."""
 
 
-def handlers_of(owner: object) -> list[Handler]:
-    """Return the methods of an object that may handle something.
+def _handlers_of(owner: object) -> list[Handler]:
+    """Return the coroutine and async generator methods of an object.
 
-    They are looked for in its class: Python 3.11.2 can't list the members of an object with slots.
+    They are listed from its class: Python 3.11.2 cannot list the members of an object with slots.
     """
     return [getattr(owner, name) for name, _ in inspect.getmembers(type(owner), _is_handler)]
 
@@ -40,24 +39,72 @@ def _is_handler(member: object) -> bool:
     return inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member)
 
 
-def routes_of(worker: str) -> dict[str, Method]:
-    """The routes of `worker`: its own methods, and under its name those of every worker."""
+def _routes_of(worker: str) -> dict[str, Method]:
+    """Return the methods of `worker` and of every worker, by their routes at this worker."""
     own = {method.name: method for method in METHODS.values() if method.worker == worker}
     every = {f"{m.name}.{worker}": m for m in METHODS.values() if m.worker == EVERY_WORKER}
     return own | every
 
 
-def require_match(worker: str, handlers: Iterable[object], served: Iterable[str]) -> None:
-    missing = sorted(routes_of(worker).keys() - set(served))
-    ours = {method.handler for method in routes_of(worker).values()}
-    foreign = sorted(
-        handles
-        for owner in handlers
-        for function in handlers_of(owner)
-        if (handles := method_handler(function)) and handles not in ours
-    )
+def served_methods(
+    worker: str, owners: Sequence[object], statistics: Statistics
+) -> dict[str, ServedMethod]:
+    """Return the methods of `worker` with their handlers in `owners`, by route.
+
+    Raises ContractMismatchError if a handler is missing, ambiguous, of another worker, or not an
+    async generator as streaming methods need.
+    """
+    served: dict[str, ServedMethod] = {}
+    routes = _routes_of(worker)
+    foreign = []
+    for function, handles in _marked(owners, method_handler):
+        names = [route for route, method in routes.items() if method.handler == handles]
+        foreign += [] if names else [handles]
+        for name in names:
+            method = routes[name]
+            if method.streams != inspect.isasyncgenfunction(function):
+                raise ContractMismatchError(f"{name}: only streams are async generators")
+            handled = ServedMethod(name, method, function, statistics.of(name))
+            _add_once(served, name, handled)
+    missing = sorted(routes.keys() - served.keys())
     if missing or foreign:
         raise ContractMismatchError(
             f"worker {worker!r}: methods without a handler: {missing or 'none'}; "
-            f"handlers of methods that are not its own: {foreign or 'none'}"
+            f"handlers of methods of other workers: {sorted(foreign) or 'none'}"
         )
+    return served
+
+
+def consumed_events(
+    worker: str, owners: Sequence[object], statistics: Statistics
+) -> dict[str, ConsumedEvent]:
+    """Return the events that `owners` consume, by type.
+
+    Raises ContractMismatchError for a message that is not an event, and for a second consumer.
+    """
+    types = {event.message: event for event in EVENTS.values()}
+    consumed: dict[str, ConsumedEvent] = {}
+    for function, message in _marked(owners, event_type):
+        event = types.get(message)
+        if event is None:
+            raise ContractMismatchError(f"{message.__name__} is not an event of the contract")
+        handled = ConsumedEvent(worker, event, function, statistics.of(event.name))
+        _add_once(consumed, event.name, handled)
+    return consumed
+
+
+def _marked(
+    owners: Sequence[object], mark: Callable[[object], T | None]
+) -> Iterator[tuple[Handler, T]]:
+    """Yield the methods of `owners` with a decorator, and the value that it has set."""
+    for owner in owners:
+        for function in _handlers_of(owner):
+            value = mark(function)
+            if value is not None:
+                yield function, value
+
+
+def _add_once(handlers: dict[str, T], name: str, handler: T) -> None:
+    if name in handlers:
+        raise ContractMismatchError(f"{name} has two handlers")
+    handlers[name] = handler

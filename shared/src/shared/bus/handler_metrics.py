@@ -1,4 +1,4 @@
-"""What a worker counts of its handlers, and tells whoever asks."""
+"""Metrics of a worker's handlers, and the rpcs that return them."""
 
 import os
 import socket
@@ -29,11 +29,11 @@ __all__ = ["HandlerMetrics", "Statistics", "WorkerServiceHandlers"]
 
 _BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _LONGEST_WAIT: Final = 3600.0
-"""Seconds; what claims to have waited longer does not say when it was sent."""
+"""Seconds; a longer wait means that the time of sending is unknown."""
 
 
 class HandlerMetrics:
-    """Calls, errors and times of one handler, in buckets."""
+    """Number of calls, errors, and histograms of the times of one handler."""
 
     __slots__ = ("begun", "duration", "errors", "seconds", "wait", "waited")
 
@@ -46,9 +46,9 @@ class HandlerMetrics:
         self.waited = 0.0
 
     def begin(self, sent: float) -> float:
-        """Count a call that was sent at `sent` (seconds since the epoch; 0 if that is not known).
+        """Count a call that was sent at `sent`, in seconds since the epoch; 0 if unknown.
 
-        Returns when it began, for `end`.
+        Returns the time of its begin, for `end`.
         """
         self.begun += 1
         waited = max(time.time() - sent, 0.0)
@@ -58,7 +58,7 @@ class HandlerMetrics:
         return time.perf_counter()
 
     def end(self, began: float, code: int = 0) -> None:
-        """Count its end, with the code of its error if it failed."""
+        """Count the end of a call; `code` is that of its error, 0 without one."""
         seconds = time.perf_counter() - began
         self.duration[bisect_left(_BOUNDS, seconds)] += 1
         self.seconds += seconds
@@ -67,33 +67,33 @@ class HandlerMetrics:
 
 
 class Statistics:
-    """What is counted of every handler."""
+    """The metrics of all handlers of a worker, by method or event."""
 
     def __init__(self) -> None:
         self._handlers: dict[str, HandlerMetrics] = {}
 
     def of(self, name: str) -> HandlerMetrics:
-        """Return what is counted of the handler of a method or event."""
+        """Return the metrics of the handler of a method or event."""
         return self._handlers.setdefault(name, HandlerMetrics())
 
     def to_messages(self) -> list[HandlerStatistics]:
-        """Return all that is counted."""
+        """Return the metrics of the handlers that were called."""
         return [
             HandlerStatistics(
                 name=name,
-                calls=sum(counted.duration),
-                errors=dict(counted.errors),
-                in_flight=counted.begun - sum(counted.duration),
-                duration=Histogram(counts=list(counted.duration), sum=counted.seconds),
-                wait=Histogram(counts=list(counted.wait), sum=counted.waited),
+                calls=sum(metrics.duration),
+                errors=dict(metrics.errors),
+                in_flight=metrics.begun - sum(metrics.duration),
+                duration=Histogram(counts=list(metrics.duration), sum=metrics.seconds),
+                wait=Histogram(counts=list(metrics.wait), sum=metrics.waited),
             )
-            for name, counted in self._handlers.items()
-            if counted.begun
+            for name, metrics in self._handlers.items()
+            if metrics.begun
         ]
 
 
 class WorkerServiceHandlers:
-    """Answers what every worker is asked: whether it is there, what it does and has done."""
+    """The handlers of WorkerService, which every worker serves."""
 
     def __init__(
         self,
@@ -110,14 +110,14 @@ class WorkerServiceHandlers:
 
     @MessagePattern(WorkerServiceBase.ping)
     async def ping(self, _request: PingRequest, _context: Context) -> PingResponse:
-        """Be there."""
+        """Answer, to show that the process is alive."""
         return PingResponse(instance=self._instance)
 
     @MessagePattern(WorkerServiceBase.get_statistics)
     async def get_statistics(
         self, _request: GetStatisticsRequest, _context: Context
     ) -> GetStatisticsResponse:
-        """Return what was counted."""
+        """Return the metrics of this process."""
         return GetStatisticsResponse(
             instance=self._instance,
             bounds=list(_BOUNDS),
@@ -128,7 +128,7 @@ class WorkerServiceHandlers:
     async def list_handlers(
         self, _request: ListHandlersRequest, _context: Context
     ) -> ListHandlersResponse:
-        """Return what is served and consumed."""
+        """Return the methods that are served and the events that are consumed."""
         return ListHandlersResponse(
             instance=self._instance,
             methods=list(self._methods()),

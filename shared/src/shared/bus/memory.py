@@ -1,4 +1,4 @@
-"""The bus within one process, for tests: same promises as RabbitMQ, nothing to start."""
+"""An in-memory bus for tests, with the guarantees of the AMQP bus."""
 
 import asyncio
 import time
@@ -10,15 +10,15 @@ from itertools import count
 from typing import Any, Final
 
 from postbus.bus.v1 import Event
-from shared.bus.envelope import Call, next_payload, payload_of, unavailable
+from shared.bus.envelope import Call, CallResult, next_payload, result_of, unavailable
 from shared.bus.message_bus import CREDIT, DELAYS, EventHandler, RpcHandler, require_kept
 from shared.errors import deadline_exceeded
-from shared.wire import encode
+from shared.outbox.outbox import EncodedEvent
 
 __all__ = ["MemoryBus"]
 
-_KEPT: Final = 10_000
-"""Events that followers can still read."""
+_KEPT_EVENTS: Final = 10_000
+"""Past events that followers can read."""
 
 
 @dataclass(eq=False)
@@ -30,7 +30,7 @@ class _Server:
     running: set[asyncio.Task[Any]] = field(default_factory=set)
 
     async def cancel(self) -> None:
-        """Take no more calls and finish those that have begun."""
+        """Accept no more calls and finish the running ones."""
         if self in self.servers:
             self.servers.remove(self)
         await asyncio.gather(*self.running, return_exceptions=True)
@@ -43,7 +43,7 @@ class _Consumer:
     complete: bool = True
 
     async def cancel(self) -> None:
-        """Stop; the event being handled goes back to the queue."""
+        """Stop, and return the event that is being handled to the queue."""
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
         self.queue.active.discard(self)
@@ -58,19 +58,19 @@ class _Queue:
 
 
 class MemoryBus:
-    """A MessageBus whose messages never leave the process; they are encoded all the same."""
+    """A MessageBus within one process. Messages are encoded as for the broker."""
 
     def __init__(self, delays: Sequence[float] = DELAYS) -> None:
         self.ready = True
         self._delays = delays
         self.dead_letters: asyncio.Queue[tuple[bytes, str]] = asyncio.Queue()
         self._servers: list[_Server] = []
-        self._turn: dict[str, int] = defaultdict(int)
+        self._calls: dict[str, int] = defaultdict(int)
         self._queues: dict[str, _Queue] = {}
-        self._published: deque[tuple[float, str, bytes]] = deque(maxlen=_KEPT)
-        """When, in seconds of the monotonic clock; type; encoded event."""
+        self._published: deque[tuple[float, str, bytes]] = deque(maxlen=_KEPT_EVENTS)
+        """Time of publication (monotonic clock, seconds), type and encoded event."""
 
-    async def call(self, route: str, call: Call) -> bytes:
+    async def call(self, route: str, call: Call) -> CallResult:
         """See MessageBus.call."""
         server = self._server(route)
         task = asyncio.create_task(_answer(server, route, call.request))
@@ -78,7 +78,7 @@ class MemoryBus:
         task.add_done_callback(server.running.discard)
         try:
             async with asyncio.timeout(call.remaining):
-                return payload_of(await asyncio.shield(task), call)
+                return result_of(await asyncio.shield(task))
         except TimeoutError:
             raise deadline_exceeded() from None
         except asyncio.CancelledError:
@@ -108,14 +108,14 @@ class MemoryBus:
         """See MessageBus.broadcast."""
         servers = [server for server in self._servers if route in server.routes]
         replies = [await _answer(server, route, call.request) for server in servers]
-        return [payload_of(reply) for reply in replies]
+        return [result_of(reply).payload for reply in replies]
 
     def _server(self, route: str) -> _Server:
         servers = [server for server in self._servers if route in server.routes]
         if not servers:
-            raise unavailable("NO_ROUTE", "No service answers this at the moment.")
-        self._turn[route] += 1
-        return servers[self._turn[route] % len(servers)]
+            raise unavailable("NO_ROUTE", "No worker serves the method at the moment.")
+        self._calls[route] += 1
+        return servers[self._calls[route] % len(servers)]  # round robin, as RabbitMQ
 
     async def serve(
         self, queue: str, routes: Sequence[str], handler: RpcHandler, *, concurrency: int = 64
@@ -128,11 +128,14 @@ class MemoryBus:
 
     async def publish(self, event: Event) -> None:
         """See MessageBus.publish."""
-        body = encode(event)
-        self._published.append((time.monotonic(), event.type, body))
+        await self.publish_encoded(EncodedEvent.of(event))
+
+    async def publish_encoded(self, event: EncodedEvent) -> None:
+        """See MessageBus.publish_encoded."""
+        self._published.append((time.monotonic(), event.type, event.body))
         for queue in self._queues.values():
             if event.type in queue.types and (queue.durable or queue.active):
-                queue.events.put_nowait((body, 1))
+                queue.events.put_nowait((event.body, 1))
 
     async def subscribe(
         self,
@@ -140,7 +143,7 @@ class MemoryBus:
         handler: EventHandler,
         *,
         queue: str | None = None,
-        on_gap: Callable[[], None] | None = None,  # memory has no gaps
+        on_gap: Callable[[], None] | None = None,  # never called: the connection cannot break
     ) -> _Consumer:
         """See MessageBus.subscribe."""
         name = queue or f"own-{len(self._queues)}"
@@ -154,7 +157,7 @@ class MemoryBus:
     async def follow(
         self, stream: str, types: Sequence[str], handler: EventHandler, *, seconds: float
     ) -> _Consumer:
-        """See MessageBus.follow; every stream has all events."""
+        """See MessageBus.follow. Every stream contains all events."""
         require_kept(seconds)
         since = time.monotonic() - seconds
         consumer = await self.subscribe(types, handler)
@@ -178,8 +181,8 @@ class MemoryBus:
             if (delay := failure.delay(attempt, self._delays)) is None:
                 self.dead_letters.put_nowait((body, failure.reason))
             else:
-                again = (body, attempt + 1)
-                asyncio.get_running_loop().call_later(delay, queue.events.put_nowait, again)
+                retry = (body, attempt + 1)
+                asyncio.get_running_loop().call_later(delay, queue.events.put_nowait, retry)
 
 
 async def _answer(server: _Server, route: str, body: bytes) -> bytes:

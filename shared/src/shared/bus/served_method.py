@@ -1,50 +1,54 @@
-"""A method as a worker serves it: what each call of it needs, and how its answer is sent."""
+"""A method with its handler, and the encoding of its responses."""
 
 import hmac
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any, Final
 
 import betterproto
 
 from postbus.registry import Access, Idempotency, Method
-from shared.bus.handler_matching import Handler
 from shared.bus.handler_metrics import HandlerMetrics
 from shared.context import Context
 from shared.errors import Code, ServiceError
-from shared.outbox.unit_of_work import Operation
+from shared.outbox.inbox import Operation
 from shared.wire import encode
 
-__all__ = ["ServedMethod", "encode_response", "run_stream"]
+__all__ = ["Handler", "ServedMethod", "encode_response", "run_stream"]
+
+Handler = Callable[[Any, Context], Any]
+"""A coroutine function; for a streaming method an async generator function."""
 
 _MAX_REPLY_BYTES: Final = 8 * 2**20
+"""Largest response; RabbitMQ 4 accepts messages of 16 MiB by default."""
 
 
 class ServedMethod:
-    """A method and what it needs at each call."""
+    """A method that this worker serves on the route `name`."""
 
-    __slots__ = ("changes", "counted", "handler", "method", "name", "needs_user")
+    __slots__ = ("handler", "has_side_effects", "method", "metrics", "name", "needs_user")
 
     def __init__(
-        self, name: str, method: Method, handler: Handler, counted: HandlerMetrics
+        self, name: str, method: Method, handler: Handler, metrics: HandlerMetrics
     ) -> None:
         self.name = name
         self.method = method
         self.handler = handler
-        self.counted = counted
+        self.metrics = metrics
         self.needs_user = method.access is Access.USER
-        self.changes = method.idempotency is not Idempotency.NO_SIDE_EFFECTS
+        self.has_side_effects = method.idempotency is not Idempotency.NO_SIDE_EFFECTS
 
-    def operation(self, request: Any, context: Context) -> Operation | None:
-        """Return what a call does once; None if it changes nothing."""
-        if not self.changes:
-            return None
-        asked = _fingerprint(context.operation_id, request.payload)
-        # two people without a token may choose the same key: they then ask for different things
-        caller = context.caller.user_id if context.caller else f"nobody {asked.hex()}"
+    def operation(self, payload: bytes, context: Context) -> Operation:
+        """Return the operation of a call with side effects; `payload` is the encoded request.
+
+        The fingerprint is keyed, so that a request, such as a password, cannot be guessed from it.
+        """
+        fingerprint = hmac.digest(context.operation_id.encode(), payload, "sha256")
+        # without a token the request is part of the key: strangers may choose equal operation ids
+        caller = context.caller.user_id if context.caller else f"nobody {fingerprint.hex()}"
         return Operation(
             key=Operation.key_of("call", self.method.name, caller, context.operation_id),
-            fingerprint=asked,
+            fingerprint=fingerprint,
             secret=self.method.secret_response,
         )
 
@@ -52,7 +56,7 @@ class ServedMethod:
 async def run_stream(
     handler: Handler, message: betterproto.Message, context: Context
 ) -> AsyncGenerator[Any, None]:
-    """Yield what `handler` yields until it is done or the deadline passes."""
+    """Yield the responses of a streaming handler until its end or the deadline."""
     responses = handler(message, context)
     async with aclosing(responses):
         while True:
@@ -65,15 +69,10 @@ async def run_stream(
 
 
 def encode_response(response: betterproto.Message) -> bytes:
-    """Return a response encoded; OUT_OF_RANGE if it is too large for a Reply."""
+    """Return a response encoded; OUT_OF_RANGE, REPLY_TOO_LARGE if it is too large for a Reply."""
     payload = encode(response)
-    if len(payload) > _MAX_REPLY_BYTES:  # the broker would close the channel, and with it all
+    if len(payload) > _MAX_REPLY_BYTES:  # the broker would close the channel, with all its calls
         raise ServiceError(
-            Code.OUT_OF_RANGE, "REPLY_TOO_LARGE", "The answer is too large: ask for less."
+            Code.OUT_OF_RANGE, "REPLY_TOO_LARGE", "The response is too large. Request less."
         )
     return payload
-
-
-def _fingerprint(operation_id: str, payload: bytes) -> bytes:
-    """Tell requests apart; what is in one, such as a password, is not to be guessed from it."""
-    return hmac.digest(operation_id.encode(), payload, "sha256")

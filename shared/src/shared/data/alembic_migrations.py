@@ -15,10 +15,10 @@ __all__ = ["migrate"]
 
 
 def migrate(url: SecretStr, scripts: str, *, back_to: str | None = None) -> None:
-    """Bring the database up to date with the Alembic scripts in the package `scripts`.
+    """Upgrade the database to the newest revision of the Alembic scripts in package `scripts`.
 
-    With `back_to`, take it back to an older revision. A database that does not exist is created
-    first, if the server lets the user do it.
+    With `back_to`, downgrade it to that revision instead. A missing database is created first, if
+    the user has the permission.
     """
     asyncio.run(_create_if_missing(url.get_secret_value()))
     config = Config()
@@ -36,6 +36,6 @@ async def _create_if_missing(url: str) -> None:
     except asyncpg.InvalidCatalogNameError:
         connection = await asyncpg.connect(url, database="postgres")
         name = str(make_url(url).database).replace('"', '""')
-        with suppress(asyncpg.DuplicateDatabaseError):  # made meanwhile
+        with suppress(asyncpg.DuplicateDatabaseError):  # created by a concurrent migration
             await connection.execute(f'CREATE DATABASE "{name}"')
     await connection.close()

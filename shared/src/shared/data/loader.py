@@ -1,6 +1,6 @@
-"""Reading by id, many callers at once: a data loader, as GraphQL's servers have it.
+"""A data loader, as in GraphQL servers: concurrent reads by id become one query.
 
-One question to a database costs as much as the thirty documents that it could bring.
+A query costs a database as much as reading thirty more documents.
 """
 
 import asyncio
@@ -13,39 +13,39 @@ __all__ = ["Loader"]
 V = TypeVar("V")
 Fetch = Callable[[Sequence[str]], Awaitable[Mapping[str, V]]]
 
-_AT_ONCE: Final = 100
-"""Ids in one question, about: few enough that nobody waits long for what others ask."""
+_BATCH_SIZE: Final = 100
+"""Ids after which a new batch begins: a larger query would delay all of its callers."""
 
 
 class Loader(Generic[V]):
-    """Puts what is asked for at the same moment into one question, `fetch`.
+    """Batches the loads of one event-loop tick into one `fetch`.
 
-    What one caller is told the others are told as well, the error included. A caller that is
-    cancelled leaves the others alone; when all are, so is the question. It is asked in a context of
-    its own: no caller's work, trace or deadline is the others'.
+    All callers of a batch get its result or its error. A cancelled caller does not affect the other
+    callers; if all are cancelled, the fetch is cancelled. The fetch runs in an empty context, so
+    that it belongs to no caller's unit of work, trace or deadline.
     """
 
     def __init__(self, fetch: Fetch[V]) -> None:
         self._fetch = fetch
-        self._next: _Question[V] | None = None
+        self._next: _Batch[V] | None = None
 
     async def load(self, ids: Sequence[str]) -> dict[str, V]:
-        """Return what was found, by id."""
-        question = self._next
-        if question is None or len(question.ids) >= _AT_ONCE:
-            question = self._next = _Question(self._fetch)
-            asyncio.get_running_loop().call_soon(self._ask, question)
-        found = await question.answer(ids)
+        """Return the values by id; an unknown id is missing from the result."""
+        batch = self._next
+        if batch is None or len(batch.ids) >= _BATCH_SIZE:
+            batch = self._next = _Batch(self._fetch)
+            asyncio.get_running_loop().call_soon(self._dispatch, batch)
+        found = await batch.result(ids)
         return {id_: found[id_] for id_ in ids if id_ in found}
 
-    def _ask(self, question: "_Question[V]") -> None:
-        if question is self._next:
+    def _dispatch(self, batch: "_Batch[V]") -> None:
+        if batch is self._next:
             self._next = None
-        question.ask()
+        batch.dispatch()
 
 
-class _Question(Generic[V]):
-    """One question and those who wait for its answer."""
+class _Batch(Generic[V]):
+    """One fetch and the futures of its callers."""
 
     def __init__(self, fetch: Fetch[V]) -> None:
         self._fetch = fetch
@@ -53,8 +53,8 @@ class _Question(Generic[V]):
         self._task: asyncio.Task[None] | None = None
         self.ids: set[str] = set()
 
-    async def answer(self, ids: Sequence[str]) -> Mapping[str, V]:
-        """Return what was found of everybody's ids."""
+    async def result(self, ids: Sequence[str]) -> Mapping[str, V]:
+        """Add `ids` to the batch and return the values of the whole batch."""
         future: asyncio.Future[Mapping[str, V]] = asyncio.get_running_loop().create_future()
         self.ids.update(ids)
         self._waiting.add(future)
@@ -65,23 +65,23 @@ class _Question(Generic[V]):
             if self._task is not None and not self._waiting:
                 self._task.cancel()
 
-    def ask(self) -> None:
-        """Ask, if anybody still waits."""
+    def dispatch(self) -> None:
+        """Start the fetch, unless every caller has been cancelled."""
         if self._waiting:
             self._task = asyncio.create_task(self._run(), context=Context())
 
     async def _run(self) -> None:
         try:
             found = await self._fetch(list(self.ids))
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is for those who wait
-            for future in self._open():
+        except Exception as error:  # noqa: BLE001  # every error of the fetch belongs to the callers
+            for future in self._unresolved():
                 future.set_exception(error)
         else:
-            for future in self._open():
+            for future in self._unresolved():
                 future.set_result(found)
         finally:
-            for future in self._open():
+            for future in self._unresolved():
                 future.cancel()
 
-    def _open(self) -> Iterator[asyncio.Future[Mapping[str, V]]]:
+    def _unresolved(self) -> Iterator[asyncio.Future[Mapping[str, V]]]:
         return (future for future in self._waiting if not future.done())

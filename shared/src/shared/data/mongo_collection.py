@@ -1,7 +1,7 @@
-"""Documents of one kind: ODMantic models over pymongo's asyncio driver.
+"""Typed MongoDB collections: ODMantic models over pymongo's asyncio driver.
 
 ODMantic's own engine needs motor, which is deprecated and runs each call in a thread: half the
-throughput. Its models and query expressions work without it.
+throughput. ODMantic's models and query expressions work without its engine.
 """
 
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -15,8 +15,8 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
 
 from shared.data.loader import Loader
-from shared.data.mongo_reader import reader
-from shared.outbox.mongo_outbox import MongoUnitOfWork, driver_errors
+from shared.data.mongo_documents import document_reader
+from shared.outbox.mongo_unit_of_work import MongoUnitOfWork, driver_errors
 from shared.outbox.unit_of_work import current_unit_of_work
 
 __all__ = ["Collection"]
@@ -30,8 +30,8 @@ _Joined = tuple[Document, list[Document]]
 class Collection(Generic[M]):
     """The documents of one ODMantic model.
 
-    Every method is part of the current work, if there is one, and raises UNAVAILABLE with reason
-    DATABASE_UNAVAILABLE if the database cannot be reached. Filters are query expressions
+    Every method runs in the current unit of work, if there is one, and raises UNAVAILABLE with
+    reason DATABASE_UNAVAILABLE if the database cannot be reached. Filters are query expressions
     (`eq(Post.id, id)`), never a client's dict.
     """
 
@@ -39,12 +39,12 @@ class Collection(Generic[M]):
         self._database = database
         self._documents = database[model.__collection__]
         self._model = model
-        self._read = reader(model)
+        self._read = document_reader(model)
         self._loader = Loader(self._fetch)
-        self._joining: dict[tuple[str, str], Loader[_Joined]] = {}
+        self._join_loaders: dict[tuple[str, str], Loader[_Joined]] = {}
 
     async def insert(self, instance: M) -> None:
-        """Store a new document; ALREADY_EXISTS if its id or a unique field is taken."""
+        """Insert a document; ALREADY_EXISTS if its id or a unique field is taken."""
         async with self._session() as session:
             await self._documents.insert_one(instance.model_dump_doc(), session=session)
 
@@ -53,38 +53,38 @@ class Collection(Generic[M]):
         return (await self.get_many([id_])).get(id_)
 
     async def get_many(self, ids: Sequence[str]) -> dict[str, M]:
-        """Return the documents that there are, by id.
+        """Return documents by id; an unknown id is missing from the result.
 
-        Outside of a work, what is asked for at the same moment is one question to the server: then
-        lists in the documents belong to all who asked, and are not to be changed.
+        Outside a unit of work, concurrent calls are batched into one query. The callers then share
+        the lists in the documents: do not modify them.
         """
         if not ids:
             return {}
-        fetch = self._fetch if self._work() else self._loader.load
+        fetch = self._fetch if self._unit_of_work() else self._loader.load
         return {id_: self._read(document) for id_, document in (await fetch(ids)).items()}
 
-    async def get_with(
+    async def get_joined(
         self, id_: str, field: str, other: "Collection[Other]"
     ) -> tuple[M | None, Other | None]:
-        """Return the document with this id, and that of `other` whose id its `field` holds.
+        """Return the document with this id, and the document of `other` that its `field` refers to.
 
-        Joined with others of the same moment, as `get_many` does; never part of a work.
+        Concurrent calls are batched as in `get_many`. Never part of a unit of work.
         """
         name = other._documents.name
-        loader = self._joining.get((field, name))
+        loader = self._join_loaders.get((field, name))
         if loader is None:
             loader = Loader(lambda ids: self._join(ids, field, name))
-            self._joining[field, name] = loader
+            self._join_loaders[field, name] = loader
         joined = (await loader.load([id_])).get(id_)
         if joined is None:
             return None, None
-        document, others = joined
-        return self._read(document), other._read(others[0]) if others else None
+        document, referenced = joined
+        return self._read(document), other._read(referenced[0]) if referenced else None
 
     async def _join(self, ids: Sequence[str], field: str, name: str) -> dict[str, _Joined]:
-        lookup = {"from": name, "localField": field, "foreignField": "_id", "as": "other"}
+        lookup = {"from": name, "localField": field, "foreignField": "_id", "as": "joined"}
         found = await self.aggregate([{"$match": {"_id": {"$in": ids}}}, {"$lookup": lookup}])
-        return {document["_id"]: (document, document.pop("other")) for document in found}
+        return {document["_id"]: (document, document.pop("joined")) for document in found}
 
     async def _fetch(self, ids: Sequence[str]) -> dict[str, Document]:
         async with self._session() as session:
@@ -92,7 +92,7 @@ class Collection(Generic[M]):
             return {document["_id"]: document for document in await found.to_list()}
 
     async def find_one(self, query: QueryExpression) -> M | None:
-        """Return the document that matches, or None."""
+        """Return one document that matches, or None."""
         async with self._session() as session:
             document = await self._documents.find_one(query, session=session)
         return None if document is None else self._read(document)
@@ -108,8 +108,8 @@ class Collection(Generic[M]):
     ) -> list[M]:
         """Return up to `limit` documents that match every query, in the order of `sort`.
 
-        The first `skip` of them are left out. Fields that `without` names are not read: they have
-        their defaults, or are not there. `hint` has the keys of the index to use.
+        The first `skip` documents are left out. The fields in `without` are not read: they have
+        their default, or are missing from the instance. `hint` holds the keys of the index to use.
         """
         projection = dict.fromkeys(without, 0) or None
         async with self._session() as session:
@@ -120,7 +120,7 @@ class Collection(Generic[M]):
         return self.read(documents)
 
     async def aggregate(self, pipeline: list[Document]) -> list[Document]:
-        """Return what a pipeline gives; none of it may be a client's dict."""
+        """Return the documents of an aggregation; `pipeline` must not contain a client's dict."""
         async with self._session() as session:
             return await (await self._documents.aggregate(pipeline, session=session)).to_list()
 
@@ -141,7 +141,7 @@ class Collection(Generic[M]):
             return await self._documents.count_documents(_all_of(queries), session=session, **given)
 
     async def update_one(self, query: QueryExpression, changes: Document) -> M | None:
-        """Apply update operators to the document that matches; return it as it then is."""
+        """Apply update operators to one document that matches; return it after the update."""
         async with self._session() as session:
             document = await self._documents.find_one_and_update(
                 query, changes, return_document=ReturnDocument.AFTER, session=session
@@ -154,7 +154,7 @@ class Collection(Generic[M]):
             await self._documents.update_many(query, changes, session=session)
 
     async def put(self, instance: M) -> None:
-        """Store a document, replacing the one with its id if there is one."""
+        """Insert a document, or replace the document with the same id."""
         document = instance.model_dump_doc()
         async with self._session() as session:
             await self._documents.replace_one(
@@ -162,41 +162,41 @@ class Collection(Generic[M]):
             )
 
     async def delete_one(self, query: QueryExpression) -> bool:
-        """Delete the document that matches; False if there is none."""
+        """Delete one document that matches; return whether there was one."""
         async with self._session() as session:
             return (await self._documents.delete_one(query, session=session)).deleted_count == 1
 
     async def delete_many(self, query: QueryExpression) -> int:
-        """Delete all documents that match; return how many."""
+        """Delete all documents that match; return their number."""
         async with self._session() as session:
             return (await self._documents.delete_many(query, session=session)).deleted_count
 
     async def create_indexes(self) -> None:
-        """Create the indexes that the model declares, if any."""
+        """Create the indexes that the model declares."""
         indexes = [
             index if isinstance(index, IndexModel) else index.get_pymongo_index()
             for index in self._model.__indexes__()
         ]
-        if indexes:  # MongoDB refuses to create none
+        if indexes:  # MongoDB refuses an empty list
             with driver_errors():
                 await self._documents.create_indexes(indexes)
 
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[AsyncClientSession | None]:
-        """Give the session of the current work, if there is one."""
-        work = self._work()
+        """Provide the session of the current unit of work, or None."""
+        unit = self._unit_of_work()
         with driver_errors():
-            if work is not None:
-                async with work.join() as session:
+            if unit is not None:
+                async with unit.join() as session:
                     yield session
             else:
                 yield None
 
-    def _work(self) -> MongoUnitOfWork | None:
-        """Return the current work, if it is one of this database."""
-        work = current_unit_of_work()
-        if isinstance(work, MongoUnitOfWork) and work.database is self._database:
-            return work
+    def _unit_of_work(self) -> MongoUnitOfWork | None:
+        """Return the current unit of work, if it belongs to this database."""
+        unit = current_unit_of_work()
+        if isinstance(unit, MongoUnitOfWork) and unit.database is self._database:
+            return unit
         return None
 
 

@@ -1,4 +1,4 @@
-"""MongoDB for a service: one database, its collections and its units of work."""
+"""The MongoDB database of a service: its collections and its units of work."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,8 +12,12 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.write_concern import WriteConcern
 
 from shared.data.mongo_collection import Collection
-from shared.outbox.mongo_outbox import create_work_indexes, driver_errors, forward, perform
-from shared.outbox.unit_of_work import Handle, Operation, Publish
+from shared.outbox.inbox import Operation, OperationResult
+from shared.outbox.mongo_inbox import create_inbox_indexes
+from shared.outbox.mongo_outbox import forward
+from shared.outbox.mongo_unit_of_work import driver_errors, perform
+from shared.outbox.outbox import Publish
+from shared.outbox.unit_of_work import Handle
 
 __all__ = ["Mongo", "open_mongo"]
 
@@ -21,18 +25,18 @@ M = TypeVar("M", bound=Model)
 Document = dict[str, Any]
 
 _SELECT_TIMEOUT_MS: Final = 400
-"""Answers within a second while the server is away: the driver tries twice."""
+"""The driver tries twice, so a call fails within a second while the server is unavailable."""
 _CONNECT_TIMEOUT_MS: Final = 2000
 _POOL_TIMEOUT_MS: Final = 2000
-"""How long a call waits for a free connection, before it fails with DATABASE_BUSY."""
+"""The time that a call waits for a free connection before it fails with DATABASE_BUSY."""
 
 
 class Mongo:
-    """One database, and a Store of works. Safe for concurrent use."""
+    """One database; the Store of a service's units of work. Safe for concurrent use."""
 
     def __init__(self, database: AsyncDatabase[Document]) -> None:
         self.committed = asyncio.Event()
-        self._again = asyncio.Lock()
+        self._retry_lock = asyncio.Lock()
         self._database = database
 
     def collection(self, model: type[M]) -> Collection[M]:
@@ -41,19 +45,21 @@ class Mongo:
 
     @property
     def database(self) -> AsyncDatabase[Document]:
-        """The database itself, for migrations."""
+        """The driver's database, for migrations."""
         return self._database
 
     async def ping(self) -> None:
-        """Return if the database answers; raise if not."""
+        """Return if the database responds; raise if not."""
         await self._database.command("ping")
 
-    async def perform(self, operation: Operation, handler: Handle) -> bytes:
-        """See Store.perform. Transactions that conflict are run again, until the deadline."""
-        reply, published = await perform(self._database, operation, handler, self._again)
-        if published:
+    async def perform(self, operation: Operation, handler: Handle) -> OperationResult:
+        """See Store.perform. Transactions that conflict are retried until the deadline."""
+        result, has_events = await perform(
+            self._database, operation, handler, retry_lock=self._retry_lock
+        )
+        if has_events:
             self.committed.set()
-        return reply
+        return result
 
     async def forward(self, publish: Publish) -> int:
         """See Store.forward."""
@@ -61,20 +67,22 @@ class Mongo:
             return await forward(self._database, publish)
 
     async def purge(self) -> None:
-        """See Store.purge: MongoDB does it by an index on the time."""
+        """See Store.purge. Nothing to do: a TTL index deletes old operations."""
 
-    async def create_indexes(self) -> None:
-        """Create what units of work need."""
+    async def create_indexes(self, *models: type[Model]) -> None:
+        """Create the indexes of the inbox, and the indexes that `models` declare."""
         with driver_errors():
-            await create_work_indexes(self._database)
+            await create_inbox_indexes(self._database)
+        for model in models:
+            await self.collection(model).create_indexes()
 
 
 @asynccontextmanager
 async def open_mongo(url: SecretStr) -> AsyncIterator[Mongo]:
-    """Open a client of `url`, which names the database, and close it at the end.
+    """Open a client for `url`, which contains the database name, and close it at the end.
 
-    Connects at first use, so that the database may come later. Writes are acknowledged by the
-    majority, journaled.
+    The client connects at first use, so the server need not be available yet. Writes are
+    acknowledged by a majority of the replica set, journaled.
     """
     client: AsyncMongoClient[Document] = AsyncMongoClient(
         url.get_secret_value(),

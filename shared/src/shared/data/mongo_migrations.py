@@ -7,9 +7,9 @@ from typing import Any
 from pymongo.asynchronous.database import AsyncDatabase
 
 from shared.data.mongo_database import Mongo
-from shared.outbox.mongo_outbox import driver_errors
+from shared.outbox.mongo_unit_of_work import driver_errors
 
-__all__ = ["Migration", "migrate"]
+__all__ = ["Database", "Migration", "migrate"]
 
 Database = AsyncDatabase[dict[str, Any]]
 Step = Callable[[Database], Awaitable[None]]
@@ -17,16 +17,16 @@ Step = Callable[[Database], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Migration:
-    """One version of a database. Both steps may be run again where they were interrupted."""
+    """One version of a database. Both steps must be idempotent: an interrupted step is repeated."""
 
     up: Step
     down: Step
 
 
 async def migrate(mongo: Mongo, migrations: Sequence[Migration], version: int) -> None:
-    """Bring a database to `version`, forward or back; 1 is the first of `migrations`, 0 is none.
+    """Migrate a database forward or back to `version`; 1 is the first of `migrations`, 0 is none.
 
-    The version that a database has is kept in its collection `migrations`.
+    The collection `migrations` of the database stores the current version.
     """
     database = mongo.database
     with driver_errors():

@@ -5,9 +5,9 @@ import binascii
 import hashlib
 import hmac
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 import betterproto
 from pydantic import SecretStr
@@ -17,9 +17,10 @@ from shared.wire import to_upb
 
 __all__ = ["Page", "Pages", "Position"]
 
+P = ParamSpec("P")
 T = TypeVar("T")
 Position = tuple[str | int, ...]
-"""Where an item stands in the order of its list: its sort key, whose last part is unique."""
+"""The sort key of an item in its list; the last part is unique."""
 
 _DEFAULT_SIZE: Final = 20
 _MAC_BYTES: Final = 16
@@ -28,20 +29,21 @@ _PAGING: Final = frozenset({"page_size", "page_token", "include_total"})
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The part of a list that a request asks for: up to `size` items that follow `after`."""
+    """The part of a list that a request selects: up to `size` items that follow `after`."""
 
     size: int
     after: Position
-    """Empty for the beginning of the list."""
+    """Empty for the first page."""
     _token: Callable[[Position], str]
+    include_total: bool = False
 
     @property
     def limit(self) -> int:
-        """How many items to look for: one more tells that there is a next page."""
+        """The number of items to query: one more than `size` shows whether a next page exists."""
         return self.size + 1
 
     def cut(self, found: Sequence[T], position: Callable[[T], Position]) -> tuple[list[T], str]:
-        """Return the items of the page, and the token of the next; empty if this is the last."""
+        """Return the items of the page, and the token of the next page or an empty string."""
         items = list(found[: self.size])
         return items, self.token(position(items[-1])) if len(found) > self.size else ""
 
@@ -49,28 +51,41 @@ class Page:
         """Return the token of the page that follows the item at `position`."""
         return self._token(position)
 
+    async def total(
+        self,
+        count: Callable[P, Awaitable[int | None]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> int | None:
+        """Return the result of `count` if the request includes the total, else None.
+
+        total=await page.total(self.posts.count, author_id)
+        """
+        return await count(*args, **kwargs) if self.include_total else None
+
 
 class Pages:
     """Reads and signs page tokens; all processes of a service share the key.
 
-    A token goes on with the list that it came from: with another method, or with other filters, it
-    is INVALID_ARGUMENT with PAGE_TOKEN_INVALID, as is one that was tampered with.
+    A token is valid only for the method and the filters that it came from. Any other token is
+    refused: INVALID_ARGUMENT with reason PAGE_TOKEN_INVALID.
     """
 
     def __init__(self, key: SecretStr) -> None:
         self._key = hashlib.sha256(key.get_secret_value().encode()).digest()
 
     def of(self, request: betterproto.Message) -> Page:
-        """Return the page that `request` asks for by its `page_size` and `page_token`."""
-        asked: Any = request
+        """Return the page that `page_size` and `page_token` of a list request select."""
+        fields: Any = request
         scope = _scope(request)
 
         def token(position: Position) -> str:
             text = json.dumps(position, separators=(",", ":"), ensure_ascii=False).encode()
             return base64.urlsafe_b64encode(self._mac(scope, text) + text).decode().rstrip("=")
 
-        after = self._read(scope, asked.page_token) if asked.page_token else ()
-        return Page(asked.page_size or _DEFAULT_SIZE, after, token)
+        after = self._read(scope, fields.page_token) if fields.page_token else ()
+        include_total = getattr(fields, "include_total", False)
+        return Page(fields.page_size or _DEFAULT_SIZE, after, token, include_total)
 
     def _read(self, scope: bytes, token: str) -> Position:
         try:
@@ -88,13 +103,13 @@ class Pages:
 
 
 def _scope(request: betterproto.Message) -> bytes:
-    """Name the list: what is asked for, but for the page."""
-    asked = to_upb(request)
-    for field in asked.DESCRIPTOR.fields:
+    """Return a digest of the method and its filters, without the paging fields."""
+    filters = to_upb(request)
+    for field in filters.DESCRIPTOR.fields:
         if field.name in _PAGING:
-            asked.ClearField(field.name)
-    filters = asked.SerializeToString(deterministic=True)
-    return hashlib.sha256(asked.DESCRIPTOR.full_name.encode() + filters).digest()
+            filters.ClearField(field.name)
+    encoded = filters.SerializeToString(deterministic=True)
+    return hashlib.sha256(filters.DESCRIPTOR.full_name.encode() + encoded).digest()
 
 
 def _invalid() -> ServiceError:
@@ -102,5 +117,5 @@ def _invalid() -> ServiceError:
         "PAGE_TOKEN_INVALID",
         "pageToken",
         "page_token",
-        "The page token is not one that this list has given: begin without one.",
+        "The page token does not belong to this list. Start again without a token.",
     )

@@ -1,1 +1,1 @@
-"""Operations that happen once: units of work, the inbox, the outbox and its relay."""
+"""Idempotent operations and their events: units of work, inbox, outbox and outbox relay."""

@@ -1,28 +1,28 @@
-"""The relay: from the outbox of a service to the broker, and what else is done beside the work."""
+"""The outbox relay: publishes the stored events, and purges old operations."""
 
 import asyncio
 import random
-from collections.abc import Sequence
 from typing import Final
 
 import structlog
 
-from postbus.bus.v1 import Event
-from shared.outbox.unit_of_work import Publish, Store
+from shared.outbox.outbox import Publish
+from shared.outbox.unit_of_work import Store
 
-__all__ = ["flush", "publish_all", "relay"]
+__all__ = ["flush", "relay"]
 
 _log = structlog.get_logger()
 _POLL_SECONDS: Final = 1.0
+_FIRST_DELAY: Final = 0.1
 _LONGEST_DELAY: Final = 5.0
 _FLUSH_SECONDS: Final = 1.0
 _PURGE_SECONDS: Final = 300.0
 
 
 async def relay(store: Store, publish: Publish) -> None:
-    """Hand the events of the outbox to the broker until cancelled: at once after each commit.
+    """Publish the events of the outbox until cancelled, immediately after each commit.
 
-    Every second it also looks for what a worker that was killed has left.
+    The outbox is also polled every second, for the events of processes that were killed.
     """
     await asyncio.gather(_forward(store, publish), _purge(store))
 
@@ -33,10 +33,10 @@ async def _forward(store: Store, publish: Publish) -> None:
         store.committed.clear()
         try:
             forwarded = await store.forward(publish)
-        except Exception as error:  # noqa: BLE001  # whatever it is, the events still wait
+        except Exception as error:  # noqa: BLE001  # after any error the outbox still has the events
             if not delay:
                 _log.warning("relay.delayed", error=repr(error))
-            delay = min(max(2 * delay, 0.1), _LONGEST_DELAY)
+            delay = min(max(2 * delay, _FIRST_DELAY), _LONGEST_DELAY)
             await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  # jitter
             continue
         delay = 0.0
@@ -45,19 +45,22 @@ async def _forward(store: Store, publish: Publish) -> None:
 
 
 async def flush(store: Store, publish: Publish) -> None:
-    """Hand over what waits, if that is soon done; the next worker finds the rest."""
+    """Publish the events of the outbox for one second at most.
+
+    The remaining events are published by the next process.
+    """
     try:
         async with asyncio.timeout(_FLUSH_SECONDS):
             while await store.forward(publish):
                 pass
-    except Exception as error:  # noqa: BLE001  # as above
+    except Exception as error:  # noqa: BLE001  # after any error the outbox still has the events
         _log.warning("relay.delayed", error=repr(error))
 
 
-async def _wait(event: asyncio.Event) -> None:
+async def _wait(committed: asyncio.Event) -> None:
     try:
         async with asyncio.timeout(_POLL_SECONDS):
-            await event.wait()
+            await committed.wait()
     except TimeoutError:
         return
 
@@ -67,14 +70,5 @@ async def _purge(store: Store) -> None:
         await asyncio.sleep(_PURGE_SECONDS * random.uniform(0.5, 1))  # noqa: S311  # jitter
         try:
             await store.purge()
-        except Exception as error:  # noqa: BLE001  # as above
+        except Exception as error:  # noqa: BLE001  # the next purge deletes the same operations
             _log.warning("inbox.not_purged", error=repr(error))
-
-
-async def publish_all(
-    publish: Publish, events: Sequence[Event]
-) -> tuple[list[str], BaseException | None]:
-    """Publish events in order; return the ids of those that the broker has, and what went wrong."""
-    results = await asyncio.gather(*(publish(event) for event in events), return_exceptions=True)
-    done = [event.id for event, result in zip(events, results, strict=True) if result is None]
-    return done, next((result for result in results if result is not None), None)

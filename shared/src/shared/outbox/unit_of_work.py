@@ -1,106 +1,65 @@
-"""A unit of work: what one call or event changes, the events it causes and its reply, all or none.
+"""Units of work: the changes, events and reply of one operation, committed together or not at all.
 
-Each operation is remembered with its reply (the inbox), in the transaction of its changes: when it
-comes again, there is no second effect, and the caller gets the first answer. The events wait in the
-same database (the outbox) until the relay has handed them to the broker.
+The transaction of the changes also stores the operation with its reply (the inbox) and the events
+(the outbox). If the operation is repeated, it has no second effect, and the caller gets the stored
+reply. The events stay in the outbox until the relay has published them.
 """
 
 import asyncio
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from postbus.bus.v1 import Event
-from shared.errors import Code, Outcome, ServiceError
+from shared.outbox.inbox import AlreadyDone, Operation, OperationResult
+from shared.outbox.outbox import Publish
 
 __all__ = [
-    "KEEP_SECONDS",
-    "AlreadyDone",
     "Handle",
-    "Operation",
     "Perform",
-    "Publish",
     "Store",
     "Transaction",
     "UnitOfWork",
-    "answered_before",
     "current_unit_of_work",
-    "outside_work",
+    "mark_replayed",
+    "outside_unit_of_work",
     "perform_separately",
-    "stored_reply",
     "without_store",
 ]
-
-KEEP_SECONDS: Final = 24 * 60 * 60
-"""How long an operation is remembered."""
-
-Publish = Callable[[Event], Awaitable[None]]
-"""Hands an event to the broker; raises ServiceError unless the broker has it."""
 
 Handle = Callable[[], Awaitable[bytes]]
 """Runs the handler of an operation and returns its encoded response."""
 
-
-@dataclass(slots=True, kw_only=True)
-class Operation:
-    """What must happen once: a call of a method by a caller, or an event at a consumer."""
-
-    key: str
-    """Its name, 64 hex digits."""
-    fingerprint: bytes = b""
-    """SHA-256 of what was asked: another question under the same name is refused."""
-    secret: bool = False
-    """The reply must not be stored."""
-    begin_immediately: bool = False
-    """Changes something in any case: the work begins before the handler does."""
-    subject: str = ""
-    version: int = 0
-    """Of an event: names consumer and aggregate, and the aggregate's version; 0 for none."""
-    handles_late: bool = False
-    """Of an event: it is handled even if a later one of its subject was handled before."""
-    late: bool = False
-    """Set by the store, at the beginning of the work: such a later event was handled before."""
-    replayed: bool = False
-    """Set by the store: it was done before, and its reply is the one that was then given."""
-
-    @staticmethod
-    def key_of(*parts: str) -> str:
-        """Return a key for what the parts name together."""
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-class AlreadyDone(BaseException):  # no error, and not for handlers to catch
-    """Ends a handler whose operation has been done; the answer is `reply`."""
-
-    def __init__(self, reply: bytes = b"") -> None:
-        super().__init__()
-        self.reply = reply
-
-
-Perform = Callable[[Operation, Handle], Awaitable[bytes]]
+Perform = Callable[[Operation, Handle], Awaitable[OperationResult]]
 """See Store.perform."""
 
 
 class UnitOfWork:
-    """The work of one operation: here without a database."""
+    """The unit of work of one operation; this base class has no database."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
+        self.late = False
+        """Whether a newer event of the same subject was handled before."""
+        self.replayed = False
+        """Whether the handler returns the reply of an earlier execution; see `mark_replayed`."""
 
     async def roll_back(self) -> None:
-        """Undo what is done, and hold nothing: the handler is about to fail."""
+        """Undo the changes and release the connection, because the handler is about to fail."""
 
-    def answered_before(self) -> None:
-        """See the function `answered_before`."""
+
+_current: ContextVar[UnitOfWork | None] = ContextVar("postbus_unit_of_work", default=None)
+
+
+current_unit_of_work: Final[Callable[[], UnitOfWork | None]] = _current.get
+"""Returns the unit of work that the current task belongs to, or None."""
 
 
 @contextmanager
-def outside_work() -> Iterator[None]:
-    """What is done inside is not part of the current work: it stays, and holds nobody up."""
+def outside_unit_of_work() -> Iterator[None]:
+    """Run the block outside the current unit of work: a rollback does not undo its changes."""
     token = _current.set(None)
     try:
         yield
@@ -108,36 +67,42 @@ def outside_work() -> Iterator[None]:
         _current.reset(token)
 
 
+def mark_replayed() -> None:
+    """Mark the result of the current handler as the reply of an earlier execution.
+
+    Only for a handler that stores its replies itself; the inbox marks all other replies.
+    """
+    if unit := _current.get():
+        unit.replayed = True
+
+
 class Transaction(UnitOfWork, ABC):
-    """The work of one operation in a database: begins at first use, for one task at a time."""
+    """A unit of work in a database: begins at its first use, and serves one task at a time."""
 
     def __init__(self, operation: Operation) -> None:
         super().__init__()
         self._operation = operation
         self._lock = asyncio.Lock()
-        self._user: asyncio.Task[object] | None = None
+        self._owner: asyncio.Task[object] | None = None
         self._ended: BaseException | None = None
-
-    def answered_before(self) -> None:
-        """See the function `answered_before`."""
-        self._operation.replayed = True
+        """The error of every further use; None while the transaction can be used."""
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Begin, and keep other tasks of the handler from the connection meanwhile."""
-        if self._user is asyncio.current_task():
+    async def exclusive(self) -> AsyncIterator[None]:
+        """Begin if necessary, and give the calling task exclusive use of the transaction."""
+        if self._owner is asyncio.current_task():
             yield
             return
         async with self._lock:
-            self._user = asyncio.current_task()
+            self._owner = asyncio.current_task()
             try:
-                await self._require()
+                await self._ensure_begun()
                 yield
             finally:
-                self._user = None
+                self._owner = None
 
-    async def _require(self) -> None:
-        """Begin unless it has begun; once that has failed there is no going on."""
+    async def _ensure_begun(self) -> None:
+        """Begin the transaction once. If the first attempt failed, raise the same error again."""
         if self._ended is None:
             try:
                 await self._begin()
@@ -147,16 +112,16 @@ class Transaction(UnitOfWork, ABC):
         else:
             raise self._ended
 
-    async def run(self, handler: Handle, *, begin_immediately: bool) -> bytes:
-        """Run `handler` as part of this work, and commit; return its reply, or the first one."""
+    async def run(self, handler: Handle) -> OperationResult:
+        """Run `handler` in this transaction and commit; return its reply or the stored one."""
         token = _current.set(self)
         try:
-            if begin_immediately:
-                async with self.turn():
+            if self._operation.begin_immediately:
+                async with self.exclusive():
                     pass
             reply = await handler()
             if self.events:
-                async with self.turn():
+                async with self.exclusive():
                     pass
             if self._ended is not None:
                 raise self._ended
@@ -164,105 +129,71 @@ class Transaction(UnitOfWork, ABC):
         except asyncio.CancelledError:
             raise
         except BaseException:
-            if isinstance(self._ended, AlreadyDone):  # whatever became of it on its way here
-                return self._ended.reply
+            if isinstance(self._ended, AlreadyDone):  # the handler may have replaced the exception
+                return OperationResult(self._ended.reply, replayed=True)
             raise
         else:
-            return reply
+            return OperationResult(reply, self.replayed)
         finally:
             _current.reset(token)
 
     @abstractmethod
     async def _begin(self) -> None:
-        """Begin unless it has begun; AlreadyDone if the operation has been done."""
+        """Begin unless the transaction has begun; AlreadyDone if the inbox has the operation."""
 
     @abstractmethod
     async def _commit(self, reply: bytes) -> None:
-        """Store the reply and the events, and commit all of it, if it has begun."""
+        """Store reply and events, and commit; do nothing if the transaction has not begun."""
 
 
 class Store(Protocol):
-    """A database that keeps works whole. Safe for concurrent use."""
+    """A database with inbox and outbox. Safe for concurrent use."""
 
-    async def perform(self, operation: Operation, handler: Handle) -> bytes:
-        """Run `handler` in a unit of work and return its reply; the first one if it is done before.
+    async def perform(self, operation: Operation, handler: Handle) -> OperationResult:
+        """Run `handler` in a unit of work and return its reply, or the stored reply.
 
-        What it raises undoes everything. It may be run again before the commit, where the database
-        asks for it.
+        An exception of `handler` rolls everything back. `handler` can run several times before the
+        commit: MongoDB aborts transactions that conflict.
         """
 
     async def forward(self, publish: Publish) -> int:
-        """Hand some events of the outbox to the broker, oldest first; return how many."""
+        """Publish some events of the outbox, oldest first; return the number of events."""
 
     async def purge(self) -> None:
-        """Forget old operations."""
+        """Delete the operations that are older than KEEP_SECONDS."""
 
     @property
     def committed(self) -> asyncio.Event:
-        """Set after each commit that put something into the outbox."""
+        """Set after each commit that stored events."""
 
 
 async def perform_separately(store: Store, operation: Operation, handler: Handle) -> None:
-    """Perform an operation that stays although the current work is about to fail.
+    """Perform an operation in a transaction of its own, before the current handler fails.
 
-    The work is given up before: those that kept their connections would wait for each other's.
+    The current unit of work is rolled back first: if it kept its connection, concurrent callers
+    could use up the pool and deadlock.
     """
-    if work := _current.get():
-        await work.roll_back()
-    with outside_work():
+    if unit := _current.get():
+        await unit.roll_back()
+    with outside_unit_of_work():
         await store.perform(operation, handler)
 
 
-def without_store(publish: Publish) -> Perform:
-    """Return what performs operations without a database: nothing is remembered.
+def without_store(publish: Callable[[Event], Awaitable[None]]) -> Perform:
+    """Return a `Perform` for services without a database. Operations are not deduplicated.
 
-    Events go to the broker once the handler has succeeded, and before its reply.
+    Events are published after the handler has succeeded, and before its reply.
     """
 
-    async def perform(_operation: Operation, handler: Handle) -> bytes:
-        work = UnitOfWork()
-        token = _current.set(work)
+    async def perform(_operation: Operation, handler: Handle) -> OperationResult:
+        unit = UnitOfWork()
+        token = _current.set(unit)
         try:
             reply = await handler()
         finally:
             _current.reset(token)
-        for event in work.events:
+        for event in unit.events:
             await publish(event)
-        return reply
+        return OperationResult(reply, unit.replayed)
 
     return perform
-
-
-_current: ContextVar[UnitOfWork | None] = ContextVar("postbus_work", default=None)
-
-
-def current_unit_of_work() -> UnitOfWork | None:
-    """Return the work that this task is part of, if it is part of one."""
-    return _current.get()
-
-
-def answered_before() -> None:
-    """Mark what the current handler returns as the answer that its operation got before.
-
-    For a handler that keeps its answers itself; the inbox does it for all others.
-    """
-    if work := _current.get():
-        work.answered_before()
-
-
-def stored_reply(operation: Operation, fingerprint: bytes, reply: bytes | None) -> bytes:
-    """Return the stored reply of an operation that has been done, or raise why there is none."""
-    if fingerprint != operation.fingerprint:
-        raise ServiceError(
-            Code.INVALID_ARGUMENT,
-            "OPERATION_ID_REUSED",
-            "The idempotency key belongs to another request: make a new one.",
-        )
-    if reply is None:
-        raise ServiceError(
-            Code.ALREADY_EXISTS,
-            "ALREADY_DONE",
-            "This was done before, and its answer is not kept.",
-            outcome=Outcome.UNKNOWN,
-        )
-    return reply

@@ -1,8 +1,8 @@
-"""ProtoJSON (https://protobuf.dev/programming-guides/json): the one reader and writer.
+"""Read and write ProtoJSON (https://protobuf.dev/programming-guides/json).
 
 The writer writes the canonical form. The reader accepts all forms that the guide requires: `null`
-for a field that is not set, names of fields in lowerCamelCase or as in the .proto, enums by name or
-number, numbers as strings, base64 of both alphabets. All else is refused with the field's path.
+for an unset field, field names in lowerCamelCase or as in the .proto file, enums by name or number,
+numbers as strings, base64 of both alphabets. Other input is refused with the path of the field.
 """
 
 from typing import Any, Final
@@ -25,29 +25,29 @@ __all__ = [
 ]
 
 _log = structlog.get_logger()
-_WITHOUT_FORM = (ValueError, KeyError, OverflowError, Error)
+_UNWRITABLE = (ValueError, KeyError, OverflowError, Error)
 
 read_message: Final = Reader()
-"""Reads a document as a message of a class; see `Reader.__call__`."""
+"""Returns the message of a class that a JSON document describes; see `Reader.__call__`."""
 
 
 def write_message(message: Message) -> Any:
-    """Return a message as canonical ProtoJSON, a value for orjson.
+    """Return a message as canonical ProtoJSON, in Python values that orjson can write.
 
-    Raises INTERNAL for a message without a JSON form, such as one with a time beyond year 9999 or
-    an Any of an unknown type.
+    Raises INTERNAL for a message that JSON cannot represent, such as one with a time beyond year
+    9999 or an Any of an unknown type.
     """
     try:
         return to_document(message)
-    except _WITHOUT_FORM:
+    except _UNWRITABLE:
         raise _not_json(message) from None
 
 
 def packed(message: Message) -> dict[str, Any]:
-    """Return a google.protobuf.Any with `message` in it; see `write_message`."""
+    """Return the JSON of a google.protobuf.Any that contains `message`; see `write_message`."""
     try:
         return to_packed(message, f"type.googleapis.com/{message.DESCRIPTOR.full_name}")
-    except _WITHOUT_FORM:
+    except _UNWRITABLE:
         raise _not_json(message) from None
 
 

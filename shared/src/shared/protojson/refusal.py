@@ -1,4 +1,4 @@
-"""Refusals of a document's form, gathered with the paths of the fields."""
+"""Collect the violations of a JSON document, with the paths of their fields."""
 
 from shared.errors import MAX_VIOLATIONS, FieldViolation, ServiceError
 from shared.wire import invalid_fields
@@ -6,11 +6,11 @@ from shared.wire import invalid_fields
 __all__ = ["Found", "RefusedError", "full", "note", "refusal"]
 
 Found = list[tuple[str, str, str]]
-"""Path, rule and message of each violation; the path is relative to the value that is read."""
+"""Path, rule and message of each violation; the path is relative to the value being read."""
 
 
 class RefusedError(ValueError):
-    """Raised by readers of values; `found` has at least one violation, and few more than 20."""
+    """Raised by the reader of a value; `found` has its violations, at least one."""
 
     def __init__(self, rule: str, message: str) -> None:
         super().__init__(rule, message)
@@ -24,25 +24,25 @@ class RefusedError(ValueError):
         return refused
 
 
-def note(found: Found | None, place: str, refused: RefusedError) -> Found:
-    """Return `found` with the violations of the value at `place`, a member's name or a subscript.
+def note(found: Found | None, step: str, refused: RefusedError) -> Found:
+    """Return `found` with the violations of an inner value; `step` is its name or subscript.
 
-    Readers make the list with the first refusal, for nearly all documents need none.
+    `found` is None before the first violation: most documents need no list.
     """
     inside = [
-        (f"{place}.{path}" if path and path[0] != "[" else place + path, rule, message)
+        (f"{step}.{path}" if path and path[0] != "[" else step + path, rule, message)
         for path, rule, message in refused.found
     ]
     return inside if found is None else found + inside
 
 
 def full(found: Found) -> bool:
-    """Return whether there are more violations than are reported: reading can stop."""
+    """Return whether `found` has more violations than an error, so that reading can stop."""
     return len(found) > MAX_VIOLATIONS
 
 
 def refusal(found: Found) -> ServiceError:
-    """Return the error INVALID_FIELDS with these violations."""
+    """Return INVALID_ARGUMENT, INVALID_FIELDS with these violations."""
     return invalid_fields(
         [FieldViolation(field=path, rule=rule, message=message) for path, rule, message in found]
     )

@@ -1,4 +1,4 @@
-"""Readers of single values: from JSON to the Python value of a field."""
+"""Read scalar values: from JSON to the Python value of a field."""
 
 import math
 import re
@@ -21,21 +21,21 @@ _NUMBER: Final = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _MAX_INTEGER_TEXT: Final = 64
 """Characters of an integer in a string."""
 _MAX_DIGITS: Final = 20
-"""As many digits as the largest integer of 64 bits has."""
+"""Digits of the largest integer of 64 bits."""
 _MAX_FLOAT_TEXT: Final = 1_100
-"""Characters of a double that is written in full, such as the smallest one."""
+"""Characters of a number; the smallest double has 1,076 of them without an exponent."""
 _MAX_DOUBLE: Final = sys.float_info.max
 _NAMED: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _MAX_NAMES: Final = 20
-"""Names of an enum that an error lists."""
+"""Names of an enum in an error."""
 _TO_STANDARD: Final = str.maketrans("-_", "+/")
 
 Read = Callable[[Any], Any]
-"""Takes a value of JSON; returns the field's value, or raises RefusedError."""
+"""Takes a JSON value; returns the value of the field, or raises RefusedError."""
 
 
 def read_text(value: Any) -> Any:
-    """Return a string; lone surrogates are not Unicode text."""
+    """Return a string; RefusedError if it has lone surrogates, which UTF-8 cannot encode."""
     if type(value) is not str:
         raise RefusedError("type", "must be a string")
     if not value.isascii():
@@ -54,7 +54,7 @@ def read_bool(value: Any) -> Any:
 
 
 def read_bytes(value: Any) -> bytes:
-    """Return bytes from base64: standard or URL-safe, with or without padding."""
+    """Return the bytes of base64 text, standard or URL-safe, with or without padding."""
     if type(value) is not str:
         raise RefusedError("type", "must be a string in base64")
     bare = value.rstrip("=")
@@ -64,14 +64,14 @@ def read_bytes(value: Any) -> bytes:
             raise ValueError("incomplete padding")
         needed = "=" * (-len(bare) % 4)
         if padding > 2 or len(needed) > 2:
-            raise ValueError("no whole number of bytes")
+            raise ValueError("incomplete byte")
         return b64decode(bare.translate(_TO_STANDARD) + needed, validate=True)
     except ValueError:
         raise RefusedError("format", "must be base64") from None
 
 
 def scalar_reader(field: FieldDescriptor) -> Read:
-    """Return the reader of a field that holds no message."""
+    """Return the reader of a scalar or enum field."""
     if field.enum_type is not None:
         return _enum(field.enum_type)
     return _SCALARS[field.type]
@@ -88,7 +88,7 @@ def _integer(low: int, high: int) -> Read:
 
 
 def _whole(value: Any) -> int:
-    """Return the integer that a number such as 5.0, or a text such as "5" or "1e2", stands for."""
+    """Return the integer of a number such as 5.0, or of a string such as "5" or "1e2"."""
     if type(value) is float and value.is_integer():
         return int(value)
     if type(value) is str:
@@ -100,7 +100,7 @@ def _whole(value: Any) -> int:
 
 
 def _decimal(text: str) -> Decimal:
-    """Return a number of so few digits that it is quickly made an integer."""
+    """Return the number of a text; RefusedError beyond 20 digits, which `int` converts slowly."""
     try:
         number = Decimal(text)
     except InvalidOperation:  # an exponent of many digits
@@ -136,7 +136,7 @@ def _single(value: Any) -> float:
 
 
 def _enum(kind: EnumDescriptor) -> Read:
-    """Return the reader of names and numbers, unknown numbers too (an enum may be closed)."""
+    """Return the reader of an enum: names and numbers, unknown ones too if it is open."""
     numbers = {name: value.number for name, value in kind.values_by_name.items()}
     names = list(numbers)
     allowed = ", ".join(names[:_MAX_NAMES]) + (" ..." if names[_MAX_NAMES:] else "")

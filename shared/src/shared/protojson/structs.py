@@ -1,4 +1,4 @@
-"""Struct, Value and ListValue: JSON of any shape in a message."""
+"""Read and write Struct, Value and ListValue: arbitrary JSON in a message."""
 
 import math
 from typing import Any, Final
@@ -11,11 +11,11 @@ from shared.protojson.scalars import read_text
 __all__ = ["read_list", "read_struct", "read_value", "write_list", "write_struct", "write_value"]
 
 _MAX_LEVELS: Final = 20
-"""Levels inside a Value. Each takes up to four of the 100 that binary protobuf allows."""
+"""Levels of a Value. Each one is up to four of the 100 levels that binary protobuf allows."""
 
 
 def read_struct(document: Any) -> dict[str, Any]:
-    """Return the document, checked: upb converts it where a field is set to it."""
+    """Return the document if it is valid; upb converts it."""
     if type(document) is not dict:
         raise RefusedError("type", "must be an object")
     _check(document, 1)
@@ -23,7 +23,7 @@ def read_struct(document: Any) -> dict[str, Any]:
 
 
 def read_list(document: Any) -> list[Any]:
-    """Return the document, checked: upb converts it where a field is set to it."""
+    """Return the document if it is valid; upb converts it."""
     if type(document) is not list:
         raise RefusedError("type", "must be a list")
     _check(document, 1)
@@ -45,7 +45,7 @@ def read_value(document: Any) -> dict[str, Any]:
 
 
 def _check(value: Any, level: int) -> None:
-    """Raise RefusedError for a value that is not JSON, too deep or too long."""
+    """Raise RefusedError for a value that is not JSON, too deep, or has too many elements."""
     if type(value) is dict or type(value) is list:
         if level > _MAX_LEVELS:
             raise RefusedError("nesting", f"must have at most {_MAX_LEVELS} levels")
@@ -91,16 +91,13 @@ def write_list(message: Any) -> list[Any]:
 
 
 def write_value(message: Any) -> Any:
-    """Return a Value as the JSON it stands for.
-
-    Raises ValueError for a number that JSON does not have.
-    """
+    """Return a Value as JSON; ValueError for NaN and infinite numbers."""
     match message.WhichOneof("kind"):
         case "string_value":
             return message.string_value
         case "number_value":
             if not math.isfinite(message.number_value):
-                raise ValueError("no number of JSON")
+                raise ValueError("JSON cannot represent the number")
             return message.number_value
         case "bool_value":
             return message.bool_value

@@ -1,4 +1,4 @@
-"""JSON text (RFC 8259) to a Python value, with bounds that are checked before the work."""
+"""Parse JSON text (RFC 8259), with limits on its size that are checked first."""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ __all__ = ["parse_json", "read_json", "require_unique"]
 
 _CONTAINERS: Final = (dict, list)
 _MAX_QUOTES: Final = 4 * MAX_VALUES
-"""Quotes of MAX_VALUES members, each with a name and a string."""
+"""Quotes in MAX_VALUES members, each of which has a name and a string."""
 
 Surveyed = tuple[int, int]
 """Numbers of members and of values."""
@@ -25,7 +25,7 @@ def read_json(data: bytes) -> Any:
 
     - MALFORMED_JSON if it is not JSON;
     - INVALID_FIELDS if it has more than 100 levels, more than 20,000 values, or an object with two
-      members of one name (RFC 7493, section 2.3).
+      members of the same name (RFC 7493, section 2.3).
     """
     document, members = _parsed(data)
     _require_unique(data, members)
@@ -33,15 +33,15 @@ def read_json(data: bytes) -> Any:
 
 
 def parse_json(data: bytes) -> Any:
-    """Return the value of a JSON text as `read_json` does; of equal members the last one counts.
+    """Return the value of a JSON text as `read_json`, but accept members of the same name.
 
-    For a caller that needs the document to report its duplicates, by `require_unique`.
+    The last one counts. The caller checks them later by `require_unique`.
     """
     return _parsed(data)[0]
 
 
 def require_unique(data: bytes, document: Any) -> None:
-    """Raise INVALID_FIELDS if an object of a JSON text has two members of one name.
+    """Raise INVALID_FIELDS if an object of a JSON text has two members of the same name.
 
     `document` is the result of `parse_json(data)`.
     """
@@ -61,7 +61,7 @@ def _parsed(data: bytes) -> tuple[Any, int]:
 
 
 def _require_few_values(data: bytes) -> None:
-    """Refuse a text with more values than there may be, before any is made."""
+    """Raise INVALID_FIELDS for a text with too many values, before it is parsed."""
     if not _has_many(data):
         return
     plain = _unescaped(data)
@@ -70,7 +70,7 @@ def _require_few_values(data: bytes) -> None:
 
 
 def _has_many(data: bytes) -> bool:
-    """Return whether a text without strings has more than MAX_VALUES values, by its separators."""
+    """Return whether a text has more than MAX_VALUES opening brackets or commas."""
     return data.count(b"{") + data.count(b"[") > MAX_VALUES or data.count(b",") > MAX_VALUES
 
 
@@ -79,7 +79,7 @@ def _members(document: Any) -> int:
 
 
 def _survey(value: Any, level: int) -> Surveyed:
-    """Count members and values; refuse more levels or values than there may be."""
+    """Return the numbers of members and values; INVALID_FIELDS for too many levels or values."""
     if level > MAX_NESTING:
         raise refusal(RefusedError("nesting", f"must have at most {MAX_NESTING} levels").found)
     values = len(value)
@@ -107,8 +107,10 @@ def _too_many_values() -> ServiceError:
 
 
 def _require_unique(data: bytes, members: int) -> None:
-    """Compare the number of members read with that of the colons, which most texts have only
-    between names and values; only a text with other numbers is read again.
+    """Raise INVALID_FIELDS if the text has more members than the parsed document.
+
+    The number of colons outside strings is the number of members in the text. Most texts have no
+    other colons, so that they are not scanned for strings.
     """
     if data.count(b":") == members or (given := _colons(data)) == members:
         return
@@ -125,17 +127,17 @@ def _unescaped(data: bytes) -> bytes:
 
 
 def _outside_strings(data: bytes) -> bytes:
-    """Return a JSON text without the contents of its strings, none with an escaped quote."""
+    """Return a JSON text with its strings removed."""
     return b"".join(data.split(b'"')[::2])
 
 
 class _Repeating(dict[str, Any]):
-    """An object that has members of one name."""
+    """An object with several members of the same name."""
 
     def __init__(self, members: list[tuple[str, Any]]) -> None:
         super().__init__(members)
         seen: set[str] = set()
-        self.names = [name for name, _ in members if name in seen or seen.add(name)]  # type: ignore[func-returns-value]  # adds, and is None
+        self.names = [name for name, _ in members if name in seen or seen.add(name)]  # type: ignore[func-returns-value]  # `add` returns None
 
 
 def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -144,7 +146,7 @@ def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _duplicates(data: bytes) -> Found:
-    """Return a violation for each repeated member, up to one more than are reported."""
+    """Return a violation for each repeated member, 21 at most."""
     document = json.loads(data, object_pairs_hook=_object, parse_int=str, parse_float=str)
     found: Found = []
     for path in _repeated(document, ""):

@@ -1,4 +1,4 @@
-"""The text forms of Timestamp, Duration and FieldMask (https://protobuf.dev/programming-guides/json)."""
+"""Read and write the JSON strings of Timestamp, Duration and FieldMask."""
 
 import re
 from datetime import date, datetime, timedelta
@@ -18,7 +18,7 @@ _DURATION: Final = re.compile(r"(-?)([0-9]{1,12})(?:\.([0-9]{1,9}))?s")
 _FIELD: Final = r"[a-z][A-Za-z0-9]*"
 _MASK: Final = re.compile(rf"\*|{_FIELD}(?:\.{_FIELD})*")
 _CAPITAL: Final = re.compile("[A-Z]")
-_EPOCH: Final = datetime(1970, 1, 1)  # UTC; written with a Z
+_EPOCH: Final = datetime(1970, 1, 1)  # UTC
 _EPOCH_DAY: Final = date(1970, 1, 1).toordinal()
 _FIRST_SECOND: Final = -62135596800
 _LAST_SECOND: Final = 253402300799
@@ -32,7 +32,7 @@ Seconds = dict[str, int]
 
 
 def read_time(text: Any) -> Seconds:
-    """Return a Timestamp's fields; of years 1 to 9999."""
+    """Return the fields of a Timestamp, of the years 1 to 9999."""
     found = _TIME.fullmatch(text) if type(text) is str else None
     if found is None:
         raise _not_a("time of RFC 3339, such as 2026-01-31T12:00:00Z", text)
@@ -51,7 +51,7 @@ def read_time(text: Any) -> Seconds:
 
 
 def read_duration(text: Any) -> Seconds:
-    """Return a Duration's fields; at most 315,576,000,000 seconds (10,000 years) either way."""
+    """Return the fields of a Duration, of 315,576,000,000 seconds (10,000 years) at most."""
     found = _DURATION.fullmatch(text) if type(text) is str else None
     if found is None:
         raise _not_a("number of seconds, such as 1.5s", text)
@@ -67,7 +67,7 @@ def _nanos(fraction: str | None) -> int:
 
 
 def read_mask(text: Any) -> dict[str, list[str]]:
-    """Return a FieldMask's paths, by the names of proto; `*` stands for all fields."""
+    """Return the fields of a FieldMask, with paths in snake_case; `*` means all fields."""
     if type(text) is not str:
         raise _not_a("list of fields, such as title,author.name", text)
     if text.count(",") >= MAX_PATHS:
@@ -83,28 +83,28 @@ def _not_a(form: str, value: Any) -> RefusedError:
 
 
 def write_time(message: Any) -> str:
-    """Return a Timestamp's text: RFC 3339 with 0, 3, 6 or 9 digits of the second.
+    """Return a Timestamp in RFC 3339, with 0, 3, 6 or 9 fractional digits.
 
-    Raises ValueError if it is no time of the years 1 to 9999.
+    Raises ValueError for a time outside the years 1 to 9999.
     """
     return _time_text(message.seconds, message.nanos)
 
 
-@lru_cache(maxsize=1024)  # messages that are shown together have the same times
+@lru_cache(maxsize=1024)  # messages of one response often have equal times
 def _time_text(seconds: int, nanos: int) -> str:
     if not (_FIRST_SECOND <= seconds <= _LAST_SECOND and 0 <= nanos < _SECOND_NANOS):
-        raise ValueError("no time of RFC 3339")
+        raise ValueError("outside the years 1 to 9999")
     return f"{(_EPOCH + timedelta(seconds=seconds)).isoformat()}{_fraction(nanos)}Z"
 
 
 def write_duration(message: Any) -> str:
-    """Return a Duration's text: seconds with 0, 3, 6 or 9 digits after the point.
+    """Return a Duration in seconds, with 0, 3, 6 or 9 fractional digits.
 
-    Raises ValueError if it is out of range, or seconds and nanoseconds have different signs.
+    Raises ValueError if it is out of range, or if seconds and nanoseconds have different signs.
     """
     seconds, nanos = message.seconds, message.nanos
     if abs(seconds) > _MAX_DURATION_SECONDS or abs(nanos) >= _SECOND_NANOS or seconds * nanos < 0:
-        raise ValueError("no duration")
+        raise ValueError("not a duration")
     sign = "-" if seconds < 0 or nanos < 0 else ""
     return f"{sign}{abs(seconds)}{_fraction(abs(nanos))}s"
 

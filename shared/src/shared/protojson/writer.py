@@ -1,6 +1,6 @@
-"""Messages to canonical ProtoJSON, by a writer that is made once per message class.
+"""Write canonical ProtoJSON, by functions that are made once per message type.
 
-A field without presence is always written, as json_format does on request.
+Fields without presence are always written (json_format's always_print_fields_with_no_presence).
 """
 
 import math
@@ -27,7 +27,7 @@ _F = FieldDescriptor
 _GOOGLE: Final = "google.protobuf."
 _LONG: Final = (_F.CPPTYPE_INT64, _F.CPPTYPE_UINT64)
 _WRAPPERS: Final = "google/protobuf/wrappers.proto"
-_OWN_FORMS: Final[dict[str, Convert]] = {
+_SPECIAL_WRITERS: Final[dict[str, Convert]] = {
     f"{_GOOGLE}Timestamp": times.write_time,
     f"{_GOOGLE}Duration": times.write_duration,
     f"{_GOOGLE}FieldMask": lambda mask: mask.ToJsonString(),
@@ -36,23 +36,23 @@ _OWN_FORMS: Final[dict[str, Convert]] = {
     f"{_GOOGLE}Value": structs.write_value,
 }
 _MAX_EXACT: Final = 1e6
-"""Whole numbers below have at most six digits, in 32 bits as in 64."""
+"""Below it, whole numbers have six digits at most, and are exact in 32 bits."""
 
 
 def to_document(message: Message) -> Any:
     """Return a message as JSON.
 
-    Raises ValueError, KeyError or google.protobuf's Error for a message that has no JSON form,
-    such as a time beyond year 9999 or an Any of an unknown type.
+    Raises ValueError, KeyError or google.protobuf's Error for a message that JSON cannot represent,
+    such as one with a time beyond year 9999 or an Any of an unknown type.
     """
     return _writer(message.DESCRIPTOR)(message)
 
 
 @cache
 def _writer(kind: Descriptor) -> Convert:
-    own = _OWN_FORMS.get(kind.full_name)
-    if own is not None:
-        return own
+    special = _SPECIAL_WRITERS.get(kind.full_name)
+    if special is not None:
+        return special
     if kind.full_name == f"{_GOOGLE}Any":
         return _write_any
     if kind.file.name == _WRAPPERS:
@@ -62,11 +62,11 @@ def _writer(kind: Descriptor) -> Convert:
 
 
 def _plain(kind: Descriptor) -> Convert:
-    """Return the writer of a message that is an object of its fields in JSON."""
+    """Return the writer of a message type with the ordinary JSON, an object of its fields."""
     always = [field for field in kind.fields if not field.has_presence]
     names, get_all = [field.json_name for field in always], _getter(always)
     converted = [(field.json_name, convert) for field in always if (convert := _field(field))]
-    perhaps = [
+    optional = [
         (field.name, field.json_name, attrgetter(field.name), _field(field) or _same)
         for field in kind.fields
         if field.has_presence
@@ -76,8 +76,8 @@ def _plain(kind: Descriptor) -> Convert:
         document = dict(zip(names, get_all(message), strict=True))
         for name, convert in converted:
             document[name] = convert(document[name])
-        for given, name, get, convert in perhaps:
-            if message.HasField(given):
+        for field_name, name, get, convert in optional:
+            if message.HasField(field_name):
                 document[name] = convert(get(message))
         return document
 
@@ -85,7 +85,7 @@ def _plain(kind: Descriptor) -> Convert:
 
 
 def _getter(fields: Sequence[FieldDescriptor]) -> Convert:
-    """Return a function that gets all values at once."""
+    """Return a function that returns the values of all these fields."""
     match fields:
         case []:
             return lambda _message: ()
@@ -112,9 +112,9 @@ def _map(field: FieldDescriptor) -> Convert:
 
 
 def _value(field: FieldDescriptor) -> Convert | None:
-    """Return a function that converts one value, None where JSON has it as it is."""
+    """Return a converter for one value, None if JSON represents it unchanged."""
     if kind := field.message_type:
-        return lambda message: _writer(kind)(message)  # not made yet if it holds itself
+        return lambda message: _writer(kind)(message)  # made later: the type may be recursive
     if field.enum_type is not None:
         return _enum(field.enum_type)
     if field.cpp_type in _LONG:
@@ -142,7 +142,7 @@ def _double(number: float) -> Any:
 
 
 def _single(number: float) -> Any:
-    """Return the shortest number that is the same in 32 bits."""
+    """Return the number with the fewest digits that is equal in 32 bits."""
     if not math.isfinite(number):
         return _double(number)
     if -_MAX_EXACT < number < _MAX_EXACT and number.is_integer():
@@ -151,7 +151,7 @@ def _single(number: float) -> Any:
         short = float(f"{number:.{digits}g}")
         if _as_single(short) == number:
             return short
-    return float(f"{number:.9g}")  # enough for any
+    return float(f"{number:.9g}")  # enough for every 32-bit number
 
 
 def _as_single(number: float) -> float | None:
@@ -163,7 +163,7 @@ def _as_single(number: float) -> float | None:
 
 
 def _write_any(message: Any) -> dict[str, Any]:
-    """Return an Any: `@type` first, then the message's fields, or its own form as `value`."""
+    """Return an Any: `@type`, then the fields of the message or, for a special type, `value`."""
     if not message.ListFields():
         return {}
     pool = message.DESCRIPTOR.file.pool
@@ -172,11 +172,11 @@ def _write_any(message: Any) -> dict[str, Any]:
 
 
 def to_packed(message: Message, type_url: str) -> dict[str, Any]:
-    """Return an Any with `message` in it as JSON; raises as `to_document`."""
+    """Return the JSON of an Any that contains `message`; raises like `to_document`."""
     kind: Any = message.DESCRIPTOR
     document = _writer(kind)(message)
-    has_own_form = kind.full_name in _OWN_FORMS or kind.file.name == _WRAPPERS
-    if has_own_form or kind.full_name == f"{_GOOGLE}Any":
+    special = kind.full_name in _SPECIAL_WRITERS or kind.file.name == _WRAPPERS
+    if special or kind.full_name == f"{_GOOGLE}Any":
         return {"@type": type_url, "value": document}
     return {"@type": type_url, **document}
 

@@ -1,1 +1,1 @@
-"""The life of a process: settings, logs, start and stop, verified sessions."""
+"""The runtime of a process: settings, logs, start and stop, verification of sessions."""

@@ -13,13 +13,13 @@ _MAX_VALUE: Final = 16 * 2**10
 
 
 def configure_logs(service: str, log_format: Literal["console", "json"]) -> None:
-    """Send the logs of this process, of libraries too, to standard error in `log_format`."""
+    """Write the logs of this process and its libraries to standard error in `log_format`."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _without_traceback_locals,
-        _cut,
+        _truncate_values,
     ]
     renderer: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
@@ -39,14 +39,14 @@ def configure_logs(service: str, log_format: Literal["console", "json"]) -> None
 def _without_traceback_locals(
     _logger: object, _name: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """Tracebacks as text: the values of local variables may be secret."""
+    """Render a traceback without the values of local variables, which may be secret."""
     return structlog.processors.format_exc_info(None, "", event)
 
 
-def _cut(
+def _truncate_values(
     _logger: object, _name: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """Bound what a peer can make a process write: keep the beginning and the end of long values."""
+    """Shorten long values to their beginning and end, so that a peer cannot flood the log."""
     half = _MAX_VALUE // 2
     for name, value in event.items():
         if isinstance(value, str) and len(value) > _MAX_VALUE:
@@ -62,5 +62,5 @@ def _adopt_standard_logging(
         structlog.stdlib.ProcessorFormatter(foreign_pre_chain=processors, processor=renderer)
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    for library in ("aio_pika", "aiormq"):  # tracebacks of lost connections, of which the bus tells
+    for library in ("aio_pika", "aiormq"):  # their tracebacks repeat what the bus logs
         logging.getLogger(library).setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""Sessions that end before their access tokens expire."""
+"""Verify access tokens, and refuse the tokens of revoked sessions."""
 
 import asyncio
 import time
@@ -7,37 +7,35 @@ from collections.abc import Callable
 from typing import Final, NoReturn
 from weakref import WeakValueDictionary
 
-import structlog
+import betterproto
 
-from postbus.bus.v1 import Event
 from postbus.registry import EVENTS
+from shared.bus import Following, MessageBus, Subscription, typed_handler
 from shared.bus.envelope import unavailable
-from shared.bus.message_bus import Following, MessageBus, Subscription
 from shared.errors import ServiceError
 from shared.identity import ACCESS_TOKEN_SECONDS, Caller, TokenVerifier, session_revoked
-from shared.wire import decode
 
 __all__ = ["REMEMBERED_SECONDS", "SessionVerifier"]
 
-_log = structlog.get_logger()
 _STREAM: Final = "postbus.revocations.stream"
-_TYPES: Final = {name: event for name, event in EVENTS.items() if event.ended_sessions}
-"""The events that end sessions, as the contract says."""
+_ENDED_SESSIONS: Final = {e.message: e.ended_sessions for e in EVENTS.values() if e.ended_sessions}
+"""The events that end sessions, with the name of their field of session ids."""
 _CLOCK_SECONDS: Final = 60.0
-"""A token that one process takes for expired may be valid at another: both clocks may be 30 s off.
-"""
+"""A token that has expired for one process may be valid for another: each clock may be wrong by 30
+seconds."""
 REMEMBERED_SECONDS: Final = ACCESS_TOKEN_SECONDS + _CLOCK_SECONDS
-_REMEMBERED: Final = 100_000
-"""Sessions; the one that ended first is forgotten first."""
+"""Time for which a revocation is kept: the lifetime of the tokens that it concerns."""
+_MAX_REVOKED: Final = 100_000
+"""Revoked sessions; beyond it the one that was revoked first is dropped."""
 _MAX_SESSION_ID: Final = 64
-"""Characters of a session's id, a UUID; a longer one can't be in a token of ours."""
+"""Characters of a session's id, a UUID. Tokens with longer ids are refused."""
 
 
 class SessionVerifier:
-    """Verifies access tokens, and refuses those of sessions that have been revoked.
+    """Verifies access tokens, and refuses the tokens of revoked sessions.
 
-    `run` reads the revocations of the last token lifetime, and then every new one. Until the former
-    are read, no token is accepted. `clock` gives seconds.
+    `run` reads the revocations of the last token lifetime, and then every new one. No token is
+    accepted before the past revocations are read. `clock` returns seconds.
     """
 
     def __init__(
@@ -51,9 +49,10 @@ class SessionVerifier:
         self._waiting: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
 
     async def run(self) -> Subscription:
-        """Begin to read revocations; waits for the broker, and at most a second for the stream."""
+        """Subscribe to revocations. Waits for the broker, and a second at most for the stream."""
+        types, handler = typed_handler(self._on_revocation, _ENDED_SESSIONS)
         self._following = await self._bus.follow(
-            _STREAM, list(_TYPES), self._learn, seconds=REMEMBERED_SECONDS
+            _STREAM, types, handler, seconds=REMEMBERED_SECONDS
         )
         return self._following
 
@@ -61,20 +60,20 @@ class SessionVerifier:
     def ready(self) -> bool:
         """Whether all revocations of the last token lifetime are known.
 
-        It stays as it was while the broker is unavailable; when the broker returns, the stream is
+        The value does not change while the broker is unavailable; after a reconnect the stream is
         read again before any call is served.
         """
         return self._following is not None and self._following.complete
 
     async def require_ready(self) -> None:
-        """Raise UNAVAILABLE, SESSIONS_UNKNOWN unless `ready`: a probe for readiness."""
+        """Raise UNAVAILABLE, SESSIONS_UNKNOWN unless `ready`; a probe for the health check."""
         if not self.ready:
             raise _unknown()
 
     def verify(self, token: str, *, ended: bool = False) -> Caller:
-        """Return the caller, of a session that has `ended` too.
+        """Return the caller of a token. With `ended`, a revoked session is accepted.
 
-        Raises as TokenVerifier and `require_open` do.
+        Raises the errors of TokenVerifier.verify and of `require_open`.
         """
         caller = self._verifier.verify(token)
         if not self.ready:
@@ -86,7 +85,7 @@ class SessionVerifier:
     def require_open(self, caller: Caller) -> None:
         """Raise UNAUTHENTICATED, SESSION_REVOKED if the caller's session has been revoked.
 
-        UNAVAILABLE, SESSIONS_UNKNOWN while that is not known.
+        Raises UNAVAILABLE, SESSIONS_UNKNOWN unless `ready`.
         """
         if not self.ready:
             raise _unknown()
@@ -103,15 +102,8 @@ class SessionVerifier:
         if session_id in self._revoked and self._revoked[session_id] > self._clock():
             raise session_revoked()
 
-    async def _learn(self, body: bytes) -> None:
-        try:
-            event = decode(Event, body)
-            type_ = _TYPES[event.type]
-            message = decode(type_.message, event.data)
-        except (ServiceError, KeyError):
-            _log.warning("event.malformed")
-            return
-        for session_id in getattr(message, type_.ended_sessions):
+    def _on_revocation(self, event: betterproto.Message) -> None:
+        for session_id in getattr(event, _ENDED_SESSIONS[type(event)]):
             if len(session_id) <= _MAX_SESSION_ID:
                 self._revoke(session_id)
 
@@ -119,11 +111,11 @@ class SessionVerifier:
         now = self._clock()
         self._revoked[session_id] = now + REMEMBERED_SECONDS
         self._revoked.move_to_end(session_id)
-        while len(self._revoked) > _REMEMBERED or next(iter(self._revoked.values())) <= now:
+        while len(self._revoked) > _MAX_REVOKED or next(iter(self._revoked.values())) <= now:
             self._revoked.popitem(last=False)
         if waiting := self._waiting.get(session_id):
             waiting.set()
 
 
 def _unknown() -> ServiceError:
-    return unavailable("SESSIONS_UNKNOWN", "Access tokens can't be verified at the moment.")
+    return unavailable("SESSIONS_UNKNOWN", "Access tokens cannot be verified at the moment.")

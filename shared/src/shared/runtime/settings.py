@@ -1,4 +1,4 @@
-"""Configuration that every process has; read once, in `__main__`, and passed on as values."""
+"""The settings of every process, read once in `__main__`."""
 
 import sys
 from pathlib import Path
@@ -23,19 +23,17 @@ class ServiceSettings(BaseSettings):
 
     amqp_url: SecretStr
     """RabbitMQ: amqp://user:password@host:port/vhost."""
-    amqp_plane: Literal["frames", "aio-pika"] = "frames"
-    """Who carries messages over AMQP: our own frames, or aio-pika, some ten times slower."""
     verification_keys: str
-    """Public keys that access tokens are verified with: a JSON Web Key Set (RFC 7517)."""
+    """The public keys of access tokens: a JSON Web Key Set (RFC 7517)."""
     log_format: Literal["console", "json"] = "json"
-    """Log lines for people or for machines."""
+    """Format of log lines: for people, or JSON."""
 
 
 S = TypeVar("S", bound=ServiceSettings)
 
 
 def load(settings: type[S]) -> S:
-    """Return the settings of this process; end it with what is wrong with them."""
+    """Return the settings of this process. If they are invalid, print why and exit."""
     try:
         return settings(_secrets_dir=_SECRETS if _SECRETS.is_dir() else None)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""The runtime of a worker: connect, serve, tell of its health, stop cleanly."""
+"""Run a worker: connect, serve, report health, stop without losing work."""
 
 import asyncio
 import signal
@@ -25,40 +25,43 @@ __all__ = ["Application", "Health", "Probe", "run_worker", "serve"]
 
 _log = structlog.get_logger()
 _PROBE_TIMEOUT = 0.5
+"""Seconds."""
 
 Probe = Callable[[], Awaitable[None]]
-"""Returns if a part that the worker needs answers, and raises if not."""
+"""Returns if a dependency of the worker is available; raises any exception if not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Application:
-    """What a worker is made of."""
+    """The handlers and dependencies of a worker."""
 
     handlers: Iterable[object]
+    """Objects whose methods have @MessagePattern or @EventPattern."""
     probes: Mapping[str, Probe]
+    """By the name of the dependency."""
     store: Store | None = None
-    """The database that keeps units of work whole; without one, no operation is remembered."""
+    """The database with inbox and outbox. Without one, operations are not deduplicated."""
 
 
 class Health:
-    """Answers for a worker: `probes` by the name of the part."""
+    """The handler of HealthService; `probes` by the name of the dependency."""
 
     def __init__(self, probes: Mapping[str, Probe]) -> None:
         self._probes = probes
 
     @MessagePattern(HealthServiceBase.check)
     async def check(self, _request: CheckRequest, _context: Context) -> CheckResponse:
-        """Ask every part at once."""
-        answers = await asyncio.gather(*(_answers(probe) for probe in self._probes.values()))
-        parts = zip(self._probes, answers, strict=True)
+        """Run all probes concurrently; half a second at most."""
+        results = await asyncio.gather(*(_succeeds(probe) for probe in self._probes.values()))
+        parts = zip(self._probes, results, strict=True)
         return CheckResponse(parts=[Part(name=name, ready=ready) for name, ready in parts])
 
 
-async def _answers(probe: Probe) -> bool:
+async def _succeeds(probe: Probe) -> bool:
     try:
         async with asyncio.timeout(_PROBE_TIMEOUT):
             await probe()
-    except Exception:  # noqa: BLE001  # whatever a driver raises, the part is not ready
+    except Exception:  # noqa: BLE001  # drivers raise undocumented errors; any of them means "not ready"
         return False
     return True
 
@@ -67,10 +70,11 @@ async def _answers(probe: Probe) -> bool:
 async def serve(
     name: str, application: Application, bus: MessageBus, verifier: TokenVerifier
 ) -> AsyncIterator[None]:
-    """Serve `application` on `bus` as worker `name`; at the end, finish what has begun.
+    """Serve `application` on `bus` as worker `name`; at the end, wait for the running handlers.
 
     Raises ContractMismatchError if its handlers are not those of the contract. Revocations of
-    sessions are read before calls are served; if they cannot be, calls with a token are refused.
+    sessions are read before the first call is served; until they are, calls with a token get
+    UNAVAILABLE, SESSIONS_UNKNOWN.
     """
     sessions = SessionVerifier(bus, verifier)
     probes = {**application.probes, "sessions": sessions.require_ready}
@@ -79,7 +83,7 @@ async def serve(
     perform = store.perform if store else without_store(bus.publish)
     dispatcher = Dispatcher(name, handlers, sessions, perform)
     subscriptions: list[Subscription] = []
-    relaying = asyncio.create_task(relay(store, bus.publish)) if store else None
+    relaying = asyncio.create_task(relay(store, bus.publish_encoded)) if store else None
     try:
         subscriptions.append(await sessions.run())
         for event in dispatcher.events:
@@ -92,7 +96,7 @@ async def serve(
         if store and relaying:
             relaying.cancel()
             await asyncio.gather(relaying, return_exceptions=True)
-            await flush(store, bus.publish)
+            await flush(store, bus.publish_encoded)
 
 
 def run_worker(
@@ -100,7 +104,15 @@ def run_worker(
     settings: ServiceSettings,
     application: Callable[[MessageBus], AbstractAsyncContextManager[Application]],
 ) -> None:
-    """Run the worker `name` until SIGTERM or SIGINT; `application` opens what it needs."""
+    """Run the worker `name` until SIGTERM or SIGINT. `application` opens its dependencies.
+
+    @asynccontextmanager
+    async def application(bus: MessageBus) -> AsyncIterator[Application]:
+        async with open_postgres(settings.postgres_url) as postgres:
+            yield Application(handlers=[...], probes={"postgresql": postgres.ping}, store=postgres)
+
+    run_worker("users", settings, application)
+    """
     configure_logs(name, settings.log_format)
     uvloop.run(_run(name, settings, application))
 
@@ -114,7 +126,7 @@ async def _run(
     verifier = TokenVerifier(settings.verification_keys)
     with suppress(asyncio.CancelledError):
         async with (
-            connect(settings.amqp_url, name, settings.amqp_plane) as bus,
+            connect(settings.amqp_url, name) as bus,
             application(bus) as opened,
             serve(name, opened, bus, verifier),
         ):
@@ -125,7 +137,7 @@ async def _run(
 
 
 def _cancel_on_signals() -> None:
-    """Cancel this task on SIGTERM or SIGINT: its context managers then drain and close."""
+    """Cancel this task on SIGTERM or SIGINT, so that its context managers drain and close."""
     task = asyncio.current_task()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Alembic's entry: run the migrations over asyncpg."""
+"""Entry point of Alembic: run the migrations over asyncpg."""
 
 import asyncio
 

@@ -1,8 +1,8 @@
-"""The bus over RabbitMQ: connected again and again.
+"""The bus over RabbitMQ, which reconnects by itself.
 
-aio-pika's robust connection restores topology by rules of its own, and loses exclusive queues and
-cancelled consumers on the way. Here plain connections live in a `Session`; when one ends, every
-pending call fails at once, and a new session serves and subscribes anew.
+aio-pika's robust connection restores the topology by rules of its own, and loses exclusive queues
+and cancelled consumers. Here a plain `BrokerSession` is used until it is lost; then every pending
+call fails at once, and a new session starts all servers and consumers again.
 """
 
 import asyncio
@@ -17,37 +17,42 @@ from pydantic import SecretStr
 
 from postbus.bus.v1 import Event
 from shared.bus.amqp import topology
-from shared.bus.amqp.broker_connection import BROKER_ERRORS, Plane, broker_errors
-from shared.bus.amqp.broker_session import Session
+from shared.bus.amqp.broker_connection import BROKER_ERRORS, broker_errors
+from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.event_consumer import EventConsumer
-from shared.bus.amqp.queue_consumer import Endpoint
 from shared.bus.amqp.rpc_server import RpcServer
 from shared.bus.amqp.stream_follower import StreamFollower
-from shared.bus.envelope import Call, not_connected
+from shared.bus.envelope import Call, CallResult, not_connected
 from shared.bus.message_bus import DELAYS, EventHandler, RpcHandler, require_kept
+from shared.outbox.outbox import EncodedEvent
 
 __all__ = ["AmqpBus", "connect"]
 
 _log = structlog.get_logger()
 _FIRST_DELAY: Final = 0.1
+"""Seconds before the first attempt to reconnect; the delay doubles with each failed attempt."""
 _LAST_DELAY: Final = 2.0
+"""Longest delay between two attempts, in seconds."""
 _STABLE_SECONDS: Final = 5.0
-"""A connection that lived so long is tried again soon, a shorter one ever later."""
+"""The delay starts again from the first one after a connection that lasted longer."""
+
+_Consumer = RpcServer | EventConsumer | StreamFollower
 
 
 @asynccontextmanager
 async def connect(
-    url: SecretStr, name: str, plane: Plane = "frames", *, delays: Sequence[float] = DELAYS
+    url: SecretStr, name: str, *, delays: Sequence[float] = DELAYS
 ) -> AsyncIterator["AmqpBus"]:
     """Open a bus under the connection name `name`, and close it at the end.
 
-    `plane` says who carries the messages: our own frames, or aio-pika. `delays` are the seconds
-    between the tries of an event.
+    async with connect(settings.amqp_url, "posts") as bus:
+        await bus.wait_ready()
+        await bus.publish(event)
 
-    Returns at once, connected or not: the bus connects in the background, and again whenever the
-    connection is lost.
+    `delays` are the seconds between the attempts to handle an event. Returns at once: the bus
+    connects in the background, and again whenever the connection is lost.
     """
-    bus = AmqpBus(url, name, plane, delays)
+    bus = AmqpBus(url, name, delays)
     task = asyncio.create_task(bus.run())
     try:
         yield bus
@@ -58,27 +63,26 @@ async def connect(
 
 
 class AmqpBus:
-    """A MessageBus over one session at a time."""
+    """A MessageBus over one broker session at a time."""
 
-    def __init__(self, url: SecretStr, name: str, plane: Plane, delays: Sequence[float]) -> None:
+    def __init__(self, url: SecretStr, name: str, delays: Sequence[float]) -> None:
         self._url = url
         self._name = name
-        self._plane: Plane = plane
         self._delays = delays
-        self._session: Session | None = None
+        self._session: BrokerSession | None = None
         self._connected = asyncio.Event()
-        self._endpoints: list[Endpoint] = []
+        self._consumers: list[_Consumer] = []
 
     @property
     def ready(self) -> bool:
-        """Whether the broker is connected and takes messages."""
+        """Whether the broker is connected and accepts messages."""
         return self._session is not None and self._session.ready
 
     async def wait_ready(self) -> None:
         """Return once the broker is connected."""
         await self._connected.wait()
 
-    def call(self, route: str, call: Call) -> Coroutine[Any, Any, bytes]:
+    def call(self, route: str, call: Call) -> Coroutine[Any, Any, CallResult]:
         """See MessageBus.call."""
         if self._session is None:
             raise not_connected()
@@ -94,12 +98,16 @@ class AmqpBus:
 
     async def publish(self, event: Event) -> None:
         """See MessageBus.publish."""
+        await self.publish_encoded(EncodedEvent.of(event))
+
+    async def publish_encoded(self, event: EncodedEvent) -> None:
+        """See MessageBus.publish_encoded."""
         await self._require_session().publish(event)
 
     async def serve(
         self, queue: str, routes: Sequence[str], handler: RpcHandler, *, concurrency: int = 64
     ) -> "_AmqpSubscription":
-        """See MessageBus.serve; waits for the broker."""
+        """See MessageBus.serve. Waits for a connection."""
         return await self._start(RpcServer(queue, routes, handler, concurrency))
 
     async def subscribe(
@@ -110,44 +118,46 @@ class AmqpBus:
         queue: str | None = None,
         on_gap: Callable[[], None] | None = None,
     ) -> "_AmqpSubscription":
-        """See MessageBus.subscribe; waits for the broker."""
-        return await self._start(EventConsumer(queue, types, handler, on_gap, self._delays))
+        """See MessageBus.subscribe. Waits for a connection."""
+        return await self._start(
+            EventConsumer(queue, types, handler, on_gap=on_gap, delays=self._delays)
+        )
 
     async def follow(
         self, stream: str, types: Sequence[str], handler: EventHandler, *, seconds: float
     ) -> "_AmqpFollowing":
-        """See MessageBus.follow; waits for the broker."""
+        """See MessageBus.follow. Waits for a connection."""
         require_kept(seconds)
         follower = StreamFollower(topology.event_stream(stream, types), handler, seconds)
         await self._start(follower)
-        return _AmqpFollowing(self._endpoints, follower)
+        return _AmqpFollowing(self._consumers, follower)
 
-    def _require_session(self) -> Session:
+    def _require_session(self) -> BrokerSession:
         if self._session is None:
             raise not_connected()
         return self._session
 
-    async def _start(self, endpoint: Endpoint) -> "_AmqpSubscription":
-        self._endpoints.append(endpoint)
-        while not endpoint.active:
+    async def _start(self, consumer: _Consumer) -> "_AmqpSubscription":
+        self._consumers.append(consumer)
+        while not consumer.active:
             await self._connected.wait()
-            async with endpoint.starting:
-                await self._start_now(endpoint)
-            if not endpoint.active:
+            async with consumer.starting:
+                await self._start_now(consumer)
+            if not consumer.active:
                 await asyncio.sleep(_FIRST_DELAY)
-        return _AmqpSubscription(self._endpoints, endpoint)
+        return _AmqpSubscription(self._consumers, consumer)
 
-    async def _start_now(self, endpoint: Endpoint) -> None:
+    async def _start_now(self, consumer: _Consumer) -> None:
         session = self._session
-        if session is None or endpoint.active:
+        if session is None or consumer.active:
             return
         try:
             with broker_errors():
-                await endpoint.start(session)
+                await consumer.start(session)
         except BROKER_ERRORS as error:
-            _log.warning("bus.not_started", queue=endpoint.queue_name, error=repr(error))
+            _log.warning("bus.not_started", queue=consumer.queue_name, error=repr(error))
             self._connected.clear()
-            session.fail()
+            session.mark_lost()
 
     async def run(self) -> None:
         """Keep a session open until cancelled."""
@@ -169,8 +179,8 @@ class AmqpBus:
             delay = min(delay * 2, _LAST_DELAY)
 
     async def _run_session(self, url: str) -> None:
-        async with Session.open(url, self._name, self._plane) as session:
-            await self._restart_endpoints(session)
+        async with BrokerSession.open(url, self._name) as session:
+            await self._restart_consumers(session)
             self._session = session
             self._connected.set()
             _log.info("bus.connected")
@@ -178,30 +188,30 @@ class AmqpBus:
             self._session = None
             self._connected.clear()
 
-    async def _restart_endpoints(self, session: Session) -> None:
-        for endpoint in list(self._endpoints):
-            async with endpoint.starting:
-                if endpoint in self._endpoints:  # not cancelled meanwhile
-                    await endpoint.start(session)
+    async def _restart_consumers(self, session: BrokerSession) -> None:
+        for consumer in list(self._consumers):
+            async with consumer.starting:
+                if consumer in self._consumers:  # else cancelled in the meantime
+                    await consumer.start(session)
 
 
 class _AmqpSubscription:
-    def __init__(self, endpoints: list[Endpoint], endpoint: Endpoint) -> None:
-        self._endpoints = endpoints
-        self._endpoint = endpoint
+    def __init__(self, consumers: list[_Consumer], consumer: _Consumer) -> None:
+        self._consumers = consumers
+        self._consumer = consumer
 
     async def cancel(self) -> None:
         """See Subscription.cancel."""
-        if self._endpoint in self._endpoints:
-            self._endpoints.remove(self._endpoint)
-            async with self._endpoint.starting:
+        if self._consumer in self._consumers:
+            self._consumers.remove(self._consumer)
+            async with self._consumer.starting:
                 with suppress(*BROKER_ERRORS), broker_errors():
-                    await self._endpoint.stop()
+                    await self._consumer.stop()
 
 
 class _AmqpFollowing(_AmqpSubscription):
-    def __init__(self, endpoints: list[Endpoint], follower: StreamFollower) -> None:
-        super().__init__(endpoints, follower)
+    def __init__(self, consumers: list[_Consumer], follower: StreamFollower) -> None:
+        super().__init__(consumers, follower)
         self._follower = follower
 
     @property

@@ -1,4 +1,4 @@
-"""Consumers of events: what fails is tried again later, and becomes a dead letter in the end."""
+"""Consumers of events: failed events are retried with delays, then kept as dead letters."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -10,12 +10,11 @@ from aio_pika.abc import AbstractChannel, AbstractQueue
 
 from postbus.bus.v1 import Event
 from shared.bus.amqp import frames, topology
-from shared.bus.amqp.broker_connection import Link
-from shared.bus.amqp.broker_session import CONTENT_TYPE, Session
+from shared.bus.amqp.broker_connection import BrokerConnection, MessageChannel
+from shared.bus.amqp.broker_session import CONTENT_TYPE, BrokerSession
 from shared.bus.amqp.frames import Delivered
-from shared.bus.amqp.message_channel import Lane
-from shared.bus.amqp.queue_consumer import Endpoint
-from shared.bus.amqp.queue_migration import prepare
+from shared.bus.amqp.queue_consumer import QueueConsumer
+from shared.bus.amqp.queue_migration import declare_or_replace
 from shared.bus.message_bus import EventHandler, Failure
 from shared.errors import ServiceError
 from shared.wire import decode
@@ -25,16 +24,22 @@ __all__ = ["EventConsumer"]
 _log = structlog.get_logger()
 _PREFETCH: Final = 32
 _BROKER_DELAY: Final = 1.0
+"""Seconds between two attempts to publish a failed event."""
+_MAX_MESSAGE: Final = 1000
+"""Characters of the error message in a dead letter."""
+_MAX_NAME: Final = 255
+"""Bytes of a message id or type (4.2.5.3)."""
 
 
-class EventConsumer(Endpoint):
-    """Hands the events of a queue to a handler."""
+class EventConsumer(QueueConsumer):
+    """Passes the events of a queue to a handler."""
 
     def __init__(
         self,
         queue: str | None,
         types: Sequence[str],
         handler: EventHandler,
+        *,
         on_gap: Callable[[], None] | None,
         delays: Sequence[float],
     ) -> None:
@@ -44,47 +49,52 @@ class EventConsumer(Endpoint):
         self._on_gap = on_gap
         self._delays = delays
 
-    def _link_of(self, session: Session) -> Link:
-        return session.consuming
-
-    async def start(self, session: Session) -> None:
-        """See Endpoint.start; tells of the gap if this is not the first time."""
-        again = self._session is not None
+    async def start(self, session: BrokerSession) -> None:
+        """Consume in this session; call `on_gap` if it is not the first; raises BROKER_ERRORS."""
+        again = self._connection is not None
         self._publisher = session
-        await super().start(session)
+        await self._consume(session.consuming)
         if again and self._on_gap is not None:
             self._on_gap()
 
-    async def _declare(self, channel: AbstractChannel) -> AbstractQueue:
+    async def _declare(
+        self, connection: BrokerConnection, channel: AbstractChannel
+    ) -> AbstractQueue:
         if self.queue_name:
-            await prepare(self._link, topology.dead_letters(self.queue_name))
+            await declare_or_replace(connection, topology.dead_letters(self.queue_name))
             for delay in self._delays:
-                await topology.declare(self._link, topology.delay_queue(delay))
-            await prepare(self._link, topology.consumer_queue(self.queue_name, self._types))
+                await connection.declare(topology.delay_queue(delay))
+            queue = topology.consumer_queue(self.queue_name, self._types)
+            await declare_or_replace(connection, queue)
             return await channel.get_queue(self.queue_name, ensure=False)
-        queue = await channel.declare_queue(exclusive=True, auto_delete=True)
+        own = await channel.declare_queue(exclusive=True, auto_delete=True)
         for event in self._types:
-            await queue.bind(topology.EVENT_EXCHANGE, event)
-        return queue
+            await own.bind(topology.EVENT_EXCHANGE, event)
+        return own
 
-    async def _handle(self, lane: Lane, message: Delivered) -> None:
+    async def _handle(self, channel: MessageChannel, message: Delivered) -> None:
         try:
-            if message.oversized:  # its body was not read: the broker still has it
-                lane.reject(message.tag, requeue=False)
+            if message.oversized:  # the body was not read, but the broker can move the message
+                channel.reject(message.tag, requeue=False)
                 return
             failure = await self._handler(message.body)
-            if failure is None or not self.queue_name or await self._put_off(message, failure):
-                lane.ack(message.tag)
-        except Exception:  # noqa: BLE001  # the edge: no message may stay in hand
+            if (
+                failure is None
+                or not self.queue_name
+                or await self._retry_or_dead_letter(message, failure)
+            ):
+                channel.ack(message.tag)
+        except Exception:  # noqa: BLE001  # every message must be settled, whatever the handler raises
             _log.exception("event.rejected", queue=self.queue_name)
-            lane.reject(message.tag, requeue=False)
+            channel.reject(message.tag, requeue=False)
         finally:
             del self._running[message]
 
-    async def _put_off(self, message: Delivered, failure: Failure) -> bool:
-        """Hand the event over to its next try, or to the dead letters; False if that is lost.
+    async def _retry_or_dead_letter(self, message: Delivered, failure: Failure) -> bool:
+        """Publish the event to its delay queue, or to the dead letters after its last attempt.
 
-        It is acknowledged only then: what happens in between makes it come twice, never vanish.
+        False if the session is lost. The original is acknowledged only after the confirm, so a
+        crash can duplicate an event but not lose it.
         """
         attempt = _attempt(message)
         delay = failure.delay(attempt, self._delays)
@@ -93,13 +103,13 @@ class EventConsumer(Endpoint):
             topology.REASON: failure.reason,
         }
         if delay is None:
-            headers[topology.MESSAGE] = failure.message[:1000]
+            headers[topology.MESSAGE] = failure.message[:_MAX_MESSAGE]
             headers[topology.CONSUMER] = self.queue_name
             headers[topology.TIME] = datetime.now(UTC).isoformat(timespec="milliseconds")
             target = ("", topology.dead_letters(self.queue_name).name)
             _log.error("event.dead", queue=self.queue_name, reason=failure.reason)
         else:
-            target = (topology.delay_exchange(delay), self.queue_name)
+            target = (topology.delay_queue(delay).exchange, self.queue_name)
         header = frames.properties(
             CONTENT_TYPE, persistent=True, headers=headers, **_names(message)
         )
@@ -116,7 +126,7 @@ class EventConsumer(Endpoint):
 
 
 def _attempt(message: Delivered) -> int:
-    """Which try this was, from 1; a foreign header that says nonsense counts for none."""
+    """Return the number of this attempt, from 1; an invalid header counts as none."""
     attempt = message.headers.get(topology.ATTEMPT)
     return attempt if isinstance(attempt, int) and 0 < attempt < 2**31 else 1
 
@@ -126,9 +136,8 @@ def _names(message: Delivered) -> dict[str, Any]:
         event = decode(Event, message.body)
     except ServiceError:
         return {}
-    return {"message_id": _cut(event.id), "type_": _cut(event.type)}
+    return {"message_id": _truncate(event.id), "type_": _truncate(event.type)}
 
 
-def _cut(text: str) -> str:
-    """What AMQP has room for: 255 bytes (4.2.5.3)."""
-    return text.encode()[:255].decode(errors="ignore")
+def _truncate(text: str) -> str:
+    return text.encode()[:_MAX_NAME].decode(errors="ignore")

@@ -1,4 +1,4 @@
-"""A queue that is consumed."""
+"""The base class of everything that consumes a queue."""
 
 import asyncio
 from functools import partial
@@ -6,64 +6,64 @@ from typing import Final
 
 from aio_pika.abc import AbstractChannel, AbstractQueue
 
-from shared.bus.amqp.broker_connection import Link
-from shared.bus.amqp.broker_session import Session
+from shared.bus.amqp.broker_connection import BrokerConnection, MessageChannel
 from shared.bus.amqp.frames import Delivered
-from shared.bus.amqp.message_channel import Lane
 
-__all__ = ["Endpoint"]
+__all__ = ["QueueConsumer"]
 
 _STOP_SECONDS: Final = 2.0
 _FINISH_SECONDS: Final = 2.5
 
 
-class Endpoint:
-    """A queue and its consumer; begins anew on every session."""
+class QueueConsumer:
+    """A queue with its consumer. It is started again on every broker session."""
 
     def __init__(self, queue_name: str, prefetch: int) -> None:
         self.queue_name = queue_name
         self.starting = asyncio.Lock()
         self._prefetch = prefetch
-        self._session: Session | None = None
+        self._connection: BrokerConnection | None = None
         self._running: dict[object, asyncio.Task[None]] = {}
-        """What has begun, by what it is about."""
+        """The running handlers, by message or control request."""
 
     @property
     def active(self) -> bool:
         """Whether it consumes at this moment."""
-        return self._session is not None and not self._session.lost.is_set()
+        return self._connection is not None and not self._connection.lost.is_set()
 
-    async def start(self, session: Session) -> None:
-        """Declare, bind and consume; raises BROKER_ERRORS."""
+    async def _consume(self, connection: BrokerConnection) -> None:
+        """Declare the queue and consume it; raises BROKER_ERRORS."""
         self._loop = asyncio.get_running_loop()
-        self._link = self._link_of(session)
-        self._channel, self._lane = await self._link.channel(prefetch=self._prefetch)
-        self._queue = await self._declare(self._channel)
-        self._tag = await self._lane.consume(self._queue.name, partial(self._begin, self._lane))
-        await self._bind()
-        self._session = session
+        self._channel = await connection.channel(prefetch=self._prefetch)
+        self._queue = await self._declare(connection, self._channel.channel)
+        handler = partial(self._start_handling, self._channel)
+        self._tag = await self._channel.consume(self._queue.name, handler)
+        self._connection = connection
 
     async def stop(self) -> None:
-        """Take no more messages, finish those that have begun, and leave; raises BROKER_ERRORS.
+        """Stop consuming, finish the running handlers, and close the channel.
 
-        What is not finished in time is cancelled; events are then delivered again.
+        Handlers that do not finish in time are cancelled; their events are delivered again. Raises
+        BROKER_ERRORS.
         """
+        connection = self._connection
         try:
-            if self.active:
-                async with asyncio.timeout(_STOP_SECONDS):  # a broker that is blocked says nothing
-                    await self._drain()
-                    await self._queue.cancel(self._tag)
-                    await self._hand_back()
+            if connection is not None and self.active:
+                async with asyncio.timeout(_STOP_SECONDS):  # a blocked broker does not answer
+                    await self._stop_consuming(connection)
         finally:
-            self._turn_away()
+            self._cancel_waiting()
             await self._finish_running()
-        if self.active:
+        if connection is not None and self.active:
             async with asyncio.timeout(_STOP_SECONDS):
-                await self._lane.room()
-                await self._close()
+                await self._channel.transport.wait_writable()
+                await self._close(connection)
 
-    async def _close(self) -> None:
-        await self._link.close_channel(self._channel, self._lane)
+    async def _stop_consuming(self, connection: BrokerConnection) -> None:
+        await self._queue.cancel(self._tag)
+
+    async def _close(self, connection: BrokerConnection) -> None:
+        await connection.close_channel(self._channel)
 
     async def _finish_running(self) -> None:
         if self._running:
@@ -72,28 +72,21 @@ class Endpoint:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    def _link_of(self, session: Session) -> Link:
+    async def _declare(
+        self, connection: BrokerConnection, channel: AbstractChannel
+    ) -> AbstractQueue:
         raise NotImplementedError
 
-    async def _declare(self, channel: AbstractChannel) -> AbstractQueue:
+    def _start_handling(self, channel: MessageChannel, message: Delivered) -> None:
+        """Start to handle a message.
+
+        `channel` delivered it. After a reconnection it is not the current one any more.
+        """
+        self._running[message] = self._loop.create_task(self._handle(channel, message))
+
+    async def _handle(self, channel: MessageChannel, message: Delivered) -> None:
+        """Handle and settle a message, and remove it from the running handlers."""
         raise NotImplementedError
 
-    async def _bind(self) -> None:
-        """Let messages come that wait for a consumer to be there."""
-
-    def _begin(self, lane: Lane, message: Delivered) -> None:
-        """Take a message; on the lane it came by, which may not be the present one any more."""
-        self._running[message] = self._loop.create_task(self._handle(lane, message))
-
-    async def _handle(self, lane: Lane, message: Delivered) -> None:
-        """Deal with a message, and take it from what is running."""
-        raise NotImplementedError
-
-    async def _drain(self) -> None:
-        """Do what has to be done while messages still come."""
-
-    async def _hand_back(self) -> None:
-        """Find out who takes what has not begun."""
-
-    def _turn_away(self) -> None:
-        """Begin nothing more."""
+    def _cancel_waiting(self) -> None:
+        """Cancel the messages that wait for a slot."""

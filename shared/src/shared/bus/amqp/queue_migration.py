@@ -1,6 +1,8 @@
-"""Queues whose arguments have changed: replaced, with all that is in them."""
+"""Replaces queues with changed arguments, and keeps their messages."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import structlog
@@ -8,79 +10,82 @@ from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractChannel
 from aiormq.exceptions import ChannelLockedResource
 
-from shared.bus.amqp.broker_connection import Link
-from shared.bus.amqp.topology import Queue, TopologyError, consumers, declare
+from shared.bus.amqp.broker_connection import BrokerConnection
+from shared.bus.amqp.topology import Queue, TopologyError
 
-__all__ = ["prepare"]
+__all__ = ["declare_or_replace"]
 
 _log = structlog.get_logger()
 
 
-async def prepare(link: Link, queue: Queue) -> None:
-    """Declare a queue; where the broker has it with other arguments, replace it.
+async def declare_or_replace(connection: BrokerConnection, queue: Queue) -> None:
+    """Declare a queue; if it exists with other arguments, replace it and keep its messages.
 
-    Nothing is lost: what comes meanwhile waits in a queue `NAME.migrating`, through which the
-    messages move as well. An interrupted move is finished by the next one. Raises TopologyError,
-    which tells the difference, while the old queue still has consumers.
+    The messages, and those that arrive in the meantime, move through a queue `NAME.migrating`. The
+    next call finishes an interrupted move. Raises TopologyError with the difference while the old
+    queue has consumers, and while another connection moves the messages.
     """
     interim = replace(queue, name=f"{queue.name}.migrating")
     try:
-        await declare(link, queue)
+        await connection.declare(queue)
     except TopologyError as difference:
-        async with _lock(link, queue, difference):
-            if await consumers(link, queue.name):
+        async with _lock(connection, queue, difference):
+            if await connection.consumer_count(queue.name):
                 raise TopologyError(
                     f"{difference} It is replaced once no older worker consumes it."
                 ) from None
             _log.warning("queue.migrating", queue=queue.name, difference=str(difference))
-            await declare(link, interim)
-            await _empty(link, queue, interim.name)
-            await declare(link, queue)
-            await _empty(link, interim, queue.name)
+            await connection.declare(interim)
+            await _move_messages(connection, queue, interim.name)
+            await connection.declare(queue)
+            await _move_messages(connection, interim, queue.name)
     else:
-        if await consumers(link, interim.name) is not None:
-            async with _lock(link, queue, TopologyError(f"{queue.name} is being replaced.")):
-                await _empty(link, interim, queue.name)
+        if await connection.consumer_count(interim.name) is not None:
+            busy = TopologyError(f"The queue {queue.name} is being replaced.")
+            async with _lock(connection, queue, busy):
+                await _move_messages(connection, interim, queue.name)
 
 
-class _lock:  # noqa: N801  # a context manager
-    """Keeps others from migrating the same queue: a queue that only one connection may have."""
+@asynccontextmanager
+async def _lock(
+    connection: BrokerConnection, queue: Queue, error: TopologyError
+) -> AsyncIterator[None]:
+    """Hold a lock on the migration of a queue; raise `error` if another connection has it.
 
-    def __init__(self, link: Link, queue: Queue, otherwise: TopologyError) -> None:
-        self._link = link
-        self._name = f"{queue.name}.lock"
-        self._otherwise = otherwise
-
-    async def __aenter__(self) -> None:
-        try:
-            async with self._link.scratch() as channel:
-                await channel.declare_queue(self._name, exclusive=True)
-        except ChannelLockedResource:
-            raise self._otherwise from None
-
-    async def __aexit__(self, *_error: object) -> None:
-        async with self._link.scratch() as channel:
-            await channel.queue_delete(self._name)
+    The lock is an exclusive queue: the broker deletes it with its connection.
+    """
+    name = f"{queue.name}.lock"
+    try:
+        async with connection.disposable_channel() as channel:
+            await channel.declare_queue(name, exclusive=True)
+    except ChannelLockedResource:
+        raise error from None
+    try:
+        yield
+    finally:
+        async with connection.disposable_channel() as channel:
+            await channel.queue_delete(name)
 
 
-async def _empty(link: Link, source: Queue, target: str) -> None:
-    """Move everything to another queue, one message at a time, and delete the queue."""
-    async with link.scratch() as channel:
+async def _move_messages(connection: BrokerConnection, source: Queue, target: str) -> None:
+    """Move all messages to another queue, one at a time, and delete the emptied queue."""
+    async with connection.disposable_channel() as channel:
         queue = await channel.declare_queue(source.name, passive=True)
         for key in source.keys:
             await queue.unbind(source.exchange, key)
         while True:
-            await _move_all(channel, source.name, target)
+            await _move_ready(channel, source.name, target)
             state = await channel.declare_queue(source.name, passive=True)
             if not state.declaration_result.message_count:
-                gone = await channel.queue_delete(source.name)  # quorum queues know no if-empty
-                if gone.message_count:
-                    _log.error("queue.lost_events", queue=source.name, count=gone.message_count)
+                # quorum queues do not support if-empty
+                deleted = await channel.queue_delete(source.name)
+                if deleted.message_count:
+                    _log.error("queue.lost_events", queue=source.name, count=deleted.message_count)
                 return
             await asyncio.sleep(0.05)
 
 
-async def _move_all(channel: AbstractChannel, source: str, target: str) -> None:
+async def _move_ready(channel: AbstractChannel, source: str, target: str) -> None:
     queue = await channel.get_queue(source, ensure=False)
     while (message := await queue.get(fail=False, timeout=5)) is not None:
         copy = Message(

@@ -1,7 +1,7 @@
-"""The socket between aiormq and the broker, from which lanes take their frames.
+"""The socket to the broker: separates message frames from the frames that aiormq handles.
 
-The seam is aiormq's public TransportFactory: aiormq reads a stream as ever, that of all frames but
-those of messages on channels that a lane has taken.
+aiormq's public TransportFactory is the seam. aiormq reads a stream as usual, without the message
+frames of the channels that a MessageChannel has registered.
 """
 
 import asyncio
@@ -20,139 +20,138 @@ __all__ = ["Factory", "Transport"]
 
 _log = structlog.get_logger()
 _HEARTBEAT: Final = b"\x08\0\0\0\0\0\0\xce"
-_FED_SECONDS: Final = 1.0
+_HEARTBEAT_SECONDS: Final = 1.0
+"""Shortest time between two heartbeats that are passed to aiormq in place of message frames."""
 _WRITE_BUFFER: Final = 2**20
-"""Bytes that wait for the socket before whoever sends has to wait as well."""
+"""Bytes in the socket's send buffer above which senders must wait."""
 
 
 class Transport(asyncio.Protocol):
-    """Passes bytes on to aiormq's stream, messages to lanes; sends all of one tick in one write."""
+    """Passes messages to their channels and all other frames to aiormq's stream.
+
+    The frames that are sent in one event-loop tick leave in one write.
+    """
 
     def __init__(self, inner: asyncio.StreamReaderProtocol) -> None:
         self.blocked = False
-        self.has_room = True
-        """Whether the socket takes more at this moment."""
+        """Whether the broker accepts no messages at the moment, for lack of memory or disk."""
+        self.writable = True
+        """Whether the socket's send buffer has space."""
         self.on_lost: Callable[[], None] = lambda: None
         self._inner = inner
-        self._parser = Parser(self._pass_on, self._on_blocked)
+        self._parser = Parser(inner.data_received, self._on_blocked)
         self._loop = asyncio.get_running_loop()
         self._out: list[bytes] = []
         self._scheduled = False
         self._before: deque[Callable[[], None]] = deque()
         self._last: deque[Callable[[], bytes]] = deque()
-        self._room = asyncio.Event()
-        self._room.set()
-        self._fed = 0.0
+        self._resumed = asyncio.Event()
+        self._resumed.set()
+        self._heartbeat_at = 0.0
 
-    @property
-    def frame_max(self) -> int:
-        """Bytes of a frame, as agreed with the broker."""
-        return self._parser.frame_max
+    def register(self, channel: int, handler: Callable[[Message], None], frame_max: int) -> None:
+        """Pass the messages and confirms of a channel to `handler` from now on.
 
-    @frame_max.setter
-    def frame_max(self, value: int) -> None:
-        self._parser.frame_max = value
-
-    def take(self, channel: int, handler: Callable[[Message], None]) -> None:
-        """Pass the messages and confirms of a channel to `handler` from now on."""
+        `frame_max` is the largest frame in bytes, as negotiated with the broker.
+        """
+        self._parser.frame_max = frame_max
         self._parser.channels[channel] = handler
 
-    def leave(self, channel: int) -> None:
-        """Pass them on to aiormq again."""
-        self._parser.leave(channel)
+    def unregister(self, channel: int) -> None:
+        """Pass all frames of a channel to aiormq again."""
+        self._parser.unregister(channel)
 
     def send(self, data: bytes) -> None:
-        """Send whole frames at the end of this tick."""
+        """Send complete frames at the end of this tick."""
         self._out.append(data)
         if not self._scheduled:
-            self._schedule()
+            self._scheduled = True
+            self._loop.call_soon(self.flush)
+
+    def send_now(self, data: bytes) -> None:
+        """Send complete frames and everything that waits for the end of this tick."""
+        self._out.append(data)
+        self.flush()
 
     def before_sending(self, callback: Callable[[], None]) -> None:
-        """Call back at the end of this tick: what is sent then leaves with all the rest."""
+        """Run `callback` at the end of this tick, before the tick's frames are written."""
         self._before.append(callback)
         if not self._scheduled:
-            self._schedule()
+            self._scheduled = True
+            self._loop.call_soon(self.flush)
 
     def send_last(self, frames: Callable[[], bytes]) -> None:
-        """Send what `frames` returns at the end of this tick, after all the rest."""
+        """Send the result of `frames` at the end of this tick, after all other frames."""
         self._last.append(frames)
         if not self._scheduled:
-            self._schedule()
+            self._scheduled = True
+            self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """Send at once what waits for the end of this tick."""
-        while self._before:
-            self._before.popleft()()
+        """Send the frames that wait for the end of this tick."""
+        try:
+            while self._before:
+                self._before.popleft()()
+        finally:
+            self._scheduled = False
         out, self._out = self._out, []
         while self._last:
             out.append(self._last.popleft()())
         if out and not self._socket.is_closing():
             self._socket.write(b"".join(out))
 
-    async def room(self) -> None:
-        """Return once the socket takes more."""
-        await self._room.wait()
-
-    def _schedule(self) -> None:
-        self._scheduled = True
-        self._loop.call_soon(self._end_tick)
-
-    def _end_tick(self) -> None:
-        try:
-            self.flush()
-        finally:
-            self._scheduled = False
+    async def wait_writable(self) -> None:
+        """Return once the socket's send buffer has space, or the connection is lost."""
+        await self._resumed.wait()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
+        """Bound the send buffer; see asyncio.Protocol."""
         self._socket = cast("asyncio.WriteTransport", transport)
         self._socket.set_write_buffer_limits(_WRITE_BUFFER)
         self._inner.connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End; whoever waits for room finds the session lost."""
-        self._set_room()
+        """End the connection, and let waiting senders find it lost."""
+        self._resume()
         self._inner.connection_lost(exc)
         self.on_lost()
 
     def eof_received(self) -> bool | None:
-        """Take the end of the stream for the end: aiormq may be slow to notice."""
+        """Treat the end of the stream as a lost connection: aiormq can be slow to detect it."""
         self.on_lost()
         return self._inner.eof_received()
 
     def pause_writing(self) -> None:
-        """Make senders wait."""
-        self.has_room = False
-        self._room.clear()
+        """Make senders wait; see asyncio.Protocol."""
+        self.writable = False
+        self._resumed.clear()
         self._inner.pause_writing()
 
     def resume_writing(self) -> None:
-        """Let them go on."""
-        self._set_room()
+        """Release the waiting senders; see asyncio.Protocol."""
+        self._resume()
         self._inner.resume_writing()
 
-    def _set_room(self) -> None:
-        self.has_room = True
-        self._room.set()
+    def _resume(self) -> None:
+        self.writable = True
+        self._resumed.set()
 
     def data_received(self, data: bytes) -> None:
-        """Tell the frames apart."""
+        """Parse frames, and pass the messages to their channels and the rest to aiormq."""
         try:
             found = self._parser.feed(data)
         except ProtocolError:
             _log.exception("bus.protocol_error")
             self._socket.abort()
             return
-        if found and (now := self._loop.time()) - self._fed > _FED_SECONDS:
-            self._fed = now
-            self._inner.data_received(_HEARTBEAT)  # else aiormq would take a busy link for dead
+        if found and (now := self._loop.time()) - self._heartbeat_at > _HEARTBEAT_SECONDS:
+            # aiormq would otherwise close a connection that carries only messages as dead
+            self._heartbeat_at = now
+            self._inner.data_received(_HEARTBEAT)
 
     def _on_blocked(self, blocked: bool) -> None:
         self.blocked = blocked
         _log.warning("bus.blocked" if blocked else "bus.unblocked")
-
-    def _pass_on(self, data: bytes) -> None:
-        self._inner.data_received(data)
 
 
 class Factory(TransportFactory):
@@ -163,7 +162,7 @@ class Factory(TransportFactory):
     async def create(
         self, url: URL, **kwargs: Any
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """See TransportFactory."""
+        """Connect, and return aiormq's streams; see TransportFactory."""
         context = kwargs.pop("ssl_context_provider", None)
         tls = await context.get_context() if url.scheme == "amqps" else None
         loop = asyncio.get_running_loop()

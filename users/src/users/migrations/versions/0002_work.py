@@ -1,16 +1,16 @@
-"""Inbox and outbox: what was done, and the events that wait."""
+"""Inbox and outbox: executed operations, and events to publish."""
 
 from alembic import op
 
-from shared.outbox.postgres_outbox import create_work_tables, drop_work_tables
+from shared.outbox.postgres_tables import create_inbox_and_outbox, drop_inbox_and_outbox
 
 revision = "0002"
 down_revision = "0001"
 
 
 def upgrade() -> None:
-    create_work_tables(op.get_bind())
+    create_inbox_and_outbox(op.get_bind())
 
 
 def downgrade() -> None:
-    drop_work_tables(op.get_bind())
+    drop_inbox_and_outbox(op.get_bind())

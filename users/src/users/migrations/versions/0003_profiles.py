@@ -45,7 +45,7 @@ def upgrade() -> None:
 
 
 def _profiles() -> None:
-    """New columns, filled for those who are there already."""
+    """Add the columns, and fill them for existing accounts."""
     op.alter_column("users", "username", type_=sa.String(40))
     for name, length in (("display_name", 50), ("bio", 1000), ("image_url", 500), ("search", 400)):
         column = sa.Column(name, sa.String(length), nullable=False, server_default="")
@@ -61,13 +61,13 @@ def _profiles() -> None:
     for row in rows:
         search = " ".join(words(row.username))
         op.execute(users.update().where(users.c.id == row.id).values(search=search))
-    made = sa.Computed("to_tsvector('simple', search)", persisted=True)
-    op.add_column("users", sa.Column("words", postgresql.TSVECTOR, made))
+    computed = sa.Computed("to_tsvector('simple', search)", persisted=True)
+    op.add_column("users", sa.Column("words", postgresql.TSVECTOR, computed))
     op.create_index("users_words", "users", ["words"], postgresql_using="gin")
 
 
 def downgrade() -> None:
-    """Names that are too long for the column before are cut, and made unique by their id."""
+    """Truncate usernames beyond 30 characters, and make them unique with a part of the id."""
     for table in ("login_failures", "follows", "sessions"):
         op.drop_table(table)
     names = ("words", "display_name", "bio", "image_url", "search")

@@ -1,4 +1,4 @@
-"""A counter of the changes of each account that other services keep a copy of."""
+"""The revision: a counter of the changes that other services keep in projections."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Versions of passwords, answers of refreshes, and failures that fade."""
+"""Versions of passwords, sealed responses of refreshes, and counts that decrease over time."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -21,7 +21,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Delete the failures: the version before counts by other keys."""
+    """Delete the counts of failures: the previous revision uses other keys."""
     op.execute("DELETE FROM login_failures")
     op.alter_column("login_failures", "count", type_=sa.Integer, postgresql_using="count::integer")
     op.drop_index("sessions_answered", "sessions")

@@ -1,0 +1,89 @@
+"""A contract: the files, messages, methods and options of one descriptor set."""
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from importlib.resources import files
+from typing import Any, Self
+
+from google.protobuf.descriptor import Descriptor, FileDescriptor, MethodDescriptor
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.descriptor_pool import DescriptorPool
+
+from postbus_runtime.options import EventOptions, MethodOptions, OptionReader
+
+__all__ = ["Contract", "ContractError"]
+
+
+class ContractError(Exception):
+    """A contract that is not supported; `where` is the descriptor at fault."""
+
+    def __init__(self, where: Any, reason: str) -> None:
+        prefix = "" if isinstance(where, FileDescriptor) else f"{where.full_name}: "
+        super().__init__(prefix + reason)
+        self.where = where
+
+
+class Contract:
+    """A descriptor set. The files below `root` are the contract's own, the rest are imports.
+
+    Raises DecodeError or TypeError if the bytes are not a complete descriptor set.
+    """
+
+    def __init__(self, descriptor_set: bytes, root: str = "postbus") -> None:
+        self.root = root
+        self.pool = DescriptorPool()
+        """Every descriptor of the contract, imports included."""
+        self._files = FileDescriptorSet.FromString(descriptor_set).file
+        for file in self._files:
+            self.pool.Add(file)
+        self.options = OptionReader(self.pool)
+
+    @classmethod
+    def of_package(cls, package: str) -> Self:
+        """Read `contracts.binpb` of a generated package."""
+        return cls(files(package).joinpath("contracts.binpb").read_bytes(), package)
+
+    @cached_property
+    def files(self) -> list[FileDescriptor]:
+        """The contract's own files, by name."""
+        names = sorted(file.name for file in self._files if file.name.startswith(f"{self.root}/"))
+        return [self.pool.FindFileByName(name) for name in names]
+
+    @cached_property
+    def messages(self) -> list[Descriptor]:
+        """The contract's own messages by full name, nested ones included, without map entries."""
+        found = [
+            message
+            for file in self.files
+            for top in file.message_types_by_name.values()
+            for message in _with_nested(top)
+        ]
+        return sorted(found, key=lambda message: message.full_name)
+
+    @cached_property
+    def methods(self) -> list[MethodDescriptor]:
+        """Every rpc, in the order of the files."""
+        return [
+            method
+            for file in self.files
+            for service in file.services_by_name.values()
+            for method in service.methods
+        ]
+
+    @cached_property
+    def method_options(self) -> Mapping[str, MethodOptions]:
+        """The options of each method, by its full name."""
+        return {method.full_name: self.options.method(method) for method in self.methods}
+
+    @cached_property
+    def event_options(self) -> Mapping[str, EventOptions]:
+        """The options of each event, by its full name; messages that are no events are missing."""
+        found = ((message.full_name, self.options.event(message)) for message in self.messages)
+        return {name: options for name, options in found if options}
+
+
+def _with_nested(message: Descriptor) -> Iterator[Descriptor]:
+    if not message.GetOptions().map_entry:
+        yield message
+        for nested in message.nested_types:
+            yield from _with_nested(nested)

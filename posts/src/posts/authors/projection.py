@@ -1,0 +1,203 @@
+"""Authors as callers see them: from the projection in `posts`, or from `users`."""
+
+from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from postbus.posts.v1 import Author as AuthorMessage
+from postbus.users.v1 import (
+    BatchGetUsersRequest,
+    GetUserRequest,
+    ListFollowedIdsRequest,
+    Profile,
+    UsersServiceStub,
+)
+from posts.authors.resync import USERS_TIMEOUT, Resync
+from posts.authors.storage import AuthorRepository, author_message
+from posts.caller_state import CallerState, CallerStates, PostState
+from posts.follow_repository import FollowRepository
+from posts.models import Author
+from shared.context import Context
+from shared.errors import Code, ServiceError
+from shared.identity import session_revoked
+from shared.outbox.unit_of_work import outside_unit_of_work
+
+__all__ = ["AuthorMessages", "AuthorProjection"]
+
+_UNAVAILABLE: Final = (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED)
+
+T = TypeVar("T")
+Authors = Mapping[str, Author | Profile]
+"""Authors by id, from the projection or from `users`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthorMessages:
+    """Authors and posts as the caller sees them."""
+
+    by_id: Mapping[str, AuthorMessage]
+    """The message of a deleted user has only the id."""
+    liked: Collection[str] = ()
+    """Ids of the posts that the caller likes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthorProjection:
+    """Reads authors as callers see them.
+
+    A call is answered from the projection if that includes all changes of the caller that the
+    gateway has seen, see `posts.authors`. Otherwise, and for users that the projection
+    lacks, `users` is called. While `users` is unavailable, the projection is used.
+    """
+
+    authors: AuthorRepository
+    follows: FollowRepository
+    states: CallerStates
+    users: UsersServiceStub
+    resync: Resync
+
+    async def require_caller(self, context: Context) -> None:
+        """Raise UNAUTHENTICATED if the caller's account is deleted."""
+        await self.author_of_caller(context)
+
+    async def author_of_caller(self, context: Context) -> Author:
+        """Return the current author data of the caller.
+
+        UNAUTHENTICATED if the account is deleted.
+        """
+        state = await self._read_state(context)
+        if state.author is not None and _is_current(state.author, context):
+            return state.author
+        fetch = self._fetch_profiles([context.user_id], state, context)
+        profiles = await (_unless_unavailable(fetch) if state.author else fetch)
+        if profiles is None and state.author is not None:
+            return state.author
+        if not profiles:
+            raise session_revoked()
+        author = Author.from_message(context.user_id, profiles[context.user_id])
+        if state.author is None:
+            # not in the unit of work: concurrent first posts of an author would block each other;
+            # a concurrent call may have inserted the author already
+            with outside_unit_of_work(), suppress(ServiceError):
+                await self.authors.upsert_if_newer(author)
+        return author
+
+    async def messages_for(
+        self,
+        ids: Iterable[str],
+        context: Context,
+        *,
+        posts: Iterable[str] = (),
+        state: PostState | None = None,
+    ) -> AuthorMessages:
+        """Return an Author message per id, and the ids of the `posts` that the caller likes.
+
+        `state` is passed if `posts` has one post: the state that was read with it.
+        """
+        wanted, author = sorted(set(ids)), state and state.author
+        known: Authors = {author.id: author} if author and author.known else {}
+        if context.caller is None:
+            known = await self._read_missing(wanted, known)
+            return AuthorMessages(
+                by_id={id_: author_message(id_, known.get(id_)) for id_ in wanted}
+            )
+        caller = (state and state.caller) or await self._read_state(
+            context, authors=wanted, posts=posts
+        )
+        _require_account(caller)
+        known, followed = await self._authors_for(wanted, known, caller, context)
+        messages = {
+            id_: author_message(id_, known.get(id_), followed=id_ in followed) for id_ in wanted
+        }
+        return AuthorMessages(by_id=messages, liked=caller.liked)
+
+    async def _authors_for(
+        self, ids: Sequence[str], known: Authors, state: CallerState, context: Context
+    ) -> tuple[Authors, Collection[str]]:
+        """Return authors by id, and the ids of the users that the caller follows."""
+        caller = state.author
+        known = await self._read_missing(ids, {**known, caller.id: caller} if caller else known)
+        is_current = caller is not None and _is_current(caller, context)
+        missing = [id_ for id_ in ids if id_ not in known] if is_current else ids
+        if not missing:
+            return known, state.followed
+        profiles = await _unless_unavailable(self._fetch_profiles(missing, state, context))
+        if profiles is None:
+            return known, state.followed
+        followed = {id_ for id_, profile in profiles.items() if profile.followed}
+        if is_current:
+            return {**known, **profiles}, followed | state.followed
+        return profiles, followed
+
+    async def find_id(self, username: str) -> str | None:
+        """Return the id of the user with this name, or None."""
+        found = await self.authors.by_names([username])
+        if len(found) == 1:
+            return found[0].id
+        try:
+            response = await self.users.get_user(GetUserRequest(username=username))
+        except ServiceError as error:
+            if error.code is Code.NOT_FOUND:
+                return None
+            raise
+        return response.profile.id
+
+    async def followed_by_caller(self, context: Context) -> list[str]:
+        """Return the ids of the users that the caller follows."""
+        state = await self._read_state(context)
+        if state.author is None or not _is_current(state.author, context):
+            call = self.users.list_followed_ids(ListFollowedIdsRequest(), timeout=USERS_TIMEOUT)
+            response = await _unless_unavailable(call)
+            if response is not None:
+                return response.ids
+        return await self.follows.ids_followed_by(context.user_id)
+
+    async def _read_state(
+        self, context: Context, *, authors: Iterable[str] = (), posts: Iterable[str] = ()
+    ) -> CallerState:
+        """Return the stored state of the caller; UNAUTHENTICATED if the account is deleted."""
+        state = await self.states.read(context.user_id, authors=authors, posts=posts)
+        _require_account(state)
+        return state
+
+    async def _read_missing(self, ids: Sequence[str], known: Authors) -> Authors:
+        """Return `known` and the other stored authors of `ids`."""
+        missing = [id_ for id_ in ids if id_ not in known]
+        if not missing:
+            return known
+        return {**await self.authors.by_ids_cached(missing), **known}
+
+    async def _fetch_profiles(
+        self, ids: Sequence[str], state: CallerState, context: Context
+    ) -> dict[str, Profile]:
+        """Return profiles by id from `users`, which refuses ended sessions.
+
+        If an event about the caller was lost, copy the caller's data again.
+        """
+        request = BatchGetUsersRequest(ids=list(ids))
+        response = await self.users.batch_get_users(request, timeout=USERS_TIMEOUT)
+        if state.author is not None and state.author.ahead:
+            with suppress(ServiceError):  # the caller's next call runs it again
+                await self.resync.run(context)
+        return {profile.id: profile for profile in response.profiles}
+
+
+async def _unless_unavailable(call: Coroutine[Any, Any, T]) -> T | None:
+    """Return the response of `users`, or None if it is unavailable."""
+    try:
+        return await call
+    except ServiceError as error:
+        if error.code not in _UNAVAILABLE:
+            raise
+        return None
+
+
+def _is_current(author: Author, context: Context) -> bool:
+    """Return whether the projection has the highest known revision of the caller."""
+    return context.caller_revision <= author.revision
+
+
+def _require_account(state: CallerState) -> None:
+    if state.author is not None and state.author.deleted:
+        raise session_revoked()

@@ -1,0 +1,120 @@
+"""Authors in MongoDB: the fields of an account that posts and comments show."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from odmantic.query import and_, eq, in_, lt
+
+from postbus.posts.v1 import Author as AuthorMessage
+from postbus.users.v1 import Profile
+from posts.authors.cache import AuthorCache
+from posts.models import Author
+from shared.data.mongo_database import Mongo
+
+__all__ = ["MAX_AHEAD", "AuthorRepository", "author_message", "has_stored", "with_revision"]
+
+MAX_AHEAD: Final = 100
+"""Revisions stored after a missing one. Further ones are not stored, and so are missing, too."""
+
+
+class AuthorRepository:
+    """Stores and finds authors."""
+
+    def __init__(self, mongo: Mongo, cache: AuthorCache) -> None:
+        self.cache = cache
+        self._authors = mongo.collection(Author)
+
+    async def upsert_if_newer(self, author: Author) -> None:
+        """Insert or update an author, unless the stored version is newer or the user is deleted.
+
+        An update keeps the stored revision.
+        """
+        if await self._authors.get(author.id) is None:
+            await self._authors.insert(author)
+            return
+        older = and_(lt(Author.version, author.version), eq(Author.deleted, False))
+        changes = author.model_dump_doc()
+        for name in ("revision", "ahead"):
+            del changes[name]
+        await self._authors.update_one(
+            and_(eq(Author.id, changes.pop("_id")), older), {"$set": changes}
+        )
+
+    async def add_revision(self, user_id: str, revision: int) -> bool:
+        """Record that the change with this revision is stored; False if that is recorded already.
+
+        Part of the unit of work that stores the change. A revision of 0 is not recorded.
+        """
+        if revision == 0:
+            return True
+        author = await self._authors.get(user_id)
+        if author is None:
+            author = Author(id=user_id, username="", name_key="", version=0)
+            await self._authors.insert(author)
+        if has_stored(author, revision):
+            return False
+        await self.set_revision(user_id, *with_revision(author, revision))
+        return True
+
+    async def set_revision(self, user_id: str, revision: int, ahead: list[int] | None) -> None:
+        """Set the revisions that are stored; see `posts.authors`."""
+        stored = {"revision": revision, "ahead": ahead}
+        await self._authors.update_one(eq(Author.id, user_id), {"$set": stored})
+
+    async def mark_deleted(self, user_id: str) -> None:
+        """Replace the author by a tombstone, so that a late event cannot restore it."""
+        author = Author.tombstone(user_id)
+        await self._authors.put(author)
+        self.cache.put([author])
+
+    async def by_ids(self, ids: Sequence[str]) -> dict[str, Author]:
+        """Return the stored authors and tombstones by id."""
+        found = await self._authors.get_many(ids)
+        return {id_: author for id_, author in found.items() if author.known}
+
+    async def by_ids_cached(self, ids: Sequence[str]) -> Mapping[str, Author]:
+        """Return authors by id as `by_ids` does, but first from the cache."""
+        found = self.cache.get_many(ids)
+        if missing := [id_ for id_ in ids if id_ not in found]:
+            stored = await self.by_ids(missing)
+            self.cache.put(stored.values())
+            found |= stored
+        return found
+
+    async def by_names(self, names: Sequence[str]) -> list[Author]:
+        """Return the authors with these usernames in any case.
+
+        There can be two per name until the event of a rename arrives.
+        """
+        keys = [name.lower() for name in names]
+        query = in_(Author.name_key, keys)
+        return await self._authors.find(query, sort=[("_id", 1)], limit=2 * len(keys))
+
+
+def has_stored(author: Author, revision: int) -> bool:
+    """Return whether the change with this revision is stored."""
+    return revision <= author.revision or revision in (author.ahead or ())
+
+
+def with_revision(author: Author, revision: int) -> tuple[int, list[int] | None]:
+    """Return the `revision` and `ahead` of an author after one more revision is stored."""
+    ahead = sorted({*(author.ahead or ()), revision})[: MAX_AHEAD + 1]
+    reached = author.revision
+    while ahead and ahead[0] <= reached + 1:
+        reached = max(reached, ahead.pop(0))
+    return reached, ahead[:MAX_AHEAD] or None
+
+
+def author_message(
+    user_id: str, author: Author | Profile | None, *, followed: bool = False
+) -> AuthorMessage:
+    """Return an Author message. For an unknown author all fields but the id are empty."""
+    if author is None:
+        return AuthorMessage(id=user_id)
+    return AuthorMessage(
+        id=user_id,
+        username=author.username,
+        display_name=author.display_name,
+        image_url=author.image_url,
+        followed=followed,
+    )

@@ -1,0 +1,61 @@
+"""Follows in MongoDB: a projection of the follows in `users`."""
+
+from collections.abc import Collection
+from typing import Final
+
+from odmantic.query import eq, in_, or_
+
+from postbus.users.v1 import FollowChanged
+from posts.models import Follow
+from shared.data.mongo_database import Mongo
+
+__all__ = ["FollowRepository"]
+
+_MAX_FOLLOWED: Final = 5000
+"""Follows of one user that are read. `users` has the same limit."""
+_REPLACED: Final = 200
+"""Follows that one `replace` inserts at most, and that it deletes at most."""
+
+
+class FollowRepository:
+    """Stores and finds follows."""
+
+    def __init__(self, mongo: Mongo) -> None:
+        self._follows = mongo.collection(Follow)
+
+    async def apply(self, event: FollowChanged) -> None:
+        """Store or delete the follow of an event."""
+        if event.following:
+            await self._follows.put(
+                Follow(
+                    id=event.follow_id, follower_id=event.follower_id, followed_id=event.followed_id
+                )
+            )
+        else:
+            await self._follows.delete_one(eq(Follow.id, event.follow_id))
+
+    async def ids_followed_by(self, user_id: str) -> list[str]:
+        """Return the ids of the users that this user follows, as far as they are stored."""
+        query = eq(Follow.follower_id, user_id)
+        found = await self._follows.find(query, sort=[("_id", 1)], limit=_MAX_FOLLOWED)
+        return [follow.followed_id for follow in found]
+
+    async def replace(self, user_id: str, ids: Collection[str]) -> bool:
+        """Replace the users that this user follows by `ids`.
+
+        False if the changes exceed one transaction; then only a part of them is made.
+        """
+        stored = set(await self.ids_followed_by(user_id))
+        missing, surplus = sorted(set(ids) - stored), sorted(stored - set(ids))
+        for id_ in missing[:_REPLACED]:
+            follow = Follow(id=f"{user_id}/{id_}", follower_id=user_id, followed_id=id_)
+            await self._follows.put(follow)
+        deleted = [f"{user_id}/{id_}" for id_ in surplus[:_REPLACED]]
+        await self._follows.delete_many(in_(Follow.id, deleted))
+        return max(len(missing), len(surplus)) <= _REPLACED
+
+    async def delete_batch(self, user_id: str, limit: int) -> int:
+        """Delete up to `limit` follows of and by a user; return their number."""
+        query = or_(eq(Follow.follower_id, user_id), eq(Follow.followed_id, user_id))
+        batch = await self._follows.find(query, sort=[("_id", 1)], limit=limit)
+        return await self._follows.delete_many(in_(Follow.id, [each.id for each in batch]))

@@ -1,0 +1,129 @@
+"""Posts in MongoDB."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from odmantic.query import eq
+
+from posts.models import Author, Post
+from posts.post_texts import distinct_tags, is_id, is_slug_of, slug_of, with_suffix
+from posts.stored_times import now
+from posts.tags import TagRepository
+from shared.data.mongo_database import Mongo
+from shared.data.search_terms import distinct_words
+
+__all__ = ["FORMER_SLUGS", "PostRepository"]
+
+FORMER_SLUGS: Final = 100
+"""Former slugs that a post keeps. At this number its slug no longer changes."""
+
+
+class PostRepository:
+    """Stores and finds posts."""
+
+    def __init__(self, mongo: Mongo) -> None:
+        self._posts = mongo.collection(Post)
+        self._authors = mongo.collection(Author)
+        self._tags = TagRepository(mongo)
+
+    async def add(self, post: Post) -> None:
+        """Store a new post with an unused slug, and count its tags.
+
+        A draft gets a suffix, so that it does not reserve a plain slug.
+        """
+        plain = slug_of(post.title)
+        is_draft = post.published_at is None
+        post.slug = with_suffix(plain) if is_draft else await self._unused_slug(plain)
+        post.slugs = [post.slug]
+        _set_search_fields(post)
+        await self._posts.insert(post)
+        await self._tags.count({}, _tags_to_count(post))
+
+    async def get(self, name: str) -> Post | None:
+        """Return the post with this id, or with this current or former slug.
+
+        Resolves the `id` of a post in requests. Events carry the id of the post itself.
+        """
+        folded = name.casefold()  # slugs are stored case-folded
+        if is_id(folded):
+            return await self._posts.get(folded)
+        return await self._posts.find_one(eq(Post.slugs, folded))
+
+    async def with_author(self, name: str) -> tuple[Post | None, Author | None]:
+        """Return a post as `get` does, and its author if `name` is an id."""
+        folded = name.casefold()
+        if is_id(folded):
+            return await self._posts.get_joined(folded, "author_id", self._authors)
+        return await self.get(name), None
+
+    async def update(self, post: Post, changes: Mapping[str, Any]) -> None:
+        """Change a post that was read in this transaction, and the values derived from it."""
+        before = _tags_to_count(post)
+        first_published = post.published_at is None and "published_at" in changes
+        for name, value in changes.items():
+            setattr(post, name, value)
+        if post.published and changes.keys() & {"title", "status"}:
+            await self._update_slug(post, first_published=first_published)
+        _set_search_fields(post)
+        post.updated_at = now()
+        post.version += 1
+        document = post.model_dump_doc()
+        for name in ("_id", "like_count", "comment_count"):
+            del document[name]
+        await self._posts.update_one(eq(Post.id, post.id), {"$set": document})
+        await self._tags.count(before, _tags_to_count(post))
+
+    async def _update_slug(self, post: Post, *, first_published: bool) -> None:
+        """Set the slug for the title; a current or former slug for the same title is used again.
+
+        Not for drafts, which keep their first slug until they are published.
+        """
+        plain = slug_of(post.title)
+        reusable = [slug for slug in post.slugs if is_slug_of(slug, plain, post.id)]
+        if first_published and not await self.get(plain):
+            slug = plain
+        elif reusable:
+            slug = post.slug if post.slug in reusable else min(reusable, key=len)
+        elif len(post.slugs) > FORMER_SLUGS:
+            return
+        else:
+            slug = await self._unused_slug(plain)
+        post.slug, post.slugs = slug, [slug, *(each for each in post.slugs if each != slug)]
+
+    async def _unused_slug(self, plain: str) -> str:
+        return with_suffix(plain) if await self.get(plain) else plain
+
+    async def add_to_count(self, post_id: str, name: str, step: int) -> int:
+        """Add `step` to the counter `name` of a post; return the new value, 0 without the post.
+
+        Call it last: concurrent transactions that count for one post are serialised here.
+        """
+        post = await self._posts.update_one(eq(Post.id, post_id), {"$inc": {name: step}})
+        return getattr(post, name, 0)
+
+    async def decrement_counts(self, post_ids: Sequence[str], name: str) -> None:
+        """Decrement the counter `name` of posts, once per occurrence of their id."""
+        for post_id in sorted(set(post_ids)):
+            step = -post_ids.count(post_id)
+            await self._posts.update_one(eq(Post.id, post_id), {"$inc": {name: step}})
+
+    async def delete(self, post: Post) -> None:
+        """Delete a post, and decrement the counters of its tags."""
+        await self._posts.delete_one(eq(Post.id, post.id))
+        await self._tags.count(_tags_to_count(post), {})
+
+    async def batch_of_author(self, author_id: str, limit: int) -> list[Post]:
+        """Return up to `limit` posts of a user with any status, without their bodies."""
+        query = eq(Post.author_id, author_id)
+        return await self._posts.find(query, sort=[("_id", 1)], limit=limit, without=["body"])
+
+
+def _set_search_fields(post: Post) -> None:
+    tags = distinct_tags(post.tags)
+    post.tags, post.tag_keys = list(tags.values()), list(tags)
+    post.words = distinct_words(post.title, post.summary, *post.tags)
+
+
+def _tags_to_count(post: Post) -> dict[str, str]:
+    """Return the tags by key if the post is published; drafts are not counted."""
+    return distinct_tags(post.tags) if post.published else {}

@@ -1,0 +1,124 @@
+"""Lists of posts by filter, at a bounded cost for the database."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from posts.models import Post
+from posts.post_filters import Condition, Index, Order, PostFilter
+from shared.data.mongo_database import Mongo
+from shared.data.pages import Page, Position
+
+__all__ = ["COUNTED", "EXAMINED", "UNLISTED", "PostSearch"]
+
+EXAMINED: Final = 2000
+"""Posts that one page or one total examines if no index has exactly the posts of the list."""
+COUNTED: Final = 50_000
+"""The highest total, in entries of an index."""
+UNLISTED: Final = ("body", "slugs", "tag_keys", "words")
+"""Fields of posts that lists do not return."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Scan:
+    """A range of an index, from the first item of a page."""
+
+    index: Index
+    last: Position
+    """The last position to examine; empty if the list ends within the bound."""
+
+
+class PostSearch:
+    """Finds and counts posts.
+
+    With at most one condition, an index has the posts of a list in their order. With several
+    conditions, the index of the most selective one is read, up to EXAMINED posts. Each query has an
+    index hint, because the index that MongoDB selects has no bound and can require a sort.
+    """
+
+    def __init__(self, mongo: Mongo) -> None:
+        self._posts = mongo.collection(Post)
+
+    async def find(
+        self, wanted: PostFilter, page: Page, order: Order
+    ) -> tuple[list[Post], Position]:
+        """Return posts without their bodies, and the position after which the next page begins.
+
+        The position is empty if this page is the last. Otherwise the page can be short or empty.
+        """
+        if wanted.matches_nothing:
+            return [], ()
+        scan = await self._scan(wanted, order, page.after)
+        found = await self._posts.find(
+            *wanted.queries(),
+            *order.after(page.after),
+            *order.until(scan.last),
+            sort=order.sort,
+            limit=page.limit,
+            without=UNLISTED,
+            hint=scan.index,
+        )
+        posts = found[: page.size]
+        return posts, order.position(posts[-1]) if len(found) > page.size else scan.last
+
+    async def count(self, wanted: PostFilter, order: Order) -> int | None:
+        """Count the posts that `find` returns on all pages; None if a bound is exceeded."""
+        if wanted.matches_nothing:
+            return 0
+        if _has_exact_index(wanted, order):
+            count = await self._posts.count(*wanted.queries(), limit=COUNTED + 1)
+            return count if count <= COUNTED else None
+        scan = await self._scan(wanted, order, ())
+        if scan.last:
+            return None
+        return await self._posts.count(*wanted.queries(), hint=scan.index)
+
+    async def count_all(self, lists: Sequence[PostFilter], order: Order) -> int | None:
+        """Count the posts of disjoint lists; None if a bound is exceeded."""
+        total = 0
+        for wanted in lists:
+            count = await self.count(wanted, order)
+            if count is None or total + count > COUNTED:
+                return None
+            total += count
+        return total
+
+    async def _scan(self, wanted: PostFilter, order: Order, after: Position) -> _Scan:
+        """Return a scan that reaches the end of the list, or else the one that reaches furthest."""
+        drivers = order.drivers(wanted)
+        if _has_exact_index(wanted, order):
+            [driver] = drivers
+            return _Scan(order.index(driver), ())
+        scans = await asyncio.gather(
+            *(self._scan_by(driver, wanted, order, after) for driver in drivers)
+        )
+        ending = next((scan for scan in scans if not scan.last), None)
+        furthest = max if order.direction > 0 else min
+        return ending or furthest(scans, key=lambda scan: scan.last)
+
+    async def _scan_by(
+        self, driver: Condition | None, wanted: PostFilter, order: Order, after: Position
+    ) -> _Scan:
+        """Return the scan of at most EXAMINED posts by the index of one condition."""
+        index = order.index(driver)
+        driving = [driver.query] if driver else []
+        last = await self._posts.find(
+            *wanted.base(),
+            *driving,
+            *order.after(after),
+            sort=order.sort,
+            skip=EXAMINED - 1,
+            limit=1,
+            without=UNLISTED,
+            hint=index,
+        )
+        return _Scan(index, order.position(last[0]) if last else ())
+
+
+def _has_exact_index(wanted: PostFilter, order: Order) -> bool:
+    """Return whether an index has exactly the posts of the filter in this order."""
+    conditions = wanted.conditions
+    if order.field == "updated_at":
+        return all(each.field == "author_id" for each in conditions)
+    return len(conditions) <= 1

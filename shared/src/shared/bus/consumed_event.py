@@ -1,0 +1,53 @@
+"""An event with its consumer at one worker."""
+
+import time
+from typing import Final
+
+from postbus.bus.v1 import Event
+from postbus.registry import EventType
+from shared.bus.decorators import handles_late
+from shared.bus.handler_metrics import HandlerMetrics
+from shared.bus.served_method import Handler
+from shared.context import Context
+from shared.outbox.inbox import Operation
+from shared.trace import valid_traceparent
+
+__all__ = ["ConsumedEvent"]
+
+_BUDGET: Final = 30.0
+"""Seconds for one execution of a consumer."""
+
+
+class ConsumedEvent:
+    """An event that `worker` consumes by `handler`."""
+
+    __slots__ = ("_late", "_name", "handler", "message", "metrics")
+
+    def __init__(
+        self, worker: str, event: EventType, handler: Handler, metrics: HandlerMetrics
+    ) -> None:
+        self.message = event.message
+        self.handler = handler
+        self.metrics = metrics
+        self._name = f"{worker}.{event.name}"
+        self._late = handles_late(handler)
+
+    def context(self, event: Event) -> Context:
+        """Return the context of one execution of the consumer."""
+        return Context(
+            name=self._name,
+            deadline=time.time() + _BUDGET,
+            operation_id=event.id,
+            correlation_id=event.correlation_id or event.id,
+            traceparent=valid_traceparent(event.traceparent),
+        )
+
+    def operation(self, event: Event) -> Operation:
+        """Return the operation of an event at this consumer, with the version of its subject."""
+        return Operation(
+            key=Operation.key_of("event", self._name, event.id),
+            begin_immediately=True,
+            subject=Operation.key_of(self._name, event.subject),
+            version=event.version,
+            handles_late=self._late,
+        )

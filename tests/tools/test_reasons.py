@@ -1,0 +1,28 @@
+"""Every stable reason of an error is provoked by a test."""
+
+import ast
+import re
+from collections.abc import Iterator
+
+from tools.paths import ROOT, SERVICES
+
+_REASON = re.compile(r"[A-Z][A-Z0-9]+(_[A-Z0-9]+)+")
+
+
+def raised() -> Iterator[str]:
+    """Yield each constant in the form of a reason that a call of the sources passes on."""
+    for package in ("shared", *SERVICES):
+        for file in (ROOT / package / "src").rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                for argument in node.args if isinstance(node, ast.Call) else ():
+                    if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                        yield from filter(_REASON.fullmatch, [argument.value])
+
+
+def test_every_reason_is_named_in_a_test() -> None:
+    tests = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("*.py"))
+    named = set(re.findall(r"\b[A-Z][A-Z0-9_]+\b", tests))
+    reasons = set(raised())
+
+    assert "POST_NOT_FOUND" in reasons
+    assert sorted(reasons - named) == []
