@@ -40,7 +40,7 @@ def test_code_of_the_readme_stands_in_the_repository(language: str, pattern: str
 async def test_request_of_the_readme_gets_its_answer(
     client: httpx.AsyncClient, unique: Unique
 ) -> None:
-    command, answer = block("")[:2]
+    command, answer = block("console")
     found = re.fullmatch(r"\$ curl localhost:8000(\S+) -H .* --json '(.*)'", command)
     assert found is not None
     alice = await sign_up(client, unique("alice"))
