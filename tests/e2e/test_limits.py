@@ -92,7 +92,7 @@ async def test_settings_of_limits_and_headers_take_effect(
 
 
 async def statuses_of_connections(port: int) -> list[int]:
-    """Open four connections from one address and two from others; return the status of each.
+    """Open four connections from one address, two from further ones; return their statuses.
 
     Returns once the gateway has closed all of them.
     """

@@ -1,4 +1,4 @@
-"""The gateway alone, with an in-memory bus and a worker whose reply each test sets."""
+"""The gateway alone, with an in-memory bus and a worker with a configurable reply."""
 
 import asyncio
 import json

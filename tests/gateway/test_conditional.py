@@ -37,7 +37,7 @@ def headers(tokens: TokenMaker) -> dict[str, str]:
 
 
 def shown(**changes: Any) -> Reply:
-    """Return a reply with a post, valid for every method whose response has one."""
+    """Return a reply with a post, valid for every method that returns one."""
     post = Post(id=POST_ID, title="Hi", version=7)
     for name, value in changes.items():
         setattr(post, name, value)

@@ -1,4 +1,4 @@
-"""A client that leaves: its call ends, all the way to the handler."""
+"""Disconnects: the call of the client is cancelled, and its handler too."""
 
 import asyncio
 import gc
@@ -128,20 +128,20 @@ async def test_short_call_is_not_watched(verifier: TokenVerifier) -> None:
 
 async def test_disconnect_during_a_stream_cancels_it() -> None:
     method = METHODS["postbus.posts.v1.PostsService.ListPosts"]
-    gone, ended = asyncio.Event(), asyncio.Event()
+    disconnect, ended = asyncio.Event(), asyncio.Event()
 
     async def payloads() -> AsyncGenerator[bytes, None]:
         try:
             for number in itertools.count():
                 yield encode(ListPostsResponse(total=number))
                 if number == 3:
-                    gone.set()
+                    disconnect.set()
                     await asyncio.Event().wait()
         finally:
             ended.set()
 
     async def receive() -> dict[str, Any]:
-        await gone.wait()
+        await disconnect.wait()
         return {"type": "http.disconnect"}
 
     sent: list[Any] = []

@@ -66,7 +66,7 @@ def require_documented(rule: HttpRule, response: httpx.Response) -> None:
 
 
 def described(response: httpx.Response) -> dict[str, str]:
-    """Return the headers of an response, each of which comes once; without its trace id."""
+    """Return the headers of a response except its trace id; no header occurs twice."""
     assert len(response.headers) == len(response.headers.multi_items())
     headers = dict(response.headers)
     assert re.fullmatch("[0-9a-f]{32}", headers.pop("trace-id"))
@@ -145,7 +145,7 @@ async def test_304_has_the_security_headers(gateway: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("replayed", [False, True])
-async def test_headers_of_a_success_are_complete_whatever_its_status(
+async def test_headers_of_a_success_are_complete_for_every_status(
     gateway: httpx.AsyncClient, worker: Worker, headers: dict[str, str], replayed: bool
 ) -> None:
     payload = encode(CreatePostResponse(post=Post(id=POST_ID, version=1)))
@@ -182,7 +182,7 @@ async def test_headers_of_a_problem_are_complete(gateway: httpx.AsyncClient) -> 
 
 
 @pytest.mark.parametrize(("seconds", "header"), [(0.2, "1"), (1, "1"), (1.5, "2"), (600, "600")])
-async def test_time_to_wait_is_rounded_up(
+async def test_retry_after_is_rounded_up(
     gateway: httpx.AsyncClient, worker: Worker, seconds: float, header: str
 ) -> None:
     code, wait = Code.try_value(Code.UNAVAILABLE), timedelta(seconds=seconds)
@@ -213,7 +213,7 @@ async def test_401_challenge_tells_an_invalid_token_from_a_missing_one(
     assert response.headers["www-authenticate"] == challenge
 
 
-async def test_401_of_an_ended_session_blames_the_token(
+async def test_401_challenge_of_an_ended_session_has_invalid_token(
     gateway: httpx.AsyncClient, worker: Worker, headers: dict[str, str]
 ) -> None:
     code = Code.try_value(Code.UNAUTHENTICATED)
@@ -224,7 +224,9 @@ async def test_401_of_an_ended_session_blames_the_token(
     assert response.headers["www-authenticate"] == 'Bearer realm="postbus", error="invalid_token"'
 
 
-async def test_401_of_a_worker_blames_no_token(gateway: httpx.AsyncClient, worker: Worker) -> None:
+async def test_401_challenge_of_a_worker_error_has_no_invalid_token(
+    gateway: httpx.AsyncClient, worker: Worker
+) -> None:
     code = Code.try_value(Code.UNAUTHENTICATED)
     worker.reply = Reply(error=Error(code=code, reason="LOGIN_FAILED"))
 

@@ -96,15 +96,15 @@ async def test_readiness_without_details_is_public(
     assert (missing.status_code, missing.json()) == (503, {"ready": False})
 
 
-async def test_questions_within_a_short_time_ask_workers_once(
+async def test_concurrent_probes_and_scrapes_call_workers_once(
     verifier: TokenVerifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(health, "_FRESH_SECONDS", 60)
     monkeypatch.setattr(metrics, "_FRESH_SECONDS", 60)
-    asked, budgets = [], []
+    called, budgets = [], []
 
     async def count(route: str, body: bytes) -> bytes:
-        asked.append(route)
+        called.append(route)
         budgets.append(decode(Request, body).deadline_unix_ms / 1000 - time.time())
         return encode(Reply())
 
@@ -118,7 +118,7 @@ async def test_questions_within_a_short_time_ask_workers_once(
             await client.get(path)
 
     assert max(budgets) <= 1
-    assert sorted(asked) == [
+    assert sorted(called) == [
         "postbus.bus.v1.HealthService.Check.posts",
         "postbus.bus.v1.WorkerService.GetStatistics.posts",
     ]

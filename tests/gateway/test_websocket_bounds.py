@@ -73,7 +73,7 @@ class Gateway:
         return reader, writer
 
     async def accepted(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Connect without a library, and read the received to the handshake."""
+        """Connect without a library, and read the response to the handshake."""
         reader, writer = await self.raw()
         assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
         return reader, writer

@@ -46,5 +46,8 @@ class OperatorNetworks:
         """Raise 403 unless the request comes from an operator."""
         if not self.include(scope):
             raise HttpError(
-                403, Code.PERMISSION_DENIED, "OPERATORS_ONLY", "Your address may not read this."
+                403,
+                Code.PERMISSION_DENIED,
+                "OPERATORS_ONLY",
+                "Only the networks of operators may read this.",
             )

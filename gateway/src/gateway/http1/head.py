@@ -157,4 +157,4 @@ def _normalize(raw_path: bytes) -> tuple[bytes, str]:
 
 
 def _bad_target() -> HttpError:
-    return refusal(400, "TARGET_INVALID", "The request target is not a path or a URL.")
+    return refusal(400, "TARGET_INVALID", "The request target is neither a path nor a URL.")
