@@ -11,10 +11,14 @@ import pytest
 from pydantic import SecretStr
 from pymongo import AsyncMongoClient
 
+from postbus.bus.v1 import Reply
 from postbus.posts.v1 import ListFeedRequest, NotificationKind, PostDeleted
 from postbus.posts.v1 import UserContentErasureContinued as UserErasureStep
 from postbus.users.v1 import (
+    BatchGetUsersResponse,
     FollowChanged,
+    ListFollowedIdsResponse,
+    Profile,
     UserDeleted,
     UserProfileUpdated,
     UserRegistered,
@@ -35,14 +39,17 @@ from posts.notification_repository import NotificationRepository
 from posts.post_repository import PostRepository
 from posts.post_search import PostSearch
 from posts.presenter import Presenter
+from posts.tags import TagRepository
 from shared.bus import ServiceChannel
 from shared.bus.memory import MemoryBus
 from shared.context import Context
 from shared.data.mongo_database import Mongo
 from shared.data.pages import Pages
+from shared.errors import ServiceError
 from shared.identity import Caller
 from shared.outbox.inbox import Operation
 from shared.outbox.unit_of_work import current_unit_of_work
+from shared.wire import encode
 from tests.posts.sent_commands import SentCommands
 from tests.posts.test_query_plans import a_post
 
@@ -111,6 +118,17 @@ async def count(mongo: Mongo, collection: str, **query: Any) -> int:
 
 def an_author(id_: str = ALICE, **fields: Any) -> Author:
     return Author(id=id_, username="Name", name_key="name", **fields)
+
+
+def a_projection(mongo: Mongo, authors: AuthorRepository, bus: MemoryBus) -> AuthorProjection:
+    follows, users = FollowRepository(mongo), UsersServiceStub(ServiceChannel(bus))
+    return AuthorProjection(
+        authors=authors,
+        follows=follows,
+        states=CallerStates(mongo),
+        users=users,
+        resync=Resync(mongo, authors, follows, users),
+    )
 
 
 async def fill(mongo: Mongo, number: int, *, post_id: str, user_id: str) -> None:
@@ -203,14 +221,7 @@ async def test_feed_reads_at_most_100_authors_in_one_query(
     stored: tuple[Mongo, SentCommands], authors: AuthorRepository
 ) -> None:
     mongo, sent = stored
-    follows, users = FollowRepository(mongo), UsersServiceStub(ServiceChannel(MemoryBus()))
-    projection = AuthorProjection(
-        authors=authors,
-        follows=follows,
-        states=CallerStates(mongo),
-        users=users,
-        resync=Resync(mongo, authors, follows, users),
-    )
+    projection = a_projection(mongo, authors, MemoryBus())
     await authors.upsert_if_newer(an_author())
     await mongo.database["follows"].insert_many(
         {"_id": f"{ALICE}/{n}", "follower_id": ALICE, "followed_id": str(n)} for n in range(250)
@@ -242,16 +253,9 @@ async def test_projection_answers_after_a_second_if_users_does_not_respond(
 
     routes = ["ListFollowedIds", "BatchGetUsers"]
     await bus.serve("users", [f"postbus.users.v1.UsersService.{each}" for each in routes], hang)
-    follows, users = FollowRepository(mongo), UsersServiceStub(ServiceChannel(bus))
-    projection = AuthorProjection(
-        authors=authors,
-        follows=follows,
-        states=CallerStates(mongo),
-        users=users,
-        resync=Resync(mongo, authors, follows, users),
-    )
+    projection = a_projection(mongo, authors, bus)
     await authors.upsert_if_newer(an_author())
-    await follows.replace(ALICE, {BOB})
+    await projection.follows.replace(ALICE, {BOB})
 
     context = a_context(caller_revision=1)
     async with asyncio.timeout(5):
@@ -405,3 +409,101 @@ async def test_concurrent_change_of_a_comment_is_not_overwritten(mongo: Mongo) -
     current = await comments.get("c")
     assert current is not None
     assert (current.body, current.version) == ("second", 2)
+
+
+async def test_update_of_a_post_keeps_concurrent_counts(mongo: Mongo) -> None:
+    posts, post = PostRepository(mongo), a_post(1)
+    await posts.add(post)
+    await posts.add_to_count(post.id, "like_count", 1)  # after the post was read
+
+    await posts.update(post, {"title": "New"})
+
+    current = await posts.get(post.id)
+    assert current is not None
+    assert (current.title, current.like_count, current.version) == ("New", 1, 2)
+
+
+async def test_tag_is_deleted_with_its_last_post(mongo: Mongo) -> None:
+    tags = TagRepository(mongo)
+    await tags.count({}, {"a": "A", "b": "B"})
+    await tags.count({}, {"a": "A"})
+
+    await tags.count({"a": "A", "b": "B"}, {})
+
+    left = await mongo.database["tags"].find().to_list()
+    assert [(tag["_id"], tag["post_count"]) for tag in left] == [("a", 1)]
+
+
+async def test_deleted_caller_is_refused(mongo: Mongo, authors: AuthorRepository) -> None:
+    projection = a_projection(mongo, authors, MemoryBus())
+    await authors.mark_deleted(ALICE)
+
+    for call in (
+        projection.author_of_caller(a_context()),
+        projection.followed_by_caller(a_context()),
+        projection.messages_for([BOB], a_context()),
+    ):
+        with pytest.raises(ServiceError, match="SESSION_REVOKED"):
+            await call
+
+
+async def users_with(follows: list[str]) -> MemoryBus:
+    """Return a bus with a worker `users`, in which Alice has a new name and these follows."""
+    bus, prefix = MemoryBus(), "postbus.users.v1.UsersService"
+    profile = Profile(id=ALICE, username="New", version=9)
+    replies = {
+        f"{prefix}.BatchGetUsers": encode(BatchGetUsersResponse(profiles=[profile])),
+        f"{prefix}.ListFollowedIds": encode(ListFollowedIdsResponse(ids=follows)),
+    }
+
+    async def reply(route: str, _body: bytes) -> bytes:
+        return encode(Reply(payload=replies[route]))
+
+    await bus.serve("users", list(replies), reply)
+    return bus
+
+
+async def copy(
+    mongo: Mongo, authors: AuthorRepository, revision: int, *, follows: list[str]
+) -> Author:
+    """Copy Alice from `users` with a revision; return her stored data."""
+    projection = a_projection(mongo, authors, await users_with(follows))
+    operation_id = str(time.monotonic_ns())
+    await projection.resync.run(a_context(caller_revision=revision, operation_id=operation_id))
+    return (await authors.by_ids([ALICE]))[ALICE]
+
+
+async def test_copy_of_a_user_does_not_replace_later_changes(
+    mongo: Mongo, authors: AuthorRepository
+) -> None:
+    await authors.upsert_if_newer(an_author(revision=3, ahead=[7]))
+
+    before = await copy(mongo, authors, 5, follows=[BOB])
+    after = await copy(mongo, authors, 7, follows=[BOB])
+
+    assert (before.username, before.revision, before.ahead) == ("Name", 3, [7])
+    assert (after.username, after.revision, after.ahead) == ("New", 7, None)
+
+
+async def test_copy_of_a_user_does_not_restore_a_tombstone(
+    mongo: Mongo, authors: AuthorRepository
+) -> None:
+    await authors.mark_deleted(ALICE)
+
+    author = await copy(mongo, authors, 5, follows=[BOB])
+
+    assert (author.deleted, author.revision, await count(mongo, "follows")) == (True, 0, 0)
+
+
+async def test_partial_copy_of_many_follows_is_continued_by_the_next_call(
+    mongo: Mongo, authors: AuthorRepository
+) -> None:
+    await authors.upsert_if_newer(an_author(ahead=[2]))
+    many = [str(number) for number in range(250)]
+
+    steps = []
+    for _ in range(2):
+        author = await copy(mongo, authors, 2, follows=many)
+        steps.append((author.revision, author.ahead, await count(mongo, "follows")))
+
+    assert steps == [(0, [2], 200), (2, None, 250)]
