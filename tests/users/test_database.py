@@ -233,6 +233,9 @@ async def test_total_of_users_is_counted_up_to_a_bound(
     for name in ("ann", "bea", "cat"):
         await users.add(account(name))
     assert (await users.count(""), await users.count("be")) == (3, 1)
+    assert 50_001 in listener.statements[-1][1]
+    await users.search("be", a_page(SearchUsersRequest))
+    assert 2001 in listener.statements[-2][1]  # more matches are not sorted
     monkeypatch.setattr("users.account_repository.COUNTED", 1)
 
     assert (await users.count(""), await users.count("be")) == (None, 1)

@@ -24,6 +24,7 @@ from postbus.users.v1 import (
 from shared.bus import MessagePattern, publish
 from shared.context import Context
 from shared.errors import Code, ServiceError, invalid_field, require_version
+from shared.field_masks import require_paths
 from shared.outbox.unit_of_work import outside_unit_of_work
 from users.account_messages import to_profile_updated, to_user
 from users.account_repository import AccountRepository
@@ -166,10 +167,7 @@ def _new_user(request: SignUpRequest, password_hash: str) -> User:
 
 def _changes(request: UpdateMeRequest, user: User) -> dict[str, Any]:
     """Return the columns in the mask that change, with their new values."""
-    paths = set(request.update_mask.paths)
-    if not paths <= _CHANGEABLE:
-        message = f"The fields that can be changed are {', '.join(sorted(_CHANGEABLE))}."
-        raise invalid_field("UPDATE_MASK_INVALID", "updateMask", "field_mask.in", message)
+    paths = require_paths(request.update_mask, _CHANGEABLE)
     values = {path: getattr(request, path) or "" for path in paths}
     for name in ("username", "email"):
         if name in values and not values[name]:
