@@ -42,3 +42,12 @@ async def test_cancellation_at_the_deadline_remains_a_cancellation() -> None:
 
     with pytest.raises(asyncio.CancelledError):
         await asyncio.create_task(handle())
+
+
+def test_revision_of_the_callers_account_never_falls() -> None:
+    context = a_context(1)
+
+    context.learn_revision(7)
+    context.learn_revision(6)
+
+    assert context.caller_revision == 7
