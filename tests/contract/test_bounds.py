@@ -140,6 +140,8 @@ def test_texts_of_errors_are_truncated() -> None:
 
     for error in (ours, received):
         assert len(error.message) == 500
+        assert len(error.reason) <= 500
+        assert len(str(error)) <= 1_000
         texts = {(each.field, each.rule, each.message) for each in error.violations}
         assert all(len(text) <= 500 for each in texts for text in each)
         assert len(error.violations) == 20
@@ -317,3 +319,43 @@ def test_largest_post_is_valid_in_gateway_and_worker() -> None:
     message = binding.read({}, [], body)
 
     assert read_valid(CreatePostRequest, message.SerializeToString()).title == "a: b"
+
+
+def test_counting_ends_at_the_limit_of_a_message(kinds: Kinds) -> None:
+    nested: Any = kinds.codecs["Nested"].upb
+    inner = nested(children=[nested()] * 999)
+    message = nested(children=[inner] * 1_000)
+    counted = []
+
+    class Elements(list[Any]):
+        """Counts its elements as they are read."""
+
+        def __iter__(self) -> Any:
+            for each in super().__iter__():
+                counted.append(each)
+                yield each
+
+    [in_list] = [
+        bounds._in_list(field)[2] for field in nested.DESCRIPTOR.fields if field.name == "children"
+    ]
+    assert in_list is not None
+    with pytest.raises(OverBoundError):
+        in_list(Elements(message.children))
+
+    assert len(counted) == 21
+
+
+def test_all_lists_of_a_message_together_have_a_limit(kinds: Kinds) -> None:
+    nested: Any = kinds.codecs["Nested"].upb
+    child = nested(nothings=[{}] * 1_000)
+    half = nested(children=[child] * 11)
+
+    assert count_elements(half) == 11_011
+    with pytest.raises(OverBoundError, match="max_values"):
+        count_elements(nested(children=[child] * 11, inner={"nested": half}))
+
+
+def test_member_that_is_given_twice_is_refused() -> None:
+    error, _ = refused(lambda: read_json(b'{"a": {"b": 1, "c": 2, "b": 3}}'))
+
+    assert [(each.field, each.rule) for each in error.violations] == [("a.b", "duplicate")]
