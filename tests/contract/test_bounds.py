@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -163,6 +164,21 @@ def test_reading_stops_after_21_violations(kinds: Kinds) -> None:
             read(document)
         assert len(raised.value.found) == 21
     assert len(_duplicates(b"{" + b'"a":1,' * 1_000 + b'"a":1}')) == 21
+
+
+def test_refusal_of_many_duplicates_costs_little_more_than_plain_parsing() -> None:
+    body = b"[" + b",".join([b'{"a":1,"a":1}'] * 9_990) + b"]"
+
+    refusal = min(_cpu_seconds(lambda: _duplicates(body)) for _ in range(5))
+    parsing = min(_cpu_seconds(lambda: json.loads(body, object_pairs_hook=list)) for _ in range(5))
+
+    assert refusal < 2.5 * parsing
+
+
+def _cpu_seconds(work: Callable[[], object]) -> float:
+    began = time.thread_time()
+    work()
+    return time.thread_time() - began
 
 
 def test_violations_of_rules_are_20_at_most() -> None:

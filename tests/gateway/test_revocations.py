@@ -7,6 +7,7 @@ import pytest
 
 from gateway.gateway import Gateway
 from gateway.services import Services
+from gateway.socket_limits import FrameBudget
 from gateway.websocket_connection import WebSocketConnection
 from postbus.bus.v1 import Event
 from postbus.users.v1 import SessionsRevoked
@@ -103,7 +104,7 @@ async def test_call_of_a_revoked_session_is_refused_before_its_socket_is_closed(
 ) -> None:
     services, socket = Services.create(bus, verifier, max_body_bytes=10_000), MemorySocket()
     await services.subscribe()
-    connection = WebSocketConnection(socket, services)
+    connection = WebSocketConnection(socket, services, FrameBudget(1000, 1000))
     token = tokens.token("alice", sid="gone")
     connection.receive(b'{"id": "1", "authenticate": {"accessToken": "%b"}}' % token.encode())
     await socket.frame()

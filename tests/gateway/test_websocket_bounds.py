@@ -17,7 +17,7 @@ from websockets.frames import Frame, Opcode
 
 from gateway import websocket_connection as connection_module
 from gateway.services import Services
-from gateway.socket_limits import FrameBudget, Quota, SocketLimits
+from gateway.socket_limits import FrameBudget, FrameBudgets, Quota, SocketLimits
 from gateway.websocket import WebSocketEndpoint
 from gateway.websocket_connection import WebSocketConnection
 from gateway.websocket_protocol import WebSocketProtocol
@@ -367,6 +367,51 @@ async def test_frames_of_every_kind_count(make: Make, frames: bytes) -> None:
         socket.connection.transport.write(fragment + frames * 60)
 
         assert await socket.closed() == (4429, "TOO_MANY_FRAMES")
+
+
+async def test_frames_of_all_sockets_of_a_user_count_together(make: Make) -> None:
+    here = await make(frame_burst=100, frames_per_second=1, frames_per_client=1)
+    async with here.user() as first, here.user() as second, here.user("bob") as other:
+        first.connection.transport.write(masked(b"", Opcode.PONG) * 90)
+        await (await first.connection.ping())
+        second.connection.transport.write(masked(b"", Opcode.PONG) * 90)
+
+        assert await second.closed() == (4429, "TOO_MANY_FRAMES")
+        other.connection.transport.write(masked(b"", Opcode.PONG) * 90)
+        await (await other.connection.ping())
+        await (await first.connection.ping())
+
+
+async def test_frames_before_authentication_count_for_the_address(make: Make) -> None:
+    here = await make(frame_burst=100, frames_per_second=1, frames_per_client=1)
+    async with here.user() as user, here.anonymous() as first, here.anonymous() as second:
+        first.connection.transport.write(masked(b"", Opcode.PONG) * 90)
+        await (await first.connection.ping())
+        second.connection.transport.write(masked(b"", Opcode.PONG) * 90)
+
+        assert await second.closed() == (4429, "TOO_MANY_FRAMES")
+        user.connection.transport.write(masked(b"", Opcode.PONG) * 90)
+        await (await user.connection.ping())
+
+
+def test_shared_budget_outlives_its_sockets_and_has_the_burst_time_of_one_socket() -> None:
+    budgets = FrameBudgets(SocketLimits(frames_per_second=8, frame_burst=16, frames_per_client=32))
+
+    spent = [budgets.of_user("a").spend(0, 0.0) for _ in range(65)]
+
+    assert spent == [True] * 64 + [False]
+    assert budgets.of_address("a").spend(0, 0.0)
+
+
+def test_number_of_shared_budgets_is_limited() -> None:
+    budgets = FrameBudgets(SocketLimits(), max_budgets=2)
+    first, second = budgets.of_user("a"), budgets.of_user("b")
+
+    assert budgets.of_user("a") is first
+    budgets.of_user("c")
+
+    assert budgets.of_user("a") is first
+    assert budgets.of_user("b") is not second
 
 
 async def test_message_of_a_user_has_at_most_a_mebibyte(here: Gateway) -> None:

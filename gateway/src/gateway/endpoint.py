@@ -7,17 +7,18 @@ needs: a route of FastAPI costs several times as much as the call itself.
 import asyncio
 import time
 from collections.abc import Mapping
+from functools import partial
 
 import structlog
 from google.protobuf.message import Message
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from gateway.client_addresses import address_of
+from gateway.client_addresses import address_of, network_of
 from gateway.conditional import Conditions, contains_tag
 from gateway.disconnect import cancelled_by_disconnect
 from gateway.http1.exchange import EXCHANGE, Exchange
-from gateway.large_inputs import LARGE_BYTES, read_in_thread
+from gateway.large_inputs import LARGE_BYTES
 from gateway.media_types import require_acceptable
 from gateway.method_access import authorize
 from gateway.problems import problem
@@ -45,7 +46,16 @@ _log = structlog.get_logger()
 class _Request:
     """A request, with the values that several steps of the endpoint need."""
 
-    __slots__ = ("exchange", "fields", "parameters", "receive", "scope", "trace_id", "traceparent")
+    __slots__ = (
+        "arrived",
+        "exchange",
+        "fields",
+        "parameters",
+        "receive",
+        "scope",
+        "trace_id",
+        "traceparent",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, parameters: Mapping[str, str]) -> None:
         self.scope = scope
@@ -57,6 +67,8 @@ class _Request:
             child_traceparent(parent.decode("latin-1")) if parent else new_traceparent()
         )
         self.trace_id = self.traceparent[3:35]
+        self.arrived = 0.0
+        """When the whole request has arrived, in seconds since the epoch."""
         extensions = scope.get("extensions")
         self.exchange: Exchange | None = extensions.get(EXCHANGE) if extensions else None
         """The exchange of `gateway.http1`; None with another server."""
@@ -86,6 +98,7 @@ class Endpoint:
         self._verifier = services.verifier
         self._revisions = services.revisions
         self._rates = services.rates
+        self._large_inputs = services.large_inputs
         self._cors = services.cors
         self._max_body_bytes = services.max_body_bytes
         self._transcoder = Transcoder(method, rule)
@@ -158,12 +171,12 @@ class Endpoint:
         if b"if-match" in fields or b"if-none-match" in fields:
             conditions = Conditions(method, request.scope["method"], fields)
         key, seconds = operation_id(fields), timeout(fields, method)
-        message = await self._message(request)
+        message = await self._message(request, caller_id, seconds)
         if conditions is not None:
             conditions.put_expected_version(message)
         call = Call.new(
             message.SerializeToString(),
-            deadline=time.time() + seconds,
+            deadline=request.arrived + seconds,
             access_token=token,
             traceparent=request.traceparent,
             operation_id=key,
@@ -181,7 +194,7 @@ class Endpoint:
         self._revisions.learn(caller_id, result.caller_revision)
         return self._success.build(result.payload, conditions, headers, replayed=result.replayed)
 
-    async def _message(self, request: _Request) -> Message:
+    async def _message(self, request: _Request, caller_id: str, seconds: float) -> Message:
         """Return the request message of the method, valid by the rules of the contract."""
         if self._has_response:
             require_acceptable(request.fields, self._media_type)
@@ -190,9 +203,13 @@ class Endpoint:
             body = request.exchange.take_body()
         if body is None:
             body = await read_body(request.receive, self._max_body_bytes)
+        request.arrived = time.time()
         query = query_parameters(request.scope["query_string"])
         if len(body) > LARGE_BYTES:
-            return await read_in_thread(self._transcoder.read, request.parameters, query, body)
+            read = partial(self._transcoder.read, request.parameters, query, body)
+            client = caller_id or network_of(address_of(request.scope))
+            with cancelled_by_disconnect(request.receive, request.exchange):
+                return await self._large_inputs.read(client, seconds, read)
         return self._transcoder.read(request.parameters, query, body)
 
     async def _stream(self, request: _Request, call: Call, headers: list[Header]) -> NdjsonResponse:

@@ -43,6 +43,8 @@ class Gateway:
     ) -> None:
         self._routes = routes
         self._inner = inner
+        self.large_inputs = services.large_inputs
+        """The large inputs that wait to be read."""
         self._rates = services.rates
         self._metrics = services.metrics
         self._cors = services.cors

@@ -85,6 +85,7 @@ class RateLimits:
         self._of_user = _policies("user", settings.user, by_user=True)
         self._of_changes = _policies("user-changes", settings.user_changes, by_user=True)
         self._other = _Plan(self._of_address)
+        self._any_method = _Plan(self._of_user)
         self._anonymous = {
             each.name: self._plan(each, settings, False) for each in METHODS.values()
         }
@@ -105,12 +106,15 @@ class RateLimits:
         """Count a request and return the `RateLimit` header fields of its response.
 
         `caller_id` is the user of a valid token, empty without a token; `method` is None for a path
-        that is not in the contract. Raises 429 RATE_LIMITED with `Retry-After` and the same header
-        fields (draft-ietf-httpapi-ratelimit-headers-10).
+        that is not in the contract, and for a message whose method is not known yet. Raises 429
+        RATE_LIMITED with `Retry-After` and the same header fields
+        (draft-ietf-httpapi-ratelimit-headers-10).
         """
         plan = self._other
         if method is not None:
             plan = (self._users if caller_id else self._anonymous)[method.name]
+        elif caller_id:
+            plan = self._any_method
         if not plan.policies:
             return []
         now, limits = int(self._clock()), ""

@@ -7,10 +7,11 @@ from typing import Any, Self
 from gateway.caller_revisions import CallerRevisions
 from gateway.cors import Cors
 from gateway.event_feed import EventFeed
+from gateway.large_inputs import LargeInputs
 from gateway.metrics import Metrics
 from gateway.rate_limits import RateLimits, RateLimitSettings
 from gateway.rate_storage import BoundedStorage
-from gateway.socket_limits import SocketLimits, SocketQuotas
+from gateway.socket_limits import FrameBudgets, SocketLimits, SocketQuotas
 from shared.bus import MessageBus
 from shared.identity import TokenVerifier
 from shared.runtime.session_verifier import SessionVerifier
@@ -27,10 +28,12 @@ class Services:
     feed: EventFeed
     revisions: CallerRevisions
     rates: RateLimits
+    large_inputs: LargeInputs
     metrics: Metrics
     cors: Cors
     socket_limits: SocketLimits
     socket_quotas: SocketQuotas
+    frame_budgets: FrameBudgets
     max_body_bytes: int
     """Largest request body, and largest WebSocket message of an authenticated client."""
 
@@ -55,10 +58,12 @@ class Services:
             feed=EventFeed(bus),
             revisions=CallerRevisions(bus),
             rates=rates or RateLimits(RateLimitSettings(), BoundedStorage()),
+            large_inputs=LargeInputs(),
             metrics=Metrics(bus),
             cors=Cors(allowed_origins),
             socket_limits=socket_limits,
             socket_quotas=SocketQuotas(socket_limits),
+            frame_budgets=FrameBudgets(socket_limits),
             max_body_bytes=max_body_bytes,
         )
 

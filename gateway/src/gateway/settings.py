@@ -77,6 +77,9 @@ class GatewaySettings(ServiceSettings):
     socket_frame_burst: int = Field(_SOCKETS.frame_burst, ge=1)
     """Frames of one WebSocket at once, counted in the same way; raised if one message of
     `max_body_bytes` costs more."""
+    socket_frames_per_client: int = Field(_SOCKETS.frames_per_client, ge=1)
+    """Frames of all WebSockets of one user or, before authentication, of one address, sustained,
+    counted in the same way. The burst lasts as long as that of one WebSocket."""
     sockets_per_address: int = Field(_SOCKETS.sockets_per_address, ge=1)
     """WebSockets of one IPv4 address or of one IPv6 /64 network."""
     sockets_per_user: int = Field(_SOCKETS.sockets_per_user, ge=1)
@@ -111,6 +114,7 @@ class GatewaySettings(ServiceSettings):
         return SocketLimits(
             frames_per_second=self.socket_frames_per_second,
             frame_burst=max(self.socket_frame_burst, cost_of(self.max_body_bytes)),
+            frames_per_client=self.socket_frames_per_client,
             sockets_per_address=self.sockets_per_address,
             sockets_per_user=self.sockets_per_user,
             subscriptions_per_socket=self.subscriptions_per_socket,

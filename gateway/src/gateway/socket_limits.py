@@ -1,17 +1,20 @@
 """Limits of WebSockets: frames, sockets and subscriptions."""
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
 from shared.errors import Code, ServiceError
 
-__all__ = ["FrameBudget", "Quota", "SocketLimits", "SocketQuotas", "cost_of"]
+__all__ = ["FrameBudget", "FrameBudgets", "Quota", "SocketLimits", "SocketQuotas", "cost_of"]
 
 _BYTES_PER_FRAME: Final = 4096
 """Bytes of payload that count as one additional frame."""
 _RETRY_SECONDS: Final = 10.0
 """`Retry-After` of a refused socket or subscription."""
+_MAX_BUDGETS: Final = 50_000
+"""Most budgets of clients, of about 300 bytes each; the one without a new socket for the longest
+time is dropped first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +23,7 @@ class SocketLimits:
 
     frames_per_second: int = 250
     frame_burst: int = 1000
+    frames_per_client: int = 500
     sockets_per_address: int = 256
     sockets_per_user: int = 100
     subscriptions_per_socket: int = 64
@@ -32,27 +36,58 @@ def cost_of(size: int) -> int:
 
 
 class FrameBudget:
-    """Limits the rate of one socket's frames: the generic cell rate algorithm (ITU-T I.371).
+    """Limits the rate of frames: the generic cell rate algorithm (ITU-T I.371).
 
     A frame costs 1, and 1 more for each 4 KiB of its payload. `rate` is the sustained cost per
-    second, `burst` the largest cost at once.
+    second, `burst` the largest cost at once. `shared` is the budget of all sockets of the client.
     """
 
-    __slots__ = ("_burst_seconds", "_paid_until", "_seconds")
+    __slots__ = ("_burst_seconds", "_paid_until", "_seconds", "shared")
 
-    def __init__(self, rate: float, burst: float) -> None:
+    def __init__(self, rate: float, burst: float, shared: "FrameBudget | None" = None) -> None:
+        self.shared = shared
+        """Counts each frame as well; may be replaced."""
         self._seconds = 1 / rate
         self._burst_seconds = burst / rate
         self._paid_until = 0.0
 
     def spend(self, size: int, now: float) -> bool:
         """Count a frame with `size` bytes of payload at `now`; False if it exceeds the rate."""
-        cost = self._seconds * cost_of(size)
+        cost = self._seconds * (1 + size // _BYTES_PER_FRAME)  # as `cost_of`, without a call
         paid_until = max(self._paid_until, now) + cost
         if paid_until - now > self._burst_seconds:
             return False
         self._paid_until = paid_until
-        return True
+        return self.shared is None or self.shared.spend(size, now)
+
+
+class FrameBudgets:
+    """The budgets of all sockets of a client: of an address until authentication, then of a user.
+
+    A budget is kept after the last socket has ended: else a new socket would renew it.
+    """
+
+    def __init__(self, limits: SocketLimits, max_budgets: int = _MAX_BUDGETS) -> None:
+        self._rate = limits.frames_per_client
+        seconds = limits.frame_burst / limits.frames_per_second
+        self._burst = max(limits.frame_burst, seconds * limits.frames_per_client)
+        self._max_budgets = max_budgets
+        self._budgets: OrderedDict[tuple[str, str], FrameBudget] = OrderedDict()
+
+    def of_address(self, network: str) -> FrameBudget:
+        """Return the budget of a network address."""
+        return self._of(("address", network))
+
+    def of_user(self, user_id: str) -> FrameBudget:
+        """Return the budget of a user."""
+        return self._of(("user", user_id))
+
+    def _of(self, key: tuple[str, str]) -> FrameBudget:
+        budget = self._budgets.pop(key, None) or FrameBudget(self._rate, self._burst)
+        self._budgets[key] = budget
+        if len(self._budgets) > self._max_budgets:
+            self._budgets.popitem(last=False)
+        return budget
 
 
 class Quota:

@@ -48,10 +48,11 @@ class WebSocketEndpoint:
             self._services.socket_quotas.addresses.release(network)
 
     async def _serve(self, socket: WebSocketProtocol, address: str) -> None:
-        connection = WebSocketConnection(socket, self._services, address=address)
         limits = self._services.socket_limits
+        shared = self._services.frame_budgets.of_address(network_of(address))
+        budget = FrameBudget(limits.frames_per_second, limits.frame_burst, shared)
+        connection = WebSocketConnection(socket, self._services, budget, address=address)
         try:
-            budget = FrameBudget(limits.frames_per_second, limits.frame_burst)
             socket.start(connection, budget, max_bytes=AUTHENTICATION_BYTES)
             await connection.ended
         finally:

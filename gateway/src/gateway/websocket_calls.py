@@ -46,8 +46,11 @@ class SocketCalls:
         self._address = address
         self._running: dict[str, asyncio.Task[None]] = {}
 
-    def start(self, frame: CallFrame) -> None:
-        """Start a call; RESOURCE_EXHAUSTED or ALREADY_EXISTS if it is one too many."""
+    def start(self, frame: CallFrame, *, late: float = 0.0) -> None:
+        """Start a call; RESOURCE_EXHAUSTED or ALREADY_EXISTS if it is one too many.
+
+        `late` is the time in seconds since the frame arrived: it counts for the deadline.
+        """
         if len(self._running) >= _MAX_CALLS:
             raise ServiceError(
                 Code.RESOURCE_EXHAUSTED,
@@ -59,7 +62,7 @@ class SocketCalls:
             raise ServiceError(
                 Code.ALREADY_EXISTS, "CALL_ID_TAKEN", "A call with this id is running."
             )
-        self._running[frame.id] = asyncio.get_running_loop().create_task(self._run(frame))
+        self._running[frame.id] = asyncio.get_running_loop().create_task(self._run(frame, late))
 
     def cancel(self, id_: str) -> None:
         """Cancel a call and send its error frame; NOT_FOUND if no such call is running."""
@@ -82,12 +85,12 @@ class SocketCalls:
             task.cancel()
         return tasks
 
-    async def _run(self, frame: CallFrame) -> None:
+    async def _run(self, frame: CallFrame, late: float) -> None:
         """Send the results or the error of a call. After the last frame its id can be reused."""
         traceparent = child_traceparent(frame.content.traceparent)
         try:
             await self._services.rates.admit(self._address, self._user_id, frame.method)
-            call = self._new_call(frame, traceparent)
+            call = self._new_call(frame, traceparent, late)
             if frame.method.streams:
                 await self._stream(frame.method, call, frame.id)
             else:
@@ -102,12 +105,12 @@ class SocketCalls:
         if self._running.get(frame.id) is asyncio.current_task():
             del self._running[frame.id]
 
-    def _new_call(self, frame: CallFrame, traceparent: str) -> Call:
+    def _new_call(self, frame: CallFrame, traceparent: str, late: float) -> Call:
         milliseconds = frame.content.timeout_ms
         seconds = milliseconds / 1000 if milliseconds else frame.method.timeout
         return Call.new(
             frame.request.SerializeToString(),
-            deadline=time.time() + min(seconds, MAX_TIMEOUT),
+            deadline=time.time() + min(seconds, MAX_TIMEOUT) - late,
             access_token=self._access_token,
             operation_id=frame.content.operation_id,
             traceparent=traceparent,

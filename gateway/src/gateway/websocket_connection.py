@@ -3,14 +3,18 @@
 import asyncio
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
-from gateway.large_inputs import LARGE_BYTES, read_in_thread
+from gateway.large_inputs import LARGE_BYTES
+from gateway.request_headers import MAX_TIMEOUT
 from gateway.services import Services
+from gateway.socket_limits import FrameBudget
 from gateway.websocket_calls import SocketCalls
 from gateway.websocket_frames import (
     CallFrame,
     ClientFrame,
+    first_member_id,
     frame_id,
     member_frame,
     read_client_frame,
@@ -51,6 +55,7 @@ class WebSocketConnection:
 
     __slots__ = (
         "_address",
+        "_budget",
         "_client",
         "_loop",
         "_reading",
@@ -61,12 +66,15 @@ class WebSocketConnection:
         "ended",
     )
 
-    def __init__(self, socket: Socket, services: Services, *, address: str = "") -> None:
-        """Serve the client at `address` over `socket`."""
+    def __init__(
+        self, socket: Socket, services: Services, budget: FrameBudget, *, address: str = ""
+    ) -> None:
+        """Serve the client at `address` over `socket`, whose frames `budget` counts."""
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self._loop.create_future()
         """Done once the socket is closed, by either side."""
         self._address = address
+        self._budget = budget
         self._socket = socket
         self._sender = FrameSender(socket)
         self._services = services
@@ -101,8 +109,9 @@ class WebSocketConnection:
         Before authentication, a refused frame closes the socket. A large frame is parsed in a
         thread: the returned task ends once the frame is handled.
         """
-        if len(message) > LARGE_BYTES:
-            self._reading = self._loop.create_task(self._receive_large(message))
+        if len(message) > LARGE_BYTES and self._client is not None:
+            user_id = self._client.caller.user_id
+            self._reading = self._loop.create_task(self._receive_large(message, user_id))
             return self._reading
         id_ = ""
         try:
@@ -118,14 +127,19 @@ class WebSocketConnection:
                 self._sender.close(error)
         return None
 
-    async def _receive_large(self, message: bytes) -> None:
-        id_ = ""
+    async def _receive_large(self, message: bytes, user_id: str) -> None:
+        """Handle a large frame. It counts as a request before it is parsed."""
+        arrived = self._loop.time()
+        id_ = first_member_id(message)
         try:
-            document = await read_in_thread(parse_json, message)
-            id_ = frame_id(document)
-            frame = await read_in_thread(read_client_frame, document, message)
+            await self._services.rates.admit(self._address, user_id)
+            id_, frame = await self._services.large_inputs.read(
+                user_id, MAX_TIMEOUT, partial(_read_frame, message)
+            )
+            if isinstance(frame, ServiceError):
+                raise frame
             if self._client is not None:  # else `close` has been called
-                self._handle(frame, self._client)
+                self._handle(frame, self._client, late=self._loop.time() - arrived)
         except ServiceError as error:
             self._sender.send_error(error, id_=id_, traceparent=new_traceparent())
 
@@ -138,6 +152,7 @@ class WebSocketConnection:
         token = frame.content.access_token
         caller = self._services.verifier.verify(token)
         self._services.socket_quotas.users.take(caller.user_id)
+        self._budget.shared = self._services.frame_budgets.of_user(caller.user_id)
         self._client = self._new_client(caller, token)
         self._socket.max_bytes = self._services.max_body_bytes
         self._close_at_expiry(caller)
@@ -176,10 +191,10 @@ class WebSocketConnection:
 
     # Frames of an authenticated client
 
-    def _handle(self, frame: ClientFrame, client: _Client) -> None:
+    def _handle(self, frame: ClientFrame, client: _Client, *, late: float = 0.0) -> None:
         self._services.verifier.require_open(client.caller)
         if isinstance(frame, CallFrame):
-            client.calls.start(frame)
+            client.calls.start(frame, late=late)
             return
         match frame.kind:
             case "cancel":
@@ -196,6 +211,17 @@ class WebSocketConnection:
                     "AUTHENTICATED_BEFORE",
                     "The connection is authenticated already.",
                 )
+
+
+def _read_frame(message: bytes) -> tuple[str, ClientFrame | ServiceError]:
+    """Return the id of a frame, and the frame or the error that refuses it."""
+    id_ = ""
+    try:
+        document = parse_json(message)
+        id_ = frame_id(document)
+        return id_, read_client_frame(document, message)
+    except ServiceError as error:
+        return id_, error
 
 
 def _unauthenticated() -> ServiceError:

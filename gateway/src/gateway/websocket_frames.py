@@ -1,5 +1,6 @@
 """Read and write the frames of the WebSocket (proto/postbus/realtime/v1) as ProtoJSON."""
 
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ __all__ = [
     "ClientFrame",
     "error_frame",
     "event_prefix",
+    "first_member_id",
     "frame_id",
     "member_frame",
     "read_client_frame",
@@ -33,6 +35,7 @@ _CLIENT_FRAME: Final = message_class("postbus.realtime.v1.ClientFrame")
 _MAX_ID: Final = 64
 """Most characters of a frame's id, as in frames.proto."""
 _IN_REQUEST: Final = "call.request."
+_FIRST_MEMBER_ID: Final = re.compile(rb'\s*\{\s*"id"\s*:\s*"([\x20!#-\[\]-\x7e]{1,64})"')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +132,12 @@ def frame_id(document: Any) -> str:
     """Return the id of a frame that may be invalid, truncated; empty if it has none."""
     found = document.get("id") if isinstance(document, dict) else None
     return found[:_MAX_ID] if isinstance(found, str) else ""
+
+
+def first_member_id(text: bytes) -> str:
+    """Return the id of a frame that is not parsed, if `id` is its first member; else empty."""
+    found = _FIRST_MEMBER_ID.match(text)
+    return found[1].decode() if found else ""
 
 
 def member_frame(kind: str, message: Message, *, id_: str) -> bytes:

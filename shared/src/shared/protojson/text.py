@@ -1,7 +1,7 @@
 """Parse JSON text (RFC 8259), with limits on its size that are checked first."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any, Final
 
 import orjson
@@ -12,7 +12,6 @@ from shared.protojson.refusal import Found, RefusedError, full, refusal
 
 __all__ = ["parse_json", "read_json", "require_unique"]
 
-_CONTAINERS: Final = (dict, list)
 _MAX_QUOTES: Final = 4 * MAX_VALUES
 """Quotes in MAX_VALUES members, each of which has a name and a string."""
 
@@ -131,44 +130,65 @@ def _outside_strings(data: bytes) -> bytes:
     return b"".join(data.split(b'"')[::2])
 
 
-class _Repeating(dict[str, Any]):
-    """An object with several members of the same name."""
+class _Members(tuple[tuple[str, Any], ...]):
+    """All members of an object; its construction needs no Python code."""
 
-    def __init__(self, members: list[tuple[str, Any]]) -> None:
-        super().__init__(members)
-        seen: set[str] = set()
-        self.names = [name for name, _ in members if name in seen or seen.add(name)]  # type: ignore[func-returns-value]  # `add` returns None
+    __slots__ = ()
 
 
-def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(members)
-    return document if len(document) == len(members) else _Repeating(members)
+_Path = tuple[Any, str | int] | None
+"""The path of the outer value, and a name or index in it; None for the whole document."""
 
 
 def _duplicates(data: bytes) -> Found:
-    """Return a violation for each repeated member, 21 at most."""
-    document = json.loads(data, object_pairs_hook=_object, parse_int=str, parse_float=str)
+    """Return a violation for each repeated member, 21 at most.
+
+    The search ends then, and builds only the paths that it returns: a refusal may cost no more
+    than a valid text.
+    """
+    document = json.loads(data, object_pairs_hook=_Members, parse_int=str, parse_float=str)
     found: Found = []
-    for path in _repeated(document, ""):
-        found.append((path, "duplicate", "given more than once"))
-        if full(found):
-            break
+    _find_duplicates(document, None, found)
     return found
 
 
-def _repeated(value: Any, path: str) -> Iterator[str]:
-    """Yield the path of each repeated member."""
-    if isinstance(value, dict):
-        if isinstance(value, _Repeating):
-            yield from (_member(path, name) for name in value.names)
-        for name, each in value.items():
-            if each and isinstance(each, _CONTAINERS):
-                yield from _repeated(each, _member(path, name))
+def _find_duplicates(value: Any, path: _Path, found: Found) -> bool:
+    """Append a violation for each repeated member in `value`; return whether `found` is full."""
+    members: Iterable[tuple[str | int, Any]]
+    if type(value) is _Members:
+        distinct = dict(value)
+        if len(distinct) < len(value) and _note_repeated(value, path, found):
+            return True
+        members = distinct.items()
     else:
-        for index, each in enumerate(value):
-            if each and isinstance(each, _CONTAINERS):
-                yield from _repeated(each, f"{path}[{index}]")
+        members = enumerate(value)
+    for step, each in members:
+        kind = type(each)
+        if (
+            (kind is _Members or kind is list)
+            and each
+            and _find_duplicates(each, (path, step), found)
+        ):
+            return True
+    return False
 
 
-def _member(path: str, name: str) -> str:
-    return f"{path}.{shown_name(name)}" if path else shown_name(name)
+def _note_repeated(members: _Members, path: _Path, found: Found) -> bool:
+    seen: set[str] = set()
+    for name, _ in members:
+        if name in seen:
+            found.append((_shown((path, name)), "duplicate", "given more than once"))
+            if full(found):
+                return True
+        seen.add(name)
+    return False
+
+
+def _shown(path: _Path) -> str:
+    if path is None:
+        return ""
+    outer, step = path
+    before = _shown(outer)
+    if isinstance(step, int):
+        return f"{before}[{step}]"
+    return f"{before}.{shown_name(step)}" if before else shown_name(step)
