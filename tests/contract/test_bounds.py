@@ -42,6 +42,12 @@ HOSTILE = {
     "invisible name": b'{"' + "\u202e".encode() * 300_000 + b'":1}',
     "one repeated name": b"{" + b'"a":1,' * 160_000 + b'"a":1}',
     "deep lists": b'{"title":' + b"[" * 1000 + b"]" * 1000 + b"}",
+    "a deep list in a repeated member": (
+        b'{"title":' + b"[" * 1000 + b"]" * 1000 + b',"title":"y"}' + b" " * 990_000
+    ),
+    "many lists in a repeated member": (
+        b'{"title":' + b"[" * 90 + b"[]," * 9_000 + b"[]" + b"]" * 90 + b',"title":"y"}'
+    ),
     "deeper lists than allowed": b"[" * MEGABYTE,
     "many deep lists": b'{"title":[' + (b"[" * 90 + b"]" * 90 + b",") * 5_000 + b"0]}",
     "a long title": b'{"title":"' + b"x" * MEGABYTE + b'"}',
@@ -250,6 +256,41 @@ def test_values_are_counted_before_the_text_is_parsed(text: bytes) -> None:
     error, _ = refused(lambda: read_json(text))  # not JSON, which only a parser would find
 
     assert [each.rule for each in error.violations] == ["max_values"]
+
+
+@pytest.mark.parametrize("levels", [101, 500, 1_000])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"b":0,"b":', "}")])
+def test_repeated_member_with_a_deep_earlier_value_is_refused(
+    levels: int, opening: str, closing: str
+) -> None:
+    value = opening * levels + "0" + closing * levels
+    text = f'{{"title":{value},"title":"y"}}'.encode()
+    frame = b'{"id":"1","call":{"method":"%s.CreatePost","request":%s}}' % (POSTS.encode(), text)
+    authenticate = f'{{"authenticate":{{"a":{value},"a":1}}}}'.encode()
+    binding = transcoder(f"{POSTS}.CreatePost")
+
+    for call in (
+        lambda: binding.read({}, [], text),
+        lambda: read_client_frame(parse_json(frame), frame),
+        lambda: read_client_frame(parse_json(authenticate), authenticate),
+    ):
+        error, _ = refused(call)
+        assert error.reason == "INVALID_FIELDS"
+        assert [each.rule for each in error.violations] == ["nesting"]
+
+
+def test_repeated_member_with_an_earlier_value_of_allowed_levels_is_a_duplicate() -> None:
+    error, _ = refused(lambda: read_json(b'{"a":' + b"[" * 99 + b"]" * 99 + b',"a":1}'))
+
+    assert [(each.field, each.rule) for each in error.violations] == [("a", "duplicate")]
+
+
+def test_brackets_in_strings_are_no_levels() -> None:
+    text = '{"a":' + json.dumps("[" * 200 + '\\"[') + ',"a":1}'
+
+    error, _ = refused(lambda: read_json(text.encode()))
+
+    assert [(each.field, each.rule) for each in error.violations] == [("a", "duplicate")]
 
 
 def test_document_within_the_limits_is_read() -> None:

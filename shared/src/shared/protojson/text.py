@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Iterator
+from itertools import accumulate
+from types import MappingProxyType
 from typing import Any, Final
 
 import orjson
@@ -13,6 +15,9 @@ from shared.protojson.refusal import Found, RefusedError, full, refusal
 __all__ = ["parse_json", "read_json", "require_unique"]
 
 _CONTAINERS: Final = (dict, list)
+_STEPS: Final = MappingProxyType({ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1})
+"""Change of the level at a bracket."""
+_NO_BRACKETS: Final = bytes(byte for byte in range(256) if byte not in _STEPS)
 _MAX_QUOTES: Final = 4 * MAX_VALUES
 """Quotes in MAX_VALUES members, each of which has a name and a string."""
 
@@ -81,7 +86,7 @@ def _members(document: Any) -> int:
 def _survey(value: Any, level: int) -> Surveyed:
     """Return the numbers of members and values; INVALID_FIELDS for too many levels or values."""
     if level > MAX_NESTING:
-        raise refusal(RefusedError("nesting", f"must have at most {MAX_NESTING} levels").found)
+        raise _too_deep()
     values = len(value)
     if values > MAX_VALUES:
         raise _too_many_values()
@@ -100,6 +105,10 @@ def _survey(value: Any, level: int) -> Surveyed:
     return members, values
 
 
+def _too_deep() -> ServiceError:
+    return refusal(RefusedError("nesting", f"must have at most {MAX_NESTING} levels").found)
+
+
 def _too_many_values() -> ServiceError:
     return refusal(
         RefusedError("max_values", f"must have at most {MAX_VALUES} values in all").found
@@ -114,7 +123,20 @@ def _require_unique(data: bytes, members: int) -> None:
     """
     if data.count(b":") == members or (given := _colons(data)) == members:
         return
-    raise _too_many_values() if given > MAX_VALUES else refusal(_duplicates(data))
+    if given > MAX_VALUES:
+        raise _too_many_values()
+    _require_few_levels(data)
+    raise refusal(_duplicates(data))
+
+
+def _require_few_levels(data: bytes) -> None:
+    """Raise INVALID_FIELDS for a text with too many levels, before `json` recurses into them.
+
+    The parsed document lacks the values of repeated members, except the last one.
+    """
+    brackets = _outside_strings(_unescaped(data)).translate(None, _NO_BRACKETS)
+    if max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > MAX_NESTING:
+        raise _too_deep()
 
 
 def _colons(data: bytes) -> int:
