@@ -248,7 +248,7 @@ def test_document_beyond_a_limit_is_refused(text: bytes, rule: str) -> None:
     "text",
     [
         b"1," * 20_001,
-        b"[" * 20_001,
+        b"[" * 20_002,
         b'""' * 40_001 + b'"' + b"," * 20_001 + b'"',
     ],
 )
@@ -283,6 +283,28 @@ def test_repeated_member_with_an_earlier_value_of_allowed_levels_is_a_duplicate(
     error, _ = refused(lambda: read_json(b'{"a":' + b"[" * 99 + b"]" * 99 + b',"a":1}'))
 
     assert [(each.field, each.rule) for each in error.violations] == [("a", "duplicate")]
+
+
+@pytest.mark.parametrize(
+    ("opening", "element", "closing", "elements"),
+    [
+        (b"[", b"[]", b"]", 20_000),
+        (b'{"x":[', b"[]", b"]}", 19_999),
+        (b'{"x":[', b"{}", b"]}", 19_999),
+        (b'[{"x":[', b"0", b"]}]", 19_998),
+        (b'{"x":[', b'""', b"]}", 19_999),
+    ],
+)
+def test_document_of_20000_values_is_read_and_one_of_20001_is_refused(
+    opening: bytes, element: bytes, closing: bytes, elements: int
+) -> None:
+    def text(count: int) -> bytes:
+        return opening + b",".join([element] * count) + closing
+
+    assert read_json(text(elements))
+    error, _ = refused(lambda: read_json(text(elements + 1)))
+
+    assert [each.rule for each in error.violations] == ["max_values"]
 
 
 def test_brackets_in_strings_are_no_levels() -> None:

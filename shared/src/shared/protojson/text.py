@@ -75,8 +75,12 @@ def _require_few_values(data: bytes) -> None:
 
 
 def _has_many(data: bytes) -> bool:
-    """Return whether a text has more than MAX_VALUES opening brackets or commas."""
-    return data.count(b"{") + data.count(b"[") > MAX_VALUES or data.count(b",") > MAX_VALUES
+    """Return whether a text has too many opening brackets or commas.
+
+    Each bracket begins a value, except that of the document itself.
+    """
+    brackets = data.count(b"{") + data.count(b"[")
+    return brackets > MAX_VALUES + 1 or data.count(b",") > MAX_VALUES
 
 
 def _members(document: Any) -> int:
