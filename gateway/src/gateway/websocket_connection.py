@@ -13,6 +13,7 @@ from gateway.websocket_frames import (
     ClientFrame,
     frame_id,
     member_frame,
+    parse_frame,
     read_client_frame,
 )
 from gateway.websocket_protocol import Socket
@@ -20,7 +21,6 @@ from gateway.websocket_sender import FrameSender
 from gateway.websocket_subscriptions import SocketSubscriptions
 from shared.errors import Code, ServiceError
 from shared.identity import Caller
-from shared.protojson import parse_json
 from shared.trace import new_traceparent
 from shared.wire import message_class
 
@@ -106,7 +106,7 @@ class WebSocketConnection:
             return self._reading
         id_ = ""
         try:
-            document = parse_json(message)
+            document = parse_frame(message)
             id_ = frame_id(document)
             if self._client is None:
                 self._authenticate(document, message)
@@ -121,7 +121,7 @@ class WebSocketConnection:
     async def _receive_large(self, message: bytes) -> None:
         id_ = ""
         try:
-            document = await read_in_thread(parse_json, message)
+            document = await read_in_thread(parse_frame, message)
             id_ = frame_id(document)
             frame = await read_in_thread(read_client_frame, document, message)
             if self._client is not None:  # else `close` has been called

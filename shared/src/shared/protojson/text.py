@@ -1,15 +1,16 @@
 """Parse JSON text (RFC 8259), with limits on its size that are checked first."""
 
 import json
+import math
 from collections.abc import Iterator
-from itertools import accumulate
+from itertools import accumulate, islice
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import orjson
 
 from shared.bounds import MAX_NESTING, MAX_VALUES
-from shared.errors import Code, ServiceError, shown_name
+from shared.errors import MAX_VIOLATIONS, Code, ServiceError, shown_name
 from shared.protojson.refusal import Found, RefusedError, full, refusal
 
 __all__ = ["parse_json", "read_json", "require_unique"]
@@ -29,8 +30,9 @@ def read_json(data: bytes) -> Any:
     """Return the value of a JSON text. Raises INVALID_ARGUMENT:
 
     - MALFORMED_JSON if it is not JSON;
-    - INVALID_FIELDS if it has more than 100 levels, more than 20,000 values, or an object with two
-      members of the same name (RFC 7493, section 2.3).
+    - INVALID_FIELDS if it has more than 100 levels, more than 20,000 values, a number beyond the
+      range of a double, a string with a lone surrogate, or an object with two members of the same
+      name (RFC 7493, sections 2.1 to 2.3).
     """
     document, members = _parsed(data)
     _require_unique(data, members)
@@ -59,10 +61,74 @@ def _parsed(data: bytes) -> tuple[Any, int]:
     try:
         document = orjson.loads(data)
     except orjson.JSONDecodeError:
-        raise ServiceError(
-            Code.INVALID_ARGUMENT, "MALFORMED_JSON", "The text is not valid JSON."
-        ) from None
+        raise _unreadable(data) from None
     return document, _members(document)
+
+
+def _unreadable(data: bytes) -> ServiceError:
+    """Return the error of a text that orjson refuses: not all of these are malformed."""
+    _require_few_levels(data)
+    try:
+        document = json.loads(
+            data.decode(),
+            parse_int=float,
+            parse_constant=_refuse_constant,
+            object_pairs_hook=_Members,
+        )
+        faults = list(islice(_faults(document, ""), MAX_VIOLATIONS + 1))
+    except ValueError:  # of the syntax, or not UTF-8
+        faults = []
+    if faults:
+        return refusal(faults)
+    return ServiceError(Code.INVALID_ARGUMENT, "MALFORMED_JSON", "The text is not valid JSON.")
+
+
+class _Members(tuple[tuple[str, Any], ...]):
+    """The members of an object, also those of the same name."""
+
+    __slots__ = ()
+
+
+_NESTED: Final = (list, _Members)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(name)  # NaN and Infinity are not JSON
+
+
+def _faults(value: Any, path: str) -> Iterator[tuple[str, str, str]]:
+    """Yield a violation for each number, string and name that orjson refuses."""
+    if (fault := _fault_of(value)) is not None:
+        yield path, *fault
+    elif type(value) is list:
+        for index, each in enumerate(value):
+            if each and (type(each) in _NESTED or _fault_of(each) is not None):
+                yield from _faults(each, f"{path}[{index}]")
+    elif type(value) is _Members:
+        for name, each in value:
+            if (fault := _fault_of(name)) is not None:
+                yield _member(path, name), *fault
+            yield from _faults(each, _member(path, name))
+
+
+def _fault_of(value: Any) -> tuple[str, str] | None:
+    """Return rule and message if orjson refuses a number or a string."""
+    if type(value) is float and math.isinf(value):
+        return "range", "is too large for 64 bits"
+    if type(value) is str and not _is_unicode(value):
+        return "format", "must be Unicode text"
+    return None
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether a string has no lone surrogate (RFC 8259, section 8.2)."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _require_few_values(data: bytes) -> None:
