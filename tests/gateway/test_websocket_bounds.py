@@ -11,11 +11,13 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 
 from gateway import websocket_connection as connection_module
+from gateway.large_inputs import LARGE_BYTES
 from gateway.services import Services
 from gateway.socket_limits import FrameBudget, Quota, SocketLimits
 from gateway.websocket import WebSocketEndpoint
@@ -157,6 +159,12 @@ async def closed_with(reader: asyncio.StreamReader) -> tuple[int, str, int]:
     raise AssertionError("no close frame")
 
 
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the logged errors, without those about tasks of earlier tests."""
+    records = [each for each in caplog.records if each.levelname in ("ERROR", "CRITICAL")]
+    return [each.message for each in records if "was destroyed" not in each.message]
+
+
 # Before authentication
 
 
@@ -208,6 +216,61 @@ async def test_invalid_frame_closes_the_socket_with_its_code(
     assert closed[0] == code
     assert closed[1] == reason or reason is None
     writer.close()
+
+
+@pytest.mark.parametrize("size", [0, LARGE_BYTES])
+async def test_unexpected_exception_is_answered_with_internal_and_logged_once(
+    here: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, size: int
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RecursionError("too deep")
+
+    async with here.user() as socket:
+        monkeypatch.setattr(connection_module, "read_client_frame", fail)
+        with capture_logs() as logs:
+            await socket.connection.send('{"id": "1"}' + " " * size)
+            received = await socket.frame()
+        monkeypatch.undo()
+        after = await socket.request({"id": "2", "call": {"method": LIST}})
+
+    assert (received["id"], received["error"]["reason"]) == ("1", "INTERNAL")
+    assert "too deep" not in json.dumps(received)
+    assert [each["event"] for each in logs] == ["frame.failed"]
+    assert "result" in after
+    assert errors(caplog) == []
+
+
+async def test_unexpected_exception_before_authentication_closes_the_socket(
+    here: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RecursionError("too deep")
+
+    monkeypatch.setattr(connection_module, "read_client_frame", fail)
+    async with here.anonymous() as socket:
+        with capture_logs() as logs:
+            await socket.send({"id": "1", "authenticate": {}})
+            received = await socket.frame()
+
+            assert await socket.closed() == (1011, "INTERNAL")
+
+    assert received["error"]["reason"] == "INTERNAL"
+    assert [each["event"] for each in logs] == ["frame.failed"]
+
+
+async def test_repeated_member_with_a_deep_earlier_value_is_refused(here: Gateway) -> None:
+    deep = "[" * 1000 + "]" * 1000
+    async with here.user() as socket:
+        for size in (0, LARGE_BYTES):
+            await socket.connection.send(f'{{"id":"1","x":{deep},"x":1}}' + " " * size)
+            received = await socket.frame()
+
+            assert received["id"] == "1"
+            assert [each["rule"] for each in received["error"]["violations"]] == ["nesting"]
+    async with here.anonymous() as socket:
+        await socket.connection.send(f'{{"authenticate":{{"a":{deep},"a":1}}}}')
+
+        assert await socket.closed() == (4422, "INVALID_FIELDS")
 
 
 async def test_call_before_authentication_is_not_parsed(

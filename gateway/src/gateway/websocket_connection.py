@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+import structlog
+
 from gateway.large_inputs import LARGE_BYTES, read_in_thread
 from gateway.services import Services
 from gateway.websocket_calls import SocketCalls
@@ -19,12 +21,14 @@ from gateway.websocket_frames import (
 from gateway.websocket_protocol import Socket
 from gateway.websocket_sender import FrameSender
 from gateway.websocket_subscriptions import SocketSubscriptions
-from shared.errors import Code, ServiceError
+from shared.errors import Code, ServiceError, internal
 from shared.identity import Caller
-from shared.trace import new_traceparent
+from shared.trace import new_traceparent, trace_id
 from shared.wire import message_class
 
 __all__ = ["AUTHENTICATION_BYTES", "WebSocketConnection"]
+
+_log = structlog.get_logger()
 
 AUTHENTICATION_BYTES: Final = 8192
 """Largest message of a client that has not authenticated."""
@@ -112,10 +116,10 @@ class WebSocketConnection:
                 self._authenticate(document, message)
             else:
                 self._handle(read_client_frame(document, message), self._client)
-        except ServiceError as error:
-            self._sender.send_error(error, id_=id_, traceparent=new_traceparent())
+        except Exception as error:  # noqa: BLE001  # the edge: every frame is answered
+            failure = self._send_failure(error, id_)
             if self._client is None:
-                self._sender.close(error)
+                self._sender.close(failure)
         return None
 
     async def _receive_large(self, message: bytes) -> None:
@@ -126,8 +130,17 @@ class WebSocketConnection:
             frame = await read_in_thread(read_client_frame, document, message)
             if self._client is not None:  # else `close` has been called
                 self._handle(frame, self._client)
-        except ServiceError as error:
-            self._sender.send_error(error, id_=id_, traceparent=new_traceparent())
+        except Exception as error:  # noqa: BLE001  # the edge: every frame is answered
+            self._send_failure(error, id_)
+
+    def _send_failure(self, error: Exception, id_: str) -> ServiceError:
+        """Send the error frame for a refused frame; INTERNAL for an unexpected exception."""
+        traceparent = new_traceparent()
+        if not isinstance(error, ServiceError):
+            _log.error("frame.failed", trace_id=trace_id(traceparent), exc_info=error)
+            error = internal()
+        self._sender.send_error(error, id_=id_, traceparent=traceparent)
+        return error
 
     # Authentication
 
