@@ -218,6 +218,113 @@ async def test_invalid_frame_closes_the_socket_with_its_code(
     writer.close()
 
 
+LARGE_HEAD = b"\x81\xff" + (109_000).to_bytes(8, "big") + b"\0\0\0\0"
+"""The first 14 bytes of a frame with 109 kB."""
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+@pytest.mark.parametrize(
+    ("frames", "code", "reason", "before"),
+    [
+        (b"\x81\x02{}", 1002, None, 0),
+        (b"\xf1\x80\0\0\0\0", 1002, None, 0),
+        (b"\x83\x80\0\0\0\0", 1002, None, 0),
+        (b"\x81\xff" + (2**63 - 1).to_bytes(8, "big") + b"\0\0\0\0", 1009, None, 0),
+        (LARGE_HEAD, 1009, None, 0),
+        (LARGE_HEAD + b" " * 109_000, 1009, None, 0),
+        (HANDSHAKE % b"", 1002, None, 0),
+        (b"GET / HTTP/1.1\r\nHost: gateway\r\n\r\n", 1002, None, 0),
+        (masked(b"", Opcode.BINARY), 1003, "TEXT_ONLY", 0),
+        (masked(b"\xff"), 1007, "INVALID_UTF8", 0),
+        (masked(b"{}"), 4401, "TOKEN_MISSING", 1),
+        (masked(b"", Opcode.PING) + masked(b"{}"), 4401, "TOKEN_MISSING", 2),
+        (masked(b"\x03\xe8", Opcode.CLOSE), 1000, "", 0),
+    ],
+    ids=[
+        "unmasked",
+        "reserved bits",
+        "reserved opcode",
+        "length beyond the limit",
+        "head of a large frame",
+        "large frame",
+        "handshake",
+        "request",
+        "binary",
+        "invalid UTF-8",
+        "text",
+        "ping and text",
+        "close",
+    ],
+)
+async def test_frames_behind_a_handshake_are_handled_after_its_response(
+    here: Gateway,
+    caplog: pytest.LogCaptureFixture,
+    pieces: int,
+    frames: bytes,
+    code: int,
+    reason: str | None,
+    before: int,
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", here.port)
+    sent = HANDSHAKE % b"" + frames
+    writer.write(sent[: len(sent) - (pieces - 1)])
+    head = await reader.readuntil(b"\r\n\r\n")
+    writer.write(sent[len(sent) - (pieces - 1) :])
+
+    assert head.startswith(b"HTTP/1.1 101 ")
+    closed = await closed_with(reader)
+    assert (closed[0], closed[2]) == (code, before)
+    assert closed[1] == reason or reason is None
+    assert errors(caplog) == []
+    writer.close()
+
+
+async def test_authentication_behind_a_handshake_is_handled(here: Gateway) -> None:
+    reader, writer = await here.raw()
+    writer.write(masked(json.dumps(here.authenticate("alice")).encode()))
+
+    assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
+    _, length = await reader.readexactly(2)
+    if length == 126:
+        length = int.from_bytes(await reader.readexactly(2), "big")
+    assert "authenticated" in json.loads(await reader.readexactly(length))
+    writer.close()
+
+
+async def test_frames_behind_a_refused_handshake_are_dropped(here: Gateway) -> None:
+    reader, writer = await here.raw(b"Origin: https://evil.example\r\n")
+    writer.write(masked(b"", Opcode.PING) + masked(b"{}") + masked(b" " * 30_000))
+
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 403 ")
+    assert json.loads(await reader.read())["reason"] == "ORIGIN_REFUSED"
+    writer.close()
+
+
+async def test_frames_behind_an_unanswered_handshake_are_bounded() -> None:
+    begun, go = asyncio.Event(), asyncio.Event()
+    sockets: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        sockets.append(scope["state"]["socket"])
+        await receive()
+        begun.set()
+        await go.wait()
+        await send({"type": "websocket.http.response.start", "status": 503})
+        await send({"type": "websocket.http.response.body", "body": b""})
+
+    async with listening(app) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HANDSHAKE % b"" + masked(b"x" * 2**24))
+        await begun.wait()
+        for _ in range(5_000):  # iterations of the event loop that could read more
+            await asyncio.sleep(0)
+
+        assert 0 < len(sockets[0]._received) <= 2**20
+        go.set()
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 503 ")
+        writer.close()
+
+
 @pytest.mark.parametrize("size", [0, LARGE_BYTES])
 async def test_unexpected_exception_is_answered_with_internal_and_logged_once(
     here: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, size: int
