@@ -30,6 +30,7 @@ from postbus.kinds.v1 import (
 
 from gateway.app import build_app
 from gateway.services import Services
+from gateway.socket_limits import FrameBudget
 from gateway.websocket_connection import WebSocketConnection
 from shared.bus import MessagePattern, ServiceChannel
 from shared.bus.memory import MemoryBus
@@ -129,7 +130,7 @@ async def connect(
     """Open a WebSocket without a network."""
     services, socket = Services.create(bus, verifier, max_body_bytes=10_000_000), MemorySocket()
     await services.verifier.run()
-    return WebSocketConnection(socket, services), socket
+    return WebSocketConnection(socket, services, FrameBudget(1000, 1000)), socket
 
 
 async def call(bus: MemoryBus, verifier: TokenVerifier, token: str, text: str) -> Any:

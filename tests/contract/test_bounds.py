@@ -12,7 +12,7 @@ from gateway.problems import problem
 from gateway.settings import GatewaySettings
 from gateway.targets import query_parameters
 from gateway.transcoding import Transcoder
-from gateway.websocket_frames import read_client_frame
+from gateway.websocket_frames import parse_frame, read_client_frame
 from postbus.bus.v1 import Error, FieldViolation
 from postbus.posts.v1 import CreatePostRequest
 from postbus.registry import METHODS
@@ -21,7 +21,7 @@ from shared import bounds
 from shared.bounds import OverBoundError, count_elements
 from shared.bus.envelope import error_reply
 from shared.errors import Code, ServiceError
-from shared.protojson import parse_json, read_json, read_message
+from shared.protojson import read_json, read_message
 from shared.protojson.refusal import RefusedError
 from shared.protojson.text import _duplicates
 from shared.wire import encode, examine, message_class, read_valid
@@ -43,6 +43,18 @@ HOSTILE = {
     "invisible name": b'{"' + "\u202e".encode() * 300_000 + b'":1}',
     "one repeated name": b"{" + b'"a":1,' * 160_000 + b'"a":1}',
     "deep lists": b'{"title":' + b"[" * 1000 + b"]" * 1000 + b"}",
+    "numbers beyond a double": b'{"title":[' + b"1e400," * 19_000 + b"1e400]}",
+    "one number beyond a double": b'{"title":[' + b"0," * 19_000 + b"1e400]}" + b" " * 960_000,
+    "lone surrogates": b'{"title":"' + b"\\ud800" * 160_000 + b'"}',
+    "long names of lone surrogates": (
+        b"{" + b",".join(b'"%b":1' % (b"\\ud800" * 8_000) for _ in range(20)) + b"}"
+    ),
+    "a deep list in a repeated member": (
+        b'{"title":' + b"[" * 1000 + b"]" * 1000 + b',"title":"y"}' + b" " * 990_000
+    ),
+    "many lists in a repeated member": (
+        b'{"title":' + b"[" * 90 + b"[]," * 9_000 + b"[]" + b"]" * 90 + b',"title":"y"}'
+    ),
     "deeper lists than allowed": b"[" * MEGABYTE,
     "many deep lists": b'{"title":[' + (b"[" * 90 + b"]" * 90 + b",") * 5_000 + b"0]}",
     "a long title": b'{"title":"' + b"x" * MEGABYTE + b'"}',
@@ -92,7 +104,7 @@ def test_hostile_megabyte_is_refused_quickly_and_briefly(text: bytes) -> None:
 def test_hostile_megabyte_in_a_frame_is_refused_quickly_and_briefly(text: bytes) -> None:
     frame = b'{"id":"1","call":{"method":"%s.CreatePost","request":%s}}' % (POSTS.encode(), text)
 
-    error, seconds = refused(lambda: read_client_frame(parse_json(frame), frame))
+    error, seconds = refused(lambda: read_client_frame(parse_frame(frame), frame))
 
     require_bounded(error, seconds)
 
@@ -260,7 +272,7 @@ def test_document_beyond_a_limit_is_refused(text: bytes, rule: str) -> None:
     "text",
     [
         b"1," * 20_001,
-        b"[" * 20_001,
+        b"[" * 20_002,
         b'""' * 40_001 + b'"' + b"," * 20_001 + b'"',
     ],
 )
@@ -268,6 +280,116 @@ def test_values_are_counted_before_the_text_is_parsed(text: bytes) -> None:
     error, _ = refused(lambda: read_json(text))  # not JSON, which only a parser would find
 
     assert [each.rule for each in error.violations] == ["max_values"]
+
+
+@pytest.mark.parametrize("levels", [101, 500, 1_000])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"b":0,"b":', "}")])
+def test_repeated_member_with_a_deep_earlier_value_is_refused(
+    levels: int, opening: str, closing: str
+) -> None:
+    value = opening * levels + "0" + closing * levels
+    text = f'{{"title":{value},"title":"y"}}'.encode()
+    frame = b'{"id":"1","call":{"method":"%s.CreatePost","request":%s}}' % (POSTS.encode(), text)
+    authenticate = f'{{"authenticate":{{"a":{value},"a":1}}}}'.encode()
+    binding = transcoder(f"{POSTS}.CreatePost")
+
+    for call in (
+        lambda: binding.read({}, [], text),
+        lambda: read_client_frame(parse_frame(frame), frame),
+        lambda: read_client_frame(parse_frame(authenticate), authenticate),
+    ):
+        error, _ = refused(call)
+        assert error.reason == "INVALID_FIELDS"
+        assert [each.rule for each in error.violations] == ["nesting"]
+
+
+def test_repeated_member_with_an_earlier_value_of_allowed_levels_is_a_duplicate() -> None:
+    error, _ = refused(lambda: read_json(b'{"a":' + b"[" * 99 + b"]" * 99 + b',"a":1}'))
+
+    assert [(each.field, each.rule) for each in error.violations] == [("a", "duplicate")]
+
+
+@pytest.mark.parametrize(
+    ("opening", "element", "closing", "elements"),
+    [
+        (b"[", b"[]", b"]", 20_000),
+        (b'{"x":[', b"[]", b"]}", 19_999),
+        (b'{"x":[', b"{}", b"]}", 19_999),
+        (b'[{"x":[', b"0", b"]}]", 19_998),
+        (b'{"x":[', b'""', b"]}", 19_999),
+    ],
+)
+def test_document_of_20000_values_is_read_and_one_of_20001_is_refused(
+    opening: bytes, element: bytes, closing: bytes, elements: int
+) -> None:
+    def text(count: int) -> bytes:
+        return opening + b",".join([element] * count) + closing
+
+    assert read_json(text(elements))
+    error, _ = refused(lambda: read_json(text(elements + 1)))
+
+    assert [each.rule for each in error.violations] == ["max_values"]
+
+
+NOT_READ = [
+    (b'{"a":1e400}', "a", "range"),
+    (b'{"a":-1e400}', "a", "range"),
+    (b'{"a":' + b"9" * 400 + b"}", "a", "range"),
+    (b'{"a":[0,1e999]}', "a[1]", "range"),
+    (b'{"a":1e400,"a":1}', "a", "range"),
+    (b'{"a":{"b":"\\ud800"}}', "a.b", "format"),
+    (b'{"a":["\\udc00\\ud800"]}', "a[0]", "format"),
+    (b'{"\\ud800":1}', "\\ud800", "format"),
+    (b'"\\ud800"', "", "format"),
+    (b'{"a":' + b"[" * 1_500 + b"]" * 1_500 + b"}", "", "nesting"),
+]
+
+
+@pytest.mark.parametrize(("text", "path", "rule"), NOT_READ)
+def test_json_that_cannot_be_represented_is_not_called_malformed(
+    text: bytes, path: str, rule: str
+) -> None:
+    json.loads(text.replace(b"[" * 1_500, b"").replace(b"]" * 1_500, b"0"))  # is JSON by RFC 8259
+
+    error, _ = refused(lambda: read_json(text))
+
+    assert error.reason == "INVALID_FIELDS"
+    assert [(each.field, each.rule) for each in error.violations] == [(path, rule)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"a":NaN,"b":1e400}',
+        b"[-Infinity]",
+        b"[1e400,]",
+        b'["\xff",1e400]',
+        b'["\x01",1e400]',
+        b"\xef\xbb\xbf[1e400]",
+        b"[01]",
+        b"",
+    ],
+)
+def test_text_that_is_not_json_is_malformed(text: bytes) -> None:
+    error, _ = refused(lambda: read_json(text))
+
+    assert error.reason == "MALFORMED_JSON"
+
+
+def test_frame_that_cannot_be_represented_has_the_paths_of_rest() -> None:
+    frame = b'{"id":"1","call":{"method":"%s.CreatePost","request":{"title":1e400}}}'
+
+    error, _ = refused(lambda: parse_frame(frame % POSTS.encode()))
+
+    assert [(each.field, each.rule) for each in error.violations] == [("title", "range")]
+
+
+def test_brackets_in_strings_are_no_levels() -> None:
+    text = '{"a":' + json.dumps("[" * 200 + '\\"[') + ',"a":1}'
+
+    error, _ = refused(lambda: read_json(text.encode()))
+
+    assert [(each.field, each.rule) for each in error.violations] == [("a", "duplicate")]
 
 
 def test_document_within_the_limits_is_read() -> None:

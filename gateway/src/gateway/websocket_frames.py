@@ -1,6 +1,8 @@
 """Read and write the frames of the WebSocket (proto/postbus/realtime/v1) as ProtoJSON."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,7 +14,7 @@ from gateway.parameters import Document
 from gateway.update_masks import resource_of, unknown_paths
 from postbus.registry import Method
 from shared.errors import Code, FieldViolation, ServiceError
-from shared.protojson import packed, read_message, require_unique, write_message
+from shared.protojson import packed, parse_json, read_message, require_unique, write_message
 from shared.wire import examine, invalid_fields, message_class, require_valid, to_upb
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "first_member_id",
     "frame_id",
     "member_frame",
+    "parse_frame",
     "read_client_frame",
     "result_frame",
 ]
@@ -58,17 +61,24 @@ class CallFrame(ClientFrame):
     """The valid request message of the method."""
 
 
+def parse_frame(text: bytes) -> Any:
+    """Return the JSON document of a frame; see `parse_json`."""
+    with _paths_in_request():
+        return parse_json(text)
+
+
 def read_client_frame(document: Any, text: bytes) -> ClientFrame:
     """Return the frame in a document.
 
-    `text` is the JSON from which `parse_json` read the document; it is searched for duplicates.
+    `text` is the JSON from which `parse_frame` read the document; it is searched for duplicates.
     Raises INVALID_ARGUMENT with reason NOT_AN_OBJECT, INVALID_FIELDS or WRONG_REQUEST_TYPE;
     UNIMPLEMENTED with UNKNOWN_METHOD. The request of a call is converted only to the request type
     of its method; the paths of its violations are the same as over REST.
     """
     if not isinstance(document, dict):
         raise ServiceError(Code.INVALID_ARGUMENT, "NOT_AN_OBJECT", "A frame is a JSON object.")
-    _require_unique(text, document)
+    with _paths_in_request():
+        require_unique(text, document)
     call = document.get("call")
     if not isinstance(call, dict):
         return _read_envelope(document)
@@ -114,11 +124,14 @@ def _read_request(method: Method, document: Any) -> Message:
     return request
 
 
-def _require_unique(text: bytes, document: Any) -> None:
-    """Raise INVALID_FIELDS for duplicates, with paths relative to the request of a call."""
+@contextmanager
+def _paths_in_request() -> Iterator[None]:
+    """Make the paths of violations relative to the request of a call, as over REST."""
     try:
-        require_unique(text, document)
+        yield
     except ServiceError as error:
+        if not error.violations:
+            raise
         violations = [
             FieldViolation(
                 field=each.field.removeprefix(_IN_REQUEST), rule=each.rule, message=each.message

@@ -243,15 +243,21 @@ class Http1Protocol(Connection):
 
     def _upgrade(self, head: Head) -> None:
         """Hand the connection over to the WebSocket protocol; it counts until it is lost."""
-        received = rebuild(head) + self._buffer
         protocol = self._config.ws_protocol_class(  # type: ignore[misc, call-arg]
             config=self._config, server_state=self._server_state, app_state=self._app_state
         )
         self._server_state.connections.discard(self)
         self._deadlines.cancel()
         self._closing = True
-        self._buffer = b""
-        hand_over(self._transport, protocol, received, self._release)
+        received, self._buffer = self._buffer, b""
+        self.read_on()  # now: afterwards, `protocol` pauses and resumes the transport
+        hand_over(
+            self._transport,
+            protocol,
+            head=rebuild(head),
+            received=received,
+            lost=self._release,
+        )
 
     # Ending
 
