@@ -1,5 +1,5 @@
 """The error of this package."""
 
 
-class InfrastructureError(Exception):
+class ServersUnavailableError(Exception):
     """A server cannot be provided. The text gives the cause and the remedy for the user."""

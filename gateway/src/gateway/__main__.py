@@ -44,7 +44,7 @@ async def _serve(settings: GatewaySettings) -> None:
             rates=RateLimits(_rate_settings(settings), storage),
             sockets=settings.socket_limits,
             allowed_origins=settings.allowed_origins,
-            operations_networks=settings.operations_networks,
+            operator_networks=settings.operator_networks,
             security_contact_uri=settings.security_contact,
         )
         server = uvicorn.Server(_uvicorn_config(app, settings))

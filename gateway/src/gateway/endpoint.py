@@ -167,7 +167,7 @@ class Endpoint:
             access_token=token,
             traceparent=request.traceparent,
             operation_id=key,
-            caller_revision=self._revisions.known(caller_id),
+            caller_revision=self._revisions.highest(caller_id),
             client_address=address,
         )
         headers = self._success.headers(request.trace_id, private=bool(token))
@@ -178,7 +178,7 @@ class Endpoint:
             if conditions is not None and conditions.absent:
                 await self._require_absent(request, conditions.absent, token, call)
             result = await call_method(self._bus, method, call)
-        self._revisions.learn(caller_id, result.caller_revision)
+        self._revisions.record(caller_id, result.caller_revision)
         return self._success.build(result.payload, conditions, headers, replayed=result.replayed)
 
     async def _message(self, request: _Request) -> Message:

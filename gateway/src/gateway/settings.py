@@ -66,7 +66,7 @@ class GatewaySettings(ServiceSettings):
     """Redis for the counts of all gateways, redis://host:port. Unset: each gateway counts alone."""
     allowed_origins: Annotated[tuple[_Origin, ...], NoDecode] = ()
     """Origins of web pages that may use the gateway, separated by commas: https://a.example."""
-    operations_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = LOOPBACK
+    operator_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = LOOPBACK
     """Networks that may read /metrics and the parts of /readyz, separated by commas: 10.0.0.0/8."""
     hsts_seconds: int = Field(0, ge=0)
     """Time for which browsers use only HTTPS; set it if clients use only HTTPS. 0: not sent."""
@@ -86,7 +86,7 @@ class GatewaySettings(ServiceSettings):
     subscriptions_per_user: int = Field(_SOCKETS.subscriptions_per_user, ge=1)
     """Subscriptions of one user on all WebSockets."""
 
-    @field_validator("trusted_proxies", "allowed_origins", "operations_networks", mode="before")
+    @field_validator("trusted_proxies", "allowed_origins", "operator_networks", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if not isinstance(value, str):

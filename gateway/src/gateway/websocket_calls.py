@@ -52,7 +52,7 @@ class SocketCalls:
             raise ServiceError(
                 Code.RESOURCE_EXHAUSTED,
                 "TOO_MANY_CALLS",
-                f"A connection has at most {_MAX_CALLS} concurrent calls.",
+                f"A WebSocket has at most {_MAX_CALLS} concurrent calls.",
                 retry_after=1,
             )
         if frame.id in self._running:
@@ -92,7 +92,7 @@ class SocketCalls:
                 await self._stream(frame.method, call, frame.id)
             else:
                 result = await call_method(self._services.bus, frame.method, call)
-                self._services.revisions.learn(self._user_id, result.caller_revision)
+                self._services.revisions.record(self._user_id, result.caller_revision)
                 self._send_result(frame.method, result.payload, frame.id, replayed=result.replayed)
         except ServiceError as error:
             self._sender.send_error(error, id_=frame.id, traceparent=traceparent)
@@ -111,7 +111,7 @@ class SocketCalls:
             access_token=self._access_token,
             operation_id=frame.content.operation_id,
             traceparent=traceparent,
-            caller_revision=self._services.revisions.known(self._user_id),
+            caller_revision=self._services.revisions.highest(self._user_id),
             client_address=self._address,
         )
 

@@ -194,7 +194,7 @@ class WebSocketConnection:
                 raise ServiceError(
                     Code.FAILED_PRECONDITION,
                     "AUTHENTICATED_BEFORE",
-                    "The connection is authenticated already.",
+                    "The WebSocket is authenticated already.",
                 )
 
 

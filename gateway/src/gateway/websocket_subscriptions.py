@@ -49,7 +49,7 @@ class SocketSubscriptions:
             raise ServiceError(
                 Code.ALREADY_EXISTS,
                 "SUBSCRIPTION_ID_TAKEN",
-                "This socket has a subscription with this id.",
+                "This WebSocket has a subscription with this id.",
             )
         if len(self._by_id) >= limit:
             raise ServiceError(

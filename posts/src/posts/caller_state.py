@@ -88,7 +88,7 @@ class CallerStates:
         if document is None:
             return None
         [author] = self._authors.read([document])
-        return author if author.known else None
+        return author if author.has_profile else None
 
     async def _fetch(self, keys: Sequence[str]) -> dict[str, Document]:
         """Return documents by key: a prefix and an id.

@@ -57,7 +57,7 @@ class AccountRepository:
             user = (await session.exec(query)).one_or_none()
         if user is None:
             raise session_revoked()
-        context.learn_revision(user.revision)
+        context.raise_revision(user.revision)
         return user
 
     async def get_many(self, ids: Sequence[str]) -> Sequence[User]:

@@ -5,7 +5,13 @@ from shared.bus.client import ServiceChannel, call_method, publish, typed_handle
 from shared.bus.decorators import EventPattern, MessagePattern
 from shared.bus.dispatch import Dispatcher
 from shared.bus.envelope import Call, CallResult
-from shared.bus.message_bus import EventHandler, Following, MessageBus, RpcHandler, Subscription
+from shared.bus.message_bus import (
+    EventHandler,
+    MessageBus,
+    RpcHandler,
+    StreamSubscription,
+    Subscription,
+)
 
 __all__ = [
     "Call",
@@ -14,13 +20,13 @@ __all__ = [
     "Event",
     "EventHandler",
     "EventPattern",
-    "Following",
     "MessageBus",
     "MessagePattern",
     "Reply",
     "Request",
     "RpcHandler",
     "ServiceChannel",
+    "StreamSubscription",
     "Subscription",
     "call_method",
     "publish",

@@ -102,7 +102,7 @@ class ServiceChannel:
         with current_slot() or _NO_SLOT:
             result = await call_method(self._bus, method, call, method.name + self._suffix)
         if result.caller_revision and (context := current_context()):
-            context.learn_revision(result.caller_revision)
+            context.raise_revision(result.caller_revision)
         return _decoded(response, result.payload)
 
     async def stream(

@@ -18,7 +18,7 @@ from shared.outbox.outbox import EncodedEvent
 __all__ = ["MemoryBus"]
 
 _KEPT_EVENTS: Final = 10_000
-"""Past events that followers can read."""
+"""Past events that readers of a stream get."""
 
 
 @dataclass(eq=False)
@@ -154,10 +154,10 @@ class MemoryBus:
         target.active.add(consumer)
         return consumer
 
-    async def follow(
+    async def read_stream(
         self, stream: str, types: Sequence[str], handler: EventHandler, *, seconds: float
     ) -> _Consumer:
-        """See MessageBus.follow. Every stream contains all events."""
+        """See MessageBus.read_stream. Every stream contains all events."""
         require_kept(seconds)
         since = time.monotonic() - seconds
         consumer = await self.subscribe(types, handler)

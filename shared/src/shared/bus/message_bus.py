@@ -14,9 +14,9 @@ __all__ = [
     "KEPT_SECONDS",
     "EventHandler",
     "Failure",
-    "Following",
     "MessageBus",
     "RpcHandler",
+    "StreamSubscription",
     "Subscription",
     "require_kept",
 ]
@@ -73,7 +73,7 @@ def require_kept(seconds: float) -> None:
         raise ValueError(f"streams keep events for {KEPT_SECONDS} seconds, not for {seconds}")
 
 
-class Following(Subscription, Protocol):
+class StreamSubscription(Subscription, Protocol):
     """A running subscription to a stream of events."""
 
     @property
@@ -145,14 +145,14 @@ class MessageBus(Protocol):
         called after a reconnect, because events may have been missed.
         """
 
-    async def follow(
+    async def read_stream(
         self, stream: str, types: Sequence[str], handler: EventHandler, *, seconds: float
-    ) -> Following:
+    ) -> StreamSubscription:
         """Pass events of `types` to `handler`: first of the last `seconds`, then new ones.
 
         The events are passed one at a time in the order of publication, without gaps; some are
         passed repeatedly. The result of the handler is ignored. The named `stream` is durable,
-        shared by all its followers, and has the events since it was first followed. Returns once
+        shared by all its readers, and has the events since it was first read. Returns once
         the past events are processed, or after a second if the stream is unavailable; see
-        Following.complete. Raises ValueError if `seconds` is more than KEPT_SECONDS.
+        StreamSubscription.complete. Raises ValueError if `seconds` is more than KEPT_SECONDS.
         """

@@ -350,7 +350,7 @@ class _Stream:
         if isinstance(reply, ServiceError) or waiting < CREDIT:
             self._replies.put_nowait(reply)
         elif waiting == CREDIT:
-            text = "The service sent more replies than the caller allowed."
+            text = "The worker sent more replies than the caller allowed."
             self._replies.put_nowait(unavailable("STREAM_BROKEN", text, Outcome.UNKNOWN))
 
     async def next(self) -> bytes:

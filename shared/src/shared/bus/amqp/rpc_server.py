@@ -111,7 +111,7 @@ class RpcServer(QueueConsumer):
         elif message.oversized:
             self._refuse(channel, message, "REQUEST_TOO_LARGE", "The request is too large.")
         elif len(self._running) >= _MAX_CALLS or self._bytes > _MAX_BYTES:
-            self._refuse(channel, message, "OVERLOADED", "The service is overloaded.")
+            self._refuse(channel, message, "OVERLOADED", "The worker is overloaded.")
         else:
             self._bytes += len(message.body)
             self._running[message] = self._loop.create_task(self._handle(channel, message))
@@ -188,7 +188,7 @@ class RpcServer(QueueConsumer):
         if key not in self._cancelled:  # the server ends, and the caller waits
             if started or self._was_last_server:
                 outcome = Outcome.UNKNOWN if started else Outcome.NO_EFFECT
-                stopped = unavailable("SERVER_STOPPED", "The service has stopped.", outcome)
+                stopped = unavailable("SERVER_STOPPED", "The worker has stopped.", outcome)
                 self._sender.send(channel, message, error_reply(stopped))
             elif type(message) is _BatchedCall:
                 _return_to_queue(channel, message)

@@ -67,7 +67,7 @@ async def test_request_forwarded_by_an_untrusted_local_proxy_is_no_operators(
 
 async def test_operator_networks_are_configurable(bus: MemoryBus, verifier: TokenVerifier) -> None:
     app = build_app(
-        bus, verifier, max_body_bytes=1000, operations_networks=(ip_network("10.0.0.0/8"),)
+        bus, verifier, max_body_bytes=1000, operator_networks=(ip_network("10.0.0.0/8"),)
     )
     async with from_address(app, "10.1.2.3") as client:
         inside = await client.get("/metrics")
