@@ -216,7 +216,7 @@ async def test_unavailable_store_is_logged_at_intervals() -> None:
             for _ in range(3):
                 await rates.admit("192.0.2.1")
 
-    assert [each["event"] for each in logs] == ["rates.store_unavailable"]
+    assert [each["event"] for each in logs] == ["rate_limits.redis_unavailable"]
 
 
 @asynccontextmanager

@@ -85,7 +85,7 @@ class Conditions:
             raise self._mismatch()
 
     def matches_if_none_match(self, etag: str) -> bool:
-        """Return whether the client has this response already: 304."""
+        """Return whether If-None-Match contains the ETag (304)."""
         return bool(self._if_none_match) and contains_tag(self._if_none_match, etag)
 
 

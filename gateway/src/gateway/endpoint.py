@@ -21,7 +21,7 @@ from gateway.large_inputs import LARGE_BYTES, read_in_thread
 from gateway.media_types import require_acceptable
 from gateway.method_access import authorize
 from gateway.problems import problem
-from gateway.request_body import read_body, unread_body
+from gateway.request_body import default_body, read_body
 from gateway.request_headers import bearer_token, fields_of, operation_id, timeout
 from gateway.response_headers import Header
 from gateway.responses import HttpResponse
@@ -109,7 +109,7 @@ class Endpoint:
                 response = await self._call(request)
             except ClientDisconnect:
                 raise
-            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # the edge
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # every request gets a response
                 response = self._problem(error, request)
             origin = request.fields.get(b"origin")
             if origin is not None:
@@ -185,7 +185,7 @@ class Endpoint:
         """Return the request message of the method, valid by the rules of the contract."""
         if self._has_response:
             require_acceptable(request.fields, self._media_type)
-        body = unread_body(self._rule, request.fields)
+        body = default_body(self._rule, request.fields)
         if body is None and request.exchange is not None:
             body = request.exchange.take_body()
         if body is None:

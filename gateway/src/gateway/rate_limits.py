@@ -136,7 +136,7 @@ class RateLimits:
             now = time.monotonic()
             if now >= self._silent_until:
                 self._silent_until = now + _LOG_SECONDS
-                _log.warning("rates.store_unavailable")
+                _log.warning("rate_limits.redis_unavailable")
             return self._memory.count(key)
 
 

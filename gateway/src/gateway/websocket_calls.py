@@ -21,7 +21,7 @@ __all__ = ["SocketCalls"]
 
 _log = structlog.get_logger()
 _MAX_CALLS: Final = 64
-"""Concurrent calls of one connection."""
+"""Concurrent calls of one WebSocket."""
 _COMPLETED: Final = message_class("postbus.realtime.v1.Completed")()
 
 
@@ -47,7 +47,10 @@ class SocketCalls:
         self._running: dict[str, asyncio.Task[None]] = {}
 
     def start(self, frame: CallFrame) -> None:
-        """Start a call; RESOURCE_EXHAUSTED or ALREADY_EXISTS if it is one too many."""
+        """Start a call.
+
+        RESOURCE_EXHAUSTED beyond 64 running calls; ALREADY_EXISTS if a call with this id runs.
+        """
         if len(self._running) >= _MAX_CALLS:
             raise ServiceError(
                 Code.RESOURCE_EXHAUSTED,
@@ -96,7 +99,7 @@ class SocketCalls:
                 self._send_result(frame.method, result.payload, frame.id, replayed=result.replayed)
         except ServiceError as error:
             self._sender.send_error(error, id_=frame.id, traceparent=traceparent)
-        except Exception:  # noqa: BLE001  # the edge: every call gets a frame
+        except Exception:  # noqa: BLE001  # every call gets a frame
             _log.exception("call.failed", trace_id=trace_id(traceparent))
             self._sender.send_error(internal(), id_=frame.id, traceparent=traceparent)
         if self._running.get(frame.id) is asyncio.current_task():

@@ -129,8 +129,6 @@ class WebSocketConnection:
         except ServiceError as error:
             self._sender.send_error(error, id_=id_, traceparent=new_traceparent())
 
-    # Authentication
-
     def _authenticate(self, document: Any, text: bytes) -> None:
         if not isinstance(document, dict) or "authenticate" not in document:
             raise _unauthenticated()
@@ -173,8 +171,6 @@ class WebSocketConnection:
             await self._services.verifier.until_revoked(caller)
         except ServiceError as error:
             self._sender.close(error)
-
-    # Frames of an authenticated client
 
     def _handle(self, frame: ClientFrame, client: _Client) -> None:
         self._services.verifier.require_open(client.caller)

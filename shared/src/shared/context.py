@@ -22,7 +22,7 @@ class Context:
 
     Calls made inside `with context:` inherit its deadline, identity and trace. At the deadline the
     task is cancelled and the block raises DEADLINE_EXCEEDED; entering the block after the deadline
-    raises it at once. (asyncio.timeout takes three times as long.)
+    raises it immediately. (asyncio.timeout takes three times as long.)
     """
 
     name: str

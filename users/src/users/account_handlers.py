@@ -49,7 +49,8 @@ class AccountHandlers:
     """Creates, reads, changes and deletes accounts.
 
     Hashing is slow, so it runs outside transactions. A call acquires a hash slot before any other
-    work, so that a refused call costs nothing."""
+    work, so that a refused call costs nothing.
+    """
 
     accounts: AccountRepository
     sessions: SessionRepository
@@ -142,7 +143,7 @@ class AccountHandlers:
         await self.sessions.require_recent(context)
         ended = await self.sessions.delete(user.id)
         await self.accounts.delete(user.id)
-        # newer than every projection, so that other services query this one
+        # higher than the revision of every projection: other services then call `users`
         context.raise_revision(user.revision + 1)
         await publish_revocations(user.id, ended)
         await publish(UserDeleted(user_id=user.id))

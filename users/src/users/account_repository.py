@@ -96,7 +96,7 @@ class AccountRepository:
                 await session.exec(replaced)
 
     async def search(self, q: str, page: Page) -> Sequence[User]:
-        """Return accounts with names that contain, for each word of `q`, a word with that start.
+        """Return accounts whose names contain, for each word of `q`, a word that starts with it.
 
         They are sorted by username. PostgreSQL cannot estimate the number of matches. For many
         matches the index on the username is scanned in order; for few the search index is used

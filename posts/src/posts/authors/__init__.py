@@ -21,11 +21,12 @@ stored revisions after a missing one. A call is answered from the projection if
   first call that finds a later revision stored copies the user again (`posts.authors.resync`). If
   the lost event is the latest one, calls are answered by `users` until the next change or the
   replay of the dead letter.
-- Events without a revision (of releases before revisions) change the projection only. Accounts
-  start at revision 0 on both sides, for which the projection is always new enough.
-- Deleted users: the tombstone refuses calls. The reply to DeleteMe carries a revision that no event
-  has, so that `users` refuses calls until the tombstone is stored. The erasure of the follows of a
-  deleted user changes no revision: the same event erases them from the projection.
+- Events without a revision (of releases before revisions) change the projection only. A new account
+has revision 0; a caller revision of 0 is never higher, so the projection is used.
+- Deleted users: calls are refused if the author is a tombstone. The reply to DeleteMe carries a
+  revision that no event has, so that `users` refuses calls until the tombstone is stored. The
+  erasure of the follows of a deleted user changes no revision: the same event erases them from the
+  projection.
 - Another gateway receives the revision with the event, within milliseconds, at most a second, while
   the broker is reachable. Until then its calls are answered from the projection as it is.
 """

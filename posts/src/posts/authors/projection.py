@@ -15,7 +15,7 @@ from postbus.users.v1 import (
 )
 from posts.authors.resync import USERS_TIMEOUT, Resync
 from posts.authors.storage import AuthorRepository, author_message
-from posts.caller_state import CallerState, CallerStates, PostState
+from posts.caller_state import CallerData, CallerReader, PostData
 from posts.follow_repository import FollowRepository
 from posts.models import Author
 from shared.context import Context
@@ -53,7 +53,7 @@ class AuthorProjection:
 
     authors: AuthorRepository
     follows: FollowRepository
-    states: CallerStates
+    states: CallerReader
     users: UsersServiceStub
     resync: Resync
 
@@ -89,7 +89,7 @@ class AuthorProjection:
         context: Context,
         *,
         posts: Iterable[str] = (),
-        state: PostState | None = None,
+        state: PostData | None = None,
     ) -> AuthorMessages:
         """Return an Author message per id, and the ids of the `posts` that the caller likes.
 
@@ -113,7 +113,7 @@ class AuthorProjection:
         return AuthorMessages(by_id=messages, liked=caller.liked)
 
     async def _authors_for(
-        self, ids: Sequence[str], found: Authors, state: CallerState, context: Context
+        self, ids: Sequence[str], found: Authors, state: CallerData, context: Context
     ) -> tuple[Authors, Collection[str]]:
         """Return authors by id, and the ids of the users that the caller follows."""
         caller = state.author
@@ -155,7 +155,7 @@ class AuthorProjection:
 
     async def _read_state(
         self, context: Context, *, authors: Iterable[str] = (), posts: Iterable[str] = ()
-    ) -> CallerState:
+    ) -> CallerData:
         """Return the stored state of the caller; UNAUTHENTICATED if the account is deleted."""
         state = await self.states.read(context.user_id, authors=authors, posts=posts)
         _require_not_deleted(state)
@@ -169,7 +169,7 @@ class AuthorProjection:
         return {**await self.authors.by_ids_cached(missing), **found}
 
     async def _fetch_profiles(
-        self, ids: Sequence[str], state: CallerState, context: Context
+        self, ids: Sequence[str], state: CallerData, context: Context
     ) -> dict[str, Profile]:
         """Return profiles by id from `users`, which refuses ended sessions.
 
@@ -198,6 +198,6 @@ def _is_current(author: Author, context: Context) -> bool:
     return context.caller_revision <= author.revision
 
 
-def _require_not_deleted(state: CallerState) -> None:
+def _require_not_deleted(state: CallerData) -> None:
     if state.author is not None and state.author.deleted:
         raise session_revoked()

@@ -14,7 +14,7 @@ from shared.data.mongo_database import Mongo
 __all__ = ["MAX_AHEAD", "AuthorRepository", "author_message", "has_stored", "with_revision"]
 
 MAX_AHEAD: Final = 100
-"""Revisions stored after a missing one. Further ones are not stored, and so are missing, too."""
+"""Revisions stored after a missing one. Further revisions are not stored and count as missing."""
 
 
 class AuthorRepository:

@@ -80,7 +80,7 @@ async def _retry(bus: MessageBus, route: str, call: Call, outcome: Outcome) -> C
 
 
 class ServiceChannel:
-    """Carries the calls of a generated stub over the bus.
+    """Sends the calls of a generated stub over the bus.
 
     users = UsersServiceStub(ServiceChannel(bus))
     response = await users.batch_get_users(BatchGetUsersRequest(ids=ids))
@@ -129,7 +129,7 @@ def _decoded(response: type[M], payload: bytes) -> M:
 
 
 def _new_call(request: betterproto.Message, method: Method, budget: float | None) -> Call:
-    """Return a call, which belongs to the current one if there is one.
+    """Return a call. Inside a handler it is a nested call of the current call.
 
     Its operation id is then derived from that of the current call: if the current call is repeated,
     the nested calls have no second effect.
@@ -161,12 +161,12 @@ async def publish(message: betterproto.Message) -> None:
 
     Raises RuntimeError outside a handler, and in handlers of methods without side effects.
     """
-    work, context = current_unit_of_work(), current_context()
-    if work is None or context is None:
-        raise RuntimeError("publish events in handlers of methods with side effects only")
+    unit, context = current_unit_of_work(), current_context()
+    if unit is None or context is None:
+        raise RuntimeError("events can be published only in handlers of methods with side effects")
     event = _EVENTS_BY_MESSAGE[type(message)]
     version = event.aggregate_version
-    work.events.append(
+    unit.events.append(
         Event(
             id=str(uuid7()),
             source=event.name.split(".")[1],

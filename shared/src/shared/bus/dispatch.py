@@ -92,7 +92,7 @@ class Dispatcher:
             request = read_request(body)
             traceparent = valid_traceparent(request.traceparent)
             began = served.metrics.begin(request.sent_unix_ms / 1000)
-            context, message = self._begin(served, request, traceparent)
+            context, message = self._verify_and_validate(served, request, traceparent)
             with context:
                 if served.has_side_effects:
                     operation = served.operation(request.payload, context)
@@ -120,23 +120,23 @@ class Dispatcher:
             request = read_request(body)
             traceparent = valid_traceparent(request.traceparent)
             began = served.metrics.begin(request.sent_unix_ms / 1000)
-            context, message = self._begin(served, request, traceparent)
+            context, message = self._verify_and_validate(served, request, traceparent)
             async with aclosing(run_stream(served.handler, message, context)) as responses:
                 async for response in responses:
                     sequence += 1
                     yield payload_reply(encode_response(response), sequence)
             yield completed_reply(sequence + 1)
-        except Exception as error:  # noqa: BLE001  # as in _reply
+        except Exception as error:  # noqa: BLE001  # a handler may raise anything; it is logged
             code, reply = _failure(served, error, context, traceparent)
             yield reply
         finally:
             if began:
                 served.metrics.end(began, code)
 
-    def _begin(
+    def _verify_and_validate(
         self, served: ServedMethod, request: Any, traceparent: str
     ) -> tuple[Context, betterproto.Message]:
-        """Return the context and the message of a request after verification and validation.
+        """Return the context and the message of a request.
 
         The token is verified again, because any client of the broker could claim any identity.
         """

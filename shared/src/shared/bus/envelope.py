@@ -47,7 +47,7 @@ class CallResult(NamedTuple):
 
 @dataclass(slots=True)
 class Call:
-    """A call that can be sent, also repeatedly."""
+    """An encoded call with its deadline; it can be sent again."""
 
     request: bytes
     """The encoded Request."""

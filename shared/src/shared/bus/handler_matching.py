@@ -20,7 +20,8 @@ __all__ = [
 T = TypeVar("T")
 
 EVERY_WORKER = "bus"
-"""The methods of the package postbus.bus are served by every worker, on a route of its own."""
+"""`Method.worker` of the methods that every worker serves (package postbus.bus). Their routes end
+with the name of the worker."""
 
 
 class ContractMismatchError(Exception):

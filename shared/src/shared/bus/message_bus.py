@@ -37,10 +37,10 @@ class Failure:
     """The failure of a consumer. The event is retried, or becomes a dead letter."""
 
     reason: str
-    """As of a ServiceError."""
+    """The reason, as in ServiceError."""
     message: str
     retry: bool
-    """Whether a retry may succeed; else the event becomes a dead letter at once."""
+    """Whether a retry may succeed; else the event becomes a dead letter immediately."""
     dependency_down: bool = False
     """Whether a dependency is unavailable. The event is then retried without limit."""
 
@@ -96,9 +96,10 @@ class MessageBus(Protocol):
     def call(self, route: str, call: Call) -> Coroutine[Any, Any, CallResult]:
         """Send `call` to a server of `route` and return the result in its reply.
 
-        Raises ServiceError: the error in the reply; UNAVAILABLE with reason NO_ROUTE at once if no
-        worker serves the route, NOT_CONNECTED at once if the broker is unavailable, CONNECTION_LOST
-        if the connection breaks after the call was sent; DEADLINE_EXCEEDED at the deadline.
+        Raises ServiceError: the error in the reply; UNAVAILABLE with reason NO_ROUTE immediately if
+        no worker serves the route, NOT_CONNECTED immediately if the broker is unavailable,
+        CONNECTION_LOST if the connection breaks after the call was sent; DEADLINE_EXCEEDED at the
+        deadline.
         """
 
     def stream(self, route: str, call: Call) -> AsyncGenerator[bytes, None]:
@@ -123,7 +124,7 @@ class MessageBus(Protocol):
     async def serve(
         self, queue: str, routes: Sequence[str], handler: RpcHandler, *, concurrency: int = 64
     ) -> Subscription:
-        """Answer calls of `routes` by `handler`, `concurrency` at once at most.
+        """Handle calls of `routes` by `handler`, at most `concurrency` at the same time.
 
         All servers of one `queue` share its calls. A call is acknowledged after its reply is sent.
         """
@@ -148,7 +149,7 @@ class MessageBus(Protocol):
     async def read_stream(
         self, stream: str, types: Sequence[str], handler: EventHandler, *, seconds: float
     ) -> StreamSubscription:
-        """Pass events of `types` to `handler`: first of the last `seconds`, then new ones.
+        """Pass events of `types` to `handler`: the events of the last `seconds`, then new ones.
 
         The events are passed one at a time in the order of publication, without gaps; some are
         passed repeatedly. The result of the handler is ignored. The named `stream` is durable,

@@ -44,7 +44,7 @@ class ServedMethod:
         The fingerprint is keyed, so that a request, such as a password, cannot be guessed from it.
         """
         fingerprint = hmac.digest(context.operation_id.encode(), payload, "sha256")
-        # without a token the request is part of the key: strangers may choose equal operation ids
+        # without a token the request is part of the key: anonymous callers may choose equal ids
         caller = context.caller.user_id if context.caller else f"nobody {fingerprint.hex()}"
         return Operation(
             key=Operation.key_of("call", self.method.name, caller, context.operation_id),

@@ -21,12 +21,11 @@ _STREAM: Final = "postbus.revocations.stream"
 _ENDED_SESSIONS: Final = {e.message: e.ended_sessions for e in EVENTS.values() if e.ended_sessions}
 """The events that end sessions, with the name of their field of session ids."""
 _CLOCK_SECONDS: Final = 60.0
-"""A token that has expired for one process may be valid for another: each clock may be wrong by 30
-seconds."""
+"""Largest difference of two clocks, each 30 seconds wrong: a revocation is kept longer by it."""
 REMEMBERED_SECONDS: Final = ACCESS_TOKEN_SECONDS + _CLOCK_SECONDS
 """Time for which a revocation is kept: the lifetime of the tokens that it concerns."""
 _MAX_REVOKED: Final = 100_000
-"""Revoked sessions; beyond it the one that was revoked first is dropped."""
+"""Most revoked sessions that are kept; the oldest revocation is dropped first."""
 _MAX_SESSION_ID: Final = 64
 """Characters of a session's id, a UUID. Tokens with longer ids are refused."""
 

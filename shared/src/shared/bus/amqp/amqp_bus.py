@@ -2,7 +2,7 @@
 
 aio-pika's robust connection restores the topology by rules of its own, and loses exclusive queues
 and cancelled consumers. Here a plain `BrokerSession` is used until it is lost; then every pending
-call fails at once, and a new session starts all servers and consumers again.
+call fails immediately, and a new session starts all servers and consumers again.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ async def connect(
         await bus.wait_ready()
         await bus.publish(event)
 
-    `delays` are the seconds between the attempts to handle an event. Returns at once: the bus
+    `delays` are the seconds between the attempts to handle an event. Returns immediately: the bus
     connects in the background, and again whenever the connection is lost.
     """
     bus = AmqpBus(url, name, delays)
@@ -155,7 +155,7 @@ class AmqpBus:
             with broker_errors():
                 await consumer.start(session)
         except BROKER_ERRORS as error:
-            _log.warning("bus.not_started", queue=consumer.queue_name, error=repr(error))
+            _log.warning("consumer.not_started", queue=consumer.queue_name, error=repr(error))
             self._connected.clear()
             session.mark_lost()
 

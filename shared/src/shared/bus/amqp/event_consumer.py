@@ -103,11 +103,11 @@ class EventConsumer(QueueConsumer):
             topology.REASON: failure.reason,
         }
         if delay is None:
-            headers[topology.MESSAGE] = failure.message[:_MAX_MESSAGE]
+            headers[topology.ERROR_MESSAGE] = failure.message[:_MAX_MESSAGE]
             headers[topology.CONSUMER] = self.queue_name
-            headers[topology.TIME] = datetime.now(UTC).isoformat(timespec="milliseconds")
+            headers[topology.DEAD_AT] = datetime.now(UTC).isoformat(timespec="milliseconds")
             target = ("", topology.dead_letters(self.queue_name).name)
-            _log.error("event.dead", queue=self.queue_name, reason=failure.reason)
+            _log.error("event.dead_lettered", queue=self.queue_name, reason=failure.reason)
         else:
             target = (topology.delay_queue(delay).exchange, self.queue_name)
         header = frames.properties(
@@ -118,7 +118,7 @@ class EventConsumer(QueueConsumer):
             try:
                 await publisher.publish_confirmed(*target, header, message.body)
             except ServiceError as error:
-                _log.warning("event.waits", queue=self.queue_name, reason=error.reason)
+                _log.warning("event.publish_delayed", queue=self.queue_name, reason=error.reason)
                 await asyncio.sleep(_BROKER_DELAY)
             else:
                 return True
