@@ -126,7 +126,10 @@ async def _drop(
 async def _letters(
     connection: aio_pika.abc.AbstractConnection, queue: str
 ) -> AsyncIterator[list[AbstractIncomingMessage]]:
-    """Fetch the messages of a queue, oldest first; unacknowledged ones are requeued at the end."""
+    """Fetch the messages of a queue, oldest first.
+
+    Messages that are not acknowledged in the block are requeued.
+    """
     channel = await connection.channel()
     source = await channel.get_queue(queue, ensure=False)
     letters: list[AbstractIncomingMessage] = []

@@ -156,7 +156,7 @@ class Load:
 
 
 class FailedError(Exception):
-    """Raised if a contender does not start, or answers with an error."""
+    """Raised if a contender does not start, or returns an error."""
 
 
 @contextmanager

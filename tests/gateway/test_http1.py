@@ -433,7 +433,7 @@ SINGLETONS = """
 
 @pytest.mark.parametrize("name", SINGLETONS.split())
 @pytest.mark.parametrize("values", [("1", "1"), ("1", "2")])
-async def test_field_that_has_one_value_is_refused_twice(
+async def test_repeated_singleton_field_is_refused(
     server: Server, name: str, values: tuple[str, str]
 ) -> None:
     fields = [f"{name}: {values[0]}", "Accept: */*", f"{name.lower()}: {values[1]}"]

@@ -68,7 +68,7 @@ async def test_concurrent_calls_share_messages(
     async with queue.iterator() as messages:
         while len(found) < len(calls):
             message = await anext(messages)
-            if message.correlation_id:  # the first call is sent at once
+            if message.correlation_id:  # the first call is sent immediately
                 found.append(decode(Request, message.body).payload)
                 continue
             batch = decode(Batch, message.body)

@@ -1,4 +1,4 @@
-"""Caches of functions: what clients send can not make one grow without bound."""
+"""Caches of functions do not grow without bound with the input of clients."""
 
 import importlib
 import pkgutil

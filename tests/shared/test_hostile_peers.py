@@ -1,4 +1,4 @@
-"""Peers on the bus that send too much, or try to answer the calls of other servers."""
+"""Peers on the bus that send too much, or try to reply to the calls of other servers."""
 
 import asyncio
 import subprocess

@@ -1,5 +1,5 @@
-"""The error of this package."""
+"""The error of servers that cannot be provided."""
 
 
 class ServersUnavailableError(Exception):
-    """A server cannot be provided. The text gives the cause and the remedy for the user."""
+    """Raised if a server cannot be provided. The text gives the cause and the remedy."""

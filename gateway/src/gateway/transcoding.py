@@ -109,9 +109,8 @@ class Transcoder:
             if field is None:
                 found.append(violation(name, "unknown_field", "no such parameter"))
             elif any(f"{field.path}.".startswith(f"{bound}.") for bound in self._bound_fields):
-                found.append(
-                    violation(name, "duplicate", "is set by the path, the body or If-Match")
-                )
+                message = "is set by the path, the body or If-Match"
+                found.append(violation(name, "duplicate", message))
             elif repeated := field.put(document, value):
                 found.append(repeated)
         return found

@@ -97,9 +97,8 @@ class CallerReader:
         the caller's follow of the author to the post. MongoDB reads the authors first, so that a
         follow is at least as new as the revision of the author.
         """
-        posts = _posts(
-            _ids(keys, _POST), [view.split("/") for view in _ids(keys, _FOLLOW_OF_AUTHOR)]
-        )
+        views = [key.split("/") for key in _ids(keys, _FOLLOW_OF_AUTHOR)]
+        posts = _posts(_ids(keys, _POST), views)
         pipeline: list[Document] = [
             {"$match": {"_id": {"$in": _ids(keys, _AUTHOR)}}},
             *_union("posts", _POST, posts),

@@ -86,8 +86,7 @@ class Order:
         return [*leading, ("status", 1), (self.field, stored), *self._ids]
 
     def indexable_conditions(self, wanted: PostFilter) -> list[Condition | None]:
-        """Return the conditions with an index in this order; `[None]` if only the status has
-        one."""
+        """Return the conditions that have an index; `[None]` if only the status has one."""
         if self.field == "updated_at":
             found = [each for each in wanted.conditions if each.field == "author_id"]
         else:

@@ -19,7 +19,6 @@ __all__ = [
     "ALGORITHM",
     "AUDIENCE",
     "ISSUER",
-    "LEEWAY_SECONDS",
     "TOKEN_TYPE",
     "Caller",
     "TokenVerifier",

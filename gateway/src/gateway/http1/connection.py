@@ -62,8 +62,8 @@ class Connection(asyncio.Protocol):
         self._unwritten = 0
         self._defaults: tuple[list[tuple[bytes, bytes]], bytes] = ([], b"")
 
-    def read_on(self) -> None:
-        """Continue to read from the transport, unless enough input is buffered."""
+    def update_reading(self) -> None:
+        """Read from the transport, unless enough input is buffered."""
         raise NotImplementedError
 
     def finish(self, exchange: "Exchange") -> None:

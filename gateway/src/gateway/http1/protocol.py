@@ -25,7 +25,7 @@ from gateway.http1.upgrade import hand_over, is_handshake, rebuild, require_hand
 from gateway.request_body import too_large
 from shared.errors import Outcome, ServiceError
 
-__all__ = ["Http1Protocol", "http1"]
+__all__ = ["http1"]
 
 _BUFFER_BYTES: Final = 64 * 1024
 """Bytes of a body or of later requests that are buffered before reading is paused."""
@@ -118,7 +118,7 @@ class Http1Protocol(Connection):
             self._fail(error)
         self.update_reading()
 
-    def read_on(self) -> None:
+    def update_reading(self) -> None:
         """See Connection."""
         buffered = len(self._buffer)
         if self._exchange is not None and not self._exchange.complete:

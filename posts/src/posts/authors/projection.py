@@ -23,7 +23,7 @@ from shared.errors import Code, ServiceError
 from shared.identity import session_revoked
 from shared.outbox.unit_of_work import outside_unit_of_work
 
-__all__ = ["AuthorMessages", "AuthorProjection"]
+__all__ = ["AuthorProjection"]
 
 _UNAVAILABLE: Final = (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED)
 
@@ -46,7 +46,7 @@ class AuthorMessages:
 class AuthorProjection:
     """Reads authors as callers see them.
 
-    A call is answered from the projection if that includes all changes of the caller that the
+    The projection is used if it includes all changes of the caller that the
     gateway has seen, see `posts.authors`. Otherwise, and for users that the projection
     lacks, `users` is called. While `users` is unavailable, the projection is used.
     """

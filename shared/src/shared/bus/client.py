@@ -141,12 +141,11 @@ def _new_call(request: betterproto.Message, method: Method, budget: float | None
         return Call.new(payload, deadline=deadline, traceparent=new_traceparent())
     if context.remaining <= 0:
         raise deadline_exceeded()
-    changes = method.idempotency is not Idempotency.NO_SIDE_EFFECTS
     return Call.new(
         payload,
         deadline=min(deadline, context.deadline),
         access_token=context.access_token,
-        operation_id=context.nested_operation_id(method.name, changes=changes),
+        operation_id=context.nested_operation_id(method.name, changes=method.has_side_effects),
         traceparent=child_traceparent(context.traceparent),
         correlation_id=context.correlation_id,
         caller_revision=context.caller_revision,

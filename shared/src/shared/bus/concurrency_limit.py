@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Final
 
-__all__ = ["ConcurrencyLimit", "Slot", "current_slot"]
+__all__ = ["ConcurrencyLimit", "current_slot"]
 
 
 class ConcurrencyLimit:

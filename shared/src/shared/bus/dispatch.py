@@ -25,7 +25,7 @@ from shared.outbox.unit_of_work import Execution, Perform, current_unit_of_work
 from shared.trace import trace_id, valid_traceparent
 from shared.wire import decode, read_valid
 
-__all__ = ["Dispatcher", "Verifier"]
+__all__ = ["Dispatcher"]
 
 _log = structlog.get_logger()
 _MAX_BUDGET = 60.0
@@ -94,7 +94,7 @@ class Dispatcher:
             began = served.metrics.begin(request.sent_unix_ms / 1000)
             context, message = self._verify_and_validate(served, request, traceparent)
             with context:
-                if served.has_side_effects:
+                if served.method.has_side_effects:
                     operation = served.operation(request.payload, context)
                     execute = partial(_execute, served.handler, message, context)
                     payload, replayed = await self._perform_exclusively(operation, execute)

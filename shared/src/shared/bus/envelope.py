@@ -160,7 +160,7 @@ def _read(reply: bytes) -> Any:
 
 
 def unavailable(reason: str, message: str, outcome: int = Outcome.NO_EFFECT) -> ServiceError:
-    """Return UNAVAILABLE: a call could not be delivered or answered."""
+    """Return UNAVAILABLE: a call could not be delivered, or has no reply."""
     return ServiceError(Code.UNAVAILABLE, reason, message, retry_after=1, outcome=outcome)
 
 

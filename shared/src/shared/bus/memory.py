@@ -1,4 +1,9 @@
-"""An in-memory bus for tests, with the guarantees of the AMQP bus."""
+"""An in-memory bus for tests. It encodes messages as the AMQP bus does, and differs from it here:
+
+- Cancelling a subscription cancels a running handler, and its event returns to the queue.
+- `broadcast` calls one process after the other without a deadline, and raises the error of one.
+- The connection cannot break: `on_gap` is never called, and past events are always complete.
+"""
 
 import asyncio
 import time
@@ -187,18 +192,18 @@ class MemoryBus:
 
 async def _answer(server: _Server, route: str, body: bytes) -> bytes:
     async with server.limit:
-        answer = server.handler(route, body)
-        if isinstance(answer, AsyncGenerator):
+        handling = server.handler(route, body)
+        if isinstance(handling, AsyncGenerator):
             raise TypeError(f"{route} streams")
-        return await answer
+        return await handling
 
 
 async def _stream(server: _Server, route: str, body: bytes, replies: asyncio.Queue[bytes]) -> None:
     async with server.limit:
-        answer = server.handler(route, body)
-        if not isinstance(answer, AsyncGenerator):
-            replies.put_nowait(await answer)
+        handling = server.handler(route, body)
+        if not isinstance(handling, AsyncGenerator):
+            replies.put_nowait(await handling)
             return
-        async with aclosing(answer):
-            async for reply in answer:
+        async with aclosing(handling):
+            async for reply in handling:
                 await replies.put(reply)

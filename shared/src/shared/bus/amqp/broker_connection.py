@@ -103,10 +103,10 @@ class MessageChannel:
         A channel has at most one consumer. The handler must not raise.
         """
         self._on_delivered = handler
-        answer = await self._underlay.basic_consume(
+        reply = await self._underlay.basic_consume(
             queue, _drop, no_ack=no_ack, arguments=dict(arguments or {})
         )
-        return str(answer.consumer_tag)
+        return str(reply.consumer_tag)
 
     def on_returned(self, handler: Callable[[Returned], None]) -> None:
         """Pass unroutable mandatory messages to `handler`."""

@@ -18,7 +18,7 @@ from shared.bus.amqp.broker_connection import (
     RefusedError,
 )
 from shared.bus.amqp.frames import Delivered, Returned
-from shared.bus.amqp.topology import CALL_EXCHANGE, CONTROL_EXCHANGE, EVENT_EXCHANGE, STREAM
+from shared.bus.amqp.topology import ALL_EVENTS, CALL_EXCHANGE, CONTROL_EXCHANGE, EVENT_EXCHANGE
 from shared.bus.envelope import (
     Call,
     CallResult,
@@ -93,7 +93,7 @@ class BrokerSession:
         await exchanges.declare_exchange(CALL_EXCHANGE, "direct", durable=True)
         for name in (CONTROL_EXCHANGE, EVENT_EXCHANGE):
             await exchanges.declare_exchange(name, "topic", durable=True)
-        await self.publishing.declare(STREAM)
+        await self.publishing.declare(ALL_EVENTS)
         requests.on_returned(self._on_returned)
         self._controls = await self.publishing.channel()
         self._events = await self.publishing.channel(confirms=True)
@@ -371,7 +371,7 @@ class _Stream:
 def _random_ids() -> list[str]:
     """Return new correlation ids of 128 random bits, as 32 hex digits each.
 
-    Any process that may publish to the reply queue could answer a call whose id it can guess: the
+    Any process that may publish to the reply queue could reply to a call whose id it can guess: the
     ids that one server sees must not reveal the ids of other calls.
     """
     digits = os.urandom(16 * _IDS_AT_ONCE).hex()

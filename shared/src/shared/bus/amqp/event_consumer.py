@@ -8,7 +8,6 @@ from typing import Any, Final
 import structlog
 from aio_pika.abc import AbstractChannel, AbstractQueue
 
-from postbus.bus.v1 import Event
 from shared.bus.amqp import frames, topology
 from shared.bus.amqp.broker_connection import BrokerConnection, MessageChannel
 from shared.bus.amqp.broker_session import CONTENT_TYPE, BrokerSession
@@ -17,7 +16,7 @@ from shared.bus.amqp.queue_consumer import QueueConsumer
 from shared.bus.amqp.queue_migration import declare_or_replace
 from shared.bus.message_bus import EventHandler, Failure
 from shared.errors import ServiceError
-from shared.wire import decode
+from shared.outbox.outbox import EncodedEvent
 
 __all__ = ["EventConsumer"]
 
@@ -133,7 +132,7 @@ def _attempt(message: Delivered) -> int:
 
 def _names(message: Delivered) -> dict[str, Any]:
     try:
-        event = decode(Event, message.body)
+        event = EncodedEvent.read(message.body)
     except ServiceError:
         return {}
     return {"message_id": _truncate(event.id), "type_": _truncate(event.type)}

@@ -158,11 +158,11 @@ class RpcServer(QueueConsumer):
             if not started:
                 await self._limit.acquire()
                 started = True
-            replies = self._handler(message.routing_key, message.body)
-            if isinstance(replies, AsyncGenerator):
-                await self._stream(channel, message, key, replies)
+            handling = self._handler(message.routing_key, message.body)
+            if isinstance(handling, AsyncGenerator):
+                await self._stream(channel, message, key, handling)
             else:
-                self._sender.send(channel, message, await replies)
+                self._sender.send(channel, message, await handling)
             self._acknowledge(channel, message)
             if len(self._running) == 1:
                 channel.transport.flush()
@@ -235,18 +235,18 @@ class RpcServer(QueueConsumer):
         """Handle a broadcast without waiting for a slot; only for methods of postbus.bus."""
         if not route.startswith("postbus.bus.") or len(self._running) >= _MAX_CALLS:
             return
-        replies = self._handler(route, control.request)
-        if isinstance(replies, AsyncGenerator):
+        handling = self._handler(route, control.request)
+        if isinstance(handling, AsyncGenerator):
             return
         channel, header = self._channel, self._sender.header(control.correlation_id)
 
         async def reply() -> None:
             try:
-                channel.publish("", control.reply_to, header, await replies)
+                channel.publish("", control.reply_to, header, await handling)
             finally:
-                del self._running[replies]
+                del self._running[handling]
 
-        self._running[replies] = asyncio.create_task(reply())
+        self._running[handling] = asyncio.create_task(reply())
 
     def _cancel(self, key: _Key) -> None:
         """Cancel a call.

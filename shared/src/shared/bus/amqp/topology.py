@@ -8,6 +8,7 @@ from typing import Final, Self
 from shared.bus.message_bus import KEPT_SECONDS
 
 __all__ = [
+    "ALL_EVENTS",
     "ATTEMPT",
     "CALL_EXCHANGE",
     "CONSUMER",
@@ -16,7 +17,6 @@ __all__ = [
     "ERROR_MESSAGE",
     "EVENT_EXCHANGE",
     "REASON",
-    "STREAM",
     "Queue",
     "TopologyError",
     "consumer_queue",
@@ -84,7 +84,7 @@ class Queue:
     """Whether the exchange belongs to this queue alone: a fanout exchange, declared with it."""
 
 
-STREAM: Final = Queue(
+ALL_EVENTS: Final = Queue(
     name="postbus.events.stream",
     arguments={
         "x-queue-type": "stream",
