@@ -19,7 +19,7 @@ from typing import Any, Final, Self
 from tools.paths import DEV, ROOT, SERVICES
 from tools.servers import servers
 
-__all__ = ["Guard", "MutationError", "listed", "mutate", "numbers"]
+__all__ = ["listed", "mutate", "numbers"]
 
 _LISTS: Final = ROOT / "tests" / "guards"
 _PACKAGES: Final = ("shared", *SERVICES)

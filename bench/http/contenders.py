@@ -18,7 +18,7 @@ from tests.system import WITHOUT_RATES, free_port
 from tests.tokens import TokenMaker
 from tools.node import node_environment, npm
 from tools.paths import DEV
-from tools.servers import InfrastructureError, packages
+from tools.servers import ServersUnavailableError, packages
 from tools.uv import uv
 
 __all__ = ["CONNECTIONS", "POST", "TOKEN", "Contender", "installed", "load", "running"]
@@ -131,7 +131,7 @@ def installed() -> Iterator[Contender]:
     for contender in _contenders():
         try:
             contender.install()
-        except (OSError, subprocess.CalledProcessError, InfrastructureError) as error:
+        except (OSError, subprocess.CalledProcessError, ServersUnavailableError) as error:
             print(f"bench: http: without {contender.name}: {error}", flush=True)
         else:
             yield contender

@@ -24,7 +24,7 @@ from shared.errors import Code, ServiceError
 from shared.protojson import read_json, read_message
 from shared.protojson.refusal import RefusedError
 from shared.protojson.text import _duplicates
-from shared.wire import encode, examine, message_class, read_valid
+from shared.wire import encode, find_violations, message_class, read_valid
 from tests.contract.kinds import Kinds
 from tools.contracts.generate.openapi import MAX_BODY_BYTES
 
@@ -196,7 +196,7 @@ def _cpu_seconds(work: Callable[[], object]) -> float:
 def test_violations_of_rules_are_20_at_most() -> None:
     kind: Any = message_class("postbus.users.v1.BatchGetUsersRequest")
 
-    violations, more = examine(kind(ids=[""] * 21))
+    violations, more = find_violations(kind(ids=[""] * 21))
 
     assert (len(violations), more) == (20, True)
 

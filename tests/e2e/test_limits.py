@@ -61,7 +61,7 @@ async def test_settings_of_limits_and_headers_take_effect(
     settings = {
         "POSTBUS_HSTS_SECONDS": "60",
         "POSTBUS_ALLOWED_ORIGINS": page,
-        "POSTBUS_OPERATIONS_NETWORKS": "10.0.0.0/8",
+        "POSTBUS_OPERATOR_NETWORKS": "10.0.0.0/8",
         "POSTBUS_RATE_ADDRESS": "1000/hour",
         "POSTBUS_RATE_USER": "900/hour",
         "POSTBUS_RATE_USER_CHANGES": "1/hour",

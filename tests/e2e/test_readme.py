@@ -27,7 +27,7 @@ def block(language: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("language", "pattern"), [("proto", "*.proto"), ("python", "*.py")])
-def test_code_of_the_readme_stands_in_the_repository(language: str, pattern: str) -> None:
+def test_code_in_the_readme_is_code_of_the_repository(language: str, pattern: str) -> None:
     folder = ROOT / ("proto/postbus/posts" if language == "proto" else "posts/src")
     wanted = "\n".join(block(language))
     sources = (

@@ -1,4 +1,4 @@
-"""A stopped or killed worker: callers fail at once, and calls work again after its return."""
+"""A stopped or killed worker: calls fail immediately, and calls work again after its return."""
 
 import asyncio
 import json
@@ -61,7 +61,7 @@ async def test_killed_worker_is_a_503_at_once_until_it_returns(
 async def test_killed_worker_loses_no_acknowledged_write_and_no_event(
     system: System, client: httpx.AsyncClient, unique: Unique
 ) -> None:
-    """Kills `posts` twice under load; every client repeats its request until it is answered."""
+    """Kills `posts` twice under load; every client repeats its request until it has a response."""
     alice = await sign_up(client, unique("alice"))
     answered: dict[str, str] = {}
 

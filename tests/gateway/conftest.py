@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed
 
 from gateway.app import build_app
 from gateway.gateway import Gateway
-from gateway.http1 import Clients, HttpLimits, http1
+from gateway.http1 import ConnectionCounts, HttpLimits, http1
 from gateway.websocket_protocol import WebSocketProtocol
 from postbus.bus.v1 import Reply, Request
 from postbus.registry import METHODS
@@ -76,7 +76,7 @@ async def listening(app: ASGIApp, **options: Any) -> AsyncIterator[int]:
 
     `options` are uvicorn's.
     """
-    clients = Clients(total=10_000, per_address=10_000)
+    clients = ConnectionCounts(total=10_000, per_address=10_000)
     config = uvicorn.Config(
         app,
         http=http1(HttpLimits(), clients),

@@ -201,7 +201,7 @@ async def test_retry_after_is_rounded_up(
         ("forged", 'Bearer realm="postbus", error="invalid_token"'),
     ],
 )
-async def test_401_challenge_tells_an_invalid_token_from_a_missing_one(
+async def test_401_challenge_differs_for_invalid_and_missing_tokens(
     gateway: httpx.AsyncClient, tokens: TokenMaker, token: str | None, challenge: str
 ) -> None:
     made = {"expired": tokens.token("alice", lifetime=timedelta(minutes=-1)), "forged": "x.y.z"}

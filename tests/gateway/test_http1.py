@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
 from gateway.cors import Cors
-from gateway.http1 import Clients, HttpLimits, http1
+from gateway.http1 import ConnectionCounts, HttpLimits, http1
 from gateway.http1.body_framing import (
     EXTENSION_BYTES,
     STEP_CHUNKS,
@@ -138,7 +138,7 @@ class Server:
 
     port: int
     echo: Echo
-    clients: Clients
+    clients: ConnectionCounts
     uvicorn: uvicorn.Server
 
 
@@ -171,12 +171,12 @@ async def until(condition: Callable[[], bool]) -> None:
 @asynccontextmanager
 async def serve(
     limits: HttpLimits | None = None,
-    clients: Clients | None = None,
+    clients: ConnectionCounts | None = None,
     origins: Sequence[str] = (),
     **options: Any,
 ) -> AsyncIterator[Server]:
     """Run a server until the end of the block."""
-    echo, clients = Echo(), clients or Clients(total=1000, per_address=1000)
+    echo, clients = Echo(), clients or ConnectionCounts(total=1000, per_address=1000)
     config = uvicorn.Config(
         echo,
         http=http1(limits or HttpLimits(max_body_bytes=BODY_BYTES), clients, Cors(origins)),
@@ -433,7 +433,7 @@ SINGLETONS = """
 
 @pytest.mark.parametrize("name", SINGLETONS.split())
 @pytest.mark.parametrize("values", [("1", "1"), ("1", "2")])
-async def test_field_that_has_one_value_is_refused_twice(
+async def test_repeated_singleton_field_is_refused(
     server: Server, name: str, values: tuple[str, str]
 ) -> None:
     fields = [f"{name}: {values[0]}", "Accept: */*", f"{name.lower()}: {values[1]}"]
@@ -1489,7 +1489,7 @@ async def test_server_shuts_down_despite_any_client(sent: bytes) -> None:
 
 
 async def test_total_number_of_connections_is_limited() -> None:
-    async with serve(clients=Clients(total=2, per_address=9)) as server:
+    async with serve(clients=ConnectionCounts(total=2, per_address=9)) as server:
         async with connect(server), connect(server), connect(server) as third:
             response = await third.response()
             assert response.outline == (503, "TOO_MANY_CONNECTIONS")
@@ -1500,7 +1500,7 @@ async def test_total_number_of_connections_is_limited() -> None:
 
 
 async def test_connections_of_an_address_are_limited() -> None:
-    clients = Clients(total=9, per_address=1)
+    clients = ConnectionCounts(total=9, per_address=1)
     async with (
         serve(clients=clients) as server,
         connect(server) as first,
@@ -1516,7 +1516,7 @@ async def test_number_of_open_refused_connections_is_limited(
 ) -> None:
     monkeypatch.setattr("gateway.http1.connection._MAX_REFUSED", 1)
     async with (
-        serve(clients=Clients(total=1, per_address=9)) as server,
+        serve(clients=ConnectionCounts(total=1, per_address=9)) as server,
         connect(server),
         connect(server) as second,
         connect(server) as third,
@@ -1526,13 +1526,13 @@ async def test_number_of_open_refused_connections_is_limited(
 
 
 async def test_trusted_proxy_has_no_limit_per_address() -> None:
-    clients = Clients(total=9, per_address=1, proxies=["127.0.0.0/8", "::1"])
+    clients = ConnectionCounts(total=9, per_address=1, proxies=["127.0.0.0/8", "::1"])
     async with serve(clients=clients) as server, connect(server):
         assert [each.status for each in await exchange(server, LAST)] == [200]
 
 
 async def test_ended_connection_is_not_counted() -> None:
-    async with serve(clients=Clients(total=50, per_address=40)) as server:
+    async with serve(clients=ConnectionCounts(total=50, per_address=40)) as server:
         sends = [
             LAST, b"nonsense\r\n\r\n", b"GET", b"", POST[:-1], request("GET /large HTTP/1.1"),
             request("GET /fail HTTP/1.1"), request("GET /leave HTTP/1.1"),

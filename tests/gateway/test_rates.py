@@ -30,7 +30,7 @@ from tests.gateway.conftest import listening, open_socket
 from tests.people import eventually
 from tests.system import free_port
 from tests.tokens import TokenMaker
-from tools.servers import InfrastructureError, packages
+from tools.servers import ServersUnavailableError, packages
 from users.settings import UsersSettings
 
 READ = METHODS["postbus.users.v1.UsersService.GetMe"]
@@ -168,7 +168,7 @@ async def redis_url() -> AsyncIterator[str]:
     if program is None:
         try:
             packages.provide(["redis-server"])
-        except InfrastructureError as error:
+        except ServersUnavailableError as error:
             pytest.skip(f"no Redis here: {error}")
         program = str(packages.UNPACKED / "usr/bin/redis-server")
         libraries = packages.library_path()
@@ -216,7 +216,7 @@ async def test_unavailable_store_is_logged_at_intervals() -> None:
             for _ in range(3):
                 await rates.admit("192.0.2.1")
 
-    assert [each["event"] for each in logs] == ["rates.store_unavailable"]
+    assert [each["event"] for each in logs] == ["rate_limits.redis_unavailable"]
 
 
 @asynccontextmanager

@@ -65,8 +65,8 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     given = settings(
         monkeypatch,
         allowed_origins="https://a.example, https://b.example:8443",
-        operations_networks="10.0.0.0/8,::1/128",
+        operator_networks="10.0.0.0/8,::1/128",
     )
 
     assert given.allowed_origins == ("https://a.example", "https://b.example:8443")
-    assert list(map(str, given.operations_networks)) == ["10.0.0.0/8", "::1/128"]
+    assert list(map(str, given.operator_networks)) == ["10.0.0.0/8", "::1/128"]

@@ -184,7 +184,7 @@ async def test_short_pages_reach_every_liked_post(mongo: tuple[Mongo, SentComman
     assert len(everything) == len(set(everything)) == POSTS
 
 
-async def test_rare_condition_is_one_short_scan(mongo: tuple[Mongo, SentCommands]) -> None:
+async def test_rare_condition_needs_one_short_scan(mongo: tuple[Mongo, SentCommands]) -> None:
     opened, sent = mongo
     posts, wanted = PostSearch(opened), PostFilter(q="even only3", tag="common")
 

@@ -26,7 +26,7 @@ from postbus.users.v1 import (
 )
 from posts.author_handlers import AuthorHandlers
 from posts.authors import AuthorCache, AuthorProjection, AuthorRepository, Resync
-from posts.caller_state import CallerStates
+from posts.caller_state import CallerReader
 from posts.comments import CommentRepository
 from posts.erasure import PostErasure, UserErasure
 from posts.feed import FeedHandlers
@@ -125,7 +125,7 @@ def a_projection(mongo: Mongo, authors: AuthorRepository, bus: MemoryBus) -> Aut
     return AuthorProjection(
         authors=authors,
         follows=follows,
-        states=CallerStates(mongo),
+        states=CallerReader(mongo),
         users=users,
         resync=Resync(mongo, authors, follows, users),
     )

@@ -16,7 +16,7 @@ from shared.bus import Call, CallResult
 from shared.bus.amqp import connect, rpc_server
 from shared.bus.amqp.amqp_bus import AmqpBus
 from shared.bus.amqp.frames import properties
-from shared.bus.amqp.topology import CONTROL_EXCHANGE, RPC_EXCHANGE
+from shared.bus.amqp.topology import CALL_EXCHANGE, CONTROL_EXCHANGE
 from shared.errors import Code, ServiceError
 from shared.wire import decode, encode
 
@@ -72,14 +72,14 @@ async def test_concurrent_calls_share_messages(
     route = unique("route.")
     queue = await channel.declare_queue(exclusive=True)
     for key in (route, f"{route}/batch"):
-        await queue.bind(RPC_EXCHANGE, key)
+        await queue.bind(CALL_EXCHANGE, key)
     calls = [asyncio.create_task(bus.call(route, a_call(each))) for each in numbered(20)]
 
     found: list[bytes] = []
     async with queue.iterator() as messages:
         while len(found) < len(calls):
             message = await anext(messages)
-            if message.correlation_id:  # the first call is sent at once
+            if message.correlation_id:  # the first call is sent immediately
                 found.append(decode(Request, message.body).payload)
                 continue
             batch = decode(Batch, message.body)
@@ -100,7 +100,7 @@ async def test_batch_has_8_calls_of_16_kib_at_most(
     route = unique("route.")
     queue = await channel.declare_queue(exclusive=True)
     for key in (route, f"{route}/batch"):
-        await queue.bind(RPC_EXCHANGE, key)
+        await queue.bind(CALL_EXCHANGE, key)
     payloads = [b"first", *numbered(20), bytes(16 * 2**10)]
     calls = [asyncio.create_task(bus.call(route, a_call(each))) for each in payloads]
 
@@ -125,7 +125,7 @@ async def test_calls_expire_in_the_queue_with_their_budget(
 ) -> None:
     route = unique("route.")
     queue = await channel.declare_queue(exclusive=True)
-    await queue.bind(RPC_EXCHANGE, route)
+    await queue.bind(CALL_EXCHANGE, route)
     for seconds in (0.05, 5):
         calling = asyncio.create_task(bus.call(route, a_call(b"%d" % seconds, seconds)))
         if seconds < 1:
@@ -147,7 +147,7 @@ async def test_server_without_batch_support_gets_single_calls(
 ) -> None:
     route = unique("route.")
     queue = await channel.declare_queue(exclusive=True)
-    await queue.bind(RPC_EXCHANGE, route)
+    await queue.bind(CALL_EXCHANGE, route)
 
     async def answer(message: AbstractIncomingMessage) -> None:
         reply = aio_pika.Message(
@@ -303,7 +303,7 @@ async def test_stopping_server_hands_on_calls_of_any_deadline(
     requests = [Request(deadline_unix_ms=each) for each in deadlines.values()]
     batch = Batch(correlation_ids=[*deadlines], messages=[encode(each) for each in requests])
     first = await bus.serve(queue, [route], hold, concurrency=1)
-    exchange = await channel.get_exchange(RPC_EXCHANGE)
+    exchange = await channel.get_exchange(CALL_EXCHANGE)
     await exchange.publish(aio_pika.Message(bytes(batch), reply_to=replies.name), f"{route}/batch")
     await begun.wait()
     second = await bus.serve(queue, [route], echo)
@@ -352,7 +352,7 @@ async def test_bad_batch_is_dropped_unhandled(
         return await echo(route, body)
 
     server = await bus.serve(queue, [route], count)
-    exchange = await channel.get_exchange(RPC_EXCHANGE)
+    exchange = await channel.get_exchange(CALL_EXCHANGE)
 
     with structlog.testing.capture_logs() as lines:
         await exchange.publish(aio_pika.Message(body, reply_to="none"), f"{route}/batch")
@@ -369,7 +369,7 @@ async def test_batch_at_the_bounds_is_answered(
 ) -> None:
     route, replies = unique("route."), await channel.declare_queue(exclusive=True)
     server = await bus.serve(unique("queue."), [route], echo)
-    exchange = await channel.get_exchange(RPC_EXCHANGE)
+    exchange = await channel.get_exchange(CALL_EXCHANGE)
     ids = [f"{number:0255}" for number in range(64)]
     request = encode(Request(payload=b"here"))
     body = bytes(Batch(correlation_ids=ids, messages=[request] * 64))
@@ -389,7 +389,7 @@ async def test_bad_batch_of_replies_is_dropped(
 ) -> None:
     route = unique("route.")
     queue = await channel.declare_queue(exclusive=True)
-    await queue.bind(RPC_EXCHANGE, route)
+    await queue.bind(CALL_EXCHANGE, route)
     call = asyncio.create_task(bus.call(route, a_call(b"x")))
     async with queue.iterator() as messages:
         request = await anext(messages)
@@ -497,7 +497,7 @@ async def test_server_keeps_the_last_1024_cancellations_of_calls_to_come(
     route = f"postbus.bus.v1.{unique('route')}"
     server = await bus.serve(unique("queue."), [route], echo)
     controls = await channel.get_exchange(CONTROL_EXCHANGE)
-    calls = await channel.get_exchange(RPC_EXCHANGE)
+    calls = await channel.get_exchange(CALL_EXCHANGE)
     replies = await channel.declare_queue(exclusive=True)
 
     cancels = [
@@ -556,7 +556,7 @@ async def settle_cancelled(bus: AmqpBus, route: str, _: pytest.MonkeyPatch) -> N
 async def settle_bad_batch(bus: AmqpBus, route: str, _: pytest.MonkeyPatch) -> None:
     session = bus._session
     assert session is not None
-    session._sender._channel.publish(RPC_EXCHANGE, f"{route}/batch", properties(""), b"\xff")
+    session._sender._channel.publish(CALL_EXCHANGE, f"{route}/batch", properties(""), b"\xff")
     await settle_singles(bus, route, _)
 
 
@@ -683,7 +683,7 @@ async def test_caller_without_batch_support_gets_single_replies(
 ) -> None:
     route, replies = unique("route."), await channel.declare_queue(exclusive=True)
     server = await bus.serve(unique("queue."), [route], echo)
-    exchange = await channel.get_exchange(RPC_EXCHANGE)
+    exchange = await channel.get_exchange(CALL_EXCHANGE)
 
     await asyncio.gather(
         *(

@@ -47,7 +47,7 @@ async def test_cancellation_at_the_deadline_remains_a_cancellation() -> None:
 def test_revision_of_the_callers_account_never_falls() -> None:
     context = a_context(1)
 
-    context.learn_revision(7)
-    context.learn_revision(6)
+    context.raise_revision(7)
+    context.raise_revision(6)
 
     assert context.caller_revision == 7

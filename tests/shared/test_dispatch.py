@@ -261,7 +261,7 @@ async def test_reply_carries_the_callers_revision_if_it_is_higher_than_that_of_t
             self, _request: CreatePostRequest, context: Context
         ) -> CreatePostResponse:
             seen.append(context.caller_revision)
-            context.learn_revision(7)
+            context.raise_revision(7)
             return CreatePostResponse()
 
         @MessagePattern(PostsServiceBase.get_post)

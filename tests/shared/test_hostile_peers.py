@@ -1,4 +1,4 @@
-"""Peers on the bus that send too much, or try to answer the calls of other servers."""
+"""Peers on the bus that send too much, or try to reply to the calls of other servers."""
 
 import asyncio
 import subprocess
@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from postbus.bus.v1 import Code, FieldViolation, Outcome, Reply
 from shared.bus import Call
 from shared.bus.amqp import AmqpBus, connect, rpc_server
-from shared.bus.amqp.topology import RPC_EXCHANGE
+from shared.bus.amqp.topology import CALL_EXCHANGE
 from shared.bus.envelope import error_reply
 from shared.bus.message_bus import CREDIT
 from shared.errors import ServiceError
@@ -45,7 +45,7 @@ async def test_correlation_ids_are_128_random_bits(
 ) -> None:
     route = unique("route.")
     queue = await channel.declare_queue(exclusive=True)
-    await queue.bind(RPC_EXCHANGE, route)
+    await queue.bind(CALL_EXCHANGE, route)
     calls = [asyncio.create_task(bus.call(route, a_call(seconds=2))) for _ in range(300)]
 
     async with asyncio.timeout(5), queue.iterator() as requests:
@@ -64,7 +64,7 @@ async def test_stream_with_replies_beyond_the_credit_is_broken(
 ) -> None:
     route = unique("route.")
     queue = await channel.declare_queue(exclusive=True)
-    await queue.bind(RPC_EXCHANGE, route)
+    await queue.bind(CALL_EXCHANGE, route)
     replies = bus.stream(route, a_call())
     first = asyncio.create_task(anext(replies))
 

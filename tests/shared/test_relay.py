@@ -269,7 +269,7 @@ async def test_relay_publishes_a_backlog_without_a_further_commit(notes: Notes) 
     assert broker.event_ids == [f"{number:03}" for number in range(350)]
 
 
-async def test_refused_event_alone_is_published_again(notes: Notes) -> None:
+async def test_only_the_refused_event_is_published_again(notes: Notes) -> None:
     broker = Broker()
     broker.refused = {"3"}
 

@@ -92,7 +92,7 @@ async def test_queue_with_consumers_is_not_replaced(
     with structlog.testing.capture_logs() as logs:
         subscribing = asyncio.create_task(bus.subscribe([event], ignore, queue=name))
         async with asyncio.timeout(20):
-            while not any(each["event"] == "bus.not_started" for each in logs):  # noqa: ASYNC110
+            while not any(each["event"] == "consumer.not_started" for each in logs):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
     assert not subscribing.done()
     assert await channel.get_queue(name, ensure=True)  # the old queue is there

@@ -1,4 +1,4 @@
-"""FastAPI on uvicorn: `alone` responds at once, `faststream` calls a FastStream worker."""
+"""FastAPI on uvicorn: `alone` responds immediately, `faststream` calls a FastStream worker."""
 
 import asyncio
 import itertools

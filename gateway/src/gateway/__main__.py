@@ -8,7 +8,7 @@ from starlette.types import ASGIApp
 
 from gateway.app import build_app
 from gateway.cors import Cors
-from gateway.http1 import Clients, HttpLimits, http1
+from gateway.http1 import ConnectionCounts, HttpLimits, http1
 from gateway.rate_limits import RateLimits, RateLimitSettings
 from gateway.rate_storage import open_storage
 from gateway.response_headers import transport_security
@@ -44,7 +44,7 @@ async def _serve(settings: GatewaySettings) -> None:
             rates=RateLimits(_rate_settings(settings), storage),
             sockets=settings.socket_limits,
             allowed_origins=settings.allowed_origins,
-            operations_networks=settings.operations_networks,
+            operator_networks=settings.operator_networks,
             security_contact_uri=settings.security_contact,
         )
         server = uvicorn.Server(_uvicorn_config(app, settings))
@@ -63,7 +63,7 @@ def _rate_settings(settings: GatewaySettings) -> RateLimitSettings:
 
 def _uvicorn_config(app: ASGIApp, settings: GatewaySettings) -> uvicorn.Config:
     limits = HttpLimits(max_body_bytes=settings.max_body_bytes, idle_seconds=settings.idle_seconds)
-    clients = Clients(
+    clients = ConnectionCounts(
         total=settings.max_connections,
         per_address=settings.max_connections_per_address,
         proxies=settings.trusted_proxies,

@@ -22,7 +22,7 @@ from gateway.large_inputs import LARGE_BYTES
 from gateway.media_types import require_acceptable
 from gateway.method_access import authorize
 from gateway.problems import problem
-from gateway.request_body import read_body, unread_body
+from gateway.request_body import default_body, read_body
 from gateway.request_headers import bearer_token, fields_of, operation_id, timeout
 from gateway.response_headers import Header
 from gateway.responses import HttpResponse
@@ -122,7 +122,7 @@ class Endpoint:
                 response = await self._call(request)
             except ClientDisconnect:
                 raise
-            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # the edge
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # every request gets a response
                 response = self._problem(error, request)
             origin = request.fields.get(b"origin")
             if origin is not None:
@@ -180,7 +180,7 @@ class Endpoint:
             access_token=token,
             traceparent=request.traceparent,
             operation_id=key,
-            caller_revision=self._revisions.known(caller_id),
+            caller_revision=self._revisions.highest(caller_id),
             client_address=address,
         )
         headers = self._success.headers(request.trace_id, private=bool(token))
@@ -191,14 +191,14 @@ class Endpoint:
             if conditions is not None and conditions.absent:
                 await self._require_absent(request, conditions.absent, token, call)
             result = await call_method(self._bus, method, call)
-        self._revisions.learn(caller_id, result.caller_revision)
+        self._revisions.record(caller_id, result.caller_revision)
         return self._success.build(result.payload, conditions, headers, replayed=result.replayed)
 
     async def _message(self, request: _Request, caller_id: str, seconds: float) -> Message:
         """Return the request message of the method, valid by the rules of the contract."""
         if self._has_response:
             require_acceptable(request.fields, self._media_type)
-        body = unread_body(self._rule, request.fields)
+        body = default_body(self._rule, request.fields)
         if body is None and request.exchange is not None:
             body = request.exchange.take_body()
         if body is None:

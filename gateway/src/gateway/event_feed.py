@@ -84,7 +84,7 @@ class EventFeed:
                 del self._listeners[key]
 
     async def _on_event(self, body: bytes) -> None:
-        async with self._delivery_lock:  # keeps the order: the bus runs several handlers at once
+        async with self._delivery_lock:  # keeps the order: the bus runs handlers concurrently
             try:
                 event = parse_as(_Event, body)
                 key, data = _key_and_data(event)
@@ -116,7 +116,10 @@ class EventFeed:
 
 
 def _key_and_data(event: Any) -> tuple[_Key, Any]:
-    """Return the key of an event's listeners, and its message. No listener has an empty key."""
+    """Return the key of an event's listeners, and its message.
+
+    The key is empty, and has no listeners, for an event that clients may not receive.
+    """
     event_type = CLIENT_EVENTS.get(event.type)
     if event_type is None:  # published under the routing key of another type
         return ("", ""), None

@@ -50,7 +50,7 @@ class Gateway:
         self._cors = services.cors
 
     def running(self) -> AbstractAsyncContextManager[Any]:
-        """Return the context in which the gateway consumes events, for use without a server."""
+        """Return the context in which the gateway consumes events, for tests without uvicorn."""
         return self._inner.router.lifespan_context(self._inner)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

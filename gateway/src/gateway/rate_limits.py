@@ -19,7 +19,7 @@ from gateway.client_addresses import network_of
 from gateway.problems import HttpError
 from gateway.rate_storage import BoundedStorage
 from gateway.response_headers import Header
-from postbus.registry import METHODS, Access, Idempotency, Method
+from postbus.registry import METHODS, Access, Method
 from shared.errors import Code
 
 __all__ = ["RateLimitSettings", "RateLimits"]
@@ -97,8 +97,9 @@ class RateLimits:
         special = _policies(method.name.rpartition(".")[2], rate, by_user=by_user)
         if not with_token:
             return _Plan(special + self._of_address)
-        changes = method.idempotency is not Idempotency.NO_SIDE_EFFECTS
-        return _Plan(special + (self._of_changes if changes else []) + self._of_user)
+        return _Plan(
+            special + (self._of_changes if method.has_side_effects else []) + self._of_user
+        )
 
     async def admit(
         self, address: str, caller_id: str = "", method: Method | None = None
@@ -140,7 +141,7 @@ class RateLimits:
             now = time.monotonic()
             if now >= self._silent_until:
                 self._silent_until = now + _LOG_SECONDS
-                _log.warning("rates.store_unavailable")
+                _log.warning("rate_limits.redis_unavailable")
             return self._memory.count(key)
 
 

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import structlog
 from google.protobuf.message import Message
 
-from gateway.conditional import Conditions, entity_tag, is_safe
+from gateway.conditional import Conditions, entity_tag
 from gateway.cors import Cors
 from gateway.response_headers import JSON, NO_STORE, SECURITY, Header
 from gateway.responses import HttpResponse
@@ -32,7 +32,9 @@ class SuccessResponses:
         method, rule = transcoder.method, transcoder.rule
         self._transcoder = transcoder
         self._status = rule.status
-        self._tagged = rule.status in (200, 201) and (bool(method.version) or is_safe(method))
+        self._tagged = rule.status in (200, 201) and (
+            bool(method.version) or not method.has_side_effects
+        )
         self._version_of = attrgetter(".".join(method.version)) if method.version else None
         self._collection, *name = rule.location or ("",)
         self._name_of = attrgetter(".".join(name)) if name else None

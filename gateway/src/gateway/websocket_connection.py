@@ -156,8 +156,6 @@ class WebSocketConnection:
         self._sender.send_error(error, id_=id_, traceparent=traceparent)
         return error
 
-    # Authentication
-
     def _authenticate(self, document: Any, text: bytes) -> None:
         if not isinstance(document, dict) or "authenticate" not in document:
             raise _unauthenticated()
@@ -202,8 +200,6 @@ class WebSocketConnection:
         except ServiceError as error:
             self._sender.close(error)
 
-    # Frames of an authenticated client
-
     def _handle(self, frame: ClientFrame, client: _Client, *, late: float = 0.0) -> None:
         self._services.verifier.require_open(client.caller)
         if isinstance(frame, CallFrame):
@@ -222,7 +218,7 @@ class WebSocketConnection:
                 raise ServiceError(
                     Code.FAILED_PRECONDITION,
                     "AUTHENTICATED_BEFORE",
-                    "The connection is authenticated already.",
+                    "The WebSocket is authenticated already.",
                 )
 
 

@@ -15,7 +15,7 @@ from gateway.update_masks import resource_of, unknown_paths
 from postbus.registry import Method
 from shared.errors import Code, FieldViolation, ServiceError
 from shared.protojson import packed, parse_json, read_message, require_unique, write_message
-from shared.wire import examine, invalid_fields, message_class, require_valid, to_upb
+from shared.wire import find_violations, invalid_fields, message_class, require_valid, to_upb
 
 __all__ = [
     "EVENT_SUFFIX",
@@ -118,7 +118,7 @@ def _read_request(method: Method, document: Any) -> Message:
     request = read_message(message_class(method.request_name), document)
     resource = resource_of(method)
     found = unknown_paths(resource, request) if resource and resource.has_mask else []
-    broken, more = examine(request)
+    broken, more = find_violations(request)
     if found or broken:
         raise invalid_fields([*found, *broken], more=more)
     return request
@@ -172,6 +172,6 @@ def error_frame(error: ServiceError, *, id_: str, trace: str) -> bytes:
 def event_prefix(id_: str) -> bytes:
     """Return the beginning of a subscription's frames, up to the JSON of the delivery.
 
-    A delivery can so be written to JSON once for all subscriptions.
+    So each delivery is written to JSON only once, for all subscriptions.
     """
     return b'{"id":' + orjson.dumps(id_) + b',"event":'

@@ -20,12 +20,12 @@ from gateway.http1.deadlines import NEVER
 from gateway.http1.exchange import Exchange
 from gateway.http1.head import Head, parse_head
 from gateway.http1.head_fields import CHUNKED, HEAD_BYTES, refusal
-from gateway.http1.http_limits import Clients, HttpLimits
+from gateway.http1.http_limits import ConnectionCounts, HttpLimits
 from gateway.http1.upgrade import hand_over, is_handshake, rebuild, require_handshake
 from gateway.request_body import too_large
 from shared.errors import Outcome, ServiceError
 
-__all__ = ["Http1Protocol", "http1"]
+__all__ = ["http1"]
 
 _BUFFER_BYTES: Final = 64 * 1024
 """Bytes of a body or of later requests that are buffered before reading is paused."""
@@ -37,7 +37,7 @@ _BARE_LINE_END: Final = re.compile(rb"(?<!\r)\n|\r[^\n]")
 
 def http1(
     limits: HttpLimits,
-    clients: Clients,
+    clients: ConnectionCounts,
     cors: Cors = Cors(()),  # noqa: B008  # never changed
 ) -> type[asyncio.Protocol]:
     """Return the protocol class for `http` of uvicorn's Config.
@@ -59,7 +59,7 @@ class Http1Protocol(Connection):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         limits: HttpLimits,
-        clients: Clients,
+        clients: ConnectionCounts,
         cors: Cors,
     ) -> None:
         loop = _loop or asyncio.get_running_loop()
@@ -110,17 +110,15 @@ class Http1Protocol(Connection):
         else:
             self.close()
 
-    # Reading
-
     def _advance(self) -> None:
         try:
             while not self._closing and self._read_next():
                 pass
         except ServiceError as error:
             self._fail(error)
-        self.read_on()
+        self.update_reading()
 
-    def read_on(self) -> None:
+    def update_reading(self) -> None:
         """See Connection."""
         buffered = len(self._buffer)
         if self._exchange is not None and not self._exchange.complete:
@@ -180,7 +178,7 @@ class Http1Protocol(Connection):
         """Run the application for a request."""
         length = head.content_length
         body = None
-        if 0 <= length <= len(self._buffer):  # the whole body has arrived, as usual
+        if 0 <= length <= len(self._buffer):  # usually the whole body has arrived
             body, self._buffer = self._buffer[:length], self._buffer[length:]
             self._deadlines.reading = NEVER
         else:
@@ -250,7 +248,7 @@ class Http1Protocol(Connection):
         self._deadlines.cancel()
         self._closing = True
         received, self._buffer = self._buffer, b""
-        self.read_on()  # now: afterwards, `protocol` pauses and resumes the transport
+        self.update_reading()  # now: afterwards, `protocol` pauses and resumes the transport
         hand_over(
             self._transport,
             protocol,
@@ -258,8 +256,6 @@ class Http1Protocol(Connection):
             received=received,
             lost=self._release,
         )
-
-    # Ending
 
     def finish(self, exchange: Exchange) -> None:
         """See Connection."""

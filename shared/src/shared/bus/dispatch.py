@@ -21,11 +21,11 @@ from shared.context import Context
 from shared.errors import Code, Outcome, ServiceError, internal
 from shared.identity import Caller, token_missing
 from shared.outbox.inbox import Operation, OperationResult
-from shared.outbox.unit_of_work import Handle, Perform, current_unit_of_work
+from shared.outbox.unit_of_work import Execution, Perform, current_unit_of_work
 from shared.trace import trace_id, valid_traceparent
 from shared.wire import decode, read_valid
 
-__all__ = ["Dispatcher", "Verifier"]
+__all__ = ["Dispatcher"]
 
 _log = structlog.get_logger()
 _MAX_BUDGET = 60.0
@@ -92,18 +92,18 @@ class Dispatcher:
             request = read_request(body)
             traceparent = valid_traceparent(request.traceparent)
             began = served.metrics.begin(request.sent_unix_ms / 1000)
-            context, message = self._begin(served, request, traceparent)
+            context, message = self._verify_and_validate(served, request, traceparent)
             with context:
-                if served.has_side_effects:
+                if served.method.has_side_effects:
                     operation = served.operation(request.payload, context)
-                    handle = partial(_handle, served.handler, message, context)
-                    payload, replayed = await self._perform_exclusively(operation, handle)
+                    execute = partial(_execute, served.handler, message, context)
+                    payload, replayed = await self._perform_exclusively(operation, execute)
                 else:
                     payload = encode_response(await served.handler(message, context))
                     replayed = False
             revision = context.caller_revision
-            learned = revision if revision > request.caller_revision else 0
-            return payload_reply(payload, replayed=replayed, caller_revision=learned)
+            raised = revision if revision > request.caller_revision else 0
+            return payload_reply(payload, replayed=replayed, caller_revision=raised)
         except asyncio.CancelledError:
             code = Code.CANCELLED
             raise
@@ -120,23 +120,23 @@ class Dispatcher:
             request = read_request(body)
             traceparent = valid_traceparent(request.traceparent)
             began = served.metrics.begin(request.sent_unix_ms / 1000)
-            context, message = self._begin(served, request, traceparent)
+            context, message = self._verify_and_validate(served, request, traceparent)
             async with aclosing(run_stream(served.handler, message, context)) as responses:
                 async for response in responses:
                     sequence += 1
                     yield payload_reply(encode_response(response), sequence)
             yield completed_reply(sequence + 1)
-        except Exception as error:  # noqa: BLE001  # as in _reply
+        except Exception as error:  # noqa: BLE001  # a handler may raise anything; it is logged
             code, reply = _failure(served, error, context, traceparent)
             yield reply
         finally:
             if began:
                 served.metrics.end(began, code)
 
-    def _begin(
+    def _verify_and_validate(
         self, served: ServedMethod, request: Any, traceparent: str
     ) -> tuple[Context, betterproto.Message]:
-        """Return the context and the message of a request after verification and validation.
+        """Return the context and the message of a request.
 
         The token is verified again, because any client of the broker could claim any identity.
         """
@@ -187,11 +187,11 @@ class Dispatcher:
             )
         context, operation = consumed.context(event), consumed.operation(event)
         message = decode(consumed.message, event.data)
-        handle = partial(_handle, consumed.handler, message, context)
+        execute = partial(_execute, consumed.handler, message, context)
         began, code = consumed.metrics.begin(event.time.timestamp()), Code.INTERNAL
         try:
             with context:
-                await self._perform(operation, handle)
+                await self._perform(operation, execute)
             code = Code.UNSPECIFIED
         except ServiceError as error:
             code = error.code
@@ -199,7 +199,9 @@ class Dispatcher:
         finally:
             consumed.metrics.end(began, code)
 
-    async def _perform_exclusively(self, operation: Operation, handle: Handle) -> OperationResult:
+    async def _perform_exclusively(
+        self, operation: Operation, execute: Execution
+    ) -> OperationResult:
         """Perform an operation, unless it runs in this process: then ABORTED, OPERATION_RUNNING.
 
         An execution in another process is serialised by the inbox.
@@ -208,18 +210,18 @@ class Dispatcher:
             raise ServiceError(
                 Code.ABORTED,
                 "OPERATION_RUNNING",
-                "The operation is still running. Repeat the request with the same operation id.",
+                "The operation is still running. Repeat the request with the same idempotency key.",
                 retry_after=1,
                 outcome=Outcome.UNKNOWN,
             )
         self._running.add(operation.key)
         try:
-            return await self._perform(operation, handle)
+            return await self._perform(operation, execute)
         finally:
             self._running.discard(operation.key)
 
 
-async def _handle(handler: Handler, message: betterproto.Message, context: Context) -> bytes:
+async def _execute(handler: Handler, message: betterproto.Message, context: Context) -> bytes:
     """Execute a handler in the current unit of work; return the encoded response."""
     unit = current_unit_of_work()
     context.restart(late=unit is not None and unit.late)

@@ -47,7 +47,7 @@ class CallResult(NamedTuple):
 
 @dataclass(slots=True)
 class Call:
-    """A call that can be sent, also repeatedly."""
+    """An encoded call with its deadline; it can be sent again."""
 
     request: bytes
     """The encoded Request."""
@@ -160,7 +160,7 @@ def _read(reply: bytes) -> Any:
 
 
 def unavailable(reason: str, message: str, outcome: int = Outcome.NO_EFFECT) -> ServiceError:
-    """Return UNAVAILABLE: a call could not be delivered or answered."""
+    """Return UNAVAILABLE: a call could not be delivered, or has no reply."""
     return ServiceError(Code.UNAVAILABLE, reason, message, retry_after=1, outcome=outcome)
 
 

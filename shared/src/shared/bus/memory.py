@@ -1,4 +1,9 @@
-"""An in-memory bus for tests, with the guarantees of the AMQP bus."""
+"""An in-memory bus for tests. It encodes messages as the AMQP bus does, and differs from it here:
+
+- Cancelling a subscription cancels a running handler, and its event returns to the queue.
+- `broadcast` calls one process after the other without a deadline, and raises the error of one.
+- The connection cannot break: `on_gap` is never called, and past events are always complete.
+"""
 
 import asyncio
 import time
@@ -18,7 +23,7 @@ from shared.outbox.outbox import EncodedEvent
 __all__ = ["MemoryBus"]
 
 _KEPT_EVENTS: Final = 10_000
-"""Past events that followers can read."""
+"""Past events that readers of a stream get."""
 
 
 @dataclass(eq=False)
@@ -154,10 +159,10 @@ class MemoryBus:
         target.active.add(consumer)
         return consumer
 
-    async def follow(
+    async def read_stream(
         self, stream: str, types: Sequence[str], handler: EventHandler, *, seconds: float
     ) -> _Consumer:
-        """See MessageBus.follow. Every stream contains all events."""
+        """See MessageBus.read_stream. Every stream contains all events."""
         require_kept(seconds)
         since = time.monotonic() - seconds
         consumer = await self.subscribe(types, handler)
@@ -187,18 +192,18 @@ class MemoryBus:
 
 async def _answer(server: _Server, route: str, body: bytes) -> bytes:
     async with server.limit:
-        answer = server.handler(route, body)
-        if isinstance(answer, AsyncGenerator):
+        handling = server.handler(route, body)
+        if isinstance(handling, AsyncGenerator):
             raise TypeError(f"{route} streams")
-        return await answer
+        return await handling
 
 
 async def _stream(server: _Server, route: str, body: bytes, replies: asyncio.Queue[bytes]) -> None:
     async with server.limit:
-        answer = server.handler(route, body)
-        if not isinstance(answer, AsyncGenerator):
-            replies.put_nowait(await answer)
+        handling = server.handler(route, body)
+        if not isinstance(handling, AsyncGenerator):
+            replies.put_nowait(await handling)
             return
-        async with aclosing(answer):
-            async for reply in answer:
+        async with aclosing(handling):
+            async for reply in handling:
                 await replies.put(reply)

@@ -8,7 +8,6 @@ from typing import Any, Final
 import structlog
 from aio_pika.abc import AbstractChannel, AbstractQueue
 
-from postbus.bus.v1 import Event
 from shared.bus.amqp import frames, topology
 from shared.bus.amqp.broker_connection import BrokerConnection, MessageChannel
 from shared.bus.amqp.broker_session import CONTENT_TYPE, BrokerSession
@@ -17,7 +16,7 @@ from shared.bus.amqp.queue_consumer import QueueConsumer
 from shared.bus.amqp.queue_migration import declare_or_replace
 from shared.bus.message_bus import EventHandler, Failure
 from shared.errors import ServiceError
-from shared.wire import decode
+from shared.outbox.outbox import EncodedEvent
 
 __all__ = ["EventConsumer"]
 
@@ -103,11 +102,11 @@ class EventConsumer(QueueConsumer):
             topology.REASON: failure.reason,
         }
         if delay is None:
-            headers[topology.MESSAGE] = failure.message[:_MAX_MESSAGE]
+            headers[topology.ERROR_MESSAGE] = failure.message[:_MAX_MESSAGE]
             headers[topology.CONSUMER] = self.queue_name
-            headers[topology.TIME] = datetime.now(UTC).isoformat(timespec="milliseconds")
+            headers[topology.DEAD_AT] = datetime.now(UTC).isoformat(timespec="milliseconds")
             target = ("", topology.dead_letters(self.queue_name).name)
-            _log.error("event.dead", queue=self.queue_name, reason=failure.reason)
+            _log.error("event.dead_lettered", queue=self.queue_name, reason=failure.reason)
         else:
             target = (topology.delay_queue(delay).exchange, self.queue_name)
         header = frames.properties(
@@ -118,7 +117,7 @@ class EventConsumer(QueueConsumer):
             try:
                 await publisher.publish_confirmed(*target, header, message.body)
             except ServiceError as error:
-                _log.warning("event.waits", queue=self.queue_name, reason=error.reason)
+                _log.warning("event.publish_delayed", queue=self.queue_name, reason=error.reason)
                 await asyncio.sleep(_BROKER_DELAY)
             else:
                 return True
@@ -133,7 +132,7 @@ def _attempt(message: Delivered) -> int:
 
 def _names(message: Delivered) -> dict[str, Any]:
     try:
-        event = decode(Event, message.body)
+        event = EncodedEvent.read(message.body)
     except ServiceError:
         return {}
     return {"message_id": _truncate(event.id), "type_": _truncate(event.type)}

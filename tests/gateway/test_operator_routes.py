@@ -67,7 +67,7 @@ async def test_request_forwarded_by_an_untrusted_local_proxy_is_no_operators(
 
 async def test_operator_networks_are_configurable(bus: MemoryBus, verifier: TokenVerifier) -> None:
     app = build_app(
-        bus, verifier, max_body_bytes=1000, operations_networks=(ip_network("10.0.0.0/8"),)
+        bus, verifier, max_body_bytes=1000, operator_networks=(ip_network("10.0.0.0/8"),)
     )
     async with from_address(app, "10.1.2.3") as client:
         inside = await client.get("/metrics")
@@ -132,10 +132,10 @@ async def test_result_is_computed_again_after_its_time() -> None:
         computed += 1
         return computed
 
-    kept, forgotten = CachedResult(compute, seconds=60), CachedResult(compute, seconds=-1)
+    cached, expired = CachedResult(compute, seconds=60), CachedResult(compute, seconds=-1)
 
-    assert [await kept.get(), await kept.get()] == [1, 1]
-    assert [await forgotten.get(), await forgotten.get()] == [2, 3]
+    assert [await cached.get(), await cached.get()] == [1, 1]
+    assert [await expired.get(), await expired.get()] == [2, 3]
 
 
 async def test_cancelled_caller_does_not_cancel_the_shared_computation() -> None:
@@ -146,17 +146,17 @@ async def test_cancelled_caller_does_not_cancel_the_shared_computation() -> None
         await finish.wait()
         return "done"
 
-    recent = CachedResult(compute, seconds=60)
-    leaving, staying = (asyncio.create_task(recent.get()) for _ in range(2))
+    result = CachedResult(compute, seconds=60)
+    cancelled, waiting = (asyncio.create_task(result.get()) for _ in range(2))
     await begun.wait()
-    leaving.cancel()
-    await asyncio.wait([leaving])
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
     finish.set()
 
-    assert await staying == "done"
+    assert await waiting == "done"
 
 
-async def test_verbs_that_a_client_makes_up_are_one_label(app: Gateway) -> None:
+async def test_unknown_verbs_share_one_label(app: Gateway) -> None:
     async with from_address(app, "127.0.0.1") as client:
         for path in ("/v1/posts", "/nowhere", "/healthz"):
             for number in range(5):
