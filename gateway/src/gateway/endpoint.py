@@ -45,9 +45,20 @@ _log = structlog.get_logger()
 class _Request:
     """A request, with the values that several steps of the endpoint need."""
 
-    __slots__ = ("exchange", "fields", "parameters", "receive", "scope", "trace_id", "traceparent")
+    __slots__ = (
+        "called",
+        "exchange",
+        "fields",
+        "parameters",
+        "receive",
+        "scope",
+        "trace_id",
+        "traceparent",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, parameters: Mapping[str, str]) -> None:
+        self.called = False
+        """Whether the call of the method may have been sent."""
         self.scope = scope
         self.receive = receive
         self.parameters = parameters
@@ -139,6 +150,8 @@ class Endpoint:
                     exc_info=error,
                 )
                 failure = internal()
+        if not request.called:
+            failure.outcome = Outcome.try_value(Outcome.NO_EFFECT)
         response = problem(failure, request.trace_id)
         response.headers.append(self._cors.vary)
         return response
@@ -173,10 +186,12 @@ class Endpoint:
         headers = self._success.headers(request.trace_id, private=bool(token))
         headers += rate_headers
         if method.streams:
+            request.called = True
             return await self._stream(request, call, headers)
         with cancelled_by_disconnect(request.receive, request.exchange):
             if conditions is not None and conditions.absent:
                 await self._require_absent(request, conditions.absent, token, call)
+            request.called = True
             result = await call_method(self._bus, method, call)
         self._revisions.learn(caller_id, result.caller_revision)
         return self._success.build(result.payload, conditions, headers, replayed=result.replayed)
