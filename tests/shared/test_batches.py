@@ -8,6 +8,7 @@ import aio_pika
 import pytest
 from aio_pika.abc import AbstractIncomingMessage
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
 from postbus.bus.v1 import Batch, Control, Outcome, Reply, Request
 from shared.bus import Call, CallResult
@@ -296,6 +297,22 @@ async def test_bad_batch_is_dropped_unhandled(
     assert handled == 3
     await server.cancel()
     assert (await channel.declare_queue(queue)).declaration_result.message_count == 0
+
+
+async def test_flood_of_bad_batches_writes_one_line(
+    bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
+) -> None:
+    route, queue = unique("route."), unique("queue.")
+    server = await bus.serve(queue, [route], echo)
+    exchange = await channel.get_exchange(RPC_EXCHANGE)
+
+    with capture_logs() as lines:
+        for _ in range(20):
+            await exchange.publish(aio_pika.Message(b"\xff", reply_to="none"), f"{route}/batch")
+        assert await call_all(bus, route, numbered(3)) == numbered(3)
+        await server.cancel()
+
+    assert [line["event"] for line in lines] == ["bus.bad_batch"]
 
 
 async def test_batch_at_the_bounds_is_answered(
