@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import itertools
+import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -12,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from structlog.testing import capture_logs
 
 from gateway.app import build_app
+from gateway.gateway import Gateway
 from gateway.streaming import NdjsonResponse
 from gateway.transcoding import Transcoder
 from postbus.bus.v1 import Reply
@@ -21,6 +23,7 @@ from shared.bus import Call, CallResult
 from shared.bus.memory import MemoryBus
 from shared.identity import TokenVerifier
 from shared.wire import encode
+from tests.tokens import TokenMaker
 
 SCOPE = {
     "type": "http",
@@ -214,6 +217,58 @@ async def test_call_that_is_cancelled_by_the_server_shutdown_is_a_503(
     assert b'"reason":"SERVER_STOPPED"' in sent[1]["body"]
     assert b'"outcome":"UNKNOWN"' in sent[1]["body"]
     assert logs == []
+
+
+async def test_request_that_the_server_shutdown_ends_before_its_call_has_no_effect(
+    app: Gateway, tokens: TokenMaker
+) -> None:
+    awaited = asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        awaited.set()
+        await asyncio.Event().wait()
+        return {}
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    fields = [
+        (b"authorization", f"Bearer {tokens.token('alice')}".encode()),
+        (b"content-type", b"application/json"),
+        (b"content-length", b"10"),
+    ]
+    scope = SCOPE | {"method": "POST", "headers": fields}
+    serving = asyncio.create_task(app(scope, receive, send))
+    async with asyncio.timeout(5):
+        await awaited.wait()
+        serving.cancel()
+        await serving
+
+    assert sent[0]["status"] == 503
+    problem = json.loads(sent[1]["body"])
+    assert (problem["reason"], problem["outcome"]) == ("SERVER_STOPPED", "NO_EFFECT")
+
+
+async def test_request_that_fails_unexpectedly_before_its_call_has_no_effect(
+    app: Gateway, tokens: TokenMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RecursionError
+
+    monkeypatch.setattr("gateway.transcoding.read_json", fail)
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        with capture_logs() as logs:
+            response = await client.post(
+                "/v1/posts",
+                json={},
+                headers={"Authorization": f"Bearer {tokens.token('alice')}"},
+            )
+
+    assert (response.status_code, response.json()["outcome"]) == (500, "NO_EFFECT")
+    assert [each["event"] for each in logs] == ["request.failed"]
 
 
 @pytest.mark.parametrize("path", ["/v1/posts", "/docs/swagger-ui-bundle.js", "/v1/none"])

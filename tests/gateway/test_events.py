@@ -5,6 +5,8 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+from structlog.testing import capture_logs
+
 from gateway.event_feed import EventFeed
 from postbus.bus.v1 import Event
 from shared.bus.memory import MemoryBus
@@ -54,6 +56,37 @@ async def test_event_without_a_json_form_does_not_stop_later_events() -> None:
     await bus.publish(event("next", OTHER_TYPE))
 
     assert await listener.next_id() == "next"
+
+
+async def test_flood_of_malformed_events_writes_one_line() -> None:
+    bus, listener = MemoryBus(), Listener()
+    feed = await running_feed(bus)
+    feed.subscribe(TYPE, listener, user_id="alice")
+
+    with capture_logs() as lines:
+        for _ in range(20):
+            await bus.publish(event("malformed", TYPE, b"\xff"))
+        await bus.publish(event("next", TYPE))
+        assert await listener.next_id() == "next"
+
+    assert [line["event"] for line in lines] == ["event.malformed"]
+
+
+async def test_flood_of_events_without_a_json_form_writes_one_line_of_each_event() -> None:
+    bus, listener = MemoryBus(), Listener()
+    feed = await running_feed(bus)
+    feed.subscribe(OTHER_TYPE, listener, user_id="alice")
+    hostile: Any = message_class("postbus.posts.v1.PostCreated")()
+    hostile.post.created_at.nanos = 2_000_000_000
+
+    with capture_logs() as lines:
+        for _ in range(20):
+            await bus.publish(event("hostile", OTHER_TYPE, hostile.SerializeToString()))
+        await bus.publish(event("next", OTHER_TYPE))
+        assert await listener.next_id() == "next"
+
+    assert len(lines) <= 2
+    assert {line["event"] for line in lines} <= {"message.not_json", "event.malformed"}
 
 
 async def test_event_is_written_to_json_once_for_all_listeners() -> None:

@@ -10,6 +10,7 @@ import pytest
 import structlog.testing
 from aio_pika.abc import AbstractIncomingMessage
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
 from postbus.bus.v1 import Batch, Control, Outcome, Reply, Request
 from shared.bus import Call, CallResult
@@ -359,9 +360,25 @@ async def test_bad_batch_is_dropped_unhandled(
         assert await call_all(bus, route, numbered(3)) == numbered(3)
 
     assert handled == 3
-    assert [line["reason"] for line in lines if line["event"] == "bus.bad_batch"] == reasons
+    assert [line["reason"] for line in lines if line["event"] == "batch.malformed"] == reasons
     await server.cancel()
     assert (await channel.declare_queue(queue)).declaration_result.message_count == 0
+
+
+async def test_flood_of_bad_batches_writes_one_line(
+    bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
+) -> None:
+    route, queue = unique("route."), unique("queue.")
+    server = await bus.serve(queue, [route], echo)
+    exchange = await channel.get_exchange(CALL_EXCHANGE)
+
+    with capture_logs() as lines:
+        for _ in range(20):
+            await exchange.publish(aio_pika.Message(b"\xff", reply_to="none"), f"{route}/batch")
+        assert await call_all(bus, route, numbered(3)) == numbered(3)
+        await server.cancel()
+
+    assert [line["event"] for line in lines] == ["batch.malformed"]
 
 
 async def test_batch_at_the_bounds_is_answered(

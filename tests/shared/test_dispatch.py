@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import betterproto
 import pytest
+from structlog.testing import capture_logs
 
 from postbus.bus.v1 import (
     Code,
@@ -378,6 +379,41 @@ async def test_event_without_a_consumer_is_not_retried(
         failure = await dispatcher.consume(body)
         assert failure is not None
         assert (failure.reason, failure.retry) == (reason, False)
+
+
+async def test_flood_of_failing_events_writes_one_line(
+    posts: Posts, sessions: SessionVerifier
+) -> None:
+    dispatcher = Dispatcher(
+        "posts", [posts, Health({})], sessions, without_store(MemoryBus().publish)
+    )
+    event_type = _registered().type
+
+    with capture_logs() as lines:
+        for number in range(20):
+            await dispatcher.consume(encode(Event(id="1", type=f"{number}" * 1_000)))
+            await dispatcher.consume(b"\xff")
+            await dispatcher.consume(encode(Event(id="1", type=event_type, data=b"\xff")))
+
+    assert [(line["event"], line["event_type"]) for line in lines] == [
+        ("event.failed", "0" * 64 + "..."),
+        ("event.failed", event_type),
+    ]
+
+
+async def test_flood_of_calls_that_fail_unexpectedly_writes_ten_lines(
+    posts: Posts, sessions: SessionVerifier
+) -> None:
+    dispatcher = Dispatcher(
+        "posts", [posts, Health({})], sessions, without_store(MemoryBus().publish)
+    )
+    posts.failure = RuntimeError("a fault")
+
+    with capture_logs() as lines:
+        for _ in range(20):
+            await reply_of(dispatcher, a_call(encode(GetPostRequest(id=POST_ID))).request)
+
+    assert [line["event"] for line in lines] == ["request.failed"] * 10
 
 
 async def test_reply_beyond_the_limit_is_out_of_range(bus: MemoryBus, posts: Posts) -> None:

@@ -48,6 +48,7 @@ class _Request:
 
     __slots__ = (
         "arrived",
+        "called",
         "exchange",
         "fields",
         "parameters",
@@ -58,6 +59,8 @@ class _Request:
     )
 
     def __init__(self, scope: Scope, receive: Receive, parameters: Mapping[str, str]) -> None:
+        self.called = False
+        """Whether the call of the method may have been sent."""
         self.scope = scope
         self.receive = receive
         self.parameters = parameters
@@ -152,6 +155,8 @@ class Endpoint:
                     exc_info=error,
                 )
                 failure = internal()
+        if not request.called:
+            failure.outcome = Outcome.try_value(Outcome.NO_EFFECT)
         response = problem(failure, request.trace_id)
         response.headers.append(self._cors.vary)
         return response
@@ -186,10 +191,12 @@ class Endpoint:
         headers = self._success.headers(request.trace_id, private=bool(token))
         headers += rate_headers
         if method.streams:
+            request.called = True
             return await self._stream(request, call, headers)
         with cancelled_by_disconnect(request.receive, request.exchange):
             if conditions is not None and conditions.absent:
                 await self._require_absent(request, conditions.absent, token, call)
+            request.called = True
             result = await call_method(self._bus, method, call)
         self._revisions.record(caller_id, result.caller_revision)
         return self._success.build(result.payload, conditions, headers, replayed=result.replayed)

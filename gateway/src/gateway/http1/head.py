@@ -138,6 +138,8 @@ def _parse_other_form(
     if b"host" in values:  # replaced: RFC 9112, section 3.2.2
         _require_host(values[b"host"])
         fields[:] = [(name, host if name == b"host" else value) for name, value in fields]
+    if method == b"OPTIONS" and not (match[2] or match[3]):
+        return b"*", b""  # RFC 9112, section 3.2.4
     return match[2] or b"/", (match[3] or b"")[1:]
 
 

@@ -22,6 +22,7 @@ from gateway.http1.head import Head, parse_head
 from gateway.http1.head_fields import CHUNKED, HEAD_BYTES, refusal
 from gateway.http1.http_limits import ConnectionCounts, HttpLimits
 from gateway.http1.upgrade import hand_over, is_handshake, rebuild, require_handshake
+from gateway.problems import HttpError
 from gateway.request_body import too_large
 from shared.errors import Outcome, ServiceError
 
@@ -156,8 +157,7 @@ class Http1Protocol(Connection):
         self._fields = head.fields
         self._buffer = self._buffer[end + 4 :]
         if head.upgrade and is_handshake(head) and self._config.ws_protocol_class is not None:
-            require_handshake(head)
-            self._upgrade(head)
+            self._read_handshake(head)
             return False
         if head.content_length > self._limits.max_body_bytes:
             raise too_large(self._limits.max_body_bytes)
@@ -193,6 +193,9 @@ class Http1Protocol(Connection):
             expects_continue=head.expects_continue,
             body=body,
         )
+        self._run(exchange, scope)
+
+    def _run(self, exchange: Exchange, scope: Scope) -> None:
         exchange.task = self._loop.create_task(exchange.run(self._app, scope))
         self.tasks.add(exchange.task)
 
@@ -238,6 +241,25 @@ class Http1Protocol(Connection):
     def _resume(self) -> None:
         self._resuming = False
         self._advance()
+
+    def _read_handshake(self, head: Head) -> None:
+        """Upgrade the connection, or refuse the handshake.
+
+        The application is run for a refused handshake as well, so that it can count it.
+        """
+        try:
+            require_handshake(head)
+        except HttpError as error:
+            scope = self._scope(head)
+            scope["type"] = "websocket"
+            self._deadlines.reading = NEVER
+            self._exchange = exchange = Exchange(
+                scope, self, keep_alive=False, expects_continue=False, body=b""
+            )
+            exchange.failure = error
+            self._run(exchange, scope)
+        else:
+            self._upgrade(head)
 
     def _upgrade(self, head: Head) -> None:
         """Hand the connection over to the WebSocket protocol; it counts until it is lost."""

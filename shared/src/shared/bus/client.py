@@ -1,6 +1,7 @@
 """Typed access to the bus: calls by generated stubs, published events, subscriptions to events."""
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
@@ -10,7 +11,6 @@ from operator import attrgetter
 from typing import Final, TypeVar
 
 import betterproto
-import structlog
 from uuid_utils import uuid7
 
 from postbus.bus.v1 import Event
@@ -20,6 +20,7 @@ from shared.bus.envelope import Call, CallResult
 from shared.bus.message_bus import EventHandler, MessageBus
 from shared.context import current_context
 from shared.errors import Outcome, ServiceError, deadline_exceeded, internal
+from shared.limited_log import LimitedLog
 from shared.outbox.unit_of_work import current_unit_of_work
 from shared.trace import child_traceparent, new_traceparent
 from shared.wire import decode, encode
@@ -28,7 +29,6 @@ __all__ = ["ServiceChannel", "call_method", "publish", "typed_handler"]
 
 M = TypeVar("M", bound=betterproto.Message)
 
-_log = structlog.get_logger()
 _NO_SLOT: Final = nullcontext()
 _CONNECTION_REASONS: Final = ("CONNECTION_LOST", "NOT_CONNECTED")
 _RETRY_DELAY: Final = 0.05
@@ -192,13 +192,14 @@ def typed_handler(
     type, is logged and dropped.
     """
     types = {_EVENTS_BY_MESSAGE[message].name: message for message in messages}
+    log = LimitedLog()
 
     async def handler(body: bytes) -> None:
         try:
             event = decode(Event, body)
             message = decode(types[event.type], event.data)
         except (ServiceError, KeyError):
-            _log.warning("event.malformed")
+            log.write(logging.WARNING, "event.malformed")
             return
         handle(message)
 

@@ -1,13 +1,13 @@
 """The server of a worker: takes calls from a queue and publishes the replies."""
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from typing import Final
 
-import structlog
 from aio_pika.abc import AbstractChannel, AbstractQueue
 from aiormq import spec
 
@@ -23,11 +23,11 @@ from shared.bus.concurrency_limit import ConcurrencyLimit
 from shared.bus.envelope import error_reply, read_request, unavailable
 from shared.bus.message_bus import CREDIT, RpcHandler
 from shared.errors import Code, ServiceError
+from shared.limited_log import LimitedLog
 from shared.wire import decode
 
 __all__ = ["RpcServer"]
 
-_log = structlog.get_logger()
 
 _ORPHAN_EXPIRES_MS: Final = 1000
 """Expiry of a queue without consumers. Auto-delete does not apply after a restart of the broker."""
@@ -74,6 +74,7 @@ class RpcServer(QueueConsumer):
         self._cancelled: OrderedDict[_Key, None] = OrderedDict()
         self._bytes = 0
         self._was_last_server = False
+        self._log = LimitedLog()
 
     async def start(self, session: BrokerSession) -> None:
         """Serve in this session; raises BROKER_ERRORS.
@@ -121,7 +122,7 @@ class RpcServer(QueueConsumer):
         try:
             calls = unpack(message.body)
         except ServiceError as error:  # without ids no caller can get a reply
-            _log.warning("batch.malformed", route=route, reason=error.reason)
+            self._log.write(logging.WARNING, "batch.malformed", route=route, reason=error.reason)
             calls = []
         batch = _OpenBatch(message.tag, len(calls))
         if not calls:
@@ -168,8 +169,10 @@ class RpcServer(QueueConsumer):
                 channel.transport.flush()
         except asyncio.CancelledError:
             self._end_cancelled(channel, message, key, started=started)
-        except Exception:  # noqa: BLE001  # every call must be settled, whatever the handler raises
-            _log.exception("bus.call_failed", route=message.routing_key)
+        except Exception as error:  # noqa: BLE001  # every call must be settled, whatever the handler raises
+            self._log.write(
+                logging.ERROR, "bus.call_failed", route=message.routing_key, exc_info=error
+            )
             self._acknowledge(channel, message)
         finally:
             if self._calls.get(key) is message:

@@ -1,6 +1,7 @@
 """Read a stream: recent events first, then new ones."""
 
 import asyncio
+import logging
 import math
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +17,7 @@ from shared.bus.amqp.frames import Delivered
 from shared.bus.amqp.queue_consumer import QueueConsumer
 from shared.bus.amqp.topology import Queue
 from shared.bus.message_bus import EventHandler
+from shared.limited_log import LimitedLog
 
 __all__ = ["StreamReader"]
 
@@ -61,6 +63,7 @@ class StreamReader(QueueConsumer):
         self._offset = f"{math.ceil(seconds)}s"
         self._replay_seconds = replay_seconds
         self._completed = asyncio.Event()
+        self._log = LimitedLog()
         self._reading: asyncio.Task[None] | None = None
 
     async def start(self, session: BrokerSession) -> None:
@@ -150,5 +153,5 @@ class StreamReader(QueueConsumer):
     async def _handle_event(self, message: Delivered) -> None:
         try:
             await self._handler(message.body)
-        except Exception:  # noqa: BLE001  # an event that fails must not stop the next ones
-            _log.exception("event.rejected", stream=self.queue_name)
+        except Exception as error:  # noqa: BLE001  # an event that fails must not stop the next ones
+            self._log.write(logging.ERROR, "event.rejected", stream=self.queue_name, exc_info=error)
