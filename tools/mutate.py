@@ -5,6 +5,7 @@ rule with its change and the tests that fail under it. A guard is removed in a c
 """
 
 import ast
+import compileall
 import os
 import shutil
 import subprocess
@@ -183,6 +184,8 @@ def _copy_tree() -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target)
     sources = [_COPY / "gen", *(_COPY / package / "src" for package in _PACKAGES)]
+    for source in sources:  # a source that is replaced is newer than its compiled file
+        compileall.compile_dir(source, quiet=2)
     for folder in (".venv", *(f"{service}/.venv" for service in SERVICES)):
         _environment(_COPY / folder, ROOT / folder, sources)
 
@@ -190,7 +193,7 @@ def _copy_tree() -> None:
 def _environment(folder: Path, original: Path, sources: Sequence[Path]) -> None:
     """Make a virtual environment with the packages of `original`, in which `sources` come first.
 
-    It never reads compiled files: the sources of a guard change within a second.
+    It never writes compiled files: the sources of a guard change within a second.
     """
     venv.create(folder, symlinks=True)
     [packages] = folder.glob("lib/python*/site-packages")
