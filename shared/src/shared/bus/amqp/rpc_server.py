@@ -148,7 +148,7 @@ class RpcServer(QueueConsumer):
 
     async def _handle(self, channel: MessageChannel, message: Delivered) -> None:
         key = (message.reply_to, message.correlation_id)
-        started = False
+        started = settled = False
         try:
             if key in self._cancelled:
                 self._acknowledge(channel, message)
@@ -164,10 +164,14 @@ class RpcServer(QueueConsumer):
             else:
                 self._sender.send(channel, message, await answer)
             self._acknowledge(channel, message)
+            settled = True
             if len(self._running) == 1:
                 channel.transport.flush()
+            if not channel.transport.writable:  # the slot stays taken while replies pile up
+                await channel.transport.wait_writable()
         except asyncio.CancelledError:
-            self._end_cancelled(channel, message, key, started=started)
+            if not settled:
+                self._end_cancelled(channel, message, key, started=started)
         except Exception:  # noqa: BLE001  # every call must be settled, whatever the handler raises
             _log.exception("bus.call_failed", route=message.routing_key)
             self._acknowledge(channel, message)
@@ -178,8 +182,6 @@ class RpcServer(QueueConsumer):
             self._bytes -= len(message.body)
             if started:
                 self._limit.release()
-        if not channel.transport.writable:
-            await channel.transport.wait_writable()
 
     def _end_cancelled(
         self, channel: MessageChannel, message: Delivered, key: _Key, *, started: bool
