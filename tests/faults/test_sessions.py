@@ -240,6 +240,7 @@ async def test_replay_that_takes_too_long_restarts(vhost: str, unique: Unique) -
     async with opened(vhost) as bus, BrokerSession.open(vhost, "test") as session:
         await (await bus.read_stream(stream.name, [event], slow_at_first, seconds=60)).cancel()
         await bus.publish(Event(id="1", type=event))
+        assert StreamReader(stream, slow_at_first, seconds=60)._replay_seconds == 60
         reader = StreamReader(stream, slow_at_first, seconds=60, replay_seconds=0.5)
 
         await reader.start(session)

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import aio_pika
 import pytest
@@ -744,3 +745,23 @@ async def test_call_to_a_server_that_is_stopping_is_unroutable(
 
     assert [(await call).payload for call in calls] == [b"x"] * 2
     await stopping
+
+
+async def test_server_that_starts_while_the_last_one_stops_gets_calls(
+    bus: AmqpBus, unique: Unique, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    route, queue = unique("route."), unique("queue.")
+    first = await bus.serve(queue, [route], echo)
+    unbind, second = aio_pika.Queue.unbind, list[Any]()
+
+    async def start_another_and_unbind(self: Any, exchange: str, key: str) -> None:
+        if not second:
+            second.append(await bus.serve(queue, [route], echo))
+        await unbind(self, exchange, key)
+
+    monkeypatch.setattr(aio_pika.Queue, "unbind", start_another_and_unbind)
+    await first.cancel()
+
+    assert (await bus.call(route, a_call(b"x"))).payload == b"x"
+    assert await call_all(bus, route, numbered(5)) == numbered(5)
+    await second[0].cancel()

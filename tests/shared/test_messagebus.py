@@ -11,10 +11,10 @@ import pytest
 from pydantic import SecretStr
 
 from postbus.bus.v1 import Code, Completed, Error, Event, Outcome, Reply, Request
-from shared.bus import Call, MessageBus
+from shared.bus import Call, MessageBus, message_bus
 from shared.bus.amqp import connect
 from shared.bus.memory import MemoryBus
-from shared.bus.message_bus import CREDIT, EventHandler, Failure, RpcHandler, StreamSubscription
+from shared.bus.message_bus import EventHandler, Failure, RpcHandler, StreamSubscription
 from shared.errors import ServiceError
 from shared.wire import decode, encode
 
@@ -495,6 +495,73 @@ async def test_event_is_retried_without_limit_while_a_dependency_is_unavailable(
     await subscription.cancel()
 
 
+def test_event_is_retried_five_times_within_13_minutes() -> None:
+    failure = Failure(reason="LATER", message="Later.", retry=True)
+
+    delays = [failure.delay(attempt, message_bus.DELAYS) for attempt in range(1, 7)]
+
+    assert delays == [1, 5, 30, 120, 600, None]
+
+
+async def test_event_that_a_full_queue_refuses_is_not_published(vhost: str, unique: Unique) -> None:
+    event = unique("event.")
+    async with (
+        await aio_pika.connect(vhost) as connection,
+        connect(SecretStr(vhost), "test") as publisher,
+    ):
+        channel = await connection.channel()
+        full = await channel.declare_queue(
+            exclusive=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
+        )
+        await full.bind("postbus.events", event)
+        await publisher.wait_ready()
+        session = publisher._session
+
+        async def publish_many() -> None:
+            for number in range(100):
+                await publisher.publish(Event(id=str(number), type=event))
+
+        with pytest.raises(ServiceError) as raised:
+            await publish_many()
+
+        assert (raised.value.code, raised.value.reason) == (Code.UNAVAILABLE, "EVENT_REFUSED")
+        assert publisher._session is session  # the connection is not lost
+
+
+async def test_call_after_its_deadline_is_not_sent(bus: MessageBus, unique: Unique) -> None:
+    route, handled = unique("route."), list[bytes]()
+
+    async def record(route: str, body: bytes) -> bytes:
+        handled.append(decode(Request, body).payload)
+        return await echo(route, body)
+
+    server = await bus.serve(unique("queue."), [route], record)
+
+    with pytest.raises(ServiceError) as raised:
+        await bus.call(route, a_call(b"late", -0.001))
+    assert raised.value.code is Code.DEADLINE_EXCEEDED
+    assert raised.value.outcome is Outcome.NO_EFFECT
+    await bus.call(route, a_call(b"next"))
+    assert b"late" not in handled
+    await server.cancel()
+
+
+async def test_broadcast_gets_the_replies_of_the_processes_without_an_error(
+    vhost: str, unique: Unique
+) -> None:
+    route, queue = f"postbus.bus.v1.{unique('route')}", unique("queue.")
+
+    async def fail(_route: str, _body: bytes) -> bytes:
+        return encode(Reply(error=Error(code=Code.try_value(Code.ABORTED), reason="NO")))
+
+    async with connect(SecretStr(vhost), "test") as amqp:
+        servers = [await amqp.serve(queue, [route], each) for each in (fail, echo, fail)]
+
+        assert await amqp.broadcast(route, a_call(b"here", 0.5)) == [b"here"]
+        for server in servers:
+            await server.cancel()
+
+
 def numbers(count: int) -> RpcHandler:
     """Return a handler that streams the numbers up to `count`."""
 
@@ -532,12 +599,18 @@ async def test_error_in_the_middle_of_a_stream_ends_it(bus: MessageBus, unique: 
     await server.cancel()
 
 
-async def test_stream_with_a_gap_is_broken(bus: MessageBus, unique: Unique) -> None:
-    route = unique("route.")
+async def test_stream_with_a_gap_is_broken_and_ends_at_its_server(
+    bus: MessageBus, unique: Unique
+) -> None:
+    route, ended = unique("route."), asyncio.Event()
 
     async def stream(_route: str, _body: bytes) -> AsyncGenerator[bytes, None]:
-        yield encode(Reply(payload=b"1", sequence=1))
-        yield encode(Reply(payload=b"3", sequence=3))
+        try:
+            yield encode(Reply(payload=b"1", sequence=1))
+            yield encode(Reply(payload=b"3", sequence=3))
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
 
     server = await bus.serve(unique("queue."), [route], stream)
 
@@ -545,6 +618,8 @@ async def test_stream_with_a_gap_is_broken(bus: MessageBus, unique: Unique) -> N
         [payload async for payload in bus.stream(route, a_call())]
 
     assert (raised.value.code, raised.value.reason) == (Code.UNAVAILABLE, "STREAM_BROKEN")
+    async with asyncio.timeout(2):
+        await ended.wait()
     await server.cancel()
 
 
@@ -572,7 +647,7 @@ async def test_stream_waits_for_credit_and_ends_when_the_caller_closes_it(
 
     async with asyncio.timeout(5):
         await ended.wait()
-    assert taken <= 40 + CREDIT + 2
+    assert taken <= 40 + 32 + 2
     await server.cancel()
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Final
 
-from postbus.bus.v1 import Event
+from postbus.bus.v1 import Event, Outcome
 from shared.bus.envelope import Call, CallResult, next_payload, result_of, unavailable
 from shared.bus.message_bus import CREDIT, DELAYS, EventHandler, RpcHandler, require_kept
 from shared.errors import deadline_exceeded
@@ -77,6 +77,8 @@ class MemoryBus:
 
     async def call(self, route: str, call: Call) -> CallResult:
         """See MessageBus.call."""
+        if call.remaining <= 0:
+            raise deadline_exceeded(Outcome.NO_EFFECT)
         server = self._server(route)
         task = asyncio.create_task(_answer(server, route, call.request))
         server.running.add(task)

@@ -149,7 +149,7 @@ class RpcServer(QueueConsumer):
 
     async def _handle(self, channel: MessageChannel, message: Delivered) -> None:
         key = (message.reply_to, message.correlation_id)
-        started = False
+        started = settled = False
         try:
             if key in self._cancelled:
                 self._acknowledge(channel, message)
@@ -165,11 +165,15 @@ class RpcServer(QueueConsumer):
             else:
                 self._sender.send(channel, message, await handling)
             self._acknowledge(channel, message)
+            settled = True
             if len(self._running) == 1:
                 channel.transport.flush()
+            if not channel.transport.writable:  # the slot stays taken while replies pile up
+                await channel.transport.wait_writable()
         except asyncio.CancelledError:
-            self._end_cancelled(channel, message, key, started=started)
-        except Exception as error:  # noqa: BLE001  # every call must be settled, whatever the handler raises
+            if not settled:
+                self._end_cancelled(channel, message, key, started=started)
+        except Exception as error:  # noqa: BLE001  # every call must be settled
             self._log.write(
                 logging.ERROR, "bus.call_failed", route=message.routing_key, exc_info=error
             )
@@ -181,8 +185,6 @@ class RpcServer(QueueConsumer):
             self._bytes -= len(message.body)
             if started:
                 self._limit.release()
-        if not channel.transport.writable:
-            await channel.transport.wait_writable()
 
     def _end_cancelled(
         self, channel: MessageChannel, message: Delivered, key: _Key, *, started: bool
