@@ -1,4 +1,4 @@
-"""Log lines that messages of the bus can trigger, limited so that no client floods the log."""
+"""Log lines of which many can be triggered, such as by messages of the bus, limited in number."""
 
 import time
 from collections.abc import Callable
