@@ -1531,6 +1531,119 @@ async def test_trusted_proxy_has_no_limit_per_address() -> None:
         assert [each.status for each in await exchange(server, LAST)] == [200]
 
 
+# Limits on unfinished input
+
+TOO_MUCH = "TOO_MUCH_UNFINISHED_INPUT"
+UNFINISHED = request("POST /echo HTTP/1.1", "Content-Length: 90000", body=b"x" * 60_000)
+
+
+def bounded(
+    *, total: int = 100_000, per_address: int = 100_000, proxy: str = ""
+) -> ConnectionCounts:
+    return ConnectionCounts(
+        total=99,
+        per_address=99,
+        unfinished_total=total,
+        unfinished_per_address=per_address,
+        proxies=[proxy] if proxy else [],
+    )
+
+
+@pytest.mark.parametrize(
+    "unfinished",
+    [
+        UNFINISHED,
+        request(
+            "POST /echo HTTP/1.1",
+            "Transfer-Encoding: chunked",
+            body=b"ea60\r\n" + b"x" * 59_999,
+        ),
+        b"GET / HTTP/1.1\r\n" + b"a: %b\r\n" % (b"b" * 7_000) * 8,
+    ],
+    ids=["body", "chunks", "head"],
+)
+async def test_unfinished_input_of_an_address_is_limited(unfinished: bytes) -> None:
+    async with (
+        serve(clients=bounded(per_address=100_000, total=10**9)) as server,
+        connect(server) as first,
+        connect(server) as second,
+    ):
+        await first.send(unfinished)
+        await until(lambda: server.clients.unfinished.total > 50_000)
+        await second.send(unfinished)
+
+        response = await second.response()
+
+        assert response.outline == (429, TOO_MUCH)
+        assert response.fields["retry-after"] == "5"
+    await until(lambda: server.clients.unfinished.total == len(server.clients.unfinished) == 0)
+
+
+async def test_input_after_a_running_request_is_limited_and_closes_the_connection() -> None:
+    async with (
+        serve(clients=bounded(per_address=100_000)) as server,
+        connect(server) as first,
+        connect(server) as second,
+    ):
+        await first.send(UNFINISHED)
+        await until(lambda: server.clients.unfinished.total == 60_000)
+        await second.send(request("GET /wait HTTP/1.1"))
+        await until(lambda: "GET /wait" in server.echo.requests)
+        await second.send(b"GET /echo HTTP/1.1\r\na: ", b"x" * 60_000)
+        server.echo.proceed.set()
+
+        assert (await second.response()).fields["connection"] == "close"
+        assert server.clients.unfinished.total == 60_000
+
+
+async def test_unfinished_input_is_limited_in_total() -> None:
+    clients = bounded(total=61_000, per_address=10**9)
+    async with (
+        serve(clients=clients) as server,
+        connect(server) as first,
+        connect(server) as second,
+        connect(server) as third,
+    ):
+        await first.send(UNFINISHED)
+        await until(lambda: clients.unfinished.total == 60_000)
+        await second.send(UNFINISHED)
+        await third.send(request("POST /echo HTTP/1.1", "Content-Length: 16001", body=b"x" * 16000))
+        assert (await second.response()).outline == (503, TOO_MUCH)
+        await third.send(b"x")
+        assert (await third.response()).status == 200
+
+
+async def test_trusted_proxy_has_no_limit_of_unfinished_input_per_address() -> None:
+    clients = bounded(per_address=1, total=10**9, proxy="127.0.0.0/8")
+    async with serve(clients=clients) as server, connect(server) as client:
+        await client.send(UNFINISHED)
+        await until(lambda: clients.unfinished.total == 60_000)
+        await client.send(b"x" * 30_000)
+        assert (await client.response()).status == 200
+
+
+async def test_finished_or_ended_input_is_not_counted() -> None:
+    clients = bounded()
+    async with serve(clients=clients) as server:
+        async with connect(server) as client:
+            for _ in range(3):
+                await client.send(UNFINISHED)
+                await until(lambda: clients.unfinished.total == 60_000)
+                await client.send(b"x" * 30_000)
+                assert (await client.response()).status == 200
+                assert clients.unfinished.total == 0
+        for line in ("POST /echo HTTP/1.1", "POST /ignore HTTP/1.1"):
+            async with connect(server) as client:
+                await client.send(
+                    request(line, "Content-Length: 90000", body=b"x" * 60_000),
+                )
+                await client.send(b"x" * 100)
+                if "/ignore" in line:
+                    assert (await client.response()).status == 200
+                    await until(lambda: clients.unfinished.total == 0)
+            await until(lambda: clients.unfinished.total == len(clients.unfinished) == 0)
+
+
 async def test_ended_connection_is_not_counted() -> None:
     async with serve(clients=ConnectionCounts(total=50, per_address=40)) as server:
         sends = [

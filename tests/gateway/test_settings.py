@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import uvicorn
 from pydantic import ValidationError
 
-from gateway.__main__ import _uvicorn_config
+from gateway.__main__ import _clients, _uvicorn_config
+from gateway.problems import HttpError
 from gateway.settings import GatewaySettings
 
 
@@ -16,10 +18,14 @@ def settings(monkeypatch: pytest.MonkeyPatch, **values: str) -> GatewaySettings:
     return GatewaySettings()
 
 
+def configured(settings: GatewaySettings) -> uvicorn.Config:
+    return _uvicorn_config(None, _clients(settings), settings)  # type: ignore[arg-type]
+
+
 def test_no_proxy_is_trusted_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")  # uvicorn's own variable
 
-    configuration = _uvicorn_config(None, settings(monkeypatch))  # type: ignore[arg-type]
+    configuration = configured(settings(monkeypatch))
 
     assert not configuration.proxy_headers
     assert configuration.forwarded_allow_ips == []
@@ -28,7 +34,7 @@ def test_no_proxy_is_trusted_by_default(monkeypatch: pytest.MonkeyPatch) -> None
 def test_trusted_proxies_are_addresses_and_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     given = settings(monkeypatch, trusted_proxies="192.0.2.1, 10.0.0.0/8,2001:db8::/32")
 
-    configuration = _uvicorn_config(None, given)  # type: ignore[arg-type]
+    configuration = configured(given)
 
     assert configuration.proxy_headers
     assert configuration.forwarded_allow_ips == ["192.0.2.1/32", "10.0.0.0/8", "2001:db8::/32"]
@@ -54,7 +60,7 @@ def test_tls_needs_certificate_and_key(
     assert [error["loc"] for error in raised.value.errors()] == [("tls_key",)]
 
     both = settings(monkeypatch, tls_certificate=str(file), tls_key=str(file))
-    assert _uvicorn_config(None, both).is_ssl  # type: ignore[arg-type]
+    assert configured(both).is_ssl
 
 
 def test_idle_connections_outlive_those_of_common_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,3 +76,20 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert given.allowed_origins == ("https://a.example", "https://b.example:8443")
     assert list(map(str, given.operator_networks)) == ["10.0.0.0/8", "::1/128"]
+
+
+def test_limits_of_unfinished_input_are_those_of_the_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = settings(
+        monkeypatch, max_unfinished_bytes="90000", max_unfinished_bytes_per_address="60000"
+    )
+    unfinished = _clients(given).unfinished
+
+    with pytest.raises(HttpError) as of_address:
+        unfinished.change("192.0.2.1", held=0, size=60_001)
+    unfinished.change("192.0.2.1", held=0, size=60_000)
+    with pytest.raises(HttpError) as in_total:
+        unfinished.change("192.0.2.2", held=0, size=30_001)
+
+    assert (of_address.value.status, in_total.value.status) == (429, 503)

@@ -548,8 +548,7 @@ async def test_frames_of_all_sockets_of_a_user_count_together(make: Make) -> Non
 
         assert await second.closed() == (4429, "TOO_MANY_FRAMES")
         other.connection.transport.write(masked(b"", Opcode.PONG) * 90)
-        await (await other.connection.ping())
-        await (await first.connection.ping())
+        assert "error" in await other.request({"id": "1"})
 
 
 async def test_frames_before_authentication_count_for_the_address(make: Make) -> None:
@@ -561,7 +560,7 @@ async def test_frames_before_authentication_count_for_the_address(make: Make) ->
 
         assert await second.closed() == (4429, "TOO_MANY_FRAMES")
         user.connection.transport.write(masked(b"", Opcode.PONG) * 90)
-        await (await user.connection.ping())
+        assert "error" in await user.request({"id": "1"})
 
 
 def test_shared_budget_outlives_its_sockets_and_has_the_burst_time_of_one_socket() -> None:
@@ -591,6 +590,94 @@ async def test_message_of_a_user_has_at_most_a_mebibyte(here: Gateway) -> None:
     async with here.user() as socket:
         await socket.connection.send(" " * (2**20 + 1))
         assert (await socket.closed())[0] == 1009
+
+
+# Unfinished messages
+
+
+async def test_unfinished_messages_of_an_address_are_limited(here: Gateway) -> None:
+    unfinished = here.services.unfinished
+    unfinished._max_per_address = 1_000_000
+    message = masked(b"x" * 700_000)
+    async with here.user() as first, here.user() as second:
+        first.connection.transport.write(message[:-1])
+        async with asyncio.timeout(5):
+            while unfinished.total < 600_000:  # noqa: ASYNC110  # polls
+                await asyncio.sleep(0.01)
+        second.connection.transport.write(masked(b"x" * 350_000, fin=False))
+        second.connection.transport.write(masked(b"x" * 350_000, Opcode.CONT)[:-1])
+        assert await second.closed() == (4429, "TOO_MUCH_UNFINISHED_INPUT")
+        assert unfinished.total < 800_000
+
+        first.connection.transport.write(message[-1:])
+        assert (await first.frame())["error"]["reason"] == "MALFORMED_JSON"
+        assert unfinished.total == len(unfinished) == 0
+        first.connection.transport.write(message[:-1])
+    async with asyncio.timeout(5):
+        while unfinished.total or len(unfinished):  # noqa: ASYNC110  # polls
+            await asyncio.sleep(0.01)
+
+
+async def test_unfinished_messages_are_limited_in_total(here: Gateway) -> None:
+    here.services.unfinished._max_total = 100_000
+    async with here.user() as socket:
+        socket.connection.transport.write(masked(b"x" * 700_000)[:-1])
+
+        assert await socket.closed() == (1013, "TOO_MUCH_UNFINISHED_INPUT")
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [masked(b"{}")[:3], masked(b"{}")[:-1], masked(b"{", fin=False), masked(b"", fin=False)],
+    ids=["head", "payload", "fragment", "empty fragment"],
+)
+async def test_message_that_is_not_complete_in_time_closes_its_socket(
+    here: Gateway, begun: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.websocket_protocol._MESSAGE_SECONDS", 0.2)
+    async with here.user() as socket:
+        socket.connection.transport.write(begun)
+
+        assert await socket.closed() == (4408, "MESSAGE_TOO_SLOW")
+
+
+async def test_pings_between_fragments_do_not_extend_the_time_of_a_message(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = await make(frames_per_second=10**6, frame_burst=10**6)
+    monkeypatch.setattr("gateway.websocket_protocol._MESSAGE_SECONDS", 0.2)
+    async with here.user() as socket:
+        socket.connection.transport.write(masked(b"{", fin=False))
+        with suppress(ConnectionClosed):
+            async with asyncio.timeout(5):
+                while True:
+                    await (await socket.connection.ping())
+
+        assert await socket.closed() == (4408, "MESSAGE_TOO_SLOW")
+
+
+FRAME = masked(b"{}")
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [
+        (FRAME[:5], FRAME[5:]),
+        (masked(b"{", fin=False), masked(b"}", Opcode.CONT)),
+    ],
+    ids=["frame", "fragments"],
+)
+async def test_time_of_a_message_ends_with_the_message(
+    here: Gateway, monkeypatch: pytest.MonkeyPatch, begin: bytes, end: bytes
+) -> None:
+    monkeypatch.setattr("gateway.websocket_protocol._MESSAGE_SECONDS", 0.2)
+    ended = asyncio.get_running_loop().time() + 0.5
+    async with here.user() as socket:
+        socket.connection.transport.write(begin)
+        while asyncio.get_running_loop().time() < ended:
+            socket.connection.transport.write(end + begin)  # never between two messages
+            assert "error" in await socket.frame()
+            await asyncio.sleep(0.01)
 
 
 # Quotas

@@ -37,17 +37,19 @@ async def _serve(settings: GatewaySettings) -> None:
         open_storage(settings.rate_storage_url) as storage,
     ):
         verifier = TokenVerifier(settings.verification_keys)
+        clients = _clients(settings)
         app = build_app(
             bus,
             verifier,
             max_body_bytes=settings.max_body_bytes,
             rates=RateLimits(_rate_settings(settings), storage),
             sockets=settings.socket_limits,
+            unfinished=clients.unfinished,
             allowed_origins=settings.allowed_origins,
             operator_networks=settings.operator_networks,
             security_contact_uri=settings.security_contact,
         )
-        server = uvicorn.Server(_uvicorn_config(app, settings))
+        server = uvicorn.Server(_uvicorn_config(app, clients, settings))
         gc_tuning.freeze()
         await server.serve()
 
@@ -61,13 +63,20 @@ def _rate_settings(settings: GatewaySettings) -> RateLimitSettings:
     )
 
 
-def _uvicorn_config(app: ASGIApp, settings: GatewaySettings) -> uvicorn.Config:
-    limits = HttpLimits(max_body_bytes=settings.max_body_bytes, idle_seconds=settings.idle_seconds)
-    clients = ConnectionCounts(
+def _clients(settings: GatewaySettings) -> ConnectionCounts:
+    return ConnectionCounts(
         total=settings.max_connections,
         per_address=settings.max_connections_per_address,
+        unfinished_total=settings.max_unfinished_bytes,
+        unfinished_per_address=settings.max_unfinished_bytes_per_address,
         proxies=settings.trusted_proxies,
     )
+
+
+def _uvicorn_config(
+    app: ASGIApp, clients: ConnectionCounts, settings: GatewaySettings
+) -> uvicorn.Config:
+    limits = HttpLimits(max_body_bytes=settings.max_body_bytes, idle_seconds=settings.idle_seconds)
     return uvicorn.Config(
         app,
         http=http1(limits, clients, Cors(settings.allowed_origins)),

@@ -28,6 +28,7 @@ from gateway.routing import ContractRoutes
 from gateway.services import Services
 from gateway.settings import LOOPBACK
 from gateway.socket_limits import SocketLimits
+from gateway.unfinished_input import UnfinishedInput
 from gateway.websocket import SOCKET_PATH, WebSocketEndpoint, upgrade_required
 from shared.bus import MessageBus
 from shared.errors import Code, ServiceError, internal
@@ -46,6 +47,7 @@ def build_app(
     max_body_bytes: int,
     rates: RateLimits | None = None,
     sockets: SocketLimits = SocketLimits(),  # noqa: B008  # frozen
+    unfinished: UnfinishedInput | None = None,
     allowed_origins: tuple[str, ...] = (),
     operator_networks: tuple[Network, ...] = LOOPBACK,
     security_contact_uri: str = "",
@@ -60,6 +62,7 @@ def build_app(
         max_body_bytes=max_body_bytes,
         rates=rates,
         socket_limits=sockets,
+        unfinished=unfinished,
         allowed_origins=allowed_origins,
     )
     inner = _inner_app(services)

@@ -12,6 +12,7 @@ from gateway.metrics import Metrics
 from gateway.rate_limits import RateLimits, RateLimitSettings
 from gateway.rate_storage import BoundedStorage
 from gateway.socket_limits import FrameBudgets, SocketLimits, SocketQuotas
+from gateway.unfinished_input import UnfinishedInput
 from shared.bus import MessageBus
 from shared.identity import TokenVerifier
 from shared.runtime.session_verifier import SessionVerifier
@@ -34,6 +35,7 @@ class Services:
     socket_limits: SocketLimits
     socket_quotas: SocketQuotas
     frame_budgets: FrameBudgets
+    unfinished: UnfinishedInput
     max_body_bytes: int
     """Largest request body, and largest WebSocket message of an authenticated client."""
 
@@ -46,6 +48,7 @@ class Services:
         max_body_bytes: int,
         rates: RateLimits | None = None,
         socket_limits: SocketLimits = SocketLimits(),  # noqa: B008  # frozen
+        unfinished: UnfinishedInput | None = None,
         allowed_origins: tuple[str, ...] = (),
     ) -> Self:
         """Return the services of a gateway that calls over `bus`.
@@ -64,6 +67,7 @@ class Services:
             socket_limits=socket_limits,
             socket_quotas=SocketQuotas(socket_limits),
             frame_budgets=FrameBudgets(socket_limits),
+            unfinished=unfinished or UnfinishedInput(),
             max_body_bytes=max_body_bytes,
         )
 

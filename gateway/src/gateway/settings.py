@@ -54,6 +54,12 @@ class GatewaySettings(ServiceSettings):
     max_connections_per_address: int = Field(default=1_000, gt=0)
     """Most open connections of one IPv4 address or IPv6 /64; further ones get 429. Trusted proxies
     have no such limit."""
+    max_unfinished_bytes: int = Field(default=256 << 20, gt=0)
+    """Most bytes of requests and WebSocket messages whose end has not arrived; the first 16 KiB of
+    each connection do not count. Further ones get 503."""
+    max_unfinished_bytes_per_address: int = Field(default=16 << 20, gt=0)
+    """Most of these bytes of one IPv4 address or IPv6 /64; further ones get 429. Trusted proxies
+    have no such limit."""
     rate_address: str = "1200/minute"
     """Requests without a valid token, by address; empty: no limit."""
     rate_user: str = "2400/minute"

@@ -1,5 +1,6 @@
 """The WebSocket at /ws: handshakes, and the lifetime of connections."""
 
+from functools import partial
 from http import HTTPStatus
 from typing import Final
 
@@ -53,7 +54,12 @@ class WebSocketEndpoint:
         budget = FrameBudget(limits.frames_per_second, limits.frame_burst, shared)
         connection = WebSocketConnection(socket, self._services, budget, address=address)
         try:
-            socket.start(connection, budget, max_bytes=AUTHENTICATION_BYTES)
+            socket.start(
+                connection,
+                budget,
+                max_bytes=AUTHENTICATION_BYTES,
+                count_unfinished=partial(self._services.unfinished.change, network_of(address)),
+            )
             await connection.ended
         finally:
             await connection.close()

@@ -7,6 +7,7 @@ dictionary for each frame would cost more than the frame itself.
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
@@ -14,7 +15,10 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.exceptions import InvalidState
 from websockets.frames import Opcode
 
+from gateway.problems import CLOSE_CODES
 from gateway.socket_limits import FrameBudget
+from gateway.unfinished_input import FREE_BYTES
+from shared.errors import ServiceError
 
 __all__ = ["Receiver", "Socket", "WebSocketProtocol"]
 
@@ -22,6 +26,8 @@ _PARSE_BYTES: Final = 1024
 """Bytes that are parsed before their frames are handled: at most 170 frames, about 0.5 ms."""
 _TURN_SECONDS: Final = 0.002
 """Longest time for which one socket is served before other tasks run."""
+_MESSAGE_SECONDS: Final = 30.0
+"""Time from the first byte of a message to its last."""
 _CLOSE_SECONDS: Final = 3.0
 """Time for a client to read everything that was sent, and to send its close frame."""
 
@@ -68,6 +74,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._message = bytearray()
         self._continuation: asyncio.Handle | None = None
         self._reading: asyncio.Future[None] | None = None
+        self._count_unfinished: Callable[..., int] | None = None
+        self._unfinished = 0
+        self._message_began: float | None = None  # by the loop's clock; None between messages
+        self._message_timer: asyncio.TimerHandle | None = None
         self._output: list[bytes] = []
         self._output_bytes = 0
         self._flushing: asyncio.Handle | None = None
@@ -84,8 +94,19 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.handshake_complete = True  # otherwise uvicorn logs an error
             self._discard_received()
 
-    def start(self, receiver: Receiver, budget: FrameBudget, *, max_bytes: int) -> None:
-        """Pass messages to `receiver` from now on. Call once, after `websocket.accept`."""
+    def start(
+        self,
+        receiver: Receiver,
+        budget: FrameBudget,
+        *,
+        max_bytes: int,
+        count_unfinished: Callable[..., int],
+    ) -> None:
+        """Pass messages to `receiver` from now on. Call once, after `websocket.accept`.
+
+        `count_unfinished` is UnfinishedInput.change of the client's address.
+        """
+        self._count_unfinished = count_unfinished
         self.max_bytes = max_bytes
         self._receiver = receiver
         self._budget = budget
@@ -144,8 +165,45 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
                 break
         if self.conn.parser_exc is not None and not self._frames and not self.close_sent:
             self._finish_close()
+        if not self.close_sent:
+            self._watch_unfinished()
         self._flush()
         self._read_on(not (self._received or self._frames))
+
+    def _watch_unfinished(self) -> None:
+        """Count the bytes that are held until more arrive, and limit the time of their message."""
+        partial = len(self.conn.reader.buffer)
+        size = partial + len(self._received) + len(self._message)
+        if (size > FREE_BYTES or self._unfinished) and self._count_unfinished is not None:
+            try:
+                self._unfinished = self._count_unfinished(held=self._unfinished, size=size)
+            except ServiceError as error:
+                self.close(CLOSE_CODES[error.code], error.reason)
+                return
+        if partial or self.conn.current_size is not None:  # the latter between two fragments
+            if self._message_began is None:
+                self._message_began = self.loop.time()
+                if self._message_timer is None:
+                    self._set_message_timer(_MESSAGE_SECONDS)
+        else:
+            self._message_began = None
+
+    def _set_message_timer(self, seconds: float) -> None:
+        self._message_timer = self.loop.call_later(seconds, self._check_message)
+
+    def _check_message(self) -> None:
+        """Close if a message is incomplete for too long; the timer is rarely set: see Deadlines."""
+        self._message_timer = None
+        if self._message_began is None:
+            return
+        now = self.loop.time()
+        if not self._may_read():  # the client may have sent the rest
+            self._message_began = now
+        remaining = self._message_began + _MESSAGE_SECONDS - now
+        if remaining > 0:
+            self._set_message_timer(remaining)
+        else:
+            self.close(4408, "MESSAGE_TOO_SLOW")
 
     def _next_frame(self) -> Any:
         while not self._frames and self._received and self.conn.parser_exc is None:
@@ -168,6 +226,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if not self._budget.spend(len(frame.data), self.loop.time()):
             self.close(4429, "TOO_MANY_FRAMES")
             return
+        if self.conn.current_size is None:  # after the parsed bytes, no message is incomplete
+            self._message_began = None
         match frame.opcode:
             case Opcode.TEXT | Opcode.CONT:
                 self._message += frame.data
@@ -183,6 +243,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def _receive_message(self) -> None:
         message = bytes(self._message)
         self._message.clear()
+        self._message_began = None
         try:
             message.decode()
         except UnicodeDecodeError:
@@ -288,6 +349,12 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._received.clear()
         self._frames.clear()
         self._message.clear()
+        self.conn.reader.buffer.clear()
+        if self._unfinished and self._count_unfinished is not None:
+            self._unfinished = self._count_unfinished(held=self._unfinished, size=0)
+        if self._message_timer is not None:
+            self._message_timer.cancel()
+            self._message_timer = None
 
     def _end_receiver(self) -> None:
         receiver, self._receiver = self._receiver, None

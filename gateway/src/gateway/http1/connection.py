@@ -60,6 +60,7 @@ class Connection(asyncio.Protocol):
         self._closing = False  # further bytes from the client are discarded
         self._drained: asyncio.Event | None = None
         self._unwritten = 0
+        self._unfinished = 0  # bytes that count in `clients.unfinished`
         self._defaults: tuple[list[tuple[bytes, bytes]], bytes] = ([], b"")
 
     def update_reading(self) -> None:
@@ -100,10 +101,10 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Release the resources of the connection."""
         self._server_state.connections.discard(self)
-        self._release()
         self._deadlines.cancel()
         self._closing = True
         self._discard_input()
+        self._release()
         self._set_writable()
 
     def _release(self) -> None:

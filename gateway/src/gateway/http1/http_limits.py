@@ -7,6 +7,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final
 
 from gateway.problems import HttpError
+from gateway.unfinished_input import UnfinishedInput
 from shared.errors import Code
 
 __all__ = ["ConnectionCounts", "HttpLimits"]
@@ -35,10 +36,21 @@ class HttpLimits:
 
 
 class ConnectionCounts:
-    """Counts the open connections of a server."""
+    """Counts the open connections of a server, and their unfinished input."""
 
-    def __init__(self, *, total: int, per_address: int, proxies: Sequence[str] = ()) -> None:
-        """Set the limits; `proxies` are addresses or networks without a limit per address."""
+    def __init__(
+        self,
+        *,
+        total: int,
+        per_address: int,
+        unfinished_total: int = 256 << 20,
+        unfinished_per_address: int = 16 << 20,
+        proxies: Sequence[str] = (),
+    ) -> None:
+        """Take the limits; `proxies` are addresses or networks without a limit per address."""
+        self.unfinished = UnfinishedInput(
+            total=unfinished_total, per_address=unfinished_per_address, is_exempt=self._is_proxy
+        )
         self.open = 0
         self.refused = 0
         """Refused connections that are open until the client has read the response."""

@@ -115,6 +115,8 @@ class Http1Protocol(Connection):
         try:
             while not self._closing and self._read_next():
                 pass
+            if self._unfinished or self._body is not None or self._buffer:
+                self._count_unfinished()
         except ServiceError as error:
             self._fail(error)
         self.update_reading()
@@ -238,6 +240,15 @@ class Http1Protocol(Connection):
             self.finish(exchange)
         return True
 
+    def _count_unfinished(self) -> None:
+        """Count the bytes that are held until more arrive; 429 or 503 if these are too many."""
+        size = len(self._buffer)
+        if self._body is not None and self._exchange is not None and not self._exchange.complete:
+            size += self._body_bytes
+        self._unfinished = self._clients.unfinished.change(
+            self._network or "", held=self._unfinished, size=size
+        )
+
     def _resume(self) -> None:
         self._resuming = False
         self._advance()
@@ -282,6 +293,8 @@ class Http1Protocol(Connection):
     def finish(self, exchange: Exchange) -> None:
         """See Connection."""
         self._server_state.total_requests += 1
+        if self._unfinished:
+            self._count_unfinished()
         if not exchange.keep_alive:
             self.close() if exchange.body_complete else self._linger()
             return
@@ -293,6 +306,8 @@ class Http1Protocol(Connection):
 
     def _discard_input(self) -> None:
         self._buffer, self._body = b"", None
+        if self._unfinished:
+            self._count_unfinished()
 
     def _fail(self, error: ServiceError) -> None:
         """Stop reading; respond with the error unless the application has begun a response."""
