@@ -97,6 +97,27 @@ def test_subscription_before_the_feed_receives_events_is_refused() -> None:
         feed.subscribe(TYPE, Listener(), user_id="alice")
 
 
+async def test_ended_subscriptions_hold_no_memory() -> None:
+    bus, listener = MemoryBus(), Listener()
+    feed = await running_feed(bus)
+
+    feed.subscribe(TYPE, listener, user_id="alice")
+    feed.unsubscribe(listener)
+
+    assert (len(feed), len(feed._listeners)) == (0, 0)
+
+
+async def test_event_under_the_routing_key_of_another_type_is_ignored() -> None:
+    bus, listener = MemoryBus(), Listener()
+    feed = await running_feed(bus)
+    feed.subscribe(TYPE, listener, user_id="alice")
+
+    await feed._on_event(encode(event("internal", "postbus.users.v1.SessionRevoked")))
+    await bus.publish(event("next"))
+
+    assert await listener.next_id() == "next"
+
+
 async def test_other_tasks_run_during_the_delivery_to_many_listeners() -> None:
     bus, listeners = MemoryBus(), [Listener() for _ in range(1000)]
     feed = await running_feed(bus)

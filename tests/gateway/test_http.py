@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from gateway.app import build_app
+from gateway.gateway import Gateway
 from gateway.health import Health
 from gateway.targets import MAX_PARAMETERS
 from postbus.bus.v1 import Code, Error, Reply
@@ -569,13 +570,15 @@ async def test_405_beside_the_contract_has_the_allowed_verbs(gateway: httpx.Asyn
 
 
 async def test_failure_beside_the_contract_is_a_problem_without_details(
-    gateway: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    app: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(_health: Health) -> dict[str, bool]:
         raise RuntimeError("a secret")
 
     monkeypatch.setattr(Health, "parts", fail)
-    response = await gateway.get("/readyz")
+    transport = httpx.ASGITransport(app)  # raises the errors of the application
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        response = await client.get("/readyz")
 
     assert (response.status_code, response.json()["reason"]) == (500, "INTERNAL")
     assert "secret" not in response.text

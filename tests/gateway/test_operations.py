@@ -96,6 +96,16 @@ async def test_readiness_without_details_is_public(
     assert (missing.status_code, missing.json()) == (503, {"ready": False})
 
 
+async def test_broker_and_revocations_are_parts_of_the_readiness(
+    bus: MemoryBus, verifier: TokenVerifier
+) -> None:
+    bus.ready = False
+    async with from_address(build_app(bus, verifier, max_body_bytes=1000), "127.0.0.1") as client:
+        parts = (await client.get("/readyz")).json()["parts"]
+
+    assert (parts["rabbitmq"], parts["gateway.sessions"]) == (False, False)
+
+
 async def test_concurrent_probes_and_scrapes_call_workers_once(
     verifier: TokenVerifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
