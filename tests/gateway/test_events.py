@@ -77,7 +77,12 @@ async def test_event_without_listeners_is_not_written_to_json(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     written: list[str] = []
-    monkeypatch.setattr(event_feed, "_delivery", lambda event, _: written.append(event.id) or b"")
+
+    def write(event: Any, _data: Any) -> bytes:
+        written.append(event.id)
+        return b""
+
+    monkeypatch.setattr(event_feed, "_delivery", write)
     bus, listener = MemoryBus(), Listener()
     feed = await running_feed(bus)
     feed.subscribe(OTHER_TYPE, listener, user_id="alice")
