@@ -85,8 +85,16 @@ async def listening(app: ASGIApp, **options: Any) -> AsyncIterator[int]:
         log_config=None,
         **options,
     )
+    async with serving(config) as port:
+        yield port
+
+
+@asynccontextmanager
+async def serving(config: uvicorn.Config) -> AsyncIterator[int]:
+    """Serve the application of a configuration in this event loop; yield the port."""
     config.load()
     state = ServerState()
+    state.default_headers = config.encoded_headers
 
     def protocol() -> asyncio.Protocol:
         return config.http_protocol_class(config, state, {})  # type: ignore[call-arg]

@@ -5,7 +5,9 @@ from datetime import UTC, datetime
 
 import betterproto
 import httpx
+import pytest
 
+from gateway import caller_revisions
 from gateway.caller_revisions import CallerRevisions
 from gateway.gateway import Gateway
 from postbus.bus.v1 import Event, Reply
@@ -53,6 +55,16 @@ def test_least_recently_used_revision_is_dropped_first() -> None:
         revisions.record(str(number), 1)
 
     assert (revisions.highest("first"), revisions.highest("second")) == (1, 0)
+
+
+def test_unknown_revision_displaces_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caller_revisions, "_MAX_USERS", 1)
+    revisions = CallerRevisions(MemoryBus())
+
+    revisions.record("alice", 3)
+    revisions.record("bob", 0)
+
+    assert revisions.highest("alice") == 3
 
 
 async def test_revisions_of_changes_at_other_gateways_are_read_from_events() -> None:

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from structlog.testing import capture_logs
 
 from gateway.app import build_app
+from gateway.disconnect import cancelled_by_disconnect
 from gateway.gateway import Gateway
 from gateway.streaming import NdjsonResponse
 from gateway.transcoding import Transcoder
@@ -23,6 +24,7 @@ from shared.bus import Call, CallResult
 from shared.bus.memory import MemoryBus
 from shared.identity import TokenVerifier
 from shared.wire import encode
+from tests.gateway.conftest import listening
 from tests.tokens import TokenMaker
 
 SCOPE = {
@@ -64,11 +66,93 @@ async def test_disconnect_cancels_the_call(verifier: TokenVerifier) -> None:
     bus = MemoryBus()
     await bus.serve("posts", ["postbus.posts.v1.PostsService.ListPosts"], handler)
     app = build_app(bus, verifier, max_body_bytes=10_000)
+    began = asyncio.get_running_loop().time()
     async with asyncio.timeout(5):
         await app(SCOPE, receive, send)
         await ended.wait()
 
     assert sent == []
+    assert asyncio.get_running_loop().time() - began < 4  # else the time above cancelled the call
+
+
+async def test_disconnect_of_a_connection_cancels_the_call(verifier: TokenVerifier) -> None:
+    begun, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def handler(_route: str, _body: bytes) -> bytes:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        return b""
+
+    bus = MemoryBus()
+    await bus.serve("posts", ["postbus.posts.v1.PostsService.ListPosts"], handler)
+    app = build_app(bus, verifier, max_body_bytes=10_000)
+    async with listening(app) as port, asyncio.timeout(4):  # less than the call's own time
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /v1/posts HTTP/1.1\r\nHost: a\r\nRequest-Timeout: 20\r\n\r\n")
+        await begun.wait()
+        writer.close()
+        await cancelled.wait()
+
+
+async def test_rest_of_a_body_is_no_disconnect() -> None:
+    events = [{"type": "http.request", "body": b"", "more_body": False}]
+    waiting = asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        if events:
+            return events.pop()
+        waiting.set()
+        await asyncio.Event().wait()
+        return {}
+
+    with cancelled_by_disconnect(receive, after=0):
+        async with asyncio.timeout(2):
+            await waiting.wait()
+
+
+async def test_watcher_of_a_client_ends_with_the_work_and_leaves_no_garbage() -> None:
+    async def receive() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        return {}
+
+    async def work() -> None:
+        with cancelled_by_disconnect(receive, after=0):
+            for _ in range(3):
+                await asyncio.sleep(0)
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    before = asyncio.all_tasks()
+    await work()
+    assert asyncio.all_tasks() == before
+
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(50):
+            await work()
+        unreachable = gc.collect()
+    finally:
+        gc.enable()
+    assert unreachable < 50
+
+
+async def test_gateway_stops_while_the_broker_is_unreachable(
+    verifier: TokenVerifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_arguments: object, **_options: object) -> None:
+        await asyncio.Event().wait()
+
+    bus = MemoryBus()
+    monkeypatch.setattr(bus, "subscribe", never)
+    app = build_app(bus, verifier, max_body_bytes=10_000)
+
+    async with asyncio.timeout(2), app.running():
+        pass
 
 
 async def test_request_creates_no_garbage_cycles(verifier: TokenVerifier) -> None:

@@ -11,6 +11,8 @@ import httpx
 import pytest
 
 from gateway.app import build_app
+from gateway.gateway import Gateway
+from gateway.health import Health
 from gateway.targets import MAX_PARAMETERS
 from postbus.bus.v1 import Code, Error, Reply
 from postbus.posts.v1 import CreatePostResponse, Post, UpdatePostRequest
@@ -552,3 +554,31 @@ async def test_malformed_reply_of_a_worker_is_internal_with_outcome_unknown(
         assert problem_of(response) == (500, "INTERNAL")
         assert response.json()["outcome"] == "UNKNOWN"
         assert response.headers["trace-id"] == response.json()["traceId"]
+
+
+async def test_path_with_a_slash_at_its_end_is_another_path(gateway: httpx.AsyncClient) -> None:
+    response = await gateway.get("/docs/")
+
+    assert (response.status_code, response.json()["reason"]) == (404, "UNKNOWN_PATH")
+
+
+async def test_405_beside_the_contract_has_the_allowed_verbs(gateway: httpx.AsyncClient) -> None:
+    response = await gateway.post("/readyz")
+
+    assert (response.status_code, response.json()["reason"]) == (405, "METHOD_NOT_ALLOWED")
+    assert sorted(response.headers["allow"].split(", ")) == ["GET", "HEAD"]
+
+
+async def test_failure_beside_the_contract_is_a_problem_without_details(
+    app: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_health: Health) -> dict[str, bool]:
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr(Health, "parts", fail)
+    transport = httpx.ASGITransport(app)  # raises the errors of the application
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        response = await client.get("/readyz")
+
+    assert (response.status_code, response.json()["reason"]) == (500, "INTERNAL")
+    assert "secret" not in response.text

@@ -7,6 +7,7 @@ import resource
 import shutil
 import socket
 import ssl
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -72,6 +73,14 @@ class Echo:
         elif path == "/whole":
             fields = [(b"content-length", b"90000")]
             assert scope["extensions"][EXCHANGE].respond(200, fields, b"x" * 90_000)
+            return
+        elif path == "/none":
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body"})
+            return
+        elif path == "/last":
+            fields = [(b"content-length", b"0"), (b"connection", b"close")]
+            scope["extensions"][EXCHANGE].respond(200, fields, b"")
             return
         elif path == "/called-back":
             scope["extensions"][EXCHANGE].on_disconnect(self.disconnected.set)
@@ -679,6 +688,7 @@ async def test_chunks_become_the_body(server: Server, body: bytes, expected: str
         b"5\r\nhelloo\r\n0\r\n\r\n",
         b"5\r\nhello\n0\r\n\r\n",
         b"5\r\nhello0\r\n\r\n",
+        b"5\r\nhelloxx0\r\n\r\n",
         b"5;a\nb\r\nhello\r\n0\r\n\r\n",
         b"5;a\0b\r\nhello\r\n0\r\n\r\n",
         b"5 a\r\nhello\r\n0\r\n\r\n",
@@ -734,7 +744,11 @@ async def test_trailers_and_extensions_are_bounded(
 
         response = await client.response()
 
-        assert response.status == 200 if path == "/ignore" else response.outline == (431, reason)
+        if path == "/ignore":
+            assert response.status == 200
+        else:
+            assert response.outline == (431, reason)
+            assert response.document["outcome"] == "UNKNOWN"
         assert await client.is_closed()
 
 
@@ -1219,6 +1233,46 @@ async def test_any_split_of_pipelined_requests_gets_the_same_responses(
     assert outline(await exchange(server, *writes)) == whole
 
 
+async def test_204_has_no_framing_and_the_connection_goes_on(server: Server) -> None:
+    first, second = await exchange(server, request("GET /none HTTP/1.1") + LAST)
+
+    assert (first.status, first.fields.get("transfer-encoding")) == (204, None)
+    assert second.status == 200
+
+
+async def test_application_may_close_the_connection(server: Server) -> None:
+    (response,) = await exchange(server, request("GET /last HTTP/1.1") + LAST)
+
+    assert response.fields["connection"] == "close"
+
+
+async def test_nothing_refers_to_a_connection_that_has_ended() -> None:
+    async with serve() as server:
+        async with connect(server) as client:
+            await client.send(POST)
+            await client.response()
+            (protocol,) = server.uvicorn.server_state.connections
+            ended = weakref.ref(protocol)
+            del protocol
+        await until(lambda: not server.uvicorn.server_state.connections)
+        gc.collect()
+
+        assert ended() is None
+
+
+async def test_shutdown_closes_the_connection_after_the_running_response() -> None:
+    async with serve() as server, connect(server) as client:
+        await client.send(request("GET /wait HTTP/1.1"))
+        await until(lambda: server.echo.requests == ["GET /wait"])
+        for connection in tuple(server.uvicorn.server_state.connections):
+            connection.shutdown()
+        server.echo.proceed.set()
+
+        response = await client.response()
+        assert (response.status, response.fields["connection"]) == (200, "close")
+        assert await client.is_closed()
+
+
 async def test_finished_requests_create_no_garbage_cycles(server: Server) -> None:
     async with connect(server) as client:
         await client.send(POST)
@@ -1523,6 +1577,8 @@ async def test_number_of_open_refused_connections_is_limited(
     ):
         assert (await second.response()).status == 503
         assert await third.is_closed()
+        second.writer.close()
+        await until(lambda: server.clients.refused == 0)
 
 
 async def test_trusted_proxy_has_no_limit_per_address() -> None:

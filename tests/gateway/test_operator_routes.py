@@ -13,6 +13,7 @@ from gateway import health, metrics
 from gateway.app import build_app
 from gateway.cached_result import CachedResult
 from gateway.gateway import Gateway
+from gateway.operator_networks import OperatorNetworks
 from postbus.bus.v1 import CheckResponse, Part, Reply, Request
 from shared.bus.memory import MemoryBus
 from shared.identity import TokenVerifier
@@ -96,6 +97,16 @@ async def test_readiness_without_details_is_public(
     assert (missing.status_code, missing.json()) == (503, {"ready": False})
 
 
+async def test_broker_and_revocations_are_parts_of_the_readiness(
+    bus: MemoryBus, verifier: TokenVerifier
+) -> None:
+    bus.ready = False
+    async with from_address(build_app(bus, verifier, max_body_bytes=1000), "127.0.0.1") as client:
+        parts = (await client.get("/readyz")).json()["parts"]
+
+    assert (parts["rabbitmq"], parts["gateway.sessions"]) == (False, False)
+
+
 async def test_concurrent_probes_and_scrapes_call_workers_once(
     verifier: TokenVerifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +165,20 @@ async def test_cancelled_caller_does_not_cancel_the_shared_computation() -> None
     finish.set()
 
     assert await waiting == "done"
+
+
+@pytest.mark.parametrize("client", [None, ("a-unix-socket", 0)])
+async def test_client_without_an_address_is_no_operator(client: tuple[str, int] | None) -> None:
+    everywhere = OperatorNetworks([ip_network("0.0.0.0/0"), ip_network("::/0")])
+
+    assert not everywhere.include({"type": "http", "client": client, "headers": []})
+
+
+async def test_requests_that_are_being_answered_are_counted(app: Gateway) -> None:
+    async with from_address(app, "127.0.0.1") as client:
+        text = (await client.get("/metrics")).text  # the request itself
+
+    assert "postbus_http_requests_in_flight 1.0" in text
 
 
 async def test_unknown_verbs_share_one_label(app: Gateway) -> None:

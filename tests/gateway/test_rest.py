@@ -69,6 +69,7 @@ async def test_call_carries_token_operation_id_trace_and_deadline(
     assert 2.4 < request.deadline_unix_ms / 1000 - began < 2.5 + (time.time() - began)
     assert f"Bearer {request.access_token}" == headers["Authorization"]
     assert request.operation_id == "key-1"
+    assert request.client_address == "127.0.0.1"
     assert request.traceparent.split("-")[1] == trace == response.headers["trace-id"]
 
 
@@ -353,6 +354,16 @@ async def test_every_documented_path_is_served(
     served = {name: status for name, status in statuses.items() if name not in NEED_A_BODY}
     assert {name for name, status in served.items() if status not in (200, 201, 204)} == set()
     assert {status for name, status in served.items() if name.startswith("GET ")} == {200}
+
+
+async def test_metrics_count_head_apart_from_get(gateway: httpx.AsyncClient) -> None:
+    await gateway.head("/v1/posts")
+
+    text = (await gateway.get("/metrics")).text
+
+    counted = [line for line in text.splitlines() if 'route="/v1/posts"' in line]
+    assert any('method="HEAD"' in line for line in counted)
+    assert not any('method="GET"' in line for line in counted)
 
 
 async def test_metrics_count_by_route_template(gateway: httpx.AsyncClient) -> None:
