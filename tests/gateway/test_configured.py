@@ -106,7 +106,7 @@ async def test_allowed_origins_take_effect(configured: Configure) -> None:
 
 
 async def test_operators_networks_take_effect(configured: Configure) -> None:
-    async with served(configured, operations_networks="10.0.0.0/8") as client:
+    async with served(configured, operator_networks="10.0.0.0/8") as client:
         response = await client.get("/metrics")
 
     assert response.status_code == 403
