@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import h11
 import pytest
@@ -36,7 +37,7 @@ from gateway.http1.body_framing import (
     ChunkedBody,
     SizedBody,
 )
-from gateway.http1.exchange import EXCHANGE
+from gateway.http1.exchange import EXCHANGE, Exchange
 from gateway.http1.head import parse_head
 from gateway.http1.head_fields import CHUNKED, HEAD_BYTES, MAX_FIELDS
 from gateway.problems import HttpError
@@ -1238,6 +1239,18 @@ async def test_204_has_no_framing_and_the_connection_goes_on(server: Server) -> 
 
     assert (first.status, first.fields.get("transfer-encoding")) == (204, None)
     assert second.status == 200
+
+
+def test_callback_for_a_request_that_has_ended_is_called_at_once() -> None:
+    scope = {"method": "GET", "path": "/", "http_version": "1.1"}
+    ended = Exchange(scope, Mock(), keep_alive=True, expects_continue=False, body=b"a")
+    ended.disconnect()
+    called: list[bool] = []
+
+    ended.on_disconnect(lambda: called.append(True))
+
+    assert called == [True]
+    assert ended.take_body() is None
 
 
 async def test_application_may_close_the_connection(server: Server) -> None:

@@ -8,6 +8,7 @@ from gateway import (
     disconnect,
     event_feed,
     health,
+    large_inputs,
     metrics,
     rate_storage,
     request_headers,
@@ -61,6 +62,8 @@ def test_bound_has_the_documented_value(documented: str) -> None:
         # time for which other tasks wait
         (body_framing.STEP_CHUNKS, 1, 1000),
         (event_feed._SLICE, 1, 200),
+        (large_inputs.LARGE_BYTES, 4 * 1024, 64 * 1024),
+        (large_inputs.SWITCH_SECONDS, 0.0001, 0.002),
         (websocket_protocol._PARSE_BYTES, 125, 4096),
         (websocket_protocol._TURN_SECONDS, 0.0001, 0.005),
         # age of shared results, and times for the parts that they come from
