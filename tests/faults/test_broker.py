@@ -384,7 +384,7 @@ async def test_bus_survives_a_cancellation_by_aiormq(bus: AmqpBus, unique: Uniqu
     """After missed heartbeats aiormq cancels the futures that it awaits."""
     session = bus._session
     assert session is not None
-    waiting = list(session.lost._waiters)  # type: ignore[attr-defined]
+    waiting = list(session.lost._waiters)
 
     for future in waiting:
         future.cancel()
