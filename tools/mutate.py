@@ -7,6 +7,7 @@ rule with its change and the tests that fail under it. A guard is removed in a c
 import ast
 import compileall
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,8 @@ _PACKAGES: Final = ("shared", *SERVICES)
 _COPY: Final = DEV / "mutate"
 _TEST_SECONDS: Final = 180
 _TESTS_FAILED: Final = 1
-"""Exit code of pytest."""
+"""Exit code of pytest, also for an error in a fixture."""
+_FAILED: Final = re.compile(r"^\d+ failed", re.MULTILINE)
 
 
 class MutationError(Exception):
@@ -164,10 +166,10 @@ def _remove(guard: Guard, environment: Mapping[str, str]) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return "noticed"
+        return f"not noticed (no result within {_TEST_SECONDS} seconds)"
     finally:
         file.write_text(source)
-    if answer.returncode == _TESTS_FAILED:
+    if answer.returncode == _TESTS_FAILED and _FAILED.search(answer.stdout):
         return "noticed"
     last = answer.stdout.strip().splitlines()[-1:] or answer.stderr.strip().splitlines()[-1:]
     return f"not noticed ({''.join(last)})"

@@ -14,6 +14,7 @@ from gateway import (
     request_headers,
     socket_limits,
     targets,
+    unfinished_input,
     websocket_calls,
     websocket_connection,
     websocket_protocol,
@@ -74,6 +75,9 @@ def test_bound_has_the_documented_value(documented: str) -> None:
         (disconnect._UNWATCHED_SECONDS, 0.01, 0.25),
         # hints for clients, and log lines
         (http_limits._RETRY_SECONDS, 1, 60),
+        (unfinished_input._RETRY_SECONDS, 1, 60),
+        (unfinished_input.FREE_BYTES, 1024, 64 * 1024),
+        (websocket_protocol._MESSAGE_SECONDS, 5, 60),
         (socket_limits._RETRY_SECONDS, 1, 60),
         # of requests
         (request_headers._MIN_TIMEOUT, 0.0001, 0.01),
