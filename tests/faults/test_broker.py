@@ -22,7 +22,7 @@ from postbus.bus.v1 import Event, Outcome, Reply
 from shared.bus import Call
 from shared.bus.amqp import amqp_bus, connect
 from shared.bus.amqp.amqp_bus import AmqpBus
-from shared.bus.amqp.broker_connection import BROKER_ERRORS, BrokerConnection, broker_errors
+from shared.bus.amqp.broker_connection import BROKER_ERRORS, broker_errors
 from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.rpc_server import RpcServer
 from shared.bus.amqp.topology import EVENT_EXCHANGE
@@ -339,14 +339,6 @@ async def test_connecting_ends_after_5_seconds_without_an_answer(vhost: str) -> 
         seconds = await asyncio.gather(connecting(b"AMQP"), connecting(EXCHANGE_DECLARE))
 
     assert all(4.5 < each < 10 for each in seconds)
-
-
-async def test_connection_is_closed_without_an_answer_of_the_broker(
-    vhost: str, proxy: Proxy
-) -> None:
-    url = str(httpx.URL(vhost).copy_with(port=proxy.port))
-    async with asyncio.timeout(4), BrokerConnection.open(url, "test"):
-        proxy.stall()
 
 
 async def test_bus_connects_again_after_the_loss_of_a_channel(

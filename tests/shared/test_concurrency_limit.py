@@ -65,3 +65,18 @@ async def test_slot_is_free_during_nested_calls_only() -> None:
 
     limit.release()
     assert limit.try_acquire()
+
+
+async def test_waiter_cancelled_after_release_frees_the_slot() -> None:
+    limit = ConcurrencyLimit(1)
+    assert limit.try_acquire()
+    first, second = (asyncio.create_task(limit.acquire()) for _ in range(2))
+    await asyncio.sleep(0)
+
+    limit.release()
+    first.cancel()  # it has the slot and has not run
+
+    async with asyncio.timeout(1):
+        await second
+    with pytest.raises(asyncio.CancelledError):
+        await first

@@ -294,3 +294,10 @@ def test_text_of_more_than_255_bytes_is_no_short_string(text: str) -> None:
     for encode in (header, lambda each: frames.properties("text/plain", reply_to=each)):
         with pytest.raises(ValueError, match="at most 255 bytes"):
             encode(text)
+
+
+@pytest.mark.parametrize(
+    "headers", [b"\xff", b"\0\0\0\x09\1aSxxxx", b"\0\0\0\7" + b"\1aF\0\0\0\7" * 2_000]
+)
+def test_malformed_headers_are_empty(headers: bytes) -> None:
+    assert Delivered(1, "k", "", "", headers, b"").headers == {}

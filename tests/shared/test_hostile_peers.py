@@ -248,8 +248,7 @@ def test_error_reply_is_at_most_64_kib(reason: str, message: str, violations: in
         Code.INVALID_ARGUMENT,
         reason,
         message,
-        violations=[FieldViolation(field=f"tags[{n}]", rule=long) for n in range(violations)]
-        + [FieldViolation(field=long, rule=long, message=long)] * bool(violations),
+        violations=[FieldViolation(field=long, rule=long, message=long)] * violations,
         outcome=Outcome.UNKNOWN,
         retry_after=2,
     )
