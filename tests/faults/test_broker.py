@@ -259,6 +259,8 @@ async def test_events_with_names_beyond_255_bytes_become_dead_letters(
             for _ in range(40):
                 while (letter := await dead.get(fail=False)) is None:  # noqa: ASYNC110  # polls
                     await asyncio.sleep(0.02)
+                assert letter.headers["x-postbus-reason"] == "BAD"
+                assert letter.message_id == letter.type == "é" * 127
                 await letter.ack()
     await subscription.cancel()
 

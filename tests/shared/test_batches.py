@@ -167,7 +167,8 @@ async def test_server_without_batch_support_gets_single_calls(
 
 async def test_unroutable_batch_is_unavailable_at_once(bus: AmqpBus, unique: Unique) -> None:
     began = time.monotonic()
-    calls = [bus.call(unique("unserved."), a_call(b"x")) for _ in range(5)]
+    route = unique("unserved.")
+    calls = [bus.call(route, a_call(b"x")) for _ in range(5)]
 
     failures = await asyncio.gather(*calls, return_exceptions=True)
 
