@@ -1147,6 +1147,11 @@ async def test_call_that_is_cancelled_twice_ends_once(
         ("3", "UNKNOWN_CALL"),
         ("4", "UNKNOWN_CALL"),
     ]
+    assert [each["error"].get("outcome") for each in received] == [
+        "OUTCOME_UNKNOWN",
+        "OUTCOME_NO_EFFECT",
+        "OUTCOME_NO_EFFECT",
+    ]
 
 
 async def test_disconnect_of_a_socket_cancels_its_calls(
