@@ -1,4 +1,4 @@
-# Postbus. Without just: ./just RECIPE, which brings its own.
+# Postbus. Without just: ./just RECIPE installs just and uv first.
 
 python := justfile_directory() / ".venv/bin/python"
 

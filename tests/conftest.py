@@ -50,7 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the long suites out, unless --long or a path asks for them."""
+    """Leave the long suites out, unless --long or their path is given."""
     by_path = config.args_source is not pytest.Config.ArgsSource.TESTPATHS
     if by_path or config.getoption("--long"):
         return

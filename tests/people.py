@@ -62,7 +62,7 @@ class Client:
         return await self._client.request(verb, path, json=body, headers=self._headers | named)
 
     async def done(self, verb: str, path: str, body: object = None) -> dict[str, Any]:
-        """Send a request that succeeds; return the body of the answer."""
+        """Send a request that succeeds; return the body of the response."""
         answer = await self.send(verb, path, body)
         assert answer.is_success, f"{verb} {path}: {answer.status_code} {answer.text}"
         return dict(answer.json()) if answer.content else {}

@@ -16,7 +16,13 @@ class Proxy:
         self._clients: set[asyncio.StreamWriter] = set()
         self._flows = asyncio.Event()
         self._flows.set()
+        self._client_bytes_flow = asyncio.Event()
+        self._client_bytes_flow.set()
+        self.sent = b""
+        """The latest bytes of the clients, 64 KiB at most."""
         self.port = 0
+        self.received = 0
+        """Bytes that clients have sent, forwarded or held."""
 
     async def start(self) -> None:
         """Listen: the first time on a free port, then on the same one."""
@@ -38,9 +44,14 @@ class Proxy:
         """Forward nothing until `flow`; the connections stay open."""
         self._flows.clear()
 
+    def hold_client_bytes(self) -> None:
+        """Forward nothing to the server until `flow`."""
+        self._client_bytes_flow.clear()
+
     def flow(self) -> None:
         """Forward the held bytes, and the following ones."""
         self._flows.set()
+        self._client_bytes_flow.set()
 
     def tell_clients(self, data: bytes) -> None:
         """Send bytes to every client in place of the server."""
@@ -54,14 +65,22 @@ class Proxy:
             self._writers |= both
             self._clients.add(writer)
             await asyncio.gather(
-                self._copy(reader, server_writer), self._copy(server_reader, writer)
+                self._copy(reader, server_writer, of_client=True),
+                self._copy(server_reader, writer, of_client=False),
             )
             self._writers -= both
             self._clients.discard(writer)
 
-    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _copy(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, of_client: bool
+    ) -> None:
         with suppress(OSError):
             while data := await reader.read(65536):
+                if of_client:
+                    self.received += len(data)
+                    self.sent = data
+                    await asyncio.sleep(0)  # a test may stall now
+                    await self._client_bytes_flow.wait()
                 await self._flows.wait()
                 writer.write(data)
                 await writer.drain()

@@ -173,7 +173,7 @@ class System:
         return {name: int(field.split()[0]) / 1024 for name, field in fields.items()}
 
     async def readiness(self, url: str = "") -> tuple[int, dict[str, Any]]:
-        """Return status and body of /readyz; status 0 if the gateway does not answer."""
+        """Return status and body of /readyz; status 0 if the gateway does not respond."""
         await asyncio.sleep(READINESS_SECONDS)
         return await self._readiness(url)
 
@@ -186,7 +186,7 @@ class System:
             return answer.status_code, answer.json()
 
     async def until_ready(self, seconds: float = 20, url: str = "") -> None:
-        """Wait until every dependency is ready, by answers computed after this call."""
+        """Wait until every dependency is ready, by responses computed after this call."""
         status, body = 0, {}
         await asyncio.sleep(READINESS_SECONDS)
         try:

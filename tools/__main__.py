@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from tools.servers import InfrastructureError
+from tools.servers import ServersUnavailableError
 from tools.servers.signals import end_on_signals
 
 Command = Callable[[argparse.Namespace], int | None]
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     end_on_signals()
     try:
         return _COMMANDS[options.command][1](options) or 0
-    except InfrastructureError as error:
+    except ServersUnavailableError as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -9,7 +9,6 @@ from tools.paths import ROOT, SERVICES, VENV
 _PACKAGES = (f"{package}/src" for package in ("shared", *SERVICES))
 _SOURCES = ("gen/postbus_runtime", *_PACKAGES, "tools", "tests", "bench")
 _CHECKS = {
-    # first: it writes the import order that the formatter expects
     "drift of gen/": ("python", "-m", "tools.contracts.generate", "--check"),
     "format": ("ruff", "format", "--check", "--quiet"),
     "lint": ("ruff", "check", "--quiet"),

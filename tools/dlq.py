@@ -126,7 +126,10 @@ async def _drop(
 async def _letters(
     connection: aio_pika.abc.AbstractConnection, queue: str
 ) -> AsyncIterator[list[AbstractIncomingMessage]]:
-    """Fetch the messages of a queue, oldest first; unacknowledged ones are requeued at the end."""
+    """Fetch the messages of a queue, oldest first.
+
+    Messages that are not acknowledged in the block are requeued.
+    """
     channel = await connection.channel()
     source = await channel.get_queue(queue, ensure=False)
     letters: list[AbstractIncomingMessage] = []
@@ -160,7 +163,7 @@ def _select(
 def _document(letter: AbstractIncomingMessage) -> dict[str, Any]:
     document = {
         "reason": _reason(letter),
-        "message": letter.headers.get(topology.MESSAGE, ""),
+        "message": letter.headers.get(topology.ERROR_MESSAGE, ""),
         "attempts": letter.headers.get(topology.ATTEMPT, 0),
         "deadSince": _time(letter),
     }
@@ -183,7 +186,7 @@ def _reason(letter: AbstractIncomingMessage) -> str:
 
 
 def _time(letter: AbstractIncomingMessage) -> str:
-    if time := letter.headers.get(topology.TIME):
+    if time := letter.headers.get(topology.DEAD_AT):
         return str(time)
     deaths: Any = letter.headers.get("x-death") or [{}]
     return str(deaths[0].get("time", "")) if isinstance(deaths[0], dict) else ""

@@ -1,7 +1,8 @@
 """Measure the language of docstrings: `python -m tools.language`.
 
 A docstring whose first paragraph has one of the words below usually describes a thing instead of
-naming it. The glossary (docs/glossary.md) has the names.
+naming it. The glossary (docs/glossary.md) has the names. The docstrings of modules, classes and
+functions are measured.
 """
 
 import ast
@@ -16,12 +17,13 @@ from tools.paths import ROOT, SERVICES
 __all__ = ["main", "vague_docstrings"]
 
 MAX_SHARE: Final = 0.03
-"""Largest share of function docstrings of a package with one of the words."""
+"""Largest share of docstrings of a package with one of the words."""
 _VAGUE: Final = re.compile(
     r"\b(what|who|whom|whose|those|others|nobody|anybody|meanwhile|for ever|it is so)\b",
     re.IGNORECASE,
 )
 _FOLDERS: Final = {
+    "postbus_runtime": "gen/postbus_runtime",
     "shared": "shared/src",
     **{service: f"{service}/src" for service in SERVICES},
     **{name: name for name in ("tools", "tests", "bench")},
@@ -29,21 +31,22 @@ _FOLDERS: Final = {
 
 
 def vague_docstrings(source: str) -> tuple[list[tuple[int, str]], int]:
-    """Return line and first line of each vague function docstring, and the number of docstrings."""
+    """Return line and first line of each vague docstring, and the number of docstrings."""
     found, count = [], 0
-    for function, docstring in _docstrings(ast.parse(source)):
+    for line, docstring in _docstrings(ast.parse(source)):
         count += 1
         if _VAGUE.search(docstring.partition("\n\n")[0]):
-            found.append((function.lineno, docstring.partition("\n")[0]))
+            found.append((line, docstring.partition("\n")[0]))
     return found, count
 
 
-def _docstrings(tree: ast.Module) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, str]]:
+def _docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield the line of each module, class and function, and its docstring."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             docstring = ast.get_docstring(node)
             if docstring:
-                yield node, docstring
+                yield getattr(node, "lineno", 1), docstring
 
 
 def main() -> int:
@@ -52,7 +55,7 @@ def main() -> int:
     for package, folder in _FOLDERS.items():
         lines, count = _measure(ROOT / folder)
         share = len(lines) / max(count, 1)
-        print(f"{package}: {len(lines)} of {count} function docstrings are vague ({share:.1%})")
+        print(f"{package}: {len(lines)} of {count} docstrings are vague ({share:.1%})")
         if share > MAX_SHARE:
             failed = True
             print(*lines, sep="\n")

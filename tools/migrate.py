@@ -28,7 +28,7 @@ def migrate(addresses: Addresses) -> None:
 
 
 def repair() -> int:
-    """Run `just repair`: each service checks and corrects its derived data, on running servers."""
+    """Run `just repair`: services check and correct their derived data, on running servers."""
     with servers("repair", prepare=migrate) as addresses:
         secrets = Secrets.load_or_create(DEV / "secrets.env")
         environments = service_environments(addresses, secrets, port=0)
@@ -39,9 +39,14 @@ def repair() -> int:
                 cwd=ROOT,
                 check=False,
             )
-            for service in ("users", "posts")
+            for service in repaired_services()
         ]
     return max(command.returncode for command in commands)
+
+
+def repaired_services() -> list[str]:
+    """Return the services that have a module `repair`, and with it the command."""
+    return [name for name in SERVICES if (ROOT / name / "src" / name / "repair.py").exists()]
 
 
 def migrate_standalone() -> None:

@@ -5,7 +5,9 @@ rule with its change and the tests that fail under it. A guard is removed in a c
 """
 
 import ast
+import compileall
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,14 +21,15 @@ from typing import Any, Final, Self
 from tools.paths import DEV, ROOT, SERVICES
 from tools.servers import servers
 
-__all__ = ["Guard", "MutationError", "listed", "mutate", "numbers"]
+__all__ = ["listed", "mutate", "numbers"]
 
 _LISTS: Final = ROOT / "tests" / "guards"
 _PACKAGES: Final = ("shared", *SERVICES)
 _COPY: Final = DEV / "mutate"
 _TEST_SECONDS: Final = 180
 _TESTS_FAILED: Final = 1
-"""Exit code of pytest."""
+"""Exit code of pytest, also for an error in a fixture."""
+_FAILED: Final = re.compile(r"^\d+ failed", re.MULTILINE)
 
 
 class MutationError(Exception):
@@ -163,10 +166,10 @@ def _remove(guard: Guard, environment: Mapping[str, str]) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return "noticed"
+        return f"not noticed (no result within {_TEST_SECONDS} seconds)"
     finally:
         file.write_text(source)
-    if answer.returncode == _TESTS_FAILED:
+    if answer.returncode == _TESTS_FAILED and _FAILED.search(answer.stdout):
         return "noticed"
     last = answer.stdout.strip().splitlines()[-1:] or answer.stderr.strip().splitlines()[-1:]
     return f"not noticed ({''.join(last)})"
@@ -183,6 +186,8 @@ def _copy_tree() -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target)
     sources = [_COPY / "gen", *(_COPY / package / "src" for package in _PACKAGES)]
+    for source in sources:  # a source that is replaced is newer than its compiled file
+        compileall.compile_dir(source, quiet=2)
     for folder in (".venv", *(f"{service}/.venv" for service in SERVICES)):
         _environment(_COPY / folder, ROOT / folder, sources)
 
@@ -190,7 +195,7 @@ def _copy_tree() -> None:
 def _environment(folder: Path, original: Path, sources: Sequence[Path]) -> None:
     """Make a virtual environment with the packages of `original`, in which `sources` come first.
 
-    It never reads compiled files: the sources of a guard change within a second.
+    It never writes compiled files: the sources of a guard change within a second.
     """
     venv.create(folder, symlinks=True)
     [packages] = folder.glob("lib/python*/site-packages")

@@ -1,9 +1,10 @@
 """`just bench http`: a POST of about 300 bytes through a gateway and RabbitMQ to a worker and back.
 
-One gateway process, one worker process and wrk share the machine; the contenders take turns, and
-each figure is the median of all rounds. Ours verifies a token, validates at both ends and counts
-rates; the rivals validate nothing beyond what FastAPI does. `bench/http/sockets.py` adds the
-WebSocket, and `bench/http/reads.py` a read with and without a token on the real system.
+One gateway process, one worker process and wrk share the machine. The contenders run in turn, and
+each figure is the median of all rounds. Ours verifies a token, validates in gateway and worker and
+counts rates; the rivals validate nothing, except for FastAPI's validation of the body.
+`bench/http/sockets.py` adds the WebSocket, `bench/http/reads.py` a read with and without a token on
+the real system.
 """
 
 import statistics
@@ -26,15 +27,15 @@ __all__ = ["run"]
 _ROUNDS: Final = 1 if QUICK else 2
 _SECONDS: Final = 1 if QUICK else 4
 _PAUSE_SECONDS: Final = 4
-"""Between two runs of wrk: without it the second one shows delays that belong to wrk."""
+"""Pause between two runs of wrk: without it, the second run has delays that wrk itself causes."""
 
 Figures = dict[str, float]
-"""Of one number of connections: `rate` in requests/s, `p50` and `p99` in ms, `cpu` of the gateway
-and `all` of gateway, worker and broker in seconds per 1,000 requests."""
+"""Figures for one number of connections: `rate` in requests/s, `p50` and `p99` in ms, and CPU in
+seconds per 1,000 requests: `cpu` of the gateway, `all` of gateway, worker and broker."""
 
 
 def run() -> list[Result]:
-    """Install the rivals, let all take turns, and compare."""
+    """Install the rivals, run all contenders in turn, and compare them."""
     contenders = list(installed())
     measured: dict[str, list[dict[int, Figures]]] = {each.name: [] for each in contenders}
     with servers("bench") as addresses, virtual_host(addresses) as url:
@@ -51,19 +52,19 @@ def run() -> list[Result]:
 
 
 def _measure(contender: Contender, url: str) -> dict[int, Figures]:
-    """Run a contender once; return its figures by the number of connections."""
+    """Run a contender once; return its figures by number of connections."""
     broker = pid_listening(httpx.URL(url).port or 5672)
     found: dict[int, Figures] = {}
     with running(contender, url) as (gateway, worker):
-        everything = [each for each in (gateway, worker, broker) if each]
+        processes = [each for each in (gateway, worker, broker) if each]
         for connections in CONNECTIONS:
             load(contender, connections, 1)
             time.sleep(_PAUSE_SECONDS)
-            before = cpu_seconds([gateway]), cpu_seconds(everything)
-            told = load(contender, connections, _SECONDS)
-            after = cpu_seconds([gateway]), cpu_seconds(everything)
-            thousands = told["requests"] / 1000
-            found[connections] = told | {
+            before = cpu_seconds([gateway]), cpu_seconds(processes)
+            figures = load(contender, connections, _SECONDS)
+            after = cpu_seconds([gateway]), cpu_seconds(processes)
+            thousands = figures["requests"] / 1000
+            found[connections] = figures | {
                 "cpu": (after[0] - before[0]) / thousands,
                 "all": (after[1] - before[1]) / thousands,
             }

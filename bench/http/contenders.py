@@ -18,7 +18,7 @@ from tests.system import WITHOUT_RATES, free_port
 from tests.tokens import TokenMaker
 from tools.node import node_environment, npm
 from tools.paths import DEV
-from tools.servers import InfrastructureError, packages
+from tools.servers import ServersUnavailableError, packages
 from tools.uv import uv
 
 __all__ = ["CONNECTIONS", "POST", "TOKEN", "Contender", "installed", "load", "running"]
@@ -54,17 +54,17 @@ POST: Final = {
     " whatever we know how to order it to perform. It can follow analysis; but it has no power of"
     " anticipating any truths!!",
 }
-"""The request of our contract with as many bytes as the rivals' payload.json."""
+"""The request of our contract; it has as many bytes as payload.json of the rivals."""
 _RATES: Final = WITHOUT_RATES | {
     "POSTBUS_RATE_USER": "100000000/minute",
     "POSTBUS_RATE_USER_CHANGES": "100000000/minute",
 }
-"""HandlerMetrics as in production, with rates that wrk does not reach."""
+"""Rate limits are counted as in production, but wrk does not reach them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
-    """A gateway, and the worker behind it if there is one."""
+    """A gateway with its worker, if it has one."""
 
     name: str
     gateway: Sequence[str]
@@ -124,14 +124,14 @@ def _contenders() -> list[Contender]:
 
 
 def installed() -> Iterator[Contender]:
-    """Return the contenders that can run here; print the reason for each of the rest."""
+    """Yield the contenders that can run on this machine; print why each other one cannot."""
     _SCRATCH.mkdir(parents=True, exist_ok=True)
     if not shutil.which("wrk"):
         packages.provide(["wrk"])
     for contender in _contenders():
         try:
             contender.install()
-        except (OSError, subprocess.CalledProcessError, InfrastructureError) as error:
+        except (OSError, subprocess.CalledProcessError, ServersUnavailableError) as error:
             print(f"bench: http: without {contender.name}: {error}", flush=True)
         else:
             yield contender
@@ -159,12 +159,12 @@ def _install_node() -> None:
         folder.mkdir(exist_ok=True)
         (folder / "package.json").write_text('{"private": true}')
         npm("install", *_NODE_PACKAGES, cwd=folder)
-    shutil.copy(_HERE / "nest.mjs", folder)  # packages are looked for beside the program
+    shutil.copy(_HERE / "nest.mjs", folder)  # Node looks for packages beside the program
 
 
 @contextmanager
 def running(contender: Contender, url: str) -> Iterator[tuple[int, int | None]]:
-    """Start the worker, then the gateway; give their process ids, and end both."""
+    """Start the worker, then the gateway; yield their process ids; end both."""
     port = free_port()
     environment = {
         **node_environment(),
@@ -193,7 +193,7 @@ def _process(
             command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
         )
     try:
-        if "READY\n" not in (process.stdout or ()):  # reads on until there
+        if "READY\n" not in (process.stdout or ()):  # reads until the line is printed
             raise FailedError(f"{command[-1]} ended early; see {_SCRATCH / 'log'}")
         yield process
     finally:
@@ -206,7 +206,7 @@ def _process(
 
 
 def load(contender: Contender, connections: int, seconds: int) -> dict[str, float]:
-    """Run wrk; return `requests`, `rate`, `p50` and `p99`. FailedError if an answer is not 2xx."""
+    """Run wrk; return `requests`, `rate`, `p50` and `p99`. FailedError if a response is not 2xx."""
     url = f"http://127.0.0.1:{os.environ['BENCH_PORT']}{contender.path}"
     payload = json.dumps(POST) if contender.name == "ours" else (_HERE / "payload.json").read_text()
     environment = os.environ | {
@@ -215,17 +215,17 @@ def load(contender: Contender, connections: int, seconds: int) -> dict[str, floa
         "LD_LIBRARY_PATH": packages.library_path(),
     }
     wrk = shutil.which("wrk") or str(packages.UNPACKED / "usr/bin/wrk")
-    answer = subprocess.run(
+    finished = subprocess.run(
         [wrk, "-t1", f"-c{connections}", f"-d{seconds}", "-s", str(_HERE / "post.lua"), url],
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
-    found = re.search(r"RESULT (\{.*\})", answer.stdout)
+    found = re.search(r"RESULT (\{.*\})", finished.stdout)
     if found is None:
-        raise FailedError(f"wrk: {answer.stderr.strip()}")
-    told: dict[str, float] = json.loads(found[1])
-    if told.pop("errors") or not told["requests"]:
-        raise FailedError(f"{contender.path} did not answer each request with 2xx")
-    return told
+        raise FailedError(f"wrk: {finished.stderr.strip()}")
+    figures: dict[str, float] = json.loads(found[1])
+    if figures.pop("errors") or not figures["requests"]:
+        raise FailedError(f"{contender.path}: not every response was 2xx")
+    return figures

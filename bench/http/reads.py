@@ -21,13 +21,13 @@ from tools.servers import Addresses
 __all__ = ["reads"]
 
 _READS: Final = 400 if QUICK else 4000
-_AT_ONCE: Final = 16
+_CONCURRENCY: Final = 16
 _STATISTICS_SECONDS: Final = 6
-"""RabbitMQ's management counts messages every five seconds."""
+"""RabbitMQ's management updates its message counts every five seconds."""
 
 
 def reads(addresses: Addresses, url: str) -> Iterator[Result]:
-    """Compare CPU of gateway and workers, and messages of the broker, for each read."""
+    """Compare reads with and without a token: CPU of gateway and workers, broker messages."""
     print("bench: http: GET of a post with and without a token", flush=True)
     found = asyncio.run(_measure(addresses, url))
     for measure, unit in (("CPU", "ms/read"), ("broker messages", "messages/read")):
@@ -58,7 +58,7 @@ async def _measure(addresses: Addresses, url: str) -> dict[str, dict[str, float]
 
 
 async def _content(system: System) -> tuple[str, str]:
-    """Make a reader and another user's post; return the reader's token and the post's id."""
+    """Create a reader and a post of another user; return the reader's token and the post's id."""
     async with httpx.AsyncClient(base_url=system.url, timeout=10) as client:
         tokens = []
         for name in ("author", "reader"):
@@ -77,11 +77,11 @@ async def _content(system: System) -> tuple[str, str]:
 
 
 async def _read(rest: Rest, post_id: str, token: str, number: int) -> None:
-    async def some() -> None:
-        for _ in range(number // _AT_ONCE):
+    async def read_share() -> None:
+        for _ in range(number // _CONCURRENCY):
             await rest.get(f"/v1/posts/{post_id}", token)
 
-    await asyncio.gather(*(some() for _ in range(_AT_ONCE)))
+    await asyncio.gather(*(read_share() for _ in range(_CONCURRENCY)))
 
 
 async def _cost(
@@ -92,7 +92,7 @@ async def _cost(
     await _read(rest, post_id, token, _READS)
     used = cpu_seconds(pids) - before[1]
     published = await _published(addresses) - before[0]
-    number = _READS // _AT_ONCE * _AT_ONCE
+    number = _READS // _CONCURRENCY * _CONCURRENCY
     return {"CPU": used / number * 1000, "broker messages": published / number}
 
 

@@ -1,4 +1,4 @@
-"""The same call over 64 WebSockets and over 64 HTTP connections, by one lean client."""
+"""The same call over 64 WebSockets and over 64 HTTP connections, with one minimal client."""
 
 import asyncio
 import json
@@ -21,16 +21,16 @@ _METHOD: Final = "postbus.posts.v1.PostsService.CreatePost"
 
 
 def sockets(ours: Contender, url: str) -> Iterator[Result]:
-    """Measure both, with one and with eight calls in flight on each WebSocket."""
+    """Measure both, with one and with eight concurrent calls on each WebSocket."""
     print("bench: http: WebSocket", flush=True)
     with running(ours, url) as (gateway, _):
         rest = asyncio.run(_measure(_Http, 1, gateway))
         for in_flight in (1, 8):
             found = asyncio.run(_measure(_WebSocket, in_flight, gateway))
             for measure, unit in (("rate", "calls/s"), ("cpu", "s/1,000 calls")):
-                about = "calls" if measure == "rate" else "CPU of the gateway"
+                name = "calls" if measure == "rate" else "CPU of the gateway"
                 yield Result(
-                    measure=f"http: {about} over {_SOCKETS} WebSockets, {in_flight} in flight each",
+                    measure=f"http: {name} over {_SOCKETS} WebSockets, {in_flight} in flight each",
                     unit=unit,
                     ours=found[measure],
                     rivals={"REST, 64 connections": rest[measure]},
@@ -38,11 +38,11 @@ def sockets(ours: Contender, url: str) -> Iterator[Result]:
 
 
 class _Client(asyncio.Protocol):
-    """One connection that keeps calls in flight; `answers` counts them."""
+    """One connection with a constant number of concurrent calls; `completed` counts them."""
 
     def __init__(self, in_flight: int) -> None:
         self.in_flight = in_flight
-        self.answers = 0
+        self.completed = 0
         self.buffer = b""
         self.transport: asyncio.Transport
 
@@ -70,7 +70,7 @@ class _Http(_Client):
         if found and len(rest) >= int(head.lower().partition(b"content-length:")[2].split()[0]):
             if not head.startswith(b"HTTP/1.1 201"):
                 raise RuntimeError(head.decode())
-            self.answers += 1
+            self.completed += 1
             self.buffer = b""
             self.transport.write(self._request)
 
@@ -108,7 +108,7 @@ class _WebSocket(_Client):
                 continue
             if b'"result"' not in text:
                 raise RuntimeError(text.decode())
-            self.answers += 1
+            self.completed += 1
             again.append(self._calls[id_])
         self.transport.write(b"".join(again))
 
@@ -130,7 +130,7 @@ class _WebSocket(_Client):
 
 
 def _frame(document: object) -> bytes:
-    """Return a text frame, masked with zeros."""
+    """Return a text frame with a mask of zeros."""
     text = json.dumps(document).encode()
     length = (
         bytes([0x80 | len(text)]) if len(text) < 126 else b"\xfe" + struct.pack(">H", len(text))
@@ -149,9 +149,9 @@ async def _measure(
         for _ in range(_SOCKETS)
     ]
     await asyncio.sleep(1)
-    calls, cpu, began = sum(each.answers for each in clients), cpu_seconds([gateway]), time.time()
+    calls, cpu, began = sum(each.completed for each in clients), cpu_seconds([gateway]), time.time()
     await asyncio.sleep(_SECONDS)
-    calls, cpu = sum(each.answers for each in clients) - calls, cpu_seconds([gateway]) - cpu
+    calls, cpu = sum(each.completed for each in clients) - calls, cpu_seconds([gateway]) - cpu
     took = time.time() - began
     for each in clients:
         each.transport.abort()

@@ -14,7 +14,7 @@ import httpx
 
 from tools.node import node_environment, npm
 from tools.paths import DEV
-from tools.servers import Addresses, InfrastructureError, packages
+from tools.servers import Addresses, ServersUnavailableError, packages
 from tools.uv import uv
 
 __all__ = ["QUICK", "Contender", "FailedError", "Load", "installed", "running", "virtual_host"]
@@ -93,7 +93,7 @@ def installed(*names: str) -> Iterator[Contender]:
             continue
         try:
             contender.install()
-        except (OSError, subprocess.CalledProcessError, InfrastructureError) as error:
+        except (OSError, subprocess.CalledProcessError, ServersUnavailableError) as error:
             print(f"bench: rpc: without {contender.name}: {error}", flush=True)
         else:
             yield contender
@@ -156,7 +156,7 @@ class Load:
 
 
 class FailedError(Exception):
-    """Raised if a contender does not start, or answers with an error."""
+    """Raised if a contender does not start, or returns an error."""
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """The options of methods and events, read from descriptors into typed objects.
 
-Only this module contains the full names of the options and the fields of their messages. It does
-not validate: the generator refuses invalid options before it writes the descriptors.
+Only this module contains the full names of our options and the fields of their messages; the
+gateway and `shared.bounds` also read options of other packages. It does not validate: the generator
+refuses invalid options before it writes the descriptors.
 """
 
 from collections.abc import Mapping

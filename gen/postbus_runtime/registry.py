@@ -1,7 +1,7 @@
 """Every method, event and message of a contract as frozen objects, read from its descriptors."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import betterproto
 from betterproto.casing import snake_case
@@ -75,6 +75,12 @@ class Method:
     expected_version: str
     rate_limit: str
     http: tuple[HttpRule, ...]
+    has_side_effects: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Compute the derived field once: every call reads it."""
+        changes = self.idempotency is not Idempotency.NO_SIDE_EFFECTS
+        object.__setattr__(self, "has_side_effects", changes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +150,7 @@ def _method(
         idempotency=options.idempotency,
         secret_response=options.secret_response,
         ends_session=options.ends_session,
-        version=tuple(field.name for field in version),
+        version=tuple(each.name for each in version),
         expected_version=options.expected_version,
         rate_limit=options.rate_limit,
         http=tuple(
@@ -174,8 +180,8 @@ def _event(message: Descriptor, options: EventOptions) -> EventType:
         message=class_of(message),
         subject=options.subject,
         version=options.version,
-        aggregate_version=tuple(field_name(field) for field in version),
+        aggregate_version=tuple(field_name(each) for each in version),
         access=options.access,
         recipient=options.recipient,
-        ended_sessions=".".join(field_name(field) for field in ended),
+        ended_sessions=".".join(field_name(each) for each in ended),
     )

@@ -130,7 +130,7 @@ async def connect(
     """Open a WebSocket without a network."""
     services, socket = Services.create(bus, verifier, max_body_bytes=10_000_000), MemorySocket()
     await services.verifier.run()
-    return WebSocketConnection(socket, services, FrameBudget(10**9, 10**9)), socket
+    return WebSocketConnection(socket, services, FrameBudget(1000, 1000)), socket
 
 
 async def call(bus: MemoryBus, verifier: TokenVerifier, token: str, text: str) -> Any:

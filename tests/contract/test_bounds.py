@@ -12,7 +12,7 @@ from gateway.problems import problem
 from gateway.settings import GatewaySettings
 from gateway.targets import query_parameters
 from gateway.transcoding import Transcoder
-from gateway.websocket_frames import read_client_frame
+from gateway.websocket_frames import parse_frame, read_client_frame
 from postbus.bus.v1 import Error, FieldViolation
 from postbus.posts.v1 import CreatePostRequest
 from postbus.registry import METHODS
@@ -21,10 +21,10 @@ from shared import bounds
 from shared.bounds import OverBoundError, count_elements
 from shared.bus.envelope import error_reply
 from shared.errors import Code, ServiceError
-from shared.protojson import parse_json, read_json, read_message
+from shared.protojson import read_json, read_message
 from shared.protojson.refusal import RefusedError
 from shared.protojson.text import _duplicates
-from shared.wire import encode, examine, message_class, read_valid
+from shared.wire import encode, find_violations, message_class, read_valid
 from tests.contract.kinds import Kinds
 from tools.contracts.generate.openapi import MAX_BODY_BYTES
 
@@ -43,6 +43,18 @@ HOSTILE = {
     "invisible name": b'{"' + "\u202e".encode() * 300_000 + b'":1}',
     "one repeated name": b"{" + b'"a":1,' * 160_000 + b'"a":1}',
     "deep lists": b'{"title":' + b"[" * 1000 + b"]" * 1000 + b"}",
+    "numbers beyond a double": b'{"title":[' + b"1e400," * 19_000 + b"1e400]}",
+    "one number beyond a double": b'{"title":[' + b"0," * 19_000 + b"1e400]}" + b" " * 960_000,
+    "lone surrogates": b'{"title":"' + b"\\ud800" * 160_000 + b'"}',
+    "long names of lone surrogates": (
+        b"{" + b",".join(b'"%b":1' % (b"\\ud800" * 8_000) for _ in range(20)) + b"}"
+    ),
+    "a deep list in a repeated member": (
+        b'{"title":' + b"[" * 1000 + b"]" * 1000 + b',"title":"y"}' + b" " * 990_000
+    ),
+    "many lists in a repeated member": (
+        b'{"title":' + b"[" * 90 + b"[]," * 9_000 + b"[]" + b"]" * 90 + b',"title":"y"}'
+    ),
     "deeper lists than allowed": b"[" * MEGABYTE,
     "many deep lists": b'{"title":[' + (b"[" * 90 + b"]" * 90 + b",") * 5_000 + b"0]}",
     "a long title": b'{"title":"' + b"x" * MEGABYTE + b'"}',
@@ -92,7 +104,7 @@ def test_hostile_megabyte_is_refused_quickly_and_briefly(text: bytes) -> None:
 def test_hostile_megabyte_in_a_frame_is_refused_quickly_and_briefly(text: bytes) -> None:
     frame = b'{"id":"1","call":{"method":"%s.CreatePost","request":%s}}' % (POSTS.encode(), text)
 
-    error, seconds = refused(lambda: read_client_frame(parse_json(frame), frame))
+    error, seconds = refused(lambda: read_client_frame(parse_frame(frame), frame))
 
     require_bounded(error, seconds)
 
@@ -141,6 +153,8 @@ def test_texts_of_errors_are_truncated() -> None:
 
     for error in (ours, received):
         assert len(error.message) == 500
+        assert len(error.reason) <= 500
+        assert len(str(error)) <= 1_000
         texts = {(each.field, each.rule, each.message) for each in error.violations}
         assert all(len(text) <= 500 for each in texts for text in each)
         assert len(error.violations) == 20
@@ -182,7 +196,7 @@ def _cpu_seconds(work: Callable[[], object]) -> float:
 def test_violations_of_rules_are_20_at_most() -> None:
     kind: Any = message_class("postbus.users.v1.BatchGetUsersRequest")
 
-    violations, more = examine(kind(ids=[""] * 21))
+    violations, more = find_violations(kind(ids=[""] * 21))
 
     assert (len(violations), more) == (20, True)
 
@@ -258,7 +272,7 @@ def test_document_beyond_a_limit_is_refused(text: bytes, rule: str) -> None:
     "text",
     [
         b"1," * 20_001,
-        b"[" * 20_001,
+        b"[" * 20_002,
         b'""' * 40_001 + b'"' + b"," * 20_001 + b'"',
     ],
 )
@@ -266,6 +280,116 @@ def test_values_are_counted_before_the_text_is_parsed(text: bytes) -> None:
     error, _ = refused(lambda: read_json(text))  # not JSON, which only a parser would find
 
     assert [each.rule for each in error.violations] == ["max_values"]
+
+
+@pytest.mark.parametrize("levels", [101, 500, 1_000])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"b":0,"b":', "}")])
+def test_repeated_member_with_a_deep_earlier_value_is_refused(
+    levels: int, opening: str, closing: str
+) -> None:
+    value = opening * levels + "0" + closing * levels
+    text = f'{{"title":{value},"title":"y"}}'.encode()
+    frame = b'{"id":"1","call":{"method":"%s.CreatePost","request":%s}}' % (POSTS.encode(), text)
+    authenticate = f'{{"authenticate":{{"a":{value},"a":1}}}}'.encode()
+    binding = transcoder(f"{POSTS}.CreatePost")
+
+    for call in (
+        lambda: binding.read({}, [], text),
+        lambda: read_client_frame(parse_frame(frame), frame),
+        lambda: read_client_frame(parse_frame(authenticate), authenticate),
+    ):
+        error, _ = refused(call)
+        assert error.reason == "INVALID_FIELDS"
+        assert [each.rule for each in error.violations] == ["nesting"]
+
+
+def test_repeated_member_with_an_earlier_value_of_allowed_levels_is_a_duplicate() -> None:
+    error, _ = refused(lambda: read_json(b'{"a":' + b"[" * 99 + b"]" * 99 + b',"a":1}'))
+
+    assert [(each.field, each.rule) for each in error.violations] == [("a", "duplicate")]
+
+
+@pytest.mark.parametrize(
+    ("opening", "element", "closing", "elements"),
+    [
+        (b"[", b"[]", b"]", 20_000),
+        (b'{"x":[', b"[]", b"]}", 19_999),
+        (b'{"x":[', b"{}", b"]}", 19_999),
+        (b'[{"x":[', b"0", b"]}]", 19_998),
+        (b'{"x":[', b'""', b"]}", 19_999),
+    ],
+)
+def test_document_of_20000_values_is_read_and_one_of_20001_is_refused(
+    opening: bytes, element: bytes, closing: bytes, elements: int
+) -> None:
+    def text(count: int) -> bytes:
+        return opening + b",".join([element] * count) + closing
+
+    assert read_json(text(elements))
+    error, _ = refused(lambda: read_json(text(elements + 1)))
+
+    assert [each.rule for each in error.violations] == ["max_values"]
+
+
+NOT_READ = [
+    (b'{"a":1e400}', "a", "range"),
+    (b'{"a":-1e400}', "a", "range"),
+    (b'{"a":' + b"9" * 400 + b"}", "a", "range"),
+    (b'{"a":[0,1e999]}', "a[1]", "range"),
+    (b'{"a":1e400,"a":1}', "a", "range"),
+    (b'{"a":{"b":"\\ud800"}}', "a.b", "format"),
+    (b'{"a":["\\udc00\\ud800"]}', "a[0]", "format"),
+    (b'{"\\ud800":1}', "\\ud800", "format"),
+    (b'"\\ud800"', "", "format"),
+    (b'{"a":' + b"[" * 1_500 + b"]" * 1_500 + b"}", "", "nesting"),
+]
+
+
+@pytest.mark.parametrize(("text", "path", "rule"), NOT_READ)
+def test_json_that_cannot_be_represented_is_not_called_malformed(
+    text: bytes, path: str, rule: str
+) -> None:
+    json.loads(text.replace(b"[" * 1_500, b"").replace(b"]" * 1_500, b"0"))  # is JSON by RFC 8259
+
+    error, _ = refused(lambda: read_json(text))
+
+    assert error.reason == "INVALID_FIELDS"
+    assert [(each.field, each.rule) for each in error.violations] == [(path, rule)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"a":NaN,"b":1e400}',
+        b"[-Infinity]",
+        b"[1e400,]",
+        b'["\xff",1e400]',
+        b'["\x01",1e400]',
+        b"\xef\xbb\xbf[1e400]",
+        b"[01]",
+        b"",
+    ],
+)
+def test_text_that_is_not_json_is_malformed(text: bytes) -> None:
+    error, _ = refused(lambda: read_json(text))
+
+    assert error.reason == "MALFORMED_JSON"
+
+
+def test_frame_that_cannot_be_represented_has_the_paths_of_rest() -> None:
+    frame = b'{"id":"1","call":{"method":"%s.CreatePost","request":{"title":1e400}}}'
+
+    error, _ = refused(lambda: parse_frame(frame % POSTS.encode()))
+
+    assert [(each.field, each.rule) for each in error.violations] == [("title", "range")]
+
+
+def test_brackets_in_strings_are_no_levels() -> None:
+    text = '{"a":' + json.dumps("[" * 200 + '\\"[') + ',"a":1}'
+
+    error, _ = refused(lambda: read_json(text.encode()))
+
+    assert [(each.field, each.rule) for each in error.violations] == [("a", "duplicate")]
 
 
 def test_document_within_the_limits_is_read() -> None:
@@ -333,3 +457,43 @@ def test_largest_post_is_valid_in_gateway_and_worker() -> None:
     message = binding.read({}, [], body)
 
     assert read_valid(CreatePostRequest, message.SerializeToString()).title == "a: b"
+
+
+def test_counting_ends_at_the_limit_of_a_message(kinds: Kinds) -> None:
+    nested: Any = kinds.codecs["Nested"].upb
+    inner = nested(children=[nested()] * 999)
+    message = nested(children=[inner] * 1_000)
+    counted = []
+
+    class Elements(list[Any]):
+        """Counts its elements as they are read."""
+
+        def __iter__(self) -> Any:
+            for each in super().__iter__():
+                counted.append(each)
+                yield each
+
+    [in_list] = [
+        bounds._in_list(field)[2] for field in nested.DESCRIPTOR.fields if field.name == "children"
+    ]
+    assert in_list is not None
+    with pytest.raises(OverBoundError):
+        in_list(Elements(message.children))
+
+    assert len(counted) == 21
+
+
+def test_all_lists_of_a_message_together_have_a_limit(kinds: Kinds) -> None:
+    nested: Any = kinds.codecs["Nested"].upb
+    child = nested(nothings=[{}] * 1_000)
+    half = nested(children=[child] * 11)
+
+    assert count_elements(half) == 11_011
+    with pytest.raises(OverBoundError, match="max_values"):
+        count_elements(nested(children=[child] * 11, inner={"nested": half}))
+
+
+def test_member_that_is_given_twice_is_refused() -> None:
+    error, _ = refused(lambda: read_json(b'{"a": {"b": 1, "c": 2, "b": 3}}'))
+
+    assert [(each.field, each.rule) for each in error.violations] == [("a.b", "duplicate")]

@@ -114,7 +114,7 @@ ROUTES = {
     "second binding": (
         methods_of(rpc('get: "/v1/a" additional_bindings {get: "/v1/b"}')),
         methods_of(rpc('get: "/v1/a"')),
-        {"Odd.Do: route removed: GET /v1/b -> gone": REST},
+        {"Odd.Do: route removed: GET /v1/b -> removed": REST},
         {},
     ),
     "pattern": (
@@ -156,8 +156,8 @@ ROUTES = {
         methods_of(rpc('post: "/v1/me"', name="Other"), rpc('get: "/v1/{id}"')),
         {},
         {
-            "Odd.Other: method removed: Odd.Other -> gone": BY_KEY,
-            "Odd.Other: route removed: POST /v1/me -> gone": REST,
+            "Odd.Other: method removed: Odd.Other -> removed": BY_KEY,
+            "Odd.Other: route removed: POST /v1/me -> removed": REST,
         },
     ),
     "custom verb captures, whatever the HTTP verb": (
@@ -168,8 +168,8 @@ ROUTES = {
             "POST /v1/{id}:go of Odd.Go is matched first": REST
         },
         {
-            "Odd.Go: method removed: Odd.Go -> gone": BY_KEY,
-            "Odd.Go: route removed: POST /v1/{id}:go -> gone": REST,
+            "Odd.Go: method removed: Odd.Go -> removed": BY_KEY,
+            "Odd.Go: route removed: POST /v1/{id}:go -> removed": REST,
         },
     ),
     "captured in part": (
@@ -180,8 +180,8 @@ ROUTES = {
             "GET /v1/me of Odd.Me is matched first": REST
         },
         {
-            "Odd.Me: method removed: Odd.Me -> gone": BY_KEY,
-            "Odd.Me: route removed: GET /v1/me -> gone": REST,
+            "Odd.Me: method removed: Odd.Me -> removed": BY_KEY,
+            "Odd.Me: route removed: GET /v1/me -> removed": REST,
         },
     ),
     "order swapped, which decides nothing": (
@@ -196,13 +196,13 @@ METHODS = {
     "renamed with its route kept": (
         methods_of(rpc(name="Do")),
         methods_of(rpc(name="Make")),
-        {"Odd.Do: method removed: Odd.Do -> gone": BY_KEY},
-        {"Odd.Make: method removed: Odd.Make -> gone": BY_KEY},
+        {"Odd.Do: method removed: Odd.Do -> removed": BY_KEY},
+        {"Odd.Make: method removed: Odd.Make -> removed": BY_KEY},
     ),
     "internal one removed": (
         methods_of(rpc("", "access: ACCESS_INTERNAL"), rpc(name="Stays")),
         methods_of(rpc(name="Stays")),
-        {"Odd.Do: method removed: Odd.Do -> gone": WORKER},
+        {"Odd.Do: method removed: Odd.Do -> removed": WORKER},
         {},
     ),
     "type renamed, the same inside": (
@@ -235,7 +235,7 @@ METHODS = {
             "Ask ask", "int32 a = 2; Ask ask"
         ),
         methods_of(rpc('get: "/v1" response_body: "ask"')),
-        {"Answer.a: field removed: int32 -> gone": BY_KEY},
+        {"Answer.a: field removed: int32 -> removed": BY_KEY},
         {},
     ),
     "streaming": (
@@ -300,7 +300,7 @@ FIELDS = {
     "removed though reserved": (
         request_of("string a = 1;"),
         request_of("reserved 1; reserved 'a';"),
-        {"Ask.a: field removed: string -> gone": CALLERS},
+        {"Ask.a: field removed: string -> removed": CALLERS},
         {},
     ),
     "renamed": (
@@ -357,7 +357,7 @@ FIELDS = {
     "inner message": (
         response_of("Part a = 1;", "message Part { string b = 1; }"),
         response_of("Other a = 1;", "message Other { }"),
-        {"Part.b: field removed: string -> gone": CALLERS},
+        {"Part.b: field removed: string -> removed": CALLERS},
         {},
     ),
     "repeated": (
@@ -409,7 +409,7 @@ FIELDS = {
         response_of("oneof c { string a = 1; }"),
         response_of("oneof c { string a = 1; string b = 2; }"),
         {"notice: Answer.b: case added to oneof c: none -> string": CALLERS},
-        {"Answer.b: field removed: string -> gone": CALLERS},
+        {"Answer.b: field removed: string -> removed": CALLERS},
     ),
     "enum value renamed": (
         request_of("E a = 1;", "enum E { Z = 0; }"),
@@ -426,13 +426,13 @@ FIELDS = {
     "enum value removed from a request": (
         request_of("E a = 1;", "enum E { Z = 0; B = 1; }"),
         request_of("E a = 1;", "enum E { Z = 0; }"),
-        {"E.B: enum value removed: 1 -> gone": CALLERS},
+        {"E.B: enum value removed: 1 -> removed": CALLERS},
         {},
     ),
     "enum value removed from a response": (
         response_of("E a = 1;", "enum E { Z = 0; B = 1; }"),
         response_of("E a = 1;", "enum E { Z = 0; }"),
-        {"E.B: enum value removed: 1 -> gone": WORKER},
+        {"E.B: enum value removed: 1 -> removed": WORKER},
         {"notice: E.B: enum value added: none -> 1": CALLERS},
     ),
 }
@@ -628,19 +628,19 @@ CONSTRAINTS = {
         request_of("reserved 1;"),
         ruled("(google.api.field_behavior) = REQUIRED"),
         {"Ask.a: new field required: none -> google.api.field_behavior REQUIRED": CALLERS},
-        {"Ask.a: field removed: string -> gone": CALLERS},
+        {"Ask.a: field removed: string -> removed": CALLERS},
     ),
     "new field that may not be empty": (
         request_of("reserved 1;"),
         ruled(lay("string.min_len = 1")),
         {"Ask.a: new field required: none -> string.min_len": CALLERS},
-        {"Ask.a: field removed: string -> gone": CALLERS},
+        {"Ask.a: field removed: string -> removed": CALLERS},
     ),
     "new field that may be left out": (
         request_of("reserved 1;"),
         ruled(lay("string.min_len = 1"), "optional string"),
         {},
-        {"Ask.a: field removed: string -> gone": CALLERS},
+        {"Ask.a: field removed: string -> removed": CALLERS},
     ),
     "answer that promises less": (
         response_of(f"string a = 1 [{lay('string.max_len = 8')}];"),
@@ -662,14 +662,14 @@ EVENTS = {
     "removed": (
         event(),
         "message Done { string id = 1; }",
-        {"Done: event removed: Done -> gone": SUBSCRIBERS},
+        {"Done: event removed: Done -> removed": SUBSCRIBERS},
         {},
     ),
     "renamed": (
         event(),
         event().replace("Done", "Made"),
-        {"Done: event removed: Done -> gone": SUBSCRIBERS},
-        {"Made: event removed: Made -> gone": SUBSCRIBERS},
+        {"Done: event removed: Done -> removed": SUBSCRIBERS},
+        {"Made: event removed: Made -> removed": SUBSCRIBERS},
     ),
     "subject": (
         event("string id = 1; string other = 2;"),
@@ -685,14 +685,14 @@ EVENTS = {
     "broken, version kept": (
         event("string id = 1; Part part = 2;") + "message Part { int32 a = 1; }",
         event("string id = 1; Part part = 2;") + "message Part { }",
-        {"Part.a: field removed: int32 -> gone": SUBSCRIBERS, f"Done: {STALE}": SUBSCRIBERS},
+        {"Part.a: field removed: int32 -> removed": SUBSCRIBERS, f"Done: {STALE}": SUBSCRIBERS},
         {},
     ),
     "broken, version raised": (
         event("string id = 1; int32 a = 2;"),
         event(rules='subject: "id" version: 2'),
         {
-            "Done.a: field removed: int32 -> gone": SUBSCRIBERS,
+            "Done.a: field removed: int32 -> removed": SUBSCRIBERS,
             "notice: Done: event version raised: 1 -> 2": SUBSCRIBERS,
         },
         {"Done: event version lowered: 2 -> 1": SUBSCRIBERS},
@@ -709,7 +709,7 @@ EVENTS = {
     "internal one broken": (
         event("string id = 1; int32 a = 2;", access=""),
         event(access=""),
-        {"Done.a: field removed: int32 -> gone": CONSUMER, f"Done: {STALE}": CONSUMER},
+        {"Done.a: field removed: int32 -> removed": CONSUMER, f"Done: {STALE}": CONSUMER},
         {},
     ),
     "for everyone to for one user": (
@@ -802,7 +802,7 @@ def test_changed_frame_or_envelope_breaks_its_audience(message: str, audience: s
 
     [finding] = compare(before, after)
 
-    assert finding.text == f"{message}.a: field removed: string -> gone"
+    assert finding.text == f"{message}.a: field removed: string -> removed"
     assert finding.audiences == {audience}
 
 
@@ -854,7 +854,7 @@ def test_command_reports_breaking_changes_by_audience_and_fails(tmp_path: Path) 
         "breaks REST client:",
         f"{file}:9: postbus.odd.v1.Odd.Do: route removed: GET /v1/a -> GET /v1/b",
         "breaks WebSocket client, event consumer:",
-        f"{file}:10: postbus.odd.v1.Done.a: field removed: string -> gone",
+        f"{file}:10: postbus.odd.v1.Done.a: field removed: string -> removed",
         f"{file}:10: postbus.odd.v1.Done: {STALE}",
         "breaks generated code:",
         f'{file}:10: Previously present field "2" with name "a" on message "Done" was deleted. '
@@ -900,7 +900,7 @@ def test_findings_without_source_info_have_names_only() -> None:
 
     assert {finding.where for finding in found} == {""}
     assert {finding.text for finding in found} == {
-        "postbus.odd.v1.Done.a: field removed: string -> gone",
+        "postbus.odd.v1.Done.a: field removed: string -> removed",
         f"postbus.odd.v1.Done: {STALE}",
     }
 

@@ -8,8 +8,9 @@ from threading import Barrier
 from typing import Any
 
 import pytest
-from google.protobuf import json_format
+from google.protobuf import descriptor_pb2, descriptor_pool, json_format
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -230,7 +231,9 @@ def test_message_that_json_cannot_represent_is_an_internal_error(kinds: Kinds) -
         ("Scalars", {"int64": "1e999999999"}, [("int64", "range")]),
         ("Scalars", {"int64": "1e" + "9" * 40}, [("int64", "range")]),
         ("Scalars", {"int64": "\u0665"}, [("int64", "format")]),
+        ("Scalars", {"int64": "1e30"}, [("int64", "range")]),
         ("Scalars", {"double": "1e400"}, [("double", "range")]),
+        ("Scalars", {"double": "0" * 1_101}, [("double", "format")]),
         ("Scalars", {"double": 10**400}, [("double", "range")]),
         ("Scalars", {"double": float("inf")}, [("double", "range")]),
         ("Scalars", {"bytes": "AA="}, [("bytes", "format")]),
@@ -282,3 +285,83 @@ def test_readers_may_be_compiled_in_several_threads_at_once(kinds: Kinds) -> Non
                 assert all(len(each.result(5).children) == 1 for each in done)
     finally:
         sys.setswitchinterval(before)
+
+
+def test_refusal_lists_20_names_of_an_enum_at_most() -> None:
+    file = descriptor_pb2.FileDescriptorProto(name="many.proto", package="many", syntax="proto3")
+    color = file.enum_type.add(name="Color")
+    for number in range(25):
+        color.value.add(name=f"COLOR_{number}", number=number)
+    message = file.message_type.add(name="Paint")
+    message.field.add(name="color", number=1, label=1, type=14, type_name=".many.Color")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    paint = GetMessageClass(pool.FindMessageTypeByName("many.Paint"))
+
+    with pytest.raises(ServiceError) as raised:
+        read_message(paint, {"color": "RED"})
+
+    [violation] = raised.value.violations
+    names = [f"COLOR_{number}" for number in range(20)]
+    assert violation.message == f"must be one of {', '.join(names)} ..."
+
+
+def test_number_that_a_closed_enum_lacks_is_refused() -> None:
+    file = descriptor_pb2.FileDescriptorProto(name="closed.proto", package="closed")
+    file.enum_type.add(name="Color").value.add(name="COLOR_RED", number=0)
+    message = file.message_type.add(name="Paint")
+    message.field.add(name="color", number=1, label=1, type=14, type_name=".closed.Color")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    paint = GetMessageClass(pool.FindMessageTypeByName("closed.Paint"))
+
+    assert read_message(paint, {"color": 0}) == paint(color=0)
+    with pytest.raises(ServiceError) as raised:
+        read_message(paint, {"color": 5})
+    assert [each.rule for each in raised.value.violations] == ["unknown_value"]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"time": "0001-01-01T00:00:00+00:01"},
+        {"time": "9999-12-31T23:59:59-00:01"},
+        {"duration": "315576000001s"},
+        {"duration": "-315576000001s"},
+    ],
+)
+def test_times_and_durations_end_at_the_bounds_of_protobuf(
+    kinds: Kinds, document: dict[str, str]
+) -> None:
+    kind = kinds.codecs["WellKnown"].upb
+    first, last = {"time": "0001-01-01T00:00:00Z"}, {"time": "9999-12-31T23:59:59.999999999Z"}
+    long = {"duration": "-315576000000.999999999s"}
+    for within in (first, last, long):
+        written = write_message(read_message(kind, within))
+        assert within.items() <= written.items()
+
+    with pytest.raises(ServiceError) as raised:
+        read_message(kind, document)
+
+    assert [each.rule for each in raised.value.violations] == ["range"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"time": {"seconds": -62135596801}},
+        {"time": {"seconds": 253402300800}},
+        {"time": {"seconds": 0, "nanos": 10**9}},
+        {"duration": {"seconds": 315_576_000_001}},
+        {"duration": {"seconds": 0, "nanos": 10**9}},
+        {"duration": {"seconds": 1, "nanos": -1}},
+    ],
+    ids=str,
+)
+def test_time_beyond_the_bounds_of_protobuf_is_not_written(
+    kinds: Kinds, fields: dict[str, Any]
+) -> None:
+    with pytest.raises(ServiceError) as raised:
+        write_message(kinds.codecs["WellKnown"].upb(**fields))
+
+    assert raised.value.code is Code.INTERNAL

@@ -26,7 +26,6 @@ ACCEPTED = [
 MALFORMED = [
     "{",
     '{"scalars": {"double": NaN}}',
-    '{"scalars": {"string": "\\ud800"}}',
 ]
 REFUSED: list[tuple[str, list[tuple[str, str]]]] = [
     ('{"scalars": 5}', [("scalars", "type")]),
@@ -34,6 +33,8 @@ REFUSED: list[tuple[str, list[tuple[str, str]]]] = [
     ('{"scalars": {"color": true}}', [("scalars.color", "type")]),
     ('{"scalars": {"color": "RED"}}', [("scalars.color", "unknown_value")]),
     ('{"scalars": {"int32": 2147483648}}', [("scalars.int32", "range")]),
+    ('{"scalars": {"double": 1e400}}', [("scalars.double", "range")]),
+    ('{"scalars": {"string": "\\ud800"}}', [("scalars.string", "format")]),
     ('{"scalars": {"int64": " 1"}}', [("scalars.int64", "format")]),
     ('{"scalars": {"float": 3.5e38}}', [("scalars.float", "range")]),
     ('{"scalars": {"bytes": "*"}}', [("scalars.bytes", "format")]),

@@ -12,7 +12,7 @@ import websockets
 
 from tests.people import sign_up
 from tests.system import System, free_port
-from tools.servers import InfrastructureError, packages
+from tools.servers import ServersUnavailableError, packages
 
 Unique = Callable[[str], str]
 
@@ -57,7 +57,7 @@ async def proxy(system: System, tmp_path_factory: pytest.TempPathFactory) -> Asy
     if program is None:
         try:
             packages.provide(["nginx"])
-        except InfrastructureError as error:
+        except ServersUnavailableError as error:
             pytest.skip(f"no nginx here: {error}")
         program = str(packages.UNPACKED / "usr/sbin/nginx")
         libraries = packages.library_path()

@@ -1,4 +1,4 @@
-"""Up to a megabyte of anything, to every method over every transport, has bounded work and answers.
+"""Up to a megabyte of anything, to every method over every transport, has bounded work and output.
 
 The gateway and the worker `posts` run under tests/probe.py, which measures the longest step of
 their event loops in processor time. The bounds are about three times the most that was measured.
@@ -107,7 +107,7 @@ def path_of(rule: HttpRule) -> str:
 
 
 def require_bounded(before: Cost, after: Cost, answer_bytes: int) -> None:
-    """Fail unless answer, processor time and the longest step are within the bounds."""
+    """Fail unless response, processor time and the longest step are within the bounds."""
     assert answer_bytes <= MAX_ANSWER_BYTES
     assert after.cpu - before.cpu <= MAX_CPU_SECONDS
     assert after.longest_step <= MAX_STEP_SECONDS
@@ -267,7 +267,7 @@ async def test_megabyte_in_a_frame_costs_little(
 async def _answer_to_frame(
     probed: System, tokens: TokenMaker, frame: Document, authenticated: bool
 ) -> int:
-    """Send a frame on a new socket; return the bytes of its answer, 0 if the socket is closed."""
+    """Send a frame on a new socket; return the bytes of its response, 0 if the socket is closed."""
     async with websockets.connect(probed.websocket_url, max_size=None) as socket:
         if authenticated:
             token = tokens.token(USER)

@@ -61,7 +61,7 @@ async def test_settings_of_limits_and_headers_take_effect(
     settings = {
         "POSTBUS_HSTS_SECONDS": "60",
         "POSTBUS_ALLOWED_ORIGINS": page,
-        "POSTBUS_OPERATIONS_NETWORKS": "10.0.0.0/8",
+        "POSTBUS_OPERATOR_NETWORKS": "10.0.0.0/8",
         "POSTBUS_RATE_ADDRESS": "1000/hour",
         "POSTBUS_RATE_USER": "900/hour",
         "POSTBUS_RATE_USER_CHANGES": "1/hour",
@@ -92,7 +92,7 @@ async def test_settings_of_limits_and_headers_take_effect(
 
 
 async def statuses_of_connections(port: int) -> list[int]:
-    """Open four connections from one address and two from others; return the status of each.
+    """Open four connections from one address, two from further ones; return their statuses.
 
     Returns once the gateway has closed all of them.
     """

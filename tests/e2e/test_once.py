@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from postbus.registry import METHODS, Access, Idempotency
+from postbus.registry import METHODS, Access
 from tests.people import PASSWORD, Person, sign_up
 
 Unique = Callable[[str], str]
@@ -16,7 +16,7 @@ Unique = Callable[[str], str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A request and its expected answer; `other` is another body for its key."""
+    """A request and its expected response; `other` is another body for its key."""
 
     verb: str
     path: str
@@ -145,9 +145,7 @@ async def change_of(method: str, client: httpx.AsyncClient, unique: Unique) -> C
 CHANGING = [
     method
     for method in METHODS.values()
-    if method.http
-    and method.access is not Access.INTERNAL
-    and method.idempotency is not Idempotency.NO_SIDE_EFFECTS
+    if method.http and method.access is not Access.INTERNAL and method.has_side_effects
 ]
 
 

@@ -217,7 +217,7 @@ async def test_malformed_events_do_not_stop_later_events(
 
     async with await aio_pika.connect(place.amqp_url) as broker:
         exchange = await (await broker.channel()).get_exchange("postbus.events")
-        for body in garbage * 40:  # more than the bus handles at once
+        for body in garbage * 40:  # more than the bus handles concurrently
             await exchange.publish(aio_pika.Message(body), event)
     post = (await client.post("/v1/posts", json={"title": "News"}, headers=alice.headers)).json()
 

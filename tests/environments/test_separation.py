@@ -28,7 +28,7 @@ def installed(service: str) -> set[str]:
         ("gateway", {"fastapi"}, {"sqlmodel", "sqlalchemy", "asyncpg", "odmantic", "pymongo"}),
     ],
 )
-def test_service_holds_only_its_own_packages(
+def test_environment_has_only_the_packages_of_its_service(
     service: str, present: set[str], absent: set[str]
 ) -> None:
     packages = installed(service)

@@ -7,19 +7,24 @@ cancelled publish can hold the lock of its channel.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import aio_pika
 import httpx
 import pytest
+import structlog.testing
 from pydantic import SecretStr
 
 from postbus.bus.v1 import Event, Outcome, Reply
 from shared.bus import Call
-from shared.bus.amqp import connect
+from shared.bus.amqp import amqp_bus, connect
 from shared.bus.amqp.amqp_bus import AmqpBus
-from shared.bus.amqp.broker_connection import broker_errors
+from shared.bus.amqp.broker_connection import BROKER_ERRORS, broker_errors
+from shared.bus.amqp.broker_session import BrokerSession
+from shared.bus.amqp.rpc_server import RpcServer
 from shared.bus.amqp.topology import EVENT_EXCHANGE
 from shared.bus.message_bus import Failure
 from shared.errors import Code, ServiceError
@@ -28,6 +33,7 @@ from tests.proxy import Proxy
 
 Unique = Callable[[str], str]
 BLOCKED = b"\1\0\0\0\0\0\x08\0\x0a\0\x3c\x03low\xce"  # connection.blocked
+EXCHANGE_DECLARE = b"\0\x28\0\x0a"
 UNBLOCKED = b"\1\0\0\0\0\0\x04\0\x0a\0\x3d\xce"
 
 
@@ -48,6 +54,10 @@ async def bus(vhost: str, proxy: Proxy) -> AsyncIterator[AmqpBus]:
     async with connect(SecretStr(url), "faults", delays=(0.05,)) as connected:
         await connected.wait_ready()
         yield connected
+
+
+async def ignore(_body: bytes) -> Failure | None:
+    return None
 
 
 def a_call(seconds: float = 5) -> Call:
@@ -189,8 +199,11 @@ async def test_publish_to_a_blocked_broker_keeps_the_connection(
 ) -> None:
     session = bus._session
     proxy.stall()
+    before = proxy.received
     publishing = asyncio.create_task(bus.publish(Event(id="1", type=unique("event."))))
-    await asyncio.sleep(0.1)
+    async with asyncio.timeout(5):
+        while proxy.received == before:  # noqa: ASYNC110  # polls
+            await asyncio.sleep(0.01)
     proxy.tell_clients(BLOCKED)
 
     with pytest.raises(ServiceError) as raised:
@@ -246,6 +259,8 @@ async def test_events_with_names_beyond_255_bytes_become_dead_letters(
             for _ in range(40):
                 while (letter := await dead.get(fail=False)) is None:  # noqa: ASYNC110  # polls
                     await asyncio.sleep(0.02)
+                assert letter.headers["x-postbus-reason"] == "BAD"
+                assert letter.message_id == letter.type == "é" * 127
                 await letter.ack()
     await subscription.cancel()
 
@@ -265,3 +280,286 @@ async def test_cancellation_by_aiormq_becomes_a_connection_error() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def stall_at(proxy: Proxy, marker: bytes) -> None:
+    """Stall once a client sends `marker`."""
+    while marker not in proxy.sent:  # noqa: ASYNC110  # polls
+        await asyncio.sleep(0)
+    proxy.stall()
+
+
+async def test_delays_start_again_after_a_stable_connection_only(
+    bus: AmqpBus, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + ahead)
+    monkeypatch.setattr(amqp_bus, "time", clock)
+
+    async def next_delays(count: int) -> list[float]:
+        """Break the connection; return the delays after the failed attempts to connect."""
+        with structlog.testing.capture_logs() as lines:
+            await proxy.stop()
+            delays = list[float]()
+            while len(delays) < count:
+                await asyncio.sleep(0.01)
+                delays = [each["retry_in"] for each in lines if "retry_in" in each]
+        await proxy.start()
+        await bus.wait_ready()
+        return delays
+
+    async with asyncio.timeout(20):
+        first = await next_delays(2)
+        unstable = await next_delays(1)
+        ahead = 6.0
+        stable = await next_delays(1)
+
+    assert first == [0.2, 0.4]
+    assert unstable[0] >= 0.8
+    assert stable == [0.2]
+
+
+async def test_connecting_ends_after_5_seconds_without_an_answer(vhost: str) -> None:
+    """A broker that does not answer at all, and one that does not answer the declarations."""
+    broker = httpx.URL(vhost)
+
+    async def connecting(marker: bytes) -> float:
+        proxy = Proxy(broker.host, broker.port or 5672)
+        await proxy.start()
+        began = time.monotonic()
+        stalling = asyncio.create_task(stall_at(proxy, marker))
+        with pytest.raises(BROKER_ERRORS):
+            async with BrokerSession.open(str(broker.copy_with(port=proxy.port)), "test"):
+                pass
+        seconds = time.monotonic() - began
+        stalling.cancel()
+        proxy.flow()
+        await proxy.stop()
+        return seconds
+
+    async with asyncio.timeout(15):
+        seconds = await asyncio.gather(connecting(b"AMQP"), connecting(EXCHANGE_DECLARE))
+
+    assert all(4.5 < each < 10 for each in seconds)
+
+
+async def test_bus_connects_again_after_the_loss_of_a_channel(
+    bus: AmqpBus, proxy: Proxy, unique: Unique
+) -> None:
+    route = unique("route.")
+    server = await bus.serve(unique("queue."), [route], echo)
+    session = bus._session
+    assert session is not None
+
+    with suppress(Exception):  # the broker closes the channel
+        await session._controls.channel.declare_queue(unique("no."), passive=True)
+
+    async with asyncio.timeout(5):
+        while bus._session in (None, session):  # noqa: ASYNC110  # polls
+            await asyncio.sleep(0.01)
+    await until_answered(bus, route)
+    await server.cancel()
+
+
+async def test_consumer_that_the_broker_refuses_is_started_again(
+    bus: AmqpBus, vhost: str, unique: Unique
+) -> None:
+    event, name = unique("event."), unique("queue.")
+    async with await aio_pika.connect(vhost) as connection:
+        other = await (await connection.channel()).declare_queue(name, exclusive=True)
+        with structlog.testing.capture_logs() as lines:
+            subscribing = asyncio.create_task(bus.subscribe([event], ignore, queue=name))
+            async with asyncio.timeout(10):
+                while {"bus.not_started", "bus.connection_lost"} - {x["event"] for x in lines}:  # noqa: ASYNC110  # polls
+                    await asyncio.sleep(0.01)
+        await other.delete()
+        async with asyncio.timeout(10):
+            await (await subscribing).cancel()
+
+
+async def test_bus_survives_a_cancellation_by_aiormq(bus: AmqpBus, unique: Unique) -> None:
+    """After missed heartbeats aiormq cancels the futures that it awaits."""
+    session = bus._session
+    assert session is not None
+    waiting = list(session.lost._waiters)
+
+    for future in waiting:
+        future.cancel()
+
+    async with asyncio.timeout(5):
+        while bus._session in (None, session):  # noqa: ASYNC110  # polls
+            await asyncio.sleep(0.01)
+    route = unique("route.")
+    server = await bus.serve(unique("queue."), [route], echo)
+    await until_answered(bus, route)
+    await server.cancel()
+
+
+async def test_publication_fails_at_once_when_the_connection_breaks(
+    bus: AmqpBus, proxy: Proxy, unique: Unique
+) -> None:
+    proxy.stall()
+    publishing = asyncio.create_task(bus.publish(Event(id="1", type=unique("event."))))
+    await asyncio.sleep(0)
+    broken = time.monotonic()
+    proxy.break_()
+
+    with pytest.raises(ServiceError) as raised:
+        await publishing
+
+    assert (raised.value.reason, raised.value.outcome) == ("CONNECTION_LOST", Outcome.UNKNOWN)
+    assert time.monotonic() - broken < 1
+    proxy.flow()
+
+
+async def test_stream_fails_at_once_when_the_connection_breaks(
+    bus: AmqpBus, proxy: Proxy, unique: Unique
+) -> None:
+    route = unique("route.")
+
+    async def one(_route: str, _body: bytes) -> AsyncGenerator[bytes, None]:
+        yield encode(Reply(payload=b"1", sequence=1))
+        await asyncio.Event().wait()
+
+    await bus.serve(unique("queue."), [route], one)
+    replies = bus.stream(route, a_call())
+    assert await anext(replies) == b"1"
+    broken = time.monotonic()
+    proxy.break_()
+
+    with pytest.raises(ServiceError, match="CONNECTION_LOST"):
+        await anext(replies)
+
+    assert time.monotonic() - broken < 1
+
+
+async def test_bytes_that_are_not_amqp_end_the_connection(bus: AmqpBus, proxy: Proxy) -> None:
+    session = bus._session
+
+    proxy.tell_clients(b"\1\0\1\xff\xff\xff\xff\0")  # a frame of 4 GiB
+
+    async with asyncio.timeout(5):
+        while bus._session in (None, session):  # noqa: ASYNC110  # polls
+            await asyncio.sleep(0.01)
+    assert bus.ready
+
+
+async def test_calls_wait_while_the_broker_does_not_read(
+    bus: AmqpBus, proxy: Proxy, unique: Unique
+) -> None:
+    route = unique("route.")
+    server = await bus.serve(unique("queue."), [route], echo)
+    await until_answered(bus, route)
+    session = bus._session
+    assert session is not None
+    proxy.stall()
+    payload = bytes(2**20)
+    calls = [
+        asyncio.create_task(bus.call(route, Call.new(payload, deadline=time.time() + 10)))
+        for _ in range(60)
+    ]
+    async with asyncio.timeout(5):
+        while session._transport.writable:  # noqa: ASYNC110  # polls
+            await asyncio.sleep(0)
+    late = asyncio.create_task(bus.call(route, Call.new(b"late", deadline=time.time() + 10)))
+    await asyncio.sleep(0)
+    held = session._transport._socket.get_write_buffer_size()
+    await asyncio.sleep(0)
+    assert session._transport._socket.get_write_buffer_size() == held
+    proxy.flow()
+
+    assert (await late).payload == b"here"
+    assert {(await each).payload for each in calls} == {b"here"}
+    await server.cancel()
+
+
+async def test_call_keeps_its_slot_while_the_broker_does_not_read_its_reply(
+    vhost: str, bus: AmqpBus, proxy: Proxy, unique: Unique
+) -> None:
+    route = unique("route.")
+
+    async def large(_route: str, _body: bytes) -> bytes:
+        return encode(Reply(payload=bytes(2**20)))
+
+    server = await bus.serve(unique("queue."), [route], large, concurrency=4)
+    session, consumer = bus._session, bus._consumers[-1]
+    assert session is not None
+    assert isinstance(consumer, RpcServer)
+    async with connect(SecretStr(vhost), "caller") as caller:
+        await caller.wait_ready()
+        proxy.hold_client_bytes()
+        calls = [asyncio.create_task(caller.call(route, a_call(15))) for _ in range(60)]
+        async with asyncio.timeout(5):
+            while session._transport.writable or not consumer._running:  # noqa: ASYNC110  # polls
+                await asyncio.sleep(0)
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert not session._transport.writable
+        assert consumer._limit._free < 4
+        proxy.flow()
+
+        for call in calls:
+            assert len((await call).payload) == 2**20
+    await server.cancel()
+
+
+async def test_event_that_cannot_be_retried_now_is_retried_once_a_second(
+    bus: AmqpBus, vhost: str, proxy: Proxy, unique: Unique
+) -> None:
+    event, attempts = unique("event."), asyncio.Queue[bytes]()
+
+    async def fail(body: bytes) -> Failure | None:
+        attempts.put_nowait(body)
+        if attempts.qsize() > 1:
+            return None
+        proxy.tell_clients(BLOCKED)
+        while bus.ready:  # noqa: ASYNC110  # polls
+            await asyncio.sleep(0)
+        return Failure(reason="LATER", message="Later.", retry=True)
+
+    subscription = await bus.subscribe([event], fail, queue=unique("queue."))
+    async with connect(SecretStr(vhost), "publisher") as publisher:
+        await publisher.wait_ready()
+        with structlog.testing.capture_logs() as lines:
+            await publisher.publish(Event(id="1", type=event))
+            async with asyncio.timeout(10):
+                while "event.waits" not in [x["event"] for x in lines]:  # noqa: ASYNC110  # polls
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(0.2)
+        waits = [line["reason"] for line in lines if line["event"] == "event.waits"]
+        assert waits == ["BROKER_BLOCKED"]
+        proxy.tell_clients(UNBLOCKED)
+        async with asyncio.timeout(10):
+            while attempts.qsize() < 2:  # noqa: ASYNC110  # polls
+                await asyncio.sleep(0.01)
+    await subscription.cancel()
+
+
+async def test_subscriber_without_a_named_queue_is_notified_of_a_gap(
+    bus: AmqpBus, proxy: Proxy, unique: Unique
+) -> None:
+    gaps, again = 0, asyncio.Event()
+
+    def on_gap() -> None:
+        nonlocal gaps
+        gaps += 1
+        again.set()
+
+    subscription = await bus.subscribe([unique("event.")], ignore, on_gap=on_gap)
+    assert gaps == 0
+    proxy.break_()
+
+    async with asyncio.timeout(10):
+        await again.wait()
+    assert gaps == 1
+    await subscription.cancel()
+
+
+async def test_follower_stops_without_an_answer_of_the_broker(
+    bus: AmqpBus, proxy: Proxy, unique: Unique
+) -> None:
+    following = await bus.read_stream(unique("stream."), [unique("event.")], ignore, seconds=60)
+    proxy.stall()
+
+    async with asyncio.timeout(4):
+        await following.cancel()

@@ -22,17 +22,17 @@ pytestmark = pytest.mark.long
 Unique = Callable[[str], str]
 PEOPLE = 6
 SECONDS = 8.0
-PATIENCE = 20.0
+WAIT_SECONDS = 20.0
 
 
 class Actor:
-    """A user that sends one request after the other and repeats each until it is answered."""
+    """A user that sends one request after the other and repeats each until it has a response."""
 
     def __init__(
-        self, client: httpx.AsyncClient, person: Person, dice: random.Random, unique: Unique
+        self, client: httpx.AsyncClient, person: Person, generator: random.Random, unique: Unique
     ) -> None:
         self._client = client
-        self._dice = dice
+        self._generator = generator
         self._unique = unique
         self.person = person
         self.posts: list[str] = []
@@ -43,9 +43,9 @@ class Actor:
 
     async def act(self, post_ids: list[str], others: list[str]) -> None:
         """Send one request and record it."""
-        post_id, other = self._dice.choice(post_ids), self._dice.choice(others)
-        wanted = self._dice.random() < 0.6
-        match self._dice.choice(("post", "like", "like", "comment", "follow")):
+        post_id, other = self._generator.choice(post_ids), self._generator.choice(others)
+        wanted = self._generator.random() < 0.6
+        match self._generator.choice(("post", "like", "like", "comment", "follow")):
             case "post":
                 post = await self._done("POST", "/v1/posts", {"title": "Race", "tags": ["race"]})
                 self.posts.append(post["id"])
@@ -68,21 +68,21 @@ class Actor:
             "Idempotency-Key": self._unique("key"),
             "Request-Timeout": "2",
         }
-        last = time.monotonic() + PATIENCE
+        last = time.monotonic() + WAIT_SECONDS
         while True:
             answer = await self._client.request(verb, path, json=body, headers=headers)
             if answer.is_success:
                 return dict(answer.json())
             assert answer.status_code in (409, 429, 503, 504), answer.text
             assert time.monotonic() < last, answer.text
-            await asyncio.sleep(self._dice.random() * 0.2)
+            await asyncio.sleep(self._generator.random() * 0.2)
 
 
-async def kill_again_and_again(system: System, dice: random.Random) -> None:
+async def kill_repeatedly(system: System, generator: random.Random) -> None:
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
-        service = dice.choice(("posts", "users"))
-        await asyncio.sleep(0.3 + dice.random())
+        service = generator.choice(("posts", "users"))
+        await asyncio.sleep(0.3 + generator.random())
         await system.kill(service)
         await system.start(service)
         await system.until_ready()
@@ -93,22 +93,22 @@ async def test_acknowledged_writes_survive_and_have_one_effect(
 ) -> None:
     seed = int(os.environ.get("POSTBUS_SEED") or random.randrange(2**32))  # noqa: S311
     print(f"POSTBUS_SEED={seed}")  # noqa: T201  # pytest shows it if the test fails
-    dice = random.Random(seed)  # noqa: S311
+    generator = random.Random(seed)  # noqa: S311
     people = [await sign_up(client, unique("actor")) for _ in range(PEOPLE)]
-    actors = [Actor(client, person, dice, unique) for person in people]
+    actors = [Actor(client, person, generator, unique) for person in people]
     created = [
         await client.post("/v1/posts", json={"title": "First"}, headers=person.headers)
         for person in people
     ]
     post_ids = [answer.json()["id"] for answer in created]
-    killing = asyncio.create_task(kill_again_and_again(system, dice))
+    killing = asyncio.create_task(kill_repeatedly(system, generator))
 
-    async def live(actor: Actor) -> None:
+    async def run(actor: Actor) -> None:
         while not killing.done():
             await actor.act(post_ids, [person.username for person in people])
 
-    async with asyncio.timeout(SECONDS + 2 * PATIENCE):
-        await asyncio.gather(killing, *map(live, actors))
+    async with asyncio.timeout(SECONDS + 2 * WAIT_SECONDS):
+        await asyncio.gather(killing, *map(run, actors))
 
     likes = Counter(id_ for actor in actors for id_, liked in actor.likes.items() if liked)
     followers = Counter(name for actor in actors for name, yes in actor.follows.items() if yes)

@@ -17,7 +17,7 @@ from postbus.users.v1 import SessionsRevoked
 from shared.bus import Call
 from shared.bus.amqp import AmqpBus, connect
 from shared.bus.amqp.broker_session import BrokerSession
-from shared.bus.amqp.stream_follower import StreamFollower
+from shared.bus.amqp.stream_reader import StreamReader
 from shared.bus.amqp.topology import event_stream
 from shared.bus.message_bus import Failure
 from shared.errors import Code, ServiceError
@@ -218,12 +218,12 @@ async def test_event_that_fails_in_its_handler_does_not_hide_the_next(
         return None
 
     async with opened(vhost) as bus:
-        following = await bus.follow(stream, [event], handler, seconds=60)
+        subscription = await bus.read_stream(stream, [event], handler, seconds=60)
         await bus.publish(Event(id="bad", type=event))
         await bus.publish(Event(id="good", type=event))
         await until(lambda: heard == ["bad", "good"])
-        assert following.complete
-        await following.cancel()
+        assert subscription.complete
+        await subscription.cancel()
 
 
 async def test_replay_that_takes_too_long_restarts(vhost: str, unique: Unique) -> None:
@@ -238,16 +238,17 @@ async def test_replay_that_takes_too_long_restarts(vhost: str, unique: Unique) -
         return None
 
     async with opened(vhost) as bus, BrokerSession.open(vhost, "test") as session:
-        await (await bus.follow(stream.name, [event], slow_at_first, seconds=60)).cancel()
+        await (await bus.read_stream(stream.name, [event], slow_at_first, seconds=60)).cancel()
         await bus.publish(Event(id="1", type=event))
-        follower = StreamFollower(stream, slow_at_first, seconds=60, replay_seconds=0.5)
+        assert StreamReader(stream, slow_at_first, seconds=60)._replay_seconds == 60
+        reader = StreamReader(stream, slow_at_first, seconds=60, replay_seconds=0.5)
 
-        await follower.start(session)
-        assert not follower.complete
-        await until(lambda: follower.complete)
+        await reader.start(session)
+        assert not reader.complete
+        await until(lambda: reader.complete)
 
         assert len(heard) == 2
-        await follower.stop()
+        await reader.stop()
 
 
 async def test_stream_that_was_read_in_time_is_read_on_without_end(
@@ -262,15 +263,15 @@ async def test_stream_that_was_read_in_time_is_read_on_without_end(
         return None
 
     async with opened(vhost) as bus, BrokerSession.open(vhost, "test") as session:
-        follower = StreamFollower(stream, handler, seconds=60, replay_seconds=0.3)
-        await follower.start(session)
-        await until(lambda: follower.complete)
+        reader = StreamReader(stream, handler, seconds=60, replay_seconds=0.3)
+        await reader.start(session)
+        await until(lambda: reader.complete)
         reading_since = time.monotonic()
 
         sent: list[str] = []
         while time.monotonic() < reading_since + 0.6:
             sent.append(str(len(sent)))
             await bus.publish(Event(id=sent[-1], type=event))
-            await until(lambda: heard == sent, always=lambda: follower.complete)
+            await until(lambda: heard == sent, always=lambda: reader.complete)
 
-        await follower.stop()
+        await reader.stop()

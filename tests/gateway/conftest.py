@@ -1,4 +1,4 @@
-"""The gateway alone, with an in-memory bus and a worker whose reply each test sets."""
+"""The gateway alone, with an in-memory bus and a worker with a configurable reply."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed
 
 from gateway.app import build_app
 from gateway.gateway import Gateway
-from gateway.http1 import Clients, HttpLimits, http1
+from gateway.http1 import ConnectionCounts, HttpLimits, http1
 from gateway.websocket_protocol import WebSocketProtocol
 from postbus.bus.v1 import Reply, Request
 from postbus.registry import METHODS
@@ -76,7 +76,7 @@ async def listening(app: ASGIApp, **options: Any) -> AsyncIterator[int]:
 
     `options` are uvicorn's.
     """
-    clients = Clients(total=10_000, per_address=10_000)
+    clients = ConnectionCounts(total=10_000, per_address=10_000)
     config = uvicorn.Config(
         app,
         http=http1(HttpLimits(), clients),
@@ -85,8 +85,16 @@ async def listening(app: ASGIApp, **options: Any) -> AsyncIterator[int]:
         log_config=None,
         **options,
     )
+    async with serving(config) as port:
+        yield port
+
+
+@asynccontextmanager
+async def serving(config: uvicorn.Config) -> AsyncIterator[int]:
+    """Serve the application of a configuration in this event loop; yield the port."""
     config.load()
     state = ServerState()
+    state.default_headers = config.encoded_headers
 
     def protocol() -> asyncio.Protocol:
         return config.http_protocol_class(config, state, {})  # type: ignore[call-arg]

@@ -5,7 +5,9 @@ from datetime import UTC, datetime
 
 import betterproto
 import httpx
+import pytest
 
+from gateway import caller_revisions
 from gateway.caller_revisions import CallerRevisions
 from gateway.gateway import Gateway
 from postbus.bus.v1 import Event, Reply
@@ -26,7 +28,7 @@ def an_event(message: betterproto.Message) -> Event:
 
 async def received(revisions: CallerRevisions, user_id: str, revision: int) -> None:
     async with asyncio.timeout(5):
-        while revisions.known(user_id) < revision:  # noqa: ASYNC110  # nothing reports a delivery
+        while revisions.highest(user_id) < revision:  # noqa: ASYNC110  # nothing reports a delivery
             await asyncio.sleep(0)
 
 
@@ -34,21 +36,35 @@ def test_highest_revision_is_known() -> None:
     revisions = CallerRevisions(MemoryBus())
 
     for revision in (2, 5, 3, 0):
-        revisions.learn("alice", revision)
+        revisions.record("alice", revision)
 
-    assert (revisions.known("alice"), revisions.known("bob"), revisions.known("")) == (5, 0, 0)
+    assert (revisions.highest("alice"), revisions.highest("bob"), revisions.highest("")) == (
+        5,
+        0,
+        0,
+    )
 
 
 def test_least_recently_used_revision_is_dropped_first() -> None:
     revisions = CallerRevisions(MemoryBus())
-    revisions.learn("first", 1)
-    revisions.learn("second", 1)
-    revisions.known("first")
+    revisions.record("first", 1)
+    revisions.record("second", 1)
+    revisions.highest("first")
 
     for number in range(99_999):
-        revisions.learn(str(number), 1)
+        revisions.record(str(number), 1)
 
-    assert (revisions.known("first"), revisions.known("second")) == (1, 0)
+    assert (revisions.highest("first"), revisions.highest("second")) == (1, 0)
+
+
+def test_unknown_revision_displaces_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caller_revisions, "_MAX_USERS", 1)
+    revisions = CallerRevisions(MemoryBus())
+
+    revisions.record("alice", 3)
+    revisions.record("bob", 0)
+
+    assert revisions.highest("alice") == 3
 
 
 async def test_revisions_of_changes_at_other_gateways_are_read_from_events() -> None:
@@ -62,7 +78,7 @@ async def test_revisions_of_changes_at_other_gateways_are_read_from_events() -> 
     await bus.publish(an_event(UserProfileUpdated(user_id="cyd", revision=7)))
 
     await received(revisions, "cyd", 7)
-    assert (revisions.known("alice"), revisions.known("bob")) == (4, 0)
+    assert (revisions.highest("alice"), revisions.highest("bob")) == (4, 0)
 
 
 async def test_call_has_the_revision_of_the_reply_to_the_last_change(

@@ -37,7 +37,7 @@ def headers(tokens: TokenMaker) -> dict[str, str]:
 
 
 def shown(**changes: Any) -> Reply:
-    """Return a reply with a post, valid for every method whose response has one."""
+    """Return a reply with a post, valid for every method that returns one."""
     post = Post(id=POST_ID, title="Hi", version=7)
     for name, value in changes.items():
         setattr(post, name, value)
@@ -183,6 +183,17 @@ async def test_change_of_an_unreadable_resource_ignores_if_none_match(
     response = await gateway.put(LIKE, headers=headers | {"If-None-Match": "*"})
 
     assert response.status_code == 200
+
+
+async def test_change_is_not_made_if_the_current_etag_is_unknown(
+    gateway: httpx.AsyncClient, worker: Worker, headers: dict[str, str]
+) -> None:
+    worker.reply = Reply(error=Error(code=Code.try_value(Code.UNAVAILABLE), reason="BUSY"))
+
+    response = await gateway.delete(POST, headers=headers | {"If-None-Match": "*"})
+
+    assert refusal(response) == (503, "BUSY")
+    assert {route.rpartition(".")[2] for route, _ in worker.requests} == {"GetPost"}
 
 
 async def test_change_of_a_missing_resource_is_refused_by_its_worker(

@@ -190,7 +190,7 @@ async def test_page_lists_every_document_and_both_references(gateway: httpx.Asyn
     assert targets == {*DOCUMENTS, "/docs", "/docs/events"}
 
 
-async def test_commands_name_the_host_that_was_asked(gateway: httpx.AsyncClient) -> None:
+async def test_commands_have_the_host_of_the_request(gateway: httpx.AsyncClient) -> None:
     page = await gateway.get("/contracts", headers={"Host": "api.example.com:8443"})
 
     assert "  http://api.example.com:8443/contracts/protos.zip \\" in page.text

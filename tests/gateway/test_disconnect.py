@@ -1,8 +1,9 @@
-"""A client that leaves: its call ends, all the way to the handler."""
+"""Disconnects: the call of the client is cancelled, and its handler too."""
 
 import asyncio
 import gc
 import itertools
+import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -12,6 +13,8 @@ from starlette.requests import ClientDisconnect
 from structlog.testing import capture_logs
 
 from gateway.app import build_app
+from gateway.disconnect import cancelled_by_disconnect
+from gateway.gateway import Gateway
 from gateway.streaming import NdjsonResponse
 from gateway.transcoding import Transcoder
 from postbus.bus.v1 import Reply
@@ -21,6 +24,8 @@ from shared.bus import Call, CallResult
 from shared.bus.memory import MemoryBus
 from shared.identity import TokenVerifier
 from shared.wire import encode
+from tests.gateway.conftest import listening
+from tests.tokens import TokenMaker
 
 SCOPE = {
     "type": "http",
@@ -61,11 +66,95 @@ async def test_disconnect_cancels_the_call(verifier: TokenVerifier) -> None:
     bus = MemoryBus()
     await bus.serve("posts", ["postbus.posts.v1.PostsService.ListPosts"], handler)
     app = build_app(bus, verifier, max_body_bytes=10_000)
+    began = asyncio.get_running_loop().time()
     async with asyncio.timeout(5):
         await app(SCOPE, receive, send)
         await ended.wait()
 
     assert sent == []
+    assert asyncio.get_running_loop().time() - began < 4  # else the time above cancelled the call
+
+
+async def test_disconnect_of_a_connection_cancels_the_call(verifier: TokenVerifier) -> None:
+    begun, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def handler(_route: str, _body: bytes) -> bytes:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        return b""
+
+    bus = MemoryBus()
+    await bus.serve("posts", ["postbus.posts.v1.PostsService.ListPosts"], handler)
+    app = build_app(bus, verifier, max_body_bytes=10_000)
+    async with listening(app) as port, asyncio.timeout(4):  # less than the call's own time
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /v1/posts HTTP/1.1\r\nHost: a\r\nRequest-Timeout: 20\r\n\r\n")
+        await begun.wait()
+        writer.close()
+        await cancelled.wait()
+
+
+async def test_rest_of_a_body_is_no_disconnect() -> None:
+    events = [{"type": "http.request", "body": b"", "more_body": False}]
+    waiting = asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        if events:
+            return events.pop()
+        waiting.set()
+        await asyncio.Event().wait()
+        return {}
+
+    with cancelled_by_disconnect(receive, after=0):
+        async with asyncio.timeout(2):
+            await waiting.wait()
+
+
+async def test_watcher_of_a_client_ends_with_the_work_and_leaves_no_garbage() -> None:
+    async def receive() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        return {}
+
+    async def work() -> None:
+        with cancelled_by_disconnect(receive, after=0):
+            for _ in range(3):
+                await asyncio.sleep(0)
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    before = asyncio.all_tasks()
+    await work()
+    assert asyncio.all_tasks() == before
+
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(50):
+            await work()
+        unreachable = gc.collect()
+    finally:
+        gc.enable()
+    assert unreachable < 50
+
+
+async def test_gateway_stops_while_the_broker_is_unreachable(
+    verifier: TokenVerifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_arguments: object, **_options: object) -> None:
+        await asyncio.Event().wait()
+
+    bus = MemoryBus()
+    monkeypatch.setattr(bus, "subscribe", never)
+    app = build_app(bus, verifier, max_body_bytes=10_000)
+
+    began = asyncio.get_running_loop().time()
+    async with asyncio.timeout(3), app.running():
+        pass
+    assert asyncio.get_running_loop().time() - began < 2
 
 
 async def test_request_creates_no_garbage_cycles(verifier: TokenVerifier) -> None:
@@ -128,20 +217,20 @@ async def test_short_call_is_not_watched(verifier: TokenVerifier) -> None:
 
 async def test_disconnect_during_a_stream_cancels_it() -> None:
     method = METHODS["postbus.posts.v1.PostsService.ListPosts"]
-    gone, ended = asyncio.Event(), asyncio.Event()
+    disconnect, ended = asyncio.Event(), asyncio.Event()
 
     async def payloads() -> AsyncGenerator[bytes, None]:
         try:
             for number in itertools.count():
                 yield encode(ListPostsResponse(total=number))
                 if number == 3:
-                    gone.set()
+                    disconnect.set()
                     await asyncio.Event().wait()
         finally:
             ended.set()
 
     async def receive() -> dict[str, Any]:
-        await gone.wait()
+        await disconnect.wait()
         return {"type": "http.disconnect"}
 
     sent: list[Any] = []
@@ -214,6 +303,58 @@ async def test_call_that_is_cancelled_by_the_server_shutdown_is_a_503(
     assert b'"reason":"SERVER_STOPPED"' in sent[1]["body"]
     assert b'"outcome":"UNKNOWN"' in sent[1]["body"]
     assert logs == []
+
+
+async def test_request_that_the_server_shutdown_ends_before_its_call_has_no_effect(
+    app: Gateway, tokens: TokenMaker
+) -> None:
+    awaited = asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        awaited.set()
+        await asyncio.Event().wait()
+        return {}
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    fields = [
+        (b"authorization", f"Bearer {tokens.token('alice')}".encode()),
+        (b"content-type", b"application/json"),
+        (b"content-length", b"10"),
+    ]
+    scope = SCOPE | {"method": "POST", "headers": fields}
+    serving = asyncio.create_task(app(scope, receive, send))
+    async with asyncio.timeout(5):
+        await awaited.wait()
+        serving.cancel()
+        await serving
+
+    assert sent[0]["status"] == 503
+    problem = json.loads(sent[1]["body"])
+    assert (problem["reason"], problem["outcome"]) == ("SERVER_STOPPED", "NO_EFFECT")
+
+
+async def test_request_that_fails_unexpectedly_before_its_call_has_no_effect(
+    app: Gateway, tokens: TokenMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RecursionError
+
+    monkeypatch.setattr("gateway.transcoding.read_json", fail)
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        with capture_logs() as logs:
+            response = await client.post(
+                "/v1/posts",
+                json={},
+                headers={"Authorization": f"Bearer {tokens.token('alice')}"},
+            )
+
+    assert (response.status_code, response.json()["outcome"]) == (500, "NO_EFFECT")
+    assert [each["event"] for each in logs] == ["request.failed"]
 
 
 @pytest.mark.parametrize("path", ["/v1/posts", "/docs/swagger-ui-bundle.js", "/v1/none"])

@@ -5,9 +5,14 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
+from structlog.testing import capture_logs
+
+from gateway import event_feed
 from gateway.event_feed import EventFeed
 from postbus.bus.v1 import Event
 from shared.bus.memory import MemoryBus
+from shared.errors import ServiceError
 from shared.wire import encode, message_class
 
 TYPE = "postbus.posts.v1.PostDeleted"
@@ -56,6 +61,37 @@ async def test_event_without_a_json_form_does_not_stop_later_events() -> None:
     assert await listener.next_id() == "next"
 
 
+async def test_flood_of_malformed_events_writes_one_line() -> None:
+    bus, listener = MemoryBus(), Listener()
+    feed = await running_feed(bus)
+    feed.subscribe(TYPE, listener, user_id="alice")
+
+    with capture_logs() as lines:
+        for _ in range(20):
+            await bus.publish(event("malformed", TYPE, b"\xff"))
+        await bus.publish(event("next", TYPE))
+        assert await listener.next_id() == "next"
+
+    assert [line["event"] for line in lines] == ["event.malformed"]
+
+
+async def test_flood_of_events_without_a_json_form_writes_one_line_of_each_event() -> None:
+    bus, listener = MemoryBus(), Listener()
+    feed = await running_feed(bus)
+    feed.subscribe(OTHER_TYPE, listener, user_id="alice")
+    hostile: Any = message_class("postbus.posts.v1.PostCreated")()
+    hostile.post.created_at.nanos = 2_000_000_000
+
+    with capture_logs() as lines:
+        for _ in range(20):
+            await bus.publish(event("hostile", OTHER_TYPE, hostile.SerializeToString()))
+        await bus.publish(event("next", OTHER_TYPE))
+        assert await listener.next_id() == "next"
+
+    assert len(lines) <= 2
+    assert {line["event"] for line in lines} <= {"message.not_json", "event.malformed"}
+
+
 async def test_event_is_written_to_json_once_for_all_listeners() -> None:
     bus, listeners = MemoryBus(), [Listener() for _ in range(3)]
     feed = await running_feed(bus)
@@ -67,6 +103,56 @@ async def test_event_is_written_to_json_once_for_all_listeners() -> None:
     async with asyncio.timeout(5):
         deliveries = [await listener.deliveries.get() for listener in listeners]
     assert all(each is deliveries[0] for each in deliveries)
+
+
+async def test_event_without_listeners_is_not_written_to_json(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written: list[str] = []
+
+    def write(event: Any, _data: Any) -> bytes:
+        written.append(event.id)
+        return b""
+
+    monkeypatch.setattr(event_feed, "_delivery", write)
+    bus, listener = MemoryBus(), Listener()
+    feed = await running_feed(bus)
+    feed.subscribe(OTHER_TYPE, listener, user_id="alice")
+
+    await bus.publish(event("of no use"))
+    await bus.publish(event("wanted", OTHER_TYPE))
+
+    async with asyncio.timeout(5):
+        await listener.deliveries.get()
+    assert written == ["wanted"]
+
+
+def test_subscription_before_the_feed_receives_events_is_refused() -> None:
+    feed = EventFeed(MemoryBus())
+
+    with pytest.raises(ServiceError, match="EVENTS_UNAVAILABLE"):
+        feed.subscribe(TYPE, Listener(), user_id="alice")
+
+
+async def test_ended_subscriptions_hold_no_memory() -> None:
+    bus, listener = MemoryBus(), Listener()
+    feed = await running_feed(bus)
+
+    feed.subscribe(TYPE, listener, user_id="alice")
+    feed.unsubscribe(listener)
+
+    assert (len(feed), len(feed._listeners)) == (0, 0)
+
+
+async def test_event_under_the_routing_key_of_another_type_is_ignored() -> None:
+    bus, listener = MemoryBus(), Listener()
+    feed = await running_feed(bus)
+    feed.subscribe(TYPE, listener, user_id="alice")
+
+    await feed._on_event(encode(event("internal", "postbus.users.v1.SessionRevoked")))
+    await bus.publish(event("next"))
+
+    assert await listener.next_id() == "next"
 
 
 async def test_other_tasks_run_during_the_delivery_to_many_listeners() -> None:

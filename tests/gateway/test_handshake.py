@@ -213,8 +213,11 @@ async def test_options_lists_the_methods(port: int, target: str) -> None:
     assert fields["cross-origin-resource-policy"] == "same-origin"
 
 
-async def test_options_for_the_server_lists_every_method_of_the_contract(port: int) -> None:
-    sent = handshake("OPTIONS * HTTP/1.1", [("Host", "gateway")])
+@pytest.mark.parametrize("target", ["*", "http://gateway", "HTTPS://gateway:443"])
+async def test_options_for_the_server_lists_every_method_of_the_contract(
+    port: int, target: str
+) -> None:
+    sent = handshake(f"OPTIONS {target} HTTP/1.1", [("Host", "gateway")])
 
     _, fields, _ = await response_to(port, sent)
 

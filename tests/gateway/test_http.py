@@ -11,6 +11,8 @@ import httpx
 import pytest
 
 from gateway.app import build_app
+from gateway.gateway import Gateway
+from gateway.health import Health
 from gateway.targets import MAX_PARAMETERS
 from postbus.bus.v1 import Code, Error, Reply
 from postbus.posts.v1 import CreatePostResponse, Post, UpdatePostRequest
@@ -66,7 +68,7 @@ def require_documented(rule: HttpRule, response: httpx.Response) -> None:
 
 
 def described(response: httpx.Response) -> dict[str, str]:
-    """Return the headers of an response, each of which comes once; without its trace id."""
+    """Return the headers of a response except its trace id; no header occurs twice."""
     assert len(response.headers) == len(response.headers.multi_items())
     headers = dict(response.headers)
     assert re.fullmatch("[0-9a-f]{32}", headers.pop("trace-id"))
@@ -145,7 +147,7 @@ async def test_304_has_the_security_headers(gateway: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("replayed", [False, True])
-async def test_headers_of_a_success_are_complete_whatever_its_status(
+async def test_headers_of_a_success_are_complete_for_every_status(
     gateway: httpx.AsyncClient, worker: Worker, headers: dict[str, str], replayed: bool
 ) -> None:
     payload = encode(CreatePostResponse(post=Post(id=POST_ID, version=1)))
@@ -182,7 +184,7 @@ async def test_headers_of_a_problem_are_complete(gateway: httpx.AsyncClient) -> 
 
 
 @pytest.mark.parametrize(("seconds", "header"), [(0.2, "1"), (1, "1"), (1.5, "2"), (600, "600")])
-async def test_time_to_wait_is_rounded_up(
+async def test_retry_after_is_rounded_up(
     gateway: httpx.AsyncClient, worker: Worker, seconds: float, header: str
 ) -> None:
     code, wait = Code.try_value(Code.UNAVAILABLE), timedelta(seconds=seconds)
@@ -201,7 +203,7 @@ async def test_time_to_wait_is_rounded_up(
         ("forged", 'Bearer realm="postbus", error="invalid_token"'),
     ],
 )
-async def test_401_challenge_tells_an_invalid_token_from_a_missing_one(
+async def test_401_challenge_differs_for_invalid_and_missing_tokens(
     gateway: httpx.AsyncClient, tokens: TokenMaker, token: str | None, challenge: str
 ) -> None:
     made = {"expired": tokens.token("alice", lifetime=timedelta(minutes=-1)), "forged": "x.y.z"}
@@ -213,7 +215,7 @@ async def test_401_challenge_tells_an_invalid_token_from_a_missing_one(
     assert response.headers["www-authenticate"] == challenge
 
 
-async def test_401_of_an_ended_session_blames_the_token(
+async def test_401_challenge_of_an_ended_session_has_invalid_token(
     gateway: httpx.AsyncClient, worker: Worker, headers: dict[str, str]
 ) -> None:
     code = Code.try_value(Code.UNAUTHENTICATED)
@@ -224,7 +226,9 @@ async def test_401_of_an_ended_session_blames_the_token(
     assert response.headers["www-authenticate"] == 'Bearer realm="postbus", error="invalid_token"'
 
 
-async def test_401_of_a_worker_blames_no_token(gateway: httpx.AsyncClient, worker: Worker) -> None:
+async def test_401_challenge_of_a_worker_error_has_no_invalid_token(
+    gateway: httpx.AsyncClient, worker: Worker
+) -> None:
     code = Code.try_value(Code.UNAUTHENTICATED)
     worker.reply = Reply(error=Error(code=code, reason="LOGIN_FAILED"))
 
@@ -550,3 +554,31 @@ async def test_malformed_reply_of_a_worker_is_internal_with_outcome_unknown(
         assert problem_of(response) == (500, "INTERNAL")
         assert response.json()["outcome"] == "UNKNOWN"
         assert response.headers["trace-id"] == response.json()["traceId"]
+
+
+async def test_path_with_a_slash_at_its_end_is_another_path(gateway: httpx.AsyncClient) -> None:
+    response = await gateway.get("/docs/")
+
+    assert (response.status_code, response.json()["reason"]) == (404, "UNKNOWN_PATH")
+
+
+async def test_405_beside_the_contract_has_the_allowed_verbs(gateway: httpx.AsyncClient) -> None:
+    response = await gateway.post("/readyz")
+
+    assert (response.status_code, response.json()["reason"]) == (405, "METHOD_NOT_ALLOWED")
+    assert sorted(response.headers["allow"].split(", ")) == ["GET", "HEAD"]
+
+
+async def test_failure_beside_the_contract_is_a_problem_without_details(
+    app: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_health: Health) -> dict[str, bool]:
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr(Health, "parts", fail)
+    transport = httpx.ASGITransport(app)  # raises the errors of the application
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        response = await client.get("/readyz")
+
+    assert (response.status_code, response.json()["reason"]) == (500, "INTERNAL")
+    assert "secret" not in response.text

@@ -7,6 +7,7 @@ import resource
 import shutil
 import socket
 import ssl
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import h11
 import pytest
@@ -27,7 +29,7 @@ from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
 from gateway.cors import Cors
-from gateway.http1 import Clients, HttpLimits, http1
+from gateway.http1 import ConnectionCounts, HttpLimits, http1
 from gateway.http1.body_framing import (
     EXTENSION_BYTES,
     STEP_CHUNKS,
@@ -35,7 +37,7 @@ from gateway.http1.body_framing import (
     ChunkedBody,
     SizedBody,
 )
-from gateway.http1.exchange import EXCHANGE
+from gateway.http1.exchange import EXCHANGE, Exchange
 from gateway.http1.head import parse_head
 from gateway.http1.head_fields import CHUNKED, HEAD_BYTES, MAX_FIELDS
 from gateway.problems import HttpError
@@ -72,6 +74,14 @@ class Echo:
         elif path == "/whole":
             fields = [(b"content-length", b"90000")]
             assert scope["extensions"][EXCHANGE].respond(200, fields, b"x" * 90_000)
+            return
+        elif path == "/none":
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body"})
+            return
+        elif path == "/last":
+            fields = [(b"content-length", b"0"), (b"connection", b"close")]
+            scope["extensions"][EXCHANGE].respond(200, fields, b"")
             return
         elif path == "/called-back":
             scope["extensions"][EXCHANGE].on_disconnect(self.disconnected.set)
@@ -138,7 +148,7 @@ class Server:
 
     port: int
     echo: Echo
-    clients: Clients
+    clients: ConnectionCounts
     uvicorn: uvicorn.Server
 
 
@@ -171,12 +181,12 @@ async def until(condition: Callable[[], bool]) -> None:
 @asynccontextmanager
 async def serve(
     limits: HttpLimits | None = None,
-    clients: Clients | None = None,
+    clients: ConnectionCounts | None = None,
     origins: Sequence[str] = (),
     **options: Any,
 ) -> AsyncIterator[Server]:
     """Run a server until the end of the block."""
-    echo, clients = Echo(), clients or Clients(total=1000, per_address=1000)
+    echo, clients = Echo(), clients or ConnectionCounts(total=1000, per_address=1000)
     config = uvicorn.Config(
         echo,
         http=http1(limits or HttpLimits(max_body_bytes=BODY_BYTES), clients, Cors(origins)),
@@ -433,7 +443,7 @@ SINGLETONS = """
 
 @pytest.mark.parametrize("name", SINGLETONS.split())
 @pytest.mark.parametrize("values", [("1", "1"), ("1", "2")])
-async def test_field_that_has_one_value_is_refused_twice(
+async def test_repeated_singleton_field_is_refused(
     server: Server, name: str, values: tuple[str, str]
 ) -> None:
     fields = [f"{name}: {values[0]}", "Accept: */*", f"{name.lower()}: {values[1]}"]
@@ -679,6 +689,7 @@ async def test_chunks_become_the_body(server: Server, body: bytes, expected: str
         b"5\r\nhelloo\r\n0\r\n\r\n",
         b"5\r\nhello\n0\r\n\r\n",
         b"5\r\nhello0\r\n\r\n",
+        b"5\r\nhelloxx0\r\n\r\n",
         b"5;a\nb\r\nhello\r\n0\r\n\r\n",
         b"5;a\0b\r\nhello\r\n0\r\n\r\n",
         b"5 a\r\nhello\r\n0\r\n\r\n",
@@ -734,7 +745,11 @@ async def test_trailers_and_extensions_are_bounded(
 
         response = await client.response()
 
-        assert response.status == 200 if path == "/ignore" else response.outline == (431, reason)
+        if path == "/ignore":
+            assert response.status == 200
+        else:
+            assert response.outline == (431, reason)
+            assert response.document["outcome"] == "UNKNOWN"
         assert await client.is_closed()
 
 
@@ -1219,6 +1234,58 @@ async def test_any_split_of_pipelined_requests_gets_the_same_responses(
     assert outline(await exchange(server, *writes)) == whole
 
 
+async def test_204_has_no_framing_and_the_connection_goes_on(server: Server) -> None:
+    first, second = await exchange(server, request("GET /none HTTP/1.1") + LAST)
+
+    assert (first.status, first.fields.get("transfer-encoding")) == (204, None)
+    assert second.status == 200
+
+
+def test_callback_for_a_request_that_has_ended_is_called_at_once() -> None:
+    scope = {"method": "GET", "path": "/", "http_version": "1.1"}
+    ended = Exchange(scope, Mock(), keep_alive=True, expects_continue=False, body=b"a")
+    ended.disconnect()
+    called: list[bool] = []
+
+    ended.on_disconnect(lambda: called.append(True))
+
+    assert called == [True]
+    assert ended.take_body() is None
+
+
+async def test_application_may_close_the_connection(server: Server) -> None:
+    (response,) = await exchange(server, request("GET /last HTTP/1.1") + LAST)
+
+    assert response.fields["connection"] == "close"
+
+
+async def test_nothing_refers_to_a_connection_that_has_ended() -> None:
+    async with serve() as server:
+        async with connect(server) as client:
+            await client.send(POST)
+            await client.response()
+            (protocol,) = server.uvicorn.server_state.connections
+            ended = weakref.ref(protocol)
+            del protocol
+        await until(lambda: not server.uvicorn.server_state.connections)
+        gc.collect()
+
+        assert ended() is None
+
+
+async def test_shutdown_closes_the_connection_after_the_running_response() -> None:
+    async with serve() as server, connect(server) as client:
+        await client.send(request("GET /wait HTTP/1.1"))
+        await until(lambda: server.echo.requests == ["GET /wait"])
+        for connection in tuple(server.uvicorn.server_state.connections):
+            connection.shutdown()
+        server.echo.proceed.set()
+
+        response = await client.response()
+        assert (response.status, response.fields["connection"]) == (200, "close")
+        assert await client.is_closed()
+
+
 async def test_finished_requests_create_no_garbage_cycles(server: Server) -> None:
     async with connect(server) as client:
         await client.send(POST)
@@ -1489,7 +1556,7 @@ async def test_server_shuts_down_despite_any_client(sent: bytes) -> None:
 
 
 async def test_total_number_of_connections_is_limited() -> None:
-    async with serve(clients=Clients(total=2, per_address=9)) as server:
+    async with serve(clients=ConnectionCounts(total=2, per_address=9)) as server:
         async with connect(server), connect(server), connect(server) as third:
             response = await third.response()
             assert response.outline == (503, "TOO_MANY_CONNECTIONS")
@@ -1500,7 +1567,7 @@ async def test_total_number_of_connections_is_limited() -> None:
 
 
 async def test_connections_of_an_address_are_limited() -> None:
-    clients = Clients(total=9, per_address=1)
+    clients = ConnectionCounts(total=9, per_address=1)
     async with (
         serve(clients=clients) as server,
         connect(server) as first,
@@ -1516,17 +1583,19 @@ async def test_number_of_open_refused_connections_is_limited(
 ) -> None:
     monkeypatch.setattr("gateway.http1.connection._MAX_REFUSED", 1)
     async with (
-        serve(clients=Clients(total=1, per_address=9)) as server,
+        serve(clients=ConnectionCounts(total=1, per_address=9)) as server,
         connect(server),
         connect(server) as second,
         connect(server) as third,
     ):
         assert (await second.response()).status == 503
         assert await third.is_closed()
+        second.writer.close()
+        await until(lambda: server.clients.refused == 0)
 
 
 async def test_trusted_proxy_has_no_limit_per_address() -> None:
-    clients = Clients(total=9, per_address=1, proxies=["127.0.0.0/8", "::1"])
+    clients = ConnectionCounts(total=9, per_address=1, proxies=["127.0.0.0/8", "::1"])
     async with serve(clients=clients) as server, connect(server):
         assert [each.status for each in await exchange(server, LAST)] == [200]
 
@@ -1537,8 +1606,10 @@ TOO_MUCH = "TOO_MUCH_UNFINISHED_INPUT"
 UNFINISHED = request("POST /echo HTTP/1.1", "Content-Length: 90000", body=b"x" * 60_000)
 
 
-def bounded(*, total: int = 100_000, per_address: int = 100_000, proxy: str = "") -> Clients:
-    return Clients(
+def bounded(
+    *, total: int = 100_000, per_address: int = 100_000, proxy: str = ""
+) -> ConnectionCounts:
+    return ConnectionCounts(
         total=99,
         per_address=99,
         unfinished_total=total,
@@ -1645,7 +1716,7 @@ async def test_finished_or_ended_input_is_not_counted() -> None:
 
 
 async def test_ended_connection_is_not_counted() -> None:
-    async with serve(clients=Clients(total=50, per_address=40)) as server:
+    async with serve(clients=ConnectionCounts(total=50, per_address=40)) as server:
         sends = [
             LAST, b"nonsense\r\n\r\n", b"GET", b"", POST[:-1], request("GET /large HTTP/1.1"),
             request("GET /fail HTTP/1.1"), request("GET /leave HTTP/1.1"),

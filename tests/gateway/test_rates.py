@@ -1,6 +1,7 @@
 """Rates by address, user and method; in memory and in Redis."""
 
 import asyncio
+import json
 import secrets
 import shutil
 import socket
@@ -30,7 +31,7 @@ from tests.gateway.conftest import listening, open_socket
 from tests.people import eventually
 from tests.system import free_port
 from tests.tokens import TokenMaker
-from tools.servers import InfrastructureError, packages
+from tools.servers import ServersUnavailableError, packages
 from users.settings import UsersSettings
 
 READ = METHODS["postbus.users.v1.UsersService.GetMe"]
@@ -168,7 +169,7 @@ async def redis_url() -> AsyncIterator[str]:
     if program is None:
         try:
             packages.provide(["redis-server"])
-        except InfrastructureError as error:
+        except ServersUnavailableError as error:
             pytest.skip(f"no Redis here: {error}")
         program = str(packages.UNPACKED / "usr/bin/redis-server")
         libraries = packages.library_path()
@@ -216,7 +217,7 @@ async def test_unavailable_store_is_logged_at_intervals() -> None:
             for _ in range(3):
                 await rates.admit("192.0.2.1")
 
-    assert [each["event"] for each in logs] == ["rates.store_unavailable"]
+    assert [each["event"] for each in logs] == ["rate_limits.redis_unavailable"]
 
 
 @asynccontextmanager
@@ -330,6 +331,40 @@ async def test_handshakes_of_websockets_count_for_the_address(
 
     assert refused.value.response.status_code == 429
     assert refused.value.response.headers["Retry-After"] == "60"
+
+
+INVALID_HANDSHAKES = {
+    "key": "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x\r\n",
+    "version": "Sec-WebSocket-Version: 8\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
+    "no fields": "",
+    "long field": f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {'x' * 9000}\r\n",
+}
+
+
+@pytest.mark.parametrize("fields", INVALID_HANDSHAKES.values(), ids=INVALID_HANDSHAKES.keys())
+async def test_invalid_handshakes_count_for_the_address(
+    bus: MemoryBus, verifier: TokenVerifier, fields: str
+) -> None:
+    async def response(port: int, address: str) -> tuple[int, str]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        head = (
+            f"GET /ws HTTP/1.1\r\nHost: gateway\r\nX-Forwarded-For: {address}\r\n"
+            f"Upgrade: websocket\r\nConnection: Upgrade\r\n{fields}\r\n"
+        )
+        writer.write(head.encode() + b"\x81\x82\0\0\0\0{}" * 100)
+        async with asyncio.timeout(5):
+            line = await reader.readline()
+            _, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+        return int(line.split()[1]), json.loads(body)["reason"]
+
+    async with limited(bus, verifier, address="2/minute") as (app, _), listening(app) as port:
+        answered = [await response(port, "192.0.2.1") for _ in range(4)]
+        other = await response(port, "192.0.2.2")
+
+    assert answered[0] == answered[1] == other
+    assert other[0] in (400, 426, 431)
+    assert answered[2:] == [(429, "RATE_LIMITED")] * 2
 
 
 async def test_requests_with_invalid_tokens_count_for_the_address(

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from gateway.__main__ import _clients, _uvicorn_config
 from gateway.problems import HttpError
 from gateway.settings import GatewaySettings
+from gateway.socket_limits import SocketLimits
 
 
 def settings(monkeypatch: pytest.MonkeyPatch, **values: str) -> GatewaySettings:
@@ -71,11 +72,11 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     given = settings(
         monkeypatch,
         allowed_origins="https://a.example, https://b.example:8443",
-        operations_networks="10.0.0.0/8,::1/128",
+        operator_networks="10.0.0.0/8,::1/128",
     )
 
     assert given.allowed_origins == ("https://a.example", "https://b.example:8443")
-    assert list(map(str, given.operations_networks)) == ["10.0.0.0/8", "::1/128"]
+    assert list(map(str, given.operator_networks)) == ["10.0.0.0/8", "::1/128"]
 
 
 def test_limits_of_unfinished_input_are_those_of_the_settings(
@@ -93,3 +94,39 @@ def test_limits_of_unfinished_input_are_those_of_the_settings(
         unfinished.change("192.0.2.2", held=0, size=30_001)
 
     assert (of_address.value.status, in_total.value.status) == (429, 503)
+
+
+def test_settings_of_sockets_are_the_limits_of_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {
+        "frames_per_second": 1,
+        "frame_burst": 5000,
+        "sockets_per_address": 3,
+        "sockets_per_user": 4,
+        "subscriptions_per_socket": 5,
+        "subscriptions_per_user": 6,
+    }
+    given = {f"socket_{n}" if n.startswith("frame") else n: str(v) for n, v in values.items()}
+
+    assert settings(monkeypatch, **given).socket_limits == SocketLimits(**values)
+
+
+def test_burst_of_frames_admits_one_message_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = settings(monkeypatch, max_body_bytes=str(4096 * 5000), socket_frame_burst="1")
+
+    assert given.socket_limits.frame_burst == 5001
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("allowed_origins", "https://a.example/path"),
+        ("allowed_origins", "*"),
+        ("security_contact", "security@a.example"),
+        ("security_contact", "mailto:a@b.example\nExpires: never"),
+    ],
+)
+def test_value_of_another_form_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    with pytest.raises(ValidationError):
+        settings(monkeypatch, **{name: value})

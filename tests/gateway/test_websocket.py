@@ -1,6 +1,7 @@
 """The WebSocket: recipients of events, and the fields of calls."""
 
 import json
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
@@ -133,7 +134,7 @@ async def test_expected_version_is_a_field_of_the_request_over_the_socket(
     assert decode(DeletePostRequest, request.payload).expected_version == 7
 
 
-async def test_operation_and_trace_of_a_call_reach_the_worker(
+async def test_call_carries_token_operation_id_trace_and_deadline_to_the_worker(
     worker: Worker, alice: Socket
 ) -> None:
     worker.reply = Reply(payload=b"", replayed=True)
@@ -143,13 +144,18 @@ async def test_operation_and_trace_of_a_call_reach_the_worker(
         "request": {"id": POST_ID},
         "operationId": "mine",
         "traceparent": f"00-{trace}-b7ad6b7169203331-01",
+        "timeoutMs": 2500,
     }
+    began = time.time()
 
     received = await alice.request({"id": "2", "call": call})
 
     assert received["result"]["replayed"] is True
     [(_, request)] = worker.requests
     assert request.operation_id == "mine"
+    assert request.access_token.count(".") == 2
+    assert request.client_address == "127.0.0.1"
+    assert 2.4 < request.deadline_unix_ms / 1000 - began < 2.5 + (time.time() - began)
     assert request.traceparent.split("-")[1] == trace
 
 

@@ -11,11 +11,13 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 
 from gateway import websocket_connection as connection_module
+from gateway.large_inputs import LARGE_BYTES
 from gateway.services import Services
 from gateway.socket_limits import FrameBudget, FrameBudgets, Quota, SocketLimits
 from gateway.websocket import WebSocketEndpoint
@@ -73,7 +75,7 @@ class Gateway:
         return reader, writer
 
     async def accepted(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Connect without a library, and read the received to the handshake."""
+        """Connect without a library, and read the response to the handshake."""
         reader, writer = await self.raw()
         assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
         return reader, writer
@@ -157,6 +159,12 @@ async def closed_with(reader: asyncio.StreamReader) -> tuple[int, str, int]:
     raise AssertionError("no close frame")
 
 
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the logged errors, without those about tasks of earlier tests."""
+    records = [each for each in caplog.records if each.levelname in ("ERROR", "CRITICAL")]
+    return [each.message for each in records if "was destroyed" not in each.message]
+
+
 # Before authentication
 
 
@@ -208,6 +216,168 @@ async def test_invalid_frame_closes_the_socket_with_its_code(
     assert closed[0] == code
     assert closed[1] == reason or reason is None
     writer.close()
+
+
+LARGE_HEAD = b"\x81\xff" + (109_000).to_bytes(8, "big") + b"\0\0\0\0"
+"""The first 14 bytes of a frame with 109 kB."""
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+@pytest.mark.parametrize(
+    ("frames", "code", "reason", "before"),
+    [
+        (b"\x81\x02{}", 1002, None, 0),
+        (b"\xf1\x80\0\0\0\0", 1002, None, 0),
+        (b"\x83\x80\0\0\0\0", 1002, None, 0),
+        (b"\x81\xff" + (2**63 - 1).to_bytes(8, "big") + b"\0\0\0\0", 1009, None, 0),
+        (LARGE_HEAD, 1009, None, 0),
+        (LARGE_HEAD + b" " * 109_000, 1009, None, 0),
+        (HANDSHAKE % b"", 1002, None, 0),
+        (b"GET / HTTP/1.1\r\nHost: gateway\r\n\r\n", 1002, None, 0),
+        (masked(b"", Opcode.BINARY), 1003, "TEXT_ONLY", 0),
+        (masked(b"\xff"), 1007, "INVALID_UTF8", 0),
+        (masked(b"{}"), 4401, "TOKEN_MISSING", 1),
+        (masked(b"", Opcode.PING) + masked(b"{}"), 4401, "TOKEN_MISSING", 2),
+        (masked(b"\x03\xe8", Opcode.CLOSE), 1000, "", 0),
+    ],
+    ids=[
+        "unmasked",
+        "reserved bits",
+        "reserved opcode",
+        "length beyond the limit",
+        "head of a large frame",
+        "large frame",
+        "handshake",
+        "request",
+        "binary",
+        "invalid UTF-8",
+        "text",
+        "ping and text",
+        "close",
+    ],
+)
+async def test_frames_behind_a_handshake_are_handled_after_its_response(
+    here: Gateway,
+    caplog: pytest.LogCaptureFixture,
+    pieces: int,
+    frames: bytes,
+    code: int,
+    reason: str | None,
+    before: int,
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", here.port)
+    sent = HANDSHAKE % b"" + frames
+    writer.write(sent[: len(sent) - (pieces - 1)])
+    head = await reader.readuntil(b"\r\n\r\n")
+    writer.write(sent[len(sent) - (pieces - 1) :])
+
+    assert head.startswith(b"HTTP/1.1 101 ")
+    closed = await closed_with(reader)
+    assert (closed[0], closed[2]) == (code, before)
+    assert closed[1] == reason or reason is None
+    assert errors(caplog) == []
+    writer.close()
+
+
+async def test_authentication_behind_a_handshake_is_handled(here: Gateway) -> None:
+    reader, writer = await here.raw()
+    writer.write(masked(json.dumps(here.authenticate("alice")).encode()))
+
+    assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
+    _, length = await reader.readexactly(2)
+    if length == 126:
+        length = int.from_bytes(await reader.readexactly(2), "big")
+    assert "authenticated" in json.loads(await reader.readexactly(length))
+    writer.close()
+
+
+async def test_frames_behind_a_refused_handshake_are_dropped(here: Gateway) -> None:
+    reader, writer = await here.raw(b"Origin: https://evil.example\r\n")
+    writer.write(masked(b"", Opcode.PING) + masked(b"{}") + masked(b" " * 30_000))
+
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 403 ")
+    assert json.loads(await reader.read())["reason"] == "ORIGIN_REFUSED"
+    writer.close()
+
+
+async def test_frames_behind_an_unanswered_handshake_are_bounded() -> None:
+    begun, go = asyncio.Event(), asyncio.Event()
+    sockets: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        sockets.append(scope["state"]["socket"])
+        await receive()
+        begun.set()
+        await go.wait()
+        await send({"type": "websocket.http.response.start", "status": 503})
+        await send({"type": "websocket.http.response.body", "body": b""})
+
+    async with listening(app) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HANDSHAKE % b"" + masked(b"x" * 2**24))
+        await begun.wait()
+        for _ in range(5_000):  # iterations of the event loop that could read more
+            await asyncio.sleep(0)
+
+        assert 0 < len(sockets[0]._received) <= 2**20
+        go.set()
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 503 ")
+        writer.close()
+
+
+@pytest.mark.parametrize("size", [0, LARGE_BYTES])
+async def test_unexpected_exception_is_answered_with_internal_and_logged_once(
+    here: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, size: int
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RecursionError("too deep")
+
+    async with here.user() as socket:
+        monkeypatch.setattr(connection_module, "read_client_frame", fail)
+        with capture_logs() as logs:
+            await socket.connection.send('{"id": "1"}' + " " * size)
+            received = await socket.frame()
+        monkeypatch.undo()
+        after = await socket.request({"id": "2", "call": {"method": LIST}})
+
+    assert (received["id"], received["error"]["reason"]) == ("1", "INTERNAL")
+    assert "too deep" not in json.dumps(received)
+    assert [each["event"] for each in logs] == ["frame.failed"]
+    assert "result" in after
+    assert errors(caplog) == []
+
+
+async def test_unexpected_exception_before_authentication_closes_the_socket(
+    here: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RecursionError("too deep")
+
+    monkeypatch.setattr(connection_module, "read_client_frame", fail)
+    async with here.anonymous() as socket:
+        with capture_logs() as logs:
+            await socket.send({"id": "1", "authenticate": {}})
+            received = await socket.frame()
+
+            assert await socket.closed() == (1011, "INTERNAL")
+
+    assert received["error"]["reason"] == "INTERNAL"
+    assert [each["event"] for each in logs] == ["frame.failed"]
+
+
+async def test_repeated_member_with_a_deep_earlier_value_is_refused(here: Gateway) -> None:
+    deep = "[" * 1000 + "]" * 1000
+    async with here.user() as socket:
+        for size in (0, LARGE_BYTES):
+            await socket.connection.send(f'{{"id":"1","x":{deep},"x":1}}' + " " * size)
+            received = await socket.frame()
+
+            assert received["id"] == "1"
+            assert [each["rule"] for each in received["error"]["violations"]] == ["nesting"]
+    async with here.anonymous() as socket:
+        await socket.connection.send(f'{{"authenticate":{{"a":{deep},"a":1}}}}')
+
+        assert await socket.closed() == (4422, "INVALID_FIELDS")
 
 
 async def test_call_before_authentication_is_not_parsed(
@@ -976,6 +1146,11 @@ async def test_call_that_is_cancelled_twice_ends_once(
         ("1", "CANCELLED"),
         ("3", "UNKNOWN_CALL"),
         ("4", "UNKNOWN_CALL"),
+    ]
+    assert [each["error"].get("outcome") for each in received] == [
+        "OUTCOME_UNKNOWN",
+        "OUTCOME_NO_EFFECT",
+        "OUTCOME_NO_EFFECT",
     ]
 
 

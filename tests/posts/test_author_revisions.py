@@ -11,7 +11,7 @@ from pymongo import AsyncMongoClient
 
 from posts.authors import AuthorCache, AuthorRepository
 from posts.authors.storage import MAX_AHEAD, has_stored, with_revision
-from posts.caller_state import CallerStates
+from posts.caller_state import CallerReader
 from posts.follow_repository import FollowRepository
 from posts.likes import LikeRepository
 from posts.models import Author, Follow, Like, create_indexes
@@ -108,8 +108,8 @@ async def test_post_with_author_follow_and_like_is_one_query(
     )
     sent.take()
 
-    for_alice = await CallerStates(opened).read_post(post.id, ALICE)
-    for_bob = await CallerStates(opened).read_post(post.id, BOB)
+    for_alice = await CallerReader(opened).read_post(post.id, ALICE)
+    for_bob = await CallerReader(opened).read_post(post.id, BOB)
 
     assert len(sent.take()) == 2
     assert for_alice.post is not None
@@ -127,7 +127,7 @@ async def test_concurrent_reads_of_many_callers_and_posts_are_not_mixed_up(
     mongo: tuple[Mongo, SentCommands],
 ) -> None:
     opened, sent = mongo
-    states, posts = CallerStates(opened), [a_post(number) for number in range(1, 5)]
+    states, posts = CallerReader(opened), [a_post(number) for number in range(1, 5)]
     for number, post in enumerate(posts):
         post.author_id = f"018f3f6e-0000-7000-8000-00000000000{number}"
         await PostRepository(opened).add(post)

@@ -1,4 +1,4 @@
-"""The feed, which shows a user's own follows at once."""
+"""The feed, which shows a user's own follows immediately."""
 
 import asyncio
 from collections.abc import Callable

@@ -70,6 +70,10 @@ def test_stored_tag_has_the_key_of_the_original() -> None:
     assert key == tag_key(stored) == tag_key(marked)
 
 
+def test_key_of_a_tag_has_at_most_100_characters() -> None:
+    assert tag_key("\ufdfa" * 50) == ("صلى الله عليه وسلم" * 50)[:100]
+
+
 @pytest.mark.parametrize(
     ("text", "names"),
     [

@@ -12,7 +12,7 @@ from pymongo import AsyncMongoClient
 from postbus.posts.v1 import ListPostsRequest, NotificationKind
 from postbus.users.v1 import FollowChanged
 from posts.authors import AuthorCache, AuthorRepository
-from posts.caller_state import CallerStates
+from posts.caller_state import CallerReader
 from posts.comments import CommentRepository
 from posts.follow_repository import FollowRepository
 from posts.likes import LikeRepository
@@ -85,7 +85,7 @@ async def run_post_queries(mongo: Mongo) -> None:
     assert post is not None
     await posts.get(post.slug)
     await posts.with_author(FIRST)
-    await CallerStates(mongo).read_post(FIRST, "u")
+    await CallerReader(mongo).read_post(FIRST, "u")
     await posts.update(post, {"title": "Another", "tags": ["u"]})
     await posts.add_to_count(FIRST, "like_count", 1)
     await posts.decrement_counts([FIRST, a_post_id(2)], "like_count")
@@ -148,7 +148,7 @@ async def run_other_queries(mongo: Mongo) -> None:
             FollowChanged(follow_id="u/a", follower_id="u", followed_id="a", following=following)
         )
     await follows.replace("u", {"a", "b"})
-    await CallerStates(mongo).read("u", authors=["a", "b"], posts=["p1", "p2"])
+    await CallerReader(mongo).read("u", authors=["a", "b"], posts=["p1", "p2"])
     await follows.ids_followed_by("u")
     await follows.delete_batch("u", 10)
     await notifications.add(NotificationKind.LIKE, "u", "a", post_id="p1")

@@ -3,17 +3,22 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
 
 import aio_pika
 import pytest
+import structlog.testing
 from aio_pika.abc import AbstractIncomingMessage
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
 from postbus.bus.v1 import Batch, Control, Outcome, Reply, Request
 from shared.bus import Call, CallResult
 from shared.bus.amqp import connect, rpc_server
 from shared.bus.amqp.amqp_bus import AmqpBus
-from shared.bus.amqp.topology import CONTROL_EXCHANGE, RPC_EXCHANGE
+from shared.bus.amqp.frames import properties
+from shared.bus.amqp.topology import CALL_EXCHANGE, CONTROL_EXCHANGE
 from shared.errors import Code, ServiceError
 from shared.wire import decode, encode
 
@@ -31,6 +36,14 @@ async def bus(vhost: str) -> AsyncIterator[AmqpBus]:
 async def channel(vhost: str) -> AsyncIterator[aio_pika.abc.AbstractChannel]:
     async with await aio_pika.connect(vhost) as connection:
         yield await connection.channel()
+
+
+@asynccontextmanager
+async def connected_bus(vhost: str) -> AsyncIterator[AmqpBus]:
+    """Open a bus with connections of its own."""
+    async with connect(SecretStr(vhost), "test") as opened:
+        await opened.wait_ready()
+        yield opened
 
 
 def a_call(payload: bytes, seconds: float = 5) -> Call:
@@ -61,14 +74,14 @@ async def test_concurrent_calls_share_messages(
     route = unique("route.")
     queue = await channel.declare_queue(exclusive=True)
     for key in (route, f"{route}/batch"):
-        await queue.bind(RPC_EXCHANGE, key)
+        await queue.bind(CALL_EXCHANGE, key)
     calls = [asyncio.create_task(bus.call(route, a_call(each))) for each in numbered(20)]
 
     found: list[bytes] = []
     async with queue.iterator() as messages:
         while len(found) < len(calls):
             message = await anext(messages)
-            if message.correlation_id:  # the first call is sent at once
+            if message.correlation_id:  # the first call is sent immediately
                 found.append(decode(Request, message.body).payload)
                 continue
             batch = decode(Batch, message.body)
@@ -83,12 +96,60 @@ async def test_concurrent_calls_share_messages(
     await asyncio.gather(*calls, return_exceptions=True)
 
 
+async def test_batch_has_8_calls_of_16_kib_at_most(
+    bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
+) -> None:
+    route = unique("route.")
+    queue = await channel.declare_queue(exclusive=True)
+    for key in (route, f"{route}/batch"):
+        await queue.bind(CALL_EXCHANGE, key)
+    payloads = [b"first", *numbered(20), bytes(16 * 2**10)]
+    calls = [asyncio.create_task(bus.call(route, a_call(each))) for each in payloads]
+
+    singles, batches = list[bytes](), list[int]()
+    async with asyncio.timeout(5), queue.iterator() as messages:
+        while len(singles) + sum(batches) < len(calls):
+            message = await anext(messages)
+            if message.correlation_id:
+                singles.append(decode(Request, message.body).payload)
+            else:
+                batches.append(len(decode(Batch, message.body).messages))
+
+    assert sorted(singles, key=len) == [b"first", bytes(16 * 2**10)]
+    assert sorted(batches) == [4, 8, 8]
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+
+
+async def test_calls_expire_in_the_queue_with_their_budget(
+    bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
+) -> None:
+    route = unique("route.")
+    queue = await channel.declare_queue(exclusive=True)
+    await queue.bind(CALL_EXCHANGE, route)
+    for seconds in (0.05, 5):
+        calling = asyncio.create_task(bus.call(route, a_call(b"%d" % seconds, seconds)))
+        if seconds < 1:
+            with pytest.raises(ServiceError, match="DEADLINE_EXCEEDED"):
+                await calling
+
+    async with asyncio.timeout(5), queue.iterator() as messages:
+        message = await anext(messages)
+
+    assert decode(Request, message.body).payload == b"5"
+    assert isinstance(message.expiration, float)
+    assert 4 < message.expiration <= 5
+    calling.cancel()
+    await asyncio.gather(calling, return_exceptions=True)
+
+
 async def test_server_without_batch_support_gets_single_calls(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
     route = unique("route.")
     queue = await channel.declare_queue(exclusive=True)
-    await queue.bind(RPC_EXCHANGE, route)
+    await queue.bind(CALL_EXCHANGE, route)
 
     async def answer(message: AbstractIncomingMessage) -> None:
         reply = aio_pika.Message(
@@ -106,7 +167,8 @@ async def test_server_without_batch_support_gets_single_calls(
 
 async def test_unroutable_batch_is_unavailable_at_once(bus: AmqpBus, unique: Unique) -> None:
     began = time.monotonic()
-    calls = [bus.call(unique("unserved."), a_call(b"x")) for _ in range(5)]
+    route = unique("unserved.")
+    calls = [bus.call(route, a_call(b"x")) for _ in range(5)]
 
     failures = await asyncio.gather(*calls, return_exceptions=True)
 
@@ -244,7 +306,7 @@ async def test_stopping_server_hands_on_calls_of_any_deadline(
     requests = [Request(deadline_unix_ms=each) for each in deadlines.values()]
     batch = Batch(correlation_ids=[*deadlines], messages=[encode(each) for each in requests])
     first = await bus.serve(queue, [route], hold, concurrency=1)
-    exchange = await channel.get_exchange(RPC_EXCHANGE)
+    exchange = await channel.get_exchange(CALL_EXCHANGE)
     await exchange.publish(aio_pika.Message(bytes(batch), reply_to=replies.name), f"{route}/batch")
     await begun.wait()
     second = await bus.serve(queue, [route], echo)
@@ -265,20 +327,25 @@ async def test_stopping_server_hands_on_calls_of_any_deadline(
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("body", "reasons"),
     [
-        b"\xff\xff",
-        bytes(Batch(correlation_ids=["1"], messages=[])),
-        bytes(Batch(correlation_ids=["1"] * 65, messages=[b"bad"] * 65)),
-        bytes(Batch(correlation_ids=["1"] * 64, messages=[bytes(2**15)] * 64)),
-        bytes(Batch(correlation_ids=["x" * 256], messages=[b"bad"])),
-        bytes(Batch(correlation_ids=["é" * 128], messages=[b"bad"])),
-        b"",
+        (b"\xff\xff", ["MALFORMED_MESSAGE"]),
+        (bytes(Batch(correlation_ids=["1"], messages=[])), ["MALFORMED_BATCH"]),
+        (bytes(Batch(correlation_ids=["1"] * 65, messages=[b"bad"] * 65)), ["MALFORMED_BATCH"]),
+        (bytes(Batch(correlation_ids=["1"] * 64, messages=[bytes(2**15)] * 64)),
+         ["BATCH_TOO_LARGE"]),
+        (bytes(Batch(correlation_ids=["x" * 256], messages=[b"bad"])), ["MALFORMED_BATCH"]),
+        (bytes(Batch(correlation_ids=["é" * 128], messages=[b"bad"])), ["MALFORMED_BATCH"]),
+        (b"", []),
     ],
     ids=["malformed", "uneven", "too many", "too large", "long id", "long id in UTF-8", "empty"],
-)
+)  # fmt: skip
 async def test_bad_batch_is_dropped_unhandled(
-    bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique, body: bytes
+    bus: AmqpBus,
+    channel: aio_pika.abc.AbstractChannel,
+    unique: Unique,
+    body: bytes,
+    reasons: list[str],
 ) -> None:
     route, queue, handled = unique("route."), unique("queue."), 0
 
@@ -288,14 +355,32 @@ async def test_bad_batch_is_dropped_unhandled(
         return await echo(route, body)
 
     server = await bus.serve(queue, [route], count)
-    exchange = await channel.get_exchange(RPC_EXCHANGE)
+    exchange = await channel.get_exchange(CALL_EXCHANGE)
 
-    await exchange.publish(aio_pika.Message(body, reply_to="none"), f"{route}/batch")
+    with structlog.testing.capture_logs() as lines:
+        await exchange.publish(aio_pika.Message(body, reply_to="none"), f"{route}/batch")
+        assert await call_all(bus, route, numbered(3)) == numbered(3)
 
-    assert await call_all(bus, route, numbered(3)) == numbered(3)
     assert handled == 3
+    assert [line["reason"] for line in lines if line["event"] == "batch.malformed"] == reasons
     await server.cancel()
     assert (await channel.declare_queue(queue)).declaration_result.message_count == 0
+
+
+async def test_flood_of_bad_batches_writes_one_line(
+    bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
+) -> None:
+    route, queue = unique("route."), unique("queue.")
+    server = await bus.serve(queue, [route], echo)
+    exchange = await channel.get_exchange(CALL_EXCHANGE)
+
+    with capture_logs() as lines:
+        for _ in range(20):
+            await exchange.publish(aio_pika.Message(b"\xff", reply_to="none"), f"{route}/batch")
+        assert await call_all(bus, route, numbered(3)) == numbered(3)
+        await server.cancel()
+
+    assert [line["event"] for line in lines] == ["batch.malformed"]
 
 
 async def test_batch_at_the_bounds_is_answered(
@@ -303,7 +388,7 @@ async def test_batch_at_the_bounds_is_answered(
 ) -> None:
     route, replies = unique("route."), await channel.declare_queue(exclusive=True)
     server = await bus.serve(unique("queue."), [route], echo)
-    exchange = await channel.get_exchange(RPC_EXCHANGE)
+    exchange = await channel.get_exchange(CALL_EXCHANGE)
     ids = [f"{number:0255}" for number in range(64)]
     request = encode(Request(payload=b"here"))
     body = bytes(Batch(correlation_ids=ids, messages=[request] * 64))
@@ -323,7 +408,7 @@ async def test_bad_batch_of_replies_is_dropped(
 ) -> None:
     route = unique("route.")
     queue = await channel.declare_queue(exclusive=True)
-    await queue.bind(RPC_EXCHANGE, route)
+    await queue.bind(CALL_EXCHANGE, route)
     call = asyncio.create_task(bus.call(route, a_call(b"x")))
     async with queue.iterator() as messages:
         request = await anext(messages)
@@ -431,7 +516,7 @@ async def test_server_keeps_the_last_1024_cancellations_of_calls_to_come(
     route = f"postbus.bus.v1.{unique('route')}"
     server = await bus.serve(unique("queue."), [route], echo)
     controls = await channel.get_exchange(CONTROL_EXCHANGE)
-    calls = await channel.get_exchange(RPC_EXCHANGE)
+    calls = await channel.get_exchange(CALL_EXCHANGE)
     replies = await channel.declare_queue(exclusive=True)
 
     cancels = [
@@ -450,3 +535,234 @@ async def test_server_keeps_the_last_1024_cancellations_of_calls_to_come(
     async with asyncio.timeout(5), replies.iterator() as answers:
         assert (await anext(answers)).correlation_id == "0"
     await server.cancel()
+
+
+Settle = Callable[[AmqpBus, str, pytest.MonkeyPatch], Awaitable[object]]
+
+
+async def settle_singles(bus: AmqpBus, route: str, _: pytest.MonkeyPatch) -> None:
+    for _number in range(3):
+        await bus.call(route, a_call(b"x"))
+
+
+async def settle_batches(bus: AmqpBus, route: str, _: pytest.MonkeyPatch) -> None:
+    await call_all(bus, route, numbered(20))
+
+
+async def settle_refused(bus: AmqpBus, route: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(rpc_server, "_MAX_BYTES", -1)
+        for failure in await asyncio.gather(
+            *(bus.call(route, a_call(b"x")) for _ in range(4)), return_exceptions=True
+        ):
+            assert isinstance(failure, ServiceError)
+            assert failure.reason == "OVERLOADED"
+
+
+async def settle_raised(bus: AmqpBus, route: str, _: pytest.MonkeyPatch) -> None:
+    for _number in range(2):
+        with pytest.raises(ServiceError, match="DEADLINE_EXCEEDED"):
+            await bus.call(route, a_call(b"raise", 0.1))
+
+
+async def settle_cancelled(bus: AmqpBus, route: str, _: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await bus.call(route, a_call(b"wait"))
+    await settle_singles(bus, route, _)
+
+
+async def settle_bad_batch(bus: AmqpBus, route: str, _: pytest.MonkeyPatch) -> None:
+    session = bus._session
+    assert session is not None
+    session._sender._channel.publish(CALL_EXCHANGE, f"{route}/batch", properties(""), b"\xff")
+    await settle_singles(bus, route, _)
+
+
+@pytest.mark.parametrize(
+    "settle",
+    [
+        settle_singles,
+        settle_batches,
+        settle_refused,
+        settle_raised,
+        settle_cancelled,
+        settle_bad_batch,
+    ],
+    ids=lambda each: each.__name__.removeprefix("settle_"),
+)
+async def test_settled_call_is_not_delivered_again(
+    vhost: str, unique: Unique, settle: Settle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker delivers each unacknowledged message of a lost connection to another server."""
+    route, queue, again = unique("route."), unique("queue."), list[bytes]()
+
+    async def handle(route: str, body: bytes) -> bytes:
+        match decode(Request, body).payload:
+            case b"raise":
+                raise RuntimeError("unforeseen")
+            case b"wait":
+                await asyncio.Event().wait()
+        return await echo(route, body)
+
+    async def record(route: str, body: bytes) -> bytes:
+        again.append(decode(Request, body).payload)
+        return await echo(route, body)
+
+    async with connected_bus(vhost) as caller, connected_bus(vhost) as second:
+        async with connected_bus(vhost) as first:
+            await first.serve(queue, [route], handle)
+            await settle(caller, route, monkeypatch)
+            server = await second.serve(queue, [route], record)
+        while b"last" not in again:
+            await asyncio.gather(caller.call(route, a_call(b"last", 0.5)), return_exceptions=True)
+        assert set(again) == {b"last"}
+        await server.cancel()
+
+
+async def test_call_whose_server_dies_is_answered_by_another(vhost: str, unique: Unique) -> None:
+    route, queue, begun = unique("route."), unique("queue."), asyncio.Event()
+
+    async def die(_route: str, _body: bytes) -> bytes:
+        begun.set()
+        return await asyncio.Future()
+
+    async with connected_bus(vhost) as caller, connected_bus(vhost) as second:
+        async with connected_bus(vhost) as first:
+            await first.serve(queue, [route], die)
+            call = asyncio.create_task(caller.call(route, a_call(b"x")))
+            await begun.wait()
+            server = await second.serve(queue, [route], echo)
+
+        assert (await call).payload == b"x"
+        await server.cancel()
+
+
+async def test_call_that_is_cancelled_while_it_waits_frees_no_slot(
+    bus: AmqpBus, unique: Unique
+) -> None:
+    route, release, running = unique("route."), asyncio.Event(), 0
+    begun = asyncio.Event()
+
+    async def count(route: str, body: bytes) -> bytes:
+        nonlocal running
+        running += 1
+        assert running == 1
+        begun.set()
+        await release.wait()
+        running -= 1
+        return await echo(route, body)
+
+    server = await bus.serve(unique("queue."), [route], count, concurrency=1)
+    first = asyncio.create_task(bus.call(route, a_call(b"x")))
+    await begun.wait()
+    waiting = [asyncio.create_task(bus.call(route, a_call(b"x"))) for _ in range(3)]
+    with pytest.raises(ServiceError, match="DEADLINE_EXCEEDED"):
+        await bus.call(route, a_call(b"x", 0.05))  # all have arrived
+    for call in waiting:
+        call.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    last = [asyncio.create_task(bus.call(route, a_call(b"x"))) for _ in range(2)]
+    with pytest.raises(ServiceError, match="DEADLINE_EXCEEDED"):
+        await bus.call(route, a_call(b"x", 0.05))
+    release.set()
+
+    assert [(await call).payload for call in (first, *last)] == [b"x"] * 3
+    await server.cancel()
+
+
+async def test_stopping_server_returns_an_unstarted_single_call_to_the_queue(
+    bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
+) -> None:
+    route, queue = unique("route."), unique("queue.")
+    begun, release = asyncio.Event(), asyncio.Event()
+
+    async def hold(route: str, body: bytes) -> bytes:
+        begun.set()
+        await release.wait()
+        return await echo(route, body)
+
+    first = await bus.serve(queue, [route], hold, concurrency=1)
+    large = bytes(17 * 2**10)  # too large for a batch
+    calls = asyncio.create_task(call_all(bus, route, [large] * 4))
+    await begun.wait()
+    second = await bus.serve(queue, [route], echo)
+    stopping = asyncio.create_task(first.cancel())
+    async with asyncio.timeout(5):
+        while await consumers(channel, queue) > 1:
+            pass
+    release.set()
+
+    assert await calls == [large] * 4
+    await asyncio.gather(stopping, second.cancel())
+
+
+async def test_caller_without_batch_support_gets_single_replies(
+    bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
+) -> None:
+    route, replies = unique("route."), await channel.declare_queue(exclusive=True)
+    server = await bus.serve(unique("queue."), [route], echo)
+    exchange = await channel.get_exchange(CALL_EXCHANGE)
+
+    await asyncio.gather(
+        *(
+            exchange.publish(
+                aio_pika.Message(
+                    a_call(b"x").request, reply_to=replies.name, correlation_id=str(number)
+                ),
+                route,
+            )
+            for number in range(10)
+        )
+    )
+
+    async with asyncio.timeout(5), replies.iterator() as messages:
+        ids = [(await anext(messages)).correlation_id for _ in range(10)]
+    assert sorted(map(str, ids)) == [str(number) for number in range(10)]
+    await server.cancel()
+
+
+async def test_call_to_a_server_that_is_stopping_is_unroutable(
+    bus: AmqpBus, unique: Unique
+) -> None:
+    route, begun, release = unique("route."), asyncio.Event(), asyncio.Event()
+
+    async def hold(route: str, body: bytes) -> bytes:
+        begun.set()
+        await release.wait()
+        return await echo(route, body)
+
+    server = await bus.serve(unique("queue."), [route], hold, concurrency=1)
+    calls = [asyncio.create_task(bus.call(route, a_call(b"x"))) for _ in range(2)]
+    await begun.wait()
+    stopping = asyncio.create_task(server.cancel())
+    reasons = list[str]()
+    while "NO_ROUTE" not in reasons:
+        with pytest.raises(ServiceError) as raised:
+            await bus.call(route, a_call(b"late", 0.05))
+        reasons.append(raised.value.reason)
+    assert not stopping.done()
+    release.set()
+
+    assert [(await call).payload for call in calls] == [b"x"] * 2
+    await stopping
+
+
+async def test_server_that_starts_while_the_last_one_stops_gets_calls(
+    bus: AmqpBus, unique: Unique, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    route, queue = unique("route."), unique("queue.")
+    first = await bus.serve(queue, [route], echo)
+    unbind, second = aio_pika.Queue.unbind, list[Any]()
+
+    async def start_another_and_unbind(self: Any, exchange: str, key: str) -> None:
+        if not second:
+            second.append(await bus.serve(queue, [route], echo))
+        await unbind(self, exchange, key)
+
+    monkeypatch.setattr(aio_pika.Queue, "unbind", start_another_and_unbind)
+    await first.cancel()
+
+    assert (await bus.call(route, a_call(b"x"))).payload == b"x"
+    assert await call_all(bus, route, numbered(5)) == numbered(5)
+    await second[0].cancel()

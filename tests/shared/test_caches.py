@@ -1,4 +1,4 @@
-"""Caches of functions: what clients send can not make one grow without bound."""
+"""Caches of functions do not grow without bound with the input of clients."""
 
 import importlib
 import pkgutil
@@ -12,9 +12,9 @@ import shared
 import users
 
 KEYS_OF_THE_PROGRAM = {
-    "gateway.published_contracts._documents",
-    "gateway.published_contracts._page",
-    "gateway.masks.resource_of",
+    "gateway.documentation_routes._documents",
+    "gateway.documentation_routes._page",
+    "gateway.update_masks.resource_of",
     "shared.bounds._counter",
     "shared.bounds.max_elements",
     "shared.protojson.writer._writer",

@@ -13,6 +13,7 @@ from pymongo.monitoring import CommandListener
 
 from shared.data.mongo_collection import Collection
 from shared.data.mongo_database import Mongo
+from shared.errors import Code, ServiceError
 from shared.outbox.inbox import Operation
 
 Unique = Callable[[str], str]
@@ -203,3 +204,22 @@ async def test_uncommitted_documents_are_visible_only_inside_the_unit_of_work(
         await working
 
     assert await books.get("d") is not None
+
+
+async def test_document_with_an_id_that_is_taken_already_exists(books: Collection[Book]) -> None:
+    with pytest.raises(ServiceError) as raised:
+        await books.insert(Book(id="a", shelf_id="s"))
+
+    assert (raised.value.code, raised.value.reason) == (Code.ALREADY_EXISTS, "ALREADY_EXISTS")
+
+
+async def test_reads_in_a_unit_of_work_are_not_batched_with_others(
+    mongo: Mongo, books: Collection[Book], sent: SentCommands
+) -> None:
+    async def handler() -> bytes:
+        await asyncio.gather(books.get("a"), books.get("b"))
+        return b""
+
+    await mongo.perform(Operation(key="k", fingerprint=b"f"), handler)
+
+    assert sent.commands.count("find") == 3  # one of the inbox

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import betterproto
 import pytest
+from structlog.testing import capture_logs
 
 from postbus.bus.v1 import (
     Code,
@@ -30,13 +31,17 @@ from postbus.posts.v1 import (
 from postbus.users.v1 import SessionsRevoked, UserRegistered
 from shared.bus import Call, Dispatcher, EventPattern, MessagePattern, ServiceChannel
 from shared.bus.handler_matching import ContractMismatchError
+from shared.bus.handler_metrics import Statistics
 from shared.bus.memory import MemoryBus
+from shared.bus.served_method import run_stream
 from shared.context import Context
 from shared.errors import ServiceError
 from shared.identity import TokenVerifier
-from shared.outbox.unit_of_work import without_store
+from shared.outbox.inbox import Operation, OperationResult
+from shared.outbox.unit_of_work import Execution, current_unit_of_work, without_store
 from shared.runtime.session_verifier import SessionVerifier
 from shared.runtime.worker import Application, Health, serve
+from shared.trace import new_traceparent
 from shared.wire import decode, encode
 from tests.idle import complete
 from tests.tokens import TokenMaker
@@ -228,6 +233,175 @@ async def test_call_runs_for_a_minute_at_most(sessions: SessionVerifier) -> None
     assert [round(each) for each in budgets] == [50, 60]
 
 
+async def test_consumer_of_an_event_runs_for_30_seconds_at_most(
+    sessions: SessionVerifier,
+) -> None:
+    budgets: list[float] = []
+
+    class Recording(Posts):
+        @EventPattern(UserRegistered)
+        async def user_registered(self, _event: UserRegistered, context: Context) -> None:
+            budgets.append(context.remaining)
+
+    dispatcher = Dispatcher(
+        "posts", [Recording(), Health({})], sessions, without_store(MemoryBus().publish)
+    )
+
+    assert await dispatcher.consume(encode(_registered())) is None
+    assert [round(each) for each in budgets] == [30]
+
+
+async def test_event_is_an_operation_of_each_of_its_consumers(
+    posts: Posts, sessions: SessionVerifier
+) -> None:
+    operations = list[Operation]()
+
+    async def perform(operation: Operation, _handle: Execution) -> OperationResult:
+        operations.append(operation)
+        return OperationResult(b"", replayed=False)
+
+    one, two = (Dispatcher("posts", [posts, Health({})], sessions, perform) for _ in range(2))
+    two._events["postbus.users.v1.UserRegistered"]._name = "other.postbus.users.v1.UserRegistered"
+    event = _registered()
+    event.version = 7
+    for dispatcher in (one, one, two):
+        assert await dispatcher.consume(encode(event)) is None
+
+    assert [each.version for each in operations] == [7, 7, 7]
+    assert operations[0].key == operations[1].key != operations[2].key
+    assert operations[0].subject == operations[1].subject != operations[2].subject
+
+
+async def operations_of(
+    posts: Posts, sessions: SessionVerifier, *calls: tuple[str, str, str]
+) -> list[Operation]:
+    """Return the operations of calls with these tokens, operation ids and titles."""
+    operations = list[Operation]()
+
+    async def perform(operation: Operation, _handle: Execution) -> OperationResult:
+        operations.append(operation)
+        return OperationResult(b"", replayed=False)
+
+    dispatcher = Dispatcher("posts", [posts, Health({})], sessions, perform)
+    served = dispatcher._methods[CREATE]
+    served.needs_user = False
+    for token, operation_id, title in calls:
+        call = Call.new(
+            encode(CreatePostRequest(title=title)),
+            deadline=time.time() + 5,
+            access_token=token,
+            operation_id=operation_id,
+        )
+        await reply_of(dispatcher, call.request, CREATE)
+    return operations
+
+
+async def test_operation_ids_of_different_callers_do_not_collide(
+    posts: Posts, sessions: SessionVerifier, tokens: TokenMaker
+) -> None:
+    alice, bob = tokens.token("alice"), tokens.token("bob")
+
+    of_users = await operations_of(posts, sessions, (alice, "1", "a"), (bob, "1", "a"))
+    anonymous = await operations_of(posts, sessions, ("", "1", "a"), ("", "1", "a"), ("", "1", "b"))
+
+    assert of_users[0].key != of_users[1].key
+    assert anonymous[0].key == anonymous[1].key != anonymous[2].key
+
+
+async def test_fingerprint_of_a_request_is_keyed_by_its_operation_id(
+    posts: Posts, sessions: SessionVerifier, tokens: TokenMaker
+) -> None:
+    alice = tokens.token("alice")
+
+    one, same, other_id, other_request = await operations_of(
+        posts, sessions, (alice, "1", "a"), (alice, "1", "a"), (alice, "2", "a"), (alice, "1", "b")
+    )
+
+    assert one.fingerprint == same.fingerprint
+    assert len({each.fingerprint for each in (one, other_id, other_request)}) == 3
+
+
+async def test_handler_is_told_whether_its_event_is_late(sessions: SessionVerifier) -> None:
+    seen = list[bool]()
+
+    class Recording(Posts):
+        @EventPattern(UserRegistered)
+        async def user_registered(self, _event: UserRegistered, context: Context) -> None:
+            seen.append(context.late)
+
+    store = without_store(MemoryBus().publish)
+
+    async def perform(operation: Operation, handle: Execution) -> OperationResult:
+        async def handle_late() -> bytes:
+            unit = current_unit_of_work()
+            assert unit is not None
+            unit.late = True
+            return await handle()
+
+        return await store(operation, handle_late if len(seen) else handle)
+
+    dispatcher = Dispatcher("posts", [Recording(), Health({})], sessions, perform)
+    for _ in range(2):
+        assert await dispatcher.consume(encode(_registered())) is None
+
+    assert seen == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("code", "dependency_down"), [(Code.UNAVAILABLE, True), (Code.ABORTED, False)]
+)
+async def test_failure_of_a_consumer_reports_whether_a_dependency_is_unavailable(
+    posts: Posts, sessions: SessionVerifier, code: Code, dependency_down: bool
+) -> None:
+    posts.failure = ServiceError(code, "FAILED", "Failed.")
+    dispatcher = Dispatcher(
+        "posts", [posts, Health({})], sessions, without_store(MemoryBus().publish)
+    )
+
+    failure = await dispatcher.consume(encode(_registered()))
+
+    assert failure is not None
+    assert (failure.retry, failure.dependency_down) == (True, dependency_down)
+
+
+async def test_token_is_required_before_the_request_is_examined(bus: MemoryBus) -> None:
+    error = await failure_of(bus, CREATE, a_call(b"\xff"))
+
+    assert (error.code, error.reason) == (Code.UNAUTHENTICATED, "TOKEN_MISSING")
+
+
+def test_wait_of_a_call_without_its_time_of_sending_is_not_counted() -> None:
+    metrics = Statistics().of("name")
+
+    metrics.begin(0)
+    assert sum(metrics.wait) == 0
+    metrics.begin(time.time() - 2)
+    metrics.begin(time.time() + 3_000)  # by a clock that is ahead
+
+    assert sum(metrics.wait) == 2
+    assert 1.9 < metrics.waited < 2.5
+
+
+async def test_stream_ends_at_the_deadline_of_its_call() -> None:
+    ended = asyncio.Event()
+
+    async def stall(_request: object, _context: Context) -> AsyncIterator[str]:
+        try:
+            yield "first"
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    context = Context(name="x", deadline=time.time() + 0.1, traceparent=new_traceparent())
+    responses = run_stream(stall, PingRequest(), context)
+
+    assert await anext(responses) == "first"
+    async with asyncio.timeout(2):
+        with pytest.raises(ServiceError, match="DEADLINE_EXCEEDED"):
+            await anext(responses)
+        await ended.wait()
+
+
 async def test_failure_after_a_nested_call_with_side_effects_has_an_unknown_outcome(
     bus: MemoryBus, posts: Posts, tokens: TokenMaker, sessions: SessionVerifier
 ) -> None:
@@ -261,7 +435,7 @@ async def test_reply_carries_the_callers_revision_if_it_is_higher_than_that_of_t
             self, _request: CreatePostRequest, context: Context
         ) -> CreatePostResponse:
             seen.append(context.caller_revision)
-            context.learn_revision(7)
+            context.raise_revision(7)
             return CreatePostResponse()
 
         @MessagePattern(PostsServiceBase.get_post)
@@ -378,6 +552,41 @@ async def test_event_without_a_consumer_is_not_retried(
         failure = await dispatcher.consume(body)
         assert failure is not None
         assert (failure.reason, failure.retry) == (reason, False)
+
+
+async def test_flood_of_failing_events_writes_one_line(
+    posts: Posts, sessions: SessionVerifier
+) -> None:
+    dispatcher = Dispatcher(
+        "posts", [posts, Health({})], sessions, without_store(MemoryBus().publish)
+    )
+    event_type = _registered().type
+
+    with capture_logs() as lines:
+        for number in range(20):
+            await dispatcher.consume(encode(Event(id="1", type=f"{number}" * 1_000)))
+            await dispatcher.consume(b"\xff")
+            await dispatcher.consume(encode(Event(id="1", type=event_type, data=b"\xff")))
+
+    assert [(line["event"], line["event_type"]) for line in lines] == [
+        ("event.failed", "0" * 64 + "..."),
+        ("event.failed", event_type),
+    ]
+
+
+async def test_flood_of_calls_that_fail_unexpectedly_writes_ten_lines(
+    posts: Posts, sessions: SessionVerifier
+) -> None:
+    dispatcher = Dispatcher(
+        "posts", [posts, Health({})], sessions, without_store(MemoryBus().publish)
+    )
+    posts.failure = RuntimeError("a fault")
+
+    with capture_logs() as lines:
+        for _ in range(20):
+            await reply_of(dispatcher, a_call(encode(GetPostRequest(id=POST_ID))).request)
+
+    assert [line["event"] for line in lines] == ["request.failed"] * 10
 
 
 async def test_reply_beyond_the_limit_is_out_of_range(bus: MemoryBus, posts: Posts) -> None:

@@ -7,6 +7,7 @@ import aio_pika
 import pytest
 from aiormq.exceptions import PublishError
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
 from postbus.bus.v1 import Event
 from postbus.posts.v1 import PostDeleted
@@ -57,6 +58,16 @@ async def test_dead_letters_are_listed_shown_replayed_and_dropped(
         with pytest.raises(PublishError):
             await run(url, "replay", DEAD, "e1")
         assert await ids_in(url, DEAD) == ["e1"]
+
+
+async def test_flood_of_dead_letters_writes_one_line(run_id: str) -> None:
+    async with new_vhost(f"{run_id}_dead") as url:
+        with capture_logs() as lines:
+            await make_dead_letters(url, *map(str, range(5)))
+
+    assert [line["event"] for line in lines if line["log_level"] == "error"] == [
+        "event.dead_lettered"
+    ]
 
 
 async def make_dead_letters(url: str, *ids: str) -> None:

@@ -1,5 +1,6 @@
 """AMQP frames: any bytes, in any pieces, give messages or a ProtocolError."""
 
+import asyncio
 import struct
 from collections.abc import Callable, Iterator
 
@@ -8,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shared.bus.amqp import frames
-from shared.bus.amqp.broker_connection import MessageChannel
+from shared.bus.amqp.broker_connection import MessageChannel, RefusedError
 from shared.bus.amqp.frames import Confirmed, Delivered, Parser, ProtocolError, Returned
 
 FRAME_MAX = 4096
@@ -35,6 +36,15 @@ def delivery(channel: int, tag: int, key: bytes, correlation_id: str, body: byte
     )
     begin = struct.unpack_from(">I", sent, 3)[0] + 8  # after basic.publish
     return method(channel, arguments + short(b"exchange") + short(key)) + sent[begin:]
+
+
+def content_header(size: int) -> bytes:
+    payload = b"\0\x3c\0\0" + struct.pack(">Q", size) + b"\0\0"
+    return struct.pack(">BHI", 2, 1, len(payload)) + payload + b"\xce"
+
+
+def body_frame(body: bytes) -> bytes:
+    return struct.pack(">BHI", 3, 1, len(body)) + body + b"\xce"
 
 
 def returned(channel: int, correlation_id: str) -> bytes:
@@ -168,6 +178,10 @@ def test_damaged_bytes_give_messages_or_a_protocol_error(
         struct.pack(">BHI", 3, 1, 1) + b"x\xce",  # a body without a method
         method(1, b"\0\x3c\0\x3c") + method(1, b"\0\x3c\0\x3c"),  # a method inside a message
         method(1, b"\0\x3c\0\x50\0"),  # a truncated confirm
+        method(1, b"\0\x3c\0\x3c\5") + content_header(0),  # a truncated delivery
+        delivery(1, 1, b"k", "", b"")[:-1] + b"\xce" + body_frame(b"x"),  # a body without a message
+        method(1, b"\0\x3c\0\x3c\0") + content_header(1) + body_frame(b"xy"),  # a longer body
+        method(1, b"\0\x3c\0\x3c\0") + content_header(9) * 2,  # two headers
     ],
 )
 def test_bytes_that_are_not_amqp_are_a_protocol_error(data: bytes) -> None:
@@ -238,3 +252,52 @@ def test_each_message_is_acknowledged_once_in_any_order(
             assert tag in unsettled  # the broker closes the channel otherwise
             unsettled -= {each for each in unsettled if each == tag or (multiple and each < tag)}
         assert unsettled == set(order) - done
+
+
+async def test_one_confirm_settles_all_messages_up_to_its_tag() -> None:
+    channel = MessageChannel(None, Numbered(), Wire())  # type: ignore[arg-type]  # the parts that it uses
+    sent = [asyncio.create_task(channel.publish_confirmed("", "k", b"\0\0", b"")) for _ in range(4)]
+    await asyncio.sleep(0)
+
+    channel._receive(Confirmed(3, multiple=True, refused=False))
+    await asyncio.gather(*sent[:3])
+    assert not sent[3].done()
+
+    channel._receive(Confirmed(4, multiple=False, refused=True))
+    with pytest.raises(RefusedError):
+        await sent[3]
+
+
+@pytest.mark.parametrize(("size", "kept"), [(2**24, 2**24), (2**24 + 1, 0)])
+def test_body_of_more_than_16_mib_is_skipped(size: int, kept: int) -> None:
+    found = list[frames.Message]()
+    parser = Parser(lambda _: None, lambda _: None)
+    parser.channels[1] = found.append
+    sent = frames.publish(1, "", "", frames.properties("text/plain"), bytes(size), 2**17)
+    begin = struct.unpack_from(">I", sent, 3)[0] + 8  # after basic.publish
+
+    parser.feed(method(1, b"\0\x3c\0\x3c" + short(b"c") + b"\0" * 9 + short(b"") + short(b"k")))
+    parser.feed(sent[begin:])
+
+    [message] = found
+    assert isinstance(message, Delivered)
+    assert (len(message.body), message.oversized) == (kept, kept == 0)
+
+
+@pytest.mark.parametrize("text", ["x" * 256, "é" * 128])
+def test_text_of_more_than_255_bytes_is_no_short_string(text: str) -> None:
+    header = frames.Header("text/plain", "back")
+
+    assert header("x" * 255) == frames.properties(
+        "text/plain", correlation_id="x" * 255, reply_to="back"
+    )
+    for encode in (header, lambda each: frames.properties("text/plain", reply_to=each)):
+        with pytest.raises(ValueError, match="at most 255 bytes"):
+            encode(text)
+
+
+@pytest.mark.parametrize(
+    "headers", [b"\xff", b"\0\0\0\x09\1aSxxxx", b"\0\0\0\7" + b"\1aF\0\0\0\7" * 2_000]
+)
+def test_malformed_headers_are_empty(headers: bytes) -> None:
+    assert Delivered(1, "k", "", "", headers, b"").headers == {}

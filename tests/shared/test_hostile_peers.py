@@ -1,4 +1,4 @@
-"""Peers on the bus that send too much, or try to answer the calls of other servers."""
+"""Peers on the bus that send too much, or try to reply to the calls of other servers."""
 
 import asyncio
 import subprocess
@@ -9,16 +9,18 @@ from contextlib import aclosing
 
 import aio_pika
 import pytest
+import structlog.testing
 from pydantic import SecretStr
 
-from postbus.bus.v1 import Code, FieldViolation, Outcome, Reply
+from postbus.bus.v1 import Batch, Code, Control, Event, FieldViolation, Outcome, Reply, Request
 from shared.bus import Call
-from shared.bus.amqp import AmqpBus, connect, rpc_server
-from shared.bus.amqp.topology import RPC_EXCHANGE
+from shared.bus.amqp import AmqpBus, connect, frames, rpc_server
+from shared.bus.amqp.topology import CALL_EXCHANGE, CONTROL_EXCHANGE, EVENT_EXCHANGE
 from shared.bus.envelope import error_reply
 from shared.bus.message_bus import CREDIT
 from shared.errors import ServiceError
 from shared.wire import decode, encode
+from tests.skipping_loop import run_without_waiting
 
 Unique = Callable[[str], str]
 
@@ -45,7 +47,7 @@ async def test_correlation_ids_are_128_random_bits(
 ) -> None:
     route = unique("route.")
     queue = await channel.declare_queue(exclusive=True)
-    await queue.bind(RPC_EXCHANGE, route)
+    await queue.bind(CALL_EXCHANGE, route)
     calls = [asyncio.create_task(bus.call(route, a_call(seconds=2))) for _ in range(300)]
 
     async with asyncio.timeout(5), queue.iterator() as requests:
@@ -64,7 +66,7 @@ async def test_stream_with_replies_beyond_the_credit_is_broken(
 ) -> None:
     route = unique("route.")
     queue = await channel.declare_queue(exclusive=True)
-    await queue.bind(RPC_EXCHANGE, route)
+    await queue.bind(CALL_EXCHANGE, route)
     replies = bus.stream(route, a_call())
     first = asyncio.create_task(anext(replies))
 
@@ -97,17 +99,19 @@ async def test_stream_with_replies_beyond_the_credit_is_broken(
     assert len(taken) <= CREDIT + 1
 
 
-async def test_credit_of_a_stream_is_bounded_and_its_stalled_caller_times_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(rpc_server, "_MAX_STALL_SECONDS", 0.02)
-    credit = rpc_server._StreamCredit()
-    credit.grant(1_000_000)
+def test_credit_of_a_stream_is_bounded_and_its_stalled_caller_times_out() -> None:
+    async def send_without_end() -> tuple[int, float]:
+        loop, sent = asyncio.get_running_loop(), 0
+        credit, began = rpc_server._StreamCredit(), loop.time()
+        credit.grant(1_000_000)
+        while await credit.acquire():
+            sent += 1
+        return sent, loop.time() - began
 
-    sent = [await credit.acquire() for _ in range(CREDIT)]
+    sent, seconds = run_without_waiting(send_without_end())
 
-    async with asyncio.timeout(2):
-        assert [*sent, await credit.acquire()] == [True] * CREDIT + [False]
+    assert sent == 32
+    assert 29 < seconds < 32
 
 
 async def test_control_that_is_too_large_is_ignored(bus: AmqpBus, unique: Unique) -> None:
@@ -126,6 +130,108 @@ async def test_control_that_is_too_large_is_ignored(bus: AmqpBus, unique: Unique
     await server.cancel()
 
 
+async def test_malformed_control_is_ignored(
+    bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
+) -> None:
+    route = f"postbus.bus.v1.{unique('route')}"
+
+    async def answer(_route: str, _body: bytes) -> bytes:
+        return encode(Reply(payload=b"here"))
+
+    server = await bus.serve(unique("queue."), [route], answer)
+    exchange = await channel.get_exchange(CONTROL_EXCHANGE)
+    for body in (b"", b"\xff", encode(Control(correlation_id="unknown", credit=5))):
+        await exchange.publish(aio_pika.Message(body), route)
+
+    with structlog.testing.capture_logs() as lines:
+        assert await bus.broadcast(route, a_call(seconds=0.3)) == [b"here"]
+    assert lines == []
+    await server.cancel()
+
+
+async def test_method_of_a_service_is_not_called_by_broadcast(bus: AmqpBus, unique: Unique) -> None:
+    route, handled = unique("postbus.posts.v1."), list[bytes]()
+
+    async def answer(_route: str, body: bytes) -> bytes:
+        handled.append(decode(Request, body).payload)
+        return encode(Reply())
+
+    server = await bus.serve(unique("queue."), [route], answer)
+
+    assert await bus.broadcast(route, a_call(b"all", 0.3)) == []
+    await bus.call(route, a_call(b"one"))
+    assert handled == [b"one"]
+    await server.cancel()
+
+
+async def test_second_reply_to_a_call_is_ignored(
+    bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
+) -> None:
+    route = unique("route.")
+    queue = await channel.declare_queue(exclusive=True)
+    await queue.bind(CALL_EXCHANGE, route)
+
+    async with asyncio.timeout(5), queue.iterator() as requests:
+        for _ in range(2):
+            call = asyncio.create_task(bus.call(route, a_call()))
+            request = await anext(requests)
+            assert request.reply_to
+            assert request.correlation_id
+            reply = encode(Reply(payload=b"x"))
+            batch = Batch(correlation_ids=[request.correlation_id] * 50, messages=[reply] * 50)
+            single = frames.properties("", correlation_id=request.correlation_id)
+            session = bus._session
+            assert session is not None
+            for _number in range(20):  # in one piece, so that they arrive at once
+                session._controls.publish("", request.reply_to, single, reply)
+                session._controls.publish("", request.reply_to, frames.properties(""), bytes(batch))
+            assert (await call).payload == b"x"
+    assert bus._session is session
+
+
+async def test_messages_of_more_than_16_mib_are_refused(
+    bus: AmqpBus,
+    channel: aio_pika.abc.AbstractChannel,
+    unique: Unique,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The broker of the tests accepts no such message: the limit of the frames is lowered."""
+    monkeypatch.setattr(frames, "MAX_BODY", 2**18)
+    route, event, name = unique("route."), unique("event."), unique("queue.")
+    handled = list[int]()
+
+    async def answer(_route: str, body: bytes) -> bytes:
+        handled.append(len(body))
+        return encode(Reply(payload=bytes(2**19)))
+
+    async def consume(body: bytes) -> None:
+        handled.append(len(body))
+
+    server = await bus.serve(unique("queue."), [route], answer)
+    subscription = await bus.subscribe([event], consume, queue=name)
+
+    with pytest.raises(ServiceError) as request_refused:
+        await bus.call(route, a_call(bytes(2**19)))
+    assert handled == []
+    with pytest.raises(ServiceError) as reply_refused:
+        await bus.call(route, a_call())
+    exchange = await channel.get_exchange(EVENT_EXCHANGE)
+    await exchange.publish(aio_pika.Message(encode(Event(id="1", data=bytes(2**19)))), event)
+    dead = await channel.get_queue(f"{name}.dead", ensure=False)
+    async with asyncio.timeout(5):
+        while await dead.get(fail=False, no_ack=True) is None:  # noqa: ASYNC110  # polls
+            await asyncio.sleep(0.02)
+
+    refusals = [each.value for each in (request_refused, reply_refused)]
+    assert [(each.code, each.reason, each.outcome) for each in refusals] == [
+        (Code.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE", Outcome.NO_EFFECT),
+        (Code.OUT_OF_RANGE, "REPLY_TOO_LARGE", Outcome.UNKNOWN),
+    ]
+    assert len(handled) == 1
+    await server.cancel()
+    await subscription.cancel()
+
+
 @pytest.mark.parametrize(
     ("reason", "message", "violations"),
     [
@@ -137,11 +243,12 @@ async def test_control_that_is_too_large_is_ignored(bus: AmqpBus, unique: Unique
     ids=["violations", "message", "reason", "everything"],
 )
 def test_error_reply_is_at_most_64_kib(reason: str, message: str, violations: int) -> None:
+    long = "\U0001f600" * 500
     error = ServiceError(
         Code.INVALID_ARGUMENT,
         reason,
         message,
-        violations=[FieldViolation(field=f"tags[{n}]", rule="r") for n in range(violations)],
+        violations=[FieldViolation(field=long, rule=long, message=long)] * violations,
         outcome=Outcome.UNKNOWN,
         retry_after=2,
     )

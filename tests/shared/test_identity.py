@@ -165,3 +165,14 @@ def record_decoding(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(jwt, "decode", decode)
     return decoded
+
+
+def test_cache_of_verified_tokens_has_4096_entries(tokens: TokenMaker) -> None:
+    verifier = TokenVerifier(tokens.key_set)
+    caller = verifier.verify(first := tokens.token(ID))
+    verifier._verified.update({f"token {number}": caller for number in range(4_095)})
+
+    verifier.verify(tokens.token(ID))
+
+    assert len(verifier._verified) == 4_096
+    assert first not in verifier._verified

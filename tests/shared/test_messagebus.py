@@ -11,10 +11,10 @@ import pytest
 from pydantic import SecretStr
 
 from postbus.bus.v1 import Code, Completed, Error, Event, Outcome, Reply, Request
-from shared.bus import Call, MessageBus
+from shared.bus import Call, MessageBus, message_bus
 from shared.bus.amqp import connect
 from shared.bus.memory import MemoryBus
-from shared.bus.message_bus import CREDIT, EventHandler, Failure, Following, RpcHandler
+from shared.bus.message_bus import EventHandler, Failure, RpcHandler, StreamSubscription
 from shared.errors import ServiceError
 from shared.wire import decode, encode
 
@@ -274,33 +274,33 @@ async def test_unnamed_queue_receives_events_from_the_subscription_on(
     await subscription.cancel()
 
 
-async def followed(
+async def read_stream(
     bus: MessageBus, stream: str, event: str, seconds: float = 60
-) -> tuple[Following, asyncio.Queue[str]]:
-    """Follow one type of event; return the following and a queue of the data of its events."""
+) -> tuple[StreamSubscription, asyncio.Queue[str]]:
+    """Read one type of event; return the subscription and a queue of the data of its events."""
     received: asyncio.Queue[str] = asyncio.Queue()
 
     async def keep(body: bytes) -> None:
         received.put_nowait(decode(Event, body).data.decode())
 
-    return await bus.follow(stream, [event], keep, seconds=seconds), received
+    return await bus.read_stream(stream, [event], keep, seconds=seconds), received
 
 
 def drained(received: asyncio.Queue[str]) -> list[str]:
     return [received.get_nowait() for _ in range(received.qsize())]
 
 
-async def test_follower_gets_past_events_before_it_is_complete_and_new_ones_afterwards(
+async def test_stream_reader_gets_past_events_before_it_is_complete_and_new_ones_afterwards(
     bus: MessageBus, unique: Unique
 ) -> None:
     stream, event, other = unique("stream."), unique("event."), unique("event.")
-    first, received_by_first = await followed(bus, stream, event)
+    first, received_by_first = await read_stream(bus, stream, event)
     for number in range(500):
         await bus.publish(Event(id=str(number), type=event, data=b"%d" % number))
         if number % 100 == 0:
             await bus.publish(Event(id="other", type=other, data=b"other"))
 
-    second, received = await followed(bus, stream, event)
+    second, received = await read_stream(bus, stream, event)
     assert second.complete
     assert drained(received) == [str(number) for number in range(500)]
     await bus.publish(Event(id="new", type=event, data=b"new"))
@@ -312,11 +312,11 @@ async def test_follower_gets_past_events_before_it_is_complete_and_new_ones_afte
     await asyncio.gather(first.cancel(), second.cancel())
 
 
-async def test_events_published_while_a_follower_starts_are_not_missed(
+async def test_events_published_while_a_stream_reader_starts_are_not_missed(
     bus: MessageBus, unique: Unique
 ) -> None:
     stream, event = unique("stream."), unique("event.")
-    begin, _ = await followed(bus, stream, event)
+    begin, _ = await read_stream(bus, stream, event)
     numbers = [str(number) for number in range(300)]
 
     async def publish() -> None:
@@ -324,40 +324,40 @@ async def test_events_published_while_a_follower_starts_are_not_missed(
             await bus.publish(Event(id=number, type=event, data=number.encode()))
 
     publishing = asyncio.create_task(publish())
-    followings = [await followed(bus, stream, event) for _ in range(5)]
+    subscriptions = [await read_stream(bus, stream, event) for _ in range(5)]
     await publishing
 
     async with asyncio.timeout(5):
-        for following, received in followings:
+        for subscription, received in subscriptions:
             assert [await received.get() for _ in numbers] == numbers
-            await following.cancel()
+            await subscription.cancel()
     await begin.cancel()
 
 
-async def test_follower_gets_no_events_older_than_requested(
+async def test_stream_reader_gets_no_events_older_than_requested(
     bus: MessageBus, unique: Unique
 ) -> None:
     stream, event = unique("stream."), unique("event.")
-    begin, _ = await followed(bus, stream, event)
+    begin, _ = await read_stream(bus, stream, event)
     await bus.publish(Event(id="old", type=event, data=b"old"))
 
     async with asyncio.timeout(10):
         while True:
-            following, received = await followed(bus, stream, event, seconds=1)
-            await following.cancel()
+            subscription, received = await read_stream(bus, stream, event, seconds=1)
+            await subscription.cancel()
             if received.empty():
                 break
             await asyncio.sleep(0.1)
-    following, received = await followed(bus, stream, event, seconds=60)
+    subscription, received = await read_stream(bus, stream, event, seconds=60)
 
     assert drained(received) == ["old"]
-    await asyncio.gather(following.cancel(), begin.cancel())
+    await asyncio.gather(subscription.cancel(), begin.cancel())
 
 
-async def test_cancelled_follower_gets_nothing_more(bus: MessageBus, unique: Unique) -> None:
+async def test_cancelled_stream_reader_gets_nothing_more(bus: MessageBus, unique: Unique) -> None:
     stream, event = unique("stream."), unique("event.")
-    ended, received_by_ended = await followed(bus, stream, event)
-    other, received = await followed(bus, stream, event)
+    ended, received_by_ended = await read_stream(bus, stream, event)
+    other, received = await read_stream(bus, stream, event)
 
     await ended.cancel()
     await bus.publish(Event(id="1", type=event, data=b"sent"))
@@ -368,11 +368,11 @@ async def test_cancelled_follower_gets_nothing_more(bus: MessageBus, unique: Uni
     await other.cancel()
 
 
-async def test_follower_can_not_request_more_than_the_stream_keeps(
+async def test_stream_reader_cannot_request_more_than_the_stream_keeps(
     bus: MessageBus, unique: Unique
 ) -> None:
     with pytest.raises(ValueError, match="streams keep events for 3600 seconds, not for 3601"):
-        await followed(bus, unique("stream."), unique("event."), seconds=3601)
+        await read_stream(bus, unique("stream."), unique("event."), seconds=3601)
 
 
 async def test_cancelled_call_cancels_its_handler(bus: MessageBus, unique: Unique) -> None:
@@ -495,6 +495,73 @@ async def test_event_is_retried_without_limit_while_a_dependency_is_unavailable(
     await subscription.cancel()
 
 
+def test_event_is_retried_five_times_within_13_minutes() -> None:
+    failure = Failure(reason="LATER", message="Later.", retry=True)
+
+    delays = [failure.delay(attempt, message_bus.DELAYS) for attempt in range(1, 7)]
+
+    assert delays == [1, 5, 30, 120, 600, None]
+
+
+async def test_event_that_a_full_queue_refuses_is_not_published(vhost: str, unique: Unique) -> None:
+    event = unique("event.")
+    async with (
+        await aio_pika.connect(vhost) as connection,
+        connect(SecretStr(vhost), "test") as publisher,
+    ):
+        channel = await connection.channel()
+        full = await channel.declare_queue(
+            exclusive=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
+        )
+        await full.bind("postbus.events", event)
+        await publisher.wait_ready()
+        session = publisher._session
+
+        async def publish_many() -> None:
+            for number in range(100):
+                await publisher.publish(Event(id=str(number), type=event))
+
+        with pytest.raises(ServiceError) as raised:
+            await publish_many()
+
+        assert (raised.value.code, raised.value.reason) == (Code.UNAVAILABLE, "EVENT_REFUSED")
+        assert publisher._session is session  # the connection is not lost
+
+
+async def test_call_after_its_deadline_is_not_sent(bus: MessageBus, unique: Unique) -> None:
+    route, handled = unique("route."), list[bytes]()
+
+    async def record(route: str, body: bytes) -> bytes:
+        handled.append(decode(Request, body).payload)
+        return await echo(route, body)
+
+    server = await bus.serve(unique("queue."), [route], record)
+
+    with pytest.raises(ServiceError) as raised:
+        await bus.call(route, a_call(b"late", -0.001))
+    assert raised.value.code is Code.DEADLINE_EXCEEDED
+    assert raised.value.outcome is Outcome.NO_EFFECT
+    await bus.call(route, a_call(b"next"))
+    assert b"late" not in handled
+    await server.cancel()
+
+
+async def test_broadcast_gets_the_replies_of_the_processes_without_an_error(
+    vhost: str, unique: Unique
+) -> None:
+    route, queue = f"postbus.bus.v1.{unique('route')}", unique("queue.")
+
+    async def fail(_route: str, _body: bytes) -> bytes:
+        return encode(Reply(error=Error(code=Code.try_value(Code.ABORTED), reason="NO")))
+
+    async with connect(SecretStr(vhost), "test") as amqp:
+        servers = [await amqp.serve(queue, [route], each) for each in (fail, echo, fail)]
+
+        assert await amqp.broadcast(route, a_call(b"here", 0.5)) == [b"here"]
+        for server in servers:
+            await server.cancel()
+
+
 def numbers(count: int) -> RpcHandler:
     """Return a handler that streams the numbers up to `count`."""
 
@@ -532,12 +599,18 @@ async def test_error_in_the_middle_of_a_stream_ends_it(bus: MessageBus, unique: 
     await server.cancel()
 
 
-async def test_stream_with_a_gap_is_broken(bus: MessageBus, unique: Unique) -> None:
-    route = unique("route.")
+async def test_stream_with_a_gap_is_broken_and_ends_at_its_server(
+    bus: MessageBus, unique: Unique
+) -> None:
+    route, ended = unique("route."), asyncio.Event()
 
     async def stream(_route: str, _body: bytes) -> AsyncGenerator[bytes, None]:
-        yield encode(Reply(payload=b"1", sequence=1))
-        yield encode(Reply(payload=b"3", sequence=3))
+        try:
+            yield encode(Reply(payload=b"1", sequence=1))
+            yield encode(Reply(payload=b"3", sequence=3))
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
 
     server = await bus.serve(unique("queue."), [route], stream)
 
@@ -545,6 +618,8 @@ async def test_stream_with_a_gap_is_broken(bus: MessageBus, unique: Unique) -> N
         [payload async for payload in bus.stream(route, a_call())]
 
     assert (raised.value.code, raised.value.reason) == (Code.UNAVAILABLE, "STREAM_BROKEN")
+    async with asyncio.timeout(2):
+        await ended.wait()
     await server.cancel()
 
 
@@ -572,7 +647,7 @@ async def test_stream_waits_for_credit_and_ends_when_the_caller_closes_it(
 
     async with asyncio.timeout(5):
         await ended.wait()
-    assert taken <= 40 + CREDIT + 2
+    assert taken <= 40 + 32 + 2
     await server.cancel()
 
 

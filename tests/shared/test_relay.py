@@ -5,19 +5,24 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 import sqlalchemy as sa
 from pydantic import SecretStr
+from pymongo import AsyncMongoClient, MongoClient
+from pymongo.monitoring import CommandListener
 
 from postbus.bus.v1 import Event
 from shared.bus.amqp import connect
 from shared.data.mongo_database import Mongo
 from shared.data.postgres_sessions import Postgres
-from shared.errors import ServiceError
+from shared.errors import Code, ServiceError
+from shared.outbox import relay as relay_module
 from shared.outbox.outbox import EncodedEvent
-from shared.outbox.relay import relay
+from shared.outbox.relay import flush, relay
 from shared.wire import encode
 from tests.notes import Broker, Notes, an_operation, publish
 
@@ -174,6 +179,28 @@ async def test_mongo_events_of_a_killed_relay_are_published_after_its_lease(note
     assert datetime.now(UTC) > shortened
 
 
+@pytest.mark.parametrize("notes", ["mongo"], indirect=True)
+async def test_mongo_events_that_another_relay_claims_first_are_left_to_it(
+    notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(notes.store, Mongo)
+    broker, database = Broker(), notes.store.database
+    other = {"claim": "another", "until": datetime.now(UTC) + timedelta(minutes=1)}
+
+    def claim_first(size: int) -> str:  # called between query and claim
+        (host, port), *_ = database.client.nodes
+        with MongoClient[dict[str, Any]](host, port, directConnection=True) as client:
+            client[database.name]["inbox"].update_many({}, {"$set": other})
+        return "x" * size
+
+    await notes.store.perform(an_operation("claimed"), publishes("event"))
+    monkeypatch.setattr("secrets.token_hex", claim_first)
+    await notes.store.forward(broker.publish)
+
+    [entry] = await database["inbox"].find().to_list()
+    assert (broker.event_ids, entry["claim"]) == ([], "another")
+
+
 async def test_events_stay_in_the_outbox_while_the_broker_is_unavailable(notes: Notes) -> None:
     broker = Broker()
     broker.unavailable = True
@@ -242,7 +269,7 @@ async def test_relay_publishes_a_backlog_without_a_further_commit(notes: Notes) 
     assert broker.event_ids == [f"{number:03}" for number in range(350)]
 
 
-async def test_refused_event_alone_is_published_again(notes: Notes) -> None:
+async def test_only_the_refused_event_is_published_again(notes: Notes) -> None:
     broker = Broker()
     broker.refused = {"3"}
 
@@ -284,6 +311,116 @@ async def test_mongo_inbox_keeps_waiting_events_and_expires_finished_operations(
     [waiting] = await inbox.find().to_list()
     await notes.store.forward(Broker().publish)
     [done] = await inbox.find().to_list()
+    indexes = await inbox.index_information()
 
     assert waiting.keys() == {"_id", "fingerprint", "reply", "events", "event_id", "until"}
     assert done.keys() == {"_id", "fingerprint", "reply", "done_at"}
+    assert indexes["done_at_1"]["expireAfterSeconds"] == 24 * 60 * 60
+
+
+async def recorded_sleeps(
+    monkeypatch: pytest.MonkeyPatch, notes: Notes, broker: Broker, *, between: tuple[float, float]
+) -> list[float]:
+    """Run a relay; return eight sleeps `between` two numbers of seconds, which are left out.
+
+    Other sleeps never end.
+    """
+    asked: list[float] = []
+    complete, never, skip = asyncio.Event(), asyncio.Event(), asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        if len(asked) == 8 or not between[0] <= seconds <= between[1]:
+            await never.wait()
+        asked.append(seconds)
+        if len(asked) == 8:
+            complete.set()
+        await skip(0)
+
+    hurried = SimpleNamespace(**{**vars(asyncio), "sleep": sleep})
+    monkeypatch.setattr(relay_module, "asyncio", hurried)
+    async with relaying(notes, broker), asyncio.timeout(10):
+        await complete.wait()
+    return asked
+
+
+async def test_relay_waits_longer_after_each_failure_up_to_five_seconds(
+    notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = Broker()
+    broker.unavailable = True
+    await notes.store.perform(an_operation("unavailable"), publishes("event"))
+
+    delays = await recorded_sleeps(monkeypatch, notes, broker, between=(0, 100))
+
+    longest = [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5]
+    assert all(most / 2 <= delay <= most for delay, most in zip(delays, longest, strict=True))
+
+
+async def test_old_operations_are_purged_about_every_five_minutes_whatever_fails(
+    notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    purges: list[str] = []
+
+    async def fail() -> None:
+        purges.append("purge")
+        raise ServiceError(Code.UNAVAILABLE, "DATABASE_UNAVAILABLE", "Unavailable.")
+
+    monkeypatch.setattr(notes.store, "purge", fail)
+
+    sleeps = await recorded_sleeps(monkeypatch, notes, Broker(), between=(100, 10**9))
+
+    assert len(purges) >= 7
+    assert all(150 <= seconds <= 300 for seconds in sleeps)
+
+
+async def test_flush_ends_after_a_second_and_leaves_the_events_in_the_outbox(notes: Notes) -> None:
+    async def hang(_event: EncodedEvent) -> None:
+        await asyncio.Event().wait()
+
+    broker = Broker()
+    await notes.store.perform(an_operation("hangs"), publishes("event"))
+
+    async with asyncio.timeout(4):
+        await flush(notes.store, hang)
+
+    assert await forward_all(notes, broker) == [1]
+    assert broker.event_ids == ["event"]
+
+
+class ClaimCommands(CommandListener):
+    """Records the read concerns of queries, and the write concerns of commits."""
+
+    def __init__(self) -> None:
+        self.read_concerns: list[Any] = []
+        self.write_concerns: list[Any] = []
+
+    def started(self, event: Any) -> None:
+        if event.command_name == "find":
+            self.read_concerns.append(event.command.get("readConcern", {}).get("level"))
+        if event.command_name == "commitTransaction":
+            self.write_concerns.append(event.command.get("writeConcern"))
+
+    def succeeded(self, event: Any) -> None:
+        pass
+
+    def failed(self, event: Any) -> None:
+        pass
+
+
+async def test_mongo_relay_publishes_only_what_the_majority_has(
+    mongo_url: str, unique: Unique
+) -> None:
+    url, sent, broker = httpx.URL(mongo_url), ClaimCommands(), Broker()
+    own = str(url.copy_with(path=unique(f"{url.path}_")))
+    async with AsyncMongoClient[dict[str, Any]](own, event_listeners=[sent]) as client:
+        store = Mongo(client.get_default_database())
+        await store.create_indexes()
+        for _ in range(2):  # the second one is answered from the inbox
+            await store.perform(an_operation("majority"), publishes("event"))
+        sent.read_concerns.clear()
+        await store.forward(broker.publish)
+        await client.drop_database(client.get_default_database())
+
+    assert sent.read_concerns == [None, "majority", None]
+    assert sent.write_concerns == [{"w": "majority", "j": True}] * 2
+    assert broker.event_ids == ["event"]

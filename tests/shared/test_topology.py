@@ -2,17 +2,31 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 
 import aio_pika
 import pytest
+import structlog
+import structlog.testing
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from aiormq.exceptions import ChannelNotFoundEntity, PublishError
 from pydantic import SecretStr
 
 from postbus.bus.v1 import Event
 from shared.bus.amqp import connect
 from shared.bus.amqp.amqp_bus import AmqpBus
 from shared.bus.amqp.broker_connection import BrokerConnection
-from shared.bus.amqp.topology import Queue, TopologyError
+from shared.bus.amqp.queue_migration import declare_or_replace
+from shared.bus.amqp.rpc_server import RpcServer
+from shared.bus.amqp.topology import (
+    ALL_EVENTS,
+    CONTROL_EXCHANGE,
+    Queue,
+    TopologyError,
+    consumer_queue,
+    delay_queue,
+    event_stream,
+)
 from shared.bus.message_bus import Failure
 from shared.wire import decode, encode
 
@@ -34,6 +48,10 @@ async def channel(vhost: str) -> AsyncIterator[AbstractChannel]:
 
 async def _ack(message: AbstractIncomingMessage) -> None:
     await message.ack()
+
+
+async def unserved(_route: str, _body: bytes) -> bytes:
+    raise AssertionError
 
 
 async def ignore(_body: bytes) -> Failure | None:
@@ -87,9 +105,13 @@ async def test_queue_with_consumers_is_not_replaced(
     old = await channel.declare_queue(name, durable=True)
     tag = await old.consume(_ack)
 
-    subscribing = asyncio.create_task(bus.subscribe([event], ignore, queue=name))
-    await asyncio.sleep(1)
+    with structlog.testing.capture_logs() as logs:
+        subscribing = asyncio.create_task(bus.subscribe([event], ignore, queue=name))
+        async with asyncio.timeout(20):
+            while not any(each["event"] == "consumer.not_started" for each in logs):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
     assert not subscribing.done()
+    assert await channel.get_queue(name, ensure=True)  # the old queue is there
 
     await old.cancel(tag)
     async with asyncio.timeout(20):
@@ -137,3 +159,114 @@ async def test_stream_contains_all_events(
     async with asyncio.timeout(5):
         while [each for each in read if each in wanted] != wanted:  # noqa: ASYNC110  # polls
             await asyncio.sleep(0.02)
+
+
+async def test_queue_of_calls_without_a_consumer_is_deleted(vhost: str, unique: Unique) -> None:
+    """A publication shows that it exists: a declaration would prolong its life."""
+    name = unique("queue.")
+    server = RpcServer(name, [unique("route.")], unserved, 1)
+    async with (
+        BrokerConnection.open(vhost, "test") as connection,
+        await aio_pika.connect(vhost) as publisher,
+    ):
+        channel = await publisher.channel(on_return_raises=True)
+        await channel.declare_exchange(CONTROL_EXCHANGE, "topic", durable=True)
+        await server._declare(connection, (await connection.channel()).channel)
+
+        async def publish() -> None:
+            await channel.default_exchange.publish(aio_pika.Message(b""), name)
+
+        await publish()
+        async with asyncio.timeout(5):
+            with suppress(PublishError):
+                while True:
+                    await publish()
+                    await asyncio.sleep(0.1)
+
+
+async def test_dead_letter_may_be_displayed_any_number_of_times(
+    bus: AmqpBus, channel: AbstractChannel, unique: Unique
+) -> None:
+    name = unique("queue.")
+    await (await bus.subscribe([unique("event.")], ignore, queue=name)).cancel()
+    await channel.default_exchange.publish(aio_pika.Message(b"dead"), f"{name}.dead")
+    dead = await channel.get_queue(f"{name}.dead", ensure=False)
+
+    async with asyncio.timeout(10):
+        for _ in range(30):  # the broker's own limit is 20
+            while (letter := await dead.get(fail=False)) is None:
+                pass
+            await letter.reject(requeue=True)
+        while (letter := await dead.get(fail=False)) is None:
+            pass
+    assert letter.body == b"dead"
+    await letter.ack()
+
+
+def test_streams_are_bounded() -> None:
+    assert ALL_EVENTS.arguments == {
+        "x-queue-type": "stream",
+        "x-max-age": "7D",
+        "x-max-length-bytes": 1_073_741_824,
+        "x-stream-max-segment-size-bytes": 16_777_216,
+    }
+    assert event_stream("name", []).arguments == {
+        "x-queue-type": "stream",
+        "x-max-age": "3600s",
+        "x-max-length-bytes": 134_217_728,
+        "x-stream-max-segment-size-bytes": 1_048_576,
+    }
+
+
+@pytest.mark.parametrize("queue", [consumer_queue("name", []), delay_queue(0.5)])
+def test_no_event_is_lost_between_two_queues(queue: Queue) -> None:
+    """RabbitMQ: quorum queues, at-least-once dead lettering, which needs reject-publish."""
+    assert queue.arguments["x-queue-type"] == "quorum"
+    assert queue.arguments["x-dead-letter-strategy"] == "at-least-once"
+    assert queue.arguments["x-overflow"] == "reject-publish"
+
+
+async def test_queue_that_another_connection_replaces_is_left_alone(
+    vhost: str, channel: AbstractChannel, unique: Unique
+) -> None:
+    name = unique("queue.")
+    await channel.declare_queue(name, durable=True)
+    await channel.default_exchange.publish(aio_pika.Message(b"kept"), name)
+    lock = await channel.declare_queue(f"{name}.lock", exclusive=True)
+
+    async with BrokerConnection.open(vhost, "test") as connection:
+        with pytest.raises(TopologyError, match="at the broker"):
+            await declare_or_replace(connection, consumer_queue(name, []))
+        old = await channel.declare_queue(name, durable=True)
+        assert old.declaration_result.message_count == 1
+
+        await lock.delete()
+        await declare_or_replace(connection, consumer_queue(name, []))
+    message = await (await channel.get_queue(name, ensure=False)).get()
+    assert message is not None
+    assert message.body == b"kept"
+    await message.ack()
+
+
+async def test_interrupted_replacement_of_a_queue_is_finished(
+    bus: AmqpBus, channel: AbstractChannel, unique: Unique
+) -> None:
+    event, name, received = unique("event."), unique("queue."), asyncio.Event()
+    moving = consumer_queue(name, [event])
+    interim = await channel.declare_queue(
+        f"{name}.migrating", durable=True, arguments=dict(moving.arguments)
+    )
+    await interim.bind("postbus.events", event)
+    await channel.default_exchange.publish(aio_pika.Message(b"moved"), interim.name)
+
+    async def keep(body: bytes) -> Failure | None:
+        assert body == b"moved"
+        received.set()
+        return None
+
+    subscription = await bus.subscribe([event], keep, queue=name)
+    async with asyncio.timeout(5):
+        await received.wait()
+    with pytest.raises(ChannelNotFoundEntity):
+        await channel.declare_queue(interim.name, passive=True)
+    await subscription.cancel()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import sqlalchemy as sa
 
+from postbus.bus.v1 import Event
 from shared.data.postgres_sessions import Postgres
 from shared.errors import Code, ServiceError
 from shared.outbox.inbox import Operation, OperationResult
@@ -14,6 +15,7 @@ from shared.outbox.unit_of_work import (
     current_unit_of_work,
     mark_replayed,
     outside_unit_of_work,
+    perform_separately,
     without_store,
 )
 from tests.notes import Broker, Notes, an_operation, postgres_notes, publish
@@ -226,12 +228,23 @@ async def test_purge_deletes_every_old_operation_and_no_other(
         "INSERT INTO inbox (key, fingerprint, done_at)"
         " SELECT n::text, '', now() - interval '25 hours' FROM generate_series(1, 25000) n"
     )
-    new = sa.text("INSERT INTO inbox (key, fingerprint) VALUES ('new', '')")
+    new = sa.text(
+        "INSERT INTO inbox (key, fingerprint, done_at) VALUES ('new', '', now()),"
+        " ('23 hours old', '', now() - interval '23 hours')"
+    )
+    count_batches = sa.text(
+        "CREATE FUNCTION count_batch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " INSERT INTO notes SELECT count(*)::text FROM deleted; RETURN NULL; END $$"
+    )
+    on_delete = sa.text(
+        "CREATE TRIGGER batches AFTER DELETE ON inbox REFERENCING OLD TABLE AS deleted"
+        " FOR EACH STATEMENT EXECUTE FUNCTION count_batch()"
+    )
     async with postgres_notes(postgres_url, unique) as notes:
         assert isinstance(notes.store, Postgres)
         async with notes.store.transaction() as session:
             connection = await session.connection()
-            for statement in (old, new):
+            for statement in (old, new, count_batches, on_delete):
                 await connection.execute(statement)
 
         await notes.store.purge()
@@ -239,7 +252,9 @@ async def test_purge_deletes_every_old_operation_and_no_other(
         async with notes.store.transaction() as session:
             connection = await session.connection()
             left = (await connection.execute(sa.text("SELECT key FROM inbox"))).scalars().all()
-    assert left == ["new"]
+            deleted = (await connection.execute(sa.text("SELECT note FROM notes"))).scalars().all()
+    assert sorted(left) == ["23 hours old", "new"]
+    assert deleted == ["10000", "10000", "5000"]
 
 
 async def test_uncommitted_changes_are_visible_only_inside_the_unit_of_work(
@@ -267,3 +282,49 @@ async def test_uncommitted_changes_are_visible_only_inside_the_unit_of_work(
         await read()
 
     assert counted == [1, 0, 1]
+
+
+def test_key_of_an_operation_depends_on_the_limits_of_its_parts() -> None:
+    keys = {Operation.key_of(*parts) for parts in (("a", "bc"), ("ab", "c"), ("abc",))}
+
+    assert len(keys) == 3
+
+
+async def test_separate_operations_of_all_connections_do_not_wait_for_each_other(
+    notes: Notes,
+) -> None:
+    begun = asyncio.Barrier(CONNECTIONS)
+
+    async def fail(number: int) -> None:
+        async def separately() -> bytes:
+            await notes.add("kept")
+            return b""
+
+        async def handler() -> bytes:
+            await notes.add("undone")
+            await begun.wait()  # every connection is in use
+            await perform_separately(notes.store, an_operation(f"kept {number}"), separately)
+            raise ServiceError(Code.ABORTED, "ABORTED", "Rolled back.")
+
+        with pytest.raises(ServiceError, match="ABORTED"):
+            await notes.store.perform(an_operation(f"fails {number}"), handler)
+
+    await asyncio.gather(*(fail(number) for number in range(CONNECTIONS)))
+
+    assert (await notes.count("kept"), await notes.count("undone")) == (CONNECTIONS, 0)
+
+
+async def test_service_without_a_store_publishes_no_event_of_a_failed_handler() -> None:
+    published: list[str] = []
+
+    async def drop(event: Event) -> None:
+        published.append(event.id)
+
+    async def handler() -> bytes:
+        publish("undone")
+        raise ServiceError(Code.ABORTED, "ABORTED", "Fails.")
+
+    with pytest.raises(ServiceError, match="ABORTED"):
+        await without_store(drop)(an_operation("fails"), handler)
+
+    assert published == []

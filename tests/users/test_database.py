@@ -75,7 +75,7 @@ async def test_accounts_of_the_first_version_stay_through_both_ways(url: str) ->
     assert len(old["username"]) <= 30
 
 
-async def test_migrations_make_what_the_models_say(url: str) -> None:
+async def test_migrated_schema_equals_the_models(url: str) -> None:
     migrate(url)
     engine = create_async_engine(async_url(SecretStr(url)))
 
@@ -92,7 +92,7 @@ async def test_migrations_make_what_the_models_say(url: str) -> None:
     assert [each for each in found if any(name in str(each) for name in ours)] == []
 
 
-async def test_access_stays_through_both_ways(url: str) -> None:
+async def test_accounts_survive_downgrade_and_upgrade(url: str) -> None:
     migrate(url)
     database = await asyncpg.connect(url)
     await database.execute(
@@ -117,14 +117,14 @@ async def test_access_stays_through_both_ways(url: str) -> None:
     assert answer is None
 
 
-class Heard:
+class RecordedStatements:
     """The statements that were sent, with their parameters."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.statements: list[tuple[str, Any]] = []
-        sa.event.listen(engine.sync_engine, "before_cursor_execute", self._hear)
+        sa.event.listen(engine.sync_engine, "before_cursor_execute", self._record)
 
-    def _hear(
+    def _record(
         self, _c: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, many: bool
     ) -> None:
         if not statement.startswith("INSERT"):
@@ -132,10 +132,10 @@ class Heard:
 
 
 @pytest.fixture
-async def heard(url: str) -> AsyncIterator[tuple[AsyncEngine, Heard]]:
+async def recorded(url: str) -> AsyncIterator[tuple[AsyncEngine, RecordedStatements]]:
     migrate(url)
     engine = create_async_engine(async_url(SecretStr(url)))
-    yield engine, Heard(engine)
+    yield engine, RecordedStatements(engine)
     await engine.dispose()
 
 
@@ -156,7 +156,7 @@ def account(name: str) -> User:
     )
 
 
-async def ask_everything(postgres: Postgres) -> None:
+async def run_every_query(postgres: Postgres) -> None:
     """Make every query that the handlers make."""
     users, sessions = AccountRepository(postgres), SessionRepository(postgres)
     follows, throttle = FollowRepository(postgres), LoginThrottle(postgres, 50)
@@ -208,34 +208,37 @@ async def ask_everything(postgres: Postgres) -> None:
     await users.delete("ann")
 
 
-async def test_every_query_goes_by_an_index(heard: tuple[AsyncEngine, Heard]) -> None:
-    engine, listener = heard
-    await ask_everything(Postgres(engine))
-    asked, faults = list(listener.statements), []
+async def test_every_query_uses_an_index(recorded: tuple[AsyncEngine, RecordedStatements]) -> None:
+    engine, recording = recorded
+    await run_every_query(Postgres(engine))
+    statements, faults = list(recording.statements), []
 
     async with engine.connect() as connection:
         await connection.exec_driver_sql("SET enable_seqscan = off")
-        for statement, parameters in asked:
+        for statement, parameters in statements:
             plan = await connection.exec_driver_sql(f"EXPLAIN {statement}", parameters)
             lines = "\n".join(row[0] for row in plan)
             if "Seq Scan" in lines:
                 faults.append((statement, lines))
 
     assert faults == []
-    assert len(asked) > 40
+    assert len(statements) > 40
 
 
 async def test_total_of_users_is_counted_up_to_a_bound(
-    heard: tuple[AsyncEngine, Heard], monkeypatch: pytest.MonkeyPatch
+    recorded: tuple[AsyncEngine, RecordedStatements], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, listener = heard
+    engine, recording = recorded
     users = AccountRepository(Postgres(engine))
     for name in ("ann", "bea", "cat"):
         await users.add(account(name))
     assert (await users.count(""), await users.count("be")) == (3, 1)
+    assert 50_001 in recording.statements[-1][1]
+    await users.search("be", a_page(SearchUsersRequest))
+    assert 2001 in recording.statements[-2][1]  # more matches are not sorted
     monkeypatch.setattr("users.account_repository.COUNTED", 1)
 
     assert (await users.count(""), await users.count("be")) == (None, 1)
-    statement, parameters = listener.statements[-1]
+    statement, parameters = recording.statements[-1]
     assert "LIMIT" in statement
     assert 2 in parameters

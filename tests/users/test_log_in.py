@@ -145,18 +145,18 @@ async def test_callers_without_a_token_can_use_the_same_key(worker: Worker, uniq
 )
 async def test_each_purpose_has_a_queue_of_its_own(purpose: Purpose, size: int) -> None:
     with closing(Passwords()) as passwords:
-        places = [passwords.place(purpose) for _ in range(size)]
-        for place in places:
-            place.__enter__()
+        slots = [passwords.acquire_slot(purpose) for _ in range(size)]
+        for slot in slots:
+            slot.__enter__()
 
         with pytest.raises(ServiceError, match="PASSWORDS_BUSY") as raised:
-            passwords.place(purpose).__enter__()
+            passwords.acquire_slot(purpose).__enter__()
         for another in set(Purpose) - {purpose}:
-            with passwords.place(another):
+            with passwords.acquire_slot(another):
                 pass
-        for place in places:
-            place.__exit__(None, None, None)
-        with passwords.place(purpose):
+        for slot in slots:
+            slot.__exit__(None, None, None)
+        with passwords.acquire_slot(purpose):
             pass
 
     assert raised.value.retry_after == 1

@@ -1,6 +1,8 @@
 """The log-in throttle: back-off, decay of counts, bound of rows; and the security log."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 
 import asyncpg
 import pytest
@@ -9,12 +11,22 @@ from pydantic import SecretStr
 
 from shared.context import Context
 from shared.data.postgres_sessions import Postgres, open_postgres
-from shared.errors import ServiceError
+from shared.errors import Code, ServiceError
+from shared.outbox.inbox import Operation
+from users import periodic_purge as periodic_module
 from users import throttle as module
 from users.security_log import SecurityLog
 from users.throttle import Allowance, LoginThrottle, Streak
 
 Unique = Callable[[str], str]
+COUNT_BATCHES = """
+CREATE TABLE purged (deleted bigint);
+CREATE FUNCTION count_purged() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN INSERT INTO purged SELECT count(*) FROM deleted; RETURN NULL; END $$;
+CREATE TRIGGER purged AFTER DELETE ON login_failures REFERENCING OLD TABLE AS deleted
+    FOR EACH STATEMENT EXECUTE FUNCTION count_purged();
+"""
+"""Records how many rows each statement deletes."""
 
 
 @pytest.fixture
@@ -70,7 +82,7 @@ async def test_rows_are_purged_by_time_and_bounded_in_number(
     postgres: Postgres, worker_database: str, unique: Unique, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = await asyncpg.connect(worker_database)
-    assert module._MAX_ROWS == 100_000
+    assert (module._MAX_ROWS, module._PURGE_BATCH) == (100_000, 10_000)
     monkeypatch.setattr(module, "_MAX_ROWS", 1000)
     monkeypatch.setattr(module, "_PURGE_BATCH", 500)
     await database.execute("DELETE FROM login_failures")
@@ -90,8 +102,14 @@ async def test_rows_are_purged_by_time_and_bounded_in_number(
             count,
         )
 
-    await LoginThrottle(postgres, 50).purge()
+    await database.execute(COUNT_BATCHES)
+    try:
+        await LoginThrottle(postgres, 50).purge()
+        batches = await database.fetch("SELECT deleted FROM purged")
+    finally:
+        await database.execute("DROP FUNCTION count_purged CASCADE; DROP TABLE purged")
 
+    assert max(each["deleted"] for each in batches) == 500
     old = "SELECT count(*) FROM login_failures WHERE last_at < now() - interval '1 h'"
     assert await database.fetchval(old) == 0
     assert await database.fetchval("SELECT count(*) FROM login_failures") == 1000
@@ -118,3 +136,70 @@ def test_flood_of_security_events_writes_few_lines() -> None:
         "login.failed",
     ]
     assert lines[-1]["omitted"] == 990
+
+
+async def test_attempt_counts_before_its_result_is_known(
+    postgres: Postgres, unique: Unique
+) -> None:
+    throttle = LoginThrottle(postgres, 0)
+    attempt = throttle.of_unknown_device(unique("account"), "192.0.2.79")
+
+    attempts = (throttle.record_attempt(attempt) for _ in range(20))
+    results = await asyncio.gather(*attempts, return_exceptions=True)
+
+    refused = [each for each in results if isinstance(each, ServiceError)]
+    assert len(refused) == 15
+    assert all(each.retry_after and 0 < each.retry_after <= 1 for each in refused)
+
+
+async def test_attempt_counts_even_if_its_call_fails(postgres: Postgres, unique: Unique) -> None:
+    throttle = LoginThrottle(postgres, 0)
+    account = unique("account")
+
+    async def attempt() -> bytes:
+        await throttle.record_attempt(throttle.of_unknown_device(account, "192.0.2.80"))
+        raise ServiceError(Code.UNAUTHENTICATED, "WRONG_CREDENTIALS", "Wrong.")
+
+    reasons = []
+    for _ in range(6):
+        with pytest.raises(ServiceError) as raised:
+            await postgres.perform(Operation(key=unique("key")), attempt)
+        reasons.append(raised.value.reason)
+
+    assert reasons == ["WRONG_CREDENTIALS"] * 5 + ["LOGIN_THROTTLED"]
+
+
+async def test_address_is_unlimited_if_the_setting_is_zero(
+    postgres: Postgres, unique: Unique
+) -> None:
+    attempt = LoginThrottle(postgres, 0).of_unknown_device(unique("account"), "192.0.2.81")
+
+    assert set(attempt.rules.values()) == {Streak(free=5), Allowance(free=100, seconds=36)}
+
+
+async def test_purges_repeat_about_once_a_minute_whatever_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runs, sleeps, enough = list[str](), list[float](), asyncio.Event()
+    skip = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        sleeps.append(seconds)
+        if len(sleeps) == 5:
+            enough.set()
+        await skip(0)
+
+    async def fail() -> None:
+        runs.append("fails")
+        raise RuntimeError("unforeseen")
+
+    async def succeed() -> None:
+        runs.append("succeeds")
+
+    hurried = SimpleNamespace(**{**vars(asyncio), "sleep": sleep})
+    monkeypatch.setattr(periodic_module, "asyncio", hurried)
+    async with periodic_module.periodic_purge(fail, succeed), asyncio.timeout(5):
+        await enough.wait()
+
+    assert all(30 <= seconds <= 60 for seconds in sleeps)
+    assert runs[:4] == ["fails", "succeeds"] * 2

@@ -20,24 +20,24 @@ from tools.secrets import Secrets
 from tools.servers import servers
 from tools.servers.ports import free_port
 
-_PATIENCE_SECONDS = 60
-_ANSWER_SECONDS = 10
+_READY_SECONDS = 60
+_RESPONSE_SECONDS = 10
 
 
 def demo() -> int:
     """Run the demo. Return 0 if every step succeeded; raise AssertionError otherwise."""
     with _gateway() as url:
-        _tell(url)
+        _run_steps(url)
     print("demo: ok")
     return 0
 
 
-def _tell(url: str) -> None:
+def _run_steps(url: str) -> None:
     names = [f"{name}_{random.token_hex(4)}" for name in ("ada", "mary")]
     with ExitStack() as stack:
         ada, mary = (
             stack.enter_context(
-                httpx.Client(base_url=url, timeout=_ANSWER_SECONDS, trust_env=False)
+                httpx.Client(base_url=url, timeout=_RESPONSE_SECONDS, trust_env=False)
             )
             for _ in names
         )
@@ -49,22 +49,24 @@ def _tell(url: str) -> None:
         _read_post(ada, post)
         _follow_and_read_feed(mary, post)
         socket_url = f"{url.replace('http', 'ws', 1)}/ws"
-        socket = stack.enter_context(connect(socket_url, proxy=None, open_timeout=_ANSWER_SECONDS))
+        socket = stack.enter_context(
+            connect(socket_url, proxy=None, open_timeout=_RESPONSE_SECONDS)
+        )
         _subscribe(socket, token)
         _call_and_see_event(socket)
-        _like_and_be_told(mary, post, socket)
+        _like_and_notify(mary, post, socket)
 
 
 def _sign_up(rest: httpx.Client, name: str) -> dict[str, Any]:
     account = {"username": name, "email": f"{name}@example.com", "password": _password(name)}
-    user = _answer(rest.post("/v1/auth/signup", json=account), 201)
+    user = _response(rest.post("/v1/auth/signup", json=account), 201)
     _step("sign up", "POST /v1/auth/signup", f"user {user['id']}, {name}")
     return user
 
 
 def _log_in(rest: httpx.Client, name: str) -> str:
     body = {"login": name, "password": _password(name)}
-    session = _answer(rest.post("/v1/auth/login", json=body), 200)
+    session = _response(rest.post("/v1/auth/login", json=body), 200)
     rest.headers["Authorization"] = f"Bearer {session['accessToken']}"
     _step("log in", "POST /v1/auth/login", f"token until {session['expiresAt']}")
     return str(session["accessToken"])
@@ -76,43 +78,45 @@ def _create_post(rest: httpx.Client, user: dict[str, Any]) -> dict[str, Any]:
         "body": "It weaves algebraic patterns.",
         "tags": ["engines"],
     }
-    post = _answer(rest.post("/v1/posts", json=body), 201)
+    post = _response(rest.post("/v1/posts", json=body), 201)
     _expect(post["author"]["id"] == user["id"], post)
     _step("create a post", "POST /v1/posts", f"post {post['id']}")
     return post
 
 
 def _read_post(rest: httpx.Client, post: dict[str, Any]) -> None:
-    found = _answer(rest.get(f"/v1/posts/{post['id']}"), 200)
+    found = _response(rest.get(f"/v1/posts/{post['id']}"), 200)
     _expect(found == post, found)
     _step("read it", "GET /v1/posts/{id}", f"“{found['title']}” by {found['author']['username']}")
 
 
 def _follow_and_read_feed(rest: httpx.Client, post: dict[str, Any]) -> None:
     author = post["author"]["username"]
-    profile = _answer(rest.put(f"/v1/users/{author}/follow"), 200)
+    profile = _response(rest.put(f"/v1/users/{author}/follow"), 200)
     _expect(profile["followed"], profile)
-    feed = _answer(rest.get("/v1/feed"), 200)["posts"]
+    feed = _response(rest.get("/v1/feed"), 200)["posts"]
     _expect([each["id"] for each in feed] == [post["id"]], feed)
     _step("follow, read feed", "PUT .../follow, /v1/feed", f"“{feed[0]['title']}”")
 
 
-def _like_and_be_told(rest: httpx.Client, post: dict[str, Any], socket: ClientConnection) -> None:
-    liked = _answer(rest.put(f"/v1/posts/{post['id']}/like"), 200)
+def _like_and_notify(rest: httpx.Client, post: dict[str, Any], socket: ClientConnection) -> None:
+    liked = _response(rest.put(f"/v1/posts/{post['id']}/like"), 200)
     _expect((liked["liked"], liked["likeCount"]) == (True, 1), liked)
     kinds: set[str] = set()
     while "NOTIFICATION_KIND_LIKE" not in kinds:  # the notification of the follow may arrive first
         event = _receive(socket).get("event", {})
         kinds.add(event.get("data", {}).get("notification", {}).get("kind", ""))
-    _step("like, be told", "PUT .../like, /ws", "NotificationCreated, to the author alone")
+    _step("like, get notified", "PUT .../like, /ws", "NotificationCreated, only to the author")
 
 
 def _subscribe(socket: ClientConnection, token: str) -> None:
-    known = _ask(socket, {"id": "1", "authenticate": {"accessToken": token}})
-    _expect("authenticated" in known, known)
+    reply = _request(socket, {"id": "1", "authenticate": {"accessToken": token}})
+    _expect("authenticated" in reply, reply)
     types = ["postbus.posts.v1.PostCreated", "postbus.posts.v1.NotificationCreated"]
-    _expect("subscribed" in _ask(socket, {"id": "2", "subscribe": {"types": types}}), "subscribed")
-    _step("listen", "WebSocket /ws", "subscribed to PostCreated and NotificationCreated")
+    _expect(
+        "subscribed" in _request(socket, {"id": "2", "subscribe": {"types": types}}), "subscribed"
+    )
+    _step("subscribe", "WebSocket /ws", "subscribed to PostCreated and NotificationCreated")
 
 
 def _call_and_see_event(socket: ClientConnection) -> None:
@@ -137,18 +141,18 @@ def _password(name: str) -> str:
     return f"{name} has a long password"
 
 
-def _ask(socket: ClientConnection, frame: dict[str, Any]) -> dict[str, Any]:
+def _request(socket: ClientConnection, frame: dict[str, Any]) -> dict[str, Any]:
     socket.send(json.dumps(frame))
     return _receive(socket)
 
 
 def _receive(socket: ClientConnection) -> dict[str, Any]:
-    return dict(json.loads(socket.recv(timeout=_ANSWER_SECONDS)))
+    return dict(json.loads(socket.recv(timeout=_RESPONSE_SECONDS)))
 
 
-def _answer(answer: httpx.Response, status: int) -> dict[str, Any]:
-    _expect(answer.status_code == status, answer.text)
-    return dict(answer.json())
+def _response(response: httpx.Response, status: int) -> dict[str, Any]:
+    _expect(response.status_code == status, response.text)
+    return dict(response.json())
 
 
 def _expect(holds: bool, seen: object) -> None:
@@ -176,7 +180,7 @@ def _gateway() -> Iterator[str]:
             stack.enter_context(_running(service, environment))
         url = f"http://127.0.0.1:{port}"
         print(f"demo: starting {', '.join(environments)} at {url}", flush=True)
-        if missing := wait_until_ready(url, _PATIENCE_SECONDS):
+        if missing := wait_until_ready(url, _READY_SECONDS):
             raise SystemExit(f"demo: not ready, see logs/: {missing}")
         yield url
 

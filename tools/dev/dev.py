@@ -16,7 +16,7 @@ from tools.servers import Addresses, servers
 from tools.servers.ports import is_free
 
 _FIRST_PORT = 8000
-_PATIENCE_SECONDS = 30
+_READY_SECONDS = 30
 
 
 def dev() -> int:
@@ -29,10 +29,13 @@ def dev() -> int:
         url = f"http://localhost:{port}"
         write(state, url)
         services = Services(environments)
-        told = threading.Thread(
-            target=_tell, args=(began, services, url, addresses, secrets), daemon=True, name="tell"
+        report = threading.Thread(
+            target=_report_ready,
+            args=(began, services, url, addresses, secrets),
+            daemon=True,
+            name="report",
         )
-        told.start()
+        report.start()
         signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         try:
             services.loop()
@@ -50,7 +53,7 @@ def _free_port() -> int:
     return port
 
 
-def _tell(
+def _report_ready(
     began: float, services: Services, url: str, addresses: Addresses, secrets: Secrets
 ) -> None:
     """Wait for the gateway, seed the data, and print the URLs and log-ins."""
@@ -58,7 +61,7 @@ def _tell(
 
     from tools.dev.seed import seed
 
-    while missing := wait_until_ready(url, _PATIENCE_SECONDS):
+    while missing := wait_until_ready(url, _READY_SECONDS):
         services.say(f"still not ready: {missing}")
     try:
         seed(url, secrets)

@@ -33,7 +33,7 @@ def seed_running() -> None:
     if (url := gateway_of_dev()) is None:
         raise SystemExit("No gateway runs in this clone: start it with ./just dev, which seeds too")
     seed(url, Secrets.load_or_create(DEV / "secrets.env"))
-    print(f"seed: five people, what they write and what they think of it are at {url}/v1/posts")
+    print(f"seed: created five users with posts, comments and likes at {url}/v1/posts")
 
 
 def _password(name: str, secrets: Secrets) -> str:

@@ -43,7 +43,7 @@ def new_service(name: str, *, thing: str, database: str) -> None:
         "  and its entries in pyproject.toml, compose.yaml and gen/\n"
         f"new-service: {name} works: try ./just test tests/{name}\n"
         f"  Make it yours in proto/postbus/{name}/v1, run ./just gen, and write the handlers in\n"
-        f"  {name}/src/{name}/handlers.py. A running ./just dev has it once started anew."
+        f"  {name}/src/{name}/handlers.py. Restart a running ./just dev to include it."
     )
 
 
@@ -60,7 +60,7 @@ def remove_service(name: str, *, yes: bool) -> None:
         _PYPROJECT.write_text(remove_from_pyproject(_PYPROJECT.read_text(), name))
         _COMPOSE.write_text(remove_from_compose(_COMPOSE.read_text(), name))
         _run("python", "-m", "tools.contracts.generate")
-    print(f"remove-service: {name} is gone; what it stored is still in its database")
+    print(f"remove-service: {name} is removed; its database still has its data")
 
 
 def _folders(name: str) -> tuple[Path, ...]:

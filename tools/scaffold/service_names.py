@@ -61,7 +61,7 @@ def names_of(service: str, thing: str, database: str) -> Names:
     for name in (service, thing):
         if not _PATTERN.fullmatch(name) or keyword.iskeyword(name) or len(name) > _LONGEST:
             raise SystemExit(
-                f"{name!r} is no name for it: use up to {_LONGEST} lower-case letters, with"
+                f"{name!r} is not a valid name: use up to {_LONGEST} lower-case letters, with"
                 " underscores between words, such as polls, and no word of Python's own."
             )
     if _taken(service):

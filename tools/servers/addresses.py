@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from urllib.parse import urlsplit, urlunsplit
 
-from tools.servers.errors import InfrastructureError
+from tools.servers.errors import ServersUnavailableError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,7 @@ class Addresses:
         if not given:
             return None
         if missing := [name for key, name in names.items() if key not in given]:
-            raise InfrastructureError(
+            raise ServersUnavailableError(
                 f"Some servers' addresses are set in the environment but not {', '.join(missing)}."
                 " Set all four, or none to have the servers started for you."
             )

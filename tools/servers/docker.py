@@ -12,7 +12,7 @@ from tools.paths import DEV, ROOT
 from tools.secrets import Secrets
 from tools.servers import ports
 from tools.servers.addresses import Addresses, Prepare, without_password
-from tools.servers.errors import InfrastructureError
+from tools.servers.errors import ServersUnavailableError
 from tools.servers.report import Row
 
 _PORTS = DEV / "docker" / "ports.json"
@@ -103,7 +103,9 @@ class Docker:
             check=False,
         )
         if answer.returncode:
-            raise InfrastructureError(f"docker compose {command} failed:\n{answer.stderr.strip()}")
+            raise ServersUnavailableError(
+                f"docker compose {command} failed:\n{answer.stderr.strip()}"
+            )
         return answer.stdout
 
 

@@ -1,5 +1,5 @@
-"""The error of this package."""
+"""The error of servers that cannot be provided."""
 
 
-class InfrastructureError(Exception):
-    """A server cannot be provided. The text gives the cause and the remedy for the user."""
+class ServersUnavailableError(Exception):
+    """Raised if a server cannot be provided. The text gives the cause and the remedy."""

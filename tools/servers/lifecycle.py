@@ -25,7 +25,7 @@ def servers(
     `prepare` is called once both databases are ready, while RabbitMQ may still be starting.
 
     Addresses in the environment have priority, then a Docker engine, then processes of this
-    clone. `command` names the holder of the lease in `just down`. Raises InfrastructureError if
+    clone. `command` names the holder of the lease in `just down`. Raises ServersUnavailableError if
     a server cannot be provided.
     """
     if given := Addresses.from_environment(os.environ):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tools.paths import DEV
 from tools.servers import packages, ports
-from tools.servers.errors import InfrastructureError
+from tools.servers.errors import ServersUnavailableError
 from tools.servers.processes import Daemon
 from tools.uv import uv
 
@@ -70,7 +70,7 @@ class MongoDB:
         if _locate():
             return
         if platform.system() != "Linux":
-            raise InfrastructureError("Install and start Docker, or put a `mongod` on PATH.")
+            raise ServersUnavailableError("Install and start Docker, or put a `mongod` on PATH.")
         print("servers: fetching mongodb (only for this clone, under .dev)", flush=True)
         draft = _WHEELS.with_suffix(".draft")
         shutil.rmtree(draft, ignore_errors=True)
@@ -80,7 +80,7 @@ class MongoDB:
             [*command, *wheels, "-r", str(_LOCK)], capture_output=True, text=True, check=False
         )
         if answer.returncode:
-            raise InfrastructureError(
+            raise ServersUnavailableError(
                 f"Could not fetch MongoDB: {answer.stderr.strip()}\n"
                 "Either install and start Docker, or put a `mongod` on PATH."
             )
@@ -93,7 +93,7 @@ class MongoDB:
             return
         binary = _locate()
         if binary is None:
-            raise InfrastructureError("MongoDB was fetched but is not where it should be.")
+            raise ServersUnavailableError("MongoDB was fetched but is not where it should be.")
         folders = [_WHEELS / "psycopg2_binary.libs", *packages.library_folders()]
         environment = {
             "PATH": "/usr/bin:/bin",
@@ -173,4 +173,4 @@ def _version(binary: Path, environment: dict[str, str]) -> str:
     )
     if match := re.search(r"v(\d+\.\d+)", answer.stdout):
         return match[1]
-    raise InfrastructureError(f"{binary} does not run: {answer.stderr.strip()}")
+    raise ServersUnavailableError(f"{binary} does not run: {answer.stderr.strip()}")

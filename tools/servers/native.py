@@ -8,7 +8,7 @@ from typing import Protocol
 from tools.secrets import Secrets
 from tools.servers import packages
 from tools.servers.addresses import Addresses, Prepare, without_password
-from tools.servers.errors import InfrastructureError
+from tools.servers.errors import ServersUnavailableError
 from tools.servers.mongodb import MongoDB
 from tools.servers.postgres import Postgres
 from tools.servers.processes import Daemon, stop_all
@@ -105,11 +105,11 @@ class Native:
                 if all(daemon.pid() for daemon in server.daemons):
                     continue
                 if server not in again:
-                    raise InfrastructureError(_failure(server, "ended while it was starting"))
+                    raise ServersUnavailableError(_failure(server, "ended while it was starting"))
                 again.remove(server)
                 server.launch()
             if time.monotonic() > end:
-                raise InfrastructureError(
+                raise ServersUnavailableError(
                     _failure(waiting[0], f"was not ready in {_START_SECONDS:.0f} s")
                 )
             time.sleep(_POLL_SECONDS)

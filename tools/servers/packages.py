@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tools.paths import DEV
-from tools.servers.errors import InfrastructureError
+from tools.servers.errors import ServersUnavailableError
 
 UNPACKED = DEV / "packages" / "debian"
 _DONE = UNPACKED / ".postbus-packages"
@@ -25,7 +25,7 @@ def provide(names: Collection[str]) -> None:
     if not missing:
         return
     if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
-        raise InfrastructureError(_how_to_get(missing, "there is no apt on this system"))
+        raise ServersUnavailableError(_how_to_get(missing, "there is no apt on this system"))
     print(f"servers: fetching {', '.join(missing)} (only for this clone, under .dev)", flush=True)
     UNPACKED.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=UNPACKED.parent) as folder:
@@ -75,7 +75,7 @@ def _run(command: Sequence[str], names: Sequence[str]) -> None:
     )
     if answer.returncode:
         why = answer.stderr.strip() or f"{command[0]} failed"
-        raise InfrastructureError(_how_to_get(names, why))
+        raise ServersUnavailableError(_how_to_get(names, why))
 
 
 def _how_to_get(names: Sequence[str], why: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tools.paths import DEV
 from tools.servers import packages, ports
-from tools.servers.errors import InfrastructureError
+from tools.servers.errors import ServersUnavailableError
 from tools.servers.processes import Daemon, wait_until
 
 _FOLDER = DEV / "postgres"
@@ -79,7 +79,7 @@ class Postgres:
             return
         binaries = _locate()
         if binaries is None:
-            raise InfrastructureError("PostgreSQL was fetched but is not where it should be.")
+            raise ServersUnavailableError("PostgreSQL was fetched but is not where it should be.")
         data = _data(binaries)
         if not data.exists():
             self._initialise(binaries, data)
@@ -126,7 +126,7 @@ class Postgres:
                 check=False,
             )
         if answer.returncode:
-            raise InfrastructureError(f"PostgreSQL's initdb failed:\n{answer.stderr.strip()}")
+            raise ServersUnavailableError(f"PostgreSQL's initdb failed:\n{answer.stderr.strip()}")
         draft.rename(data)
 
     def _forget_last_run(self, data: Path) -> None:

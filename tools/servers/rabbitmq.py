@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tools.paths import DEV
 from tools.servers import packages, ports
-from tools.servers.errors import InfrastructureError
+from tools.servers.errors import ServersUnavailableError
 from tools.servers.processes import Daemon
 
 _FOLDER = DEV / "rabbitmq"
@@ -117,7 +117,7 @@ class RabbitMQ:
             return
         installation = _locate()
         if installation is None:
-            raise InfrastructureError("RabbitMQ was fetched but is not where it should be.")
+            raise ServersUnavailableError("RabbitMQ was fetched but is not where it should be.")
         for daemon in self.daemons:
             daemon.kill()
         chosen = ports.choose(_PORTS, ["amqp", "management", "distribution", "epmd"])

@@ -1,4 +1,4 @@
-"""The floor: an ASGI handler that passes bytes over our data plane; its worker adds an id."""
+"""A lower bound: an ASGI handler that sends bytes over our bus to a worker that adds an id."""
 
 import asyncio
 import os
@@ -42,7 +42,8 @@ async def gateway() -> None:
                 await send({"type": "lifespan.shutdown.complete"})
                 return
             body = (await receive())["body"]
-            body = await bus.call("bench.http.bare", Call(body, time.time() + 5))
+            result = await bus.call("bench.http.bare", Call(body, time.time() + 5))
+            body = result.payload
             headers = [
                 (b"content-type", b"application/json"),
                 (b"content-length", b"%d" % len(body)),

@@ -1,4 +1,4 @@
-"""FastAPI on uvicorn: `alone` answers at once, `faststream` calls a FastStream worker."""
+"""FastAPI on uvicorn: `alone` responds immediately, `faststream` calls a FastStream worker."""
 
 import asyncio
 import itertools
@@ -19,7 +19,7 @@ async def alone(post: Post) -> StoredPost:
 
 
 async def faststream() -> Call:
-    """The faster of FastStream's two ways: a queue for replies, no confirms."""
+    """Return the faster of FastStream's two kinds of calls: a reply queue, no confirms."""
     from faststream.rabbit import RabbitMessage, RabbitQueue
 
     broker = new_broker()

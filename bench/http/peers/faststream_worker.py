@@ -1,4 +1,4 @@
-"""A FastStream worker that answers with the post and an id."""
+"""A FastStream worker that replies with the post and an id."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""The gateway as `python -m gateway` runs it, and a line once it serves."""
+"""Run the gateway like `python -m gateway`, and print a line once it serves."""
 
 import os
 import threading
@@ -9,8 +9,8 @@ import urllib.request
 from gateway.__main__ import main
 
 
-def tell() -> None:
-    """Print READY once the worker can be called through it."""
+def report_ready() -> None:
+    """Print READY once a call to the worker succeeds."""
     while True:
         try:
             url = f"http://127.0.0.1:{os.environ['BENCH_PORT']}/v1/posts"
@@ -21,5 +21,5 @@ def tell() -> None:
     print("READY", flush=True)
 
 
-threading.Thread(target=tell, daemon=True).start()
+threading.Thread(target=report_ready, daemon=True).start()
 main()

@@ -1,4 +1,4 @@
-"""A worker of the contract without a database: the dispatcher verifies, validates and answers."""
+"""A worker of the contract without a database; the dispatcher verifies and validates as usual."""
 
 import asyncio
 import os
@@ -28,7 +28,7 @@ NEW_ID = "018f3b6e-7b1a-7c44-9d0e-5f2a1b3c4d5e"
 
 
 class Posts:
-    """Answers CreatePost with the post and an id."""
+    """Returns the post with an id."""
 
     @MessagePattern(PostsServiceBase.create_post)
     async def create_post(self, request: CreatePostRequest, context: Context) -> CreatePostResponse:
@@ -46,7 +46,7 @@ class Posts:
 
 
 def _empty(method: Method) -> Any:
-    """Return a handler that answers with an empty response."""
+    """Return a handler that returns an empty response."""
     module, service, name = method.handler.rsplit(".", 2)
 
     async def handler(_self: object, _request: Any, _context: Context) -> Any:

@@ -24,7 +24,7 @@ WARM_UP = 1.0
 
 
 def say(message: object) -> None:
-    """Print a line at once."""
+    """Print a line and flush it."""
     print(message if isinstance(message, str) else json.dumps(message), flush=True)
 
 

@@ -33,7 +33,7 @@ _ASKED = ListPostsRequest(page_size=20, page_token=(POST["body"] * 2)[:280])
 
 
 class Posts:
-    """Answers ListPosts with one post; the other methods need a handler too."""
+    """Returns one post for ListPosts; the other methods need a handler too."""
 
     @MessagePattern(PostsServiceBase.list_posts)
     async def list_posts(self, request: ListPostsRequest, _context: Context) -> ListPostsResponse:

@@ -8,7 +8,7 @@ from starlette.types import ASGIApp
 
 from gateway.app import build_app
 from gateway.cors import Cors
-from gateway.http1 import Clients, HttpLimits, http1
+from gateway.http1 import ConnectionCounts, HttpLimits, http1
 from gateway.rate_limits import RateLimits, RateLimitSettings
 from gateway.rate_storage import open_storage
 from gateway.response_headers import transport_security
@@ -46,7 +46,7 @@ async def _serve(settings: GatewaySettings) -> None:
             sockets=settings.socket_limits,
             unfinished=clients.unfinished,
             allowed_origins=settings.allowed_origins,
-            operations_networks=settings.operations_networks,
+            operator_networks=settings.operator_networks,
             security_contact_uri=settings.security_contact,
         )
         server = uvicorn.Server(_uvicorn_config(app, clients, settings))
@@ -63,8 +63,8 @@ def _rate_settings(settings: GatewaySettings) -> RateLimitSettings:
     )
 
 
-def _clients(settings: GatewaySettings) -> Clients:
-    return Clients(
+def _clients(settings: GatewaySettings) -> ConnectionCounts:
+    return ConnectionCounts(
         total=settings.max_connections,
         per_address=settings.max_connections_per_address,
         unfinished_total=settings.max_unfinished_bytes,
@@ -73,7 +73,9 @@ def _clients(settings: GatewaySettings) -> Clients:
     )
 
 
-def _uvicorn_config(app: ASGIApp, clients: Clients, settings: GatewaySettings) -> uvicorn.Config:
+def _uvicorn_config(
+    app: ASGIApp, clients: ConnectionCounts, settings: GatewaySettings
+) -> uvicorn.Config:
     limits = HttpLimits(max_body_bytes=settings.max_body_bytes, idle_seconds=settings.idle_seconds)
     return uvicorn.Config(
         app,

@@ -49,7 +49,7 @@ def build_app(
     sockets: SocketLimits = SocketLimits(),  # noqa: B008  # frozen
     unfinished: UnfinishedInput | None = None,
     allowed_origins: tuple[str, ...] = (),
-    operations_networks: tuple[Network, ...] = LOOPBACK,
+    operator_networks: tuple[Network, ...] = LOOPBACK,
     security_contact_uri: str = "",
 ) -> Gateway:
     """Return the gateway, which calls over `bus` and consumes its events during the lifespan.
@@ -67,7 +67,7 @@ def build_app(
     )
     inner = _inner_app(services)
     health = Health(bus, services.verifier)
-    operators = OperatorRoutes(health, services.metrics, OperatorNetworks(operations_networks))
+    operators = OperatorRoutes(health, services.metrics, OperatorNetworks(operator_networks))
     inner.router.routes.extend(
         [
             *documentation_routes(),

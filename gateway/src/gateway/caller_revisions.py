@@ -33,14 +33,14 @@ class CallerRevisions:
         """Subscribe to the events; wait until the broker is reachable."""
         await self._bus.subscribe(*typed_handler(self._on_change, _EVENTS))
 
-    def known(self, user_id: str) -> int:
+    def highest(self, user_id: str) -> int:
         """Return the highest known revision of a user's account; 0 if none is known."""
         revision = self._revisions.get(user_id, 0)
         if revision:
             self._revisions.move_to_end(user_id)
         return revision
 
-    def learn(self, user_id: str, revision: int) -> None:
+    def record(self, user_id: str, revision: int) -> None:
         """Store a revision, unless a higher one is stored; 0 stands for an unknown revision."""
         if revision <= self._revisions.get(user_id, 0):
             return
@@ -51,6 +51,6 @@ class CallerRevisions:
 
     def _on_change(self, event: FollowChanged | UserProfileUpdated) -> None:
         if isinstance(event, FollowChanged):
-            self.learn(event.follower_id, event.follower_revision)
+            self.record(event.follower_id, event.follower_revision)
         else:
-            self.learn(event.user_id, event.revision)
+            self.record(event.user_id, event.revision)

@@ -10,7 +10,7 @@ from shared import addresses
 __all__ = ["address_of", "network_of"]
 
 network_of: Final = lru_cache(maxsize=4096)(addresses.network_of)
-"""`shared.addresses.network_of`, cached: each request without a token needs it."""
+"""`shared.addresses.network_of`, cached, because each request without a token calls it."""
 
 
 def address_of(scope: Scope) -> str:

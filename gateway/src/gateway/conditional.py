@@ -12,10 +12,10 @@ from google.protobuf.message import Message
 
 from gateway.problems import HttpError
 from gateway.request_headers import Fields
-from postbus.registry import Idempotency, Method
+from postbus.registry import Method
 from shared.errors import Code, ServiceError, version_mismatch
 
-__all__ = ["Conditions", "contains_tag", "entity_tag", "is_safe"]
+__all__ = ["Conditions", "contains_tag", "entity_tag"]
 
 _MEMBER: Final = re.compile(r'[ \t]*(?:(?P<tag>(?:W/)?"[^"]*")[ \t]*)?(?:,|\Z)')
 _VERSION: Final = re.compile(r'"([1-9][0-9]{0,18})(?:-.*)?"')
@@ -38,11 +38,6 @@ def contains_tag(if_none_match: str, etag: str) -> bool:
     return if_none_match.strip() == "*" or etag in tags
 
 
-def is_safe(method: Method) -> bool:
-    """Return whether calls of a method have no side effects."""
-    return method.idempotency is Idempotency.NO_SIDE_EFFECTS
-
-
 class Conditions:
     """The preconditions of a request: If-Match and If-None-Match.
 
@@ -59,9 +54,9 @@ class Conditions:
         if (if_match := fields.get(b"if-match")) is not None:
             self._read_if_match(method, if_match.decode("latin-1"))
         if_none_match = fields.get(b"if-none-match", b"").decode("latin-1")
-        reads = is_safe(method) and verb in ("GET", "HEAD")
+        reads = not method.has_side_effects and verb in ("GET", "HEAD")
         self._if_none_match = if_none_match if reads else ""
-        self.absent = "" if is_safe(method) else if_none_match
+        self.absent = if_none_match if method.has_side_effects else ""
         """If-None-Match of a change, which is refused if the field contains the current ETag."""
 
     def _read_if_match(self, method: Method, field: str) -> None:
@@ -85,12 +80,12 @@ class Conditions:
             raise self._mismatch()
 
     def matches_if_none_match(self, etag: str) -> bool:
-        """Return whether the client has this response already: 304."""
+        """Return whether If-None-Match contains the ETag (304)."""
         return bool(self._if_none_match) and contains_tag(self._if_none_match, etag)
 
 
 def _accepted_versions(method: Method, if_match: str) -> Versions:
-    if not (method.expected_version or is_safe(method)):
+    if method.has_side_effects and not method.expected_version:
         raise _bad_request("IF_MATCH_UNSUPPORTED", "The method compares no version.")
     if not (method.expected_version or method.version):
         return None

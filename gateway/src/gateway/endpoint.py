@@ -22,7 +22,7 @@ from gateway.large_inputs import LARGE_BYTES
 from gateway.media_types import require_acceptable
 from gateway.method_access import authorize
 from gateway.problems import problem
-from gateway.request_body import read_body, unread_body
+from gateway.request_body import default_body, read_body
 from gateway.request_headers import bearer_token, fields_of, operation_id, timeout
 from gateway.response_headers import Header
 from gateway.responses import HttpResponse
@@ -48,6 +48,7 @@ class _Request:
 
     __slots__ = (
         "arrived",
+        "called",
         "exchange",
         "fields",
         "parameters",
@@ -58,6 +59,8 @@ class _Request:
     )
 
     def __init__(self, scope: Scope, receive: Receive, parameters: Mapping[str, str]) -> None:
+        self.called = False
+        """Whether the call of the method may have been sent."""
         self.scope = scope
         self.receive = receive
         self.parameters = parameters
@@ -122,7 +125,7 @@ class Endpoint:
                 response = await self._call(request)
             except ClientDisconnect:
                 raise
-            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # the edge
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # every request gets a response
                 response = self._problem(error, request)
             origin = request.fields.get(b"origin")
             if origin is not None:
@@ -152,6 +155,8 @@ class Endpoint:
                     exc_info=error,
                 )
                 failure = internal()
+        if not request.called:
+            failure.outcome = Outcome.try_value(Outcome.NO_EFFECT)
         response = problem(failure, request.trace_id)
         response.headers.append(self._cors.vary)
         return response
@@ -180,25 +185,27 @@ class Endpoint:
             access_token=token,
             traceparent=request.traceparent,
             operation_id=key,
-            caller_revision=self._revisions.known(caller_id),
+            caller_revision=self._revisions.highest(caller_id),
             client_address=address,
         )
         headers = self._success.headers(request.trace_id, private=bool(token))
         headers += rate_headers
         if method.streams:
+            request.called = True
             return await self._stream(request, call, headers)
         with cancelled_by_disconnect(request.receive, request.exchange):
             if conditions is not None and conditions.absent:
                 await self._require_absent(request, conditions.absent, token, call)
+            request.called = True
             result = await call_method(self._bus, method, call)
-        self._revisions.learn(caller_id, result.caller_revision)
+        self._revisions.record(caller_id, result.caller_revision)
         return self._success.build(result.payload, conditions, headers, replayed=result.replayed)
 
     async def _message(self, request: _Request, caller_id: str, seconds: float) -> Message:
         """Return the request message of the method, valid by the rules of the contract."""
         if self._has_response:
             require_acceptable(request.fields, self._media_type)
-        body = unread_body(self._rule, request.fields)
+        body = default_body(self._rule, request.fields)
         if body is None and request.exchange is not None:
             body = request.exchange.take_body()
         if body is None:

@@ -1,23 +1,23 @@
 """Pass the events of the bus to the WebSockets that subscribe to them."""
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterable
 from typing import Any, Final, Protocol
 
 import orjson
-import structlog
 
 from postbus.registry import EVENTS, Access
 from shared.bus import MessageBus
 from shared.bus.envelope import unavailable
 from shared.errors import ServiceError
+from shared.limited_log import LimitedLog
 from shared.protojson import packed, write_message
 from shared.wire import message_class, parse, parse_as
 
 __all__ = ["CLIENT_EVENTS", "EventFeed", "Listener"]
 
-_log = structlog.get_logger()
 _Event: Any = message_class("postbus.bus.v1.Event")
 _SLICE: Final = 100
 """Listeners that get an event before other tasks run; with the writing, this takes about 1 ms."""
@@ -50,6 +50,7 @@ class EventFeed:
     def __init__(self, bus: MessageBus) -> None:
         self._bus = bus
         self._active = False
+        self._log = LimitedLog()
         self._delivery_lock = asyncio.Lock()
         self._interruptions: set[asyncio.Task[None]] = set()
         self._listeners: defaultdict[_Key, dict[Listener, None]] = defaultdict(dict)
@@ -84,7 +85,7 @@ class EventFeed:
                 del self._listeners[key]
 
     async def _on_event(self, body: bytes) -> None:
-        async with self._delivery_lock:  # keeps the order: the bus runs several handlers at once
+        async with self._delivery_lock:  # keeps the order: the bus runs handlers concurrently
             try:
                 event = parse_as(_Event, body)
                 key, data = _key_and_data(event)
@@ -92,7 +93,7 @@ class EventFeed:
                     return
                 delivery = _delivery(event, data)
             except ServiceError:
-                _log.warning("event.malformed")
+                self._log.write(logging.WARNING, "event.malformed")
                 return
             async for listener in self._in_slices(self._listeners[key]):
                 listener.deliver(delivery)
@@ -116,7 +117,10 @@ class EventFeed:
 
 
 def _key_and_data(event: Any) -> tuple[_Key, Any]:
-    """Return the key of an event's listeners, and its message. No listener has an empty key."""
+    """Return the key of an event's listeners, and its message.
+
+    The key is empty, and has no listeners, for an event that clients may not receive.
+    """
     event_type = CLIENT_EVENTS.get(event.type)
     if event_type is None:  # published under the routing key of another type
         return ("", ""), None

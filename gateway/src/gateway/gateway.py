@@ -11,6 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from gateway.client_addresses import address_of
 from gateway.endpoint import Endpoint
+from gateway.http1.exchange import EXCHANGE
 from gateway.problems import HttpError, problem
 from gateway.request_headers import fields_of
 from gateway.response_headers import SECURITY, Header
@@ -50,7 +51,7 @@ class Gateway:
         self._cors = services.cors
 
     def running(self) -> AbstractAsyncContextManager[Any]:
-        """Return the context in which the gateway consumes events, for use without a server."""
+        """Return the context in which the gateway consumes events, for tests without uvicorn."""
         return self._inner.router.lifespan_context(self._inner)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,7 +82,14 @@ class Gateway:
             await self._serve_inner(scope, receive, send)
 
     async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a WebSocket; its handshake counts as a request without a token."""
+        """Serve a WebSocket; its handshake counts as a request without a token.
+
+        Only a handshake that the protocol refuses has an exchange. RATE_LIMITED replaces its
+        refusal.
+        """
+        if EXCHANGE in scope.get("extensions", ()):
+            await self._rates.admit(address_of(scope))
+            return
         try:
             await self._rates.admit(address_of(scope))
             if scope["path"] != SOCKET_PATH:

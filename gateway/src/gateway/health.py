@@ -5,9 +5,8 @@ from typing import Final
 
 from gateway.cached_result import CachedResult
 from postbus.bus.v1 import CheckRequest, HealthServiceStub
-from postbus.registry import METHODS
 from shared.bus import MessageBus, ServiceChannel
-from shared.bus.handler_matching import EVERY_WORKER
+from shared.bus.handler_matching import WORKERS
 from shared.errors import ServiceError
 from shared.runtime.session_verifier import SessionVerifier
 
@@ -23,7 +22,6 @@ class Health:
     def __init__(self, bus: MessageBus, sessions: SessionVerifier) -> None:
         self._bus = bus
         self._sessions = sessions
-        self._workers = sorted({method.worker for method in METHODS.values()} - {EVERY_WORKER})
         self._parts = CachedResult(self._check, seconds=_FRESH_SECONDS)
 
     async def parts(self) -> dict[str, bool]:
@@ -32,7 +30,7 @@ class Health:
 
     async def _check(self) -> dict[str, bool]:
         parts = {"rabbitmq": self._bus.ready, "gateway.sessions": self._sessions.ready}
-        for worker_parts in await asyncio.gather(*map(self._check_worker, self._workers)):
+        for worker_parts in await asyncio.gather(*map(self._check_worker, WORKERS)):
             parts |= worker_parts
         return parts
 

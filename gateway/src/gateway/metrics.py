@@ -18,7 +18,7 @@ from gateway.cached_result import CachedResult
 from gateway.worker_metrics import WorkerMetrics
 from shared.bus import MessageBus
 
-__all__ = ["Metrics", "RouteMetrics"]
+__all__ = ["Metrics"]
 
 _BOUNDS: Final = (
     *(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
@@ -79,10 +79,12 @@ class Metrics:
         """Yield the metrics (Collector of prometheus_client)."""
         labels = ("route", "method")
         requests = CounterMetricFamily(
-            "postbus_http_requests", "HTTP requests answered.", labels=(*labels, "status")
+            "postbus_http_requests", "HTTP requests with a response.", labels=(*labels, "status")
         )
         seconds = HistogramMetricFamily(
-            "postbus_http_request_seconds", "Time to answer an HTTP request.", labels=labels
+            "postbus_http_request_seconds",
+            "Time from an HTTP request to the end of its response.",
+            labels=labels,
         )
         running = 0
         for key, route in self._routes.items():
@@ -93,7 +95,9 @@ class Metrics:
             seconds.add_metric(key, _cumulative(route.buckets), route.seconds)
             running += route.begun - sum(route.buckets)
         in_flight = GaugeMetricFamily(
-            "postbus_http_requests_in_flight", "HTTP requests being answered.", value=running
+            "postbus_http_requests_in_flight",
+            "HTTP requests without a complete response.",
+            value=running,
         )
         yield from (requests, seconds, in_flight)
 

@@ -20,9 +20,9 @@ _FORWARDING: Final = (b"forwarded", b"x-forwarded-for", b"via")
 class OperatorNetworks:
     """Networks of operators; all other clients can only read whether the system is ready.
 
-    The address is that of the connection, or the client's behind a trusted proxy. A request with a
-    forwarding field from the loopback address was forwarded by an untrusted proxy on this machine:
-    it does not count as an operator's.
+    The address of a request is its peer address; behind a trusted proxy, the address in
+    X-Forwarded-For. A request with a forwarding field from the loopback address was forwarded by an
+    untrusted proxy on this machine: it does not count as an operator's.
     """
 
     def __init__(self, networks: Sequence[Network]) -> None:
@@ -46,5 +46,8 @@ class OperatorNetworks:
         """Raise 403 unless the request comes from an operator."""
         if not self.include(scope):
             raise HttpError(
-                403, Code.PERMISSION_DENIED, "OPERATORS_ONLY", "Your address may not read this."
+                403,
+                Code.PERMISSION_DENIED,
+                "OPERATORS_ONLY",
+                "Only the networks of operators may read this.",
             )

@@ -37,7 +37,7 @@ _STATUS_AND_CLOSE_CODE: Final = MappingProxyType(
     }
 )
 CLOSE_CODES: Final = MappingProxyType(
-    {code: close for code, (_, close) in _STATUS_AND_CLOSE_CODE.items()}
+    {code: _STATUS_AND_CLOSE_CODE.get(code, _INTERNAL)[1] for code in Code}
 )
 """Close codes of the WebSocket for an error that ends the connection (RFC 6455, section 7.4)."""
 

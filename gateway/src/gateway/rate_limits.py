@@ -5,12 +5,11 @@ Windows are fixed and aligned to the clock: one operation of the store decides a
 table of all limits with their defaults is docs/limits.md.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
-import structlog
 from limits import parse
 from limits.aio.storage import Storage
 from limits.errors import StorageError
@@ -19,14 +18,11 @@ from gateway.client_addresses import network_of
 from gateway.problems import HttpError
 from gateway.rate_storage import BoundedStorage
 from gateway.response_headers import Header
-from postbus.registry import METHODS, Access, Idempotency, Method
+from postbus.registry import METHODS, Access, Method
 from shared.errors import Code
+from shared.limited_log import LimitedLog
 
 __all__ = ["RateLimitSettings", "RateLimits"]
-
-_log = structlog.get_logger()
-_LOG_SECONDS: Final = 10.0
-"""Time between two log lines about a store that is unavailable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +76,7 @@ class RateLimits:
         self._shared = None if isinstance(storage, BoundedStorage) else storage
         self._memory = storage if isinstance(storage, BoundedStorage) else BoundedStorage()
         self._clock = clock
-        self._silent_until = 0.0
+        self._log = LimitedLog()
         self._of_address = _policies("address", settings.address, by_user=False)
         self._of_user = _policies("user", settings.user, by_user=True)
         self._of_changes = _policies("user-changes", settings.user_changes, by_user=True)
@@ -97,8 +93,9 @@ class RateLimits:
         special = _policies(method.name.rpartition(".")[2], rate, by_user=by_user)
         if not with_token:
             return _Plan(special + self._of_address)
-        changes = method.idempotency is not Idempotency.NO_SIDE_EFFECTS
-        return _Plan(special + (self._of_changes if changes else []) + self._of_user)
+        return _Plan(
+            special + (self._of_changes if method.has_side_effects else []) + self._of_user
+        )
 
     async def admit(
         self, address: str, caller_id: str = "", method: Method | None = None
@@ -137,10 +134,7 @@ class RateLimits:
         try:
             return await shared.incr(key, seconds)
         except StorageError:
-            now = time.monotonic()
-            if now >= self._silent_until:
-                self._silent_until = now + _LOG_SECONDS
-                _log.warning("rates.store_unavailable")
+            self._log.write(logging.WARNING, "rate_limits.redis_unavailable")
             return self._memory.count(key)
 
 

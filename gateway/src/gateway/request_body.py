@@ -9,11 +9,11 @@ from gateway.request_headers import Fields
 from postbus.registry import HttpRule
 from shared.errors import Code, Outcome
 
-__all__ = ["read_body", "too_large", "unread_body"]
+__all__ = ["default_body", "read_body", "too_large"]
 
 
-def unread_body(rule: HttpRule, fields: Fields) -> bytes | None:
-    """Return the body of a request that has none; None if there is a body to read.
+def default_body(rule: HttpRule, fields: Fields) -> bytes | None:
+    """Return the body to use for a request without one (`{}` or nothing); None if it has a body.
 
     Raises 400 if the method takes no body but the request has one, 415 if the body is not JSON.
     """

@@ -1,4 +1,4 @@
-"""Find the endpoint of a request by its verb and path together."""
+"""Find the endpoint of a request by its verb and path."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping

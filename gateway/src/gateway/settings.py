@@ -61,27 +61,28 @@ class GatewaySettings(ServiceSettings):
     """Most of these bytes of one IPv4 address or IPv6 /64; further ones get 429. Trusted proxies
     have no such limit."""
     rate_address: str = "1200/minute"
-    """Requests without a valid token, by address; empty for no limit (also for the next two)."""
+    """Requests without a valid token, by address; empty: no limit."""
     rate_user: str = "2400/minute"
-    """Requests with a token, by user."""
+    """Requests with a token, by user; empty: no limit."""
     rate_user_changes: str = "600/minute"
-    """Requests with a token to methods with side effects, by user; `rate_user` counts them too."""
+    """Requests with a token to methods with side effects, by user; empty: no limit. `rate_user`
+    counts them too."""
     rate_methods: dict[str, str] = Field(default_factory=dict)
     """Rates of single methods by full name, as JSON; they override the contract's `rate_limit`."""
     rate_storage_url: SecretStr | None = None
     """Redis for the counts of all gateways, redis://host:port. Unset: each gateway counts alone."""
     allowed_origins: Annotated[tuple[_Origin, ...], NoDecode] = ()
     """Origins of web pages that may use the gateway, separated by commas: https://a.example."""
-    operations_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = LOOPBACK
+    operator_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = LOOPBACK
     """Networks that may read /metrics and the parts of /readyz, separated by commas: 10.0.0.0/8."""
     hsts_seconds: int = Field(0, ge=0)
     """Time for which browsers use only HTTPS; set it if clients use only HTTPS. 0: not sent."""
     security_contact: _Contact = ""
-    """URI for reports of weaknesses, published in /.well-known/security.txt (RFC 9116)."""
+    """URI for vulnerability reports, published in /.well-known/security.txt (RFC 9116)."""
     socket_frames_per_second: int = Field(_SOCKETS.frames_per_second, ge=1)
     """Frames of one WebSocket, sustained; a frame counts once more for each 4 KiB of payload."""
     socket_frame_burst: int = Field(_SOCKETS.frame_burst, ge=1)
-    """Frames of one WebSocket at once, counted in the same way; raised if one message of
+    """Frames of one WebSocket in a burst, counted in the same way; raised if one message of
     `max_body_bytes` costs more."""
     socket_frames_per_client: int = Field(_SOCKETS.frames_per_client, ge=1)
     """Frames of all WebSockets of one user or, before authentication, of one address, sustained,
@@ -95,7 +96,7 @@ class GatewaySettings(ServiceSettings):
     subscriptions_per_user: int = Field(_SOCKETS.subscriptions_per_user, ge=1)
     """Subscriptions of one user on all WebSockets."""
 
-    @field_validator("trusted_proxies", "allowed_origins", "operations_networks", mode="before")
+    @field_validator("trusted_proxies", "allowed_origins", "operator_networks", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if not isinstance(value, str):

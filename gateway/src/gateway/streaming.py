@@ -78,7 +78,7 @@ class NdjsonResponse:
                     yield self._result_line(payload)
         except ServiceError as error:
             yield self._error_line(error)
-        except Exception:  # noqa: BLE001  # the edge: every request gets a response
+        except Exception:  # noqa: BLE001  # every request gets a response
             _log.exception(
                 "request.failed", method=self._transcoder.method.name, trace_id=self._trace_id
             )

@@ -1,23 +1,23 @@
 """HTTP responses of successful calls: status, ETag, caching, Location and replay headers."""
 
+import logging
 import re
 from operator import attrgetter
 from typing import Final
 from urllib.parse import quote
 
-import structlog
 from google.protobuf.message import Message
 
-from gateway.conditional import Conditions, entity_tag, is_safe
+from gateway.conditional import Conditions, entity_tag
 from gateway.cors import Cors
 from gateway.response_headers import JSON, NO_STORE, SECURITY, Header
 from gateway.responses import HttpResponse
 from gateway.transcoding import Transcoder
 from shared.errors import ServiceError, internal
+from shared.limited_log import LimitedLog
 
 __all__ = ["SuccessResponses"]
 
-_log = structlog.get_logger()
 _UNRESERVED: Final = re.compile(r"[A-Za-z0-9._~-]+").fullmatch
 _REPLAYED: Final[Header] = (b"idempotency-replayed", b"true")
 _SHARED: Final[Header] = (b"cache-control", b"no-cache")
@@ -31,8 +31,11 @@ class SuccessResponses:
     def __init__(self, transcoder: Transcoder, cors: Cors) -> None:
         method, rule = transcoder.method, transcoder.rule
         self._transcoder = transcoder
+        self._log = LimitedLog()
         self._status = rule.status
-        self._tagged = rule.status in (200, 201) and (bool(method.version) or is_safe(method))
+        self._tagged = rule.status in (200, 201) and (
+            bool(method.version) or not method.has_side_effects
+        )
         self._version_of = attrgetter(".".join(method.version)) if method.version else None
         self._collection, *name = rule.location or ("",)
         self._name_of = attrgetter(".".join(name)) if name else None
@@ -85,7 +88,7 @@ class SuccessResponses:
         try:
             return self._transcoder.response(payload)
         except ServiceError:  # a fault of the worker; the call may have had an effect
-            _log.warning("reply.malformed", method=self._transcoder.method.name)
+            self._log.write(logging.WARNING, "reply.malformed", method=self._transcoder.method.name)
             raise internal() from None
 
     def _location(self, name: str) -> bytes:

@@ -1,4 +1,8 @@
-"""Convert HTTP requests to messages and back, by the rules of google.api.http and ProtoJSON."""
+"""Convert HTTP requests to valid messages, and messages to JSON.
+
+The conversion is that of google.api.http and ProtoJSON. The rules of the contract are checked by
+`shared.wire.find_violations`.
+"""
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Set
@@ -13,7 +17,7 @@ from gateway.update_masks import Resource, derive_mask, resource_of, unknown_pat
 from postbus.registry import HttpRule, Method
 from shared.errors import Code, FieldViolation, ServiceError
 from shared.protojson import read_json, read_message, write_message
-from shared.wire import examine, invalid_fields, message_class, parse
+from shared.wire import find_violations, invalid_fields, message_class, parse
 
 __all__ = ["Transcoder"]
 
@@ -58,7 +62,8 @@ class Transcoder:
         """Return the request message.
 
         Raises 400 for a body that is not JSON, and INVALID_ARGUMENT with all violations of
-        parameters and form; the rules are checked only if the form is valid.
+        parameters and ProtoJSON; the rules of the contract are checked only if the ProtoJSON is
+        valid.
         """
         document, client_fields = self._read_body(body) if self.rule.body else ({}, {})
         found: list[FieldViolation] = []
@@ -74,7 +79,7 @@ class Transcoder:
             raise invalid_fields([*found, *error.violations], more=error.more_violations) from None
         if self._resource is not None and self._resource.has_mask:
             found += self._set_mask(message, self._resource, client_fields)
-        broken, more = examine(message)
+        broken, more = find_violations(message)
         if found or broken:
             raise invalid_fields([*found, *broken], more=more)
         return message
@@ -104,7 +109,8 @@ class Transcoder:
             if field is None:
                 found.append(violation(name, "unknown_field", "no such parameter"))
             elif any(f"{field.path}.".startswith(f"{bound}.") for bound in self._bound_fields):
-                found.append(violation(name, "duplicate", "is not a parameter of the query"))
+                message = "is set by the path, the body or If-Match"
+                found.append(violation(name, "duplicate", message))
             elif repeated := field.put(document, value):
                 found.append(repeated)
         return found

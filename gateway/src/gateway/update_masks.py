@@ -14,7 +14,7 @@ from postbus.registry import Method
 from shared.errors import FieldViolation, shown_name
 from shared.wire import message_class
 
-__all__ = ["MASK", "Resource", "derive_mask", "resource_of", "unknown_paths"]
+__all__ = ["Resource", "derive_mask", "resource_of", "unknown_paths"]
 
 MASK: Final = "update_mask"
 _OUTPUT_ONLY: Final = 3

@@ -18,7 +18,7 @@ from gateway.websocket_protocol import WebSocketProtocol
 from shared.errors import Code, ServiceError
 from shared.trace import new_traceparent, trace_id
 
-__all__ = ["SOCKET_PATH", "SUBPROTOCOL", "WebSocketEndpoint", "upgrade_required"]
+__all__ = ["SOCKET_PATH", "WebSocketEndpoint", "upgrade_required"]
 
 SOCKET_PATH: Final = "/ws"
 SUBPROTOCOL: Final = "postbus.realtime.v1"

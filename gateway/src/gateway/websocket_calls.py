@@ -21,7 +21,7 @@ __all__ = ["SocketCalls"]
 
 _log = structlog.get_logger()
 _MAX_CALLS: Final = 64
-"""Concurrent calls of one connection."""
+"""Concurrent calls of one WebSocket."""
 _COMPLETED: Final = message_class("postbus.realtime.v1.Completed")()
 
 
@@ -47,15 +47,16 @@ class SocketCalls:
         self._running: dict[str, asyncio.Task[None]] = {}
 
     def start(self, frame: CallFrame, *, late: float = 0.0) -> None:
-        """Start a call; RESOURCE_EXHAUSTED or ALREADY_EXISTS if it is one too many.
+        """Start a call.
 
+        RESOURCE_EXHAUSTED beyond 64 running calls; ALREADY_EXISTS if a call with this id runs.
         `late` is the time in seconds since the frame arrived: it counts for the deadline.
         """
         if len(self._running) >= _MAX_CALLS:
             raise ServiceError(
                 Code.RESOURCE_EXHAUSTED,
                 "TOO_MANY_CALLS",
-                f"A connection has at most {_MAX_CALLS} concurrent calls.",
+                f"A WebSocket has at most {_MAX_CALLS} concurrent calls.",
                 retry_after=1,
             )
         if frame.id in self._running:
@@ -95,11 +96,11 @@ class SocketCalls:
                 await self._stream(frame.method, call, frame.id)
             else:
                 result = await call_method(self._services.bus, frame.method, call)
-                self._services.revisions.learn(self._user_id, result.caller_revision)
+                self._services.revisions.record(self._user_id, result.caller_revision)
                 self._send_result(frame.method, result.payload, frame.id, replayed=result.replayed)
         except ServiceError as error:
             self._sender.send_error(error, id_=frame.id, traceparent=traceparent)
-        except Exception:  # noqa: BLE001  # the edge: every call gets a frame
+        except Exception:  # noqa: BLE001  # every call gets a frame
             _log.exception("call.failed", trace_id=trace_id(traceparent))
             self._sender.send_error(internal(), id_=frame.id, traceparent=traceparent)
         if self._running.get(frame.id) is asyncio.current_task():
@@ -114,7 +115,7 @@ class SocketCalls:
             access_token=self._access_token,
             operation_id=frame.content.operation_id,
             traceparent=traceparent,
-            caller_revision=self._services.revisions.known(self._user_id),
+            caller_revision=self._services.revisions.highest(self._user_id),
             client_address=self._address,
         )
 

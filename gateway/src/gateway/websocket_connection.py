@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
+import structlog
+
 from gateway.large_inputs import LARGE_BYTES
 from gateway.request_headers import MAX_TIMEOUT
 from gateway.services import Services
@@ -17,18 +19,20 @@ from gateway.websocket_frames import (
     first_member_id,
     frame_id,
     member_frame,
+    parse_frame,
     read_client_frame,
 )
 from gateway.websocket_protocol import Socket
 from gateway.websocket_sender import FrameSender
 from gateway.websocket_subscriptions import SocketSubscriptions
-from shared.errors import Code, ServiceError
+from shared.errors import Code, ServiceError, internal
 from shared.identity import Caller
-from shared.protojson import parse_json
-from shared.trace import new_traceparent
+from shared.trace import new_traceparent, trace_id
 from shared.wire import message_class
 
 __all__ = ["AUTHENTICATION_BYTES", "WebSocketConnection"]
+
+_log = structlog.get_logger()
 
 AUTHENTICATION_BYTES: Final = 8192
 """Largest message of a client that has not authenticated."""
@@ -115,16 +119,16 @@ class WebSocketConnection:
             return self._reading
         id_ = ""
         try:
-            document = parse_json(message)
+            document = parse_frame(message)
             id_ = frame_id(document)
             if self._client is None:
                 self._authenticate(document, message)
             else:
                 self._handle(read_client_frame(document, message), self._client)
-        except ServiceError as error:
-            self._sender.send_error(error, id_=id_, traceparent=new_traceparent())
+        except Exception as error:  # noqa: BLE001  # the edge: every frame is answered
+            failure = self._send_failure(error, id_)
             if self._client is None:
-                self._sender.close(error)
+                self._sender.close(failure)
         return None
 
     async def _receive_large(self, message: bytes, user_id: str) -> None:
@@ -140,10 +144,17 @@ class WebSocketConnection:
                 self._sender.send_error(frame, id_=id_, traceparent=new_traceparent())
             elif self._client is not None:  # else `close` has been called
                 self._handle(frame, self._client, late=self._loop.time() - arrived)
-        except ServiceError as error:
-            self._sender.send_error(error, id_=id_, traceparent=new_traceparent())
+        except Exception as error:  # noqa: BLE001  # the edge: every frame is answered
+            self._send_failure(error, id_)
 
-    # Authentication
+    def _send_failure(self, error: Exception, id_: str) -> ServiceError:
+        """Send the error frame for a refused frame; INTERNAL for an unexpected exception."""
+        traceparent = new_traceparent()
+        if not isinstance(error, ServiceError):
+            _log.error("frame.failed", trace_id=trace_id(traceparent), exc_info=error)
+            error = internal()
+        self._sender.send_error(error, id_=id_, traceparent=traceparent)
+        return error
 
     def _authenticate(self, document: Any, text: bytes) -> None:
         if not isinstance(document, dict) or "authenticate" not in document:
@@ -189,8 +200,6 @@ class WebSocketConnection:
         except ServiceError as error:
             self._sender.close(error)
 
-    # Frames of an authenticated client
-
     def _handle(self, frame: ClientFrame, client: _Client, *, late: float = 0.0) -> None:
         self._services.verifier.require_open(client.caller)
         if isinstance(frame, CallFrame):
@@ -209,7 +218,7 @@ class WebSocketConnection:
                 raise ServiceError(
                     Code.FAILED_PRECONDITION,
                     "AUTHENTICATED_BEFORE",
-                    "The connection is authenticated already.",
+                    "The WebSocket is authenticated already.",
                 )
 
 
@@ -217,7 +226,7 @@ def _read_frame(message: bytes) -> tuple[str, ClientFrame | ServiceError]:
     """Return the id of a frame, and the frame or the error that refuses it."""
     id_ = ""
     try:
-        document = parse_json(message)
+        document = parse_frame(message)
         id_ = frame_id(document)
         return id_, read_client_frame(document, message)
     except ServiceError as error:

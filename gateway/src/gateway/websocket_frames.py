@@ -1,6 +1,8 @@
 """Read and write the frames of the WebSocket (proto/postbus/realtime/v1) as ProtoJSON."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,8 +14,8 @@ from gateway.parameters import Document
 from gateway.update_masks import resource_of, unknown_paths
 from postbus.registry import Method
 from shared.errors import Code, FieldViolation, ServiceError
-from shared.protojson import packed, read_message, require_unique, write_message
-from shared.wire import examine, invalid_fields, message_class, require_valid, to_upb
+from shared.protojson import packed, parse_json, read_message, require_unique, write_message
+from shared.wire import find_violations, invalid_fields, message_class, require_valid, to_upb
 
 __all__ = [
     "EVENT_SUFFIX",
@@ -24,6 +26,7 @@ __all__ = [
     "first_member_id",
     "frame_id",
     "member_frame",
+    "parse_frame",
     "read_client_frame",
     "result_frame",
 ]
@@ -58,17 +61,24 @@ class CallFrame(ClientFrame):
     """The valid request message of the method."""
 
 
+def parse_frame(text: bytes) -> Any:
+    """Return the JSON document of a frame; see `parse_json`."""
+    with _paths_in_request():
+        return parse_json(text)
+
+
 def read_client_frame(document: Any, text: bytes) -> ClientFrame:
     """Return the frame in a document.
 
-    `text` is the JSON from which `parse_json` read the document; it is searched for duplicates.
+    `text` is the JSON from which `parse_frame` read the document; it is searched for duplicates.
     Raises INVALID_ARGUMENT with reason NOT_AN_OBJECT, INVALID_FIELDS or WRONG_REQUEST_TYPE;
     UNIMPLEMENTED with UNKNOWN_METHOD. The request of a call is converted only to the request type
     of its method; the paths of its violations are the same as over REST.
     """
     if not isinstance(document, dict):
         raise ServiceError(Code.INVALID_ARGUMENT, "NOT_AN_OBJECT", "A frame is a JSON object.")
-    _require_unique(text, document)
+    with _paths_in_request():
+        require_unique(text, document)
     call = document.get("call")
     if not isinstance(call, dict):
         return _read_envelope(document)
@@ -108,17 +118,20 @@ def _read_request(method: Method, document: Any) -> Message:
     request = read_message(message_class(method.request_name), document)
     resource = resource_of(method)
     found = unknown_paths(resource, request) if resource and resource.has_mask else []
-    broken, more = examine(request)
+    broken, more = find_violations(request)
     if found or broken:
         raise invalid_fields([*found, *broken], more=more)
     return request
 
 
-def _require_unique(text: bytes, document: Any) -> None:
-    """Raise INVALID_FIELDS for duplicates, with paths relative to the request of a call."""
+@contextmanager
+def _paths_in_request() -> Iterator[None]:
+    """Make the paths of violations relative to the request of a call, as over REST."""
     try:
-        require_unique(text, document)
+        yield
     except ServiceError as error:
+        if not error.violations:
+            raise
         violations = [
             FieldViolation(
                 field=each.field.removeprefix(_IN_REQUEST), rule=each.rule, message=each.message
@@ -159,6 +172,6 @@ def error_frame(error: ServiceError, *, id_: str, trace: str) -> bytes:
 def event_prefix(id_: str) -> bytes:
     """Return the beginning of a subscription's frames, up to the JSON of the delivery.
 
-    A delivery can so be written to JSON once for all subscriptions.
+    So each delivery is written to JSON only once, for all subscriptions.
     """
     return b'{"id":' + orjson.dumps(id_) + b',"event":'

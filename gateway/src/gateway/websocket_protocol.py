@@ -92,6 +92,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         await super().send(message)
         if message["type"] == "websocket.http.response.body" and self.close_sent:
             self.handshake_complete = True  # otherwise uvicorn logs an error
+            self._discard_received()
 
     def start(
         self,
@@ -126,9 +127,13 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.conn.max_message_size = value
 
     def data_received(self, data: bytes) -> None:
-        """Receive bytes of the handshake or of frames; after a close frame, discard them."""
+        """Receive the head of a handshake, then frames; after a close frame, discard them.
+
+        Frames that arrive before `start` are not parsed. After the first of them, reading is
+        paused.
+        """
         if not self.handshake_initiated:
-            super().data_received(data)  # gateway.http1 has validated the handshake
+            super().data_received(data)  # gateway.http1 has validated it, and passes it alone
         elif self.close_sent:
             if self._ends_with_close_frame(data):
                 self.transport.close()

@@ -26,12 +26,15 @@ class SocketSubscriptions:
         """Send the events of these types under the id of the subscription.
 
         Raises INVALID_ARGUMENT for an unknown type, ALREADY_EXISTS for an id or a type that has a
-        subscription, RESOURCE_EXHAUSTED beyond the limits, UNAVAILABLE if the feed is.
+        subscription, RESOURCE_EXHAUSTED beyond the limits, UNAVAILABLE if the gateway receives no
+        events.
         """
         names = set(types)
         if not names <= CLIENT_EVENTS.keys():
             raise ServiceError(
-                Code.INVALID_ARGUMENT, "UNKNOWN_EVENT", "There is no event of such a type."
+                Code.INVALID_ARGUMENT,
+                "UNKNOWN_EVENT",
+                "Clients cannot subscribe to one of these event types.",
             )
         self._require_new(id_, names)
         self._services.socket_quotas.subscriptions.take(self._user_id)
@@ -49,19 +52,19 @@ class SocketSubscriptions:
             raise ServiceError(
                 Code.ALREADY_EXISTS,
                 "SUBSCRIPTION_ID_TAKEN",
-                "This socket has a subscription with this id.",
+                "This WebSocket has a subscription with this id.",
             )
         if len(self._by_id) >= limit:
             raise ServiceError(
                 Code.RESOURCE_EXHAUSTED,
                 "TOO_MANY_SUBSCRIPTIONS",
-                f"A socket has at most {limit} subscriptions.",
+                f"A WebSocket has at most {limit} subscriptions.",
             )
         if any(names & subscription.types for subscription in self._by_id.values()):
             raise ServiceError(
                 Code.ALREADY_EXISTS,
                 "ALREADY_SUBSCRIBED",
-                "This socket has a subscription to an event of these types.",
+                "This WebSocket has a subscription to an event of these types.",
             )
 
     def remove(self, id_: str) -> None:

@@ -15,9 +15,8 @@ from prometheus_client.core import (
 )
 
 from postbus.bus.v1 import GetStatisticsRequest, GetStatisticsResponse, Histogram
-from postbus.registry import METHODS
 from shared.bus import Call, MessageBus
-from shared.bus.handler_matching import EVERY_WORKER
+from shared.bus.handler_matching import WORKERS
 from shared.errors import ServiceError
 from shared.wire import decode, encode
 
@@ -34,11 +33,10 @@ class WorkerMetrics:
 
     def __init__(self, bus: MessageBus) -> None:
         self._bus = bus
-        self._workers = sorted({method.worker for method in METHODS.values()} - {EVERY_WORKER})
 
     async def collect(self) -> CollectorRegistry:
         """Collect the statistics of all processes; one that does not reply in time is missing."""
-        found = await asyncio.gather(*map(self._collect_worker, self._workers))
+        found = await asyncio.gather(*map(self._collect_worker, WORKERS))
         registry = CollectorRegistry()
         registry.register(_Statistics([each for worker in found for each in worker]))
         return registry

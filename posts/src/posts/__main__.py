@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from postbus.users.v1 import UsersServiceStub
 from posts.author_handlers import AuthorHandlers
 from posts.authors import AuthorCache, AuthorProjection, AuthorRepository, Resync
-from posts.caller_state import CallerStates
+from posts.caller_state import CallerReader
 from posts.comments import CommentHandlers, CommentRepository
 from posts.erasure import PostErasure, UserErasure
 from posts.feed import FeedHandlers
@@ -72,7 +72,7 @@ def _handlers(
     authors = AuthorProjection(
         authors=stored,
         follows=follows,
-        states=CallerStates(mongo),
+        states=CallerReader(mongo),
         users=users,
         resync=Resync(mongo, stored, follows, users),
     )

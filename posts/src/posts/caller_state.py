@@ -8,7 +8,7 @@ from posts.models import Author, Post
 from shared.data.loader import Loader
 from shared.data.mongo_database import Mongo
 
-__all__ = ["CallerState", "CallerStates", "PostState"]
+__all__ = ["CallerData", "CallerReader", "PostData"]
 
 Document = dict[str, Any]
 
@@ -16,12 +16,12 @@ _AUTHOR: Final = "author "
 _FOLLOW: Final = "follow "
 _LIKE: Final = "like "
 _POST: Final = "post "
-_VIEW: Final = "view "
-"""Prefixes of keys, see `CallerStates._fetch`."""
+_FOLLOW_OF_AUTHOR: Final = "view "
+"""Prefixes of keys, see `CallerReader._fetch`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CallerState:
+class CallerData:
     """The stored data of a caller."""
 
     author: Author | None
@@ -33,17 +33,17 @@ class CallerState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PostState:
+class PostData:
     """A post with the data that a reply shows with it."""
 
     post: Post | None
     author: Author | None = None
     """The author of the post; None if it was not read."""
-    caller: CallerState | None = None
+    caller: CallerData | None = None
     """The caller's data about the post and its author; None if it was not read."""
 
 
-class CallerStates:
+class CallerReader:
     """Reads the data of callers. Concurrent reads are one query, never part of a unit of work."""
 
     def __init__(self, mongo: Mongo) -> None:
@@ -53,51 +53,52 @@ class CallerStates:
 
     async def read(
         self, user_id: str, *, authors: Iterable[str] = (), posts: Iterable[str] = ()
-    ) -> CallerState:
+    ) -> CallerData:
         """Return the user, the followed users of `authors` and the liked posts of `posts`."""
         follows = {f"{_FOLLOW}{user_id}/{id_}": id_ for id_ in authors if id_ != user_id}
         likes = {f"{_LIKE}{id_}/{user_id}": id_ for id_ in posts}
         found = await self._loader.load([_AUTHOR + user_id, *follows, *likes])
-        return CallerState(
+        return CallerData(
             author=self._author(found, user_id),
             followed=frozenset(id_ for key, id_ in follows.items() if key in found),
             liked=frozenset(id_ for key, id_ in likes.items() if key in found),
         )
 
-    async def read_post(self, post_id: str, user_id: str) -> PostState:
+    async def read_post(self, post_id: str, user_id: str) -> PostData:
         """Return a post, its author, and the follow and like of the user."""
         post, like = _POST + post_id, f"{_LIKE}{post_id}/{user_id}"
-        keys = [_AUTHOR + user_id, post, like, f"{_VIEW}{post_id}/{user_id}"]
+        keys = [_AUTHOR + user_id, post, like, f"{_FOLLOW_OF_AUTHOR}{post_id}/{user_id}"]
         found = await self._loader.load(keys)
         document = found.get(post)
         if document is None:
-            return PostState(post=None)
+            return PostData(post=None)
         author_id = document["author_id"]
         follows = any(each["follower_id"] == user_id for each in document["follows"])
-        state = CallerState(
+        state = CallerData(
             author=self._author(found, user_id),
             followed=frozenset([author_id] if follows else []),
             liked=frozenset([post_id] if like in found else []),
         )
         [read] = self._posts.read([document])
         author = next(iter(self._authors.read(document["author"])), None)
-        return PostState(post=read, author=author, caller=state)
+        return PostData(post=read, author=author, caller=state)
 
     def _author(self, found: Mapping[str, Document], user_id: str) -> Author | None:
         document = found.get(_AUTHOR + user_id)
         if document is None:
             return None
         [author] = self._authors.read([document])
-        return author if author.known else None
+        return author if author.has_profile else None
 
     async def _fetch(self, keys: Sequence[str]) -> dict[str, Document]:
         """Return documents by key: a prefix and an id.
 
-        A `view` key has no document: it consists of a post and a caller, and adds the caller's
-        follow of the author to the post. MongoDB reads the authors first, so that a follow is at
-        least as new as the revision of the author.
+        A key with the prefix `view` has no document: it consists of a post and a caller, and adds
+        the caller's follow of the author to the post. MongoDB reads the authors first, so that a
+        follow is at least as new as the revision of the author.
         """
-        posts = _posts(_ids(keys, _POST), [view.split("/") for view in _ids(keys, _VIEW)])
+        views = [key.split("/") for key in _ids(keys, _FOLLOW_OF_AUTHOR)]
+        posts = _posts(_ids(keys, _POST), views)
         pipeline: list[Document] = [
             {"$match": {"_id": {"$in": _ids(keys, _AUTHOR)}}},
             *_union("posts", _POST, posts),

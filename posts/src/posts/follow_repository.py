@@ -43,7 +43,7 @@ class FollowRepository:
     async def replace(self, user_id: str, ids: Collection[str]) -> bool:
         """Replace the users that this user follows by `ids`.
 
-        False if the changes exceed one transaction; then only a part of them is made.
+        False if more than 200 inserts or deletes are needed; then the first 200 of each are made.
         """
         stored = set(await self.ids_followed_by(user_id))
         missing, surplus = sorted(set(ids) - stored), sorted(stored - set(ids))

@@ -149,7 +149,7 @@ class LikeHandlers:
     @MessagePattern(PostsServiceBase.like_post)
     async def like_post(self, request: LikePostRequest, context: Context) -> LikePostResponse:
         """Add the caller's like. Nothing changes if it exists."""
-        await self.authors.require_caller(context)
+        await self.authors.require_account(context)
         post = require_published(await self.posts.get(request.id))
         message = await self.presenter.post(post, context)
         user_id = context.user_id

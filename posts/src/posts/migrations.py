@@ -21,12 +21,12 @@ _NEW: Final = ("tags", "likes", "comments", "follows", "notifications")
 _UNCHANGED: Final = ("author_id", "title", "body", "version")
 
 
-async def _up_to_blog(database: Database) -> None:
+async def _add_slugs_and_counters(database: Database) -> None:
     """Add slugs, status and counters to posts and names to authors; convert the times."""
     posts, authors = database["posts"], database["authors"]
     old = {"shape": {"$exists": False}}
     while found := await posts.find(old).limit(500).to_list():
-        await posts.bulk_write([_replaced(post, _blog_post(post)) for post in found])
+        await posts.bulk_write([_replaced(post, _post_with_slug(post)) for post in found])
     while found := await authors.find(old).limit(500).to_list():
         named = [{"name_key": each["username"].lower(), "version": 1} for each in found]
         rest = {"display_name": "", "image_url": "", "deleted": False, "shape": 2}
@@ -35,7 +35,7 @@ async def _up_to_blog(database: Database) -> None:
         )
 
 
-async def _down_from_blog(database: Database) -> None:
+async def _remove_slugs_and_counters(database: Database) -> None:
     """Convert back. Drafts, slugs, tags, likes, comments, follows and notifications are lost."""
     posts, authors = database["posts"], database["authors"]
     await posts.delete_many({"status": "draft"})
@@ -54,7 +54,7 @@ def _replaced(old: dict[str, Any], new: dict[str, Any]) -> UpdateOne:
     return UpdateOne({"_id": old["_id"]}, [{"$replaceWith": {"$literal": new}}])
 
 
-def _blog_post(old: dict[str, Any]) -> dict[str, Any]:
+def _post_with_slug(old: dict[str, Any]) -> dict[str, Any]:
     """Return the new document. The end of the id makes the slug unique."""
     created, updated = ((old[name] - _EPOCH) // _MICRO for name in ("created_at", "updated_at"))
     title = "-".join(words(old["title"]))[:80].strip("-")
@@ -82,7 +82,7 @@ def _plain_post(new: dict[str, Any]) -> dict[str, Any]:
     return {name: new[name] for name in ("_id", *_UNCHANGED)} | times
 
 
-async def _up_to_events_in_inbox(database: Database) -> None:
+async def _move_events_to_inbox(database: Database) -> None:
     """Move the events of the outbox to the inbox."""
     inbox, outbox = database["inbox"], database["outbox"]
     while found := await outbox.find().limit(500).to_list():
@@ -93,7 +93,7 @@ async def _up_to_events_in_inbox(database: Database) -> None:
             await outbox.delete_one({"_id": old["_id"]})
 
 
-async def _down_from_events_in_inbox(database: Database) -> None:
+async def _move_events_to_outbox(database: Database) -> None:
     inbox, outbox = database["inbox"], database["outbox"]
     while found := await inbox.find({"until": {"$exists": True}}).limit(500).to_list():
         for entry in found:
@@ -123,7 +123,7 @@ async def _drop_indexes(database: Database, collection: str, *names: str) -> Non
 
 
 MIGRATIONS: Final = (
-    Migration(up=_up_to_blog, down=_down_from_blog),
-    Migration(up=_up_to_events_in_inbox, down=_down_from_events_in_inbox),
+    Migration(up=_add_slugs_and_counters, down=_remove_slugs_and_counters),
+    Migration(up=_move_events_to_inbox, down=_move_events_to_outbox),
     Migration(up=_up_to_likers, down=_down_from_likers),
 )

@@ -168,7 +168,7 @@ class Author(Model):
         return cls(id=user_id, username="", name_key="", deleted=True)
 
     @property
-    def known(self) -> bool:
+    def has_profile(self) -> bool:
         """Whether the name is stored: a follow can be stored before the event of the sign-up."""
         return self.version > 0
 

@@ -76,7 +76,7 @@ class Notifier:
     ) -> None:
         """Store a notification and publish it, unless it exists or a user is deleted.
 
-        No user is notified of an own action.
+        Users are not notified of their own actions.
         """
         authors = await self.authors.by_ids([user_id, actor_id])
         if user_id == actor_id or any(author.deleted for author in authors.values()):

@@ -42,7 +42,10 @@ class NotificationRepository:
         post_id: str = "",
         comment_id: str = "",
     ) -> Notification | None:
-        """Store and return a notification; None if it exists. A hidden one is unhidden."""
+        """Store and return a notification; None if it exists.
+
+        A hidden notification is shown again.
+        """
         key = _key(kind, user_id, actor_id, post_id, comment_id)
         existing = await self._notifications.update_one(
             eq(Notification.key, key), {"$set": {"hidden": False}}

@@ -79,14 +79,14 @@ class Order:
         """The sort specification for MongoDB."""
         return [(self.field, self.direction), *self._ids]
 
-    def index(self, driver: Condition | None) -> Index:
+    def index(self, condition: Condition | None) -> Index:
         """Return the keys of the index for a condition, the status and this order."""
-        leading = [(driver.field, 1)] if driver else []
+        leading = [(condition.field, 1)] if condition else []
         stored = 1 if self.field == "updated_at" else -1
         return [*leading, ("status", 1), (self.field, stored), *self._ids]
 
-    def drivers(self, wanted: PostFilter) -> list[Condition | None]:
-        """Return the conditions that have an index in this order; None is the status alone."""
+    def indexable_conditions(self, wanted: PostFilter) -> list[Condition | None]:
+        """Return the conditions that have an index; `[None]` if only the status has one."""
         if self.field == "updated_at":
             found = [each for each in wanted.conditions if each.field == "author_id"]
         else:

@@ -15,7 +15,7 @@ __all__ = ["COUNTED", "EXAMINED", "UNLISTED", "PostSearch"]
 EXAMINED: Final = 2000
 """Posts that one page or one total examines if no index has exactly the posts of the list."""
 COUNTED: Final = 50_000
-"""The highest total, in entries of an index."""
+"""The largest total that is counted; counting reads that many index entries."""
 UNLISTED: Final = ("body", "slugs", "tag_keys", "words")
 """Fields of posts that lists do not return."""
 
@@ -85,27 +85,27 @@ class PostSearch:
         return total
 
     async def _scan(self, wanted: PostFilter, order: Order, after: Position) -> _Scan:
-        """Return a scan that reaches the end of the list, or else the one that reaches furthest."""
-        drivers = order.drivers(wanted)
+        """Return a scan that includes the end of the list, else the one with the furthest bound."""
+        conditions = order.indexable_conditions(wanted)
         if _has_exact_index(wanted, order):
-            [driver] = drivers
-            return _Scan(order.index(driver), ())
+            [condition] = conditions
+            return _Scan(order.index(condition), ())
         scans = await asyncio.gather(
-            *(self._scan_by(driver, wanted, order, after) for driver in drivers)
+            *(self._scan_by(condition, wanted, order, after) for condition in conditions)
         )
         ending = next((scan for scan in scans if not scan.last), None)
         furthest = max if order.direction > 0 else min
         return ending or furthest(scans, key=lambda scan: scan.last)
 
     async def _scan_by(
-        self, driver: Condition | None, wanted: PostFilter, order: Order, after: Position
+        self, condition: Condition | None, wanted: PostFilter, order: Order, after: Position
     ) -> _Scan:
         """Return the scan of at most EXAMINED posts by the index of one condition."""
-        index = order.index(driver)
-        driving = [driver.query] if driver else []
+        index = order.index(condition)
+        by_condition = [condition.query] if condition else []
         last = await self._posts.find(
             *wanted.base(),
-            *driving,
+            *by_condition,
             *order.after(after),
             sort=order.sort,
             skip=EXAMINED - 1,

@@ -8,7 +8,7 @@ from postbus.posts.v1 import Notification as NotificationMessage
 from postbus.posts.v1 import NotificationKind, PostStatus
 from postbus.posts.v1 import Post as PostMessage
 from posts.authors import AuthorProjection
-from posts.caller_state import PostState
+from posts.caller_state import PostData
 from posts.models import Comment, Notification, Post
 from posts.post_repository import PostRepository
 from posts.post_texts import is_id
@@ -25,19 +25,19 @@ class Presenter:
         self._authors = authors
         self._stored = stored
 
-    async def read_post(self, name: str, context: Context) -> PostState:
+    async def read_post(self, name: str, context: Context) -> PostData:
         """Return the post with this id or slug, and data that `post` needs.
 
-        For an id and a caller it is one query.
+        One query if `name` is an id and there is a caller, else two.
         """
         folded = name.casefold()
         if context.caller is not None and is_id(folded):
             return await self._authors.states.read_post(folded, context.caller.user_id)
         post, author = await self._stored.with_author(name)
-        return PostState(post=post, author=author)
+        return PostData(post=post, author=author)
 
     async def posts(
-        self, posts: Sequence[Post], context: Context, state: PostState | None = None
+        self, posts: Sequence[Post], context: Context, state: PostData | None = None
     ) -> list[PostMessage]:
         """Return the messages of posts; `state` as in `post`."""
         if not posts:
@@ -50,7 +50,7 @@ class Presenter:
         return messages
 
     async def post(
-        self, post: Post, context: Context, state: PostState | None = None
+        self, post: Post, context: Context, state: PostData | None = None
     ) -> PostMessage:
         """Return the message of a post; `state` is the result of `read_post`, if it was called."""
         [message] = await self.posts([post], context, state)

@@ -22,7 +22,7 @@ class Context:
 
     Calls made inside `with context:` inherit its deadline, identity and trace. At the deadline the
     task is cancelled and the block raises DEADLINE_EXCEEDED; entering the block after the deadline
-    raises it at once. (asyncio.timeout takes three times as long.)
+    raises it immediately. (asyncio.timeout takes three times as long.)
     """
 
     name: str
@@ -40,7 +40,7 @@ class Context:
     """Address of the gateway's client; empty if unknown. Not verified, and not inherited."""
     caller_revision: int = 0
     """Highest known revision of the caller's account: from the Request, raised by the replies to
-    nested calls. A handler that changes or reads the revision raises it by `learn_revision`; the
+    nested calls. A handler that changes or reads the revision raises it by `raise_revision`; the
     Reply then carries it."""
     late: bool = field(default=False, init=False)
     """Whether a later event of the same subject was handled before; see EventPattern."""
@@ -65,7 +65,7 @@ class Context:
             raise token_missing()
         return self.caller
 
-    def learn_revision(self, revision: int) -> None:
+    def raise_revision(self, revision: int) -> None:
         """Raise `caller_revision` to `revision`, unless it is higher."""
         self.caller_revision = max(self.caller_revision, revision)
 

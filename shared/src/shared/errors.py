@@ -64,7 +64,7 @@ class ServiceError(Exception):
 
     @classmethod
     def from_message(cls, error: Error) -> "ServiceError":
-        """Return the error that a Reply carries."""
+        """Return the error in a Reply."""
         seconds = error.retry_after.total_seconds()
         return cls(
             error.code,

@@ -19,7 +19,6 @@ __all__ = [
     "ALGORITHM",
     "AUDIENCE",
     "ISSUER",
-    "LEEWAY_SECONDS",
     "TOKEN_TYPE",
     "Caller",
     "TokenVerifier",
@@ -37,8 +36,8 @@ TOKEN_TYPE: Final = "at+jwt"  # noqa: S105  # no password
 ACCESS_TOKEN_SECONDS: Final = 600
 """Lifetime of an access token."""
 LEEWAY_SECONDS: Final = 30
-"""How far the signer's clock may be ahead (`iat`, `nbf`). `exp` has no leeway: requests are refused
-and WebSockets closed at the time that the client has read in the token."""
+"""How far the signer's clock may be ahead (`iat`, `nbf`). `exp` has no leeway: from that time on,
+requests are refused and WebSockets are closed."""
 _CACHED: Final = 4096
 """Cached verification results. Checking a signature costs more than the rest of a call."""
 _ID: Final = re.compile(r"[0-9A-Za-z_-]{1,64}")

@@ -1,6 +1,6 @@
 """Encode, decode and validate messages.
 
-Programs use betterproto's classes; google's parser (upb) reads and writes the bytes. It is many
+Handlers use betterproto's classes; google's parser (upb) reads and writes the bytes. It is many
 times faster, and refuses truncated and malformed bytes, which betterproto accepts.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "decode",
     "encode",
-    "examine",
+    "find_violations",
     "from_upb",
     "invalid_fields",
     "message_class",
@@ -34,7 +34,6 @@ __all__ = [
     "read_valid",
     "require_valid",
     "to_upb",
-    "validate",
 ]
 
 M = TypeVar("M", bound=betterproto.Message)
@@ -53,7 +52,7 @@ def message_class(name: str) -> type[Message]:
 def encode(message: betterproto.Message) -> bytes:
     """Return `message` in protobuf's binary format.
 
-    As with betterproto, a time that is the epoch is not written; unknown fields are dropped.
+    As with betterproto, a Timestamp of 1970-01-01 is not written; unknown fields are dropped.
     """
     codec = CODECS[type(message)]
     target = codec.upb()
@@ -124,7 +123,7 @@ def require_valid(message: Message) -> None:
     The numbers of elements are checked first, because they bound the time of the other rules. For a
     message of more than 250 elements only the first violation is reported.
     """
-    violations, more = examine(message)
+    violations, more = find_violations(message)
     if violations:
         raise invalid_fields(violations, more=more)
 
@@ -140,7 +139,7 @@ def invalid_fields(violations: Sequence[FieldViolation], *, more: bool = False) 
     )
 
 
-def examine(message: Message) -> tuple[list[FieldViolation], bool]:
+def find_violations(message: Message) -> tuple[list[FieldViolation], bool]:
     """Return the violations of `message` in the order of the fields, 20 at most.
 
     The second value is true if there are, or may be, more.
@@ -156,11 +155,6 @@ def examine(message: Message) -> tuple[list[FieldViolation], bool]:
         return [], False
     kept = [_violation(message.DESCRIPTOR, each.proto) for each in found[:MAX_VIOLATIONS]]
     return kept, len(found) > MAX_VIOLATIONS or elements > _MANY_ELEMENTS
-
-
-def validate(message: Message) -> list[FieldViolation]:
-    """Return the violations of `message` in the order of the fields, 20 at most."""
-    return examine(message)[0]
 
 
 def _violation(kind: Any, violation: "Violation") -> FieldViolation:

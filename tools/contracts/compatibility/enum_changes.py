@@ -19,7 +19,7 @@ def _values_removed(pair: Pair[EnumDescriptor]) -> Iterator[Change]:
                 name=f"{pair.after.full_name}.{names[0]}",
                 kind="enum value removed",
                 before=str(number),
-                after="gone",
+                after="removed",
                 breaks=lambda use: callers(use) or bus(use),
             )
 

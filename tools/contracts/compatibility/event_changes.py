@@ -14,7 +14,7 @@ __all__ = ["EVENT_RULES", "removed_events", "version_not_raised"]
 def removed_events(old: Surface, new: Surface) -> Iterator[Change]:
     """Yield the routing keys under which no event is published any more."""
     for name in old.events.keys() - new.events.keys():
-        yield Change(name=name, kind="event removed", before=name, after="gone")
+        yield Change(name=name, kind="event removed", before=name, after="removed")
 
 
 def _subject(pair: Pair[Descriptor]) -> Iterator[Change]:

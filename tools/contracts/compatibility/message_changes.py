@@ -38,7 +38,7 @@ def _fields_removed(pair: Pair[Descriptor]) -> Iterator[Change]:
     for field in _removed(pair):
         if field.json_name not in {each.json_name for each in pair.after.fields}:
             yield Change(
-                name=field.full_name, kind="field removed", before=_type(field), after="gone"
+                name=field.full_name, kind="field removed", before=_type(field), after="removed"
             )
 
 

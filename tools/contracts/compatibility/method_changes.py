@@ -18,7 +18,7 @@ _PROMISES: Final = (Idempotency.UNKNOWN, Idempotency.IDEMPOTENT, Idempotency.NO_
 def removed_methods(old: Surface, new: Surface) -> Iterator[Change]:
     """Yield the routing keys of removed methods, services and packages."""
     for name in old.methods.keys() - new.methods.keys():
-        yield Change(name=name, kind="method removed", before=name, after="gone")
+        yield Change(name=name, kind="method removed", before=name, after="removed")
 
 
 def _streaming(pair: Pair[MethodDescriptor]) -> Iterator[Change]:

@@ -18,7 +18,7 @@ def removed_routes(old: Surface, new: Surface) -> Iterator[Change]:
                 name=route.method.full_name,
                 kind="route removed",
                 before=str(route),
-                after=", ".join(now) or "gone",
+                after=", ".join(now) or "removed",
             )
 
 

@@ -222,5 +222,8 @@ class _Operation:
         if self._method.server_streaming:
             lines = {"type": "object", "properties": {"result": schema, "error": PROBLEM_REFERENCE}}
             content = {"application/x-ndjson": {"schema": lines}}
-            return {"description": "One line for each message, sent at once.", "content": content}
+            return {
+                "description": "One line for each message, sent immediately.",
+                "content": content,
+            }
         return {"description": "Done.", "content": {"application/json": {"schema": schema}}}

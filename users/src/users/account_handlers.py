@@ -24,6 +24,7 @@ from postbus.users.v1 import (
 from shared.bus import MessagePattern, publish
 from shared.context import Context
 from shared.errors import Code, ServiceError, invalid_field, require_version
+from shared.field_masks import require_paths
 from shared.outbox.unit_of_work import outside_unit_of_work
 from users.account_messages import to_profile_updated, to_user
 from users.account_repository import AccountRepository
@@ -48,8 +49,8 @@ _PUBLISHED = {"username", "display_name", "image_url"}
 class AccountHandlers:
     """Creates, reads, changes and deletes accounts.
 
-    Passwords are hashed outside of transactions, because it takes long. A call takes its place in
-    the queue of the hashes before any other work, so that a refused call costs nothing.
+    Hashing is slow, so it runs outside transactions. A call acquires a hash slot before any other
+    work, so that a refused call costs nothing.
     """
 
     accounts: AccountRepository
@@ -68,12 +69,12 @@ class AccountHandlers:
         require_uncommon(
             request.password, username=request.username, email=request.email, field="password"
         )
-        with self.passwords.place(Purpose.SIGN_UP) as place:
+        with self.passwords.acquire_slot(Purpose.SIGN_UP) as slot:
             with outside_unit_of_work():
                 free = await self.accounts.find_by_username(request.username) is None
             if not free:  # in the unit of work: a repeated call gets its stored reply instead
                 await self.accounts.require_free(request.username)
-            user = _new_user(request, await place.hash(request.password))
+            user = _new_user(request, await slot.hash(request.password))
         await self.accounts.add(user)
         await publish(
             UserRegistered(user_id=user.id, username=user.username, created_at=user.created_at)
@@ -101,14 +102,14 @@ class AccountHandlers:
         if changes:
             await self.accounts.update(user, _with_derived(changes, user))
         if published:
-            context.learn_revision(user.revision)
+            context.raise_revision(user.revision)
             await publish(to_profile_updated(user))
         return UpdateMeResponse(user=to_user(user))
 
     @MessagePattern(AuthServiceBase.change_password)
     async def change_password(self, request: ChangePasswordRequest, context: Context) -> Empty:
         """Store the new password and end the other sessions of the user."""
-        with self.passwords.place(Purpose.PASSWORD_CHANGE) as place:
+        with self.passwords.acquire_slot(Purpose.PASSWORD_CHANGE) as slot:
             with outside_unit_of_work():
                 checked = await self.accounts.get_caller(context)
             require_uncommon(
@@ -118,9 +119,9 @@ class AccountHandlers:
                 field="newPassword",
             )
             verdict = await self.passwords.verify_current(
-                place, checked, request.current_password, context=context
+                slot, checked, request.current_password, context=context
             )
-            password_hash = await place.hash(request.new_password) if verdict.matches else ""
+            password_hash = await slot.hash(request.new_password) if verdict.matches else ""
         user = await self.accounts.get_caller(context, lock=True)
         if not verdict.matches or user.password_version != checked.password_version:
             raise ServiceError(
@@ -143,8 +144,8 @@ class AccountHandlers:
         await self.sessions.require_recent(context)
         ended = await self.sessions.delete(user.id)
         await self.accounts.delete(user.id)
-        # newer than every projection, so that other services query this one
-        context.learn_revision(user.revision + 1)
+        # higher than the revision of every projection: other services then call `users`
+        context.raise_revision(user.revision + 1)
         await publish_revocations(user.id, ended)
         await publish(UserDeleted(user_id=user.id))
         self.log.write("account.deleted", context, user_id=user.id, ended_sessions=len(ended))
@@ -166,10 +167,7 @@ def _new_user(request: SignUpRequest, password_hash: str) -> User:
 
 def _changes(request: UpdateMeRequest, user: User) -> dict[str, Any]:
     """Return the columns in the mask that change, with their new values."""
-    paths = set(request.update_mask.paths)
-    if not paths <= _CHANGEABLE:
-        message = f"The fields that can be changed are {', '.join(sorted(_CHANGEABLE))}."
-        raise invalid_field("UPDATE_MASK_INVALID", "updateMask", "field_mask.in", message)
+    paths = require_paths(request.update_mask, _CHANGEABLE)
     values = {path: getattr(request, path) or "" for path in paths}
     for name in ("username", "email"):
         if name in values and not values[name]:

@@ -57,7 +57,7 @@ class AccountRepository:
             user = (await session.exec(query)).one_or_none()
         if user is None:
             raise session_revoked()
-        context.learn_revision(user.revision)
+        context.raise_revision(user.revision)
         return user
 
     async def get_many(self, ids: Sequence[str]) -> Sequence[User]:
@@ -96,7 +96,7 @@ class AccountRepository:
                 await session.exec(replaced)
 
     async def search(self, q: str, page: Page) -> Sequence[User]:
-        """Return accounts with names that contain, for each word of `q`, a word with that start.
+        """Return accounts whose names contain, for each word of `q`, a word that starts with it.
 
         They are sorted by username. PostgreSQL cannot estimate the number of matches. For many
         matches the index on the username is scanned in order; for few the search index is used

@@ -47,7 +47,7 @@ class FollowHandlers:
             message = "Users cannot follow themselves."
             raise invalid_field("FOLLOWS_SELF", "username", "not_caller", message)
         change = await self.follows.add(caller.id, user.id)
-        context.learn_revision(change.revision)
+        context.raise_revision(change.revision)
         await _publish_change(caller.id, user.id, following=True, change=change)
         return FollowResponse(profile=await self.profiles.reloaded(user, context))
 
@@ -57,7 +57,7 @@ class FollowHandlers:
         caller = await self.accounts.get_caller(context)
         user = await self.profiles.find(request.username)
         change = await self.follows.remove(caller.id, user.id)
-        context.learn_revision(change.revision)
+        context.raise_revision(change.revision)
         await _publish_change(caller.id, user.id, following=False, change=change)
         return UnfollowResponse(profile=await self.profiles.reloaded(user, context))
 

@@ -33,14 +33,14 @@ class LogInHandlers:
     async def log_in(self, request: LogInRequest, context: Context) -> LogInResponse:
         """Log in. A wrong password and an unknown account give the same error after the same time.
 
-        The call takes its place in the queue before it reads anything, so that a refused call
+        The call acquires its hash slot before it reads anything, so that a refused call
         costs nothing.
         """
-        with self.passwords.place(Purpose.LOG_IN) as place:
+        with self.passwords.acquire_slot(Purpose.LOG_IN) as slot:
             with outside_unit_of_work():
                 user = await self.accounts.find_by_login(request.login)
             verdict = await self.passwords.verify_log_in(
-                place, user, request=request, context=context
+                slot, user, request=request, context=context
             )
         if user and verdict.new_hash:
             await self.accounts.replace_hash(user, verdict.new_hash)

@@ -41,7 +41,7 @@ class User(SQLModel, table=True):
     email: str = Field(max_length=254)
     password_hash: str = Field(max_length=200)
     password_version: int = Field(default=1, sa_column_kwargs={"server_default": "1"})
-    """Number of changes of the password; another hash of the same password does not count."""
+    """Number of changes of the password; a rehash is not a change."""
     display_name: str = Field(default="", max_length=50)
     bio: str = Field(default="", max_length=1000)
     image_url: str = Field(default="", max_length=500)
@@ -76,7 +76,7 @@ class Session(SQLModel, table=True):
     )
     device: str = Field(max_length=100)
     family_hash: bytes
-    """SHA-256 of the part that all refresh tokens of the session share: the token family."""
+    """SHA-256 of the family secret of the refresh tokens, which all tokens of the session share."""
     secret_hash: bytes
     """SHA-256 of the secret of the current refresh token."""
     created_at: datetime = Field(sa_type=_TIME)

@@ -8,7 +8,7 @@ from shared.context import Context
 from shared.errors import ServiceError
 from users.device_tokens import DeviceTokens
 from users.models import User
-from users.passwords import Passwords, Place, Purpose, Verdict
+from users.passwords import HashSlot, Passwords, Purpose, Verdict
 from users.security_log import SecurityLog
 from users.throttle import Attempt, LoginThrottle
 
@@ -27,12 +27,12 @@ class PasswordCheck:
     devices: DeviceTokens
     log: SecurityLog
 
-    def place(self, purpose: Purpose) -> AbstractContextManager[Place]:
-        """Take a place in the queue of `purpose`; see Passwords.place."""
-        return self.passwords.place(purpose)
+    def acquire_slot(self, purpose: Purpose) -> AbstractContextManager[HashSlot]:
+        """Acquire a slot in the queue of `purpose`; see Passwords.acquire_slot."""
+        return self.passwords.acquire_slot(purpose)
 
     async def verify_log_in(
-        self, place: Place, user: User | None, *, request: LogInRequest, context: Context
+        self, slot: HashSlot, user: User | None, *, request: LogInRequest, context: Context
     ) -> Verdict:
         """Verify the password of a log-in; `user` is None for an unknown account.
 
@@ -44,21 +44,27 @@ class PasswordCheck:
         else:
             account = f"id {user.id}" if user else f"name {request.login.lower()}"
             attempt = self.throttle.of_unknown_device(account, context.client_address)
-        return await self._verify(place, user, request.password, attempt=attempt, context=context)
+        return await self._verify(slot, user, request.password, attempt=attempt, context=context)
 
     async def verify_current(
-        self, place: Place, user: User, password: str, *, context: Context
+        self, slot: HashSlot, user: User, password: str, *, context: Context
     ) -> Verdict:
         """Verify the current password of a logged-in user. Failures do not count for log-ins."""
         attempt = Attempt.of_password_change(user.id)
-        return await self._verify(place, user, password, attempt=attempt, context=context)
+        return await self._verify(slot, user, password, attempt=attempt, context=context)
 
     def device_token(self, user: User, presented: str) -> str:
         """Return the `presented` device token if it is valid for the account, else a new one."""
         return self.devices.issue(user, self.devices.read(user, presented))
 
     async def _verify(
-        self, place: Place, user: User | None, password: str, *, attempt: Attempt, context: Context
+        self,
+        slot: HashSlot,
+        user: User | None,
+        password: str,
+        *,
+        attempt: Attempt,
+        context: Context,
     ) -> Verdict:
         user_id = user.id if user else ""
         try:
@@ -67,7 +73,7 @@ class PasswordCheck:
             if error.reason == "LOGIN_THROTTLED":
                 self.log.write("login.throttled", context, user_id=user_id)
             raise
-        verdict = await place.verify(user.password_hash if user else None, password)
+        verdict = await slot.verify(user.password_hash if user else None, password)
         if verdict.matches:
             await self.throttle.reset(attempt)
         else:

@@ -19,7 +19,7 @@ from shared.errors import Code, ServiceError
 
 T = TypeVar("T")
 
-__all__ = ["Passwords", "Place", "Purpose", "Verdict", "normalized"]
+__all__ = ["HashSlot", "Passwords", "Purpose", "Verdict", "normalized"]
 
 
 class Purpose(Enum):
@@ -35,8 +35,8 @@ _PLACES: Final[Mapping[Purpose, int]] = {
     Purpose.PASSWORD_CHANGE: 8,
     Purpose.SIGN_UP: 8,
 }
-"""Calls per purpose that may hash or wait at once: about a second of work. More would only hold
-handlers and database connections."""
+"""Calls per purpose that may hash or wait at the same time: about a second of work. More would only
+hold handlers and database connections."""
 _CONSECUTIVE_LOG_INS: Final = 3
 """Log-ins in a row, after which another purpose gets a thread, so that log-ins cannot starve it."""
 
@@ -62,38 +62,37 @@ class Passwords:
         self._free_threads = max(1, (os.cpu_count() or 1) // 2)
         self._threads = ThreadPoolExecutor(self._free_threads, thread_name_prefix="argon2")
         self._dummy_hash = self._hasher.hash("unknown account")
-        self._places: Counter[Purpose] = Counter()
+        self._slots: Counter[Purpose] = Counter()
         self._waiting: dict[Purpose, deque[asyncio.Future[None]]] = {
             purpose: deque() for purpose in Purpose
         }
         self._consecutive_log_ins = 0
 
     @contextmanager
-    def place(self, purpose: Purpose) -> Iterator["Place"]:
-        """Take a place in the queue of `purpose`, for all hashes of one call.
+    def acquire_slot(self, purpose: Purpose) -> Iterator["HashSlot"]:
+        """Acquire a slot in the queue of `purpose`, for all hashes of one call.
 
-        RESOURCE_EXHAUSTED with PASSWORDS_BUSY if the queue is full. Take the place before any other
-        work of the call, so that a refused call costs nothing.
-        """
-        if self._places[purpose] >= _PLACES[purpose]:
+        RESOURCE_EXHAUSTED with PASSWORDS_BUSY if the queue is full. Acquire the slot before any
+        other work of the call, so that a refused call costs nothing."""
+        if self._slots[purpose] >= _PLACES[purpose]:
             raise ServiceError(
                 Code.RESOURCE_EXHAUSTED,
                 "PASSWORDS_BUSY",
                 f"Too many clients are trying to {purpose.value}.",
                 retry_after=1,
             )
-        self._places[purpose] += 1
+        self._slots[purpose] += 1
         try:
-            yield Place(self, purpose)
+            yield HashSlot(self, purpose)
         finally:
-            self._places[purpose] -= 1
+            self._slots[purpose] -= 1
 
     async def hash(self, purpose: Purpose, password: str) -> str:
-        """See Place.hash."""
+        """See HashSlot.hash."""
         return await self._run(purpose, self._hasher.hash, normalized(password))
 
     async def verify(self, purpose: Purpose, password_hash: str | None, password: str) -> Verdict:
-        """See Place.verify."""
+        """See HashSlot.verify."""
         verified = password_hash or self._dummy_hash
         verdict = await self._run(purpose, self._matches, verified, normalized(password))
         return verdict if password_hash else Verdict(matches=False)
@@ -160,8 +159,8 @@ class Passwords:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A place in the queue of a purpose, for the hashes of one call."""
+class HashSlot:
+    """A slot in the queue of a purpose, for the hashes of one call."""
 
     _passwords: Passwords
     _purpose: Purpose

@@ -23,7 +23,8 @@ class Profiles:
     async def find(self, name: str) -> User:
         """Return the account with this username or id; NOT_FOUND if there is none.
 
-        A username begins with a letter, an id (UUIDv7) with a digit until the year 7500.
+        A username begins with a letter. An id (UUIDv7) begins with its time, so with a digit until
+        the year 7500.
         """
         if name[0].isdigit():
             found = await self._accounts.get_many([name.lower()])

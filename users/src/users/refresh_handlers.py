@@ -121,5 +121,7 @@ def _stored_response(
 
 def _invalid() -> ServiceError:
     return ServiceError(
-        Code.UNAUTHENTICATED, "REFRESH_TOKEN_INVALID", "The session has ended. Log in again."
+        Code.UNAUTHENTICATED,
+        "REFRESH_TOKEN_INVALID",
+        "The refresh token is not valid. Log in again.",
     )

@@ -43,7 +43,7 @@ class PresentedToken:
     exchanged_during_call: bool
     """Whether the current token was issued after the call had begun."""
     sealed_response: bytes | None
-    """The response that issued the current token; None if its time for repetitions is over."""
+    """The response that issued the current token; None after 60 seconds."""
 
 
 class SessionRepository:
@@ -150,7 +150,7 @@ class SessionRepository:
                 raise ServiceError(
                     Code.PERMISSION_DENIED,
                     "RECENT_LOGIN_REQUIRED",
-                    "This needs a log-in within the last 15 minutes. Log in again.",
+                    "The call needs a log-in within the last 15 minutes. Log in again.",
                 )
 
     async def list_open(self, user_id: str, page: Page) -> Sequence[Session]:

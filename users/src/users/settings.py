@@ -16,7 +16,7 @@ class UsersSettings(ServiceSettings):
     """Key for page tokens and, derived from it, for device tokens: a long random text, the same in
     all processes of the service."""
     login_failures_per_address: int = Field(default=50, ge=0)
-    """Failed log-ins allowed for one client address at once, over all accounts; one more is allowed
-    every 12 seconds. 0 means no limit."""
+    """Failed log-ins that one client address may make in a burst, over all accounts; one more is
+    allowed every 12 seconds. 0 means no limit."""
     signing_key: SecretStr
     """Private Ed25519 key that signs access tokens: a JSON Web Key (RFC 8037) with `kid`."""

@@ -1,6 +1,6 @@
 """Limits on failed log-ins, counted per account, client address and device.
 
-Names without an account are counted like accounts.
+A name that no account has is counted in the same way, so that the response does not reveal it.
 """
 
 import hashlib
@@ -68,7 +68,7 @@ class Streak:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allowance:
-    """Failures over time (a leaky bucket): `free` at once, and one more per `seconds`."""
+    """Failures over time (a leaky bucket): a burst of `free`, and one more per `seconds`."""
 
     free: int
     seconds: float
@@ -114,8 +114,8 @@ class LoginThrottle:
     """Counts every attempt as a failure until it succeeds, so that concurrent attempts count.
 
     The counts are stored outside of the unit of work and so survive a failed call. All times are
-    from the clock of the database. `per_address` is the number of failures allowed for one address
-    at once; 0 means no limit.
+    from the clock of the database. `per_address` is the number of failures that one address may
+    make in a burst; 0: no limit.
     """
 
     def __init__(self, postgres: Postgres, per_address: int) -> None:

@@ -15,7 +15,7 @@ Parsing a head takes 2.3 with httptools and uvicorn's callbacks, 1.8 with gunico
 (picohttpparser), 2.0 with zttp, 25 with h11, and 4.9 with this parser and its rules.
 """
 
-from gateway.http1.http_limits import Clients, HttpLimits
+from gateway.http1.http_limits import ConnectionCounts, HttpLimits
 from gateway.http1.protocol import http1
 
-__all__ = ["Clients", "HttpLimits", "http1"]
+__all__ = ["ConnectionCounts", "HttpLimits", "http1"]

@@ -14,7 +14,7 @@ from gateway.client_addresses import network_of
 from gateway.cors import Cors
 from gateway.http1.deadlines import NEVER, Deadlines
 from gateway.http1.head_fields import FieldLines
-from gateway.http1.http_limits import Clients, HttpLimits
+from gateway.http1.http_limits import ConnectionCounts, HttpLimits
 from gateway.problems import problem
 from shared.errors import ServiceError
 from shared.trace import new_traceparent, trace_id
@@ -40,7 +40,7 @@ class Connection(asyncio.Protocol):
         loop: asyncio.AbstractEventLoop,
         *,
         limits: HttpLimits,
-        clients: Clients,
+        clients: ConnectionCounts,
         cors: Cors,
     ) -> None:
         self.tasks = server_state.tasks
@@ -63,8 +63,8 @@ class Connection(asyncio.Protocol):
         self._unfinished = 0  # bytes that count in `clients.unfinished`
         self._defaults: tuple[list[tuple[bytes, bytes]], bytes] = ([], b"")
 
-    def read_on(self) -> None:
-        """Continue to read from the transport, unless enough input is buffered."""
+    def update_reading(self) -> None:
+        """Read from the transport, unless enough input is buffered."""
         raise NotImplementedError
 
     def finish(self, exchange: "Exchange") -> None:
@@ -77,8 +77,6 @@ class Connection(asyncio.Protocol):
     def _end_reading(self) -> None:
         """End an idle connection, or a request that exceeds its deadline."""
         raise NotImplementedError
-
-    # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Admit the client or refuse it."""
@@ -134,8 +132,6 @@ class Connection(asyncio.Protocol):
         if self._drained is not None:
             self._drained.set()
 
-    # Writing
-
     async def drain(self) -> None:
         """Return once most of the written bytes are sent, or the client has disconnected."""
         if self._drained is None:
@@ -152,8 +148,6 @@ class Connection(asyncio.Protocol):
             lines = b"".join(b"%b: %b\r\n" % field for field in fields)
             self._defaults = (fields, lines)
         return lines
-
-    # Closing
 
     def refuse(self, error: ServiceError) -> None:
         """Send a problem instead of the application's response, then close."""
@@ -173,7 +167,7 @@ class Connection(asyncio.Protocol):
         if self._transport.can_write_eof():
             self._transport.write_eof()
         self._deadlines.read_within(self._limits.linger_seconds)
-        self.read_on()
+        self.update_reading()
 
     def close(self) -> None:
         """Close once the written bytes are sent."""

@@ -20,7 +20,7 @@ class Deadlines:
     __slots__ = ("_expired", "_loop", "_timer", "_timer_at", "reading", "writing")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, expired: Callable[[], None]) -> None:
-        """Call `expired` once a deadline has passed; it has to move that deadline."""
+        """Call `expired` once a deadline has passed; `expired` must set a later deadline."""
         self.reading = NEVER
         self.writing = NEVER
         self._loop = loop

@@ -86,7 +86,7 @@ class Exchange:
         self.disconnected = False
         """Whether the client has disconnected."""
         self.failure: ServiceError | None = None
-        """The error because of which the rest of the body cannot be read."""
+        """The error with which the request is refused unless the application has responded."""
         self.task: asyncio.Task[None] | None = None
         """The task of `run` while it runs."""
         self.disconnect_callback: Callable[[], None] | None = None
@@ -104,7 +104,10 @@ class Exchange:
         self._remaining = 0
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
-        """Run the application; if it sends no complete response, refuse the request."""
+        """Run the application; if it sends no complete response, refuse the request.
+
+        The application may raise the ServiceError with which to refuse it.
+        """
         try:
             await app(scope, self.receive, self.send)
             if self._lacks_response():
@@ -113,7 +116,9 @@ class Exchange:
             self.disconnected = True
             self._connection.abort()
             raise
-        except Exception as error:  # noqa: BLE001  # the edge of the process
+        except ServiceError as error:
+            self.failure = error
+        except Exception as error:  # noqa: BLE001  # the server must go on; the error is logged
             if self._lacks_response():
                 _log.error("request.failed", path=self._path, exc_info=error)
         finally:
@@ -187,7 +192,7 @@ class Exchange:
         self._end_received = self.body_complete
         if self.buffered:
             self.buffered = 0
-            self._connection.read_on()
+            self._connection.update_reading()
         return {"type": "http.request", "body": body, "more_body": not self.body_complete}
 
     def respond(self, status: int, fields: Collection[tuple[bytes, bytes]], body: bytes) -> bool:

@@ -138,6 +138,8 @@ def _parse_other_form(
     if b"host" in values:  # replaced: RFC 9112, section 3.2.2
         _require_host(values[b"host"])
         fields[:] = [(name, host if name == b"host" else value) for name, value in fields]
+    if method == b"OPTIONS" and not (match[2] or match[3]):
+        return b"*", b""  # RFC 9112, section 3.2.4
     return match[2] or b"/", (match[3] or b"")[1:]
 
 
@@ -157,4 +159,4 @@ def _normalize(raw_path: bytes) -> tuple[bytes, str]:
 
 
 def _bad_target() -> HttpError:
-    return refusal(400, "TARGET_INVALID", "The request target is not a path or a URL.")
+    return refusal(400, "TARGET_INVALID", "The request target is neither a path nor a URL.")

@@ -148,7 +148,7 @@ def read_content_length(values: dict[bytes, bytes], minor: int) -> int:
         )
     codings = list_members(coding or b"")
     if codings[-1] != b"chunked" or b"chunked" in codings[:-1]:
-        raise refusal(400, "FRAMING_INVALID", "Only the last transfer coding is chunked.")
+        raise refusal(400, "FRAMING_INVALID", "The last transfer coding must be chunked.")
     if len(codings) > 1:
         raise refusal(501, "CODING_UNKNOWN", "The server supports no transfer coding but chunked.")
     return CHUNKED

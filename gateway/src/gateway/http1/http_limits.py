@@ -10,7 +10,7 @@ from gateway.problems import HttpError
 from gateway.unfinished_input import UnfinishedInput
 from shared.errors import Code
 
-__all__ = ["Clients", "HttpLimits"]
+__all__ = ["ConnectionCounts", "HttpLimits"]
 
 _RETRY_SECONDS: Final = 5
 """`Retry-After` of a refused connection."""
@@ -21,20 +21,21 @@ class HttpLimits:
     """Limits of one connection, in bytes and seconds."""
 
     max_body_bytes: int = 2 << 20
-    """Of the content, without chunk framing."""
+    """Bytes of the content, without chunk framing."""
     head_seconds: float = 10.0
-    """From the first byte of a head, or the start of the connection, to the end of the head."""
+    """Time from the first byte of a head, or the start of the connection, to the end of the
+    head."""
     request_seconds: float = 30.0
-    """From the first byte of a request to its last."""
+    """Time from the first byte of a request to its last."""
     write_seconds: float = 30.0
-    """Without a byte received by the client."""
+    """Time without a byte acknowledged by the client."""
     idle_seconds: float = 75.0
-    """Between two requests."""
+    """Time between two requests."""
     linger_seconds: float = 10.0
-    """For the client to read the last response and to close."""
+    """Time for the client to read the last response and to close."""
 
 
-class Clients:
+class ConnectionCounts:
     """Counts the open connections of a server, and their unfinished input."""
 
     def __init__(

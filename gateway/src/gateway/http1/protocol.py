@@ -20,12 +20,13 @@ from gateway.http1.deadlines import NEVER
 from gateway.http1.exchange import Exchange
 from gateway.http1.head import Head, parse_head
 from gateway.http1.head_fields import CHUNKED, HEAD_BYTES, refusal
-from gateway.http1.http_limits import Clients, HttpLimits
+from gateway.http1.http_limits import ConnectionCounts, HttpLimits
 from gateway.http1.upgrade import hand_over, is_handshake, rebuild, require_handshake
+from gateway.problems import HttpError
 from gateway.request_body import too_large
 from shared.errors import Outcome, ServiceError
 
-__all__ = ["Http1Protocol", "http1"]
+__all__ = ["http1"]
 
 _BUFFER_BYTES: Final = 64 * 1024
 """Bytes of a body or of later requests that are buffered before reading is paused."""
@@ -37,7 +38,7 @@ _BARE_LINE_END: Final = re.compile(rb"(?<!\r)\n|\r[^\n]")
 
 def http1(
     limits: HttpLimits,
-    clients: Clients,
+    clients: ConnectionCounts,
     cors: Cors = Cors(()),  # noqa: B008  # never changed
 ) -> type[asyncio.Protocol]:
     """Return the protocol class for `http` of uvicorn's Config.
@@ -59,7 +60,7 @@ class Http1Protocol(Connection):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         limits: HttpLimits,
-        clients: Clients,
+        clients: ConnectionCounts,
         cors: Cors,
     ) -> None:
         loop = _loop or asyncio.get_running_loop()
@@ -110,8 +111,6 @@ class Http1Protocol(Connection):
         else:
             self.close()
 
-    # Reading
-
     def _advance(self) -> None:
         try:
             while not self._closing and self._read_next():
@@ -120,9 +119,9 @@ class Http1Protocol(Connection):
                 self._count_unfinished()
         except ServiceError as error:
             self._fail(error)
-        self.read_on()
+        self.update_reading()
 
-    def read_on(self) -> None:
+    def update_reading(self) -> None:
         """See Connection."""
         buffered = len(self._buffer)
         if self._exchange is not None and not self._exchange.complete:
@@ -160,8 +159,7 @@ class Http1Protocol(Connection):
         self._fields = head.fields
         self._buffer = self._buffer[end + 4 :]
         if head.upgrade and is_handshake(head) and self._config.ws_protocol_class is not None:
-            require_handshake(head)
-            self._upgrade(head)
+            self._read_handshake(head)
             return False
         if head.content_length > self._limits.max_body_bytes:
             raise too_large(self._limits.max_body_bytes)
@@ -182,7 +180,7 @@ class Http1Protocol(Connection):
         """Run the application for a request."""
         length = head.content_length
         body = None
-        if 0 <= length <= len(self._buffer):  # the whole body has arrived, as usual
+        if 0 <= length <= len(self._buffer):  # usually the whole body has arrived
             body, self._buffer = self._buffer[:length], self._buffer[length:]
             self._deadlines.reading = NEVER
         else:
@@ -197,6 +195,9 @@ class Http1Protocol(Connection):
             expects_continue=head.expects_continue,
             body=body,
         )
+        self._run(exchange, scope)
+
+    def _run(self, exchange: Exchange, scope: Scope) -> None:
         exchange.task = self._loop.create_task(exchange.run(self._app, scope))
         self.tasks.add(exchange.task)
 
@@ -252,19 +253,42 @@ class Http1Protocol(Connection):
         self._resuming = False
         self._advance()
 
+    def _read_handshake(self, head: Head) -> None:
+        """Upgrade the connection, or refuse the handshake.
+
+        The application is run for a refused handshake as well, so that it can count it.
+        """
+        try:
+            require_handshake(head)
+        except HttpError as error:
+            scope = self._scope(head)
+            scope["type"] = "websocket"
+            self._deadlines.reading = NEVER
+            self._exchange = exchange = Exchange(
+                scope, self, keep_alive=False, expects_continue=False, body=b""
+            )
+            exchange.failure = error
+            self._run(exchange, scope)
+        else:
+            self._upgrade(head)
+
     def _upgrade(self, head: Head) -> None:
         """Hand the connection over to the WebSocket protocol; it counts until it is lost."""
-        received = rebuild(head) + self._buffer
         protocol = self._config.ws_protocol_class(  # type: ignore[misc, call-arg]
             config=self._config, server_state=self._server_state, app_state=self._app_state
         )
         self._server_state.connections.discard(self)
         self._deadlines.cancel()
         self._closing = True
-        self._buffer = b""
-        hand_over(self._transport, protocol, received, self._release)
-
-    # Ending
+        received, self._buffer = self._buffer, b""
+        self.update_reading()  # now: afterwards, `protocol` pauses and resumes the transport
+        hand_over(
+            self._transport,
+            protocol,
+            head=rebuild(head),
+            received=received,
+            lost=self._release,
+        )
 
     def finish(self, exchange: Exchange) -> None:
         """See Connection."""

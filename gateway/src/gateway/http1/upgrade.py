@@ -73,13 +73,21 @@ def rebuild(head: Head) -> bytes:
 def hand_over(
     transport: asyncio.Transport,
     protocol: asyncio.Protocol,
+    *,
+    head: bytes,
     received: bytes,
     lost: Callable[[], None],
 ) -> None:
-    """Give a connection to `protocol`, and call `lost` when the connection is lost."""
+    """Give a connection to `protocol`, and call `lost` when the connection is lost.
+
+    `protocol` receives the head and the bytes after it separately: it may treat the bytes after the
+    head as frames only once it has accepted the handshake.
+    """
     transport.set_protocol(_Upgraded(protocol, lost))
     protocol.connection_made(transport)
-    protocol.data_received(received)
+    protocol.data_received(head)
+    if received:
+        protocol.data_received(received)
 
 
 class _Upgraded(asyncio.Protocol):

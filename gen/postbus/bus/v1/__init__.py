@@ -448,7 +448,8 @@ class Batch(betterproto.Message):
 class Control(betterproto.Message):
     """
     A control message: grants credit to a stream, cancels a call, or carries a request that every process
-     answers. Publish it to the topic exchange `postbus.control` with the method's routing key.
+     answers. Publish cancellations and broadcasts to the topic exchange `postbus.control` with the
+     method's routing key, and credit to the queue that the Replies name as `reply_to`.
     """
 
     reply_to: str = betterproto.string_field(1)
@@ -530,7 +531,8 @@ class Event(betterproto.Message):
 
     version: int = betterproto.uint64_field(8)
     """
-    Aggregate version: the number of changes of the aggregate; 0 if the event has none.
+    Aggregate version, which increases with each change of the aggregate: for posts, comments and
+     accounts the number of changes, for follows a time. 0 if the event has none.
     """
 
     correlation_id: str = betterproto.string_field(9)

@@ -8,8 +8,9 @@ to the change carries it too; a gateway sends the highest known revision of a ca
 caller's next calls (`Request.caller_revision`, `Context.caller_revision`).
 
 The projection stores for each user `revision`, up to which no change is missing, and `ahead`, the
-stored revisions after a missing one. A call is answered from the projection if
-`Context.caller_revision` is at most `revision`; otherwise by `users` (`posts.authors.projection`).
+stored revisions after a missing one. The response is made from the projection if
+`Context.caller_revision` is at most `revision`; otherwise from a call of `users`
+(`posts.authors.projection`).
 
 - Order: profiles and follows arrive through two queues, and events of one queue can overtake each
   other. The set of stored revisions does not depend on the order.
@@ -17,17 +18,18 @@ stored revisions after a missing one. A call is answered from the projection if
   projection, but its revision is stored (`EventPattern(..., late=True)`).
 - Repeated events: a revision is stored once, even if the operation has expired from the inbox.
 - Lost events (dead letters; events that were handled by a release without revisions; more than
-  MAX_AHEAD events after a missing one): `revision` stays, so calls are answered by `users`. The
-  first call that finds a later revision stored copies the user again (`posts.authors.resync`). If
-  the lost event is the latest one, calls are answered by `users` until the next change or the
-  replay of the dead letter.
-- Events without a revision (of releases before revisions) change the projection only. Accounts
-  start at revision 0 on both sides, for which the projection is always new enough.
-- Deleted users: the tombstone refuses calls. The reply to DeleteMe carries a revision that no event
-  has, so that `users` refuses calls until the tombstone is stored. The erasure of the follows of a
-  deleted user changes no revision: the same event erases them from the projection.
+  MAX_AHEAD events after a missing one): `revision` stays, so `users` is called. The first call that
+  finds a later revision stored copies the user again (`posts.authors.resync`). If the lost event is
+  the latest one, `users` is called until the next change or the replay of the dead
+  letter.
+- Events without a revision (of releases before revisions) change the projection only. A new account
+  has revision 0; a caller revision of 0 is never higher, so the projection is used.
+- Deleted users: calls are refused if the author is a tombstone. The reply to DeleteMe carries a
+  revision that no event has, so that `users` refuses calls until the tombstone is stored. The
+  erasure of the follows of a deleted user changes no revision: the same event erases them from the
+  projection.
 - Another gateway receives the revision with the event, within milliseconds, at most a second, while
-  the broker is reachable. Until then its calls are answered from the projection as it is.
+  the broker is reachable. Until then its calls get the data of the projection as it is.
 """
 
 from posts.authors.cache import AuthorCache

@@ -15,7 +15,7 @@ from postbus.users.v1 import (
 )
 from posts.authors.resync import USERS_TIMEOUT, Resync
 from posts.authors.storage import AuthorRepository, author_message
-from posts.caller_state import CallerState, CallerStates, PostState
+from posts.caller_state import CallerData, CallerReader, PostData
 from posts.follow_repository import FollowRepository
 from posts.models import Author
 from shared.context import Context
@@ -23,7 +23,7 @@ from shared.errors import Code, ServiceError
 from shared.identity import session_revoked
 from shared.outbox.unit_of_work import outside_unit_of_work
 
-__all__ = ["AuthorMessages", "AuthorProjection"]
+__all__ = ["AuthorProjection"]
 
 _UNAVAILABLE: Final = (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED)
 
@@ -46,18 +46,18 @@ class AuthorMessages:
 class AuthorProjection:
     """Reads authors as callers see them.
 
-    A call is answered from the projection if that includes all changes of the caller that the
+    The projection is used if it includes all changes of the caller that the
     gateway has seen, see `posts.authors`. Otherwise, and for users that the projection
     lacks, `users` is called. While `users` is unavailable, the projection is used.
     """
 
     authors: AuthorRepository
     follows: FollowRepository
-    states: CallerStates
+    states: CallerReader
     users: UsersServiceStub
     resync: Resync
 
-    async def require_caller(self, context: Context) -> None:
+    async def require_account(self, context: Context) -> None:
         """Raise UNAUTHENTICATED if the caller's account is deleted."""
         await self.author_of_caller(context)
 
@@ -89,45 +89,45 @@ class AuthorProjection:
         context: Context,
         *,
         posts: Iterable[str] = (),
-        state: PostState | None = None,
+        state: PostData | None = None,
     ) -> AuthorMessages:
         """Return an Author message per id, and the ids of the `posts` that the caller likes.
 
         `state` is passed if `posts` has one post: the state that was read with it.
         """
         wanted, author = sorted(set(ids)), state and state.author
-        known: Authors = {author.id: author} if author and author.known else {}
+        found: Authors = {author.id: author} if author and author.has_profile else {}
         if context.caller is None:
-            known = await self._read_missing(wanted, known)
+            found = await self._read_missing(wanted, found)
             return AuthorMessages(
-                by_id={id_: author_message(id_, known.get(id_)) for id_ in wanted}
+                by_id={id_: author_message(id_, found.get(id_)) for id_ in wanted}
             )
         caller = (state and state.caller) or await self._read_state(
             context, authors=wanted, posts=posts
         )
-        _require_account(caller)
-        known, followed = await self._authors_for(wanted, known, caller, context)
+        _require_not_deleted(caller)
+        found, followed = await self._authors_for(wanted, found, caller, context)
         messages = {
-            id_: author_message(id_, known.get(id_), followed=id_ in followed) for id_ in wanted
+            id_: author_message(id_, found.get(id_), followed=id_ in followed) for id_ in wanted
         }
         return AuthorMessages(by_id=messages, liked=caller.liked)
 
     async def _authors_for(
-        self, ids: Sequence[str], known: Authors, state: CallerState, context: Context
+        self, ids: Sequence[str], found: Authors, state: CallerData, context: Context
     ) -> tuple[Authors, Collection[str]]:
         """Return authors by id, and the ids of the users that the caller follows."""
         caller = state.author
-        known = await self._read_missing(ids, {**known, caller.id: caller} if caller else known)
+        found = await self._read_missing(ids, {**found, caller.id: caller} if caller else found)
         is_current = caller is not None and _is_current(caller, context)
-        missing = [id_ for id_ in ids if id_ not in known] if is_current else ids
+        missing = [id_ for id_ in ids if id_ not in found] if is_current else ids
         if not missing:
-            return known, state.followed
+            return found, state.followed
         profiles = await _unless_unavailable(self._fetch_profiles(missing, state, context))
         if profiles is None:
-            return known, state.followed
+            return found, state.followed
         followed = {id_ for id_, profile in profiles.items() if profile.followed}
         if is_current:
-            return {**known, **profiles}, followed | state.followed
+            return {**found, **profiles}, followed | state.followed
         return profiles, followed
 
     async def find_id(self, username: str) -> str | None:
@@ -155,21 +155,21 @@ class AuthorProjection:
 
     async def _read_state(
         self, context: Context, *, authors: Iterable[str] = (), posts: Iterable[str] = ()
-    ) -> CallerState:
+    ) -> CallerData:
         """Return the stored state of the caller; UNAUTHENTICATED if the account is deleted."""
         state = await self.states.read(context.user_id, authors=authors, posts=posts)
-        _require_account(state)
+        _require_not_deleted(state)
         return state
 
-    async def _read_missing(self, ids: Sequence[str], known: Authors) -> Authors:
-        """Return `known` and the other stored authors of `ids`."""
-        missing = [id_ for id_ in ids if id_ not in known]
+    async def _read_missing(self, ids: Sequence[str], found: Authors) -> Authors:
+        """Return `found` and the other stored authors of `ids`."""
+        missing = [id_ for id_ in ids if id_ not in found]
         if not missing:
-            return known
-        return {**await self.authors.by_ids_cached(missing), **known}
+            return found
+        return {**await self.authors.by_ids_cached(missing), **found}
 
     async def _fetch_profiles(
-        self, ids: Sequence[str], state: CallerState, context: Context
+        self, ids: Sequence[str], state: CallerData, context: Context
     ) -> dict[str, Profile]:
         """Return profiles by id from `users`, which refuses ended sessions.
 
@@ -198,6 +198,6 @@ def _is_current(author: Author, context: Context) -> bool:
     return context.caller_revision <= author.revision
 
 
-def _require_account(state: CallerState) -> None:
+def _require_not_deleted(state: CallerData) -> None:
     if state.author is not None and state.author.deleted:
         raise session_revoked()

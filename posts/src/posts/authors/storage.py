@@ -14,7 +14,7 @@ from shared.data.mongo_database import Mongo
 __all__ = ["MAX_AHEAD", "AuthorRepository", "author_message", "has_stored", "with_revision"]
 
 MAX_AHEAD: Final = 100
-"""Revisions stored after a missing one. Further ones are not stored, and so are missing, too."""
+"""Revisions stored after a missing one. Further revisions are not stored and count as missing."""
 
 
 class AuthorRepository:
@@ -70,7 +70,7 @@ class AuthorRepository:
     async def by_ids(self, ids: Sequence[str]) -> dict[str, Author]:
         """Return the stored authors and tombstones by id."""
         found = await self._authors.get_many(ids)
-        return {id_: author for id_, author in found.items() if author.known}
+        return {id_: author for id_, author in found.items() if author.has_profile}
 
     async def by_ids_cached(self, ids: Sequence[str]) -> Mapping[str, Author]:
         """Return authors by id as `by_ids` does, but first from the cache."""

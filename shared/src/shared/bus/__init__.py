@@ -1,26 +1,20 @@
 """The message bus: calls and events between services, with the types of the contract."""
 
-from postbus.bus.v1 import Event, Reply, Request
 from shared.bus.client import ServiceChannel, call_method, publish, typed_handler
 from shared.bus.decorators import EventPattern, MessagePattern
 from shared.bus.dispatch import Dispatcher
 from shared.bus.envelope import Call, CallResult
-from shared.bus.message_bus import EventHandler, Following, MessageBus, RpcHandler, Subscription
+from shared.bus.message_bus import MessageBus, StreamSubscription, Subscription
 
 __all__ = [
     "Call",
     "CallResult",
     "Dispatcher",
-    "Event",
-    "EventHandler",
     "EventPattern",
-    "Following",
     "MessageBus",
     "MessagePattern",
-    "Reply",
-    "Request",
-    "RpcHandler",
     "ServiceChannel",
+    "StreamSubscription",
     "Subscription",
     "call_method",
     "publish",

@@ -1,6 +1,7 @@
 """Typed access to the bus: calls by generated stubs, published events, subscriptions to events."""
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
@@ -10,7 +11,6 @@ from operator import attrgetter
 from typing import Final, TypeVar
 
 import betterproto
-import structlog
 from uuid_utils import uuid7
 
 from postbus.bus.v1 import Event
@@ -20,6 +20,7 @@ from shared.bus.envelope import Call, CallResult
 from shared.bus.message_bus import EventHandler, MessageBus
 from shared.context import current_context
 from shared.errors import Outcome, ServiceError, deadline_exceeded, internal
+from shared.limited_log import LimitedLog
 from shared.outbox.unit_of_work import current_unit_of_work
 from shared.trace import child_traceparent, new_traceparent
 from shared.wire import decode, encode
@@ -28,7 +29,6 @@ __all__ = ["ServiceChannel", "call_method", "publish", "typed_handler"]
 
 M = TypeVar("M", bound=betterproto.Message)
 
-_log = structlog.get_logger()
 _NO_SLOT: Final = nullcontext()
 _CONNECTION_REASONS: Final = ("CONNECTION_LOST", "NOT_CONNECTED")
 _RETRY_DELAY: Final = 0.05
@@ -80,7 +80,7 @@ async def _retry(bus: MessageBus, route: str, call: Call, outcome: Outcome) -> C
 
 
 class ServiceChannel:
-    """Carries the calls of a generated stub over the bus.
+    """Sends the calls of a generated stub over the bus.
 
     users = UsersServiceStub(ServiceChannel(bus))
     response = await users.batch_get_users(BatchGetUsersRequest(ids=ids))
@@ -102,7 +102,7 @@ class ServiceChannel:
         with current_slot() or _NO_SLOT:
             result = await call_method(self._bus, method, call, method.name + self._suffix)
         if result.caller_revision and (context := current_context()):
-            context.learn_revision(result.caller_revision)
+            context.raise_revision(result.caller_revision)
         return _decoded(response, result.payload)
 
     async def stream(
@@ -129,7 +129,7 @@ def _decoded(response: type[M], payload: bytes) -> M:
 
 
 def _new_call(request: betterproto.Message, method: Method, budget: float | None) -> Call:
-    """Return a call, which belongs to the current one if there is one.
+    """Return a call. Inside a handler it is a nested call of the current call.
 
     Its operation id is then derived from that of the current call: if the current call is repeated,
     the nested calls have no second effect.
@@ -141,12 +141,11 @@ def _new_call(request: betterproto.Message, method: Method, budget: float | None
         return Call.new(payload, deadline=deadline, traceparent=new_traceparent())
     if context.remaining <= 0:
         raise deadline_exceeded()
-    changes = method.idempotency is not Idempotency.NO_SIDE_EFFECTS
     return Call.new(
         payload,
         deadline=min(deadline, context.deadline),
         access_token=context.access_token,
-        operation_id=context.nested_operation_id(method.name, changes=changes),
+        operation_id=context.nested_operation_id(method.name, changes=method.has_side_effects),
         traceparent=child_traceparent(context.traceparent),
         correlation_id=context.correlation_id,
         caller_revision=context.caller_revision,
@@ -161,12 +160,12 @@ async def publish(message: betterproto.Message) -> None:
 
     Raises RuntimeError outside a handler, and in handlers of methods without side effects.
     """
-    work, context = current_unit_of_work(), current_context()
-    if work is None or context is None:
-        raise RuntimeError("publish events in handlers of methods with side effects only")
+    unit, context = current_unit_of_work(), current_context()
+    if unit is None or context is None:
+        raise RuntimeError("events can be published only in handlers of methods with side effects")
     event = _EVENTS_BY_MESSAGE[type(message)]
     version = event.aggregate_version
-    work.events.append(
+    unit.events.append(
         Event(
             id=str(uuid7()),
             source=event.name.split(".")[1],
@@ -193,13 +192,14 @@ def typed_handler(
     type, is logged and dropped.
     """
     types = {_EVENTS_BY_MESSAGE[message].name: message for message in messages}
+    log = LimitedLog()
 
     async def handler(body: bytes) -> None:
         try:
             event = decode(Event, body)
             message = decode(types[event.type], event.data)
         except (ServiceError, KeyError):
-            _log.warning("event.malformed")
+            log.write(logging.WARNING, "event.malformed")
             return
         handle(message)
 

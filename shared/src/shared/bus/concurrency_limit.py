@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Final
 
-__all__ = ["ConcurrencyLimit", "Slot", "current_slot"]
+__all__ = ["ConcurrencyLimit", "current_slot"]
 
 
 class ConcurrencyLimit:
@@ -31,7 +31,7 @@ class ConcurrencyLimit:
             waiting.cancel()
 
     def try_acquire(self) -> bool:
-        """Acquire a slot at once. Return False if none is free or other handlers wait."""
+        """Acquire a slot without waiting. Return False if none is free or other handlers wait."""
         if self._free <= 0 or self._waiting:
             return False
         self._free -= 1

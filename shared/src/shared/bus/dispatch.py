@@ -1,6 +1,7 @@
 """Dispatch calls and events to their handlers."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Coroutine, Iterable
 from contextlib import aclosing
@@ -8,7 +9,6 @@ from functools import partial
 from typing import Any, Protocol
 
 import betterproto
-import structlog
 from uuid_utils import uuid7
 
 from postbus.bus.v1 import Event
@@ -18,20 +18,22 @@ from shared.bus.handler_metrics import Statistics, WorkerServiceHandlers
 from shared.bus.message_bus import Failure
 from shared.bus.served_method import Handler, ServedMethod, encode_response, run_stream
 from shared.context import Context
-from shared.errors import Code, Outcome, ServiceError, internal
+from shared.errors import Code, Outcome, ServiceError, internal, shown_name
 from shared.identity import Caller, token_missing
+from shared.limited_log import LimitedLog
 from shared.outbox.inbox import Operation, OperationResult
-from shared.outbox.unit_of_work import Handle, Perform, current_unit_of_work
+from shared.outbox.unit_of_work import Execution, Perform, current_unit_of_work
 from shared.trace import trace_id, valid_traceparent
 from shared.wire import decode, read_valid
 
-__all__ = ["Dispatcher", "Verifier"]
+__all__ = ["Dispatcher"]
 
-_log = structlog.get_logger()
 _MAX_BUDGET = 60.0
 """Seconds; a later deadline of the caller is reduced to it."""
 _MAX_REQUEST_BYTES = 4 * 2**20
 """A larger request is refused undecoded. The gateway accepts bodies of 2 MiB by default."""
+_FAILURE_LINES = 10
+"""Lines about unexpected exceptions of one method in ten seconds."""
 _TRANSIENT_CODES = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.ABORTED, Code.DEADLINE_EXCEEDED)
 """Codes of errors that a retry may cure."""
 
@@ -64,6 +66,8 @@ class Dispatcher:
         self._verifier = verifier
         self._perform = perform
         self._running: set[str] = set()
+        self._event_log = LimitedLog()
+        self._call_log = LimitedLog(_FAILURE_LINES)
 
     @property
     def routes(self) -> list[str]:
@@ -92,23 +96,23 @@ class Dispatcher:
             request = read_request(body)
             traceparent = valid_traceparent(request.traceparent)
             began = served.metrics.begin(request.sent_unix_ms / 1000)
-            context, message = self._begin(served, request, traceparent)
+            context, message = self._verify_and_validate(served, request, traceparent)
             with context:
-                if served.has_side_effects:
+                if served.method.has_side_effects:
                     operation = served.operation(request.payload, context)
-                    handle = partial(_handle, served.handler, message, context)
-                    payload, replayed = await self._perform_exclusively(operation, handle)
+                    execute = partial(_execute, served.handler, message, context)
+                    payload, replayed = await self._perform_exclusively(operation, execute)
                 else:
                     payload = encode_response(await served.handler(message, context))
                     replayed = False
             revision = context.caller_revision
-            learned = revision if revision > request.caller_revision else 0
-            return payload_reply(payload, replayed=replayed, caller_revision=learned)
+            raised = revision if revision > request.caller_revision else 0
+            return payload_reply(payload, replayed=replayed, caller_revision=raised)
         except asyncio.CancelledError:
             code = Code.CANCELLED
             raise
         except Exception as error:  # noqa: BLE001  # a handler may raise anything; it is logged
-            code, reply = _failure(served, error, context, traceparent)
+            code, reply = self._failure(served, error, context, traceparent)
             return reply
         finally:
             if began:
@@ -120,23 +124,23 @@ class Dispatcher:
             request = read_request(body)
             traceparent = valid_traceparent(request.traceparent)
             began = served.metrics.begin(request.sent_unix_ms / 1000)
-            context, message = self._begin(served, request, traceparent)
+            context, message = self._verify_and_validate(served, request, traceparent)
             async with aclosing(run_stream(served.handler, message, context)) as responses:
                 async for response in responses:
                     sequence += 1
                     yield payload_reply(encode_response(response), sequence)
             yield completed_reply(sequence + 1)
-        except Exception as error:  # noqa: BLE001  # as in _reply
-            code, reply = _failure(served, error, context, traceparent)
+        except Exception as error:  # noqa: BLE001  # a handler may raise anything; it is logged
+            code, reply = self._failure(served, error, context, traceparent)
             yield reply
         finally:
             if began:
                 served.metrics.end(began, code)
 
-    def _begin(
+    def _verify_and_validate(
         self, served: ServedMethod, request: Any, traceparent: str
     ) -> tuple[Context, betterproto.Message]:
-        """Return the context and the message of a request after verification and validation.
+        """Return the context and the message of a request.
 
         The token is verified again, because any client of the broker could claim any identity.
         """
@@ -159,6 +163,29 @@ class Dispatcher:
         )
         return context, read_valid(served.method.request, request.payload)
 
+    def _failure(
+        self, served: ServedMethod, error: Exception, context: Context | None, traceparent: str
+    ) -> tuple[int, bytes]:
+        """Return the code and the encoded Reply of a failed call.
+
+        If the handler has made a call with side effects, the outcome is UNKNOWN: a rollback does
+        not undo that call.
+        """
+        trace = trace_id(traceparent)
+        if not isinstance(error, ServiceError):
+            self._call_log.write(
+                logging.ERROR,
+                "request.failed",
+                key=served.name,
+                method=served.name,
+                trace_id=trace,
+                exc_info=error,
+            )
+            error = internal()
+        elif context is not None and context.has_changed:
+            error.outcome = Outcome.try_value(Outcome.UNKNOWN)
+        return error.code, error_reply(error, trace)
+
     async def consume(self, body: bytes) -> Failure | None:
         """Execute the consumer of an encoded Event; return its failure, None for success."""
         name = ""
@@ -167,7 +194,7 @@ class Dispatcher:
             name = event.type
             await self._consume(event)
         except ServiceError as error:
-            _log.warning("event.failed", event_type=name, reason=error.reason)
+            self._log_failed_event(logging.WARNING, name, reason=error.reason)
             return Failure(
                 reason=error.reason,
                 message=error.message,
@@ -175,9 +202,15 @@ class Dispatcher:
                 dependency_down=error.code is Code.UNAVAILABLE,
             )
         except Exception as error:  # noqa: BLE001  # a handler may raise anything
-            _log.exception("event.failed", event_type=name)
+            self._log_failed_event(logging.ERROR, name, exc_info=error)
             return Failure(reason="INTERNAL", message=type(error).__name__, retry=True)
         return None
+
+    def _log_failed_event(self, level: int, name: str, **fields: Any) -> None:
+        known = name if name in self._events else ""
+        self._event_log.write(
+            level, "event.failed", key=known, event_type=shown_name(name), **fields
+        )
 
     async def _consume(self, event: Event) -> None:
         consumed = self._events.get(event.type)
@@ -187,11 +220,11 @@ class Dispatcher:
             )
         context, operation = consumed.context(event), consumed.operation(event)
         message = decode(consumed.message, event.data)
-        handle = partial(_handle, consumed.handler, message, context)
+        execute = partial(_execute, consumed.handler, message, context)
         began, code = consumed.metrics.begin(event.time.timestamp()), Code.INTERNAL
         try:
             with context:
-                await self._perform(operation, handle)
+                await self._perform(operation, execute)
             code = Code.UNSPECIFIED
         except ServiceError as error:
             code = error.code
@@ -199,7 +232,9 @@ class Dispatcher:
         finally:
             consumed.metrics.end(began, code)
 
-    async def _perform_exclusively(self, operation: Operation, handle: Handle) -> OperationResult:
+    async def _perform_exclusively(
+        self, operation: Operation, execute: Execution
+    ) -> OperationResult:
         """Perform an operation, unless it runs in this process: then ABORTED, OPERATION_RUNNING.
 
         An execution in another process is serialised by the inbox.
@@ -208,40 +243,23 @@ class Dispatcher:
             raise ServiceError(
                 Code.ABORTED,
                 "OPERATION_RUNNING",
-                "The operation is still running. Repeat the request with the same operation id.",
+                "The operation is still running. Repeat the request with the same idempotency key.",
                 retry_after=1,
                 outcome=Outcome.UNKNOWN,
             )
         self._running.add(operation.key)
         try:
-            return await self._perform(operation, handle)
+            return await self._perform(operation, execute)
         finally:
             self._running.discard(operation.key)
 
 
-async def _handle(handler: Handler, message: betterproto.Message, context: Context) -> bytes:
+async def _execute(handler: Handler, message: betterproto.Message, context: Context) -> bytes:
     """Execute a handler in the current unit of work; return the encoded response."""
     unit = current_unit_of_work()
     context.restart(late=unit is not None and unit.late)
     response = await handler(message, context)
     return b"" if response is None else encode_response(response)
-
-
-def _failure(
-    served: ServedMethod, error: Exception, context: Context | None, traceparent: str
-) -> tuple[int, bytes]:
-    """Return the code and the encoded Reply of a failed call.
-
-    If the handler has made a call with side effects, the outcome is UNKNOWN: a rollback does not
-    undo that call.
-    """
-    trace = trace_id(traceparent)
-    if not isinstance(error, ServiceError):
-        _log.error("request.failed", method=served.name, trace_id=trace, exc_info=error)
-        error = internal()
-    elif context is not None and context.has_changed:
-        error.outcome = Outcome.try_value(Outcome.UNKNOWN)
-    return error.code, error_reply(error, trace)
 
 
 async def _not_served() -> bytes:

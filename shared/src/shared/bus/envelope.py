@@ -30,8 +30,6 @@ _Request: Any = message_class("postbus.bus.v1.Request")
 _Reply: Any = message_class("postbus.bus.v1.Reply")
 _MAX_ERROR_BYTES: Final = 64 * 2**10
 """Largest Reply with an error."""
-_MAX_ERROR_TEXT: Final = 1000
-"""Characters."""
 
 
 class CallResult(NamedTuple):
@@ -47,7 +45,7 @@ class CallResult(NamedTuple):
 
 @dataclass(slots=True)
 class Call:
-    """A call that can be sent, also repeatedly."""
+    """An encoded call with its deadline; it can be sent again."""
 
     request: bytes
     """The encoded Request."""
@@ -120,14 +118,12 @@ def completed_reply(sequence: int) -> bytes:
 def error_reply(error: ServiceError, trace_id: str = "") -> bytes:
     """Return an encoded Reply with `error`, of 64 KiB at most.
 
-    A larger error is sent without its violations and with truncated texts.
+    A larger error is sent without its violations; its texts are short, see ServiceError.
     """
     message = error.to_message(trace_id)
     reply = encode(Reply(error=message))
     if len(reply) > _MAX_ERROR_BYTES:
         message.violations = []
-        message.reason = message.reason[:_MAX_ERROR_TEXT]
-        message.message = message.message[:_MAX_ERROR_TEXT]
         reply = encode(Reply(error=message))
     return reply
 
@@ -160,7 +156,7 @@ def _read(reply: bytes) -> Any:
 
 
 def unavailable(reason: str, message: str, outcome: int = Outcome.NO_EFFECT) -> ServiceError:
-    """Return UNAVAILABLE: a call could not be delivered or answered."""
+    """Return UNAVAILABLE: a call could not be delivered, or has no reply."""
     return ServiceError(Code.UNAVAILABLE, reason, message, retry_after=1, outcome=outcome)
 
 

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from postbus.registry import EVENTS, METHODS, Method
 from shared.bus.consumed_event import ConsumedEvent
@@ -11,7 +11,7 @@ from shared.bus.handler_metrics import Statistics
 from shared.bus.served_method import Handler, ServedMethod
 
 __all__ = [
-    "EVERY_WORKER",
+    "WORKERS",
     "ContractMismatchError",
     "consumed_events",
     "served_methods",
@@ -19,8 +19,11 @@ __all__ = [
 
 T = TypeVar("T")
 
-EVERY_WORKER = "bus"
-"""The methods of the package postbus.bus are served by every worker, on a route of its own."""
+_EVERY_WORKER = "bus"
+"""`Method.worker` of the methods that every worker serves (package postbus.bus). Their routes end
+with the name of the worker."""
+WORKERS: Final = sorted({method.worker for method in METHODS.values()} - {_EVERY_WORKER})
+"""The names of all workers."""
 
 
 class ContractMismatchError(Exception):
@@ -42,7 +45,7 @@ def _is_handler(member: object) -> bool:
 def _routes_of(worker: str) -> dict[str, Method]:
     """Return the methods of `worker` and of every worker, by their routes at this worker."""
     own = {method.name: method for method in METHODS.values() if method.worker == worker}
-    every = {f"{m.name}.{worker}": m for m in METHODS.values() if m.worker == EVERY_WORKER}
+    every = {f"{m.name}.{worker}": m for m in METHODS.values() if m.worker == _EVERY_WORKER}
     return own | every
 
 

@@ -110,7 +110,7 @@ class WorkerServiceHandlers:
 
     @MessagePattern(WorkerServiceBase.ping)
     async def ping(self, _request: PingRequest, _context: Context) -> PingResponse:
-        """Answer, to show that the process is alive."""
+        """Return an empty response, to show that the process is alive."""
         return PingResponse(instance=self._instance)
 
     @MessagePattern(WorkerServiceBase.get_statistics)

@@ -1,4 +1,9 @@
-"""An in-memory bus for tests, with the guarantees of the AMQP bus."""
+"""An in-memory bus for tests. It encodes messages as the AMQP bus does, and differs from it here:
+
+- Cancelling a subscription cancels a running handler, and its event returns to the queue.
+- `broadcast` calls one process after the other without a deadline, and raises the error of one.
+- The connection cannot break: `on_gap` is never called, and past events are always complete.
+"""
 
 import asyncio
 import time
@@ -9,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Final
 
-from postbus.bus.v1 import Event
+from postbus.bus.v1 import Event, Outcome
 from shared.bus.envelope import Call, CallResult, next_payload, result_of, unavailable
 from shared.bus.message_bus import CREDIT, DELAYS, EventHandler, RpcHandler, require_kept
 from shared.errors import deadline_exceeded
@@ -18,7 +23,7 @@ from shared.outbox.outbox import EncodedEvent
 __all__ = ["MemoryBus"]
 
 _KEPT_EVENTS: Final = 10_000
-"""Past events that followers can read."""
+"""Past events that readers of a stream get."""
 
 
 @dataclass(eq=False)
@@ -72,6 +77,8 @@ class MemoryBus:
 
     async def call(self, route: str, call: Call) -> CallResult:
         """See MessageBus.call."""
+        if call.remaining <= 0:
+            raise deadline_exceeded(Outcome.NO_EFFECT)
         server = self._server(route)
         task = asyncio.create_task(_answer(server, route, call.request))
         server.running.add(task)
@@ -154,10 +161,10 @@ class MemoryBus:
         target.active.add(consumer)
         return consumer
 
-    async def follow(
+    async def read_stream(
         self, stream: str, types: Sequence[str], handler: EventHandler, *, seconds: float
     ) -> _Consumer:
-        """See MessageBus.follow. Every stream contains all events."""
+        """See MessageBus.read_stream. Every stream contains all events."""
         require_kept(seconds)
         since = time.monotonic() - seconds
         consumer = await self.subscribe(types, handler)
@@ -187,18 +194,18 @@ class MemoryBus:
 
 async def _answer(server: _Server, route: str, body: bytes) -> bytes:
     async with server.limit:
-        answer = server.handler(route, body)
-        if isinstance(answer, AsyncGenerator):
+        handling = server.handler(route, body)
+        if isinstance(handling, AsyncGenerator):
             raise TypeError(f"{route} streams")
-        return await answer
+        return await handling
 
 
 async def _stream(server: _Server, route: str, body: bytes, replies: asyncio.Queue[bytes]) -> None:
     async with server.limit:
-        answer = server.handler(route, body)
-        if not isinstance(answer, AsyncGenerator):
-            replies.put_nowait(await answer)
+        handling = server.handler(route, body)
+        if not isinstance(handling, AsyncGenerator):
+            replies.put_nowait(await handling)
             return
-        async with aclosing(answer):
-            async for reply in answer:
+        async with aclosing(handling):
+            async for reply in handling:
                 await replies.put(reply)

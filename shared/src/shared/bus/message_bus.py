@@ -14,9 +14,9 @@ __all__ = [
     "KEPT_SECONDS",
     "EventHandler",
     "Failure",
-    "Following",
     "MessageBus",
     "RpcHandler",
+    "StreamSubscription",
     "Subscription",
     "require_kept",
 ]
@@ -37,10 +37,10 @@ class Failure:
     """The failure of a consumer. The event is retried, or becomes a dead letter."""
 
     reason: str
-    """As of a ServiceError."""
+    """The reason, as in ServiceError."""
     message: str
     retry: bool
-    """Whether a retry may succeed; else the event becomes a dead letter at once."""
+    """Whether a retry may succeed; else the event becomes a dead letter immediately."""
     dependency_down: bool = False
     """Whether a dependency is unavailable. The event is then retried without limit."""
 
@@ -73,7 +73,7 @@ def require_kept(seconds: float) -> None:
         raise ValueError(f"streams keep events for {KEPT_SECONDS} seconds, not for {seconds}")
 
 
-class Following(Subscription, Protocol):
+class StreamSubscription(Subscription, Protocol):
     """A running subscription to a stream of events."""
 
     @property
@@ -96,9 +96,10 @@ class MessageBus(Protocol):
     def call(self, route: str, call: Call) -> Coroutine[Any, Any, CallResult]:
         """Send `call` to a server of `route` and return the result in its reply.
 
-        Raises ServiceError: the error in the reply; UNAVAILABLE with reason NO_ROUTE at once if no
-        worker serves the route, NOT_CONNECTED at once if the broker is unavailable, CONNECTION_LOST
-        if the connection breaks after the call was sent; DEADLINE_EXCEEDED at the deadline.
+        Raises ServiceError: the error in the reply; UNAVAILABLE with reason NO_ROUTE immediately if
+        no worker serves the route, NOT_CONNECTED immediately if the broker is unavailable,
+        CONNECTION_LOST if the connection breaks after the call was sent; DEADLINE_EXCEEDED at the
+        deadline.
         """
 
     def stream(self, route: str, call: Call) -> AsyncGenerator[bytes, None]:
@@ -123,7 +124,7 @@ class MessageBus(Protocol):
     async def serve(
         self, queue: str, routes: Sequence[str], handler: RpcHandler, *, concurrency: int = 64
     ) -> Subscription:
-        """Answer calls of `routes` by `handler`, `concurrency` at once at most.
+        """Handle calls of `routes` by `handler`, at most `concurrency` at the same time.
 
         All servers of one `queue` share its calls. A call is acknowledged after its reply is sent.
         """
@@ -145,14 +146,14 @@ class MessageBus(Protocol):
         called after a reconnect, because events may have been missed.
         """
 
-    async def follow(
+    async def read_stream(
         self, stream: str, types: Sequence[str], handler: EventHandler, *, seconds: float
-    ) -> Following:
-        """Pass events of `types` to `handler`: first of the last `seconds`, then new ones.
+    ) -> StreamSubscription:
+        """Pass events of `types` to `handler`: the events of the last `seconds`, then new ones.
 
         The events are passed one at a time in the order of publication, without gaps; some are
         passed repeatedly. The result of the handler is ignored. The named `stream` is durable,
-        shared by all its followers, and has the events since it was first followed. Returns once
+        shared by all its readers, and has the events since it was first read. Returns once
         the past events are processed, or after a second if the stream is unavailable; see
-        Following.complete. Raises ValueError if `seconds` is more than KEPT_SECONDS.
+        StreamSubscription.complete. Raises ValueError if `seconds` is more than KEPT_SECONDS.
         """

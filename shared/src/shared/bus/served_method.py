@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import betterproto
 
-from postbus.registry import Access, Idempotency, Method
+from postbus.registry import Access, Method
 from shared.bus.handler_metrics import HandlerMetrics
 from shared.context import Context
 from shared.errors import Code, ServiceError
@@ -26,7 +26,7 @@ _MAX_REPLY_BYTES: Final = 8 * 2**20
 class ServedMethod:
     """A method that this worker serves on the route `name`."""
 
-    __slots__ = ("handler", "has_side_effects", "method", "metrics", "name", "needs_user")
+    __slots__ = ("handler", "method", "metrics", "name", "needs_user")
 
     def __init__(
         self, name: str, method: Method, handler: Handler, metrics: HandlerMetrics
@@ -36,7 +36,6 @@ class ServedMethod:
         self.handler = handler
         self.metrics = metrics
         self.needs_user = method.access is Access.USER
-        self.has_side_effects = method.idempotency is not Idempotency.NO_SIDE_EFFECTS
 
     def operation(self, payload: bytes, context: Context) -> Operation:
         """Return the operation of a call with side effects; `payload` is the encoded request.
@@ -44,7 +43,7 @@ class ServedMethod:
         The fingerprint is keyed, so that a request, such as a password, cannot be guessed from it.
         """
         fingerprint = hmac.digest(context.operation_id.encode(), payload, "sha256")
-        # without a token the request is part of the key: strangers may choose equal operation ids
+        # without a token the request is part of the key: anonymous callers may choose equal ids
         caller = context.caller.user_id if context.caller else f"nobody {fingerprint.hex()}"
         return Operation(
             key=Operation.key_of("call", self.method.name, caller, context.operation_id),

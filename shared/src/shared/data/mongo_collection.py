@@ -108,8 +108,8 @@ class Collection(Generic[M]):
     ) -> list[M]:
         """Return up to `limit` documents that match every query, in the order of `sort`.
 
-        The first `skip` documents are left out. The fields in `without` are not read: they have
-        their default, or are missing from the instance. `hint` holds the keys of the index to use.
+        The first `skip` documents are left out. The fields in `without` are not read: an instance
+        has their default, or no such attribute. `hint` holds the keys of the index to use.
         """
         projection = dict.fromkeys(without, 0) or None
         async with self._session() as session:

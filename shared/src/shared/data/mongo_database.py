@@ -17,7 +17,7 @@ from shared.outbox.mongo_inbox import create_inbox_indexes
 from shared.outbox.mongo_outbox import forward
 from shared.outbox.mongo_unit_of_work import driver_errors, perform
 from shared.outbox.outbox import Publish
-from shared.outbox.unit_of_work import Handle
+from shared.outbox.unit_of_work import Execution
 
 __all__ = ["Mongo", "open_mongo"]
 
@@ -52,10 +52,10 @@ class Mongo:
         """Return if the database responds; raise if not."""
         await self._database.command("ping")
 
-    async def perform(self, operation: Operation, handler: Handle) -> OperationResult:
+    async def perform(self, operation: Operation, execute: Execution) -> OperationResult:
         """See Store.perform. Transactions that conflict are retried until the deadline."""
         result, has_events = await perform(
-            self._database, operation, handler, retry_lock=self._retry_lock
+            self._database, operation, execute, retry_lock=self._retry_lock
         )
         if has_events:
             self.committed.set()

@@ -17,7 +17,7 @@ from shared.outbox.outbox import Publish
 from shared.outbox.postgres_inbox import purge
 from shared.outbox.postgres_outbox import forward
 from shared.outbox.postgres_unit_of_work import FairLimit, PostgresUnitOfWork, driver_errors
-from shared.outbox.unit_of_work import Handle, current_unit_of_work
+from shared.outbox.unit_of_work import Execution, current_unit_of_work
 
 __all__ = ["Postgres", "async_url", "open_postgres"]
 
@@ -76,11 +76,11 @@ class Postgres:
             return unit
         return None
 
-    async def perform(self, operation: Operation, handler: Handle) -> OperationResult:
+    async def perform(self, operation: Operation, execute: Execution) -> OperationResult:
         """See Store.perform."""
         unit = PostgresUnitOfWork(self._engine, self._limit, operation)
         try:
-            result = await unit.run(handler)
+            result = await unit.run(execute)
         finally:
             await unit.close()
         if unit.events:

@@ -25,7 +25,7 @@ from pymongo.write_concern import WriteConcern
 from shared.errors import Code, Outcome, ServiceError, database_busy, database_unavailable
 from shared.outbox.inbox import AlreadyDone, Operation, OperationResult
 from shared.outbox.mongo_inbox import MongoInbox
-from shared.outbox.unit_of_work import Handle, Transaction
+from shared.outbox.unit_of_work import Execution, Transaction
 
 __all__ = ["MongoUnitOfWork", "driver_errors", "perform"]
 
@@ -96,7 +96,7 @@ class MongoUnitOfWork(Transaction):
 
 
 async def perform(
-    database: Database, operation: Operation, handler: Handle, *, retry_lock: asyncio.Lock
+    database: Database, operation: Operation, execute: Execution, *, retry_lock: asyncio.Lock
 ) -> tuple[OperationResult, bool]:
     """Return the result of an operation, and whether it has stored events; see Store.perform.
 
@@ -109,7 +109,7 @@ async def perform(
         async with lock, database.client.start_session() as session:
             unit = MongoUnitOfWork(database, session, operation)
             try:
-                return await unit.run(handler), bool(unit.events)
+                return await unit.run(execute), bool(unit.events)
             except PyMongoError as error:
                 if not error.has_error_label("TransientTransactionError"):
                     raise

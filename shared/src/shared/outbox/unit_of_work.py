@@ -17,7 +17,7 @@ from shared.outbox.inbox import AlreadyDone, Operation, OperationResult
 from shared.outbox.outbox import Publish
 
 __all__ = [
-    "Handle",
+    "Execution",
     "Perform",
     "Store",
     "Transaction",
@@ -29,10 +29,10 @@ __all__ = [
     "without_store",
 ]
 
-Handle = Callable[[], Awaitable[bytes]]
+Execution = Callable[[], Awaitable[bytes]]
 """Runs the handler of an operation and returns its encoded response."""
 
-Perform = Callable[[Operation, Handle], Awaitable[OperationResult]]
+Perform = Callable[[Operation, Execution], Awaitable[OperationResult]]
 """See Store.perform."""
 
 
@@ -77,7 +77,8 @@ def mark_replayed() -> None:
 
 
 class Transaction(UnitOfWork, ABC):
-    """A unit of work in a database: begins at its first use, and serves one task at a time."""
+    """A unit of work in a database: its transaction begins at the first use, and one task uses it
+    at a time."""
 
     def __init__(self, operation: Operation) -> None:
         super().__init__()
@@ -112,14 +113,14 @@ class Transaction(UnitOfWork, ABC):
         else:
             raise self._ended
 
-    async def run(self, handler: Handle) -> OperationResult:
-        """Run `handler` in this transaction and commit; return its reply or the stored one."""
+    async def run(self, execute: Execution) -> OperationResult:
+        """Run `execute` in this transaction and commit; return its reply or the stored one."""
         token = _current.set(self)
         try:
             if self._operation.begin_immediately:
                 async with self.exclusive():
                     pass
-            reply = await handler()
+            reply = await execute()
             if self.events:
                 async with self.exclusive():
                     pass
@@ -149,10 +150,10 @@ class Transaction(UnitOfWork, ABC):
 class Store(Protocol):
     """A database with inbox and outbox. Safe for concurrent use."""
 
-    async def perform(self, operation: Operation, handler: Handle) -> OperationResult:
-        """Run `handler` in a unit of work and return its reply, or the stored reply.
+    async def perform(self, operation: Operation, execute: Execution) -> OperationResult:
+        """Run `execute` in a unit of work and return its reply, or the stored reply.
 
-        An exception of `handler` rolls everything back. `handler` can run several times before the
+        An exception of `execute` rolls everything back. `execute` can run several times before the
         commit: MongoDB aborts transactions that conflict.
         """
 
@@ -167,7 +168,7 @@ class Store(Protocol):
         """Set after each commit that stored events."""
 
 
-async def perform_separately(store: Store, operation: Operation, handler: Handle) -> None:
+async def perform_separately(store: Store, operation: Operation, execute: Execution) -> None:
     """Perform an operation in a transaction of its own, before the current handler fails.
 
     The current unit of work is rolled back first: if it kept its connection, concurrent callers
@@ -176,7 +177,7 @@ async def perform_separately(store: Store, operation: Operation, handler: Handle
     if unit := _current.get():
         await unit.roll_back()
     with outside_unit_of_work():
-        await store.perform(operation, handler)
+        await store.perform(operation, execute)
 
 
 def without_store(publish: Callable[[Event], Awaitable[None]]) -> Perform:
@@ -185,11 +186,11 @@ def without_store(publish: Callable[[Event], Awaitable[None]]) -> Perform:
     Events are published after the handler has succeeded, and before its reply.
     """
 
-    async def perform(_operation: Operation, handler: Handle) -> OperationResult:
+    async def perform(_operation: Operation, execute: Execution) -> OperationResult:
         unit = UnitOfWork()
         token = _current.set(unit)
         try:
-            reply = await handler()
+            reply = await execute()
         finally:
             _current.reset(token)
         for event in unit.events:

@@ -5,12 +5,13 @@ for an unset field, field names in lowerCamelCase or as in the .proto file, enum
 numbers as strings, base64 of both alphabets. Other input is refused with the path of the field.
 """
 
+import logging
 from typing import Any, Final
 
-import structlog
 from google.protobuf.message import Error, Message
 
 from shared.errors import ServiceError, internal
+from shared.limited_log import LimitedLog
 from shared.protojson.reader import Reader
 from shared.protojson.text import parse_json, read_json, require_unique
 from shared.protojson.writer import to_document, to_packed
@@ -24,7 +25,7 @@ __all__ = [
     "write_message",
 ]
 
-_log = structlog.get_logger()
+_log: Final = LimitedLog()
 _UNWRITABLE = (ValueError, KeyError, OverflowError, Error)
 
 read_message: Final = Reader()
@@ -52,5 +53,6 @@ def packed(message: Message) -> dict[str, Any]:
 
 
 def _not_json(message: Message) -> ServiceError:
-    _log.warning("message.not_json", message_type=message.DESCRIPTOR.full_name)
+    name = message.DESCRIPTOR.full_name
+    _log.write(logging.WARNING, "message.not_json", key=name, message_type=name)
     return internal()

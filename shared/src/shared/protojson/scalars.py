@@ -13,7 +13,7 @@ from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 
 from shared.protojson.refusal import RefusedError
 
-__all__ = ["NULL_VALUE", "Read", "read_bool", "read_bytes", "read_text", "scalar_reader"]
+__all__ = ["NULL_VALUE", "Read", "read_bytes", "read_text", "scalar_reader"]
 
 _F = FieldDescriptor
 NULL_VALUE: Final = "google.protobuf.NullValue"

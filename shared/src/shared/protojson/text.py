@@ -1,17 +1,23 @@
 """Parse JSON text (RFC 8259), with limits on its size that are checked first."""
 
 import json
-from collections.abc import Iterable
-from typing import Any, Final
+import math
+from collections.abc import Iterable, Iterator
+from itertools import accumulate, islice
+from types import MappingProxyType
+from typing import Any, Final, NoReturn
 
 import orjson
 
 from shared.bounds import MAX_NESTING, MAX_VALUES
-from shared.errors import Code, ServiceError, shown_name
+from shared.errors import MAX_VIOLATIONS, Code, ServiceError, shown_name
 from shared.protojson.refusal import Found, RefusedError, full, refusal
 
 __all__ = ["parse_json", "read_json", "require_unique"]
 
+_STEPS: Final = MappingProxyType({ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1})
+"""Change of the level at a bracket."""
+_NO_BRACKETS: Final = bytes(byte for byte in range(256) if byte not in _STEPS)
 _MAX_QUOTES: Final = 4 * MAX_VALUES
 """Quotes in MAX_VALUES members, each of which has a name and a string."""
 
@@ -23,8 +29,9 @@ def read_json(data: bytes) -> Any:
     """Return the value of a JSON text. Raises INVALID_ARGUMENT:
 
     - MALFORMED_JSON if it is not JSON;
-    - INVALID_FIELDS if it has more than 100 levels, more than 20,000 values, or an object with two
-      members of the same name (RFC 7493, section 2.3).
+    - INVALID_FIELDS if it has more than 100 levels, more than 20,000 values, a number beyond the
+      range of a double, a string with a lone surrogate, or an object with two members of the same
+      name (RFC 7493, sections 2.1 to 2.3).
     """
     document, members = _parsed(data)
     _require_unique(data, members)
@@ -53,10 +60,78 @@ def _parsed(data: bytes) -> tuple[Any, int]:
     try:
         document = orjson.loads(data)
     except orjson.JSONDecodeError:
-        raise ServiceError(
-            Code.INVALID_ARGUMENT, "MALFORMED_JSON", "The text is not valid JSON."
-        ) from None
+        raise _unreadable(data) from None
     return document, _members(document)
+
+
+def _unreadable(data: bytes) -> ServiceError:
+    """Return the error of a text that orjson refuses: not all of these are malformed."""
+    _require_few_levels(data)
+    try:
+        document = json.loads(
+            data.decode(),
+            parse_int=float,
+            parse_constant=_refuse_constant,
+            object_pairs_hook=_Members,
+        )
+        faults = list(islice(_faults(document, ""), MAX_VIOLATIONS + 1))
+    except ValueError:  # of the syntax, or not UTF-8
+        faults = []
+    if faults:
+        return refusal(faults)
+    return ServiceError(Code.INVALID_ARGUMENT, "MALFORMED_JSON", "The text is not valid JSON.")
+
+
+class _Members(tuple[tuple[str, Any], ...]):
+    """All members of an object; its construction needs no Python code."""
+
+    __slots__ = ()
+
+
+_NESTED: Final = (list, _Members)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(name)  # NaN and Infinity are not JSON
+
+
+def _faults(value: Any, path: str) -> Iterator[tuple[str, str, str]]:
+    """Yield a violation for each number, string and name that orjson refuses."""
+    if (fault := _fault_of(value)) is not None:
+        yield path, *fault
+    elif type(value) is list:
+        for index, each in enumerate(value):
+            if each and (type(each) in _NESTED or _fault_of(each) is not None):
+                yield from _faults(each, f"{path}[{index}]")
+    elif type(value) is _Members:
+        for name, each in value:
+            if (fault := _fault_of(name)) is not None:
+                yield _member(path, name), *fault
+            yield from _faults(each, _member(path, name))
+
+
+def _member(path: str, name: str) -> str:
+    return f"{path}.{shown_name(name)}" if path else shown_name(name)
+
+
+def _fault_of(value: Any) -> tuple[str, str] | None:
+    """Return rule and message if orjson refuses a number or a string."""
+    if type(value) is float and math.isinf(value):
+        return "range", "is too large for 64 bits"
+    if type(value) is str and not _is_unicode(value):
+        return "format", "must be Unicode text"
+    return None
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether a string has no lone surrogate (RFC 8259, section 8.2)."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _require_few_values(data: bytes) -> None:
@@ -69,8 +144,12 @@ def _require_few_values(data: bytes) -> None:
 
 
 def _has_many(data: bytes) -> bool:
-    """Return whether a text has more than MAX_VALUES opening brackets or commas."""
-    return data.count(b"{") + data.count(b"[") > MAX_VALUES or data.count(b",") > MAX_VALUES
+    """Return whether a text has too many opening brackets or commas.
+
+    Each bracket begins a value, except that of the document itself.
+    """
+    brackets = data.count(b"{") + data.count(b"[")
+    return brackets > MAX_VALUES + 1 or data.count(b",") > MAX_VALUES
 
 
 def _members(document: Any) -> int:
@@ -80,7 +159,7 @@ def _members(document: Any) -> int:
 def _survey(value: Any, level: int) -> Surveyed:
     """Return the numbers of members and values; INVALID_FIELDS for too many levels or values."""
     if level > MAX_NESTING:
-        raise refusal(RefusedError("nesting", f"must have at most {MAX_NESTING} levels").found)
+        raise _too_deep()
     values = len(value)
     if values > MAX_VALUES:
         raise _too_many_values()
@@ -99,6 +178,10 @@ def _survey(value: Any, level: int) -> Surveyed:
     return members, values
 
 
+def _too_deep() -> ServiceError:
+    return refusal(RefusedError("nesting", f"must have at most {MAX_NESTING} levels").found)
+
+
 def _too_many_values() -> ServiceError:
     return refusal(
         RefusedError("max_values", f"must have at most {MAX_VALUES} values in all").found
@@ -113,7 +196,20 @@ def _require_unique(data: bytes, members: int) -> None:
     """
     if data.count(b":") == members or (given := _colons(data)) == members:
         return
-    raise _too_many_values() if given > MAX_VALUES else refusal(_duplicates(data))
+    if given > MAX_VALUES:
+        raise _too_many_values()
+    _require_few_levels(data)
+    raise refusal(_duplicates(data))
+
+
+def _require_few_levels(data: bytes) -> None:
+    """Raise INVALID_FIELDS for a text with too many levels, before `json` recurses into them.
+
+    The parsed document lacks the values of repeated members, except the last one.
+    """
+    brackets = _outside_strings(_unescaped(data)).translate(None, _NO_BRACKETS)
+    if max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > MAX_NESTING:
+        raise _too_deep()
 
 
 def _colons(data: bytes) -> int:
@@ -128,12 +224,6 @@ def _unescaped(data: bytes) -> bytes:
 def _outside_strings(data: bytes) -> bytes:
     """Return a JSON text with its strings removed."""
     return b"".join(data.split(b'"')[::2])
-
-
-class _Members(tuple[tuple[str, Any], ...]):
-    """All members of an object; its construction needs no Python code."""
-
-    __slots__ = ()
 
 
 _Path = tuple[Any, str | int] | None

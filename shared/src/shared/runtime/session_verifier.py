@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 import betterproto
 
 from postbus.registry import EVENTS
-from shared.bus import Following, MessageBus, Subscription, typed_handler
+from shared.bus import MessageBus, StreamSubscription, Subscription, typed_handler
 from shared.bus.envelope import unavailable
 from shared.errors import ServiceError
 from shared.identity import ACCESS_TOKEN_SECONDS, Caller, TokenVerifier, session_revoked
@@ -21,12 +21,11 @@ _STREAM: Final = "postbus.revocations.stream"
 _ENDED_SESSIONS: Final = {e.message: e.ended_sessions for e in EVENTS.values() if e.ended_sessions}
 """The events that end sessions, with the name of their field of session ids."""
 _CLOCK_SECONDS: Final = 60.0
-"""A token that has expired for one process may be valid for another: each clock may be wrong by 30
-seconds."""
+"""Largest difference of two clocks, each 30 seconds wrong: a revocation is kept longer by it."""
 REMEMBERED_SECONDS: Final = ACCESS_TOKEN_SECONDS + _CLOCK_SECONDS
 """Time for which a revocation is kept: the lifetime of the tokens that it concerns."""
 _MAX_REVOKED: Final = 100_000
-"""Revoked sessions; beyond it the one that was revoked first is dropped."""
+"""Most revoked sessions that are kept; the oldest revocation is dropped first."""
 _MAX_SESSION_ID: Final = 64
 """Characters of a session's id, a UUID. Tokens with longer ids are refused."""
 
@@ -44,17 +43,17 @@ class SessionVerifier:
         self._bus = bus
         self._verifier = verifier
         self._clock = clock
-        self._following: Following | None = None
+        self._subscription: StreamSubscription | None = None
         self._revoked: OrderedDict[str, float] = OrderedDict()
         self._waiting: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
 
     async def run(self) -> Subscription:
         """Subscribe to revocations. Waits for the broker, and a second at most for the stream."""
         types, handler = typed_handler(self._on_revocation, _ENDED_SESSIONS)
-        self._following = await self._bus.follow(
+        self._subscription = await self._bus.read_stream(
             _STREAM, types, handler, seconds=REMEMBERED_SECONDS
         )
-        return self._following
+        return self._subscription
 
     @property
     def ready(self) -> bool:
@@ -63,7 +62,7 @@ class SessionVerifier:
         The value does not change while the broker is unavailable; after a reconnect the stream is
         read again before any call is served.
         """
-        return self._following is not None and self._following.complete
+        return self._subscription is not None and self._subscription.complete
 
     async def require_ready(self) -> None:
         """Raise UNAVAILABLE, SESSIONS_UNKNOWN unless `ready`; a probe for the health check."""

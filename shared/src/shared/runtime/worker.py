@@ -21,7 +21,7 @@ from shared.runtime.logs import configure_logs
 from shared.runtime.session_verifier import SessionVerifier
 from shared.runtime.settings import ServiceSettings
 
-__all__ = ["Application", "Health", "Probe", "run_worker", "serve"]
+__all__ = ["Application", "Health", "run_worker", "serve"]
 
 _log = structlog.get_logger()
 _PROBE_TIMEOUT = 0.5

@@ -2,7 +2,7 @@
 
 aio-pika's robust connection restores the topology by rules of its own, and loses exclusive queues
 and cancelled consumers. Here a plain `BrokerSession` is used until it is lost; then every pending
-call fails at once, and a new session starts all servers and consumers again.
+call fails immediately, and a new session starts all servers and consumers again.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from shared.bus.amqp.broker_connection import BROKER_ERRORS, broker_errors
 from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.event_consumer import EventConsumer
 from shared.bus.amqp.rpc_server import RpcServer
-from shared.bus.amqp.stream_follower import StreamFollower
+from shared.bus.amqp.stream_reader import StreamReader
 from shared.bus.envelope import Call, CallResult, not_connected
 from shared.bus.message_bus import DELAYS, EventHandler, RpcHandler, require_kept
 from shared.outbox.outbox import EncodedEvent
@@ -36,7 +36,7 @@ _LAST_DELAY: Final = 2.0
 _STABLE_SECONDS: Final = 5.0
 """The delay starts again from the first one after a connection that lasted longer."""
 
-_Consumer = RpcServer | EventConsumer | StreamFollower
+_Consumer = RpcServer | EventConsumer | StreamReader
 
 
 @asynccontextmanager
@@ -49,7 +49,7 @@ async def connect(
         await bus.wait_ready()
         await bus.publish(event)
 
-    `delays` are the seconds between the attempts to handle an event. Returns at once: the bus
+    `delays` are the seconds between the attempts to handle an event. Returns immediately: the bus
     connects in the background, and again whenever the connection is lost.
     """
     bus = AmqpBus(url, name, delays)
@@ -123,14 +123,14 @@ class AmqpBus:
             EventConsumer(queue, types, handler, on_gap=on_gap, delays=self._delays)
         )
 
-    async def follow(
+    async def read_stream(
         self, stream: str, types: Sequence[str], handler: EventHandler, *, seconds: float
-    ) -> "_AmqpFollowing":
-        """See MessageBus.follow. Waits for a connection."""
+    ) -> "_AmqpStreamSubscription":
+        """See MessageBus.read_stream. Waits for a connection."""
         require_kept(seconds)
-        follower = StreamFollower(topology.event_stream(stream, types), handler, seconds)
-        await self._start(follower)
-        return _AmqpFollowing(self._consumers, follower)
+        reader = StreamReader(topology.event_stream(stream, types), handler, seconds)
+        await self._start(reader)
+        return _AmqpStreamSubscription(self._consumers, reader)
 
     def _require_session(self) -> BrokerSession:
         if self._session is None:
@@ -155,7 +155,7 @@ class AmqpBus:
             with broker_errors():
                 await consumer.start(session)
         except BROKER_ERRORS as error:
-            _log.warning("bus.not_started", queue=consumer.queue_name, error=repr(error))
+            _log.warning("consumer.not_started", queue=consumer.queue_name, error=repr(error))
             self._connected.clear()
             session.mark_lost()
 
@@ -209,12 +209,12 @@ class _AmqpSubscription:
                     await self._consumer.stop()
 
 
-class _AmqpFollowing(_AmqpSubscription):
-    def __init__(self, consumers: list[_Consumer], follower: StreamFollower) -> None:
-        super().__init__(consumers, follower)
-        self._follower = follower
+class _AmqpStreamSubscription(_AmqpSubscription):
+    def __init__(self, consumers: list[_Consumer], reader: StreamReader) -> None:
+        super().__init__(consumers, reader)
+        self._reader = reader
 
     @property
     def complete(self) -> bool:
-        """See Following.complete."""
-        return self._follower.complete
+        """See StreamSubscription.complete."""
+        return self._reader.complete

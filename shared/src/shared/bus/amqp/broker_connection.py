@@ -61,8 +61,8 @@ class RefusedError(Exception):
 class MessageChannel:
     """Sends and receives messages on an AMQP channel. Sending keeps the order and does not wait.
 
-    `channel` is its channel in aio-pika, for declarations. A channel in confirm mode must publish
-    only by `publish_confirmed`, which counts the messages.
+    `channel` is the same channel as an aio-pika object, for declarations. A channel in confirm mode
+    must publish only by `publish_confirmed`, which counts the messages.
     """
 
     def __init__(self, channel: AbstractChannel, underlay: Channel, transport: Transport) -> None:
@@ -103,10 +103,10 @@ class MessageChannel:
         A channel has at most one consumer. The handler must not raise.
         """
         self._on_delivered = handler
-        answer = await self._underlay.basic_consume(
+        reply = await self._underlay.basic_consume(
             queue, _drop, no_ack=no_ack, arguments=dict(arguments or {})
         )
-        return str(answer.consumer_tag)
+        return str(reply.consumer_tag)
 
     def on_returned(self, handler: Callable[[Returned], None]) -> None:
         """Pass unroutable mandatory messages to `handler`."""
@@ -120,16 +120,16 @@ class MessageChannel:
         body: bytes,
         *,
         mandatory: bool = False,
-        at_once: bool = False,
+        immediately: bool = False,
     ) -> None:
-        """Send a message at the end of this tick, or at once if no other message can join it.
+        """Send a message at the end of this tick, or immediately if no other message can join it.
 
         `header` is the result of `frames.properties`.
         """
         data = frames.publish(
             self._number, exchange, routing_key, header, body, self._frame_max, mandatory
         )
-        if at_once:
+        if immediately:
             self.transport.send_now(data)
         else:
             self.transport.send(data)

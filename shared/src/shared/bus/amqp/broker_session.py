@@ -18,7 +18,7 @@ from shared.bus.amqp.broker_connection import (
     RefusedError,
 )
 from shared.bus.amqp.frames import Delivered, Returned
-from shared.bus.amqp.topology import CONTROL_EXCHANGE, EVENT_EXCHANGE, RPC_EXCHANGE, STREAM
+from shared.bus.amqp.topology import ALL_EVENTS, CALL_EXCHANGE, CONTROL_EXCHANGE, EVENT_EXCHANGE
 from shared.bus.envelope import (
     Call,
     CallResult,
@@ -44,7 +44,7 @@ _UNBATCHED_SECONDS: Final = 10
 _IDS_AT_ONCE: Final = 256
 """Correlation ids per read of the system's random numbers."""
 _CALLER_ERRORS: Final = ("STREAM_BROKEN", "MALFORMED_MESSAGE", "REPLY_TOO_LARGE")
-"""Errors for which the caller gives up a stream, while the server may still send."""
+"""Errors after which the caller cancels the stream, because the server may still send."""
 _CONTROL_HEADER: Final = frames.properties(CONTENT_TYPE)
 
 
@@ -90,10 +90,10 @@ class BrokerSession:
         requests = await self.publishing.channel()
         exchanges = requests.channel
         # a direct exchange costs the broker less than a topic exchange
-        await exchanges.declare_exchange(RPC_EXCHANGE, "direct", durable=True)
+        await exchanges.declare_exchange(CALL_EXCHANGE, "direct", durable=True)
         for name in (CONTROL_EXCHANGE, EVENT_EXCHANGE):
             await exchanges.declare_exchange(name, "topic", durable=True)
-        await self.publishing.declare(STREAM)
+        await self.publishing.declare(ALL_EVENTS)
         requests.on_returned(self._on_returned)
         self._controls = await self.publishing.channel()
         self._events = await self.publishing.channel(confirms=True)
@@ -293,9 +293,9 @@ class _CallSender:
     def send(
         self, route: str, request: bytes, correlation_id: str, budget: float, *, only: bool
     ) -> None:
-        """Send a call, in a batch if possible; at once if it is the `only` pending call."""
+        """Send a call, in a batch if possible; immediately if it is the `only` pending call."""
         if only or len(request) > MAX_BATCHED or route in self._unbatched_routes:
-            self.send_single(route, request, correlation_id, budget, at_once=only)
+            self.send_single(route, request, correlation_id, budget, immediately=only)
         else:
             self._batches.add(self._channel.transport, route, correlation_id, request, budget)
 
@@ -306,11 +306,13 @@ class _CallSender:
         correlation_id: str,
         budget: float,
         *,
-        at_once: bool = False,
+        immediately: bool = False,
     ) -> None:
         """Send a call in a message of its own; it expires after `budget` seconds."""
         header = self._header(correlation_id, max(int(budget * 1000), 1))
-        self._channel.publish(RPC_EXCHANGE, route, header, request, mandatory=True, at_once=at_once)
+        self._channel.publish(
+            CALL_EXCHANGE, route, header, request, mandatory=True, immediately=immediately
+        )
 
     def resend_unbatched(
         self, route: str, batch: bytes, pending: dict[str, "asyncio.Future[bytes]"]
@@ -331,7 +333,7 @@ class _CallSender:
             return
         header = self._header("", max(int(batch.budget * 1000), 1))
         key = batch_route(route)
-        self._channel.publish(RPC_EXCHANGE, key, header, batch.pack(), mandatory=True)
+        self._channel.publish(CALL_EXCHANGE, key, header, batch.pack(), mandatory=True)
 
 
 class _Stream:
@@ -350,7 +352,7 @@ class _Stream:
         if isinstance(reply, ServiceError) or waiting < CREDIT:
             self._replies.put_nowait(reply)
         elif waiting == CREDIT:
-            text = "The service sent more replies than the caller allowed."
+            text = "The worker sent more replies than the caller allowed."
             self._replies.put_nowait(unavailable("STREAM_BROKEN", text, Outcome.UNKNOWN))
 
     async def next(self) -> bytes:
@@ -369,7 +371,7 @@ class _Stream:
 def _random_ids() -> list[str]:
     """Return new correlation ids of 128 random bits, as 32 hex digits each.
 
-    Any process that may publish to the reply queue could answer a call whose id it can guess: the
+    Any process that may publish to the reply queue could reply to a call whose id it can guess: the
     ids that one server sees must not reveal the ids of other calls.
     """
     digits = os.urandom(16 * _IDS_AT_ONCE).hex()

@@ -1,14 +1,13 @@
 """Consumers of events: failed events are retried with delays, then kept as dead letters."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import structlog
 from aio_pika.abc import AbstractChannel, AbstractQueue
 
-from postbus.bus.v1 import Event
 from shared.bus.amqp import frames, topology
 from shared.bus.amqp.broker_connection import BrokerConnection, MessageChannel
 from shared.bus.amqp.broker_session import CONTENT_TYPE, BrokerSession
@@ -17,11 +16,11 @@ from shared.bus.amqp.queue_consumer import QueueConsumer
 from shared.bus.amqp.queue_migration import declare_or_replace
 from shared.bus.message_bus import EventHandler, Failure
 from shared.errors import ServiceError
-from shared.wire import decode
+from shared.limited_log import LimitedLog
+from shared.outbox.outbox import EncodedEvent
 
 __all__ = ["EventConsumer"]
 
-_log = structlog.get_logger()
 _PREFETCH: Final = 32
 _BROKER_DELAY: Final = 1.0
 """Seconds between two attempts to publish a failed event."""
@@ -48,6 +47,7 @@ class EventConsumer(QueueConsumer):
         self._handler = handler
         self._on_gap = on_gap
         self._delays = delays
+        self._log = LimitedLog()
 
     async def start(self, session: BrokerSession) -> None:
         """Consume in this session; call `on_gap` if it is not the first; raises BROKER_ERRORS."""
@@ -84,8 +84,8 @@ class EventConsumer(QueueConsumer):
                 or await self._retry_or_dead_letter(message, failure)
             ):
                 channel.ack(message.tag)
-        except Exception:  # noqa: BLE001  # every message must be settled, whatever the handler raises
-            _log.exception("event.rejected", queue=self.queue_name)
+        except Exception as error:  # noqa: BLE001  # every message must be settled, whatever the handler raises
+            self._log.write(logging.ERROR, "event.rejected", queue=self.queue_name, exc_info=error)
             channel.reject(message.tag, requeue=False)
         finally:
             del self._running[message]
@@ -103,11 +103,13 @@ class EventConsumer(QueueConsumer):
             topology.REASON: failure.reason,
         }
         if delay is None:
-            headers[topology.MESSAGE] = failure.message[:_MAX_MESSAGE]
+            headers[topology.ERROR_MESSAGE] = failure.message[:_MAX_MESSAGE]
             headers[topology.CONSUMER] = self.queue_name
-            headers[topology.TIME] = datetime.now(UTC).isoformat(timespec="milliseconds")
+            headers[topology.DEAD_AT] = datetime.now(UTC).isoformat(timespec="milliseconds")
             target = ("", topology.dead_letters(self.queue_name).name)
-            _log.error("event.dead", queue=self.queue_name, reason=failure.reason)
+            self._log.write(
+                logging.ERROR, "event.dead_lettered", queue=self.queue_name, reason=failure.reason
+            )
         else:
             target = (topology.delay_queue(delay).exchange, self.queue_name)
         header = frames.properties(
@@ -118,7 +120,12 @@ class EventConsumer(QueueConsumer):
             try:
                 await publisher.publish_confirmed(*target, header, message.body)
             except ServiceError as error:
-                _log.warning("event.waits", queue=self.queue_name, reason=error.reason)
+                self._log.write(
+                    logging.WARNING,
+                    "event.publish_delayed",
+                    queue=self.queue_name,
+                    reason=error.reason,
+                )
                 await asyncio.sleep(_BROKER_DELAY)
             else:
                 return True
@@ -133,7 +140,7 @@ def _attempt(message: Delivered) -> int:
 
 def _names(message: Delivered) -> dict[str, Any]:
     try:
-        event = decode(Event, message.body)
+        event = EncodedEvent.read(message.body)
     except ServiceError:
         return {}
     return {"message_id": _truncate(event.id), "type_": _truncate(event.type)}

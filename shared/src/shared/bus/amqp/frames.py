@@ -28,7 +28,6 @@ from typing import Any, Final, NamedTuple
 from pamqp import decode, encode
 
 __all__ = [
-    "MAX_BODY",
     "Confirmed",
     "Delivered",
     "Header",

@@ -49,7 +49,7 @@ class QueueConsumer:
         connection = self._connection
         try:
             if connection is not None and self.active:
-                async with asyncio.timeout(_STOP_SECONDS):  # a blocked broker does not answer
+                async with asyncio.timeout(_STOP_SECONDS):  # a blocked broker does not reply
                     await self._stop_consuming(connection)
         finally:
             self._cancel_waiting()

@@ -21,7 +21,7 @@ _log = structlog.get_logger()
 async def declare_or_replace(connection: BrokerConnection, queue: Queue) -> None:
     """Declare a queue; if it exists with other arguments, replace it and keep its messages.
 
-    The messages, and those that arrive in the meantime, move through a queue `NAME.migrating`. The
+    All messages, new ones included, are moved through the queue `NAME.migrating`. The
     next call finishes an interrupted move. Raises TopologyError with the difference while the old
     queue has consumers, and while another connection moves the messages.
     """

@@ -1,13 +1,13 @@
 """The server of a worker: takes calls from a queue and publishes the replies."""
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from typing import Final
 
-import structlog
 from aio_pika.abc import AbstractChannel, AbstractQueue
 from aiormq import spec
 
@@ -18,16 +18,16 @@ from shared.bus.amqp.broker_connection import BrokerConnection, MessageChannel
 from shared.bus.amqp.broker_session import CONTENT_TYPE, BrokerSession
 from shared.bus.amqp.frames import Delivered
 from shared.bus.amqp.queue_consumer import QueueConsumer
-from shared.bus.amqp.topology import CONTROL_EXCHANGE, RPC_EXCHANGE
+from shared.bus.amqp.topology import CALL_EXCHANGE, CONTROL_EXCHANGE
 from shared.bus.concurrency_limit import ConcurrencyLimit
 from shared.bus.envelope import error_reply, read_request, unavailable
 from shared.bus.message_bus import CREDIT, RpcHandler
 from shared.errors import Code, ServiceError
+from shared.limited_log import LimitedLog
 from shared.wire import decode
 
 __all__ = ["RpcServer"]
 
-_log = structlog.get_logger()
 
 _ORPHAN_EXPIRES_MS: Final = 1000
 """Expiry of a queue without consumers. Auto-delete does not apply after a restart of the broker."""
@@ -58,7 +58,7 @@ class RpcServer(QueueConsumer):
     """Serves the calls of a queue that is bound to each of its routes.
 
     The broker deletes the queue with its last consumer, so that calls are then unroutable and fail
-    at once.
+    immediately.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class RpcServer(QueueConsumer):
         self._cancelled: OrderedDict[_Key, None] = OrderedDict()
         self._bytes = 0
         self._was_last_server = False
+        self._log = LimitedLog()
 
     async def start(self, session: BrokerSession) -> None:
         """Serve in this session; raises BROKER_ERRORS.
@@ -103,15 +104,15 @@ class RpcServer(QueueConsumer):
     async def _bind(self) -> None:
         """Bind the queue, after consuming: a draining server unbinds it if it sees no other."""
         for key in (*self._routes, *self._batch_routes):
-            await self._queue.bind(RPC_EXCHANGE, key)
+            await self._queue.bind(CALL_EXCHANGE, key)
 
     def _start_handling(self, channel: MessageChannel, message: Delivered) -> None:
         if message.routing_key in self._batch_routes:
             self._start_batch(channel, message)
         elif message.oversized:
-            self._refuse(channel, message, "REQUEST_TOO_LARGE", "The request is too large.")
+            self._refuse(channel, message, "REQUEST_TOO_LARGE", "The request is larger than 4 MiB.")
         elif len(self._running) >= _MAX_CALLS or self._bytes > _MAX_BYTES:
-            self._refuse(channel, message, "OVERLOADED", "The service is overloaded.")
+            self._refuse(channel, message, "OVERLOADED", "The worker is overloaded.")
         else:
             self._bytes += len(message.body)
             self._running[message] = self._loop.create_task(self._handle(channel, message))
@@ -120,8 +121,8 @@ class RpcServer(QueueConsumer):
         route = self._batch_routes[message.routing_key]
         try:
             calls = unpack(message.body)
-        except ServiceError as error:  # without ids there is no caller to answer
-            _log.warning("bus.bad_batch", route=route, reason=error.reason)
+        except ServiceError as error:  # without ids no caller can get a reply
+            self._log.write(logging.WARNING, "batch.malformed", route=route, reason=error.reason)
             calls = []
         batch = _OpenBatch(message.tag, len(calls))
         if not calls:
@@ -148,7 +149,7 @@ class RpcServer(QueueConsumer):
 
     async def _handle(self, channel: MessageChannel, message: Delivered) -> None:
         key = (message.reply_to, message.correlation_id)
-        started = False
+        started = settled = False
         try:
             if key in self._cancelled:
                 self._acknowledge(channel, message)
@@ -158,18 +159,24 @@ class RpcServer(QueueConsumer):
             if not started:
                 await self._limit.acquire()
                 started = True
-            answer = self._handler(message.routing_key, message.body)
-            if isinstance(answer, AsyncGenerator):
-                await self._stream(channel, message, key, answer)
+            handling = self._handler(message.routing_key, message.body)
+            if isinstance(handling, AsyncGenerator):
+                await self._stream(channel, message, key, handling)
             else:
-                self._sender.send(channel, message, await answer)
+                self._sender.send(channel, message, await handling)
             self._acknowledge(channel, message)
+            settled = True
             if len(self._running) == 1:
                 channel.transport.flush()
+            if not channel.transport.writable:  # the slot stays taken while replies pile up
+                await channel.transport.wait_writable()
         except asyncio.CancelledError:
-            self._end_cancelled(channel, message, key, started=started)
-        except Exception:  # noqa: BLE001  # every call must be settled, whatever the handler raises
-            _log.exception("bus.call_failed", route=message.routing_key)
+            if not settled:
+                self._end_cancelled(channel, message, key, started=started)
+        except Exception as error:  # noqa: BLE001  # every call must be settled
+            self._log.write(
+                logging.ERROR, "bus.call_failed", route=message.routing_key, exc_info=error
+            )
             self._acknowledge(channel, message)
         finally:
             if self._calls.get(key) is message:
@@ -178,17 +185,15 @@ class RpcServer(QueueConsumer):
             self._bytes -= len(message.body)
             if started:
                 self._limit.release()
-        if not channel.transport.writable:
-            await channel.transport.wait_writable()
 
     def _end_cancelled(
         self, channel: MessageChannel, message: Delivered, key: _Key, *, started: bool
     ) -> None:
         """Settle a call that its caller or the end of this server has cancelled."""
-        if key not in self._cancelled:  # the server ends, and the caller waits
+        if key not in self._cancelled:  # this server stops: the caller needs a reply
             if started or self._was_last_server:
                 outcome = Outcome.UNKNOWN if started else Outcome.NO_EFFECT
-                stopped = unavailable("SERVER_STOPPED", "The service has stopped.", outcome)
+                stopped = unavailable("SERVER_STOPPED", "The worker has stopped.", outcome)
                 self._sender.send(channel, message, error_reply(stopped))
             elif type(message) is _BatchedCall:
                 _return_to_queue(channel, message)
@@ -225,28 +230,28 @@ class RpcServer(QueueConsumer):
             if any(len(each.encode()) > _MAX_ID for each in key):
                 return
             if control.request:
-                self._answer_control(message.routing_key, control)
+                self._handle_broadcast(message.routing_key, control)
             elif control.cancel:
                 self._cancel(key)
             elif credit := self._credits.get(key):
                 credit.grant(control.credit)
 
-    def _answer_control(self, route: str, control: Control) -> None:
-        """Answer a broadcast call, past the queue; only of methods about the process itself."""
+    def _handle_broadcast(self, route: str, control: Control) -> None:
+        """Handle a broadcast without waiting for a slot; only for methods of postbus.bus."""
         if not route.startswith("postbus.bus.") or len(self._running) >= _MAX_CALLS:
             return
-        answer = self._handler(route, control.request)
-        if isinstance(answer, AsyncGenerator):
+        handling = self._handler(route, control.request)
+        if isinstance(handling, AsyncGenerator):
             return
         channel, header = self._channel, self._sender.header(control.correlation_id)
 
         async def reply() -> None:
             try:
-                channel.publish("", control.reply_to, header, await answer)
+                channel.publish("", control.reply_to, header, await handling)
             finally:
-                del self._running[answer]
+                del self._running[handling]
 
-        self._running[answer] = asyncio.create_task(reply())
+        self._running[handling] = asyncio.create_task(reply())
 
     def _cancel(self, key: _Key) -> None:
         """Cancel a call.
@@ -266,14 +271,14 @@ class RpcServer(QueueConsumer):
         self._was_last_server = await connection.consumer_count(self.queue_name) is None
 
     async def _drain(self) -> None:
-        """If this is the last server, unbind the queue and answer the waiting calls first.
+        """If this is the last server, unbind the queue and handle the waiting calls first.
 
         The broker deletes an auto-delete queue, with its calls, when its last consumer is gone.
         """
         if (await self._queue_state()).consumer_count != 1:
             return
         for key in (*self._routes, *self._batch_routes):
-            await self._queue.unbind(RPC_EXCHANGE, key)
+            await self._queue.unbind(CALL_EXCHANGE, key)
         if (await self._queue_state()).consumer_count != 1:  # another server has just started
             await self._bind()
             return
@@ -331,7 +336,7 @@ class _ReplySender:
         self._batches: Batches[tuple[MessageChannel, str]] = Batches(self._send_batch)
 
     def send(self, channel: MessageChannel, message: Delivered, reply: bytes) -> None:
-        """Send the reply to a call, if its caller wants one."""
+        """Send the reply to a call, unless the call has no reply-to."""
         reply_to = message.reply_to
         if not reply_to:
             return
@@ -356,7 +361,7 @@ def _return_to_queue(channel: MessageChannel, call: Delivered) -> None:
             reply_to=call.reply_to,
             expiration_ms=min(max(left, 1), _LONGEST_MS),
         )
-        channel.publish(RPC_EXCHANGE, call.routing_key, header, call.body)
+        channel.publish(CALL_EXCHANGE, call.routing_key, header, call.body)
 
 
 class _StreamCredit:

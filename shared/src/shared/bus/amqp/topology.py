@@ -8,15 +8,15 @@ from typing import Final, Self
 from shared.bus.message_bus import KEPT_SECONDS
 
 __all__ = [
+    "ALL_EVENTS",
     "ATTEMPT",
+    "CALL_EXCHANGE",
     "CONSUMER",
     "CONTROL_EXCHANGE",
+    "DEAD_AT",
+    "ERROR_MESSAGE",
     "EVENT_EXCHANGE",
-    "MESSAGE",
     "REASON",
-    "RPC_EXCHANGE",
-    "STREAM",
-    "TIME",
     "Queue",
     "TopologyError",
     "consumer_queue",
@@ -25,19 +25,19 @@ __all__ = [
     "event_stream",
 ]
 
-RPC_EXCHANGE: Final = "postbus.calls"
+CALL_EXCHANGE: Final = "postbus.calls"
 CONTROL_EXCHANGE: Final = "postbus.control"
 EVENT_EXCHANGE: Final = "postbus.events"
 
 # Headers of retried events and of dead letters.
 ATTEMPT: Final = "x-postbus-attempt"
 REASON: Final = "x-postbus-reason"
-MESSAGE: Final = "x-postbus-message"
+ERROR_MESSAGE: Final = "x-postbus-message"
 CONSUMER: Final = "x-postbus-consumer"
-TIME: Final = "x-postbus-time"
+DEAD_AT: Final = "x-postbus-time"
 
 _DELIVERY_LIMIT: Final = 10
-"""Redeliveries of an event whose consumer dies each time, before it becomes a dead letter."""
+"""Redeliveries of an event whose worker is lost each time, before it becomes a dead letter."""
 _QUORUM: Final = {"x-queue-type": "quorum"}
 _SAFE_DEAD_LETTERS: Final = {
     "x-dead-letter-exchange": "",
@@ -84,7 +84,7 @@ class Queue:
     """Whether the exchange belongs to this queue alone: a fanout exchange, declared with it."""
 
 
-STREAM: Final = Queue(
+ALL_EVENTS: Final = Queue(
     name="postbus.events.stream",
     arguments={
         "x-queue-type": "stream",
@@ -131,7 +131,7 @@ def consumer_queue(name: str, types: Sequence[str]) -> Queue:
 def dead_letters(queue: str) -> Queue:
     """Return the queue of a consumer's dead letters.
 
-    It has practically no delivery limit, because `just dlq` requeues what it only displays.
+    It has practically no delivery limit, because `just dlq` requeues the messages that it displays.
     """
     return Queue(name=f"{queue}.dead", arguments=_QUORUM | {"x-delivery-limit": 2**31 - 1})
 

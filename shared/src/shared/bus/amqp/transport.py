@@ -1,7 +1,7 @@
 """The socket to the broker: separates message frames from the frames that aiormq handles.
 
-aiormq's public TransportFactory is the seam. aiormq reads a stream as usual, without the message
-frames of the channels that a MessageChannel has registered.
+Installed by aiormq's public TransportFactory. aiormq gets a stream without the message frames of
+the channels that a MessageChannel has registered.
 """
 
 import asyncio
@@ -145,7 +145,7 @@ class Transport(asyncio.Protocol):
             self._socket.abort()
             return
         if found and (now := self._loop.time()) - self._heartbeat_at > _HEARTBEAT_SECONDS:
-            # aiormq would otherwise close a connection that carries only messages as dead
+            # otherwise aiormq sees no frames and closes the connection after missed heartbeats
             self._heartbeat_at = now
             self._inner.data_received(_HEARTBEAT)
 

@@ -13,6 +13,7 @@ from gateway import health, metrics
 from gateway.app import build_app
 from gateway.cached_result import CachedResult
 from gateway.gateway import Gateway
+from gateway.operator_networks import OperatorNetworks
 from postbus.bus.v1 import CheckResponse, Part, Reply, Request
 from shared.bus.memory import MemoryBus
 from shared.identity import TokenVerifier
@@ -67,7 +68,7 @@ async def test_request_forwarded_by_an_untrusted_local_proxy_is_no_operators(
 
 async def test_operator_networks_are_configurable(bus: MemoryBus, verifier: TokenVerifier) -> None:
     app = build_app(
-        bus, verifier, max_body_bytes=1000, operations_networks=(ip_network("10.0.0.0/8"),)
+        bus, verifier, max_body_bytes=1000, operator_networks=(ip_network("10.0.0.0/8"),)
     )
     async with from_address(app, "10.1.2.3") as client:
         inside = await client.get("/metrics")
@@ -96,15 +97,25 @@ async def test_readiness_without_details_is_public(
     assert (missing.status_code, missing.json()) == (503, {"ready": False})
 
 
-async def test_questions_within_a_short_time_ask_workers_once(
+async def test_broker_and_revocations_are_parts_of_the_readiness(
+    bus: MemoryBus, verifier: TokenVerifier
+) -> None:
+    bus.ready = False
+    async with from_address(build_app(bus, verifier, max_body_bytes=1000), "127.0.0.1") as client:
+        parts = (await client.get("/readyz")).json()["parts"]
+
+    assert (parts["rabbitmq"], parts["gateway.sessions"]) == (False, False)
+
+
+async def test_concurrent_probes_and_scrapes_call_workers_once(
     verifier: TokenVerifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(health, "_FRESH_SECONDS", 60)
     monkeypatch.setattr(metrics, "_FRESH_SECONDS", 60)
-    asked, budgets = [], []
+    called, budgets = [], []
 
     async def count(route: str, body: bytes) -> bytes:
-        asked.append(route)
+        called.append(route)
         budgets.append(decode(Request, body).deadline_unix_ms / 1000 - time.time())
         return encode(Reply())
 
@@ -118,7 +129,7 @@ async def test_questions_within_a_short_time_ask_workers_once(
             await client.get(path)
 
     assert max(budgets) <= 1
-    assert sorted(asked) == [
+    assert sorted(called) == [
         "postbus.bus.v1.HealthService.Check.posts",
         "postbus.bus.v1.WorkerService.GetStatistics.posts",
     ]
@@ -132,10 +143,10 @@ async def test_result_is_computed_again_after_its_time() -> None:
         computed += 1
         return computed
 
-    kept, forgotten = CachedResult(compute, seconds=60), CachedResult(compute, seconds=-1)
+    cached, expired = CachedResult(compute, seconds=60), CachedResult(compute, seconds=-1)
 
-    assert [await kept.get(), await kept.get()] == [1, 1]
-    assert [await forgotten.get(), await forgotten.get()] == [2, 3]
+    assert [await cached.get(), await cached.get()] == [1, 1]
+    assert [await expired.get(), await expired.get()] == [2, 3]
 
 
 async def test_cancelled_caller_does_not_cancel_the_shared_computation() -> None:
@@ -146,17 +157,31 @@ async def test_cancelled_caller_does_not_cancel_the_shared_computation() -> None
         await finish.wait()
         return "done"
 
-    recent = CachedResult(compute, seconds=60)
-    leaving, staying = (asyncio.create_task(recent.get()) for _ in range(2))
+    result = CachedResult(compute, seconds=60)
+    cancelled, waiting = (asyncio.create_task(result.get()) for _ in range(2))
     await begun.wait()
-    leaving.cancel()
-    await asyncio.wait([leaving])
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
     finish.set()
 
-    assert await staying == "done"
+    assert await waiting == "done"
 
 
-async def test_verbs_that_a_client_makes_up_are_one_label(app: Gateway) -> None:
+@pytest.mark.parametrize("client", [None, ("a-unix-socket", 0)])
+async def test_client_without_an_address_is_no_operator(client: tuple[str, int] | None) -> None:
+    everywhere = OperatorNetworks([ip_network("0.0.0.0/0"), ip_network("::/0")])
+
+    assert not everywhere.include({"type": "http", "client": client, "headers": []})
+
+
+async def test_requests_that_are_being_answered_are_counted(app: Gateway) -> None:
+    async with from_address(app, "127.0.0.1") as client:
+        text = (await client.get("/metrics")).text  # the request itself
+
+    assert "postbus_http_requests_in_flight 1.0" in text
+
+
+async def test_unknown_verbs_share_one_label(app: Gateway) -> None:
     async with from_address(app, "127.0.0.1") as client:
         for path in ("/v1/posts", "/nowhere", "/healthz"):
             for number in range(5):

@@ -1,6 +1,7 @@
-"""Followers of a stream: recent events first, then new ones."""
+"""Read a stream: recent events first, then new ones."""
 
 import asyncio
+import logging
 import math
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,8 +17,9 @@ from shared.bus.amqp.frames import Delivered
 from shared.bus.amqp.queue_consumer import QueueConsumer
 from shared.bus.amqp.topology import Queue
 from shared.bus.message_bus import EventHandler
+from shared.limited_log import LimitedLog
 
-__all__ = ["StreamFollower"]
+__all__ = ["StreamReader"]
 
 _log = structlog.get_logger()
 _PREFETCH: Final = 64
@@ -37,10 +39,10 @@ _Arrived = asyncio.Queue[Delivered | None]
 """Messages; None once the channel is lost."""
 
 
-class StreamFollower(QueueConsumer):
-    """Passes the events of a stream to a handler, one after the other; see MessageBus.follow.
+class StreamReader(QueueConsumer):
+    """Passes the events of a stream to a handler, one after the other; see MessageBus.read_stream.
 
-    A consumer can't detect the end of a stream, so the follower publishes a mark: once it reads its
+    A consumer cannot detect the end of a stream, so the reader publishes a mark: once it reads its
     own mark, it has read all events that the broker had confirmed before. The stream has a
     channel of its own: while the stream is unavailable, the session serves all other calls.
     """
@@ -56,10 +58,12 @@ class StreamFollower(QueueConsumer):
         self.complete = False
         self._stream = stream
         self._handler = handler
-        # An interval, which the broker measures by its own clock: a time would be one of ours.
+        # An interval, measured by the broker's clock; a timestamp would depend on this machine's
+        # clock.
         self._offset = f"{math.ceil(seconds)}s"
         self._replay_seconds = replay_seconds
         self._completed = asyncio.Event()
+        self._log = LimitedLog()
         self._reading: asyncio.Task[None] | None = None
 
     async def start(self, session: BrokerSession) -> None:
@@ -141,12 +145,13 @@ class StreamFollower(QueueConsumer):
         while (message := await arrived.get()) is not None:
             if message.correlation_id == mark:
                 complete()
+            # marks of other readers have another routing key
             elif message.routing_key in self._stream.keys and not message.oversized:
-                await self._handle_event(message)  # else a mark of another follower
+                await self._handle_event(message)
             channel.ack(message.tag)
 
     async def _handle_event(self, message: Delivered) -> None:
         try:
             await self._handler(message.body)
-        except Exception:  # noqa: BLE001  # an event that fails must not stop the next ones
-            _log.exception("event.rejected", stream=self.queue_name)
+        except Exception as error:  # noqa: BLE001  # an event that fails must not stop the next ones
+            self._log.write(logging.ERROR, "event.rejected", stream=self.queue_name, exc_info=error)

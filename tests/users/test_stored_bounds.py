@@ -1,0 +1,274 @@
+"""Bounds of what is stored for one user, and of what one transaction changes."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+from pydantic import SecretStr
+
+from shared.data.postgres_sessions import Postgres, open_postgres
+from shared.errors import ServiceError
+from users import repair as repair_module
+from users.account_repository import AccountRepository
+from users.follow_repository import FollowRepository
+from users.models import User, search_text
+from users.refresh_tokens import RefreshToken
+from users.repair import repair
+from users.sealed_responses import open_response, seal_response
+from users.session_repository import SessionRepository
+from users.settings import UsersSettings
+
+Unique = Callable[[str], str]
+NOW = datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """The repositories of a worker, and a connection to their database."""
+
+    postgres: Postgres
+    database: asyncpg.Connection
+
+    @property
+    def accounts(self) -> AccountRepository:
+        return AccountRepository(self.postgres)
+
+    @property
+    def follows(self) -> FollowRepository:
+        return FollowRepository(self.postgres)
+
+    @property
+    def sessions(self) -> SessionRepository:
+        return SessionRepository(self.postgres)
+
+    async def account(self, id_: str) -> User:
+        user = User(
+            id=id_,
+            username=id_,
+            email=f"{id_}@example.com",
+            password_hash="hash",  # noqa: S106  # no password
+            search=id_,
+            created_at=NOW,
+            updated_at=NOW,
+        )
+        await self.accounts.add(user)
+        return user
+
+    async def counters(self, id_: str) -> tuple[int, int]:
+        """Return the stored counters of followers and followed users."""
+        query = "SELECT follower_count, following_count FROM users WHERE id = $1"
+        return tuple(await self.database.fetchrow(query, id_))
+
+
+@pytest.fixture
+async def stored(worker_database: str) -> AsyncIterator[Stored]:
+    database = await asyncpg.connect(worker_database)
+    async with open_postgres(SecretStr(worker_database)) as postgres:
+        yield Stored(postgres=postgres, database=database)
+    await database.close()
+
+
+def test_search_text_of_an_account_fits_its_column() -> None:
+    assert len(search_text(*(f"word{number}" for number in range(100)))) == 400
+    assert search_text("Ada", "Ada Lovelace") == "ada lovelace"
+
+
+async def test_user_follows_at_most_5000_users(stored: Stored, unique: Unique) -> None:
+    fan, star = unique("fan"), unique("star")
+    for id_ in (fan, star):
+        await stored.account(id_)
+    await stored.database.execute(
+        "INSERT INTO follows SELECT $1, 'star-' || n, now() FROM generate_series(1, 4999) n", fan
+    )
+    await stored.database.execute("UPDATE users SET following_count = 4999 WHERE id = $1", fan)
+
+    last = await stored.follows.add(fan, star)
+    await stored.follows.remove(fan, star)
+    await stored.database.execute("UPDATE users SET following_count = 5000 WHERE id = $1", fan)
+    with pytest.raises(ServiceError, match="FOLLOWS_TOO_MANY"):
+        await stored.follows.add(fan, star)
+    await stored.database.execute(
+        "INSERT INTO follows SELECT $1, 'more-' || n, now() FROM generate_series(1, 100) n", fan
+    )
+    followed = await stored.follows.followed_ids(fan)
+    await stored.database.execute("DELETE FROM follows WHERE follower_id = $1", fan)
+
+    assert last.version
+    assert await stored.counters(star) == (0, 0)
+    assert len(followed) == 5000
+
+
+async def test_follows_are_erased_500_at_a_time(stored: Stored, unique: Unique) -> None:
+    gone, ann = unique("gone"), unique("ann")
+    await stored.account(ann)
+    await stored.database.execute(
+        "INSERT INTO follows SELECT 'fan-' || n, $1, now() FROM generate_series(1, 1200) n", gone
+    )
+    await stored.database.execute("INSERT INTO follows VALUES ($1, $2, now())", ann, gone)
+    await stored.database.execute("UPDATE users SET following_count = 1 WHERE id = $1", ann)
+    left = "SELECT count(*) FROM follows WHERE followed_id = $1"
+
+    steps = []
+    for _ in range(3):
+        more = await stored.follows.erase_batch(gone)
+        steps.append((more, await stored.database.fetchval(left, gone)))
+
+    assert steps == [(True, 701), (True, 201), (False, 0)]
+    assert await stored.counters(ann) == (0, 0)
+
+
+async def test_counters_are_exact_after_concurrent_follows_in_both_directions(
+    stored: Stored, unique: Unique
+) -> None:
+    people = [unique("p") for _ in range(4)]
+    for id_ in people:
+        await stored.account(id_)
+    pairs = [(one, other) for one in people for other in people if one != other]
+
+    async with asyncio.timeout(10):
+        await asyncio.gather(*(stored.follows.add(*pair) for pair in pairs * 2))
+        followed = [await stored.counters(id_) for id_ in people]
+        await asyncio.gather(*(stored.follows.remove(*pair) for pair in pairs * 2))
+
+    assert followed == [(3, 3)] * 4
+    assert [await stored.counters(id_) for id_ in people] == [(0, 0)] * 4
+
+
+async def test_versions_of_a_follow_increase_with_each_change(
+    stored: Stored, unique: Unique
+) -> None:
+    ann, bea = unique("ann"), unique("bea")
+    for id_ in (ann, bea):
+        await stored.account(id_)
+    changes = []
+    for change in (stored.follows.add, stored.follows.remove) * 2:
+        changes += [await change(ann, bea) for _ in range(2)]
+
+    versions = [change.version for change in changes if change.version]
+    assert [bool(change.version) for change in changes] == [True, False] * 4
+    assert versions == sorted(set(versions))
+    assert [change.revision for change in changes] == [1, 1, 2, 2, 3, 3, 4, 4]
+
+
+async def test_user_has_at_most_a_hundred_sessions_and_no_expired_ones(
+    stored: Stored, unique: Unique
+) -> None:
+    user = await stored.account(unique("ann"))
+    await stored.database.execute(
+        "INSERT INTO sessions SELECT $1 || lpad(n::text, 4, '0'), $2, '', 'f', 's', now(), now(),"
+        " now() + CASE n WHEN 50 THEN -interval '1 s' ELSE interval '1 d' END"
+        " FROM generate_series(1, 103) n",
+        user.id[:20],
+        user.id,
+    )
+
+    deleted = await stored.sessions.delete_surplus(user.id)
+
+    numbers = sorted(int(id_[-4:]) for id_ in deleted)
+    assert numbers == [1, 2, 3, 50]
+    assert await stored.sessions.count_open(user.id) == 99
+
+
+def test_refresh_token_lives_30_days_and_its_session_180() -> None:
+    now = datetime.now(UTC)
+    lifetimes = [
+        SessionRepository.expiry(opened) - now
+        for opened in (None, now, now - timedelta(days=149), now - timedelta(days=179))
+    ]
+
+    days = [timedelta(days=number) for number in (30, 30, 30, 1)]
+    assert all(
+        abs(lifetime - expected) < timedelta(minutes=1)
+        for lifetime, expected in zip(lifetimes, days, strict=True)
+    )
+
+
+async def test_session_is_opened_only_for_the_verified_password(
+    stored: Stored, unique: Unique
+) -> None:
+    user = await stored.account(unique("ann"))
+    opened = [await stored.sessions.open(user, "", RefreshToken.new())]
+    changed = "UPDATE users SET password_version = password_version + 1 WHERE id = $1"
+    await stored.database.execute(changed, user.id)
+    opened.append(await stored.sessions.open(user, "", RefreshToken.new()))
+    await stored.database.execute("DELETE FROM users WHERE id = $1", user.id)
+    opened.append(await stored.sessions.open(user, "", RefreshToken.new()))
+
+    assert opened == [True, False, False]
+
+
+async def test_session_is_found_by_its_family_until_it_expires(
+    stored: Stored, unique: Unique
+) -> None:
+    user, token = await stored.account(unique("ann")), RefreshToken.new()
+    await stored.sessions.open(user, "", token)
+    forged = RefreshToken(session_id=token.session_id, family=b"x" * 16, secret=token.secret)
+
+    async def found(presented: RefreshToken) -> bool:
+        return await stored.sessions.find_by_token(presented, time.monotonic()) is not None
+
+    states = [await found(token), await found(token.next()), await found(forged)]
+    expire = "UPDATE sessions SET expires_at = now() WHERE id = $1"
+    await stored.database.execute(expire, token.session_id)
+    states.append(await found(token))
+    rotation: dict[str, Any] = {"expires_at": NOW + timedelta(days=1), "sealed_response": b""}
+    states.append(await stored.sessions.rotate(token, token.next(), **rotation))
+
+    assert states == [True, True, False, False, False]
+
+
+async def test_hash_is_not_replaced_after_the_password_was_changed(
+    stored: Stored, unique: Unique
+) -> None:
+    user = await stored.account(unique("ann"))
+    await stored.database.execute("UPDATE users SET password_hash = 'new' WHERE id = $1", user.id)
+
+    await stored.accounts.replace_hash(user, "of the old password")
+
+    query = "SELECT password_hash FROM users WHERE id = $1"
+    assert await stored.database.fetchval(query, user.id) == "new"
+
+
+def test_sealed_response_has_a_nonce_of_96_bits_of_its_own() -> None:
+    token = RefreshToken.new()
+    one, other = (seal_response(b"response", token, "key") for _ in range(2))
+
+    assert len(one) == len(other) == 12 + len(b"response") + 16
+    assert one[:12] != other[:12]
+    assert open_response(other, token, "key") == b"response"
+
+
+async def test_repair_locks_500_accounts_at_a_time(
+    stored: Stored, unique: Unique, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+    lock = repair_module._lock
+
+    async def counted(*args: Any) -> list[str]:
+        ids = await lock(*args)
+        batches.append(len(ids))
+        return ids
+
+    monkeypatch.setattr(repair_module, "_lock", counted)
+    await stored.database.execute(
+        "INSERT INTO users (id, username, email, password_hash, display_name, bio, image_url,"
+        " search, follower_count, following_count, created_at, updated_at, version, revision)"
+        " SELECT $1 || n, $1 || n, $1 || n, '', '', '', '', '', 0, 0, now(), now(), 1, 0"
+        " FROM generate_series(1, 1001) n",
+        unique("many"),
+    )
+
+    lines = [line async for line in repair(stored.postgres)]
+
+    assert batches[:2] == [500, 500]
+    assert max(batches) == 500
+    assert lines[-1].startswith(f"{sum(batches)} accounts")
+
+
+def test_failed_log_ins_of_an_address_are_limited_by_default() -> None:
+    assert UsersSettings.model_fields["login_failures_per_address"].default == 50
