@@ -490,6 +490,7 @@ async def test_server_refuses_calls_beyond_its_byte_limit(bus: AmqpBus, unique: 
 
     answers = await asyncio.gather(*calls, return_exceptions=True)
     assert [each.payload for each in answers if isinstance(each, CallResult)] == [b"done"] * 5
+    assert (await bus.call(route, a_call(b"later"))).payload == b"done"
     await server.cancel()
 
 
