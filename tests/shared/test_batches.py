@@ -656,25 +656,29 @@ async def test_call_that_is_cancelled_while_it_waits_frees_no_slot(
 
 
 async def test_stopping_server_returns_an_unstarted_single_call_to_the_queue(
-    bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
+    bus: AmqpBus, unique: Unique
 ) -> None:
     route, queue = unique("route."), unique("queue.")
-    begun, release = asyncio.Event(), asyncio.Event()
+    begun, release, handed_on = asyncio.Event(), asyncio.Event(), asyncio.Semaphore(0)
 
     async def hold(route: str, body: bytes) -> bytes:
         begun.set()
         await release.wait()
         return await echo(route, body)
 
+    async def count(route: str, body: bytes) -> bytes:
+        handed_on.release()
+        return await echo(route, body)
+
     first = await bus.serve(queue, [route], hold, concurrency=1)
     large = bytes(17 * 2**10)  # too large for a batch
     calls = asyncio.create_task(call_all(bus, route, [large] * 4))
     await begun.wait()
-    second = await bus.serve(queue, [route], echo)
+    second = await bus.serve(queue, [route], count)
     stopping = asyncio.create_task(first.cancel())
     async with asyncio.timeout(5):
-        while await consumers(channel, queue) > 1:
-            pass
+        for _ in range(3):
+            await handed_on.acquire()
     release.set()
 
     assert await calls == [large] * 4
