@@ -365,3 +365,10 @@ def test_time_beyond_the_bounds_of_protobuf_is_not_written(
         write_message(kinds.codecs["WellKnown"].upb(**fields))
 
     assert raised.value.code is Code.INTERNAL
+
+
+def test_number_of_more_than_20_digits_is_refused_before_it_is_converted(kinds: Kinds) -> None:
+    with pytest.raises(ServiceError) as raised:
+        read_message(kinds.codecs["Scalars"].upb, {"int64": "1e30"})
+
+    assert [each.message for each in raised.value.violations] == ["is too large or too small"]

@@ -370,7 +370,7 @@ async def test_consumer_that_the_broker_refuses_is_started_again(
         with structlog.testing.capture_logs() as lines:
             subscribing = asyncio.create_task(bus.subscribe([event], ignore, queue=name))
             async with asyncio.timeout(10):
-                while {"bus.not_started", "bus.connection_lost"} - {x["event"] for x in lines}:  # noqa: ASYNC110  # polls
+                while {"consumer.not_started", "bus.connection_lost"} - {x["event"] for x in lines}:  # noqa: ASYNC110  # polls
                     await asyncio.sleep(0.01)
         await other.delete()
         async with asyncio.timeout(10):
@@ -523,10 +523,10 @@ async def test_event_that_cannot_be_retried_now_is_retried_once_a_second(
         with structlog.testing.capture_logs() as lines:
             await publisher.publish(Event(id="1", type=event))
             async with asyncio.timeout(10):
-                while "event.waits" not in [x["event"] for x in lines]:  # noqa: ASYNC110  # polls
+                while "event.publish_delayed" not in [x["event"] for x in lines]:  # noqa: ASYNC110  # polls
                     await asyncio.sleep(0.01)
                 await asyncio.sleep(0.2)
-        waits = [line["reason"] for line in lines if line["event"] == "event.waits"]
+        waits = [line["reason"] for line in lines if line["event"] == "event.publish_delayed"]
         assert waits == ["BROKER_BLOCKED"]
         proxy.tell_clients(UNBLOCKED)
         async with asyncio.timeout(10):

@@ -17,6 +17,7 @@ from postbus.bus.v1 import Batch, Control, Outcome, Reply, Request
 from shared.bus import Call, CallResult
 from shared.bus.amqp import connect, rpc_server
 from shared.bus.amqp.amqp_bus import AmqpBus
+from shared.bus.amqp.broker_connection import BrokerConnection
 from shared.bus.amqp.frames import properties
 from shared.bus.amqp.topology import CALL_EXCHANGE, CONTROL_EXCHANGE
 from shared.errors import Code, ServiceError
@@ -57,11 +58,6 @@ async def echo(_route: str, body: bytes) -> bytes:
 async def call_all(bus: AmqpBus, route: str, payloads: list[bytes]) -> list[bytes]:
     results = await asyncio.gather(*(bus.call(route, a_call(each)) for each in payloads))
     return [result.payload for result in results]
-
-
-async def consumers(channel: aio_pika.abc.AbstractChannel, queue: str) -> int:
-    declared = await channel.declare_queue(queue, passive=True)
-    return declared.declaration_result.consumer_count or 0
 
 
 def numbered(count: int) -> list[bytes]:
@@ -210,6 +206,10 @@ async def test_cancelled_call_does_not_affect_the_rest_of_its_batch(
 
     assert [(await calls[each]).payload for each in (0, 2)] == [b"one", b"two"]
     await asyncio.wait_for(cancelled.wait(), 5)
+    session = bus._session
+    for _ in range(2):  # a second acknowledgement of the batch would end the session
+        await bus.call(route, a_call(b"x"))
+    assert bus._session is session
     await server.cancel()
 
 
@@ -265,28 +265,33 @@ async def test_server_that_stops_before_all_calls_have_started_keeps_the_connect
     await staying.cancel()
 
 
+@pytest.mark.parametrize("size", [1, 17 * 2**10], ids=["batch", "single calls"])
 async def test_stopping_server_returns_unstarted_calls_to_the_queue(
-    bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
+    bus: AmqpBus, unique: Unique, size: int
 ) -> None:
     route, queue = unique("route."), unique("queue.")
-    begun, release = asyncio.Event(), asyncio.Event()
+    begun, release, returned = asyncio.Event(), asyncio.Event(), asyncio.Semaphore(0)
 
-    async def slow(route: str, body: bytes) -> bytes:
+    async def hold(route: str, body: bytes) -> bytes:
         begun.set()
         await release.wait()
-        return b"" if body == b"" else await echo(route, body)
+        return await echo(route, body)
 
-    first = await bus.serve(queue, [route], slow, concurrency=1)
-    calls = asyncio.create_task(call_all(bus, route, numbered(6)))
+    async def count(route: str, body: bytes) -> bytes:
+        returned.release()
+        return await echo(route, body)
+
+    first = await bus.serve(queue, [route], hold, concurrency=1)
+    calls = asyncio.create_task(call_all(bus, route, [bytes(size)] * 4))
     await begun.wait()
-    second = await bus.serve(queue, [route], echo)
+    second = await bus.serve(queue, [route], count)
     stopping = asyncio.create_task(first.cancel())
-    async with asyncio.timeout(5):
-        while await consumers(channel, queue) > 1:
-            pass
+    async with asyncio.timeout(4):
+        for _ in range(3):
+            await returned.acquire()
     release.set()
 
-    assert await calls == numbered(6)
+    assert await calls == [bytes(size)] * 4
     await asyncio.gather(stopping, second.cancel())
 
 
@@ -507,6 +512,7 @@ async def test_server_refuses_calls_beyond_its_byte_limit(bus: AmqpBus, unique: 
 
     answers = await asyncio.gather(*calls, return_exceptions=True)
     assert [each.payload for each in answers if isinstance(each, CallResult)] == [b"done"] * 5
+    assert (await bus.call(route, a_call(b"later"))).payload == b"done"
     await server.cancel()
 
 
@@ -560,9 +566,16 @@ async def settle_refused(bus: AmqpBus, route: str, monkeypatch: pytest.MonkeyPat
 
 
 async def settle_raised(bus: AmqpBus, route: str, _: pytest.MonkeyPatch) -> None:
-    for _number in range(2):
-        with pytest.raises(ServiceError, match="DEADLINE_EXCEEDED"):
-            await bus.call(route, a_call(b"raise", 0.1))
+    publish_raw(bus, route, a_call(b"raise").request)
+    await settle_singles(bus, route, _)
+
+
+def publish_raw(bus: AmqpBus, key: str, body: bytes) -> None:
+    """Publish a message that does not expire."""
+    session = bus._session
+    assert session is not None
+    header = properties("", correlation_id="1", reply_to="nowhere")
+    session._sender._channel.publish(RPC_EXCHANGE, key, header, body)
 
 
 async def settle_cancelled(bus: AmqpBus, route: str, _: pytest.MonkeyPatch) -> None:
@@ -573,9 +586,7 @@ async def settle_cancelled(bus: AmqpBus, route: str, _: pytest.MonkeyPatch) -> N
 
 
 async def settle_bad_batch(bus: AmqpBus, route: str, _: pytest.MonkeyPatch) -> None:
-    session = bus._session
-    assert session is not None
-    session._sender._channel.publish(CALL_EXCHANGE, f"{route}/batch", properties(""), b"\xff")
+    publish_raw(bus, f"{route}/batch", b"\xff")
     await settle_singles(bus, route, _)
 
 
@@ -609,15 +620,19 @@ async def test_settled_call_is_not_delivered_again(
         again.append(decode(Request, body).payload)
         return await echo(route, body)
 
-    async with connected_bus(vhost) as caller, connected_bus(vhost) as second:
-        async with connected_bus(vhost) as first:
-            await first.serve(queue, [route], handle)
-            await settle(caller, route, monkeypatch)
-            server = await second.serve(queue, [route], record)
-        while b"last" not in again:
-            await asyncio.gather(caller.call(route, a_call(b"last", 0.5)), return_exceptions=True)
-        assert set(again) == {b"last"}
-        await server.cancel()
+    with structlog.testing.capture_logs() as lines:
+        async with connected_bus(vhost) as caller, connected_bus(vhost) as second:
+            async with connected_bus(vhost) as first:
+                await first.serve(queue, [route], handle)
+                await settle(caller, route, monkeypatch)
+                server = await second.serve(queue, [route], record)
+            while b"last" not in again:
+                await asyncio.gather(
+                    caller.call(route, a_call(b"last", 0.5)), return_exceptions=True
+                )
+            await server.cancel()
+    assert set(again) == {b"last"}
+    assert [line["event"] for line in lines].count("bus.bad_batch") <= 1
 
 
 async def test_call_whose_server_dies_is_answered_by_another(vhost: str, unique: Unique) -> None:
@@ -669,32 +684,6 @@ async def test_call_that_is_cancelled_while_it_waits_frees_no_slot(
 
     assert [(await call).payload for call in (first, *last)] == [b"x"] * 3
     await server.cancel()
-
-
-async def test_stopping_server_returns_an_unstarted_single_call_to_the_queue(
-    bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
-) -> None:
-    route, queue = unique("route."), unique("queue.")
-    begun, release = asyncio.Event(), asyncio.Event()
-
-    async def hold(route: str, body: bytes) -> bytes:
-        begun.set()
-        await release.wait()
-        return await echo(route, body)
-
-    first = await bus.serve(queue, [route], hold, concurrency=1)
-    large = bytes(17 * 2**10)  # too large for a batch
-    calls = asyncio.create_task(call_all(bus, route, [large] * 4))
-    await begun.wait()
-    second = await bus.serve(queue, [route], echo)
-    stopping = asyncio.create_task(first.cancel())
-    async with asyncio.timeout(5):
-        while await consumers(channel, queue) > 1:
-            pass
-    release.set()
-
-    assert await calls == [large] * 4
-    await asyncio.gather(stopping, second.cancel())
 
 
 async def test_caller_without_batch_support_gets_single_replies(
@@ -766,3 +755,30 @@ async def test_server_that_starts_while_the_last_one_stops_gets_calls(
     assert (await bus.call(route, a_call(b"x"))).payload == b"x"
     assert await call_all(bus, route, numbered(5)) == numbered(5)
     await second[0].cancel()
+
+
+async def test_channel_of_a_stopping_server_stays_open_until_its_calls_have_ended(
+    bus: AmqpBus, vhost: str, unique: Unique
+) -> None:
+    route, queue = unique("route."), unique("queue.")
+    begun, release = asyncio.Event(), asyncio.Event()
+
+    async def hold(route: str, body: bytes) -> bytes:
+        begun.set()
+        await release.wait()
+        return await echo(route, body)
+
+    server = await bus.serve(queue, [route], hold)
+    call = asyncio.create_task(bus.call(route, a_call(b"x")))
+    await begun.wait()
+    stopping = asyncio.create_task(server.cancel())
+    async with BrokerConnection.open(vhost, "test") as connection, asyncio.timeout(5):
+        while await connection.consumer_count(queue) is not None:
+            pass
+        for _ in range(5):
+            await connection.consumer_count(queue)
+    assert not stopping.done()
+    release.set()
+
+    assert (await call).payload == b"x"
+    await stopping
