@@ -575,7 +575,7 @@ def publish_raw(bus: AmqpBus, key: str, body: bytes) -> None:
     session = bus._session
     assert session is not None
     header = properties("", correlation_id="1", reply_to="nowhere")
-    session._sender._channel.publish(RPC_EXCHANGE, key, header, body)
+    session._sender._channel.publish(CALL_EXCHANGE, key, header, body)
 
 
 async def settle_cancelled(bus: AmqpBus, route: str, _: pytest.MonkeyPatch) -> None:
