@@ -58,6 +58,7 @@ POST: Final = {
 _RATES: Final = WITHOUT_RATES | {
     "POSTBUS_RATE_USER": "100000000/minute",
     "POSTBUS_RATE_USER_CHANGES": "100000000/minute",
+    "POSTBUS_SOCKET_FRAMES_PER_CLIENT": "1000000",
 }
 """Rate limits are counted as in production, but wrk does not reach them."""
 
