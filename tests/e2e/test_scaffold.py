@@ -126,9 +126,9 @@ def edit(file: Path, before: str, added: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["3d"], "'3d' is no name for it"),
-        (["Polls"], "'Polls' is no name for it"),
-        (["class"], "'class' is no name for it"),
+        (["3d"], "'3d' is not a valid name"),
+        (["Polls"], "'Polls' is not a valid name"),
+        (["class"], "'class' is not a valid name"),
         (["contexts"], "context has a meaning in the code"),
         (["shared"], "The name shared is taken"),
         (["deploy"], "The name deploy is taken"),
