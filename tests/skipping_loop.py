@@ -1,4 +1,4 @@
-"""An event loop whose timers need no time."""
+"""An event loop that skips the time of its timers."""
 
 import asyncio
 import selectors

@@ -1,4 +1,4 @@
-"""The numbers of bounds and times whose effect other tests show with values of their own."""
+"""The default numbers of bounds and times; other tests show their effect with smaller values."""
 
 from pathlib import Path
 

@@ -160,7 +160,7 @@ async def closed_with(reader: asyncio.StreamReader) -> tuple[int, str, int]:
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return the logged errors, without those about tasks of earlier tests."""
+    """Return the logged errors, except errors about tasks of earlier tests."""
     records = [each for each in caplog.records if each.levelname in ("ERROR", "CRITICAL")]
     return [each.message for each in records if "was destroyed" not in each.message]
 

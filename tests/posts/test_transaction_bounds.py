@@ -1,4 +1,4 @@
-"""What one transaction of a consumer changes, and what the projection of users keeps."""
+"""Bounds of one transaction of a consumer, and of the projection of users."""
 
 import asyncio
 import time

@@ -33,7 +33,7 @@ GET, LIKE, CREATE = (METHODS[f"{SERVICE}.{name}"] for name in ("GetPost", "LikeP
 
 
 class Breaking(MemoryBus):
-    """A bus whose first calls fail for the given reasons after they were sent."""
+    """A bus that fails its first calls, after sending them, with the given reasons."""
 
     def __init__(self, *reasons: str, always: str = "") -> None:
         super().__init__()

@@ -125,7 +125,7 @@ class Binding(StrEnum):
 
 
 class BoundBook(Model):
-    """A book whose binding is stored as a string."""
+    """A book that stores its binding as a string."""
 
     model_config: ClassVar = {"collection": "books"}
     id: str = Field(primary_field=True)

@@ -1,4 +1,4 @@
-"""Each package declares the distributions that it imports, and no others."""
+"""Each package declares exactly the distributions that it imports."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Transactions of MongoDB that conflict, or whose commit has an unknown result."""
+"""Transactions of MongoDB with a conflict or an unknown result of the commit."""
 
 import asyncio
 import time

@@ -1,6 +1,4 @@
-"""The database of `users`: from version to version and back, and how its queries find what they
-look for.
-"""
+"""The database of `users`: migrations in both directions, and the query plans."""
 
 import subprocess
 import time

@@ -1,4 +1,4 @@
-"""Bounds of what is stored for one user, and of what one transaction changes."""
+"""Bounds of the stored data of one user, and of the changes of one transaction."""
 
 import asyncio
 import time

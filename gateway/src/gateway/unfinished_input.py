@@ -1,4 +1,4 @@
-"""Bounds on the memory for heads, bodies and messages whose end has not arrived."""
+"""Bounds on the memory for incomplete heads, bodies and messages."""
 
 from collections import Counter
 from collections.abc import Callable

@@ -73,7 +73,7 @@ class WebSocketConnection:
     def __init__(
         self, socket: Socket, services: Services, budget: FrameBudget, *, address: str = ""
     ) -> None:
-        """Serve the client at `address` over `socket`, whose frames `budget` counts."""
+        """Serve the client at `address` over `socket`; `budget` counts its frames."""
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self._loop.create_future()
         """Done once the socket is closed, by either side."""
