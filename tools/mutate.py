@@ -101,15 +101,19 @@ def _is_number(value: ast.expr | None) -> bool:
     """Return whether a value is made of numbers only; 0 and booleans are initial values."""
     match value:
         case ast.Constant():
-            return isinstance(value.value, int | float) and value.value not in (0, False, True)
+            number = value.value
+            return type(number) in (int, float) and number != 0
         case ast.BinOp():
             return _is_number(value.left) and _is_number(value.right)
         case ast.UnaryOp():
             return _is_number(value.operand)
         case ast.Tuple():
             return bool(value.elts) and all(map(_is_number, value.elts))
-        case ast.Call(func=ast.Name(id="timedelta" | "Field")):
+        case ast.Call(func=ast.Name(id="timedelta")):
             return any(map(_is_number, [*value.args, *(word.value for word in value.keywords)]))
+        case ast.Call(func=ast.Name(id="Field")):
+            given = [word.value for word in value.keywords if word.arg not in ("ge", "gt")]
+            return any(map(_is_number, [*value.args, *given]))
     return False
 
 
