@@ -79,6 +79,7 @@ def test_bound_has_the_documented_value(documented: str) -> None:
         (unfinished_input.FREE_BYTES, 1024, 64 * 1024),
         (websocket_protocol._MESSAGE_SECONDS, 5, 60),
         (socket_limits._RETRY_SECONDS, 1, 60),
+        (socket_limits._MAX_BUDGETS, 1_000, 100_000),
         # of requests
         (request_headers._MIN_TIMEOUT, 0.0001, 0.01),
         (request_headers.MAX_TIMEOUT, 10, 60),
