@@ -12,6 +12,14 @@ Unique = Callable[[str], str]
 Database = AsyncDatabase[dict[str, Any]]
 
 
+def _about(corrections: list[str], *names: str) -> list[str]:
+    """Return the sorted corrections that contain one of the names.
+
+    Events of other tests, which are on their way, cause others.
+    """
+    return sorted(line for line in corrections[:-1] if any(name in line for name in names))
+
+
 async def test_repair_corrects_derived_data_and_reports_each_correction(
     system: System, database: Database, as_alice: Client, as_bob: Client, unique: Unique
 ) -> None:
@@ -29,7 +37,7 @@ async def test_repair_corrects_derived_data_and_reports_each_correction(
     first = (await system.output("posts", "repair")).splitlines()
     again = (await system.output("posts", "repair")).splitlines()
 
-    assert sorted(first[:-1]) == sorted(
+    assert _about(first, tag, deleted, id_) == sorted(
         [
             f"posts: 1 comments of the deleted user {deleted}",
             f"posts: 1 likes of the deleted post {deleted}",
@@ -38,9 +46,9 @@ async def test_repair_corrects_derived_data_and_reports_each_correction(
             f"posts: tag {tag}: 1 posts instead of 0",
         ]
     )
-    assert first[-1].endswith(" posts, 5 corrections")
-    assert len(again) == 1
-    assert again[0].endswith(" posts, 0 corrections")
+    assert first[-1].endswith(f" posts, {len(first) - 1} corrections")
+    assert _about(again, tag, deleted, id_) == []
+    assert again[-1].endswith(f" posts, {len(again) - 1} corrections")
     post = await as_alice.done("GET", f"/v1/posts/{id_}")
     assert (post["likeCount"], post["commentCount"]) == (1, 0)
 
@@ -77,7 +85,7 @@ async def test_repair_deletes_the_content_of_deleted_users_and_posts(
 
     found = (await system.output("posts", "repair")).splitlines()
 
-    assert sorted(found[:-1]) == sorted(
+    assert _about(found, user, post) == sorted(
         [
             f"posts: 1 posts of the deleted user {user}",
             f"posts: 1 likes of the deleted user {user}",
@@ -104,7 +112,7 @@ async def test_repair_restores_a_missing_tag_counter(
 
     found = (await system.output("posts", "repair")).splitlines()
 
-    assert sorted(found[:-1]) == [
+    assert _about(found, lost, unused) == [
         f"posts: tag {lost}: 1 posts instead of 0",
         f"posts: tag {unused}: 0 posts instead of 3",
     ]
