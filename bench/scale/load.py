@@ -21,6 +21,10 @@ _COLUMNS: Final = (
     *("id", "username", "email", "password_hash", "display_name", "bio", "image_url", "search"),
     *("follower_count", "following_count", "created_at", "updated_at", "version"),
 )
+_SESSION_COLUMNS: Final = (
+    *("id", "user_id", "device", "family_hash", "secret_hash"),
+    *("created_at", "refreshed_at", "expires_at"),
+)
 Database = AsyncDatabase[dict[str, Any]]
 
 
@@ -77,7 +81,7 @@ async def _open_sessions(content: Content, url: str) -> None:
         (person_id(number), person_id(number), "", b"", b"", _NOW, _NOW, until)
         for number in range(content.readers)
     ]
-    await connection.copy_records_to_table("sessions", records=rows)
+    await connection.copy_records_to_table("sessions", records=rows, columns=_SESSION_COLUMNS)
     await connection.close()
 
 
