@@ -24,6 +24,7 @@ from postbus.registry import METHODS
 from shared.bus.memory import MemoryBus
 from shared.identity import TokenVerifier
 from shared.wire import decode, encode
+from tests.gateway.http1_server import Server, serve
 
 
 class Worker:
@@ -144,3 +145,9 @@ async def gateway(app: Gateway) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+async def server() -> AsyncIterator[Server]:
+    async with serve() as running:
+        yield running
