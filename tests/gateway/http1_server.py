@@ -99,7 +99,10 @@ async def _wrong(path: str, send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": fields})
     if path == "/wrong/end":
         return
-    bodies = {"/wrong/longer": b"injected injected", "/wrong/break": b"0123456789"}
+    if path == "/wrong/twice":
+        await send({"type": "http.response.start", "status": 200, "headers": fields})
+    whole = b"0123456789"
+    bodies = {"/wrong/longer": b"injected injected", "/wrong/break": whole, "/wrong/twice": whole}
     body = bodies.get(path, b"short")
     await send({"type": "http.response.body", "body": body, "more_body": path == "/wrong/shorter"})
     if path == "/wrong/shorter":
@@ -274,3 +277,5 @@ HANDSHAKE = (
     "Sec-WebSocket-Version: 13",
     "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
 )
+HELLO_FRAME = b"\x81\x85\0\0\0\0hello"
+"""A text frame of WebSocket."""

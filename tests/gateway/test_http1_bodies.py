@@ -233,7 +233,10 @@ async def test_chunked_body_beyond_the_limit_is_refused_before_its_end(server: S
     async with connect(server) as client:
         await client.send(head, *[b"4000\r\n" + b"x" * 0x4000 + b"\r\n"] * 8)
 
-        assert (await client.response()).outline == (413, "BODY_TOO_LARGE")
+        response = await client.response()
+
+        assert response.outline == (413, "BODY_TOO_LARGE")
+        assert response.document["outcome"] == "UNKNOWN"  # the application has begun
         assert await client.is_closed()
 
 
@@ -298,6 +301,18 @@ async def test_connection_is_reusable_after_an_unread_body(
         assert (await client.response()).outline == (200, "")
 
 
+async def test_unread_body_is_not_kept() -> None:
+    async with serve() as server, connect(server) as client:
+        await client.send(request("POST /ignore HTTP/1.1", "Content-Length: 50000"))
+        assert (await client.response()).status == 200
+        [connection] = server.uvicorn.server_state.connections
+        await client.send(b"x" * 40_000)
+        await until(lambda: connection._body_bytes == 40_000)  # type: ignore[union-attr]
+
+        assert connection._exchange.buffered == 0  # type: ignore[union-attr]
+        assert connection._buffer == b""  # type: ignore[union-attr]
+
+
 async def test_unread_body_is_bounded(server: Server) -> None:
     async with connect(server) as client:
         await client.send(request("POST /ignore HTTP/1.1", "Transfer-Encoding: chunked"))
@@ -344,6 +359,16 @@ async def test_continue_is_not_sent_without_need(server: Server, sent: bytes) ->
         await client.send(sent)
 
         assert (await client.response()).status == 200
+
+
+async def test_continue_is_not_sent_to_http_1_0() -> None:
+    head = request("POST /echo HTTP/1.0", "Content-Length: 5", "Expect: 100-continue")
+    async with serve() as server, connect(server) as client:
+        await client.send(head)
+        await until(lambda: server.echo.requests == ["POST /echo"])  # which waits for the body
+        await client.send(b"hello")
+
+        assert (await client.response()).outline == (200, "hello")
 
 
 # Packets

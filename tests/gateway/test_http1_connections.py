@@ -70,6 +70,21 @@ async def test_invalid_request_is_refused_after_the_response_to_the_valid_one(
     assert second.document["outcome"] == "NO_EFFECT"
 
 
+async def test_next_request_waits_for_the_previous_response() -> None:
+    async with serve() as server, connect(server) as client:
+        await client.send(request("GET /wait HTTP/1.1"))
+        await until(lambda: server.echo.requests == ["GET /wait"])
+        await client.send(LAST)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert server.echo.requests == ["GET /wait"]
+        server.echo.proceed.set()
+
+        got = await client.responses()
+
+    assert [each.document["path"] for each in got] == ["/wait", "/echo"]
+
+
 async def test_invalid_request_waits_for_the_previous_response() -> None:
     async with serve() as server, connect(server) as client:
         await client.send(request("GET /wait HTTP/1.1") + b"nonsense\r\n\r\n")
@@ -118,7 +133,15 @@ async def test_fault_of_the_application_is_an_internal_problem(
 
 
 @pytest.mark.parametrize(
-    "path", ["/wrong/longer", "/wrong/shorter", "/wrong/break", "/wrong/end", "/wrong/nothing"]
+    "path",
+    [
+        "/wrong/longer",
+        "/wrong/shorter",
+        "/wrong/break",
+        "/wrong/twice",
+        "/wrong/end",
+        "/wrong/nothing",
+    ],
 )
 async def test_invalid_response_of_the_application_is_never_sent_as_a_valid_one(
     server: Server, path: str
@@ -149,6 +172,18 @@ def test_callback_for_a_request_that_has_ended_is_called_at_once() -> None:
 
     assert called == [True]
     assert ended.take_body() is None
+
+
+async def test_connection_that_closes_before_the_end_of_a_body_lets_the_client_send_the_rest() -> (
+    None
+):
+    head = request("POST /ignore HTTP/1.1", "Content-Length: 5", "Connection: close")
+    async with serve() as server, connect(server) as client:
+        await client.send(head)
+        assert (await client.response()).status == 200
+        assert await client.is_closed()
+
+        assert server.clients.open == 1  # only the server's direction is closed
 
 
 async def test_application_may_close_the_connection(server: Server) -> None:

@@ -15,6 +15,7 @@ from gateway.problems import HttpError
 from tests.gateway.http1_server import (
     CHUNKED_POST,
     HANDSHAKE,
+    HELLO_FRAME,
     LAST,
     POST,
     Server,
@@ -247,6 +248,10 @@ async def test_http_1_0_needs_no_host_and_gets_no_chunks(server: Server) -> None
     assert response.document["http_version"] == "1.0"
     assert response.fields["connection"] == "close"
     assert "transfer-encoding" not in response.fields
+    async with connect(server) as client:
+        await client.send(request("GET /echo HTTP/1.0", "Connection: keep-alive"))
+        assert (await client.response()).fields["connection"] == "close"
+        assert await client.is_closed()
     (response,) = await exchange(server, request("GET /chunked HTTP/1.1", "Connection: close"))
     assert response.fields["transfer-encoding"] == "chunked"
 
@@ -340,9 +345,6 @@ async def test_other_upgrade_is_declined_and_the_body_kept(
     assert second.outline == (200, "")
 
 
-HELLO_FRAME = b"\x81\x85\0\0\0\0hello"
-
-
 @pytest.mark.parametrize(
     "connection",
     [
@@ -416,6 +418,16 @@ async def test_only_get_of_http_1_1_becomes_a_websocket(server: Server, line: st
         await client.send(request(line, "Connection: Upgrade, close", *HANDSHAKE))
 
         assert (await client.response(line.split()[0])).status == 200
+
+
+@pytest.mark.parametrize("fields", [[], ["Connection: keep-alive"]])
+async def test_upgrade_field_without_the_connection_option_is_ignored(
+    server: Server, fields: list[str]
+) -> None:
+    async with connect(server) as client:
+        await client.send(request("GET /echo HTTP/1.1", *fields, *HANDSHAKE))
+
+        assert (await client.response()).status == 200
 
 
 # The grammar, compared with another parser

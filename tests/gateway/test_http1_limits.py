@@ -13,6 +13,7 @@ import pytest
 from gateway.http1 import ConnectionCounts, HttpLimits
 from tests.gateway.http1_server import (
     HANDSHAKE,
+    HELLO_FRAME,
     LAST,
     POST,
     SHORT,
@@ -103,14 +104,30 @@ async def test_slow_unread_body_closes_the_connection() -> None:
         await sending
 
 
-async def test_slow_response_is_not_bound_by_the_deadline_of_the_request() -> None:
+@pytest.mark.parametrize("writes", [(b"x",), (b"", b"x")], ids=["together", "apart"])
+async def test_slow_response_is_not_bound_by_the_deadline_of_the_request(
+    writes: tuple[bytes, ...],
+) -> None:
     limits = HttpLimits(head_seconds=SHORT, request_seconds=SHORT, idle_seconds=SHORT)
     async with serve(limits) as server, connect(server) as client:
-        await client.send(request("GET /wait HTTP/1.1", "Content-Length: 1", body=b"x"))
+        await client.send(request("GET /wait HTTP/1.1", "Content-Length: 1", body=writes[0]))
+        await client.send(*writes[1:])
         await asyncio.sleep(SHORT * 2)
         server.echo.proceed.set()
 
-        assert (await client.response()).status == 200
+        response = await client.response()
+
+        assert (response.status, response.fields.get("connection")) == (200, None)
+
+
+async def test_websocket_is_not_bound_by_the_deadline_of_the_handshake() -> None:
+    async with serve(HttpLimits(head_seconds=SHORT)) as server, connect(server) as client:
+        await client.send(request("GET /ws HTTP/1.1", "Connection: Upgrade", *HANDSHAKE))
+        await client.reader.readuntil(b"\r\n\r\n")
+        await asyncio.sleep(SHORT * 2)
+        await client.send(HELLO_FRAME)
+
+        assert await client.reader.readexactly(7) == b"\x81\x05hello"
 
 
 async def test_idle_connection_is_closed_after_its_time() -> None:
@@ -195,6 +212,16 @@ async def test_next_request_waits_until_the_previous_response_is_read() -> None:
             assert await slow.read(8000)
 
 
+async def test_response_waits_until_the_client_reads() -> None:
+    async with serve() as server, slow_reader(server) as slow:
+        slow.client.sendall(request("GET /large HTTP/1.1"))  # 4 parts of 5 MB
+        await until(lambda: not slow.connection.writable)
+        for _ in range(100):
+            await asyncio.sleep(0)
+
+        assert slow.unsent < 6_000_000
+
+
 @pytest.mark.parametrize("fields", [[], ["Connection: close"]])
 async def test_client_that_does_not_read_is_disconnected(fields: list[str]) -> None:
     async with serve(HttpLimits(write_seconds=SHORT)) as server, connect(server) as client:
@@ -267,6 +294,19 @@ async def test_number_of_open_refused_connections_is_limited(
         assert await third.is_closed()
         second.writer.close()
         await until(lambda: server.clients.refused == 0)
+
+
+async def test_unix_socket_has_no_limit_per_address(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    async with serve(clients=ConnectionCounts(total=9, per_address=1), uds=path) as server:
+        clients = [Client(*await asyncio.open_unix_connection(path)) for _ in range(2)]
+        for client in clients:
+            await client.send(POST)
+            assert (await client.response()).status == 200
+        assert server.clients.open == 2
+        for client in clients:
+            client.writer.close()
+            await client.writer.wait_closed()
 
 
 async def test_trusted_proxy_has_no_limit_per_address() -> None:
