@@ -196,6 +196,19 @@ async def test_bad_header_is_a_problem(
     assert worker.requests == []
 
 
+async def test_access_token_of_another_scheme_is_refused(
+    gateway: httpx.AsyncClient, worker: Worker, tokens: TokenMaker
+) -> None:
+    token = tokens.token("alice")
+
+    basic = await gateway.get("/v1/posts", headers={"Authorization": f"Basic {token}"})
+    bearer = await gateway.get("/v1/posts", headers={"Authorization": f"bearer {token}"})
+
+    assert problem_of(basic) == (401, "TOKEN_INVALID")
+    assert bearer.status_code == 200
+    assert len(worker.requests) == 1
+
+
 async def test_invalid_token_is_refused_by_public_methods(gateway: httpx.AsyncClient) -> None:
     response = await gateway.get("/v1/posts", headers={"Authorization": "Bearer x.y.z"})
 

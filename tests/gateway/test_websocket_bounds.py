@@ -26,6 +26,7 @@ from gateway.websocket_protocol import WebSocketProtocol
 from postbus.bus.v1 import Event, Reply
 from postbus.posts.v1 import ListPostsResponse
 from postbus.registry import METHODS
+from shared.bus import Call, CallResult
 from shared.bus.memory import MemoryBus
 from shared.errors import ServiceError
 from shared.identity import TokenVerifier
@@ -1152,6 +1153,33 @@ async def test_call_that_is_cancelled_twice_ends_once(
         "OUTCOME_NO_EFFECT",
         "OUTCOME_NO_EFFECT",
     ]
+
+
+async def test_handler_of_a_cancelled_call_ends(
+    held: tuple[MemoryBus, Held], verifier: TokenVerifier, tokens: TokenMaker
+) -> None:
+    bus, _ = held
+    async with gateway_with(bus, verifier, tokens) as here, here.user() as socket:
+        await socket.send({"id": "1", "call": {"method": LIST}})
+        await socket.request({"id": "2", "cancel": {"call": "1"}})
+
+        async with asyncio.timeout(5):
+            await asyncio.gather(*bus._servers[0].running, return_exceptions=True)
+
+
+async def test_call_that_fails_unexpectedly_gets_an_error_frame(
+    verifier: TokenVerifier, tokens: TokenMaker
+) -> None:
+    class Bus(MemoryBus):
+        async def call(self, route: str, call: Call) -> CallResult:
+            raise KeyError(route)
+
+    async with gateway_with(Bus(), verifier, tokens) as here, here.user() as socket:
+        with capture_logs() as logs:
+            received = await socket.request({"id": "1", "call": {"method": LIST}})
+
+    assert (received["id"], received["error"]["reason"]) == ("1", "INTERNAL")
+    assert [each["event"] for each in logs] == ["call.failed"]
 
 
 async def test_disconnect_of_a_socket_cancels_its_calls(
