@@ -25,7 +25,7 @@ from shared.bus import Call, CallResult
 from shared.bus.memory import MemoryBus
 from shared.identity import TokenVerifier
 from shared.wire import encode
-from tests.gateway.conftest import listening
+from tests.gateway.listening import listening
 from tests.tokens import TokenMaker
 
 SCOPE = {

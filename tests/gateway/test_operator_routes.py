@@ -20,7 +20,7 @@ from shared.bus.memory import MemoryBus
 from shared.errors import Code, ServiceError
 from shared.identity import TokenVerifier
 from shared.wire import decode, encode
-from tests.gateway.conftest import open_socket
+from tests.gateway.listening import open_socket
 
 
 @asynccontextmanager

@@ -20,7 +20,8 @@ from postbus.posts.v1 import (
 from postbus.registry import METHODS, Access, Method
 from shared.bus.memory import MemoryBus
 from shared.wire import decode, encode
-from tests.gateway.conftest import Worker, open_socket
+from tests.gateway.conftest import Worker
+from tests.gateway.listening import open_socket
 from tests.tokens import TokenMaker
 
 POST_ID = "018f3f6e-0000-7000-8000-000000000001"

@@ -22,7 +22,7 @@ from shared.errors import ServiceError
 from shared.identity import ACCESS_TOKEN_SECONDS, Caller, TokenVerifier
 from shared.runtime.session_verifier import REMEMBERED_SECONDS, SessionVerifier
 from shared.wire import encode
-from tests.gateway.conftest import open_socket
+from tests.gateway.listening import open_socket
 from tests.sockets import MemorySocket
 from tests.tokens import TokenMaker
 
