@@ -14,7 +14,8 @@ from postbus.bus.v1 import Event, Reply
 from postbus.users.v1 import FollowChanged, UserProfileUpdated
 from shared.bus.memory import MemoryBus
 from shared.wire import encode
-from tests.gateway.conftest import Worker, open_socket
+from tests.gateway.conftest import Worker
+from tests.gateway.listening import open_socket
 from tests.tokens import TokenMaker
 
 PATH = "/v1/posts/018f3f6e-0000-7000-8000-000000000001"

@@ -15,7 +15,7 @@ from gateway import __main__ as main
 from gateway.settings import GatewaySettings
 from shared.bus.memory import MemoryBus
 from shared.runtime import gc_tuning
-from tests.gateway.conftest import serving
+from tests.gateway.listening import serving
 from tests.tokens import TokenMaker
 
 PAGE = "https://app.example.com"

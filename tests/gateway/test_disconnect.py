@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from gateway.app import build_app
 from gateway.disconnect import cancelled_by_disconnect
 from gateway.gateway import Gateway
+from gateway.request_body import read_body
 from gateway.streaming import NdjsonResponse
 from gateway.transcoding import Transcoder
 from postbus.bus.v1 import Reply
@@ -24,7 +25,7 @@ from shared.bus import Call, CallResult
 from shared.bus.memory import MemoryBus
 from shared.identity import TokenVerifier
 from shared.wire import encode
-from tests.gateway.conftest import listening
+from tests.gateway.listening import listening
 from tests.tokens import TokenMaker
 
 SCOPE = {
@@ -269,6 +270,46 @@ async def test_disconnect_before_the_first_message_cancels_the_stream() -> None:
             await NdjsonResponse.begin(payloads(), transcoder, "trace", receive)
 
     assert ended.is_set()
+
+
+async def test_stream_ends_at_once_if_its_response_cannot_be_sent() -> None:
+    method = METHODS["postbus.posts.v1.PostsService.ListPosts"]
+    ended = asyncio.Event()
+
+    async def payloads() -> AsyncGenerator[bytes, None]:
+        try:
+            while True:
+                yield encode(ListPostsResponse())
+        finally:
+            ended.set()
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        return {}
+
+    async def send(_message: Any) -> None:
+        raise OSError
+
+    response = await NdjsonResponse.begin(
+        payloads(), Transcoder(method, method.http[0]), "trace", receive
+    )
+    with pytest.raises(OSError):  # noqa: PT011  # the one above
+        await response.send(receive, send)
+
+    assert ended.is_set()
+
+
+async def test_disconnect_before_the_end_of_a_body_is_no_shorter_body() -> None:
+    events: list[dict[str, Any]] = [
+        {"type": "http.request", "body": b"{", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+
+    async def receive() -> dict[str, Any]:
+        return events.pop(0)
+
+    with pytest.raises(ClientDisconnect):
+        await read_body(receive, max_bytes=100)
 
 
 async def test_call_that_is_cancelled_by_the_server_shutdown_is_a_503(

@@ -13,6 +13,7 @@ from gateway.websocket_frames import (
     error_frame,
     event_prefix,
     frame_id,
+    parse_frame,
     read_client_frame,
 )
 from postbus.codec import POOL
@@ -22,6 +23,8 @@ from shared.protojson import packed
 from shared.wire import message_class
 
 CREATE = "postbus.posts.v1.PostsService.CreatePost"
+UPDATE = "postbus.posts.v1.PostsService.UpdatePost"
+POST_ID = "018f3f6e-0000-7000-8000-000000000001"
 WRITTEN = sorted({method.response_name for method in METHODS.values()} | CLIENT_EVENTS.keys())
 
 
@@ -84,6 +87,33 @@ def test_invalid_call_is_refused_with_its_reason(call: dict[str, Any], reason: s
         read_call({"id": "1", "call": call})
 
     assert refused.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("method", "request_text", "field"),
+    [
+        (CREATE, '{"title": "a", "title": "b"}', "title"),
+        (UPDATE, f'{{"id": "{POST_ID}", "updateMask": "none"}}', "updateMask"),
+    ],
+)
+def test_violation_has_the_same_path_as_over_rest(
+    method: str, request_text: str, field: str
+) -> None:
+    text = f'{{"id": "1", "call": {{"method": "{method}", "request": {request_text}}}}}'.encode()
+
+    with pytest.raises(ServiceError) as refused:
+        read_client_frame(parse_frame(text), text)
+
+    assert [each.field for each in refused.value.violations] == [field]
+
+
+def test_repeated_member_of_a_frame_is_refused() -> None:
+    text = b'{"id": "1", "id": "1", "cancel": {"call": "1"}}'
+
+    with pytest.raises(ServiceError) as refused:
+        read_client_frame(parse_frame(text), text)
+
+    assert [(each.field, each.rule) for each in refused.value.violations] == [("id", "duplicate")]
 
 
 def test_type_of_a_request_is_optional() -> None:

@@ -12,7 +12,7 @@ from gateway.app import build_app
 from postbus.registry import METHODS
 from shared.bus.memory import MemoryBus
 from shared.identity import TokenVerifier
-from tests.gateway.conftest import listening
+from tests.gateway.listening import listening
 
 MAX_ANSWER_BYTES = 2048
 KEY = "Sec-WebSocket-Key"

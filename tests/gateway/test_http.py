@@ -447,6 +447,16 @@ async def test_created_resource_has_a_location(
     assert (await gateway.get(created.headers["location"])).json()["id"] == POST_ID
 
 
+async def test_location_is_percent_encoded(
+    gateway: httpx.AsyncClient, worker: Worker, headers: dict[str, str]
+) -> None:
+    worker.reply = Reply(payload=encode(CreatePostResponse(post=Post(id="a/b ü", version=1))))
+
+    created = await gateway.post("/v1/posts", json={"title": "Hi"}, headers=headers)
+
+    assert created.headers["location"] == "/v1/posts/a%2Fb%20%C3%BC"
+
+
 @pytest.mark.parametrize(("method", "rule"), BINDINGS)
 async def test_options_lists_the_verbs_of_a_path(
     gateway: httpx.AsyncClient, worker: Worker, method: Method, rule: HttpRule

@@ -24,7 +24,8 @@ from gateway.websocket_frames import first_member_id
 from shared.bus.memory import MemoryBus
 from shared.errors import Code, Outcome, ServiceError
 from shared.identity import TokenVerifier
-from tests.gateway.conftest import Socket, Worker, listening, open_socket
+from tests.gateway.conftest import Worker
+from tests.gateway.listening import Socket, listening, open_socket
 from tests.tokens import TokenMaker
 
 

@@ -15,9 +15,12 @@ from gateway.cached_result import CachedResult
 from gateway.gateway import Gateway
 from gateway.operator_networks import OperatorNetworks
 from postbus.bus.v1 import CheckResponse, Part, Reply, Request
+from shared.bus import Call
 from shared.bus.memory import MemoryBus
+from shared.errors import Code, ServiceError
 from shared.identity import TokenVerifier
 from shared.wire import decode, encode
+from tests.gateway.listening import open_socket
 
 
 @asynccontextmanager
@@ -133,6 +136,26 @@ async def test_concurrent_probes_and_scrapes_call_workers_once(
         "postbus.bus.v1.HealthService.Check.posts",
         "postbus.bus.v1.WorkerService.GetStatistics.posts",
     ]
+
+
+async def test_metrics_lack_the_workers_that_cannot_be_reached(verifier: TokenVerifier) -> None:
+    class Bus(MemoryBus):
+        async def broadcast(self, route: str, call: Call) -> list[bytes]:
+            raise ServiceError(Code.UNAVAILABLE, "NO_CONNECTION", route)
+
+    app = build_app(Bus(), verifier, max_body_bytes=1000)
+    async with from_address(app, "127.0.0.1") as client:
+        response = await client.get("/metrics")
+
+    assert response.status_code == 200
+    assert "postbus_http_requests_in_flight 1.0" in response.text
+
+
+async def test_open_sockets_are_counted(app: Gateway) -> None:
+    async with from_address(app, "127.0.0.1") as client, open_socket(app) as socket:
+        await (await socket.connection.ping())
+
+        assert "postbus_websockets_open 1.0" in (await client.get("/metrics")).text
 
 
 async def test_result_is_computed_again_after_its_time() -> None:

@@ -27,7 +27,7 @@ from postbus.registry import METHODS
 from shared.bus.memory import MemoryBus
 from shared.errors import Code
 from shared.identity import TokenVerifier
-from tests.gateway.conftest import listening, open_socket
+from tests.gateway.listening import listening, open_socket
 from tests.people import eventually
 from tests.system import free_port
 from tests.tokens import TokenMaker

@@ -20,7 +20,8 @@ from postbus.posts.v1 import (
 from postbus.registry import METHODS, Access, Method
 from shared.bus.memory import MemoryBus
 from shared.wire import decode, encode
-from tests.gateway.conftest import Worker, open_socket
+from tests.gateway.conftest import Worker
+from tests.gateway.listening import open_socket
 from tests.tokens import TokenMaker
 
 POST_ID = "018f3f6e-0000-7000-8000-000000000001"
@@ -194,6 +195,19 @@ async def test_bad_header_is_a_problem(
 
     assert problem_of(response) == expected
     assert worker.requests == []
+
+
+async def test_access_token_of_another_scheme_is_refused(
+    gateway: httpx.AsyncClient, worker: Worker, tokens: TokenMaker
+) -> None:
+    token = tokens.token("alice")
+
+    basic = await gateway.get("/v1/posts", headers={"Authorization": f"Basic {token}"})
+    bearer = await gateway.get("/v1/posts", headers={"Authorization": f"bearer {token}"})
+
+    assert problem_of(basic) == (401, "TOKEN_INVALID")
+    assert bearer.status_code == 200
+    assert len(worker.requests) == 1
 
 
 async def test_invalid_token_is_refused_by_public_methods(gateway: httpx.AsyncClient) -> None:

@@ -1,11 +1,15 @@
 """Sessions that end before their access tokens expire."""
 
+import asyncio
 from datetime import UTC, datetime
+from functools import partial
+from threading import Event as ThreadEvent
 
 import httpx
 import pytest
 
 from gateway.gateway import Gateway
+from gateway.large_inputs import LARGE_BYTES
 from gateway.services import Services
 from gateway.socket_limits import FrameBudget
 from gateway.websocket_connection import WebSocketConnection
@@ -18,7 +22,7 @@ from shared.errors import ServiceError
 from shared.identity import ACCESS_TOKEN_SECONDS, Caller, TokenVerifier
 from shared.runtime.session_verifier import REMEMBERED_SECONDS, SessionVerifier
 from shared.wire import encode
-from tests.gateway.conftest import open_socket
+from tests.gateway.listening import open_socket
 from tests.sockets import MemorySocket
 from tests.tokens import TokenMaker
 
@@ -97,6 +101,30 @@ async def test_revoked_session_may_repeat_the_call_that_ended_it(
 
     assert again.status_code == 204
     assert (other.status_code, other.json()["reason"]) == (401, "SESSION_REVOKED")
+
+
+async def test_closed_connection_waits_for_nothing(
+    bus: MemoryBus, verifier: TokenVerifier, tokens: TokenMaker
+) -> None:
+    services, socket = Services.create(bus, verifier, max_body_bytes=2**20), MemorySocket()
+    await services.subscribe()
+    connection = WebSocketConnection(socket, services, FrameBudget(1000, 1000))
+    before = asyncio.all_tasks()
+    token = tokens.token("alice").encode()
+    connection.receive(b'{"id": "1", "authenticate": {"accessToken": "%b"}}' % token)
+    go = ThreadEvent()
+    reading = asyncio.create_task(services.large_inputs.read("other", 20, partial(go.wait, 20)))
+    await asyncio.sleep(0)
+    waiting = connection.receive(b'{"id": "2"}' + b" " * LARGE_BYTES)
+
+    await connection.close()
+
+    assert waiting is not None
+    assert waiting.cancelled()
+    assert asyncio.all_tasks() == before | {reading}
+    assert connection._timer.cancelled()
+    go.set()
+    await reading
 
 
 async def test_call_of_a_revoked_session_is_refused_before_its_socket_is_closed(

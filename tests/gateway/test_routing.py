@@ -43,6 +43,13 @@ def test_route_of_another_verb_shadows_nothing(
         assert ContractRoutes(dict(order)).find(verb, path) == found
 
 
+@pytest.mark.parametrize("first", ["/v1/{z}/x", "/v1/{a}/x"])
+def test_literal_segment_precedes_a_parameter_of_any_name(first: str) -> None:
+    routes = ContractRoutes({("GET", "/v1/{m}/{n}"): "any", ("GET", first): "literal"})
+
+    assert (routes.find("GET", b"/v1/1/x") or ("none",))[0] == "literal"
+
+
 def test_path_has_the_verbs_of_all_matching_routes() -> None:
     routes = ContractRoutes(ROUTES)
 

@@ -64,6 +64,15 @@ def test_tls_needs_certificate_and_key(
     assert configured(both).is_ssl
 
 
+def test_only_this_machine_can_connect_and_operate_by_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = settings(monkeypatch)
+
+    assert given.host == "127.0.0.1"
+    assert list(map(str, given.operator_networks)) == ["127.0.0.0/8", "::1/128"]
+
+
 def test_idle_connections_outlive_those_of_common_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings(monkeypatch).idle_seconds > 60
 

@@ -20,7 +20,8 @@ from postbus.posts.v1 import (
 )
 from shared.bus.memory import MemoryBus
 from shared.wire import decode, encode
-from tests.gateway.conftest import Socket, Worker, listening, open_socket
+from tests.gateway.conftest import Worker
+from tests.gateway.listening import Socket, listening, open_socket
 from tests.tokens import TokenMaker
 
 PUBLIC = "postbus.posts.v1.PostDeleted"

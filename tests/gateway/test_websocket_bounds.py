@@ -4,165 +4,38 @@ import asyncio
 import gc
 import json
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
-from types import MappingProxyType
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
-from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.frames import Frame, Opcode
+from websockets.frames import Opcode
 
 from gateway import websocket_connection as connection_module
 from gateway.large_inputs import LARGE_BYTES
-from gateway.services import Services
 from gateway.socket_limits import FrameBudget, FrameBudgets, Quota, SocketLimits
 from gateway.websocket import WebSocketEndpoint
 from gateway.websocket_connection import WebSocketConnection
 from gateway.websocket_protocol import WebSocketProtocol
-from postbus.bus.v1 import Event, Reply
-from postbus.posts.v1 import ListPostsResponse
-from postbus.registry import METHODS
 from shared.bus.memory import MemoryBus
 from shared.errors import ServiceError
-from shared.identity import TokenVerifier
-from shared.wire import encode
-from tests.gateway.conftest import Socket, Worker, listening
-from tests.tokens import TokenMaker
-
-PUBLIC = "postbus.posts.v1.PostDeleted"
-LIST = "postbus.posts.v1.PostsService.ListPosts"
-HANDSHAKE = (
-    b"GET /ws HTTP/1.1\r\nHost: gateway\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n%b\r\n"
+from tests.gateway.listening import listening
+from tests.gateway.websocket_server import (
+    HANDSHAKE,
+    LIST,
+    PUBLIC,
+    Gateway,
+    Make,
+    closed_with,
+    errors,
+    masked,
+    subscribe,
 )
+
 BURSTS = [2**16, 2**18, 2**20]
-
-
-class Gateway:
-    """A listening WebSocket endpoint, with limits that the test chooses."""
-
-    def __init__(self, services: Services, port: int, tokens: TokenMaker) -> None:
-        self.services = services
-        self.port = port
-        self._tokens = tokens
-
-    @asynccontextmanager
-    async def anonymous(self, **options: Any) -> AsyncIterator[Socket]:
-        """Connect without authenticating."""
-        url = f"ws://127.0.0.1:{self.port}/ws"
-        async with connect(url, **{"compression": None} | options) as connection:
-            yield Socket(connection)
-
-    @asynccontextmanager
-    async def user(self, name: str = "alice", **options: Any) -> AsyncIterator[Socket]:
-        """Connect and authenticate."""
-        async with self.anonymous(**options) as socket:
-            assert "authenticated" in await socket.request(self.authenticate(name))
-            yield socket
-
-    def authenticate(self, name: str, **options: Any) -> dict[str, Any]:
-        token = self._tokens.token(name, **options)
-        return {"id": "a", "authenticate": {"accessToken": token}}
-
-    async def raw(self, headers: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Connect without a library, to write arbitrary bytes."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        writer.write(HANDSHAKE % headers)
-        return reader, writer
-
-    async def accepted(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Connect without a library, and read the response to the handshake."""
-        reader, writer = await self.raw()
-        assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
-        return reader, writer
-
-    @property
-    def held(self) -> tuple[int, int, int, int]:
-        """Numbers of keys with sockets (addresses, users) and subscriptions, and of listeners."""
-        quotas = self.services.socket_quotas
-        sockets = len(quotas.addresses), len(quotas.users)
-        return *sockets, len(quotas.subscriptions), len(self.services.feed)
-
-    async def nothing_held(self) -> None:
-        """Wait until everything is released."""
-        async with asyncio.timeout(5):
-            while self.held != (0, 0, 0, 0):  # noqa: ASYNC110  # polls
-                await asyncio.sleep(0.01)
-
-
-@asynccontextmanager
-async def gateway_with(
-    bus: MemoryBus,
-    verifier: TokenVerifier,
-    tokens: TokenMaker,
-    *,
-    server: Mapping[str, float] = MappingProxyType({}),
-    limits: SocketLimits = SocketLimits(),  # noqa: B008  # frozen
-) -> AsyncIterator[Gateway]:
-    services = Services.create(
-        bus,
-        verifier,
-        max_body_bytes=2**20,
-        socket_limits=limits,
-        allowed_origins=("https://ours",),
-    )
-    await services.subscribe()
-    async with listening(WebSocketEndpoint(services), **server) as port:
-        yield Gateway(services, port, tokens)
-
-
-class Make:
-    """Starts gateways that stop with the test."""
-
-    def __init__(
-        self, bus: MemoryBus, verifier: TokenVerifier, tokens: TokenMaker, stack: AsyncExitStack
-    ) -> None:
-        self._bus, self._verifier, self._tokens = bus, verifier, tokens
-        self._stack = stack
-
-    async def __call__(self, **limits: int) -> Gateway:
-        started = gateway_with(
-            self._bus, self._verifier, self._tokens, limits=SocketLimits(**limits)
-        )
-        return await self._stack.enter_async_context(started)
-
-
-@pytest.fixture
-async def make(bus: MemoryBus, verifier: TokenVerifier, tokens: TokenMaker) -> AsyncIterator[Make]:
-    async with AsyncExitStack() as stack:
-        yield Make(bus, verifier, tokens, stack)
-
-
-@pytest.fixture
-async def here(make: Make) -> Gateway:
-    return await make()
-
-
-def masked(payload: bytes, opcode: Opcode = Opcode.TEXT, *, fin: bool = True) -> bytes:
-    return Frame(opcode, payload, fin).serialize(mask=True)
-
-
-async def closed_with(reader: asyncio.StreamReader) -> tuple[int, str, int]:
-    """Return code and reason of the close frame, and the number of frames before it."""
-    async with asyncio.timeout(10):
-        for before in range(100_000):
-            head, length = await reader.readexactly(2)
-            if length == 126:
-                length = int.from_bytes(await reader.readexactly(2), "big")
-            payload = await reader.readexactly(length)
-            if head == 0x88:
-                return int.from_bytes(payload[:2], "big"), payload[2:].decode(), before
-    raise AssertionError("no close frame")
-
-
-def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return the logged errors, except errors about tasks of earlier tests."""
-    records = [each for each in caplog.records if each.levelname in ("ERROR", "CRITICAL")]
-    return [each.message for each in records if "was destroyed" not in each.message]
 
 
 # Before authentication
@@ -433,7 +306,7 @@ class Measured(WebSocketProtocol):
 def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Measured]]:
     """Make the gateway measure its steps, without the garbage collector."""
     Measured.longest = 0.0
-    monkeypatch.setattr("tests.gateway.conftest.WebSocketProtocol", Measured)
+    monkeypatch.setattr("tests.gateway.listening.WebSocketProtocol", Measured)
     gc.disable()
     yield Measured
     gc.enable()
@@ -742,10 +615,6 @@ async def test_user_has_a_limit_of_sockets(make: Make) -> None:
         pass
 
 
-def subscribe(id_: str, *types: str) -> dict[str, Any]:
-    return {"id": id_, "subscribe": {"types": types}}
-
-
 async def test_socket_has_one_subscription_to_an_event_type(here: Gateway) -> None:
     created = "postbus.posts.v1.PostCreated"
     async with here.user() as socket:
@@ -878,290 +747,3 @@ async def test_head_beyond_the_limits_of_the_websocket_parser_is_431(here: Gatew
         assert (await reader.readline()).startswith(b"HTTP/1.1 431")
         await reader.read()
     writer.close()
-
-
-# Slow clients
-
-
-def large_event(id_: str) -> Event:
-    return Event(id=id_, type=PUBLIC, subject="s" * 200_000)
-
-
-async def test_subscriber_that_does_not_read_is_closed_with_its_code(
-    here: Gateway, bus: MemoryBus
-) -> None:
-    async with here.user(max_queue=1) as socket:
-        await socket.request(subscribe("1", PUBLIC))
-        async with asyncio.timeout(5):
-            while here.held[3]:
-                await bus.publish(large_event("e"))
-                await asyncio.sleep(0)
-
-        assert await socket.closed() == (4429, "CLIENT_TOO_SLOW")
-    await here.nothing_held()
-
-
-async def test_subscriber_that_reads_is_not_closed(here: Gateway, bus: MemoryBus) -> None:
-    async with here.user() as socket:
-        await socket.request(subscribe("1", PUBLIC))
-        for number in range(100):
-            await bus.publish(large_event(str(number)))
-            assert (await socket.frame())["event"]["eventId"] == str(number)
-
-
-async def test_nothing_is_read_from_a_client_that_does_not_read(make: Make, worker: Worker) -> None:
-    here = await make(frames_per_second=10**6, frame_burst=10**6)
-    worker.reply = Reply(payload=encode(ListPostsResponse(next_page_token="x" * 20_000)))
-    calls = 1000
-    async with here.user(max_queue=1) as socket:
-        for number in range(calls):
-            await socket.send({"id": str(number), "call": {"method": LIST}})
-        with pytest.raises(TimeoutError):  # noqa: PT012  # it stays open
-            async with asyncio.timeout(0.5):
-                while here.held[1]:  # noqa: ASYNC110  # polls
-                    await asyncio.sleep(0.01)
-
-        assert len(worker.requests) < calls
-        received = [await socket.frame() for _ in range(calls)]
-
-    assert {received["id"] for received in received} == {str(number) for number in range(calls)}
-
-
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[WebSocketProtocol]:
-    """The protocol objects of the sockets that a test opens."""
-    protocols: list[WebSocketProtocol] = []
-    start = WebSocketProtocol.start
-
-    def noted(self: WebSocketProtocol, *args: Any, **options: Any) -> None:
-        protocols.append(self)
-        start(self, *args, **options)
-
-    monkeypatch.setattr(WebSocketProtocol, "start", noted)
-    return protocols
-
-
-async def test_parsed_frames_wait_until_the_client_reads_again(
-    here: Gateway, started: list[WebSocketProtocol], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gateway.websocket_protocol._TURN_SECONDS", -1)  # one frame in each turn
-    async with here.user() as socket:
-        [protocol] = started
-        frame = b'{"id": "1", "unsubscribe": {"types": ["%b"]}}' % PUBLIC.encode()
-        protocol.data_received(masked(frame) * 5)
-        protocol.pause_writing()
-        await asyncio.sleep(0)
-        assert len(protocol._frames) == 4
-        assert not protocol._received
-
-        protocol.resume_writing()
-
-        for _ in range(5):
-            await socket.frame()
-
-
-async def test_few_frames_are_parsed_at_a_time(
-    here: Gateway, started: list[WebSocketProtocol], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gateway.websocket_protocol._TURN_SECONDS", -1)
-    async with here.user():
-        [protocol] = started
-
-        protocol.data_received(masked(b"", Opcode.PONG) * 10_000)
-
-        assert 0 < len(protocol._frames) <= 170
-
-
-async def test_socket_stays_open_until_the_client_has_sent_its_close_frame(
-    here: Gateway, started: list[WebSocketProtocol], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gateway.websocket_protocol._CLOSE_SECONDS", 60)
-    reader, writer = await here.accepted()
-    writer.write(masked(b"{}"))
-    code, reason, _ = await closed_with(reader)
-    await here.nothing_held()  # the application has ended
-    assert not started[0].transport.is_closing()
-
-    writer.write(masked(code.to_bytes(2) + reason.encode(), Opcode.CLOSE))
-
-    async with asyncio.timeout(5):
-        assert await reader.read() == b""
-    writer.close()
-
-
-async def test_client_that_never_reads_the_close_frame_is_read_from_and_then_disconnected(
-    here: Gateway,
-    bus: MemoryBus,
-    started: list[WebSocketProtocol],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("gateway.websocket_protocol._CLOSE_SECONDS", 0.5)
-    async with here.user(max_queue=1, close_timeout=0.1) as socket:
-        [protocol] = started
-        await socket.request(subscribe("1", PUBLIC))
-        async with asyncio.timeout(5):
-            while protocol.writable.is_set():
-                await bus.publish(large_event("e"))
-                await asyncio.sleep(0)
-        protocol.data_received(masked(b"", Opcode.PONG))
-        assert protocol.read_paused
-        async with asyncio.timeout(5):
-            while here.held[3]:
-                await bus.publish(large_event("e"))
-                await asyncio.sleep(0)
-        assert not protocol.read_paused
-        assert protocol.transport.get_write_buffer_size() > 0
-
-        async with asyncio.timeout(5):
-            while not protocol.transport.is_closing():  # noqa: ASYNC110  # polls
-                await asyncio.sleep(0.01)
-
-
-async def test_gap_in_the_events_closes_the_sockets_of_subscribers(here: Gateway) -> None:
-    async with here.user() as first, here.user("bob") as second:
-        await first.request(subscribe("1", PUBLIC))
-
-        here.services.feed._interrupt()
-
-        assert await first.closed() == (1013, "EVENTS_INTERRUPTED")
-        assert "subscribed" in await second.request(subscribe("1", PUBLIC))
-
-
-async def test_server_shutdown_closes_sockets_with_1012(
-    bus: MemoryBus, verifier: TokenVerifier, tokens: TokenMaker
-) -> None:
-    async with AsyncExitStack() as stack:
-        async with gateway_with(bus, verifier, tokens) as here:
-            socket = await stack.enter_async_context(here.user())
-        assert (await socket.closed())[0] == 1012
-
-
-async def test_client_that_sends_no_close_frame_is_disconnected(
-    here: Gateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gateway.websocket_protocol._CLOSE_SECONDS", 0.2)
-    reader, writer = await here.accepted()
-    writer.write(masked(b"{}"))
-    await closed_with(reader)
-
-    with suppress(ConnectionError):
-        async with asyncio.timeout(1):
-            assert await reader.read() == b""
-    writer.close()
-
-
-async def test_close_frame_arrives_despite_unread_input(here: Gateway) -> None:
-    reader, writer = await here.accepted()
-    writer.write(masked(b"x" * 9000) + bytes(2**22))
-
-    assert (await closed_with(reader))[0] == 1009
-    writer.close()
-
-
-async def test_client_that_sends_no_pong_is_closed(
-    bus: MemoryBus, verifier: TokenVerifier, tokens: TokenMaker
-) -> None:
-    options = {"ws_ping_interval": 0.1, "ws_ping_timeout": 0.1}
-    async with gateway_with(bus, verifier, tokens, server=options) as here:
-        reader, writer = await here.accepted()
-        assert await reader.readexactly(2) == b"\x89\x04"
-        await reader.readexactly(4)
-
-        assert await closed_with(reader) == (1011, "PING_TIMEOUT", 0)
-        writer.close()
-
-
-# Calls
-
-
-class Held:
-    """A worker that replies once `go` is set."""
-
-    def __init__(self) -> None:
-        self.go = asyncio.Event()
-
-    async def handle(self, _route: str, _body: bytes) -> bytes:
-        await self.go.wait()
-        return encode(Reply(payload=b""))
-
-
-@pytest.fixture
-async def held() -> AsyncIterator[tuple[MemoryBus, Held]]:
-    bus, worker = MemoryBus(), Held()
-    await bus.serve("everything", list(METHODS), worker.handle, concurrency=1000)
-    yield bus, worker
-    worker.go.set()
-
-
-async def test_socket_has_at_most_64_calls_at_once(
-    held: tuple[MemoryBus, Held], verifier: TokenVerifier, tokens: TokenMaker
-) -> None:
-    bus, worker = held
-    async with gateway_with(bus, verifier, tokens) as here, here.user() as socket:
-        for number in range(65):
-            await socket.send({"id": str(number), "call": {"method": LIST}})
-        refused = await socket.frame()
-        worker.go.set()
-        answered = [await socket.frame() for _ in range(64)]
-
-        assert (refused["id"], refused["error"]["reason"]) == ("64", "TOO_MANY_CALLS")
-        assert refused["error"]["retryAfter"] == "1s"
-        assert {frame["id"] for frame in answered if "result" in frame} == {
-            str(number) for number in range(64)
-        }
-        assert "result" in await socket.request({"id": "0", "call": {"method": LIST}})
-
-
-async def test_id_of_a_call_is_taken_until_the_call_ends(
-    held: tuple[MemoryBus, Held], verifier: TokenVerifier, tokens: TokenMaker
-) -> None:
-    bus, worker = held
-    call = {"id": "1", "call": {"method": LIST}}
-    async with gateway_with(bus, verifier, tokens) as here, here.user() as socket:
-        await socket.send(call)
-        taken = await socket.request(call)
-        worker.go.set()
-        ended = await socket.frame()
-
-        assert taken["error"]["code"] == "CODE_ALREADY_EXISTS"
-        assert taken["error"]["reason"] == "CALL_ID_TAKEN"
-        assert "result" in ended
-        assert "result" in await socket.request(call)
-
-
-async def test_call_that_is_cancelled_twice_ends_once(
-    held: tuple[MemoryBus, Held], verifier: TokenVerifier, tokens: TokenMaker
-) -> None:
-    bus, worker = held
-    async with gateway_with(bus, verifier, tokens) as here, here.user() as socket:
-        await socket.send({"id": "1", "call": {"method": LIST}})
-        for id_ in ("2", "3"):
-            await socket.send({"id": id_, "cancel": {"call": "1"}})
-        worker.go.set()
-        await socket.send({"id": "4", "cancel": {"call": "none"}})
-
-        received = [await socket.frame() for _ in range(3)]
-
-    assert [(each["id"], each["error"]["reason"]) for each in received] == [
-        ("1", "CANCELLED"),
-        ("3", "UNKNOWN_CALL"),
-        ("4", "UNKNOWN_CALL"),
-    ]
-    assert [each["error"].get("outcome") for each in received] == [
-        "OUTCOME_UNKNOWN",
-        "OUTCOME_NO_EFFECT",
-        "OUTCOME_NO_EFFECT",
-    ]
-
-
-async def test_disconnect_of_a_socket_cancels_its_calls(
-    held: tuple[MemoryBus, Held], verifier: TokenVerifier, tokens: TokenMaker
-) -> None:
-    bus, _ = held
-    async with gateway_with(bus, verifier, tokens) as here:
-        async with here.user() as socket:
-            await socket.send({"id": "1", "call": {"method": LIST}})
-            await (await socket.connection.ping())
-        await here.nothing_held()
-        async with asyncio.timeout(5):
-            await asyncio.gather(*bus._servers[0].running, return_exceptions=True)

@@ -27,8 +27,8 @@ class FieldPath:
     def put(self, document: Document, text: str) -> FieldViolation | None:
         """Set the field in the document; return a violation if it has a value already."""
         holder = self._holder(document)
-        if holder is None:  # a parent is no object: the reader refuses the document
-            return None
+        if holder is None:
+            return violation(self.path, "duplicate", "a field that contains it has a value")
         name, value = self._field.json_name, _value(self._field, text)
         if self._field.is_repeated:
             holder.setdefault(name, []).append(value)
@@ -45,7 +45,7 @@ class FieldPath:
         same object. Return a violation if the body has a different value.
         """
         holder = self._holder(document)
-        if holder is None:
+        if holder is None:  # the body has another value: the reader refuses the document
             return None
         given = [holder.pop(name) for name in _names(self._field) if name in holder]
         conflict = (

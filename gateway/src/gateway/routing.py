@@ -85,8 +85,9 @@ def precedence(template: str) -> tuple[object, ...]:
     Templates with a custom verb are first, then those with literal text in an earlier segment.
     """
     path, verb = _split(template)
-    segments = [(segment.startswith("{"), segment) for segment in path.split("/")]
-    return (not verb, segments)
+    segments = path.split("/")
+    parameters = [segment.startswith("{") for segment in segments]
+    return (not verb, parameters, segments)
 
 
 def _matcher(templates: Iterable[str]) -> Callable[[str], re.Match[str] | None]:

@@ -114,8 +114,7 @@ class WebSocketConnection:
         thread: the returned task ends once the frame is handled.
         """
         if len(message) > LARGE_BYTES and self._client is not None:
-            user_id = self._client.caller.user_id
-            self._reading = self._loop.create_task(self._receive_large(message, user_id))
+            self._reading = self._loop.create_task(self._receive_large(message, self._client))
             return self._reading
         id_ = ""
         try:
@@ -131,8 +130,9 @@ class WebSocketConnection:
                 self._sender.close(failure)
         return None
 
-    async def _receive_large(self, message: bytes, user_id: str) -> None:
+    async def _receive_large(self, message: bytes, client: _Client) -> None:
         """Handle a large frame. It counts as a request before it is parsed."""
+        user_id = client.caller.user_id
         arrived = self._loop.time()
         id_ = first_member_id(message)
         try:
@@ -142,8 +142,8 @@ class WebSocketConnection:
             )
             if isinstance(frame, ServiceError):  # raised here, it would refer to itself by `frame`
                 self._sender.send_error(frame, id_=id_, traceparent=new_traceparent())
-            elif self._client is not None:  # else `close` has been called
-                self._handle(frame, self._client, late=self._loop.time() - arrived)
+            else:
+                self._handle(frame, client, late=self._loop.time() - arrived)
         except Exception as error:  # noqa: BLE001  # the edge: every frame is answered
             self._send_failure(error, id_)
 

@@ -94,7 +94,7 @@ def parse_head(data: bytes) -> Head:
         fields,
         content_length,
         bool(minor) and b"close" not in tokens,
-        b"expect" in values and require_continue(values[b"expect"], minor, content_length),
+        b"expect" in values and require_continue(values[b"expect"], minor),
         values.get(b"upgrade", b"").lower() if b"upgrade" in tokens else b"",
     )
 
@@ -136,7 +136,6 @@ def _parse_other_form(
     host = match[1]
     _require_host(host)
     if b"host" in values:  # replaced: RFC 9112, section 3.2.2
-        _require_host(values[b"host"])
         fields[:] = [(name, host if name == b"host" else value) for name, value in fields]
     if method == b"OPTIONS" and not (match[2] or match[3]):
         return b"*", b""  # RFC 9112, section 3.2.4

@@ -154,8 +154,8 @@ def read_content_length(values: dict[bytes, bytes], minor: int) -> int:
     return CHUNKED
 
 
-def require_continue(value: bytes, minor: int, content_length: int) -> bool:
-    """Return whether to send 100 Continue before the body; 417 for other expectations.
+def require_continue(value: bytes, minor: int) -> bool:
+    """Return whether to send 100 Continue before a body; 417 for other expectations.
 
     RFC 9110, section 10.1.1.
     """
@@ -165,7 +165,7 @@ def require_continue(value: bytes, minor: int, content_length: int) -> bool:
         raise refusal(
             417, "EXPECTATION_UNKNOWN", "The server supports no expectation but 100-continue."
         )
-    return content_length != 0
+    return True
 
 
 def malformed(message: str) -> HttpError:

@@ -1,0 +1,98 @@
+"""The gateway on a port of this process, and a client of its WebSocket."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.server import ServerState
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from gateway.http1 import ConnectionCounts, HttpLimits, http1
+from gateway.websocket_protocol import WebSocketProtocol
+
+
+class Socket:
+    """A WebSocket client of a gateway."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self.connection = connection
+
+    async def send(self, frame: dict[str, Any]) -> None:
+        """Send a frame."""
+        await self.connection.send(json.dumps(frame))
+
+    async def request(self, frame: dict[str, Any]) -> dict[str, Any]:
+        """Send a frame; return the next one that is received."""
+        await self.send(frame)
+        return await self.frame()
+
+    async def frame(self) -> dict[str, Any]:
+        """Return the next frame that is received."""
+        async with asyncio.timeout(5):
+            frame: dict[str, Any] = json.loads(await self.connection.recv())
+        return frame
+
+    async def closed(self) -> tuple[int, str]:
+        """Return code and reason of the gateway's close frame; frames before it are discarded."""
+        async with asyncio.timeout(5):
+            with suppress(ConnectionClosed):
+                while True:
+                    await self.connection.recv()
+        assert self.connection.close_code is not None
+        return self.connection.close_code, self.connection.close_reason or ""
+
+
+@asynccontextmanager
+async def listening(app: ASGIApp, **options: Any) -> AsyncIterator[int]:
+    """Serve an application with the protocols of the gateway, in this event loop; yield the port.
+
+    `options` are uvicorn's.
+    """
+    clients = ConnectionCounts(total=10_000, per_address=10_000)
+    config = uvicorn.Config(
+        app,
+        http=http1(HttpLimits(), clients),
+        ws=WebSocketProtocol,
+        ws_per_message_deflate=False,
+        log_config=None,
+        **options,
+    )
+    async with serving(config) as port:
+        yield port
+
+
+@asynccontextmanager
+async def serving(config: uvicorn.Config) -> AsyncIterator[int]:
+    """Serve the application of a configuration in this event loop; yield the port."""
+    config.load()
+    state = ServerState()
+    state.default_headers = config.encoded_headers
+
+    def protocol() -> asyncio.Protocol:
+        return config.http_protocol_class(config, state, {})  # type: ignore[call-arg]
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = await asyncio.get_running_loop().create_server(protocol, sock=listener)
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.close()
+            for connection in tuple(state.connections):
+                connection.shutdown()
+            await asyncio.gather(*state.tasks)
+
+
+@asynccontextmanager
+async def open_socket(app: ASGIApp, **options: Any) -> AsyncIterator[Socket]:
+    """Serve an application and connect to its /ws."""
+    async with (
+        listening(app) as port,
+        connect(f"ws://127.0.0.1:{port}/ws", **options) as connection,
+    ):
+        yield Socket(connection)
