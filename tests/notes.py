@@ -43,7 +43,8 @@ class Broker:
     async def publish(self, event: EncodedEvent) -> None:
         if self.unavailable or event.id in self.refused:
             self.failed.release()
-            raise ServiceError(Code.UNAVAILABLE, "NOT_CONNECTED", "Unavailable.")
+            reason = "NOT_CONNECTED" if self.unavailable else "EVENT_REFUSED"
+            raise ServiceError(Code.UNAVAILABLE, reason, "Unavailable.")
         self.event_ids.append(event.id)
 
 
@@ -53,11 +54,11 @@ def an_operation(name: str, fingerprint: bytes = b"request", *, secret: bool = F
     return Operation(key=key, fingerprint=fingerprint, secret=secret)
 
 
-def publish(id_: str, type_: str = "postbus.test.v1.Noted") -> None:
+def publish(id_: str, type_: str = "postbus.test.v1.Noted", subject: str = "") -> None:
     """Add an event to the current unit of work."""
     unit = current_unit_of_work()
     assert unit is not None
-    unit.events.append(Event(id=id_, type=type_, data=b"noted"))
+    unit.events.append(Event(id=id_, type=type_, subject=subject, data=b"noted"))
 
 
 class Notes(Protocol):

@@ -21,7 +21,7 @@ from shared.data.mongo_database import Mongo
 from shared.data.postgres_sessions import Postgres
 from shared.errors import Code, ServiceError
 from shared.outbox import relay as relay_module
-from shared.outbox.outbox import EncodedEvent
+from shared.outbox.outbox import EncodedEvent, retry_delay
 from shared.outbox.relay import flush, relay
 from shared.wire import encode
 from tests.notes import Broker, Notes, an_operation, publish
@@ -31,12 +31,14 @@ UNKNOWN_FIELD = b"\xc2\x3e\x05later"
 """Field 1000 of a newer Event message; encoding the event again would drop it."""
 
 
-def publishes(*ids: str, type_: str = "postbus.test.v1.Noted") -> Callable[[], Awaitable[bytes]]:
+def publishes(
+    *ids: str, type_: str = "postbus.test.v1.Noted", subject: str = ""
+) -> Callable[[], Awaitable[bytes]]:
     """Return a handler that publishes events."""
 
     async def handler() -> bytes:
         for id_ in ids:
-            publish(id_, type_)
+            publish(id_, type_, subject)
         return b"done"
 
     return handler
@@ -48,6 +50,14 @@ async def forward_all(notes: Notes, broker: Broker) -> list[int]:
     while count := await notes.store.forward(broker.publish):
         forwarded.append(count)
     return forwarded
+
+
+async def forward_until(notes: Notes, broker: Broker, count: int) -> None:
+    """Forward until the broker has `count` events."""
+    async with asyncio.timeout(10):
+        while len(broker.event_ids) < count:
+            await notes.store.forward(broker.publish)
+            await asyncio.sleep(0.02)
 
 
 async def published(broker: Broker, count: int) -> None:
@@ -275,16 +285,68 @@ async def test_only_the_refused_event_is_published_again(notes: Notes) -> None:
 
     handler = publishes(*"01234")
     await notes.store.perform(an_operation("five events"), handler)
-    with pytest.raises(ServiceError):
-        await notes.store.forward(broker.publish)
+    assert await notes.store.forward(broker.publish) == 5
     assert broker.event_ids == ["0", "1", "2", "4"]
     broker.refused = set()
+    assert await notes.store.forward(broker.publish) == 0  # it waits
 
-    assert await notes.store.forward(broker.publish) == 1
+    await forward_until(notes, broker, 5)
     assert broker.event_ids == ["0", "1", "2", "4", "3"]
     repeated = await notes.store.perform(an_operation("five events"), handler)
     assert (repeated.reply, repeated.replayed) == (b"done", True)
     assert await notes.store.forward(broker.publish) == 0
+
+
+async def test_failure_of_the_connection_keeps_the_confirmed_events(notes: Notes) -> None:
+    broker = Broker()
+
+    async def lost_after_the_first(event: EncodedEvent) -> None:
+        broker.unavailable = bool(broker.event_ids)
+        await broker.publish(event)
+
+    await notes.store.perform(an_operation("three events"), publishes(*"012"))
+    with pytest.raises(ServiceError):
+        await notes.store.forward(lost_after_the_first)
+    broker.unavailable = False
+
+    assert await notes.store.forward(broker.publish) == 2
+    assert broker.event_ids == ["0", "1", "2"]
+
+
+async def test_refused_events_do_not_delay_other_events(notes: Notes) -> None:
+    broker = Broker()
+    broker.refused = {f"{number:03}" for number in range(120)}
+
+    for id_ in sorted(broker.refused):
+        await notes.store.perform(an_operation(id_), publishes(id_, subject=id_))
+    await notes.store.perform(an_operation("good"), publishes("good", subject="good"))
+
+    assert [await notes.store.forward(broker.publish) for _ in range(3)] == [100, 21, 0]
+    assert broker.event_ids == ["good"]
+
+
+async def test_refused_event_holds_up_the_later_events_of_its_subject_only(notes: Notes) -> None:
+    broker = Broker()
+    broker.refused = {"1"}
+    await notes.store.perform(an_operation("first"), publishes("0", "1", "2", subject="a"))
+    await notes.store.forward(broker.publish)
+    await notes.store.perform(an_operation("later"), publishes("3", subject="a"))
+    await notes.store.perform(an_operation("other"), publishes("4", subject="b"))
+    while await notes.store.forward(broker.publish):
+        pass
+    assert broker.event_ids == ["0", "4"]
+
+    broker.refused = set()
+    await forward_until(notes, broker, 5)
+
+    assert broker.event_ids == ["0", "4", "1", "2", "3"]
+
+
+async def test_delays_of_a_refused_event_grow_up_to_a_minute() -> None:
+    delays = [retry_delay(attempts) for attempts in (0, 1, 2, 10, 10_000)]
+
+    for delay, longest in zip(delays, (1, 2, 4, 60, 60), strict=True):
+        assert longest / 2 <= delay <= longest
 
 
 async def test_operations_with_many_events_are_published_in_bounded_batches(notes: Notes) -> None:
@@ -421,6 +483,6 @@ async def test_mongo_relay_publishes_only_what_the_majority_has(
         await store.forward(broker.publish)
         await client.drop_database(client.get_default_database())
 
-    assert sent.read_concerns == [None, "majority", None]
+    assert sent.read_concerns == [None, "majority", None, None]
     assert sent.write_concerns == [{"w": "majority", "j": True}] * 2
     assert broker.event_ids == ["event"]

@@ -12,7 +12,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 
 from postbus.bus.v1 import Event
 from shared.outbox.inbox import KEEP_SECONDS, AlreadyDone, Operation, stored_reply
-from shared.outbox.mongo_outbox import OUTBOX_INDEX, outbox_fields
+from shared.outbox.mongo_outbox import OUTBOX_INDEX, REFUSED_INDEX, outbox_fields
 
 __all__ = ["MongoInbox", "create_inbox_indexes"]
 
@@ -21,9 +21,10 @@ Database = AsyncDatabase[Document]
 
 
 async def create_inbox_indexes(database: Database) -> None:
-    """Create the TTL index of executed operations, and the index of unpublished events."""
+    """Create the TTL index of executed operations, and the indexes of unpublished events."""
     await database["inbox"].create_index("done_at", expireAfterSeconds=KEEP_SECONDS)
     await database["inbox"].create_index(OUTBOX_INDEX, sparse=True)
+    await database["inbox"].create_index(REFUSED_INDEX, sparse=True)
 
 
 class MongoInbox:

@@ -1,8 +1,15 @@
 """The tables `inbox`, `outbox` and `versions` of a service with PostgreSQL."""
 
+from typing import Final
+
 import sqlalchemy as sa
 
-__all__ = ["create_inbox_and_outbox", "drop_inbox_and_outbox"]
+__all__ = [
+    "add_retries_to_outbox",
+    "create_inbox_and_outbox",
+    "drop_inbox_and_outbox",
+    "remove_retries_from_outbox",
+]
 
 _metadata = sa.MetaData()
 
@@ -25,6 +32,16 @@ sa.Table(
     _metadata,
     sa.Column("id", sa.String(36), primary_key=True),
     sa.Column("event", sa.LargeBinary, nullable=False),
+    sa.Column("subject", sa.String, nullable=False, server_default=""),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
+    sa.Column(
+        "retry_at",
+        sa.DateTime(timezone=True),
+        nullable=False,
+        server_default=sa.text("'-infinity'"),
+    ),
+    sa.Index("outbox_due", "retry_at", "id"),
+    sa.Index("outbox_refused", "subject", "id", postgresql_where=sa.text("retry_at > '-infinity'")),
 )
 sa.Table(
     "versions",
@@ -33,10 +50,31 @@ sa.Table(
     sa.Column("version", sa.BigInteger, nullable=False),
 )
 
+_ADD_RETRIES: Final = (
+    "ALTER TABLE outbox ADD COLUMN IF NOT EXISTS subject varchar NOT NULL DEFAULT ''",
+    "ALTER TABLE outbox ADD COLUMN IF NOT EXISTS attempts integer NOT NULL DEFAULT 0",
+    "ALTER TABLE outbox ADD COLUMN IF NOT EXISTS retry_at timestamptz NOT NULL DEFAULT '-infinity'",
+    "CREATE INDEX IF NOT EXISTS outbox_due ON outbox (retry_at, id)",
+    "CREATE INDEX IF NOT EXISTS outbox_refused ON outbox (subject, id)"
+    " WHERE retry_at > '-infinity'",
+)
+
 
 def create_inbox_and_outbox(connection: sa.Connection) -> None:
     """Create the tables. In a migration: `create_inbox_and_outbox(op.get_bind())`."""
     _metadata.create_all(connection)
+
+
+def add_retries_to_outbox(connection: sa.Connection) -> None:
+    """Add the columns and indexes of refused events to the table of an older version."""
+    for statement in _ADD_RETRIES:
+        connection.execute(sa.text(statement))
+
+
+def remove_retries_from_outbox(connection: sa.Connection) -> None:
+    """Remove what `add_retries_to_outbox` has added."""
+    for column in ("subject", "attempts", "retry_at"):  # with their indexes
+        connection.execute(sa.text(f"ALTER TABLE outbox DROP COLUMN {column}"))
 
 
 def drop_inbox_and_outbox(connection: sa.Connection) -> None:

@@ -24,9 +24,9 @@ from shared.wire import encode
 __all__ = ["FairLimit", "PostgresUnitOfWork", "driver_errors"]
 
 _STORE_RESULT: Final = (
-    "WITH stored AS (INSERT INTO outbox (id, event)"
-    " SELECT * FROM unnest(CAST($1 AS varchar[]), CAST($2 AS bytea[])))"
-    " UPDATE inbox SET reply = $3 WHERE key = $4"
+    "WITH stored AS (INSERT INTO outbox (id, event, subject)"
+    " SELECT * FROM unnest(CAST($1 AS varchar[]), CAST($2 AS bytea[]), CAST($3 AS varchar[])))"
+    " UPDATE inbox SET reply = $4 WHERE key = $5"
 )
 """One statement, so that reply and events take a single round trip."""
 
@@ -96,6 +96,7 @@ class PostgresUnitOfWork(Transaction):
         result = (
             [event.id for event in self.events],
             [encode(event) for event in self.events],
+            [event.subject for event in self.events],
             None if self._operation.secret else reply,
             self._operation.key,
         )
