@@ -141,7 +141,8 @@ def mutate(words: Sequence[str]) -> int:
     survived = []
     with servers("mutate") as addresses:
         _copy_tree()
-        environment = {**os.environ, **addresses.as_environment()}
+        programs = {"PATH": f"{ROOT / '.venv/bin'}{os.pathsep}{os.environ['PATH']}"}  # buf, just
+        environment = {**os.environ, **addresses.as_environment(), **programs}
         for number, guard in enumerate(guards, 1):
             outcome = _remove(guard, environment)
             print(
