@@ -8,6 +8,7 @@ from odmantic.query import and_, eq, in_, lt
 from postbus.posts.v1 import Author as AuthorMessage
 from postbus.users.v1 import Profile
 from posts.authors.cache import AuthorCache
+from posts.locks import lock
 from posts.models import Author
 from shared.data.mongo_database import Mongo
 
@@ -49,12 +50,26 @@ class AuthorRepository:
             return True
         author = await self._authors.get(user_id)
         if author is None:
-            author = Author(id=user_id, username="", name_key="", version=0)
+            author = Author.unnamed(user_id)
             await self._authors.insert(author)
         if has_stored(author, revision):
             return False
         await self.set_revision(user_id, *with_revision(author, revision))
         return True
+
+    async def lock(self, ids: Sequence[str]) -> list[str]:
+        """Lock users, see `posts.locks`, and return the ids of those that are not deleted.
+
+        A user that is not stored yet is inserted without a name.
+        """
+        await self._authors.update_many(
+            and_(in_(Author.id, ids), eq(Author.deleted, False)), lock()
+        )
+        found = await self._authors.get_many(ids)
+        for id_ in ids:
+            if id_ not in found:
+                await self._authors.insert(Author.unnamed(id_))
+        return [id_ for id_ in ids if id_ not in found or not found[id_].deleted]
 
     async def set_revision(self, user_id: str, revision: int, ahead: list[int] | None) -> None:
         """Set the revisions that are stored; see `posts.authors`."""
@@ -88,7 +103,7 @@ class AuthorRepository:
         """
         keys = [name.lower() for name in names]
         query = in_(Author.name_key, keys)
-        return await self._authors.find(query, sort=[("_id", 1)], limit=2 * len(keys))
+        return await self._authors.find(query, sort=[("name_key", 1)], limit=2 * len(keys))
 
 
 def has_stored(author: Author, revision: int) -> bool:
