@@ -22,7 +22,7 @@ class AuthorRepository:
     """Stores and finds authors."""
 
     def __init__(self, mongo: Mongo, cache: AuthorCache) -> None:
-        self.cache = cache
+        self._cache = cache
         self._authors = mongo.collection(Author)
 
     async def upsert_if_newer(self, author: Author) -> None:
@@ -78,9 +78,7 @@ class AuthorRepository:
 
     async def mark_deleted(self, user_id: str) -> None:
         """Replace the author by a tombstone, so that a late event cannot restore it."""
-        author = Author.tombstone(user_id)
-        await self._authors.put(author)
-        self.cache.put([author])
+        await self._authors.put(Author.tombstone(user_id))
 
     async def by_ids(self, ids: Sequence[str]) -> dict[str, Author]:
         """Return the stored authors and tombstones by id."""
@@ -89,10 +87,10 @@ class AuthorRepository:
 
     async def by_ids_cached(self, ids: Sequence[str]) -> Mapping[str, Author]:
         """Return authors by id as `by_ids` does, but first from the cache."""
-        found = self.cache.get_many(ids)
+        found = self._cache.get_many(ids)
         if missing := [id_ for id_ in ids if id_ not in found]:
             stored = await self.by_ids(missing)
-            self.cache.put(stored.values())
+            self._cache.put(stored.values())
             found |= stored
         return found
 
