@@ -132,8 +132,9 @@ async def test_concurrent_reads_of_many_callers_and_posts_are_not_mixed_up(
         post.author_id = f"018f3f6e-0000-7000-8000-00000000000{number}"
         await PostRepository(opened).add(post)
     follows, likes = FollowRepository(opened), LikeRepository(opened)
+    lock = AuthorRepository(opened, AuthorCache()).lock
     for user, post in ((ALICE, posts[0]), (BOB, posts[1]), (BOB, posts[2])):
-        assert await follows.replace(user, {post.author_id}) is True
+        assert await follows.replace(user, {post.author_id}, lock) is True
         await likes.add(post.id, user)
     sent.take()
 
@@ -158,16 +159,16 @@ async def test_concurrent_reads_of_many_callers_and_posts_are_not_mixed_up(
 
 
 async def test_follows_are_replaced_in_batches(mongo: tuple[Mongo, SentCommands]) -> None:
-    follows = FollowRepository(mongo[0])
+    follows, lock = FollowRepository(mongo[0]), AuthorRepository(mongo[0], AuthorCache()).lock
     many = {f"u{number:03}" for number in range(250)}
 
-    steps = [await follows.replace(ALICE, many)]
+    steps = [await follows.replace(ALICE, many, lock)]
     first = await follows.ids_followed_by(ALICE)
-    steps.append(await follows.replace(ALICE, many))
-    other = await follows.replace(BOB, {"u001"})
-    fewer = await follows.replace(ALICE, {"u001", "new"})
+    steps.append(await follows.replace(ALICE, many, lock))
+    other = await follows.replace(BOB, {"u001"}, lock)
+    fewer = await follows.replace(ALICE, {"u001", "new"}, lock)
     left = await follows.ids_followed_by(ALICE)
-    last = await follows.replace(ALICE, {"u001", "new"})
+    last = await follows.replace(ALICE, {"u001", "new"}, lock)
 
     assert (steps, other, fewer, last) == ([False, True], True, False, True)
     assert (len(first), len(left)) == (200, 51)

@@ -1,11 +1,12 @@
 """The repair of derived data in the database of `posts`."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
 from pymongo.asynchronous.database import AsyncDatabase
 
-from tests.people import Client
+from tests.people import Client, Person, eventually
 from tests.system import System
 
 Unique = Callable[[str], str]
@@ -120,3 +121,50 @@ async def test_repair_restores_a_missing_tag_counter(
     counts = {each["name"]: each["postCount"] for each in tags}
     assert counts[lost] == 1
     assert unused not in counts
+
+
+async def test_repair_finds_nothing_after_concurrent_creations_and_deletions(
+    system: System,
+    database: Database,
+    as_alice: Client,
+    as_bob: Client,
+    alice: Person,
+    bob: Person,
+) -> None:
+    """Content is created while its post is deleted, and undone at once."""
+    ids = list[str]()
+
+    async def one_round() -> None:
+        created = await as_alice.done("POST", "/v1/posts", {"title": f"@{bob.username}"})
+        path = f"/v1/posts/{created['id']}"
+        ids.append(created["id"])
+
+        async def comment_and_delete() -> None:
+            body = {"body": f"@{alice.username}"}
+            response = await as_bob.send("POST", f"{path}/comments", body)
+            if response.is_success:
+                await as_bob.send("DELETE", f"/v1/comments/{response.json()['id']}")
+
+        async def like_and_unlike() -> None:
+            await as_bob.send("PUT", f"{path}/like")
+            await as_bob.send("DELETE", f"{path}/like")
+
+        await asyncio.gather(
+            *(comment_and_delete() for _ in range(3)),
+            like_and_unlike(),
+            as_bob.send("PUT", f"{path}/like"),
+            as_bob.send("POST", f"{path}/comments", {"body": "Text"}),
+            as_alice.send("DELETE", path),
+        )
+
+    for _ in range(5):
+        await asyncio.gather(*(one_round() for _ in range(4)))
+
+    async def erased() -> bool:
+        query = {"post_id": {"$in": ids}}
+        names = ("comments", "likes", "notifications")
+        return not any([await database[name].count_documents(query) for name in names])
+
+    await eventually(erased)
+    found = (await system.output("posts", "repair")).splitlines()
+    assert [line for line in found for id_ in ids if id_ in line] == []

@@ -255,7 +255,7 @@ async def test_projection_answers_after_a_second_if_users_does_not_respond(
     await bus.serve("users", [f"postbus.users.v1.UsersService.{each}" for each in routes], hang)
     projection = a_projection(mongo, authors, bus)
     await authors.upsert_if_newer(an_author())
-    await projection.follows.replace(ALICE, {BOB})
+    await projection.follows.replace(ALICE, {BOB}, authors.lock)
 
     context = a_context(caller_revision=1)
     async with asyncio.timeout(5):

@@ -31,7 +31,6 @@ class AuthorHandlers:
         if not context.late:
             author = Author.from_message(event.user_id, event)
             await self.authors.upsert_if_newer(author)
-            self.authors.cache.put([author])
         await self.authors.add_revision(event.user_id, event.revision)
 
     @EventPattern(UserDeleted)

@@ -22,6 +22,7 @@ from postbus.posts.v1 import (
     UpdateCommentResponse,
 )
 from posts.authors import AuthorProjection, author_message
+from posts.locks import lock
 from posts.models import Comment
 from posts.post_repository import PostRepository
 from posts.presenter import Presenter, comment_message
@@ -54,6 +55,10 @@ class CommentRepository:
     async def get(self, comment_id: str) -> Comment | None:
         """Return the comment with this id, or None."""
         return await self._comments.get(comment_id)
+
+    async def lock(self, comment_id: str) -> Comment | None:
+        """Lock a comment, see `posts.locks`, and return it; None if it does not exist."""
+        return await self._comments.update_one(eq(Comment.id, comment_id), lock())
 
     async def of_post(self, post_id: str, page: Page) -> list[Comment]:
         """Return comments on a post, the latest first."""

@@ -25,13 +25,13 @@ class FollowHandlers:
     async def follow_changed(self, event: FollowChanged, context: Context) -> None:
         """Store or delete the follow, and notify the followed user.
 
-        Nothing but the revision is stored if the event is late or a user is deleted.
+        Only the revision is stored if the event is late, or for a new follow if a user is deleted.
         """
         is_new = await self.authors.add_revision(event.follower_id, event.follower_revision)
         if context.late or not is_new:
             return
-        authors = await self.authors.by_ids([event.follower_id, event.followed_id])
-        if any(author.deleted for author in authors.values()):
+        pair = [event.follower_id, event.followed_id]
+        if event.following and await self.authors.lock(pair) != pair:
             return
         await self.follows.apply(event)
         if event.following:

@@ -1,6 +1,6 @@
 """Follows in MongoDB: a projection of the follows in `users`."""
 
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final
 
 from odmantic.query import eq, in_, or_
@@ -10,6 +10,8 @@ from posts.models import Follow
 from shared.data.mongo_database import Mongo
 
 __all__ = ["FollowRepository"]
+
+Lock = Callable[[Sequence[str]], Awaitable[list[str]]]
 
 _MAX_FOLLOWED: Final = 5000
 """Follows of one user that are read. `users` has the same limit."""
@@ -40,14 +42,15 @@ class FollowRepository:
         found = await self._follows.find(query, sort=[("_id", 1)], limit=_MAX_FOLLOWED)
         return [follow.followed_id for follow in found]
 
-    async def replace(self, user_id: str, ids: Collection[str]) -> bool:
-        """Replace the users that this user follows by `ids`.
+    async def replace(self, user_id: str, ids: Collection[str], lock: Lock) -> bool:
+        """Replace the users that this user follows by `ids`, except those that are deleted.
 
-        False if more than 200 inserts or deletes are needed; then the first 200 of each are made.
+        `lock` is AuthorRepository.lock. False if more than 200 inserts or deletes are needed; then
+        the first 200 of each are made.
         """
         stored = set(await self.ids_followed_by(user_id))
         missing, surplus = sorted(set(ids) - stored), sorted(stored - set(ids))
-        for id_ in missing[:_REPLACED]:
+        for id_ in await lock(missing[:_REPLACED]):
             follow = Follow(id=f"{user_id}/{id_}", follower_id=user_id, followed_id=id_)
             await self._follows.put(follow)
         deleted = [f"{user_id}/{id_}" for id_ in surplus[:_REPLACED]]

@@ -17,6 +17,7 @@ from postbus.posts.v1 import (
     UnlikePostResponse,
 )
 from posts.authors import AuthorProjection
+from posts.locks import lock
 from posts.models import Like, Post
 from posts.post_filters import PostFilter
 from posts.post_repository import PostRepository
@@ -59,6 +60,11 @@ class LikeRepository:
     async def remove(self, post_id: str, user_id: str) -> bool:
         """Remove a like; False if it does not exist."""
         return await self._likes.delete_one(eq(Like.id, f"{post_id}/{user_id}"))
+
+    async def lock(self, post_id: str, user_id: str) -> bool:
+        """Lock a like, see `posts.locks`; False if it does not exist."""
+        like = await self._likes.update_one(eq(Like.id, f"{post_id}/{user_id}"), lock())
+        return like is not None
 
     async def exists(self, post_id: str, user_id: str) -> bool:
         """Return whether a user likes a post."""

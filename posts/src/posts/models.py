@@ -167,6 +167,11 @@ class Author(Model):
         """Return the record of a deleted user, which has only the id."""
         return cls(id=user_id, username="", name_key="", deleted=True)
 
+    @classmethod
+    def unnamed(cls, user_id: str) -> "Author":
+        """Return the record of a user before the event of the sign-up."""
+        return cls(id=user_id, username="", name_key="", version=0)
+
     @property
     def has_profile(self) -> bool:
         """Whether the name is stored: a follow can be stored before the event of the sign-up."""

@@ -16,6 +16,7 @@ from postbus.posts.v1 import (
     PostLiked,
     PostPublished,
     PostUnliked,
+    UserContentErasureContinued,
 )
 from postbus.posts.v1 import Post as PostMessage
 from posts.authors import AuthorRepository, author_message
@@ -93,10 +94,12 @@ class Notifier:
         self, texts: list[str], actor_id: str, *, post_id: str, comment_id: str = ""
     ) -> None:
         """Notify the users that texts mention."""
-        names = mentions(*texts)
-        for user in await self.authors.by_names(names) if names else ():
+        if not (names := mentions(*texts)):
+            return
+        users = [user.id for user in await self.authors.by_names(names)]
+        for user_id in await self.authors.lock(users):
             await self.notify(
-                NotificationKind.MENTION, user.id, actor_id, post_id=post_id, comment_id=comment_id
+                NotificationKind.MENTION, user_id, actor_id, post_id=post_id, comment_id=comment_id
             )
 
 
@@ -105,6 +108,8 @@ class NotificationTriggers:
     """Consumers of the events that create or delete notifications.
 
     Events can arrive in any order. No notification is created if its cause no longer exists.
+    Content of a deleted post or user is deleted: it can be stored after the erasure has ended, by
+    a call that has read the post or user before its deletion.
     """
 
     notifier: Notifier
@@ -116,10 +121,14 @@ class NotificationTriggers:
     @EventPattern(PostLiked)
     async def post_liked(self, event: PostLiked, _context: Context) -> None:
         """Notify the author, if the like still exists."""
-        if await self.likes.exists(event.post_id, event.user_id):
-            await self.notifier.notify(
-                NotificationKind.LIKE, event.author_id, event.user_id, post_id=event.post_id
-            )
+        post_id, user_id = event.post_id, event.user_id
+        if not await self.likes.lock(post_id, user_id):
+            return
+        if not await self.posts.exists(post_id):
+            await self.likes.remove(post_id, user_id)
+        elif not await self._is_deleted(user_id):
+            kind = NotificationKind.LIKE
+            await self.notifier.notify(kind, event.author_id, user_id, post_id=post_id)
 
     @EventPattern(PostUnliked)
     async def post_unliked(self, event: PostUnliked, _context: Context) -> None:
@@ -130,13 +139,16 @@ class NotificationTriggers:
     @EventPattern(CommentCreated)
     async def comment_created(self, event: CommentCreated, _context: Context) -> None:
         """Notify the author of the post and the mentioned users, if the comment still exists."""
-        if await self.comments.get(event.comment_id) is None:
-            return
         actor_id, comment = event.comment.author.id, event.comment
-        about = {"post_id": comment.post_id, "comment_id": comment.id}
-        kind = NotificationKind.COMMENT
-        await self.notifier.notify(kind, event.post_author_id, actor_id, **about)
-        await self.notifier.notify_mentioned([comment.body], actor_id, **about)
+        if await self.comments.lock(comment.id) is None:
+            return
+        if not await self.posts.exists(comment.post_id):
+            await self.comments.delete(comment.id)
+        elif not await self._is_deleted(actor_id):
+            about = {"post_id": comment.post_id, "comment_id": comment.id}
+            kind = NotificationKind.COMMENT
+            await self.notifier.notify(kind, event.post_author_id, actor_id, **about)
+            await self.notifier.notify_mentioned([comment.body], actor_id, **about)
 
     @EventPattern(CommentDeleted)
     async def comment_deleted(self, event: CommentDeleted, _context: Context) -> None:
@@ -154,7 +166,17 @@ class NotificationTriggers:
         await self._notify_mentioned(event.post)
 
     async def _notify_mentioned(self, post: PostMessage) -> None:
-        stored = await self.posts.get(post.id)
+        texts = [post.title, post.summary, post.body]
+        if await self._is_deleted(post.author.id) or not mentions(*texts):
+            return
+        stored = await self.posts.lock(post.id)
         if stored is not None and stored.published:
-            texts = [post.title, post.summary, post.body]
             await self.notifier.notify_mentioned(texts, post.author.id, post_id=post.id)
+
+    async def _is_deleted(self, user_id: str) -> bool:
+        """Return whether a user is deleted; if so, continue the erasure of the user's content."""
+        author = (await self.notifier.authors.by_ids([user_id])).get(user_id)
+        if author is None or not author.deleted:
+            return False
+        await publish(UserContentErasureContinued(user_id=user_id))
+        return True

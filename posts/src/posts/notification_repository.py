@@ -8,6 +8,7 @@ from odmantic.query import QueryExpression, and_, eq, in_, lt
 from uuid_utils.compat import uuid7
 
 from postbus.posts.v1 import NotificationKind
+from posts.locks import lock
 from posts.models import Notification
 from posts.post_search import COUNTED
 from posts.stored_times import now
@@ -47,9 +48,8 @@ class NotificationRepository:
         A hidden notification is shown again.
         """
         key = _key(kind, user_id, actor_id, post_id, comment_id)
-        existing = await self._notifications.update_one(
-            eq(Notification.key, key), {"$set": {"hidden": False}}
-        )
+        shown = {"$set": {"hidden": False, **lock()["$set"]}}
+        existing = await self._notifications.update_one(eq(Notification.key, key), shown)
         if existing is not None:
             return None
         notification = Notification(

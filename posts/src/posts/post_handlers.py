@@ -63,6 +63,8 @@ class PostHandlers:
         """Store a post, and publish it unless it is a draft."""
         author = await self.authors.author_of_caller(context)
         post = _new_post(request, author.id)
+        if not post.published:  # without an event, no consumer sees that the author is deleted
+            await self.authors.lock_account(context)
         await self.posts.add(post)
         message = post_message(post, author_message(author.id, author))
         if post.published:

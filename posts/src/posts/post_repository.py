@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from odmantic.query import eq
 
+from posts.locks import lock
 from posts.models import Author, Post
 from posts.post_texts import distinct_tags, is_id, is_slug_of, slug_of, with_suffix
 from posts.stored_times import now
@@ -48,6 +49,17 @@ class PostRepository:
         if is_id(folded):
             return await self._posts.get(folded)
         return await self._posts.find_one(eq(Post.slugs, folded))
+
+    async def exists(self, post_id: str) -> bool:
+        """Return whether there is a post with this id."""
+        return await self._posts.count(eq(Post.id, post_id), limit=1) == 1
+
+    async def lock(self, post_id: str) -> Post | None:
+        """Lock a post, see `posts.locks`, and return it; None if it does not exist.
+
+        Only for changes that happen once per post.
+        """
+        return await self._posts.update_one(eq(Post.id, post_id), lock())
 
     async def with_author(self, name: str) -> tuple[Post | None, Author | None]:
         """Return a post as `get` does, and its author if `name` is an id."""

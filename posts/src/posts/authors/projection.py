@@ -61,6 +61,11 @@ class AuthorProjection:
         """Raise UNAUTHENTICATED if the caller's account is deleted."""
         await self.author_of_caller(context)
 
+    async def lock_account(self, context: Context) -> None:
+        """Lock the caller, see `posts.locks`. UNAUTHENTICATED if the account is deleted."""
+        if not await self.authors.lock([context.user_id]):
+            raise session_revoked()
+
     async def author_of_caller(self, context: Context) -> Author:
         """Return the current author data of the caller.
 

@@ -59,5 +59,5 @@ class Resync:
         if stored is None or stored.deleted or max(stored.ahead or [0]) > revision:
             return
         await self.authors.upsert_if_newer(author)
-        if await self.follows.replace(author.id, followed):
+        if await self.follows.replace(author.id, followed, self.authors.lock):
             await self.authors.set_revision(author.id, revision, None)

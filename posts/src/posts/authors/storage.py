@@ -8,6 +8,7 @@ from odmantic.query import and_, eq, in_, lt
 from postbus.posts.v1 import Author as AuthorMessage
 from postbus.users.v1 import Profile
 from posts.authors.cache import AuthorCache
+from posts.locks import lock
 from posts.models import Author
 from shared.data.mongo_database import Mongo
 
@@ -21,7 +22,7 @@ class AuthorRepository:
     """Stores and finds authors."""
 
     def __init__(self, mongo: Mongo, cache: AuthorCache) -> None:
-        self.cache = cache
+        self._cache = cache
         self._authors = mongo.collection(Author)
 
     async def upsert_if_newer(self, author: Author) -> None:
@@ -49,12 +50,26 @@ class AuthorRepository:
             return True
         author = await self._authors.get(user_id)
         if author is None:
-            author = Author(id=user_id, username="", name_key="", version=0)
+            author = Author.unnamed(user_id)
             await self._authors.insert(author)
         if has_stored(author, revision):
             return False
         await self.set_revision(user_id, *with_revision(author, revision))
         return True
+
+    async def lock(self, ids: Sequence[str]) -> list[str]:
+        """Lock users, see `posts.locks`, and return the ids of those that are not deleted.
+
+        A user that is not stored yet is inserted without a name.
+        """
+        await self._authors.update_many(
+            and_(in_(Author.id, ids), eq(Author.deleted, False)), lock()
+        )
+        found = await self._authors.get_many(ids)
+        for id_ in ids:
+            if id_ not in found:
+                await self._authors.insert(Author.unnamed(id_))
+        return [id_ for id_ in ids if id_ not in found or not found[id_].deleted]
 
     async def set_revision(self, user_id: str, revision: int, ahead: list[int] | None) -> None:
         """Set the revisions that are stored; see `posts.authors`."""
@@ -63,9 +78,7 @@ class AuthorRepository:
 
     async def mark_deleted(self, user_id: str) -> None:
         """Replace the author by a tombstone, so that a late event cannot restore it."""
-        author = Author.tombstone(user_id)
-        await self._authors.put(author)
-        self.cache.put([author])
+        await self._authors.put(Author.tombstone(user_id))
 
     async def by_ids(self, ids: Sequence[str]) -> dict[str, Author]:
         """Return the stored authors and tombstones by id."""
@@ -74,10 +87,10 @@ class AuthorRepository:
 
     async def by_ids_cached(self, ids: Sequence[str]) -> Mapping[str, Author]:
         """Return authors by id as `by_ids` does, but first from the cache."""
-        found = self.cache.get_many(ids)
+        found = self._cache.get_many(ids)
         if missing := [id_ for id_ in ids if id_ not in found]:
             stored = await self.by_ids(missing)
-            self.cache.put(stored.values())
+            self._cache.put(stored.values())
             found |= stored
         return found
 
@@ -88,7 +101,7 @@ class AuthorRepository:
         """
         keys = [name.lower() for name in names]
         query = in_(Author.name_key, keys)
-        return await self._authors.find(query, sort=[("_id", 1)], limit=2 * len(keys))
+        return await self._authors.find(query, sort=[("name_key", 1)], limit=2 * len(keys))
 
 
 def has_stored(author: Author, revision: int) -> bool:
