@@ -3,10 +3,11 @@
 import os
 import subprocess
 
-from tools.dev.environment import databases, service_environments
+from tools.dev.environment import migration_urls, service_environments
 from tools.paths import DEV, ROOT, SERVICES, python_of
 from tools.secrets import Secrets
 from tools.servers import Addresses, servers
+from tools.services import databases
 
 
 def migrate(addresses: Addresses) -> None:
@@ -16,7 +17,9 @@ def migrate(addresses: Addresses) -> None:
     running = {
         service: subprocess.Popen(
             [python_of(service), "-m", service, "migrate"],
-            env=os.environ | environments[service],
+            env=os.environ
+            | environments[service]
+            | migration_urls(service, addresses, secrets),
             cwd=ROOT,
         )
         for service in SERVICES

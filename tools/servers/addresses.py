@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from tools.servers.errors import ServersUnavailableError
 
@@ -48,3 +48,17 @@ def without_password(url: str) -> str:
     """Return the URL without its password."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def with_account(url: str, user: str, password: str) -> str:
+    """Return the URL with another account. Works with several hosts."""
+    parts = urlsplit(url)
+    hosts = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{quote(user)}:{quote(password)}@{hosts}"))
+
+
+def in_database(url: str, database: str) -> str:
+    """Return the URL with another database; its accounts are those of that database in MongoDB."""
+    parts = urlsplit(url)
+    query = [(name, value) for name, value in parse_qsl(parts.query) if name != "authSource"]
+    return urlunsplit(parts._replace(path=f"/{quote(database)}", query=urlencode(query)))

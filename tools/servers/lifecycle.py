@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from tools.paths import DEV
 from tools.secrets import Secrets
 from tools.servers import docker, leases
+from tools.servers.accounts import prepare_broker, prepare_databases
 from tools.servers.addresses import Addresses, Prepare, without_password
 from tools.servers.docker import Docker
 from tools.servers.native import Native
@@ -22,7 +23,8 @@ def servers(
 ) -> Iterator[Addresses]:
     """Start the servers that do not run; stop them at the end if no other lease is active.
 
-    `prepare` is called once both databases are ready, while RabbitMQ may still be starting.
+    `prepare` is called once both databases are ready and have the services' accounts, while RabbitMQ
+    may still be starting.
 
     Addresses in the environment have priority, then a Docker engine, then processes of this
     clone. `command` names the holder of the lease in `just down`. Raises ServersUnavailableError if
@@ -30,6 +32,9 @@ def servers(
     """
     if given := Addresses.from_environment(os.environ):
         print("servers: using the addresses in the environment", flush=True)
+        secrets = Secrets.load_or_create(_SECRETS)
+        prepare_databases(given, secrets, ours=False)
+        prepare_broker(given, secrets, ours=False)
         prepare(given)
         yield given
         return
@@ -96,7 +101,15 @@ def _start(prepare: Prepare = lambda addresses: None) -> Addresses:
     backend = _backend()
     if not backend.running():
         print(f"servers: starting RabbitMQ, PostgreSQL and MongoDB as {backend.title}", flush=True)
-    return backend.start(prepare)
+    secrets = Secrets.load_or_create(_SECRETS)
+
+    def with_accounts(addresses: Addresses) -> None:
+        prepare_databases(addresses, secrets, ours=True)
+        prepare(addresses)
+
+    addresses = backend.start(with_accounts)
+    prepare_broker(addresses, secrets, ours=True)
+    return addresses
 
 
 def _stop_if_unused() -> None:
