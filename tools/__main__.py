@@ -153,13 +153,13 @@ def _secrets(_: argparse.Namespace) -> None:
 
 
 def _rotate_keys(_: argparse.Namespace) -> None:
-    from tools.paths import DEV, ROOT
+    from tools.paths import ROOT, SECRETS
     from tools.secrets import rotate_keys
 
-    for file in (DEV / "secrets.env", ROOT / ".env"):
+    for file in (SECRETS, ROOT / ".env"):
         if file.exists():
             rotate_keys(file)
-            print(f"rotate-keys: {file.relative_to(ROOT)}: restart all services, in any order")
+            print(f"rotate-keys: {os.path.relpath(file, ROOT)}: restart all services, in any order")
 
 
 def _repair(_: argparse.Namespace) -> int:

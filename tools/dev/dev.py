@@ -10,7 +10,7 @@ from tools.dev.presence import only_one, write
 from tools.dev.readiness import wait_until_ready
 from tools.dev.runner import Services
 from tools.migrate import migrate
-from tools.paths import DEV
+from tools.paths import SECRETS
 from tools.secrets import Secrets
 from tools.servers import Addresses, servers
 from tools.servers.ports import is_free
@@ -23,7 +23,7 @@ def dev() -> int:
     """Run the services until a signal; return 0 once they have ended."""
     began = time.monotonic()
     with only_one() as state, servers("dev", prepare=migrate) as addresses:
-        secrets = Secrets.load_or_create(DEV / "secrets.env")
+        secrets = Secrets.load_or_create(SECRETS)
         port = _free_port()
         environments = service_environments(addresses, secrets, port=port)
         url = f"http://localhost:{port}"

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tools.paths import DEV
+from tools.paths import SECRETS
 from tools.secrets import Secrets
 from tools.servers import docker, leases
 from tools.servers.accounts import prepare_broker, prepare_databases
@@ -13,8 +13,6 @@ from tools.servers.docker import Docker
 from tools.servers.native import Native
 from tools.servers.report import Row, table
 from tools.servers.signals import deferred_signals
-
-_SECRETS = DEV / "secrets.env"
 
 
 @contextmanager
@@ -32,7 +30,7 @@ def servers(
     """
     if given := Addresses.from_environment(os.environ):
         print("servers: using the addresses in the environment", flush=True)
-        secrets = Secrets.load_or_create(_SECRETS)
+        secrets = Secrets.load_or_create(SECRETS)
         prepare_databases(given, secrets, ours=False)
         prepare_broker(given, secrets, ours=False)
         prepare(given)
@@ -101,7 +99,7 @@ def _start(prepare: Prepare = lambda addresses: None) -> Addresses:
     backend = _backend()
     if not backend.running():
         print(f"servers: starting RabbitMQ, PostgreSQL and MongoDB as {backend.title}", flush=True)
-    secrets = Secrets.load_or_create(_SECRETS)
+    secrets = Secrets.load_or_create(SECRETS)
 
     def with_accounts(addresses: Addresses) -> None:
         prepare_databases(addresses, secrets, ours=True)
@@ -119,8 +117,8 @@ def _stop_if_unused() -> None:
 
 def _backend() -> Docker | Native:
     """Return the kind of the running servers or, if none runs, the kind to start."""
-    secrets = Secrets.load_or_create(_SECRETS)
+    secrets = Secrets.load_or_create(SECRETS)
     native = Native(secrets)
     if native.running() or not docker.engine_answers():
         return native
-    return Docker(secrets, _SECRETS)
+    return Docker(secrets, SECRETS)
