@@ -6,10 +6,10 @@ host and databases, named after itself, and removes them at the end: runs do not
 
 import asyncio
 import os
-from secrets import token_hex
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from secrets import token_hex
 
 import asyncpg
 import httpx
@@ -69,6 +69,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def run_id() -> str:
     """Return the name of this run on all servers."""
     return f"test_{token_hex(6)}"
+
+
+@pytest.fixture(scope="session")
+def amqp_management_url() -> str:
+    """Return the URL of RabbitMQ's management API, with an administrator's account."""
+    return _server("AMQP_MANAGEMENT")
 
 
 @asynccontextmanager

@@ -178,7 +178,7 @@ class System:
         for name in names:
             settings = {"POSTBUS_PORT": str(free_port())} if name.startswith("gateway-") else {}
             self._ports[name] = int(settings.get("POSTBUS_PORT", self.port))
-            self._processes[name] = await self.run(name, **settings)
+            self._processes[name] = await self.run(name, stdout=None, **settings)
 
     def url_of(self, gateway: str) -> str:
         """Return the URL of a gateway, such as `gateway-2`."""

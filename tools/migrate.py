@@ -17,9 +17,7 @@ def migrate(addresses: Addresses) -> None:
     running = {
         service: subprocess.Popen(
             [python_of(service), "-m", service, "migrate"],
-            env=os.environ
-            | environments[service]
-            | migration_urls(service, addresses, secrets),
+            env=os.environ | environments[service] | migration_urls(service, addresses, secrets),
             cwd=ROOT,
         )
         for service in SERVICES

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tools.accounts.passwords import password_names
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Secrets:
     """Passwords, and the keys that sign and verify access tokens (RFC 8037 JWK, JWKS).

@@ -1,4 +1,4 @@
-"""Facts about the services, from their pyproject.toml: databases, and the services that they call."""
+"""Facts about the services, from their pyproject.toml: databases, and the services they call."""
 
 import tomllib
 from typing import Any

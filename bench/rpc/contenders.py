@@ -12,8 +12,10 @@ from typing import Final
 
 import httpx
 
+from tools.accounts.set_up import set_up_broker_accounts
 from tools.node import node_environment, npm
-from tools.paths import DEV
+from tools.paths import DEV, SECRETS
+from tools.secrets import Secrets
 from tools.servers import Addresses, ServersUnavailableError, packages
 from tools.uv import uv
 
@@ -135,12 +137,17 @@ def _install_c() -> None:
 
 @contextmanager
 def virtual_host(addresses: Addresses) -> Iterator[str]:
-    """Create a virtual host, yield its URL, and delete it at the end."""
+    """Create a virtual host with the services' accounts; delete it at the end.
+
+    Yield its URL with an administrator's account.
+    """
     broker = httpx.URL(addresses.amqp_url)
     with httpx.Client(base_url=addresses.amqp_management_url, trust_env=False) as management:
         management.put("/api/vhosts/bench").raise_for_status()
         everything = {"configure": ".*", "write": ".*", "read": ".*"}
         management.put(f"/api/permissions/bench/{broker.username}", json=everything)
+        secrets = Secrets.load_or_create(SECRETS)
+        set_up_broker_accounts(addresses.amqp_management_url, "bench", secrets.accounts)
         try:
             yield str(broker.copy_with(path="/bench"))
         finally:

@@ -9,6 +9,7 @@ from tools.accounts.errors import MissingRightsError
 
 __all__ = ["set_up_mongodb"]
 
+_CHANGE: Final = "changeUserPassword"
 _SELECTION_MS: Final = 5000
 _UNAUTHORIZED: Final = 13
 _AUTHENTICATION_FAILED: Final = 18
@@ -24,21 +25,21 @@ def set_up_mongodb(
     MissingRightsError, as if the administrator may not do it. The role readWrite suffices for the
     migrations: it may create collections and indexes.
     """
-    user = {"roles": [{"role": "readWrite", "db": database}]}
+    users: dict[str, Any] = {"roles": [{"role": "readWrite", "db": database}]}
     try:
         with MongoClient[dict[str, Any]](url, serverSelectionTimeoutMS=_SELECTION_MS) as client:
             found = client[database].command("usersInfo", service)["users"]
             if not found:
-                client[database].command("createUser", service, pwd=password, **user)
+                client[database].command("createUser", service, pwd=password, **users)
             elif not _logs_in(url, service, database, password):
                 if not replace:
                     raise MissingRightsError(
                         f"MongoDB has a user {service} with another password in {database}",
-                        [f'db.getSiblingDB("{database}").changeUserPassword("{service}", PASSWORD)'],
+                        [f'db.getSiblingDB("{database}").{_CHANGE}("{service}", PASSWORD)'],
                     )
-                client[database].command("updateUser", service, pwd=password, **user)
-            elif found[0]["roles"] != user["roles"]:
-                client[database].command("updateUser", service, **user)
+                client[database].command("updateUser", service, pwd=password, **users)
+            elif found[0]["roles"] != users["roles"]:
+                client[database].command("updateUser", service, **users)
     except OperationFailure as error:
         if error.code not in {_UNAUTHORIZED, _AUTHENTICATION_FAILED}:
             raise
@@ -52,10 +53,13 @@ def set_up_mongodb(
 
 
 def _logs_in(url: str, user: str, database: str, password: str) -> bool:
-    login = {"username": user, "password": password, "authSource": database}
     try:
         with MongoClient[dict[str, Any]](
-            url, serverSelectionTimeoutMS=_SELECTION_MS, **login
+            url,
+            username=user,
+            password=password,
+            authSource=database,
+            serverSelectionTimeoutMS=_SELECTION_MS,
         ) as client:
             client[database].command("ping")
     except OperationFailure as error:

@@ -116,7 +116,10 @@ async def _has_other_password(
 
 
 def _commands(names: dict[str, str]) -> list[str]:
-    roles = [f"CREATE ROLE \"{names[each]}\" {_PLAIN} PASSWORD 'PASSWORD'" for each in ("worker", "owner")]
+    roles = [
+        f"CREATE ROLE \"{names[each]}\" {_PLAIN} PASSWORD 'PASSWORD'"
+        for each in ("worker", "owner")
+    ]
     database = 'CREATE DATABASE "{database}" OWNER "{owner}"'.format(**names)
     inside = [statement.format(**names).strip() for statement in _RIGHTS if statement != _OF_OWNER]
     return [f"{each};" for each in (*roles, database, *inside)]

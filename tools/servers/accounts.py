@@ -1,4 +1,4 @@
-"""The accounts of the services at the servers of a command: made, or found where only others may."""
+"""The accounts of the services at the servers of a command: made, or found if it may not."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -47,13 +47,11 @@ def prepare_broker(addresses: Addresses, secrets: Secrets, *, ours: bool) -> Non
     """
     vhost, url = vhost_of(addresses.amqp_url), addresses.amqp_url
     try:
-        set_up_broker_accounts(
-            addresses.amqp_management_url, vhost, secrets.accounts, replace=ours
-        )
+        set_up_broker_accounts(addresses.amqp_management_url, vhost, secrets.accounts, replace=ours)
     except MissingRightsError as error:
         names = (*SERVICES, OPERATOR)
         urls = [service_url(url, "rabbitmq", name, secrets) for name in names]
-        asyncio.run(_require(error, {each: _open_broker for each in urls}))
+        asyncio.run(_require(error, dict.fromkeys(urls, _open_broker)))
 
 
 def prepare_databases(addresses: Addresses, secrets: Secrets, *, ours: bool) -> None:

@@ -21,8 +21,8 @@ def servers(
 ) -> Iterator[Addresses]:
     """Start the servers that do not run; stop them at the end if no other lease is active.
 
-    `prepare` is called once both databases are ready and have the services' accounts, while RabbitMQ
-    may still be starting.
+    `prepare` is called once both databases are ready and have the services' accounts, while
+    RabbitMQ may still be starting.
 
     Addresses in the environment have priority, then a Docker engine, then processes of this
     clone. `command` names the holder of the lease in `just down`. Raises ServersUnavailableError if

@@ -114,8 +114,8 @@ class MongoDB:
         if without_users and before != {"mongodb": port}:
             raise ServersUnavailableError(
                 f"The data in {data} is of a release without users: MongoDB can take it over only"
-                f" at its old port, {before}, which is taken. Free the port, write it into"
-                f" {_PORTS} and try again; or remove the folder, and with it the posts."
+                f" at its old port, {before.get('mongodb')}, which is taken. Free the port, write"
+                f" it into {_PORTS} and try again; or remove the folder, and with it the posts."
             )
         options = {
             "--dbpath": str(data),
@@ -167,7 +167,7 @@ class MongoDB:
         from pymongo import MongoClient
 
         port = ports.remembered(_PORTS)["mongodb"]
-        login = {"username": user, "password": self._password} if user else {}
+        login: dict[str, Any] = {"username": user, "password": self._password} if user else {}
         return MongoClient(
             ports.HOST, port, directConnection=True, serverSelectionTimeoutMS=1000, **login
         )
