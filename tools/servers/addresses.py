@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
+from tools.paths import SECRETS
 from tools.servers.errors import ServersUnavailableError
 
 
@@ -31,8 +32,12 @@ class Addresses:
         return cls(**given)
 
     def as_environment(self) -> dict[str, str]:
-        """Return the addresses as POSTBUS_* variables."""
-        return {variable(key): url for key, url in asdict(self).items()}
+        """Return POSTBUS_* variables: the addresses, and the file with the services' passwords.
+
+        A command in another clone then uses the accounts that exist at the servers.
+        """
+        urls = {variable(key): url for key, url in asdict(self).items()}
+        return urls | {"POSTBUS_SECRETS_FILE": str(SECRETS)}
 
 
 Prepare = Callable[[Addresses], None]
