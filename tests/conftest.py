@@ -23,7 +23,7 @@ from tools.accounts.rights import OPERATOR
 from tools.accounts.set_up import set_up_broker_accounts
 from tools.paths import SECRETS
 from tools.secrets import Secrets
-from tools.servers.accounts import service_url
+from tools.servers.addresses import service_url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

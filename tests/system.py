@@ -16,15 +16,15 @@ import httpx
 from postbus.registry import METHODS
 from tests.tokens import TokenMaker
 from tools.accounts.mongodb import set_up_mongodb
-from tools.accounts.passwords import password_name
-from tools.accounts.postgres import owner_of, set_up_postgres
+from tools.accounts.passwords import owner_of, password_name
+from tools.accounts.postgres import set_up_postgres
+from tools.dev.environment import service_of
 from tools.paths import SECRETS, SERVICES
 from tools.secrets import Secrets
-from tools.servers.accounts import owner_url, service_url
-from tools.servers.addresses import in_database
+from tools.servers.addresses import in_database, owner_url, service_url
 from tools.services import databases
 
-__all__ = ["WITHOUT_RATES", "Cost", "System", "free_port", "run_system", "service_of"]
+__all__ = ["WITHOUT_RATES", "Cost", "System", "free_port", "run_system"]
 
 ROOT = Path(__file__).parents[1]
 WITHOUT_RATES: Final = {
@@ -46,6 +46,8 @@ def free_port() -> int:
         return port
 
 
+START_SECONDS: Final = 50
+"""Python starts slowly on a machine with other work."""
 READINESS_SECONDS: Final = 0.25
 """Longer than the 0.2 seconds for which the gateway caches /readyz."""
 
@@ -57,11 +59,6 @@ class Cost:
     cpu: float
     resident: float
     longest_step: float
-
-
-def service_of(name: str) -> str:
-    """Return the service of a process: `posts-2` is one more process of `posts`."""
-    return name.partition("-")[0]
 
 
 class System:
@@ -290,7 +287,7 @@ async def run_system(
     try:
         await system.migrate()
         await system.start(*SERVICES)
-        await system.until_ready()
+        await system.until_ready(START_SECONDS)
         yield system
     finally:
         await system.stop_all()

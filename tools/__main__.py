@@ -46,6 +46,10 @@ def _parser() -> argparse.ArgumentParser:
                 default="postgres",
                 help="default: postgres",
             )
+        if name == "dev":
+            from tools.dev.arguments import add_arguments as add_dev_arguments
+
+            add_dev_arguments(command)
         if name == "dlq" and "dlq" in sys.argv:  # slow to import
             from tools.dlq import add_arguments
 
@@ -82,10 +86,10 @@ def _logs(options: argparse.Namespace) -> None:
     show(options.names, follow=options.follow)
 
 
-def _dev(_: argparse.Namespace) -> int:
+def _dev(options: argparse.Namespace) -> int:
     from tools.dev.dev import dev
 
-    return dev()
+    return dev(options)
 
 
 def _test(options: argparse.Namespace) -> int:

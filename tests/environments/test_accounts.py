@@ -18,12 +18,12 @@ from tests.conftest import new_vhost
 from tools.accounts.broker import set_up_broker
 from tools.accounts.errors import MissingRightsError
 from tools.accounts.mongodb import set_up_mongodb
-from tools.accounts.postgres import owner_of, set_up_postgres
+from tools.accounts.passwords import owner_of
+from tools.accounts.postgres import set_up_postgres
 from tools.accounts.rights import Rights, broker_rights
 from tools.paths import SECRETS, SERVICES
 from tools.secrets import Secrets
-from tools.servers.accounts import service_url
-from tools.servers.addresses import in_database, with_account
+from tools.servers.addresses import in_database, service_url, with_account
 from tools.services import call_graph
 
 Unique = Callable[[str], str]

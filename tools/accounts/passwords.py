@@ -1,11 +1,15 @@
 """The names of the accounts' passwords, in .dev/secrets.env and in the environment of compose."""
 
-from tools.accounts.postgres import owner_of
 from tools.accounts.rights import OPERATOR
 from tools.paths import SERVICES
 from tools.services import databases
 
-__all__ = ["password_name", "password_names"]
+__all__ = ["owner_of", "password_name", "password_names"]
+
+
+def owner_of(service: str) -> str:
+    """Return the role that owns the database of a service and runs its migrations."""
+    return f"{service}_owner"
 
 
 def password_name(server: str, account: str) -> str:

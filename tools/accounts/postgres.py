@@ -9,8 +9,9 @@ from typing import Final
 import asyncpg
 
 from tools.accounts.errors import MissingRightsError
+from tools.accounts.passwords import owner_of
 
-__all__ = ["owner_of", "set_up_postgres"]
+__all__ = ["set_up_postgres"]
 
 _LOCK: Final = 0x506F7374627573
 """Advisory lock: concurrent changes of a role fail in PostgreSQL."""
@@ -41,11 +42,6 @@ _RIGHTS: Final = (
     'ALTER DEFAULT PRIVILEGES FOR ROLE "{owner}" IN SCHEMA public'
     ' GRANT USAGE, SELECT ON SEQUENCES TO "{worker}"',
 )
-
-
-def owner_of(service: str) -> str:
-    """Return the role that owns the database of a service and runs its migrations."""
-    return f"{service}_owner"
 
 
 async def set_up_postgres(

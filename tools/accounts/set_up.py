@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from tools.accounts.broker import set_up_broker
 from tools.accounts.mongodb import set_up_mongodb
-from tools.accounts.passwords import password_name
-from tools.accounts.postgres import owner_of, set_up_postgres
+from tools.accounts.passwords import owner_of, password_name
+from tools.accounts.postgres import set_up_postgres
 from tools.accounts.rights import broker_rights
 from tools.paths import SERVICES
 from tools.services import call_graph, databases

@@ -1,11 +1,40 @@
 """The environment variables that configure the services on a developer's machine."""
 
+from collections.abc import Mapping
+
+from tools.dev.arguments import GATEWAY
 from tools.paths import SERVICES
 from tools.secrets import Secrets
 from tools.servers import Addresses
-from tools.servers.accounts import owner_url, service_url
-from tools.servers.addresses import in_database
+from tools.servers.addresses import in_database, owner_url, service_url
 from tools.services import databases
+
+
+def process_environments(
+    addresses: Addresses, secrets: Secrets, *, counts: Mapping[str, int], port: int
+) -> dict[str, dict[str, str]]:
+    """Return the environment of each process; `counts` has the number of processes by service.
+
+    A service that is not in `counts` has one. The second process of `posts` is `posts-2`; gateways
+    have consecutive ports from `port` on.
+    """
+    environments = service_environments(addresses, secrets, port=port)
+    return {
+        process_name(service, number): environment
+        | ({"POSTBUS_PORT": str(port + number)} if service == GATEWAY else {})
+        for service, environment in environments.items()
+        for number in range(counts.get(service, 1))
+    }
+
+
+def process_name(service: str, number: int) -> str:
+    """Return the name of a process: that of its service, with a number from the second one on."""
+    return f"{service}-{number + 1}" if number else service
+
+
+def service_of(process: str) -> str:
+    """Return the service of a process by its name."""
+    return process.partition("-")[0]
 
 
 def service_environments(

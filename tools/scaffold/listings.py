@@ -7,8 +7,7 @@ from typing import Any
 
 import tomlkit
 
-from tools.accounts.passwords import password_name
-from tools.accounts.postgres import owner_of
+from tools.accounts.passwords import owner_of, password_name
 
 _ENVIRONMENT = Template("""\
 x-$name-environment: &$name-environment

@@ -10,29 +10,17 @@ from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 
 from tools.accounts.errors import MissingRightsError
-from tools.accounts.passwords import password_name
-from tools.accounts.postgres import owner_of
 from tools.accounts.rights import OPERATOR
 from tools.accounts.set_up import set_up_broker_accounts, set_up_database_accounts
 from tools.paths import SERVICES
 from tools.secrets import Secrets
-from tools.servers.addresses import Addresses, in_database, with_account
+from tools.servers.addresses import Addresses, in_database, owner_url, service_url
 from tools.servers.errors import ServersUnavailableError
 from tools.services import databases
 
-__all__ = ["owner_url", "prepare_broker", "prepare_databases", "service_url"]
+__all__ = ["prepare_broker", "prepare_databases"]
 
 _LOG_IN_SECONDS = 5
-
-
-def service_url(url: str, server: str, account: str, secrets: Secrets) -> str:
-    """Return an administrator's URL with another account: of a service, an owner or `operator`."""
-    return with_account(url, account, secrets.accounts[password_name(server, account)])
-
-
-def owner_url(url: str, service: str, secrets: Secrets) -> str:
-    """Return the URL by which the migrations of a service change its PostgreSQL database."""
-    return service_url(url, "postgres", owner_of(service), secrets)
 
 
 def vhost_of(amqp_url: str) -> str:

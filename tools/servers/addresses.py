@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
+from tools.accounts.passwords import owner_of, password_name
 from tools.paths import SECRETS
+from tools.secrets import Secrets
 from tools.servers.errors import ServersUnavailableError
 
 
@@ -67,3 +69,13 @@ def in_database(url: str, database: str) -> str:
     parts = urlsplit(url)
     query = [(name, value) for name, value in parse_qsl(parts.query) if name != "authSource"]
     return urlunsplit(parts._replace(path=f"/{quote(database)}", query=urlencode(query)))
+
+
+def service_url(url: str, server: str, account: str, secrets: Secrets) -> str:
+    """Return an administrator's URL with another account: of a service, an owner or `operator`."""
+    return with_account(url, account, secrets.accounts[password_name(server, account)])
+
+
+def owner_url(url: str, service: str, secrets: Secrets) -> str:
+    """Return the URL by which the migrations of a service change its PostgreSQL database."""
+    return service_url(url, "postgres", owner_of(service), secrets)

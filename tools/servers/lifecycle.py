@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from tools.paths import SECRETS
 from tools.secrets import Secrets
 from tools.servers import docker, leases
-from tools.servers.accounts import prepare_broker, prepare_databases
 from tools.servers.addresses import Addresses, Prepare, without_password
 from tools.servers.docker import Docker
 from tools.servers.native import Native
@@ -30,6 +29,8 @@ def servers(
     """
     if given := Addresses.from_environment(os.environ):
         print("servers: using the addresses in the environment", flush=True)
+        from tools.servers.accounts import prepare_broker, prepare_databases  # slow to import
+
         secrets = Secrets.load_or_create(SECRETS)
         prepare_databases(given, secrets, ours=False)
         prepare_broker(given, secrets, ours=False)
@@ -102,10 +103,14 @@ def _start(prepare: Prepare = lambda addresses: None) -> Addresses:
     secrets = Secrets.load_or_create(SECRETS)
 
     def with_accounts(addresses: Addresses) -> None:
+        from tools.servers.accounts import prepare_databases  # slow; the servers are starting
+
         prepare_databases(addresses, secrets, ours=True)
         prepare(addresses)
 
     addresses = backend.start(with_accounts)
+    from tools.servers.accounts import prepare_broker
+
     prepare_broker(addresses, secrets, ours=True)
     return addresses
 
