@@ -13,7 +13,8 @@ from typing import Final
 __all__ = ["OPERATOR", "Rights", "broker_rights"]
 
 OPERATOR: Final = "operator"
-"""Account with all rights on a virtual host. It may call every service."""
+"""Account with all rights on a virtual host. It may call every service, and replay dead letters in the
+name of their consumer: RabbitMQ's tag `impersonator`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +33,7 @@ class Rights:
 
 def broker_rights(calls: Mapping[str, Collection[str]]) -> dict[str, Rights]:
     """Return the rights by account; `calls` has the services that each service calls."""
-    everything = Rights(configure=".*", write=".*", read=".*", tags="management")
+    everything = Rights(configure=".*", write=".*", read=".*", tags="impersonator,management")
     return {service: _rights(service, calls) for service in calls} | {OPERATOR: everything}
 
 
