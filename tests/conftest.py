@@ -67,15 +67,23 @@ def run_id() -> str:
 
 @asynccontextmanager
 async def new_vhost(name: str) -> AsyncIterator[str]:
-    """Create a RabbitMQ virtual host, yield its URL, and delete it at the end."""
+    """Create a RabbitMQ virtual host, yield its URL, and delete it at the end.
+
+    The account of the URL has all rights, and may name any service as the sender of a message.
+    """
     broker = httpx.URL(_server("AMQP"))
+    account = {"password": secrets.token_hex(16), "tags": "impersonator"}
+    permissions = {"configure": ".*", "write": ".*", "read": ".*"}
     async with httpx.AsyncClient(base_url=_server("AMQP_MANAGEMENT")) as management:
         (await management.put(f"/api/vhosts/{name}")).raise_for_status()
-        permissions = {"configure": ".*", "write": ".*", "read": ".*"}
-        user = f"/api/permissions/{name}/{broker.username}"
-        (await management.put(user, json=permissions)).raise_for_status()
-        yield str(broker.copy_with(path=f"/{name}"))
+        (await management.put(f"/api/users/{name}", json=account)).raise_for_status()
+        for user in (name, broker.username):
+            url = f"/api/permissions/{name}/{user}"
+            (await management.put(url, json=permissions)).raise_for_status()
+        password = account["password"]
+        yield str(broker.copy_with(path=f"/{name}", username=name, password=password))
         await management.delete(f"/api/vhosts/{name}")
+        await management.delete(f"/api/users/{name}")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The contenders of `just bench rpc`: how to install and run each."""
 
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -135,16 +136,24 @@ def _install_c() -> None:
 
 @contextmanager
 def virtual_host(addresses: Addresses) -> Iterator[str]:
-    """Create a virtual host, yield its URL, and delete it at the end."""
+    """Create a virtual host, yield its URL, and delete it at the end.
+
+    The account of the URL may name any service as the sender of a message.
+    """
     broker = httpx.URL(addresses.amqp_url)
+    account = {"password": secrets.token_hex(16), "tags": "impersonator"}
     with httpx.Client(base_url=addresses.amqp_management_url, trust_env=False) as management:
         management.put("/api/vhosts/bench").raise_for_status()
         everything = {"configure": ".*", "write": ".*", "read": ".*"}
-        management.put(f"/api/permissions/bench/{broker.username}", json=everything)
+        management.put("/api/users/bench", json=account).raise_for_status()
+        for user in ("bench", broker.username):
+            management.put(f"/api/permissions/bench/{user}", json=everything)
         try:
-            yield str(broker.copy_with(path="/bench"))
+            password = account["password"]
+            yield str(broker.copy_with(path="/bench", username="bench", password=password))
         finally:
             management.delete("/api/vhosts/bench")
+            management.delete("/api/users/bench")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
