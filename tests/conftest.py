@@ -81,7 +81,8 @@ def amqp_management_url() -> str:
 async def new_vhost(name: str) -> AsyncIterator[str]:
     """Create a RabbitMQ virtual host with the accounts of the services; delete it at the end.
 
-    Yield its URL with the account of the operator.
+    Yield its URL with the account of the operator, which has all rights and may name any service as
+    the sender of a message.
     """
     broker = httpx.URL(_server("AMQP"))
     async with httpx.AsyncClient(base_url=_server("AMQP_MANAGEMENT")) as management:

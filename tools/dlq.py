@@ -99,6 +99,8 @@ async def _replay(
     async with _letters(connection, queue) as letters:
         selected = _select(letters, ids)
         channel = await connection.channel(on_return_raises=True)
+        service = target.partition(".")[0]
+        retry = await channel.get_exchange(topology.exchange("retry", service), ensure=False)
         for letter in selected:  # acknowledged only once the broker has confirmed the copy
             copy = aio_pika.Message(
                 letter.body,
@@ -106,8 +108,9 @@ async def _replay(
                 delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
                 message_id=letter.message_id,
                 type=letter.type,
+                user_id=service,  # the consumer accepts retries of its own service
             )
-            await channel.default_exchange.publish(copy, target)
+            await retry.publish(copy, target)
             await letter.ack()
     print(f"dlq: {len(selected)} returned to {target}")
     return 0 if len(selected) == len(ids) or not ids else 1

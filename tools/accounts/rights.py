@@ -13,8 +13,8 @@ from typing import Final
 __all__ = ["OPERATOR", "Rights", "broker_rights"]
 
 OPERATOR: Final = "operator"
-"""Account with all rights on a virtual host. It may call every service, and replay dead letters in the
-name of their consumer: RabbitMQ's tag `impersonator`."""
+"""Account with all rights on a virtual host. It may call every service, and replay dead letters in
+the name of their consumer: RabbitMQ's tag `impersonator`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
