@@ -6,11 +6,12 @@ python := justfile_directory() / ".venv/bin/python"
 default:
     @just --justfile {{ quote(justfile()) }} --list --unsorted
 
-# run the whole system; services restart when their sources change
+# run the system; services restart when their sources change: just dev [--posts 2] [--port 9000]
 [group('run')]
 [no-exit-message]
-dev: _setup
-    @exec {{ quote(python) }} -m tools dev
+[positional-arguments]
+dev *arguments: _setup
+    @exec {{ quote(python) }} -m tools dev "$@"
 
 # run a scripted session with the real system, then stop
 [group('run')]

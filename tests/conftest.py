@@ -4,11 +4,12 @@
 host and databases, named after itself, and removes them at the end: runs do not interfere.
 """
 
+import asyncio
 import os
-import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from secrets import token_hex
 
 import asyncpg
 import httpx
@@ -18,6 +19,11 @@ from pymongo import AsyncMongoClient
 from shared.identity import TokenVerifier
 from tests.system import System, run_system
 from tests.tokens import TokenMaker
+from tools.accounts.rights import OPERATOR
+from tools.accounts.set_up import set_up_broker_accounts
+from tools.paths import SECRETS
+from tools.secrets import Secrets
+from tools.servers.addresses import service_url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,19 +68,34 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def run_id() -> str:
     """Return the name of this run on all servers."""
-    return f"test_{secrets.token_hex(6)}"
+    return f"test_{token_hex(6)}"
+
+
+@pytest.fixture(scope="session")
+def amqp_management_url() -> str:
+    """Return the URL of RabbitMQ's management API, with an administrator's account."""
+    return _server("AMQP_MANAGEMENT")
 
 
 @asynccontextmanager
 async def new_vhost(name: str) -> AsyncIterator[str]:
-    """Create a RabbitMQ virtual host, yield its URL, and delete it at the end."""
+    """Create a RabbitMQ virtual host with the accounts of the services; delete it at the end.
+
+    Yield its URL with the account of the operator, which has all rights and may name any service as
+    the sender of a message.
+    """
     broker = httpx.URL(_server("AMQP"))
     async with httpx.AsyncClient(base_url=_server("AMQP_MANAGEMENT")) as management:
         (await management.put(f"/api/vhosts/{name}")).raise_for_status()
         permissions = {"configure": ".*", "write": ".*", "read": ".*"}
         user = f"/api/permissions/{name}/{broker.username}"
         (await management.put(user, json=permissions)).raise_for_status()
-        yield str(broker.copy_with(path=f"/{name}"))
+        secrets = Secrets.load_or_create(SECRETS)
+        await asyncio.to_thread(
+            set_up_broker_accounts, _server("AMQP_MANAGEMENT"), name, secrets.accounts
+        )
+        url = str(broker.copy_with(path=f"/{name}"))
+        yield service_url(url, "rabbitmq", OPERATOR, secrets)
         await management.delete(f"/api/vhosts/{name}")
 
 
@@ -106,6 +127,7 @@ async def mongo_url(run_id: str) -> AsyncIterator[str]:
         for name in await client.list_database_names():
             if name.startswith(run_id):
                 await client.drop_database(name)
+                await client[name].command("dropAllUsersFromDatabase")
 
 
 @pytest.fixture(scope="session")
@@ -146,4 +168,4 @@ async def client(system: System) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture
 def unique() -> Callable[[str], str]:
     """Return a function that makes unique names."""
-    return lambda prefix: f"{prefix}{secrets.token_hex(5)}"
+    return lambda prefix: f"{prefix}{token_hex(5)}"

@@ -15,8 +15,14 @@ import httpx
 
 from postbus.registry import METHODS
 from tests.tokens import TokenMaker
-from tools.dev.environment import databases
-from tools.paths import SERVICES
+from tools.accounts.mongodb import set_up_mongodb
+from tools.accounts.passwords import owner_of, password_name
+from tools.accounts.postgres import set_up_postgres
+from tools.dev.environment import service_of
+from tools.paths import SECRETS, SERVICES
+from tools.secrets import Secrets
+from tools.servers.addresses import in_database, owner_url, service_url
+from tools.services import databases
 
 __all__ = ["WITHOUT_RATES", "Cost", "System", "free_port", "run_system"]
 
@@ -40,6 +46,8 @@ def free_port() -> int:
         return port
 
 
+START_SECONDS: Final = 50
+"""Python starts slowly on a machine with other work."""
 READINESS_SECONDS: Final = 0.25
 """Longer than the 0.2 seconds for which the gateway caches /readyz."""
 
@@ -54,7 +62,11 @@ class Cost:
 
 
 class System:
-    """Gateway and workers; `url` is the gateway's. `probed` services run under tests/probe.py."""
+    """Gateway and workers; `url` is the gateway's. `probed` services run under tests/probe.py.
+
+    Each service has its own account at the servers, as in `just dev`. A process has the name of its
+    service, or with a number, such as `posts-2`, if there are several.
+    """
 
     def __init__(
         self, environment: Mapping[str, str], logs: Path, probed: Collection[str] = ()
@@ -65,19 +77,23 @@ class System:
         self._environment = {**environment, "POSTBUS_PORT": str(self.port)}
         self._logs = logs
         self._probed = probed
+        self._secrets = Secrets.load_or_create(SECRETS)
         self._processes: dict[str, asyncio.subprocess.Process] = {}
+        self._ports: dict[str, int] = {}
 
     async def run(
-        self, service: str, *arguments: str, stdout: int | None = None, **settings: str
+        self, name: str, *arguments: str, stdout: int | None = None, **settings: str
     ) -> asyncio.subprocess.Process:
         """Run `python -m service arguments` in the service's environment with `settings`."""
+        service = service_of(name)
         program = ["-m", service, *arguments]
         probe = {}
         if service in self._probed and not arguments:
             program = [str(ROOT / "tests" / "probe.py"), service]
-            probe = {"PROBE_FILE": str(self._new_probe_file(service))}
-        environment = self._environment | self.databases(service) | probe | settings
-        with (self._logs / f"{service}.log").open("ab") as log:
+            probe = {"PROBE_FILE": str(self._new_probe_file(name))}
+        owner = arguments[:1] == ("migrate",)
+        environment = self._environment | self.accounts(service, owner=owner) | probe | settings
+        with (self._logs / f"{name}.log").open("ab") as log:
             return await asyncio.create_subprocess_exec(
                 ROOT / service / ".venv/bin/python",
                 *program,
@@ -94,23 +110,76 @@ class System:
         return output.decode()
 
     def databases(self, service: str) -> dict[str, str]:
-        """Return the databases of a service: the given ones with its name appended."""
+        """Return the databases of a service, with an administrator's account.
+
+        They are the given ones with the service's name appended.
+        """
         names = [f"POSTBUS_{server.upper()}_URL" for server in databases(service)]
         urls = {name: httpx.URL(self._environment[name]) for name in names}
         return {
             name: str(url.copy_with(path=f"{url.path}_{service}")) for name, url in urls.items()
         }
 
+    def accounts(self, service: str, *, owner: bool = False) -> dict[str, str]:
+        """Return the addresses of a service with its accounts; `owner`: with the schema's owner."""
+        url = self._environment["POSTBUS_AMQP_URL"]
+        urls = {"POSTBUS_AMQP_URL": service_url(url, "rabbitmq", service, self._secrets)}
+        for server in databases(service):
+            name = f"POSTBUS_{server.upper()}_URL"
+            url = in_database(self._environment[name], self._database(server, service))
+            urls[name] = (
+                owner_url(url, service, self._secrets)
+                if owner and server == "postgres"
+                else service_url(url, server, service, self._secrets)
+            )
+        return urls
+
+    def _database(self, server: str, service: str) -> str:
+        path = httpx.URL(self._environment[f"POSTBUS_{server.upper()}_URL"]).path
+        return f"{path[1:]}_{service}"
+
+    async def set_up_accounts(self) -> None:
+        """Make the databases of the services with their accounts."""
+        passwords = self._secrets.accounts
+        for service in SERVICES:
+            for server in databases(service):
+                url = httpx.URL(self._environment[f"POSTBUS_{server.upper()}_URL"])
+                password = passwords[password_name(server, service)]
+                database = self._database(server, service)
+                if server == "postgres":
+                    await set_up_postgres(
+                        str(url.copy_with(path="/postgres")),
+                        service=service,
+                        database=database,
+                        password=password,
+                        owner_password=passwords[password_name(server, owner_of(service))],
+                    )
+                else:
+                    await asyncio.to_thread(
+                        set_up_mongodb,
+                        str(url),
+                        service=service,
+                        database=database,
+                        password=password,
+                    )
+
     async def migrate(self) -> None:
-        """Migrate every database."""
+        """Make every database, and migrate it."""
+        await self.set_up_accounts()
         migrations = (self.run(each, "migrate") for each in SERVICES if databases(each))
         for process in await asyncio.gather(*migrations):
             assert await process.wait() == 0, "a migration failed"
 
-    async def start(self, *services: str) -> None:
-        """Start services; `until_ready` waits for them."""
-        for service in services:
-            self._processes[service] = await self.run(service)
+    async def start(self, *names: str) -> None:
+        """Start processes; `until_ready` waits for them."""
+        for name in names:
+            settings = {"POSTBUS_PORT": str(free_port())} if name.startswith("gateway-") else {}
+            self._ports[name] = int(settings.get("POSTBUS_PORT", self.port))
+            self._processes[name] = await self.run(name, stdout=None, **settings)
+
+    def url_of(self, gateway: str) -> str:
+        """Return the URL of a gateway, such as `gateway-2`."""
+        return f"http://127.0.0.1:{self._ports[gateway]}"
 
     @asynccontextmanager
     async def another_gateway(self, **settings: str) -> AsyncIterator[str]:
@@ -125,22 +194,22 @@ class System:
             process.terminate()
             await process.wait()
 
-    async def stop(self, service: str, seconds: float = 5) -> int:
-        """End a service with SIGTERM; return its exit code. TimeoutError after `seconds`."""
-        process = self._processes.pop(service)
+    async def stop(self, name: str, seconds: float = 5) -> int:
+        """End a process with SIGTERM; return its exit code. TimeoutError after `seconds`."""
+        process = self._processes.pop(name)
         process.terminate()
         async with asyncio.timeout(seconds):
             return await process.wait()
 
-    async def kill(self, service: str) -> None:
-        """End a service with SIGKILL."""
-        process = self._processes.pop(service)
+    async def kill(self, name: str) -> None:
+        """End a process with SIGKILL."""
+        process = self._processes.pop(name)
         process.kill()
         await process.wait()
 
     async def stop_all(self) -> None:
         """Stop all running services."""
-        await asyncio.gather(*(self.stop(service) for service in list(self._processes)))
+        await asyncio.gather(*(self.stop(name) for name in list(self._processes)))
 
     def _new_probe_file(self, service: str) -> Path:
         file = self._logs / f"{service}.step"
@@ -218,7 +287,7 @@ async def run_system(
     try:
         await system.migrate()
         await system.start(*SERVICES)
-        await system.until_ready()
+        await system.until_ready(START_SECONDS)
         yield system
     finally:
         await system.stop_all()

@@ -46,6 +46,10 @@ def _parser() -> argparse.ArgumentParser:
                 default="postgres",
                 help="default: postgres",
             )
+        if name == "dev":
+            from tools.dev.arguments import add_arguments as add_dev_arguments
+
+            add_dev_arguments(command)
         if name == "dlq" and "dlq" in sys.argv:  # slow to import
             from tools.dlq import add_arguments
 
@@ -82,10 +86,10 @@ def _logs(options: argparse.Namespace) -> None:
     show(options.names, follow=options.follow)
 
 
-def _dev(_: argparse.Namespace) -> int:
+def _dev(options: argparse.Namespace) -> int:
     from tools.dev.dev import dev
 
-    return dev()
+    return dev(options)
 
 
 def _test(options: argparse.Namespace) -> int:
@@ -153,13 +157,13 @@ def _secrets(_: argparse.Namespace) -> None:
 
 
 def _rotate_keys(_: argparse.Namespace) -> None:
-    from tools.paths import DEV, ROOT
+    from tools.paths import ROOT, SECRETS
     from tools.secrets import rotate_keys
 
-    for file in (DEV / "secrets.env", ROOT / ".env"):
+    for file in (SECRETS, ROOT / ".env"):
         if file.exists():
             rotate_keys(file)
-            print(f"rotate-keys: {file.relative_to(ROOT)}: restart all services, in any order")
+            print(f"rotate-keys: {os.path.relpath(file, ROOT)}: restart all services, in any order")
 
 
 def _repair(_: argparse.Namespace) -> int:

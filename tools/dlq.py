@@ -17,8 +17,11 @@ from postbus.registry import EVENTS
 from shared.bus.amqp import topology
 from shared.errors import ServiceError
 from shared.wire import decode, parse
-from tools.paths import SERVICES
+from tools.accounts.rights import OPERATOR
+from tools.paths import SECRETS, SERVICES
+from tools.secrets import Secrets
 from tools.servers import servers
+from tools.servers.addresses import service_url
 
 __all__ = ["add_arguments", "dlq", "run"]
 
@@ -49,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def dlq(options: argparse.Namespace) -> int:
     """Run the command at the running broker; start one if none runs. Return the exit code."""
     with servers("dlq") as addresses:
-        return asyncio.run(run(addresses.amqp_url, options))
+        secrets = Secrets.load_or_create(SECRETS)
+        url = service_url(addresses.amqp_url, "rabbitmq", OPERATOR, secrets)
+        return asyncio.run(run(url, options))
 
 
 async def run(url: str, options: argparse.Namespace) -> int:
@@ -94,6 +99,8 @@ async def _replay(
     async with _letters(connection, queue) as letters:
         selected = _select(letters, ids)
         channel = await connection.channel(on_return_raises=True)
+        service = target.partition(".")[0]
+        retry = await channel.get_exchange(topology.exchange("retry", service), ensure=False)
         for letter in selected:  # acknowledged only once the broker has confirmed the copy
             copy = aio_pika.Message(
                 letter.body,
@@ -101,8 +108,9 @@ async def _replay(
                 delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
                 message_id=letter.message_id,
                 type=letter.type,
+                user_id=service,  # the consumer accepts retries of its own service
             )
-            await channel.default_exchange.publish(copy, target)
+            await retry.publish(copy, target)
             await letter.ack()
     print(f"dlq: {len(selected)} returned to {target}")
     return 0 if len(selected) == len(ids) or not ids else 1

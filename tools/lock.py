@@ -32,6 +32,8 @@ def main(arguments: Sequence[str]) -> None:
     _compile("pyproject.toml", "--group=dev", *projects, "-o", "requirements.txt", *arguments)
     for service in SERVICES:
         lock_service(service, *arguments)
+    accounts = "tools/accounts/requirements"
+    _compile(f"{accounts}.in", "-c", "requirements.txt", "-o", f"{accounts}.txt", *arguments)
     for source in ("tools/just.in", "tools/servers/mongodb.in"):
         _compile(source, "-o", source.replace(".in", ".txt"), *arguments)
 

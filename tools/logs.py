@@ -13,12 +13,13 @@ def show(names: list[str], *, follow: bool) -> None:
 
     Servers and services are not mixed: without names, the services are shown if there are any.
     """
-    if unknown := [name for name in names if name not in (*SERVICES, *_SERVERS)]:
+    processes = sorted({*SERVICES, *(file.stem for file in LOGS.glob("*-*.log"))})
+    if unknown := [name for name in names if name not in (*processes, *_SERVERS)]:
         raise SystemExit(
             f"There is no log of {', '.join(unknown)}. Known are:"
-            f" {', '.join(SERVICES)} (services), rabbitmq, mongodb, postgres (servers)."
+            f" {', '.join(processes)} (services), rabbitmq, mongodb, postgres (servers)."
         )
-    services = [str(LOGS / f"{name}.log") for name in SERVICES if name in names or not names]
+    services = [str(LOGS / f"{name}.log") for name in processes if name in names or not names]
     existing = [file for file in services if os.path.exists(file)]
     servers = [name for name in names if name in _SERVERS]
     if existing and not servers:

@@ -3,20 +3,21 @@
 import os
 import subprocess
 
-from tools.dev.environment import databases, service_environments
-from tools.paths import DEV, ROOT, SERVICES, python_of
+from tools.dev.environment import migration_urls, service_environments
+from tools.paths import ROOT, SECRETS, SERVICES, python_of
 from tools.secrets import Secrets
 from tools.servers import Addresses, servers
+from tools.services import databases
 
 
 def migrate(addresses: Addresses) -> None:
     """Run the migrations of all services that have a database, in parallel."""
-    secrets = Secrets.load_or_create(DEV / "secrets.env")
+    secrets = Secrets.load_or_create(SECRETS)
     environments = service_environments(addresses, secrets, port=0)
     running = {
         service: subprocess.Popen(
             [python_of(service), "-m", service, "migrate"],
-            env=os.environ | environments[service],
+            env=os.environ | environments[service] | migration_urls(service, addresses, secrets),
             cwd=ROOT,
         )
         for service in SERVICES
@@ -30,7 +31,7 @@ def migrate(addresses: Addresses) -> None:
 def repair() -> int:
     """Run `just repair`: services check and correct their derived data, on running servers."""
     with servers("repair", prepare=migrate) as addresses:
-        secrets = Secrets.load_or_create(DEV / "secrets.env")
+        secrets = Secrets.load_or_create(SECRETS)
         environments = service_environments(addresses, secrets, port=0)
         commands = [
             subprocess.run(

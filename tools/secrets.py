@@ -5,16 +5,21 @@ import hashlib
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from tools.accounts.passwords import password_names
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Secrets:
     """Passwords, and the keys that sign and verify access tokens (RFC 8037 JWK, JWKS).
+
+    The first passwords are the administrators'; `accounts` has those of `tools.accounts`, by name.
 
     The verification keys are the previous, the signing and the next key. Every process has a key
     before the first token is signed with it, and until its last token has expired.
@@ -22,22 +27,27 @@ class Secrets:
 
     rabbitmq_password: str
     postgres_password: str
+    mongo_password: str
+    mongo_key: str
+    """The key of MongoDB's replica set: 6 to 1024 characters of base64."""
     postbus_signing_key: str
     postbus_next_signing_key: str
     postbus_verification_keys: str
     postbus_page_token_key: str
     alice_password: str
     bob_password: str
+    accounts: Mapping[str, str]
 
     @classmethod
     def load_or_create(cls, file: Path) -> Self:
         """Read the file; generate and store missing secrets (mode 600)."""
         known = _parse(file.read_text()) if file.exists() else {}
-        names = [field.name for field in fields(cls)]
-        if any(name not in known for name in names):
+        names = [field.name for field in fields(cls) if field.name != "accounts"]
+        if any(name not in known for name in (*names, *password_names())):
             known = _verifiable(_new() | known)
             _write(file, known)
-        return cls(**{name: known[name] for name in names})
+        accounts = {name: known[name] for name in password_names()}
+        return cls(accounts=accounts, **{name: known[name] for name in names})
 
 
 def rotate_keys(file: Path) -> None:
@@ -65,13 +75,16 @@ def _verifiable(known: dict[str, str]) -> dict[str, str]:
 
 def _new() -> dict[str, str]:
     passwords = (
+        *password_names(),
         "rabbitmq_password",
         "postgres_password",
+        "mongo_password",
         "postbus_page_token_key",
         "alice_password",
         "bob_password",
     )
     return {name: secrets.token_urlsafe(18) for name in passwords} | {
+        "mongo_key": base64.b64encode(secrets.token_bytes(96)).decode(),
         "postbus_signing_key": _new_key(),
         "postbus_next_signing_key": _new_key(),
         "postbus_verification_keys": _json({"keys": []}),

@@ -80,7 +80,7 @@ async def measure(notes: Notes) -> dict[str, object]:
     stored = await rate(lambda: write(notes, new_event("stored")))
     while await notes.store.forward(drop):
         pass
-    async with connect(URL, "bench events") as bus:
+    async with connect(URL, "bench") as bus:
         await bus.wait_ready()
         relaying = asyncio.create_task(relay(notes.store, bus.publish_encoded))
         gc_tuning.freeze()
@@ -143,7 +143,7 @@ async def consumer() -> None:
         else:
             ended.set()
 
-    async with connect(URL, "bench consumer") as bus:
+    async with connect(URL, "bench") as bus:
         subscription = await bus.subscribe([EVENT_TYPE], handler, queue="bench.events")
         gc_tuning.freeze()
         print_line("READY")

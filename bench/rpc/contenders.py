@@ -12,9 +12,13 @@ from typing import Final
 
 import httpx
 
+from tools.accounts.rights import OPERATOR
+from tools.accounts.set_up import set_up_broker_accounts
 from tools.node import node_environment, npm
-from tools.paths import DEV
+from tools.paths import DEV, SECRETS
+from tools.secrets import Secrets
 from tools.servers import Addresses, ServersUnavailableError, packages
+from tools.servers.addresses import service_url
 from tools.uv import uv
 
 __all__ = ["QUICK", "Contender", "FailedError", "Load", "installed", "running", "virtual_host"]
@@ -135,14 +139,20 @@ def _install_c() -> None:
 
 @contextmanager
 def virtual_host(addresses: Addresses) -> Iterator[str]:
-    """Create a virtual host, yield its URL, and delete it at the end."""
+    """Create a virtual host with the services' accounts; delete it at the end.
+
+    Yield its URL with the account of the operator, which may name any service as the sender.
+    """
     broker = httpx.URL(addresses.amqp_url)
     with httpx.Client(base_url=addresses.amqp_management_url, trust_env=False) as management:
         management.put("/api/vhosts/bench").raise_for_status()
         everything = {"configure": ".*", "write": ".*", "read": ".*"}
         management.put(f"/api/permissions/bench/{broker.username}", json=everything)
+        secrets = Secrets.load_or_create(SECRETS)
+        set_up_broker_accounts(addresses.amqp_management_url, "bench", secrets.accounts)
         try:
-            yield str(broker.copy_with(path="/bench"))
+            url = str(broker.copy_with(path="/bench"))
+            yield service_url(url, "rabbitmq", OPERATOR, secrets)
         finally:
             management.delete("/api/vhosts/bench")
 

@@ -11,7 +11,6 @@ from jsonschema import Draft202012Validator
 from gateway.websocket_frames import read_client_frame
 from postbus.registry import EVENTS, METHODS, Access
 from shared.bus.amqp.broker_session import CONTENT_TYPE
-from shared.bus.amqp.topology import CALL_EXCHANGE, EVENT_EXCHANGE
 from tools.node import node_environment, node_modules
 
 DOCUMENT: dict[str, Any] = json.loads(files("postbus").joinpath("asyncapi.json").read_text())
@@ -63,7 +62,11 @@ def test_every_method_and_event_has_its_channel_on_the_bus() -> None:
         if "amqp" in channel.get("bindings", {})
     }
 
-    methods, events = dict.fromkeys(METHODS, CALL_EXCHANGE), dict.fromkeys(EVENTS, EVENT_EXCHANGE)
+    methods = {
+        name: "postbus.calls." + ("{worker}" if name.startswith("postbus.bus.") else method.worker)
+        for name, method in METHODS.items()
+    }
+    events = {name: f"postbus.events.{name.split('.')[1]}" for name in EVENTS}
     assert bound == methods | events
     on_the_bus = [
         message

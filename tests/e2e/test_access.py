@@ -21,6 +21,7 @@ from tests.conftest import Place
 from tests.people import Client, sign_up
 from tests.system import System
 from tests.tokens import TokenMaker
+from tools.accounts.rights import OPERATOR
 
 ID = "018f3f6e-0000-7000-8000-000000000001"
 FOR_USERS = [
@@ -34,7 +35,7 @@ FOR_SERVICES = [method for method in METHODS.values() if method.access is Access
 @pytest.fixture
 async def bus(place: Place, system: System) -> AsyncIterator[AmqpBus]:
     """Return a bus of a client that has the broker's password."""
-    async with connect(SecretStr(place.amqp_url), "intruder") as opened:
+    async with connect(SecretStr(place.amqp_url), OPERATOR) as opened:
         await opened.wait_ready()
         yield opened
 

@@ -22,6 +22,7 @@ from shared.wire import decode, encode
 from tests.conftest import Place
 from tests.people import PASSWORD, Client, Person, sign_up
 from tests.system import System
+from tools.accounts.rights import OPERATOR
 
 Unique = Callable[[str], str]
 USERS = "postbus.users.v1.UsersService"
@@ -42,7 +43,7 @@ async def database(system: System) -> AsyncIterator[asyncpg.Connection]:
 
 @pytest.fixture
 async def bus(place: Place, system: System) -> AsyncIterator[AmqpBus]:
-    async with connect(SecretStr(place.amqp_url), "test") as opened:
+    async with connect(SecretStr(place.amqp_url), OPERATOR) as opened:
         await opened.wait_ready()
         yield opened
 

@@ -20,8 +20,11 @@ from postbus.bus.v1 import Request
 from postbus.registry import METHODS, Access, HttpRule, Method
 from shared.wire import encode, message_class
 from tests.conftest import Place
+from tests.messages import message as message_of_test
+from tests.messages import reply_queue
 from tests.system import Cost, System, run_system
 from tests.tokens import TokenMaker
+from tools.accounts.rights import OPERATOR
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -288,8 +291,9 @@ async def test_megabyte_on_the_bus_costs_a_worker_little(
     connection = await aio_pika.connect(place.amqp_url)
     async with connection:
         channel = await connection.channel()
-        calls = await channel.get_exchange("postbus.calls")
-        replies = await channel.declare_queue(exclusive=True)
+        calls = await channel.get_exchange("postbus.calls.posts")
+        await channel.declare_exchange(f"postbus.replies.{OPERATOR}", "direct", durable=True)
+        replies = await reply_queue(channel, OPERATOR)
         for method in METHODS.values():
             if method.worker != "posts":
                 continue
@@ -321,7 +325,7 @@ async def _reply(
     request: Request,
 ) -> bytes:
     request.deadline_unix_ms = 2**53
-    message = aio_pika.Message(encode(request), reply_to=replies.name, correlation_id="1")
+    message = message_of_test(encode(request), OPERATOR, reply_to=replies.name, correlation_id="1")
     await calls.publish(message, route)
     async with asyncio.timeout(20), replies.iterator() as incoming:
         async for reply in incoming:

@@ -21,6 +21,7 @@ from tests.conftest import Place
 from tests.people import PASSWORD, Person, ask, sign_up
 from tests.system import System
 from tests.tokens import TokenMaker
+from tools.accounts.rights import OPERATOR
 
 Unique = Callable[[str], str]
 ID = "018f3f6e-0000-7000-8000-000000000001"
@@ -40,7 +41,7 @@ class Ended:
 
 @pytest.fixture
 async def bus(place: Place, system: System) -> AsyncIterator[AmqpBus]:
-    async with connect(SecretStr(place.amqp_url), "test") as opened:
+    async with connect(SecretStr(place.amqp_url), OPERATOR) as opened:
         await opened.wait_ready()
         yield opened
 

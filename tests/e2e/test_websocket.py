@@ -216,9 +216,9 @@ async def test_malformed_events_do_not_stop_later_events(
     garbage = [b"", b"\xff" * 9, encode(Event(id="1", type=event, data=b"\xff"))]
 
     async with await aio_pika.connect(place.amqp_url) as broker:
-        exchange = await (await broker.channel()).get_exchange("postbus.events")
+        exchange = await (await broker.channel()).get_exchange("postbus.events.posts")
         for body in garbage * 40:  # more than the bus handles concurrently
-            await exchange.publish(aio_pika.Message(body), event)
+            await exchange.publish(aio_pika.Message(body, user_id="posts"), event)
     post = (await client.post("/v1/posts", json={"title": "News"}, headers=alice.headers)).json()
 
     async with asyncio.timeout(5):

@@ -144,7 +144,7 @@ async def test_every_operation_has_its_effect_once(
     broker = httpx.URL(vhost)
     proxy = Proxy(broker.host, broker.port or 5672)
     await proxy.start()
-    route, event = unique("route."), unique("event.")
+    route, event = unique("postbus.worker.v1.Route"), unique("postbus.worker.v1.Event")
     async with (
         postgres_notes(postgres_url, unique) as notes,
         buses(transport, vhost, proxy) as (client, serving, consuming),

@@ -18,7 +18,6 @@ from shared.bus import Call
 from shared.bus.amqp import AmqpBus, connect
 from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.stream_reader import StreamReader
-from shared.bus.amqp.topology import event_stream
 from shared.bus.message_bus import Failure
 from shared.errors import Code, ServiceError
 from shared.identity import TokenVerifier
@@ -31,7 +30,7 @@ from tests.proxy import Proxy
 from tests.tokens import TokenMaker
 
 Unique = Callable[[str], str]
-STREAM = "postbus.revocations.stream"
+STREAM = "users.revocations"
 REVOKED = "postbus.users.v1.SessionsRevoked"
 ID = "018f3f6e-0000-7000-8000-000000000001"
 PUBLIC = "postbus.posts.v1.PostsService.ListPosts"
@@ -55,8 +54,8 @@ async def own_vhost(unique: Unique) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def opened(url: str) -> AsyncIterator[AmqpBus]:
-    async with connect(SecretStr(url), "test") as bus:
+async def opened(url: str, service: str = "users") -> AsyncIterator[AmqpBus]:
+    async with connect(SecretStr(url), service) as bus:
         await bus.wait_ready()
         yield bus
 
@@ -111,10 +110,10 @@ async def test_no_token_is_accepted_until_the_stream_has_been_read(
     own_vhost: str, verifier: TokenVerifier, tokens: TokenMaker
 ) -> None:
     async with await aio_pika.connect(own_vhost) as connection:  # another queue under its name
-        await (await connection.channel()).declare_queue(STREAM, durable=True)
+        await (await connection.channel()).declare_queue("posts.revocations", durable=True)
     token = tokens.token(ID)
     headers = {"Authorization": f"Bearer {token}"}
-    async with opened(own_vhost) as bus:
+    async with opened(own_vhost, "users"), opened(own_vhost, "posts") as bus:
         application = Application(handlers=[Posts()], probes={})
         app = build_app(bus, verifier, max_body_bytes=10_000)
         transport = httpx.ASGITransport(app)
@@ -137,7 +136,7 @@ async def test_no_token_is_accepted_until_the_stream_has_been_read(
             await bus.call(PUBLIC, a_call())
             await until_sessions_ready(client, False)
 
-            await delete_queue(own_vhost, STREAM)
+            await delete_queue(own_vhost, "posts.revocations")
 
             await until_sessions_ready(client, True)
             assert (await client.get("/v1/posts", headers=headers)).status_code == 200
@@ -208,7 +207,7 @@ async def test_revocations_of_a_break_are_known_before_the_first_call_after_it(
 async def test_event_that_fails_in_its_handler_does_not_hide_the_next(
     vhost: str, unique: Unique
 ) -> None:
-    event, stream = unique("event."), unique("stream.")
+    event, stream = unique("postbus.users.v1.Event"), unique("stream.")
     heard: list[str] = []
 
     async def handler(body: bytes) -> Failure | None:
@@ -227,8 +226,8 @@ async def test_event_that_fails_in_its_handler_does_not_hide_the_next(
 
 
 async def test_replay_that_takes_too_long_restarts(vhost: str, unique: Unique) -> None:
-    event = unique("event.")
-    stream = event_stream(unique("stream."), [event])
+    event = unique("postbus.users.v1.Event")
+    stream = unique("stream.")
     heard: list[bytes] = []
 
     async def slow_at_first(body: bytes) -> Failure | None:
@@ -237,11 +236,11 @@ async def test_replay_that_takes_too_long_restarts(vhost: str, unique: Unique) -
             await asyncio.Event().wait()
         return None
 
-    async with opened(vhost) as bus, BrokerSession.open(vhost, "test") as session:
-        await (await bus.read_stream(stream.name, [event], slow_at_first, seconds=60)).cancel()
+    async with opened(vhost) as bus, BrokerSession.open(vhost, "users") as session:
+        await (await bus.read_stream(stream, [event], slow_at_first, seconds=60)).cancel()
         await bus.publish(Event(id="1", type=event))
-        assert StreamReader(stream, slow_at_first, seconds=60)._replay_seconds == 60
-        reader = StreamReader(stream, slow_at_first, seconds=60, replay_seconds=0.5)
+        assert StreamReader(stream, [event], slow_at_first, seconds=60)._replay_seconds == 60
+        reader = StreamReader(stream, [event], slow_at_first, seconds=60, replay_seconds=0.5)
 
         await reader.start(session)
         assert not reader.complete
@@ -254,16 +253,16 @@ async def test_replay_that_takes_too_long_restarts(vhost: str, unique: Unique) -
 async def test_stream_that_was_read_in_time_is_read_on_without_end(
     vhost: str, unique: Unique
 ) -> None:
-    event = unique("event.")
-    stream = event_stream(unique("stream."), [event])
+    event = unique("postbus.users.v1.Event")
+    stream = unique("stream.")
     heard: list[str] = []
 
     async def handler(body: bytes) -> Failure | None:
         heard.append(decode(Event, body).id)
         return None
 
-    async with opened(vhost) as bus, BrokerSession.open(vhost, "test") as session:
-        reader = StreamReader(stream, handler, seconds=60, replay_seconds=0.3)
+    async with opened(vhost) as bus, BrokerSession.open(vhost, "users") as session:
+        reader = StreamReader(stream, [event], handler, seconds=60, replay_seconds=0.3)
         await reader.start(session)
         await until(lambda: reader.complete)
         reading_since = time.monotonic()

@@ -233,4 +233,4 @@ async def test_sessions_revoked_before_the_start_are_refused(
 
 def test_revocations_are_kept_longer_than_a_token_can_be_valid() -> None:
     assert ACCESS_TOKEN_SECONDS + 60 <= REMEMBERED_SECONDS <= KEPT_SECONDS
-    assert event_stream("name", ["type"]).arguments["x-max-age"] == f"{KEPT_SECONDS}s"
+    assert event_stream("gateway", "name").arguments["x-max-age"] == f"{KEPT_SECONDS}s"

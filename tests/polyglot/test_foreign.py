@@ -78,7 +78,9 @@ async def test_foreign_client_calls_a_worker(
 ) -> None:
     await system.until_ready()
 
-    async with foreign(script, place.amqp_url, "call", method, json.dumps(request_)) as output:
+    async with foreign(
+        script, place.amqp_url, "operator", "call", method, json.dumps(request_)
+    ) as output:
         assert await line(output) == answer
 
 
@@ -86,7 +88,7 @@ async def test_foreign_worker_answers_a_client(run_id: str, script: Path) -> Non
     response = {"post": {"id": POST_ID, "title": "From afar", "version": "7"}}
     async with (
         new_vhost(f"{run_id}_foreign") as url,
-        foreign(script, url, "serve", f"{POSTS}.GetPost", json.dumps(response)) as output,
+        foreign(script, url, "posts", "serve", f"{POSTS}.GetPost", json.dumps(response)) as output,
         connect(SecretStr(url), "test") as bus,
     ):
         assert await line(output) == "READY"

@@ -145,6 +145,7 @@ async def test_migrate_command_upgrades_downgrades_and_creates_indexes(
     await stored["posts"].insert_many([old_post(number) for number in range(1200)])
     await stored["authors"].insert_one(AUTHOR)
 
+    await old_system.set_up_accounts()
     await old_system.output("posts", "migrate")
     indexes = await stored["posts"].index_information()
     migrated = await stored["posts"].count_documents({"place": {"$exists": True}})
@@ -158,6 +159,7 @@ async def test_migrate_command_upgrades_downgrades_and_creates_indexes(
     assert await stored["posts"].count_documents({"shape": 2}) == 1200
     unknown = await old_system.run("posts", "migrate", str(LAST + 1))
     assert await unknown.wait() == 1
+    await stored.command("dropAllUsersFromDatabase")
     await database.client.drop_database(stored)
 
 

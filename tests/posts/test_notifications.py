@@ -76,8 +76,8 @@ async def deliver(place: Place, message: betterproto.Message, name: str) -> str:
         version=1,
     )
     async with await aio_pika.connect(place.amqp_url) as broker:
-        exchange = await (await broker.channel()).get_exchange("postbus.events")
-        await exchange.publish(aio_pika.Message(encode(event)), event.type)
+        exchange = await (await broker.channel()).get_exchange("postbus.events.posts")
+        await exchange.publish(aio_pika.Message(encode(event), user_id="posts"), event.type)
     return Operation.key_of("event", f"posts.{event.type}", event.id)
 
 

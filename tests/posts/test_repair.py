@@ -4,10 +4,21 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import httpx
+from pydantic import SecretStr
 from pymongo.asynchronous.database import AsyncDatabase
+from uuid_utils.compat import uuid7
 
+from postbus.bus.v1 import Reply
+from postbus.users.v1 import BatchGetUsersResponse, UsersServiceStub
+from posts.repair import repair
+from shared.bus import ServiceChannel
+from shared.bus.memory import MemoryBus
+from shared.data.mongo_database import open_mongo
+from shared.outbox.inbox import Operation
+from shared.wire import encode
 from tests.people import Client, Person, eventually
-from tests.system import System
+from tests.system import System, free_port
 
 Unique = Callable[[str], str]
 Database = AsyncDatabase[dict[str, Any]]
@@ -168,3 +179,82 @@ async def test_repair_finds_nothing_after_concurrent_creations_and_deletions(
     await eventually(erased)
     found = (await system.output("posts", "repair")).splitlines()
     assert [line for line in found for id_ in ids if id_ in line] == []
+
+
+async def test_repair_restores_authors_that_events_have_forged(
+    system: System, database: Database, alice: Person, bob: Person, as_alice: Client
+) -> None:
+    renamed, deleted, gone = alice.id, bob.id, str(uuid7())
+    forged = {"username": "forged", "version": 2**62, "ahead": [2**62]}
+    for user in (renamed, deleted):
+        await until(database, {"_id": user, "version": {"$gt": 0}})
+    await database["authors"].update_one({"_id": renamed}, {"$set": forged})
+    subject = Operation.key_of("posts.postbus.users.v1.UserProfileUpdated", renamed)
+    await database["versions"].insert_one({"_id": subject, "version": 2**62})
+    await database["authors"].update_one({"_id": deleted}, {"$set": {"deleted": True}})
+    await database["authors"].insert_one(
+        {"_id": gone, "username": "gone", "name_key": "gone", "version": 1, "deleted": False}
+    )
+
+    lines = (await system.output("posts", "repair")).splitlines()
+    again = (await system.output("posts", "repair")).splitlines()
+
+    assert _about(lines, renamed, deleted, gone) == sorted(
+        [
+            f"posts: author {renamed} is {alice.username}, version 1: username, version corrected",
+            f"posts: author {deleted} is {bob.username}, version 1: deleted corrected",
+            f"posts: author {gone} is deleted: deleted corrected",
+        ]
+    )
+    assert _about(again, renamed, deleted, gone) == []
+    stored = await database["authors"].find_one({"_id": renamed})
+    assert stored is not None
+    assert (stored["username"], stored["version"], stored["ahead"]) == (alice.username, 1, None)
+    assert await database["versions"].find_one({"_id": subject}) is None
+    await as_alice.done("PATCH", "/v1/me", {"displayName": "Alice again"})
+    await until(database, {"_id": renamed, "display_name": "Alice again"})
+
+
+async def test_repair_without_the_broker_says_that_authors_are_not_compared(
+    system: System, alice: Person, database: Database
+) -> None:
+    await until(database, {"_id": alice.id, "version": {"$gt": 0}})
+    nowhere = f"amqp://posts@127.0.0.1:{free_port()}/"
+
+    repair = await system.run(
+        "posts", "repair", stdout=asyncio.subprocess.PIPE, POSTBUS_AMQP_URL=nowhere
+    )
+    output, _ = await asyncio.wait_for(repair.communicate(), 30)
+
+    assert "posts: authors not compared: users answers NOT_CONNECTED\n" in output.decode()
+    assert "corrections" in output.decode().splitlines()[-1]
+
+
+async def test_repair_does_not_believe_that_all_authors_are_deleted(
+    mongo_url: str, unique: Unique
+) -> None:
+    """The database of `users` may be the wrong one."""
+    url = httpx.URL(mongo_url)
+    bus = MemoryBus()
+
+    async def reply(_route: str, _body: bytes) -> bytes:
+        return encode(Reply(payload=encode(BatchGetUsersResponse())))
+
+    await bus.serve("users", ["postbus.users.v1.UsersService.BatchGetUsers"], reply)
+    async with open_mongo(SecretStr(str(url.copy_with(path=unique(f"{url.path}_"))))) as mongo:
+        await mongo.database["authors"].insert_many(
+            {"_id": str(uuid7()), "username": "a", "name_key": "a", "version": 1, "deleted": False}
+            for _ in range(20)
+        )
+        lines = [line async for line in repair(mongo, UsersServiceStub(ServiceChannel(bus)))]
+        deleted = await mongo.database["authors"].count_documents({"deleted": True})
+
+    assert lines[0] == "authors not compared: users knows none of 20"
+    assert deleted == 0
+
+
+async def until(database: Database, author: dict[str, Any]) -> None:
+    """Wait until an author is stored."""
+    async with asyncio.timeout(10):
+        while await database["authors"].find_one(author) is None:  # noqa: ASYNC110  # its database
+            await asyncio.sleep(0.05)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -269,7 +270,7 @@ async def test_projection_answers_after_a_second_if_users_does_not_respond(
 async def test_older_version_does_not_replace_a_stored_author(
     mongo: Mongo, authors: AuthorRepository
 ) -> None:
-    handlers = AuthorHandlers(authors)
+    handlers = AuthorHandlers(authors, UsersServiceStub(ServiceChannel(MemoryBus())))
     names = []
     for version, name in ((2, "two"), (1, "one"), (3, "three")):
         event = UserProfileUpdated(user_id=ALICE, username=name, version=version)
@@ -284,7 +285,7 @@ async def test_late_profile_event_stores_only_its_revision(
 ) -> None:
     await authors.upsert_if_newer(an_author())
     event = UserProfileUpdated(user_id=ALICE, username="late", version=9, revision=1)
-    handlers = AuthorHandlers(authors)
+    handlers = AuthorHandlers(authors, UsersServiceStub(ServiceChannel(MemoryBus())))
 
     await consume(mongo, lambda context: handlers.user_profile_updated(event, context), late=True)
 
@@ -292,10 +293,43 @@ async def test_late_profile_event_stores_only_its_revision(
     assert (author.username, author.revision) == ("Name", 1)
 
 
+@pytest.mark.parametrize(("true", "kept"), [(7, 7), (2_000_007, 2_000_007)])
+async def test_version_far_ahead_is_accepted_only_if_the_owner_has_it(
+    mongo: Mongo, authors: AuthorRepository, true: int, kept: int
+) -> None:
+    await authors.upsert_if_newer(an_author(version=7))
+    profile = Profile(id=ALICE, username="ahead", version=true)
+    bus = MemoryBus()
+
+    async def reply(_route: str, _body: bytes) -> bytes:
+        return encode(Reply(payload=encode(BatchGetUsersResponse(profiles=[profile]))))
+
+    await bus.serve("users", ["postbus.users.v1.UsersService.BatchGetUsers"], reply)
+    handlers = AuthorHandlers(authors, UsersServiceStub(ServiceChannel(bus)))
+    event = UserProfileUpdated(user_id=ALICE, username="ahead", version=2_000_007)
+
+    with nullcontext() if true == event.version else pytest.raises(ServiceError, match="FORGED"):
+        await consume(mongo, lambda context: handlers.user_profile_updated(event, context))
+
+    assert (await authors.by_ids([ALICE]))[ALICE].version == kept
+
+
+async def test_million_lost_versions_are_accepted_without_a_question(
+    mongo: Mongo, authors: AuthorRepository
+) -> None:
+    await authors.upsert_if_newer(an_author(version=7))
+    handlers = AuthorHandlers(authors, UsersServiceStub(ServiceChannel(MemoryBus())))
+    event = UserProfileUpdated(user_id=ALICE, username="ahead", version=1_000_007)
+
+    await consume(mongo, lambda context: handlers.user_profile_updated(event, context))
+
+    assert (await authors.by_ids([ALICE]))[ALICE].username == "ahead"
+
+
 async def test_no_later_event_restores_a_deleted_author(
     mongo: Mongo, authors: AuthorRepository
 ) -> None:
-    handlers = AuthorHandlers(authors)
+    handlers = AuthorHandlers(authors, UsersServiceStub(ServiceChannel(MemoryBus())))
     await authors.upsert_if_newer(an_author(BOB))
     deleted = UserDeleted(user_id=BOB)
     published = await consume(mongo, lambda context: handlers.user_deleted(deleted, context))

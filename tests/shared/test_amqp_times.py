@@ -92,7 +92,7 @@ async def test_heartbeat_is_10_seconds(vhost: str) -> None:
 def test_route_gets_batches_again_after_10_seconds() -> None:
     async def sent_batches() -> list[bool]:
         wire = Wire()
-        sender = _CallSender(MessageChannel(None, Numbered(), wire), "back")  # type: ignore[arg-type]  # the parts that it uses
+        sender = _CallSender(MessageChannel(None, Numbered(), wire, "calls"), "back", "test")  # type: ignore[arg-type]  # the parts that it uses
         batched = list[bool]()
 
         async def send() -> None:
@@ -141,7 +141,7 @@ async def test_sender_does_not_wait_for_a_lost_connection() -> None:
 
 
 async def test_session_keeps_nothing_of_ended_calls(vhost: str, unique: Unique) -> None:
-    route, stream_route = unique("route."), unique("route.")
+    route, stream_route = unique("postbus.test.v1.Route"), unique("postbus.test.v1.Route")
 
     def handle(route: str, _body: bytes) -> Any:
         async def reply() -> bytes:
@@ -160,7 +160,7 @@ async def test_session_keeps_nothing_of_ended_calls(vhost: str, unique: Unique) 
         server = await bus.serve(unique("queue."), [route, stream_route], handle)
         await bus.call(route, a_call())
         with pytest.raises(ServiceError):
-            await bus.call(unique("unserved."), a_call())
+            await bus.call(unique("postbus.test.v1.Unserved"), a_call())
         assert [each async for each in bus.stream(stream_route, a_call())] == [b"x"]
         await anext(left := bus.stream(stream_route, a_call()))
         await left.aclose()

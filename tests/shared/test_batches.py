@@ -10,6 +10,7 @@ import aio_pika
 import pytest
 import structlog.testing
 from aio_pika.abc import AbstractIncomingMessage
+from pamqp.commands import Queue
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
@@ -17,11 +18,12 @@ from postbus.bus.v1 import Batch, Control, Outcome, Reply, Request
 from shared.bus import Call, CallResult
 from shared.bus.amqp import connect, rpc_server
 from shared.bus.amqp.amqp_bus import AmqpBus
-from shared.bus.amqp.broker_connection import BrokerConnection
+from shared.bus.amqp.broker_connection import BrokerConnection, MessageChannel
 from shared.bus.amqp.frames import properties
-from shared.bus.amqp.topology import CALL_EXCHANGE, CONTROL_EXCHANGE
 from shared.errors import Code, ServiceError
 from shared.wire import decode, encode
+from tests.messages import CALLS, CONTROL, REPLIES, reply_queue
+from tests.messages import message as new_message
 
 Unique = Callable[[str], str]
 
@@ -67,10 +69,10 @@ def numbered(count: int) -> list[bytes]:
 async def test_concurrent_calls_share_messages(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
-    route = unique("route.")
+    route = unique("postbus.test.v1.Route")
     queue = await channel.declare_queue(exclusive=True)
     for key in (route, f"{route}/batch"):
-        await queue.bind(CALL_EXCHANGE, key)
+        await queue.bind(CALLS, key)
     calls = [asyncio.create_task(bus.call(route, a_call(each))) for each in numbered(20)]
 
     found: list[bytes] = []
@@ -95,10 +97,10 @@ async def test_concurrent_calls_share_messages(
 async def test_batch_has_8_calls_of_16_kib_at_most(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
-    route = unique("route.")
+    route = unique("postbus.test.v1.Route")
     queue = await channel.declare_queue(exclusive=True)
     for key in (route, f"{route}/batch"):
-        await queue.bind(CALL_EXCHANGE, key)
+        await queue.bind(CALLS, key)
     payloads = [b"first", *numbered(20), bytes(16 * 2**10)]
     calls = [asyncio.create_task(bus.call(route, a_call(each))) for each in payloads]
 
@@ -121,9 +123,9 @@ async def test_batch_has_8_calls_of_16_kib_at_most(
 async def test_calls_expire_in_the_queue_with_their_budget(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
-    route = unique("route.")
+    route = unique("postbus.test.v1.Route")
     queue = await channel.declare_queue(exclusive=True)
-    await queue.bind(CALL_EXCHANGE, route)
+    await queue.bind(CALLS, route)
     for seconds in (0.05, 5):
         calling = asyncio.create_task(bus.call(route, a_call(b"%d" % seconds, seconds)))
         if seconds < 1:
@@ -143,17 +145,15 @@ async def test_calls_expire_in_the_queue_with_their_budget(
 async def test_server_without_batch_support_gets_single_calls(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
-    route = unique("route.")
+    route = unique("postbus.test.v1.Route")
     queue = await channel.declare_queue(exclusive=True)
-    await queue.bind(CALL_EXCHANGE, route)
+    await queue.bind(CALLS, route)
 
-    async def answer(message: AbstractIncomingMessage) -> None:
-        reply = aio_pika.Message(
-            await echo("", message.body), correlation_id=message.correlation_id
-        )
-        assert message.reply_to
-        await channel.default_exchange.publish(reply, message.reply_to)
-        await message.ack()
+    async def answer(request: AbstractIncomingMessage) -> None:
+        reply = new_message(await echo("", request.body), correlation_id=request.correlation_id)
+        assert request.reply_to
+        await (await channel.get_exchange(REPLIES)).publish(reply, request.reply_to)
+        await request.ack()
 
     await queue.consume(answer)
 
@@ -163,7 +163,7 @@ async def test_server_without_batch_support_gets_single_calls(
 
 async def test_unroutable_batch_is_unavailable_at_once(bus: AmqpBus, unique: Unique) -> None:
     began = time.monotonic()
-    route = unique("unserved.")
+    route = unique("postbus.test.v1.Unserved")
     calls = [bus.call(route, a_call(b"x")) for _ in range(5)]
 
     failures = await asyncio.gather(*calls, return_exceptions=True)
@@ -174,7 +174,7 @@ async def test_unroutable_batch_is_unavailable_at_once(bus: AmqpBus, unique: Uni
 
 
 async def test_large_and_small_messages_are_answered_together(bus: AmqpBus, unique: Unique) -> None:
-    route = unique("route.")
+    route = unique("postbus.test.v1.Route")
     server = await bus.serve(unique("queue."), [route], echo)
     payloads = [bytes([number]) * size for number in range(5) for size in (1, 16_000, 500_000)]
 
@@ -186,7 +186,7 @@ async def test_large_and_small_messages_are_answered_together(bus: AmqpBus, uniq
 async def test_cancelled_call_does_not_affect_the_rest_of_its_batch(
     bus: AmqpBus, unique: Unique
 ) -> None:
-    route, begun, cancelled = unique("route."), asyncio.Event(), asyncio.Event()
+    route, begun, cancelled = unique("postbus.test.v1.Route"), asyncio.Event(), asyncio.Event()
 
     async def handler(route: str, body: bytes) -> bytes:
         if decode(Request, body).payload == b"slow":
@@ -216,7 +216,7 @@ async def test_cancelled_call_does_not_affect_the_rest_of_its_batch(
 async def test_last_server_refuses_unstarted_calls_when_it_stops(
     bus: AmqpBus, unique: Unique
 ) -> None:
-    route, begun = unique("route."), asyncio.Event()
+    route, begun = unique("postbus.test.v1.Route"), asyncio.Event()
 
     async def never(_route: str, _body: bytes) -> bytes:
         begun.set()
@@ -239,7 +239,7 @@ async def test_server_that_stops_before_all_calls_have_started_keeps_the_connect
     bus: AmqpBus, unique: Unique, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rpc_server, "_DRAIN_SECONDS", 0.0001)
-    route, other = unique("route."), unique("route.")
+    route, other = unique("postbus.test.v1.Route"), unique("postbus.test.v1.Route")
     begun, release = asyncio.Event(), asyncio.Event()
 
     async def hold(called: str, body: bytes) -> bytes:
@@ -269,7 +269,7 @@ async def test_server_that_stops_before_all_calls_have_started_keeps_the_connect
 async def test_stopping_server_returns_unstarted_calls_to_the_queue(
     bus: AmqpBus, unique: Unique, size: int
 ) -> None:
-    route, queue = unique("route."), unique("queue.")
+    route, queue = unique("postbus.test.v1.Route"), unique("queue.")
     begun, release, returned = asyncio.Event(), asyncio.Event(), asyncio.Semaphore(0)
 
     async def hold(route: str, body: bytes) -> bytes:
@@ -298,8 +298,12 @@ async def test_stopping_server_returns_unstarted_calls_to_the_queue(
 async def test_stopping_server_hands_on_calls_of_any_deadline(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
-    route, other, queue = unique("route."), unique("route."), unique("queue.")
-    replies = await channel.declare_queue(exclusive=True)
+    route, other, queue = (
+        unique("postbus.test.v1.Route"),
+        unique("postbus.test.v1.Route"),
+        unique("queue."),
+    )
+    replies = await reply_queue(channel)
     begun, release = asyncio.Event(), asyncio.Event()
 
     async def hold(route: str, body: bytes) -> bytes:
@@ -311,8 +315,8 @@ async def test_stopping_server_hands_on_calls_of_any_deadline(
     requests = [Request(deadline_unix_ms=each) for each in deadlines.values()]
     batch = Batch(correlation_ids=[*deadlines], messages=[encode(each) for each in requests])
     first = await bus.serve(queue, [route], hold, concurrency=1)
-    exchange = await channel.get_exchange(CALL_EXCHANGE)
-    await exchange.publish(aio_pika.Message(bytes(batch), reply_to=replies.name), f"{route}/batch")
+    exchange = await channel.get_exchange(CALLS)
+    await exchange.publish(new_message(bytes(batch), reply_to=replies.name), f"{route}/batch")
     await begun.wait()
     second = await bus.serve(queue, [route], echo)
     staying = await bus.serve(unique("queue."), [other], hold)
@@ -352,7 +356,7 @@ async def test_bad_batch_is_dropped_unhandled(
     body: bytes,
     reasons: list[str],
 ) -> None:
-    route, queue, handled = unique("route."), unique("queue."), 0
+    route, queue, handled = unique("postbus.test.v1.Route"), unique("queue."), 0
 
     async def count(route: str, body: bytes) -> bytes:
         nonlocal handled
@@ -360,28 +364,28 @@ async def test_bad_batch_is_dropped_unhandled(
         return await echo(route, body)
 
     server = await bus.serve(queue, [route], count)
-    exchange = await channel.get_exchange(CALL_EXCHANGE)
+    exchange = await channel.get_exchange(CALLS)
 
     with structlog.testing.capture_logs() as lines:
-        await exchange.publish(aio_pika.Message(body, reply_to="none"), f"{route}/batch")
+        await exchange.publish(new_message(body, reply_to="test.none"), f"{route}/batch")
         assert await call_all(bus, route, numbered(3)) == numbered(3)
 
     assert handled == 3
     assert [line["reason"] for line in lines if line["event"] == "batch.malformed"] == reasons
     await server.cancel()
-    assert (await channel.declare_queue(queue)).declaration_result.message_count == 0
+    assert (await channel.declare_queue(f"{queue}.{route}")).declaration_result.message_count == 0
 
 
 async def test_flood_of_bad_batches_writes_one_line(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
-    route, queue = unique("route."), unique("queue.")
+    route, queue = unique("postbus.test.v1.Route"), unique("queue.")
     server = await bus.serve(queue, [route], echo)
-    exchange = await channel.get_exchange(CALL_EXCHANGE)
+    exchange = await channel.get_exchange(CALLS)
 
     with capture_logs() as lines:
         for _ in range(20):
-            await exchange.publish(aio_pika.Message(b"\xff", reply_to="none"), f"{route}/batch")
+            await exchange.publish(new_message(b"\xff", reply_to="test.none"), f"{route}/batch")
         assert await call_all(bus, route, numbered(3)) == numbered(3)
         await server.cancel()
 
@@ -391,14 +395,14 @@ async def test_flood_of_bad_batches_writes_one_line(
 async def test_batch_at_the_bounds_is_answered(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
-    route, replies = unique("route."), await channel.declare_queue(exclusive=True)
+    route, replies = unique("postbus.test.v1.Route"), await reply_queue(channel)
     server = await bus.serve(unique("queue."), [route], echo)
-    exchange = await channel.get_exchange(CALL_EXCHANGE)
+    exchange = await channel.get_exchange(CALLS)
     ids = [f"{number:0255}" for number in range(64)]
     request = encode(Request(payload=b"here"))
     body = bytes(Batch(correlation_ids=ids, messages=[request] * 64))
 
-    await exchange.publish(aio_pika.Message(body, reply_to=replies.name), f"{route}/batch")
+    await exchange.publish(new_message(body, reply_to=replies.name), f"{route}/batch")
 
     answered: list[str] = []
     async with asyncio.timeout(5), replies.iterator() as messages:
@@ -411,22 +415,23 @@ async def test_batch_at_the_bounds_is_answered(
 async def test_bad_batch_of_replies_is_dropped(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
-    route = unique("route.")
+    route = unique("postbus.test.v1.Route")
     queue = await channel.declare_queue(exclusive=True)
-    await queue.bind(CALL_EXCHANGE, route)
+    await queue.bind(CALLS, route)
+    replies = await channel.get_exchange(REPLIES)
     call = asyncio.create_task(bus.call(route, a_call(b"x")))
     async with queue.iterator() as messages:
         request = await anext(messages)
     assert request.reply_to
     assert request.correlation_id
     for body in (b"\xff", bytes(Batch(correlation_ids=["1", "2"], messages=[b""]))):
-        await channel.default_exchange.publish(aio_pika.Message(body), request.reply_to)
+        await replies.publish(new_message(body), request.reply_to)
 
     good = Batch(
         correlation_ids=["unknown", request.correlation_id],
         messages=[b"", encode(Reply(payload=b"here"))],
     )
-    await channel.default_exchange.publish(aio_pika.Message(bytes(good)), request.reply_to)
+    await replies.publish(new_message(bytes(good)), request.reply_to)
 
     assert (await call).payload == b"here"
 
@@ -434,8 +439,8 @@ async def test_bad_batch_of_replies_is_dropped(
 async def test_control_with_an_id_that_amqp_can_not_carry_is_ignored(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
-    route = f"postbus.bus.v1.{unique('route')}"
-    replies = await channel.declare_queue(exclusive=True)
+    route = f"postbus.bus.v1.{unique('Route')}.test"
+    replies = await reply_queue(channel)
     handled: list[bytes] = []
 
     def record(route: str, body: bytes) -> Awaitable[bytes]:
@@ -443,7 +448,7 @@ async def test_control_with_an_id_that_amqp_can_not_carry_is_ignored(
         return echo(route, body)
 
     server = await bus.serve(unique("queue."), [route], record)
-    exchange = await channel.get_exchange(CONTROL_EXCHANGE)
+    exchange = await channel.get_exchange(CONTROL)
     for reply_to, correlation_id, payload in (
         ("x" * 256, "1", b"long reply-to"),
         ("é" * 128, "1", b"long reply-to in UTF-8"),
@@ -453,7 +458,7 @@ async def test_control_with_an_id_that_amqp_can_not_carry_is_ignored(
         control = Control(
             reply_to=reply_to, correlation_id=correlation_id, request=a_call(payload).request
         )
-        await exchange.publish(aio_pika.Message(bytes(control)), route)
+        await exchange.publish(new_message(bytes(control)), route)
 
     async with asyncio.timeout(5), replies.iterator() as answers:
         assert (await anext(answers)).correlation_id == "x" * 255
@@ -465,7 +470,7 @@ async def test_control_with_an_id_that_amqp_can_not_carry_is_ignored(
 async def test_server_refuses_calls_beyond_1024_and_answers_the_rest(
     bus: AmqpBus, unique: Unique, size: int
 ) -> None:
-    route, inspection = unique("route."), f"postbus.bus.v1.{unique('route')}"
+    route, inspection = unique("postbus.test.v1.Route"), f"postbus.bus.v1.{unique('Route')}.test"
     begun, all_begun, release = 0, asyncio.Event(), asyncio.Event()
 
     async def hold(route: str, body: bytes) -> bytes:
@@ -497,7 +502,7 @@ async def test_server_refuses_calls_beyond_1024_and_answers_the_rest(
 
 
 async def test_server_refuses_calls_beyond_its_byte_limit(bus: AmqpBus, unique: Unique) -> None:
-    route, release = unique("route."), asyncio.Event()
+    route, release = unique("postbus.test.v1.Route"), asyncio.Event()
 
     async def hold(_route: str, _body: bytes) -> bytes:
         await release.wait()
@@ -519,21 +524,21 @@ async def test_server_refuses_calls_beyond_its_byte_limit(bus: AmqpBus, unique: 
 async def test_server_keeps_the_last_1024_cancellations_of_calls_to_come(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
-    route = f"postbus.bus.v1.{unique('route')}"
+    route = f"postbus.bus.v1.{unique('Route')}.test"
     server = await bus.serve(unique("queue."), [route], echo)
-    controls = await channel.get_exchange(CONTROL_EXCHANGE)
-    calls = await channel.get_exchange(CALL_EXCHANGE)
-    replies = await channel.declare_queue(exclusive=True)
+    controls = await channel.get_exchange(CONTROL)
+    calls = await channel.get_exchange(CALLS)
+    replies = await reply_queue(channel)
 
     cancels = [
         bytes(Control(reply_to=replies.name, correlation_id=str(number), cancel=True))
         for number in range(1025)
     ]
-    await controls.publish(aio_pika.Message(cancels[0]), route)
-    await asyncio.gather(*(controls.publish(aio_pika.Message(each), route) for each in cancels[1:]))
+    await controls.publish(new_message(cancels[0]), route)
+    await asyncio.gather(*(controls.publish(new_message(each), route) for each in cancels[1:]))
     assert await bus.broadcast(route, a_call(b"all came", 1)) == [b"all came"]
     for name in ("1024", "0"):
-        call = aio_pika.Message(
+        call = new_message(
             a_call(b"x").request, reply_to=replies.name, correlation_id=name, expiration=5
         )
         await calls.publish(call, route)
@@ -566,16 +571,16 @@ async def settle_refused(bus: AmqpBus, route: str, monkeypatch: pytest.MonkeyPat
 
 
 async def settle_raised(bus: AmqpBus, route: str, _: pytest.MonkeyPatch) -> None:
-    publish_raw(bus, route, a_call(b"raise").request)
+    await publish_raw(bus, route, a_call(b"raise").request)
     await settle_singles(bus, route, _)
 
 
-def publish_raw(bus: AmqpBus, key: str, body: bytes) -> None:
+async def publish_raw(bus: AmqpBus, key: str, body: bytes) -> None:
     """Publish a message that does not expire."""
     session = bus._session
     assert session is not None
-    header = properties("", correlation_id="1", reply_to="nowhere")
-    session._sender._channel.publish(CALL_EXCHANGE, key, header, body)
+    header = properties("", correlation_id="1", reply_to="test.nowhere", user_id="test")
+    (await session.publishers.open(CALLS)).publish(CALLS, key, header, body)
 
 
 async def settle_cancelled(bus: AmqpBus, route: str, _: pytest.MonkeyPatch) -> None:
@@ -586,7 +591,7 @@ async def settle_cancelled(bus: AmqpBus, route: str, _: pytest.MonkeyPatch) -> N
 
 
 async def settle_bad_batch(bus: AmqpBus, route: str, _: pytest.MonkeyPatch) -> None:
-    publish_raw(bus, f"{route}/batch", b"\xff")
+    await publish_raw(bus, f"{route}/batch", b"\xff")
     await settle_singles(bus, route, _)
 
 
@@ -606,7 +611,7 @@ async def test_settled_call_is_not_delivered_again(
     vhost: str, unique: Unique, settle: Settle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broker delivers each unacknowledged message of a lost connection to another server."""
-    route, queue, again = unique("route."), unique("queue."), list[bytes]()
+    route, queue, again = unique("postbus.test.v1.Route"), unique("queue."), list[bytes]()
 
     async def handle(route: str, body: bytes) -> bytes:
         match decode(Request, body).payload:
@@ -636,7 +641,7 @@ async def test_settled_call_is_not_delivered_again(
 
 
 async def test_call_whose_server_dies_is_answered_by_another(vhost: str, unique: Unique) -> None:
-    route, queue, begun = unique("route."), unique("queue."), asyncio.Event()
+    route, queue, begun = unique("postbus.test.v1.Route"), unique("queue."), asyncio.Event()
 
     async def die(_route: str, _body: bytes) -> bytes:
         begun.set()
@@ -656,7 +661,7 @@ async def test_call_whose_server_dies_is_answered_by_another(vhost: str, unique:
 async def test_call_that_is_cancelled_while_it_waits_frees_no_slot(
     bus: AmqpBus, unique: Unique
 ) -> None:
-    route, release, running = unique("route."), asyncio.Event(), 0
+    route, release, running = unique("postbus.test.v1.Route"), asyncio.Event(), 0
     begun = asyncio.Event()
 
     async def count(route: str, body: bytes) -> bytes:
@@ -689,14 +694,14 @@ async def test_call_that_is_cancelled_while_it_waits_frees_no_slot(
 async def test_caller_without_batch_support_gets_single_replies(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
-    route, replies = unique("route."), await channel.declare_queue(exclusive=True)
+    route, replies = unique("postbus.test.v1.Route"), await reply_queue(channel)
     server = await bus.serve(unique("queue."), [route], echo)
-    exchange = await channel.get_exchange(CALL_EXCHANGE)
+    exchange = await channel.get_exchange(CALLS)
 
     await asyncio.gather(
         *(
             exchange.publish(
-                aio_pika.Message(
+                new_message(
                     a_call(b"x").request, reply_to=replies.name, correlation_id=str(number)
                 ),
                 route,
@@ -714,7 +719,7 @@ async def test_caller_without_batch_support_gets_single_replies(
 async def test_call_to_a_server_that_is_stopping_is_unroutable(
     bus: AmqpBus, unique: Unique
 ) -> None:
-    route, begun, release = unique("route."), asyncio.Event(), asyncio.Event()
+    route, begun, release = unique("postbus.test.v1.Route"), asyncio.Event(), asyncio.Event()
 
     async def hold(route: str, body: bytes) -> bytes:
         begun.set()
@@ -740,16 +745,17 @@ async def test_call_to_a_server_that_is_stopping_is_unroutable(
 async def test_server_that_starts_while_the_last_one_stops_gets_calls(
     bus: AmqpBus, unique: Unique, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    route, queue = unique("route."), unique("queue.")
+    route, queue = unique("postbus.test.v1.Route"), unique("queue.")
     first = await bus.serve(queue, [route], echo)
-    unbind, second = aio_pika.Queue.unbind, list[Any]()
+    request_all, second = MessageChannel.request_all, list[Any]()
 
-    async def start_another_and_unbind(self: Any, exchange: str, key: str) -> None:
-        if not second:
-            second.append(await bus.serve(queue, [route], echo))
-        await unbind(self, exchange, key)
+    async def start_another_and_unbind(self: MessageChannel, methods: Any) -> Any:
+        if not second and isinstance(methods[0], Queue.Unbind):
+            second.append(None)
+            second[0] = await bus.serve(queue, [route], echo)
+        return await request_all(self, methods)
 
-    monkeypatch.setattr(aio_pika.Queue, "unbind", start_another_and_unbind)
+    monkeypatch.setattr(MessageChannel, "request_all", start_another_and_unbind)
     await first.cancel()
 
     assert (await bus.call(route, a_call(b"x"))).payload == b"x"
@@ -760,7 +766,7 @@ async def test_server_that_starts_while_the_last_one_stops_gets_calls(
 async def test_channel_of_a_stopping_server_stays_open_until_its_calls_have_ended(
     bus: AmqpBus, vhost: str, unique: Unique
 ) -> None:
-    route, queue = unique("route."), unique("queue.")
+    route, queue = unique("postbus.test.v1.Route"), unique("queue.")
     begun, release = asyncio.Event(), asyncio.Event()
 
     async def hold(route: str, body: bytes) -> bytes:
@@ -773,10 +779,10 @@ async def test_channel_of_a_stopping_server_stays_open_until_its_calls_have_ende
     await begun.wait()
     stopping = asyncio.create_task(server.cancel())
     async with BrokerConnection.open(vhost, "test") as connection, asyncio.timeout(5):
-        while await connection.consumer_count(queue) is not None:
+        while await connection.consumer_count(f"{queue}.{route}") is not None:
             pass
         for _ in range(5):
-            await connection.consumer_count(queue)
+            await connection.consumer_count(f"{queue}.{route}")
     assert not stopping.done()
     release.set()
 

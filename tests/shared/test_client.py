@@ -56,7 +56,7 @@ async def bus(request: pytest.FixtureRequest, vhost: str) -> AsyncIterator[Messa
     if request.param == "memory":
         yield MemoryBus()
         return
-    async with connect(SecretStr(vhost), "test") as connected:
+    async with connect(SecretStr(vhost), "posts") as connected:
         await connected.wait_ready()
         yield connected
 
@@ -89,7 +89,7 @@ async def test_safe_and_idempotent_calls_are_repeated_when_the_connection_breaks
     broker = httpx.URL(vhost)
     proxy = Proxy(broker.host, broker.port or 5672)
     await proxy.start()
-    route, received = unique("route."), list[str]()
+    route, received = unique("postbus.test.v1.Route"), list[str]()
 
     async def break_first(_route: str, body: bytes) -> bytes:
         received.append(decode(Request, body).operation_id)
@@ -98,7 +98,7 @@ async def test_safe_and_idempotent_calls_are_repeated_when_the_connection_breaks
         return encode(Reply(payload=b"done"))
 
     url = SecretStr(str(broker.copy_with(port=proxy.port)))
-    async with connect(SecretStr(vhost), "server") as server, connect(url, "client") as client:
+    async with connect(SecretStr(vhost), "test") as server, connect(url, "test") as client:
         await server.serve(unique("queue."), [route], break_first)
         await client.wait_ready()
         calling = call_method(client, method, a_call(), route)
@@ -237,8 +237,8 @@ async def test_handlers_that_call_their_own_service_do_not_deadlock(
     vhost: str, unique: Unique
 ) -> None:
     worker = unique("worker")
-    outer, inner = unique("route."), f"{GET.name}.{worker}"
-    async with connect(SecretStr(vhost), "test") as bus:
+    outer, inner = unique("postbus.posts.v1.Route"), f"{GET.name}.{worker}"
+    async with connect(SecretStr(vhost), "posts") as bus:
         stub = PostsServiceStub(ServiceChannel(bus, worker=worker))
 
         async def handle(route: str, _body: bytes) -> bytes:
@@ -255,8 +255,8 @@ async def test_handlers_that_read_a_stream_of_their_own_service_do_not_deadlock(
     vhost: str, unique: Unique
 ) -> None:
     worker, ping = unique("worker"), METHODS["postbus.bus.v1.WorkerService.Ping"]
-    outer, inner = unique("route."), f"{ping.name}.{worker}"
-    async with connect(SecretStr(vhost), "test") as bus:
+    outer, inner = f"postbus.{worker}.v1.Route", f"{ping.name}.{worker}"
+    async with connect(SecretStr(vhost), worker) as bus:
         channel, numbers = ServiceChannel(bus, worker=worker), list[int]()
 
         async def replies() -> AsyncGenerator[bytes, None]:

@@ -76,8 +76,9 @@ async def make_dead_letters(url: str, *ids: str) -> None:
     async def refuse(_body: bytes) -> Failure | None:
         return Failure(reason="NONSENSE", message="No.", retry=False)
 
-    async with connect(SecretStr(url), "test") as bus:
-        subscription = await bus.subscribe([TYPE], refuse, queue=QUEUE)
+    async with connect(SecretStr(url), "posts") as bus, connect(SecretStr(url), "users") as users:
+        await bus.wait_ready()
+        subscription = await users.subscribe([TYPE], refuse, queue=QUEUE)
         for id_ in ids:
             data = encode(PostDeleted(post_id=id_))
             await bus.publish(Event(id=id_, type=TYPE, subject=id_, data=data))

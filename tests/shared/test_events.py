@@ -12,9 +12,9 @@ from pydantic import SecretStr
 
 from postbus.bus.v1 import Event
 from shared.bus.amqp import AmqpBus, connect
-from shared.bus.amqp.topology import EVENT_EXCHANGE
 from shared.bus.message_bus import Failure
 from shared.wire import decode, encode
+from tests.messages import EVENTS, message
 
 Unique = Callable[[str], str]
 
@@ -49,7 +49,7 @@ async def take(channel: AbstractChannel, queue: str) -> AbstractIncomingMessage:
 
 
 async def test_handled_event_is_not_delivered_again(vhost: str, unique: Unique) -> None:
-    event, queue = unique("event."), unique("queue.")
+    event, queue = unique("postbus.test.v1.Event"), unique("queue.")
     handled: asyncio.Queue[str] = asyncio.Queue()
 
     async def keep(body: bytes) -> None:
@@ -70,7 +70,7 @@ async def test_handled_event_is_not_delivered_again(vhost: str, unique: Unique) 
 
 
 async def test_event_whose_consumer_dies_is_delivered_again(vhost: str, unique: Unique) -> None:
-    event, queue = unique("event."), unique("queue.")
+    event, queue = unique("postbus.test.v1.Event"), unique("queue.")
     begun, handled = asyncio.Event(), asyncio.Event()
 
     async def die(_body: bytes) -> None:
@@ -93,7 +93,7 @@ async def test_event_whose_consumer_dies_is_delivered_again(vhost: str, unique: 
 async def test_consumer_holds_32_events_at_most(
     bus: AmqpBus, channel: AbstractChannel, unique: Unique
 ) -> None:
-    event, name = unique("event."), unique("queue.")
+    event, name = unique("postbus.test.v1.Event"), unique("queue.")
     held, release = list[bytes](), asyncio.Event()
 
     async def hold(body: bytes) -> None:
@@ -120,7 +120,7 @@ async def test_consumer_holds_32_events_at_most(
 async def test_message_of_a_dead_letter_has_1000_characters_at_most(
     bus: AmqpBus, channel: AbstractChannel, unique: Unique
 ) -> None:
-    event, queue = unique("event."), unique("queue.")
+    event, queue = unique("postbus.test.v1.Event"), unique("queue.")
 
     async def refuse(_body: bytes) -> Failure | None:
         return Failure(reason="BROKEN", message="x" * 5_000, retry=False)
@@ -137,7 +137,7 @@ async def test_message_of_a_dead_letter_has_1000_characters_at_most(
 async def test_event_whose_handler_raises_becomes_a_dead_letter(
     bus: AmqpBus, channel: AbstractChannel, unique: Unique
 ) -> None:
-    event, queue = unique("event."), unique("queue.")
+    event, queue = unique("postbus.test.v1.Event"), unique("queue.")
 
     async def fail(_body: bytes) -> Failure | None:
         raise RuntimeError("unforeseen")
@@ -153,7 +153,7 @@ async def test_event_whose_handler_raises_becomes_a_dead_letter(
 async def test_invalid_attempt_of_an_event_counts_as_the_first(
     bus: AmqpBus, channel: AbstractChannel, unique: Unique, attempt: Any
 ) -> None:
-    event, queue, attempts = unique("event."), unique("queue."), 0
+    event, queue, attempts = unique("postbus.test.v1.Event"), unique("queue."), 0
 
     async def fail(_body: bytes) -> Failure | None:
         nonlocal attempts
@@ -161,10 +161,10 @@ async def test_invalid_attempt_of_an_event_counts_as_the_first(
         return Failure(reason="LATER", message="Later.", retry=True)
 
     subscription = await bus.subscribe([event], fail, queue=queue)
-    exchange = await channel.get_exchange(EVENT_EXCHANGE)
+    exchange = await channel.get_exchange(EVENTS)
     headers = {} if attempt is None else {"x-postbus-attempt": attempt}
     body = encode(Event(id="1", type=event))
-    await exchange.publish(aio_pika.Message(body, headers=headers), event)
+    await exchange.publish(message(body, headers=headers), event)
     letter = await take(channel, f"{queue}.dead")
 
     assert letter.headers["x-postbus-reason"] == "LATER"

@@ -236,7 +236,7 @@ def test_each_message_is_acknowledged_once_in_any_order(
     order: list[int], ticks: list[int], rejected: set[int]
 ) -> None:
     wire = Wire()
-    channel = MessageChannel(None, Numbered(), wire)  # type: ignore[arg-type]  # the parts that it uses
+    channel = MessageChannel(None, Numbered(), wire, "")  # type: ignore[arg-type]  # the parts that it uses
     unsettled, done = set(order), set[int]()
     waiting = iter(order)
 
@@ -255,7 +255,7 @@ def test_each_message_is_acknowledged_once_in_any_order(
 
 
 async def test_one_confirm_settles_all_messages_up_to_its_tag() -> None:
-    channel = MessageChannel(None, Numbered(), Wire())  # type: ignore[arg-type]  # the parts that it uses
+    channel = MessageChannel(None, Numbered(), Wire(), "")  # type: ignore[arg-type]  # the parts that it uses
     sent = [asyncio.create_task(channel.publish_confirmed("", "k", b"\0\0", b"")) for _ in range(4)]
     await asyncio.sleep(0)
 
@@ -286,10 +286,10 @@ def test_body_of_more_than_16_mib_is_skipped(size: int, kept: int) -> None:
 
 @pytest.mark.parametrize("text", ["x" * 256, "é" * 128])
 def test_text_of_more_than_255_bytes_is_no_short_string(text: str) -> None:
-    header = frames.Header("text/plain", "back")
+    header = frames.Header("text/plain", "back", "test")
 
     assert header("x" * 255) == frames.properties(
-        "text/plain", correlation_id="x" * 255, reply_to="back"
+        "text/plain", correlation_id="x" * 255, reply_to="back", user_id="test"
     )
     for encode in (header, lambda each: frames.properties("text/plain", reply_to=each)):
         with pytest.raises(ValueError, match="at most 255 bytes"):

@@ -15,11 +15,12 @@ from pydantic import SecretStr
 from postbus.bus.v1 import Batch, Code, Control, Event, FieldViolation, Outcome, Reply, Request
 from shared.bus import Call
 from shared.bus.amqp import AmqpBus, connect, frames, rpc_server
-from shared.bus.amqp.topology import CALL_EXCHANGE, CONTROL_EXCHANGE, EVENT_EXCHANGE
 from shared.bus.envelope import error_reply
 from shared.bus.message_bus import CREDIT
 from shared.errors import ServiceError
 from shared.wire import decode, encode
+from tests.messages import CALLS, CONTROL, EVENTS, REPLIES
+from tests.messages import message as new_message
 from tests.skipping_loop import run_without_waiting
 
 Unique = Callable[[str], str]
@@ -45,9 +46,9 @@ def a_call(payload: bytes = b"", seconds: float = 5) -> Call:
 async def test_correlation_ids_are_128_random_bits(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
-    route = unique("route.")
+    route = unique("postbus.test.v1.Route")
     queue = await channel.declare_queue(exclusive=True)
-    await queue.bind(CALL_EXCHANGE, route)
+    await queue.bind(CALLS, route)
     calls = [asyncio.create_task(bus.call(route, a_call(seconds=2))) for _ in range(300)]
 
     async with asyncio.timeout(5), queue.iterator() as requests:
@@ -64,27 +65,28 @@ async def test_correlation_ids_are_128_random_bits(
 async def test_stream_with_replies_beyond_the_credit_is_broken(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
-    route = unique("route.")
+    route = unique("postbus.test.v1.Route")
     queue = await channel.declare_queue(exclusive=True)
-    await queue.bind(CALL_EXCHANGE, route)
+    await queue.bind(CALLS, route)
+    replies_exchange = await channel.get_exchange(REPLIES)
     replies = bus.stream(route, a_call())
     first = asyncio.create_task(anext(replies))
 
     async with queue.iterator() as requests:
         request = await anext(requests)
     for sequence in range(1, 20 * CREDIT):
-        message = aio_pika.Message(
+        message = new_message(
             encode(Reply(payload=b"x", sequence=sequence)), correlation_id=request.correlation_id
         )
-        await channel.default_exchange.publish(message, str(request.reply_to))
+        await replies_exchange.publish(message, str(request.reply_to))
     assert await first == b"x"
 
     # The reply to a call made now arrives after all of these.
     call = asyncio.create_task(bus.call(route, a_call()))
     async with queue.iterator() as requests:
         request = await anext(requests)
-    done = aio_pika.Message(encode(Reply(payload=b"y")), correlation_id=request.correlation_id)
-    await channel.default_exchange.publish(done, str(request.reply_to))
+    done = new_message(encode(Reply(payload=b"y")), correlation_id=request.correlation_id)
+    await replies_exchange.publish(done, str(request.reply_to))
     assert (await call).payload == b"y"
 
     taken = [first]
@@ -115,7 +117,7 @@ def test_credit_of_a_stream_is_bounded_and_its_stalled_caller_times_out() -> Non
 
 
 async def test_control_that_is_too_large_is_ignored(bus: AmqpBus, unique: Unique) -> None:
-    route = f"postbus.bus.v1.{unique('route')}"
+    route = f"postbus.bus.v1.{unique('Route')}.test"
     handled: list[int] = []
 
     async def answer(_route: str, body: bytes) -> bytes:
@@ -133,15 +135,15 @@ async def test_control_that_is_too_large_is_ignored(bus: AmqpBus, unique: Unique
 async def test_malformed_control_is_ignored(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
-    route = f"postbus.bus.v1.{unique('route')}"
+    route = f"postbus.bus.v1.{unique('Route')}.test"
 
     async def answer(_route: str, _body: bytes) -> bytes:
         return encode(Reply(payload=b"here"))
 
     server = await bus.serve(unique("queue."), [route], answer)
-    exchange = await channel.get_exchange(CONTROL_EXCHANGE)
+    exchange = await channel.get_exchange(CONTROL)
     for body in (b"", b"\xff", encode(Control(correlation_id="unknown", credit=5))):
-        await exchange.publish(aio_pika.Message(body), route)
+        await exchange.publish(new_message(body), route)
 
     with structlog.testing.capture_logs() as lines:
         assert await bus.broadcast(route, a_call(seconds=0.3)) == [b"here"]
@@ -150,7 +152,7 @@ async def test_malformed_control_is_ignored(
 
 
 async def test_method_of_a_service_is_not_called_by_broadcast(bus: AmqpBus, unique: Unique) -> None:
-    route, handled = unique("postbus.posts.v1."), list[bytes]()
+    route, handled = unique("postbus.test.v1."), list[bytes]()
 
     async def answer(_route: str, body: bytes) -> bytes:
         handled.append(decode(Request, body).payload)
@@ -167,9 +169,9 @@ async def test_method_of_a_service_is_not_called_by_broadcast(bus: AmqpBus, uniq
 async def test_second_reply_to_a_call_is_ignored(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
-    route = unique("route.")
+    route = unique("postbus.test.v1.Route")
     queue = await channel.declare_queue(exclusive=True)
-    await queue.bind(CALL_EXCHANGE, route)
+    await queue.bind(CALLS, route)
 
     async with asyncio.timeout(5), queue.iterator() as requests:
         for _ in range(2):
@@ -182,9 +184,10 @@ async def test_second_reply_to_a_call_is_ignored(
             single = frames.properties("", correlation_id=request.correlation_id)
             session = bus._session
             assert session is not None
+            replies = await session.publishers.open(REPLIES)
             for _number in range(20):  # in one piece, so that they arrive at once
-                session._controls.publish("", request.reply_to, single, reply)
-                session._controls.publish("", request.reply_to, frames.properties(""), bytes(batch))
+                replies.publish(REPLIES, request.reply_to, single, reply)
+                replies.publish(REPLIES, request.reply_to, frames.properties(""), bytes(batch))
             assert (await call).payload == b"x"
     assert bus._session is session
 
@@ -197,7 +200,11 @@ async def test_messages_of_more_than_16_mib_are_refused(
 ) -> None:
     """The broker of the tests accepts no such message: the limit of the frames is lowered."""
     monkeypatch.setattr(frames, "MAX_BODY", 2**18)
-    route, event, name = unique("route."), unique("event."), unique("queue.")
+    route, event, name = (
+        unique("postbus.test.v1.Route"),
+        unique("postbus.test.v1.Event"),
+        unique("queue."),
+    )
     handled = list[int]()
 
     async def answer(_route: str, body: bytes) -> bytes:
@@ -215,8 +222,8 @@ async def test_messages_of_more_than_16_mib_are_refused(
     assert handled == []
     with pytest.raises(ServiceError) as reply_refused:
         await bus.call(route, a_call())
-    exchange = await channel.get_exchange(EVENT_EXCHANGE)
-    await exchange.publish(aio_pika.Message(encode(Event(id="1", data=bytes(2**19)))), event)
+    exchange = await channel.get_exchange(EVENTS)
+    await exchange.publish(new_message(encode(Event(id="1", data=bytes(2**19)))), event)
     dead = await channel.get_queue(f"{name}.dead", ensure=False)
     async with asyncio.timeout(5):
         while await dead.get(fail=False, no_ack=True) is None:  # noqa: ASYNC110  # polls

@@ -41,7 +41,7 @@ async def echo(_route: str, body: bytes) -> bytes:
 
 
 async def test_call_returns_the_payload_of_the_reply(bus: MessageBus, unique: Unique) -> None:
-    route = unique("route.")
+    route = unique("postbus.test.v1.Route")
     server = await bus.serve(unique("queue."), [route], echo)
 
     assert (await bus.call(route, a_call(b"hello"))).payload == b"hello"
@@ -50,7 +50,7 @@ async def test_call_returns_the_payload_of_the_reply(bus: MessageBus, unique: Un
 
 
 async def test_concurrent_calls_get_each_its_own_reply(bus: MessageBus, unique: Unique) -> None:
-    route = unique("route.")
+    route = unique("postbus.test.v1.Route")
     server = await bus.serve(unique("queue."), [route], echo)
     payloads = [str(number).encode() for number in range(200)]
 
@@ -64,7 +64,7 @@ async def test_unroutable_call_is_unavailable_at_once(bus: MessageBus, unique: U
     began = time.monotonic()
 
     with pytest.raises(ServiceError) as raised:
-        await bus.call(unique("unserved."), a_call())
+        await bus.call(unique("postbus.test.v1.Unserved"), a_call())
 
     assert (raised.value.code, raised.value.reason) == (Code.UNAVAILABLE, "NO_ROUTE")
     assert raised.value.outcome is Outcome.NO_EFFECT
@@ -74,7 +74,7 @@ async def test_unroutable_call_is_unavailable_at_once(bus: MessageBus, unique: U
 async def test_call_to_a_stopped_server_is_unavailable_at_once(
     bus: MessageBus, unique: Unique
 ) -> None:
-    route = unique("route.")
+    route = unique("postbus.test.v1.Route")
     server = await bus.serve(unique("queue."), [route], echo)
     await server.cancel()
     began = time.monotonic()
@@ -87,7 +87,7 @@ async def test_call_to_a_stopped_server_is_unavailable_at_once(
 
 
 async def test_unanswered_call_fails_at_its_deadline(bus: MessageBus, unique: Unique) -> None:
-    route = unique("route.")
+    route = unique("postbus.test.v1.Route")
     answered = asyncio.Event()
 
     async def late(_route: str, _body: bytes) -> bytes:
@@ -108,7 +108,7 @@ async def test_unanswered_call_fails_at_its_deadline(bus: MessageBus, unique: Un
 
 
 async def test_expired_calls_do_not_affect_a_waiting_call(bus: MessageBus, unique: Unique) -> None:
-    route = unique("route.")
+    route = unique("postbus.test.v1.Route")
     answered = asyncio.Event()
 
     async def late(_route: str, body: bytes) -> bytes:
@@ -129,7 +129,7 @@ async def test_expired_calls_do_not_affect_a_waiting_call(bus: MessageBus, uniqu
 async def test_error_of_the_server_is_rebuilt_at_the_caller(
     bus: MessageBus, unique: Unique
 ) -> None:
-    route = unique("route.")
+    route = unique("postbus.test.v1.Route")
 
     async def refuse(_route: str, _body: bytes) -> bytes:
         return encode(
@@ -156,7 +156,7 @@ async def test_error_of_the_server_is_rebuilt_at_the_caller(
 
 
 async def test_cancelled_server_finishes_its_running_calls(bus: MessageBus, unique: Unique) -> None:
-    route = unique("route.")
+    route = unique("postbus.test.v1.Route")
     begun, release = asyncio.Event(), asyncio.Event()
 
     async def slow(_route: str, _body: bytes) -> bytes:
@@ -177,7 +177,7 @@ async def test_cancelled_server_finishes_its_running_calls(bus: MessageBus, uniq
 async def test_last_server_answers_its_waiting_calls_before_it_stops(
     bus: MessageBus, unique: Unique
 ) -> None:
-    route = unique("route.")
+    route = unique("postbus.test.v1.Route")
     begun, release = asyncio.Event(), asyncio.Event()
 
     async def slow(_route: str, body: bytes) -> bytes:
@@ -196,7 +196,7 @@ async def test_last_server_answers_its_waiting_calls_before_it_stops(
 
 
 async def test_servers_of_one_queue_share_its_calls(bus: MessageBus, unique: Unique) -> None:
-    route, queue = unique("route."), unique("queue.")
+    route, queue = unique("postbus.test.v1.Route"), unique("queue.")
     served: dict[str, int] = {"first": 0, "second": 0}
 
     def counting(name: str) -> RpcHandler:
@@ -218,7 +218,7 @@ async def test_servers_of_one_queue_share_its_calls(bus: MessageBus, unique: Uni
 
 
 async def test_every_named_queue_gets_an_event_once(bus: MessageBus, unique: Unique) -> None:
-    event = unique("event.")
+    event = unique("postbus.test.v1.Event")
     received: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
 
     def consumer(name: str) -> EventHandler:
@@ -241,7 +241,7 @@ async def test_every_named_queue_gets_an_event_once(bus: MessageBus, unique: Uni
 
 
 async def test_named_queue_keeps_events_without_a_consumer(bus: MessageBus, unique: Unique) -> None:
-    event, queue = unique("event."), unique("queue.")
+    event, queue = unique("postbus.test.v1.Event"), unique("queue.")
     received: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def keep(body: bytes) -> None:
@@ -259,7 +259,7 @@ async def test_named_queue_keeps_events_without_a_consumer(bus: MessageBus, uniq
 async def test_unnamed_queue_receives_events_from_the_subscription_on(
     bus: MessageBus, unique: Unique
 ) -> None:
-    event = unique("event.")
+    event = unique("postbus.test.v1.Event")
     received: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def keep(body: bytes) -> None:
@@ -293,7 +293,11 @@ def drained(received: asyncio.Queue[str]) -> list[str]:
 async def test_stream_reader_gets_past_events_before_it_is_complete_and_new_ones_afterwards(
     bus: MessageBus, unique: Unique
 ) -> None:
-    stream, event, other = unique("stream."), unique("event."), unique("event.")
+    stream, event, other = (
+        unique("stream."),
+        unique("postbus.test.v1.Event"),
+        unique("postbus.test.v1.Event"),
+    )
     first, received_by_first = await read_stream(bus, stream, event)
     for number in range(500):
         await bus.publish(Event(id=str(number), type=event, data=b"%d" % number))
@@ -315,7 +319,7 @@ async def test_stream_reader_gets_past_events_before_it_is_complete_and_new_ones
 async def test_events_published_while_a_stream_reader_starts_are_not_missed(
     bus: MessageBus, unique: Unique
 ) -> None:
-    stream, event = unique("stream."), unique("event.")
+    stream, event = unique("stream."), unique("postbus.test.v1.Event")
     begin, _ = await read_stream(bus, stream, event)
     numbers = [str(number) for number in range(300)]
 
@@ -337,7 +341,7 @@ async def test_events_published_while_a_stream_reader_starts_are_not_missed(
 async def test_stream_reader_gets_no_events_older_than_requested(
     bus: MessageBus, unique: Unique
 ) -> None:
-    stream, event = unique("stream."), unique("event.")
+    stream, event = unique("stream."), unique("postbus.test.v1.Event")
     begin, _ = await read_stream(bus, stream, event)
     await bus.publish(Event(id="old", type=event, data=b"old"))
 
@@ -355,7 +359,7 @@ async def test_stream_reader_gets_no_events_older_than_requested(
 
 
 async def test_cancelled_stream_reader_gets_nothing_more(bus: MessageBus, unique: Unique) -> None:
-    stream, event = unique("stream."), unique("event.")
+    stream, event = unique("stream."), unique("postbus.test.v1.Event")
     ended, received_by_ended = await read_stream(bus, stream, event)
     other, received = await read_stream(bus, stream, event)
 
@@ -372,11 +376,11 @@ async def test_stream_reader_cannot_request_more_than_the_stream_keeps(
     bus: MessageBus, unique: Unique
 ) -> None:
     with pytest.raises(ValueError, match="streams keep events for 3600 seconds, not for 3601"):
-        await read_stream(bus, unique("stream."), unique("event."), seconds=3601)
+        await read_stream(bus, unique("stream."), unique("postbus.test.v1.Event"), seconds=3601)
 
 
 async def test_cancelled_call_cancels_its_handler(bus: MessageBus, unique: Unique) -> None:
-    route = unique("route.")
+    route = unique("postbus.test.v1.Route")
     begun, ended = asyncio.Event(), asyncio.Event()
 
     async def handler(_route: str, _body: bytes) -> bytes:
@@ -397,7 +401,7 @@ async def test_cancelled_call_cancels_its_handler(bus: MessageBus, unique: Uniqu
 
 
 async def test_broadcast_gets_a_reply_from_every_process(bus: MessageBus, unique: Unique) -> None:
-    route = f"postbus.bus.v1.{unique('route')}"
+    route = f"postbus.bus.v1.{unique('Route')}.test"
     queue = unique("queue.")
 
     def answering(payload: bytes) -> RpcHandler:
@@ -409,7 +413,7 @@ async def test_broadcast_gets_a_reply_from_every_process(bus: MessageBus, unique
     servers = [await bus.serve(queue, [route], answering(name)) for name in (b"one", b"two")]
 
     assert sorted(await bus.broadcast(route, a_call(seconds=0.5))) == [b"one", b"two"]
-    assert await bus.broadcast(unique("unserved."), a_call(seconds=0.1)) == []
+    assert await bus.broadcast(unique("postbus.test.v1.Unserved"), a_call(seconds=0.1)) == []
     for server in servers:
         await server.cancel()
 
@@ -447,7 +451,7 @@ async def dead_letter(bus: MessageBus, vhost: str, queue: str) -> tuple[bytes, s
 
 
 async def test_failed_event_is_retried_with_growing_delays(bus: MessageBus, unique: Unique) -> None:
-    event = unique("event.")
+    event = unique("postbus.test.v1.Event")
     failing = Failing(Failure(reason="LATER", message="Later.", retry=True), times=2)
     subscription = await bus.subscribe([event], failing, queue=unique("queue."))
 
@@ -466,7 +470,7 @@ async def test_failed_event_is_retried_with_growing_delays(bus: MessageBus, uniq
 async def test_event_without_retries_left_is_a_dead_letter_with_its_reason(
     bus: MessageBus, vhost: str, unique: Unique, retry: bool
 ) -> None:
-    event, queue = unique("event."), unique("queue.")
+    event, queue = unique("postbus.test.v1.Event"), unique("queue.")
     failing = Failing(Failure(reason="BROKEN", message="Broken.", retry=retry), times=100)
     subscription = await bus.subscribe([event], failing, queue=queue)
 
@@ -481,7 +485,7 @@ async def test_event_without_retries_left_is_a_dead_letter_with_its_reason(
 async def test_event_is_retried_without_limit_while_a_dependency_is_unavailable(
     bus: MessageBus, unique: Unique
 ) -> None:
-    event = unique("event.")
+    event = unique("postbus.test.v1.Event")
     failure = Failure(
         reason="DATABASE_UNAVAILABLE", message="Down.", retry=True, dependency_down=True
     )
@@ -504,7 +508,7 @@ def test_event_is_retried_five_times_within_13_minutes() -> None:
 
 
 async def test_event_that_a_full_queue_refuses_is_not_published(vhost: str, unique: Unique) -> None:
-    event = unique("event.")
+    event = unique("postbus.test.v1.Event")
     async with (
         await aio_pika.connect(vhost) as connection,
         connect(SecretStr(vhost), "test") as publisher,
@@ -513,7 +517,7 @@ async def test_event_that_a_full_queue_refuses_is_not_published(vhost: str, uniq
         full = await channel.declare_queue(
             exclusive=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
         )
-        await full.bind("postbus.events", event)
+        await full.bind("postbus.events.test", event)
         await publisher.wait_ready()
         session = publisher._session
 
@@ -529,7 +533,7 @@ async def test_event_that_a_full_queue_refuses_is_not_published(vhost: str, uniq
 
 
 async def test_call_after_its_deadline_is_not_sent(bus: MessageBus, unique: Unique) -> None:
-    route, handled = unique("route."), list[bytes]()
+    route, handled = unique("postbus.test.v1.Route"), list[bytes]()
 
     async def record(route: str, body: bytes) -> bytes:
         handled.append(decode(Request, body).payload)
@@ -549,7 +553,7 @@ async def test_call_after_its_deadline_is_not_sent(bus: MessageBus, unique: Uniq
 async def test_broadcast_gets_the_replies_of_the_processes_without_an_error(
     vhost: str, unique: Unique
 ) -> None:
-    route, queue = f"postbus.bus.v1.{unique('route')}", unique("queue.")
+    route, queue = f"postbus.bus.v1.{unique('Route')}.test", unique("queue.")
 
     async def fail(_route: str, _body: bytes) -> bytes:
         return encode(Reply(error=Error(code=Code.try_value(Code.ABORTED), reason="NO")))
@@ -574,7 +578,7 @@ def numbers(count: int) -> RpcHandler:
 
 
 async def test_stream_is_complete_and_in_order(bus: MessageBus, unique: Unique) -> None:
-    route = unique("route.")
+    route = unique("postbus.test.v1.Route")
     server = await bus.serve(unique("queue."), [route], numbers(500))
 
     streams = [[int(payload) async for payload in bus.stream(route, a_call())] for _ in range(3)]
@@ -584,7 +588,7 @@ async def test_stream_is_complete_and_in_order(bus: MessageBus, unique: Unique) 
 
 
 async def test_error_in_the_middle_of_a_stream_ends_it(bus: MessageBus, unique: Unique) -> None:
-    route = unique("route.")
+    route = unique("postbus.test.v1.Route")
 
     async def stream(_route: str, _body: bytes) -> AsyncGenerator[bytes, None]:
         yield encode(Reply(payload=b"1", sequence=1))
@@ -602,7 +606,7 @@ async def test_error_in_the_middle_of_a_stream_ends_it(bus: MessageBus, unique: 
 async def test_stream_with_a_gap_is_broken_and_ends_at_its_server(
     bus: MessageBus, unique: Unique
 ) -> None:
-    route, ended = unique("route."), asyncio.Event()
+    route, ended = unique("postbus.test.v1.Route"), asyncio.Event()
 
     async def stream(_route: str, _body: bytes) -> AsyncGenerator[bytes, None]:
         try:
@@ -626,7 +630,7 @@ async def test_stream_with_a_gap_is_broken_and_ends_at_its_server(
 async def test_stream_waits_for_credit_and_ends_when_the_caller_closes_it(
     bus: MessageBus, unique: Unique
 ) -> None:
-    route = unique("route.")
+    route = unique("postbus.test.v1.Route")
     made: list[int] = []
     ended = asyncio.Event()
 
@@ -653,13 +657,13 @@ async def test_stream_waits_for_credit_and_ends_when_the_caller_closes_it(
 
 async def test_unroutable_stream_is_unavailable(bus: MessageBus, unique: Unique) -> None:
     with pytest.raises(ServiceError) as raised:
-        await anext(bus.stream(unique("unserved."), a_call()))
+        await anext(bus.stream(unique("postbus.test.v1.Unserved"), a_call()))
 
     assert (raised.value.code, raised.value.reason) == (Code.UNAVAILABLE, "NO_ROUTE")
 
 
 async def test_stream_ends_at_its_deadline(bus: MessageBus, unique: Unique) -> None:
-    route = unique("route.")
+    route = unique("postbus.test.v1.Route")
     over = asyncio.Event()
 
     async def stalled(_route: str, _body: bytes) -> AsyncGenerator[bytes, None]:

@@ -44,7 +44,7 @@ async def test_call_that_was_sent_before_the_connection_broke_has_an_unknown_out
     broker = httpx.URL(vhost)
     proxy = Proxy(broker.host, broker.port or 5672)
     await proxy.start()
-    served, route = asyncio.Event(), unique("route.")
+    served, route = asyncio.Event(), unique("postbus.test.v1.Route")
 
     async def never(_route: str, _body: bytes) -> bytes:
         served.set()
@@ -52,7 +52,7 @@ async def test_call_that_was_sent_before_the_connection_broke_has_an_unknown_out
         return b""
 
     url = SecretStr(str(broker.copy_with(port=proxy.port)))
-    async with connect(SecretStr(vhost), "server") as server, connect(url, "client") as client:
+    async with connect(SecretStr(vhost), "test") as server, connect(url, "test") as client:
         await server.serve(unique("queue."), [route], never)
         await client.wait_ready()
         call = Call.new(b"", deadline=time.time() + 5)

@@ -242,7 +242,7 @@ async def test_concurrent_relays_publish_each_event_once(notes: Notes) -> None:
 async def test_broker_receives_the_bytes_of_the_outbox(
     notes: Notes, vhost: str, unique: Unique
 ) -> None:
-    type_, received = unique("event."), list[bytes]()
+    type_, received = unique("postbus.test.v1.Event"), list[bytes]()
     all_received = asyncio.Event()
     newer = encode(Event(id="1", type=type_, subject="s", data=b"newer")) + UNKNOWN_FIELD
     await store_as_another_process(notes, {"1": newer})

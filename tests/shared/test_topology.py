@@ -17,26 +17,28 @@ from shared.bus.amqp import connect
 from shared.bus.amqp.amqp_bus import AmqpBus
 from shared.bus.amqp.broker_connection import BrokerConnection
 from shared.bus.amqp.queue_migration import declare_or_replace
-from shared.bus.amqp.rpc_server import RpcServer
 from shared.bus.amqp.topology import (
-    ALL_EVENTS,
-    CONTROL_EXCHANGE,
     Queue,
     TopologyError,
+    all_events,
     consumer_queue,
     dead_letters,
     delay_queue,
     event_stream,
+    method_queue,
+    owner,
+    service_exchanges,
 )
 from shared.bus.message_bus import Failure
 from shared.wire import decode, encode
+from tests.messages import EVENTS
 
 Unique = Callable[[str], str]
 
 
 @pytest.fixture
 async def bus(vhost: str) -> AsyncIterator[AmqpBus]:
-    async with connect(SecretStr(vhost), "test", delays=(0.05,)) as connected:
+    async with connect(SecretStr(vhost), "test", delays=(0.05,), keep_events=True) as connected:
         await connected.wait_ready()
         yield connected
 
@@ -49,10 +51,6 @@ async def channel(vhost: str) -> AsyncIterator[AbstractChannel]:
 
 async def _ack(message: AbstractIncomingMessage) -> None:
     await message.ack()
-
-
-async def unserved(_route: str, _body: bytes) -> bytes:
-    raise AssertionError
 
 
 async def ignore(_body: bytes) -> Failure | None:
@@ -77,9 +75,9 @@ async def test_error_for_other_queue_arguments_names_the_difference(
 async def test_queue_of_an_older_version_is_replaced_with_its_messages(
     bus: AmqpBus, channel: AbstractChannel, unique: Unique
 ) -> None:
-    event, name = unique("event."), unique("queue.")
+    event, name = unique("postbus.test.v1.Event"), unique("queue.")
     old = await channel.declare_queue(name, durable=True)
-    await old.bind("postbus.events", event)
+    await old.bind(EVENTS, event)
     for number in range(300):
         await bus.publish(Event(id=str(number), type=event, data=b"%d" % number))
     received: asyncio.Queue[int] = asyncio.Queue()
@@ -102,7 +100,7 @@ async def test_queue_of_an_older_version_is_replaced_with_its_messages(
 async def test_queue_with_consumers_is_not_replaced(
     bus: AmqpBus, channel: AbstractChannel, unique: Unique
 ) -> None:
-    event, name = unique("event."), unique("queue.")
+    event, name = unique("postbus.test.v1.Event"), unique("queue.")
     old = await channel.declare_queue(name, durable=True)
     tag = await old.consume(_ack)
 
@@ -122,7 +120,7 @@ async def test_queue_with_consumers_is_not_replaced(
 async def test_event_that_kills_its_consumer_each_time_becomes_a_dead_letter(
     bus: AmqpBus, channel: AbstractChannel, unique: Unique
 ) -> None:
-    event, name = unique("event."), unique("queue.")
+    event, name = unique("postbus.test.v1.Event"), unique("queue.")
     await (await bus.subscribe([event], ignore, queue=name)).cancel()
     await bus.publish(Event(id="1", type=event, data=b"poison"))
 
@@ -148,7 +146,7 @@ async def test_stream_contains_all_events(
         await bus.publish(event)
 
     await channel.set_qos(50)
-    stream = await channel.get_queue("postbus.events.stream", ensure=False)
+    stream = await channel.get_queue("gateway.events", ensure=False)
     read: list[bytes] = []
 
     async def keep(message: AbstractIncomingMessage) -> None:
@@ -164,18 +162,18 @@ async def test_stream_contains_all_events(
 
 async def test_queue_of_calls_without_a_consumer_is_deleted(vhost: str, unique: Unique) -> None:
     """A publication shows that it exists: a declaration would prolong its life."""
-    name = unique("queue.")
-    server = RpcServer(name, [unique("route.")], unserved, 1)
+    route = unique("postbus.test.v1.Route")
     async with (
         BrokerConnection.open(vhost, "test") as connection,
         await aio_pika.connect(vhost) as publisher,
     ):
         channel = await publisher.channel(on_return_raises=True)
-        await channel.declare_exchange(CONTROL_EXCHANGE, "topic", durable=True)
-        await server._declare(connection, (await connection.channel()).channel)
+        queue = method_queue("test", unique("queue."), route)
+        await connection.declare(*service_exchanges("test"), queue)
+        retry = await channel.get_exchange("postbus.retry.test")
 
         async def publish() -> None:
-            await channel.default_exchange.publish(aio_pika.Message(b""), name)
+            await retry.publish(aio_pika.Message(b""), route)
 
         await publish()
         async with asyncio.timeout(5):
@@ -187,17 +185,17 @@ async def test_queue_of_calls_without_a_consumer_is_deleted(vhost: str, unique: 
 
 def test_dead_letter_may_be_displayed_any_number_of_times() -> None:
     """RabbitMQ 4 drops a message of a quorum queue after 20 deliveries by default."""
-    assert dead_letters("queue").arguments["x-delivery-limit"] == 2_147_483_647
+    assert dead_letters("test", "queue").arguments["x-delivery-limit"] == 2_147_483_647
 
 
 def test_streams_are_bounded() -> None:
-    assert ALL_EVENTS.arguments == {
+    assert all_events().arguments == {
         "x-queue-type": "stream",
         "x-max-age": "7D",
         "x-max-length-bytes": 1_073_741_824,
         "x-stream-max-segment-size-bytes": 16_777_216,
     }
-    assert event_stream("name", []).arguments == {
+    assert event_stream("test", "name").arguments == {
         "x-queue-type": "stream",
         "x-max-age": "3600s",
         "x-max-length-bytes": 134_217_728,
@@ -205,7 +203,7 @@ def test_streams_are_bounded() -> None:
     }
 
 
-@pytest.mark.parametrize("queue", [consumer_queue("name", []), delay_queue(0.5)])
+@pytest.mark.parametrize("queue", [consumer_queue("test", "name"), delay_queue("test", 0.5)])
 def test_no_event_is_lost_between_two_queues(queue: Queue) -> None:
     """RabbitMQ: quorum queues, at-least-once dead lettering, which needs reject-publish."""
     assert queue.arguments["x-queue-type"] == "quorum"
@@ -223,12 +221,13 @@ async def test_queue_that_another_connection_replaces_is_left_alone(
 
     async with BrokerConnection.open(vhost, "test") as connection:
         with pytest.raises(TopologyError, match="at the broker"):
-            await declare_or_replace(connection, consumer_queue(name, []))
+            await declare_or_replace(connection, "test", consumer_queue("test", name), [])
         old = await channel.declare_queue(name, durable=True)
         assert old.declaration_result.message_count == 1
+        await connection.declare(*service_exchanges("test"))
 
         await lock.delete()
-        await declare_or_replace(connection, consumer_queue(name, []))
+        await declare_or_replace(connection, "test", consumer_queue("test", name), [])
     message = await (await channel.get_queue(name, ensure=False)).get()
     assert message is not None
     assert message.body == b"kept"
@@ -238,12 +237,12 @@ async def test_queue_that_another_connection_replaces_is_left_alone(
 async def test_interrupted_replacement_of_a_queue_is_finished(
     bus: AmqpBus, channel: AbstractChannel, unique: Unique
 ) -> None:
-    event, name, received = unique("event."), unique("queue."), asyncio.Event()
-    moving = consumer_queue(name, [event])
+    event, name, received = unique("postbus.test.v1.Event"), unique("queue."), asyncio.Event()
+    moving = consumer_queue("test", name)
     interim = await channel.declare_queue(
         f"{name}.migrating", durable=True, arguments=dict(moving.arguments)
     )
-    await interim.bind("postbus.events", event)
+    await interim.bind(EVENTS, event)
     await channel.default_exchange.publish(aio_pika.Message(b"moved"), interim.name)
 
     async def keep(body: bytes) -> Failure | None:
@@ -257,3 +256,17 @@ async def test_interrupted_replacement_of_a_queue_is_finished(
     with pytest.raises(ChannelNotFoundEntity):
         await channel.declare_queue(interim.name, passive=True)
     await subscription.cancel()
+
+
+@pytest.mark.parametrize(
+    ("name", "service"),
+    [
+        ("postbus.users.v1.UserDeleted", "users"),
+        ("postbus.posts.v1.PostsService.GetPost", "posts"),
+        ("postbus.bus.v1.HealthService.Check.posts", "posts"),
+        ("nonsense", "nonsense"),
+        ("", ""),
+    ],
+)
+def test_owner_of_a_name_is_a_service(name: str, service: str) -> None:
+    assert owner(name) == service

@@ -15,7 +15,7 @@ from tools.dev.environment import service_environments
 from tools.dev.presence import gateway_of_dev
 from tools.dev.readiness import wait_until_ready
 from tools.migrate import migrate
-from tools.paths import DEV, LOGS, ROOT, python_of
+from tools.paths import LOGS, ROOT, SECRETS, python_of
 from tools.secrets import Secrets
 from tools.servers import servers
 from tools.servers.ports import free_port
@@ -173,7 +173,7 @@ def _gateway() -> Iterator[str]:
         return
     with ExitStack() as stack:
         addresses = stack.enter_context(servers("demo", prepare=migrate))
-        secrets = Secrets.load_or_create(DEV / "secrets.env")
+        secrets = Secrets.load_or_create(SECRETS)
         port = free_port()
         environments = service_environments(addresses, secrets, port=port)
         for service, environment in environments.items():

@@ -1,11 +1,40 @@
 """The environment variables that configure the services on a developer's machine."""
 
-import tomllib
-from urllib.parse import urlsplit, urlunsplit
+from collections.abc import Mapping
 
-from tools.paths import ROOT, SERVICES
+from tools.dev.arguments import GATEWAY
+from tools.paths import SERVICES
 from tools.secrets import Secrets
 from tools.servers import Addresses
+from tools.servers.addresses import in_database, owner_url, service_url
+from tools.services import databases
+
+
+def process_environments(
+    addresses: Addresses, secrets: Secrets, *, counts: Mapping[str, int], port: int
+) -> dict[str, dict[str, str]]:
+    """Return the environment of each process; `counts` has the number of processes by service.
+
+    A service that is not in `counts` has one. The second process of `posts` is `posts-2`; gateways
+    have consecutive ports from `port` on.
+    """
+    environments = service_environments(addresses, secrets, port=port)
+    return {
+        process_name(service, number): environment
+        | ({"POSTBUS_PORT": str(port + number)} if service == GATEWAY else {})
+        for service, environment in environments.items()
+        for number in range(counts.get(service, 1))
+    }
+
+
+def process_name(service: str, number: int) -> str:
+    """Return the name of a process: that of its service, with a number from the second one on."""
+    return f"{service}-{number + 1}" if number else service
+
+
+def service_of(process: str) -> str:
+    """Return the service of a process by its name."""
+    return process.partition("-")[0]
 
 
 def service_environments(
@@ -13,7 +42,6 @@ def service_environments(
 ) -> dict[str, dict[str, str]]:
     """Return the POSTBUS_* variables of each service; a service gets only its own secrets."""
     shared = {
-        "POSTBUS_AMQP_URL": addresses.amqp_url,
         "POSTBUS_VERIFICATION_KEYS": secrets.postbus_verification_keys,
         "POSTBUS_LOG_FORMAT": "console",
         "PYTHONUNBUFFERED": "1",
@@ -24,22 +52,32 @@ def service_environments(
         "users": {"POSTBUS_SIGNING_KEY": secrets.postbus_signing_key, **pages},
         "posts": pages,
     }
-    urls = {"postgres": addresses.postgres_url, "mongo": addresses.mongo_url}
     return {
-        service: shared
-        | own.get(service, {})
-        | {f"POSTBUS_{server.upper()}_URL": _database(urls[server], service) for server in servers}
-        for service, servers in ((service, databases(service)) for service in SERVICES)
+        service: shared | own.get(service, {}) | account_urls(service, addresses, secrets)
+        for service in SERVICES
     }
 
 
-def databases(service: str) -> list[str]:
-    """Return the database servers of a service, by the extras of `shared` in its pyproject.toml."""
-    project = tomllib.loads((ROOT / service / "pyproject.toml").read_text())["project"]
-    [shared] = [need for need in project["dependencies"] if need.startswith("postbus-shared")]
-    return [server for server in ("mongo", "postgres") if server in shared]
+def account_urls(
+    service: str, addresses: Addresses, secrets: Secrets, *, prefix: str = ""
+) -> dict[str, str]:
+    """Return the addresses of a service, with its accounts; its database is `prefix` + service."""
+    urls = {"postgres": addresses.postgres_url, "mongo": addresses.mongo_url}
+    return {
+        "POSTBUS_AMQP_URL": service_url(addresses.amqp_url, "rabbitmq", service, secrets),
+    } | {
+        f"POSTBUS_{server.upper()}_URL": service_url(
+            in_database(urls[server], prefix + service), server, service, secrets
+        )
+        for server in databases(service)
+    }
 
 
-def _database(url: str, name: str) -> str:
-    """Return the address of the same server with another database."""
-    return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
+def migration_urls(
+    service: str, addresses: Addresses, secrets: Secrets, *, prefix: str = ""
+) -> dict[str, str]:
+    """Return the addresses that differ for the migrations of a service: the schema's owner."""
+    if "postgres" not in databases(service):
+        return {}
+    url = in_database(addresses.postgres_url, prefix + service)
+    return {"POSTBUS_POSTGRES_URL": owner_url(url, service, secrets)}

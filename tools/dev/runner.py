@@ -4,41 +4,48 @@ import os
 import shlex
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from datetime import datetime
 
 from honcho.manager import Manager
 from honcho.printer import Message, Printer
 
-from tools.paths import LOGS, ROOT, SERVICES, python_of
+from tools.dev.environment import service_of
+from tools.paths import LOGS, ROOT, python_of
 
 _STOP_SECONDS = 2.0
 
 
 class _Printer(Printer):  # type: ignore[misc]  # honcho has no types
-    """Also appends the lines of each service to logs/NAME.log, even if the terminal is closed."""
+    """Also appends the lines of each process to logs/NAME.log, even if the terminal is closed."""
+
+    def __init__(self, processes: Collection[str]) -> None:
+        super().__init__(sys.stdout)
+        self._processes = processes
 
     def write(self, message: Message) -> None:
         with suppress(OSError):
             super().write(message)
-        if message.name in SERVICES:
+        if message.name in self._processes:
             line = message.data if isinstance(message.data, bytes) else message.data.encode()
             with (LOGS / f"{message.name}.log").open("ab") as log:
                 log.write(line)
 
 
 class Services(Manager):  # type: ignore[misc]  # honcho has no types
-    """Gateway and workers, each in its own environment, restarted when their sources change.
+    """Gateways and workers, each in its own environment, restarted when their sources change.
 
-    `loop()` runs them until a signal; then they have two seconds to end.
+    `environments` has those of the processes by name. `loop()` runs them until a signal; then they
+    have two seconds to end.
     """
 
     def __init__(self, environments: Mapping[str, Mapping[str, str]]) -> None:
-        super().__init__(_Printer(sys.stdout))
+        super().__init__(_Printer(environments))
         LOGS.mkdir(exist_ok=True)
-        for service, environment in environments.items():
-            self.add_process(service, _command(service), env=os.environ | environment, cwd=ROOT)
+        for name, environment in environments.items():
+            command = _command(service_of(name))
+            self.add_process(name, command, env=os.environ | environment, cwd=ROOT)
 
     def terminate(self) -> None:
         """Stop all services within the time limit; honcho itself waits without a limit."""

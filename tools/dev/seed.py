@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from tools.dev.presence import gateway_of_dev
-from tools.paths import DEV
+from tools.paths import SECRETS
 from tools.secrets import Secrets
 
 _CONTENT = Path(__file__).with_suffix(".toml")
@@ -32,7 +32,7 @@ def seed_running() -> None:
     """Seed the system of this clone's `just dev`."""
     if (url := gateway_of_dev()) is None:
         raise SystemExit("No gateway runs in this clone: start it with ./just dev, which seeds too")
-    seed(url, Secrets.load_or_create(DEV / "secrets.env"))
+    seed(url, Secrets.load_or_create(SECRETS))
     print(f"seed: created five users with posts, comments and likes at {url}/v1/posts")
 
 

@@ -1,43 +1,62 @@
 """Add and remove a service in the files that list services: pyproject.toml, compose.yaml."""
 
 import re
+from dataclasses import dataclass
 from string import Template
 from typing import Any
 
 import tomlkit
 
+from tools.accounts.passwords import owner_of, password_name
+
 _ENVIRONMENT = Template("""\
 x-$name-environment: &$name-environment
   <<: *environment
-  $variable
+  POSTBUS_AMQP_URL: amqp://$name:$${RABBITMQ_${upper}_PASSWORD:?run ./just secrets}@rabbitmq:5672/
+  $variable: $scheme://$name:$${$password:?run ./just secrets}@$address
 
 """)
 _SERVICES = Template("""\
   migrate-$name:
+    <<: *service
     image: postbus-$name
     build: &build-$name { context: ., dockerfile: deploy/Dockerfile, args: { SERVICE: $name } }
     command: [migrate]
     restart: on-failure:3
-    environment: *$name-environment
+    networks: [$name-data]
+    environment: $migration
     depends_on:
-      $server: { condition: service_healthy }
+      accounts: { condition: service_completed_successfully }
 
   $name:
     <<: *service
     image: postbus-$name
     build: *build-$name
+    networks: [$name-bus, $name-data]
     environment: *$name-environment
     depends_on:
-      rabbitmq: { condition: service_healthy }
       migrate-$name: { condition: service_completed_successfully }
 
 """)
-_VARIABLES = {
-    "postgres": "POSTBUS_POSTGRES_URL: postgresql://postbus:"
-    "${POSTGRES_PASSWORD:?run ./just secrets}@postgres:5432/",
-    "mongo": "POSTBUS_MONGO_URL: mongodb://mongo:27017/",
+_OWNER = Template("""
+      <<: *$name-environment
+      $variable: $scheme://${name}_owner:$${$owner_password:?run ./just secrets}@$address""")
+_ACCOUNTS = "x-accounts-environment: &accounts-environment\n"
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """A database server in compose.yaml: the variable and the URL of its clients."""
+
+    variable: str
+    scheme: str
+    address: str
+
+
+_SERVERS = {
+    "postgres": _Server("POSTBUS_POSTGRES_URL", "postgresql", "postgres:5432/{name}"),
+    "mongo": _Server("POSTBUS_MONGO_URL", "mongodb", "mongo:27017/{name}?replicaSet=postbus"),
 }
-_QUERIES = {"postgres": "", "mongo": "?replicaSet=postbus"}
 
 
 def add_to_pyproject(text: str, service: str) -> str:
@@ -63,11 +82,30 @@ def remove_from_pyproject(text: str, service: str) -> str:
 
 
 def add_to_compose(text: str, service: str, server: str) -> str:
-    """Return compose.yaml with the service and its migration before the gateway."""
-    variable = f"{_VARIABLES[server]}{service}{_QUERIES[server]}"
-    values = {"name": service, "server": server, "variable": variable}
+    """Return compose.yaml with the service, its migration, accounts and networks."""
+    about, owner_password = _SERVERS[server], password_name(server, owner_of(service)).upper()
+    values = {
+        "name": service,
+        "upper": service.upper(),
+        "variable": about.variable,
+        "scheme": about.scheme,
+        "address": about.address.format(name=service),
+        "password": password_name(server, service).upper(),
+        "owner_password": owner_password,
+    }
+    owner = _OWNER.substitute(values) if server == "postgres" else f"*{service}-environment"
     text = _insert(text, "services:\n", _ENVIRONMENT.substitute(values))
-    return _insert(text, "  gateway:\n", _SERVICES.substitute(values))
+    text = _insert(text, "  gateway:\n", _SERVICES.substitute(values, migration=owner))
+    text = text.replace("environment: \n", "environment:\n")
+    names = [password_name("rabbitmq", service).upper(), values["password"]]
+    names += [owner_password] if server == "postgres" else []
+    lines = "".join(f"  {name}: ${{{name}:?run ./just secrets}}\n" for name in names)
+    text = text.replace(_ACCOUNTS, _ACCOUNTS + lines)
+    for host, network in (("rabbitmq", "bus"), (server, "data")):
+        own = rf"(?ms)^(  {host}:\n.*?^    networks: \[[^\]]*)\]"
+        text = re.sub(own, rf"\1, {service}-{network}]", text, count=1)
+        text = f"{text.rstrip()}\n  {service}-{network}: {{ internal: true }}\n"
+    return text
 
 
 def remove_from_compose(text: str, service: str) -> str:
@@ -76,7 +114,10 @@ def remove_from_compose(text: str, service: str) -> str:
     for indent in ("", "  "):
         block = rf"(?m)^(?={indent}\S){keys}\n({indent} +.*\n|\n)*"
         text = re.sub(block, "", text)
-    return text
+    upper = service.upper()
+    passwords = rf"(RABBITMQ|POSTGRES|MONGO)_{upper}(_OWNER)?_PASSWORD"
+    text = re.sub(rf"(?m)^  ({passwords}|{service}-(bus|data)): .*\n", "", text)
+    return re.sub(rf", {service}-(bus|data)\b", "", text)
 
 
 def _insert(text: str, line: str, block: str) -> str:

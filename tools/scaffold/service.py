@@ -60,7 +60,7 @@ def remove_service(name: str, *, yes: bool) -> None:
         _PYPROJECT.write_text(remove_from_pyproject(_PYPROJECT.read_text(), name))
         _COMPOSE.write_text(remove_from_compose(_COMPOSE.read_text(), name))
         _run("python", "-m", "tools.contracts.generate")
-    print(f"remove-service: {name} is removed; its database still has its data")
+    print(f"remove-service: {name} is removed; its database with its data and its accounts stay")
 
 
 def _folders(name: str) -> tuple[Path, ...]:

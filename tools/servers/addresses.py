@@ -2,8 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
+from tools.accounts.passwords import owner_of, password_name
+from tools.paths import SECRETS
+from tools.secrets import Secrets
 from tools.servers.errors import ServersUnavailableError
 
 
@@ -31,8 +34,12 @@ class Addresses:
         return cls(**given)
 
     def as_environment(self) -> dict[str, str]:
-        """Return the addresses as POSTBUS_* variables."""
-        return {variable(key): url for key, url in asdict(self).items()}
+        """Return POSTBUS_* variables: the addresses, and the file with the services' passwords.
+
+        A command in another clone then uses the accounts that exist at the servers.
+        """
+        urls = {variable(key): url for key, url in asdict(self).items()}
+        return urls | {"POSTBUS_SECRETS_FILE": str(SECRETS)}
 
 
 Prepare = Callable[[Addresses], None]
@@ -48,3 +55,27 @@ def without_password(url: str) -> str:
     """Return the URL without its password."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def with_account(url: str, user: str, password: str) -> str:
+    """Return the URL with another account. Works with several hosts."""
+    parts = urlsplit(url)
+    hosts = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{quote(user)}:{quote(password)}@{hosts}"))
+
+
+def in_database(url: str, database: str) -> str:
+    """Return the URL with another database; its accounts are those of that database in MongoDB."""
+    parts = urlsplit(url)
+    query = [(name, value) for name, value in parse_qsl(parts.query) if name != "authSource"]
+    return urlunsplit(parts._replace(path=f"/{quote(database)}", query=urlencode(query)))
+
+
+def service_url(url: str, server: str, account: str, secrets: Secrets) -> str:
+    """Return an administrator's URL with another account: of a service, an owner or `operator`."""
+    return with_account(url, account, secrets.accounts[password_name(server, account)])
+
+
+def owner_url(url: str, service: str, secrets: Secrets) -> str:
+    """Return the URL by which the migrations of a service change its PostgreSQL database."""
+    return service_url(url, "postgres", owner_of(service), secrets)

@@ -81,11 +81,12 @@ class Docker:
         port = ports.remembered(_PORTS) or dict.fromkeys(_NAMES, 0)
         rabbitmq = f"postbus:{self._secrets.rabbitmq_password}@{ports.HOST}"
         postgres = f"postbus:{self._secrets.postgres_password}@{ports.HOST}"
+        mongo = f"postbus:{self._secrets.mongo_password}@{ports.HOST}"
         return Addresses(
             amqp_url=f"amqp://{rabbitmq}:{port['rabbitmq']}/",
             amqp_management_url=f"http://{rabbitmq}:{port['rabbitmq_management']}",
             postgres_url=f"postgresql://{postgres}:{port['postgres']}/postgres",
-            mongo_url=f"mongodb://{ports.HOST}:{port['mongo']}/?directConnection=true",
+            mongo_url=f"mongodb://{mongo}:{port['mongo']}/?directConnection=true&authSource=admin",
         )
 
     def _compose(self, command: str) -> list[str]:

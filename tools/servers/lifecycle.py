@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tools.paths import DEV
+from tools.paths import SECRETS
 from tools.secrets import Secrets
 from tools.servers import docker, leases
 from tools.servers.addresses import Addresses, Prepare, without_password
@@ -13,8 +13,6 @@ from tools.servers.native import Native
 from tools.servers.report import Row, table
 from tools.servers.signals import deferred_signals
 
-_SECRETS = DEV / "secrets.env"
-
 
 @contextmanager
 def servers(
@@ -22,7 +20,8 @@ def servers(
 ) -> Iterator[Addresses]:
     """Start the servers that do not run; stop them at the end if no other lease is active.
 
-    `prepare` is called once both databases are ready, while RabbitMQ may still be starting.
+    `prepare` is called once both databases are ready and have the services' accounts, while
+    RabbitMQ may still be starting.
 
     Addresses in the environment have priority, then a Docker engine, then processes of this
     clone. `command` names the holder of the lease in `just down`. Raises ServersUnavailableError if
@@ -30,6 +29,11 @@ def servers(
     """
     if given := Addresses.from_environment(os.environ):
         print("servers: using the addresses in the environment", flush=True)
+        from tools.servers.accounts import prepare_broker, prepare_databases  # slow to import
+
+        secrets = Secrets.load_or_create(SECRETS)
+        prepare_databases(given, secrets, ours=False)
+        prepare_broker(given, secrets, ours=False)
         prepare(given)
         yield given
         return
@@ -96,7 +100,19 @@ def _start(prepare: Prepare = lambda addresses: None) -> Addresses:
     backend = _backend()
     if not backend.running():
         print(f"servers: starting RabbitMQ, PostgreSQL and MongoDB as {backend.title}", flush=True)
-    return backend.start(prepare)
+    secrets = Secrets.load_or_create(SECRETS)
+
+    def with_accounts(addresses: Addresses) -> None:
+        from tools.servers.accounts import prepare_databases  # slow; the servers are starting
+
+        prepare_databases(addresses, secrets, ours=True)
+        prepare(addresses)
+
+    addresses = backend.start(with_accounts)
+    from tools.servers.accounts import prepare_broker
+
+    prepare_broker(addresses, secrets, ours=True)
+    return addresses
 
 
 def _stop_if_unused() -> None:
@@ -106,8 +122,8 @@ def _stop_if_unused() -> None:
 
 def _backend() -> Docker | Native:
     """Return the kind of the running servers or, if none runs, the kind to start."""
-    secrets = Secrets.load_or_create(_SECRETS)
+    secrets = Secrets.load_or_create(SECRETS)
     native = Native(secrets)
     if native.running() or not docker.engine_answers():
         return native
-    return Docker(secrets, _SECRETS)
+    return Docker(secrets, SECRETS)

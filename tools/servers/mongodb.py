@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
 _FOLDER = DEV / "mongodb"
 _PORTS = _FOLDER / "ports.json"
+_KEY = _FOLDER / "key"
 _WHEELS = DEV / "packages" / "mongodb"
 _LOCK = Path(__file__).with_name("mongodb.txt")
 _REPLICA_SET = "postbus"
-_NOT_INITIALISED = 94  # MongoDB's error code NotYetInitialized
+_USER = "postbus"
+_NOT_INITIALISED, _AUTHENTICATION_FAILED, _ALREADY_INITIALISED = 94, 18, 23  # MongoDB's error codes
 
 
 def _locate() -> Path | None:
@@ -38,18 +40,22 @@ def _locate() -> Path | None:
 
 
 class MongoDB:
-    """The server, on a loopback port, without users: every user of this machine can connect."""
+    """The server, on a loopback port, with one administrator and the users that it creates."""
 
     name = "mongodb"
 
-    def __init__(self) -> None:
+    def __init__(self, password: str, key: str) -> None:
+        """Take the administrator's password, and the key that authenticates replica set members."""
+        self._password = password
+        self._key = key
         self._server = Daemon(name="mongodb", folder=_FOLDER)
         self.daemons = (self._server,)
 
     @property
     def url(self) -> str:
         port = ports.remembered(_PORTS)["mongodb"]
-        return f"mongodb://{ports.HOST}:{port}/?directConnection=true"
+        host = f"{_USER}:{self._password}@{ports.HOST}:{port}"
+        return f"mongodb://{host}/?directConnection=true&authSource=admin"
 
     @property
     def urls(self) -> list[str]:
@@ -101,13 +107,22 @@ class MongoDB:
             "LD_LIBRARY_PATH": ":".join(map(str, folders)),
         }
         data = _FOLDER / f"data-{_version(binary, environment)}"
+        without_users = data.exists() and not _KEY.exists()
         data.mkdir(parents=True, exist_ok=True)
+        before = ports.remembered(_PORTS)
         port = ports.choose(_PORTS, ["mongodb"])["mongodb"]
+        if without_users and before != {"mongodb": port}:
+            raise ServersUnavailableError(
+                f"The data in {data} is of a release without users: MongoDB can take it over only"
+                f" at its old port, {before.get('mongodb')}, which is taken. Free the port, write"
+                f" it into {_PORTS} and try again; or remove the folder, and with it the posts."
+            )
         options = {
             "--dbpath": str(data),
             "--port": str(port),
             "--bind_ip": ports.HOST,
             "--replSet": _REPLICA_SET,
+            "--keyFile": str(self._key_file()),
             "--oplogSize": "128",
             "--wiredTigerCacheSizeGB": "0.5",
         }
@@ -126,37 +141,89 @@ class MongoDB:
         )
 
     def ready(self) -> bool:
-        """Return whether the member is primary; configure the replica set if necessary."""
-        from pymongo import MongoClient  # slow to import; the servers are already starting
-        from pymongo.errors import PyMongoError
+        """Return whether the member is primary; configure replica set and user if necessary."""
+        from pymongo.errors import PyMongoError  # slow to import; the servers are already starting
 
         if not ports.accepts(ports.remembered(_PORTS)["mongodb"]):
             return False
         try:
-            with MongoClient[dict[str, Any]](self.url, serverSelectionTimeoutMS=1000) as client:
+            with self._client() as client, self._client(_USER) as administrator:
                 state = client.admin.command("hello")
                 if state.get("isreplicaset"):
-                    self._configure(client)
+                    if _logs_in(administrator):
+                        _update_port(administrator)
+                    else:
+                        _initiate(client)
+                elif state["isWritablePrimary"] and not _logs_in(administrator):
+                    self._create_administrator(client)
                 return bool(state["isWritablePrimary"])
         except PyMongoError:
             return False
 
-    def _configure(self, client: "MongoClient[dict[str, Any]]") -> None:
-        """Initiate the replica set, or update the port of its member."""
-        from pymongo.errors import OperationFailure
+    def _client(self, user: str | None = None) -> "MongoClient[dict[str, Any]]":
+        """Return a client. One without a user has the localhost exception: while the server has no
+        user, clients of its own machine may configure it and create the first one.
+        """
+        from pymongo import MongoClient
 
-        host = f"{ports.HOST}:{ports.remembered(_PORTS)['mongodb']}"
-        try:
-            config = client.admin.command("replSetGetConfig")["config"]
-        except OperationFailure as error:
-            if error.code == _NOT_INITIALISED:
-                members = [{"_id": 0, "host": host}]
-                client.admin.command("replSetInitiate", {"_id": _REPLICA_SET, "members": members})
-            return
-        if config["members"][0]["host"] != host:
-            config["members"][0]["host"] = host
-            config["version"] += 1
-            client.admin.command("replSetReconfig", config, force=True)
+        port = ports.remembered(_PORTS)["mongodb"]
+        login: dict[str, Any] = {"username": user, "password": self._password} if user else {}
+        return MongoClient(
+            ports.HOST, port, directConnection=True, serverSelectionTimeoutMS=1000, **login
+        )
+
+    def _create_administrator(self, client: "MongoClient[dict[str, Any]]") -> None:
+        client.admin.command("createUser", _USER, pwd=self._password, roles=["root"])
+
+    def _key_file(self) -> Path:
+        """Write the key where only this user can read it; MongoDB refuses other modes."""
+        _KEY.unlink(missing_ok=True)
+        _KEY.touch(mode=0o600)
+        _KEY.write_text(self._key)
+        return _KEY
+
+
+def _logs_in(client: "MongoClient[dict[str, Any]]") -> bool:
+    from pymongo.errors import OperationFailure
+
+    try:
+        client.admin.command("ping")
+    except OperationFailure as error:
+        if error.code != _AUTHENTICATION_FAILED:
+            raise
+        return False
+    return True
+
+
+def _initiate(client: "MongoClient[dict[str, Any]]") -> None:
+    """Initiate the replica set; its member is this server."""
+    from pymongo.errors import OperationFailure
+
+    try:
+        members = [{"_id": 0, "host": _host()}]
+        client.admin.command("replSetInitiate", {"_id": _REPLICA_SET, "members": members})
+    except OperationFailure as error:
+        if error.code != _ALREADY_INITIALISED:  # the server reads the configuration just now
+            raise
+
+
+def _update_port(administrator: "MongoClient[dict[str, Any]]") -> None:
+    from pymongo.errors import OperationFailure
+
+    try:
+        config = administrator.admin.command("replSetGetConfig")["config"]
+    except OperationFailure as error:
+        if error.code != _NOT_INITIALISED:  # the server reads the configuration just now
+            raise
+        return
+    if config["members"][0]["host"] != _host():
+        config["members"][0]["host"] = _host()
+        config["version"] += 1
+        administrator.admin.command("replSetReconfig", config, force=True)
+
+
+def _host() -> str:
+    return f"{ports.HOST}:{ports.remembered(_PORTS)['mongodb']}"
 
 
 def _name_as_expected(libraries: Path) -> None:

@@ -47,7 +47,7 @@ class Native:
     def __init__(self, secrets: Secrets) -> None:
         self._rabbitmq = RabbitMQ(secrets.rabbitmq_password)
         self._postgres = Postgres(secrets.postgres_password)
-        self._mongodb = MongoDB()
+        self._mongodb = MongoDB(secrets.mongo_password, secrets.mongo_key)
         self._servers: tuple[_Server, ...] = (self._rabbitmq, self._mongodb, self._postgres)
 
     def running(self) -> bool:

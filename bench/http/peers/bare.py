@@ -22,15 +22,15 @@ async def worker() -> None:
     async def handler(_route: str, body: bytes) -> bytes:
         return payload_reply(HEAD + body[1:])
 
-    async with connect(URL, "bench worker") as bus:
-        await bus.serve("bench.http.bare", ["bench.http.bare"], handler, concurrency=256)
+    async with connect(URL, "bench") as bus:
+        await bus.serve("bench", ["postbus.bench.v1.Bare"], handler, concurrency=256)
         gc_tuning.freeze()
         print("READY", flush=True)
         await asyncio.Future()
 
 
 async def gateway() -> None:
-    async with connect(URL, "bench gateway") as bus:
+    async with connect(URL, "gateway") as bus:
         await bus.wait_ready()
 
         async def app(scope, receive, send):
@@ -42,7 +42,7 @@ async def gateway() -> None:
                 await send({"type": "lifespan.shutdown.complete"})
                 return
             body = (await receive())["body"]
-            result = await bus.call("bench.http.bare", Call(body, time.time() + 5))
+            result = await bus.call("postbus.bench.v1.Bare", Call(body, time.time() + 5))
             body = result.payload
             headers = [
                 (b"content-type", b"application/json"),

@@ -70,7 +70,7 @@ def _verifier() -> TokenVerifier:
 async def worker() -> None:
     application = Application(handlers=[Posts()], probes={})
     async with (
-        connect(SecretStr(URL), "bench worker") as bus,
+        connect(SecretStr(URL), "posts") as bus,
         serve("posts", application, bus, _verifier()),
     ):
         gc_tuning.freeze()
@@ -78,7 +78,7 @@ async def worker() -> None:
 
 
 async def client() -> None:
-    async with connect(SecretStr(URL), "bench client") as bus:
+    async with connect(SecretStr(URL), "gateway") as bus:
         await bus.wait_ready()
         gc_tuning.freeze()
         stub = PostsServiceStub(ServiceChannel(bus))
@@ -97,18 +97,20 @@ async def bytes_worker() -> None:
     async def handler(_route: str, _body: bytes) -> bytes:
         return reply
 
-    async with connect(SecretStr(URL), "bench worker") as bus:
-        await bus.serve("bench.bytes", ["bench.bytes"], handler, concurrency=256)
+    async with connect(SecretStr(URL), "bench") as bus:
+        await bus.serve("bench", ["postbus.bench.v1.Bytes"], handler, concurrency=256)
         gc_tuning.freeze()
         await for_ever()
 
 
 async def bytes_client() -> None:
     request = b"x" * 310
-    async with connect(SecretStr(URL), "bench client") as bus:
+    async with connect(SecretStr(URL), "gateway") as bus:
         await bus.wait_ready()
         gc_tuning.freeze()
-        await closed_loop(lambda: bus.call("bench.bytes", Call(request, time.time() + 5)))
+        await closed_loop(
+            lambda: bus.call("postbus.bench.v1.Bytes", Call(request, time.time() + 5))
+        )
 
 
 if __name__ == "__main__":

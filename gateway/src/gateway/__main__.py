@@ -33,7 +33,7 @@ def main() -> None:
 
 async def _serve(settings: GatewaySettings) -> None:
     async with (
-        connect(settings.amqp_url, "gateway") as bus,
+        connect(settings.amqp_url, "gateway", keep_events=True) as bus,
         open_storage(settings.rate_storage_url) as storage,
     ):
         verifier = TokenVerifier(settings.verification_keys)

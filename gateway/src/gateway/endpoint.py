@@ -98,6 +98,8 @@ class Endpoint:
         self.method = method
         self._rule = rule
         self._bus = services.bus
+        own = services.own_methods.get(method.name)
+        self._send = own or partial(call_method, services.bus, method)
         self._verifier = services.verifier
         self._revisions = services.revisions
         self._rates = services.rates
@@ -197,7 +199,7 @@ class Endpoint:
             if conditions is not None and conditions.absent:
                 await self._require_absent(request, conditions.absent, token, call)
             request.called = True
-            result = await call_method(self._bus, method, call)
+            result = await self._send(call)
         self._revisions.record(caller_id, result.caller_revision)
         return self._success.build(result.payload, conditions, headers, replayed=result.replayed)
 

@@ -1,6 +1,7 @@
 """The services that all REST endpoints and WebSockets of a gateway share."""
 
 import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -11,9 +12,11 @@ from gateway.large_inputs import LargeInputs
 from gateway.metrics import Metrics
 from gateway.rate_limits import RateLimits, RateLimitSettings
 from gateway.rate_storage import BoundedStorage
+from gateway.signing_keys import GET_SIGNING_KEYS, signing_keys
 from gateway.socket_limits import FrameBudgets, SocketLimits, SocketQuotas
 from gateway.unfinished_input import UnfinishedInput
-from shared.bus import MessageBus
+from shared.bus import Call, MessageBus
+from shared.bus.envelope import CallResult
 from shared.identity import TokenVerifier
 from shared.runtime.session_verifier import SessionVerifier
 
@@ -25,6 +28,8 @@ class Services:
     """The services of one gateway."""
 
     bus: MessageBus
+    own_methods: Mapping[str, Callable[[Call], Awaitable[CallResult]]]
+    """Methods that the gateway answers itself, by name."""
     verifier: SessionVerifier
     feed: EventFeed
     revisions: CallerRevisions
@@ -57,6 +62,7 @@ class Services:
         """
         return cls(
             bus=bus,
+            own_methods={GET_SIGNING_KEYS: signing_keys(verifier.key_set)},
             verifier=SessionVerifier(bus, verifier),
             feed=EventFeed(bus),
             revisions=CallerRevisions(bus),

@@ -95,7 +95,9 @@ class SocketCalls:
             if frame.method.streams:
                 await self._stream(frame.method, call, frame.id)
             else:
-                result = await call_method(self._services.bus, frame.method, call)
+                own = self._services.own_methods.get(frame.method.name)
+                sent = own(call) if own else call_method(self._services.bus, frame.method, call)
+                result = await sent
                 self._services.revisions.record(self._user_id, result.caller_revision)
                 self._send_result(frame.method, result.payload, frame.id, replayed=result.replayed)
         except ServiceError as error:

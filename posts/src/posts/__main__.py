@@ -8,7 +8,8 @@ correction.
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from typing import Final
 
 from postbus.users.v1 import UsersServiceStub
 from posts.author_handlers import AuthorHandlers
@@ -32,11 +33,16 @@ from posts.repair import repair
 from posts.settings import PostsSettings
 from posts.tags import TagHandlers, TagRepository
 from shared.bus import MessageBus, ServiceChannel
+from shared.bus.amqp import connect
 from shared.data.mongo_database import Mongo, open_mongo
 from shared.data.mongo_migrations import migrate
 from shared.data.pages import Pages
+from shared.runtime.logs import configure_logs
 from shared.runtime.settings import load
 from shared.runtime.worker import Application, run_worker
+
+_CONNECT_SECONDS: Final = 3.0
+"""Time for the connection of `repair` to the broker."""
 
 
 def main() -> None:
@@ -86,7 +92,7 @@ def _handlers(
         CommentHandlers(comments, posts, authors, presenter, pages),
         NotificationHandlers(notifications, presenter, pages),
         NotificationTriggers(notifier, notifications, posts, comments, likes),
-        AuthorHandlers(stored),
+        AuthorHandlers(stored, users),
         FollowHandlers(stored, follows, notifier),
         PostErasure(comments, likes, notifications),
         UserErasure(posts, comments, likes, follows, notifications),
@@ -101,8 +107,12 @@ async def _migrate(settings: PostsSettings, version: int) -> None:
 
 
 async def _repair(settings: PostsSettings) -> None:
-    async with open_mongo(settings.mongo_url) as mongo:
-        async for line in repair(mongo):
+    configure_logs("posts", settings.log_format)
+    async with open_mongo(settings.mongo_url) as mongo, connect(settings.amqp_url, "posts") as bus:
+        with suppress(TimeoutError):  # then the authors are not compared
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                await bus.wait_ready()
+        async for line in repair(mongo, UsersServiceStub(ServiceChannel(bus))):
             print(f"posts: {line}")  # noqa: T201  # the output of a command
 
 

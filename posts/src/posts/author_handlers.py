@@ -1,15 +1,27 @@
 """Consumers of the events of `users` about accounts. They keep the author projection."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from postbus.posts.v1 import UserContentErasureContinued
-from postbus.users.v1 import UserDeleted, UserProfileUpdated, UserRegistered
+from postbus.users.v1 import (
+    BatchGetUsersRequest,
+    UserDeleted,
+    UserProfileUpdated,
+    UserRegistered,
+    UsersServiceStub,
+)
 from posts.authors import AuthorRepository
+from posts.authors.resync import USERS_TIMEOUT
 from posts.models import Author
 from shared.bus import EventPattern, publish
 from shared.context import Context
+from shared.errors import Code, ServiceError
 
 __all__ = ["AuthorHandlers"]
+
+_MAX_VERSION_STEP: Final = 1_000_000
+"""Each change of an account adds one to its version, and events are lost rarely."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +29,7 @@ class AuthorHandlers:
     """Keeps authors up to date."""
 
     authors: AuthorRepository
+    users: UsersServiceStub
 
     @EventPattern(UserRegistered)
     async def user_registered(self, event: UserRegistered, _context: Context) -> None:
@@ -27,11 +40,26 @@ class AuthorHandlers:
 
     @EventPattern(UserProfileUpdated, late=True)
     async def user_profile_updated(self, event: UserProfileUpdated, context: Context) -> None:
-        """Store the changed author, unless the event is late, and the revision."""
+        """Store the changed author, unless the event is late, and the revision.
+
+        A version far beyond the stored one is a fault or forged, unless `users` has it: FORGED.
+        """
         if not context.late:
+            await self._require_plausible(event)
             author = Author.from_message(event.user_id, event)
             await self.authors.upsert_if_newer(author)
         await self.authors.add_revision(event.user_id, event.revision)
+
+    async def _require_plausible(self, event: UserProfileUpdated) -> None:
+        stored = (await self.authors.by_ids([event.user_id])).get(event.user_id)
+        if event.version - (stored.version if stored else 0) <= _MAX_VERSION_STEP:
+            return
+        request = BatchGetUsersRequest(ids=[event.user_id])
+        response = await self.users.batch_get_users(request, timeout=USERS_TIMEOUT)
+        if all(profile.version < event.version for profile in response.profiles):
+            raise ServiceError(
+                Code.FAILED_PRECONDITION, "FORGED", "The owner has no such version of the user."
+            )
 
     @EventPattern(UserDeleted)
     async def user_deleted(self, event: UserDeleted, _context: Context) -> None:

@@ -1,4 +1,4 @@
-"""The repair of derived data: counters, and documents of deleted posts and users.
+"""The repair of derived data: authors, counters, and documents of deleted posts and users.
 
 Safe while the system runs: nothing reads the documents that are deleted, and a counter is corrected
 in a transaction that counts again.
@@ -9,6 +9,8 @@ from typing import Any, Final
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 
+from postbus.users.v1 import UsersServiceStub
+from posts.authors.comparison import compare_authors
 from posts.models import PUBLISHED
 from shared.data.mongo_database import Mongo
 from shared.data.mongo_migrations import Database
@@ -35,9 +37,15 @@ _OF_USERS: Final = (
 Document = dict[str, Any]
 
 
-async def repair(mongo: Mongo) -> AsyncIterator[str]:
-    """Correct all derived data. Yield one line per correction, then a summary."""
+async def repair(mongo: Mongo, users: UsersServiceStub) -> AsyncIterator[str]:
+    """Correct all derived data. Yield one line per correction, then a summary.
+
+    Authors are compared with `users`, the owner of their data.
+    """
     database, corrected = mongo.database, 0
+    async for correction in compare_authors(database, users):
+        corrected += not correction.startswith("authors ")
+        yield correction
     for step in (_delete_content_of_users, _delete_orphans, _recount_posts, _recount_tags):
         async for correction in step(database):
             corrected += 1

@@ -71,6 +71,7 @@ class TokenVerifier:
     """
 
     def __init__(self, key_set: str) -> None:
+        self.key_set = key_set
         keys = jwt.PyJWKSet.from_dict(json.loads(key_set)).keys
         self._keys = {key.key_id: key for key in keys}
         self._verified: OrderedDict[str, Caller] = OrderedDict()

@@ -182,7 +182,7 @@ class _Document:
 
     def _add_rpc(self, method: MethodDescriptor) -> None:
         name, replies = method.full_name, f"{method.full_name}.reply"
-        self._add_channel(name, "postbus.calls", self._about(method))
+        self._add_channel(name, f"postbus.calls.{self._service(name)}", self._about(method))
         if name.startswith(f"{_BUS}."):  # each worker has its own route
             self._channels[name]["address"] = f"{name}.{{worker}}"
             self._channels[name]["parameters"] = {
@@ -207,6 +207,10 @@ class _Document:
             },
         }
 
+    def _service(self, name: str) -> str:
+        """Return the service that owns a method or an event: the second part of its package."""
+        return "{worker}" if name.startswith(f"{_BUS}.") else name.split(".")[1]
+
     def _envelope(self, kind: str, field: str, message: Descriptor, *, request: bool) -> Schema:
         """Return the schema of an envelope, with its payload in place of the bytes."""
         schema = self._schemas.message(self._own[f"{_BUS}.{kind}"], request=False)
@@ -220,7 +224,7 @@ class _Document:
     def add_event(self, message: Descriptor) -> None:
         """Add an event on the bus and, if clients may receive it, over the WebSocket."""
         name, about = message.full_name, self._comment(message)
-        self._add_channel(name, "postbus.events", about)
+        self._add_channel(name, f"postbus.events.{self._service(name)}", about)
         self._add_message(
             name, f"{name}.event", about, self._envelope("Event", "data", message, request=False)
         )

@@ -448,8 +448,8 @@ class Batch(betterproto.Message):
 class Control(betterproto.Message):
     """
     A control message: grants credit to a stream, cancels a call, or carries a request that every process
-     answers. Publish cancellations and broadcasts to the topic exchange `postbus.control` with the
-     method's routing key, and credit to the queue that the Replies name as `reply_to`.
+     answers. Publish cancellations and broadcasts to the direct exchange `postbus.control.SERVICE` with the
+     method's routing key, and credit with the `reply_to` of the Replies as routing key.
     """
 
     reply_to: str = betterproto.string_field(1)

@@ -17,7 +17,7 @@ from shared.identity import ACCESS_TOKEN_SECONDS, Caller, TokenVerifier, session
 
 __all__ = ["REMEMBERED_SECONDS", "SessionVerifier"]
 
-_STREAM: Final = "postbus.revocations.stream"
+_STREAM: Final = "revocations"
 _ENDED_SESSIONS: Final = {e.message: e.ended_sessions for e in EVENTS.values() if e.ended_sessions}
 """The events that end sessions, with the name of their field of session ids."""
 _CLOCK_SECONDS: Final = 60.0

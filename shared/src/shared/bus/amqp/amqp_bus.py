@@ -16,10 +16,12 @@ import structlog
 from pydantic import SecretStr
 
 from postbus.bus.v1 import Event
+from postbus.registry import EVENTS
 from shared.bus.amqp import topology
 from shared.bus.amqp.broker_connection import BROKER_ERRORS, broker_errors
 from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.event_consumer import EventConsumer
+from shared.bus.amqp.queue_migration import bind_present
 from shared.bus.amqp.rpc_server import RpcServer
 from shared.bus.amqp.stream_reader import StreamReader
 from shared.bus.envelope import Call, CallResult, not_connected
@@ -36,23 +38,29 @@ _LAST_DELAY: Final = 2.0
 _STABLE_SECONDS: Final = 5.0
 """The delay starts again from the first one after a connection that lasted longer."""
 
+_WATCH_SECONDS: Final = 1.0
+"""Time between two attempts to start consumers, and to bind queues to missing exchanges."""
+
 _Consumer = RpcServer | EventConsumer | StreamReader
 
 
 @asynccontextmanager
 async def connect(
-    url: SecretStr, name: str, *, delays: Sequence[float] = DELAYS
+    url: SecretStr, service: str, *, delays: Sequence[float] = DELAYS, keep_events: bool = False
 ) -> AsyncIterator["AmqpBus"]:
-    """Open a bus under the connection name `name`, and close it at the end.
+    """Open the bus of a service, and close it at the end.
 
     async with connect(settings.amqp_url, "posts") as bus:
         await bus.wait_ready()
         await bus.publish(event)
 
-    `delays` are the seconds between the attempts to handle an event. Returns immediately: the bus
-    connects in the background, and again whenever the connection is lost.
+    The account in the URL has the name of the service, or RabbitMQ's tag `impersonator`: each
+    message names its sender, and the broker refuses another name than the account's. `delays` are
+    the seconds between the attempts to handle an event. With `keep_events`, the process keeps the
+    stream of the events of all services. Returns immediately: the bus connects in the background,
+    and again whenever the connection is lost.
     """
-    bus = AmqpBus(url, name, delays)
+    bus = AmqpBus(url, service, delays, keep_events=keep_events)
     task = asyncio.create_task(bus.run())
     try:
         yield bus
@@ -65,9 +73,12 @@ async def connect(
 class AmqpBus:
     """A MessageBus over one broker session at a time."""
 
-    def __init__(self, url: SecretStr, name: str, delays: Sequence[float]) -> None:
+    def __init__(
+        self, url: SecretStr, service: str, delays: Sequence[float], *, keep_events: bool = False
+    ) -> None:
         self._url = url
-        self._name = name
+        self._service = service
+        self._keep_events = keep_events
         self._delays = delays
         self._session: BrokerSession | None = None
         self._connected = asyncio.Event()
@@ -128,7 +139,7 @@ class AmqpBus:
     ) -> "_AmqpStreamSubscription":
         """See MessageBus.read_stream. Waits for a connection."""
         require_kept(seconds)
-        reader = StreamReader(topology.event_stream(stream, types), handler, seconds)
+        reader = StreamReader(stream, types, handler, seconds=seconds)
         await self._start(reader)
         return _AmqpStreamSubscription(self._consumers, reader)
 
@@ -139,25 +150,23 @@ class AmqpBus:
 
     async def _start(self, consumer: _Consumer) -> "_AmqpSubscription":
         self._consumers.append(consumer)
-        while not consumer.active:
-            await self._connected.wait()
-            async with consumer.starting:
-                await self._start_now(consumer)
-            if not consumer.active:
-                await asyncio.sleep(_FIRST_DELAY)
+        await self._connected.wait()
+        if session := self._session:
+            await self._start_in(session, consumer)
+        while not consumer.active:  # `_watch` tries again  # noqa: ASYNC110
+            await asyncio.sleep(_FIRST_DELAY)
         return _AmqpSubscription(self._consumers, consumer)
 
-    async def _start_now(self, consumer: _Consumer) -> None:
-        session = self._session
-        if session is None or consumer.active:
-            return
-        try:
-            with broker_errors():
-                await consumer.start(session)
-        except BROKER_ERRORS as error:
-            _log.warning("consumer.not_started", queue=consumer.queue_name, error=repr(error))
-            self._connected.clear()
-            session.mark_lost()
+    async def _start_in(self, session: BrokerSession, consumer: _Consumer) -> None:
+        """Start a consumer unless it is cancelled or active. A failure is logged."""
+        async with consumer.starting:
+            if consumer not in self._consumers or consumer.active or session.lost.is_set():
+                return
+            try:
+                with broker_errors():
+                    await consumer.start(session)
+            except BROKER_ERRORS as error:
+                _log.warning("consumer.not_started", queue=consumer.queue_name, error=repr(error))
 
     async def run(self) -> None:
         """Keep a session open until cancelled."""
@@ -179,20 +188,39 @@ class AmqpBus:
             delay = min(delay * 2, _LAST_DELAY)
 
     async def _run_session(self, url: str) -> None:
-        async with BrokerSession.open(url, self._name) as session:
-            await self._restart_consumers(session)
+        async with BrokerSession.open(url, self._service) as session:
+            for kind in (StreamReader, RpcServer):  # calls first, but not before the revocations
+                await self._start_all(session, kind)
             self._session = session
             self._connected.set()
             _log.info("bus.connected")
-            await session.lost.wait()
-            self._session = None
-            self._connected.clear()
+            watching = asyncio.create_task(self._watch(session))
+            try:
+                await session.lost.wait()
+            finally:
+                watching.cancel()
+                self._session = None
+                self._connected.clear()
+                await asyncio.gather(watching, return_exceptions=True)
 
-    async def _restart_consumers(self, session: BrokerSession) -> None:
-        for consumer in list(self._consumers):
-            async with consumer.starting:
-                if consumer in self._consumers:  # else cancelled in the meantime
-                    await consumer.start(session)
+    async def _start_all(self, session: BrokerSession, kind: type[_Consumer]) -> None:
+        ours = [consumer for consumer in self._consumers if isinstance(consumer, kind)]
+        await asyncio.gather(*(self._start_in(session, consumer) for consumer in ours))
+
+    async def _watch(self, session: BrokerSession) -> None:
+        """Start the consumers that could not be started, and bind what was missing."""
+        unbound = topology.all_bindings({self._service, *map(topology.owner, EVENTS)})
+        while True:
+            for kind in (RpcServer, EventConsumer):
+                await self._start_all(session, kind)
+            with suppress(*BROKER_ERRORS), broker_errors():
+                if self._keep_events:
+                    await session.consuming.declare(topology.all_events())
+                    unbound = await bind_present(session.consuming, unbound)
+                for consumer in self._consumers:
+                    if isinstance(consumer, EventConsumer):
+                        await consumer.bind_missing()
+            await asyncio.sleep(_WATCH_SECONDS)
 
 
 class _AmqpSubscription:

@@ -5,25 +5,35 @@ reads and writes their frames on the same AMQP channel.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final, cast
 
 from aio_pika import Connection
 from aio_pika.abc import AbstractChannel
 from aiormq.channel import Channel
-from aiormq.exceptions import AMQPError, ChannelNotFoundEntity, ChannelPreconditionFailed
+from aiormq.exceptions import (
+    AMQPError,
+    ChannelAccessRefused,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+)
+from pamqp import frame as pamqp_frame
+from pamqp.base import Frame
+from pamqp.commands import Basic
+from pamqp.commands import Queue as QueueMethods
 from yarl import URL
 
 from shared.bus.amqp import frames
-from shared.bus.amqp.frames import Confirmed, Delivered, Message, Returned
-from shared.bus.amqp.topology import Queue, TopologyError
+from shared.bus.amqp.frames import Closed, Confirmed, Delivered, Message, Returned
+from shared.bus.amqp.topology import Binding, Exchange, Queue, TopologyError
 from shared.bus.amqp.transport import Factory, Transport
 
 __all__ = [
     "BROKER_ERRORS",
     "BrokerConnection",
     "MessageChannel",
+    "MissingError",
     "RefusedError",
     "broker_errors",
 ]
@@ -54,6 +64,10 @@ def broker_errors() -> Iterator[None]:
         raise ConnectionError("the broker is unavailable") from None
 
 
+class MissingError(RuntimeError):
+    """An exchange or a queue does not exist, or this account has no right to use it."""
+
+
 class RefusedError(Exception):
     """The broker refused a message that was published with a confirm (basic.nack)."""
 
@@ -61,13 +75,21 @@ class RefusedError(Exception):
 class MessageChannel:
     """Sends and receives messages on an AMQP channel. Sending keeps the order and does not wait.
 
-    `channel` is the same channel as an aio-pika object, for declarations. A channel in confirm mode
-    must publish only by `publish_confirmed`, which counts the messages.
+    `channel` is the same channel as an aio-pika object. A channel in confirm mode must publish only
+    by `publish_confirmed`, which counts the messages. `exchange` is the one that it publishes to,
+    if it is only one.
     """
 
-    def __init__(self, channel: AbstractChannel, underlay: Channel, transport: Transport) -> None:
+    def __init__(
+        self, channel: AbstractChannel, underlay: Channel, transport: Transport, exchange: str
+    ) -> None:
         self.channel = channel
         self.transport = transport
+        self.exchange = exchange
+        self.prefix = exchange.rpartition(".")[2] + "."
+        """Prefix of the names of the queues of the service that owns the exchange."""
+        self.closed = False
+        """Whether the broker has closed it: publications are dropped then."""
         self._underlay = underlay
         self._number = underlay.number
         self._frame_max = underlay.max_content_size + _FRAME_OVERHEAD
@@ -89,24 +111,52 @@ class MessageChannel:
             self._on_returned(message)
         elif type(message) is Confirmed:
             self._confirm(message)
+        elif type(message) is Closed:
+            # aiormq notices it only after it has sent its reply; a message sent meanwhile would
+            # make the broker close the connection
+            self.closed = True
 
     async def consume(
         self,
-        queue: str,
+        queues: Iterable[str],
         handler: Callable[[Delivered], None],
         *,
+        declared: Iterable[Exchange | Queue | Binding] = (),
+        bound: Iterable[Binding] = (),
         no_ack: bool = False,
         arguments: Mapping[str, Any] | None = None,
-    ) -> str:
-        """Pass the messages of a queue to `handler`; return the consumer tag.
+    ) -> None:
+        """Declare objects, and pass the messages of queues to `handler`, in one round trip.
 
-        A channel has at most one consumer. The handler must not raise.
+        The bindings in `bound` are made after the start of the consumers. A channel has one
+        handler, which must not raise. The name of a queue is the tag of its consumer.
         """
         self._on_delivered = handler
-        reply = await self._underlay.basic_consume(
-            queue, _drop, no_ack=no_ack, arguments=dict(arguments or {})
+        tags = list(queues)
+        self._underlay.consumers.update(dict.fromkeys(tags, _drop))
+        consumes = [
+            Basic.Consume(
+                queue=tag, consumer_tag=tag, no_ack=no_ack, arguments=dict(arguments or {})
+            )
+            for tag in tags
+        ]
+        bindings = [frame for each in bound for frame in each.frames()]
+        await self.request_all(
+            [*(frame for each in declared for frame in each.frames()), *consumes, *bindings]
         )
-        return str(reply.consumer_tag)
+
+    async def stop_consuming(self, queues: Iterable[str]) -> None:
+        """End the consumers of queues, in one round trip."""
+        await self.request_all([Basic.Cancel(consumer_tag=queue) for queue in queues])
+
+    async def request_all(self, methods: Iterable[Frame]) -> list[Any]:
+        """Send synchronous methods together; return the replies once all have arrived.
+
+        aiormq would wait for each reply before it sends the next method. Raises TopologyError and
+        MissingError as BrokerConnection.declare.
+        """
+        with _refusals():
+            return await _request_all(self._underlay, self.transport, methods)
 
     def on_returned(self, handler: Callable[[Returned], None]) -> None:
         """Pass unroutable mandatory messages to `handler`."""
@@ -126,6 +176,8 @@ class MessageChannel:
 
         `header` is the result of `frames.properties`.
         """
+        if self.closed:
+            return
         data = frames.publish(
             self._number, exchange, routing_key, header, body, self._frame_max, mandatory
         )
@@ -141,6 +193,8 @@ class MessageChannel:
 
         Raises RefusedError if the broker refuses it, ConnectionError if the connection is lost.
         """
+        if self.closed:
+            raise ConnectionError("the channel is closed")
         self._published += 1
         tag = self._published
         self._confirms[tag] = confirm = asyncio.get_running_loop().create_future()
@@ -165,6 +219,8 @@ class MessageChannel:
 
     def ack(self, tag: int) -> None:
         """Acknowledge a message, at the end of this tick."""
+        if self.closed:
+            return
         if not self._acked:
             self.transport.send_last(self._ack_frames)
         self._acked.append(tag)
@@ -175,6 +231,8 @@ class MessageChannel:
         One frame acknowledges all messages up to the first unsettled one (60.80, multiple).
         """
         acked, self._acked = self._acked, []
+        if self.closed:
+            return b""
         end = self._frontier
         if acked == [end + 1] and not self._settled:
             self._frontier += 1
@@ -192,11 +250,14 @@ class MessageChannel:
 
     def reject(self, tag: int, *, requeue: bool) -> None:
         """Return a message to its queue, or pass it to the dead letters."""
+        if self.closed:
+            return
         self._settled.add(tag)
         self.transport.send(frames.reject(self._number, tag, requeue=requeue))
 
     def mark_lost(self) -> None:
         """Fail every pending confirm with ConnectionError."""
+        self.closed = True
         self.transport.unregister(self._number)
         for confirm in self._confirms.values():
             if not confirm.done():
@@ -209,6 +270,34 @@ def _ignore(_: object) -> None:
 
 async def _drop(_: object) -> None:
     """Drop a message that arrives after its channel was unregistered."""
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn refusals of declarations into TopologyError and MissingError."""
+    try:
+        yield
+    except ChannelPreconditionFailed as error:
+        raise TopologyError.of_refusal(str(error)) from None
+    except (ChannelNotFoundEntity, ChannelAccessRefused) as error:
+        raise MissingError(str(error)) from None
+
+
+async def _request_all(
+    underlay: Channel, transport: Transport, methods: Iterable[Frame]
+) -> list[Any]:
+    sent = list(methods)
+
+    async def exchange() -> list[Any]:
+        async with underlay.lock:
+            transport.send_now(
+                b"".join(pamqp_frame.marshal(method, underlay.number) for method in sent)
+            )
+            return [await underlay.rpc_frames.get() for _ in sent]
+
+    # A task of the channel fails once the channel is closed.
+    replies: list[Any] = await underlay.create_task(exchange())
+    return replies
 
 
 class BrokerConnection:
@@ -250,6 +339,7 @@ class BrokerConnection:
         *,
         confirms: bool = False,
         prefetch: int = 0,
+        exchange: str = "",
         on_lost: Callable[..., None] | None = None,
     ) -> MessageChannel:
         """Open a channel, in confirm mode with `confirms`.
@@ -264,55 +354,63 @@ class BrokerConnection:
         underlay.on_consumer_cancel_callbacks.add(lost)
         if prefetch:
             await opened.set_qos(prefetch)
-        channel = MessageChannel(opened, underlay, self.transport)
+        channel = MessageChannel(opened, underlay, self.transport, exchange)
         self._channels.append(channel)
         return channel
 
     async def close_channel(self, channel: MessageChannel) -> None:
         """Close a channel; the connection stays open."""
         channel.channel.close_callbacks.discard(self.mark_lost)
-        channel.mark_lost()
-        self._channels.remove(channel)
+        self.forget_channel(channel)
         await channel.channel.close()
 
-    @asynccontextmanager
-    async def disposable_channel(self) -> AsyncIterator[AbstractChannel]:
-        """Open a channel of aio-pika with confirms and close it at the end.
+    def forget_channel(self, channel: MessageChannel) -> None:
+        """Fail the pending confirms of a channel that is or will be closed, and release it."""
+        channel.mark_lost()
+        if channel in self._channels:
+            self._channels.remove(channel)
 
-        Its loss does not affect the connection.
+    @asynccontextmanager
+    async def disposable_channel(self, *, confirms: bool = False) -> AsyncIterator[AbstractChannel]:
+        """Open a channel of aio-pika and close it at the end.
+
+        With `confirms`, publications are confirmed, and unroutable ones raise PublishError. Its
+        loss does not affect the connection.
         """
-        channel = await self._connection.channel()
+        channel = await self._connection.channel(
+            publisher_confirms=confirms, on_return_raises=confirms
+        )
         try:
             yield channel
         finally:
             if not channel.is_closed:
                 await channel.close()
 
-    async def declare(self, queue: Queue) -> None:
-        """Declare a queue and its bindings.
+    async def declare(self, *objects: Exchange | Queue | Binding) -> None:
+        """Declare exchanges, queues and bindings together, in one round trip.
 
-        TopologyError if the queue exists with other arguments; the error names the difference.
+        TopologyError if one exists with other arguments; the error names the difference.
+        MissingError if a binding's exchange is missing, or a right of this account.
         """
-        try:
+        await self.request_all(frame for each in objects for frame in each.frames())
+
+    async def request_all(self, methods: Iterable[Frame]) -> list[Any]:
+        """Send synchronous methods together on a channel of their own; return the replies.
+
+        Raises as `declare`.
+        """
+        with _refusals():
             async with self.disposable_channel() as channel:
-                if queue.own_exchange:
-                    await channel.declare_exchange(queue.exchange, "fanout", durable=True)
-                declared = await channel.declare_queue(
-                    queue.name, durable=True, arguments=dict(queue.arguments)
-                )
-                for key in queue.keys:
-                    await declared.bind(queue.exchange, key)
-        except ChannelPreconditionFailed as error:
-            raise TopologyError.of_refusal(queue.name, str(error)) from None
+                underlay = cast("Channel", await channel.get_underlay_channel())
+                return await _request_all(underlay, self.transport, methods)
 
     async def consumer_count(self, queue: str) -> int | None:
         """Return the number of consumers of a queue; None if the queue does not exist."""
         try:
-            async with self.disposable_channel() as channel:
-                declared = await channel.declare_queue(queue, passive=True)
-        except ChannelNotFoundEntity:
+            (state,) = await self.request_all([QueueMethods.Declare(queue=queue, passive=True)])
+        except MissingError:
             return None
-        return declared.declaration_result.consumer_count or 0
+        return int(state.consumer_count)
 
     def mark_lost(self, *_reason: Any) -> None:
         """Set `lost`, call `on_lost`, and fail all pending confirms."""

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import os
+import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -15,10 +16,13 @@ from shared.bus.amqp.broker_connection import (
     BROKER_ERRORS,
     BrokerConnection,
     MessageChannel,
+    MissingError,
     RefusedError,
+    broker_errors,
 )
 from shared.bus.amqp.frames import Delivered, Returned
-from shared.bus.amqp.topology import ALL_EVENTS, CALL_EXCHANGE, CONTROL_EXCHANGE, EVENT_EXCHANGE
+from shared.bus.amqp.publishers import Publishers
+from shared.bus.amqp.topology import Binding, Queue, exchange, owner, service_exchanges
 from shared.bus.envelope import (
     Call,
     CallResult,
@@ -45,7 +49,6 @@ _IDS_AT_ONCE: Final = 256
 """Correlation ids per read of the system's random numbers."""
 _CALLER_ERRORS: Final = ("STREAM_BROKEN", "MALFORMED_MESSAGE", "REPLY_TOO_LARGE")
 """Errors after which the caller cancels the stream, because the server may still send."""
-_CONTROL_HEADER: Final = frames.properties(CONTENT_TYPE)
 
 
 class BrokerSession:
@@ -53,13 +56,21 @@ class BrokerSession:
 
     RabbitMQ stops reading from publishing connections when it is short of memory or disk; events
     on the other connection can then still be acknowledged. `lost` is set once a connection, a
-    channel or a consumer is lost; the session is not used any more.
+    channel or a consumer is lost; the session is not used any more. Each exchange of another
+    service has a channel of its own, whose loss concerns only that service.
     """
 
-    def __init__(self, publishing: BrokerConnection, consuming: BrokerConnection) -> None:
+    def __init__(
+        self, publishing: BrokerConnection, consuming: BrokerConnection, service: str
+    ) -> None:
         self.publishing = publishing
         self.consuming = consuming
+        self.service = service
+        self.publishers = Publishers(publishing, self._on_returned, self._on_channel_lost)
         self.lost = asyncio.Event()
+        self._senders: dict[str, _CallSender] = {}
+        """By route; the routes of a service share one."""
+        self._tasks: set[asyncio.Task[None]] = set()
         self._transport = publishing.transport
         self._loop = asyncio.get_running_loop()
         self._calls: dict[str, asyncio.Future[bytes]] = {}
@@ -69,13 +80,13 @@ class BrokerSession:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, name: str) -> AsyncIterator["BrokerSession"]:
-        """Connect and declare the exchanges; raises BROKER_ERRORS."""
+    async def open(cls, url: str, service: str) -> AsyncIterator["BrokerSession"]:
+        """Connect and declare the exchanges of `service`; raises BROKER_ERRORS."""
         async with (
-            BrokerConnection.open(url, name) as publishing,
-            BrokerConnection.open(url, f"{name} (events)") as consuming,
+            BrokerConnection.open(url, service) as publishing,
+            BrokerConnection.open(url, f"{service} (events)") as consuming,
         ):
-            session = cls(publishing, consuming)
+            session = cls(publishing, consuming, service)
             publishing.on_lost = consuming.on_lost = session.mark_lost
             async with asyncio.timeout(_DECLARE_TIMEOUT):
                 await session._declare()
@@ -87,44 +98,77 @@ class BrokerSession:
         return not (self.lost.is_set() or self._transport.blocked)
 
     async def _declare(self) -> None:
-        requests = await self.publishing.channel()
-        exchanges = requests.channel
-        # a direct exchange costs the broker less than a topic exchange
-        await exchanges.declare_exchange(CALL_EXCHANGE, "direct", durable=True)
-        for name in (CONTROL_EXCHANGE, EVENT_EXCHANGE):
-            await exchanges.declare_exchange(name, "topic", durable=True)
-        await self.publishing.declare(ALL_EVENTS)
-        requests.on_returned(self._on_returned)
-        self._controls = await self.publishing.channel()
-        self._events = await self.publishing.channel(confirms=True)
+        # A fresh name: the queue of a lost connection may still exist.
+        self._reply_to = name = f"{self.service}.replies.{secrets.token_hex(16)}"
+        binding = Binding(name, exchange("replies", self.service), name)
+        queue = Queue(name=name, arguments={}, bindings=[binding], exclusive=True, auto_delete=True)
         replies = await self.publishing.channel()
-        # The broker names the queue: the one of a lost connection may still exist.
-        queue = await replies.channel.declare_queue(exclusive=True, auto_delete=True)
-        await replies.consume(queue.name, self._on_reply, no_ack=True)
-        self._reply_to = queue.name
-        self._sender = _CallSender(requests, queue.name)
+        await replies.consume(
+            [name],
+            self._on_reply,
+            declared=[*service_exchanges(self.service), queue],
+            no_ack=True,
+        )
+        self._events = await self.publishing.channel(confirms=True)
+        self._control_header = frames.properties(CONTENT_TYPE, user_id=self.service)
 
     async def call(self, route: str, call: Call) -> CallResult:
         """Send a call and return its result; see MessageBus.call."""
         budget = self._budget(call)
+        sender = self._senders.get(route) or await self._open_sender(route, budget)
         reply: asyncio.Future[bytes] = self._loop.create_future()
         correlation_id = next(self._ids)
-        self._calls[correlation_id] = reply
+        self._calls[correlation_id] = sender.pending[correlation_id] = reply
         timer = self._loop.call_later(budget, _expire, reply)
         try:
             if not self._transport.writable:
                 await self._wait_writable(reply)
             if not reply.done():  # the deadline has passed, or the session is lost
                 only = len(self._calls) == 1
-                self._sender.send(route, call.request, correlation_id, budget, only=only)
+                sender.send(route, call.request, correlation_id, budget, only=only)
             body = await reply
         except asyncio.CancelledError:
             self._cancel(route, correlation_id)
             raise
         finally:
             timer.cancel()
-            del self._calls[correlation_id]
+            del self._calls[correlation_id], sender.pending[correlation_id]
         return result_of(body)
+
+    async def _open_sender(self, route: str, budget: float) -> "_CallSender":
+        """Return the sender of the calls of a route.
+
+        UNAVAILABLE, NO_ROUTE if the service that owns the route has no exchange.
+        """
+        name = exchange("calls", owner(route))
+        try:
+            async with asyncio.timeout(budget):
+                channel = await self.publishers.open(name)
+        except MissingError:
+            raise _no_route() from None
+        except TimeoutError:
+            raise deadline_exceeded(Outcome.NO_EFFECT) from None
+        except BROKER_ERRORS:
+            raise not_connected() from None
+        for sender in self._senders.values():
+            if sender.channel is channel:
+                break
+        else:
+            sender = _CallSender(channel, self._reply_to, self.service)
+        self._senders[route] = sender
+        return sender
+
+    def _on_channel_lost(self, channel: MessageChannel) -> None:
+        """Fail the pending calls that were sent on a channel: some may have been delivered."""
+        for route, sender in list(self._senders.items()):
+            if sender.channel is channel:
+                del self._senders[route]
+                for reply in sender.pending.values():
+                    if not reply.done():
+                        reply.set_exception(_connection_lost())
+        for stream in self._streams.values():
+            if stream.sender.channel is channel:
+                stream.put(_connection_lost())
 
     def _budget(self, call: Call) -> float:
         """Return the remaining seconds; raise if there are none, or if nothing can be sent."""
@@ -149,11 +193,12 @@ class BrokerSession:
         """Send a call and yield the payload of each reply; see MessageBus.stream."""
         correlation_id = next(self._ids)
         budget = self._budget(call)
-        stream = self._streams[correlation_id] = _Stream(self, correlation_id)
+        sender = self._senders.get(route) or await self._open_sender(route, budget)
+        stream = self._streams[correlation_id] = _Stream(self, correlation_id, sender, route)
         try:
             async with asyncio.timeout(budget):
                 await self._transport.wait_writable()
-            self._sender.send_single(route, call.request, correlation_id, budget)
+            sender.send_single(route, call.request, correlation_id, budget)
             for sequence in itertools.count(1):
                 async with asyncio.timeout(call.remaining):
                     payload = next_payload(await stream.next(), sequence)
@@ -177,7 +222,7 @@ class BrokerSession:
         correlation_id = next(self._ids)
         replies = self._broadcasts[correlation_id] = []
         control = Control(correlation_id=correlation_id, request=call.request)
-        self.send_control(CONTROL_EXCHANGE, route, control)
+        self.send_control(owner(route), route, control)
         try:
             await asyncio.sleep(budget)  # the number of processes is unknown
         finally:
@@ -191,20 +236,38 @@ class BrokerSession:
     def _cancel(self, route: str, correlation_id: str) -> None:
         """Publish a cancellation to all servers of the route: any of them may run the call."""
         control = Control(correlation_id=correlation_id, cancel=True)
-        self.send_control(CONTROL_EXCHANGE, route, control)
+        self.send_control(owner(route), route, control)
 
-    def send_control(self, exchange: str, routing_key: str, control: Control) -> None:
-        """Publish a control message with the reply queue of this session, unless it is lost."""
-        if not self.lost.is_set():
-            control.reply_to = self._reply_to
-            self._controls.publish(exchange, routing_key, _CONTROL_HEADER, encode(control))
+    def send_control(self, service: str, routing_key: str, control: Control) -> None:
+        """Publish a control message to a service, unless it or the session is unavailable."""
+        if self.lost.is_set():
+            return
+        control.reply_to = self._reply_to
+        body, name = encode(control), exchange("control", service)
+        if channel := self.publishers.channels.get(name):
+            channel.publish(name, routing_key, self._control_header, body)
+            return
+        task = self._loop.create_task(self._open_and_send_control(name, routing_key, body))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _open_and_send_control(self, name: str, routing_key: str, body: bytes) -> None:
+        with suppress(*BROKER_ERRORS), broker_errors():
+            channel = await self.publishers.open(name)
+            channel.publish(name, routing_key, self._control_header, body)
 
     async def publish(self, event: EncodedEvent) -> None:
         """Publish a stored event; see MessageBus.publish_encoded."""
         header = frames.properties(
-            CONTENT_TYPE, persistent=True, message_id=event.id, type_=event.type
+            CONTENT_TYPE,
+            persistent=True,
+            message_id=event.id,
+            type_=event.type,
+            user_id=self.service,
         )
-        await self.publish_confirmed(EVENT_EXCHANGE, event.type, header, event.body)
+        await self.publish_confirmed(
+            exchange("events", self.service), event.type, header, event.body
+        )
 
     async def publish_confirmed(
         self, exchange: str, routing_key: str, header: bytes, body: bytes
@@ -251,10 +314,10 @@ class BrokerSession:
 
     def _on_returned(self, returned: Returned) -> None:
         if route := single_route(returned.routing_key):
-            self._sender.resend_unbatched(route, returned.body, self._calls)
+            if sender := self._senders.get(route):  # else its channel is lost, its calls failed
+                sender.resend_unbatched(route, returned.body, self._calls)
         else:
-            error = unavailable("NO_ROUTE", "No worker serves the method at the moment.")
-            self._fail_call(returned.correlation_id, error)
+            self._fail_call(returned.correlation_id, _no_route())
 
     def _fail_call(self, correlation_id: str, error: ServiceError) -> None:
         if (reply := self._calls.get(correlation_id)) is not None:
@@ -284,9 +347,12 @@ class _CallSender:
     batches may serve the route.
     """
 
-    def __init__(self, channel: MessageChannel, reply_to: str) -> None:
-        self._channel = channel
-        self._header = frames.Header(CONTENT_TYPE, reply_to)
+    def __init__(self, channel: MessageChannel, reply_to: str, service: str) -> None:
+        self.channel = self._channel = channel
+        self.pending: dict[str, asyncio.Future[bytes]] = {}
+        """The calls that were sent and have no reply, by correlation id."""
+        self._exchange = channel.exchange
+        self._header = frames.Header(CONTENT_TYPE, reply_to, service)
         self._batches: Batches[str] = Batches(self._send_batch)
         self._unbatched_routes: set[str] = set()
 
@@ -311,7 +377,7 @@ class _CallSender:
         """Send a call in a message of its own; it expires after `budget` seconds."""
         header = self._header(correlation_id, max(int(budget * 1000), 1))
         self._channel.publish(
-            CALL_EXCHANGE, route, header, request, mandatory=True, immediately=immediately
+            self._exchange, route, header, request, mandatory=True, immediately=immediately
         )
 
     def resend_unbatched(
@@ -333,15 +399,19 @@ class _CallSender:
             return
         header = self._header("", max(int(batch.budget * 1000), 1))
         key = batch_route(route)
-        self._channel.publish(CALL_EXCHANGE, key, header, batch.pack(), mandatory=True)
+        self._channel.publish(self._exchange, key, header, batch.pack(), mandatory=True)
 
 
 class _Stream:
     """The replies of a streaming call; grants credit as they are consumed."""
 
-    def __init__(self, session: BrokerSession, correlation_id: str) -> None:
+    def __init__(
+        self, session: BrokerSession, correlation_id: str, sender: _CallSender, route: str
+    ) -> None:
         self.ended = False
+        self.sender = sender
         self._session = session
+        self._service = owner(route)
         self._correlation_id = correlation_id
         self._replies: asyncio.Queue[Delivered | ServiceError] = asyncio.Queue()
         self._consumed = 0
@@ -363,7 +433,7 @@ class _Stream:
         self._consumed += 1
         if self._consumed >= CREDIT // 2 and reply.reply_to:
             credit = Control(correlation_id=self._correlation_id, credit=self._consumed)
-            self._session.send_control("", reply.reply_to, credit)
+            self._session.send_control(self._service, reply.reply_to, credit)
             self._consumed = 0
         return reply.body
 
@@ -381,6 +451,10 @@ def _random_ids() -> list[str]:
 def _expire(reply: "asyncio.Future[bytes]") -> None:
     if not reply.done():
         reply.set_exception(deadline_exceeded())
+
+
+def _no_route() -> ServiceError:
+    return unavailable("NO_ROUTE", "No worker serves the method at the moment.")
 
 
 def _too_large() -> ServiceError:

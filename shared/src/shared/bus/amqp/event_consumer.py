@@ -2,18 +2,17 @@
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
-
-from aio_pika.abc import AbstractChannel, AbstractQueue
 
 from shared.bus.amqp import frames, topology
 from shared.bus.amqp.broker_connection import BrokerConnection, MessageChannel
 from shared.bus.amqp.broker_session import CONTENT_TYPE, BrokerSession
 from shared.bus.amqp.frames import Delivered
-from shared.bus.amqp.queue_consumer import QueueConsumer
-from shared.bus.amqp.queue_migration import declare_or_replace
+from shared.bus.amqp.queue_consumer import QueueConsumer, event_owner
+from shared.bus.amqp.queue_migration import bind_present, declare_or_replace
 from shared.bus.message_bus import EventHandler, Failure
 from shared.errors import ServiceError
 from shared.limited_log import LimitedLog
@@ -28,6 +27,9 @@ _MAX_MESSAGE: Final = 1000
 """Characters of the error message in a dead letter."""
 _MAX_NAME: Final = 255
 """Bytes of a message id or type (4.2.5.3)."""
+_FORGED: Final = Failure(
+    reason="FORGED", message="The event was not sent by the service that owns it.", retry=False
+)
 
 
 class EventConsumer(QueueConsumer):
@@ -48,36 +50,53 @@ class EventConsumer(QueueConsumer):
         self._on_gap = on_gap
         self._delays = delays
         self._log = LimitedLog()
+        self._publisher: BrokerSession | None = None
+        self._unbound: list[topology.Binding] = []
+        """Bindings to exchanges that were missing."""
 
     async def start(self, session: BrokerSession) -> None:
         """Consume in this session; call `on_gap` if it is not the first; raises BROKER_ERRORS."""
-        again = self._connection is not None
-        self._publisher = session
-        await self._consume(session.consuming)
+        again = self._publisher is not None
+        connection, service = session.consuming, session.service
+        name = self.queue_name or f"{service}.subscription.{secrets.token_hex(16)}"
+        events = topology.event_bindings(name, self._types)
+        if self.queue_name:
+            for queue in (
+                topology.dead_letters(service, name),
+                topology.consumer_queue(service, name),
+            ):
+                await declare_or_replace(connection, service, queue, events)
+            delays = [topology.delay_queue(service, delay) for delay in self._delays]
+            await connection.declare(*delays)
+        else:
+            own = topology.Queue(name=name, arguments={}, exclusive=True, auto_delete=True)
+            await connection.declare(own)
+        self._unbound = await bind_present(connection, events)
+        self._queue, self._publisher = name, session
+        self._channel = await self._open_channel(connection, prefetch=self._prefetch)
+        await self._channel.consume([name], self._passing_to(self._channel))
+        self._connection = connection
         if again and self._on_gap is not None:
             self._on_gap()
 
-    async def _declare(
-        self, connection: BrokerConnection, channel: AbstractChannel
-    ) -> AbstractQueue:
-        if self.queue_name:
-            await declare_or_replace(connection, topology.dead_letters(self.queue_name))
-            for delay in self._delays:
-                await connection.declare(topology.delay_queue(delay))
-            queue = topology.consumer_queue(self.queue_name, self._types)
-            await declare_or_replace(connection, queue)
-            return await channel.get_queue(self.queue_name, ensure=False)
-        own = await channel.declare_queue(exclusive=True, auto_delete=True)
-        for event in self._types:
-            await own.bind(topology.EVENT_EXCHANGE, event)
-        return own
+    async def bind_missing(self) -> None:
+        """Bind the queue to the exchanges that were missing, if they exist now."""
+        if self.active and self._unbound and self._connection is not None:
+            self._unbound = await bind_present(self._connection, self._unbound)
+
+    async def _stop_consuming(self, connection: BrokerConnection) -> None:
+        await self._channel.stop_consuming([self._queue])
 
     async def _handle(self, channel: MessageChannel, message: Delivered) -> None:
         try:
             if message.oversized:  # the body was not read, but the broker can move the message
                 channel.reject(message.tag, requeue=False)
                 return
-            failure = await self._handler(message.body)
+            if self._is_genuine(message):
+                failure = await self._handler(message.body)
+            else:
+                failure = _FORGED
+                self._log.write(logging.WARNING, "event.forged", queue=self.queue_name)
             if (
                 failure is None
                 or not self.queue_name
@@ -90,12 +109,29 @@ class EventConsumer(QueueConsumer):
         finally:
             del self._running[message]
 
+    def _is_genuine(self, message: Delivered) -> bool:
+        """Return whether the owner of the event has sent it, or this service to itself (a retry).
+
+        RabbitMQ validates the user id. Messages of delay queues from before the services had
+        accounts have none; only their exchange could lead to this queue.
+        """
+        sender = message.user_id
+        if self._publisher is not None and sender == self._publisher.service:
+            return True
+        if sender:
+            return sender == event_owner(message)
+        old = str(message.headers.get("x-first-death-queue", ""))
+        return old.startswith(topology.OLD_DELAYS) and _type(message) in self._types
+
     async def _retry_or_dead_letter(self, message: Delivered, failure: Failure) -> bool:
         """Publish the event to its delay queue, or to the dead letters after its last attempt.
 
         False if the session is lost. The original is acknowledged only after the confirm, so a
         crash can duplicate an event but not lose it.
         """
+        publisher = self._publisher
+        assert publisher is not None  # noqa: S101  # it has delivered the message
+        service = publisher.service
         attempt = _attempt(message)
         delay = failure.delay(attempt, self._delays)
         headers = {
@@ -106,16 +142,15 @@ class EventConsumer(QueueConsumer):
             headers[topology.ERROR_MESSAGE] = failure.message[:_MAX_MESSAGE]
             headers[topology.CONSUMER] = self.queue_name
             headers[topology.DEAD_AT] = datetime.now(UTC).isoformat(timespec="milliseconds")
-            target = ("", topology.dead_letters(self.queue_name).name)
+            target = (topology.exchange("dead", service), self.queue_name)
             self._log.write(
                 logging.ERROR, "event.dead_lettered", queue=self.queue_name, reason=failure.reason
             )
         else:
-            target = (topology.delay_queue(delay).exchange, self.queue_name)
+            target = (topology.delay_queue(service, delay).name, self.queue_name)
         header = frames.properties(
-            CONTENT_TYPE, persistent=True, headers=headers, **_names(message)
+            CONTENT_TYPE, persistent=True, headers=headers, user_id=service, **_names(message)
         )
-        publisher = self._publisher
         while not publisher.lost.is_set():
             try:
                 await publisher.publish_confirmed(*target, header, message.body)
@@ -144,6 +179,10 @@ def _names(message: Delivered) -> dict[str, Any]:
     except ServiceError:
         return {}
     return {"message_id": _truncate(event.id), "type_": _truncate(event.type)}
+
+
+def _type(message: Delivered) -> str:
+    return str(_names(message).get("type_", ""))
 
 
 def _truncate(text: str) -> str:

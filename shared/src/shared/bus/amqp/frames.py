@@ -28,6 +28,7 @@ from typing import Any, Final, NamedTuple
 from pamqp import decode, encode
 
 __all__ = [
+    "Closed",
     "Confirmed",
     "Delivered",
     "Header",
@@ -47,6 +48,7 @@ _END: Final = b"\xce"  # 4.2.3: frame-end
 _END_BYTE: Final = 0xCE
 _METHOD, _HEADER, _BODY = 1, 2, 3  # 4.2.3: frame types
 _BASIC: Final = 60
+_CHANNEL_CLOSE: Final = b"\0\x14\0\x28"
 _BLOCKED, _UNBLOCKED = b"\0\x0a\0\x3c", b"\0\x0a\0\x3d"  # connection.blocked, a RabbitMQ extension
 _PUBLISH, _RETURN, _DELIVER, _ACK, _REJECT, _NACK = 40, 50, 60, 80, 90, 120
 _BASIC_CLASS: Final = b"\0\x3c"
@@ -67,7 +69,7 @@ _TOO_LONG: Final = "a short string of AMQP has at most 255 bytes"
 # 4.2.6.1: property flags, in the order in which the properties follow.
 _CONTENT_TYPE, _ENCODING, _HEADERS, _DELIVERY_MODE = 1 << 15, 1 << 14, 1 << 13, 1 << 12
 _PRIORITY, _CORRELATION_ID, _REPLY_TO, _EXPIRATION = 1 << 11, 1 << 10, 1 << 9, 1 << 8
-_MESSAGE_ID, _TYPE = 1 << 7, 1 << 5
+_MESSAGE_ID, _TIMESTAMP, _TYPE, _USER_ID = 1 << 7, 1 << 6, 1 << 5, 1 << 4
 
 
 class ProtocolError(Exception):
@@ -85,6 +87,7 @@ class Delivered:
         "reply_to",
         "routing_key",
         "tag",
+        "user_id",
     )
 
     def __init__(  # called for every message: faster than a dataclass or keywords
@@ -95,6 +98,7 @@ class Delivered:
         reply_to: str,
         headers: bytes,
         body: bytes,
+        user_id: str = "",
         oversized: bool = False,
     ) -> None:
         self.tag = tag
@@ -103,6 +107,7 @@ class Delivered:
         self.reply_to = reply_to
         self._headers = headers
         self.body = body
+        self.user_id = user_id
         self.oversized = oversized
 
     @property
@@ -130,7 +135,11 @@ class Confirmed(NamedTuple):
     refused: bool
 
 
-Message = Delivered | Returned | Confirmed
+class Closed(NamedTuple):
+    """The broker has closed the channel (channel.close); nothing may be sent on it any more."""
+
+
+Message = Delivered | Returned | Confirmed | Closed
 
 
 def _short(text: str) -> bytes:
@@ -162,6 +171,7 @@ def properties(
     expiration_ms: int | None = None,
     message_id: str = "",
     type_: str = "",
+    user_id: str = "",
 ) -> bytes:
     """Return the property flags and the property list of a content header (4.2.6.1)."""
     flags = _CONTENT_TYPE | _DELIVERY_MODE
@@ -176,6 +186,7 @@ def properties(
         (_EXPIRATION, "" if expiration_ms is None else str(expiration_ms)),
         (_MESSAGE_ID, message_id),
         (_TYPE, type_),
+        (_USER_ID, user_id),
     ):
         if text:
             flags |= flag
@@ -186,16 +197,17 @@ def properties(
 class Header:
     """Encodes the properties of transient messages; only the id and the expiration vary."""
 
-    __slots__ = ("_prefixes", "_reply_to")
+    __slots__ = ("_prefixes", "_reply_to", "_user_id")
 
-    def __init__(self, content_type: str, reply_to: str) -> None:
-        flags = _CONTENT_TYPE | _DELIVERY_MODE | _CORRELATION_ID | _REPLY_TO
+    def __init__(self, content_type: str, reply_to: str, user_id: str) -> None:
+        flags = _CONTENT_TYPE | _DELIVERY_MODE | _CORRELATION_ID | _REPLY_TO | _USER_ID
         rest = _short(content_type) + b"\x01"
         self._prefixes = (
             flags.to_bytes(2, "big") + rest,
             (flags | _EXPIRATION).to_bytes(2, "big") + rest,
         )
         self._reply_to = _short(reply_to)
+        self._user_id = _short(user_id)
 
     def __call__(self, correlation_id: str, expiration_ms: int | None = None) -> bytes:
         """Return the same bytes as `properties`."""
@@ -204,10 +216,19 @@ class Header:
             raise ValueError(_TOO_LONG)
         transient, expiring = self._prefixes
         if expiration_ms is None:
-            return b"".join((transient, _BYTE[len(name)], name, self._reply_to))
+            return b"".join((transient, _BYTE[len(name)], name, self._reply_to, self._user_id))
         expiration = b"%d" % expiration_ms
+        length = _BYTE[len(expiration)]
         return b"".join(
-            (expiring, _BYTE[len(name)], name, self._reply_to, _BYTE[len(expiration)], expiration)
+            (
+                expiring,
+                _BYTE[len(name)],
+                name,
+                self._reply_to,
+                length,
+                expiration,
+                self._user_id,
+            )
         )
 
 
@@ -318,6 +339,8 @@ class Parser:
             if handler is None or not self._is_message_frame(kind, channel, buffer, at, size):
                 if channel == 0 and buffer[at + 7 : at + 11] in (_BLOCKED, _UNBLOCKED):
                     self._on_blocked(buffer[at + 7 : at + 11] == _BLOCKED)
+                elif handler is not None and buffer[at + 7 : at + 11] == _CHANNEL_CLOSE:
+                    handler(Closed())
                 at = after
                 continue
             if other < at:
@@ -404,7 +427,7 @@ def _message(
     method: bytes, at: int, header: bytes, start: int, body: bytes, oversized: bool
 ) -> Message:
     """Return the message with its method payload at `at` and its header payload at `start`."""
-    headers, correlation_id, reply_to = _read_properties(header, start)
+    headers, correlation_id, reply_to, user_id = _read_properties(header, start)
     if method[at + 3] == _RETURN:  # 60.50: reply code, reply text, exchange, routing key
         key = at + 7 + method[at + 6]
         key += 1 + method[key]
@@ -418,6 +441,7 @@ def _message(
         reply_to,
         headers,
         body,
+        user_id,
         oversized,
     )
 
@@ -427,10 +451,10 @@ def _text(data: bytes, at: int) -> str:
     return data[at + 1 : at + 1 + data[at]].decode("utf-8", "surrogateescape")
 
 
-def _read_properties(header: bytes, start: int) -> tuple[bytes, str, str]:
-    """Return the encoded headers, the correlation id and the reply-to; skip the rest."""
+def _read_properties(header: bytes, start: int) -> tuple[bytes, str, str, str]:
+    """Return the encoded headers, correlation id, reply-to and user id; skip the rest."""
     flags, at = header[start + 12] << 8 | header[start + 13], start + 14
-    headers, correlation_id, reply_to = b"", "", ""
+    headers, correlation_id, reply_to, user_id = b"", "", "", ""
     if flags & _CONTENT_TYPE:
         at += 1 + header[at]
     if flags & _ENCODING:
@@ -450,7 +474,18 @@ def _read_properties(header: bytes, start: int) -> tuple[bytes, str, str]:
     if flags & _REPLY_TO:
         end = at + 1 + header[at]
         reply_to = header[at + 1 : end].decode("utf-8", "surrogateescape")
-    return headers, correlation_id, reply_to
+        at = end
+    if flags & _USER_ID:
+        if flags & _EXPIRATION:
+            at += 1 + header[at]
+        if flags & _MESSAGE_ID:
+            at += 1 + header[at]
+        if flags & _TIMESTAMP:
+            at += 8
+        if flags & _TYPE:
+            at += 1 + header[at]
+        user_id = header[at + 1 : at + 1 + header[at]].decode("utf-8", "surrogateescape")
+    return headers, correlation_id, reply_to, user_id
 
 
 def _confirmed(payload: bytes) -> Confirmed:

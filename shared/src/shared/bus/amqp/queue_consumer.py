@@ -2,21 +2,22 @@
 
 import asyncio
 from functools import partial
-from typing import Final
-
-from aio_pika.abc import AbstractChannel, AbstractQueue
+from typing import Any, Final
 
 from shared.bus.amqp.broker_connection import BrokerConnection, MessageChannel
 from shared.bus.amqp.frames import Delivered
+from shared.bus.amqp.topology import owner
+from shared.errors import ServiceError
+from shared.outbox.outbox import EncodedEvent
 
-__all__ = ["QueueConsumer"]
+__all__ = ["QueueConsumer", "event_owner"]
 
 _STOP_SECONDS: Final = 2.0
 _FINISH_SECONDS: Final = 2.5
 
 
 class QueueConsumer:
-    """A queue with its consumer. It is started again on every broker session."""
+    """A consumer of one or more queues. It is started again on every broker session."""
 
     def __init__(self, queue_name: str, prefetch: int) -> None:
         self.queue_name = queue_name
@@ -31,14 +32,23 @@ class QueueConsumer:
         """Whether it consumes at this moment."""
         return self._connection is not None and not self._connection.lost.is_set()
 
-    async def _consume(self, connection: BrokerConnection) -> None:
-        """Declare the queue and consume it; raises BROKER_ERRORS."""
+    async def _open_channel(
+        self, connection: BrokerConnection, *, prefetch: int = 0
+    ) -> MessageChannel:
+        """Open a channel, whose loss is that of the connection once the consumer has started.
+
+        A consumer that the broker refuses must not end the calls of the process.
+        """
+
+        def lost(*_reason: Any) -> None:
+            if self._connection is connection:
+                connection.mark_lost()
+
         self._loop = asyncio.get_running_loop()
-        self._channel = await connection.channel(prefetch=self._prefetch)
-        self._queue = await self._declare(connection, self._channel.channel)
-        handler = partial(self._start_handling, self._channel)
-        self._tag = await self._channel.consume(self._queue.name, handler)
-        self._connection = connection
+        return await connection.channel(prefetch=prefetch, on_lost=lost)
+
+    def _passing_to(self, channel: MessageChannel) -> "partial[None]":
+        return partial(self._start_handling, channel)
 
     async def stop(self) -> None:
         """Stop consuming, finish the running handlers, and close the channel.
@@ -60,9 +70,11 @@ class QueueConsumer:
                 await self._close(connection)
 
     async def _stop_consuming(self, connection: BrokerConnection) -> None:
-        await self._queue.cancel(self._tag)
+        """End the consumers of the queues."""
+        raise NotImplementedError
 
     async def _close(self, connection: BrokerConnection) -> None:
+        self._connection = None
         await connection.close_channel(self._channel)
 
     async def _finish_running(self) -> None:
@@ -72,10 +84,7 @@ class QueueConsumer:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    async def _declare(
-        self, connection: BrokerConnection, channel: AbstractChannel
-    ) -> AbstractQueue:
-        raise NotImplementedError
+    _channel: MessageChannel
 
     def _start_handling(self, channel: MessageChannel, message: Delivered) -> None:
         """Start to handle a message.
@@ -90,3 +99,14 @@ class QueueConsumer:
 
     def _cancel_waiting(self) -> None:
         """Cancel the messages that wait for a slot."""
+
+
+def event_owner(message: Delivered) -> str:
+    """Return the service that owns the event in a message: only its own events are genuine.
+
+    RabbitMQ validates the user id of a message, so a consumer compares it with this service.
+    """
+    try:
+        return owner(EncodedEvent.read(message.body).type)
+    except ServiceError:  # the handler refuses it
+        return owner(message.routing_key)

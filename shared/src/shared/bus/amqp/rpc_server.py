@@ -2,23 +2,28 @@
 
 import asyncio
 import logging
+import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing, suppress
-from typing import Final
+from typing import Any, Final
 
-from aio_pika.abc import AbstractChannel, AbstractQueue
-from aiormq import spec
+from pamqp.commands import Queue as QueueMethods
 
 from postbus.bus.v1 import Control, Outcome
 from shared.bus.amqp import frames
 from shared.bus.amqp.batches import MAX_BATCHED, Batch, Batches, batch_route, unpack
-from shared.bus.amqp.broker_connection import BrokerConnection, MessageChannel
+from shared.bus.amqp.broker_connection import (
+    BROKER_ERRORS,
+    BrokerConnection,
+    MessageChannel,
+    broker_errors,
+)
 from shared.bus.amqp.broker_session import CONTENT_TYPE, BrokerSession
 from shared.bus.amqp.frames import Delivered
 from shared.bus.amqp.queue_consumer import QueueConsumer
-from shared.bus.amqp.topology import CALL_EXCHANGE, CONTROL_EXCHANGE
+from shared.bus.amqp.topology import Binding, Queue, exchange, method_queue
 from shared.bus.concurrency_limit import ConcurrencyLimit
 from shared.bus.envelope import error_reply, read_request, unavailable
 from shared.bus.message_bus import CREDIT, RpcHandler
@@ -29,8 +34,6 @@ from shared.wire import decode
 __all__ = ["RpcServer"]
 
 
-_ORPHAN_EXPIRES_MS: Final = 1000
-"""Expiry of a queue without consumers. Auto-delete does not apply after a restart of the broker."""
 _DRAIN_SECONDS: Final = 1.0
 """Longest time for which the last server of a queue waits until all calls have started."""
 _MAX_STALL_SECONDS: Final = 30.0
@@ -50,22 +53,26 @@ _MAX_CONTROL: Final = 64 * 2**10
 _MAX_ID: Final = 255
 """Bytes of a correlation id or a reply-to (4.2.5.3)."""
 
+_MAX_ERROR: Final = 200
+"""Characters of an error in the log."""
+
 _Key = tuple[str, str]
 """A call, by its reply-to and correlation id."""
 
 
 class RpcServer(QueueConsumer):
-    """Serves the calls of a queue that is bound to each of its routes.
+    """Serves calls. Each route has a queue of its own, named after `queue` and the route.
 
-    The broker deletes the queue with its last consumer, so that calls are then unroutable and fail
-    immediately.
+    The broker deletes a queue with its last consumer, so that calls of a route that no process
+    serves are unroutable and fail immediately, also while processes of an older contract, without
+    this route, serve other ones.
     """
 
     def __init__(
         self, queue: str, routes: Sequence[str], handler: RpcHandler, concurrency: int
     ) -> None:
         super().__init__(queue, prefetch=_RPC_PREFETCH)
-        self._routes = routes
+        self._queues = {route: f"{queue}.{route}" for route in routes}
         self._batch_routes = {batch_route(route): route for route in routes}
         self._handler = handler
         self._limit = ConcurrencyLimit(concurrency)
@@ -73,7 +80,11 @@ class RpcServer(QueueConsumer):
         self._credits: dict[_Key, _StreamCredit] = {}
         self._cancelled: OrderedDict[_Key, None] = OrderedDict()
         self._bytes = 0
-        self._was_last_server = False
+        self._callers: dict[str, MessageChannel] = {}
+        """The channel for replies, by the user id of the caller."""
+        self._refusing: dict[object, asyncio.Task[None]] = {}
+        self._deleted: set[str] = set()
+        """Routes whose queue was deleted when this server stopped."""
         self._log = LimitedLog()
 
     async def start(self, session: BrokerSession) -> None:
@@ -81,30 +92,32 @@ class RpcServer(QueueConsumer):
 
         Calls and replies share a connection, so that an acknowledgement follows its reply.
         """
-        await self._consume(session.publishing)
-        await self._bind()
-
-    async def _declare(
-        self, connection: BrokerConnection, channel: AbstractChannel
-    ) -> AbstractQueue:
-        queue = await channel.declare_queue(
-            self.queue_name,
-            durable=True,
-            auto_delete=True,
-            arguments={"x-expires": _ORPHAN_EXPIRES_MS},
+        connection, service = session.publishing, session.service
+        self._service, self._publishers = service, session.publishers
+        controls = f"{service}.control.{secrets.token_hex(16)}"
+        self._controls = await self._open_channel(connection)
+        self._channel = await self._open_channel(connection, prefetch=_RPC_PREFETCH)
+        self._sender = _ReplySender(controls, service)
+        keys = (controls, *self._queues)
+        control = [Binding(controls, exchange("control", service), key) for key in keys]
+        own = Queue(name=controls, arguments={}, bindings=control, exclusive=True, auto_delete=True)
+        await self._controls.consume([controls], self._on_control, declared=[own], no_ack=True)
+        await self._channel.consume(
+            self._queues.values(),
+            self._passing_to(self._channel),
+            declared=[method_queue(service, name, r) for r, name in self._queues.items()],
+            # after the start of the consumer: a draining server unbinds if it sees no other
+            bound=self._bindings(self._queues),
         )
-        self._controls = await connection.channel()
-        controls = await self._controls.channel.declare_queue(exclusive=True, auto_delete=True)
-        for route in self._routes:
-            await controls.bind(CONTROL_EXCHANGE, route)
-        await self._controls.consume(controls.name, self._on_control, no_ack=True)
-        self._sender = _ReplySender(controls.name)
-        return queue
+        self._connection = connection
 
-    async def _bind(self) -> None:
-        """Bind the queue, after consuming: a draining server unbinds it if it sees no other."""
-        for key in (*self._routes, *self._batch_routes):
-            await self._queue.bind(CALL_EXCHANGE, key)
+    def _bindings(self, routes: Iterable[str]) -> list[Binding]:
+        name = exchange("calls", self._service)
+        return [
+            Binding(self._queues[route], name, key)
+            for route in routes
+            for key in (route, batch_route(route))
+        ]
 
     def _start_handling(self, channel: MessageChannel, message: Delivered) -> None:
         if message.routing_key in self._batch_routes:
@@ -128,15 +141,23 @@ class RpcServer(QueueConsumer):
         if not calls:
             channel.ack(message.tag)
         for correlation_id, request in calls:
-            call = _BatchedCall(batch, route, correlation_id, message.reply_to, request)
+            call = _BatchedCall(batch, route, correlation_id, message, request)
             self._start_handling(channel, call)
 
     def _refuse(self, channel: MessageChannel, message: Delivered, reason: str, text: str) -> None:
         error = ServiceError(
             Code.RESOURCE_EXHAUSTED, reason, text, retry_after=1, outcome=Outcome.NO_EFFECT
         )
-        self._sender.send(channel, message, error_reply(error))
-        self._acknowledge(channel, message)
+
+        async def refuse() -> None:
+            try:
+                if (replies := await self._open_replies(message)) is not None:
+                    self._sender.send(replies, message, error_reply(error))
+                self._acknowledge(channel, message)
+            finally:
+                del self._refusing[message]
+
+        self._refusing[message] = self._loop.create_task(refuse())
 
     def _acknowledge(self, channel: MessageChannel, message: Delivered) -> None:
         """Acknowledge a finished call; a batch once all its calls have finished."""
@@ -147,11 +168,40 @@ class RpcServer(QueueConsumer):
         if not message.batch.unfinished:
             channel.ack(message.tag)
 
+    async def _open_replies(self, message: Delivered) -> MessageChannel | None:
+        """Return the channel for replies to the sender of a call; None if the call is dropped.
+
+        RabbitMQ validates the user id: a reply goes to an exchange of the service that has called.
+        """
+        caller, reason = self._caller(message.user_id, message.reply_to), "no sender"
+        if caller:
+            try:
+                with broker_errors():
+                    replies = await self._publishers.open(exchange("replies", caller))
+                    self._callers[message.user_id] = replies
+                    return replies
+            except BROKER_ERRORS as error:
+                reason = str(error)[:_MAX_ERROR]
+        self._log.write(logging.WARNING, "call.dropped", reason=reason)
+        return None
+
+    def _caller(self, user_id: str, reply_to: str) -> str:
+        """Return the service to which a reply may be sent; empty if there is none.
+
+        A message of this service itself may be the call of another one, which a server has handed
+        on as it stopped.
+        """
+        caller = reply_to.partition(".")[0]
+        return caller if user_id in (caller, self._service) else ""
+
     async def _handle(self, channel: MessageChannel, message: Delivered) -> None:
         key = (message.reply_to, message.correlation_id)
         started = settled = False
+        replies = self._callers.get(message.user_id)
         try:
-            if key in self._cancelled:
+            if replies is None or replies.closed or not message.reply_to.startswith(replies.prefix):
+                replies = await self._open_replies(message)
+            if replies is None or key in self._cancelled:
                 self._acknowledge(channel, message)
                 return
             self._calls[key] = message
@@ -161,9 +211,9 @@ class RpcServer(QueueConsumer):
                 started = True
             handling = self._handler(message.routing_key, message.body)
             if isinstance(handling, AsyncGenerator):
-                await self._stream(channel, message, key, handling)
+                await self._stream(replies, message, key, handling)
             else:
-                self._sender.send(channel, message, await handling)
+                self._sender.send(replies, message, await handling)
             self._acknowledge(channel, message)
             settled = True
             if len(self._running) == 1:
@@ -172,7 +222,7 @@ class RpcServer(QueueConsumer):
                 await channel.transport.wait_writable()
         except asyncio.CancelledError:
             if not settled:
-                self._end_cancelled(channel, message, key, started=started)
+                self._end_cancelled(channel, replies, message, started=started)
         except Exception as error:  # noqa: BLE001  # every call must be settled
             self._log.write(
                 logging.ERROR, "bus.call_failed", route=message.routing_key, exc_info=error
@@ -187,20 +237,40 @@ class RpcServer(QueueConsumer):
                 self._limit.release()
 
     def _end_cancelled(
-        self, channel: MessageChannel, message: Delivered, key: _Key, *, started: bool
+        self,
+        channel: MessageChannel,
+        replies: MessageChannel | None,
+        message: Delivered,
+        *,
+        started: bool,
     ) -> None:
         """Settle a call that its caller or the end of this server has cancelled."""
-        if key not in self._cancelled:  # this server stops: the caller needs a reply
-            if started or self._was_last_server:
+        if (message.reply_to, message.correlation_id) not in self._cancelled:
+            # this server stops: the caller needs a reply
+            if started or message.routing_key in self._deleted:
                 outcome = Outcome.UNKNOWN if started else Outcome.NO_EFFECT
                 stopped = unavailable("SERVER_STOPPED", "The worker has stopped.", outcome)
-                self._sender.send(channel, message, error_reply(stopped))
+                if replies is not None:
+                    self._sender.send(replies, message, error_reply(stopped))
             elif type(message) is _BatchedCall:
-                _return_to_queue(channel, message)
+                self._hand_on(channel, message)
             else:
                 channel.reject(message.tag, requeue=True)
                 return
         self._acknowledge(channel, message)
+
+    def _hand_on(self, channel: MessageChannel, call: Delivered) -> None:
+        """Publish a call of a batch as a single call, for another server."""
+        with suppress(ServiceError):
+            left = read_request(call.body).deadline_unix_ms - int(time.time() * 1000)
+            header = frames.properties(
+                CONTENT_TYPE,
+                correlation_id=call.correlation_id,
+                reply_to=call.reply_to,
+                expiration_ms=min(max(left, 1), _LONGEST_MS),
+                user_id=self._service,
+            )
+            channel.publish(exchange("retry", self._service), call.routing_key, header, call.body)
 
     async def _stream(
         self,
@@ -229,25 +299,31 @@ class RpcServer(QueueConsumer):
             key = (control.reply_to, control.correlation_id)
             if any(len(each.encode()) > _MAX_ID for each in key):
                 return
+            if not self._caller(message.user_id, control.reply_to):
+                return
             if control.request:
-                self._handle_broadcast(message.routing_key, control)
+                self._handle_broadcast(message, control)
             elif control.cancel:
                 self._cancel(key)
             elif credit := self._credits.get(key):
                 credit.grant(control.credit)
 
-    def _handle_broadcast(self, route: str, control: Control) -> None:
+    def _handle_broadcast(self, message: Delivered, control: Control) -> None:
         """Handle a broadcast without waiting for a slot; only for methods of postbus.bus."""
+        route = message.routing_key
         if not route.startswith("postbus.bus.") or len(self._running) >= _MAX_CALLS:
             return
         handling = self._handler(route, control.request)
         if isinstance(handling, AsyncGenerator):
             return
-        channel, header = self._channel, self._sender.header(control.correlation_id)
+        header = self._sender.header(control.correlation_id)
+        message.reply_to = control.reply_to
 
         async def reply() -> None:
             try:
-                channel.publish("", control.reply_to, header, await handling)
+                body = await handling
+                if replies := await self._open_replies(message):
+                    replies.publish(replies.exchange, control.reply_to, header, body)
             finally:
                 del self._running[handling]
 
@@ -266,29 +342,50 @@ class RpcServer(QueueConsumer):
 
     async def _stop_consuming(self, connection: BrokerConnection) -> None:
         await self._drain()
-        await super()._stop_consuming(connection)
-        # Without the queue, no other server gets the calls that were not started.
-        self._was_last_server = await connection.consumer_count(self.queue_name) is None
+        await self._channel.stop_consuming(self._queues.values())
+        # Without its queue, no other server gets the calls of a route that were not started.
+        routes = [
+            route
+            for route in {each.routing_key for each in self._running if isinstance(each, Delivered)}
+            if await connection.consumer_count(self._queues[route]) is None
+        ]
+        self._deleted = set(routes)
 
     async def _drain(self) -> None:
-        """If this is the last server, unbind the queue and handle the waiting calls first.
+        """Unbind the queues of which this is the last server, and handle the waiting calls first.
 
         The broker deletes an auto-delete queue, with its calls, when its last consumer is gone.
         """
-        if (await self._queue_state()).consumer_count != 1:
+        last = await self._served_alone(self._queues)
+        if not last:
             return
-        for key in (*self._routes, *self._batch_routes):
-            await self._queue.unbind(CALL_EXCHANGE, key)
-        if (await self._queue_state()).consumer_count != 1:  # another server has just started
-            await self._bind()
-            return
+        await self._channel.request_all([each.removal() for each in self._bindings(last)])
+        alone = await self._served_alone(last)
+        if joined := [route for route in last if route not in alone]:  # another one has started
+            await self._channel.request_all(
+                [frame for each in self._bindings(joined) for frame in each.frames()]
+            )
         # No timeout: aiormq closes the channel, which ends the session, if a declaration is
         # cancelled.
         end = self._loop.time() + _DRAIN_SECONDS
-        while self._loop.time() < end:
-            if not (await self._queue_state()).message_count and not self._limit.waiting:
+        while alone and self._loop.time() < end:
+            states = await self._queue_states(alone)
+            if not any(state.message_count for state in states) and not self._limit.waiting:
                 return
             await asyncio.sleep(0.02)
+
+    async def _served_alone(self, routes: Iterable[str]) -> list[str]:
+        """Return the routes that no other process serves."""
+        routes = list(routes)
+        states = await self._queue_states(routes)
+        return [
+            route for route, state in zip(routes, states, strict=True) if state.consumer_count == 1
+        ]
+
+    async def _queue_states(self, routes: Iterable[str]) -> list[Any]:
+        return await self._channel.request_all(
+            [QueueMethods.Declare(queue=self._queues[route], passive=True) for route in routes]
+        )
 
     def _cancel_waiting(self) -> None:
         self._limit.cancel_waiters()
@@ -296,10 +393,6 @@ class RpcServer(QueueConsumer):
     async def _close(self, connection: BrokerConnection) -> None:
         await super()._close(connection)
         await connection.close_channel(self._controls)
-
-    async def _queue_state(self) -> spec.Queue.DeclareOk:
-        queue = await self._channel.channel.declare_queue(self.queue_name, passive=True)
-        return queue.declaration_result
 
 
 class _OpenBatch:
@@ -318,9 +411,16 @@ class _BatchedCall(Delivered):
     __slots__ = ("batch",)
 
     def __init__(
-        self, batch: _OpenBatch, route: str, correlation_id: str, reply_to: str, request: bytes
+        self,
+        batch: _OpenBatch,
+        route: str,
+        correlation_id: str,
+        message: Delivered,
+        request: bytes,
     ) -> None:
-        super().__init__(batch.tag, route, correlation_id, reply_to, b"", request)
+        super().__init__(
+            batch.tag, route, correlation_id, message.reply_to, b"", request, message.user_id
+        )
         self.batch = batch
 
 
@@ -331,37 +431,23 @@ class _ReplySender:
     callers send credit there.
     """
 
-    def __init__(self, control_queue: str) -> None:
-        self.header = frames.Header(CONTENT_TYPE, control_queue)
+    def __init__(self, control_queue: str, service: str) -> None:
+        self.header = frames.Header(CONTENT_TYPE, control_queue, service)
         self._batches: Batches[tuple[MessageChannel, str]] = Batches(self._send_batch)
 
     def send(self, channel: MessageChannel, message: Delivered, reply: bytes) -> None:
-        """Send the reply to a call, unless the call has no reply-to."""
+        """Send the reply to a call. `channel` is that of its caller's replies."""
         reply_to = message.reply_to
-        if not reply_to:
-            return
         if type(message) is not _BatchedCall or len(reply) > MAX_BATCHED:
-            channel.publish("", reply_to, self.header(message.correlation_id), reply)
+            header = self.header(message.correlation_id)
+            channel.publish(channel.exchange, reply_to, header, reply)
         else:
             target = channel, reply_to
             self._batches.add(channel.transport, target, message.correlation_id, reply)
 
     def _send_batch(self, target: tuple[MessageChannel, str], batch: Batch) -> None:
         channel, reply_to = target
-        channel.publish("", reply_to, self.header(""), batch.pack())
-
-
-def _return_to_queue(channel: MessageChannel, call: Delivered) -> None:
-    """Publish a call of a batch as a single call, for another server."""
-    with suppress(ServiceError):
-        left = read_request(call.body).deadline_unix_ms - int(time.time() * 1000)
-        header = frames.properties(
-            CONTENT_TYPE,
-            correlation_id=call.correlation_id,
-            reply_to=call.reply_to,
-            expiration_ms=min(max(left, 1), _LONGEST_MS),
-        )
-        channel.publish(CALL_EXCHANGE, call.routing_key, header, call.body)
+        channel.publish(channel.exchange, reply_to, self.header(""), batch.pack())
 
 
 class _StreamCredit:

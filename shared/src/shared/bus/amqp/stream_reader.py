@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 from uuid import uuid4
@@ -14,8 +14,8 @@ from aio_pika import Message
 from shared.bus.amqp.broker_connection import BROKER_ERRORS, MessageChannel, broker_errors
 from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.frames import Delivered
-from shared.bus.amqp.queue_consumer import QueueConsumer
-from shared.bus.amqp.topology import Queue
+from shared.bus.amqp.queue_consumer import QueueConsumer, event_owner
+from shared.bus.amqp.topology import event_bindings, event_stream, exchange
 from shared.bus.message_bus import EventHandler
 from shared.limited_log import LimitedLog
 
@@ -49,14 +49,16 @@ class StreamReader(QueueConsumer):
 
     def __init__(
         self,
-        stream: Queue,
+        stream: str,
+        types: Sequence[str],
         handler: EventHandler,
+        *,
         seconds: float,
         replay_seconds: float = _REPLAY_SECONDS,
     ) -> None:
-        super().__init__(stream.name, _PREFETCH)
+        super().__init__(stream, _PREFETCH)
         self.complete = False
-        self._stream = stream
+        self._types = types
         self._handler = handler
         # An interval, measured by the broker's clock; a timestamp would depend on this machine's
         # clock.
@@ -105,16 +107,15 @@ class StreamReader(QueueConsumer):
             arrived.put_nowait(None)
 
         async with asyncio.timeout(self._replay_seconds) as limit:
-            await connection.declare(self._stream)
+            stream = event_stream(session.service, self.queue_name)
+            await connection.declare(stream, *event_bindings(stream.name, self._types))
             channel = await connection.channel(prefetch=_PREFETCH, on_lost=on_lost)
-            queue = await channel.channel.get_queue(self.queue_name, ensure=False)
-            tag = ""
+            consuming = False
             try:
                 arguments = {"x-stream-offset": self._offset}
-                tag = await channel.consume(
-                    self.queue_name, arrived.put_nowait, arguments=arguments
-                )
-                mark = await self._publish_mark(session)
+                await channel.consume([stream.name], arrived.put_nowait, arguments=arguments)
+                consuming = True
+                mark = await self._publish_mark(session, stream.name)
 
                 def complete() -> None:
                     limit.reschedule(None)
@@ -126,17 +127,17 @@ class StreamReader(QueueConsumer):
                 if not session.lost.is_set():
                     with suppress(*BROKER_ERRORS):
                         async with asyncio.timeout(_CLOSE_SECONDS):
-                            if tag:  # no message may arrive while the channel is being closed
-                                await queue.cancel(tag)
+                            if consuming:  # no message may arrive while the channel closes
+                                await channel.stop_consuming([stream.name])
                             await connection.close_channel(channel)
 
-    async def _publish_mark(self, session: BrokerSession) -> str:
+    async def _publish_mark(self, session: BrokerSession, stream: str) -> str:
         """Publish a mark to this stream only; return its correlation id."""
         mark = uuid4().hex
-        async with session.publishing.disposable_channel() as channel:
-            await channel.default_exchange.publish(
-                Message(b"", correlation_id=mark), self.queue_name
-            )
+        message = Message(b"", correlation_id=mark, user_id=session.service)
+        async with session.publishing.disposable_channel(confirms=True) as channel:
+            retry = await channel.get_exchange(exchange("retry", session.service), ensure=False)
+            await retry.publish(message, stream)
         return mark
 
     async def _handle_all(
@@ -146,11 +147,14 @@ class StreamReader(QueueConsumer):
             if message.correlation_id == mark:
                 complete()
             # marks of other readers have another routing key
-            elif message.routing_key in self._stream.keys and not message.oversized:
+            elif message.routing_key in self._types and not message.oversized:
                 await self._handle_event(message)
             channel.ack(message.tag)
 
     async def _handle_event(self, message: Delivered) -> None:
+        if message.user_id != event_owner(message):
+            self._log.write(logging.WARNING, "event.forged", stream=self.queue_name)
+            return
         try:
             await self._handler(message.body)
         except Exception as error:  # noqa: BLE001  # an event that fails must not stop the next ones

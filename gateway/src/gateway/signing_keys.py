@@ -1,0 +1,34 @@
+"""GetSigningKeys, answered by the gateway from the keys by which it verifies tokens itself.
+
+Clients that verify tokens by /.well-known/jwks.json then trust no answer of the bus.
+"""
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from google.protobuf.json_format import ParseDict
+
+from shared.bus import Call
+from shared.bus.envelope import CallResult
+from shared.wire import message_class
+
+__all__ = ["GET_SIGNING_KEYS", "signing_keys"]
+
+GET_SIGNING_KEYS: Final = "postbus.users.v1.AuthService.GetSigningKeys"
+_RESPONSE: Final = message_class("postbus.users.v1.GetSigningKeysResponse")
+
+
+def signing_keys(key_set: str) -> Callable[[Call], Awaitable[CallResult]]:
+    """Return the method for a JSON Web Key Set (RFC 7517).
+
+    The response has the public members of the keys; the contract has no field for another.
+    """
+    keys = {"keys": json.loads(key_set)["keys"]}
+    response = ParseDict(keys, _RESPONSE(), ignore_unknown_fields=True)
+    result = CallResult(response.SerializeToString(), replayed=False, caller_revision=0)
+
+    async def answer(_call: Call) -> CallResult:
+        return result
+
+    return answer
