@@ -30,7 +30,6 @@ _CREATED_SECONDS: Final = 30.0
 _CREATED_POLL: Final = 0.5
 _ONE_AT_A_TIME: Final = sa.text("SELECT pg_advisory_xact_lock(7035880)")
 """Waits for the migrations of other processes; the number is arbitrary."""
-_SET_LOCK_TIMEOUT: Final = sa.text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
 _MISSING_DATABASE: Final = ("3D000", "08P01")  # 08P01 by pgbouncer, for every refusal
 _CREATED_BY_ANOTHER: Final = ("42P04", "23505")
 _LOCKED: Final = ("55P03", "40P01")
@@ -63,7 +62,8 @@ async def _run_scripts(metadata: sa.MetaData) -> None:
     try:
         async with engine.begin() as connection:
             await connection.execute(_ONE_AT_A_TIME)
-            await connection.execute(_SET_LOCK_TIMEOUT)  # not for the line above
+            # not before: the line above waits as long as another migration runs
+            await connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
             await connection.run_sync(_run, metadata)
     finally:
         await engine.dispose()
