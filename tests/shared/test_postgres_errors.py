@@ -13,9 +13,11 @@ import pytest
 import sqlalchemy as sa
 import structlog.testing
 from pydantic import SecretStr
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shared.context import Context
+from shared.data.postgres_connections import create_engine
 from shared.data.postgres_sessions import open_postgres
 from shared.errors import Code, NotReadyError, Outcome, ServiceError
 from shared.limited_log import LimitedLog
@@ -131,6 +133,19 @@ async def test_errors_that_the_work_cannot_cure_are_unavailable_with_a_true_outc
     assert outcomes == {state: both[at_commit] for state, both in UNAVAILABLE.items()}
 
 
+async def test_error_at_the_commit_of_a_transaction_has_an_unknown_outcome(
+    notes: PostgresNotes,
+) -> None:
+    outcomes = []
+    for at_commit in (False, True):
+        await fail(notes, "57P01", at_commit=at_commit)
+        with pytest.raises(ServiceError) as raised:
+            await notes.add("a transaction of its own")
+        outcomes.append(raised.value.outcome)
+
+    assert outcomes == [Outcome.NO_EFFECT, Outcome.UNKNOWN]
+
+
 @pytest.mark.parametrize("at_commit", [False, True])
 async def test_work_that_the_database_has_rolled_back_runs_again(
     notes: PostgresNotes, at_commit: bool
@@ -203,6 +218,19 @@ async def test_other_errors_are_faults_whose_texts_have_no_values(notes: Postgre
     assert [text.split()[0] for text in texts] == list(FAULTS)
     assert not any("secret" in text or "private" in text for text in texts)
     assert "INSERT INTO notes" in texts[0]
+    assert len(str(DatabaseFaultError("kind", "SELECT " + "x" * 10_000))) < 600
+
+
+async def test_errors_of_the_engine_have_no_parameters(notes: PostgresNotes) -> None:
+    engine = create_engine(SecretStr(notes.url))
+    async with engine.connect() as connection:
+        query = sa.text("SELECT 1 / length(substr(:text, 1, 0))")
+        with pytest.raises(DBAPIError) as raised:
+            await connection.execute(query, {"text": "ada@example.com"})
+    await engine.dispose()
+
+    assert "division by zero" in str(raised.value)
+    assert "ada@" not in str(raised.value)
 
 
 async def test_unforeseen_constraint_error_writes_no_value_into_the_log(

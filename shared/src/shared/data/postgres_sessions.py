@@ -139,8 +139,7 @@ async def open_postgres(address: SecretStr, *, pooled: bool = False) -> AsyncIte
     engine = create_engine(
         address,
         pooled=pooled,
-        pool_size=_POOL_SIZE
-        + 1,  # one more for `stored_revision`, which takes no place in the limit
+        pool_size=_POOL_SIZE + 1,  # one more for the probe, which ignores the limit
         max_overflow=0,
         pool_timeout=_POOL_TIMEOUT,
         pool_recycle=_RECYCLE_SECONDS,
