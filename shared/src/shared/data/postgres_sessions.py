@@ -1,8 +1,8 @@
 """The PostgreSQL database of a service: SQLModel sessions over asyncpg, and units of work."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final
 
 from pydantic import SecretStr
@@ -10,10 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from shared.data.postgres_connections import create_engine
-from shared.errors import Outcome, ServiceError, database_unavailable
 from shared.outbox.inbox import Operation, OperationResult
 from shared.outbox.outbox import Publish
-from shared.outbox.postgres_errors import driver_errors
+from shared.outbox.postgres_errors import commit_errors, driver_errors, reading_errors
 from shared.outbox.postgres_inbox import purge
 from shared.outbox.postgres_outbox import forward
 from shared.outbox.postgres_unit_of_work import FairLimit, PostgresUnitOfWork, flush, perform
@@ -66,7 +65,7 @@ class Postgres:
 
     @asynccontextmanager
     async def _session(self, engine: AsyncEngine, *, commit: bool) -> AsyncIterator[AsyncSession]:
-        with driver_errors() if commit else _reading_errors():
+        with driver_errors if commit else reading_errors:
             if unit := self._unit_of_work():
                 async with unit.join() as session:
                     yield session
@@ -75,7 +74,7 @@ class Postgres:
                 yield session
                 if commit:
                     await flush(session)
-                    with driver_errors(at_commit=True):
+                    with commit_errors:
                         await session.commit()
 
     def _unit_of_work(self) -> PostgresUnitOfWork | None:
@@ -94,13 +93,13 @@ class Postgres:
 
     async def forward(self, publish: Publish) -> int:
         """See Store.forward."""
-        with driver_errors():
+        with driver_errors:
             async with self._limit:
                 return await forward(self._engine, publish)
 
     async def purge(self) -> None:
         """See Store.purge."""
-        with driver_errors():
+        with driver_errors:
             async with self._limit:
                 await purge(self._engine)
 
@@ -109,24 +108,9 @@ class Postgres:
 
         UNAVAILABLE, with a NotReadyError as its cause, if the process may not write.
         """
-        with driver_errors():
+        with driver_errors:
             async with self._reader.connect() as connection:
                 return (await connection.exec_driver_sql(_PROBE)).scalar_one_or_none() or ""
-
-
-@contextmanager
-def _reading_errors() -> Iterator[None]:
-    """Turn errors as `driver_errors` does, but DATABASE_CONFLICT into DATABASE_UNAVAILABLE.
-
-    Inside a unit of work, DATABASE_CONFLICT stays: the unit of work runs again.
-    """
-    try:
-        with driver_errors():
-            yield
-    except ServiceError as error:
-        if error.reason == "DATABASE_CONFLICT" and current_unit_of_work() is None:
-            raise database_unavailable(Outcome.NO_EFFECT) from None
-        raise
 
 
 @asynccontextmanager

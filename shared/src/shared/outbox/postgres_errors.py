@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
+from types import TracebackType
 from typing import Final, Literal
 
 import asyncpg
@@ -26,11 +27,14 @@ from shared.errors import (
     deadline_exceeded,
 )
 from shared.limited_log import LimitedLog
+from shared.outbox.unit_of_work import current_unit_of_work
 
 __all__ = [
     "DatabaseFaultError",
+    "commit_errors",
     "connection_errors",
     "driver_errors",
+    "reading_errors",
     "replace_connections",
     "rule_of",
 ]
@@ -159,22 +163,50 @@ def replace_connections(context: ExceptionContext) -> None:
         context.is_disconnect = True
 
 
-@contextmanager
-def driver_errors(*, at_commit: bool = False) -> Iterator[None]:
-    """Turn errors of the driver into ServiceError or DatabaseFaultError, by the table.
+class DriverErrors:
+    """A context manager that turns errors of the driver into ServiceError or DatabaseFaultError.
 
     UNAVAILABLE with reason DATABASE_UNAVAILABLE, whose cause is a NotReadyError; ABORTED with
     reason DATABASE_CONFLICT if the database has rolled back and the work can run again;
     RESOURCE_EXHAUSTED with reason DATABASE_BUSY. The outcome is NO_EFFECT, except where
-    `at_commit` the transaction may have been committed.
+    `at_commit` the transaction may have been committed. It has no state, and can be shared.
     """
-    try:
-        yield
-    except PoolTimeoutError:
-        raise database_busy() from None
-    except (OSError, StatementError, *_DRIVER) as error:
-        translated = _translated(error, at_commit=at_commit)
-        raise translated from translated.__cause__
+
+    def __init__(self, *, at_commit: bool = False, reads: bool = False) -> None:
+        self._at_commit = at_commit
+        self._reads = reads
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            return
+        if isinstance(error, PoolTimeoutError):
+            raise database_busy() from None
+        if isinstance(error, (OSError, StatementError, *_DRIVER)):
+            translated = _translated(error, at_commit=self._at_commit)
+            if self._reads and current_unit_of_work() is None:
+                translated = _unless_conflict(translated)
+            raise translated from translated.__cause__
+
+
+driver_errors: Final = DriverErrors()
+commit_errors: Final = DriverErrors(at_commit=True)
+"""At the commit: the outcome is UNKNOWN if the connection is lost."""
+reading_errors: Final = DriverErrors(reads=True)
+"""Of reads: DATABASE_UNAVAILABLE in place of DATABASE_CONFLICT, except in a unit of work, which
+runs again."""
+
+
+def _unless_conflict(error: Exception) -> Exception:
+    is_conflict = isinstance(error, ServiceError) and error.reason == "DATABASE_CONFLICT"
+    return database_unavailable(Outcome.NO_EFFECT) if is_conflict else error
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from shared.context import current_context
 from shared.errors import ServiceError, database_busy
 from shared.outbox.inbox import Operation, OperationResult
-from shared.outbox.postgres_errors import driver_errors
+from shared.outbox.postgres_errors import commit_errors, driver_errors
 from shared.outbox.postgres_inbox import insert_operation
 from shared.outbox.unit_of_work import Execution, Transaction
 from shared.wire import encode
@@ -86,7 +86,7 @@ class PostgresUnitOfWork(Transaction):
                 raise self._ended
             session = AsyncSession(self.engine, expire_on_commit=False)
             self._session = await self._exit.enter_async_context(session)
-            with driver_errors():
+            with driver_errors:
                 self._connection = await session.connection()
                 self.late = await insert_operation(self._connection, self._operation)
 
@@ -99,9 +99,9 @@ class PostgresUnitOfWork(Transaction):
             None if self._operation.secret else reply,
             self._operation.key,
         )
-        with driver_errors():
+        with driver_errors:
             await self._connection.exec_driver_sql(_STORE_RESULT, result)
-        with driver_errors(at_commit=True):
+        with commit_errors:
             await self._session.commit()
 
     async def roll_back(self) -> None:
@@ -112,7 +112,7 @@ class PostgresUnitOfWork(Transaction):
         """Release the connection, and roll back unless committed. May be called twice."""
         if self._ended is None:
             self._ended = RuntimeError("the unit of work has ended")
-        with driver_errors():
+        with driver_errors:
             await self._exit.aclose()
 
 
