@@ -20,7 +20,6 @@ from shared.context import Context
 from shared.data.postgres_connections import create_engine
 from shared.data.postgres_sessions import open_postgres
 from shared.errors import Code, NotReadyError, Outcome, ServiceError
-from shared.limited_log import LimitedLog
 from shared.outbox import postgres_errors, postgres_unit_of_work
 from shared.outbox.postgres_errors import DatabaseFaultError
 from shared.runtime.logs import configure_logs
@@ -296,7 +295,7 @@ async def refusing(state: str) -> AsyncIterator[str]:
 async def test_refused_connection_is_unavailable_and_named_in_one_log_line(
     state: str, level: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_errors, "_log", LimitedLog())
+    monkeypatch.setattr(postgres_errors._log, "_written", {})
 
     async def count() -> None:
         async with postgres.reading() as session:
