@@ -10,9 +10,11 @@ __all__ = [
     "MAX_VIOLATIONS",
     "Code",
     "FieldViolation",
+    "NotReadyError",
     "Outcome",
     "ServiceError",
     "database_busy",
+    "database_conflict",
     "database_unavailable",
     "deadline_exceeded",
     "internal",
@@ -93,6 +95,13 @@ class ServiceError(Exception):
         return error
 
 
+class NotReadyError(Exception):
+    """Raised by a probe: names what a dependency lacks, and the command that mends it.
+
+    Operators see the text in /readyz and in the log.
+    """
+
+
 def invalid_field(reason: str, field: str, rule: str, message: str) -> ServiceError:
     """Return INVALID_ARGUMENT for a field that violates a rule; `field` is its JSON path."""
     violation = FieldViolation(field=field, rule=rule, message=message)
@@ -161,5 +170,15 @@ def database_busy() -> ServiceError:
         Code.RESOURCE_EXHAUSTED,
         "DATABASE_BUSY",
         "Too many concurrent calls use the database.",
+        retry_after=1,
+    )
+
+
+def database_conflict() -> ServiceError:
+    """Return ABORTED: the database has rolled the work back, and may accept it if it runs again."""
+    return ServiceError(
+        Code.ABORTED,
+        "DATABASE_CONFLICT",
+        "Concurrent changes prevented the operation. Repeat the request.",
         retry_after=1,
     )
