@@ -16,7 +16,8 @@ from pymongo.asynchronous.database import AsyncDatabase
 
 from shared.data.loader import Loader
 from shared.data.mongo_documents import document_reader
-from shared.outbox.mongo_unit_of_work import MongoUnitOfWork, driver_errors
+from shared.outbox.mongo_errors import driver_errors
+from shared.outbox.mongo_unit_of_work import MongoUnitOfWork
 from shared.outbox.unit_of_work import current_unit_of_work
 
 __all__ = ["Collection"]

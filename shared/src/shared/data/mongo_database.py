@@ -13,9 +13,10 @@ from pymongo.write_concern import WriteConcern
 
 from shared.data.mongo_collection import Collection
 from shared.outbox.inbox import Operation, OperationResult
+from shared.outbox.mongo_errors import driver_errors
 from shared.outbox.mongo_inbox import create_inbox_indexes
 from shared.outbox.mongo_outbox import forward
-from shared.outbox.mongo_unit_of_work import driver_errors, perform
+from shared.outbox.mongo_unit_of_work import perform
 from shared.outbox.outbox import Publish
 from shared.outbox.unit_of_work import Execution
 

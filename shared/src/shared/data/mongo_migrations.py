@@ -7,7 +7,7 @@ from typing import Any
 from pymongo.asynchronous.database import AsyncDatabase
 
 from shared.data.mongo_database import Mongo
-from shared.outbox.mongo_unit_of_work import driver_errors
+from shared.outbox.mongo_errors import driver_errors
 
 __all__ = ["Database", "Migration", "migrate"]
 
