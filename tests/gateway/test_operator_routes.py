@@ -50,7 +50,7 @@ async def test_only_loopback_clients_are_operators_by_default(
 
     assert metrics.status_code == (200 if allowed else 403)
     assert ("postbus_" in metrics.text) is allowed
-    assert ready.json().keys() == ({"ready", "parts"} if allowed else {"ready"})
+    assert ready.json().keys() == ({"ready", "parts", "missing"} if allowed else {"ready"})
     assert alive.status_code == 200
 
 
@@ -105,6 +105,25 @@ async def test_broker_and_revocations_are_parts_of_the_readiness(
         parts = (await client.get("/readyz")).json()["parts"]
 
     assert (parts["rabbitmq"], parts["gateway.sessions"]) == (False, False)
+
+
+async def test_operators_see_what_a_worker_lacks(verifier: TokenVerifier) -> None:
+    part = Part(name="db", ready=False, message="Run: python -m posts migrate")
+
+    async def lacking(_route: str, _body: bytes) -> bytes:
+        return encode(Reply(payload=encode(CheckResponse(parts=[part]))))
+
+    bus = MemoryBus()
+    await bus.serve("posts", ["postbus.bus.v1.HealthService.Check.posts"], lacking)
+    app = build_app(bus, verifier, max_body_bytes=1000)
+    async with app.running(), from_address(app, "127.0.0.1") as client:
+        response = await client.get("/readyz")
+
+    assert response.status_code == 503
+    assert response.json()["missing"] == {
+        "posts.db": "Run: python -m posts migrate",
+        "users": "The worker does not respond: NO_ROUTE.",
+    }
 
 
 async def test_concurrent_probes_and_scrapes_call_workers_once(

@@ -8,11 +8,12 @@ import pytest
 import sqlalchemy as sa
 import structlog.testing
 
-from postbus.bus.v1 import CheckRequest
+from postbus.bus.v1 import CheckRequest, HealthServiceStub
+from shared.bus import ServiceChannel
 from shared.bus.memory import MemoryBus
 from shared.context import Context
 from shared.data.postgres_sessions import Postgres
-from shared.errors import Code, ServiceError
+from shared.errors import Code, NotReadyError, ServiceError
 from shared.identity import TokenVerifier
 from shared.outbox.outbox import EncodedEvent
 from shared.runtime.session_verifier import SessionVerifier
@@ -66,8 +67,38 @@ async def test_health_check_ends_after_half_a_second_whatever_the_probes_do() ->
     async with asyncio.timeout(3):
         response = await health.check(CheckRequest(), CONTEXT)
 
-    ready = {part.name: part.ready for part in response.parts}
-    assert ready == {"hangs": False, "fails": False, "responds": True}
+    messages = {part.name: (part.ready, part.message) for part in response.parts}
+    assert messages == {
+        "hangs": (False, "No response within 0.5 seconds."),
+        "fails": (False, "Unavailable: RuntimeError."),
+        "responds": (True, ""),
+    }
+
+
+async def test_what_a_dependency_lacks_is_logged_once_at_the_start_and_once_when_it_changes(
+    verifier: TokenVerifier,
+) -> None:
+    missing = "The schema is missing. Run: python -m posts migrate"
+
+    async def probe() -> None:
+        if missing:
+            raise NotReadyError(missing)
+
+    bus, checked = MemoryBus(), []
+    application = Application(handlers=[Posts()], probes={"database": probe})
+    health = HealthServiceStub(ServiceChannel(bus, worker="posts"))
+    with structlog.testing.capture_logs() as lines:
+        async with serve("posts", application, bus, verifier):
+            logged = [line["event"] for line in lines]
+            checked += [(await health.check(CheckRequest())).parts[0] for _ in range(2)]
+            missing = ""
+            checked += [(await health.check(CheckRequest())).parts[0] for _ in range(2)]
+
+    assert logged == ["dependency.not_ready"]
+    assert [line["event"] for line in lines] == ["dependency.not_ready", "dependency.ready"]
+    assert lines[0]["message"] == "The schema is missing. Run: python -m posts migrate"
+    assert [part.message for part in checked] == [lines[0]["message"]] * 2 + [""] * 2
+    assert [part.ready for part in checked] == [False, False, True, True]
 
 
 async def test_worker_that_stops_publishes_the_events_that_are_left(

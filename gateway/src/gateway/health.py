@@ -4,7 +4,7 @@ import asyncio
 from typing import Final
 
 from gateway.cached_result import CachedResult
-from postbus.bus.v1 import CheckRequest, HealthServiceStub
+from postbus.bus.v1 import CheckRequest, HealthServiceStub, Part
 from shared.bus import MessageBus, ServiceChannel
 from shared.bus.handler_matching import WORKERS
 from shared.errors import ServiceError
@@ -24,21 +24,31 @@ class Health:
         self._sessions = sessions
         self._parts = CachedResult(self._check, seconds=_FRESH_SECONDS)
 
-    async def parts(self) -> dict[str, bool]:
-        """Return whether each part is ready; takes one second at most."""
+    async def parts(self) -> list[Part]:
+        """Return every part of the system; takes one second at most."""
         return await self._parts.get()
 
-    async def _check(self) -> dict[str, bool]:
-        parts = {"rabbitmq": self._bus.ready, "gateway.sessions": self._sessions.ready}
+    async def _check(self) -> list[Part]:
+        parts = [
+            _part("rabbitmq", self._bus.ready, "The gateway is not connected to RabbitMQ."),
+            _part("gateway.sessions", self._sessions.ready, "The revocations are not read yet."),
+        ]
         for worker_parts in await asyncio.gather(*map(self._check_worker, WORKERS)):
-            parts |= worker_parts
+            parts += worker_parts
         return parts
 
-    async def _check_worker(self, worker: str) -> dict[str, bool]:
+    async def _check_worker(self, worker: str) -> list[Part]:
         channel = ServiceChannel(self._bus, worker=worker)
         try:
-            stub = HealthServiceStub(channel)
-            response = await stub.check(CheckRequest())
-        except ServiceError:
-            return {worker: False}
-        return {worker: True} | {f"{worker}.{part.name}": part.ready for part in response.parts}
+            response = await HealthServiceStub(channel).check(CheckRequest())
+        except ServiceError as error:
+            return [_part(worker, False, f"The worker does not respond: {error.reason}.")]
+        dependencies = [
+            Part(name=f"{worker}.{part.name}", ready=part.ready, message=part.message)
+            for part in response.parts
+        ]
+        return [Part(name=worker, ready=True), *dependencies]
+
+
+def _part(name: str, ready: bool, message: str) -> Part:
+    return Part(name=name, ready=ready, message="" if ready else message)

@@ -38,11 +38,17 @@ class OperatorRoutes:
         return JSONResponse({"alive": True})
 
     async def _ready(self, request: Request) -> Response:
-        """Return 200 if every part is ready, else 503; operators get the state of each part."""
+        """Return 200 if every part is ready, else 503.
+
+        Operators get the state of each part, and the messages of those that are not ready.
+        """
         parts = await self._health.parts()
-        ready = all(parts.values())
-        details = {"parts": parts} if self._operators.include(request.scope) else {}
-        return JSONResponse({"ready": ready} | details, 200 if ready else 503)
+        ready = all(part.ready for part in parts)
+        body: dict[str, object] = {"ready": ready}
+        if self._operators.include(request.scope):
+            body["parts"] = {part.name: part.ready for part in parts}
+            body["missing"] = {part.name: part.message for part in parts if not part.ready}
+        return JSONResponse(body, 200 if ready else 503)
 
     async def _expose(self, request: Request) -> Response:
         self._operators.require(request.scope)

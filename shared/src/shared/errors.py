@@ -10,6 +10,7 @@ __all__ = [
     "MAX_VIOLATIONS",
     "Code",
     "FieldViolation",
+    "NotReadyError",
     "Outcome",
     "ServiceError",
     "database_busy",
@@ -91,6 +92,13 @@ class ServiceError(Exception):
         if self.retry_after is not None:
             error.retry_after = timedelta(seconds=self.retry_after)
         return error
+
+
+class NotReadyError(Exception):
+    """Raised by a probe: names what a dependency lacks, and the command that mends it.
+
+    Operators see the text in /readyz and in the log.
+    """
 
 
 def invalid_field(reason: str, field: str, rule: str, message: str) -> ServiceError:

@@ -630,10 +630,16 @@ class Part(betterproto.Message):
     ready: bool = betterproto.bool_field(2)
     """Whether the dependency is ready."""
 
+    message: str = betterproto.string_field(3)
+    """
+    What is missing and the command that mends it, for operators; empty if the dependency is ready.
+    """
+
     def __init__(
         self,
         name: str = PLACEHOLDER,
         ready: bool = PLACEHOLDER,
+        message: str = PLACEHOLDER,
     ) -> None:
         set_attribute(
             self,
@@ -641,7 +647,10 @@ class Part(betterproto.Message):
             {
                 "name": name,
                 "ready": ready,
-                "_serialized_on_wire": name is not PLACEHOLDER or ready is not PLACEHOLDER,
+                "message": message,
+                "_serialized_on_wire": name is not PLACEHOLDER
+                or ready is not PLACEHOLDER
+                or message is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {},
             },

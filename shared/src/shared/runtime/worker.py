@@ -13,6 +13,7 @@ from postbus.bus.v1 import CheckRequest, CheckResponse, HealthServiceBase, Part
 from shared.bus import Dispatcher, MessageBus, MessagePattern, Subscription
 from shared.bus.amqp import connect
 from shared.context import Context
+from shared.errors import NotReadyError, ServiceError
 from shared.identity import TokenVerifier
 from shared.outbox.relay import flush, relay
 from shared.outbox.unit_of_work import Store, without_store
@@ -28,7 +29,8 @@ _PROBE_TIMEOUT = 0.5
 """Seconds."""
 
 Probe = Callable[[], Awaitable[None]]
-"""Returns if a dependency of the worker is available; raises any exception if not."""
+"""Returns if the worker can do its work with a dependency, else raises: NotReadyError, whose text
+names what is missing and the command that mends it, or any other exception."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,22 +50,46 @@ class Health:
 
     def __init__(self, probes: Mapping[str, Probe]) -> None:
         self._probes = probes
+        self._messages = dict.fromkeys(probes, "")
 
     @MessagePattern(HealthServiceBase.check)
     async def check(self, _request: CheckRequest, _context: Context) -> CheckResponse:
         """Run all probes concurrently; half a second at most."""
-        results = await asyncio.gather(*(_succeeds(probe) for probe in self._probes.values()))
-        parts = zip(self._probes, results, strict=True)
-        return CheckResponse(parts=[Part(name=name, ready=ready) for name, ready in parts])
+        return CheckResponse(parts=await self.check_parts())
+
+    async def check_parts(self) -> list[Part]:
+        """Run all probes concurrently, and log each message that has changed."""
+        messages = await asyncio.gather(*map(_message, self._probes.values()))
+        for name, message in zip(self._probes, messages, strict=True):
+            if message != self._messages[name]:
+                self._log_change(name, message)
+        return [
+            Part(name=name, ready=not message, message=message)
+            for name, message in self._messages.items()
+        ]
+
+    def _log_change(self, name: str, message: str) -> None:
+        self._messages[name] = message
+        if message:
+            _log.warning("dependency.not_ready", dependency=name, message=message)
+        else:
+            _log.info("dependency.ready", dependency=name)
 
 
-async def _succeeds(probe: Probe) -> bool:
+async def _message(probe: Probe) -> str:
+    """Return "" if the probe succeeds, else what is missing."""
     try:
         async with asyncio.timeout(_PROBE_TIMEOUT):
             await probe()
-    except Exception:  # noqa: BLE001  # drivers raise undocumented errors; any of them means "not ready"
-        return False
-    return True
+    except NotReadyError as error:
+        return str(error)
+    except ServiceError as error:
+        return error.message
+    except TimeoutError:
+        return f"No response within {_PROBE_TIMEOUT} seconds."
+    except Exception as error:  # noqa: BLE001  # drivers raise undocumented errors; their texts may be secret
+        return f"Unavailable: {type(error).__name__}."
+    return ""
 
 
 @asynccontextmanager
@@ -78,7 +104,8 @@ async def serve(
     """
     sessions = SessionVerifier(bus, verifier)
     probes = {**application.probes, "sessions": sessions.require_ready}
-    handlers = [*application.handlers, Health(probes)]
+    health = Health(probes)
+    handlers = [*application.handlers, health]
     store = application.store
     perform = store.perform if store else without_store(bus.publish)
     dispatcher = Dispatcher(name, handlers, sessions, perform)
@@ -90,6 +117,7 @@ async def serve(
             queue = f"{name}.{event}"
             subscriptions.append(await bus.subscribe([event], dispatcher.consume, queue=queue))
         subscriptions.append(await bus.serve(name, dispatcher.routes, dispatcher.answer))
+        await health.check_parts()  # logs what is missing, before anything is requested
         yield
     finally:
         await asyncio.gather(*(subscription.cancel() for subscription in subscriptions))
