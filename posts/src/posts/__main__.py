@@ -9,6 +9,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from postbus.users.v1 import UsersServiceStub
 from posts.author_handlers import AuthorHandlers
@@ -33,8 +34,10 @@ from posts.settings import PostsSettings
 from posts.tags import TagHandlers, TagRepository
 from shared.bus import MessageBus, ServiceChannel
 from shared.data.mongo_database import Mongo, open_mongo
-from shared.data.mongo_migrations import migrate
+from shared.data.mongo_migrations import MigrationError, migrate
 from shared.data.pages import Pages
+from shared.errors import NotReadyError, ServiceError
+from shared.outbox.mongo_errors import driver_errors
 from shared.runtime.settings import load
 from shared.runtime.worker import Application, run_worker
 
@@ -46,7 +49,7 @@ def main() -> None:
         case []:
             run_worker("posts", settings, lambda bus: _application(settings, bus))
         case ["migrate"]:
-            asyncio.run(_migrate(settings, len(MIGRATIONS)))
+            asyncio.run(_migrate(settings, None))
         case ["migrate", version] if version in map(str, range(len(MIGRATIONS) + 1)):
             asyncio.run(_migrate(settings, int(version)))
         case ["repair"]:
@@ -60,7 +63,8 @@ async def _application(settings: PostsSettings, bus: MessageBus) -> AsyncIterato
     cache, users = AuthorCache(), UsersServiceStub(ServiceChannel(bus))
     async with open_mongo(settings.mongo_url) as mongo, cache.subscribed(bus):
         handlers = _handlers(mongo, cache, users, Pages(settings.page_token_key))
-        yield Application(handlers=handlers, probes={"mongodb": mongo.ping}, store=mongo)
+        ready = partial(mongo.ping, len(MIGRATIONS))
+        yield Application(handlers=handlers, probes={"mongodb": ready}, store=mongo)
 
 
 def _handlers(
@@ -93,17 +97,21 @@ def _handlers(
     ]
 
 
-async def _migrate(settings: PostsSettings, version: int) -> None:
+async def _migrate(settings: PostsSettings, version: int | None) -> None:
     async with open_mongo(settings.mongo_url) as mongo:
-        await migrate(mongo, MIGRATIONS, version)
-        if version == len(MIGRATIONS):
-            await create_indexes(mongo)
+        try:
+            migrated = await migrate(mongo, MIGRATIONS, version)
+            if migrated == len(MIGRATIONS):
+                await create_indexes(mongo)
+        except (MigrationError, NotReadyError, ServiceError) as error:
+            sys.exit(f"posts: migrate: {error}")
 
 
 async def _repair(settings: PostsSettings) -> None:
     async with open_mongo(settings.mongo_url) as mongo:
-        async for line in repair(mongo):
-            print(f"posts: {line}")  # noqa: T201  # the output of a command
+        with driver_errors():
+            async for line in repair(mongo):
+                print(f"posts: {line}")  # noqa: T201  # the output of a command
 
 
 if __name__ == "__main__":
