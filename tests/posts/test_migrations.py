@@ -322,3 +322,20 @@ async def test_worker_that_is_not_migrated_names_the_command(database: Database)
 
     await mongo.ping(LAST)
     await mongo.ping(LAST - 1)  # a worker of the version before
+
+
+async def test_differences_are_folded_before_their_collection_is_dropped(
+    database: Database,
+) -> None:
+    mongo = Mongo(database)
+    await migrate(mongo, MIGRATIONS)
+    id_ = old_post(1)["_id"]
+    row = {"key": f"posts/{id_}", "counter": "like_count", "step": 2}
+    await database["count_changes"].insert_one(row)
+
+    await migrate(mongo, MIGRATIONS, 3)
+
+    post = await database["posts"].find_one({"_id": id_})
+    assert post is not None
+    assert post["like_count"] == 2
+    assert "count_changes" not in await database.list_collection_names()

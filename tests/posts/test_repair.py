@@ -2,10 +2,19 @@
 
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import AsyncMock
 
+import httpx
+import pytest
+from pydantic import SecretStr
 from pymongo.asynchronous.database import AsyncDatabase
 
+from posts.likes import LikeRepository
+from posts.post_repository import PostRepository
+from posts.repair import repair
+from shared.data.mongo_database import open_mongo
 from tests.people import Client
+from tests.posts.test_query_plans import a_post
 from tests.system import System
 
 Unique = Callable[[str], str]
@@ -120,3 +129,38 @@ async def test_repair_restores_a_missing_tag_counter(
     counts = {each["name"]: each["postCount"] for each in tags}
     assert counts[lost] == 1
     assert unused not in counts
+
+
+async def test_counters_with_differences_that_are_not_folded_are_right(
+    mongo_url: str, unique: Unique, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = httpx.URL(mongo_url)
+    async with open_mongo(SecretStr(str(url.copy_with(path=unique(f"{url.path}_"))))) as mongo:
+        posts, likes, post = PostRepository(mongo), LikeRepository(mongo), a_post(1)
+        await posts.add(post)
+        await likes.add(post.id, "folded")
+        await posts.add_to_count(post.id, "like_count", 1)
+        with monkeypatch.context() as killed:
+            killed.setattr(mongo.counters, "fold", AsyncMock())
+            await likes.add(post.id, "not folded")
+            await posts.add_to_count(post.id, "like_count", 1)
+            tagged = a_post(3)
+            await posts.add(tagged)
+
+        right = [line async for line in repair(mongo)]
+        await mongo.database["posts"].update_one({"_id": post.id}, {"$inc": {"like_count": 5}})
+        await mongo.database["tags"].update_one({"_id": "t"}, {"$inc": {"post_count": 5}})
+        wrong = [line async for line in repair(mongo)]
+        await mongo.counters.fold(await mongo.counters.leftovers())
+        again = [line async for line in repair(mongo)]
+        stored, tag = await posts.get(post.id), await mongo.database["tags"].find_one({"_id": "t"})
+
+    assert right == again == ["2 posts, 0 corrections"]
+    assert wrong == [
+        f"post {post.id}: like_count 2 instead of 7",
+        "tag t: 2 posts instead of 7",
+        "2 posts, 2 corrections",
+    ]
+    assert stored is not None
+    assert tag is not None
+    assert (stored.like_count, tag["post_count"]) == (2, 2)

@@ -61,7 +61,11 @@ def main() -> None:
 @asynccontextmanager
 async def _application(settings: PostsSettings, bus: MessageBus) -> AsyncIterator[Application]:
     cache, users = AuthorCache(), UsersServiceStub(ServiceChannel(bus))
-    async with open_mongo(settings.mongo_url) as mongo, cache.subscribed(bus):
+    async with (
+        open_mongo(settings.mongo_url) as mongo,
+        cache.subscribed(bus),
+        mongo.counters.sweeping(),
+    ):
         handlers = _handlers(mongo, cache, users, Pages(settings.page_token_key))
         ready = partial(mongo.ping, len(MIGRATIONS))
         yield Application(handlers=handlers, probes={"mongodb": ready}, store=mongo)

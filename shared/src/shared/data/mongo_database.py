@@ -14,6 +14,7 @@ from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
 from shared.data.mongo_collection import Collection
+from shared.data.mongo_counters import Counters
 from shared.errors import NotReadyError
 from shared.outbox.inbox import Operation, OperationResult
 from shared.outbox.mongo_errors import driver_errors
@@ -44,6 +45,7 @@ class Mongo:
         self.committed = asyncio.Event()
         self._retry_lock = asyncio.Lock()
         self._database = database
+        self.counters: Final = Counters(database)
 
     def collection(self, model: type[M]) -> Collection[M]:
         """Return the collection of `model`."""
@@ -75,11 +77,15 @@ class Mongo:
 
     async def perform(self, operation: Operation, execute: Execution) -> OperationResult:
         """See Store.perform. Transactions that conflict are retried until the deadline."""
-        result, has_events = await perform(
+        result, unit = await perform(
             self._database, operation, execute, retry_lock=self._retry_lock
         )
-        if has_events:
+        if unit.events:
             self.committed.set()
+        if unit.counted:
+            await self.counters.fold(unit.counted)
+        elif result.replayed:  # a process that was killed may not have folded
+            await self.counters.fold(await self.counters.leftovers())
         return result
 
     async def forward(self, publish: Publish) -> int:
@@ -98,6 +104,7 @@ class Mongo:
         with driver_errors():
             await self.ping()
             await create_inbox_indexes(self._database)
+            await self.counters.create_indexes()
         for model in models:
             await self.collection(model).create_indexes()
 

@@ -23,9 +23,16 @@ from shared.context import current_context
 from shared.outbox.inbox import AlreadyDone, Operation, OperationResult
 from shared.outbox.mongo_errors import driver_errors, is_transient, service_error
 from shared.outbox.mongo_inbox import MongoInbox
-from shared.outbox.unit_of_work import Execution, Transaction
+from shared.outbox.unit_of_work import Execution, Transaction, current_unit_of_work
 
-__all__ = ["MongoUnitOfWork", "perform"]
+__all__ = [
+    "MongoUnitOfWork",
+    "begin_transaction",
+    "perform",
+    "session_of",
+    "time_left",
+    "unit_of_work_of",
+]
 
 Database = AsyncDatabase[dict[str, Any]]
 
@@ -46,6 +53,8 @@ class MongoUnitOfWork(Transaction):
     ) -> None:
         super().__init__(operation)
         self.database = database
+        self.counted: set[str] = set()
+        """Keys of the documents whose counters have changed; see `Counters`."""
         self._inbox = MongoInbox(database, session)
         self._session = session
 
@@ -58,11 +67,7 @@ class MongoUnitOfWork(Transaction):
     async def _begin(self) -> None:
         if self._session.in_transaction:
             return
-        await self._session.start_transaction(
-            read_concern=ReadConcern("snapshot"),
-            write_concern=WriteConcern("majority", j=True),
-            read_preference=ReadPreference.PRIMARY,
-        )
+        await begin_transaction(self._session)
         operation = self._operation
         with driver_errors():
             done = await self._inbox.find(operation)
@@ -100,15 +105,44 @@ class MongoUnitOfWork(Transaction):
                     return await self._session.commit_transaction()
                 except PyMongoError as error:
                     unknown = error.has_error_label("UnknownTransactionCommitResult")
-                    if not unknown or _time_left() < _LONGEST_DELAY:
+                    if not unknown or time_left() < _LONGEST_DELAY:
                         raise
                 await asyncio.sleep(_LONGEST_DELAY)
 
 
+async def begin_transaction(session: AsyncClientSession) -> AbstractAsyncContextManager[Any]:
+    """Begin a transaction, whatever the address says; the context commits it, or aborts it."""
+    return await session.start_transaction(
+        read_concern=ReadConcern("snapshot"),
+        write_concern=WriteConcern("majority", j=True),
+        read_preference=ReadPreference.PRIMARY,
+    )
+
+
+def unit_of_work_of(database: Database) -> MongoUnitOfWork | None:
+    """Return the current unit of work, if it belongs to this database."""
+    unit = current_unit_of_work()
+    if isinstance(unit, MongoUnitOfWork) and unit.database is database:
+        return unit
+    return None
+
+
+@asynccontextmanager
+async def session_of(database: Database) -> AsyncIterator[AsyncClientSession | None]:
+    """Provide the session of the current unit of work, or None; raise errors as ServiceError."""
+    unit = unit_of_work_of(database)
+    with driver_errors():
+        if unit is not None:
+            async with unit.join() as session:
+                yield session
+        else:
+            yield None
+
+
 async def perform(
     database: Database, operation: Operation, execute: Execution, *, retry_lock: asyncio.Lock
-) -> tuple[OperationResult, bool]:
-    """Return the result of an operation, and whether it has stored events; see Store.perform.
+) -> tuple[OperationResult, MongoUnitOfWork]:
+    """Return the result of an operation, and its unit of work; see Store.perform.
 
     After a write conflict, retries run one at a time under `retry_lock`. Otherwise a hundred
     concurrent writers of one document would keep aborting each other. Raises ABORTED,
@@ -120,19 +154,19 @@ async def perform(
         async with lock, database.client.start_session() as session:
             unit = MongoUnitOfWork(database, session, operation)
             try:
-                return await unit.run(execute), bool(unit.events)
+                return await unit.run(execute), unit
             except PyMongoError as error:
                 if not is_transient(error):
                     raise
                 lost = isinstance(error, ConnectionFailure)
                 gone = lost and time.monotonic() - began > _RECONNECT_SECONDS
-                if gone or _time_left() < delay:
+                if gone or time_left() < delay:
                     raise service_error(error) from None
         await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  # jitter, not a secret
         delay, lock = min(2 * delay, _LONGEST_DELAY), lock if lost else retry_lock
 
 
-def _time_left() -> float:
+def time_left() -> float:
     """Return the seconds for which the current call may retry; infinite without a deadline."""
     context = current_context()
     return math.inf if context is None else context.remaining - _ANSWER_SECONDS
