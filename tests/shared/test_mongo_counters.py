@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from pymongo.errors import AutoReconnect
 
+from shared.context import Context
 from shared.data import mongo_counters
 from shared.data.mongo_counters import CountChange, Counters
 from shared.data.mongo_database import Mongo
@@ -219,6 +220,74 @@ async def test_document_that_another_transaction_has_changed_delays_no_other(
     assert locked == [0, 1]
     assert took < 2
     assert await stored(mongo) == 1
+
+
+async def test_locked_document_is_folded_within_a_fifth_of_a_second_after_its_release(
+    mongo: Mongo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert mongo_counters._LONGEST_DELAY <= 0.2
+    with monkeypatch.context() as killed:
+        kill_before_the_fold(mongo, killed)
+        await like(mongo, "locked")
+    async with mongo.database.client.start_session() as session:
+        await session.start_transaction()
+        change = {"$set": {"title": "new"}}
+        await mongo.database["counted"].update_one({"_id": "one"}, change, session=session)
+        folding = asyncio.create_task(mongo.counters.fold(["counted/one"]))
+        await asyncio.wait([folding], timeout=0.3)
+        await session.commit_transaction()
+    await folding
+
+    assert await stored(mongo) == 1
+
+
+def hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let folds not end."""
+
+    async def hang(_counters: Counters, _keys: list[str]) -> set[str]:
+        await asyncio.Event().wait()
+        return set()
+
+    monkeypatch.setattr(Counters, "_run_once", hang)
+
+
+async def test_call_waits_for_its_fold_for_two_seconds_at_most(
+    mongo: Mongo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold(monkeypatch)
+
+    async with asyncio.timeout(5):
+        assert await like(mongo, "slow") == 0
+
+
+async def test_fold_ends_before_the_deadline_of_the_call(
+    mongo: Mongo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold(monkeypatch)
+
+    with Context(name="test", deadline=time.time() + 1, traceparent=""):
+        assert await like(mongo, "slow") == 0
+
+
+async def test_sweep_leaves_new_differences_to_their_process(
+    mongo: Mongo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill_before_the_fold(mongo, monkeypatch)
+    await like(mongo, "new")
+    counters, swept = Mongo(mongo.database).counters, list[set[str]]()
+    twice = asyncio.Event()
+
+    async def record(keys: set[str]) -> None:
+        swept.append(keys)
+        if len(swept) == 2:
+            twice.set()
+
+    monkeypatch.setattr(mongo_counters, "_SWEEP_SECONDS", 0.01)
+    monkeypatch.setattr(counters, "fold", record)
+    async with counters.sweeping():
+        await twice.wait()
+
+    assert swept[:2] == [set(), {"counted/one"}]
 
 
 async def test_fold_that_fails_does_not_fail_the_committed_call(
