@@ -14,18 +14,26 @@ from odmantic import Field, Model
 from odmantic.query import eq
 from pydantic import SecretStr
 from pymongo import AsyncMongoClient
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from postbus.bus.v1 import Event
 from shared.data.mongo_database import Mongo, open_mongo
-from shared.data.postgres_sessions import Postgres, async_url, open_postgres
+from shared.data.postgres_connections import create_engine
+from shared.data.postgres_sessions import Postgres, open_postgres
 from shared.errors import Code, ServiceError
 from shared.outbox.inbox import Operation
 from shared.outbox.outbox import EncodedEvent
 from shared.outbox.postgres_tables import create_inbox_and_outbox
 from shared.outbox.unit_of_work import Store, current_unit_of_work
 
-__all__ = ["Broker", "Notes", "an_operation", "mongo_notes", "postgres_notes", "publish"]
+__all__ = [
+    "Broker",
+    "Notes",
+    "PostgresNotes",
+    "an_operation",
+    "mongo_notes",
+    "postgres_notes",
+    "publish",
+]
 
 Unique = Callable[[str], str]
 
@@ -75,8 +83,9 @@ class Notes(Protocol):
 
 
 class PostgresNotes(Notes):
-    def __init__(self, store: Postgres) -> None:
+    def __init__(self, store: Postgres, url: str) -> None:
         self.store = self._postgres = store
+        self.url = url
 
     async def add(self, text: str) -> None:
         async with self._postgres.transaction() as session:
@@ -88,6 +97,13 @@ class PostgresNotes(Notes):
         async with self._postgres.transaction() as session:
             connection = await session.connection()
             return int((await connection.execute(query, {"text": text})).scalar_one())
+
+    async def execute(self, *statements: str) -> None:
+        """Execute statements on a connection of their own."""
+        connection = await asyncpg.connect(self.url)
+        for statement in statements:
+            await connection.execute(statement)
+        await connection.close()
 
 
 class Note(Model):
@@ -111,21 +127,22 @@ class MongoNotes(Notes):
 
 
 @asynccontextmanager
-async def postgres_notes(postgres_url: str, unique: Unique) -> AsyncIterator[Notes]:
+async def postgres_notes(postgres_url: str, unique: Unique) -> AsyncIterator[PostgresNotes]:
     """Create a database at the server of `postgres_url`, and drop it at the end."""
     url = _database_url(postgres_url, unique)
     server, _, name = url.rpartition("/")
     connection = await asyncpg.connect(f"{server}/postgres")
     await connection.execute(f'CREATE DATABASE "{name}"')
     await connection.close()
-    engine = create_async_engine(async_url(SecretStr(url)))
+    engine = create_engine(SecretStr(url))
     async with engine.begin() as opened:
         await opened.execute(sa.text("CREATE TABLE notes (note text)"))
+        await opened.execute(sa.text("CREATE TABLE alembic_version (version_num text)"))
         await opened.run_sync(create_inbox_and_outbox)
     await engine.dispose()
     try:
         async with open_postgres(SecretStr(url)) as postgres:
-            yield PostgresNotes(postgres)
+            yield PostgresNotes(postgres, url)
     finally:
         connection = await asyncpg.connect(f"{server}/postgres")
         await connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')

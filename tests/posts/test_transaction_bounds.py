@@ -41,11 +41,12 @@ from posts.post_search import PostSearch
 from posts.presenter import Presenter
 from posts.tags import TagRepository
 from shared.bus import ServiceChannel
+from shared.bus.envelope import error_reply
 from shared.bus.memory import MemoryBus
 from shared.context import Context
 from shared.data.mongo_database import Mongo
 from shared.data.pages import Pages
-from shared.errors import ServiceError
+from shared.errors import Code, ServiceError
 from shared.identity import Caller
 from shared.outbox.inbox import Operation
 from shared.outbox.unit_of_work import current_unit_of_work
@@ -264,6 +265,52 @@ async def test_projection_answers_after_a_second_if_users_does_not_respond(
         )
 
     assert (author.username, followed) == ("Name", [BOB])
+
+
+async def failing_users(code: int) -> MemoryBus:
+    """Return a bus on which `users` answers every call with an error of this code."""
+    bus, error = MemoryBus(), ServiceError(code, "FAILED", "Failed.")
+
+    async def fail(_route: str, _body: bytes) -> bytes:
+        return error_reply(error)
+
+    routes = ["ListFollowedIds", "BatchGetUsers"]
+    await bus.serve("users", [f"postbus.users.v1.UsersService.{each}" for each in routes], fail)
+    return bus
+
+
+async def test_projection_answers_whatever_error_users_gives(
+    mongo: Mongo, authors: AuthorRepository
+) -> None:
+    await authors.upsert_if_newer(an_author())
+    context = a_context(caller_revision=1)
+    for code in (code for code in Code if code not in (0, Code.UNAUTHENTICATED)):
+        projection = a_projection(mongo, authors, await failing_users(code))
+        await projection.follows.replace(ALICE, {BOB})
+
+        author = await projection.author_of_caller(context)
+        followed = await projection.followed_by_caller(context)
+        shown = (await projection.messages_for([ALICE, BOB], context)).by_id
+
+        assert (author.username, followed) == ("Name", [BOB]), code
+        assert (shown[ALICE].username, shown[BOB].username) == ("Name", ""), code
+
+
+async def test_session_that_users_refuses_is_refused(
+    mongo: Mongo, authors: AuthorRepository
+) -> None:
+    projection = a_projection(mongo, authors, await failing_users(Code.UNAUTHENTICATED))
+    await authors.upsert_if_newer(an_author())
+    context = a_context(caller_revision=1)
+
+    for read in (
+        projection.author_of_caller(context),
+        projection.followed_by_caller(context),
+        projection.messages_for([ALICE], context),
+    ):
+        with pytest.raises(ServiceError) as raised:
+            await read
+        assert raised.value.code is Code.UNAUTHENTICATED
 
 
 async def test_older_version_does_not_replace_a_stored_author(

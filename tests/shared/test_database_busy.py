@@ -42,7 +42,7 @@ async def test_limit_without_a_free_connection_in_time_is_database_busy() -> Non
     assert is_busy(raised.value)
 
 
-async def test_postgres_without_a_free_connection_is_busy_and_responds_to_ping(
+async def test_postgres_without_a_free_connection_is_busy_and_responds_to_its_probe(
     postgres_url: str, unique: Unique
 ) -> None:
     async with postgres_notes(postgres_url, unique) as notes:
@@ -69,7 +69,7 @@ async def test_postgres_without_a_free_connection_is_busy_and_responds_to_ping(
         async with asyncio.timeout(5):
             results = await asyncio.gather(*calls, return_exceptions=True)
         refused += [error for error in results if isinstance(error, ServiceError)]
-        await postgres.ping()
+        await postgres.stored_revision()
         release.set()
         await asyncio.gather(*holding)
 

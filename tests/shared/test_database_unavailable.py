@@ -14,7 +14,7 @@ from shared.data import postgres_sessions
 from shared.data.mongo_database import Mongo, open_mongo
 from shared.data.postgres_sessions import Postgres, open_postgres
 from shared.errors import Code, Outcome, ServiceError
-from tests.notes import Notes, an_operation, postgres_notes
+from tests.notes import PostgresNotes, an_operation, postgres_notes
 from tests.people import eventually
 from tests.proxy import Proxy
 
@@ -38,7 +38,7 @@ async def silent_port() -> AsyncIterator[int]:
 
 
 @pytest.fixture
-async def notes(postgres_url: str, unique: Unique) -> AsyncIterator[Notes]:
+async def notes(postgres_url: str, unique: Unique) -> AsyncIterator[PostgresNotes]:
     async with postgres_notes(postgres_url, unique) as opened:
         yield opened
 
@@ -88,7 +88,7 @@ async def test_postgres_that_does_not_respond_fails_a_call_after_two_seconds(
         with pytest.raises(ServiceError) as raised:
             await pid_of(postgres)
 
-    assert unavailable(raised.value) == Outcome.UNKNOWN
+    assert unavailable(raised.value) == Outcome.NO_EFFECT
 
 
 async def test_postgres_statement_that_takes_too_long_is_ended(
@@ -102,11 +102,11 @@ async def test_postgres_statement_that_takes_too_long_is_ended(
             async with postgres.transaction() as session:
                 await (await session.connection()).execute(text("SELECT pg_sleep(20)"))
 
-    assert unavailable(raised.value) == Outcome.UNKNOWN
+    assert unavailable(raised.value) == Outcome.NO_EFFECT
 
 
 async def test_postgres_connection_that_the_server_has_closed_is_replaced(
-    notes: Notes, postgres_url: str
+    notes: PostgresNotes, postgres_url: str
 ) -> None:
     postgres = notes.store
     assert isinstance(postgres, Postgres)
@@ -124,26 +124,54 @@ async def test_postgres_connection_that_the_server_has_closed_is_replaced(
     assert await pid_of(postgres) != closed
 
 
-async def test_lost_reply_to_a_commit_has_an_unknown_outcome(notes: Notes) -> None:
-    postgres = notes.store
-    assert isinstance(postgres, Postgres)
-    url = postgres._engine.url
-    proxy = Proxy(url.host or "", url.port or 5432)
+async def test_lost_reply_to_a_commit_has_an_unknown_outcome(notes: PostgresNotes) -> None:
+    url = httpx.URL(notes.url)
+    proxy = Proxy(url.host, url.port or 5432)
     await proxy.start()
-    behind = url.set(drivername="postgresql", host="127.0.0.1", port=proxy.port)
-    address = SecretStr(behind.render_as_string(hide_password=False))
+    await notes.execute(
+        "CREATE FUNCTION pause() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END $$",
+        "CREATE CONSTRAINT TRIGGER pause AFTER INSERT ON notes DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION pause()",
+    )
+    blocker = await asyncpg.connect(notes.url)
+    await blocker.execute("SELECT pg_advisory_lock(1)")
+    address = SecretStr(str(url.copy_with(host="127.0.0.1", port=proxy.port)))
     async with open_postgres(address) as through_proxy:
-        await pid_of(through_proxy)
 
         async def handler() -> bytes:
             async with through_proxy.transaction() as session:
                 statement = text("INSERT INTO notes VALUES ('committed?')")
                 await (await session.connection()).execute(statement)
-            proxy.break_()
             return b""
 
+        async def commits() -> bool:
+            return b"COMMIT" in proxy.sent
+
+        call = asyncio.create_task(through_proxy.perform(an_operation("lost"), handler))
+        await eventually(commits)
+        proxy.break_()
         with pytest.raises(ServiceError) as raised:
-            await through_proxy.perform(an_operation("lost"), handler)
+            await call
+    await blocker.close()
     await proxy.stop()
 
     assert unavailable(raised.value) == Outcome.UNKNOWN
+
+
+async def test_connection_that_is_lost_before_the_commit_has_no_effect(
+    notes: PostgresNotes,
+) -> None:
+    async def handler() -> bytes:
+        await notes.add("lost")
+        await notes.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        return b""
+
+    with pytest.raises(ServiceError) as raised:
+        await notes.store.perform(an_operation("lost"), handler)
+
+    assert unavailable(raised.value) == Outcome.NO_EFFECT
+    assert await notes.count("lost") == 0

@@ -13,13 +13,14 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from pydantic import SecretStr
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlmodel import SQLModel
 
 from postbus.users.v1 import ListFollowersRequest, SearchUsersRequest
 from shared.context import Context
 from shared.data.pages import Page, Pages
-from shared.data.postgres_sessions import Postgres, async_url
+from shared.data.postgres_connections import create_engine
+from shared.data.postgres_sessions import Postgres
 from shared.identity import Caller
 from tools.paths import ROOT
 from users.account_repository import AccountRepository
@@ -75,7 +76,7 @@ async def test_accounts_of_the_first_version_stay_through_both_ways(url: str) ->
 
 async def test_migrated_schema_equals_the_models(url: str) -> None:
     migrate(url)
-    engine = create_async_engine(async_url(SecretStr(url)))
+    engine = create_engine(SecretStr(url))
 
     def differences(connection: sa.Connection) -> list[Any]:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
@@ -132,7 +133,7 @@ class RecordedStatements:
 @pytest.fixture
 async def recorded(url: str) -> AsyncIterator[tuple[AsyncEngine, RecordedStatements]]:
     migrate(url)
-    engine = create_async_engine(async_url(SecretStr(url)))
+    engine = create_engine(SecretStr(url))
     yield engine, RecordedStatements(engine)
     await engine.dispose()
 

@@ -14,6 +14,7 @@ __all__ = [
     "Outcome",
     "ServiceError",
     "database_busy",
+    "database_conflict",
     "database_unavailable",
     "deadline_exceeded",
     "internal",
@@ -169,5 +170,15 @@ def database_busy() -> ServiceError:
         Code.RESOURCE_EXHAUSTED,
         "DATABASE_BUSY",
         "Too many concurrent calls use the database.",
+        retry_after=1,
+    )
+
+
+def database_conflict() -> ServiceError:
+    """Return ABORTED: the database has rolled the work back, and may accept it if it runs again."""
+    return ServiceError(
+        Code.ABORTED,
+        "DATABASE_CONFLICT",
+        "Concurrent changes prevented the operation. Repeat the request.",
         retry_after=1,
     )

@@ -5,9 +5,11 @@ the newest revision, or back to an older one. `python -m users repair`: correct 
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from typing import Final
 
 from shared.data.pages import Pages
+from shared.data.postgres_readiness import postgres_probe
 from shared.data.postgres_sessions import Postgres, open_postgres
 from shared.runtime.settings import load
 from shared.runtime.worker import Application, run_worker
@@ -32,6 +34,9 @@ from users.signing_key_handlers import SigningKeyHandlers
 from users.throttle import LoginThrottle
 from users.token_signer import TokenSigner
 
+_MIGRATIONS: Final = "users:migrations"
+"""The package of the Alembic scripts."""
+
 
 def main() -> None:
     """Run the command of the command line."""
@@ -42,7 +47,7 @@ def main() -> None:
         case ["migrate", *back_to] if len(back_to) <= 1:
             from shared.data.alembic_migrations import migrate  # Alembic is slow to import
 
-            migrate(settings.postgres_url, "users:migrations", back_to=next(iter(back_to), None))
+            migrate(settings.postgres_url, _MIGRATIONS, back_to=next(iter(back_to), None))
         case ["repair"]:
             asyncio.run(_repair(settings))
         case _:
@@ -51,14 +56,17 @@ def main() -> None:
 
 @asynccontextmanager
 async def application(settings: UsersSettings) -> AsyncIterator[Application]:
-    async with open_postgres(settings.postgres_url) as postgres:
+    async with _open_postgres(settings) as postgres:
         with closing(Passwords()) as passwords:
             throttle = LoginThrottle(postgres, settings.login_failures_per_address)
             handlers = _handlers(settings, postgres, passwords, throttle)
             async with periodic_purge(throttle.purge, SessionRepository(postgres).purge_responses):
-                yield Application(
-                    handlers=handlers, probes={"postgresql": postgres.ping}, store=postgres
-                )
+                probes = {"postgresql": postgres_probe(postgres, _MIGRATIONS)}
+                yield Application(handlers=handlers, probes=probes, store=postgres)
+
+
+def _open_postgres(settings: UsersSettings) -> AbstractAsyncContextManager[Postgres]:
+    return open_postgres(settings.postgres_url, pooled=settings.postgres_pooled)
 
 
 def _handlers(
@@ -83,7 +91,7 @@ def _handlers(
 
 
 async def _repair(settings: UsersSettings) -> None:
-    async with open_postgres(settings.postgres_url) as postgres:
+    async with _open_postgres(settings) as postgres:
         async for line in repair(postgres):
             print(f"users: {line}")  # noqa: T201  # output of the command
 

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, TextClause, text
-from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, delete, func, or_, select, update
 
 from shared.context import Context
@@ -14,6 +13,7 @@ from shared.data.postgres_sessions import Postgres
 from shared.data.search_terms import words
 from shared.errors import Code, ServiceError
 from shared.identity import session_revoked
+from shared.outbox.postgres_errors import DatabaseFaultError
 from shared.outbox.unit_of_work import outside_unit_of_work
 from users.models import EMAIL_INDEX, USERNAME_INDEX, Session, User
 
@@ -157,10 +157,9 @@ def _unique_violations() -> Iterator[None]:
     """Turn violations of the unique indexes into ALREADY_EXISTS."""
     try:
         yield
-    except IntegrityError as error:
-        for index in _TAKEN:
-            if index in str(error.orig):
-                raise _taken(index) from None
+    except DatabaseFaultError as error:
+        if error.constraint in _TAKEN:
+            raise _taken(error.constraint) from None
         raise
 
 

@@ -11,7 +11,11 @@ class UsersSettings(ServiceSettings):
     """See ServiceSettings."""
 
     postgres_url: SecretStr
-    """URL of the database: postgresql://user:password@host:port/name."""
+    """URL of the database: postgresql://user:password@host:port/name, with the parameters of libpq
+    that asyncpg supports, such as sslmode, sslrootcert, application_name and several hosts."""
+    postgres_pooled: bool = False
+    """Whether `postgres_url` leads to a pooler in transaction mode, such as pgbouncer. Each
+    statement then takes two round trips instead of one, and a read has a transaction."""
     page_token_key: SecretStr
     """Key for page tokens and, derived from it, for device tokens: a long random text, the same in
     all processes of the service."""

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from postbus.posts.v1 import Author as AuthorMessage
 from postbus.users.v1 import (
@@ -24,8 +24,6 @@ from shared.identity import session_revoked
 from shared.outbox.unit_of_work import outside_unit_of_work
 
 __all__ = ["AuthorProjection"]
-
-_UNAVAILABLE: Final = (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED)
 
 T = TypeVar("T")
 Authors = Mapping[str, Author | Profile]
@@ -48,7 +46,8 @@ class AuthorProjection:
 
     The projection is used if it includes all changes of the caller that the
     gateway has seen, see `posts.authors`. Otherwise, and for users that the projection
-    lacks, `users` is called. While `users` is unavailable, the projection is used.
+    lacks, `users` is called. While `users` fails, with whatever code, the projection is used:
+    the session of the caller was verified by this process. Only its UNAUTHENTICATED is an answer.
     """
 
     authors: AuthorRepository
@@ -70,7 +69,7 @@ class AuthorProjection:
         if state.author is not None and _is_current(state.author, context):
             return state.author
         fetch = self._fetch_profiles([context.user_id], state, context)
-        profiles = await (_unless_unavailable(fetch) if state.author else fetch)
+        profiles = await (_unless_failing(fetch) if state.author else fetch)
         if profiles is None and state.author is not None:
             return state.author
         if not profiles:
@@ -122,7 +121,7 @@ class AuthorProjection:
         missing = [id_ for id_ in ids if id_ not in found] if is_current else ids
         if not missing:
             return found, state.followed
-        profiles = await _unless_unavailable(self._fetch_profiles(missing, state, context))
+        profiles = await _unless_failing(self._fetch_profiles(missing, state, context))
         if profiles is None:
             return found, state.followed
         followed = {id_ for id_, profile in profiles.items() if profile.followed}
@@ -148,7 +147,7 @@ class AuthorProjection:
         state = await self._read_state(context)
         if state.author is None or not _is_current(state.author, context):
             call = self.users.list_followed_ids(ListFollowedIdsRequest(), timeout=USERS_TIMEOUT)
-            response = await _unless_unavailable(call)
+            response = await _unless_failing(call)
             if response is not None:
                 return response.ids
         return await self.follows.ids_followed_by(context.user_id)
@@ -183,12 +182,12 @@ class AuthorProjection:
         return {profile.id: profile for profile in response.profiles}
 
 
-async def _unless_unavailable(call: Coroutine[Any, Any, T]) -> T | None:
-    """Return the response of `users`, or None if it is unavailable."""
+async def _unless_failing(call: Coroutine[Any, Any, T]) -> T | None:
+    """Return the response of `users`, or None if it fails; UNAUTHENTICATED is raised."""
     try:
         return await call
     except ServiceError as error:
-        if error.code not in _UNAVAILABLE:
+        if error.code is Code.UNAUTHENTICATED:
             raise
         return None
 

@@ -1,27 +1,24 @@
 """Units of work in PostgreSQL."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import (
-    AbstractAsyncContextManager,
-    AsyncExitStack,
-    asynccontextmanager,
-    contextmanager,
-)
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Final
 
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from shared.errors import Outcome, database_busy, database_unavailable
-from shared.outbox.inbox import Operation
+from shared.context import current_context
+from shared.errors import ServiceError, database_busy
+from shared.outbox.inbox import Operation, OperationResult
+from shared.outbox.postgres_errors import driver_errors
 from shared.outbox.postgres_inbox import insert_operation
-from shared.outbox.unit_of_work import Transaction
+from shared.outbox.unit_of_work import Execution, Transaction
 from shared.wire import encode
 
-__all__ = ["FairLimit", "PostgresUnitOfWork", "driver_errors"]
+__all__ = ["FairLimit", "PostgresUnitOfWork", "flush", "perform"]
 
 _STORE_RESULT: Final = (
     "WITH stored AS (INSERT INTO outbox (id, event)"
@@ -29,6 +26,10 @@ _STORE_RESULT: Final = (
     " UPDATE inbox SET reply = $3 WHERE key = $4"
 )
 """One statement, so that reply and events take a single round trip."""
+_FIRST_DELAY: Final = 0.005
+_LONGEST_DELAY: Final = 0.2
+_RETRY_SECONDS: Final = 5.0
+"""The time for which work that the database has rolled back is repeated, within the budget."""
 
 
 class FairLimit(AbstractAsyncContextManager[None]):
@@ -75,8 +76,7 @@ class PostgresUnitOfWork(Transaction):
             if self._session is None:
                 raise RuntimeError("the unit of work has not begun")
             yield self._session
-            if self._session.new or self._session.dirty or self._session.deleted:
-                await self._session.flush()
+            await flush(self._session)
 
     async def _begin(self) -> None:
         if self._session is None:
@@ -99,8 +99,9 @@ class PostgresUnitOfWork(Transaction):
             None if self._operation.secret else reply,
             self._operation.key,
         )
-        with driver_errors(Outcome.UNKNOWN):
+        with driver_errors():
             await self._connection.exec_driver_sql(_STORE_RESULT, result)
+        with driver_errors(at_commit=True):
             await self._session.commit()
 
     async def roll_back(self) -> None:
@@ -111,26 +112,34 @@ class PostgresUnitOfWork(Transaction):
         """Release the connection, and roll back unless committed. May be called twice."""
         if self._ended is None:
             self._ended = RuntimeError("the unit of work has ended")
-        await self._exit.aclose()
+        with driver_errors():
+            await self._exit.aclose()
 
 
-@contextmanager
-def driver_errors(unconnected: int = Outcome.NO_EFFECT) -> Iterator[None]:
-    """Turn errors of the driver into ServiceError: database unavailable or busy.
+async def flush(session: AsyncSession) -> None:
+    """Send the changes of objects, if there are any."""
+    if session.new or session.dirty or session.deleted:
+        await session.flush()
 
-    `unconnected` is the outcome if no connection could be made.
+
+async def perform(
+    engine: AsyncEngine, limit: FairLimit, operation: Operation, execute: Execution
+) -> tuple[OperationResult, bool]:
+    """Return the result of an operation, and whether it has stored events; see Store.perform.
+
+    The work runs again if the database has rolled it back, such as after a deadlock.
     """
-    try:
-        yield
-    except TimeoutError as error:  # also raised if a statement takes too long
-        raise database_unavailable(Outcome.UNKNOWN) from error
-    except PoolTimeoutError as error:
-        raise database_busy() from error
-    except OSError as error:
-        raise database_unavailable(unconnected) from error
-    except (InterfaceError, OperationalError) as error:
-        raise database_unavailable(Outcome.UNKNOWN) from error
-    except DBAPIError as error:
-        if error.connection_invalidated:
-            raise database_unavailable(Outcome.UNKNOWN) from error
-        raise
+    context = current_context()
+    seconds = min(context.remaining, _RETRY_SECONDS) if context else _RETRY_SECONDS
+    last, delay = time.monotonic() + seconds, _FIRST_DELAY
+    while True:
+        unit = PostgresUnitOfWork(engine, limit, operation)
+        try:
+            return await unit.run(execute), bool(unit.events)
+        except ServiceError as error:
+            if error.reason != "DATABASE_CONFLICT" or time.monotonic() + delay > last:
+                raise
+        finally:
+            await unit.close()
+        await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  # jitter, not a secret
+        delay = min(2 * delay, _LONGEST_DELAY)

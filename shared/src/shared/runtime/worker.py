@@ -84,7 +84,7 @@ async def _message(probe: Probe) -> str:
     except NotReadyError as error:
         return str(error)
     except ServiceError as error:
-        return error.message
+        return str(error.__cause__ if isinstance(error.__cause__, NotReadyError) else error.message)
     except TimeoutError:
         return f"No response within {_PROBE_TIMEOUT} seconds."
     except Exception as error:  # noqa: BLE001  # drivers raise undocumented errors; their texts may be secret
