@@ -40,7 +40,7 @@ SECRET = "the value of a document"  # noqa: S105  # not a password
 
 UNAVAILABLE = (Code.UNAVAILABLE, "DATABASE_UNAVAILABLE", Outcome.NO_EFFECT)
 NOT_CONFIRMED = (Code.UNAVAILABLE, "DATABASE_UNAVAILABLE", Outcome.UNKNOWN)
-CONFLICT = (Code.ABORTED, "TRANSACTION_CONFLICT", Outcome.NO_EFFECT)
+CONFLICT = (Code.ABORTED, "DATABASE_CONFLICT", Outcome.NO_EFFECT)
 TAKEN = (Code.ALREADY_EXISTS, "ALREADY_EXISTS", Outcome.NO_EFFECT)
 INTERNAL = (Code.INTERNAL, "INTERNAL", Outcome.UNKNOWN)
 EXPECTED = {
@@ -111,8 +111,17 @@ def test_connection_lost_in_a_transaction_has_no_effect_before_the_commit() -> N
     assert seen(service_error(lost)) == UNAVAILABLE
 
 
-@pytest.mark.parametrize("code", [2, 13, 18, 20, 99999])
-def test_code_is_logged_and_the_text_of_the_driver_is_not(code: int) -> None:
+@pytest.mark.parametrize(
+    ("code", "event"),
+    [
+        (2, "database.failed"),
+        (13, "database.unavailable"),
+        (18, "database.unavailable"),
+        (20, "database.unavailable"),
+        (99999, "database.failed"),
+    ],
+)
+def test_code_is_logged_and_the_text_of_the_driver_is_not(code: int, event: str) -> None:
     mongo_errors._log._written.clear()
     with (
         structlog.testing.capture_logs() as logs,
@@ -122,9 +131,9 @@ def test_code_is_logged_and_the_text_of_the_driver_is_not(code: int) -> None:
         raise failure(code)
 
     [line] = logs
-    assert (line["event"], line["log_level"], line["code"]) == ("mongodb.failed", "error", code)
+    assert (line["event"], line["log_level"], line["code"]) == (event, "error", code)
     assert SECRET not in str(logs) + str(raised.value)
-    assert raised.value.__cause__ is None
+    assert not isinstance(raised.value.__cause__, PyMongoError)
     assert raised.value.__suppress_context__
 
 
@@ -134,8 +143,9 @@ def test_remedy_of_a_wrong_configuration_is_logged_once_in_ten_seconds() -> None
         for _ in range(100):
             service_error(failure(20))
 
-    assert [line["remedy"] for line in logs] == [
-        "MongoDB needs a replica set: start mongod with --replSet"
+    assert [line["cause"] for line in logs] == [
+        "MongoDB reports error 20: start mongod with --replSet, because transactions need a"
+        " replica set."
     ]
 
 

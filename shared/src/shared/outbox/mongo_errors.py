@@ -23,9 +23,11 @@ from pymongo.errors import (
 
 from shared.errors import (
     Code,
+    NotReadyError,
     Outcome,
     ServiceError,
     database_busy,
+    database_conflict,
     database_unavailable,
     internal,
 )
@@ -42,7 +44,7 @@ class _Answer(Enum):
     UNAVAILABLE = auto()
     """UNAVAILABLE, DATABASE_UNAVAILABLE."""
     CONFLICT = auto()
-    """ABORTED, TRANSACTION_CONFLICT: everything is rolled back, and retries did not help."""
+    """ABORTED, DATABASE_CONFLICT: everything is rolled back, and retries did not help."""
     TAKEN = auto()
     """ALREADY_EXISTS."""
     INTERNAL = auto()
@@ -73,7 +75,9 @@ def _misconfigured(remedy: str) -> _Row:
 
 _USER: Final = _misconfigured("check user, password and authSource in the address")
 _RIGHTS: Final = _misconfigured("give the user the role readWrite on the database")
-_REPLICA_SET: Final = _misconfigured("MongoDB needs a replica set: start mongod with --replSet")
+_REPLICA_SET: Final = _misconfigured(
+    "start mongod with --replSet, because transactions need a replica set"
+)
 
 _TABLE: Final[Mapping[int, _Row]] = {
     **dict.fromkeys(
@@ -136,34 +140,35 @@ def service_error(error: Exception, *, committing: bool = False) -> ServiceError
     if _has_label(error, "UnknownTransactionCommitResult"):
         return database_unavailable(Outcome.UNKNOWN)
     row = _row_of(error)
-    if row.remedy or row.answer is _Answer.INTERNAL:
-        _write_log(error, row)
     unknown = committing or (row.unknown and not is_transient(error))
-    return _answer(row, Outcome.UNKNOWN if unknown else Outcome.NO_EFFECT)
+    return _answer(row, error, Outcome.UNKNOWN if unknown else Outcome.NO_EFFECT)
 
 
-def _answer(row: _Row, outcome: int) -> ServiceError:
+def _answer(row: _Row, error: Exception, outcome: int) -> ServiceError:
     match row.answer:
         case _Answer.UNAVAILABLE:
-            return database_unavailable(outcome)
+            return _unavailable(row, error, outcome)
         case _Answer.CONFLICT:
-            return _conflict(outcome)
+            conflict = database_conflict()
+            conflict.outcome = Outcome.try_value(outcome)
+            return conflict
         case _Answer.TAKEN:
             return ServiceError(
                 Code.ALREADY_EXISTS, "ALREADY_EXISTS", "The resource exists already."
             )
         case _Answer.INTERNAL:
+            _write_log("database.failed", error)
             return internal()
 
 
-def _conflict(outcome: int) -> ServiceError:
-    return ServiceError(
-        Code.ABORTED,
-        "TRANSACTION_CONFLICT",
-        "Other calls keep changing the same resource. Repeat the request.",
-        retry_after=1,
-        outcome=outcome,
-    )
+def _unavailable(row: _Row, error: Exception, outcome: int) -> ServiceError:
+    """Return UNAVAILABLE; its cause is a NotReadyError if an operator must do something."""
+    unavailable = database_unavailable(outcome)
+    if row.remedy:
+        cause = f"MongoDB reports error {_code(error)}: {row.remedy}."
+        _write_log("database.unavailable", error, cause=cause)
+        unavailable.__cause__ = NotReadyError(cause)
+    return unavailable
 
 
 @contextmanager
@@ -177,20 +182,14 @@ def driver_errors(*, committing: bool = False) -> Iterator[None]:
     except (PyMongoError, BSONError) as error:
         if is_transient(error):
             raise
-        raise service_error(error, committing=committing) from None
+        raised = service_error(error, committing=committing)
+        raise raised from raised.__cause__  # never from the driver's error
 
 
-def _write_log(error: Exception, row: _Row) -> None:
+def _write_log(event: str, error: Exception, **fields: str) -> None:
     code = _code(error)
-    fields: dict[str, Any] = {"remedy": row.remedy} if row.remedy else {}
-    _log.write(
-        logging.ERROR,
-        "mongodb.failed",
-        key=str(code),
-        code=code,
-        error=type(error).__name__,
-        **fields,
-    )
+    kind = type(error).__name__
+    _log.write(logging.ERROR, event, key=str(code), code=code, error=kind, **fields)
 
 
 def _code(error: Exception) -> int | None:

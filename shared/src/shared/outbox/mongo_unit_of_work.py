@@ -20,6 +20,7 @@ from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
 from shared.context import current_context
+from shared.errors import Outcome, database_unavailable
 from shared.outbox.inbox import AlreadyDone, Operation, OperationResult
 from shared.outbox.mongo_errors import driver_errors, is_transient, service_error
 from shared.outbox.mongo_inbox import MongoInbox
@@ -100,14 +101,27 @@ class MongoUnitOfWork(Transaction):
         Raises UNAVAILABLE with the outcome UNKNOWN if the deadline of the call is near.
         """
         with driver_errors(committing=True):
-            while True:
-                try:
-                    return await self._session.commit_transaction()
-                except PyMongoError as error:
-                    unknown = error.has_error_label("UnknownTransactionCommitResult")
-                    if not unknown or time_left() < _LONGEST_DELAY:
-                        raise
-                await asyncio.sleep(_LONGEST_DELAY)
+            if await self._try_commit():
+                return
+            try:
+                left = time_left()
+                async with asyncio.timeout(None if left == math.inf else left):
+                    committed = False
+                    while not committed:
+                        await asyncio.sleep(_LONGEST_DELAY)
+                        committed = await self._try_commit()
+            except TimeoutError:
+                raise database_unavailable(Outcome.UNKNOWN) from None
+
+    async def _try_commit(self) -> bool:
+        """Return False if the result of the commit is unknown."""
+        try:
+            await self._session.commit_transaction()
+        except PyMongoError as error:
+            if not error.has_error_label("UnknownTransactionCommitResult"):
+                raise
+            return False
+        return True
 
 
 async def begin_transaction(session: AsyncClientSession) -> AbstractAsyncContextManager[Any]:
