@@ -27,6 +27,7 @@ from shared.errors import NotReadyError
 from shared.outbox.outbox import EncodedEvent
 from shared.wire import encode
 from tests.conftest import Place
+from tests.mongod import run_mongod
 from tests.people import eventually
 from tests.system import System
 from tests.tokens import TokenMaker
@@ -164,6 +165,30 @@ async def test_migrate_command_upgrades_downgrades_and_creates_indexes(
     unknown = await old_system.run("posts", "migrate", str(LAST + 1))
     assert await unknown.wait() == 1
     await database.client.drop_database(stored)
+
+
+async def test_migrate_commands_at_the_same_time_all_succeed(
+    old_system: System, database: Database
+) -> None:
+    stored = database.client[f"{database.name}_posts"]
+    await stored["posts"].insert_many([old_post(number) for number in range(300)])
+
+    commands = await asyncio.gather(*(old_system.run("posts", "migrate") for _ in range(3)))
+
+    assert [await command.wait() for command in commands] == [0, 0, 0]
+    assert await stored["posts"].count_documents({"shape": 2}) == 300
+    assert await stored["migrations"].find().to_list() == [{"_id": "version", "version": LAST}]
+    await database.client.drop_database(stored)
+
+
+async def test_migrate_command_names_the_missing_replica_set(
+    old_system: System, tmp_path: Path
+) -> None:
+    with run_mongod(tmp_path / "mongod", replica_set=False) as server:
+        command = await old_system.run("posts", "migrate", POSTBUS_MONGO_URL=server.url())
+        assert await command.wait() == 1
+
+    assert old_system.log("posts").startswith("posts: migrate: MongoDB needs a replica set")
 
 
 async def test_unpublished_events_survive_upgrade_and_downgrade(database: Database) -> None:

@@ -131,9 +131,9 @@ class Counters:
             return sum(row["step"] for row in await found.to_list())
 
     async def fold(self, keys: Collection[str]) -> None:
-        """Fold all committed differences of documents; return after half a second at most.
+        """Fold all committed differences of documents; return after two seconds at most.
 
-        Never fails, because the differences are committed: `sweep` folds what is left.
+        Never fails, because the differences are committed: `sweeping` folds what is left.
         """
         try:
             async with asyncio.timeout(min(_WAIT_SECONDS, time_left())):
