@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+from bson import ObjectId
 from pymongo.errors import AutoReconnect
 
 from shared.context import Context
@@ -79,7 +80,7 @@ async def test_writers_of_one_counter_do_not_conflict_and_each_reads_its_own(
     assert attempts.total() == WRITERS
     assert all(count >= place for place, count in enumerate(sorted(seen), 1))
     assert await stored(mongo) == WRITERS
-    assert await mongo.counters.leftovers() == set()
+    assert await mongo.counters.leftovers() == {}
 
 
 async def test_folds_are_shared_by_the_writers_that_are_waiting(
@@ -116,7 +117,7 @@ async def test_two_processes_fold_one_counter_without_a_drift(mongo: Mongo) -> N
     )
 
     assert await stored(mongo) == 2 * WRITERS
-    assert await mongo.counters.leftovers() == set()
+    assert await mongo.counters.leftovers() == {}
 
 
 async def test_unfolded_differences_include_those_of_the_unit_of_work(
@@ -144,7 +145,7 @@ async def test_differences_of_a_failed_handler_are_not_counted(mongo: Mongo) -> 
     with pytest.raises(LookupError):
         await mongo.perform(an_operation("failed"), handler)
 
-    assert (await mongo.counters.leftovers(), await stored(mongo)) == (set(), 0)
+    assert (await mongo.counters.leftovers(), await stored(mongo)) == ({}, 0)
 
 
 async def test_differences_of_a_killed_process_are_folded_by_another_within_seconds(
@@ -169,12 +170,12 @@ async def test_sweep_continues_after_an_error(
     counters, failures = Mongo(mongo.database).counters, 0
     fold = counters.fold
 
-    async def fail_once(keys: set[str]) -> None:
+    async def fail_once(rows: dict[ObjectId, str]) -> None:
         nonlocal failures
         failures += 1
         if failures == 1:
             raise database_unavailable(Outcome.NO_EFFECT)
-        await fold(keys)
+        await fold(rows)
 
     monkeypatch.setattr(counters, "fold", fail_once)
     kill_before_the_fold(mongo, monkeypatch)
@@ -205,17 +206,18 @@ async def test_document_that_another_transaction_has_changed_delays_no_other(
         await like(mongo, id_, id_)
     monkeypatch.setattr(mongo_counters, "_WAIT_SECONDS", 0.5)
     counters = Counters(mongo.database)
+    rows = await counters.leftovers()
     async with mongo.database.client.start_session() as session:
         await session.start_transaction()
         change = {"$set": {"title": "new"}}
         await mongo.database["counted"].update_one({"_id": "one"}, change, session=session)
 
         began = time.monotonic()
-        await asyncio.gather(counters.fold(["counted/one"]), counters.fold(["counted/two"]))
+        await asyncio.gather(*(counters.fold({id_: key}) for id_, key in rows.items()))
         took = time.monotonic() - began
         locked = [await stored(mongo, id_) for id_ in ("one", "two")]
         await session.commit_transaction()
-    await counters.fold(["counted/one"])
+    await counters.fold(await counters.leftovers())
 
     assert locked == [0, 1]
     assert took < 2
@@ -229,16 +231,68 @@ async def test_locked_document_is_folded_within_a_fifth_of_a_second_after_its_re
     with monkeypatch.context() as killed:
         kill_before_the_fold(mongo, killed)
         await like(mongo, "locked")
+    rows = await mongo.counters.leftovers()
     async with mongo.database.client.start_session() as session:
         await session.start_transaction()
         change = {"$set": {"title": "new"}}
         await mongo.database["counted"].update_one({"_id": "one"}, change, session=session)
-        folding = asyncio.create_task(mongo.counters.fold(["counted/one"]))
+        folding = asyncio.create_task(mongo.counters.fold(rows))
         await asyncio.wait([folding], timeout=0.3)
         await session.commit_transaction()
     await folding
 
     assert await stored(mongo) == 1
+
+
+async def test_fold_ends_once_another_process_has_folded(
+    mongo: Mongo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as killed:
+        kill_before_the_fold(mongo, killed)
+        await like(mongo, "locked")
+    rows = await mongo.counters.leftovers()
+    monkeypatch.setattr(mongo_counters, "_WAIT_SECONDS", 60.0)
+    async with mongo.database.client.start_session() as session:
+        await session.start_transaction()
+        change = {"$set": {"title": "new"}}
+        await mongo.database["counted"].update_one({"_id": "one"}, change, session=session)
+        folding = asyncio.create_task(mongo.counters.fold(rows))
+        await asyncio.wait([folding], timeout=0.1)
+        await mongo.database["count_changes"].delete_many({})  # as another process does
+        await mongo.counters.add([a_change("two")])
+        other = {"_id": ObjectId(), "key": "counted/one", "counter": "likes", "step": 1}
+        await mongo.database["count_changes"].insert_one(other)  # of a later writer
+        async with asyncio.timeout(2):
+            await folding
+        await session.abort_transaction()
+
+
+@pytest.mark.parametrize(
+    ("id_", "takes", "least", "most"),
+    [("one", 0.05, 0.19, 2.0), ("one", 0.5, 0.24, 1.9), ("two", 0.5, 0.0, 0.2)],
+    ids=["four times as long", "at most 250 ms", "not for another document"],
+)
+async def test_document_that_was_folded_is_left_to_others_for_a_while(
+    id_: str,
+    takes: float,
+    least: float,
+    most: float,
+    mongo: Mongo,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    times: list[float] = []
+
+    async def run(_counters: Counters, _keys: list[str]) -> set[str]:
+        times.append(time.monotonic())
+        await asyncio.sleep(takes)
+        times.append(time.monotonic())
+        return set()
+
+    monkeypatch.setattr(Counters, "_run_once", run)
+    await mongo.counters.fold({ObjectId(): "counted/one"})
+    await mongo.counters.fold({ObjectId(): f"counted/{id_}"})
+
+    assert least <= times[2] - times[1] < most
 
 
 def hold(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,8 +331,8 @@ async def test_sweep_leaves_new_differences_to_their_process(
     counters, swept = Mongo(mongo.database).counters, list[set[str]]()
     twice = asyncio.Event()
 
-    async def record(keys: set[str]) -> None:
-        swept.append(keys)
+    async def record(rows: dict[ObjectId, str]) -> None:
+        swept.append(set(rows.values()))
         if len(swept) == 2:
             twice.set()
 
@@ -299,7 +353,7 @@ async def test_fold_that_fails_does_not_fail_the_committed_call(
     monkeypatch.setattr(Counters, "_run_once", fail)
 
     assert await like(mongo, "failing") == 0
-    assert await mongo.counters.leftovers() == {"counted/one"}
+    assert set((await mongo.counters.leftovers()).values()) == {"counted/one"}
 
 
 async def test_fold_of_a_cancelled_call_is_repeated_by_the_next_one(

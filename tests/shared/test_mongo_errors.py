@@ -230,11 +230,11 @@ async def test_conflict_at_the_end_of_the_budget_is_aborted_without_effect(notes
         raise error
 
     began = time.monotonic()
-    with a_context(0.6), pytest.raises(ServiceError) as raised:
+    with a_context(1), pytest.raises(ServiceError) as raised:
         await mongo.perform(an_operation("conflict"), handler)
 
     assert seen(raised.value) == CONFLICT
-    assert time.monotonic() - began < 0.6
+    assert time.monotonic() - began < 0.85  # the rest is for the answer
 
 
 async def test_transaction_without_a_server_fails_within_a_second(notes: Notes) -> None:

@@ -126,8 +126,8 @@ async def _up_to_count_changes(database: Database) -> None:
 async def _down_from_count_changes(database: Database) -> None:
     """Add the differences that killed processes have left to the stored counters."""
     counters = Counters(database)
-    while keys := await counters.leftovers():
-        await counters.fold(keys)
+    while rows := await counters.leftovers():
+        await counters.fold(rows)
     await database.drop_collection("count_changes")
 
 

@@ -18,7 +18,8 @@ every worker looks for them each second, and nothing is ever counted twice or lo
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -51,6 +52,10 @@ _MAX_ROWS: Final = 1000
 """Differences in one fold."""
 _FIRST_DELAY: Final = 0.004
 _LONGEST_DELAY: Final = 0.1
+_PAUSE: Final = 4
+"""Between two folds of one document, as a multiple of the duration of the first: without a pause,
+other transactions that change the document, and folds of other processes, always conflict."""
+_LONGEST_PAUSE: Final = 0.25
 
 _log = LimitedLog()
 
@@ -95,6 +100,8 @@ class Counters:
         self._changes = database["count_changes"]
         self._lock = asyncio.Lock()
         self._next = _Fold()
+        self._last: tuple[set[str], float] = (set(), 0.0)
+        """The keys of the last fold, and the time until which they are left to others."""
 
     async def create_indexes(self) -> None:
         """Create the index that finds the differences of a document."""
@@ -111,7 +118,7 @@ class Counters:
             return
         async with session_of(self._database) as session:
             await self._changes.insert_many(rows, session=session)
-        keys = {row["key"] for row in rows}
+        keys = {row["_id"]: row["key"] for row in rows}
         if unit := unit_of_work_of(self._database):
             unit.counted |= keys
         else:
@@ -130,32 +137,50 @@ class Counters:
             found = self._changes.find(query, steps, session=session or current)
             return sum(row["step"] for row in await found.to_list())
 
-    async def fold(self, keys: Collection[str]) -> None:
-        """Fold all committed differences of documents; return after two seconds at most.
+    async def fold(self, rows: Mapping[ObjectId, str]) -> None:
+        """Fold committed differences, keys by id; return after two seconds at most.
 
         Never fails, because the differences are committed: `sweeping` folds what is left.
         """
         try:
             async with asyncio.timeout(min(_WAIT_SECONDS, time_left())):
                 with driver_errors():
-                    await self._fold_until_none_left(set(keys))
+                    await self._fold_all(rows)
         except (TimeoutError, ServiceError, PyMongoError) as error:
             _log.write(logging.WARNING, "counters.delayed", error=type(error).__name__)
 
-    async def _fold_until_none_left(self, keys: set[str]) -> None:
+    async def _fold_all(self, rows: Mapping[ObjectId, str]) -> None:
         delay = _FIRST_DELAY
-        while keys:
+        while rows:
             fold = self._next
-            fold.keys |= keys
+            fold.keys.update(rows.values())
             async with self._lock:
                 if fold is self._next:  # no other task has run it
+                    await self._pause(fold.keys)
                     self._next = _Fold()
-                    fold.left = fold.keys  # if this task is cancelled
-                    fold.left = await self._run(sorted(fold.keys))
-            keys = keys & fold.left
-            if keys:
+                    await self._run_fold(fold)
+            rows = {id_: key for id_, key in rows.items() if key in fold.left}
+            if rows:
                 await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  # jitter
                 delay = min(2 * delay, _LONGEST_DELAY)
+                rows = await self._existing(rows)  # another process may have folded them
+
+    async def _pause(self, keys: set[str]) -> None:
+        """Leave documents that were folded just now to other transactions for a while."""
+        last, until = self._last
+        if not last.isdisjoint(keys):
+            await asyncio.sleep(until - time.monotonic())
+
+    async def _run_fold(self, fold: _Fold) -> None:
+        fold.left = fold.keys  # if this task is cancelled
+        began = time.monotonic()
+        fold.left = await self._run(sorted(fold.keys))
+        now = time.monotonic()
+        self._last = fold.keys, now + min(_PAUSE * (now - began), _LONGEST_PAUSE)
+
+    async def _existing(self, rows: Mapping[ObjectId, str]) -> dict[ObjectId, str]:
+        found = await self._changes.find({"_id": {"$in": list(rows)}}, {"key": 1}).to_list()
+        return {row["_id"]: row["key"] for row in found}
 
     async def _run(self, keys: list[str]) -> set[str]:
         """Fold in one transaction; after a conflict, in two. Return the keys that are left."""
@@ -185,11 +210,11 @@ class Counters:
             await self._changes.delete_many({"_id": {"$in": ids}}, session=session)
         return set(keys) if len(rows) == _MAX_ROWS else set()
 
-    async def leftovers(self) -> set[str]:
-        """Return the keys of documents that have differences now."""
+    async def leftovers(self) -> dict[ObjectId, str]:
+        """Return differences that exist now, keys by id; 1000 at most."""
         with driver_errors():
             rows = await self._changes.find({}, {"key": 1}).limit(_MAX_ROWS).to_list()
-        return {row["key"] for row in rows}
+        return {row["_id"]: row["key"] for row in rows}
 
     @asynccontextmanager
     async def sweeping(self) -> AsyncIterator[None]:
@@ -203,13 +228,12 @@ class Counters:
 
     async def _sweep(self) -> None:
         """Fold differences that have existed for a second: their own process would be faster."""
-        seen: set[ObjectId] = set()
+        seen: dict[ObjectId, str] = {}
         while True:
             try:
-                with driver_errors():
-                    rows = await self._changes.find({}, {"key": 1}).limit(_MAX_ROWS).to_list()
-                await self.fold({row["key"] for row in rows if row["_id"] in seen})
-                seen = {row["_id"] for row in rows}
+                rows = await self.leftovers()
+                await self.fold({id_: key for id_, key in rows.items() if id_ in seen})
+                seen = rows
             except ServiceError as error:
                 _log.write(logging.WARNING, "counters.not_swept", error=error.reason)
             await asyncio.sleep(_SWEEP_SECONDS)

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, Final
 
+from bson import ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import ConnectionFailure, PyMongoError
@@ -54,8 +55,8 @@ class MongoUnitOfWork(Transaction):
     ) -> None:
         super().__init__(operation)
         self.database = database
-        self.counted: set[str] = set()
-        """Keys of the documents whose counters have changed; see `Counters`."""
+        self.counted: dict[ObjectId, str] = {}
+        """The differences of counters, keys by id; see `Counters`."""
         self._inbox = MongoInbox(database, session)
         self._session = session
 
