@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import time
@@ -14,8 +15,7 @@ from typing import Any, Final
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
-from tools.servers import packages
-from tools.servers.mongodb import _WHEELS, _locate
+from tools.paths import ROOT
 
 __all__ = ["Mongod", "run_mongod"]
 
@@ -47,8 +47,8 @@ def run_mongod(
     folder: Path, *, users: bool = False, replica_set: bool = True, tls: Path | None = None
 ) -> Iterator[Mongod]:
     """Run a server with its data in `folder`. `tls` is a file with certificate and key."""
-    binary = _locate()
-    assert binary is not None, "run the tests with ./just test"
+    packages = _packages()
+    binary = shutil.which("mongod") or packages / "mongodb" / "fiftyone" / "db" / "bin" / "mongod"
     data = folder / "data"
     data.mkdir(parents=True)
     with socket.socket() as probe:
@@ -64,7 +64,8 @@ def run_mongod(
     if tls:
         options += ["--tlsMode", "allowTLS", "--tlsCertificateKeyFile", str(tls)]
         options += ["--tlsCAFile", str(tls), "--tlsAllowConnectionsWithoutCertificates"]
-    libraries = [_WHEELS / "psycopg2_binary.libs", *packages.library_folders()]
+    libraries = [packages / "mongodb" / "psycopg2_binary.libs"]
+    libraries += [*packages.glob("debian/**/usr/lib/*-linux-*")]
     environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
     environment["LD_LIBRARY_PATH"] = ":".join(map(str, libraries))
     with (folder / "mongod.log").open("wb") as log:
@@ -76,6 +77,12 @@ def run_mongod(
     finally:
         process.kill()
         process.wait()
+
+
+def _packages() -> Path:
+    """Return the folder of the servers' packages; `just mutate` tests a copy below the original."""
+    folders = (ROOT / ".dev" / "packages", ROOT.parents[1] / ".dev" / "packages")
+    return next((folder for folder in folders if folder.exists()), folders[0])
 
 
 def _key_file(folder: Path) -> Path:
