@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from bench import codec, events, http, memory, rpc, scale
+from bench import codec, events, hot, http, memory, rpc, scale
 from bench.report import Result, publish
 
 _SUITES: Final[dict[str, Callable[[], Sequence[Result]]]] = {
@@ -14,6 +14,7 @@ _SUITES: Final[dict[str, Callable[[], Sequence[Result]]]] = {
     "events": events.run,
     "memory": memory.run,
     "scale": scale.run,
+    "hot": hot.run,
 }
 
 

@@ -34,7 +34,15 @@ class SentCommands(CommandListener):
     def take(self) -> list[Document]:
         """Return the commands since the last call, as arguments of `explain`."""
         commands, self._commands = self._commands, []
-        return [_bare(command) for command in commands]
+        return [_bare(each) for command in commands for each in _singles(command)]
+
+
+def _singles(command: Document) -> list[Document]:
+    """Return a command for each statement of a batch, because `explain` takes one."""
+    for statements in ("updates", "deletes"):
+        if statements in command:
+            return [{**command, statements: [each]} for each in command[statements]]
+    return [command]
 
 
 def _bare(command: Document) -> Document:

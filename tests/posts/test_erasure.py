@@ -69,11 +69,14 @@ async def test_deletion_of_a_user_erases_their_content(
         ]
         return not any(counts)
 
+    async def counted() -> bool:
+        post = await as_anonymous.done("GET", f"/v1/posts/{alices_post}")
+        tags = [each["name"] for each in await as_anonymous.all("/v1/tags", "tags")]
+        return (post["likeCount"], post["commentCount"], tag in tags) == (1, 1, False)
+
     await eventually(erased)
-    post = await as_anonymous.done("GET", f"/v1/posts/{alices_post}")
-    assert (post["likeCount"], post["commentCount"]) == (1, 1)
+    await eventually(counted)  # the counters of an event are folded after its transaction
     assert (await as_anonymous.refused("GET", f"/v1/posts/{bobs_post}"))[0] == 404
-    assert tag not in [each["name"] for each in await as_anonymous.all("/v1/tags", "tags")]
     assert (await as_anonymous.done("GET", f"/v1/users/{alice.username}"))["followerCount"] == 0
     assert (await sign_up(client, bob.username)).id != bob.id
 

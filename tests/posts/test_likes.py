@@ -27,7 +27,8 @@ async def test_concurrent_likes_by_many_users_all_count(
     unliked = await asyncio.gather(*(fan.send("DELETE", f"{path}/like") for fan in fans[:15]))
 
     assert {answer.status_code for answer in liked} == {200}
-    assert sorted(answer.json()["likeCount"] for answer in liked) == list(range(1, FANS + 1))
+    counts = sorted(answer.json()["likeCount"] for answer in liked)
+    assert all(1 <= count <= place for place, count in enumerate(counts, 1))  # with the own like
     assert (after, {answer.status_code for answer in unliked}) == (FANS, {200})
     assert (await as_anonymous.done("GET", path))["likeCount"] == 85
 

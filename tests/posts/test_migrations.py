@@ -1,7 +1,9 @@
 """Upgrades and downgrades of the database of `posts`."""
 
-from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,15 @@ from posts.post_filters import NEWEST, PostFilter
 from posts.post_repository import PostRepository
 from posts.post_search import PostSearch
 from posts.stored_times import from_micros
+from shared.data import mongo_migrations
 from shared.data.mongo_database import Mongo
-from shared.data.mongo_migrations import migrate
+from shared.data.mongo_migrations import Migration, MigrationError, migrate
+from shared.errors import NotReadyError
 from shared.outbox.outbox import EncodedEvent
 from shared.wire import encode
 from tests.conftest import Place
+from tests.mongod import run_mongod
+from tests.people import eventually
 from tests.system import System
 from tests.tokens import TokenMaker
 
@@ -163,6 +169,30 @@ async def test_migrate_command_upgrades_downgrades_and_creates_indexes(
     await database.client.drop_database(stored)
 
 
+async def test_migrate_commands_at_the_same_time_all_succeed(
+    old_system: System, database: Database
+) -> None:
+    stored = database.client[f"{database.name}_posts"]
+    await stored["posts"].insert_many([old_post(number) for number in range(300)])
+
+    commands = await asyncio.gather(*(old_system.run("posts", "migrate") for _ in range(3)))
+
+    assert [await command.wait() for command in commands] == [0, 0, 0]
+    assert await stored["posts"].count_documents({"shape": 2}) == 300
+    assert await stored["migrations"].find().to_list() == [{"_id": "version", "version": LAST}]
+    await database.client.drop_database(stored)
+
+
+async def test_migrate_command_names_the_missing_replica_set(
+    old_system: System, tmp_path: Path
+) -> None:
+    with run_mongod(tmp_path / "mongod", replica_set=False) as server:
+        command = await old_system.run("posts", "migrate", POSTBUS_MONGO_URL=server.url())
+        assert await command.wait() == 1
+
+    assert old_system.log("posts").startswith("posts: migrate: MongoDB needs a replica set")
+
+
 async def test_unpublished_events_survive_upgrade_and_downgrade(database: Database) -> None:
     mongo, sent = Mongo(database), list[EncodedEvent]()
     ids = [f"019077f9-8680-7000-8000-{number:012}" for number in range(3)]
@@ -206,3 +236,133 @@ async def test_indexes_of_likers_are_created_and_dropped(database: Database) -> 
     assert (likers in before[0], "post_id_1" in before[0]) == (False, True)
     for name in (changed, f"author_id_1_{changed}"):
         assert (name in after[1], name in before[1]) == (True, False)
+
+
+def counting(steps: list[str], number: int) -> list[Migration]:
+    """Return migrations that record their steps."""
+
+    def step(name: str) -> Callable[[Database], Awaitable[None]]:
+        async def run(_database: Database) -> None:
+            steps.append(name)
+            await asyncio.sleep(0.05)
+
+        return run
+
+    return [Migration(up=step(f"up {n}"), down=step(f"down {n}")) for n in range(1, number + 1)]
+
+
+async def test_one_of_many_programs_migrates(database: Database) -> None:
+    steps: list[str] = []
+
+    found = await asyncio.gather(*(migrate(Mongo(database), counting(steps, 3)) for _ in range(8)))
+
+    assert (steps, set(found)) == (["up 1", "up 2", "up 3"], {3})
+    [stored] = await database["migrations"].find().to_list()
+    assert stored == {"_id": "version", "version": 3}
+
+
+async def test_older_program_does_not_take_the_version_back(database: Database) -> None:
+    steps: list[str] = []
+    mongo, older = Mongo(database), counting(steps, 2)
+    await migrate(mongo, counting([], 3))
+
+    kept = await migrate(mongo, older)
+    with pytest.raises(MigrationError, match="version 3, and this program knows versions up to 2"):
+        await migrate(mongo, older, 1)
+
+    assert (kept, steps) == (3, [])
+    assert await migrate(mongo, counting(steps, 3), 1) == 1
+    assert steps == ["down 3", "down 2"]
+
+
+async def test_migration_of_a_killed_program_is_continued_after_its_lease(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert mongo_migrations._LEASE_MS == 10_000
+    now = (await database.command("hello"))["localTime"]
+    held = {"owner": "killed", "until": now + timedelta(seconds=0.6), "version": 1}
+    await database["migrations"].insert_one({"_id": "version", **held})
+    steps: list[str] = []
+
+    began = time.monotonic()
+    async with asyncio.timeout(5):
+        found = await migrate(Mongo(database), counting(steps, 2))
+
+    assert (found, steps) == (2, ["up 2"])
+    assert time.monotonic() - began > 0.4
+
+
+async def test_migration_ends_if_another_program_has_taken_its_lease(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert mongo_migrations._RENEW_SECONDS < mongo_migrations._LEASE_MS / 1000 / 2
+    monkeypatch.setattr(mongo_migrations, "_RENEW_SECONDS", 0.05)
+    ended = False
+
+    async def endless(_database: Database) -> None:
+        nonlocal ended
+        change = {"$set": {"owner": "another", "version": 7}}
+        await database["migrations"].update_one({"_id": "version"}, change)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended = True
+
+    async with asyncio.timeout(5):
+        with pytest.raises(MigrationError, match="taken over"):
+            await migrate(Mongo(database), [Migration(up=endless, down=endless)])
+
+    [stored] = await database["migrations"].find().to_list()
+    assert (stored["owner"], stored["version"], ended) == ("another", 7, True)
+
+
+async def test_lease_is_renewed_while_a_migration_runs(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mongo_migrations, "_RENEW_SECONDS", 0.02)
+
+    async def until_renewed(_database: Database) -> None:
+        async def end() -> datetime:
+            [stored] = await database["migrations"].find().to_list()
+            until: datetime = stored["until"]
+            return until
+
+        first = await end()
+
+        async def renewed() -> bool:
+            return await end() > first
+
+        await eventually(renewed, 5)
+
+    assert await migrate(Mongo(database), [Migration(up=until_renewed, down=until_renewed)]) == 1
+
+
+async def test_worker_that_is_not_migrated_names_the_command(database: Database) -> None:
+    mongo = Mongo(database)
+    with pytest.raises(NotReadyError, match="Run the command `migrate`"):
+        await mongo.ping(LAST)
+    await migrate(mongo, MIGRATIONS, LAST - 1)
+    with pytest.raises(NotReadyError, match="Run the command `migrate`"):
+        await mongo.ping(LAST)
+
+    await migrate(mongo, MIGRATIONS)
+
+    await mongo.ping(LAST)
+    await mongo.ping(LAST - 1)  # a worker of the version before
+
+
+async def test_differences_are_folded_before_their_collection_is_dropped(
+    database: Database,
+) -> None:
+    mongo = Mongo(database)
+    await migrate(mongo, MIGRATIONS)
+    id_ = old_post(1)["_id"]
+    row = {"key": f"posts/{id_}", "counter": "like_count", "step": 2}
+    await database["count_changes"].insert_one(row)
+
+    await migrate(mongo, MIGRATIONS, 3)
+
+    post = await database["posts"].find_one({"_id": id_})
+    assert post is not None
+    assert post["like_count"] == 2
+    assert "count_changes" not in await database.list_collection_names()

@@ -3,14 +3,18 @@
 import asyncio
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import AsyncMock
 
 import httpx
+import pytest
 from pydantic import SecretStr
 from pymongo.asynchronous.database import AsyncDatabase
 from uuid_utils.compat import uuid7
 
 from postbus.bus.v1 import Reply
 from postbus.users.v1 import BatchGetUsersResponse, UsersServiceStub
+from posts.likes import LikeRepository
+from posts.post_repository import PostRepository
 from posts.repair import repair
 from shared.bus import ServiceChannel
 from shared.bus.memory import MemoryBus
@@ -18,6 +22,7 @@ from shared.data.mongo_database import open_mongo
 from shared.outbox.inbox import Operation
 from shared.wire import encode
 from tests.people import Client, Person, eventually
+from tests.posts.test_query_plans import a_post
 from tests.system import System, free_port
 
 Unique = Callable[[str], str]
@@ -258,3 +263,45 @@ async def until(database: Database, author: dict[str, Any]) -> None:
     async with asyncio.timeout(10):
         while await database["authors"].find_one(author) is None:  # noqa: ASYNC110  # its database
             await asyncio.sleep(0.05)
+
+
+async def test_counters_with_differences_that_are_not_folded_are_right(
+    mongo_url: str, unique: Unique, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = httpx.URL(mongo_url)
+    async with open_mongo(SecretStr(str(url.copy_with(path=unique(f"{url.path}_"))))) as mongo:
+        posts, likes, post = PostRepository(mongo), LikeRepository(mongo), a_post(1)
+        users = UsersServiceStub(ServiceChannel(MemoryBus()))
+        await posts.add(post)
+        await likes.add(post.id, "folded")
+        await posts.add_to_count(post.id, "like_count", 1)
+        with monkeypatch.context() as killed:
+            killed.setattr(mongo.counters, "fold", AsyncMock())
+            await likes.add(post.id, "not folded")
+            await posts.add_to_count(post.id, "like_count", 1)
+            tagged = a_post(3)
+            await posts.add(tagged)
+
+        right = [
+            line async for line in repair(mongo, UsersServiceStub(ServiceChannel(MemoryBus())))
+        ]
+        await mongo.database["posts"].update_one({"_id": post.id}, {"$inc": {"like_count": 5}})
+        await mongo.database["tags"].update_one({"_id": "t"}, {"$inc": {"post_count": 5}})
+        wrong = [
+            line async for line in repair(mongo, UsersServiceStub(ServiceChannel(MemoryBus())))
+        ]
+        await mongo.counters.fold(await mongo.counters.leftovers())
+        again = [
+            line async for line in repair(mongo, UsersServiceStub(ServiceChannel(MemoryBus())))
+        ]
+        stored, tag = await posts.get(post.id), await mongo.database["tags"].find_one({"_id": "t"})
+
+    assert right == again == ["2 posts, 0 corrections"]
+    assert wrong == [
+        f"post {post.id}: like_count 2 instead of 7",
+        "tag t: 2 posts instead of 7",
+        "2 posts, 2 corrections",
+    ]
+    assert stored is not None
+    assert tag is not None
+    assert (stored.like_count, tag["post_count"]) == (2, 2)

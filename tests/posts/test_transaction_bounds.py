@@ -287,7 +287,7 @@ async def test_projection_answers_whatever_error_users_gives(
     context = a_context(caller_revision=1)
     for code in (code for code in Code if code not in (0, Code.UNAUTHENTICATED)):
         projection = a_projection(mongo, authors, await failing_users(code))
-        await projection.follows.replace(ALICE, {BOB})
+        await projection.follows.replace(ALICE, {BOB}, authors.lock)
 
         author = await projection.author_of_caller(context)
         followed = await projection.followed_by_caller(context)

@@ -13,7 +13,7 @@ from shared.data import mongo_database as mongo_module
 from shared.data.mongo_database import open_mongo
 from shared.data.postgres_sessions import Postgres
 from shared.errors import Code, Outcome, ServiceError
-from shared.outbox.mongo_unit_of_work import driver_errors
+from shared.outbox.mongo_errors import driver_errors
 from shared.outbox.postgres_unit_of_work import FairLimit
 from tests.notes import an_operation, postgres_notes
 

@@ -9,6 +9,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Final
 
 from postbus.users.v1 import UsersServiceStub
@@ -35,8 +36,10 @@ from posts.tags import TagHandlers, TagRepository
 from shared.bus import MessageBus, ServiceChannel
 from shared.bus.amqp import connect
 from shared.data.mongo_database import Mongo, open_mongo
-from shared.data.mongo_migrations import migrate
+from shared.data.mongo_migrations import MigrationError, migrate
 from shared.data.pages import Pages
+from shared.errors import NotReadyError, ServiceError
+from shared.outbox.mongo_errors import driver_errors
 from shared.runtime.logs import configure_logs
 from shared.runtime.settings import load
 from shared.runtime.worker import Application, run_worker
@@ -52,7 +55,7 @@ def main() -> None:
         case []:
             run_worker("posts", settings, lambda bus: _application(settings, bus))
         case ["migrate"]:
-            asyncio.run(_migrate(settings, len(MIGRATIONS)))
+            asyncio.run(_migrate(settings, None))
         case ["migrate", version] if version in map(str, range(len(MIGRATIONS) + 1)):
             asyncio.run(_migrate(settings, int(version)))
         case ["repair"]:
@@ -64,9 +67,14 @@ def main() -> None:
 @asynccontextmanager
 async def _application(settings: PostsSettings, bus: MessageBus) -> AsyncIterator[Application]:
     cache, users = AuthorCache(), UsersServiceStub(ServiceChannel(bus))
-    async with open_mongo(settings.mongo_url) as mongo, cache.subscribed(bus):
+    async with (
+        open_mongo(settings.mongo_url) as mongo,
+        cache.subscribed(bus),
+        mongo.counters.sweeping(),
+    ):
         handlers = _handlers(mongo, cache, users, Pages(settings.page_token_key))
-        yield Application(handlers=handlers, probes={"mongodb": mongo.ping}, store=mongo)
+        ready = partial(mongo.ping, len(MIGRATIONS))
+        yield Application(handlers=handlers, probes={"mongodb": ready}, store=mongo)
 
 
 def _handlers(
@@ -99,11 +107,14 @@ def _handlers(
     ]
 
 
-async def _migrate(settings: PostsSettings, version: int) -> None:
+async def _migrate(settings: PostsSettings, version: int | None) -> None:
     async with open_mongo(settings.mongo_url) as mongo:
-        await migrate(mongo, MIGRATIONS, version)
-        if version == len(MIGRATIONS):
-            await create_indexes(mongo)
+        try:
+            migrated = await migrate(mongo, MIGRATIONS, version)
+            if migrated == len(MIGRATIONS):
+                await create_indexes(mongo)
+        except (MigrationError, NotReadyError, ServiceError) as error:
+            sys.exit(f"posts: migrate: {error}")
 
 
 async def _repair(settings: PostsSettings) -> None:
@@ -112,8 +123,9 @@ async def _repair(settings: PostsSettings) -> None:
         with suppress(TimeoutError):  # then the authors are not compared
             async with asyncio.timeout(_CONNECT_SECONDS):
                 await bus.wait_ready()
-        async for line in repair(mongo, UsersServiceStub(ServiceChannel(bus))):
-            print(f"posts: {line}")  # noqa: T201  # the output of a command
+        with driver_errors():
+            async for line in repair(mongo, UsersServiceStub(ServiceChannel(bus))):
+                print(f"posts: {line}")  # noqa: T201  # the output of a command
 
 
 if __name__ == "__main__":

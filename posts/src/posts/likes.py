@@ -161,7 +161,8 @@ class LikeHandlers:
         user_id = context.user_id
         if await self.likes.add(post.id, user_id):
             await publish(PostLiked(post_id=post.id, author_id=post.author_id, user_id=user_id))
-            message.like_count = await self.posts.add_to_count(post.id, "like_count", 1)
+            await self.posts.add_to_count(post.id, "like_count", 1)
+        message.like_count = await self.posts.like_count(post)
         message.liked = True
         return LikePostResponse(post=message)
 
@@ -173,7 +174,8 @@ class LikeHandlers:
         user_id = context.user_id
         if await self.likes.remove(post.id, user_id):
             await publish(PostUnliked(post_id=post.id, author_id=post.author_id, user_id=user_id))
-            message.like_count = await self.posts.add_to_count(post.id, "like_count", -1)
+            await self.posts.add_to_count(post.id, "like_count", -1)
+        message.like_count = await self.posts.like_count(post)
         message.liked = False
         return UnlikePostResponse(post=message)
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 from pymongo import UpdateOne
 
 from postbus.bus.v1 import Event
+from shared.data.mongo_counters import Counters
 from shared.data.mongo_migrations import Database, Migration
 from shared.data.search_terms import distinct_words, words
 from shared.wire import decode
@@ -117,6 +118,19 @@ async def _down_from_likers(database: Database) -> None:
     await _drop_indexes(database, "posts", by_update, f"author_id_1_{by_update}")
 
 
+async def _up_to_count_changes(database: Database) -> None:
+    """Create the collection of differences; the stored counters stay as they are."""
+    await database["count_changes"].create_index("key")
+
+
+async def _down_from_count_changes(database: Database) -> None:
+    """Add the differences that killed processes have left to the stored counters."""
+    counters = Counters(database)
+    while rows := await counters.leftovers():
+        await counters.fold(rows)
+    await database.drop_collection("count_changes")
+
+
 async def _drop_indexes(database: Database, collection: str, *names: str) -> None:
     for name in set(names) & (await database[collection].index_information()).keys():
         await database[collection].drop_index(name)
@@ -126,4 +140,5 @@ MIGRATIONS: Final = (
     Migration(up=_add_slugs_and_counters, down=_remove_slugs_and_counters),
     Migration(up=_move_events_to_inbox, down=_move_events_to_outbox),
     Migration(up=_up_to_likers, down=_down_from_likers),
+    Migration(up=_up_to_count_changes, down=_down_from_count_changes),
 )

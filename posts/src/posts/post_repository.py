@@ -1,5 +1,6 @@
 """Posts in MongoDB."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ from posts.models import Author, Post
 from posts.post_texts import distinct_tags, is_id, is_slug_of, slug_of, with_suffix
 from posts.stored_times import now
 from posts.tags import TagRepository
+from shared.data.mongo_counters import CountChange
 from shared.data.mongo_database import Mongo
 from shared.data.search_terms import distinct_words
 
@@ -26,6 +28,7 @@ class PostRepository:
         self._posts = mongo.collection(Post)
         self._authors = mongo.collection(Author)
         self._tags = TagRepository(mongo)
+        self._counters = mongo.counters
 
     async def add(self, post: Post) -> None:
         """Store a new post with an unused slug, and count its tags.
@@ -105,19 +108,22 @@ class PostRepository:
     async def _unused_slug(self, plain: str) -> str:
         return with_suffix(plain) if await self.get(plain) else plain
 
-    async def add_to_count(self, post_id: str, name: str, step: int) -> int:
-        """Add `step` to the counter `name` of a post; return the new value, 0 without the post.
+    async def add_to_count(self, post_id: str, name: str, step: int) -> None:
+        """Add `step` to the counter `name` of a post."""
+        await self._counters.add([_change(post_id, name, step)])
 
-        Call it last: concurrent transactions that count for one post are serialised here.
+    async def like_count(self, post: Post) -> int:
+        """Return the number of likes of a post that was read in this transaction.
+
+        It includes the changes of this transaction.
         """
-        post = await self._posts.update_one(eq(Post.id, post_id), {"$inc": {name: step}})
-        return getattr(post, name, 0)
+        return post.like_count + await self._counters.unfolded(f"posts/{post.id}", "like_count")
 
     async def decrement_counts(self, post_ids: Sequence[str], name: str) -> None:
         """Decrement the counter `name` of posts, once per occurrence of their id."""
-        for post_id in sorted(set(post_ids)):
-            step = -post_ids.count(post_id)
-            await self._posts.update_one(eq(Post.id, post_id), {"$inc": {name: step}})
+        await self._counters.add(
+            _change(post_id, name, -count) for post_id, count in Counter(post_ids).items()
+        )
 
     async def delete(self, post: Post) -> None:
         """Delete a post, and decrement the counters of its tags."""
@@ -128,6 +134,10 @@ class PostRepository:
         """Return up to `limit` posts of a user with any status, without their bodies."""
         query = eq(Post.author_id, author_id)
         return await self._posts.find(query, sort=[("_id", 1)], limit=limit, without=["body"])
+
+
+def _change(post_id: str, name: str, step: int) -> CountChange:
+    return CountChange(collection="posts", id=post_id, counter=name, step=step)
 
 
 def _set_search_fields(post: Post) -> None:

@@ -1,7 +1,8 @@
 """The repair of derived data: authors, counters, and documents of deleted posts and users.
 
 Safe while the system runs: nothing reads the documents that are deleted, and a counter is corrected
-in a transaction that counts again.
+in a transaction that counts again. A counter is right if it and its differences that are not folded
+yet, see `shared.data.mongo_counters`, have the sum of what they count.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -46,8 +47,13 @@ async def repair(mongo: Mongo, users: UsersServiceStub) -> AsyncIterator[str]:
     async for correction in compare_authors(database, users):
         corrected += not correction.startswith("authors ")
         yield correction
-    for step in (_delete_content_of_users, _delete_orphans, _recount_posts, _recount_tags):
-        async for correction in step(database):
+    for steps in (
+        _delete_content_of_users(database),
+        _delete_orphans(database),
+        _recount_posts(mongo),
+        _recount_tags(mongo),
+    ):
+        async for correction in steps:
             corrected += 1
             yield correction
     posts = await database["posts"].estimated_document_count()
@@ -76,7 +82,7 @@ async def _delete_orphans(database: Database) -> AsyncIterator[str]:
             yield f"{result.deleted_count} {collection} of the deleted {parent} {missing['_id']}"
 
 
-async def _recount_posts(database: Database) -> AsyncIterator[str]:
+async def _recount_posts(mongo: Mongo) -> AsyncIterator[str]:
     for counter, collection in _COUNTERS.items():
         lookup = _lookup(collection, "_id", "post_id") | {"pipeline": [{"$count": "n"}]}
         wrong: list[Document] = [
@@ -85,8 +91,8 @@ async def _recount_posts(database: Database) -> AsyncIterator[str]:
             {"$set": {"n": {"$ifNull": [{"$first": "$found.n"}, 0]}}},
             {"$match": {"$expr": {"$ne": ["$n", f"${counter}"]}}},
         ]
-        async for post in await database["posts"].aggregate(wrong):
-            if correction := await _recount_post(database, post["_id"], counter):
+        async for post in await mongo.database["posts"].aggregate(wrong):
+            if correction := await _recount_post(mongo, post["_id"], counter):
                 yield correction
 
 
@@ -94,22 +100,26 @@ def _lookup(collection: str, local: str, foreign: str) -> Document:
     return {"from": collection, "localField": local, "foreignField": foreign, "as": "found"}
 
 
-async def _recount_post(database: Database, post_id: str, counter: str) -> str:
+async def _recount_post(mongo: Mongo, post_id: str, counter: str) -> str:
+    database = mongo.database
+
     async def recount(session: AsyncClientSession) -> str:
         post = await database["posts"].find_one({"_id": post_id}, session=session)
+        unfolded = await mongo.counters.unfolded(f"posts/{post_id}", counter, session)
         query = {"post_id": post_id}
         count = await database[_COUNTERS[counter]].count_documents(query, session=session)
-        if post is None or post[counter] == count:
+        if post is None or post[counter] + unfolded == count:
             return ""
         await database["posts"].update_one(
-            {"_id": post_id}, {"$set": {counter: count}}, session=session
+            {"_id": post_id}, {"$set": {counter: count - unfolded}}, session=session
         )
-        return f"post {post_id}: {counter} {count} instead of {post[counter]}"
+        return f"post {post_id}: {counter} {count} instead of {post[counter] + unfolded}"
 
     return await _in_transaction(database, recount)
 
 
-async def _recount_tags(database: Database) -> AsyncIterator[str]:
+async def _recount_tags(mongo: Mongo) -> AsyncIterator[str]:
+    database = mongo.database
     pipeline: list[Document] = [
         {"$match": {"status": PUBLISHED}},
         {"$unwind": "$tag_keys"},
@@ -120,20 +130,23 @@ async def _recount_tags(database: Database) -> AsyncIterator[str]:
     stored = {tag["_id"]: tag["post_count"] async for tag in database["tags"].find()}
     for key in counts.keys() | stored.keys():
         if counts.get(key, 0) != stored.get(key, 0) and (
-            correction := await _recount_tag(database, key)
+            correction := await _recount_tag(mongo, key)
         ):
             yield correction
 
 
-async def _recount_tag(database: Database, key: str) -> str:
+async def _recount_tag(mongo: Mongo, key: str) -> str:
+    database = mongo.database
+
     async def recount(session: AsyncClientSession) -> str:
         tag = await database["tags"].find_one({"_id": key}, session=session)
+        unfolded = await mongo.counters.unfolded(f"tags/{key}", "post_count", session)
         query = {"tag_keys": key, "status": PUBLISHED}
         count = await database["posts"].count_documents(query, session=session)
-        stored = tag["post_count"] if tag else 0
+        stored = (tag["post_count"] if tag else 0) + unfolded
         if stored == count:
             return ""
-        changes = {"$set": {"post_count": count}, "$setOnInsert": {"name": key}}
+        changes = {"$set": {"post_count": count - unfolded}, "$setOnInsert": {"name": key}}
         await database["tags"].update_one({"_id": key}, changes, upsert=True, session=session)
         return f"tag {key}: {count} posts instead of {stored}"
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from odmantic.query import and_, eq, gt, in_, lt, lte, or_
+from odmantic.query import and_, eq, gt, lt, or_
 
 from postbus.posts.v1 import ListTagsRequest, ListTagsResponse, PostsServiceBase
 from postbus.posts.v1 import Tag as TagMessage
@@ -11,6 +11,7 @@ from posts.models import Tag
 from posts.post_search import COUNTED
 from shared.bus import MessagePattern
 from shared.context import Context
+from shared.data.mongo_counters import CountChange
 from shared.data.mongo_database import Mongo
 from shared.data.pages import Page, Pages, Position
 
@@ -22,30 +23,25 @@ def _position(tag: Tag) -> Position:
     return tag.post_count, tag.id
 
 
+def _change(key: str, name: str, step: int) -> CountChange:
+    """Return the change of a tag's counter; a tag exists while it has posts."""
+    return CountChange(
+        collection="tags", id=key, counter="post_count", step=step, new={"name": name}
+    )
+
+
 class TagRepository:
     """Counts tags, in the transaction that changes a post."""
 
     def __init__(self, mongo: Mongo) -> None:
         self._tags = mongo.collection(Tag)
+        self._counters = mongo.counters
 
     async def count(self, before: Mapping[str, str], after: Mapping[str, str]) -> None:
         """Update the counters after a change of the tags of a published post; both are by key."""
-        await self._add([key for key in before if key not in after], -1)
-        added = {key: name for key, name in after.items() if key not in before}
-        for key in await self._add(list(added), 1):
-            await self._tags.insert(Tag(id=key, name=added[key], post_count=1))
-
-    async def _add(self, keys: list[str], step: int) -> list[str]:
-        """Add `step` to the counters in one update. Return the keys that have no counter."""
-        if not keys:
-            return []
-        query = in_(Tag.id, keys)
-        await self._tags.update_many(query, {"$inc": {"post_count": step}})
-        if step < 0:
-            await self._tags.delete_many(and_(query, lte(Tag.post_count, 0)))
-            return []
-        found = await self._tags.find(query, sort=[("_id", 1)], limit=len(keys))
-        return sorted(set(keys) - {tag.id for tag in found})
+        removed = [_change(key, name, -1) for key, name in before.items() if key not in after]
+        added = [_change(key, name, 1) for key, name in after.items() if key not in before]
+        await self._counters.add(removed + added)
 
     async def most_used(self, page: Page) -> list[Tag]:
         """Return tags, the ones with the most posts first."""

@@ -4,20 +4,18 @@ ODMantic's own engine needs motor, which is deprecated and runs each call in a t
 throughput. ODMantic's models and query expressions work without its engine.
 """
 
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
 from odmantic import Model
 from odmantic.query import QueryExpression
 from pymongo import IndexModel, ReturnDocument
-from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
 
 from shared.data.loader import Loader
 from shared.data.mongo_documents import document_reader
-from shared.outbox.mongo_unit_of_work import MongoUnitOfWork, driver_errors
-from shared.outbox.unit_of_work import current_unit_of_work
+from shared.outbox.mongo_errors import driver_errors
+from shared.outbox.mongo_unit_of_work import session_of, unit_of_work_of
 
 __all__ = ["Collection"]
 
@@ -45,7 +43,7 @@ class Collection(Generic[M]):
 
     async def insert(self, instance: M) -> None:
         """Insert a document; ALREADY_EXISTS if its id or a unique field is taken."""
-        async with self._session() as session:
+        async with session_of(self._database) as session:
             await self._documents.insert_one(instance.model_dump_doc(), session=session)
 
     async def get(self, id_: str) -> M | None:
@@ -60,7 +58,7 @@ class Collection(Generic[M]):
         """
         if not ids:
             return {}
-        fetch = self._fetch if self._unit_of_work() else self._loader.load
+        fetch = self._fetch if unit_of_work_of(self._database) else self._loader.load
         return {id_: self._read(document) for id_, document in (await fetch(ids)).items()}
 
     async def get_joined(
@@ -87,13 +85,13 @@ class Collection(Generic[M]):
         return {document["_id"]: (document, document.pop("joined")) for document in found}
 
     async def _fetch(self, ids: Sequence[str]) -> dict[str, Document]:
-        async with self._session() as session:
+        async with session_of(self._database) as session:
             found = self._documents.find({"_id": {"$in": ids}}, session=session)
             return {document["_id"]: document for document in await found.to_list()}
 
     async def find_one(self, query: QueryExpression) -> M | None:
         """Return one document that matches, or None."""
-        async with self._session() as session:
+        async with session_of(self._database) as session:
             document = await self._documents.find_one(query, session=session)
         return None if document is None else self._read(document)
 
@@ -112,7 +110,7 @@ class Collection(Generic[M]):
         has their default, or no such attribute. `hint` holds the keys of the index to use.
         """
         projection = dict.fromkeys(without, 0) or None
-        async with self._session() as session:
+        async with session_of(self._database) as session:
             cursor = self._documents.find(
                 _all_of(queries), projection, sort=sort, skip=skip, hint=hint, session=session
             )
@@ -121,7 +119,7 @@ class Collection(Generic[M]):
 
     async def aggregate(self, pipeline: list[Document]) -> list[Document]:
         """Return the documents of an aggregation; `pipeline` must not contain a client's dict."""
-        async with self._session() as session:
+        async with session_of(self._database) as session:
             return await (await self._documents.aggregate(pipeline, session=session)).to_list()
 
     def read(self, documents: Iterable[Document]) -> list[M]:
@@ -137,12 +135,12 @@ class Collection(Generic[M]):
         """Count the documents that match every query, up to `limit`; `hint` as in `find`."""
         options = {"limit": limit, "hint": hint}
         given = {name: value for name, value in options.items() if value is not None}
-        async with self._session() as session:
+        async with session_of(self._database) as session:
             return await self._documents.count_documents(_all_of(queries), session=session, **given)
 
     async def update_one(self, query: QueryExpression, changes: Document) -> M | None:
         """Apply update operators to one document that matches; return it after the update."""
-        async with self._session() as session:
+        async with session_of(self._database) as session:
             document = await self._documents.find_one_and_update(
                 query, changes, return_document=ReturnDocument.AFTER, session=session
             )
@@ -150,25 +148,25 @@ class Collection(Generic[M]):
 
     async def update_many(self, query: QueryExpression, changes: Document) -> None:
         """Apply update operators to all documents that match."""
-        async with self._session() as session:
+        async with session_of(self._database) as session:
             await self._documents.update_many(query, changes, session=session)
 
     async def put(self, instance: M) -> None:
         """Insert a document, or replace the document with the same id."""
         document = instance.model_dump_doc()
-        async with self._session() as session:
+        async with session_of(self._database) as session:
             await self._documents.replace_one(
                 {"_id": document["_id"]}, document, upsert=True, session=session
             )
 
     async def delete_one(self, query: QueryExpression) -> bool:
         """Delete one document that matches; return whether there was one."""
-        async with self._session() as session:
+        async with session_of(self._database) as session:
             return (await self._documents.delete_one(query, session=session)).deleted_count == 1
 
     async def delete_many(self, query: QueryExpression) -> int:
         """Delete all documents that match; return their number."""
-        async with self._session() as session:
+        async with session_of(self._database) as session:
             return (await self._documents.delete_many(query, session=session)).deleted_count
 
     async def create_indexes(self) -> None:
@@ -180,24 +178,6 @@ class Collection(Generic[M]):
         if indexes:  # MongoDB refuses an empty list
             with driver_errors():
                 await self._documents.create_indexes(indexes)
-
-    @asynccontextmanager
-    async def _session(self) -> AsyncIterator[AsyncClientSession | None]:
-        """Provide the session of the current unit of work, or None."""
-        unit = self._unit_of_work()
-        with driver_errors():
-            if unit is not None:
-                async with unit.join() as session:
-                    yield session
-            else:
-                yield None
-
-    def _unit_of_work(self) -> MongoUnitOfWork | None:
-        """Return the current unit of work, if it belongs to this database."""
-        unit = current_unit_of_work()
-        if isinstance(unit, MongoUnitOfWork) and unit.database is self._database:
-            return unit
-        return None
 
 
 def _all_of(queries: Sequence[QueryExpression]) -> Document:
