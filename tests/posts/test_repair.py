@@ -282,18 +282,12 @@ async def test_counters_with_differences_that_are_not_folded_are_right(
             tagged = a_post(3)
             await posts.add(tagged)
 
-        right = [
-            line async for line in repair(mongo, UsersServiceStub(ServiceChannel(MemoryBus())))
-        ]
+        right = [line async for line in repair(mongo, users)]
         await mongo.database["posts"].update_one({"_id": post.id}, {"$inc": {"like_count": 5}})
         await mongo.database["tags"].update_one({"_id": "t"}, {"$inc": {"post_count": 5}})
-        wrong = [
-            line async for line in repair(mongo, UsersServiceStub(ServiceChannel(MemoryBus())))
-        ]
+        wrong = [line async for line in repair(mongo, users)]
         await mongo.counters.fold(await mongo.counters.leftovers())
-        again = [
-            line async for line in repair(mongo, UsersServiceStub(ServiceChannel(MemoryBus())))
-        ]
+        again = [line async for line in repair(mongo, users)]
         stored, tag = await posts.get(post.id), await mongo.database["tags"].find_one({"_id": "t"})
 
     assert right == again == ["2 posts, 0 corrections"]
