@@ -8,7 +8,8 @@ from gateway.app import build_app
 from gateway.gateway import Gateway
 from shared.bus.memory import MemoryBus
 from shared.identity import TokenVerifier
-from tests.gateway.listening import Worker, open_socket
+from tests.gateway.conftest import Worker
+from tests.gateway.listening import open_socket
 from tests.tokens import TokenMaker
 
 METHOD = "postbus.users.v1.AuthService.GetSigningKeys"
