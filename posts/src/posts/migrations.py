@@ -117,6 +117,16 @@ async def _down_from_likers(database: Database) -> None:
     await _drop_indexes(database, "posts", by_update, f"author_id_1_{by_update}")
 
 
+async def _up_to_listed_comments(database: Database) -> None:
+    """Drop an index of comments: another one starts with the author, too, and sorts by id."""
+    await _drop_indexes(database, "comments", "author_id_1")
+
+
+async def _down_from_listed_comments(database: Database) -> None:
+    await database["comments"].create_index("author_id")
+    await _drop_indexes(database, "comments", "author_id_1__id_-1")
+
+
 async def _drop_indexes(database: Database, collection: str, *names: str) -> None:
     for name in set(names) & (await database[collection].index_information()).keys():
         await database[collection].drop_index(name)
@@ -126,4 +136,5 @@ MIGRATIONS: Final = (
     Migration(up=_add_slugs_and_counters, down=_remove_slugs_and_counters),
     Migration(up=_move_events_to_inbox, down=_move_events_to_outbox),
     Migration(up=_up_to_likers, down=_down_from_likers),
+    Migration(up=_up_to_listed_comments, down=_down_from_listed_comments),
 )

@@ -14,6 +14,7 @@ from shared.runtime.worker import Application, run_worker
 from users.account_handlers import AccountHandlers
 from users.account_repository import AccountRepository
 from users.device_tokens import DeviceTokens
+from users.export_handlers import ExportHandlers
 from users.follow_handlers import FollowHandlers
 from users.follow_repository import FollowRepository
 from users.log_in_handlers import LogInHandlers
@@ -76,6 +77,7 @@ def _handlers(
         ),
         RefreshHandlers(sessions=sessions, tokens=tokens, store=postgres, log=log),
         SessionHandlers(accounts=accounts, sessions=sessions, pages=pages, log=log),
+        ExportHandlers(accounts=accounts, sessions=sessions, follows=follows),
         SigningKeyHandlers(verification_keys=settings.verification_keys),
         ProfileHandlers(accounts=accounts, profiles=profiles, pages=pages),
         FollowHandlers(accounts=accounts, follows=follows, profiles=profiles, pages=pages),
