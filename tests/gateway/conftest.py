@@ -3,7 +3,7 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -21,6 +21,7 @@ from gateway.http1 import ConnectionCounts, HttpLimits, http1
 from gateway.websocket_protocol import WebSocketProtocol
 from postbus.bus.v1 import Reply, Request
 from postbus.registry import METHODS
+from shared.bus.envelope import completed_reply
 from shared.bus.memory import MemoryBus
 from shared.identity import TokenVerifier
 from shared.wire import decode, encode
@@ -125,10 +126,17 @@ def worker() -> Worker:
     return Worker()
 
 
+async def empty_stream(_route: str, _body: bytes) -> AsyncGenerator[bytes, None]:
+    """End a stream without a message."""
+    yield completed_reply(1)
+
+
 @pytest.fixture
 async def bus(worker: Worker) -> MemoryBus:
     bus = MemoryBus()
-    await bus.serve("everything", list(METHODS), worker.handle)
+    streams = [name for name, method in METHODS.items() if method.streams]
+    await bus.serve("streams", streams, empty_stream)
+    await bus.serve("everything", [each for each in METHODS if each not in streams], worker.handle)
     return bus
 
 

@@ -16,6 +16,7 @@ from gateway.unfinished_input import UnfinishedInput
 from shared.bus import MessageBus
 from shared.identity import TokenVerifier
 from shared.runtime.session_verifier import SessionVerifier
+from shared.security_log import SecurityLog
 
 __all__ = ["Services"]
 
@@ -31,6 +32,7 @@ class Services:
     rates: RateLimits
     large_inputs: LargeInputs
     metrics: Metrics
+    security_log: SecurityLog
     cors: Cors
     socket_limits: SocketLimits
     socket_quotas: SocketQuotas
@@ -55,6 +57,7 @@ class Services:
 
         Without `rates`, only methods with a `rate_limit` in the contract have a limit.
         """
+        security_log = SecurityLog()
         return cls(
             bus=bus,
             verifier=SessionVerifier(bus, verifier),
@@ -62,7 +65,8 @@ class Services:
             revisions=CallerRevisions(bus),
             rates=rates or RateLimits(RateLimitSettings(), BoundedStorage()),
             large_inputs=LargeInputs(),
-            metrics=Metrics(bus),
+            metrics=Metrics(bus, security_log.counts),
+            security_log=security_log,
             cors=Cors(allowed_origins),
             socket_limits=socket_limits,
             socket_quotas=SocketQuotas(socket_limits),

@@ -98,7 +98,7 @@ def _handlers(
         AuthorHandlers(stored),
         FollowHandlers(stored, follows, notifier),
         PostErasure(comments, likes, notifications),
-        UserErasure(posts, comments, likes, follows, notifications),
+        UserErasure(posts, comments, likes, follows, notifications, mongo),
     ]
 
 

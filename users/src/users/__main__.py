@@ -11,6 +11,7 @@ from shared.data.pages import Pages
 from shared.data.postgres_sessions import Postgres, open_postgres
 from shared.runtime.settings import load
 from shared.runtime.worker import Application, run_worker
+from shared.security_log import SecurityLog
 from users.account_handlers import AccountHandlers
 from users.account_repository import AccountRepository
 from users.device_tokens import DeviceTokens
@@ -25,7 +26,6 @@ from users.profile_handlers import ProfileHandlers
 from users.profiles import Profiles
 from users.refresh_handlers import RefreshHandlers
 from users.repair import repair
-from users.security_log import SecurityLog
 from users.session_handlers import SessionHandlers
 from users.session_repository import SessionRepository
 from users.settings import UsersSettings
@@ -55,18 +55,26 @@ async def application(settings: UsersSettings) -> AsyncIterator[Application]:
     async with open_postgres(settings.postgres_url) as postgres:
         with closing(Passwords()) as passwords:
             throttle = LoginThrottle(postgres, settings.login_failures_per_address)
-            handlers = _handlers(settings, postgres, passwords, throttle)
+            log = SecurityLog()
+            handlers = _handlers(settings, postgres, passwords, throttle, log)
             async with periodic_purge(throttle.purge, SessionRepository(postgres).purge_responses):
                 yield Application(
-                    handlers=handlers, probes={"postgresql": postgres.ping}, store=postgres
+                    handlers=handlers,
+                    probes={"postgresql": postgres.ping},
+                    store=postgres,
+                    security_log=log,
                 )
 
 
 def _handlers(
-    settings: UsersSettings, postgres: Postgres, passwords: Passwords, throttle: LoginThrottle
+    settings: UsersSettings,
+    postgres: Postgres,
+    passwords: Passwords,
+    throttle: LoginThrottle,
+    log: SecurityLog,
 ) -> list[object]:
     accounts, sessions = AccountRepository(postgres), SessionRepository(postgres)
-    follows, pages, log = FollowRepository(postgres), Pages(settings.page_token_key), SecurityLog()
+    follows, pages = FollowRepository(postgres), Pages(settings.page_token_key)
     profiles, tokens = Profiles(accounts, follows), TokenSigner(settings.signing_key)
     devices = DeviceTokens(settings.page_token_key)
     check = PasswordCheck(passwords=passwords, throttle=throttle, devices=devices, log=log)
@@ -80,7 +88,9 @@ def _handlers(
         ExportHandlers(accounts=accounts, sessions=sessions, follows=follows),
         SigningKeyHandlers(verification_keys=settings.verification_keys),
         ProfileHandlers(accounts=accounts, profiles=profiles, pages=pages),
-        FollowHandlers(accounts=accounts, follows=follows, profiles=profiles, pages=pages),
+        FollowHandlers(
+            accounts=accounts, follows=follows, profiles=profiles, pages=pages, store=postgres
+        ),
     ]
 
 

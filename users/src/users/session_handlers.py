@@ -17,10 +17,10 @@ from shared.bus import MessagePattern
 from shared.context import Context
 from shared.data.pages import Pages, Position
 from shared.errors import Code, ServiceError
+from shared.security_log import SecurityEvent, SecurityLog
 from users.account_repository import AccountRepository
 from users.models import Session
 from users.revocations import publish_revocations
-from users.security_log import SecurityLog
 from users.session_repository import SessionRepository
 
 __all__ = ["SessionHandlers", "session_position", "to_session"]
@@ -78,7 +78,8 @@ class SessionHandlers:
         """End all sessions, or `only` one, and publish their revocation. Return their ids."""
         ended = await self.sessions.delete(user_id, only=only)
         await publish_revocations(user_id, ended)
-        self.log.write("sessions.ended", context, user_id=user_id, sessions=len(ended))
+        if ended:
+            self.log.write(SecurityEvent.SESSION_ENDED, context, ended_sessions=len(ended))
         return ended
 
 

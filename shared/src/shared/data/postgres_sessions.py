@@ -14,7 +14,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from shared.outbox.inbox import Operation, OperationResult
 from shared.outbox.outbox import Publish
-from shared.outbox.postgres_inbox import purge
+from shared.outbox.postgres_inbox import erase_replies, purge
 from shared.outbox.postgres_outbox import forward
 from shared.outbox.postgres_unit_of_work import FairLimit, PostgresUnitOfWork, driver_errors
 from shared.outbox.unit_of_work import Execution, current_unit_of_work
@@ -98,6 +98,11 @@ class Postgres:
         with driver_errors():
             async with self._limit:
                 await purge(self._engine)
+
+    async def erase_replies(self, owner: str) -> bool:
+        """See Store.erase_replies. Part of the current unit of work."""
+        async with self.transaction() as session:
+            return await erase_replies(await session.connection(), owner)
 
     async def ping(self) -> None:
         """Return if the database responds; raise if not."""

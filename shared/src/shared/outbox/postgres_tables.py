@@ -1,8 +1,10 @@
 """The tables `inbox`, `outbox` and `versions` of a service with PostgreSQL."""
 
+from typing import Final
+
 import sqlalchemy as sa
 
-__all__ = ["create_inbox_and_outbox", "drop_inbox_and_outbox"]
+__all__ = ["add_reply_owners", "create_inbox_and_outbox", "drop_inbox_and_outbox"]
 
 _metadata = sa.MetaData()
 
@@ -12,6 +14,7 @@ sa.Table(
     sa.Column("key", sa.String(64), primary_key=True),
     sa.Column("fingerprint", sa.LargeBinary, nullable=False),
     sa.Column("reply", sa.LargeBinary),
+    sa.Column("owner", sa.String(64)),
     sa.Column(
         "done_at",
         sa.DateTime(timezone=True),
@@ -19,6 +22,7 @@ sa.Table(
         server_default=sa.func.now(),
         index=True,
     ),
+    sa.Index("inbox_owner", "owner", postgresql_where=sa.text("owner IS NOT NULL")),
 )
 sa.Table(
     "outbox",
@@ -32,6 +36,18 @@ sa.Table(
     sa.Column("subject", sa.String(64), primary_key=True),
     sa.Column("version", sa.BigInteger, nullable=False),
 )
+
+
+_ADD_OWNERS: Final = (
+    "ALTER TABLE inbox ADD COLUMN IF NOT EXISTS owner varchar(64)",
+    "CREATE INDEX IF NOT EXISTS inbox_owner ON inbox (owner) WHERE owner IS NOT NULL",
+)
+
+
+def add_reply_owners(connection: sa.Connection) -> None:
+    """Add what the tables of a release without owners of replies lack."""
+    for statement in _ADD_OWNERS:
+        connection.execute(sa.text(statement))
 
 
 def create_inbox_and_outbox(connection: sa.Connection) -> None:

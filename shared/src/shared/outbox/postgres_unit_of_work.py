@@ -26,7 +26,7 @@ __all__ = ["FairLimit", "PostgresUnitOfWork", "driver_errors"]
 _STORE_RESULT: Final = (
     "WITH stored AS (INSERT INTO outbox (id, event)"
     " SELECT * FROM unnest(CAST($1 AS varchar[]), CAST($2 AS bytea[])))"
-    " UPDATE inbox SET reply = $3 WHERE key = $4"
+    " UPDATE inbox SET reply = $3, owner = $5 WHERE key = $4"
 )
 """One statement, so that reply and events take a single round trip."""
 
@@ -98,6 +98,7 @@ class PostgresUnitOfWork(Transaction):
             [encode(event) for event in self.events],
             None if self._operation.secret else reply,
             self._operation.key,
+            self.reply_owner or None,
         )
         with driver_errors(Outcome.UNKNOWN):
             await self._connection.exec_driver_sql(_STORE_RESULT, result)

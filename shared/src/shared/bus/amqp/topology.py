@@ -38,6 +38,10 @@ DEAD_AT: Final = "x-postbus-time"
 
 _DELIVERY_LIMIT: Final = 10
 """Redeliveries of an event whose worker is lost each time, before it becomes a dead letter."""
+_SEGMENT_BYTES: Final = 2**20
+"""Segments of streams. The broker deletes old events by whole segments, when a segment is full."""
+_DEAD_LETTER_MS: Final = 14 * 24 * 60 * 60 * 1000
+"""Time after which a dead letter is deleted: it may contain personal data of deleted users."""
 _QUORUM: Final = {"x-queue-type": "quorum"}
 _SAFE_DEAD_LETTERS: Final = {
     "x-dead-letter-exchange": "",
@@ -90,7 +94,7 @@ ALL_EVENTS: Final = Queue(
         "x-queue-type": "stream",
         "x-max-age": "7D",
         "x-max-length-bytes": 2**30,
-        "x-stream-max-segment-size-bytes": 2**24,
+        "x-stream-max-segment-size-bytes": _SEGMENT_BYTES,
     },
     exchange=EVENT_EXCHANGE,
     keys=("#",),
@@ -106,7 +110,7 @@ def event_stream(name: str, types: Sequence[str]) -> Queue:
             "x-queue-type": "stream",
             "x-max-age": f"{KEPT_SECONDS}s",
             "x-max-length-bytes": 2**27,
-            "x-stream-max-segment-size-bytes": 2**20,
+            "x-stream-max-segment-size-bytes": _SEGMENT_BYTES,
         },
         exchange=EVENT_EXCHANGE,
         keys=types,
@@ -129,11 +133,13 @@ def consumer_queue(name: str, types: Sequence[str]) -> Queue:
 
 
 def dead_letters(queue: str) -> Queue:
-    """Return the queue of a consumer's dead letters.
+    """Return the queue of a consumer's dead letters, which are kept for 14 days.
 
     It has practically no delivery limit, because `just dlq` requeues the messages that it displays.
     """
-    return Queue(name=f"{queue}.dead", arguments=_QUORUM | {"x-delivery-limit": 2**31 - 1})
+    arguments: dict[str, str | int] = _QUORUM | {"x-delivery-limit": 2**31 - 1}
+    arguments["x-message-ttl"] = _DEAD_LETTER_MS
+    return Queue(name=f"{queue}.dead", arguments=arguments)
 
 
 def delay_queue(seconds: float) -> Queue:
