@@ -56,7 +56,7 @@ class ExportRepository:
         return await _find(self._likes, eq(Like.user_id, user_id), Like.place, page)
 
     async def notifications(self, user_id: str, page: Page) -> list[Notification]:
-        """Return notifications of a user, those of undone actions excepted."""
+        """Return notifications of a user, except for undone actions."""
         own = and_(eq(Notification.user_id, user_id), eq(Notification.hidden, False))
         return await _find(self._notifications, own, Notification.id, page)
 

@@ -37,7 +37,7 @@ def describe(error: BaseException) -> str:
 
 
 def render(error: BaseException) -> str:
-    """Return the traceback of an exception and those that it was raised from, by `describe`."""
+    """Return the tracebacks of an exception and its causes, each with its `describe`."""
     return "\n".join(_lines(error))
 
 

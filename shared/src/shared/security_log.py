@@ -55,7 +55,7 @@ class SecurityLog:
         self._log = LimitedLog(_LINES, clock)
 
     def write(self, event: SecurityEvent, context: Context | None = None, **fields: Any) -> None:
-        """Count an event and write its line. `fields` replace those of `context`.
+        """Count an event and write its line. `fields` take precedence over `context`.
 
         The next line has the number of those that were omitted. Empty fields are left out.
         """
