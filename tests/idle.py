@@ -29,5 +29,8 @@ def _idle(method: Method) -> Any:
     async def handler(_self: object, _request: Any, _context: Context) -> Any:
         return method.response()
 
+    async def streaming_handler(_self: object, _request: Any, _context: Context) -> Any:
+        yield method.response()
+
     marked: Any = MessagePattern
-    return marked(declared)(handler)
+    return marked(declared)(streaming_handler if method.streams else handler)

@@ -56,10 +56,12 @@ class Broker:
         self.event_ids.append(event.id)
 
 
-def an_operation(name: str, fingerprint: bytes = b"request", *, secret: bool = False) -> Operation:
+def an_operation(
+    name: str, fingerprint: bytes = b"request", *, secret: bool = False, owner: str = ""
+) -> Operation:
     """Return the operation of a call."""
     key = Operation.key_of("call", name)
-    return Operation(key=key, fingerprint=fingerprint, secret=secret)
+    return Operation(key=key, fingerprint=fingerprint, secret=secret, owner=owner)
 
 
 def publish(id_: str, type_: str = "postbus.test.v1.Noted", subject: str = "") -> None:

@@ -172,6 +172,24 @@ class DeletePostRequest(Message):
     ]
 
 
+class ExportMeRequest(Message):
+    """
+    Selects the part of the export to return.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        validate_by_name=True,
+    )
+    after: Annotated[
+        str | MISSING,
+        Field(
+            description="`cursor` of the last message of an incomplete export, to continue after it; empty for the beginning.",
+            max_length=200,
+        ),
+    ] = MISSING
+
+
 class FollowRequest(Message):
     """
     Names the user to follow.
@@ -1063,6 +1081,7 @@ REQUESTS: dict[str, type[Message]] = {
     "postbus.posts.v1.DeleteCommentRequest": DeleteCommentRequest,
     "postbus.users.v1.DeleteMeRequest": DeleteMeRequest,
     "postbus.posts.v1.DeletePostRequest": DeletePostRequest,
+    "postbus.posts.v1.ExportMeRequest": ExportMeRequest,
     "postbus.users.v1.FollowRequest": FollowRequest,
     "postbus.posts.v1.GetCommentRequest": GetCommentRequest,
     "postbus.users.v1.GetMeRequest": GetMeRequest,

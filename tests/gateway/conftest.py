@@ -1,6 +1,6 @@
 """The gateway alone, with an in-memory bus and a worker with a configurable reply."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack
 
 import httpx
@@ -10,6 +10,7 @@ from gateway.app import build_app
 from gateway.gateway import Gateway
 from postbus.bus.v1 import Reply, Request
 from postbus.registry import METHODS
+from shared.bus.envelope import completed_reply
 from shared.bus.memory import MemoryBus
 from shared.identity import TokenVerifier
 from shared.wire import decode, encode
@@ -36,10 +37,17 @@ def worker() -> Worker:
     return Worker()
 
 
+async def empty_stream(_route: str, _body: bytes) -> AsyncGenerator[bytes, None]:
+    """End a stream without a message."""
+    yield completed_reply(1)
+
+
 @pytest.fixture
 async def bus(worker: Worker) -> MemoryBus:
     bus = MemoryBus()
-    await bus.serve("everything", list(METHODS), worker.handle)
+    streams = [name for name, method in METHODS.items() if method.streams]
+    await bus.serve("streams", streams, empty_stream)
+    await bus.serve("everything", [each for each in METHODS if each not in streams], worker.handle)
     return bus
 
 

@@ -48,7 +48,7 @@ async def calls_of_users(bus: AmqpBus) -> float:
     """Return the number of calls that `users` has served."""
     return sum(
         sample.value
-        for family in (await WorkerMetrics(bus).collect()).collect()
+        for family in (await WorkerMetrics(bus, {}).collect()).collect()
         for sample in family.samples
         if sample.name == "postbus_handler_seconds_count"
         and sample.labels["handler"].startswith("postbus.users.v1.UsersService.")

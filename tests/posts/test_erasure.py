@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 from pymongo.asynchronous.database import AsyncDatabase
 
+from shared.outbox.inbox import Operation
 from tests.people import Client, Person, eventually, sign_up
 
 Unique = Callable[[str], str]
@@ -79,6 +80,25 @@ async def test_deletion_of_a_user_erases_their_content(
     assert (await as_anonymous.refused("GET", f"/v1/posts/{bobs_post}"))[0] == 404
     assert (await as_anonymous.done("GET", f"/v1/users/{alice.username}"))["followerCount"] == 0
     assert (await sign_up(client, bob.username)).id != bob.id
+
+
+async def test_deletion_of_a_user_erases_their_stored_replies(
+    client: httpx.AsyncClient, database: Database, bob: Person
+) -> None:
+    headers = bob.headers | {"Idempotency-Key": bob.id}
+    post = {"title": "Kept once", "body": f"text of {bob.username}"}
+    created = await client.post("/v1/posts", json=post, headers=headers)
+    created.raise_for_status()
+    entries = database["inbox"]
+    key = Operation.key_of("call", "postbus.posts.v1.PostsService.CreatePost", bob.id, bob.id)
+    assert bob.username.encode() in (await entries.find_one({"_id": key}) or {})["reply"]
+    await Client(client, bob).done("DELETE", "/v1/me")
+
+    async def erased() -> bool:
+        return not await entries.count_documents({"owner": bob.id})
+
+    await eventually(erased)
+    assert (await entries.find_one({"_id": key}) or {})["reply"] is None
 
 
 async def test_deletion_of_a_post_erases_its_comments_and_likes(

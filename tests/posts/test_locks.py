@@ -88,7 +88,7 @@ class Worker:
         self.follow_handlers = FollowHandlers(self.authors, self.follows, notifier)
         self.post_erasure = PostErasure(self.comments, self.likes, self.notifications)
         self.user_erasure = UserErasure(
-            self.posts, self.comments, self.likes, self.follows, self.notifications
+            self.posts, self.comments, self.likes, self.follows, self.notifications, mongo
         )
         self.post = a_post(1)
         self.post.author_id = ALICE

@@ -188,6 +188,7 @@ async def test_content_of_a_deleted_user_is_erased_in_bounded_steps(mongo: Mongo
         LikeRepository(mongo),
         follows,
         NotificationRepository(mongo),
+        mongo,
     )
     other = a_post(99)
     other.author_id = ALICE

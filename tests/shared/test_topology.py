@@ -193,7 +193,7 @@ def test_streams_are_bounded() -> None:
         "x-queue-type": "stream",
         "x-max-age": "7D",
         "x-max-length-bytes": 1_073_741_824,
-        "x-stream-max-segment-size-bytes": 16_777_216,
+        "x-stream-max-segment-size-bytes": 1_048_576,
     }
     assert event_stream("test", "name").arguments == {
         "x-queue-type": "stream",

@@ -16,6 +16,7 @@ from shared.outbox.unit_of_work import (
     mark_replayed,
     outside_unit_of_work,
     perform_separately,
+    set_reply_owner,
     without_store,
 )
 from tests.notes import Broker, Notes, an_operation, postgres_notes, publish
@@ -67,6 +68,58 @@ async def test_other_request_with_the_same_operation_id_is_refused(notes: Notes)
         "OPERATION_ID_REUSED",
     )
     assert await notes.count("reused") == 1
+
+
+async def test_erased_reply_is_gone_and_its_operation_still_has_one_effect(notes: Notes) -> None:
+    async def handler() -> bytes:
+        await notes.add("erased")
+        return b"name of alice"
+
+    operation, of_bob = (an_operation(f"of {name}", owner=name) for name in ("alice", "bob"))
+    for each in (operation, of_bob):
+        await notes.store.perform(each, handler)
+    assert await notes.store.erase_replies("alice") is False
+
+    with pytest.raises(ServiceError, match="ALREADY_DONE"):
+        await notes.store.perform(operation, handler)
+    assert (await notes.store.perform(of_bob, handler)).replayed
+    assert await notes.count("erased") == 2
+
+
+async def test_reply_of_a_sign_up_belongs_to_the_new_user(notes: Notes) -> None:
+    async def sign_up() -> bytes:
+        await notes.add("signed up")
+        set_reply_owner("carol")
+        return b"address of carol"
+
+    await notes.store.perform(an_operation("sign-up"), sign_up)
+    await notes.store.erase_replies("carol")
+
+    with pytest.raises(ServiceError, match="ALREADY_DONE"):
+        await notes.store.perform(an_operation("sign-up"), sign_up)
+
+
+async def test_empty_reply_is_kept_when_the_replies_of_its_caller_are_erased(notes: Notes) -> None:
+    async def delete() -> bytes:
+        await notes.add("deleted")
+        return b""
+
+    operation = an_operation("delete", owner="dora")
+    await notes.store.perform(operation, delete)
+    await notes.store.erase_replies("dora")
+
+    assert await notes.store.perform(operation, delete) == OperationResult(b"", replayed=True)
+
+
+async def test_replies_are_erased_500_at_a_time(notes: Notes) -> None:
+    async def handler() -> bytes:
+        await notes.add("many")
+        return b"reply"
+
+    for number in range(501):
+        await notes.store.perform(an_operation(f"many {number}", owner="erin"), handler)
+
+    assert [await notes.store.erase_replies("erin") for _ in range(2)] == [True, False]
 
 
 async def test_secret_reply_is_not_stored(notes: Notes) -> None:

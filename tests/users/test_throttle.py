@@ -6,16 +6,13 @@ from types import SimpleNamespace
 
 import asyncpg
 import pytest
-import structlog.testing
 from pydantic import SecretStr
 
-from shared.context import Context
 from shared.data.postgres_sessions import Postgres, open_postgres
 from shared.errors import Code, ServiceError
 from shared.outbox.inbox import Operation
 from users import periodic_purge as periodic_module
 from users import throttle as module
-from users.security_log import SecurityLog
 from users.throttle import Allowance, LoginThrottle, Streak
 
 Unique = Callable[[str], str]
@@ -117,25 +114,6 @@ async def test_rows_are_purged_by_time_and_bounded_in_number(
     assert await database.fetchval(kept) == 900
     await database.execute("DELETE FROM login_failures")
     await database.close()
-
-
-def test_flood_of_security_events_writes_few_lines() -> None:
-    now = 0.0
-    log = SecurityLog(clock=lambda: now)
-    context = Context(name="", deadline=0, traceparent="")
-
-    with structlog.testing.capture_logs() as lines:
-        for _ in range(1000):
-            log.write("login.failed", context, user_id="1")
-        log.write("token.reused", context, user_id="1")
-        now = 1.0
-        log.write("login.failed", context, user_id="1")
-
-    assert [line["event"] for line in lines] == ["login.failed"] * 10 + [
-        "token.reused",
-        "login.failed",
-    ]
-    assert lines[-1]["omitted"] == 990
 
 
 async def test_attempt_counts_before_its_result_is_known(

@@ -5,7 +5,7 @@ routes for operators, the WebSocket's handshake and the lifespan.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 
@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Route, WebSocketRoute
 
+from gateway.client_addresses import address_of
 from gateway.documentation_routes import documentation_routes
 from gateway.endpoint import endpoints
 from gateway.gateway import Gateway
@@ -96,7 +97,7 @@ def _inner_app(services: Services) -> FastAPI:
         redirect_slashes=False,
     )
     inner.add_exception_handler(HTTPException, _http_problem)  # type: ignore[arg-type]
-    inner.add_exception_handler(ServiceError, _service_problem)  # type: ignore[arg-type]
+    inner.add_exception_handler(ServiceError, _service_problem(services))  # type: ignore[arg-type]
     inner.add_exception_handler(Exception, _internal_problem)  # type: ignore[arg-type]
     return inner
 
@@ -111,8 +112,17 @@ async def _http_problem(_request: Request, error: HTTPException) -> HttpResponse
     return problem(refused, trace_id(new_traceparent()))
 
 
-async def _service_problem(_request: Request, error: ServiceError) -> HttpResponse:
-    return problem(error, trace_id(new_traceparent()))
+def _service_problem(
+    services: Services,
+) -> Callable[[Request, ServiceError], Awaitable[HttpResponse]]:
+    """Return the handler of refused requests to routes that are not in the contract."""
+
+    async def handle(request: Request, error: ServiceError) -> HttpResponse:
+        trace, address = trace_id(new_traceparent()), address_of(request.scope)
+        services.security_log.record_refusal(error, address=address, trace_id=trace)
+        return problem(error, trace)
+
+    return handle
 
 
 async def _internal_problem(request: Request, error: Exception) -> HttpResponse:

@@ -105,6 +105,7 @@ class Endpoint:
         self._rates = services.rates
         self._large_inputs = services.large_inputs
         self._cors = services.cors
+        self._security_log = services.security_log
         self._max_body_bytes = services.max_body_bytes
         self._transcoder = Transcoder(method, rule)
         self._success = SuccessResponses(self._transcoder, services.cors)
@@ -145,6 +146,10 @@ class Endpoint:
         match error:
             case ServiceError():
                 failure = error
+                address = address_of(request.scope)
+                self._security_log.record_refusal(
+                    error, method=self.method.name, address=address, trace_id=request.trace_id
+                )
             case asyncio.CancelledError():  # by the server, after its time to shut down
                 failure = unavailable(
                     "SERVER_STOPPED", "The gateway is shutting down.", Outcome.UNKNOWN

@@ -49,6 +49,7 @@ class Gateway:
         self._rates = services.rates
         self._metrics = services.metrics
         self._cors = services.cors
+        self._security_log = services.security_log
 
     def running(self) -> AbstractAsyncContextManager[Any]:
         """Return the context in which the gateway consumes events, for tests without uvicorn."""
@@ -97,7 +98,9 @@ class Gateway:
                     404, Code.NOT_FOUND, "UNKNOWN_PATH", f"WebSockets connect to {SOCKET_PATH}."
                 )
         except ServiceError as error:
-            await problem(error, trace_id(new_traceparent()))(scope, receive, send)
+            trace = trace_id(new_traceparent())
+            self._security_log.record_refusal(error, address=address_of(scope), trace_id=trace)
+            await problem(error, trace)(scope, receive, send)
             return
         await self._inner(scope, receive, send)
 
@@ -129,7 +132,9 @@ class Gateway:
     ) -> None:
         fields = fields_of(scope["headers"])
         parent = fields.get(b"traceparent", b"").decode("latin-1")
-        response = problem(error, trace_id(child_traceparent(parent)))
+        trace = trace_id(child_traceparent(parent))
+        self._security_log.record_refusal(error, address=address_of(scope), trace_id=trace)
+        response = problem(error, trace)
         response.headers += (self._cors.vary, *self._cors.headers(fields.get(b"origin")))
         await self._send(response, scope, receive, send)
 

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import Final
 
@@ -55,8 +55,8 @@ class RouteMetrics:
 class Metrics:
     """The metrics of this gateway, in its own registry, and of all workers."""
 
-    def __init__(self, bus: MessageBus) -> None:
-        self._workers = WorkerMetrics(bus)
+    def __init__(self, bus: MessageBus, security_events: Mapping[str, int]) -> None:
+        self._workers = WorkerMetrics(bus, security_events)
         self._registry = CollectorRegistry()
         self._routes: dict[tuple[str, str], RouteMetrics] = {}
         self._registry.register(self)

@@ -19,6 +19,7 @@ from shared.bus import Call, MessageBus
 from shared.bus.envelope import CallResult
 from shared.identity import TokenVerifier
 from shared.runtime.session_verifier import SessionVerifier
+from shared.security_log import SecurityLog
 
 __all__ = ["Services"]
 
@@ -36,6 +37,7 @@ class Services:
     rates: RateLimits
     large_inputs: LargeInputs
     metrics: Metrics
+    security_log: SecurityLog
     cors: Cors
     socket_limits: SocketLimits
     socket_quotas: SocketQuotas
@@ -60,6 +62,7 @@ class Services:
 
         Without `rates`, only methods with a `rate_limit` in the contract have a limit.
         """
+        security_log = SecurityLog()
         return cls(
             bus=bus,
             own_methods={GET_SIGNING_KEYS: signing_keys(verifier.key_set)},
@@ -68,7 +71,8 @@ class Services:
             revisions=CallerRevisions(bus),
             rates=rates or RateLimits(RateLimitSettings(), BoundedStorage()),
             large_inputs=LargeInputs(),
-            metrics=Metrics(bus),
+            metrics=Metrics(bus, security_log.counts),
+            security_log=security_log,
             cors=Cors(allowed_origins),
             socket_limits=socket_limits,
             socket_quotas=SocketQuotas(socket_limits),

@@ -101,12 +101,22 @@ class SocketCalls:
                 self._services.revisions.record(self._user_id, result.caller_revision)
                 self._send_result(frame.method, result.payload, frame.id, replayed=result.replayed)
         except ServiceError as error:
+            self._log_refusal(error, frame, traceparent)
             self._sender.send_error(error, id_=frame.id, traceparent=traceparent)
         except Exception:  # noqa: BLE001  # every call gets a frame
             _log.exception("call.failed", trace_id=trace_id(traceparent))
             self._sender.send_error(internal(), id_=frame.id, traceparent=traceparent)
         if self._running.get(frame.id) is asyncio.current_task():
             del self._running[frame.id]
+
+    def _log_refusal(self, error: ServiceError, frame: CallFrame, traceparent: str) -> None:
+        self._services.security_log.record_refusal(
+            error,
+            method=frame.method.name,
+            user_id=self._user_id,
+            address=self._address,
+            trace_id=trace_id(traceparent),
+        )
 
     def _new_call(self, frame: CallFrame, traceparent: str, late: float) -> Call:
         milliseconds = frame.content.timeout_ms

@@ -153,6 +153,8 @@ class WebSocketConnection:
         if not isinstance(error, ServiceError):
             _log.error("frame.failed", trace_id=trace_id(traceparent), exc_info=error)
             error = internal()
+        trace, log = trace_id(traceparent), self._services.security_log
+        log.record_refusal(error, address=self._address, trace_id=trace)
         self._sender.send_error(error, id_=id_, traceparent=traceparent)
         return error
 

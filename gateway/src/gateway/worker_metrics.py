@@ -1,8 +1,8 @@
-"""Metrics of all workers, collected over the bus, for Prometheus."""
+"""Metrics of all workers, collected over the bus, and security events, for Prometheus."""
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import Final
 
@@ -29,16 +29,21 @@ _LABELS: Final = ("worker", "instance", "handler")
 
 
 class WorkerMetrics:
-    """The statistics of every process of every worker."""
+    """The statistics of every process of every worker.
 
-    def __init__(self, bus: MessageBus) -> None:
+    `security_events` are those of this gateway, by name.
+    """
+
+    def __init__(self, bus: MessageBus, security_events: Mapping[str, int]) -> None:
         self._bus = bus
+        self._security_events = security_events
 
     async def collect(self) -> CollectorRegistry:
         """Collect the statistics of all processes; one that does not reply in time is missing."""
         found = await asyncio.gather(*map(self._collect_worker, WORKERS))
         registry = CollectorRegistry()
-        registry.register(_Statistics([each for worker in found for each in worker]))
+        processes = [each for worker in found for each in worker]
+        registry.register(_Statistics(processes, self._security_events))
         return registry
 
     async def _collect_worker(self, worker: str) -> list[GetStatisticsResponse]:
@@ -53,8 +58,11 @@ class WorkerMetrics:
 class _Statistics:
     """Converts statistics to metrics; a Collector of prometheus_client."""
 
-    def __init__(self, processes: Iterable[GetStatisticsResponse]) -> None:
+    def __init__(
+        self, processes: Iterable[GetStatisticsResponse], security_events: Mapping[str, int]
+    ) -> None:
         self._processes = processes
+        self._security_events = security_events
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics."""
@@ -75,9 +83,16 @@ class _Statistics:
             "How long calls and events waited for their handler.",
             labels=_LABELS,
         )
+        security = CounterMetricFamily(
+            "postbus_security_events", "Security events.", labels=(*_LABELS[:2], "event")
+        )
+        for event, count in self._security_events.items():
+            security.add_metric(("gateway", "", event), count)
         for process in self._processes:
             instance = (process.instance.worker, process.instance.id)
             up.add_metric(instance, process.instance.started_at.timestamp())
+            for event, count in process.security_events.items():
+                security.add_metric((*instance, event), count)
             for handler in process.handlers:
                 labels = (*instance, handler.name)
                 in_flight.add_metric(labels, handler.in_flight)
@@ -86,7 +101,7 @@ class _Statistics:
                 for family, histogram in ((seconds, handler.duration), (wait, handler.wait)):
                     buckets = _buckets(process.bounds, histogram)
                     family.add_metric(labels, buckets, histogram.sum)
-        yield from (up, errors, in_flight, seconds, wait)
+        yield from (up, errors, in_flight, seconds, wait, security)
 
 
 def _buckets(bounds: Iterable[float], histogram: Histogram) -> list[tuple[str, float]]:

@@ -12,12 +12,13 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Final
 
-from postbus.users.v1 import UsersServiceStub
+from postbus.users.v1 import AccountExportServiceStub, UsersServiceStub
 from posts.author_handlers import AuthorHandlers
 from posts.authors import AuthorCache, AuthorProjection, AuthorRepository, Resync
 from posts.caller_state import CallerReader
 from posts.comments import CommentHandlers, CommentRepository
 from posts.erasure import PostErasure, UserErasure
+from posts.export import ExportHandlers, ExportRepository
 from posts.feed import FeedHandlers
 from posts.follow_handlers import FollowHandlers
 from posts.follow_repository import FollowRepository
@@ -66,20 +67,21 @@ def main() -> None:
 
 @asynccontextmanager
 async def _application(settings: PostsSettings, bus: MessageBus) -> AsyncIterator[Application]:
-    cache, users = AuthorCache(), UsersServiceStub(ServiceChannel(bus))
+    cache = AuthorCache()
     async with (
         open_mongo(settings.mongo_url) as mongo,
         cache.subscribed(bus),
         mongo.counters.sweeping(),
     ):
-        handlers = _handlers(mongo, cache, users, Pages(settings.page_token_key))
+        handlers = _handlers(mongo, cache, ServiceChannel(bus), Pages(settings.page_token_key))
         ready = partial(mongo.ping, len(MIGRATIONS))
         yield Application(handlers=handlers, probes={"mongodb": ready}, store=mongo)
 
 
 def _handlers(
-    mongo: Mongo, cache: AuthorCache, users: UsersServiceStub, pages: Pages
+    mongo: Mongo, cache: AuthorCache, channel: ServiceChannel, pages: Pages
 ) -> list[object]:
+    users = UsersServiceStub(channel)
     stored, follows = AuthorRepository(mongo, cache), FollowRepository(mongo)
     posts, comments, likes = PostRepository(mongo), CommentRepository(mongo), LikeRepository(mongo)
     notifications, search = NotificationRepository(mongo), PostSearch(mongo)
@@ -91,7 +93,14 @@ def _handlers(
         resync=Resync(mongo, stored, follows, users),
     )
     presenter, notifier = Presenter(authors, posts), Notifier(notifications, stored)
+    export = ExportHandlers(
+        stored=ExportRepository(mongo),
+        authors=authors,
+        presenter=presenter,
+        users=AccountExportServiceStub(channel),
+    )
     return [
+        export,
         PostHandlers(posts, authors, presenter),
         PostListHandlers(search, likes, authors, presenter, pages),
         FeedHandlers(search, authors, presenter, pages),
@@ -103,7 +112,7 @@ def _handlers(
         AuthorHandlers(stored, users),
         FollowHandlers(stored, follows, notifier),
         PostErasure(comments, likes, notifications),
-        UserErasure(posts, comments, likes, follows, notifications),
+        UserErasure(posts, comments, likes, follows, notifications, mongo),
     ]
 
 

@@ -20,6 +20,7 @@ from posts.notification_repository import NotificationRepository
 from posts.post_repository import PostRepository
 from shared.bus import EventPattern, publish
 from shared.context import Context
+from shared.outbox.unit_of_work import Store
 
 __all__ = ["PostErasure", "UserErasure"]
 
@@ -66,6 +67,7 @@ class UserErasure:
     likes: LikeRepository
     follows: FollowRepository
     notifications: NotificationRepository
+    store: Store
 
     @EventPattern(UserContentErasureContinued)
     async def user_content_erasure_continued(
@@ -80,6 +82,7 @@ class UserErasure:
             bool(await self.follows.delete_batch(user_id, _BATCH)),
             bool(await self.notifications.delete_batch("user_id", user_id, _BATCH)),
             bool(await self.notifications.delete_batch("actor_id", user_id, _BATCH)),
+            await self.store.erase_replies(user_id),
         ]
         if any(found):
             await publish(UserContentErasureContinued(user_id=user_id))

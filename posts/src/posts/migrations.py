@@ -131,6 +131,16 @@ async def _down_from_count_changes(database: Database) -> None:
     await database.drop_collection("count_changes")
 
 
+async def _up_to_listed_comments(database: Database) -> None:
+    """Drop an index of comments: another one starts with the author, too, and sorts by id."""
+    await _drop_indexes(database, "comments", "author_id_1")
+
+
+async def _down_from_listed_comments(database: Database) -> None:
+    await database["comments"].create_index("author_id")
+    await _drop_indexes(database, "comments", "author_id_1__id_-1")
+
+
 async def _drop_indexes(database: Database, collection: str, *names: str) -> None:
     for name in set(names) & (await database[collection].index_information()).keys():
         await database[collection].drop_index(name)
@@ -141,4 +151,5 @@ MIGRATIONS: Final = (
     Migration(up=_move_events_to_inbox, down=_move_events_to_outbox),
     Migration(up=_up_to_likers, down=_down_from_likers),
     Migration(up=_up_to_count_changes, down=_down_from_count_changes),
+    Migration(up=_up_to_listed_comments, down=_down_from_listed_comments),
 )

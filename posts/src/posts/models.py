@@ -116,7 +116,7 @@ class Comment(Model):
         "collection": "comments",
         "indexes": lambda: [
             Index(Comment.post_id, desc(Comment.id)),
-            Index(Comment.author_id),
+            Index(Comment.author_id, desc(Comment.id)),
         ],
     }
 

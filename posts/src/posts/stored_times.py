@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Final
 
-__all__ = ["from_micros", "now", "sort_key", "to_micros"]
+__all__ = ["from_micros", "now", "sort_key", "time_of_key", "to_micros"]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICRO: Final = timedelta(microseconds=1)
@@ -29,3 +29,8 @@ def from_micros(micros: int) -> datetime:
 def sort_key(micros: int, id_: str) -> str:
     """Return a string that sorts by time, then id, so that one index serves range queries."""
     return f"{micros:016x} {id_}"
+
+
+def time_of_key(key: str) -> int:
+    """Return the time of a `sort_key` in microseconds."""
+    return int(key.partition(" ")[0], 16)

@@ -13,9 +13,11 @@ from shared.data.postgres_readiness import postgres_probe
 from shared.data.postgres_sessions import Postgres, open_postgres
 from shared.runtime.settings import load
 from shared.runtime.worker import Application, run_worker
+from shared.security_log import SecurityLog
 from users.account_handlers import AccountHandlers
 from users.account_repository import AccountRepository
 from users.device_tokens import DeviceTokens
+from users.export_handlers import ExportHandlers
 from users.follow_handlers import FollowHandlers
 from users.follow_repository import FollowRepository
 from users.log_in_handlers import LogInHandlers
@@ -26,7 +28,6 @@ from users.profile_handlers import ProfileHandlers
 from users.profiles import Profiles
 from users.refresh_handlers import RefreshHandlers
 from users.repair import repair
-from users.security_log import SecurityLog
 from users.session_handlers import SessionHandlers
 from users.session_repository import SessionRepository
 from users.settings import UsersSettings
@@ -59,10 +60,15 @@ async def application(settings: UsersSettings) -> AsyncIterator[Application]:
     async with _open_postgres(settings) as postgres:
         with closing(Passwords()) as passwords:
             throttle = LoginThrottle(postgres, settings.login_failures_per_address)
-            handlers = _handlers(settings, postgres, passwords, throttle)
+            log = SecurityLog()
+            handlers = _handlers(settings, postgres, passwords, throttle, log)
             async with periodic_purge(throttle.purge, SessionRepository(postgres).purge_responses):
-                probes = {"postgresql": postgres_probe(postgres, _MIGRATIONS)}
-                yield Application(handlers=handlers, probes=probes, store=postgres)
+                yield Application(
+                    handlers=handlers,
+                    probes={"postgresql": postgres_probe(postgres, _MIGRATIONS)},
+                    store=postgres,
+                    security_log=log,
+                )
 
 
 def _open_postgres(settings: UsersSettings) -> AbstractAsyncContextManager[Postgres]:
@@ -70,10 +76,14 @@ def _open_postgres(settings: UsersSettings) -> AbstractAsyncContextManager[Postg
 
 
 def _handlers(
-    settings: UsersSettings, postgres: Postgres, passwords: Passwords, throttle: LoginThrottle
+    settings: UsersSettings,
+    postgres: Postgres,
+    passwords: Passwords,
+    throttle: LoginThrottle,
+    log: SecurityLog,
 ) -> list[object]:
     accounts, sessions = AccountRepository(postgres), SessionRepository(postgres)
-    follows, pages, log = FollowRepository(postgres), Pages(settings.page_token_key), SecurityLog()
+    follows, pages = FollowRepository(postgres), Pages(settings.page_token_key)
     profiles, tokens = Profiles(accounts, follows), TokenSigner(settings.signing_key)
     devices = DeviceTokens(settings.page_token_key)
     check = PasswordCheck(passwords=passwords, throttle=throttle, devices=devices, log=log)
@@ -84,9 +94,12 @@ def _handlers(
         ),
         RefreshHandlers(sessions=sessions, tokens=tokens, store=postgres, log=log),
         SessionHandlers(accounts=accounts, sessions=sessions, pages=pages, log=log),
+        ExportHandlers(accounts=accounts, sessions=sessions, follows=follows),
         SigningKeyHandlers(verification_keys=settings.verification_keys),
         ProfileHandlers(accounts=accounts, profiles=profiles, pages=pages),
-        FollowHandlers(accounts=accounts, follows=follows, profiles=profiles, pages=pages),
+        FollowHandlers(
+            accounts=accounts, follows=follows, profiles=profiles, pages=pages, store=postgres
+        ),
     ]
 
 

@@ -25,7 +25,8 @@ from shared.bus import MessagePattern, publish
 from shared.context import Context
 from shared.errors import Code, ServiceError, invalid_field, require_version
 from shared.field_masks import require_paths
-from shared.outbox.unit_of_work import outside_unit_of_work
+from shared.outbox.unit_of_work import outside_unit_of_work, set_reply_owner
+from shared.security_log import SecurityEvent, SecurityLog
 from users.account_messages import to_profile_updated, to_user
 from users.account_repository import AccountRepository
 from users.credential_rules import require_uncommon, require_unreserved
@@ -33,7 +34,6 @@ from users.models import User, search_text
 from users.password_check import PasswordCheck
 from users.passwords import Purpose
 from users.revocations import publish_revocations
-from users.security_log import SecurityLog
 from users.session_repository import SessionRepository
 
 __all__ = ["AccountHandlers"]
@@ -75,6 +75,7 @@ class AccountHandlers:
             if not free:  # in the unit of work: a repeated call gets its stored reply instead
                 await self.accounts.require_free(request.username)
             user = _new_user(request, await slot.hash(request.password))
+        set_reply_owner(user.id)
         await self.accounts.add(user)
         await publish(
             UserRegistered(user_id=user.id, username=user.username, created_at=user.created_at)
@@ -101,6 +102,8 @@ class AccountHandlers:
             changes["revision"] = user.revision + 1
         if changes:
             await self.accounts.update(user, _with_derived(changes, user))
+        if "email" in changes:
+            self.log.write(SecurityEvent.EMAIL_CHANGED, context)
         if published:
             context.raise_revision(user.revision)
             await publish(to_profile_updated(user))
@@ -133,7 +136,7 @@ class AccountHandlers:
         )
         ended = await self.sessions.delete(user.id, keep=context.require_caller().session_id)
         await publish_revocations(user.id, ended)
-        self.log.write("password.changed", context, user_id=user.id, ended_sessions=len(ended))
+        self.log.write(SecurityEvent.PASSWORD_CHANGED, context, ended_sessions=len(ended))
         return Empty()
 
     @MessagePattern(UsersServiceBase.delete_me)
@@ -148,7 +151,7 @@ class AccountHandlers:
         context.raise_revision(user.revision + 1)
         await publish_revocations(user.id, ended)
         await publish(UserDeleted(user_id=user.id))
-        self.log.write("account.deleted", context, user_id=user.id, ended_sessions=len(ended))
+        self.log.write(SecurityEvent.ACCOUNT_DELETED, context, ended_sessions=len(ended))
         return Empty()
 
 

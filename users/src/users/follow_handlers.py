@@ -22,6 +22,7 @@ from shared.bus import EventPattern, MessagePattern, publish
 from shared.context import Context
 from shared.data.pages import Pages
 from shared.errors import invalid_field
+from shared.outbox.unit_of_work import Store
 from users.account_repository import AccountRepository
 from users.follow_repository import FollowChange, FollowRepository, sort_key
 from users.profiles import Profiles
@@ -31,12 +32,13 @@ __all__ = ["FollowHandlers"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FollowHandlers:
-    """Changes and lists follows, and erases the follows of deleted accounts."""
+    """Changes and lists follows, and erases the follows and stored replies of deleted accounts."""
 
     accounts: AccountRepository
     follows: FollowRepository
     profiles: Profiles
     pages: Pages
+    store: Store
 
     @MessagePattern(UsersServiceBase.follow)
     async def follow(self, request: FollowRequest, context: Context) -> FollowResponse:
@@ -108,7 +110,8 @@ class FollowHandlers:
 
     async def _erase_batch(self, user_id: str) -> None:
         """Erase one batch, and publish UserErasureContinued in its transaction if more remain."""
-        if await self.follows.erase_batch(user_id):
+        more_follows = await self.follows.erase_batch(user_id)
+        if await self.store.erase_replies(user_id) or more_follows:
             await publish(UserErasureContinued(user_id=user_id))
 
 

@@ -18,7 +18,7 @@ from shared.data.postgres_sessions import Postgres
 from shared.errors import Code, ServiceError
 from users.models import Follow, User
 
-__all__ = ["FollowChange", "FollowRepository", "sort_key"]
+__all__ = ["FollowChange", "FollowRepository", "ListedUser", "sort_key"]
 
 _MAX_FOLLOWED: Final = 5000
 """Maximum number of users that one user follows."""

@@ -7,12 +7,12 @@ from shared.bus import MessagePattern
 from shared.context import Context
 from shared.errors import Code, ServiceError
 from shared.outbox.unit_of_work import outside_unit_of_work
+from shared.security_log import SecurityEvent, SecurityLog
 from users.account_repository import AccountRepository
 from users.password_check import PasswordCheck
 from users.passwords import Purpose
 from users.refresh_tokens import RefreshToken
 from users.revocations import publish_revocations
-from users.security_log import SecurityLog
 from users.session_repository import SessionRepository
 from users.token_signer import TokenSigner
 
@@ -51,7 +51,8 @@ class LogInHandlers:
                 Code.UNAUTHENTICATED, "WRONG_CREDENTIALS", "Unknown account or wrong password."
             )
         await publish_revocations(user.id, await self.sessions.delete_surplus(user.id))
-        self.log.write("login.succeeded", context, user_id=user.id, session_id=token.session_id)
+        event, session_id = SecurityEvent.LOG_IN_SUCCEEDED, token.session_id
+        self.log.write(event, context, user_id=user.id, session_id=session_id)
         return LogInResponse(
             **self.tokens.fields(user.id, token, self.sessions.expiry()),
             device_token=self.passwords.device_token(user, request.device_token),

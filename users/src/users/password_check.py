@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from postbus.users.v1 import LogInRequest
 from shared.context import Context
 from shared.errors import ServiceError
+from shared.security_log import SecurityEvent, SecurityLog
 from users.device_tokens import DeviceTokens
 from users.models import User
 from users.passwords import HashSlot, Passwords, Purpose, Verdict
-from users.security_log import SecurityLog
 from users.throttle import Attempt, LoginThrottle
 
 __all__ = ["PasswordCheck"]
@@ -71,11 +71,12 @@ class PasswordCheck:
             await self.throttle.record_attempt(attempt)
         except ServiceError as error:
             if error.reason == "LOGIN_THROTTLED":
-                self.log.write("login.throttled", context, user_id=user_id)
+                event = SecurityEvent.THROTTLED
+                self.log.write(event, context, user_id=user_id, reason=error.reason)
             raise
         verdict = await slot.verify(user.password_hash if user else None, password)
         if verdict.matches:
             await self.throttle.reset(attempt)
         else:
-            self.log.write("login.failed", context, user_id=user_id, method=context.name)
+            self.log.write(SecurityEvent.LOG_IN_FAILED, context, user_id=user_id)
         return verdict

@@ -14,12 +14,12 @@ from shared.outbox.unit_of_work import (
     outside_unit_of_work,
     perform_separately,
 )
+from shared.security_log import SecurityEvent, SecurityLog
 from shared.wire import decode, encode
 from users.models import Session
 from users.refresh_tokens import RefreshToken
 from users.revocations import publish_revocations
 from users.sealed_responses import open_response, seal_response
-from users.security_log import SecurityLog
 from users.session_repository import PresentedToken, SessionRepository
 from users.token_signer import TokenSigner
 
@@ -92,13 +92,14 @@ class RefreshHandlers:
         async def end() -> bytes:
             ended = await self.sessions.delete(session.user_id, only=session.id)
             await publish_revocations(session.user_id, ended)
-            self.log.write("sessions.ended", context, user_id=session.user_id, sessions=len(ended))
             return b""
 
         await perform_separately(
             self.store, Operation(key=Operation.key_of("reused", session.id)), end
         )
-        self.log.write("token.reused", context, user_id=session.user_id, session_id=session.id)
+        ids = {"user_id": session.user_id, "session_id": session.id}
+        self.log.write(SecurityEvent.REFRESH_REUSED, context, **ids)
+        self.log.write(SecurityEvent.SESSION_ENDED, context, **ids, ended_sessions=1)
         return ServiceError(
             Code.UNAUTHENTICATED,
             "REFRESH_TOKEN_REUSED",

@@ -15,15 +15,15 @@ from postbus.users.v1 import (
 from postbus.users.v1 import Session as SessionMessage
 from shared.bus import MessagePattern
 from shared.context import Context
-from shared.data.pages import Pages
+from shared.data.pages import Pages, Position
 from shared.errors import Code, ServiceError
+from shared.security_log import SecurityEvent, SecurityLog
 from users.account_repository import AccountRepository
 from users.models import Session
 from users.revocations import publish_revocations
-from users.security_log import SecurityLog
 from users.session_repository import SessionRepository
 
-__all__ = ["SessionHandlers"]
+__all__ = ["SessionHandlers", "session_position", "to_session"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +58,10 @@ class SessionHandlers:
         user = await self.accounts.get_caller(context)
         page = self.pages.of(request)
         found = await self.sessions.list_open(user.id, page)
-        sessions, token = page.cut(found, lambda session: (session.id,))
+        sessions, token = page.cut(found, session_position)
         current = context.require_caller().session_id
         return ListSessionsResponse(
-            sessions=[_to_message(session, current) for session in sessions],
+            sessions=[to_session(session, current) for session in sessions],
             next_page_token=token,
             total=await page.total(self.sessions.count_open, user.id),
         )
@@ -78,11 +78,18 @@ class SessionHandlers:
         """End all sessions, or `only` one, and publish their revocation. Return their ids."""
         ended = await self.sessions.delete(user_id, only=only)
         await publish_revocations(user_id, ended)
-        self.log.write("sessions.ended", context, user_id=user_id, sessions=len(ended))
+        if ended:
+            self.log.write(SecurityEvent.SESSION_ENDED, context, ended_sessions=len(ended))
         return ended
 
 
-def _to_message(session: Session, current: str) -> SessionMessage:
+def session_position(session: Session) -> Position:
+    """Return the sort key of a session: ids increase with time."""
+    return (session.id,)
+
+
+def to_session(session: Session, current: str) -> SessionMessage:
+    """Return the message of a session; `current` is the id of the caller's session."""
     return SessionMessage(
         id=session.id,
         device=session.device,

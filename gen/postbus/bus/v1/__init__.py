@@ -750,11 +750,17 @@ class GetStatisticsResponse(betterproto.Message):
     handlers: List["HandlerStatistics"] = betterproto.message_field(3)
     """The handlers that were called at least once."""
 
+    security_events: Dict[str, int] = betterproto.map_field(
+        4, betterproto.TYPE_STRING, betterproto.TYPE_UINT64
+    )
+    """Number of security events by name, such as `security.log_in_failed`."""
+
     def __init__(
         self,
         instance: "Instance" = PLACEHOLDER,
         bounds: List[float] = PLACEHOLDER,
         handlers: List["HandlerStatistics"] = PLACEHOLDER,
+        security_events: Dict[str, int] = PLACEHOLDER,
     ) -> None:
         set_attribute(
             self,
@@ -763,9 +769,11 @@ class GetStatisticsResponse(betterproto.Message):
                 "instance": instance,
                 "bounds": bounds,
                 "handlers": handlers,
+                "security_events": security_events,
                 "_serialized_on_wire": instance is not PLACEHOLDER
                 or bounds is not PLACEHOLDER
-                or handlers is not PLACEHOLDER,
+                or handlers is not PLACEHOLDER
+                or security_events is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {},
             },

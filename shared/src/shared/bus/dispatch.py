@@ -23,6 +23,7 @@ from shared.identity import Caller, token_missing
 from shared.limited_log import LimitedLog
 from shared.outbox.inbox import Operation, OperationResult
 from shared.outbox.unit_of_work import Execution, Perform, current_unit_of_work
+from shared.security_log import SecurityEvent, SecurityLog
 from shared.trace import trace_id, valid_traceparent
 from shared.wire import decode, read_valid
 
@@ -36,6 +37,9 @@ _FAILURE_LINES = 10
 """Lines about unexpected exceptions of one method in ten seconds."""
 _TRANSIENT_CODES = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.ABORTED, Code.DEADLINE_EXCEEDED)
 """Codes of errors that a retry may cure."""
+
+_REFUSED_EVENT = ("MALFORMED_MESSAGE", "UNKNOWN_EVENT")
+"""Reasons of errors that only the sender of an event can cause."""
 
 
 class Verifier(Protocol):
@@ -54,9 +58,16 @@ class Dispatcher:
     """
 
     def __init__(
-        self, worker: str, handlers: Iterable[object], verifier: Verifier, perform: Perform
+        self,
+        worker: str,
+        handlers: Iterable[object],
+        verifier: Verifier,
+        perform: Perform,
+        *,
+        security_log: SecurityLog | None = None,
     ) -> None:
-        self.statistics = Statistics()
+        self._security_log = security_log or SecurityLog()
+        self.statistics = Statistics(self._security_log.counts)
         worker_service = WorkerServiceHandlers(
             worker, self.statistics, lambda: self.routes, lambda: self.events
         )
@@ -87,6 +98,7 @@ class Dispatcher:
         if served is None:
             return _not_served()
         if len(body) > _MAX_REQUEST_BYTES:
+            self._log_refused_message(route, "REQUEST_TOO_LARGE")
             return _too_large()
         return self._replies(served, body) if served.method.streams else self._reply(served, body)
 
@@ -184,6 +196,9 @@ class Dispatcher:
             error = internal()
         elif context is not None and context.has_changed:
             error.outcome = Outcome.try_value(Outcome.UNKNOWN)
+        if context is None and error.reason == "MALFORMED_MESSAGE":
+            self._log_refused_message(served.name, error.reason)
+        self._security_log.record_refusal(error, context, method=served.name, trace_id=trace)
         return error.code, error_reply(error, trace)
 
     async def consume(self, body: bytes) -> Failure | None:
@@ -195,6 +210,8 @@ class Dispatcher:
             await self._consume(event)
         except ServiceError as error:
             self._log_failed_event(logging.WARNING, name, reason=error.reason)
+            if error.reason in _REFUSED_EVENT:
+                self._log_refused_message(shown_name(name), error.reason)
             return Failure(
                 reason=error.reason,
                 message=error.message,
@@ -205,6 +222,11 @@ class Dispatcher:
             self._log_failed_event(logging.ERROR, name, exc_info=error)
             return Failure(reason="INTERNAL", message=type(error).__name__, retry=True)
         return None
+
+    def _log_refused_message(self, name: str, reason: str) -> None:
+        """Log a message that no service of the system sends."""
+        event = SecurityEvent.BUS_MESSAGE_REFUSED
+        self._security_log.write(event, name=name, reason=reason)
 
     def _log_failed_event(self, level: int, name: str, **fields: Any) -> None:
         known = name if name in self._events else ""

@@ -5,7 +5,7 @@ import socket
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -67,9 +67,13 @@ class HandlerMetrics:
 
 
 class Statistics:
-    """The metrics of all handlers of a worker, by method or event."""
+    """The metrics of all handlers of a worker, by method or event.
 
-    def __init__(self) -> None:
+    `security_events` are the numbers of security events by name.
+    """
+
+    def __init__(self, security_events: Mapping[str, int]) -> None:
+        self.security_events = security_events
         self._handlers: dict[str, HandlerMetrics] = {}
 
     def of(self, name: str) -> HandlerMetrics:
@@ -122,6 +126,7 @@ class WorkerServiceHandlers:
             instance=self._instance,
             bounds=list(_BOUNDS),
             handlers=self._statistics.to_messages(),
+            security_events=dict(self._statistics.security_events),
         )
 
     @MessagePattern(WorkerServiceBase.list_handlers)

@@ -49,6 +49,7 @@ class ServedMethod:
             key=Operation.key_of("call", self.method.name, caller, context.operation_id),
             fingerprint=fingerprint,
             secret=self.method.secret_response,
+            owner=context.caller.user_id if context.caller else "",
         )
 
 

@@ -18,7 +18,7 @@ from shared.data.mongo_counters import Counters
 from shared.errors import NotReadyError
 from shared.outbox.inbox import Operation, OperationResult
 from shared.outbox.mongo_errors import driver_errors
-from shared.outbox.mongo_inbox import create_inbox_indexes
+from shared.outbox.mongo_inbox import create_inbox_indexes, erase_replies
 from shared.outbox.mongo_outbox import forward
 from shared.outbox.mongo_unit_of_work import perform
 from shared.outbox.outbox import Publish
@@ -95,6 +95,11 @@ class Mongo:
 
     async def purge(self) -> None:
         """See Store.purge. Nothing to do: a TTL index deletes old operations."""
+
+    async def erase_replies(self, owner: str) -> bool:
+        """See Store.erase_replies."""
+        with driver_errors():
+            return await erase_replies(self._database, owner)
 
     async def create_indexes(self, *models: type[Model]) -> None:
         """Create the indexes of the inbox, and the indexes that `models` declare.

@@ -5,7 +5,7 @@ import binascii
 import hashlib
 import hmac
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from shared.errors import ServiceError, invalid_field
 from shared.wire import to_upb
 
-__all__ = ["Page", "Pages", "Position"]
+__all__ = ["Page", "Pages", "Position", "read_pages"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -62,6 +62,27 @@ class Page:
         total=await page.total(self.posts.count, author_id)
         """
         return await count(*args, **kwargs) if self.include_total else None
+
+
+async def read_pages(
+    find: Callable[[Page], Awaitable[Sequence[T]]],
+    position: Callable[[T], Position],
+    *,
+    size: int,
+    after: Position = (),
+) -> AsyncGenerator[list[T], None]:
+    """Yield all items of a list that follow `after`, in lists of up to `size`; none is empty.
+
+    async for comments in read_pages(find, position, size=100): ...
+    """
+    while True:
+        found = await find(Page(size, after, str))
+        items = list(found[:size])
+        if items:
+            yield items
+        if len(found) <= size:
+            return
+        after = position(items[-1])
 
 
 class Pages:

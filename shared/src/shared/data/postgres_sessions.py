@@ -13,7 +13,7 @@ from shared.data.postgres_connections import create_engine
 from shared.outbox.inbox import Operation, OperationResult
 from shared.outbox.outbox import Publish
 from shared.outbox.postgres_errors import commit_errors, driver_errors, reading_errors
-from shared.outbox.postgres_inbox import purge
+from shared.outbox.postgres_inbox import erase_replies, purge
 from shared.outbox.postgres_outbox import forward
 from shared.outbox.postgres_unit_of_work import FairLimit, PostgresUnitOfWork, flush, perform
 from shared.outbox.unit_of_work import Execution, current_unit_of_work
@@ -102,6 +102,11 @@ class Postgres:
         with driver_errors:
             async with self._limit:
                 await purge(self._engine)
+
+    async def erase_replies(self, owner: str) -> bool:
+        """See Store.erase_replies. Part of the current unit of work."""
+        async with self.transaction() as session:
+            return await erase_replies(await session.connection(), owner)
 
     async def stored_revision(self) -> str:
         """Return the revision of the schema, "" if it has none.

@@ -25,6 +25,8 @@ class Operation:
     """SHA-256 of the request. The same key with another fingerprint is refused."""
     secret: bool = False
     """The reply must not be stored."""
+    owner: str = ""
+    """Of a call: id of the user whose data the reply contains; see Store.erase_replies."""
     begin_immediately: bool = False
     """Begin the transaction before the handler runs, because every execution has an effect."""
     subject: str = ""
@@ -63,7 +65,7 @@ def stored_reply(operation: Operation, fingerprint: bytes, reply: bytes | None) 
     """Return the `reply` that the inbox has for `operation`.
 
     INVALID_ARGUMENT, OPERATION_ID_REUSED if it has the `fingerprint` of another request;
-    ALREADY_EXISTS, ALREADY_DONE if the reply was secret, and therefore not stored.
+    ALREADY_EXISTS, ALREADY_DONE if the reply was secret, and therefore not stored, or was erased.
     """
     if fingerprint != operation.fingerprint:
         raise ServiceError(

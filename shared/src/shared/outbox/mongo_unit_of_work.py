@@ -93,7 +93,7 @@ class MongoUnitOfWork(Transaction):
         with driver_errors():
             if operation.version and not self.late:
                 await self._inbox.raise_version(operation)
-            await self._inbox.insert(operation, reply, self.events)
+            await self._inbox.insert(operation, reply, self.events, owner=self.reply_owner)
         await self._commit_transaction()
 
     async def _commit_transaction(self) -> None:

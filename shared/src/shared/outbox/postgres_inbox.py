@@ -7,10 +7,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared.outbox.inbox import KEEP_SECONDS, AlreadyDone, Operation, stored_reply
 
-__all__ = ["insert_operation", "purge"]
+__all__ = ["erase_replies", "insert_operation", "purge"]
 
 _INSERT_OPERATION: Final = (
-    "INSERT INTO inbox (key, fingerprint) VALUES ($1, $2) ON CONFLICT DO NOTHING"
+    "INSERT INTO inbox (key, fingerprint, owner) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING"
 )
 _SELECT_OPERATION: Final = sa.text("SELECT fingerprint, reply FROM inbox WHERE key = :key")
 _RAISE_VERSION: Final = sa.text(
@@ -22,6 +22,12 @@ _PURGE: Final = sa.text(
     " WHERE done_at < now() - make_interval(secs => :seconds) LIMIT :limit)"
 )
 _PURGE_BATCH: Final = 10_000
+_ERASE_REPLIES: Final = sa.text(
+    "UPDATE inbox SET reply = CASE WHEN reply = '' THEN reply END, owner = NULL"
+    " WHERE key IN (SELECT key FROM inbox WHERE owner = :owner LIMIT :limit)"
+)
+_ERASE_BATCH: Final = 500
+"""Replies that one transaction erases."""
 
 
 async def insert_operation(connection: AsyncConnection, operation: Operation) -> bool:
@@ -32,7 +38,7 @@ async def insert_operation(connection: AsyncConnection, operation: Operation) ->
     """
     # driver SQL, because compiling a statement of SQLAlchemy would slow each operation down
     inserted = await connection.exec_driver_sql(
-        _INSERT_OPERATION, (operation.key, operation.fingerprint)
+        _INSERT_OPERATION, (operation.key, operation.fingerprint, operation.owner or None)
     )
     if inserted.rowcount == 0:
         stored = await connection.execute(_SELECT_OPERATION, {"key": operation.key})
@@ -45,6 +51,12 @@ async def insert_operation(connection: AsyncConnection, operation: Operation) ->
     if late and not operation.handles_late:
         raise AlreadyDone
     return late
+
+
+async def erase_replies(connection: AsyncConnection, owner: str) -> bool:
+    """Erase a batch of stored replies; see Store.erase_replies."""
+    batch = {"owner": owner, "limit": _ERASE_BATCH}
+    return (await connection.execute(_ERASE_REPLIES, batch)).rowcount == _ERASE_BATCH
 
 
 async def purge(engine: AsyncEngine) -> None:

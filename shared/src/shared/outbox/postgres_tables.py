@@ -5,6 +5,7 @@ from typing import Final
 import sqlalchemy as sa
 
 __all__ = [
+    "add_reply_owners",
     "add_retries_to_outbox",
     "create_inbox_and_outbox",
     "drop_inbox_and_outbox",
@@ -19,6 +20,7 @@ sa.Table(
     sa.Column("key", sa.String(64), primary_key=True),
     sa.Column("fingerprint", sa.LargeBinary, nullable=False),
     sa.Column("reply", sa.LargeBinary),
+    sa.Column("owner", sa.String(64)),
     sa.Column(
         "done_at",
         sa.DateTime(timezone=True),
@@ -26,6 +28,7 @@ sa.Table(
         server_default=sa.func.now(),
         index=True,
     ),
+    sa.Index("inbox_owner", "owner", postgresql_where=sa.text("owner IS NOT NULL")),
 )
 sa.Table(
     "outbox",
@@ -58,6 +61,18 @@ _ADD_RETRIES: Final = (
     "CREATE INDEX IF NOT EXISTS outbox_refused ON outbox (subject, id)"
     " WHERE retry_at > '-infinity'",
 )
+
+
+_ADD_OWNERS: Final = (
+    "ALTER TABLE inbox ADD COLUMN IF NOT EXISTS owner varchar(64)",
+    "CREATE INDEX IF NOT EXISTS inbox_owner ON inbox (owner) WHERE owner IS NOT NULL",
+)
+
+
+def add_reply_owners(connection: sa.Connection) -> None:
+    """Add what the tables of a release without owners of replies lack."""
+    for statement in _ADD_OWNERS:
+        connection.execute(sa.text(statement))
 
 
 def create_inbox_and_outbox(connection: sa.Connection) -> None:

@@ -23,7 +23,7 @@ __all__ = ["FairLimit", "PostgresUnitOfWork", "flush", "perform"]
 _STORE_RESULT: Final = (
     "WITH stored AS (INSERT INTO outbox (id, event, subject)"
     " SELECT * FROM unnest(CAST($1 AS varchar[]), CAST($2 AS bytea[]), CAST($3 AS varchar[])))"
-    " UPDATE inbox SET reply = $4 WHERE key = $5"
+    " UPDATE inbox SET reply = $4, owner = $6 WHERE key = $5"
 )
 """One statement, so that reply and events take a single round trip."""
 _FIRST_DELAY: Final = 0.005
@@ -99,6 +99,7 @@ class PostgresUnitOfWork(Transaction):
             [event.subject for event in self.events],
             None if self._operation.secret else reply,
             self._operation.key,
+            self.reply_owner or None,
         )
         with driver_errors:
             await self._connection.exec_driver_sql(_STORE_RESULT, result)

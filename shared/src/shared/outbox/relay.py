@@ -6,6 +6,7 @@ from typing import Final
 
 import structlog
 
+from shared.logged_errors import describe
 from shared.outbox.outbox import Publish
 from shared.outbox.unit_of_work import Store
 
@@ -35,7 +36,7 @@ async def _forward(store: Store, publish: Publish) -> None:
             forwarded = await store.forward(publish)
         except Exception as error:  # noqa: BLE001  # after any error the outbox still has the events
             if not delay:
-                _log.warning("relay.delayed", error=repr(error))
+                _log.warning("relay.delayed", error=describe(error))
             delay = min(max(2 * delay, _FIRST_DELAY), _LONGEST_DELAY)
             await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  # jitter
             continue
@@ -54,7 +55,7 @@ async def flush(store: Store, publish: Publish) -> None:
             while await store.forward(publish):
                 pass
     except Exception as error:  # noqa: BLE001  # after any error the outbox still has the events
-        _log.warning("relay.delayed", error=repr(error))
+        _log.warning("relay.delayed", error=describe(error))
 
 
 async def _wait(committed: asyncio.Event) -> None:
@@ -71,4 +72,4 @@ async def _purge(store: Store) -> None:
         try:
             await store.purge()
         except Exception as error:  # noqa: BLE001  # the next purge deletes the same operations
-            _log.warning("inbox.not_purged", error=repr(error))
+            _log.warning("inbox.not_purged", error=describe(error))

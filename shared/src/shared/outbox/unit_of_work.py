@@ -26,6 +26,7 @@ __all__ = [
     "mark_replayed",
     "outside_unit_of_work",
     "perform_separately",
+    "set_reply_owner",
     "without_store",
 ]
 
@@ -45,6 +46,8 @@ class UnitOfWork:
         """Whether a newer event of the same subject was handled before."""
         self.replayed = False
         """Whether the handler returns the reply of an earlier execution; see `mark_replayed`."""
+        self.reply_owner = ""
+        """Id of the user whose data the reply contains; see `set_reply_owner`."""
 
     async def roll_back(self) -> None:
         """Undo the changes and release the connection, because the handler is about to fail."""
@@ -76,12 +79,19 @@ def mark_replayed() -> None:
         unit.replayed = True
 
 
+def set_reply_owner(user_id: str) -> None:
+    """Declare whose data the reply of the current handler contains, if not that of its caller."""
+    if unit := _current.get():
+        unit.reply_owner = user_id
+
+
 class Transaction(UnitOfWork, ABC):
     """A unit of work in a database: its transaction begins at the first use, and one task uses it
     at a time."""
 
     def __init__(self, operation: Operation) -> None:
         super().__init__()
+        self.reply_owner = operation.owner
         self._operation = operation
         self._lock = asyncio.Lock()
         self._owner: asyncio.Task[object] | None = None
@@ -162,6 +172,13 @@ class Store(Protocol):
 
     async def purge(self) -> None:
         """Delete the operations that are older than KEEP_SECONDS."""
+
+    async def erase_replies(self, owner: str) -> bool:
+        """Erase a batch of the stored replies of a deleted user; return whether more may remain.
+
+        A repeated operation still has no second effect: it fails with ALREADY_EXISTS, ALREADY_DONE.
+        Empty replies, which contain no data, are kept.
+        """
 
     @property
     def committed(self) -> asyncio.Event:

@@ -6,6 +6,8 @@ from typing import Final, Literal
 
 import structlog
 
+from shared.logged_errors import render
+
 __all__ = ["configure_logs"]
 
 _MAX_VALUE: Final = 16 * 2**10
@@ -18,7 +20,7 @@ def configure_logs(service: str, log_format: Literal["console", "json"]) -> None
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _without_traceback_locals,
+        _render_exception,
         _truncate_values,
     ]
     renderer: structlog.typing.Processor = (
@@ -36,11 +38,29 @@ def configure_logs(service: str, log_format: Literal["console", "json"]) -> None
     _adopt_standard_logging(shared, renderer)
 
 
-def _without_traceback_locals(
+def _render_exception(
     _logger: object, _name: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """Render a traceback without the values of local variables, which may be secret."""
-    return structlog.processors.format_exc_info(None, "", event)
+    """Render `exc_info` without values; they may be secret or personal."""
+    error = _error_of(event.pop("exc_info", None))
+    if error is not None:
+        event["exception"] = render(error)
+    record = event.get("_record")
+    if record is not None and record.name == "asyncio":  # further lines quote the exception
+        event["event"] = str(event["event"]).partition("\n")[0]
+    return event
+
+
+def _error_of(info: object) -> BaseException | None:
+    """Return the exception of an `exc_info`: itself, in a tuple, or the current one for True."""
+    match info:
+        case BaseException():
+            return info
+        case (_, BaseException() as error, _):
+            return error
+        case True:
+            return sys.exception()
+    return None
 
 
 def _truncate_values(

@@ -65,6 +65,10 @@ _DELIVERY_LIMIT: Final = 10
 """Redeliveries of an event whose worker is lost each time, before it becomes a dead letter."""
 _ORPHAN_EXPIRES_MS: Final = 1000
 """Expiry of a queue without consumers. Auto-delete does not apply after a restart of the broker."""
+_SEGMENT_BYTES: Final = 2**20
+"""Segments of streams. The broker deletes old events by whole segments, when a segment is full."""
+_DEAD_LETTER_MS: Final = 14 * 24 * 60 * 60 * 1000
+"""Time after which a dead letter is deleted: it may contain personal data of deleted users."""
 _QUORUM: Final = {"x-queue-type": "quorum"}
 _SAFE_DEAD_LETTERS: Final = {
     "x-dead-letter-strategy": "at-least-once",
@@ -191,7 +195,7 @@ def all_events() -> Queue:
             "x-queue-type": "stream",
             "x-max-age": "7D",
             "x-max-length-bytes": 2**30,
-            "x-stream-max-segment-size-bytes": 2**24,
+            "x-stream-max-segment-size-bytes": _SEGMENT_BYTES,
         },
     )
 
@@ -210,7 +214,7 @@ def event_stream(service: str, name: str) -> Queue:
             "x-queue-type": "stream",
             "x-max-age": f"{KEPT_SECONDS}s",
             "x-max-length-bytes": 2**27,
-            "x-stream-max-segment-size-bytes": 2**20,
+            "x-stream-max-segment-size-bytes": _SEGMENT_BYTES,
         },
         bindings=[Binding(name, exchange("retry", service), name)],
     )
@@ -232,14 +236,16 @@ def consumer_queue(service: str, name: str) -> Queue:
 
 
 def dead_letters(service: str, queue: str) -> Queue:
-    """Return the queue of a consumer's dead letters.
+    """Return the queue of a consumer's dead letters, which are kept for 14 days.
 
     It has practically no delivery limit, because `just dlq` requeues the messages that it displays.
     """
     name = f"{queue}.dead"
+    arguments: dict[str, str | int] = _QUORUM | {"x-delivery-limit": 2**31 - 1}
+    arguments["x-message-ttl"] = _DEAD_LETTER_MS
     return Queue(
         name=name,
-        arguments=_QUORUM | {"x-delivery-limit": 2**31 - 1},
+        arguments=arguments,
         bindings=[Binding(name, exchange("dead", service), queue)],
     )
 

@@ -4,8 +4,8 @@ from alembic import op
 
 from shared.outbox.postgres_tables import add_retries_to_outbox, remove_retries_from_outbox
 
-revision = "0006"
-down_revision = "0005"
+revision = "0007"
+down_revision = "0006"
 
 
 def upgrade() -> None:
