@@ -27,7 +27,7 @@ async def bus(request: pytest.FixtureRequest, vhost: str) -> AsyncIterator[Messa
     if request.param == "memory":
         yield MemoryBus(DELAYS)
         return
-    async with connect(SecretStr(vhost), "test", delays=DELAYS) as connected:
+    async with connect(SecretStr(vhost), "test", delays=DELAYS, keep_events=True) as connected:
         await connected.wait_ready()
         yield connected
 
