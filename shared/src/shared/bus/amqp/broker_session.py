@@ -145,11 +145,14 @@ class BrokerSession:
             async with asyncio.timeout(seconds):
                 await self.suspicious.wait()
 
-    async def restore(self) -> None:
-        """Declare what the session owns, but the exchange of its events; raises BROKER_ERRORS."""
+    async def restore(self) -> bool:
+        """Declare what the session owns, but the exchange of its events; raises BROKER_ERRORS.
+
+        Returns whether something was missing.
+        """
         events = exchange("events", self.service)
         exchanges = [each for each in service_exchanges(self.service) if each.name != events]
-        await self.publishing.declare(*exchanges, self._reply_queue)
+        return await self.publishing.restore(*exchanges, self._reply_queue)
 
     async def restore_events(self) -> None:
         """Declare the exchange of the events if it is missing; raises BROKER_ERRORS.
