@@ -22,6 +22,7 @@ from shared.data.postgres_sessions import open_postgres
 from shared.errors import Code, NotReadyError, Outcome, ServiceError
 from shared.outbox import postgres_errors, postgres_unit_of_work
 from shared.outbox.postgres_errors import DatabaseFaultError
+from shared.outbox.postgres_sqlstates import RULES, Answer, rule_of
 from shared.runtime.logs import configure_logs
 from tests.notes import PostgresNotes, an_operation, postgres_notes
 
@@ -109,12 +110,12 @@ async def error_of(notes: PostgresNotes, text: str) -> Exception:
 def test_every_code_of_appendix_a_has_a_row() -> None:
     found = (getattr(each, "sqlstate", None) for each in vars(asyncpg.exceptions).values())
     codes = {code for code in found if isinstance(code, str)}
-    rows = postgres_errors._RULES
+    rows = RULES
 
     assert len(codes) > 250
     assert [code for code in codes if code not in rows and code[:2] not in rows] == []
     unknown = asyncpg.PostgresError.new({"C": "ZZ999", "M": "new"})
-    assert postgres_errors.rule_of(unknown).answer is postgres_errors.Answer.FAULT
+    assert rule_of(unknown).answer is Answer.FAULT
 
 
 @pytest.mark.parametrize("at_commit", [False, True])
