@@ -35,6 +35,7 @@ __all__ = [
     "MessageChannel",
     "MissingError",
     "RefusedError",
+    "UnroutedError",
     "broker_errors",
 ]
 
@@ -72,6 +73,10 @@ class RefusedError(Exception):
     """The broker refused a message that was published with a confirm (basic.nack)."""
 
 
+class UnroutedError(Exception):
+    """No queue has taken a message that was published with a confirm (basic.return)."""
+
+
 class MessageChannel:
     """Sends and receives messages on an AMQP channel. Sending keeps the order and does not wait.
 
@@ -97,6 +102,8 @@ class MessageChannel:
         self._on_returned: Callable[[Returned], None] = _ignore
         self._published = 0
         self._confirms: dict[int, asyncio.Future[None]] = {}
+        self._unconfirmed: dict[str, asyncio.Future[None]] = {}
+        """The same futures, by correlation id."""
         self._acked: list[int] = []
         self._settled: set[int] = set()
         """Settled delivery tags above the frontier."""
@@ -108,7 +115,11 @@ class MessageChannel:
         if type(message) is Delivered:
             self._on_delivered(message)
         elif type(message) is Returned:
-            self._on_returned(message)
+            if confirm := self._unconfirmed.get(message.correlation_id):
+                if not confirm.done():
+                    confirm.set_exception(UnroutedError())
+            else:
+                self._on_returned(message)
         elif type(message) is Confirmed:
             self._confirm(message)
         elif type(message) is Closed:
@@ -187,22 +198,26 @@ class MessageChannel:
             self.transport.send(data)
 
     async def publish_confirmed(
-        self, exchange: str, routing_key: str, header: bytes, body: bytes
+        self, exchange: str, routing_key: str, properties: Mapping[str, Any], body: bytes
     ) -> None:
-        """Send a message and return once the broker has stored it.
+        """Send a message and return once a queue has stored it.
 
-        Raises RefusedError if the broker refuses it, ConnectionError if the connection is lost.
+        `properties` are those of `frames.properties`. Raises UnroutedError if there is no queue,
+        RefusedError if the broker refuses it, ConnectionError if the channel is lost.
         """
         if self.closed:
             raise ConnectionError("the channel is closed")
         self._published += 1
-        tag = self._published
-        self._confirms[tag] = confirm = asyncio.get_running_loop().create_future()
-        self.publish(exchange, routing_key, header, body)
+        tag, name = self._published, str(self._published)
+        header = frames.properties(**properties, persistent=True, correlation_id=name)
+        confirm = asyncio.get_running_loop().create_future()
+        self._confirms[tag] = self._unconfirmed[name] = confirm
+        self.publish(exchange, routing_key, header, body, mandatory=True)
         try:
             await confirm
         finally:
             self._confirms.pop(tag, None)
+            del self._unconfirmed[name]
 
     def _confirm(self, message: Confirmed) -> None:
         tags = [message.tag]

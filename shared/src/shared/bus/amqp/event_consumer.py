@@ -3,24 +3,39 @@
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from shared.bus.amqp import frames, topology
+import structlog
+
+from shared.bus.amqp import topology
 from shared.bus.amqp.broker_connection import BrokerConnection, MessageChannel
-from shared.bus.amqp.broker_session import CONTENT_TYPE, BrokerSession
+from shared.bus.amqp.broker_session import BrokerSession
+from shared.bus.amqp.event_replay import replay
 from shared.bus.amqp.frames import Delivered
 from shared.bus.amqp.queue_consumer import QueueConsumer, event_owner
 from shared.bus.amqp.queue_migration import bind_present, declare_or_replace
 from shared.bus.message_bus import EventHandler, Failure
 from shared.errors import ServiceError
 from shared.limited_log import LimitedLog
+from shared.outbox.inbox import KEEP_SECONDS
 from shared.outbox.outbox import EncodedEvent
 
 __all__ = ["EventConsumer"]
 
+_log = structlog.get_logger()
+
 _PREFETCH: Final = 32
+_MARGIN_SECONDS: Final = 60.0
+"""Events that were published earlier than a good check by more are not read again.
+
+A handler has 30 seconds, so an event that was unprocessed at the check is younger.
+"""
+_MAX_REPLAY_SECONDS: Final = float(KEEP_SECONDS)
+"""The inbox recognises an event that was handled before for so long."""
 _BROKER_DELAY: Final = 1.0
 """Seconds between two attempts to publish a failed event."""
 _MAX_MESSAGE: Final = 1000
@@ -51,40 +66,105 @@ class EventConsumer(QueueConsumer):
         self._delays = delays
         self._log = LimitedLog()
         self._publisher: BrokerSession | None = None
-        self._unbound: list[topology.Binding] = []
-        """Bindings to exchanges that were missing."""
+        self._missing = False
+        """Whether the exchange of an event was missing at the last check."""
+        self._good_at = time.monotonic()
+        """Time of the last check at which nothing was missing and no event had to wait."""
+        self._replaying: asyncio.Task[None] | None = None
 
     async def start(self, session: BrokerSession) -> None:
         """Consume in this session; call `on_gap` if it is not the first; raises BROKER_ERRORS."""
         again = self._publisher is not None
-        connection, service = session.consuming, session.service
-        name = self.queue_name or f"{service}.subscription.{secrets.token_hex(16)}"
-        events = topology.event_bindings(name, self._types)
-        if self.queue_name:
-            for queue in (
-                topology.dead_letters(service, name),
-                topology.consumer_queue(service, name),
-            ):
-                await declare_or_replace(connection, service, queue, events)
-            delays = [topology.delay_queue(service, delay) for delay in self._delays]
-            await connection.declare(*delays)
-        else:
-            own = topology.Queue(name=name, arguments={}, exclusive=True, auto_delete=True)
-            await connection.declare(own)
-        self._unbound = await bind_present(connection, events)
-        self._queue, self._publisher = name, session
+        connection = session.consuming
+        self._service = session.service
+        self._queue = self.queue_name or f"{self._service}.subscription.{secrets.token_hex(16)}"
+        self._events = topology.event_bindings(self._queue, self._types)
+        lost = bool(again and self.queue_name) and (
+            await connection.consumer_count(self._queue) is None
+        )
+        await self._declare(connection, again=again)
+        self._missing = bool(await bind_present(connection, self._events))
+        self._publisher = session
         self._channel = await self._open_channel(connection, prefetch=self._prefetch)
-        await self._channel.consume([name], self._passing_to(self._channel))
+        await self._channel.consume([self._queue], self._passing_to(self._channel))
         self._connection = connection
+        if lost:
+            self._replay()
         if again and self._on_gap is not None:
             self._on_gap()
 
-    async def bind_missing(self) -> None:
-        """Bind the queue to the exchanges that were missing, if they exist now."""
-        if self.active and self._unbound and self._connection is not None:
-            self._unbound = await bind_present(self._connection, self._unbound)
+    async def _declare(self, connection: BrokerConnection, *, again: bool) -> None:
+        """Declare the queues; replace those of an older version, and finish such a replacement.
+
+        A consumer that has started once in this process knows that no replacement is unfinished.
+        """
+        if again or not self.queue_name:
+            with suppress(topology.TopologyError):
+                await connection.declare(*self.own())
+                return
+        service, name = self._service, self._queue
+        for queue in (
+            topology.dead_letters(service, name),
+            topology.consumer_queue(service, name),
+        ):
+            await declare_or_replace(connection, service, queue, self._events)
+        await connection.declare(*self.own())
+
+    def connection(self, session: BrokerSession) -> BrokerConnection | None:
+        """See Watched.connection."""
+        return session.consuming if self.active else None
+
+    def own(self) -> Sequence[topology.Queue]:
+        """See Watched.own."""
+        service, name = self._service, self._queue
+        if not self.queue_name:
+            return [topology.Queue(name=name, arguments={}, exclusive=True, auto_delete=True)]
+        delays = [topology.delay_queue(service, delay) for delay in self._delays]
+        own = [topology.dead_letters(service, name), topology.consumer_queue(service, name)]
+        return [*delays, *own]
+
+    def foreign(self) -> Sequence[topology.Binding]:
+        """See Watched.foreign."""
+        return self._events
+
+    def checked(self, missing: bool) -> None:
+        """Take note of a check; see Watched.checked.
+
+        Once a missing exchange has come back, the events since the last good check are read again.
+        """
+        if self._missing and not missing:
+            self._replay()
+        self._missing = missing
+        if not missing and len(self._running) < _PREFETCH:  # the queue has no backlog
+            self._good_at = time.monotonic()
+
+    def _replay(self) -> None:
+        """Read the events that the queue may have missed from the stream of all events."""
+        session = self._publisher
+        if session is None:
+            return
+        if not self.queue_name:
+            if self._on_gap is not None:
+                self._on_gap()
+            return
+        seconds = min(time.monotonic() - self._good_at + _MARGIN_SECONDS, _MAX_REPLAY_SECONDS)
+        _log.warning("consumer.replays", queue=self.queue_name, seconds=round(seconds))
+        if self._replaying is not None:
+            self._replaying.cancel()
+        self._replaying = asyncio.create_task(
+            replay(session, self.queue_name, self._types, self._handle_again, seconds)
+        )
+
+    async def _handle_again(self, message: Delivered) -> None:
+        """Handle an event of the stream; the inbox ignores it if it was handled before."""
+        failure = await self._handler(message.body)
+        if failure is not None:
+            await self._retry_or_dead_letter(message, failure)
 
     async def _stop_consuming(self, connection: BrokerConnection) -> None:
+        if self._replaying is not None:
+            self._replaying.cancel()
+            await asyncio.gather(self._replaying, return_exceptions=True)
         await self._channel.stop_consuming([self._queue])
 
     async def _handle(self, channel: MessageChannel, message: Delivered) -> None:
@@ -148,12 +228,10 @@ class EventConsumer(QueueConsumer):
             )
         else:
             target = (topology.delay_queue(service, delay).name, self.queue_name)
-        header = frames.properties(
-            CONTENT_TYPE, persistent=True, headers=headers, user_id=service, **_names(message)
-        )
+        properties = {"headers": headers, **_names(message)}
         while not publisher.lost.is_set():
             try:
-                await publisher.publish_confirmed(*target, header, message.body)
+                await publisher.publish_confirmed(*target, message.body, **properties)
             except ServiceError as error:
                 self._log.write(
                     logging.WARNING,
