@@ -99,6 +99,24 @@ bench *arguments: _setup
 lock *arguments:
     @exec python3 -m tools.lock "$@"
 
+# write the digests of images and actions beside their versions
+[group('build')]
+[no-exit-message]
+pin: _setup
+    @exec {{ quote(python) }} -m tools pin
+
+# write a software bill of materials (CycloneDX) for each service to dist/sbom
+[group('build')]
+[no-exit-message]
+sbom: _setup
+    @exec {{ quote(python) }} -m tools sbom
+
+# check licences and known vulnerabilities of the services' dependencies
+[group('build')]
+[no-exit-message]
+audit: _setup
+    @exec {{ quote(python) }} -m tools audit
+
 # start the servers until `just down`: RabbitMQ, PostgreSQL, MongoDB
 [group('servers')]
 [no-exit-message]

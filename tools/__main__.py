@@ -166,6 +166,24 @@ def _rotate_keys(_: argparse.Namespace) -> None:
             print(f"rotate-keys: {os.path.relpath(file, ROOT)}: restart all services, in any order")
 
 
+def _pin(_: argparse.Namespace) -> int:
+    from tools.supply_chain.pin import pin
+
+    return pin()
+
+
+def _sbom(_: argparse.Namespace) -> int:
+    from tools.supply_chain.audit import sbom
+
+    return sbom()
+
+
+def _audit(_: argparse.Namespace) -> int:
+    from tools.supply_chain.audit import audit
+
+    return audit()
+
+
 def _repair(_: argparse.Namespace) -> int:
     from tools.migrate import repair
 
@@ -206,6 +224,9 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
         "sign access tokens with the next key, and generate a new next key",
         _rotate_keys,
     ),
+    "pin": ("write the digests of images and actions beside their versions", _pin),
+    "sbom": ("write a software bill of materials for each service to dist/sbom", _sbom),
+    "audit": ("check licences and known vulnerabilities of all dependencies", _audit),
     "repair": ("correct derived data and report each correction", _repair),
 }
 

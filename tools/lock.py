@@ -34,7 +34,12 @@ def main(arguments: Sequence[str]) -> None:
         lock_service(service, *arguments)
     accounts = "tools/accounts/requirements"
     _compile(f"{accounts}.in", "-c", "requirements.txt", "-o", f"{accounts}.txt", *arguments)
-    for source in ("tools/just.in", "tools/servers/mongodb.in"):
+    for source in (
+        "deploy/build.in",
+        "tools/just.in",
+        "tools/servers/mongodb.in",
+        "tools/supply_chain/requirements.in",
+    ):
         _compile(source, "-o", source.replace(".in", ".txt"), *arguments)
 
 

@@ -1,8 +1,11 @@
 """Each account can do what its service needs, and nothing with what belongs to another service."""
 
 import asyncio
+import gc
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from itertools import permutations
 
 import aio_pika
@@ -21,9 +24,11 @@ from tools.accounts.mongodb import set_up_mongodb
 from tools.accounts.passwords import owner_of
 from tools.accounts.postgres import set_up_postgres
 from tools.accounts.rights import Rights, broker_rights
-from tools.paths import SECRETS, SERVICES
+from tools.paths import ROOT, SECRETS, SERVICES
 from tools.secrets import Secrets
-from tools.servers.addresses import in_database, service_url, with_account
+from tools.servers.accounts import prepare_broker
+from tools.servers.addresses import Addresses, in_database, service_url, with_account
+from tools.servers.errors import ServersUnavailableError
 from tools.services import call_graph
 
 Unique = Callable[[str], str]
@@ -172,6 +177,19 @@ def attempts(attacker: str, victim: str) -> dict[str, Action]:
             arguments={"alternate-exchange": f"postbus.events.{victim}"},
         ),
     }
+
+
+@pytest.mark.parametrize("service", sorted(set(SERVICES) - {"gateway"}))
+def test_pyproject_names_the_services_that_the_sources_call(service: str) -> None:
+    imports = [
+        found
+        for file in (ROOT / service / "src").rglob("*.py")
+        for found in re.findall(
+            r"from postbus\.(\w+)\.v1 import (\([^)]*\)|[^\n]*)", file.read_text()
+        )
+    ]
+
+    assert {package for package, names in imports if "Stub" in names} == set(CALLS[service])
 
 
 @pytest.mark.parametrize(("attacker", "victim"), PAIRS)
@@ -435,6 +453,31 @@ async def test_accounts_are_not_changed_at_servers_of_others(
     await administrator.close()
     async with httpx.AsyncClient(base_url=amqp_management_url) as management:
         (await management.delete(f"/api/users/{name}")).raise_for_status()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_account_without_rights_suffices_where_the_accounts_exist(
+    amqp_management_url: str, vhost_of_accounts: str, postgres_url: str, mongo_url: str
+) -> None:
+    secrets = Secrets.load_or_create(SECRETS)
+    operator = secrets.accounts["rabbitmq_operator_password"]
+    addresses = Addresses(
+        amqp_url=vhost_of_accounts,
+        amqp_management_url=with_account(amqp_management_url, "operator", operator),
+        postgres_url=postgres_url,
+        mongo_url=mongo_url,
+    )
+    wrong = replace(secrets, accounts={**secrets.accounts, "rabbitmq_posts_password": SECRET})
+
+    await asyncio.to_thread(prepare_broker, addresses, secrets, ours=False)
+    with pytest.raises(ServersUnavailableError) as missing:
+        await asyncio.to_thread(prepare_broker, addresses, wrong, ours=False)
+    gc.collect()  # aiormq leaves the socket of a refused log-in to it, with a warning
+
+    text = str(missing.value)
+    assert "the broker account operator is not an administrator. Missing: posts (" in text
+    assert "rabbitmqctl add_user posts PASSWORD" in text
+    assert operator not in text
 
 
 async def test_missing_rights_are_named_with_the_commands_that_give_them(

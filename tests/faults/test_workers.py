@@ -17,6 +17,8 @@ from tests.people import Person, sign_up
 from tests.system import System
 
 Unique = Callable[[str], str]
+SERVED = "posts.postbus.posts.v1.PostsService.CreatePost"
+"""The queue of the calls of one method."""
 
 
 async def test_stopped_worker_is_a_503_at_once_until_it_returns(
@@ -137,7 +139,7 @@ async def until_served_by(place: Place, processes: int) -> None:
     async with await aio_pika.connect(place.amqp_url) as connection, asyncio.timeout(60):
         channel = await connection.channel()
         while True:
-            queue = await channel.declare_queue("posts", passive=True)
+            queue = await channel.declare_queue(SERVED, passive=True)
             if queue.declaration_result.consumer_count == processes:
                 return
             await asyncio.sleep(0.02)

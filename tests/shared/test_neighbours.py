@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 import aio_pika
 import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
-from aiormq.exceptions import ChannelPreconditionFailed
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
@@ -20,7 +19,6 @@ from shared.bus.amqp.amqp_bus import AmqpBus
 from shared.bus.message_bus import Failure
 from shared.errors import ServiceError
 from shared.wire import decode, encode
-from tests.conftest import new_vhost
 from tests.messages import CALLS, CONTROL, EVENTS, message, reply_queue
 
 Unique = Callable[[str], str]
@@ -101,19 +99,6 @@ async def test_every_message_names_its_sender(
     assert [each.user_id for each in found] == ["test"] * 4
     assert str(found[0].reply_to or found[1].reply_to).startswith("test.replies.")
     await subscription.cancel()
-
-
-async def test_account_cannot_send_as_another_service(unique: Unique) -> None:
-    """The accounts of services have no tag `impersonator`, unlike the account of the tests."""
-    async with (
-        new_vhost(unique("test_"), tags="") as url,
-        await aio_pika.connect(url) as connection,
-    ):
-        channel = await connection.channel()
-        queue = await channel.declare_queue(exclusive=True)
-
-        with pytest.raises(ChannelPreconditionFailed, match="user_id"):
-            await channel.default_exchange.publish(message(b"x"), queue.name)
 
 
 @pytest.mark.parametrize("retried", [False, True], ids=["event", "retry"])

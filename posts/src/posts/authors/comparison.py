@@ -38,7 +38,7 @@ async def compare_authors(database: Database, users: UsersServiceStub) -> AsyncI
         try:
             profiles = await _fetch(users, [author["_id"] for author in known])
         except ServiceError as error:
-            yield f"authors not compared: users answers {error.reason}"
+            yield f"authors not compared: users answers {error.reason}; it has to run"
             return
         living = [author for author in known if not author.get("deleted")]
         if len(living) >= _SUSPICIOUS and not profiles:

@@ -1,0 +1,1 @@
+"""Digests of images and actions, software bills of materials, licences and advisories."""
