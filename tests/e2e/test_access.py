@@ -40,7 +40,7 @@ async def bus(place: Place, system: System) -> AsyncIterator[AmqpBus]:
 
 
 async def refusal(bus: AmqpBus, method: str, token: str, payload: bytes = b"") -> ServiceError:
-    call = Call.new(payload, deadline=time.time() + 5, access_token=token)
+    call = Call.new(payload, budget=5, access_token=token)
     with pytest.raises(ServiceError) as raised:
         await bus.call(method, call)
     return raised.value

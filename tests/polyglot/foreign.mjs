@@ -36,7 +36,7 @@ if (role === 'call') {
   const budget = 5000;
   const request = create(Request, {
     payload: toBinary(input, fromJson(input, JSON.parse(json), { registry })),
-    deadlineUnixMs: BigInt(Date.now() + budget),
+    budgetMs: budget,
     operationId: randomUUID(),
   });
   channel.publish('postbus.calls', name, Buffer.from(toBinary(Request, request)), {

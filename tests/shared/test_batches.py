@@ -48,7 +48,7 @@ async def connected_bus(vhost: str) -> AsyncIterator[AmqpBus]:
 
 
 def a_call(payload: bytes, seconds: float = 5) -> Call:
-    return Call.new(payload, deadline=time.time() + seconds)
+    return Call.new(payload, budget=seconds)
 
 
 async def echo(_route: str, body: bytes) -> bytes:

@@ -1,7 +1,6 @@
 """Errors have the outcome NO_EFFECT only if the call cannot have had an effect."""
 
 import asyncio
-import time
 from collections.abc import Callable
 
 import httpx
@@ -55,7 +54,7 @@ async def test_call_that_was_sent_before_the_connection_broke_has_an_unknown_out
     async with connect(SecretStr(vhost), "server") as server, connect(url, "client") as client:
         await server.serve(unique("queue."), [route], never)
         await client.wait_ready()
-        call = Call.new(b"", deadline=time.time() + 5)
+        call = Call.new(b"", budget=5)
         calling = asyncio.create_task(call_method(client, LIKE, call, route))
         async with asyncio.timeout(5):
             await served.wait()

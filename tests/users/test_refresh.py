@@ -67,7 +67,7 @@ async def test_lost_response_is_repeated_for_the_same_token_and_key(
     request = RefreshSessionRequest(refresh_token=first)
     lost = await worker.refresh(first, operation_id=key)
 
-    call = Call.new(encode(request), deadline=time.time() + 5, operation_id=key)
+    call = Call.new(encode(request), budget=5, operation_id=key)
     result = await worker.bus.call(f"{AUTH}.RefreshSession", call)
     again = decode(RefreshSessionResponse, result.payload)
 
@@ -119,7 +119,7 @@ async def test_time_sent_by_the_caller_does_not_affect_reuse_detection(
     sent: int, worker: Worker, first: str
 ) -> None:
     second = await worker.refresh(first)
-    call = Call.new(encode(RefreshSessionRequest(refresh_token=first)), deadline=time.time() + 5)
+    call = Call.new(encode(RefreshSessionRequest(refresh_token=first)), budget=5)
     request = decode(Request, call.request)
     request.sent_unix_ms = sent
 

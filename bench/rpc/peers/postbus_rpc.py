@@ -108,7 +108,7 @@ async def bytes_client() -> None:
     async with connect(SecretStr(URL), "bench client") as bus:
         await bus.wait_ready()
         gc_tuning.freeze()
-        await closed_loop(lambda: bus.call("bench.bytes", Call(request, time.time() + 5)))
+        await closed_loop(lambda: bus.call("bench.bytes", Call(request, time.monotonic() + 5)))
 
 
 if __name__ == "__main__":

@@ -135,15 +135,16 @@ def _new_call(request: betterproto.Message, method: Method, budget: float | None
     the nested calls have no second effect.
     """
     payload = encode(request)
-    deadline = time.time() + (method.timeout if budget is None else budget)
+    seconds = method.timeout if budget is None else budget
     context = current_context()
     if context is None:
-        return Call.new(payload, deadline=deadline, traceparent=new_traceparent())
-    if context.remaining <= 0:
+        return Call.new(payload, budget=seconds, traceparent=new_traceparent())
+    remaining = context.remaining
+    if remaining <= 0:
         raise deadline_exceeded()
     return Call.new(
         payload,
-        deadline=min(deadline, context.deadline),
+        budget=min(seconds, remaining),
         access_token=context.access_token,
         operation_id=context.nested_operation_id(method.name, changes=method.has_side_effects),
         traceparent=child_traceparent(context.traceparent),

@@ -12,7 +12,13 @@ import betterproto
 from uuid_utils import uuid7
 
 from postbus.bus.v1 import Event
-from shared.bus.envelope import completed_reply, error_reply, payload_reply, read_request
+from shared.bus.envelope import (
+    budget_of,
+    completed_reply,
+    error_reply,
+    payload_reply,
+    read_request,
+)
 from shared.bus.handler_matching import consumed_events, served_methods
 from shared.bus.handler_metrics import Statistics, WorkerServiceHandlers
 from shared.bus.message_bus import Failure
@@ -29,7 +35,7 @@ from shared.wire import decode, read_valid
 __all__ = ["Dispatcher"]
 
 _MAX_BUDGET = 60.0
-"""Seconds; a later deadline of the caller is reduced to it."""
+"""Seconds; a longer budget of the caller is reduced to it."""
 _MAX_REQUEST_BYTES = 4 * 2**20
 """A larger request is refused undecoded. The gateway accepts bodies of 2 MiB by default."""
 _FAILURE_LINES = 10
@@ -154,7 +160,7 @@ class Dispatcher:
             name=served.name,
             caller=caller,
             access_token=token,
-            deadline=min(request.deadline_unix_ms / 1000, time.time() + _MAX_BUDGET),
+            deadline=time.monotonic() + min(budget_of(request), _MAX_BUDGET),
             operation_id=operation_id,
             correlation_id=request.correlation_id or operation_id,
             traceparent=traceparent,

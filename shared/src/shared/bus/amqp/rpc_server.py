@@ -20,9 +20,9 @@ from shared.bus.amqp.frames import Delivered
 from shared.bus.amqp.queue_consumer import QueueConsumer
 from shared.bus.amqp.topology import CALL_EXCHANGE, CONTROL_EXCHANGE
 from shared.bus.concurrency_limit import ConcurrencyLimit
-from shared.bus.envelope import error_reply, read_request, unavailable
+from shared.bus.envelope import budget_of, error_reply, read_request, spend_budget, unavailable
 from shared.bus.message_bus import CREDIT, RpcHandler
-from shared.errors import Code, ServiceError
+from shared.errors import Code, ServiceError, deadline_exceeded
 from shared.limited_log import LimitedLog
 from shared.wire import decode
 
@@ -150,6 +150,7 @@ class RpcServer(QueueConsumer):
     async def _handle(self, channel: MessageChannel, message: Delivered) -> None:
         key = (message.reply_to, message.correlation_id)
         started = settled = False
+        arrived, request = time.monotonic(), message.body
         try:
             if key in self._cancelled:
                 self._acknowledge(channel, message)
@@ -159,7 +160,14 @@ class RpcServer(QueueConsumer):
             if not started:
                 await self._limit.acquire()
                 started = True
-            handling = self._handler(message.routing_key, message.body)
+                spent = spend_budget(request, time.monotonic() - arrived)
+                if spent is None:
+                    self._sender.send(channel, message, _expired())
+                    self._acknowledge(channel, message)
+                    settled = True
+                    return
+                request = spent
+            handling = self._handler(message.routing_key, request)
             if isinstance(handling, AsyncGenerator):
                 await self._stream(channel, message, key, handling)
             else:
@@ -172,7 +180,8 @@ class RpcServer(QueueConsumer):
                 await channel.transport.wait_writable()
         except asyncio.CancelledError:
             if not settled:
-                self._end_cancelled(channel, message, key, started=started)
+                waited = time.monotonic() - arrived
+                self._end_cancelled(channel, message, key, waited, started=started)
         except Exception as error:  # noqa: BLE001  # every call must be settled
             self._log.write(
                 logging.ERROR, "bus.call_failed", route=message.routing_key, exc_info=error
@@ -187,7 +196,13 @@ class RpcServer(QueueConsumer):
                 self._limit.release()
 
     def _end_cancelled(
-        self, channel: MessageChannel, message: Delivered, key: _Key, *, started: bool
+        self,
+        channel: MessageChannel,
+        message: Delivered,
+        key: _Key,
+        waited: float,
+        *,
+        started: bool,
     ) -> None:
         """Settle a call that its caller or the end of this server has cancelled."""
         if key not in self._cancelled:  # this server stops: the caller needs a reply
@@ -195,11 +210,10 @@ class RpcServer(QueueConsumer):
                 outcome = Outcome.UNKNOWN if started else Outcome.NO_EFFECT
                 stopped = unavailable("SERVER_STOPPED", "The worker has stopped.", outcome)
                 self._sender.send(channel, message, error_reply(stopped))
-            elif type(message) is _BatchedCall:
-                _return_to_queue(channel, message)
+            elif request := spend_budget(message.body, waited):
+                _return_to_queue(channel, message, request)
             else:
-                channel.reject(message.tag, requeue=True)
-                return
+                self._sender.send(channel, message, _expired())
         self._acknowledge(channel, message)
 
     async def _stream(
@@ -351,17 +365,26 @@ class _ReplySender:
         channel.publish("", reply_to, self.header(""), batch.pack())
 
 
-def _return_to_queue(channel: MessageChannel, call: Delivered) -> None:
-    """Publish a call of a batch as a single call, for another server."""
-    with suppress(ServiceError):
-        left = read_request(call.body).deadline_unix_ms - int(time.time() * 1000)
-        header = frames.properties(
-            CONTENT_TYPE,
-            correlation_id=call.correlation_id,
-            reply_to=call.reply_to,
-            expiration_ms=min(max(left, 1), _LONGEST_MS),
-        )
-        channel.publish(CALL_EXCHANGE, call.routing_key, header, call.body)
+def _return_to_queue(channel: MessageChannel, call: Delivered, request: bytes) -> None:
+    """Publish a call that was not started as a single call, for another server.
+
+    A rejected message would keep the budget that it had when it arrived here.
+    """
+    milliseconds = _LONGEST_MS
+    with suppress(ServiceError):  # the next server replies to a malformed request
+        milliseconds = int(budget_of(read_request(request)) * 1000)
+    header = frames.properties(
+        CONTENT_TYPE,
+        correlation_id=call.correlation_id,
+        reply_to=call.reply_to,
+        expiration_ms=min(max(milliseconds, 1), _LONGEST_MS),
+    )
+    channel.publish(CALL_EXCHANGE, call.routing_key, header, request)
+
+
+def _expired() -> bytes:
+    """Return the encoded reply to a call that was not started within its budget."""
+    return error_reply(deadline_exceeded(Outcome.NO_EFFECT))
 
 
 class _StreamCredit:
