@@ -52,6 +52,10 @@ if (role === 'call') {
   await channel.assertExchange('postbus.calls', 'direct', { durable: true });
   const { queue } = await channel.assertQueue('foreign', { autoDelete: true });
   await channel.bindQueue(queue, 'postbus.calls', name);
+  const controls = await channel.assertQueue('', { exclusive: true });
+  await channel.assertExchange('postbus.control', 'topic', { durable: true });
+  await channel.bindQueue(controls.queue, 'postbus.control', name);
+  await channel.consume(controls.queue, () => {}, { noAck: true }); // cancels nothing
   const response = toBinary(output, fromJson(output, JSON.parse(json), { registry }));
   await channel.prefetch(64);
   await channel.consume(queue, (message) => {

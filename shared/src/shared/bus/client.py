@@ -30,7 +30,7 @@ __all__ = ["ServiceChannel", "call_method", "publish", "typed_handler"]
 M = TypeVar("M", bound=betterproto.Message)
 
 _NO_SLOT: Final = nullcontext()
-_CONNECTION_REASONS: Final = ("CONNECTION_LOST", "NOT_CONNECTED")
+_CONNECTION_REASONS: Final = ("CONNECTION_LOST", "NOT_CONNECTED", "WORKER_LOST")
 _RETRY_DELAY: Final = 0.05
 """Seconds before the first retry; doubled for each further one."""
 _RETRY_SECONDS: Final = 1.0
@@ -47,8 +47,8 @@ _EVENTS_BY_MESSAGE: Final[Mapping[type[betterproto.Message], EventType]] = {
 async def call_method(bus: MessageBus, method: Method, call: Call, route: str = "") -> CallResult:
     """Send `call` and return its result; see MessageBus.call. `route` is by default the method's.
 
-    If the connection to the broker is lost, the call of a safe or idempotent method is retried, for
-    a second at most and within its budget.
+    If the connection to the broker or the worker is lost, the call of a safe or idempotent method
+    is retried, for a second at most and within its budget.
     """
     route = route or method.name
     try:

@@ -18,6 +18,7 @@ from shared.bus.amqp.broker_connection import (
     RefusedError,
 )
 from shared.bus.amqp.frames import Delivered, Returned
+from shared.bus.amqp.lost_calls import LostCalls
 from shared.bus.amqp.topology import ALL_EVENTS, CALL_EXCHANGE, CONTROL_EXCHANGE, EVENT_EXCHANGE
 from shared.bus.envelope import (
     Call,
@@ -70,6 +71,7 @@ class BrokerSession:
         self._calls: dict[str, _PendingCall] = {}
         self._streams: dict[str, _Stream] = {}
         self._broadcasts: dict[str, list[bytes]] = {}
+        self._lost_calls: LostCalls | None = None
         self._ids: Iterator[str] = itertools.chain.from_iterable(iter(_random_ids, None))
 
     @classmethod
@@ -101,6 +103,7 @@ class BrokerSession:
         await self.publishing.declare(ALL_EVENTS)
         requests.on_returned(self._on_returned)
         self._controls = await self.publishing.channel()
+        self._lost_calls = LostCalls(self._controls, self._sent_before, self._fail_call)
         self._events = await self.publishing.channel(confirms=True)
         replies = await self.publishing.channel()
         # The broker names the queue: the one of a lost connection may still exist.
@@ -164,7 +167,7 @@ class BrokerSession:
         """Send a call and yield the payload of each reply; see MessageBus.stream."""
         correlation_id = next(self._ids)
         budget = self._budget(call)
-        stream = self._streams[correlation_id] = _Stream(self, correlation_id)
+        stream = self._streams[correlation_id] = _Stream(self, correlation_id, route)
         try:
             async with asyncio.timeout(budget):
                 await self._transport.wait_writable()
@@ -273,6 +276,16 @@ class BrokerSession:
             error = unavailable("NO_ROUTE", "No worker serves the method at the moment.")
             self._fail_call(returned.correlation_id, error)
 
+    def _sent_before(self, moment: float) -> Iterator[tuple[str, str]]:
+        """Yield correlation id and route of each call and stream sent before `moment`."""
+        for correlation_id, (_, route, _, sent) in self._calls.items():
+            if sent > moment:  # the calls are in the order of sending
+                break
+            yield correlation_id, route
+        for correlation_id, stream in self._streams.items():
+            if stream.sent <= moment:
+                yield correlation_id, stream.route
+
     def _fail_call(self, correlation_id: str, error: ServiceError) -> None:
         if (pending := self._calls.get(correlation_id)) is not None:
             if not pending[0].done():
@@ -285,6 +298,8 @@ class BrokerSession:
         if self.lost.is_set():
             return
         self.lost.set()
+        if self._lost_calls is not None:
+            self._lost_calls.stop()
         self.publishing.mark_lost()
         self.consuming.mark_lost()
         for reply, *_ in self._calls.values():
@@ -365,7 +380,9 @@ class _CallSender:
 class _Stream:
     """The replies of a streaming call; grants credit as they are consumed."""
 
-    def __init__(self, session: BrokerSession, correlation_id: str) -> None:
+    def __init__(self, session: BrokerSession, correlation_id: str, route: str) -> None:
+        self.route = route
+        self.sent = time.monotonic()
         self.ended = False
         self._session = session
         self._correlation_id = correlation_id
