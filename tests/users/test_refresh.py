@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from pydantic import SecretStr
 
-from postbus.bus.v1 import Request
+from postbus.bus.v1 import Outcome, Request
 from postbus.users.v1 import (
     DeleteMeRequest,
     RefreshSessionRequest,
@@ -127,6 +127,17 @@ async def test_time_sent_by_the_caller_does_not_affect_reuse_detection(
 
     assert await reason(worker.bus.call(f"{AUTH}.RefreshSession", stolen)) == "REFRESH_TOKEN_REUSED"
     assert await reason(worker.refresh(second.refresh_token)) == "REFRESH_TOKEN_INVALID"
+
+
+async def test_end_of_the_session_of_a_reused_token_is_an_effect(
+    worker: Worker, first: str
+) -> None:
+    await worker.refresh(first)
+
+    with pytest.raises(ServiceError, match="REFRESH_TOKEN_REUSED") as raised:
+        await worker.refresh(first)
+
+    assert raised.value.outcome == Outcome.UNKNOWN
 
 
 async def until_blocked(worker: Worker, calls: int) -> None:

@@ -61,7 +61,7 @@ async def call_method(bus: MessageBus, method: Method, call: Call, route: str = 
 
 
 async def _retry(bus: MessageBus, route: str, call: Call, outcome: Outcome) -> CallResult:
-    """Repeat a failed call. The outcome is UNKNOWN if any attempt may have had an effect."""
+    """Repeat a failed call. The outcome is UNKNOWN unless every attempt had no effect."""
     last = time.monotonic() + min(call.remaining, _RETRY_SECONDS)
     delay = _RETRY_DELAY
     while True:
@@ -70,8 +70,8 @@ async def _retry(bus: MessageBus, route: str, call: Call, outcome: Outcome) -> C
         try:
             return await bus.call(route, call)
         except ServiceError as error:
-            if outcome == Outcome.UNKNOWN:
-                error.outcome = outcome
+            if outcome != Outcome.NO_EFFECT:
+                error.outcome = Outcome.try_value(Outcome.UNKNOWN)
             outcome = error.outcome
             running = error.reason == "OPERATION_RUNNING"  # an earlier attempt has arrived
             transient = running or error.reason in _CONNECTION_REASONS

@@ -32,6 +32,7 @@ __all__ = [
     "spend_budget",
     "unavailable",
     "with_budget",
+    "with_unknown_outcome",
 ]
 
 _Request: Any = message_class("postbus.bus.v1.Request")
@@ -174,6 +175,16 @@ def error_reply(error: ServiceError, trace_id: str = "") -> bytes:
         message.violations = []
         reply = encode(Reply(error=message))
     return reply
+
+
+def with_unknown_outcome(reply: bytes) -> bytes:
+    """Return an encoded Reply; if it is an error, with the outcome UNKNOWN."""
+    message = _Reply.FromString(reply)
+    if not message.HasField("error"):
+        return reply
+    message.error.outcome = int(Outcome.UNKNOWN)
+    encoded: bytes = message.SerializeToString()
+    return encoded
 
 
 def result_of(reply: bytes) -> CallResult:

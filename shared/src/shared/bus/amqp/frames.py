@@ -82,6 +82,7 @@ class Delivered:
         "body",
         "correlation_id",
         "oversized",
+        "redelivered",
         "reply_to",
         "routing_key",
         "tag",
@@ -96,6 +97,7 @@ class Delivered:
         headers: bytes,
         body: bytes,
         oversized: bool = False,
+        redelivered: bool = False,
     ) -> None:
         self.tag = tag
         self.routing_key = routing_key
@@ -104,6 +106,7 @@ class Delivered:
         self._headers = headers
         self.body = body
         self.oversized = oversized
+        self.redelivered = redelivered
 
     @property
     def headers(self) -> Mapping[str, Any]:
@@ -419,6 +422,7 @@ def _message(
         headers,
         body,
         oversized,
+        method[tag + 8] == 1,
     )
 
 

@@ -20,7 +20,14 @@ from shared.bus.amqp.frames import Delivered
 from shared.bus.amqp.queue_consumer import QueueConsumer
 from shared.bus.amqp.topology import CALL_EXCHANGE, CONTROL_EXCHANGE
 from shared.bus.concurrency_limit import ConcurrencyLimit
-from shared.bus.envelope import budget_of, error_reply, read_request, spend_budget, unavailable
+from shared.bus.envelope import (
+    budget_of,
+    error_reply,
+    read_request,
+    spend_budget,
+    unavailable,
+    with_unknown_outcome,
+)
 from shared.bus.message_bus import CREDIT, RpcHandler
 from shared.errors import Code, ServiceError, deadline_exceeded
 from shared.limited_log import LimitedLog
@@ -124,7 +131,7 @@ class RpcServer(QueueConsumer):
         except ServiceError as error:  # without ids no caller can get a reply
             self._log.write(logging.WARNING, "batch.malformed", route=route, reason=error.reason)
             calls = []
-        batch = _OpenBatch(message.tag, len(calls))
+        batch = _OpenBatch(message.tag, len(calls), redelivered=message.redelivered)
         if not calls:
             channel.ack(message.tag)
         for correlation_id, request in calls:
@@ -319,9 +326,10 @@ class RpcServer(QueueConsumer):
 class _OpenBatch:
     """A batch of which calls are unfinished."""
 
-    __slots__ = ("tag", "unfinished")
+    __slots__ = ("redelivered", "tag", "unfinished")
 
-    def __init__(self, tag: int, unfinished: int) -> None:
+    def __init__(self, tag: int, unfinished: int, *, redelivered: bool) -> None:
+        self.redelivered = redelivered
         self.tag = tag
         self.unfinished = unfinished
 
@@ -335,6 +343,7 @@ class _BatchedCall(Delivered):
         self, batch: _OpenBatch, route: str, correlation_id: str, reply_to: str, request: bytes
     ) -> None:
         super().__init__(batch.tag, route, correlation_id, reply_to, b"", request)
+        self.redelivered = batch.redelivered
         self.batch = batch
 
 
@@ -350,10 +359,16 @@ class _ReplySender:
         self._batches: Batches[tuple[MessageChannel, str]] = Batches(self._send_batch)
 
     def send(self, channel: MessageChannel, message: Delivered, reply: bytes) -> None:
-        """Send the reply to a call, unless the call has no reply-to."""
+        """Send the reply to a call, unless the call has no reply-to.
+
+        A call that was delivered before may have had its effect there: an error does not claim
+        NO_EFFECT.
+        """
         reply_to = message.reply_to
         if not reply_to:
             return
+        if message.redelivered:
+            reply = with_unknown_outcome(reply)
         if type(message) is not _BatchedCall or len(reply) > MAX_BATCHED:
             channel.publish("", reply_to, self.header(message.correlation_id), reply)
         else:
