@@ -59,7 +59,7 @@ def forged(tokens: TokenMaker) -> dict[str, str]:
         "signed with the public key": jwt.encode(
             claims | times, public, "HS256", headers={"kid": "test", "typ": "at+jwt"}
         ),
-        "expired": tokens.token(ID, lifetime=timedelta(seconds=-1)),
+        "expired": tokens.token(ID, lifetime=timedelta(seconds=-31)),
         "for another audience": tokens.token(ID, aud="another"),
         "of another issuer": tokens.token(ID, iss="another"),
         "of another kind": "not.a.token",

@@ -41,7 +41,9 @@ async def test_answer_to_every_like_of_a_user_includes_that_like(
 
     answers = [await as_bob.send("PUT", f"{path}/like", **key)]
     await as_alice.done("PUT", f"{path}/like")
-    answers += [await as_bob.send("PUT", f"{path}/like", **each) for each in (key, dict[str, str]())]
+    answers += [
+        await as_bob.send("PUT", f"{path}/like", **each) for each in (key, dict[str, str]())
+    ]
 
     found = [(each.json()["likeCount"], each.json()["liked"]) for each in answers]
     assert found == [(1, True), (1, True), (2, True)]

@@ -613,16 +613,23 @@ class CheckResponse(betterproto.Message):
     parts: List["Part"] = betterproto.message_field(1)
     """The dependencies of the worker."""
 
+    time: datetime = betterproto.message_field(2)
+    """
+    Time of the reply by the worker's clock. The gateway logs the difference if it exceeds 30 seconds.
+    """
+
     def __init__(
         self,
         parts: List["Part"] = PLACEHOLDER,
+        time: datetime = PLACEHOLDER,
     ) -> None:
         set_attribute(
             self,
             "__dict__",
             {
                 "parts": parts,
-                "_serialized_on_wire": parts is not PLACEHOLDER,
+                "time": time,
+                "_serialized_on_wire": parts is not PLACEHOLDER or time is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {},
             },

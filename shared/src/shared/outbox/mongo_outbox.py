@@ -56,9 +56,15 @@ async def forward(database: AsyncDatabase[Document], publish: Publish) -> int:
     return len(confirmed)
 
 
+async def _now(inbox: Inbox) -> datetime:
+    """Return the time of the database: the clocks of the relays differ."""
+    now: datetime = (await inbox.database.command("hello"))["localTime"]
+    return now
+
+
 async def _claim(inbox: Inbox) -> Document | None:
     """Claim up to 100 entries with a lease; return the filter that finds them, None if none."""
-    now = datetime.now(UTC)
+    now = await _now(inbox)
     free = inbox.find({"until": {"$lt": now}}, {"_id": 1}).sort(OUTBOX_INDEX).limit(_BATCH)
     found = {"_id": {"$in": [entry["_id"] for entry in await free.to_list()]}}
     # an entry that is not on the majority yet could be rolled back after its events are published
@@ -94,5 +100,5 @@ async def _mark_published(
         elif len(remaining) < len(events):
             await inbox.update_one({"_id": id_}, {"$set": {"events": remaining}})
     fields = dict.fromkeys(("events", "until", "event_id", "claim"), "")
-    change = {"$set": {"done_at": datetime.now(UTC)}, "$unset": fields}
+    change = {"$currentDate": {"done_at": True}, "$unset": fields}
     await inbox.update_many({"_id": {"$in": finished}}, change)

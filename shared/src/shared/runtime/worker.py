@@ -5,6 +5,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import structlog
 import uvloop
@@ -54,7 +55,9 @@ class Health:
         """Run all probes concurrently; half a second at most."""
         results = await asyncio.gather(*(_succeeds(probe) for probe in self._probes.values()))
         parts = zip(self._probes, results, strict=True)
-        return CheckResponse(parts=[Part(name=name, ready=ready) for name, ready in parts])
+        return CheckResponse(
+            parts=[Part(name=name, ready=ready) for name, ready in parts], time=datetime.now(UTC)
+        )
 
 
 async def _succeeds(probe: Probe) -> bool:
