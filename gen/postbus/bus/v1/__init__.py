@@ -275,8 +275,8 @@ class Request(betterproto.Message):
 
     sent_unix_ms: int = betterproto.int64_field(7)
     """
-    Time at which the caller sent the call, in milliseconds since 1970-01-01 UTC. Only statistics use
-     it.
+    Time at which the caller sent the call, in milliseconds since 1970-01-01 UTC. Only statistics and
+     the log of wrong clocks use it.
     """
 
     caller_revision: int = betterproto.uint64_field(8)
