@@ -64,7 +64,7 @@ def test_last_budget_of_a_request_counts() -> None:
     assert decode(Request, again) == Request(payload=b"x", budget_ms=1500)
 
 
-@pytest.mark.parametrize(("seconds", "milliseconds"), [(0.0001, 1), (10**9, 86_400_000)])
+@pytest.mark.parametrize(("seconds", "milliseconds"), [(0.0001, 1), (-5, 1), (10**9, 86_400_000)])
 def test_budget_of_a_sent_request_is_between_a_millisecond_and_a_day(
     seconds: float, milliseconds: int
 ) -> None:

@@ -113,11 +113,12 @@ read_request: Final[Callable[[bytes], Any]] = partial(parse_as, _Request)
 def with_budget(request: bytes, seconds: float) -> bytes:
     """Return an encoded Request with the budget of `seconds`, in place of an earlier budget.
 
-    The field is appended, because the last value of a field counts in protobuf.
+    The field is appended, because the last value of a field counts in protobuf. It is at least
+    a millisecond, because 0 means that there is no budget.
     """
     if seconds > _LONGEST_BUDGET:
         seconds = _LONGEST_BUDGET
-    return request + _BUDGET_FIELD.pack(_BUDGET_TAG, int(seconds * 1000) or 1)
+    return request + _BUDGET_FIELD.pack(_BUDGET_TAG, max(int(seconds * 1000), 1))
 
 
 def budget_of(request: Any) -> float:

@@ -157,7 +157,7 @@ class RpcServer(QueueConsumer):
     async def _handle(self, channel: MessageChannel, message: Delivered) -> None:
         key = (message.reply_to, message.correlation_id)
         started = settled = False
-        arrived, request = time.monotonic(), message.body
+        request, arrived = message.body, 0.0
         try:
             if key in self._cancelled:
                 self._acknowledge(channel, message)
@@ -165,6 +165,7 @@ class RpcServer(QueueConsumer):
             self._calls[key] = message
             started = self._limit.try_acquire()
             if not started:
+                arrived = time.monotonic()
                 await self._limit.acquire()
                 started = True
                 spent = spend_budget(request, time.monotonic() - arrived)
