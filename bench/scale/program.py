@@ -70,7 +70,7 @@ def reads_by_path(
 
     def feed_over_bus() -> Awaitable[object]:
         token = parameters.tokens[parameters.reader()]
-        call = Call.new(encode(ListFeedRequest()), deadline=time.time() + 5, access_token=token)
+        call = Call.new(encode(ListFeedRequest()), budget=5, access_token=token)
         return bus.call(feed.name, call)
 
     return {

@@ -41,7 +41,7 @@ async def bus(place: Place, system: System) -> AsyncIterator[AmqpBus]:
 
 
 async def refusal(bus: AmqpBus, method: str, token: str, payload: bytes = b"") -> ServiceError:
-    call = Call.new(payload, deadline=time.time() + 5, access_token=token)
+    call = Call.new(payload, budget=5, access_token=token)
     with pytest.raises(ServiceError) as raised:
         await bus.call(method, call)
     return raised.value
@@ -60,7 +60,7 @@ def forged(tokens: TokenMaker) -> dict[str, str]:
         "signed with the public key": jwt.encode(
             claims | times, public, "HS256", headers={"kid": "test", "typ": "at+jwt"}
         ),
-        "expired": tokens.token(ID, lifetime=timedelta(seconds=-1)),
+        "expired": tokens.token(ID, lifetime=timedelta(seconds=-31)),
         "for another audience": tokens.token(ID, aud="another"),
         "of another issuer": tokens.token(ID, iss="another"),
         "of another kind": "not.a.token",

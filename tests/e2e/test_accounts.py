@@ -1,7 +1,6 @@
 """Accounts at their limits, and internal methods about accounts."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -217,7 +216,7 @@ async def test_services_get_existing_profiles_as_the_caller_sees_them(
     missing = "018f3f6e-0000-7000-8000-000000000001"
 
     async def ask(method: str, request: Any) -> bytes:
-        call = Call.new(encode(request), deadline=time.time() + 5, access_token=alice.token)
+        call = Call.new(encode(request), budget=5, access_token=alice.token)
         return (await bus.call(f"{USERS}.{method}", call)).payload
 
     wanted = BatchGetUsersRequest(ids=[alice.id, bob.id, missing])

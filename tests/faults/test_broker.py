@@ -61,7 +61,7 @@ async def ignore(_body: bytes) -> Failure | None:
 
 
 def a_call(seconds: float = 5) -> Call:
-    return Call.new(b"", deadline=time.time() + seconds)
+    return Call.new(b"", budget=seconds)
 
 
 async def echo(_route: str, _body: bytes) -> bytes:
@@ -461,14 +461,11 @@ async def test_calls_wait_while_the_broker_does_not_read(
     assert session is not None
     proxy.stall()
     payload = bytes(2**20)
-    calls = [
-        asyncio.create_task(bus.call(route, Call.new(payload, deadline=time.time() + 10)))
-        for _ in range(60)
-    ]
+    calls = [asyncio.create_task(bus.call(route, Call.new(payload, budget=10))) for _ in range(60)]
     async with asyncio.timeout(5):
         while session._transport.writable:  # noqa: ASYNC110  # polls
             await asyncio.sleep(0)
-    late = asyncio.create_task(bus.call(route, Call.new(b"late", deadline=time.time() + 10)))
+    late = asyncio.create_task(bus.call(route, Call.new(b"late", budget=10)))
     await asyncio.sleep(0)
     held = session._transport._socket.get_write_buffer_size()
     await asyncio.sleep(0)

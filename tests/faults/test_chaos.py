@@ -162,7 +162,7 @@ async def test_every_operation_has_its_effect_once(
             await asyncio.sleep(dice.random() * SECONDS)
             name, id_ = f"note-{number}", unique("operation-")
             while True:  # as a client that needs an answer does
-                call = Call.new(name.encode(), deadline=time.time() + 0.8, operation_id=id_)
+                call = Call.new(name.encode(), budget=0.8, operation_id=id_)
                 try:
                     answer = (await client.call(route, call)).payload
                     if trouble.happens(0.2):  # the client has not seen the answer

@@ -78,7 +78,7 @@ class Traffic:
         """Call a method without end."""
         while True:
             with suppress(ServiceError):
-                call = Call.new(b"", deadline=time.time() + 1)
+                call = Call.new(b"", budget=1)
                 await self.buses[caller].call(route, call)
                 self.answered_at[f"{caller} {route}"] = time.monotonic()
             await asyncio.sleep(0.05)

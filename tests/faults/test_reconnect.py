@@ -1,7 +1,6 @@
 """The time after a lost connection in which a service does not answer."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 
 import httpx
@@ -61,7 +60,7 @@ async def until_answered(bus: AmqpBus) -> None:
     async with asyncio.timeout(20):
         while True:
             try:
-                await bus.call(ROUTES[0], Call.new(b"", deadline=time.time() + 5))
+                await bus.call(ROUTES[0], Call.new(b"", budget=5))
             except ServiceError:
                 await asyncio.sleep(0.01)
             else:

@@ -61,7 +61,7 @@ async def opened(url: str, service: str = "users") -> AsyncIterator[AmqpBus]:
 
 
 def a_call(token: str = "", payload: bytes = b"") -> Call:
-    return Call.new(payload, deadline=time.time() + 5, access_token=token)
+    return Call.new(payload, budget=5, access_token=token)
 
 
 async def refusal(bus: AmqpBus, route: str, token: str) -> tuple[Code, str, float | None]:

@@ -4,7 +4,6 @@ import asyncio
 import gc
 import json
 import sys
-import time
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -296,11 +295,10 @@ async def test_deadline_counts_from_the_arrival_of_the_request(
             client.post("/v1/posts", content=LARGE_POST, headers={"Request-Timeout": "9"})
         )
         await until_waiting(inputs, 1)
-        arrived = time.time()
         await asyncio.sleep(0.3)
     await post
     [(_, request)] = worker.requests
-    assert request.deadline_unix_ms / 1000 == pytest.approx(arrived + 9, abs=0.2)
+    assert 8.4 < request.budget_ms / 1000 < 8.75
 
 
 async def test_user_with_8_waiting_bodies_gets_429(app: Gateway, client: httpx.AsyncClient) -> None:
@@ -349,11 +347,10 @@ async def test_time_that_a_message_waits_counts_for_the_timeout_of_its_call(
     async with busy(app) as inputs:
         await socket.send(call)
         await until_waiting(inputs, 1)
-        arrived = time.time()
         await asyncio.sleep(0.3)
     await socket.frame()
     [(_, request)] = worker.requests
-    assert request.deadline_unix_ms / 1000 == pytest.approx(arrived + 9, abs=0.2)
+    assert 8.4 < request.budget_ms / 1000 < 8.75
 
 
 async def test_user_with_8_waiting_inputs_gets_an_error_frame_for_a_large_message(

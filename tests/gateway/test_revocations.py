@@ -156,11 +156,11 @@ async def test_revoked_session_is_refused_as_long_as_a_token_can_be_valid(
     now[0] = 1100.0
     await end(bus, sessions, "b")
 
-    now[0] = 1659.9
+    now[0] = 1689.9
     for name in ("a", "b"):
         with pytest.raises(ServiceError, match="SESSION_REVOKED"):
             sessions.require_open(session(name))
-    now[0] = 1660.0
+    now[0] = 1690.0
     sessions.require_open(session("a"))
     with pytest.raises(ServiceError, match="SESSION_REVOKED"):
         sessions.require_open(session("b"))
@@ -232,5 +232,5 @@ async def test_sessions_revoked_before_the_start_are_refused(
 
 
 def test_revocations_are_kept_longer_than_a_token_can_be_valid() -> None:
-    assert ACCESS_TOKEN_SECONDS + 60 <= REMEMBERED_SECONDS <= KEPT_SECONDS
+    assert ACCESS_TOKEN_SECONDS + 90 <= REMEMBERED_SECONDS <= KEPT_SECONDS
     assert event_stream("gateway", "name").arguments["x-max-age"] == f"{KEPT_SECONDS}s"

@@ -1,7 +1,6 @@
 """The WebSocket: recipients of events, and the fields of calls."""
 
 import json
-import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
@@ -147,7 +146,6 @@ async def test_call_carries_token_operation_id_trace_and_deadline_to_the_worker(
         "traceparent": f"00-{trace}-b7ad6b7169203331-01",
         "timeoutMs": 2500,
     }
-    began = time.time()
 
     received = await alice.request({"id": "2", "call": call})
 
@@ -156,7 +154,7 @@ async def test_call_carries_token_operation_id_trace_and_deadline_to_the_worker(
     assert request.operation_id == "mine"
     assert request.access_token.count(".") == 2
     assert request.client_address == "127.0.0.1"
-    assert 2.4 < request.deadline_unix_ms / 1000 - began < 2.5 + (time.time() - began)
+    assert 2.3 < request.budget_ms / 1000 <= 2.5
     assert request.traceparent.split("-")[1] == trace
 
 

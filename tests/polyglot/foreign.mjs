@@ -40,7 +40,7 @@ if (role === 'call') {
   const budget = 5000;
   const request = create(Request, {
     payload: toBinary(input, fromJson(input, JSON.parse(json), { registry })),
-    deadlineUnixMs: BigInt(Date.now() + budget),
+    budgetMs: budget,
     operationId: randomUUID(),
   });
   channel.publish(`postbus.calls.${owner}`, name, Buffer.from(toBinary(Request, request)), {
@@ -55,6 +55,10 @@ if (role === 'call') {
   await connection.close();
 } else {
   await channel.assertExchange(`postbus.calls.${userId}`, 'direct', { durable: true });
+  await channel.assertExchange(`postbus.control.${userId}`, 'direct', { durable: true });
+  const controls = await channel.assertQueue(`${userId}.control.${randomUUID()}`, { exclusive: true });
+  await channel.bindQueue(controls.queue, `postbus.control.${userId}`, name);
+  await channel.consume(controls.queue, () => {}, { noAck: true }); // cancels nothing
   const { queue } = await channel.assertQueue(`${userId}.${name}`, { autoDelete: true });
   await channel.bindQueue(queue, `postbus.calls.${userId}`, name);
   const response = toBinary(output, fromJson(output, JSON.parse(json), { registry }));

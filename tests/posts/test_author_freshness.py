@@ -1,7 +1,6 @@
 """Reads of authors: when the projection is used, and when `users` is called."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -67,7 +66,7 @@ async def get(bus: AmqpBus, path: str, person: Person, revision: int) -> GetPost
     """Get a post with a revision of the caller, as a gateway sends it."""
     call = Call.new(
         encode(GetPostRequest(id=path.rpartition("/")[2])),
-        deadline=time.time() + 5,
+        budget=5,
         access_token=person.token,
         caller_revision=revision,
     )
@@ -165,7 +164,7 @@ async def test_token_of_an_ended_session_is_refused_for_reads_and_writes(
 
     await eventually(refused, seconds=1)
     request = encode(CreatePostRequest(title="Late"))
-    call = Call.new(request, deadline=time.time() + 5, access_token=alice.token)
+    call = Call.new(request, budget=5, access_token=alice.token)
     with pytest.raises(ServiceError, match="SESSION_REVOKED"):
         await bus.call(f"{POSTS}.CreatePost", call)
 
@@ -174,7 +173,7 @@ async def test_deleted_account_is_refused_before_its_event_arrives(
     bus: AmqpBus, path: str, alice: Person
 ) -> None:
     await get(bus, path, alice, 0)
-    deletion = Call.new(b"", deadline=time.time() + 5, access_token=alice.token)
+    deletion = Call.new(b"", budget=5, access_token=alice.token)
     result = await bus.call("postbus.users.v1.UsersService.DeleteMe", deletion)
 
     assert result.caller_revision == 1  # no event has it, so that no projection is current

@@ -33,6 +33,24 @@ async def test_concurrent_likes_by_many_users_all_count(
     assert (await as_anonymous.done("GET", path))["likeCount"] == 85
 
 
+async def test_answer_to_every_like_of_a_user_includes_that_like(
+    as_alice: Client, as_bob: Client, unique: Unique
+) -> None:
+    """Also the answer to a repeated request, and to a further request without an effect."""
+    path = await new_post(as_alice)
+    key = {"Idempotency_Key": unique("key")}
+
+    answers = [await as_bob.send("PUT", f"{path}/like", **key)]
+    await as_alice.done("PUT", f"{path}/like")
+    answers += [
+        await as_bob.send("PUT", f"{path}/like", **each) for each in (key, dict[str, str]())
+    ]
+
+    found = [(each.json()["likeCount"], each.json()["liked"]) for each in answers]
+    assert found == [(1, True), (1, True), (2, True)]
+    assert answers[1].headers["idempotency-replayed"] == "true"
+
+
 async def test_likers_of_a_post_are_listed_latest_first(
     client: httpx.AsyncClient, as_alice: Client, as_anonymous: Client, unique: Unique
 ) -> None:

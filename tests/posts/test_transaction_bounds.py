@@ -91,7 +91,9 @@ def follow_handlers(mongo: Mongo, authors: AuthorRepository) -> FollowHandlers:
 
 def a_context(user_id: str = ALICE, **fields: Any) -> Context:
     caller = Caller(user_id=user_id, session_id="s", expires_at=datetime(2100, 1, 1, tzinfo=UTC))
-    return Context(name="test", caller=caller, deadline=time.time() + 20, traceparent="", **fields)
+    return Context(
+        name="test", caller=caller, deadline=time.monotonic() + 20, traceparent="", **fields
+    )
 
 
 async def consume(

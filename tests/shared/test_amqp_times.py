@@ -1,7 +1,6 @@
 """Times of the AMQP transport, most of them in a loop that needs no time."""
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -154,7 +153,7 @@ async def test_session_keeps_nothing_of_ended_calls(vhost: str, unique: Unique) 
         return replies() if route == stream_route else reply()
 
     def a_call(seconds: float = 5) -> Call:
-        return Call.new(b"", deadline=time.time() + seconds)
+        return Call.new(b"", budget=seconds)
 
     async with connect(SecretStr(vhost), "test") as bus:
         server = await bus.serve(unique("queue."), [route, stream_route], handle)

@@ -11,7 +11,7 @@ from shared.trace import new_traceparent
 
 
 def a_context(seconds: float) -> Context:
-    return Context(name="test", deadline=time.time() + seconds, traceparent=new_traceparent())
+    return Context(name="test", deadline=time.monotonic() + seconds, traceparent=new_traceparent())
 
 
 async def test_block_is_not_entered_after_the_deadline() -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 
@@ -40,7 +39,7 @@ async def channel(vhost: str) -> AsyncIterator[aio_pika.abc.AbstractChannel]:
 
 
 def a_call(payload: bytes = b"", seconds: float = 5) -> Call:
-    return Call.new(payload, deadline=time.time() + seconds)
+    return Call.new(payload, budget=seconds)
 
 
 async def test_correlation_ids_are_128_random_bits(

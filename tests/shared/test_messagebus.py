@@ -33,7 +33,7 @@ async def bus(request: pytest.FixtureRequest, vhost: str) -> AsyncIterator[Messa
 
 
 def a_call(payload: bytes = b"", seconds: float = 5) -> Call:
-    return Call.new(payload, deadline=time.time() + seconds)
+    return Call.new(payload, budget=seconds)
 
 
 async def echo(_route: str, body: bytes) -> bytes:

@@ -1,7 +1,6 @@
 """Messages of a service that is not entitled to send them, and services that are missing."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -54,7 +53,7 @@ async def take(channel: AbstractChannel, queue: str) -> AbstractIncomingMessage:
 
 
 def a_call(payload: bytes = b"", seconds: float = 5) -> Call:
-    return Call.new(payload, deadline=time.time() + seconds)
+    return Call.new(payload, budget=seconds)
 
 
 async def publish_as_a_relay(bus: AmqpBus, event: Event) -> None:

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta, tzinfo
+from typing import Self
 
 import pytest
 import sqlalchemy as sa
@@ -145,7 +146,13 @@ async def test_token_that_was_accepted_is_refused_once_it_expires(
     assert sessions.verify(token) is caller  # verified once
     expiry = caller.expires_at.timestamp()
 
-    monkeypatch.setattr("shared.identity.time.time", lambda: expiry + 1)
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return cls.fromtimestamp(expiry + 31, tz)
+
+    monkeypatch.setattr("shared.identity.time.time", lambda: expiry + 31)
+    monkeypatch.setattr("jwt.api_jwt.datetime", Later)
 
     with pytest.raises(ServiceError, match="TOKEN_EXPIRED"):
         sessions.verify(token)

@@ -1,7 +1,6 @@
 """The worker `users` in the test process, on the in-memory bus and a database of its own."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +48,7 @@ class Worker:
         return decode(METHODS[method].response, await self.payload(method, request, **envelope))
 
     async def payload(self, method: str, request: betterproto.Message, **envelope: Any) -> bytes:
-        call = Call.new(encode(request), deadline=time.time() + 20, **envelope)
+        call = Call.new(encode(request), budget=20, **envelope)
         return (await self.bus.call(method, call)).payload
 
     async def sign_up(self, username: str, **fields: str) -> SignUpResponse:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from pydantic import SecretStr
 
-from postbus.bus.v1 import Request
+from postbus.bus.v1 import Outcome, Request
 from postbus.users.v1 import (
     DeleteMeRequest,
     RefreshSessionRequest,
@@ -67,7 +67,7 @@ async def test_lost_response_is_repeated_for_the_same_token_and_key(
     request = RefreshSessionRequest(refresh_token=first)
     lost = await worker.refresh(first, operation_id=key)
 
-    call = Call.new(encode(request), deadline=time.time() + 5, operation_id=key)
+    call = Call.new(encode(request), budget=5, operation_id=key)
     result = await worker.bus.call(f"{AUTH}.RefreshSession", call)
     again = decode(RefreshSessionResponse, result.payload)
 
@@ -119,7 +119,7 @@ async def test_time_sent_by_the_caller_does_not_affect_reuse_detection(
     sent: int, worker: Worker, first: str
 ) -> None:
     second = await worker.refresh(first)
-    call = Call.new(encode(RefreshSessionRequest(refresh_token=first)), deadline=time.time() + 5)
+    call = Call.new(encode(RefreshSessionRequest(refresh_token=first)), budget=5)
     request = decode(Request, call.request)
     request.sent_unix_ms = sent
 
@@ -127,6 +127,17 @@ async def test_time_sent_by_the_caller_does_not_affect_reuse_detection(
 
     assert await reason(worker.bus.call(f"{AUTH}.RefreshSession", stolen)) == "REFRESH_TOKEN_REUSED"
     assert await reason(worker.refresh(second.refresh_token)) == "REFRESH_TOKEN_INVALID"
+
+
+async def test_end_of_the_session_of_a_reused_token_is_an_effect(
+    worker: Worker, first: str
+) -> None:
+    await worker.refresh(first)
+
+    with pytest.raises(ServiceError, match="REFRESH_TOKEN_REUSED") as raised:
+        await worker.refresh(first)
+
+    assert raised.value.outcome == Outcome.UNKNOWN
 
 
 async def until_blocked(worker: Worker, calls: int) -> None:

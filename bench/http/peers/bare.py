@@ -42,7 +42,7 @@ async def gateway() -> None:
                 await send({"type": "lifespan.shutdown.complete"})
                 return
             body = (await receive())["body"]
-            result = await bus.call("postbus.bench.v1.Bare", Call(body, time.time() + 5))
+            result = await bus.call("postbus.bench.v1.Bare", Call(body, time.monotonic() + 5))
             body = result.payload
             headers = [
                 (b"content-type", b"application/json"),

@@ -109,7 +109,7 @@ async def bytes_client() -> None:
         await bus.wait_ready()
         gc_tuning.freeze()
         await closed_loop(
-            lambda: bus.call("postbus.bench.v1.Bytes", Call(request, time.time() + 5))
+            lambda: bus.call("postbus.bench.v1.Bytes", Call(request, time.monotonic() + 5))
         )
 
 

@@ -71,7 +71,7 @@ class _Request:
         )
         self.trace_id = self.traceparent[3:35]
         self.arrived = 0.0
-        """When the whole request has arrived, in seconds since the epoch."""
+        """When the whole request has arrived, by `time.monotonic()`."""
         extensions = scope.get("extensions")
         self.exchange: Exchange | None = extensions.get(EXCHANGE) if extensions else None
         """The exchange of `gateway.http1`; None with another server."""
@@ -188,7 +188,7 @@ class Endpoint:
             conditions.put_expected_version(message)
         call = Call.new(
             message.SerializeToString(),
-            deadline=request.arrived + seconds,
+            budget=seconds - (time.monotonic() - request.arrived),
             access_token=token,
             traceparent=request.traceparent,
             operation_id=key,
@@ -217,7 +217,7 @@ class Endpoint:
             body = request.exchange.take_body()
         if body is None:
             body = await read_body(request.receive, self._max_body_bytes)
-        request.arrived = time.time()
+        request.arrived = time.monotonic()
         query = query_parameters(request.scope["query_string"])
         if len(body) > LARGE_BYTES:
             read = partial(self._transcoder.read, request.parameters, query, body)
@@ -245,7 +245,7 @@ class Endpoint:
         message = read_endpoint._transcoder.read(request.parameters, (), b"")
         read = Call.new(
             message.SerializeToString(),
-            deadline=call.deadline,
+            budget=call.remaining,
             access_token=token,
             traceparent=request.traceparent,
         )

@@ -1,6 +1,8 @@
 """Readiness of the system and of its parts."""
 
 import asyncio
+import logging
+import time
 from typing import Final
 
 from gateway.cached_result import CachedResult
@@ -8,12 +10,18 @@ from postbus.bus.v1 import CheckRequest, HealthServiceStub, Part
 from shared.bus import MessageBus, ServiceChannel
 from shared.bus.handler_matching import WORKERS
 from shared.errors import ServiceError
+from shared.identity import LEEWAY_SECONDS
+from shared.limited_log import LimitedLog
 from shared.runtime.session_verifier import SessionVerifier
 
 __all__ = ["Health"]
 
 _FRESH_SECONDS: Final = 0.2
 """Checks within this time share one result: each calls every worker."""
+_SKEW_LOG_SECONDS: Final = 60.0
+"""Shortest time between two log lines about the clock of one worker."""
+_NO_TIME: Final = 10.0**9
+"""Seconds; a larger difference is that of a reply without a time."""
 
 
 class Health:
@@ -22,6 +30,7 @@ class Health:
     def __init__(self, bus: MessageBus, sessions: SessionVerifier) -> None:
         self._bus = bus
         self._sessions = sessions
+        self._log = LimitedLog(seconds=_SKEW_LOG_SECONDS)
         self._parts = CachedResult(self._check, seconds=_FRESH_SECONDS)
 
     async def parts(self) -> list[Part]:
@@ -39,15 +48,27 @@ class Health:
 
     async def _check_worker(self, worker: str) -> list[Part]:
         channel = ServiceChannel(self._bus, worker=worker)
+        sent = time.time()
         try:
             response = await HealthServiceStub(channel).check(CheckRequest())
         except ServiceError as error:
             return [_part(worker, False, f"The worker does not respond: {error.reason}.")]
+        self._log_skew(worker, response.time.timestamp() - (sent + time.time()) / 2)
         dependencies = [
             Part(name=f"{worker}.{part.name}", ready=part.ready, message=part.message)
             for part in response.parts
         ]
         return [Part(name=worker, ready=True), *dependencies]
+
+    def _log_skew(self, worker: str, seconds: float) -> None:
+        """Log a difference between the clocks of a worker and the gateway: tokens depend on them.
+
+        A worker of the previous release sends no time, which reads as 1970.
+        """
+        if LEEWAY_SECONDS < abs(seconds) < _NO_TIME:
+            self._log.write(
+                logging.WARNING, "clock.skew", key=worker, process=worker, seconds=round(seconds, 1)
+            )
 
 
 def _part(name: str, ready: bool, message: str) -> Part:

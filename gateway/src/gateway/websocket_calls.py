@@ -1,7 +1,6 @@
 """The calls of one WebSocket client."""
 
 import asyncio
-import time
 from contextlib import aclosing
 from typing import Final
 
@@ -123,7 +122,7 @@ class SocketCalls:
         seconds = milliseconds / 1000 if milliseconds else frame.method.timeout
         return Call.new(
             frame.request.SerializeToString(),
-            deadline=time.time() + min(seconds, MAX_TIMEOUT) - late,
+            budget=min(seconds, MAX_TIMEOUT) - late,
             access_token=self._access_token,
             operation_id=frame.content.operation_id,
             traceparent=traceparent,

@@ -2,7 +2,6 @@
 
 import asyncio
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
@@ -193,8 +192,7 @@ class WebSocketConnection:
         expired = ServiceError(
             Code.UNAUTHENTICATED, "TOKEN_EXPIRED", "The access token has expired."
         )
-        seconds = (caller.expires_at - datetime.now(UTC)).total_seconds()
-        self._timer = self._loop.call_later(seconds, self._sender.close, expired)
+        self._timer = self._loop.call_later(caller.remaining, self._sender.close, expired)
 
     async def _close_when_revoked(self, caller: Caller) -> None:
         try:

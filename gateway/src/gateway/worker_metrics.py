@@ -1,7 +1,6 @@
 """Metrics of all workers, collected over the bus, and security events, for Prometheus."""
 
 import asyncio
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import Final
@@ -47,7 +46,7 @@ class WorkerMetrics:
         return registry
 
     async def _collect_worker(self, worker: str) -> list[GetStatisticsResponse]:
-        call = Call.new(encode(GetStatisticsRequest()), deadline=time.time() + _SECONDS)
+        call = Call.new(encode(GetStatisticsRequest()), budget=_SECONDS)
         try:
             payloads = await self._bus.broadcast(f"{_ROUTE}.{worker}", call)
             return [decode(GetStatisticsResponse, payload) for payload in payloads]

@@ -30,7 +30,8 @@ class Context:
     caller: Caller | None = None
     access_token: str = ""
     deadline: float
-    """When the caller stops waiting, in seconds since the epoch."""
+    """When the handler is stopped, by `time.monotonic()`: the budget is measured from the arrival
+    of the request, because the clocks of two processes differ."""
     operation_id: str = ""
     """The operation id of the call, or the id of the event."""
     correlation_id: str = ""
@@ -85,10 +86,10 @@ class Context:
     @property
     def remaining(self) -> float:
         """Seconds until the deadline; negative once it has passed."""
-        return self.deadline - time.time()
+        return self.deadline - time.monotonic()
 
     def __enter__(self) -> None:
-        remaining = self.deadline - time.time()
+        remaining = self.deadline - time.monotonic()
         if remaining <= 0:
             raise deadline_exceeded(Outcome.NO_EFFECT)
         task = asyncio.current_task()

@@ -19,6 +19,7 @@ __all__ = [
     "ALGORITHM",
     "AUDIENCE",
     "ISSUER",
+    "LEEWAY_SECONDS",
     "TOKEN_TYPE",
     "Caller",
     "TokenVerifier",
@@ -36,8 +37,8 @@ TOKEN_TYPE: Final = "at+jwt"  # noqa: S105  # no password
 ACCESS_TOKEN_SECONDS: Final = 600
 """Lifetime of an access token."""
 LEEWAY_SECONDS: Final = 30
-"""How far the signer's clock may be ahead (`iat`, `nbf`). `exp` has no leeway: from that time on,
-requests are refused and WebSockets are closed."""
+"""How far the clock of the signer and that of a verifier may differ (RFC 7519, section 4.1.4): for
+so long after `exp`, requests are accepted and WebSockets stay open."""
 _CACHED: Final = 4096
 """Cached verification results. Checking a signature costs more than the rest of a call."""
 _ID: Final = re.compile(r"[0-9A-Za-z_-]{1,64}")
@@ -61,6 +62,12 @@ class Caller:
     user_id: str
     session_id: str
     expires_at: datetime
+    """By the clock of the signer; see LEEWAY_SECONDS."""
+
+    @property
+    def remaining(self) -> float:
+        """Seconds for which the token is still accepted."""
+        return self.expires_at.timestamp() + LEEWAY_SECONDS - time.time()
 
 
 class TokenVerifier:
@@ -80,7 +87,7 @@ class TokenVerifier:
     def verify(self, token: str) -> Caller:
         """Return the caller; UNAUTHENTICATED with reason TOKEN_EXPIRED or TOKEN_INVALID."""
         caller = self._verified.get(token)
-        if caller is not None and caller.expires_at.timestamp() > time.time():
+        if caller is not None and caller.remaining > 0:
             return caller
         caller = self._verified[token] = self._verify(token)
         if len(self._verified) > _CACHED:
@@ -93,7 +100,7 @@ class TokenVerifier:
         except jwt.ExpiredSignatureError:
             raise _unauthenticated("TOKEN_EXPIRED", "The access token has expired.") from None
         except jwt.ImmatureSignatureError:
-            self._log_clock_skew()
+            self._log_clock_skew(token)
         except _MALFORMED:
             pass
         raise _unauthenticated("TOKEN_INVALID", "The access token is not valid.")
@@ -112,12 +119,14 @@ class TokenVerifier:
             options={"require": ["exp", "iat", "sub", "sid", "jti"]},
         )
 
-    def _log_clock_skew(self) -> None:
-        """Log that two clocks of the system differ; the signature of the token is valid."""
+    def _log_clock_skew(self, token: str) -> None:
+        """Log that the clock of `users` is ahead; the signature of the token is valid."""
         now = time.monotonic()
         if now - self._warned_at >= _SECONDS_BETWEEN_WARNINGS:
             self._warned_at = now
-            _log.warning("token.clock_skew", leeway_seconds=LEEWAY_SECONDS)
+            claims = jwt.decode(token, options={"verify_signature": False})
+            begin = max(claims["iat"], claims.get("nbf", 0))
+            _log.warning("clock.skew", process="users", seconds=round(begin - time.time(), 1))
 
 
 def _caller(claims: dict[str, Any]) -> Caller:
@@ -126,8 +135,6 @@ def _caller(claims: dict[str, Any]) -> Caller:
     ids = all(isinstance(id_, str) and _ID.fullmatch(id_) for id_ in (user_id, session_id))
     if not ids or isinstance(expires_at, bool) or not isinstance(expires_at, int | float):
         raise jwt.InvalidTokenError("claims of other types")
-    if expires_at <= time.time():  # PyJWT applies the leeway to `exp` as well
-        raise jwt.ExpiredSignatureError
     return Caller(
         user_id=user_id,
         session_id=session_id,

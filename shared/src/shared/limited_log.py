@@ -10,17 +10,24 @@ __all__ = ["LimitedLog"]
 
 _log = structlog.get_logger()
 _SECONDS: Final = 10.0
-"""The interval of the limit."""
+"""The interval of the limit, unless another is given."""
 
 
 class LimitedLog:
-    """Writes at most `lines` lines of each event and key in ten seconds.
+    """Writes at most `lines` lines of each event and key in `seconds`, by default ten.
 
     The next line has the number of those that were omitted. `clock` returns seconds.
     """
 
-    def __init__(self, lines: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        lines: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        seconds: float = _SECONDS,
+    ) -> None:
         self._lines = lines
+        self._seconds = seconds
         self._clock = clock
         self._written: dict[tuple[str, str], tuple[float, int]] = {}  # end of interval, lines
         self._omitted: dict[tuple[str, str], int] = {}
@@ -33,7 +40,7 @@ class LimitedLog:
         now, counted = self._clock(), (event, key)
         end, lines = self._written.get(counted, (now, 0))
         if now >= end:
-            end, lines = now + _SECONDS, 0
+            end, lines = now + self._seconds, 0
         if lines >= self._lines:
             self._omitted[counted] = self._omitted.get(counted, 0) + 1
             return

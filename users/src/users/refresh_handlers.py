@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from postbus.users.v1 import AuthServiceBase, RefreshSessionRequest, RefreshSessionResponse
 from shared.bus import MessagePattern
 from shared.context import Context
-from shared.errors import Code, ServiceError
+from shared.errors import Code, Outcome, ServiceError
 from shared.outbox.inbox import Operation
 from shared.outbox.unit_of_work import (
     Store,
@@ -104,6 +104,7 @@ class RefreshHandlers:
             Code.UNAUTHENTICATED,
             "REFRESH_TOKEN_REUSED",
             "The refresh token was used before, so its session has ended. Log in again.",
+            outcome=Outcome.UNKNOWN,
         )
 
 

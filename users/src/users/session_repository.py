@@ -60,15 +60,14 @@ class SessionRepository:
 
     async def open(self, user: User, device: str, token: RefreshToken) -> bool:
         """Store a new session; False if the user was deleted or the password was changed."""
-        now = datetime.now(UTC)
         opened = Session(
             id=token.session_id,
             user_id=user.id,
             device=device,
             family_hash=token.family_hash,
             secret_hash=token.secret_hash,
-            created_at=now,
-            refreshed_at=now,
+            created_at=func.now(),  # type: ignore[arg-type]  # the clock of the database
+            refreshed_at=func.now(),  # type: ignore[arg-type]  # the clock of the database
             expires_at=self.expiry(),
         )
         unchanged = select(User.id).where(User.id == user.id)
@@ -87,7 +86,7 @@ class SessionRepository:
         query = select(Session, func.clock_timestamp()).where(
             Session.id == token.session_id,
             Session.family_hash == token.family_hash,
-            Session.expires_at > datetime.now(UTC),
+            col(Session.expires_at) > func.now(),
         )
         async with self._postgres.reading() as session:
             await session.connection()  # may wait for a free connection
@@ -116,7 +115,7 @@ class SessionRepository:
             .where(
                 col(Session.id) == old.session_id,
                 col(Session.secret_hash) == old.secret_hash,
-                col(Session.expires_at) > datetime.now(UTC),
+                col(Session.expires_at) > func.now(),
             )
             .values(
                 secret_hash=new.secret_hash,
@@ -183,7 +182,7 @@ class SessionRepository:
 
         Return the deleted ids.
         """
-        own, expired = col(Session.user_id) == user_id, col(Session.expires_at) < datetime.now(UTC)
+        own, expired = col(Session.user_id) == user_id, col(Session.expires_at) < func.now()
         latest = select(Session.id).where(own).order_by(col(Session.id).desc()).limit(_MAX_SESSIONS)
         return await self._delete(own & or_(expired, col(Session.id).not_in(latest)))
 
@@ -194,4 +193,4 @@ class SessionRepository:
 
 
 def _open(user_id: str) -> tuple[ColumnElement[bool], ...]:
-    return col(Session.user_id) == user_id, col(Session.expires_at) > datetime.now(UTC)
+    return col(Session.user_id) == user_id, col(Session.expires_at) > func.now()

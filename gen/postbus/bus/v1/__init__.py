@@ -249,8 +249,8 @@ class Request(betterproto.Message):
 
     deadline_unix_ms: int = betterproto.int64_field(2)
     """
-    Deadline, in milliseconds since 1970-01-01 UTC: the caller stops waiting, and the callee stops the
-     handler.
+    Deadline by the caller's clock, in milliseconds since 1970-01-01 UTC. A callee uses it only if
+     `budget_ms` is 0: clocks differ. Callers set both until no callee of the previous release runs.
     """
 
     access_token: str = betterproto.string_field(3)
@@ -275,8 +275,8 @@ class Request(betterproto.Message):
 
     sent_unix_ms: int = betterproto.int64_field(7)
     """
-    Time at which the caller sent the call, in milliseconds since 1970-01-01 UTC. Only statistics use
-     it.
+    Time at which the caller sent the call, in milliseconds since 1970-01-01 UTC. Only statistics and
+     the log of wrong clocks use it.
     """
 
     caller_revision: int = betterproto.uint64_field(8)
@@ -291,6 +291,14 @@ class Request(betterproto.Message):
      the log-in throttle uses it, because a worker cannot verify it.
     """
 
+    budget_ms: int = betterproto.fixed32_field(10)
+    """
+    The remaining budget when the request was sent, in milliseconds; 0 if only `deadline_unix_ms` is
+     set. The callee measures it from the arrival of the request by a monotonic clock, and stops the
+     handler at its end. A sender that sends a request again appends the field with the budget that
+     remains: in protobuf the last value counts.
+    """
+
     def __init__(
         self,
         payload: bytes = PLACEHOLDER,
@@ -302,6 +310,7 @@ class Request(betterproto.Message):
         sent_unix_ms: int = PLACEHOLDER,
         caller_revision: int = PLACEHOLDER,
         client_address: str = PLACEHOLDER,
+        budget_ms: int = PLACEHOLDER,
     ) -> None:
         set_attribute(
             self,
@@ -316,6 +325,7 @@ class Request(betterproto.Message):
                 "sent_unix_ms": sent_unix_ms,
                 "caller_revision": caller_revision,
                 "client_address": client_address,
+                "budget_ms": budget_ms,
                 "_serialized_on_wire": payload is not PLACEHOLDER
                 or deadline_unix_ms is not PLACEHOLDER
                 or access_token is not PLACEHOLDER
@@ -324,7 +334,8 @@ class Request(betterproto.Message):
                 or correlation_id is not PLACEHOLDER
                 or sent_unix_ms is not PLACEHOLDER
                 or caller_revision is not PLACEHOLDER
-                or client_address is not PLACEHOLDER,
+                or client_address is not PLACEHOLDER
+                or budget_ms is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {},
             },
@@ -602,16 +613,23 @@ class CheckResponse(betterproto.Message):
     parts: List["Part"] = betterproto.message_field(1)
     """The dependencies of the worker."""
 
+    time: datetime = betterproto.message_field(2)
+    """
+    Time of the reply by the worker's clock. The gateway logs the difference if it exceeds 30 seconds.
+    """
+
     def __init__(
         self,
         parts: List["Part"] = PLACEHOLDER,
+        time: datetime = PLACEHOLDER,
     ) -> None:
         set_attribute(
             self,
             "__dict__",
             {
                 "parts": parts,
-                "_serialized_on_wire": parts is not PLACEHOLDER,
+                "time": time,
+                "_serialized_on_wire": parts is not PLACEHOLDER or time is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {},
             },

@@ -30,7 +30,7 @@ __all__ = ["ServiceChannel", "call_method", "publish", "typed_handler"]
 M = TypeVar("M", bound=betterproto.Message)
 
 _NO_SLOT: Final = nullcontext()
-_CONNECTION_REASONS: Final = ("CONNECTION_LOST", "NOT_CONNECTED")
+_CONNECTION_REASONS: Final = ("CONNECTION_LOST", "NOT_CONNECTED", "WORKER_LOST")
 _RETRY_DELAY: Final = 0.05
 """Seconds before the first retry; doubled for each further one."""
 _RETRY_SECONDS: Final = 1.0
@@ -47,8 +47,8 @@ _EVENTS_BY_MESSAGE: Final[Mapping[type[betterproto.Message], EventType]] = {
 async def call_method(bus: MessageBus, method: Method, call: Call, route: str = "") -> CallResult:
     """Send `call` and return its result; see MessageBus.call. `route` is by default the method's.
 
-    If the connection to the broker is lost, the call of a safe or idempotent method is retried, for
-    a second at most and within its budget.
+    If the connection to the broker or the worker is lost, the call of a safe or idempotent method
+    is retried, for a second at most and within its budget.
     """
     route = route or method.name
     try:
@@ -61,7 +61,7 @@ async def call_method(bus: MessageBus, method: Method, call: Call, route: str = 
 
 
 async def _retry(bus: MessageBus, route: str, call: Call, outcome: Outcome) -> CallResult:
-    """Repeat a failed call. The outcome is UNKNOWN if any attempt may have had an effect."""
+    """Repeat a failed call. The outcome is UNKNOWN unless every attempt had no effect."""
     last = time.monotonic() + min(call.remaining, _RETRY_SECONDS)
     delay = _RETRY_DELAY
     while True:
@@ -70,8 +70,8 @@ async def _retry(bus: MessageBus, route: str, call: Call, outcome: Outcome) -> C
         try:
             return await bus.call(route, call)
         except ServiceError as error:
-            if outcome == Outcome.UNKNOWN:
-                error.outcome = outcome
+            if outcome != Outcome.NO_EFFECT:
+                error.outcome = Outcome.try_value(Outcome.UNKNOWN)
             outcome = error.outcome
             running = error.reason == "OPERATION_RUNNING"  # an earlier attempt has arrived
             transient = running or error.reason in _CONNECTION_REASONS
@@ -135,15 +135,16 @@ def _new_call(request: betterproto.Message, method: Method, budget: float | None
     the nested calls have no second effect.
     """
     payload = encode(request)
-    deadline = time.time() + (method.timeout if budget is None else budget)
+    seconds = method.timeout if budget is None else budget
     context = current_context()
     if context is None:
-        return Call.new(payload, deadline=deadline, traceparent=new_traceparent())
-    if context.remaining <= 0:
+        return Call.new(payload, budget=seconds, traceparent=new_traceparent())
+    remaining = context.remaining
+    if remaining <= 0:
         raise deadline_exceeded()
     return Call.new(
         payload,
-        deadline=min(deadline, context.deadline),
+        budget=min(seconds, remaining),
         access_token=context.access_token,
         operation_id=context.nested_operation_id(method.name, changes=method.has_side_effects),
         traceparent=child_traceparent(context.traceparent),

@@ -36,7 +36,7 @@ class ConsumedEvent:
         """Return the context of one execution of the consumer."""
         return Context(
             name=self._name,
-            deadline=time.time() + _BUDGET,
+            deadline=time.monotonic() + _BUDGET,
             operation_id=event.id,
             correlation_id=event.correlation_id or event.id,
             traceparent=valid_traceparent(event.traceparent),

@@ -12,14 +12,20 @@ import betterproto
 from uuid_utils import uuid7
 
 from postbus.bus.v1 import Event
-from shared.bus.envelope import completed_reply, error_reply, payload_reply, read_request
+from shared.bus.envelope import (
+    budget_of,
+    completed_reply,
+    error_reply,
+    payload_reply,
+    read_request,
+)
 from shared.bus.handler_matching import consumed_events, served_methods
 from shared.bus.handler_metrics import Statistics, WorkerServiceHandlers
 from shared.bus.message_bus import Failure
 from shared.bus.served_method import Handler, ServedMethod, encode_response, run_stream
 from shared.context import Context
 from shared.errors import Code, Outcome, ServiceError, internal, shown_name
-from shared.identity import Caller, token_missing
+from shared.identity import LEEWAY_SECONDS, Caller, token_missing
 from shared.limited_log import LimitedLog
 from shared.outbox.inbox import Operation, OperationResult
 from shared.outbox.unit_of_work import Execution, Perform, current_unit_of_work
@@ -30,9 +36,11 @@ from shared.wire import decode, read_valid
 __all__ = ["Dispatcher"]
 
 _MAX_BUDGET = 60.0
-"""Seconds; a later deadline of the caller is reduced to it."""
+"""Seconds; a longer budget of the caller is reduced to it."""
 _MAX_REQUEST_BYTES = 4 * 2**20
 """A larger request is refused undecoded. The gateway accepts bodies of 2 MiB by default."""
+_CLOCK_LOG_SECONDS = 60.0
+"""Shortest time between two log lines about the clock."""
 _FAILURE_LINES = 10
 """Lines about unexpected exceptions of one method in ten seconds."""
 _TRANSIENT_CODES = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.ABORTED, Code.DEADLINE_EXCEEDED)
@@ -79,6 +87,7 @@ class Dispatcher:
         self._running: set[str] = set()
         self._event_log = LimitedLog()
         self._call_log = LimitedLog(_FAILURE_LINES)
+        self._clock_log = LimitedLog(seconds=_CLOCK_LOG_SECONDS)
 
     @property
     def routes(self) -> list[str]:
@@ -158,7 +167,11 @@ class Dispatcher:
         """
         token = request.access_token
         ends_session = served.method.ends_session
-        caller = self._verifier.verify(token, ended=ends_session) if token else None
+        try:
+            caller = self._verifier.verify(token, ended=ends_session) if token else None
+        except ServiceError:
+            self._log_skew(request)
+            raise
         if caller is None and served.needs_user:
             raise token_missing()
         operation_id = request.operation_id or str(uuid7())
@@ -166,7 +179,7 @@ class Dispatcher:
             name=served.name,
             caller=caller,
             access_token=token,
-            deadline=min(request.deadline_unix_ms / 1000, time.time() + _MAX_BUDGET),
+            deadline=time.monotonic() + min(budget_of(request), _MAX_BUDGET),
             operation_id=operation_id,
             correlation_id=request.correlation_id or operation_id,
             traceparent=traceparent,
@@ -174,6 +187,17 @@ class Dispatcher:
             client_address=request.client_address,
         )
         return context, read_valid(served.method.request, request.payload)
+
+    def _log_skew(self, request: Any) -> None:
+        """Log that the clock of this worker differs from that of the sender of a refused token.
+
+        The sender, which has accepted the token, can have waited for as long as the budget.
+        """
+        budget, ahead = budget_of(request), time.time() - request.sent_unix_ms / 1000
+        if request.sent_unix_ms and not -LEEWAY_SECONDS <= ahead <= LEEWAY_SECONDS + budget:
+            self._clock_log.write(
+                logging.WARNING, "clock.skew", process="sender", seconds=round(-ahead, 1)
+            )
 
     def _failure(
         self, served: ServedMethod, error: Exception, context: Context | None, traceparent: str

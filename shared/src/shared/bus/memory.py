@@ -15,7 +15,16 @@ from itertools import count
 from typing import Any, Final
 
 from postbus.bus.v1 import Event, Outcome
-from shared.bus.envelope import Call, CallResult, next_payload, result_of, unavailable
+from shared.bus.envelope import (
+    Call,
+    CallResult,
+    error_reply,
+    next_payload,
+    result_of,
+    spend_budget,
+    unavailable,
+    with_budget,
+)
 from shared.bus.message_bus import CREDIT, DELAYS, EventHandler, RpcHandler, require_kept
 from shared.errors import deadline_exceeded
 from shared.outbox.outbox import EncodedEvent
@@ -77,16 +86,15 @@ class MemoryBus:
 
     async def call(self, route: str, call: Call) -> CallResult:
         """See MessageBus.call."""
-        if call.remaining <= 0:
-            raise deadline_exceeded(Outcome.NO_EFFECT)
-        server = self._server(route)
-        task = asyncio.create_task(_answer(server, route, call.request))
+        server, request = self._server(route), _request(call)
+        task = asyncio.create_task(_answer(server, route, request))
         server.running.add(task)
         task.add_done_callback(server.running.discard)
         try:
             async with asyncio.timeout(call.remaining):
                 return result_of(await asyncio.shield(task))
         except TimeoutError:
+            task.cancel()
             raise deadline_exceeded() from None
         except asyncio.CancelledError:
             task.cancel()
@@ -94,9 +102,9 @@ class MemoryBus:
 
     async def stream(self, route: str, call: Call) -> AsyncGenerator[bytes, None]:
         """See MessageBus.stream."""
-        server = self._server(route)
+        server, request = self._server(route), _request(call)
         replies: asyncio.Queue[bytes] = asyncio.Queue(CREDIT)
-        task = asyncio.create_task(_stream(server, route, call.request, replies))
+        task = asyncio.create_task(_stream(server, route, request, replies))
         server.running.add(task)
         task.add_done_callback(server.running.discard)
         try:
@@ -114,7 +122,8 @@ class MemoryBus:
     async def broadcast(self, route: str, call: Call) -> list[bytes]:
         """See MessageBus.broadcast."""
         servers = [server for server in self._servers if route in server.routes]
-        replies = [await _answer(server, route, call.request) for server in servers]
+        request = _request(call)
+        replies = [await _answer(server, route, request) for server in servers]
         return [result_of(reply).payload for reply in replies]
 
     def _server(self, route: str) -> _Server:
@@ -192,17 +201,34 @@ class MemoryBus:
                 asyncio.get_running_loop().call_later(delay, queue.events.put_nowait, retry)
 
 
+def _request(call: Call) -> bytes:
+    """Return the encoded Request with the remaining budget; DEADLINE_EXCEEDED if there is none."""
+    remaining = call.remaining
+    if remaining <= 0:
+        raise deadline_exceeded(Outcome.NO_EFFECT)
+    return with_budget(call.request, remaining)
+
+
 async def _answer(server: _Server, route: str, body: bytes) -> bytes:
+    arrived = time.monotonic()
     async with server.limit:
-        handling = server.handler(route, body)
+        request = spend_budget(body, time.monotonic() - arrived)
+        if request is None:
+            return error_reply(deadline_exceeded(Outcome.NO_EFFECT))
+        handling = server.handler(route, request)
         if isinstance(handling, AsyncGenerator):
             raise TypeError(f"{route} streams")
         return await handling
 
 
 async def _stream(server: _Server, route: str, body: bytes, replies: asyncio.Queue[bytes]) -> None:
+    arrived = time.monotonic()
     async with server.limit:
-        handling = server.handler(route, body)
+        request = spend_budget(body, time.monotonic() - arrived)
+        if request is None:
+            replies.put_nowait(error_reply(deadline_exceeded(Outcome.NO_EFFECT)))
+            return
+        handling = server.handler(route, request)
         if not isinstance(handling, AsyncGenerator):
             replies.put_nowait(await handling)
             return

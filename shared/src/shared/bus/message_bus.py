@@ -98,8 +98,8 @@ class MessageBus(Protocol):
 
         Raises ServiceError: the error in the reply; UNAVAILABLE with reason NO_ROUTE immediately if
         no worker serves the route, NOT_CONNECTED immediately if the broker is unavailable,
-        CONNECTION_LOST if the connection breaks after the call was sent; DEADLINE_EXCEEDED at the
-        deadline.
+        CONNECTION_LOST if the connection breaks after the call was sent; WORKER_LOST within two
+        seconds after the last worker of the route has died; DEADLINE_EXCEEDED at the deadline.
         """
 
     def stream(self, route: str, call: Call) -> AsyncGenerator[bytes, None]:

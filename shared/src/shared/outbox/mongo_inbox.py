@@ -74,8 +74,13 @@ class MongoInbox:
         }
         if owner:
             entry["owner"] = owner
-        entry |= outbox_fields(events) if events else {"done_at": datetime.now(UTC)}
+        entry |= outbox_fields(events) if events else {"done_at": self._now()}
         await self._operations.insert_one(entry, session=self._session)
+
+    def _now(self) -> datetime:
+        """Return the time of the database, which the reply to `find` has brought."""
+        time = self._session.operation_time
+        return datetime.now(UTC) if time is None else time.as_datetime()
 
     async def raise_version(self, operation: Operation) -> None:
         """Store the version of an event as the newest one of its subject."""

@@ -80,7 +80,7 @@ async def _held_until(inbox: Inbox, entries: list[_Entry]) -> dict[str, datetime
     """Return the ids of the entries that follow a refused event of their subject, with its time."""
     subjects = {event.subject for entry in entries for event in entry.events}
     other = {"subjects": {"$in": list(subjects)}, "_id": {"$nin": [entry.id for entry in entries]}}
-    soonest = datetime.now(UTC) + timedelta(seconds=1)
+    soonest = await _now(inbox) + timedelta(seconds=1)
     held: dict[str, datetime] = {}
     async for refused in inbox.find(other, {"subjects": 1, "event_id": 1, "until": 1}):
         for entry in entries:
@@ -94,7 +94,7 @@ async def _postpone(
     inbox: Inbox, entries: list[_Entry], held: Mapping[str, datetime], published: Published
 ) -> None:
     """End the lease of entries with refused events, and of held ones, at their next attempt."""
-    now = datetime.now(UTC)
+    now = await _now(inbox) if held or published.refused else _UNCLAIMED
     for entry in entries:
         remaining = [event for event in entry.events if event.id not in published.confirmed]
         if entry.id in held:
@@ -109,9 +109,15 @@ async def _postpone(
         await inbox.update_one({"_id": entry.id}, {"$set": fields, "$unset": {"claim": ""}})
 
 
+async def _now(inbox: Inbox) -> datetime:
+    """Return the time of the database: the clocks of the relays differ."""
+    now: datetime = (await inbox.database.command("hello"))["localTime"]
+    return now
+
+
 async def _claim(inbox: Inbox) -> Document | None:
     """Claim up to 100 entries with a lease; return the filter that finds them, None if none."""
-    now = datetime.now(UTC)
+    now = await _now(inbox)
     free = inbox.find({"until": {"$lt": now}}, {"_id": 1}).sort(OUTBOX_INDEX).limit(_BATCH)
     found = {"_id": {"$in": [entry["_id"] for entry in await free.to_list()]}}
     # an entry that is not on the majority yet could be rolled back after its events are published
@@ -149,5 +155,5 @@ async def _mark_published(inbox: Inbox, entries: list[_Entry], confirmed: set[st
         elif len(remaining) < len(entry.events):
             await inbox.update_one({"_id": entry.id}, {"$set": {"events": remaining}})
     fields = dict.fromkeys(_OUTBOX_FIELDS, "")
-    change = {"$set": {"done_at": datetime.now(UTC)}, "$unset": fields}
+    change = {"$currentDate": {"done_at": True}, "$unset": fields}
     await inbox.update_many({"_id": {"$in": finished}}, change)

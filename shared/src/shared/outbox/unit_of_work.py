@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from typing import Final, Protocol
 
 from postbus.bus.v1 import Event
+from shared.errors import Outcome, ServiceError
 from shared.outbox.inbox import AlreadyDone, Operation, OperationResult
 from shared.outbox.outbox import Publish
 
@@ -200,7 +201,8 @@ async def perform_separately(store: Store, operation: Operation, execute: Execut
 def without_store(publish: Callable[[Event], Awaitable[None]]) -> Perform:
     """Return a `Perform` for services without a database. Operations are not deduplicated.
 
-    Events are published after the handler has succeeded, and before its reply.
+    Events are published after the handler has succeeded, and before its reply. If that fails, the
+    outcome is UNKNOWN: nothing undoes what the handler has done.
     """
 
     async def perform(_operation: Operation, execute: Execution) -> OperationResult:
@@ -210,8 +212,12 @@ def without_store(publish: Callable[[Event], Awaitable[None]]) -> Perform:
             reply = await execute()
         finally:
             _current.reset(token)
-        for event in unit.events:
-            await publish(event)
+        try:
+            for event in unit.events:
+                await publish(event)
+        except ServiceError as error:
+            error.outcome = Outcome.try_value(Outcome.UNKNOWN)
+            raise
         return OperationResult(reply, unit.replayed)
 
     return perform

@@ -20,8 +20,9 @@ __all__ = ["REMEMBERED_SECONDS", "SessionVerifier"]
 _STREAM: Final = "revocations"
 _ENDED_SESSIONS: Final = {e.message: e.ended_sessions for e in EVENTS.values() if e.ended_sessions}
 """The events that end sessions, with the name of their field of session ids."""
-_CLOCK_SECONDS: Final = 60.0
-"""Largest difference of two clocks, each 30 seconds wrong: a revocation is kept longer by it."""
+_CLOCK_SECONDS: Final = 90.0
+"""A revocation is kept longer by the leeway of `exp`, and by the difference of two clocks, of which
+each is wrong by 30 seconds."""
 REMEMBERED_SECONDS: Final = ACCESS_TOKEN_SECONDS + _CLOCK_SECONDS
 """Time for which a revocation is kept: the lifetime of the tokens that it concerns."""
 _MAX_REVOKED: Final = 100_000

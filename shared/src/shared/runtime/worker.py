@@ -5,6 +5,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import structlog
 import uvloop
@@ -57,7 +58,7 @@ class Health:
     @MessagePattern(HealthServiceBase.check)
     async def check(self, _request: CheckRequest, _context: Context) -> CheckResponse:
         """Run all probes concurrently; half a second at most."""
-        return CheckResponse(parts=await self.check_parts())
+        return CheckResponse(parts=await self.check_parts(), time=datetime.now(UTC))
 
     async def check_parts(self) -> list[Part]:
         """Run all probes concurrently, and log each message that has changed."""

@@ -5,8 +5,9 @@ import itertools
 import os
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -25,6 +26,7 @@ from shared.bus.amqp.broker_connection import (
     broker_errors,
 )
 from shared.bus.amqp.frames import Delivered, Returned
+from shared.bus.amqp.lost_calls import LostCalls
 from shared.bus.amqp.publishers import Publishers
 from shared.bus.amqp.topology import Binding, Queue, exchange, owner, service_exchanges
 from shared.bus.envelope import (
@@ -32,9 +34,9 @@ from shared.bus.envelope import (
     CallResult,
     next_payload,
     not_connected,
-    read_request,
     result_of,
     unavailable,
+    with_budget,
 )
 from shared.bus.message_bus import CREDIT
 from shared.errors import Code, ServiceError, deadline_exceeded
@@ -50,6 +52,8 @@ _DECLARE_TIMEOUT: Final = 5
 _CONFIRM_TIMEOUT: Final = 5
 _UNBATCHED_SECONDS: Final = 10
 """How long a route gets no batches after one was returned as unroutable."""
+_BUDGETS_PER_SECOND: Final = 10
+"""Budgets that differ by more than 100 ms are in different batches."""
 _IDS_AT_ONCE: Final = 256
 """Correlation ids per read of the system's random numbers."""
 _ABSENT_SECONDS: Final = 2.5
@@ -58,6 +62,9 @@ _HOLD_SECONDS: Final = 2.0
 """Time in which consumers bind their queues to a restored exchange, before events are sent."""
 _CALLER_ERRORS: Final = ("STREAM_BROKEN", "MALFORMED_MESSAGE", "REPLY_TOO_LARGE")
 """Errors after which the caller cancels the stream, because the server may still send."""
+
+_PendingCall = tuple["asyncio.Future[bytes]", str, float, float]
+"""Reply, route, deadline and time of sending (by `time.monotonic()`); a plain tuple is fast."""
 
 
 class BrokerSession:
@@ -86,9 +93,10 @@ class BrokerSession:
         self._tasks: set[asyncio.Task[None]] = set()
         self._transport = publishing.transport
         self._loop = asyncio.get_running_loop()
-        self._calls: dict[str, asyncio.Future[bytes]] = {}
+        self._calls: dict[str, _PendingCall] = {}
         self._streams: dict[str, _Stream] = {}
         self._broadcasts: dict[str, list[bytes]] = {}
+        self._lost_calls: LostCalls | None = None
         self._ids: Iterator[str] = itertools.chain.from_iterable(iter(_random_ids, None))
 
     @classmethod
@@ -126,6 +134,7 @@ class BrokerSession:
         )
         self._events = await self._open_events()
         self._control_header = frames.properties(CONTENT_TYPE, user_id=self.service)
+        self._lost_calls = LostCalls(self._probe, self._sent_before, self._fail_call)
 
     async def _open_events(self) -> MessageChannel:
         """Open the channel for confirmed messages; the session survives its loss."""
@@ -189,12 +198,14 @@ class BrokerSession:
         budget = self._budget(call)
         sender = self._senders.get(route) or await self._open_sender(route, budget)
         reply: asyncio.Future[bytes] = self._loop.create_future()
-        correlation_id = next(self._ids)
-        self._calls[correlation_id] = sender.pending[correlation_id] = reply
-        timer = self._loop.call_later(budget, _expire, reply)
+        correlation_id, deadline = next(self._ids), call.deadline
+        self._calls[correlation_id] = (reply, route, deadline, deadline - budget)
+        sender.pending[correlation_id] = reply
+        timer = self._loop.call_later(budget, self._expire, route, correlation_id, reply)
         try:
             if not self._transport.writable:
                 await self._wait_writable(reply)
+                budget = call.remaining
             if not reply.done():  # the deadline has passed, or the session is lost
                 only = len(self._calls) == 1
                 sender.send(route, call.request, correlation_id, budget, only=only)
@@ -248,10 +259,19 @@ class BrokerSession:
             raise not_connected()
         if self._transport.blocked:
             raise _blocked()
-        budget = call.deadline - time.time()
+        budget = call.deadline - time.monotonic()
         if budget <= 0:
             raise deadline_exceeded(Outcome.NO_EFFECT)
         return budget
+
+    def _expire(self, route: str, correlation_id: str, reply: "asyncio.Future[bytes]") -> None:
+        """Fail a call at its deadline, and cancel it: it may have waited in its queue for a part
+        of the time, and the server's budget begins when it arrives there.
+        """
+        if not reply.done():
+            reply.set_exception(deadline_exceeded())
+            if self._transport.writable:
+                self._cancel(route, correlation_id)
 
     async def _wait_writable(self, reply: "asyncio.Future[bytes]") -> None:
         """Wait until the socket is writable, or until the call fails (deadline, lost session)."""
@@ -268,9 +288,9 @@ class BrokerSession:
         sender = self._senders.get(route) or await self._open_sender(route, budget)
         stream = self._streams[correlation_id] = _Stream(self, correlation_id, sender, route)
         try:
-            async with asyncio.timeout(budget):
+            async with asyncio.timeout(call.remaining):
                 await self._transport.wait_writable()
-            sender.send_single(route, call.request, correlation_id, budget)
+            sender.send_single(route, call.request, correlation_id, call.remaining)
             for sequence in itertools.count(1):
                 async with asyncio.timeout(call.remaining):
                     payload = next_payload(await stream.next(), sequence)
@@ -293,7 +313,8 @@ class BrokerSession:
         budget = self._budget(call)
         correlation_id = next(self._ids)
         replies = self._broadcasts[correlation_id] = []
-        control = Control(correlation_id=correlation_id, request=call.request)
+        request = with_budget(call.request, budget)
+        control = Control(correlation_id=correlation_id, request=request)
         self.send_control(owner(route), route, control)
         try:
             await asyncio.sleep(budget)  # the number of processes is unknown
@@ -315,18 +336,35 @@ class BrokerSession:
         if self.lost.is_set():
             return
         control.reply_to = self._reply_to
-        body, name = encode(control), exchange("control", service)
+        self._send_control(service, routing_key, encode(control))
+
+    def _probe(self, route: str) -> None:
+        """Publish an empty control message, which is returned if no process serves the route."""
+        if self._transport.writable:
+            self._send_control(owner(route), route, b"", mandatory=True)
+
+    def _send_control(
+        self, service: str, routing_key: str, body: bytes, *, mandatory: bool = False
+    ) -> None:
+        name = exchange("control", service)
+        send = partial(
+            MessageChannel.publish,
+            exchange=name,
+            routing_key=routing_key,
+            header=self._control_header,
+            body=body,
+            mandatory=mandatory,
+        )
         if channel := self.publishers.channels.get(name):
-            channel.publish(name, routing_key, self._control_header, body)
+            send(channel)
             return
-        task = self._loop.create_task(self._open_and_send_control(name, routing_key, body))
+        task = self._loop.create_task(self._open_and_send(name, send))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _open_and_send_control(self, name: str, routing_key: str, body: bytes) -> None:
+    async def _open_and_send(self, name: str, send: Callable[[MessageChannel], None]) -> None:
         with suppress(*BROKER_ERRORS), broker_errors():
-            channel = await self.publishers.open(name)
-            channel.publish(name, routing_key, self._control_header, body)
+            send(await self.publishers.open(name))
 
     async def publish(self, event: EncodedEvent) -> None:
         """Publish a stored event; see MessageBus.publish_encoded."""
@@ -377,7 +415,8 @@ class BrokerSession:
             self._on_batch(message)
         elif message.oversized:
             self._fail_call(correlation_id, _too_large())
-        elif (reply := self._calls.get(correlation_id)) is not None:
+        elif (pending := self._calls.get(correlation_id)) is not None:
+            reply = pending[0]
             if not reply.done():
                 reply.set_result(message.body)
         elif (stream := self._streams.get(correlation_id)) is not None:
@@ -388,21 +427,34 @@ class BrokerSession:
     def _on_batch(self, message: Delivered) -> None:
         with suppress(ServiceError):  # any client of the broker can send malformed batches
             for correlation_id, body in unpack(message.body):
-                reply = self._calls.get(correlation_id)
-                if reply is not None and not reply.done():
-                    reply.set_result(body)
+                pending = self._calls.get(correlation_id)
+                if pending is not None and not pending[0].done():
+                    pending[0].set_result(body)
 
     def _on_returned(self, returned: Returned) -> None:
         if route := single_route(returned.routing_key):
             if sender := self._senders.get(route):  # else its channel is lost, its calls failed
                 sender.resend_unbatched(route, returned.body, self._calls)
+        elif not returned.correlation_id:
+            if self._lost_calls is not None:
+                self._lost_calls.on_returned(returned.routing_key)
         else:
             self._fail_call(returned.correlation_id, _no_route())
 
+    def _sent_before(self, moment: float) -> Iterator[tuple[str, str]]:
+        """Yield correlation id and route of each call and stream sent before `moment`."""
+        for correlation_id, (_, route, _, sent) in self._calls.items():
+            if sent > moment:  # the calls are in the order of sending
+                break
+            yield correlation_id, route
+        for correlation_id, stream in self._streams.items():
+            if stream.sent <= moment:
+                yield correlation_id, stream.route
+
     def _fail_call(self, correlation_id: str, error: ServiceError) -> None:
-        if (reply := self._calls.get(correlation_id)) is not None:
-            if not reply.done():
-                reply.set_exception(error)
+        if (pending := self._calls.get(correlation_id)) is not None:
+            if not pending[0].done():
+                pending[0].set_exception(error)
         elif (stream := self._streams.get(correlation_id)) is not None:
             stream.put(error)
 
@@ -411,9 +463,11 @@ class BrokerSession:
         if self.lost.is_set():
             return
         self.lost.set()
+        if self._lost_calls is not None:
+            self._lost_calls.stop()
         self.publishing.mark_lost()
         self.consuming.mark_lost()
-        for reply in self._calls.values():
+        for reply, *_ in self._calls.values():
             if not reply.done():
                 reply.set_exception(_connection_lost())
         for stream in self._streams.values():
@@ -433,17 +487,23 @@ class _CallSender:
         """The calls that were sent and have no reply, by correlation id."""
         self._exchange = channel.exchange
         self._header = frames.Header(CONTENT_TYPE, reply_to, service)
-        self._batches: Batches[str] = Batches(self._send_batch)
+        self._batches: Batches[tuple[str, int]] = Batches(self._send_batch)
         self._unbatched_routes: set[str] = set()
 
     def send(
         self, route: str, request: bytes, correlation_id: str, budget: float, *, only: bool
     ) -> None:
-        """Send a call, in a batch if possible; immediately if it is the `only` pending call."""
+        """Send a call, in a batch if possible; immediately if it is the `only` pending call.
+
+        Calls share a batch only if their budgets differ by less than 100 ms: the batch expires at
+        the end of the longest one.
+        """
         if only or len(request) > MAX_BATCHED or route in self._unbatched_routes:
             self.send_single(route, request, correlation_id, budget, immediately=only)
         else:
-            self._batches.add(self._channel.transport, route, correlation_id, request, budget)
+            target = route, int(budget * _BUDGETS_PER_SECOND)
+            request = with_budget(request, budget)
+            self._batches.add(self._channel.transport, target, correlation_id, request, budget)
 
     def send_single(
         self,
@@ -456,24 +516,27 @@ class _CallSender:
     ) -> None:
         """Send a call in a message of its own; it expires after `budget` seconds."""
         header = self._header(correlation_id, max(int(budget * 1000), 1))
+        request = with_budget(request, budget)
         self._channel.publish(
             self._exchange, route, header, request, mandatory=True, immediately=immediately
         )
 
     def resend_unbatched(
-        self, route: str, batch: bytes, pending: dict[str, "asyncio.Future[bytes]"]
+        self, route: str, batch: bytes, pending: Mapping[str, _PendingCall]
     ) -> None:
         """Send the pending calls of a returned batch one by one."""
         if route not in self._unbatched_routes:
             self._unbatched_routes.add(route)
             loop = asyncio.get_running_loop()
             loop.call_later(_UNBATCHED_SECONDS, self._unbatched_routes.discard, route)
+        now = time.monotonic()
         for correlation_id, request in unpack(batch):
             if correlation_id in pending:
-                budget = read_request(request).deadline_unix_ms / 1000 - time.time()
-                self.send_single(route, request, correlation_id, budget)
+                _, _, deadline, _ = pending[correlation_id]
+                self.send_single(route, request, correlation_id, deadline - now)
 
-    def _send_batch(self, route: str, batch: Batch) -> None:
+    def _send_batch(self, target: tuple[str, int], batch: Batch) -> None:
+        route, _ = target
         if len(batch.ids) == 1:
             self.send_single(route, batch.messages[0], batch.ids[0], batch.budget)
             return
@@ -488,6 +551,8 @@ class _Stream:
     def __init__(
         self, session: BrokerSession, correlation_id: str, sender: _CallSender, route: str
     ) -> None:
+        self.route = route
+        self.sent = time.monotonic()
         self.ended = False
         self.sender = sender
         self._session = session
@@ -526,11 +591,6 @@ def _random_ids() -> list[str]:
     """
     digits = os.urandom(16 * _IDS_AT_ONCE).hex()
     return [digits[at : at + 32] for at in range(0, len(digits), 32)]
-
-
-def _expire(reply: "asyncio.Future[bytes]") -> None:
-    if not reply.done():
-        reply.set_exception(deadline_exceeded())
 
 
 def _no_route() -> ServiceError:

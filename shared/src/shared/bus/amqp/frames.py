@@ -84,6 +84,7 @@ class Delivered:
         "body",
         "correlation_id",
         "oversized",
+        "redelivered",
         "reply_to",
         "routing_key",
         "tag",
@@ -100,6 +101,7 @@ class Delivered:
         body: bytes,
         user_id: str = "",
         oversized: bool = False,
+        redelivered: bool = False,
     ) -> None:
         self.tag = tag
         self.routing_key = routing_key
@@ -109,6 +111,7 @@ class Delivered:
         self.body = body
         self.user_id = user_id
         self.oversized = oversized
+        self.redelivered = redelivered
 
     @property
     def headers(self) -> Mapping[str, Any]:
@@ -443,6 +446,7 @@ def _message(
         body,
         user_id,
         oversized,
+        method[tag + 8] == 1,
     )
 
 

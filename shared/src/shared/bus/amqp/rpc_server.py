@@ -25,9 +25,16 @@ from shared.bus.amqp.frames import Delivered
 from shared.bus.amqp.queue_consumer import QueueConsumer
 from shared.bus.amqp.topology import Binding, Queue, exchange, method_queue
 from shared.bus.concurrency_limit import ConcurrencyLimit
-from shared.bus.envelope import error_reply, read_request, unavailable
+from shared.bus.envelope import (
+    budget_of,
+    error_reply,
+    read_request,
+    spend_budget,
+    unavailable,
+    with_unknown_outcome,
+)
 from shared.bus.message_bus import CREDIT, RpcHandler
-from shared.errors import Code, ServiceError
+from shared.errors import Code, ServiceError, deadline_exceeded
 from shared.limited_log import LimitedLog
 from shared.wire import decode
 
@@ -161,7 +168,7 @@ class RpcServer(QueueConsumer):
         except ServiceError as error:  # without ids no caller can get a reply
             self._log.write(logging.WARNING, "batch.malformed", route=route, reason=error.reason)
             calls = []
-        batch = _OpenBatch(message.tag, len(calls))
+        batch = _OpenBatch(message.tag, len(calls), redelivered=message.redelivered)
         if not calls:
             channel.ack(message.tag)
         for correlation_id, request in calls:
@@ -222,6 +229,7 @@ class RpcServer(QueueConsumer):
         key = (message.reply_to, message.correlation_id)
         started = settled = False
         replies = self._callers.get(message.user_id)
+        request, arrived = message.body, 0.0
         try:
             if replies is None or replies.closed or not message.reply_to.startswith(replies.prefix):
                 replies = await self._open_replies(message)
@@ -231,9 +239,17 @@ class RpcServer(QueueConsumer):
             self._calls[key] = message
             started = self._limit.try_acquire()
             if not started:
+                arrived = time.monotonic()
                 await self._limit.acquire()
                 started = True
-            handling = self._handler(message.routing_key, message.body)
+                spent = spend_budget(request, time.monotonic() - arrived)
+                if spent is None:
+                    self._sender.send(replies, message, _expired())
+                    self._acknowledge(channel, message)
+                    settled = True
+                    return
+                request = spent
+            handling = self._handler(message.routing_key, request)
             if isinstance(handling, AsyncGenerator):
                 await self._stream(replies, message, key, handling)
             else:
@@ -246,7 +262,8 @@ class RpcServer(QueueConsumer):
                 await channel.transport.wait_writable()
         except asyncio.CancelledError:
             if not settled:
-                self._end_cancelled(channel, replies, message, started=started)
+                waited = time.monotonic() - arrived if arrived else 0.0
+                self._end_cancelled(channel, replies, message, waited, started=started)
         except Exception as error:  # noqa: BLE001  # every call must be settled
             self._log.write(
                 logging.ERROR, "bus.call_failed", route=message.routing_key, exc_info=error
@@ -265,6 +282,7 @@ class RpcServer(QueueConsumer):
         channel: MessageChannel,
         replies: MessageChannel | None,
         message: Delivered,
+        waited: float,
         *,
         started: bool,
     ) -> None:
@@ -276,25 +294,28 @@ class RpcServer(QueueConsumer):
                 stopped = unavailable("SERVER_STOPPED", "The worker has stopped.", outcome)
                 if replies is not None:
                     self._sender.send(replies, message, error_reply(stopped))
-            elif type(message) is _BatchedCall:
-                self._hand_on(channel, message)
-            else:
-                channel.reject(message.tag, requeue=True)
-                return
+            elif request := spend_budget(message.body, waited):
+                self._hand_on(channel, message, request)
+            elif replies is not None:
+                self._sender.send(replies, message, _expired())
         self._acknowledge(channel, message)
 
-    def _hand_on(self, channel: MessageChannel, call: Delivered) -> None:
-        """Publish a call of a batch as a single call, for another server."""
-        with suppress(ServiceError):
-            left = read_request(call.body).deadline_unix_ms - int(time.time() * 1000)
-            header = frames.properties(
-                CONTENT_TYPE,
-                correlation_id=call.correlation_id,
-                reply_to=call.reply_to,
-                expiration_ms=min(max(left, 1), _LONGEST_MS),
-                user_id=self._service,
-            )
-            channel.publish(exchange("retry", self._service), call.routing_key, header, call.body)
+    def _hand_on(self, channel: MessageChannel, call: Delivered, request: bytes) -> None:
+        """Publish a call that was not started as a single call, for another server.
+
+        A rejected message would keep the budget that it had when it arrived here.
+        """
+        milliseconds = _LONGEST_MS
+        with suppress(ServiceError):  # the next server replies to a malformed request
+            milliseconds = int(budget_of(read_request(request)) * 1000)
+        header = frames.properties(
+            CONTENT_TYPE,
+            correlation_id=call.correlation_id,
+            reply_to=call.reply_to,
+            expiration_ms=min(max(milliseconds, 1), _LONGEST_MS),
+            user_id=self._service,
+        )
+        channel.publish(exchange("retry", self._service), call.routing_key, header, request)
 
     async def _stream(
         self,
@@ -423,9 +444,10 @@ class RpcServer(QueueConsumer):
 class _OpenBatch:
     """A batch of which calls are unfinished."""
 
-    __slots__ = ("tag", "unfinished")
+    __slots__ = ("redelivered", "tag", "unfinished")
 
-    def __init__(self, tag: int, unfinished: int) -> None:
+    def __init__(self, tag: int, unfinished: int, *, redelivered: bool) -> None:
+        self.redelivered = redelivered
         self.tag = tag
         self.unfinished = unfinished
 
@@ -446,6 +468,7 @@ class _BatchedCall(Delivered):
         super().__init__(
             batch.tag, route, correlation_id, message.reply_to, b"", request, message.user_id
         )
+        self.redelivered = batch.redelivered
         self.batch = batch
 
 
@@ -461,8 +484,14 @@ class _ReplySender:
         self._batches: Batches[tuple[MessageChannel, str]] = Batches(self._send_batch)
 
     def send(self, channel: MessageChannel, message: Delivered, reply: bytes) -> None:
-        """Send the reply to a call. `channel` is that of its caller's replies."""
+        """Send the reply to a call. `channel` is that of its caller's replies.
+
+        A call that was delivered before may have had its effect there: an error does not claim
+        NO_EFFECT.
+        """
         reply_to = message.reply_to
+        if message.redelivered:
+            reply = with_unknown_outcome(reply)
         if type(message) is not _BatchedCall or len(reply) > MAX_BATCHED:
             header = self.header(message.correlation_id)
             channel.publish(channel.exchange, reply_to, header, reply)
@@ -473,6 +502,11 @@ class _ReplySender:
     def _send_batch(self, target: tuple[MessageChannel, str], batch: Batch) -> None:
         channel, reply_to = target
         channel.publish(channel.exchange, reply_to, self.header(""), batch.pack())
+
+
+def _expired() -> bytes:
+    """Return the encoded reply to a call that was not started within its budget."""
+    return error_reply(deadline_exceeded(Outcome.NO_EFFECT))
 
 
 class _StreamCredit:
