@@ -19,9 +19,10 @@ def test_named_tests_exist() -> None:
 
 
 def test_retention_in_the_page_is_that_of_the_sources() -> None:
+    dead_letter_days = int(dead_letters("x", "x.y").arguments["x-message-ttl"]) // 86_400_000
     rows = {
         "stored replies (inbox)": f"{KEEP_SECONDS // 3600} hours",
-        "dead letters": f"{int(dead_letters('x', 'x.y').arguments['x-message-ttl']) // 86_400_000} days",
+        "dead letters": f"{dead_letter_days} days",
         "stream of all events": "seven days, 1 GiB at most",
     }
     assert (all_events().arguments["x-max-age"], all_events().arguments["x-max-length-bytes"]) == (
