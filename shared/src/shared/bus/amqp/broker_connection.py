@@ -166,8 +166,19 @@ class MessageChannel:
         aiormq would wait for each reply before it sends the next method. Raises TopologyError and
         MissingError as BrokerConnection.declare.
         """
-        with _refusals():
-            return await _request_all(self._underlay, self.transport, methods)
+        sent = list(methods)
+
+        async def exchange() -> list[Any]:
+            async with self._underlay.lock:
+                if self.closed:
+                    raise ConnectionError("the channel is closed")
+                data = b"".join(pamqp_frame.marshal(each, self._number) for each in sent)
+                self.transport.send_now(data)
+                return [await self._underlay.rpc_frames.get() for _ in sent]
+
+        with _refusals():  # a task of the channel fails once the channel is closed
+            replies: list[Any] = await self._underlay.create_task(exchange())
+            return replies
 
     def on_returned(self, handler: Callable[[Returned], None]) -> None:
         """Pass unroutable mandatory messages to `handler`."""
@@ -298,21 +309,8 @@ def _refusals() -> Iterator[None]:
         raise MissingError(str(error)) from None
 
 
-async def _request_all(
-    underlay: Channel, transport: Transport, methods: Iterable[Frame]
-) -> list[Any]:
-    sent = list(methods)
-
-    async def exchange() -> list[Any]:
-        async with underlay.lock:
-            transport.send_now(
-                b"".join(pamqp_frame.marshal(method, underlay.number) for method in sent)
-            )
-            return [await underlay.rpc_frames.get() for _ in sent]
-
-    # A task of the channel fails once the channel is closed.
-    replies: list[Any] = await underlay.create_task(exchange())
-    return replies
+def _ignore_loss(*_: object) -> None:
+    pass
 
 
 class BrokerConnection:
@@ -409,15 +407,32 @@ class BrokerConnection:
         """
         await self.request_all(frame for each in objects for frame in each.frames())
 
+    async def restore(self, *objects: Exchange | Queue | Binding) -> bool:
+        """Declare what is missing; return whether an exchange or a queue was missing.
+
+        Bindings are always made: nothing shows whether one exists.
+        """
+        try:
+            await self.request_all(f for each in objects for f in each.frames(passive=True))
+        except MissingError:
+            await self.declare(*objects)
+            return True
+        return False
+
     async def request_all(self, methods: Iterable[Frame]) -> list[Any]:
         """Send synchronous methods together on a channel of their own; return the replies.
 
         Raises as `declare`.
         """
         with _refusals():
-            async with self.disposable_channel() as channel:
-                underlay = cast("Channel", await channel.get_underlay_channel())
-                return await _request_all(underlay, self.transport, methods)
+            channel = await self.channel(on_lost=_ignore_loss)
+            try:
+                return await channel.request_all(methods)
+            finally:
+                if channel.closed:
+                    self.forget_channel(channel)
+                else:
+                    await self.close_channel(channel)
 
     async def consumer_count(self, queue: str) -> int | None:
         """Return the number of consumers of a queue; None if the queue does not exist."""

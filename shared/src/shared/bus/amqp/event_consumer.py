@@ -123,6 +123,13 @@ class EventConsumer(QueueConsumer):
         own = [topology.dead_letters(service, name), topology.consumer_queue(service, name)]
         return [*delays, *own]
 
+    def restored(self) -> None:
+        """Read the recent events again: some may have been in a queue that was missing.
+
+        An event whose delay ends while its exchange is missing would be late by minutes.
+        """
+        self._replay()
+
     def foreign(self) -> Sequence[topology.Binding]:
         """See Watched.foreign."""
         return self._events

@@ -125,6 +125,9 @@ class RpcServer(QueueConsumer):
         """See Watched.own."""
         return [self._control_queue, *self._method_queues(), *self._bindings(self._queues)]
 
+    def restored(self) -> None:
+        """See Watched.restored."""
+
     def foreign(self) -> Sequence[Binding]:
         """See Watched.foreign."""
         return []

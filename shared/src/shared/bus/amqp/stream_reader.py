@@ -98,6 +98,9 @@ class StreamReader(QueueConsumer):
         """See Watched.own."""
         return [self._stream]
 
+    def restored(self) -> None:
+        """See Watched.restored."""
+
     def foreign(self) -> Sequence[Binding]:
         """See Watched.foreign."""
         return event_bindings(self._stream.name, self._types)

@@ -33,6 +33,9 @@ class Watched(Protocol):
     def own(self) -> Sequence[Exchange | Queue | Binding]:
         """Return what this service owns, to be declared again."""
 
+    def restored(self) -> None:
+        """Take note that something was missing and has been declared again."""
+
     def foreign(self) -> Sequence[Binding]:
         """Return the bindings to exchanges that another service may own."""
 
@@ -66,10 +69,13 @@ async def watch(session: BrokerSession, watched: Callable[[], Iterable[Watched]]
 
 
 async def _restore_own(session: BrokerSession, active: Sequence[Watched]) -> None:
-    await session.restore()
+    missing = [await session.restore()]
     for each in active:
         if connection := each.connection(session):
-            await connection.declare(*each.own())
+            missing.append(await connection.restore(*each.own()))
+    if any(missing):  # the exchanges and the delay queues belong to all
+        for each in active:
+            each.restored()
 
 
 async def _restore_foreign(session: BrokerSession, active: Sequence[Watched]) -> None:
@@ -91,6 +97,9 @@ class KeptEvents:
     def own(self) -> Sequence[Exchange | Queue | Binding]:
         """See Watched.own."""
         return [all_events()]
+
+    def restored(self) -> None:
+        """See Watched.restored."""
 
     def foreign(self) -> Sequence[Binding]:
         """See Watched.foreign."""
