@@ -27,6 +27,7 @@ if (role === 'call') {
   const correlationId = randomUUID();
   const answer = new Promise((resolve) => {
     channel.on('return', () => resolve({ returned: true }));
+    channel.on('error', () => resolve({ returned: true })); // the service has never run: no exchange
     channel.consume(queue, ({ content, properties }) => {
       if (properties.correlationId !== correlationId) return;
       const { result } = fromBinary(Reply, content);

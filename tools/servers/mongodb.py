@@ -11,16 +11,12 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from tools.paths import DEV
 from tools.servers import packages, ports
 from tools.servers.errors import ServersUnavailableError
 from tools.servers.processes import Daemon
 from tools.uv import uv
-
-if TYPE_CHECKING:
-    from pymongo import MongoClient
 
 _FOLDER = DEV / "mongodb"
 _PORTS = _FOLDER / "ports.json"
@@ -29,7 +25,6 @@ _WHEELS = DEV / "packages" / "mongodb"
 _LOCK = Path(__file__).with_name("mongodb.txt")
 _REPLICA_SET = "postbus"
 _USER = "postbus"
-_NOT_INITIALISED, _AUTHENTICATION_FAILED, _ALREADY_INITIALISED = 94, 18, 23  # MongoDB's error codes
 
 
 def _locate() -> Path | None:
@@ -142,38 +137,10 @@ class MongoDB:
 
     def ready(self) -> bool:
         """Return whether the member is primary; configure replica set and user if necessary."""
-        from pymongo.errors import PyMongoError  # slow to import; the servers are already starting
-
-        if not ports.accepts(ports.remembered(_PORTS)["mongodb"]):
-            return False
-        try:
-            with self._client() as client, self._client(_USER) as administrator:
-                state = client.admin.command("hello")
-                if state.get("isreplicaset"):
-                    if _logs_in(administrator):
-                        _update_port(administrator)
-                    else:
-                        _initiate(client)
-                elif state["isWritablePrimary"] and not _logs_in(administrator):
-                    self._create_administrator(client)
-                return bool(state["isWritablePrimary"])
-        except PyMongoError:
-            return False
-
-    def _client(self, user: str | None = None) -> "MongoClient[dict[str, Any]]":
-        """Return a client. One without a user has the localhost exception: while the server has no
-        user, clients of its own machine may configure it and create the first one.
-        """
-        from pymongo import MongoClient
+        from tools.servers.replica_set import set_up  # slow to import; the servers are starting
 
         port = ports.remembered(_PORTS)["mongodb"]
-        login: dict[str, Any] = {"username": user, "password": self._password} if user else {}
-        return MongoClient(
-            ports.HOST, port, directConnection=True, serverSelectionTimeoutMS=1000, **login
-        )
-
-    def _create_administrator(self, client: "MongoClient[dict[str, Any]]") -> None:
-        client.admin.command("createUser", _USER, pwd=self._password, roles=["root"])
+        return ports.accepts(port) and set_up(port, _USER, self._password, name=_REPLICA_SET)
 
     def _key_file(self) -> Path:
         """Write the key where only this user can read it; MongoDB refuses other modes."""
@@ -181,49 +148,6 @@ class MongoDB:
         _KEY.touch(mode=0o600)
         _KEY.write_text(self._key)
         return _KEY
-
-
-def _logs_in(client: "MongoClient[dict[str, Any]]") -> bool:
-    from pymongo.errors import OperationFailure
-
-    try:
-        client.admin.command("ping")
-    except OperationFailure as error:
-        if error.code != _AUTHENTICATION_FAILED:
-            raise
-        return False
-    return True
-
-
-def _initiate(client: "MongoClient[dict[str, Any]]") -> None:
-    """Initiate the replica set; its member is this server."""
-    from pymongo.errors import OperationFailure
-
-    try:
-        members = [{"_id": 0, "host": _host()}]
-        client.admin.command("replSetInitiate", {"_id": _REPLICA_SET, "members": members})
-    except OperationFailure as error:
-        if error.code != _ALREADY_INITIALISED:  # the server reads the configuration just now
-            raise
-
-
-def _update_port(administrator: "MongoClient[dict[str, Any]]") -> None:
-    from pymongo.errors import OperationFailure
-
-    try:
-        config = administrator.admin.command("replSetGetConfig")["config"]
-    except OperationFailure as error:
-        if error.code != _NOT_INITIALISED:  # the server reads the configuration just now
-            raise
-        return
-    if config["members"][0]["host"] != _host():
-        config["members"][0]["host"] = _host()
-        config["version"] += 1
-        administrator.admin.command("replSetReconfig", config, force=True)
-
-
-def _host() -> str:
-    return f"{ports.HOST}:{ports.remembered(_PORTS)['mongodb']}"
 
 
 def _name_as_expected(libraries: Path) -> None:

@@ -5,7 +5,7 @@ import itertools
 import os
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Final
@@ -246,12 +246,9 @@ class BrokerSession:
         for route, sender in list(self._senders.items()):
             if sender.channel is channel:
                 del self._senders[route]
-                for reply in sender.pending.values():
-                    if not reply.done():
-                        reply.set_exception(_connection_lost())
-        for stream in self._streams.values():
-            if stream.sender.channel is channel:
-                stream.put(_connection_lost())
+                _fail_lost(sender.pending.values(), ())
+        streams = self._streams.values()
+        _fail_lost((), [each for each in streams if each.sender.channel is channel])
 
     def _budget(self, call: Call) -> float:
         """Return the remaining seconds; raise if there are none, or if nothing can be sent."""
@@ -467,11 +464,8 @@ class BrokerSession:
             self._lost_calls.stop()
         self.publishing.mark_lost()
         self.consuming.mark_lost()
-        for reply, *_ in self._calls.values():
-            if not reply.done():
-                reply.set_exception(_connection_lost())
-        for stream in self._streams.values():
-            stream.put(_connection_lost())
+        replies = (reply for reply, *_ in self._calls.values())
+        _fail_lost(replies, self._streams.values())
 
 
 class _CallSender:
@@ -591,6 +585,14 @@ def _random_ids() -> list[str]:
     """
     digits = os.urandom(16 * _IDS_AT_ONCE).hex()
     return [digits[at : at + 32] for at in range(0, len(digits), 32)]
+
+
+def _fail_lost(replies: "Iterable[asyncio.Future[bytes]]", streams: Iterable[_Stream]) -> None:
+    for reply in replies:
+        if not reply.done():
+            reply.set_exception(_connection_lost())
+    for stream in streams:
+        stream.put(_connection_lost())
 
 
 def _no_route() -> ServiceError:
