@@ -11,6 +11,7 @@ from shared.bus.amqp import frames, topology
 from shared.bus.amqp.broker_connection import BrokerConnection, MessageChannel
 from shared.bus.amqp.broker_session import CONTENT_TYPE, BrokerSession
 from shared.bus.amqp.frames import Delivered
+from shared.bus.amqp.pause import HOLD_SECONDS, RETURNED, Pause
 from shared.bus.amqp.queue_consumer import QueueConsumer, event_owner
 from shared.bus.amqp.queue_migration import bind_present, declare_or_replace
 from shared.bus.message_bus import EventHandler, Failure
@@ -43,13 +44,17 @@ class EventConsumer(QueueConsumer):
         *,
         on_gap: Callable[[], None] | None,
         delays: Sequence[float],
+        hold_seconds: float = HOLD_SECONDS,
     ) -> None:
         super().__init__(queue or "", prefetch=_PREFETCH)
         self._types = types
         self._handler = handler
         self._on_gap = on_gap
         self._delays = delays
+        self._hold_seconds = hold_seconds
         self._log = LimitedLog()
+        self._pause: Pause | None = None
+        """The pause of the current channel; exclusive queues have none."""
         self._publisher: BrokerSession | None = None
         self._unbound: list[topology.Binding] = []
         """Bindings to exchanges that were missing."""
@@ -74,6 +79,16 @@ class EventConsumer(QueueConsumer):
         self._unbound = await bind_present(connection, events)
         self._queue, self._publisher = name, session
         self._channel = await self._open_channel(connection, prefetch=self._prefetch)
+        self._cancel_waiting()
+        if self.queue_name:
+            self._pause = Pause(
+                name,
+                self._channel,
+                self._handler,
+                prefetch=self._prefetch,
+                log=self._log,
+                hold_seconds=self._hold_seconds,
+            )
         await self._channel.consume([name], self._passing_to(self._channel))
         self._connection = connection
         if again and self._on_gap is not None:
@@ -85,22 +100,26 @@ class EventConsumer(QueueConsumer):
             self._unbound = await bind_present(self._connection, self._unbound)
 
     async def _stop_consuming(self, connection: BrokerConnection) -> None:
-        await self._channel.stop_consuming([self._queue])
+        tag = self._queue
+        if self._pause is not None:
+            await self._pause.stop()
+            tag = self._pause.tag
+        await self._channel.stop_consuming([tag])
+
+    def _cancel_waiting(self) -> None:
+        if self._pause is not None:
+            self._pause.end()
 
     async def _handle(self, channel: MessageChannel, message: Delivered) -> None:
         try:
             if message.oversized:  # the body was not read, but the broker can move the message
                 channel.reject(message.tag, requeue=False)
                 return
-            if self._is_genuine(message):
-                failure = await self._handler(message.body)
-            else:
-                failure = _FORGED
-                self._log.write(logging.WARNING, "event.forged", queue=self.queue_name)
+            failure = await self._result(channel, message)
             if (
                 failure is None
                 or not self.queue_name
-                or await self._retry_or_dead_letter(message, failure)
+                or (not channel.closed and await self._retry_or_dead_letter(message, failure))
             ):
                 channel.ack(message.tag)
         except Exception as error:  # noqa: BLE001  # every message must be settled, whatever the handler raises
@@ -108,6 +127,20 @@ class EventConsumer(QueueConsumer):
             channel.reject(message.tag, requeue=False)
         finally:
             del self._running[message]
+
+    async def _result(self, channel: MessageChannel, message: Delivered) -> Failure | None:
+        """Handle an event, as often as the unavailability of a dependency requires."""
+        if not self._is_genuine(message):
+            self._log.write(logging.WARNING, "event.forged", queue=self.queue_name)
+            return _FORGED
+        failure = await self._handler(message.body)
+        if self._pause is None or channel is not self._channel:
+            return failure
+        if failure is not None and failure.dependency_down:
+            failure = await self._pause.outlast(message.body, failure)
+        if failure is None:
+            self._pause.succeeded()
+        return failure
 
     def _is_genuine(self, message: Delivered) -> bool:
         """Return whether the owner of the event has sent it, or this service to itself (a retry).
@@ -126,6 +159,8 @@ class EventConsumer(QueueConsumer):
     async def _retry_or_dead_letter(self, message: Delivered, failure: Failure) -> bool:
         """Publish the event to its delay queue, or to the dead letters after its last attempt.
 
+        After a pause it may be RETURNED: it is published to its own queue, as it was. A requeue
+        would count against the delivery limit.
         False if the session is lost. The original is acknowledged only after the confirm, so a
         crash can duplicate an event but not lose it.
         """
@@ -138,7 +173,10 @@ class EventConsumer(QueueConsumer):
             topology.ATTEMPT: attempt + (delay is not None),
             topology.REASON: failure.reason,
         }
-        if delay is None:
+        if failure is RETURNED:
+            headers = {topology.ATTEMPT: attempt}
+            target = (topology.exchange("retry", service), self.queue_name)
+        elif delay is None:
             headers[topology.ERROR_MESSAGE] = failure.message[:_MAX_MESSAGE]
             headers[topology.CONSUMER] = self.queue_name
             headers[topology.DEAD_AT] = datetime.now(UTC).isoformat(timespec="milliseconds")
