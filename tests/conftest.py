@@ -66,13 +66,14 @@ def run_id() -> str:
 
 
 @asynccontextmanager
-async def new_vhost(name: str) -> AsyncIterator[str]:
+async def new_vhost(name: str, tags: str = "impersonator") -> AsyncIterator[str]:
     """Create a RabbitMQ virtual host, yield its URL, and delete it at the end.
 
-    The account of the URL has all rights, and may name any service as the sender of a message.
+    The account of the URL has all rights, and with the tag `impersonator` it may name any service
+    as the sender of a message.
     """
     broker = httpx.URL(_server("AMQP"))
-    account = {"password": secrets.token_hex(16), "tags": "impersonator"}
+    account = {"password": secrets.token_hex(16), "tags": tags}
     permissions = {"configure": ".*", "write": ".*", "read": ".*"}
     async with httpx.AsyncClient(base_url=_server("AMQP_MANAGEMENT")) as management:
         (await management.put(f"/api/vhosts/{name}")).raise_for_status()

@@ -23,6 +23,11 @@ class Proxy:
         self.port = 0
         self.received = 0
         """Bytes that clients have sent, forwarded or held."""
+        self.turns = 0
+        """Times at which a client has sent bytes after the server: round trips, of all together."""
+        self.delay = 0.0
+        """Seconds by which bytes are delayed in each direction."""
+        self._client_is_next = True
 
     async def start(self) -> None:
         """Listen: the first time on a free port, then on the same one."""
@@ -58,6 +63,10 @@ class Proxy:
         for writer in self._clients:
             writer.write(data)
 
+    def _count_turn(self, *, of_client: bool) -> None:
+        self.turns += of_client and self._client_is_next
+        self._client_is_next = not of_client
+
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             server_reader, server_writer = await asyncio.open_connection(*self._target)
@@ -76,6 +85,9 @@ class Proxy:
     ) -> None:
         with suppress(OSError):
             while data := await reader.read(65536):
+                self._count_turn(of_client=of_client)
+                if self.delay:
+                    await asyncio.sleep(self.delay)
                 if of_client:
                     self.received += len(data)
                     self.sent = data

@@ -354,7 +354,7 @@ async def test_bus_connects_again_after_the_loss_of_a_channel(
     assert session is not None
 
     with suppress(Exception):  # the broker closes the channel
-        await session._events.channel.declare_queue(unique("no."), passive=True)
+        await bus._consumers[0]._channel.channel.declare_queue(unique("no."), passive=True)
 
     async with asyncio.timeout(5):
         while bus._session in (None, session):  # noqa: ASYNC110  # polls
@@ -427,7 +427,7 @@ async def test_stream_fails_at_once_when_the_connection_breaks(
         yield encode(Reply(payload=b"1", sequence=1))
         await asyncio.Event().wait()
 
-    await bus.serve(unique("queue."), [route], one)
+    server = await bus.serve(unique("queue."), [route], one)
     replies = bus.stream(route, a_call())
     assert await anext(replies) == b"1"
     broken = time.monotonic()
@@ -437,6 +437,7 @@ async def test_stream_fails_at_once_when_the_connection_breaks(
         await anext(replies)
 
     assert time.monotonic() - broken < 1
+    await server.cancel()
 
 
 async def test_bytes_that_are_not_amqp_end_the_connection(bus: AmqpBus, proxy: Proxy) -> None:

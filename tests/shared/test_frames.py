@@ -256,7 +256,10 @@ def test_each_message_is_acknowledged_once_in_any_order(
 
 async def test_one_confirm_settles_all_messages_up_to_its_tag() -> None:
     channel = MessageChannel(None, Numbered(), Wire(), "")  # type: ignore[arg-type]  # the parts that it uses
-    sent = [asyncio.create_task(channel.publish_confirmed("", "k", b"\0\0", b"")) for _ in range(4)]
+    sent = [
+        asyncio.create_task(channel.publish_confirmed("", "k", {"content_type": ""}, b""))
+        for _ in range(4)
+    ]
     await asyncio.sleep(0)
 
     channel._receive(Confirmed(3, multiple=True, refused=False))

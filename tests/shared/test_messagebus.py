@@ -27,7 +27,7 @@ async def bus(request: pytest.FixtureRequest, vhost: str) -> AsyncIterator[Messa
     if request.param == "memory":
         yield MemoryBus(DELAYS)
         return
-    async with connect(SecretStr(vhost), "test", delays=DELAYS) as connected:
+    async with connect(SecretStr(vhost), "test", delays=DELAYS, keep_events=True) as connected:
         await connected.wait_ready()
         yield connected
 
@@ -517,8 +517,8 @@ async def test_event_that_a_full_queue_refuses_is_not_published(vhost: str, uniq
         full = await channel.declare_queue(
             exclusive=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
         )
-        await full.bind("postbus.events.test", event)
         await publisher.wait_ready()
+        await full.bind("postbus.events.test", event)
         session = publisher._session
 
         async def publish_many() -> None:

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -21,9 +22,9 @@ from shared.bus.amqp import topology
 from shared.bus.amqp.broker_connection import BROKER_ERRORS, broker_errors
 from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.event_consumer import EventConsumer
-from shared.bus.amqp.queue_migration import bind_present
 from shared.bus.amqp.rpc_server import RpcServer
 from shared.bus.amqp.stream_reader import StreamReader
+from shared.bus.amqp.topology_watch import KeptEvents, Watched, watch
 from shared.bus.envelope import Call, CallResult, not_connected
 from shared.bus.message_bus import DELAYS, EventHandler, RpcHandler, require_kept
 from shared.outbox.outbox import EncodedEvent
@@ -38,8 +39,8 @@ _LAST_DELAY: Final = 2.0
 _STABLE_SECONDS: Final = 5.0
 """The delay starts again from the first one after a connection that lasted longer."""
 
-_WATCH_SECONDS: Final = 1.0
-"""Time between two attempts to start consumers, and to bind queues to missing exchanges."""
+_START_SECONDS: Final = 1.0
+"""Time between two attempts to start consumers."""
 
 _Consumer = RpcServer | EventConsumer | StreamReader
 
@@ -78,7 +79,8 @@ class AmqpBus:
     ) -> None:
         self._url = url
         self._service = service
-        self._keep_events = keep_events
+        owners = {service, *map(topology.owner, EVENTS)}
+        self._kept = [KeptEvents(owners)] if keep_events else []
         self._delays = delays
         self._session: BrokerSession | None = None
         self._connected = asyncio.Event()
@@ -195,6 +197,7 @@ class AmqpBus:
             self._connected.set()
             _log.info("bus.connected")
             watching = asyncio.create_task(self._watch(session))
+            watching.add_done_callback(partial(_end_watch, session))
             try:
                 await session.lost.wait()
             finally:
@@ -208,19 +211,16 @@ class AmqpBus:
         await asyncio.gather(*(self._start_in(session, consumer) for consumer in ours))
 
     async def _watch(self, session: BrokerSession) -> None:
-        """Start the consumers that could not be started, and bind what was missing."""
-        unbound = topology.all_bindings({self._service, *map(topology.owner, EVENTS)})
-        while True:
-            for kind in (RpcServer, EventConsumer):
-                await self._start_all(session, kind)
-            with suppress(*BROKER_ERRORS), broker_errors():
-                if self._keep_events:
-                    await session.consuming.declare(topology.all_events())
-                    unbound = await bind_present(session.consuming, unbound)
-                for consumer in self._consumers:
-                    if isinstance(consumer, EventConsumer):
-                        await consumer.bind_missing()
-            await asyncio.sleep(_WATCH_SECONDS)
+        """Start the consumers, again if they could not be started, and restore what is missing."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(watch(session, self._watched))
+            while True:
+                for kind in (RpcServer, EventConsumer):
+                    await self._start_all(session, kind)
+                await asyncio.sleep(_START_SECONDS)
+
+    def _watched(self) -> list[Watched]:
+        return [*self._consumers, *self._kept]
 
 
 class _AmqpSubscription:
@@ -246,3 +246,10 @@ class _AmqpStreamSubscription(_AmqpSubscription):
     def complete(self) -> bool:
         """See StreamSubscription.complete."""
         return self._reader.complete
+
+
+def _end_watch(session: BrokerSession, watching: "asyncio.Task[None]") -> None:
+    """End a session that is not watched any more."""
+    if not watching.cancelled() and (error := watching.exception()):
+        _log.error("bus.watch_failed", exc_info=error)
+        session.mark_lost()

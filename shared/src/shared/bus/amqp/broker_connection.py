@@ -35,6 +35,7 @@ __all__ = [
     "MessageChannel",
     "MissingError",
     "RefusedError",
+    "UnroutedError",
     "broker_errors",
 ]
 
@@ -72,6 +73,10 @@ class RefusedError(Exception):
     """The broker refused a message that was published with a confirm (basic.nack)."""
 
 
+class UnroutedError(Exception):
+    """No queue has taken a message that was published with a confirm (basic.return)."""
+
+
 class MessageChannel:
     """Sends and receives messages on an AMQP channel. Sending keeps the order and does not wait.
 
@@ -97,6 +102,8 @@ class MessageChannel:
         self._on_returned: Callable[[Returned], None] = _ignore
         self._published = 0
         self._confirms: dict[int, asyncio.Future[None]] = {}
+        self._unconfirmed: dict[str, asyncio.Future[None]] = {}
+        """The same futures, by correlation id."""
         self._acked: list[int] = []
         self._settled: set[int] = set()
         """Settled delivery tags above the frontier."""
@@ -108,7 +115,11 @@ class MessageChannel:
         if type(message) is Delivered:
             self._on_delivered(message)
         elif type(message) is Returned:
-            self._on_returned(message)
+            if confirm := self._unconfirmed.get(message.correlation_id):
+                if not confirm.done():
+                    confirm.set_exception(UnroutedError())
+            else:
+                self._on_returned(message)
         elif type(message) is Confirmed:
             self._confirm(message)
         elif type(message) is Closed:
@@ -168,8 +179,19 @@ class MessageChannel:
         aiormq would wait for each reply before it sends the next method. Raises TopologyError and
         MissingError as BrokerConnection.declare.
         """
-        with _refusals():
-            return await _request_all(self._underlay, self.transport, methods)
+        sent = list(methods)
+
+        async def exchange() -> list[Any]:
+            async with self._underlay.lock:
+                if self.closed:
+                    raise ConnectionError("the channel is closed")
+                data = b"".join(pamqp_frame.marshal(each, self._number) for each in sent)
+                self.transport.send_now(data)
+                return [await self._underlay.rpc_frames.get() for _ in sent]
+
+        with _refusals():  # a task of the channel fails once the channel is closed
+            replies: list[Any] = await self._underlay.create_task(exchange())
+            return replies
 
     def on_returned(self, handler: Callable[[Returned], None]) -> None:
         """Pass unroutable mandatory messages to `handler`."""
@@ -200,22 +222,26 @@ class MessageChannel:
             self.transport.send(data)
 
     async def publish_confirmed(
-        self, exchange: str, routing_key: str, header: bytes, body: bytes
+        self, exchange: str, routing_key: str, properties: Mapping[str, Any], body: bytes
     ) -> None:
-        """Send a message and return once the broker has stored it.
+        """Send a message and return once a queue has stored it.
 
-        Raises RefusedError if the broker refuses it, ConnectionError if the connection is lost.
+        `properties` are those of `frames.properties`. Raises UnroutedError if there is no queue,
+        RefusedError if the broker refuses it, ConnectionError if the channel is lost.
         """
         if self.closed:
             raise ConnectionError("the channel is closed")
         self._published += 1
-        tag = self._published
-        self._confirms[tag] = confirm = asyncio.get_running_loop().create_future()
-        self.publish(exchange, routing_key, header, body)
+        tag, name = self._published, str(self._published)
+        header = frames.properties(**properties, persistent=True, correlation_id=name)
+        confirm = asyncio.get_running_loop().create_future()
+        self._confirms[tag] = self._unconfirmed[name] = confirm
+        self.publish(exchange, routing_key, header, body, mandatory=True)
         try:
             await confirm
         finally:
             self._confirms.pop(tag, None)
+            del self._unconfirmed[name]
 
     def _confirm(self, message: Confirmed) -> None:
         tags = [message.tag]
@@ -296,21 +322,8 @@ def _refusals() -> Iterator[None]:
         raise MissingError(str(error)) from None
 
 
-async def _request_all(
-    underlay: Channel, transport: Transport, methods: Iterable[Frame]
-) -> list[Any]:
-    sent = list(methods)
-
-    async def exchange() -> list[Any]:
-        async with underlay.lock:
-            transport.send_now(
-                b"".join(pamqp_frame.marshal(method, underlay.number) for method in sent)
-            )
-            return [await underlay.rpc_frames.get() for _ in sent]
-
-    # A task of the channel fails once the channel is closed.
-    replies: list[Any] = await underlay.create_task(exchange())
-    return replies
+def _ignore_loss(*_: object) -> None:
+    pass
 
 
 class BrokerConnection:
@@ -407,15 +420,32 @@ class BrokerConnection:
         """
         await self.request_all(frame for each in objects for frame in each.frames())
 
+    async def restore(self, *objects: Exchange | Queue | Binding) -> bool:
+        """Declare what is missing; return whether an exchange or a queue was missing.
+
+        Bindings are always made: nothing shows whether one exists.
+        """
+        try:
+            await self.request_all(f for each in objects for f in each.frames(passive=True))
+        except MissingError:
+            await self.declare(*objects)
+            return True
+        return False
+
     async def request_all(self, methods: Iterable[Frame]) -> list[Any]:
         """Send synchronous methods together on a channel of their own; return the replies.
 
         Raises as `declare`.
         """
         with _refusals():
-            async with self.disposable_channel() as channel:
-                underlay = cast("Channel", await channel.get_underlay_channel())
-                return await _request_all(underlay, self.transport, methods)
+            channel = await self.channel(on_lost=_ignore_loss)
+            try:
+                return await channel.request_all(methods)
+            finally:
+                if channel.closed:
+                    self.forget_channel(channel)
+                else:
+                    await self.close_channel(channel)
 
     async def consumer_count(self, queue: str) -> int | None:
         """Return the number of consumers of a queue; None if the queue does not exist."""

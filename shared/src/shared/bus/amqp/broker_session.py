@@ -7,7 +7,10 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
-from typing import Final
+from typing import Any, Final
+
+import structlog
+from pamqp.commands import Exchange as ExchangeMethods
 
 from postbus.bus.v1 import Control, Outcome
 from shared.bus.amqp import frames
@@ -18,6 +21,7 @@ from shared.bus.amqp.broker_connection import (
     MessageChannel,
     MissingError,
     RefusedError,
+    UnroutedError,
     broker_errors,
 )
 from shared.bus.amqp.frames import Delivered, Returned
@@ -39,6 +43,7 @@ from shared.wire import encode
 
 __all__ = ["CONTENT_TYPE", "BrokerSession"]
 
+_log = structlog.get_logger()
 CONTENT_TYPE: Final = "application/x-protobuf"
 
 _DECLARE_TIMEOUT: Final = 5
@@ -47,6 +52,10 @@ _UNBATCHED_SECONDS: Final = 10
 """How long a route gets no batches after one was returned as unroutable."""
 _IDS_AT_ONCE: Final = 256
 """Correlation ids per read of the system's random numbers."""
+_ABSENT_SECONDS: Final = 2.5
+"""Shortest time for which a lost exchange of events stays away; consumers check every second."""
+_HOLD_SECONDS: Final = 2.0
+"""Time in which consumers bind their queues to a restored exchange, before events are sent."""
 _CALLER_ERRORS: Final = ("STREAM_BROKEN", "MALFORMED_MESSAGE", "REPLY_TOO_LARGE")
 """Errors after which the caller cancels the stream, because the server may still send."""
 
@@ -68,6 +77,10 @@ class BrokerSession:
         self.service = service
         self.publishers = Publishers(publishing, self._on_returned, self._on_channel_lost)
         self.lost = asyncio.Event()
+        self.suspicious = asyncio.Event()
+        """Set once something that the session owns may be missing at the broker."""
+        self._events_missing_since: float | None = None
+        self._events_held_until = 0.0
         self._senders: dict[str, _CallSender] = {}
         """By route; the routes of a service share one."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -101,16 +114,75 @@ class BrokerSession:
         # A fresh name: the queue of a lost connection may still exist.
         self._reply_to = name = f"{self.service}.replies.{secrets.token_hex(16)}"
         binding = Binding(name, exchange("replies", self.service), name)
-        queue = Queue(name=name, arguments={}, bindings=[binding], exclusive=True, auto_delete=True)
+        self._reply_queue = Queue(
+            name=name, arguments={}, bindings=[binding], exclusive=True, auto_delete=True
+        )
         replies = await self.publishing.channel()
         await replies.consume(
             [name],
             self._on_reply,
-            declared=[*service_exchanges(self.service), queue],
+            declared=[*service_exchanges(self.service), self._reply_queue],
             no_ack=True,
         )
-        self._events = await self.publishing.channel(confirms=True)
+        self._events = await self._open_events()
         self._control_header = frames.properties(CONTENT_TYPE, user_id=self.service)
+
+    async def _open_events(self) -> MessageChannel:
+        """Open the channel for confirmed messages; the session survives its loss."""
+        channel: MessageChannel | None = None
+
+        def lost(*_reason: Any) -> None:
+            self.suspicious.set()
+            if channel is not None:
+                self.publishing.forget_channel(channel)
+
+        channel = await self.publishing.channel(confirms=True, on_lost=lost)
+        return channel
+
+    async def wait_suspicious(self, seconds: float) -> None:
+        """Wait until something may be missing, for some seconds at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.suspicious.wait()
+
+    async def restore(self) -> bool:
+        """Declare what the session owns, but the exchange of its events; raises BROKER_ERRORS.
+
+        Returns whether something was missing.
+        """
+        events = exchange("events", self.service)
+        exchanges = [each for each in service_exchanges(self.service) if each.name != events]
+        return await self.publishing.restore(*exchanges, self._reply_queue)
+
+    async def restore_events(self) -> None:
+        """Declare the exchange of the events if it is missing; raises BROKER_ERRORS.
+
+        A consumer cannot see that its binding is gone, but that the exchange is. So the exchange
+        stays away for longer than the time between two checks of each consumer, and events are
+        published again once the consumers have had time to bind their queues.
+        """
+        now = self._loop.time()
+        if await self._events_exist():
+            if self._events_missing_since is not None:
+                self._events_missing_since = None
+                self._events_held_until = now + _HOLD_SECONDS
+        elif self._events_missing_since is None:
+            _log.error("events.exchange_missing", service=self.service)
+            self._events_missing_since = now
+        elif now >= self._events_missing_since + _ABSENT_SECONDS:
+            await self.publishing.declare(*service_exchanges(self.service))
+        if self._events.closed:
+            self._events = await self._open_events()
+
+    async def _events_exist(self) -> bool:
+        name = exchange("events", self.service)
+        try:
+            await self.publishing.request_all(
+                [ExchangeMethods.Declare(exchange=name, passive=True)]
+            )
+        except MissingError:
+            return False
+        return True
 
     async def call(self, route: str, call: Call) -> CallResult:
         """Send a call and return its result; see MessageBus.call."""
@@ -258,33 +330,41 @@ class BrokerSession:
 
     async def publish(self, event: EncodedEvent) -> None:
         """Publish a stored event; see MessageBus.publish_encoded."""
-        header = frames.properties(
-            CONTENT_TYPE,
-            persistent=True,
+        missing = self._events_missing_since is not None
+        if missing or self._loop.time() < self._events_held_until:
+            raise _unrouted()
+        await self.publish_confirmed(
+            exchange("events", self.service),
+            event.type,
+            event.body,
             message_id=event.id,
             type_=event.type,
-            user_id=self.service,
-        )
-        await self.publish_confirmed(
-            exchange("events", self.service), event.type, header, event.body
         )
 
     async def publish_confirmed(
-        self, exchange: str, routing_key: str, header: bytes, body: bytes
+        self, exchange: str, routing_key: str, body: bytes, **properties: Any
     ) -> None:
-        """Publish a message and return once the broker has confirmed it.
+        """Publish a message and return once a queue has stored it.
 
-        UNAVAILABLE otherwise: EVENT_REFUSED, BROKER_BLOCKED or CONNECTION_LOST.
+        `properties` are those of `frames.properties`. UNAVAILABLE otherwise: EVENT_UNROUTED,
+        EVENT_REFUSED, BROKER_BLOCKED or CONNECTION_LOST.
         """
         if self._transport.blocked:
             raise _blocked()
+        channel = self._events
+        properties |= {"content_type": CONTENT_TYPE, "user_id": self.service}
         try:
             async with asyncio.timeout(_CONFIRM_TIMEOUT):
-                await self._events.publish_confirmed(exchange, routing_key, header, body)
+                await channel.publish_confirmed(exchange, routing_key, properties, body)
         except RefusedError:
             text = "The message broker refused the event."
             raise unavailable("EVENT_REFUSED", text) from None
+        except UnroutedError:
+            self.suspicious.set()
+            raise _unrouted() from None
         except BROKER_ERRORS:
+            if channel.closed and not self.lost.is_set():
+                raise _unrouted(Outcome.UNKNOWN) from None
             if self.ready:  # a late confirm means that the connection is dead
                 self.mark_lost()
             if self.lost.is_set():
@@ -455,6 +535,10 @@ def _expire(reply: "asyncio.Future[bytes]") -> None:
 
 def _no_route() -> ServiceError:
     return unavailable("NO_ROUTE", "No worker serves the method at the moment.")
+
+
+def _unrouted(outcome: int = Outcome.NO_EFFECT) -> ServiceError:
+    return unavailable("EVENT_UNROUTED", "No queue has taken the event.", outcome)
 
 
 def _too_large() -> ServiceError:

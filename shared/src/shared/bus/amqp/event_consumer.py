@@ -3,13 +3,18 @@
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from shared.bus.amqp import frames, topology
+import structlog
+
+from shared.bus.amqp import topology
 from shared.bus.amqp.broker_connection import BrokerConnection, MessageChannel
-from shared.bus.amqp.broker_session import CONTENT_TYPE, BrokerSession
+from shared.bus.amqp.broker_session import BrokerSession
+from shared.bus.amqp.event_replay import replay
 from shared.bus.amqp.frames import Delivered
 from shared.bus.amqp.pause import HOLD_SECONDS, RETURNED, Pause
 from shared.bus.amqp.queue_consumer import QueueConsumer, event_owner
@@ -17,11 +22,21 @@ from shared.bus.amqp.queue_migration import bind_present, declare_or_replace
 from shared.bus.message_bus import EventHandler, Failure
 from shared.errors import ServiceError
 from shared.limited_log import LimitedLog
+from shared.outbox.inbox import KEEP_SECONDS
 from shared.outbox.outbox import EncodedEvent
 
 __all__ = ["EventConsumer"]
 
+_log = structlog.get_logger()
+
 _PREFETCH: Final = 32
+_MARGIN_SECONDS: Final = 60.0
+"""Events that were published earlier than a good check by more are not read again.
+
+A handler has 30 seconds, so an event that was unprocessed at the check is younger.
+"""
+_MAX_REPLAY_SECONDS: Final = float(KEEP_SECONDS)
+"""The inbox recognises an event that was handled before for so long."""
 _BROKER_DELAY: Final = 1.0
 """Seconds between two attempts to publish a failed event."""
 _MAX_MESSAGE: Final = 1000
@@ -56,50 +71,127 @@ class EventConsumer(QueueConsumer):
         self._pause: Pause | None = None
         """The pause of the current channel; exclusive queues have none."""
         self._publisher: BrokerSession | None = None
-        self._unbound: list[topology.Binding] = []
-        """Bindings to exchanges that were missing."""
+        self._missing = False
+        """Whether the exchange of an event was missing at the last check."""
+        self._good_at = time.monotonic()
+        """Time of the last check at which nothing was missing and no event had to wait."""
+        self._replaying: asyncio.Task[None] | None = None
 
     async def start(self, session: BrokerSession) -> None:
         """Consume in this session; call `on_gap` if it is not the first; raises BROKER_ERRORS."""
         again = self._publisher is not None
-        connection, service = session.consuming, session.service
-        name = self.queue_name or f"{service}.subscription.{secrets.token_hex(16)}"
-        events = topology.event_bindings(name, self._types)
-        if self.queue_name:
-            for queue in (
-                topology.dead_letters(service, name),
-                topology.consumer_queue(service, name),
-            ):
-                await declare_or_replace(connection, service, queue, events)
-            delays = [topology.delay_queue(service, delay) for delay in self._delays]
-            await connection.declare(*delays)
-        else:
-            own = topology.Queue(name=name, arguments={}, exclusive=True, auto_delete=True)
-            await connection.declare(own)
-        self._unbound = await bind_present(connection, events)
-        self._queue, self._publisher = name, session
+        connection = session.consuming
+        self._service = session.service
+        self._queue = self.queue_name or f"{self._service}.subscription.{secrets.token_hex(16)}"
+        self._events = topology.event_bindings(self._queue, self._types)
+        lost = bool(again and self.queue_name) and (
+            await connection.consumer_count(self._queue) is None
+        )
+        await self._declare(connection, again=again)
+        self._missing = bool(await bind_present(connection, self._events))
+        self._publisher = session
         self._channel = await self._open_channel(connection, prefetch=self._prefetch)
         self._cancel_waiting()
-        if self.queue_name:
-            self._pause = Pause(
-                name,
-                self._channel,
-                self._handler,
-                prefetch=self._prefetch,
-                log=self._log,
-                hold_seconds=self._hold_seconds,
-            )
-        await self._channel.consume([name], self._passing_to(self._channel))
+        self._pause = self._new_pause()
+        await self._channel.consume([self._queue], self._passing_to(self._channel))
         self._connection = connection
+        if lost:
+            self._replay()
         if again and self._on_gap is not None:
             self._on_gap()
 
-    async def bind_missing(self) -> None:
-        """Bind the queue to the exchanges that were missing, if they exist now."""
-        if self.active and self._unbound and self._connection is not None:
-            self._unbound = await bind_present(self._connection, self._unbound)
+    def _new_pause(self) -> Pause | None:
+        if not self.queue_name:
+            return None
+        return Pause(
+            self._queue,
+            self._channel,
+            self._handler,
+            prefetch=self._prefetch,
+            log=self._log,
+            hold_seconds=self._hold_seconds,
+        )
+
+    async def _declare(self, connection: BrokerConnection, *, again: bool) -> None:
+        """Declare the queues; replace those of an older version, and finish such a replacement.
+
+        A consumer that has started once in this process knows that no replacement is unfinished.
+        """
+        if again or not self.queue_name:
+            with suppress(topology.TopologyError):
+                await connection.declare(*self.own())
+                return
+        service, name = self._service, self._queue
+        for queue in (
+            topology.dead_letters(service, name),
+            topology.consumer_queue(service, name),
+        ):
+            await declare_or_replace(connection, service, queue, self._events)
+        await connection.declare(*self.own())
+
+    def connection(self, session: BrokerSession) -> BrokerConnection | None:
+        """See Watched.connection."""
+        return session.consuming if self.active else None
+
+    def own(self) -> Sequence[topology.Queue]:
+        """See Watched.own."""
+        service, name = self._service, self._queue
+        if not self.queue_name:
+            return [topology.Queue(name=name, arguments={}, exclusive=True, auto_delete=True)]
+        delays = [topology.delay_queue(service, delay) for delay in self._delays]
+        own = [topology.dead_letters(service, name), topology.consumer_queue(service, name)]
+        return [*delays, *own]
+
+    def restored(self) -> None:
+        """Read the recent events again: some may have been in a queue that was missing.
+
+        An event whose delay ends while its exchange is missing would be late by minutes.
+        """
+        self._replay()
+
+    def foreign(self) -> Sequence[topology.Binding]:
+        """See Watched.foreign."""
+        return self._events
+
+    def checked(self, missing: bool) -> None:
+        """Take note of a check; see Watched.checked.
+
+        Once a missing exchange has come back, the events since the last good check are read again.
+        """
+        if self._missing and not missing:
+            self._replay()
+        self._missing = missing
+        paused = self._pause is not None and self._pause.suspended
+        if not (missing or paused) and len(self._running) < _PREFETCH:  # the queue has no backlog
+            self._good_at = time.monotonic()
+
+    def _replay(self) -> None:
+        """Read the events that the queue may have missed from the stream of all events."""
+        session = self._publisher
+        if session is None:
+            return
+        if not self.queue_name:
+            if self._on_gap is not None:
+                self._on_gap()
+            return
+        seconds = min(time.monotonic() - self._good_at + _MARGIN_SECONDS, _MAX_REPLAY_SECONDS)
+        _log.warning("consumer.replays", queue=self.queue_name, seconds=round(seconds))
+        if self._replaying is not None:
+            self._replaying.cancel()
+        self._replaying = asyncio.create_task(
+            replay(session, self.queue_name, self._types, self._handle_again, seconds)
+        )
+
+    async def _handle_again(self, message: Delivered) -> None:
+        """Handle an event of the stream; the inbox ignores it if it was handled before."""
+        failure = await self._handler(message.body)
+        if failure is not None:  # the queue, not this task, pauses for a dependency
+            await self._publish_failed(message, RETURNED if failure.dependency_down else failure)
 
     async def _stop_consuming(self, connection: BrokerConnection) -> None:
+        if self._replaying is not None:
+            self._replaying.cancel()
+            await asyncio.gather(self._replaying, return_exceptions=True)
         tag = self._queue
         if self._pause is not None:
             await self._pause.stop()
@@ -119,7 +211,7 @@ class EventConsumer(QueueConsumer):
             if (
                 failure is None
                 or not self.queue_name
-                or (not channel.closed and await self._retry_or_dead_letter(message, failure))
+                or (not channel.closed and await self._publish_failed(message, failure))
             ):
                 channel.ack(message.tag)
         except Exception as error:  # noqa: BLE001  # every message must be settled, whatever the handler raises
@@ -156,42 +248,21 @@ class EventConsumer(QueueConsumer):
         old = str(message.headers.get("x-first-death-queue", ""))
         return old.startswith(topology.OLD_DELAYS) and _type(message) in self._types
 
-    async def _retry_or_dead_letter(self, message: Delivered, failure: Failure) -> bool:
+    async def _publish_failed(self, message: Delivered, failure: Failure) -> bool:
         """Publish the event to its delay queue, or to the dead letters after its last attempt.
 
-        After a pause it may be RETURNED: it is published to its own queue, as it was. A requeue
-        would count against the delivery limit.
         False if the session is lost. The original is acknowledged only after the confirm, so a
         crash can duplicate an event but not lose it.
         """
         publisher = self._publisher
         assert publisher is not None  # noqa: S101  # it has delivered the message
-        service = publisher.service
-        attempt = _attempt(message)
-        delay = failure.delay(attempt, self._delays)
-        headers = {
-            topology.ATTEMPT: attempt + (delay is not None),
-            topology.REASON: failure.reason,
-        }
-        if failure is RETURNED:
-            headers = {topology.ATTEMPT: attempt}
-            target = (topology.exchange("retry", service), self.queue_name)
-        elif delay is None:
-            headers[topology.ERROR_MESSAGE] = failure.message[:_MAX_MESSAGE]
-            headers[topology.CONSUMER] = self.queue_name
-            headers[topology.DEAD_AT] = datetime.now(UTC).isoformat(timespec="milliseconds")
-            target = (topology.exchange("dead", service), self.queue_name)
-            self._log.write(
-                logging.ERROR, "event.dead_lettered", queue=self.queue_name, reason=failure.reason
-            )
-        else:
-            target = (topology.delay_queue(service, delay).name, self.queue_name)
-        header = frames.properties(
-            CONTENT_TYPE, persistent=True, headers=headers, user_id=service, **_names(message)
-        )
+        exchange, headers = self._destination(message, failure, publisher.service)
+        properties = {"headers": headers, **_names(message)}
         while not publisher.lost.is_set():
             try:
-                await publisher.publish_confirmed(*target, header, message.body)
+                await publisher.publish_confirmed(
+                    exchange, self.queue_name, message.body, **properties
+                )
             except ServiceError as error:
                 self._log.write(
                     logging.WARNING,
@@ -203,6 +274,32 @@ class EventConsumer(QueueConsumer):
             else:
                 return True
         return False
+
+    def _destination(
+        self, message: Delivered, failure: Failure, service: str
+    ) -> tuple[str, dict[str, Any]]:
+        """Return the exchange for a failed event, and its headers.
+
+        After a pause the event may be RETURNED to its own queue, as it was: a requeue would count
+        against the delivery limit.
+        """
+        attempt = _attempt(message)
+        if failure is RETURNED:
+            return topology.exchange("retry", service), {topology.ATTEMPT: attempt}
+        delay = failure.delay(attempt, self._delays)
+        if delay is not None:
+            headers = {topology.ATTEMPT: attempt + 1, topology.REASON: failure.reason}
+            return topology.delay_queue(service, delay).name, headers
+        self._log.write(
+            logging.ERROR, "event.dead_lettered", queue=self.queue_name, reason=failure.reason
+        )
+        return topology.exchange("dead", service), {
+            topology.ATTEMPT: attempt,
+            topology.REASON: failure.reason,
+            topology.ERROR_MESSAGE: failure.message[:_MAX_MESSAGE],
+            topology.CONSUMER: self.queue_name,
+            topology.DEAD_AT: datetime.now(UTC).isoformat(timespec="milliseconds"),
+        }
 
 
 def _attempt(message: Delivered) -> int:

@@ -85,6 +85,7 @@ class RpcServer(QueueConsumer):
         self._refusing: dict[object, asyncio.Task[None]] = {}
         self._deleted: set[str] = set()
         """Routes whose queue was deleted when this server stopped."""
+        self._stopping = False
         self._log = LimitedLog()
 
     async def start(self, session: BrokerSession) -> None:
@@ -100,16 +101,39 @@ class RpcServer(QueueConsumer):
         self._sender = _ReplySender(controls, service)
         keys = (controls, *self._queues)
         control = [Binding(controls, exchange("control", service), key) for key in keys]
-        own = Queue(name=controls, arguments={}, bindings=control, exclusive=True, auto_delete=True)
+        own = self._control_queue = Queue(
+            name=controls, arguments={}, bindings=control, exclusive=True, auto_delete=True
+        )
         await self._controls.consume([controls], self._on_control, declared=[own], no_ack=True)
         await self._channel.consume(
             self._queues.values(),
             self._passing_to(self._channel),
-            declared=[method_queue(service, name, r) for r, name in self._queues.items()],
+            declared=self._method_queues(),
             # after the start of the consumer: a draining server unbinds if it sees no other
             bound=self._bindings(self._queues),
         )
         self._connection = connection
+
+    def _method_queues(self) -> list[Queue]:
+        return [method_queue(self._service, name, route) for route, name in self._queues.items()]
+
+    def connection(self, session: BrokerSession) -> BrokerConnection | None:
+        """See Watched.connection."""
+        return session.publishing if self.active and not self._stopping else None
+
+    def own(self) -> Sequence[Queue | Binding]:
+        """See Watched.own."""
+        return [self._control_queue, *self._method_queues(), *self._bindings(self._queues)]
+
+    def restored(self) -> None:
+        """See Watched.restored."""
+
+    def foreign(self) -> Sequence[Binding]:
+        """See Watched.foreign."""
+        return []
+
+    def checked(self, missing: bool) -> None:
+        """See Watched.checked."""
 
     def _bindings(self, routes: Iterable[str]) -> list[Binding]:
         name = exchange("calls", self._service)
@@ -341,6 +365,7 @@ class RpcServer(QueueConsumer):
             self._running[message].cancel()
 
     async def _stop_consuming(self, connection: BrokerConnection) -> None:
+        self._stopping = True
         await self._drain()
         await self._channel.stop_consuming(self._queues.values())
         # Without its queue, no other server gets the calls of a route that were not started.

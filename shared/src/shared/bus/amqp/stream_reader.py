@@ -11,11 +11,16 @@ from uuid import uuid4
 import structlog
 from aio_pika import Message
 
-from shared.bus.amqp.broker_connection import BROKER_ERRORS, MessageChannel, broker_errors
+from shared.bus.amqp.broker_connection import (
+    BROKER_ERRORS,
+    BrokerConnection,
+    MessageChannel,
+    broker_errors,
+)
 from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.frames import Delivered
 from shared.bus.amqp.queue_consumer import QueueConsumer, event_owner
-from shared.bus.amqp.topology import event_bindings, event_stream, exchange
+from shared.bus.amqp.topology import Binding, Queue, event_bindings, event_stream, exchange
 from shared.bus.message_bus import EventHandler
 from shared.limited_log import LimitedLog
 
@@ -85,6 +90,24 @@ class StreamReader(QueueConsumer):
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
 
+    def connection(self, session: BrokerSession) -> BrokerConnection | None:
+        """See Watched.connection."""
+        return session.consuming if self.complete else None
+
+    def own(self) -> Sequence[Queue]:
+        """See Watched.own."""
+        return [self._stream]
+
+    def restored(self) -> None:
+        """See Watched.restored."""
+
+    def foreign(self) -> Sequence[Binding]:
+        """See Watched.foreign."""
+        return event_bindings(self._stream.name, self._types)
+
+    def checked(self, missing: bool) -> None:
+        """See Watched.checked."""
+
     async def _read(self, session: BrokerSession) -> None:
         while True:
             error = "the channel was closed"
@@ -107,7 +130,7 @@ class StreamReader(QueueConsumer):
             arrived.put_nowait(None)
 
         async with asyncio.timeout(self._replay_seconds) as limit:
-            stream = event_stream(session.service, self.queue_name)
+            stream = self._stream = event_stream(session.service, self.queue_name)
             await connection.declare(stream, *event_bindings(stream.name, self._types))
             channel = await connection.channel(prefetch=_PREFETCH, on_lost=on_lost)
             consuming = False

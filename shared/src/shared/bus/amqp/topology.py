@@ -120,9 +120,11 @@ class Exchange:
     name: str
     type: str
 
-    def frames(self) -> Iterator[Frame]:
-        """Return the method that declares it."""
-        yield ExchangeClass.Declare(exchange=self.name, exchange_type=self.type, durable=True)
+    def frames(self, *, passive: bool = False) -> Iterator[Frame]:
+        """Return the method that declares it, or only checks that it exists."""
+        yield ExchangeClass.Declare(
+            exchange=self.name, exchange_type=self.type, durable=True, passive=passive
+        )
 
 
 def service_exchanges(service: str) -> list[Exchange]:
@@ -138,8 +140,8 @@ class Binding:
     exchange: str
     key: str
 
-    def frames(self) -> Iterator[Frame]:
-        """Return the method that declares it."""
+    def frames(self, *, passive: bool = False) -> Iterator[Frame]:
+        """Return the method that declares it; no method only checks that it exists."""
         yield QueueClass.Bind(queue=self.queue, exchange=self.exchange, routing_key=self.key)
 
     def removal(self) -> Frame:
@@ -168,12 +170,13 @@ class Queue:
     own_exchange: bool = False
     """Whether a fanout exchange of the same name belongs to the queue."""
 
-    def frames(self) -> Iterator[Frame]:
-        """Return the methods that declare it and its bindings."""
+    def frames(self, *, passive: bool = False) -> Iterator[Frame]:
+        """Return the methods that declare it and its bindings, or only check that it exists."""
         if self.own_exchange:
-            yield from Exchange(self.name, "fanout").frames()
+            yield from Exchange(self.name, "fanout").frames(passive=passive)
         yield QueueClass.Declare(
             queue=self.name,
+            passive=passive,
             durable=not self.exclusive,
             exclusive=self.exclusive,
             auto_delete=self.auto_delete,

@@ -1,0 +1,338 @@
+"""Messages of a service that is not entitled to send them, and services that are missing."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import aio_pika
+import pytest
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from aiormq.exceptions import ChannelPreconditionFailed
+from pydantic import SecretStr
+from structlog.testing import capture_logs
+
+from postbus.bus.v1 import Control, Event, Reply
+from shared.bus import Call
+from shared.bus.amqp import connect
+from shared.bus.amqp import publishers as publishers_module
+from shared.bus.amqp.amqp_bus import AmqpBus
+from shared.bus.message_bus import Failure
+from shared.errors import ServiceError
+from shared.wire import decode, encode
+from tests.conftest import new_vhost
+from tests.messages import CALLS, CONTROL, EVENTS, message, reply_queue
+
+Unique = Callable[[str], str]
+
+
+@asynccontextmanager
+async def opened(vhost: str, service: str = "test") -> AsyncIterator[AmqpBus]:
+    async with connect(SecretStr(vhost), service, delays=(0.02,), keep_events=True) as bus:
+        await bus.wait_ready()
+        yield bus
+
+
+@pytest.fixture
+async def bus(vhost: str) -> AsyncIterator[AmqpBus]:
+    async with opened(vhost) as bus:
+        yield bus
+
+
+@pytest.fixture
+async def channel(vhost: str) -> AsyncIterator[AbstractChannel]:
+    async with await aio_pika.connect(vhost) as connection:
+        yield await connection.channel()
+
+
+async def take(channel: AbstractChannel, queue: str) -> AbstractIncomingMessage:
+    """Wait for a message of a queue and return it."""
+    source = await channel.get_queue(queue, ensure=False)
+    async with asyncio.timeout(5):
+        while (found := await source.get(fail=False)) is None:  # noqa: ASYNC110  # polls
+            await asyncio.sleep(0.02)
+    await found.ack()
+    return found
+
+
+def a_call(payload: bytes = b"", seconds: float = 5) -> Call:
+    return Call.new(payload, deadline=time.time() + seconds)
+
+
+async def publish_as_a_relay(bus: AmqpBus, event: Event) -> None:
+    """Publish an event, again until a queue takes it."""
+    while True:
+        try:
+            await bus.publish(event)
+        except ServiceError:
+            await asyncio.sleep(0.05)
+        else:
+            return
+
+
+def recorded(handled: list[str]) -> Callable[[str, bytes], Awaitable[bytes]]:
+    """Return a handler of calls that records their routes."""
+
+    async def handler(route: str, _body: bytes) -> bytes:
+        handled.append(route)
+        return encode(Reply(payload=b"here"))
+
+    return handler
+
+
+async def test_every_message_names_its_sender(
+    bus: AmqpBus, channel: AbstractChannel, unique: Unique
+) -> None:
+    route, event = unique("postbus.test.v1.Route"), unique("postbus.test.v1.Event")
+    queue, name = await channel.declare_queue(exclusive=True), unique("queue.")
+    for exchange, key in ((CALLS, route), (CONTROL, route), (EVENTS, event)):
+        await queue.bind(exchange, key)
+
+    async def refuse(_body: bytes) -> Failure | None:
+        return Failure(reason="BAD", message="Bad.", retry=False)
+
+    subscription = await bus.subscribe([event], refuse, queue=name)
+    call = asyncio.create_task(bus.call(route, a_call()))
+    await bus.publish(Event(id="1", type=event))
+    found = [await take(channel, queue.name) for _ in range(2)]
+    call.cancel()
+    found += [await take(channel, queue.name), await take(channel, f"{name}.dead")]
+
+    assert [each.user_id for each in found] == ["test"] * 4
+    assert str(found[0].reply_to or found[1].reply_to).startswith("test.replies.")
+    await subscription.cancel()
+
+
+async def test_account_cannot_send_as_another_service(unique: Unique) -> None:
+    """The accounts of services have no tag `impersonator`, unlike the account of the tests."""
+    async with (
+        new_vhost(unique("test_"), tags="") as url,
+        await aio_pika.connect(url) as connection,
+    ):
+        channel = await connection.channel()
+        queue = await channel.declare_queue(exclusive=True)
+
+        with pytest.raises(ChannelPreconditionFailed, match="user_id"):
+            await channel.default_exchange.publish(message(b"x"), queue.name)
+
+
+@pytest.mark.parametrize("retried", [False, True], ids=["event", "retry"])
+async def test_event_of_another_service_than_its_owner_is_a_dead_letter(
+    vhost: str, channel: AbstractChannel, unique: Unique, retried: bool
+) -> None:
+    event, name, handled = unique("postbus.owner.v1.Event"), unique("queue."), list[str]()
+
+    async def keep(body: bytes) -> Failure | None:
+        handled.append(decode(Event, body).id)
+        return None
+
+    async with opened(vhost, "owner") as owner, opened(vhost) as consumer:
+        subscription = await consumer.subscribe([event], keep, queue=name)
+        exchange = await channel.get_exchange(
+            "postbus.retry.test" if retried else "postbus.events.owner"
+        )
+        for sender in ("neighbour", None):
+            forged = aio_pika.Message(encode(Event(id="forged", type=event)), user_id=sender)
+            await exchange.publish(forged, name if retried else event)
+        own_type = Event(id="forged", type=unique("postbus.neighbour.v1.Event"))
+        await exchange.publish(
+            aio_pika.Message(encode(own_type), user_id="owner"), name if retried else event
+        )
+        await owner.publish(Event(id="genuine", type=event))
+
+        letters = [await take(channel, f"{name}.dead") for _ in range(3)]
+        assert {each.headers["x-postbus-reason"] for each in letters} == {"FORGED"}
+        assert handled == ["genuine"]
+        await subscription.cancel()
+
+
+async def test_delayed_event_of_the_old_topology_is_handled(
+    vhost: str, channel: AbstractChannel, unique: Unique
+) -> None:
+    """The old delay queues have no accounts, and send to the default exchange."""
+    event, name, handled = unique("postbus.owner.v1.Event"), unique("queue."), asyncio.Event()
+    arguments: dict[str, str | int] = {
+        "x-queue-type": "quorum",
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": name,
+        "x-message-ttl": 100,
+    }
+    delay = f"postbus.delay.{unique('')}ms"
+    await channel.declare_queue(delay, durable=True, arguments=dict(arguments))
+
+    async def keep(_body: bytes) -> Failure | None:
+        handled.set()
+        return None
+
+    async with opened(vhost) as bus:
+        subscription = await bus.subscribe([event], keep, queue=name)
+        old = aio_pika.Message(encode(Event(id="1", type=event)))
+        await channel.default_exchange.publish(old, delay)
+        async with asyncio.timeout(5):
+            await handled.wait()
+        await subscription.cancel()
+
+
+async def test_reader_of_a_stream_skips_events_of_another_service_than_their_owner(
+    vhost: str, channel: AbstractChannel, unique: Unique
+) -> None:
+    event, handled = unique("postbus.owner.v1.Event"), asyncio.Queue[str]()
+
+    async def keep(body: bytes) -> Failure | None:
+        handled.put_nowait(decode(Event, body).id)
+        return None
+
+    async with opened(vhost, "owner") as owner, opened(vhost) as reader:
+        subscription = await reader.read_stream(unique("stream."), [event], keep, seconds=60)
+        exchange = await channel.get_exchange("postbus.events.owner")
+        forged = aio_pika.Message(encode(Event(id="forged", type=event)), user_id="neighbour")
+        await exchange.publish(forged, event)
+        await owner.publish(Event(id="genuine", type=event))
+
+        async with asyncio.timeout(5):
+            assert await handled.get() == "genuine"
+        await subscription.cancel()
+
+
+@pytest.mark.parametrize(
+    ("user_id", "reply_to"),
+    [(None, "test.replies.x"), ("test", ""), ("test", "other.replies.x"), ("other", "test.x")],
+)
+async def test_call_without_a_proven_sender_is_dropped(
+    bus: AmqpBus, channel: AbstractChannel, unique: Unique, user_id: str | None, reply_to: str
+) -> None:
+    route, handled = unique("postbus.test.v1.Route"), list[str]()
+    server = await bus.serve(unique("queue."), [route], recorded(handled))
+    exchange = await channel.get_exchange(CALLS)
+
+    with capture_logs() as lines:
+        for _ in range(20):
+            forged = aio_pika.Message(a_call().request, user_id=user_id, reply_to=reply_to or None)
+            await exchange.publish(forged, route)
+        assert (await bus.call(route, a_call())).payload == b"here"
+
+    assert handled == [route]
+    assert [line["event"] for line in lines] == ["call.dropped"]
+    await server.cancel()
+
+
+async def test_control_message_without_a_proven_sender_is_ignored(
+    bus: AmqpBus, channel: AbstractChannel, unique: Unique
+) -> None:
+    route, begun, release = unique("postbus.test.v1.Route"), asyncio.Event(), asyncio.Event()
+
+    async def hold(_route: str, _body: bytes) -> bytes:
+        begun.set()
+        await release.wait()
+        return encode(Reply(payload=b"here"))
+
+    server = await bus.serve(unique("queue."), [route], hold)
+    replies = await reply_queue(channel)
+    sent = message(a_call().request, reply_to=replies.name, correlation_id="1")
+    await (await channel.get_exchange(CALLS)).publish(sent, route)
+    await begun.wait()
+    cancel = encode(Control(reply_to=replies.name, correlation_id="1", cancel=True))
+    controls = await channel.get_exchange(CONTROL)
+    await controls.publish(aio_pika.Message(cancel, user_id="neighbour"), route)
+    await controls.publish(aio_pika.Message(cancel), route)
+    await bus.broadcast(route, a_call(seconds=0.2))  # arrives after the cancellations
+    release.set()
+
+    assert decode(Reply, (await take(channel, replies.name)).body).payload == b"here"
+    await server.cancel()
+
+
+async def test_missing_exchange_of_a_service_is_no_route_for_that_service_only(
+    bus: AmqpBus, unique: Unique
+) -> None:
+    route = unique("postbus.test.v1.Route")
+    server = await bus.serve(unique("queue."), [route], recorded([]))
+    session, missing = bus._session, f"postbus.{unique('missing')}.v1.Route"
+
+    for _ in range(3):
+        with pytest.raises(ServiceError, match="NO_ROUTE"):
+            await bus.call(missing, a_call())
+        assert (await bus.call(route, a_call())).payload == b"here"
+    await bus.broadcast(missing, a_call(seconds=0.1))
+    assert (await bus.call(route, a_call())).payload == b"here"
+
+    assert bus._session is session
+    await server.cancel()
+
+
+async def test_service_that_starts_later_is_called(
+    vhost: str, bus: AmqpBus, unique: Unique
+) -> None:
+    service = unique("late")
+    route = f"postbus.{service}.v1.Route"
+    with pytest.raises(ServiceError, match="NO_ROUTE"):
+        await bus.call(route, a_call())
+
+    async with opened(vhost, service) as late:
+        server = await late.serve("late", [route], recorded([]))
+        async with asyncio.timeout(5):
+            while True:
+                try:
+                    await bus.call(route, a_call())
+                except ServiceError as error:
+                    assert error.reason == "NO_ROUTE"  # noqa: PT017
+                    await asyncio.sleep(0.05)
+                else:
+                    break
+        await server.cancel()
+
+
+async def test_consumer_of_a_service_that_starts_later_gets_its_events(
+    vhost: str, bus: AmqpBus, unique: Unique
+) -> None:
+    service, handled = unique("late"), asyncio.Queue[str]()
+    event = f"postbus.{service}.v1.Event"
+
+    async def keep(body: bytes) -> Failure | None:
+        handled.put_nowait(decode(Event, body).id)
+        return None
+
+    named = await bus.subscribe([event], keep, queue=unique("queue."))
+    unnamed = await bus.subscribe([event], keep)
+    session = bus._session
+    async with opened(vhost, service) as late, asyncio.timeout(15):
+        for number in range(40):
+            await publish_as_a_relay(late, Event(id=str(number), type=event))
+            await asyncio.sleep(0.05)
+        received = set[str]()
+        while received != {str(number) for number in range(40)}:
+            received.add(await handled.get())
+    assert bus._session is session
+    await asyncio.gather(named.cancel(), unnamed.cancel())
+
+
+async def test_number_of_channels_to_other_services_is_bounded(
+    bus: AmqpBus, unique: Unique, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert publishers_module._MAX_CHANNELS == 64
+    monkeypatch.setattr(publishers_module, "_MAX_CHANNELS", 0)
+    with pytest.raises(ServiceError, match="NO_ROUTE"):
+        await bus.call(unique("postbus.test.v1.Route"), a_call())
+
+
+async def test_method_of_one_of_two_contracts_is_called_at_the_server_that_knows_it(
+    vhost: str, unique: Unique
+) -> None:
+    queue = unique("queue.")
+    old, new = unique("postbus.test.v1.Route"), unique("postbus.test.v1.Route")
+    by_old, by_new = list[str](), list[str]()
+    async with opened(vhost) as first, opened(vhost) as second:
+        older = await first.serve(queue, [old], recorded(by_old))
+        newer = await second.serve(queue, [old, new], recorded(by_new))
+
+        for _ in range(20):
+            assert (await first.call(new, a_call())).payload == b"here"
+            await first.call(old, a_call())
+        await newer.cancel()
+        with pytest.raises(ServiceError, match="NO_ROUTE"):
+            await first.call(new, a_call())
+
+        assert set(by_old) == {old}
+        assert by_new.count(new) == 20
+        assert old in by_new
+        await older.cancel()
