@@ -12,11 +12,13 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from postbus.bus.v1 import Event
-from shared.bus.amqp import AmqpBus, connect
+from shared.bus.amqp import AmqpBus, connect, topology
+from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.event_consumer import EventConsumer
-from shared.bus.amqp.pause import HOLD_SECONDS
+from shared.bus.amqp.pause import HOLD_SECONDS, RETURNED, Pause
 from shared.bus.message_bus import Failure
-from shared.wire import decode
+from shared.limited_log import LimitedLog
+from shared.wire import decode, encode
 from tests.proxy import Proxy
 
 Unique = Callable[[str], str]
@@ -328,6 +330,53 @@ async def test_events_that_are_held_for_too_long_are_returned_and_taken_again(
     ]
     await subscription.cancel()
     assert await ready_in(vhost, queue) == 0
+
+
+async def test_event_that_is_held_for_too_long_is_returned(vhost: str, unique: Unique) -> None:
+    queue, handler = topology.consumer_queue("test", unique("test.queue.")), Handler()
+    handler.down.set()
+    async with BrokerSession.open(vhost, "test") as session:
+        await session.consuming.declare(queue)
+        channel = await session.consuming.channel(prefetch=1)
+        await channel.consume([queue.name], lambda _: None)
+        pause = Pause(queue.name, channel, handler, prefetch=1, log=LimitedLog(), hold_seconds=0.5)
+
+        async with asyncio.timeout(5):
+            result = await pause.outlast(encode(Event(id="1")), DOWN)
+        await pause.stop()
+
+    assert result is RETURNED
+
+
+async def test_resumed_consumer_takes_no_more_than_it_can_hold(
+    bus: AmqpBus, vhost: str, unique: Unique
+) -> None:
+    event, queue, handler = unique("postbus.test.v1.Event"), unique("test.queue."), Handler()
+    released, running = asyncio.Event(), set[str]()
+    handler.together = 32
+
+    async def hang_after_the_first(body: bytes) -> Failure | None:
+        failure = await handler(body)
+        if failure is None and len(handler.handled) > 1:
+            running.add(decode(Event, body).id)
+            await released.wait()
+        return failure
+
+    handler.down.set()
+    subscription = await bus.subscribe([event], hang_after_the_first, queue=queue)
+    await publish(bus, event, *map(str, range(100)))
+    await handler.until_taken(33)
+    handler.down.clear()
+    async with asyncio.timeout(10):
+        while len(running) < 32:  # noqa: ASYNC110  # polls
+            await asyncio.sleep(0.01)
+
+    assert len(set(handler.taken)) <= 34
+    released.set()
+    await handler.until(*map(str, range(100)))
+    await publish(bus, event, *(f"again {number}" for number in range(3)))
+    await handler.until("again 2")
+    await subscription.cancel()
 
 
 async def test_pause_is_logged_at_its_begin_and_end(bus: AmqpBus, unique: Unique) -> None:

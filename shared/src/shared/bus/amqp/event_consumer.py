@@ -91,7 +91,6 @@ class EventConsumer(QueueConsumer):
         self._missing = bool(await bind_present(connection, self._events))
         self._publisher = session
         self._channel = await self._open_channel(connection, prefetch=self._prefetch)
-        self._cancel_waiting()
         self._pause = self._new_pause()
         await self._channel.consume([self._queue], self._passing_to(self._channel))
         self._connection = connection
