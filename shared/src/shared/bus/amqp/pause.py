@@ -104,7 +104,8 @@ class Pause:
             return await self._handle_again(held, body)
         finally:
             self._held.remove(held)
-            self._wake.set()
+            if not self._held:
+                self._wake.set()
 
     async def _handle_again(self, held: _Held, body: bytes) -> Failure | None:
         while await self._turn(held):
@@ -132,7 +133,8 @@ class Pause:
         if self._held or self.suspended:
             self._successes += 1
             self._available = True
-            self._wake.set()
+            if self.suspended:
+                self._wake.set()
 
     async def stop(self) -> None:
         """Return the held deliveries, and change the consumer no more."""
@@ -180,20 +182,22 @@ class Pause:
                 await self._wake.wait()
         self._wake.clear()
 
+    def _waiting(self) -> list[tuple[_Held, asyncio.Future[bool]]]:
+        """Return the deliveries that wait for their turn, the longest first."""
+        return [(held, held.turn) for held in self._held if held.turn and not held.turn.done()]
+
     def _give_turns(self, *, permit: bool, number: int | None = None) -> None:
         """Let the deliveries that wait longest have their turn: `number`, or all."""
-        waiting = [held for held in self._held if held.turn is not None and not held.turn.done()]
-        for held in waiting[:number]:
-            assert held.turn is not None  # noqa: S101
-            held.turn.set_result(permit)
+        for held, turn in self._waiting()[:number]:
+            turn.set_result(permit)
             self._held.remove(held)
             self._held.append(held)
 
     def _return_expired(self) -> None:
         oldest = self._loop.time() - self._hold_seconds
-        for held in self._held:
-            if held.since <= oldest and held.turn is not None and not held.turn.done():
-                held.turn.set_result(False)
+        for held, turn in self._waiting():
+            if held.since <= oldest:
+                turn.set_result(False)
 
     async def _suspend(self, reason: str) -> None:
         if not self.suspended:
