@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import aio_pika
 import pytest
@@ -17,6 +18,7 @@ from shared.bus import Call
 from shared.bus.amqp import connect
 from shared.bus.amqp import publishers as publishers_module
 from shared.bus.amqp.amqp_bus import AmqpBus
+from shared.bus.amqp.broker_connection import BrokerConnection, MessageChannel
 from shared.bus.message_bus import Failure
 from shared.errors import ServiceError
 from shared.wire import decode, encode
@@ -336,3 +338,22 @@ async def test_method_of_one_of_two_contracts_is_called_at_the_server_that_knows
         assert by_new.count(new) == 20
         assert old in by_new
         await older.cancel()
+
+
+async def test_channel_of_a_missing_exchange_is_opened_twice_a_second_at_most(
+    bus: AmqpBus, unique: Unique, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, channel = list[float](), BrokerConnection.channel
+
+    async def counted(self: BrokerConnection, **options: Any) -> MessageChannel:
+        if "missing" in options.get("exchange", ""):
+            opened.append(time.monotonic())
+        return await channel(self, **options)
+
+    monkeypatch.setattr(BrokerConnection, "channel", counted)
+    route, end = f"postbus.{unique('missing')}.v1.Route", time.monotonic() + 1.2
+    while time.monotonic() < end:
+        with pytest.raises(ServiceError, match="NO_ROUTE"):
+            await bus.call(route, a_call())
+
+    assert 1 <= len(opened) <= 3

@@ -5,7 +5,7 @@ import itertools
 import os
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
@@ -235,12 +235,9 @@ class BrokerSession:
         for route, sender in list(self._senders.items()):
             if sender.channel is channel:
                 del self._senders[route]
-                for reply in sender.pending.values():
-                    if not reply.done():
-                        reply.set_exception(_connection_lost())
-        for stream in self._streams.values():
-            if stream.sender.channel is channel:
-                stream.put(_connection_lost())
+                _fail_lost(sender.pending.values(), ())
+        streams = self._streams.values()
+        _fail_lost((), [each for each in streams if each.sender.channel is channel])
 
     def _budget(self, call: Call) -> float:
         """Return the remaining seconds; raise if there are none, or if nothing can be sent."""
@@ -413,11 +410,7 @@ class BrokerSession:
         self.lost.set()
         self.publishing.mark_lost()
         self.consuming.mark_lost()
-        for reply in self._calls.values():
-            if not reply.done():
-                reply.set_exception(_connection_lost())
-        for stream in self._streams.values():
-            stream.put(_connection_lost())
+        _fail_lost(self._calls.values(), self._streams.values())
 
 
 class _CallSender:
@@ -531,6 +524,14 @@ def _random_ids() -> list[str]:
 def _expire(reply: "asyncio.Future[bytes]") -> None:
     if not reply.done():
         reply.set_exception(deadline_exceeded())
+
+
+def _fail_lost(replies: "Iterable[asyncio.Future[bytes]]", streams: Iterable[_Stream]) -> None:
+    for reply in replies:
+        if not reply.done():
+            reply.set_exception(_connection_lost())
+    for stream in streams:
+        stream.put(_connection_lost())
 
 
 def _no_route() -> ServiceError:

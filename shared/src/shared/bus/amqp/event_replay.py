@@ -57,6 +57,8 @@ async def replay(
                             channel.ack(message.tag)
             finally:
                 if not channel.closed:
+                    # no message may arrive while the channel closes
+                    await channel.stop_consuming([EVENT_STREAM])
                     await connection.close_channel(channel)
     except BROKER_ERRORS as error:
         _log.error("consumer.lost_events", queue=queue, error=repr(error)[:200])
