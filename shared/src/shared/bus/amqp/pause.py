@@ -146,10 +146,9 @@ class Pause:
         """Let go of the held deliveries."""
         self._ended = True
         self._wake.set()
-        self._give_turns(permit=False)
 
     async def _probe(self, reason: str) -> None:
-        """Probe until nothing is held and the queue is consumed."""
+        """Probe until nothing is held and the queue is consumed, or until the end."""
         await self._suspend(reason)
         delay = _FIRST_DELAY
         await self._sleep(delay, wakes=False)  # handlers that began before the failure may succeed
