@@ -160,7 +160,7 @@ seed: _setup
 repair: _setup
     @exec {{ quote(python) }} -m tools repair
 
-# list, show, replay or drop dead letters: just dlq [show|replay|drop QUEUE] [ID...]
+# show dead letters and delayed events: just dlq [show|replay|drop|release] [QUEUE] [ID...]
 [group('data')]
 [no-exit-message]
 [positional-arguments]

@@ -218,7 +218,7 @@ _COMMANDS: dict[str, tuple[str, Command]] = {
     "remove-service": ("remove a service and its entries in other files", _remove_service),
     "seed": ("add users and posts to a running system", _seed),
     "migrate": ("migrate the databases", _migrate),
-    "dlq": ("list, show, replay or drop dead letters", _dlq),
+    "dlq": ("list, show, replay or drop dead letters; release delayed events", _dlq),
     "secrets": ("write .env for docker compose, once", _secrets),
     "rotate-keys": (
         "sign access tokens with the next key, and generate a new next key",

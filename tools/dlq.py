@@ -1,4 +1,4 @@
-"""`just dlq`: list, show, replay and drop dead letters."""
+"""`just dlq`: list, show, replay and drop dead letters; list and release delayed events."""
 
 import argparse
 import asyncio
@@ -8,25 +8,30 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import aio_pika
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
-from aiormq.exceptions import ChannelNotFoundEntity
+import httpx
+from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 from google.protobuf.json_format import MessageToDict
 
 from postbus.bus.v1 import Event
-from postbus.registry import EVENTS
 from shared.bus.amqp import topology
 from shared.errors import ServiceError
 from shared.wire import decode, parse
 from tools.accounts.rights import OPERATOR
-from tools.paths import SECRETS, SERVICES
+from tools.broker_queues import (
+    durable_queues,
+    messages_of,
+    open_retry_exchange,
+    return_to_consumer,
+    state_of,
+)
+from tools.delayed_events import delay_queues, list_delayed, release
+from tools.paths import SECRETS
 from tools.secrets import Secrets
 from tools.servers import servers
 from tools.servers.addresses import service_url
 
 __all__ = ["add_arguments", "dlq", "run"]
 
-_MAX_LETTERS: Final = 10_000
-"""Dead letters of a queue that one command reads."""
 _MAX_BODY: Final = 1000
 """Bytes of a malformed event that are shown."""
 _SUFFIX: Final = ".dead"
@@ -35,10 +40,14 @@ _SUFFIX: Final = ".dead"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the arguments of the command."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
-    actions.add_parser("list", help="count the dead letters (the default)")
+    actions.add_parser("list", help="count dead letters and delayed events (the default)")
     show = actions.add_parser("show", help="print the dead letters of a queue, oldest first")
     replay = actions.add_parser("replay", help="return dead letters to their consumer")
     drop = actions.add_parser("drop", help="delete dead letters")
+    release = actions.add_parser("release", help="end the delays of events")
+    release.add_argument(
+        "queue", metavar="QUEUE", nargs="?", help="the queue of a consumer; all if none is given"
+    )
     for action in (show, replay, drop):
         action.add_argument(
             "queue", metavar="QUEUE", help="the name of a queue, as `just dlq` lists it"
@@ -54,16 +63,22 @@ def dlq(options: argparse.Namespace) -> int:
     with servers("dlq") as addresses:
         secrets = Secrets.load_or_create(SECRETS)
         url = service_url(addresses.amqp_url, "rabbitmq", OPERATOR, secrets)
-        return asyncio.run(run(url, options))
+        return asyncio.run(run(url, addresses.amqp_management_url, options))
 
 
-async def run(url: str, options: argparse.Namespace) -> int:
-    """Run the command at the broker with this URL; return the exit code."""
+async def run(url: str, management_url: str, options: argparse.Namespace) -> int:
+    """Run the command at the broker with these URLs; return the exit code."""
     async with await aio_pika.connect(url) as connection:
-        if options.action in {None, "list"}:
-            return await _list(connection)
-        letters = options.queue.endswith(_SUFFIX)
-        if not letters or await _count(connection, options.queue) is None:
+        if options.action in {None, "list", "release"}:
+            try:
+                queues = await durable_queues(management_url, url)
+            except httpx.HTTPError as error:
+                print(f"dlq: the management API of RabbitMQ is unavailable: {error}")
+                return 1
+            if options.action == "release":
+                return await release(connection, delay_queues(queues), options.queue)
+            return await _list(connection, queues)
+        if not options.queue.endswith(_SUFFIX) or not await state_of(connection, options.queue):
             print(f"dlq: there is no queue {options.queue}: see `just dlq`")
             return 1
         if options.action == "show":
@@ -73,51 +88,44 @@ async def run(url: str, options: argparse.Namespace) -> int:
         return await _drop(connection, options.queue, options.ids, yes=options.yes)
 
 
-async def _list(connection: aio_pika.abc.AbstractConnection) -> int:
-    found = False
-    for name in sorted(f"{service}.{event}.dead" for service in SERVICES for event in EVENTS):
-        if count := await _count(connection, name):
-            async with _letters(connection, name) as letters:
-                print(f"{count:8}  {name}  (oldest: {_reason(letters[0])}, {_time(letters[0])})")
+async def _list(connection: AbstractConnection, queues: Sequence[str]) -> int:
+    found, delays = False, delay_queues(queues)
+    for name in queues:
+        messages, consumers = await state_of(connection, name) or (0, 1)
+        if name.endswith(_SUFFIX):
+            if messages:
+                async with _letters(connection, name) as letters:
+                    oldest = f"{_reason(letters[0])}, {_time(letters[0])}" if letters else ""
+                print(f"{messages:8}  {name}  (oldest: {oldest})")
+                found = True
+        elif name not in delays and not consumers:
+            print(f"{messages:8}  {name}  has no consumer")
             found = True
-    if not found:
-        print("dlq: no dead letters")
+    if not (await list_delayed(connection, delays) or found):
+        print("dlq: no dead letters, no delayed events, and every queue has a consumer")
     return 0
 
 
-async def _show(connection: aio_pika.abc.AbstractConnection, queue: str, limit: int) -> int:
+async def _show(connection: AbstractConnection, queue: str, limit: int) -> int:
     async with _letters(connection, queue) as letters:
         for letter in letters[:limit]:
             print(json.dumps(_document(letter), indent=2, ensure_ascii=False))
     return 0
 
 
-async def _replay(
-    connection: aio_pika.abc.AbstractConnection, queue: str, ids: Sequence[str]
-) -> int:
+async def _replay(connection: AbstractConnection, queue: str, ids: Sequence[str]) -> int:
     target = queue.removesuffix(_SUFFIX)
     async with _letters(connection, queue) as letters:
         selected = _select(letters, ids)
-        channel = await connection.channel(on_return_raises=True)
-        service = target.partition(".")[0]
-        retry = await channel.get_exchange(topology.exchange("retry", service), ensure=False)
-        for letter in selected:  # acknowledged only once the broker has confirmed the copy
-            copy = aio_pika.Message(
-                letter.body,
-                content_type=letter.content_type,
-                delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-                message_id=letter.message_id,
-                type=letter.type,
-                user_id=service,  # the consumer accepts retries of its own service
-            )
-            await retry.publish(copy, target)
-            await letter.ack()
+        retry = await open_retry_exchange(connection, target)
+        for letter in selected:
+            await return_to_consumer(retry, letter, target)
     print(f"dlq: {len(selected)} returned to {target}")
     return 0 if len(selected) == len(ids) or not ids else 1
 
 
 async def _drop(
-    connection: aio_pika.abc.AbstractConnection, queue: str, ids: Sequence[str], *, yes: bool
+    connection: AbstractConnection, queue: str, ids: Sequence[str], *, yes: bool
 ) -> int:
     async with _letters(connection, queue) as letters:
         selected = _select(letters, ids)
@@ -132,31 +140,11 @@ async def _drop(
 
 @asynccontextmanager
 async def _letters(
-    connection: aio_pika.abc.AbstractConnection, queue: str
+    connection: AbstractConnection, queue: str
 ) -> AsyncIterator[list[AbstractIncomingMessage]]:
-    """Fetch the messages of a queue, oldest first.
-
-    Messages that are not acknowledged in the block are requeued.
-    """
-    channel = await connection.channel()
-    source = await channel.get_queue(queue, ensure=False)
-    letters: list[AbstractIncomingMessage] = []
-    while len(letters) < _MAX_LETTERS and (letter := await source.get(fail=False)) is not None:
-        letters.append(letter)
-    try:
+    """Fetch the messages of a queue, oldest first; see `messages_of`."""
+    async with messages_of(connection, queue) as letters:
         yield sorted(letters, key=_time)  # requeued messages may be last in the queue
-    finally:
-        await channel.close()
-
-
-async def _count(connection: aio_pika.abc.AbstractConnection, queue: str) -> int | None:
-    channel: AbstractChannel = await connection.channel()
-    try:
-        declared = await channel.declare_queue(queue, passive=True)
-    except ChannelNotFoundEntity:
-        return None
-    await channel.close()
-    return declared.declaration_result.message_count or 0
 
 
 def _select(

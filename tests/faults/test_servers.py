@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
+import aio_pika
 import httpx
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from tests.conftest import Place, new_vhost
-from tests.people import ask, sign_up
+from tests.people import Client, ask, eventually, sign_up
 from tests.proxy import Proxy
 from tests.system import System, run_system
 from tests.tokens import TokenMaker
@@ -20,6 +21,7 @@ from tests.tokens import TokenMaker
 Unique = Callable[[str], str]
 Fragile = tuple[System, dict[str, Proxy]]
 
+DELAYS_MS = (1_000, 5_000, 30_000, 120_000, 600_000)
 PARTS = {"rabbitmq": "rabbitmq", "postgresql": "users.postgresql", "mongodb": "posts.mongodb"}
 
 
@@ -94,6 +96,48 @@ async def test_subscriber_that_may_have_missed_events_is_disconnected(
     assert closed.value.rcvd is not None
     assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1013, "EVENTS_INTERRUPTED")
     await system.until_ready()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("outage", ["stalled", "stopped"])
+async def test_events_of_an_outage_have_their_effects_within_3_seconds_after_it(
+    fragile: Fragile, unique: Unique, outage: str
+) -> None:
+    system, proxies = fragile
+    mongodb = proxies["mongodb"]
+    async with httpx.AsyncClient(base_url=system.url, timeout=10) as client:
+        author, *readers = [await sign_up(client, unique("user")) for _ in range(5)]
+
+        if outage == "stalled":
+            mongodb.stall()
+        else:
+            await mongodb.stop()
+        began = time.monotonic()
+        for reader in readers:  # `posts` stores the follow, and a notification
+            path = f"/v1/users/{author.username}/follow"
+            await Client(client, reader).done("PUT", path)
+        await asyncio.sleep(began + 20 - time.monotonic())  # the length of the outage
+        if outage == "stalled":
+            mongodb.flow()
+        else:
+            await mongodb.start()
+        returned = time.monotonic()
+
+        async def all_notified() -> bool:
+            answer = await client.get("/v1/notifications", headers=author.headers)
+            return answer.is_success and len(answer.json()["notifications"]) == len(readers)
+
+        await eventually(all_notified)
+        seconds = time.monotonic() - returned
+        delayed = [await messages_in(system, f"posts.delay.{each}") for each in DELAYS_MS]
+    assert (seconds < 3, delayed) == (True, [0, 0, 0, 0, 0]), seconds
+
+
+async def messages_in(system: System, queue: str) -> int:
+    """Return the number of messages in a queue of the system."""
+    async with await aio_pika.connect(system._environment["POSTBUS_AMQP_URL"]) as connection:
+        declared = await (await connection.channel()).declare_queue(queue, passive=True)
+    return declared.declaration_result.message_count or 0
 
 
 async def test_worker_stops_in_time_while_its_database_is_unavailable(

@@ -1,7 +1,10 @@
 """`just dlq`, on a real broker."""
 
 import argparse
+import asyncio
 import json
+import os
+from datetime import UTC, datetime
 
 import aio_pika
 import pytest
@@ -20,12 +23,14 @@ from tools import dlq
 TYPE = "postbus.posts.v1.PostDeleted"
 QUEUE = f"users.{TYPE}"
 DEAD = f"{QUEUE}.dead"
+TIME = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 async def run(url: str, *arguments: str) -> int:
     parser = argparse.ArgumentParser()
     dlq.add_arguments(parser)
-    return await dlq.run(url, parser.parse_args(arguments))
+    management = os.environ["POSTBUS_AMQP_MANAGEMENT_URL"]
+    return await dlq.run(url, management, parser.parse_args(arguments))
 
 
 async def test_dead_letters_are_listed_shown_replayed_and_dropped(
@@ -68,6 +73,106 @@ async def test_flood_of_dead_letters_writes_one_line(run_id: str) -> None:
     assert [line["event"] for line in lines if line["log_level"] == "error"] == [
         "event.dead_lettered"
     ]
+
+
+async def test_delayed_events_are_listed_and_released_at_once(
+    run_id: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with new_vhost(f"{run_id}_delayed") as url:
+        await delay_events(url, "e1", "e2", "e3")
+
+        assert await run(url) == 0
+        listed = capsys.readouterr().out
+        assert f"       3  {QUEUE}  delayed (oldest event: 2026-01-02T03:04:05+00:00)" in listed
+
+        assert await run(url, "release", "users.other") == 1
+        assert await run(url, "release", QUEUE) == 0
+        assert capsys.readouterr().out.splitlines() == [
+            "dlq: no delayed events of users.other",
+            f"dlq: 3 released to {QUEUE}",
+        ]
+        async with await aio_pika.connect(url) as connection:
+            source = await (await connection.channel()).get_queue(QUEUE, ensure=False)
+            messages = [await source.get() for _ in range(3)]
+        assert [decode(Event, message.body).id for message in messages] == ["e1", "e2", "e3"]
+        assert {message.headers["x-postbus-attempt"] for message in messages} == {2}
+        assert {message.user_id for message in messages} == {"users"}
+        assert await run(url, "release") == 0
+        assert capsys.readouterr().out == "dlq: no delayed events\n"
+
+
+async def test_delayed_event_without_a_consumer_is_not_lost(
+    run_id: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with new_vhost(f"{run_id}_kept") as url:
+        await delay_events(url, "e1")
+        async with await aio_pika.connect(url) as connection:
+            await (await connection.channel()).queue_delete(QUEUE)
+
+        capsys.readouterr()
+        assert await run(url, "release") == 1
+
+        assert capsys.readouterr().out == f"dlq: 1 still delayed: there is no queue {QUEUE}\n"
+        assert await ids_in(url, "users.delay.600000") == ["e1"]
+
+
+async def test_queues_without_a_consumer_are_listed_with_their_length(
+    run_id: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with new_vhost(f"{run_id}_idle") as url, connect(SecretStr(url), "users") as users:
+        await users.wait_ready()
+        await users.subscribe([TYPE], accept, queue=QUEUE)
+        capsys.readouterr()
+        assert await run(url) == 0
+        assert capsys.readouterr().out == (
+            "dlq: no dead letters, no delayed events, and every queue has a consumer\n"
+        )
+
+        async with await aio_pika.connect(url) as connection:
+            channel = await connection.channel()
+            left = await channel.declare_queue("users.left", durable=True)
+            message = aio_pika.Message(b"", user_id="users")
+            await channel.default_exchange.publish(message, left.name)
+            assert await run(url) == 0
+
+    assert capsys.readouterr().out == "       1  users.left  has no consumer\n"
+
+
+async def test_unavailable_management_api_is_named(
+    vhost: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POSTBUS_AMQP_MANAGEMENT_URL", "http://127.0.0.1:1")
+
+    assert await run(vhost) == 1
+
+    assert "dlq: the management API of RabbitMQ is unavailable" in capsys.readouterr().out
+
+
+async def accept(_body: bytes) -> Failure | None:
+    return None
+
+
+async def delay_events(url: str, *ids: str) -> None:
+    """Publish events that fail in their consumer, and stop the consumer."""
+
+    async def fail(_body: bytes) -> Failure | None:
+        return Failure(reason="BUSY", message="Busy.", retry=True)
+
+    async with (
+        connect(SecretStr(url), "posts") as posts,
+        connect(SecretStr(url), "users", delays=(600,)) as users,
+        await aio_pika.connect(url) as connection,
+    ):
+        await posts.wait_ready()
+        subscription = await users.subscribe([TYPE], fail, queue=QUEUE)
+        for id_ in ids:
+            await posts.publish(Event(id=id_, type=TYPE, time=TIME))
+        channel = await connection.channel()
+        waiting = await channel.get_queue("users.delay.600000")
+        async with asyncio.timeout(10):
+            while (await waiting.declare()).message_count != len(ids):  # noqa: ASYNC110  # polls
+                await asyncio.sleep(0.02)
+        await subscription.cancel()
 
 
 async def make_dead_letters(url: str, *ids: str) -> None:

@@ -42,7 +42,8 @@ class Failure:
     retry: bool
     """Whether a retry may succeed; else the event becomes a dead letter immediately."""
     dependency_down: bool = False
-    """Whether a dependency is unavailable. The event is then retried without limit."""
+    """Whether a dependency is unavailable. The event is then retried without limit; over RabbitMQ
+    it is held, and its queue pauses, until the dependency returns."""
 
     def delay(self, attempt: int, delays: Sequence[float]) -> float | None:
         """Return the seconds before the retry after `attempt` (from 1), None for a dead letter."""
@@ -140,7 +141,9 @@ class MessageBus(Protocol):
         """Pass events of `types` to `handler` from now on.
 
         A failed event is retried with growing delays and finally becomes a dead letter of the
-        queue. Its retries do not delay other events.
+        queue. Its retries do not delay other events. While a dependency is unavailable, a named
+        queue pauses: no more events are taken, and those that failed are handled within a second of
+        its return.
         A named `queue` is durable and shared by all its subscribers. Without a name the queue
         belongs to this subscription and is deleted with it or with the connection; `on_gap` is
         called after a reconnect, because events may have been missed.

@@ -160,6 +160,19 @@ class MessageChannel:
         """End the consumers of queues, in one round trip."""
         await self.request_all([Basic.Cancel(consumer_tag=queue) for queue in queues])
 
+    async def replace_consumer(self, old: str, new: str, queue: str, prefetch: int) -> None:
+        """End the consumer with the tag `old`; start another one of a queue unless `prefetch` is 0.
+
+        Its prefetch counts only its own deliveries. The handler is that of `consume`.
+        """
+        methods: list[Frame] = [Basic.Cancel(consumer_tag=old)]
+        if prefetch:
+            self._underlay.consumers[new] = _drop
+            consume = Basic.Consume(queue=queue, consumer_tag=new)
+            methods += [Basic.Qos(prefetch_count=prefetch), consume]
+        await self.request_all(methods)
+        self._underlay.consumers.pop(old, None)
+
     async def request_all(self, methods: Iterable[Frame]) -> list[Any]:
         """Send synchronous methods together; return the replies once all have arrived.
 

@@ -16,6 +16,7 @@ from shared.bus.amqp.broker_connection import BrokerConnection, MessageChannel
 from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.event_replay import replay
 from shared.bus.amqp.frames import Delivered
+from shared.bus.amqp.pause import HOLD_SECONDS, RETURNED, Pause
 from shared.bus.amqp.queue_consumer import QueueConsumer, event_owner
 from shared.bus.amqp.queue_migration import bind_present, declare_or_replace
 from shared.bus.message_bus import EventHandler, Failure
@@ -58,13 +59,17 @@ class EventConsumer(QueueConsumer):
         *,
         on_gap: Callable[[], None] | None,
         delays: Sequence[float],
+        hold_seconds: float = HOLD_SECONDS,
     ) -> None:
         super().__init__(queue or "", prefetch=_PREFETCH)
         self._types = types
         self._handler = handler
         self._on_gap = on_gap
         self._delays = delays
+        self._hold_seconds = hold_seconds
         self._log = LimitedLog()
+        self._pause: Pause | None = None
+        """The pause of the current channel; exclusive queues have none."""
         self._publisher: BrokerSession | None = None
         self._missing = False
         """Whether the exchange of an event was missing at the last check."""
@@ -86,12 +91,25 @@ class EventConsumer(QueueConsumer):
         self._missing = bool(await bind_present(connection, self._events))
         self._publisher = session
         self._channel = await self._open_channel(connection, prefetch=self._prefetch)
+        self._pause = self._new_pause()
         await self._channel.consume([self._queue], self._passing_to(self._channel))
         self._connection = connection
         if lost:
             self._replay()
         if again and self._on_gap is not None:
             self._on_gap()
+
+    def _new_pause(self) -> Pause | None:
+        if not self.queue_name:
+            return None
+        return Pause(
+            self._queue,
+            self._channel,
+            self._handler,
+            prefetch=self._prefetch,
+            log=self._log,
+            hold_seconds=self._hold_seconds,
+        )
 
     async def _declare(self, connection: BrokerConnection, *, again: bool) -> None:
         """Declare the queues; replace those of an older version, and finish such a replacement.
@@ -142,7 +160,8 @@ class EventConsumer(QueueConsumer):
         if self._missing and not missing:
             self._replay()
         self._missing = missing
-        if not missing and len(self._running) < _PREFETCH:  # the queue has no backlog
+        paused = self._pause is not None and self._pause.suspended
+        if not (missing or paused) and len(self._running) < _PREFETCH:  # the queue has no backlog
             self._good_at = time.monotonic()
 
     def _replay(self) -> None:
@@ -165,29 +184,33 @@ class EventConsumer(QueueConsumer):
     async def _handle_again(self, message: Delivered) -> None:
         """Handle an event of the stream; the inbox ignores it if it was handled before."""
         failure = await self._handler(message.body)
-        if failure is not None:
-            await self._retry_or_dead_letter(message, failure)
+        if failure is not None:  # the queue, not this task, pauses for a dependency
+            await self._publish_failed(message, RETURNED if failure.dependency_down else failure)
 
     async def _stop_consuming(self, connection: BrokerConnection) -> None:
         if self._replaying is not None:
             self._replaying.cancel()
             await asyncio.gather(self._replaying, return_exceptions=True)
-        await self._channel.stop_consuming([self._queue])
+        tag = self._queue
+        if self._pause is not None:
+            await self._pause.stop()
+            tag = self._pause.tag
+        await self._channel.stop_consuming([tag])
+
+    def _cancel_waiting(self) -> None:
+        if self._pause is not None:
+            self._pause.end()
 
     async def _handle(self, channel: MessageChannel, message: Delivered) -> None:
         try:
             if message.oversized:  # the body was not read, but the broker can move the message
                 channel.reject(message.tag, requeue=False)
                 return
-            if self._is_genuine(message):
-                failure = await self._handler(message.body)
-            else:
-                failure = _FORGED
-                self._log.write(logging.WARNING, "event.forged", queue=self.queue_name)
+            failure = await self._result(channel, message)
             if (
                 failure is None
                 or not self.queue_name
-                or await self._retry_or_dead_letter(message, failure)
+                or (not channel.closed and await self._publish_failed(message, failure))
             ):
                 channel.ack(message.tag)
         except Exception as error:  # noqa: BLE001  # every message must be settled, whatever the handler raises
@@ -195,6 +218,20 @@ class EventConsumer(QueueConsumer):
             channel.reject(message.tag, requeue=False)
         finally:
             del self._running[message]
+
+    async def _result(self, channel: MessageChannel, message: Delivered) -> Failure | None:
+        """Handle an event, as often as the unavailability of a dependency requires."""
+        if not self._is_genuine(message):
+            self._log.write(logging.WARNING, "event.forged", queue=self.queue_name)
+            return _FORGED
+        failure = await self._handler(message.body)
+        if self._pause is None or channel is not self._channel:
+            return failure
+        if failure is not None and failure.dependency_down:
+            failure = await self._pause.outlast(message.body, failure)
+        if failure is None:
+            self._pause.succeeded()
+        return failure
 
     def _is_genuine(self, message: Delivered) -> bool:
         """Return whether the owner of the event has sent it, or this service to itself (a retry).
@@ -210,7 +247,7 @@ class EventConsumer(QueueConsumer):
         old = str(message.headers.get("x-first-death-queue", ""))
         return old.startswith(topology.OLD_DELAYS) and _type(message) in self._types
 
-    async def _retry_or_dead_letter(self, message: Delivered, failure: Failure) -> bool:
+    async def _publish_failed(self, message: Delivered, failure: Failure) -> bool:
         """Publish the event to its delay queue, or to the dead letters after its last attempt.
 
         False if the session is lost. The original is acknowledged only after the confirm, so a
@@ -218,27 +255,13 @@ class EventConsumer(QueueConsumer):
         """
         publisher = self._publisher
         assert publisher is not None  # noqa: S101  # it has delivered the message
-        service = publisher.service
-        attempt = _attempt(message)
-        delay = failure.delay(attempt, self._delays)
-        headers = {
-            topology.ATTEMPT: attempt + (delay is not None),
-            topology.REASON: failure.reason,
-        }
-        if delay is None:
-            headers[topology.ERROR_MESSAGE] = failure.message[:_MAX_MESSAGE]
-            headers[topology.CONSUMER] = self.queue_name
-            headers[topology.DEAD_AT] = datetime.now(UTC).isoformat(timespec="milliseconds")
-            target = (topology.exchange("dead", service), self.queue_name)
-            self._log.write(
-                logging.ERROR, "event.dead_lettered", queue=self.queue_name, reason=failure.reason
-            )
-        else:
-            target = (topology.delay_queue(service, delay).name, self.queue_name)
+        exchange, headers = self._destination(message, failure, publisher.service)
         properties = {"headers": headers, **_names(message)}
         while not publisher.lost.is_set():
             try:
-                await publisher.publish_confirmed(*target, message.body, **properties)
+                await publisher.publish_confirmed(
+                    exchange, self.queue_name, message.body, **properties
+                )
             except ServiceError as error:
                 self._log.write(
                     logging.WARNING,
@@ -250,6 +273,32 @@ class EventConsumer(QueueConsumer):
             else:
                 return True
         return False
+
+    def _destination(
+        self, message: Delivered, failure: Failure, service: str
+    ) -> tuple[str, dict[str, Any]]:
+        """Return the exchange for a failed event, and its headers.
+
+        After a pause the event may be RETURNED to its own queue, as it was: a requeue would count
+        against the delivery limit.
+        """
+        attempt = _attempt(message)
+        if failure is RETURNED:
+            return topology.exchange("retry", service), {topology.ATTEMPT: attempt}
+        delay = failure.delay(attempt, self._delays)
+        if delay is not None:
+            headers = {topology.ATTEMPT: attempt + 1, topology.REASON: failure.reason}
+            return topology.delay_queue(service, delay).name, headers
+        self._log.write(
+            logging.ERROR, "event.dead_lettered", queue=self.queue_name, reason=failure.reason
+        )
+        return topology.exchange("dead", service), {
+            topology.ATTEMPT: attempt,
+            topology.REASON: failure.reason,
+            topology.ERROR_MESSAGE: failure.message[:_MAX_MESSAGE],
+            topology.CONSUMER: self.queue_name,
+            topology.DEAD_AT: datetime.now(UTC).isoformat(timespec="milliseconds"),
+        }
 
 
 def _attempt(message: Delivered) -> int:
