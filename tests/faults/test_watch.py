@@ -223,7 +223,7 @@ async def test_replay_of_a_busy_stream_ends(
 
     with structlog.testing.capture_logs() as lines:
         consumer.restored()
-        async with asyncio.timeout(2.5):
+        async with asyncio.timeout(10):
             while "consumer.replayed" not in {line["event"] for line in lines}:
                 await bus.publish(Event(id=unique("id"), type=event))
     await subscription.cancel()

@@ -1,6 +1,7 @@
 """Messages of a service that is not entitled to send them, and services that are missing."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
