@@ -60,7 +60,7 @@ COMMENT = "018f3f6e-0000-7000-8000-00000000000c"
 
 def a_context(user_id: str = BOB) -> Context:
     caller = Caller(user_id=user_id, session_id="s", expires_at=datetime(2100, 1, 1, tzinfo=UTC))
-    return Context(name="test", caller=caller, deadline=time.time() + 20, traceparent="")
+    return Context(name="test", caller=caller, deadline=time.monotonic() + 20, traceparent="")
 
 
 class Worker:

@@ -306,9 +306,9 @@ async def test_stream_and_broadcast_carry_their_budget(bus: MessageBus, unique: 
         yield encode(Reply(completed=Completed(), sequence=1))
 
     def handle(called: str, body: bytes) -> object:
-        return stream(called, body) if called.endswith("/stream") else one(called, body)
+        return stream(called, body) if called == routes[1] else one(called, body)
 
-    routes = [route, f"{route}/stream"]
+    routes = [route, f"postbus.bus.v1.{unique('Stream')}.test"]
     server = await bus.serve(unique("queue."), routes, handle)  # type: ignore[arg-type]  # both kinds
     async for _ in bus.stream(routes[1], Call.new(b"", budget=5)):
         pass

@@ -319,7 +319,7 @@ async def test_fold_ends_before_the_deadline_of_the_call(
 ) -> None:
     hold(monkeypatch)
 
-    with Context(name="test", deadline=time.time() + 1, traceparent=""):
+    with Context(name="test", deadline=time.monotonic() + 1, traceparent=""):
         assert await like(mongo, "slow") == 0
 
 

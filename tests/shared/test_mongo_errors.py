@@ -150,7 +150,7 @@ def test_remedy_of_a_wrong_configuration_is_logged_once_in_ten_seconds() -> None
 
 
 def a_context(seconds: float) -> Context:
-    return Context(name="test", deadline=time.time() + seconds, traceparent="")
+    return Context(name="test", deadline=time.monotonic() + seconds, traceparent="")
 
 
 @pytest.fixture

@@ -165,7 +165,7 @@ async def test_work_that_is_rolled_back_again_and_again_is_aborted_within_its_bu
     assert postgres_unit_of_work._RETRY_SECONDS == 5
     await fail(notes, "40001")
     began = time.monotonic()
-    with Context(name="x", deadline=time.time() + 1, traceparent=""):
+    with Context(name="x", deadline=time.monotonic() + 1, traceparent=""):
         error = await error_of(notes, "budget")
     took = time.monotonic() - began
     monkeypatch.setattr(postgres_unit_of_work, "_RETRY_SECONDS", 0.05)
@@ -415,7 +415,7 @@ async def test_cancelled_statement_is_the_deadline_once_the_budget_is_used_up(
     notes: PostgresNotes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await fail(notes, "57014")
-    with Context(name="x", deadline=time.time() + 60, traceparent=""):
+    with Context(name="x", deadline=time.monotonic() + 60, traceparent=""):
         early = await error_of(notes, "early")
         monkeypatch.setattr(Context, "remaining", 0.0)
         late = await error_of(notes, "late")

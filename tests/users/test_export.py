@@ -75,7 +75,7 @@ async def test_export_reads_follows_in_batches_of_200(
     user = (await worker.sign_up(unique("fan"))).user
     caller = verifier.verify((await worker.log_in(user.username)).access_token)
     context = Context(
-        name="x", caller=caller, deadline=time.time() + 20, traceparent=new_traceparent()
+        name="x", caller=caller, deadline=time.monotonic() + 20, traceparent=new_traceparent()
     )
     await follow_many(worker.database, user.id, 450)
 
