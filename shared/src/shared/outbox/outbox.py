@@ -18,7 +18,7 @@ __all__ = ["EncodedEvent", "Publish", "Published", "publish_all", "retry_delay"]
 
 _log = LimitedLog()
 _Event: Final[Any] = message_class("postbus.bus.v1.Event")
-_REFUSED: Final = ("EVENT_REFUSED", "NO_ROUTE")
+_REFUSED: Final = ("EVENT_REFUSED", "EVENT_UNROUTED")
 """Reasons that concern one event; all others concern every event, such as a lost connection."""
 _LONGEST_RETRY: Final = 60.0
 """Longest time between two attempts to publish a refused event, in seconds."""
