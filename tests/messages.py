@@ -3,13 +3,26 @@
 The workers of the system reply to their callers only, of which `operator` is one.
 """
 
+import asyncio
 import secrets
 from typing import Any
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractQueue
 
-__all__ = ["CALLS", "CONTROL", "EVENTS", "REPLIES", "message", "reply_queue"]
+from postbus.bus.v1 import Event
+from shared.bus import MessageBus
+from shared.errors import ServiceError
+
+__all__ = [
+    "CALLS",
+    "CONTROL",
+    "EVENTS",
+    "REPLIES",
+    "message",
+    "publish_until_routed",
+    "reply_queue",
+]
 
 CALLS = "postbus.calls.test"
 CONTROL = "postbus.control.test"
@@ -28,3 +41,17 @@ async def reply_queue(channel: AbstractChannel, service: str = "test") -> Abstra
     queue = await channel.declare_queue(name, exclusive=True)
     await queue.bind(f"postbus.replies.{service}", name)
     return queue
+
+
+async def publish_until_routed(bus: MessageBus, event: Event) -> None:
+    """Publish an event as a relay does: again until a queue takes it."""
+    async with asyncio.timeout(15):
+        while True:
+            try:
+                await bus.publish(event)
+            except ServiceError as error:
+                if error.reason != "EVENT_UNROUTED":
+                    raise
+                await asyncio.sleep(0.05)
+            else:
+                return
