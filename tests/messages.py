@@ -1,12 +1,25 @@
 """Messages and queues of the service `test`, published and declared without its bus."""
 
+import asyncio
 import secrets
 from typing import Any
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractQueue
 
-__all__ = ["CALLS", "CONTROL", "EVENTS", "REPLIES", "message", "reply_queue"]
+from postbus.bus.v1 import Event
+from shared.bus import MessageBus
+from shared.errors import ServiceError
+
+__all__ = [
+    "CALLS",
+    "CONTROL",
+    "EVENTS",
+    "REPLIES",
+    "message",
+    "publish_until_routed",
+    "reply_queue",
+]
 
 CALLS = "postbus.calls.test"
 CONTROL = "postbus.control.test"
@@ -25,3 +38,17 @@ async def reply_queue(channel: AbstractChannel) -> AbstractQueue:
     queue = await channel.declare_queue(name, exclusive=True)
     await queue.bind(REPLIES, name)
     return queue
+
+
+async def publish_until_routed(bus: MessageBus, event: Event) -> None:
+    """Publish an event as a relay does: again until a queue takes it."""
+    async with asyncio.timeout(15):
+        while True:
+            try:
+                await bus.publish(event)
+            except ServiceError as error:
+                if error.reason != "EVENT_UNROUTED":
+                    raise
+                await asyncio.sleep(0.05)
+            else:
+                return

@@ -28,7 +28,7 @@ from shared.bus.amqp.rpc_server import RpcServer
 from shared.bus.message_bus import Failure
 from shared.errors import Code, ServiceError
 from shared.wire import decode, encode
-from tests.messages import EVENTS, message
+from tests.messages import EVENTS, message, publish_until_routed
 from tests.proxy import Proxy
 
 Unique = Callable[[str], str]
@@ -51,7 +51,7 @@ async def proxy(vhost: str) -> AsyncIterator[Proxy]:
 async def bus(vhost: str, proxy: Proxy) -> AsyncIterator[AmqpBus]:
     """Yield a bus behind the proxy."""
     url = str(httpx.URL(vhost).copy_with(port=proxy.port))
-    async with connect(SecretStr(url), "test", delays=(0.05,)) as connected:
+    async with connect(SecretStr(url), "test", delays=(0.05,), keep_events=True) as connected:
         await connected.wait_ready()
         yield connected
 
@@ -170,7 +170,7 @@ async def test_stalled_connection_is_detected_as_lost(
     async with asyncio.timeout(10):
         while not bus.ready:  # noqa: ASYNC110  # polls
             await asyncio.sleep(0.01)
-    await bus.publish(Event(id="2", type=event))
+    await publish_until_routed(bus, Event(id="2", type=event))
 
 
 async def test_blocked_broker_is_not_ready_and_calls_fail(
@@ -217,7 +217,7 @@ async def test_publish_to_a_blocked_broker_keeps_the_connection(
     async with asyncio.timeout(5):
         while not bus.ready:  # noqa: ASYNC110  # polls
             await asyncio.sleep(0.01)
-    await bus.publish(Event(id="2", type=unique("postbus.test.v1.Event")))
+    await publish_until_routed(bus, Event(id="2", type=unique("postbus.test.v1.Event")))
     assert bus._session is session
 
 

@@ -23,7 +23,7 @@ from shared.bus.message_bus import Failure
 from shared.errors import ServiceError
 from shared.wire import decode, encode
 from tests.conftest import new_vhost
-from tests.messages import CALLS, CONTROL, EVENTS, message, reply_queue
+from tests.messages import CALLS, CONTROL, EVENTS, message, publish_until_routed, reply_queue
 
 Unique = Callable[[str], str]
 
@@ -59,17 +59,6 @@ async def take(channel: AbstractChannel, queue: str) -> AbstractIncomingMessage:
 
 def a_call(payload: bytes = b"", seconds: float = 5) -> Call:
     return Call.new(payload, deadline=time.time() + seconds)
-
-
-async def publish_as_a_relay(bus: AmqpBus, event: Event) -> None:
-    """Publish an event, again until a queue takes it."""
-    while True:
-        try:
-            await bus.publish(event)
-        except ServiceError:
-            await asyncio.sleep(0.05)
-        else:
-            return
 
 
 def recorded(handled: list[str]) -> Callable[[str, bytes], Awaitable[bytes]]:
@@ -299,7 +288,7 @@ async def test_consumer_of_a_service_that_starts_later_gets_its_events(
     session = bus._session
     async with opened(vhost, service) as late, asyncio.timeout(15):
         for number in range(40):
-            await publish_as_a_relay(late, Event(id=str(number), type=event))
+            await publish_until_routed(late, Event(id=str(number), type=event))
             await asyncio.sleep(0.05)
         received = set[str]()
         while received != {str(number) for number in range(40)}:

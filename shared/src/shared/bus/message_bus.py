@@ -117,7 +117,10 @@ class MessageBus(Protocol):
         """
 
     async def publish(self, event: Event) -> None:
-        """Publish `event`, and return once the broker has confirmed it."""
+        """Publish `event`, and return once a queue has stored it.
+
+        UNAVAILABLE with reason EVENT_UNROUTED if there is none: not even the stream of all events.
+        """
 
     async def publish_encoded(self, event: EncodedEvent) -> None:
         """Publish an event as the outbox stores it: the broker receives the same bytes."""
@@ -127,7 +130,9 @@ class MessageBus(Protocol):
     ) -> Subscription:
         """Handle calls of `routes` by `handler`, at most `concurrency` at the same time.
 
-        All servers of one `queue` share its calls. A call is acknowledged after its reply is sent.
+        Each route has a queue of its own, named after `queue` and the route; all servers of one
+        `queue` share the calls of a route that they serve. A call is acknowledged after its reply
+        is sent.
         """
 
     async def subscribe(
@@ -156,7 +161,7 @@ class MessageBus(Protocol):
 
         The events are passed one at a time in the order of publication, without gaps; some are
         passed repeatedly. The result of the handler is ignored. The named `stream` is durable,
-        shared by all its readers, and has the events since it was first read. Returns once
-        the past events are processed, or after a second if the stream is unavailable; see
-        StreamSubscription.complete. Raises ValueError if `seconds` is more than KEPT_SECONDS.
+        shared by all its readers in this service, and has the events since it was first read.
+        Returns once the past events are processed, or after a second if the stream is unavailable;
+        see StreamSubscription.complete. Raises ValueError if `seconds` is more than KEPT_SECONDS.
         """

@@ -86,10 +86,13 @@ async def serve(
     relaying = asyncio.create_task(relay(store, bus.publish_encoded)) if store else None
     try:
         subscriptions.append(await sessions.run())
-        for event in dispatcher.events:
-            queue = f"{name}.{event}"
-            subscriptions.append(await bus.subscribe([event], dispatcher.consume, queue=queue))
         subscriptions.append(await bus.serve(name, dispatcher.routes, dispatcher.answer))
+        subscriptions += await asyncio.gather(
+            *(
+                bus.subscribe([event], dispatcher.consume, queue=f"{name}.{event}")
+                for event in dispatcher.events
+            )
+        )
         yield
     finally:
         await asyncio.gather(*(subscription.cancel() for subscription in subscriptions))

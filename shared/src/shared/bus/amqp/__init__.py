@@ -1,9 +1,9 @@
 """The bus over RabbitMQ, in five layers; each module uses only the layers below its own.
 
-- bus: `amqp_bus`
-- server and consumers: `rpc_server`, `event_consumer`, `stream_reader`
+- bus: `amqp_bus`, with `topology_watch`
+- server and consumers: `rpc_server`, `event_consumer` with `event_replay`, `stream_reader`
 - broker session: `broker_session`; beside it `queue_consumer` and `queue_migration`
-- connection: `broker_connection` and `batches` on `transport`
+- connection: `broker_connection`, with `publishers`, and `batches` on `transport`
 - codec: `frames`; beside it `topology`
 """
 

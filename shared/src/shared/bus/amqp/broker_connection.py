@@ -189,9 +189,16 @@ class MessageChannel:
                 self.transport.send_now(data)
                 return [await self._underlay.rpc_frames.get() for _ in sent]
 
-        with _refusals():  # a task of the channel fails once the channel is closed
+        async def run() -> list[Any]:
             replies: list[Any] = await self._underlay.create_task(exchange())
-            return replies
+            return replies  # a task of the channel fails once the channel is closed
+
+        # All replies are read even if the caller is cancelled: the channel would hold the rest, and
+        # aiormq then reads no frame of any channel.
+        running = asyncio.ensure_future(run())
+        running.add_done_callback(_retrieve_exception)
+        with _refusals():
+            return await asyncio.shield(running)
 
     def on_returned(self, handler: Callable[[Returned], None]) -> None:
         """Pass unroutable mandatory messages to `handler`."""
@@ -326,6 +333,11 @@ def _ignore_loss(*_: object) -> None:
     pass
 
 
+def _retrieve_exception(future: "asyncio.Future[Any]") -> None:
+    if not future.cancelled():
+        future.exception()  # else asyncio reports one that no caller waits for
+
+
 class BrokerConnection:
     """A connection; `lost` is set once it, one of its channels or a consumer is lost.
 
@@ -338,6 +350,7 @@ class BrokerConnection:
         self.on_lost: Callable[[], None] = lambda: None
         self._connection = connection
         self._channels: list[MessageChannel] = []
+        self._closing: set[asyncio.Future[None]] = set()
         connection.close_callbacks.add(self.mark_lost)
         transport.on_lost = self.mark_lost
 
@@ -357,6 +370,8 @@ class BrokerConnection:
         finally:
             if opened is not None:
                 opened.mark_lost()
+                for closing in opened._closing:  # its own
+                    closing.cancel()
             with suppress(*BROKER_ERRORS):
                 await asyncio.wait_for(connection.close(), _CLOSE_TIMEOUT)
 
@@ -442,10 +457,17 @@ class BrokerConnection:
             try:
                 return await channel.request_all(methods)
             finally:
-                if channel.closed:
-                    self.forget_channel(channel)
-                else:
-                    await self.close_channel(channel)
+                self._close_later(channel)
+
+    def _close_later(self, channel: MessageChannel) -> None:
+        """Close a channel without waiting for the broker."""
+        closed = channel.closed
+        self.forget_channel(channel)
+        if not closed:
+            closing = asyncio.ensure_future(channel.channel.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+            closing.add_done_callback(_retrieve_exception)
 
     async def consumer_count(self, queue: str) -> int | None:
         """Return the number of consumers of a queue; None if the queue does not exist."""
