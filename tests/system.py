@@ -229,6 +229,10 @@ class System:
             opened.write(bytes(8))
         return Cost(cpu=cpu, resident=self.resident()[service], longest_step=step)
 
+    def pid(self, name: str) -> int:
+        """Return the process id of a running process."""
+        return self._processes[name].pid
+
     def pids(self) -> list[int]:
         """Return the process id of each running service."""
         return [process.pid for process in self._processes.values()]
