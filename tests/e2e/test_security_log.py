@@ -29,7 +29,7 @@ FORGED: Final = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJmb3JnZWQifQ."
 
 @pytest.fixture
 async def bus(place: Place, system: System) -> AsyncIterator[AmqpBus]:
-    async with connect(SecretStr(place.amqp_url), "test") as opened:
+    async with connect(SecretStr(place.amqp_url), "operator") as opened:
         await opened.wait_ready()
         yield opened
 

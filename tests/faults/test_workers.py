@@ -73,7 +73,8 @@ async def test_killed_worker_loses_no_acknowledged_write_and_no_event(
             if answer.status_code == 201:
                 answered[title] = answer.json()["id"]
             else:
-                assert answer.status_code in {503, 504}, answer.text
+                # 409: a transaction of the killed worker has locks for five seconds
+                assert answer.status_code in {409, 503, 504}, answer.text
                 await asyncio.sleep(0.1)
 
     async with listening(system, alice, "postbus.posts.v1.PostCreated") as events:

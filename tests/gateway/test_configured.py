@@ -31,7 +31,7 @@ def configured(monkeypatch: pytest.MonkeyPatch, bus: MemoryBus, tokens: TokenMak
     monkeypatch.setattr(gc_tuning, "freeze", lambda: None)
 
     @asynccontextmanager
-    async def in_memory(_url: object, _name: str) -> AsyncIterator[MemoryBus]:
+    async def in_memory(_url: object, _service: str, **_: object) -> AsyncIterator[MemoryBus]:
         yield bus
 
     monkeypatch.setattr(main, "connect", in_memory)

@@ -174,6 +174,7 @@ async def test_migrate_commands_at_the_same_time_all_succeed(
 ) -> None:
     stored = database.client[f"{database.name}_posts"]
     await stored["posts"].insert_many([old_post(number) for number in range(300)])
+    await old_system.set_up_accounts()
 
     commands = await asyncio.gather(*(old_system.run("posts", "migrate") for _ in range(3)))
 

@@ -20,6 +20,7 @@ from shared.context import Context
 from shared.data.postgres_connections import create_engine
 from shared.data.postgres_sessions import open_postgres
 from shared.errors import Code, NotReadyError, Outcome, ServiceError
+from shared.limited_log import LimitedLog
 from shared.outbox import postgres_errors, postgres_unit_of_work
 from shared.outbox.postgres_errors import DatabaseFaultError
 from shared.outbox.postgres_sqlstates import RULES, Answer, rule_of
@@ -322,7 +323,10 @@ async def test_refused_connection_is_unavailable_and_named_in_one_log_line(
     assert isinstance(error.__cause__, NotReadyError)
 
 
-async def test_invalid_address_is_unavailable_and_its_password_is_not_logged() -> None:
+async def test_invalid_address_is_unavailable_and_its_password_is_not_logged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(postgres_errors, "_log", LimitedLog())  # other tests have used its line
     with structlog.testing.capture_logs() as lines:
         for url in ("postgresql://user:1/secret@host/x", "mysql://u:secret@h/x", "secret"):
             async with open_postgres(SecretStr(url)) as postgres:

@@ -191,15 +191,14 @@ async def test_mongo_events_of_a_killed_relay_are_published_after_its_lease(note
 
 @pytest.mark.parametrize("notes", ["mongo"], indirect=True)
 async def test_mongo_events_that_another_relay_claims_first_are_left_to_it(
-    notes: Notes, monkeypatch: pytest.MonkeyPatch
+    notes: Notes, mongo_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert isinstance(notes.store, Mongo)
     broker, database = Broker(), notes.store.database
     other = {"claim": "another", "until": datetime.now(UTC) + timedelta(minutes=1)}
 
     def claim_first(size: int) -> str:  # called between query and claim
-        (host, port), *_ = database.client.nodes
-        with MongoClient[dict[str, Any]](host, port, directConnection=True) as client:
+        with MongoClient[dict[str, Any]](mongo_url) as client:
             client[database.name]["inbox"].update_many({}, {"$set": other})
         return "x" * size
 

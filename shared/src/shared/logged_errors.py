@@ -6,11 +6,17 @@ from typing import Final
 
 from shared.errors import ServiceError
 
-__all__ = ["describe", "render"]
+__all__ = ["LoggableError", "describe", "render"]
+
+
+class LoggableError(Exception):
+    """An error whose message has no stored values, and is written to the log."""
+
 
 _MESSAGE_SHOWN: Final = (
     AttributeError,
     ImportError,
+    LoggableError,
     NameError,
     OSError,
     RuntimeError,

@@ -112,7 +112,7 @@ async def _postpone(
 async def _now(inbox: Inbox) -> datetime:
     """Return the time of the database: the clocks of the relays differ."""
     now: datetime = (await inbox.database.command("hello"))["localTime"]
-    return now
+    return now.replace(tzinfo=UTC)
 
 
 async def _claim(inbox: Inbox) -> Document | None:

@@ -22,6 +22,7 @@ from shared.errors import (
     deadline_exceeded,
 )
 from shared.limited_log import LimitedLog
+from shared.logged_errors import LoggableError
 from shared.outbox.postgres_sqlstates import Answer, Rule, rule_of
 from shared.outbox.unit_of_work import current_unit_of_work
 
@@ -41,7 +42,7 @@ _MAX_STATEMENT: Final = 500
 """Characters of a statement in the log."""
 
 
-class DatabaseFaultError(Exception):
+class DatabaseFaultError(LoggableError):
     """An error that is a fault of this program, without the values of rows or parameters.
 
     `constraint` is the name of the violated constraint, or "". A driver's own text quotes values.

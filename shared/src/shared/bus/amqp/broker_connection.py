@@ -5,6 +5,7 @@ reads and writes their frames on the same AMQP channel.
 """
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final, cast
@@ -46,6 +47,8 @@ _FRAME_OVERHEAD: Final = 8
 _HEARTBEAT: Final = 10
 _CONNECT_TIMEOUT: Final = 5
 _CLOSE_TIMEOUT: Final = 1
+_MAX_CHANNELS: Final = 2047
+"""Channels of a connection that RabbitMQ accepts by default (channel_max)."""
 
 
 @contextmanager
@@ -350,6 +353,7 @@ class BrokerConnection:
         self.on_lost: Callable[[], None] = lambda: None
         self._connection = connection
         self._channels: list[MessageChannel] = []
+        self._numbers = self._free_numbers()
         self._closing: set[asyncio.Future[None]] = set()
         connection.close_callbacks.add(self.mark_lost)
         transport.on_lost = self.mark_lost
@@ -389,7 +393,7 @@ class BrokerConnection:
         counts as lost.
         """
         lost = on_lost or self.mark_lost
-        opened = await self._connection.channel(publisher_confirms=confirms)
+        opened = await self._connection.channel(next(self._numbers), publisher_confirms=confirms)
         opened.close_callbacks.add(lost)
         underlay = cast("Channel", await opened.get_underlay_channel())
         underlay.on_consumer_cancel_callbacks.add(lost)
@@ -398,6 +402,17 @@ class BrokerConnection:
         channel = MessageChannel(opened, underlay, self.transport, exchange)
         self._channels.append(channel)
         return channel
+
+    def _free_numbers(self) -> Iterator[int]:
+        """Yield the numbers of channels to open, each again only after all others.
+
+        aiormq would use the number of a channel again that the broker has closed before it has
+        confirmed that; the broker then closes the connection (second channel.open).
+        """
+        for number in itertools.cycle(range(1, _MAX_CHANNELS + 1)):
+            underlay = self._connection.transport
+            if underlay is None or number not in underlay.connection.channels:
+                yield number
 
     async def close_channel(self, channel: MessageChannel) -> None:
         """Close a channel; the connection stays open."""
@@ -419,7 +434,7 @@ class BrokerConnection:
         loss does not affect the connection.
         """
         channel = await self._connection.channel(
-            publisher_confirms=confirms, on_return_raises=confirms
+            next(self._numbers), publisher_confirms=confirms, on_return_raises=confirms
         )
         try:
             yield channel
