@@ -17,7 +17,7 @@ from shared.bus.amqp import AmqpBus, connect
 from shared.errors import ServiceError
 from shared.security_log import SecurityEvent
 from tests.conftest import Place
-from tests.people import PASSWORD, Client, Person, sign_up
+from tests.people import PASSWORD, Client, Person, eventually, sign_up
 from tests.system import System
 
 Unique = Callable[[str], str]
@@ -95,7 +95,11 @@ async def test_every_event_is_logged_without_secrets_and_counted(
 
     new = counts(system) - before
     assert new.keys() == {event.value for event in SecurityEvent}
-    assert await counted(client) - counted_before == new
+
+    async def are_counted() -> bool:  # the gateway keeps /metrics for a moment
+        return await counted(client) - counted_before == new
+
+    await eventually(are_counted)
     deleted = [each for each in lines(system) if each["event"] == SecurityEvent.ACCOUNT_DELETED][-1]
     assert (deleted["user_id"], deleted["address"]) == (alice.id, "127.0.0.1")
     assert re.fullmatch("[0-9a-f]{32}", deleted["trace_id"])
