@@ -96,7 +96,7 @@ class ServiceError(Exception):
 
 
 class NotReadyError(Exception):
-    """Raised by a probe: names what a dependency lacks, and the command that mends it.
+    """Raised by a probe, with a text that names the fault and the command that corrects it.
 
     Operators see the text in /readyz and in the log.
     """

@@ -53,7 +53,7 @@ class _Answer(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Row:
-    """What an error code means for the caller and for the operator."""
+    """The answer to an error code, and the advice to the operator."""
 
     answer: _Answer
     unknown: bool = False
@@ -129,7 +129,7 @@ def _row_of(error: Exception) -> _Row:
 
 
 def service_error(error: Exception, *, committing: bool = False) -> ServiceError:
-    """Return the ServiceError for an error of the driver, and log what an operator must know.
+    """Return the ServiceError for an error of the driver, and log the advice to the operator.
 
     `committing` makes the outcome UNKNOWN: the commit may have been executed.
     """

@@ -1,4 +1,4 @@
-"""What each SQLSTATE means (PostgreSQL's documentation, Appendix A).
+"""The answer to each SQLSTATE (PostgreSQL's documentation, Appendix A).
 
 One table decides about the answer, its outcome, a retry, and whether the connections are replaced.
 """
@@ -27,7 +27,7 @@ class Answer(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """What an error means."""
+    """The answer to an error."""
 
     answer: Answer
     maybe_committed: Literal["never", "at commit", "always"] = "never"

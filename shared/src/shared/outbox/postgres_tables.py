@@ -70,7 +70,7 @@ _ADD_OWNERS: Final = (
 
 
 def add_reply_owners(connection: sa.Connection) -> None:
-    """Add what the tables of a release without owners of replies lack."""
+    """Add the column and index of the owners of replies to tables of an older version."""
     for statement in _ADD_OWNERS:
         connection.execute(sa.text(statement))
 
@@ -87,7 +87,7 @@ def add_retries_to_outbox(connection: sa.Connection) -> None:
 
 
 def remove_retries_from_outbox(connection: sa.Connection) -> None:
-    """Remove what `add_retries_to_outbox` has added."""
+    """Remove the columns and indexes of `add_retries_to_outbox`."""
     for column in ("subject", "attempts", "retry_at"):  # with their indexes
         connection.execute(sa.text(f"ALTER TABLE outbox DROP COLUMN {column}"))
 

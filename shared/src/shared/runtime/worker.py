@@ -80,7 +80,7 @@ class Health:
 
 
 async def _message(probe: Probe) -> str:
-    """Return "" if the probe succeeds, else what is missing."""
+    """Return the message of a failed probe, "" if the probe succeeds."""
     try:
         async with asyncio.timeout(_PROBE_TIMEOUT):
             await probe()

@@ -211,7 +211,7 @@ class AmqpBus:
         await asyncio.gather(*(self._start_in(session, consumer) for consumer in ours))
 
     async def _watch(self, session: BrokerSession) -> None:
-        """Start the consumers, again if they could not be started, and restore what is missing."""
+        """Start the consumers, retry failed starts, and restore missing objects."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(watch(session, self._watched))
             while True:

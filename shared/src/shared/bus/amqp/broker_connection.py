@@ -404,7 +404,7 @@ class BrokerConnection:
         return channel
 
     def _free_numbers(self) -> Iterator[int]:
-        """Yield the numbers of channels to open, each again only after all others.
+        """Yield channel numbers in turn, from 1 to 2047, without those in use.
 
         aiormq would use the number of a channel again that the broker has closed before it has
         confirmed that; the broker then closes the connection (second channel.open).
@@ -451,7 +451,7 @@ class BrokerConnection:
         await self.request_all(frame for each in objects for frame in each.frames())
 
     async def restore(self, *objects: Exchange | Queue | Binding) -> bool:
-        """Declare what is missing; return whether an exchange or a queue was missing.
+        """Declare missing objects; return whether an exchange or a queue was missing.
 
         Bindings are always made: nothing shows whether one exists.
         """

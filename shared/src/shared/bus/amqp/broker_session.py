@@ -155,7 +155,7 @@ class BrokerSession:
                 await self.suspicious.wait()
 
     async def restore(self) -> bool:
-        """Declare what the session owns, but the exchange of its events; raises BROKER_ERRORS.
+        """Declare the objects of the session, but the exchange of its events; raises BROKER_ERRORS.
 
         Returns whether something was missing.
         """

@@ -55,7 +55,7 @@ async def declare_or_replace(
 
 
 async def bind_present(connection: BrokerConnection, bindings: Sequence[Binding]) -> list[Binding]:
-    """Make the bindings to exchanges that exist; return the others."""
+    """Make the bindings to existing exchanges; return the remaining bindings."""
     by_exchange: dict[str, list[Binding]] = {}
     for binding in bindings:
         by_exchange.setdefault(binding.exchange, []).append(binding)

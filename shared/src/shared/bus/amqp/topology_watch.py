@@ -25,13 +25,13 @@ _TICKS: Final = 5
 
 
 class Watched(Protocol):
-    """Something whose queues and bindings are restored."""
+    """A consumer with queues and bindings to restore."""
 
     def connection(self, session: BrokerSession) -> BrokerConnection | None:
         """Return the connection of its queues; None while it has no queues."""
 
     def own(self) -> Sequence[Exchange | Queue | Binding]:
-        """Return what this service owns, to be declared again."""
+        """Return the objects of this service, to be declared again."""
 
     def restored(self) -> None:
         """Take note that something was missing and has been declared again."""
@@ -44,7 +44,7 @@ class Watched(Protocol):
 
 
 async def watch(session: BrokerSession, watched: Callable[[], Iterable[Watched]]) -> None:
-    """Restore what is missing, until the session is lost or the task is cancelled.
+    """Restore missing objects, until the session is lost or the task is cancelled.
 
     Bindings are made again every second, because a missed
     event cannot be detected, and everything else every five seconds, or as soon as the session
