@@ -20,6 +20,8 @@ from tests.system import System
 from tools.servers.errors import ServersUnavailableError
 from tools.servers.packages import UNPACKED, provide
 
+pytestmark = pytest.mark.long
+
 Unique = Callable[[str], str]
 
 

@@ -22,6 +22,8 @@ from shared.wire import decode
 from tests.conftest import new_vhost
 from tests.messages import EVENTS, publish_until_routed
 
+pytestmark = pytest.mark.long
+
 Unique = Callable[[str], str]
 
 

@@ -21,6 +21,8 @@ from shared.limited_log import LimitedLog
 from shared.wire import decode, encode
 from tests.proxy import Proxy
 
+pytestmark = pytest.mark.long
+
 Unique = Callable[[str], str]
 
 DOWN = Failure(reason="DATABASE_UNAVAILABLE", message="Down.", retry=True, dependency_down=True)

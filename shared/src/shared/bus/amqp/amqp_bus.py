@@ -36,6 +36,8 @@ _FIRST_DELAY: Final = 0.1
 """Seconds before the first attempt to reconnect; the delay doubles with each failed attempt."""
 _LAST_DELAY: Final = 2.0
 """Longest delay between two attempts, in seconds."""
+_END_SECONDS: Final = 1.0
+"""Time after which the task of a bus that is closed is cancelled again."""
 _STABLE_SECONDS: Final = 5.0
 """The delay starts again from the first one after a connection that lasted longer."""
 
@@ -66,9 +68,9 @@ async def connect(
     try:
         yield bus
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        while not task.done():  # aiormq can swallow a cancellation
+            task.cancel()
+            await asyncio.wait((task,), timeout=_END_SECONDS)
 
 
 class AmqpBus:
