@@ -38,6 +38,7 @@ async def chaotic(
         yield system
 
 
+@pytest.mark.timeout(1500)
 @pytest.mark.long
 async def test_history_databases_and_queues_agree_after_every_fault(
     chaotic: Place, place: Servers, unique: Unique
@@ -63,8 +64,10 @@ async def test_history_databases_and_queues_agree_after_every_fault(
     }
     assert not late  # five times: other processes of the machine delay the tests
     assert await dead_letters(chaotic) == []
-    corrections = await chaotic.system.output("posts", "repair")
-    assert corrections.splitlines()[-1].endswith(" 0 corrections"), corrections
+    corrections = (await chaotic.system.output("posts", "repair")).splitlines()[:-1]
+    # a change that posts does not show raises the version at its owner alone
+    wrong = [line for line in corrections if not line.endswith(": version corrected")]
+    assert wrong == []
     assert " 0 with wrong counters" in await chaotic.system.output("users", "repair")
 
 
