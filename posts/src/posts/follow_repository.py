@@ -43,7 +43,7 @@ class FollowRepository:
         return [follow.followed_id for follow in found]
 
     async def replace(self, user_id: str, ids: Collection[str], lock: Lock) -> bool:
-        """Replace the users that this user follows by `ids`, except those that are deleted.
+        """Replace the users that this user follows by `ids`, without deleted users.
 
         `lock` is AuthorRepository.lock. False if more than 200 inserts or deletes are needed; then
         the first 200 of each are made.

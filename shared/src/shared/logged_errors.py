@@ -10,7 +10,7 @@ __all__ = ["LoggableError", "describe", "render"]
 
 
 class LoggableError(Exception):
-    """An error whose message has no stored values, and is written to the log."""
+    """An error with a message without stored values, which is written to the log."""
 
 
 _MESSAGE_SHOWN: Final = (

@@ -62,7 +62,7 @@ async def _fetch(users: UsersServiceStub, ids: list[str]) -> dict[str, Profile]:
 
 
 async def _correct(database: Database, author: Document, profile: Profile | None) -> str:
-    """Store what `users` knows of the author; return the correction, or an empty string."""
+    """Store the author as `users` has it; return the correction, or an empty string."""
     id_ = author["_id"]
     if profile is None:
         true, what = Author.tombstone(id_), "is deleted"

@@ -58,7 +58,7 @@ class AuthorRepository:
         return True
 
     async def lock(self, ids: Sequence[str]) -> list[str]:
-        """Lock users, see `posts.locks`, and return the ids of those that are not deleted.
+        """Lock users, see `posts.locks`, and return the ids of the users that are not deleted.
 
         A user that is not stored yet is inserted without a name.
         """

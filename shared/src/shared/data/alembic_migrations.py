@@ -76,7 +76,7 @@ def _run(connection: sa.Connection, metadata: sa.MetaData) -> None:
 
 
 def _repeat_while_locked(run: Callable[[], None]) -> None:
-    """Run a migration again, as long as others hold a lock that it needs."""
+    """Run a migration, again while another session holds a lock that it needs."""
     for _ in range(_LOCK_TRIES):
         try:
             run()

@@ -27,7 +27,7 @@ class _PooledConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ha
 def create_engine(
     address: SecretStr, *, pooled: bool = False, connect_args: Mapping[str, Any] = {}, **pool: Any
 ) -> AsyncEngine:
-    """Return an engine whose connections are opened by `connect`.
+    """Return an engine that opens its connections by `connect`.
 
     Its errors have no values of parameters. With `pooled`, no statement is kept by name: a pooler
     in transaction mode gives each transaction another connection of the server. A statement then

@@ -173,7 +173,7 @@ def _unavailable(row: _Row, error: Exception, outcome: int) -> ServiceError:
 
 @contextmanager
 def driver_errors(*, committing: bool = False) -> Iterator[None]:
-    """Turn errors of the driver into ServiceError, except those of transactions that may run again.
+    """Turn errors of the driver into ServiceError, except in transactions that may run again.
 
     `perform` retries these; `committing` as in `service_error`.
     """

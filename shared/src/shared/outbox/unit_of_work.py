@@ -81,7 +81,7 @@ def mark_replayed() -> None:
 
 
 def set_reply_owner(user_id: str) -> None:
-    """Declare whose data the reply of the current handler contains, if not that of its caller."""
+    """Set the owner of the data in the reply of the current handler, if not its caller."""
     if unit := _current.get():
         unit.reply_owner = user_id
 

@@ -404,7 +404,7 @@ class BrokerConnection:
         return channel
 
     def _free_numbers(self) -> Iterator[int]:
-        """Yield channel numbers in turn, from 1 to 2047, without those in use.
+        """Yield free channel numbers in turn, from 1 to 2047.
 
         aiormq would use the number of a channel again that the broker has closed before it has
         confirmed that; the broker then closes the connection (second channel.open).

@@ -112,7 +112,7 @@ class EventConsumer(QueueConsumer):
         )
 
     async def _declare(self, connection: BrokerConnection, *, again: bool) -> None:
-        """Declare the queues; replace those of an older version, and finish such a replacement.
+        """Declare the queues; replace queues of an older version, and finish a replacement.
 
         A consumer that has started once in this process knows that no replacement is unfinished.
         """

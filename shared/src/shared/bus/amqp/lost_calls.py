@@ -1,4 +1,4 @@
-"""Finds calls whose worker has died.
+"""Finds the calls of a worker that has died.
 
 The broker deletes a queue with its last consumer, and the calls in it, without a message to their
 callers. But each process of a worker also has an exclusive queue for controls, bound by its routes

@@ -35,7 +35,7 @@ class QueueConsumer:
     async def _open_channel(
         self, connection: BrokerConnection, *, prefetch: int = 0
     ) -> MessageChannel:
-        """Open a channel, whose loss is that of the connection once the consumer has started.
+        """Open a channel; once the consumer has started, its loss counts as a lost connection.
 
         A consumer that the broker refuses must not end the calls of the process.
         """
