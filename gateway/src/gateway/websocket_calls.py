@@ -1,6 +1,7 @@
 """The calls of one WebSocket client."""
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import aclosing
 from typing import Final
 
@@ -78,12 +79,10 @@ class SocketCalls:
         )
         self._sender.send_error(cancelled, id_=id_, traceparent=new_traceparent())
 
-    def cancel_all(self) -> list[asyncio.Task[None]]:
-        """Cancel all calls without sending frames; return their tasks."""
-        tasks = list(self._running.values())
-        for task in tasks:
-            task.cancel()
-        return tasks
+    @property
+    def running(self) -> Iterable[asyncio.Task[None]]:
+        """The tasks of the calls; a cancelled one sends no frame."""
+        return self._running.values()
 
     async def _run(self, frame: CallFrame, late: float) -> None:
         """Send the results or the error of a call. After the last frame its id can be reused."""

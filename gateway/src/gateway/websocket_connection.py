@@ -24,6 +24,7 @@ from gateway.websocket_frames import (
 from gateway.websocket_protocol import Socket
 from gateway.websocket_sender import FrameSender
 from gateway.websocket_subscriptions import SocketSubscriptions
+from shared import tasks
 from shared.errors import Code, ServiceError, internal
 from shared.identity import Caller
 from shared.trace import new_traceparent, trace_id
@@ -95,14 +96,12 @@ class WebSocketConnection:
     async def close(self) -> None:
         """End all calls and subscriptions, once the socket is closed."""
         self._timer.cancel()
-        tasks = [self._reading] if self._reading is not None else []
+        running = [self._reading] if self._reading is not None else []
         client, self._client = self._client, None
         if client is not None:
             client.subscriptions.remove_all()
-            tasks += [client.revocation, *client.calls.cancel_all()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            running += [client.revocation, *client.calls.running]
+        await tasks.end(*running)
         if client is not None:
             self._services.socket_quotas.users.release(client.caller.user_id)
 

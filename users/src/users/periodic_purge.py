@@ -8,6 +8,8 @@ from typing import Final
 
 import structlog
 
+from shared import tasks
+
 __all__ = ["periodic_purge"]
 
 _log = structlog.get_logger()
@@ -22,8 +24,7 @@ async def periodic_purge(*purges: Callable[[], Awaitable[None]]) -> AsyncIterato
     try:
         yield
     finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        await tasks.end(running)
 
 
 async def _run(purges: tuple[Callable[[], Awaitable[None]], ...]) -> None:

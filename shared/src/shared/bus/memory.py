@@ -15,6 +15,7 @@ from itertools import count
 from typing import Any, Final
 
 from postbus.bus.v1 import Event, Outcome
+from shared import tasks
 from shared.bus.envelope import (
     Call,
     CallResult,
@@ -58,8 +59,7 @@ class _Consumer:
 
     async def cancel(self) -> None:
         """Stop, and return the event that is being handled to the queue."""
-        self.task.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
+        await tasks.end(self.task)
         self.queue.active.discard(self)
 
 

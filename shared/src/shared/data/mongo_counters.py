@@ -31,6 +31,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import DuplicateKeyError, PyMongoError
 
+from shared import tasks
 from shared.errors import ServiceError
 from shared.limited_log import LimitedLog
 from shared.outbox.mongo_errors import driver_errors, is_transient
@@ -223,8 +224,7 @@ class Counters:
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await tasks.end(task)
 
     async def _sweep(self) -> None:
         """Fold differences that have existed for a second: their own process would be faster."""

@@ -18,6 +18,7 @@ from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import DuplicateKeyError
 
+from shared import tasks
 from shared.data.mongo_database import Mongo
 from shared.outbox.mongo_errors import driver_errors
 
@@ -59,17 +60,15 @@ async def migrate(mongo: Mongo, migrations: Sequence[Migration], version: int | 
         await mongo.ping()
         lease = _Lease(mongo.database, secrets.token_hex(8))
         await lease.wait()
-        tasks = [
+        running = [
             asyncio.create_task(_migrate(lease, migrations, version)),
             asyncio.create_task(lease.keep()),
         ]
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             return done.pop().result()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await tasks.end(*running)
             await lease.release()
 
 

@@ -11,6 +11,7 @@ import structlog
 import uvloop
 
 from postbus.bus.v1 import CheckRequest, CheckResponse, HealthServiceBase, Part
+from shared import tasks
 from shared.bus import Dispatcher, MessageBus, MessagePattern, Subscription
 from shared.bus.amqp import connect
 from shared.context import Context
@@ -129,8 +130,7 @@ async def serve(
     finally:
         await asyncio.gather(*(subscription.cancel() for subscription in subscriptions))
         if store and relaying:
-            relaying.cancel()
-            await asyncio.gather(relaying, return_exceptions=True)
+            await tasks.end(relaying)
             await flush(store, bus.publish_encoded)
 
 

@@ -18,6 +18,7 @@ from pydantic import SecretStr
 
 from postbus.bus.v1 import Event
 from postbus.registry import EVENTS
+from shared import tasks
 from shared.bus.amqp import topology
 from shared.bus.amqp.broker_connection import BROKER_ERRORS, broker_errors
 from shared.bus.amqp.broker_session import BrokerSession
@@ -36,8 +37,6 @@ _FIRST_DELAY: Final = 0.1
 """Seconds before the first attempt to reconnect; the delay doubles with each failed attempt."""
 _LAST_DELAY: Final = 2.0
 """Longest delay between two attempts, in seconds."""
-_END_SECONDS: Final = 1.0
-"""Time after which the task of a bus that is closed is cancelled again."""
 _STABLE_SECONDS: Final = 5.0
 """The delay starts again from the first one after a connection that lasted longer."""
 
@@ -68,9 +67,7 @@ async def connect(
     try:
         yield bus
     finally:
-        while not task.done():  # aiormq can swallow a cancellation
-            task.cancel()
-            await asyncio.wait((task,), timeout=_END_SECONDS)
+        await tasks.end(task)
 
 
 class AmqpBus:
@@ -198,28 +195,29 @@ class AmqpBus:
             self._session = session
             self._connected.set()
             _log.info("bus.connected")
-            watching = asyncio.create_task(self._watch(session))
-            watching.add_done_callback(partial(_end_watch, session))
+            watching = [
+                asyncio.create_task(self._keep_started(session)),
+                asyncio.create_task(watch(session, self._watched)),
+            ]
+            for task in watching:
+                task.add_done_callback(partial(_end_watch, session))
             try:
                 await session.lost.wait()
             finally:
-                watching.cancel()
                 self._session = None
                 self._connected.clear()
-                await asyncio.gather(watching, return_exceptions=True)
+                await tasks.end(*watching)
 
     async def _start_all(self, session: BrokerSession, kind: type[_Consumer]) -> None:
         ours = [consumer for consumer in self._consumers if isinstance(consumer, kind)]
         await asyncio.gather(*(self._start_in(session, consumer) for consumer in ours))
 
-    async def _watch(self, session: BrokerSession) -> None:
-        """Start the consumers, retry failed starts, and restore missing objects."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(watch(session, self._watched))
-            while True:
-                for kind in (RpcServer, EventConsumer):
-                    await self._start_all(session, kind)
-                await asyncio.sleep(_START_SECONDS)
+    async def _keep_started(self, session: BrokerSession) -> None:
+        """Start the consumers, and retry failed starts."""
+        while True:
+            for kind in (RpcServer, EventConsumer):
+                await self._start_all(session, kind)
+            await asyncio.sleep(_START_SECONDS)
 
     def _watched(self) -> list[Watched]:
         return [*self._consumers, *self._kept]

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import structlog
 
+from shared import tasks
 from shared.bus.amqp import topology
 from shared.bus.amqp.broker_connection import BrokerConnection, MessageChannel
 from shared.bus.amqp.broker_session import BrokerSession
@@ -189,8 +190,7 @@ class EventConsumer(QueueConsumer):
 
     async def _stop_consuming(self, connection: BrokerConnection) -> None:
         if self._replaying is not None:
-            self._replaying.cancel()
-            await asyncio.gather(self._replaying, return_exceptions=True)
+            await tasks.end(self._replaying)
         tag = self._queue
         if self._pause is not None:
             await self._pause.stop()

@@ -4,6 +4,7 @@ import asyncio
 from functools import partial
 from typing import Any, Final
 
+from shared import tasks
 from shared.bus.amqp.broker_connection import BrokerConnection, MessageChannel
 from shared.bus.amqp.frames import Delivered
 from shared.bus.amqp.topology import owner
@@ -80,9 +81,7 @@ class QueueConsumer:
     async def _finish_running(self) -> None:
         if self._running:
             _, late = await asyncio.wait(self._running.values(), timeout=_FINISH_SECONDS)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+            await tasks.end(*late)
 
     _channel: MessageChannel
 

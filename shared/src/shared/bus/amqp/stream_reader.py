@@ -11,6 +11,7 @@ from uuid import uuid4
 import structlog
 from aio_pika import Message
 
+from shared import tasks
 from shared.bus.amqp.broker_connection import (
     BROKER_ERRORS,
     BrokerConnection,
@@ -87,8 +88,7 @@ class StreamReader(QueueConsumer):
     async def stop(self) -> None:
         """Stop reading."""
         if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.gather(self._reading, return_exceptions=True)
+            await tasks.end(self._reading)
 
     def connection(self, session: BrokerSession) -> BrokerConnection | None:
         """See Watched.connection."""
