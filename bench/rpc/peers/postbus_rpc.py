@@ -54,7 +54,11 @@ def _idle(method: Method) -> Any:
     async def handler(_self: object, _request: Any, _context: Context) -> Any:
         return method.response()
 
-    return MessagePattern(getattr(getattr(import_module(module), service), name))(handler)
+    async def streaming(_self: object, _request: Any, _context: Context) -> Any:
+        yield method.response()
+
+    chosen = streaming if method.streams else handler
+    return MessagePattern(getattr(getattr(import_module(module), service), name))(chosen)
 
 
 for _method in METHODS.values():
