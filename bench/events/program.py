@@ -84,7 +84,7 @@ async def measure(notes: Notes) -> dict[str, object]:
         await bus.wait_ready()
         relaying = asyncio.create_task(relay(notes.store, bus.publish_encoded))
         gc_tuning.freeze()
-        writes = await rate(lambda: write(notes, new_event("rate")))
+        writes = await rate(lambda: write(notes, new_event(f"rate {uuid4()}")))
         while await notes.store.forward(bus.publish_encoded):
             pass
         await asyncio.sleep(1)
@@ -136,7 +136,7 @@ async def consumer() -> None:
 
     async def handler(body: bytes) -> None:
         event = decode(Event, body)
-        if event.subject == "rate":
+        if event.subject.startswith("rate"):
             times.append(time.perf_counter())
         elif event.subject == "delay":
             at[event.id] = time.time()

@@ -52,7 +52,11 @@ def _empty(method: Method) -> Any:
     async def handler(_self: object, _request: Any, _context: Context) -> Any:
         return method.response()
 
-    return MessagePattern(getattr(getattr(import_module(module), service), name))(handler)
+    async def streaming(_self: object, _request: Any, _context: Context) -> Any:
+        yield method.response()
+
+    chosen = streaming if method.streams else handler
+    return MessagePattern(getattr(getattr(import_module(module), service), name))(chosen)
 
 
 for _method in METHODS.values():
@@ -72,4 +76,5 @@ async def main() -> None:
         await asyncio.Future()
 
 
-uvloop.run(main())
+if __name__ == "__main__":
+    uvloop.run(main())
