@@ -1,10 +1,10 @@
 """`just bench events`: writes with an event each, through inbox, outbox and relay to a consumer.
 
 One process writes, first without and then with a relay; another process consumes. Each event has a
-subject of its own, because the relay publishes the events of one subject one by one. The rivals have
-no bus: a bare write without inbox and outbox, by the same libraries (SQLAlchemy in a transaction,
-ODMantic without) and by the driver alone; and the same rows in the same transactions, by the driver
-alone.
+subject of its own, because the relay publishes the events of one subject one by one. The rivals
+have no bus: a bare write without inbox and outbox, by the same libraries (SQLAlchemy in a
+transaction, ODMantic without) and by the driver alone; and the same rows in the same transactions,
+by the driver alone.
 """
 
 import json
