@@ -261,7 +261,8 @@ async def test_event_is_an_operation_of_each_of_its_consumers(
         return OperationResult(b"", replayed=False)
 
     one, two = (Dispatcher("posts", [posts, Health({})], sessions, perform) for _ in range(2))
-    two._events["postbus.users.v1.UserRegistered"]._name = "other.postbus.users.v1.UserRegistered"
+    event_type = "postbus.users.v1.UserRegistered"
+    two._events.consumed[event_type]._name = f"other.{event_type}"
     event = _registered()
     event.version = 7
     for dispatcher in (one, one, two):
