@@ -22,7 +22,7 @@ from postbus.bus.v1 import Event, Outcome, Reply
 from shared.bus import Call
 from shared.bus.amqp import amqp_bus, connect
 from shared.bus.amqp.amqp_bus import AmqpBus
-from shared.bus.amqp.broker_connection import BROKER_ERRORS, broker_errors
+from shared.bus.amqp.broker_errors import BROKER_ERRORS, broker_errors
 from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.rpc_server import RpcServer
 from shared.bus.message_bus import Failure
@@ -463,13 +463,13 @@ async def test_calls_wait_while_the_broker_does_not_read(
     payload = bytes(2**20)
     calls = [asyncio.create_task(bus.call(route, Call.new(payload, budget=10))) for _ in range(60)]
     async with asyncio.timeout(5):
-        while session._transport.writable:  # noqa: ASYNC110  # polls
+        while session.publishing.transport.writable:  # noqa: ASYNC110  # polls
             await asyncio.sleep(0)
     late = asyncio.create_task(bus.call(route, Call.new(b"late", budget=10)))
     await asyncio.sleep(0)
-    held = session._transport._socket.get_write_buffer_size()
+    held = session.publishing.transport._socket.get_write_buffer_size()
     await asyncio.sleep(0)
-    assert session._transport._socket.get_write_buffer_size() == held
+    assert session.publishing.transport._socket.get_write_buffer_size() == held
     proxy.flow()
 
     assert (await late).payload == b"here"
@@ -495,11 +495,11 @@ async def test_call_keeps_its_slot_while_the_broker_does_not_read_its_reply(
         proxy.hold_client_bytes()
         calls = [asyncio.create_task(caller.call(route, a_call(15))) for _ in range(60)]
         async with asyncio.timeout(5):
-            while session._transport.writable or not consumer._running:  # noqa: ASYNC110  # polls
+            while session.publishing.transport.writable or not consumer._running:  # noqa: ASYNC110  # polls
                 await asyncio.sleep(0)
         for _ in range(200):
             await asyncio.sleep(0)
-        assert not session._transport.writable
+        assert not session.publishing.transport.writable
         assert consumer._limit._free < 4
         proxy.flow()
 

@@ -51,8 +51,7 @@ async def caller(vhost: str) -> AsyncIterator[AmqpBus]:
 def lost_calls_of(bus: AmqpBus) -> LostCalls:
     session = bus._session
     assert session is not None
-    assert session._lost_calls is not None
-    return session._lost_calls
+    return session.rpc._lost_calls
 
 
 def a_call(seconds: float = 20) -> Call:
@@ -280,7 +279,7 @@ async def test_nothing_is_probed_while_the_socket_is_not_writable(
         assert caller._session is not None
         lost_calls = lost_calls_of(caller)
         lost_calls._sent_before = lambda _before: [("1", route)]
-        transport = caller._session._transport
+        transport = caller._session.publishing.transport
         for writable in (False, True):
             transport.writable = writable
             lost_calls.stop()

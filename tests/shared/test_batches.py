@@ -16,10 +16,11 @@ from structlog.testing import capture_logs
 
 from postbus.bus.v1 import Batch, Control, Outcome, Reply, Request
 from shared.bus import Call, CallResult
-from shared.bus.amqp import connect, rpc_server
+from shared.bus.amqp import connect, method_queues, rpc_server
 from shared.bus.amqp.amqp_bus import AmqpBus
-from shared.bus.amqp.broker_connection import BrokerConnection, MessageChannel
-from shared.bus.amqp.frames import properties
+from shared.bus.amqp.broker_connection import BrokerConnection
+from shared.bus.amqp.message_channel import MessageChannel
+from shared.bus.amqp.message_properties import properties
 from shared.errors import Code, ServiceError
 from shared.wire import decode, encode
 from tests.messages import CALLS, CONTROL, REPLIES, reply_queue
@@ -238,7 +239,7 @@ async def test_last_server_refuses_unstarted_calls_when_it_stops(
 async def test_server_that_stops_before_all_calls_have_started_keeps_the_connection(
     bus: AmqpBus, unique: Unique, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rpc_server, "_DRAIN_SECONDS", 0.0001)
+    monkeypatch.setattr(method_queues, "_DRAIN_SECONDS", 0.0001)
     route, other = unique("postbus.test.v1.Route"), unique("postbus.test.v1.Route")
     begun, release = asyncio.Event(), asyncio.Event()
 

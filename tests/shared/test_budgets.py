@@ -330,9 +330,9 @@ async def test_call_that_could_not_be_sent_in_time_is_not_cancelled_at_the_serve
     await sink.bind(CALLS, route)
     session = amqp._session
     assert session is not None
-    monkeypatch.setattr(session._transport, "wait_writable", asyncio.Event().wait)
+    monkeypatch.setattr(session.publishing.transport, "wait_writable", asyncio.Event().wait)
     for writable in (False, True):
-        session._transport.writable = writable
+        session.publishing.transport.writable = writable
         with pytest.raises(ServiceError, match="DEADLINE_EXCEEDED"):
             await amqp.call(route, Call.new(b"", budget=0.2))
 

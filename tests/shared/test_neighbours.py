@@ -17,7 +17,8 @@ from shared.bus import Call
 from shared.bus.amqp import connect
 from shared.bus.amqp import publishers as publishers_module
 from shared.bus.amqp.amqp_bus import AmqpBus
-from shared.bus.amqp.broker_connection import BrokerConnection, MessageChannel
+from shared.bus.amqp.broker_connection import BrokerConnection
+from shared.bus.amqp.message_channel import MessageChannel
 from shared.bus.message_bus import Failure
 from shared.errors import ServiceError
 from shared.wire import decode, encode

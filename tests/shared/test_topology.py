@@ -16,10 +16,9 @@ from postbus.bus.v1 import Event
 from shared.bus.amqp import connect
 from shared.bus.amqp.amqp_bus import AmqpBus
 from shared.bus.amqp.broker_connection import BrokerConnection
+from shared.bus.amqp.declarations import Queue, TopologyError
 from shared.bus.amqp.queue_migration import declare_or_replace
 from shared.bus.amqp.topology import (
-    Queue,
-    TopologyError,
     all_events,
     consumer_queue,
     dead_letters,

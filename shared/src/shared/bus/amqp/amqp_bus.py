@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from postbus.bus.v1 import Event
 from postbus.registry import EVENTS
 from shared.bus.amqp import topology
-from shared.bus.amqp.broker_connection import BROKER_ERRORS, broker_errors
+from shared.bus.amqp.broker_errors import BROKER_ERRORS, broker_errors
 from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.event_consumer import EventConsumer
 from shared.bus.amqp.rpc_server import RpcServer
@@ -101,15 +101,15 @@ class AmqpBus:
         """See MessageBus.call."""
         if self._session is None:
             raise not_connected()
-        return self._session.call(route, call)
+        return self._session.rpc.call(route, call)
 
     def stream(self, route: str, call: Call) -> AsyncGenerator[bytes, None]:
         """See MessageBus.stream."""
-        return self._require_session().stream(route, call)
+        return self._require_session().rpc.stream(route, call)
 
     async def broadcast(self, route: str, call: Call) -> list[bytes]:
         """See MessageBus.broadcast."""
-        return await self._require_session().broadcast(route, call)
+        return await self._require_session().rpc.broadcast(route, call)
 
     async def publish(self, event: Event) -> None:
         """See MessageBus.publish."""
@@ -117,7 +117,7 @@ class AmqpBus:
 
     async def publish_encoded(self, event: EncodedEvent) -> None:
         """See MessageBus.publish_encoded."""
-        await self._require_session().publish(event)
+        await self._require_session().events.publish(event)
 
     async def serve(
         self, queue: str, routes: Sequence[str], handler: RpcHandler, *, concurrency: int = 64

@@ -8,10 +8,10 @@ from typing import Any, Final
 
 import structlog
 
-from shared.bus.amqp.broker_connection import BROKER_ERRORS, broker_errors
+from shared.bus.amqp.broker_errors import BROKER_ERRORS, broker_errors
 from shared.bus.amqp.broker_session import BrokerSession
-from shared.bus.amqp.frames import Delivered
 from shared.bus.amqp.queue_consumer import event_owner
+from shared.bus.amqp.received_messages import Delivered
 from shared.bus.amqp.topology import EVENT_STREAM
 
 __all__ = ["replay"]

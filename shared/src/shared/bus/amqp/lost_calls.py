@@ -11,8 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from postbus.bus.v1 import Outcome
-from shared.bus.envelope import unavailable
+from shared.bus.amqp.call_errors import worker_lost
 from shared.errors import ServiceError
 
 __all__ = ["LostCalls"]
@@ -66,12 +65,4 @@ class LostCalls:
     def _fail_calls(self, route: str, before: float) -> None:
         for correlation_id, called in self._sent_before(before):
             if called == route:
-                self._fail(correlation_id, _worker_lost())
-
-
-def _worker_lost() -> ServiceError:
-    return unavailable(
-        "WORKER_LOST",
-        "The worker has stopped before it replied; the change may have happened.",
-        Outcome.UNKNOWN,
-    )
+                self._fail(correlation_id, worker_lost())

@@ -10,8 +10,10 @@ from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractChannel, AbstractExchange
 from aiormq.exceptions import ChannelLockedResource
 
-from shared.bus.amqp.broker_connection import BrokerConnection, MissingError
-from shared.bus.amqp.topology import Binding, Queue, TopologyError, exchange
+from shared.bus.amqp.broker_connection import BrokerConnection
+from shared.bus.amqp.broker_errors import MissingError
+from shared.bus.amqp.declarations import Binding, Queue, TopologyError
+from shared.bus.amqp.topology import exchange
 
 __all__ = ["bind_present", "declare_or_replace"]
 

@@ -14,7 +14,8 @@ from aiormq.connection import TransportFactory
 from aiormq.exceptions import AMQPConnectionError
 from yarl import URL
 
-from shared.bus.amqp.frames import Message, Parser, ProtocolError
+from shared.bus.amqp.frame_reader import FrameReader, ProtocolError
+from shared.bus.amqp.received_messages import Message
 
 __all__ = ["Factory", "Transport"]
 
@@ -39,7 +40,7 @@ class Transport(asyncio.Protocol):
         """Whether the socket's send buffer has space."""
         self.on_lost: Callable[[], None] = lambda: None
         self._inner = inner
-        self._parser = Parser(inner.data_received, self._on_blocked)
+        self._reader = FrameReader(inner.data_received, self._on_blocked)
         self._loop = asyncio.get_running_loop()
         self._out: list[bytes] = []
         self._scheduled = False
@@ -54,12 +55,12 @@ class Transport(asyncio.Protocol):
 
         `frame_max` is the largest frame in bytes, as negotiated with the broker.
         """
-        self._parser.frame_max = frame_max
-        self._parser.channels[channel] = handler
+        self._reader.frame_max = frame_max
+        self._reader.channels[channel] = handler
 
     def unregister(self, channel: int) -> None:
         """Pass all frames of a channel to aiormq again."""
-        self._parser.unregister(channel)
+        self._reader.unregister(channel)
 
     def send(self, data: bytes) -> None:
         """Send complete frames at the end of this tick."""
@@ -139,7 +140,7 @@ class Transport(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Parse frames, and pass the messages to their channels and the rest to aiormq."""
         try:
-            found = self._parser.feed(data)
+            found = self._reader.read(data)
         except ProtocolError:
             _log.exception("bus.protocol_error")
             self._socket.abort()
