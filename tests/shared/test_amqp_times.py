@@ -9,7 +9,6 @@ import structlog.testing
 from pydantic import SecretStr
 
 from postbus.bus.v1 import Completed, Reply
-from shared.bus import Call
 from shared.bus.amqp import connect
 from shared.bus.amqp.broker_connection import BrokerConnection
 from shared.bus.amqp.call_sender import CallSender
@@ -19,6 +18,7 @@ from shared.bus.amqp.received_messages import Message
 from shared.bus.amqp.transport import Transport
 from shared.errors import ServiceError
 from shared.wire import encode
+from tests.buses import a_call
 from tests.skipping_loop import run_without_waiting
 
 Unique = Callable[[str], str]
@@ -155,9 +155,6 @@ async def test_session_keeps_nothing_of_ended_calls(vhost: str, unique: Unique) 
 
         return replies() if route == stream_route else reply()
 
-    def a_call(seconds: float = 5) -> Call:
-        return Call.new(b"", budget=seconds)
-
     async with connect(SecretStr(vhost), "test") as bus:
         server = await bus.serve(unique("queue."), [route, stream_route], handle)
         await bus.call(route, a_call())
@@ -166,7 +163,7 @@ async def test_session_keeps_nothing_of_ended_calls(vhost: str, unique: Unique) 
         assert [each async for each in bus.stream(stream_route, a_call())] == [b"x"]
         await anext(left := bus.stream(stream_route, a_call()))
         await left.aclose()
-        await bus.broadcast(route, a_call(0.05))
+        await bus.broadcast(route, a_call(seconds=0.05))
         assert bus._session is not None
         client = bus._session.rpc
         assert (client._calls, client._streams, client._broadcasts) == ({}, {}, {})
@@ -175,7 +172,7 @@ async def test_session_keeps_nothing_of_ended_calls(vhost: str, unique: Unique) 
 
 def test_delivery_of_these_tests_is_a_message() -> None:
     messages = list[Message]()
-    reader = FrameReader(lambda _: None, lambda _: None)
+    reader = FrameReader(lambda _: None, lambda _: None, lambda _: None)
     reader.channels[1] = messages.append
 
     reader.read(DELIVERY)

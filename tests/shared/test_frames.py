@@ -68,7 +68,7 @@ class TwoChannels:
     def __init__(self) -> None:
         self.messages: list[tuple[int, object]] = []
         self.other_frames = b""
-        self.reader = FrameReader(self._keep, lambda _: None)
+        self.reader = FrameReader(self._keep, lambda _: None, lambda _: None)
         self.reader.frame_max = FRAME_MAX
         for channel in (1, 2):
             self.reader.channels[channel] = self._keeper(channel)
@@ -277,7 +277,7 @@ async def test_one_confirm_settles_all_messages_up_to_its_tag() -> None:
 @pytest.mark.parametrize(("size", "kept"), [(2**24, 2**24), (2**24 + 1, 0)])
 def test_body_of_more_than_16_mib_is_skipped(size: int, kept: int) -> None:
     found = list[Message]()
-    reader = FrameReader(lambda _: None, lambda _: None)
+    reader = FrameReader(lambda _: None, lambda _: None, lambda _: None)
     reader.channels[1] = found.append
     sent = frame_writer.publish(1, "", "", properties("text/plain"), bytes(size), 2**17)
     begin = struct.unpack_from(">I", sent, 3)[0] + 8  # after basic.publish

@@ -9,17 +9,16 @@ from contextlib import aclosing
 import aio_pika
 import pytest
 import structlog.testing
-from pydantic import SecretStr
 
 from postbus.bus.v1 import Batch, Code, Control, Event, FieldViolation, Outcome, Reply, Request
-from shared.bus import Call
-from shared.bus.amqp import AmqpBus, connect, frame_reader
+from shared.bus.amqp import AmqpBus, frame_reader
 from shared.bus.amqp.message_properties import properties
 from shared.bus.amqp.stream_credit import StreamCredit
 from shared.bus.envelope import error_reply
 from shared.bus.message_bus import CREDIT
 from shared.errors import ServiceError
 from shared.wire import decode, encode
+from tests.buses import a_call, opened_bus
 from tests.messages import CALLS, CONTROL, EVENTS, REPLIES
 from tests.messages import message as new_message
 from tests.skipping_loop import run_without_waiting
@@ -29,8 +28,7 @@ Unique = Callable[[str], str]
 
 @pytest.fixture
 async def bus(vhost: str) -> AsyncIterator[AmqpBus]:
-    async with connect(SecretStr(vhost), "test") as connected:
-        await connected.wait_ready()
+    async with opened_bus(vhost) as connected:
         yield connected
 
 
@@ -38,10 +36,6 @@ async def bus(vhost: str) -> AsyncIterator[AmqpBus]:
 async def channel(vhost: str) -> AsyncIterator[aio_pika.abc.AbstractChannel]:
     async with await aio_pika.connect(vhost) as connection:
         yield await connection.channel()
-
-
-def a_call(payload: bytes = b"", seconds: float = 5) -> Call:
-    return Call.new(payload, budget=seconds)
 
 
 async def test_correlation_ids_are_128_random_bits(

@@ -7,7 +7,6 @@ from typing import Final
 from unittest.mock import patch
 
 import aio_pika
-import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,6 +22,7 @@ from shared.errors import ServiceError
 from shared.outbox.inbox import Operation, stored_reply
 from shared.outbox.unit_of_work import current_unit_of_work, without_store
 from shared.wire import decode, encode
+from tests.buses import opened_bus
 from tests.messages import CALLS, reply_queue
 from tests.proxy import Proxy
 from tools.paths import ROOT, SERVICES
@@ -49,9 +49,6 @@ async def test_call_that_was_sent_before_the_connection_broke_has_an_unknown_out
     vhost: str, unique: Callable[[str], str]
 ) -> None:
     """The retries are not sent, but the first call may have been executed."""
-    broker = httpx.URL(vhost)
-    proxy = Proxy(broker.host, broker.port or 5672)
-    await proxy.start()
     served, route = asyncio.Event(), unique("postbus.test.v1.Route")
 
     async def never(_route: str, _body: bytes) -> bytes:
@@ -59,10 +56,12 @@ async def test_call_that_was_sent_before_the_connection_broke_has_an_unknown_out
         await asyncio.Event().wait()
         return b""
 
-    url = SecretStr(str(broker.copy_with(port=proxy.port)))
-    async with connect(SecretStr(vhost), "test") as server, connect(url, "test") as client:
+    async with (
+        Proxy.open(vhost) as proxy,
+        opened_bus(vhost) as server,
+        opened_bus(proxy.url) as client,
+    ):
         await server.serve(unique("queue."), [route], never)
-        await client.wait_ready()
         call = Call.new(b"", budget=5)
         calling = asyncio.create_task(call_method(client, LIKE, call, route))
         async with asyncio.timeout(5):

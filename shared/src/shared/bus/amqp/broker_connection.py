@@ -31,6 +31,18 @@ _MAX_CHANNELS: Final = 2047
 """Channels of a connection that RabbitMQ accepts by default (channel_max)."""
 
 
+async def _connect(connection: Connection, factory: Factory) -> Transport:
+    try:
+        await connection.connect(timeout=_CONNECT_TIMEOUT)
+    except BROKER_ERRORS:
+        if factory.transport is not None and factory.transport.close_reason:
+            # for most reasons aiormq only reports an unexpected frame
+            raise ConnectionError(factory.transport.close_reason) from None
+        raise
+    assert factory.transport is not None  # noqa: S101  # aiormq has connected by it
+    return factory.transport
+
+
 def _ignore_loss(*_: object) -> None:
     pass
 
@@ -55,15 +67,17 @@ class BrokerConnection:
     @classmethod
     @asynccontextmanager
     async def open(cls, url: str, name: str) -> AsyncIterator["BrokerConnection"]:
-        """Connect under the connection name `name`; raises BROKER_ERRORS."""
+        """Connect under the connection name `name`; raises BROKER_ERRORS.
+
+        If the broker refuses, ConnectionError with its reason, such as "403 ACCESS_REFUSED - …".
+        """
         connection = Connection(
             URL(url).update_query(heartbeat=_HEARTBEAT), client_properties={"connection_name": name}
         )
         connection.kwargs["transport_factory"] = factory = Factory()
         opened = None
         try:
-            await connection.connect(timeout=_CONNECT_TIMEOUT)
-            opened = cls(connection, factory.transport)
+            opened = cls(connection, await _connect(connection, factory))
             yield opened
         finally:
             if opened is not None:

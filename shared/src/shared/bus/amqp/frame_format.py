@@ -23,6 +23,7 @@ END_BYTE: Final = 0xCE
 METHOD, HEADER, BODY = 1, 2, 3  # 4.2.3: frame types
 BASIC: Final = 60
 CHANNEL_CLOSE: Final = b"\0\x14\0\x28"
+CONNECTION_CLOSE: Final = b"\0\x0a\0\x32"
 BLOCKED, UNBLOCKED = b"\0\x0a\0\x3c", b"\0\x0a\0\x3d"  # connection.blocked, a RabbitMQ extension
 PUBLISH, RETURN, DELIVER, ACK, REJECT, NACK = 40, 50, 60, 80, 90, 120
 BASIC_CLASS: Final = b"\0\x3c"

@@ -18,6 +18,7 @@ from shared.bus.amqp.frame_format import (
     BODY,
     CHANNEL_CLOSE,
     CONFIRMS,
+    CONNECTION_CLOSE,
     END_BYTE,
     FRAME,
     HEADER,
@@ -64,16 +65,21 @@ class FrameReader:
     `channels` maps the number of a channel to the handler of its messages. All other frames are
     passed to `on_other` unchanged. The reader keeps only an incomplete frame and one incomplete
     message per channel. `on_blocked` is called with True when the broker stops accepting messages,
-    and with False when it accepts them again.
+    and with False when it accepts them again; `on_closing` with the reason when it closes the
+    connection, such as "530 NOT_ALLOWED - vhost posts not found".
     """
 
     def __init__(
-        self, on_other: Callable[[bytes], None], on_blocked: Callable[[bool], None]
+        self,
+        on_other: Callable[[bytes], None],
+        on_blocked: Callable[[bool], None],
+        on_closing: Callable[[str], None],
     ) -> None:
         self.channels: dict[int, Callable[[Message], None]] = {}
         self.frame_max = 2**17
         self._on_other = on_other
         self._on_blocked = on_blocked
+        self._on_closing = on_closing
         self._rest = b""
         self._contents: dict[int, _Content] = {}
 
@@ -114,8 +120,8 @@ class FrameReader:
                 raise ProtocolError("a frame has no end octet")
             handler = channels.get(channel)
             if handler is None or not self._is_message_frame(kind, channel, buffer, at, size):
-                if channel == 0 and buffer[at + 7 : at + 11] in (BLOCKED, UNBLOCKED):
-                    self._on_blocked(buffer[at + 7 : at + 11] == BLOCKED)
+                if channel == 0:
+                    self._read_connection_method(buffer[at + 7 : after - 1])
                 elif handler is not None and buffer[at + 7 : at + 11] == CHANNEL_CLOSE:
                     handler(Closed())
                 at = after
@@ -139,6 +145,14 @@ class FrameReader:
         if other < at:
             self._on_other(buffer[other:at])
         return at, found
+
+    def _read_connection_method(self, payload: bytes) -> None:
+        method = payload[:4]
+        if method in (BLOCKED, UNBLOCKED):
+            self._on_blocked(method == BLOCKED)
+        elif method == CONNECTION_CLOSE:  # 10.50: reply code, reply text
+            code = payload[4] << 8 | payload[5]
+            self._on_closing(f"{code} {read_short_string(payload, 6)}")
 
     def _is_message_frame(self, kind: int, channel: int, buffer: bytes, at: int, size: int) -> bool:
         """Return whether a frame of a registered channel belongs to a message or confirms one."""

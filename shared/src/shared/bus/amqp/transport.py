@@ -38,9 +38,11 @@ class Transport(asyncio.Protocol):
         """Whether the broker accepts no messages at the moment, for lack of memory or disk."""
         self.writable = True
         """Whether the socket's send buffer has space."""
+        self.close_reason = ""
+        """Why the broker has closed the connection: reply code and text; empty if it has not."""
         self.on_lost: Callable[[], None] = lambda: None
         self._inner = inner
-        self._reader = FrameReader(inner.data_received, self._on_blocked)
+        self._reader = FrameReader(inner.data_received, self._on_blocked, self._on_closing)
         self._loop = asyncio.get_running_loop()
         self._out: list[bytes] = []
         self._scheduled = False
@@ -154,11 +156,14 @@ class Transport(asyncio.Protocol):
         self.blocked = blocked
         _log.warning("bus.blocked" if blocked else "bus.unblocked")
 
+    def _on_closing(self, reason: str) -> None:
+        self.close_reason = reason
+
 
 class Factory(TransportFactory):
     """Opens a Transport, with TLS for amqps."""
 
-    transport: Transport
+    transport: Transport | None = None
 
     async def create(
         self, url: URL, **kwargs: Any
