@@ -34,7 +34,7 @@ class BrokerSession:
         self.suspicious = asyncio.Event()
         """Set once something that the session owns may be missing at the broker."""
         self.publishers = Publishers(publishing)
-        self.rpc = RpcClient(publishing, self.publishers, service)
+        self.rpc = RpcClient(publishing, self.publishers, service, self.suspicious)
         self.events = EventPublisher(publishing, service, self.suspicious)
 
     @classmethod
@@ -56,6 +56,11 @@ class BrokerSession:
     def ready(self) -> bool:
         """Whether messages can be sent at this moment."""
         return not (self.lost.is_set() or self.publishing.transport.blocked)
+
+    @property
+    def close_reason(self) -> str:
+        """Why the broker has closed a connection; empty if it has not."""
+        return self.publishing.transport.close_reason or self.consuming.transport.close_reason
 
     async def wait_suspicious(self, seconds: float) -> None:
         """Wait until something may be missing, for some seconds at most."""

@@ -1,4 +1,4 @@
-"""Takes the control messages of a server: cancellations, credit and broadcasts."""
+"""Takes the control messages of a server: cancellations, credit, broadcasts and probes."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +28,8 @@ CallKey = tuple[str, str]
 
 
 class ControlReceiver:
-    """Passes cancellations to `cancel`, broadcasts to `handle`, and credit to the streams.
+    """Passes cancellations to `cancel`, broadcasts to `handle`, probes to `answer`, and credit to
+    the streams.
 
     Control messages of another service than that of the call are ignored.
     """
@@ -38,12 +39,14 @@ class ControlReceiver:
         replies: ReplyChannels,
         cancel: Callable[[CallKey], None],
         handle: Callable[[Delivered, Control], None],
+        answer: Callable[[Delivered, Control], None],
     ) -> None:
         self.cancelled: OrderedDict[CallKey, None] = OrderedDict()
         """The last cancellations: a cancellation can arrive before its call."""
         self._replies = replies
         self._on_cancel = cancel
         self._handle = handle
+        self._answer = answer
         self._credits: dict[CallKey, StreamCredit] = {}
 
     def receive(self, message: Delivered) -> None:
@@ -61,6 +64,8 @@ class ControlReceiver:
                 self._handle(message, control)
             elif control.cancel:
                 self._cancel(key)
+            elif control.waiting_ms:
+                self._answer(message, control)
             elif credit := self._credits.get(key):
                 credit.grant(control.credit)
 

@@ -37,9 +37,10 @@ class ControlSender:
         control.reply_to = self._reply_to
         self._publish(service, routing_key, encode(control))
 
-    def probe(self, route: str) -> None:
-        """Publish an empty control message, which is returned if no process serves the route."""
-        self._publish(owner(route), route, b"", mandatory=True)
+    def probe(self, id_: str, route: str, waiting_ms: int) -> None:
+        """Publish a probe, which is returned if no process serves the route."""
+        probe = Control(reply_to=self._reply_to, correlation_id=id_, waiting_ms=waiting_ms)
+        self._publish(owner(route), route, encode(probe), mandatory=True)
 
     def _publish(
         self, service: str, routing_key: str, body: bytes, *, mandatory: bool = False

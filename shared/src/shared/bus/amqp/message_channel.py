@@ -9,6 +9,7 @@ from aiormq.channel import Channel
 from pamqp import frame as pamqp_frame
 from pamqp.base import Frame
 from pamqp.commands import Basic
+from pamqp.commands import Queue as QueueMethods
 
 from shared.bus.amqp import frame_writer
 from shared.bus.amqp.acknowledgements import Acknowledgements
@@ -74,11 +75,12 @@ class MessageChannel:
         bound: Iterable[Binding] = (),
         no_ack: bool = False,
         arguments: Mapping[str, Any] | None = None,
-    ) -> None:
+    ) -> list[str]:
         """Declare objects, and pass the messages of queues to `handler`, in one round trip.
 
         The bindings in `bound` are made after the start of the consumers. A channel has one
-        handler, which must not raise. The name of a queue is the tag of its consumer.
+        handler, which must not raise. The name of a queue is the tag of its consumer. Returns the
+        names of the declared queues that had no consumer.
         """
         self._on_delivered = handler
         tags = list(queues)
@@ -90,9 +92,14 @@ class MessageChannel:
             for tag in tags
         ]
         bindings = [method for each in bound for method in each.methods()]
-        await self.request_all(
+        replies = await self.request_all(
             [*(method for each in declared for method in each.methods()), *consumes, *bindings]
         )
+        return [
+            str(reply.queue)
+            for reply in replies
+            if isinstance(reply, QueueMethods.DeclareOk) and not reply.consumer_count
+        ]
 
     async def stop_consuming(self, queues: Iterable[str]) -> None:
         """End the consumers of queues, in one round trip."""

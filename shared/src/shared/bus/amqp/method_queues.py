@@ -31,7 +31,22 @@ class MethodQueues:
     def __init__(self, service: str, prefix: str, routes: Iterable[str]) -> None:
         self.names = {route: f"{prefix}.{route}" for route in routes}
         """By route."""
+        self.created: dict[str, float] = {}
+        """The time of the creation of queues, by route, for those that this server has created."""
         self._service = service
+
+    async def consume(self, channel: MessageChannel, handler: Callable[[Delivered], None]) -> None:
+        """Declare, consume and bind the queues; raises BROKER_ERRORS."""
+        sent = time.monotonic()
+        new = await channel.consume(
+            self.names.values(),
+            handler,
+            declared=self.declarations(),
+            # after the start of the consumer: a draining server unbinds if it sees no other
+            bound=self.bindings(self.names),
+        )
+        # Without a consumer, a queue had no binding either, so it has got no call before.
+        self.created.update({route: sent for route, name in self.names.items() if name in new})
 
     def declarations(self) -> list[Queue]:
         """Return the queues without their bindings to the calls exchange."""

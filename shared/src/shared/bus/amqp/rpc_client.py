@@ -43,10 +43,16 @@ class RpcClient:
     """Makes the calls of a process on one connection, with an exclusive queue for the replies.
 
     Each exchange of another service has a channel of its own, whose loss concerns only the calls to
-    that service.
+    that service. `suspicious` is set once a method of this service itself is unroutable.
     """
 
-    def __init__(self, connection: BrokerConnection, publishers: Publishers, service: str) -> None:
+    def __init__(
+        self,
+        connection: BrokerConnection,
+        publishers: Publishers,
+        service: str,
+        suspicious: asyncio.Event,
+    ) -> None:
         # A fresh name: the queue of a lost connection may still exist.
         self._reply_to = name = f"{service}.replies.{secrets.token_hex(16)}"
         binding = Binding(name, exchange("replies", service), name)
@@ -54,6 +60,7 @@ class RpcClient:
             name=name, arguments={}, bindings=[binding], exclusive=True, auto_delete=True
         )
         self._service = service
+        self._suspicious = suspicious
         self._connection = connection
         self._lost = connection.lost
         self._transport = connection.transport
@@ -67,8 +74,8 @@ class RpcClient:
         self._calls: dict[str, PendingCall] = {}
         self._streams: dict[str, ReplyStream] = {}
         self._broadcasts: dict[str, list[bytes]] = {}
-        self._lost_calls = LostCalls(self._probe, self._sent_before, self._fail_call)
         self._ids = correlation_ids()
+        self._lost_calls = LostCalls(self._probe, self._sent_before, self._fail_call, self._ids)
 
     async def start(self, exchanges: Iterable[Exchange]) -> None:
         """Declare the exchanges of the service, and take replies; raises BROKER_ERRORS."""
@@ -172,7 +179,7 @@ class RpcClient:
             async with asyncio.timeout(budget):
                 channel = await self._publishers.open(name)
         except MissingError:
-            raise no_route() from None
+            raise self._no_route(route) from None
         except TimeoutError:
             raise deadline_exceeded(Outcome.NO_EFFECT) from None
         except BROKER_ERRORS:
@@ -220,6 +227,8 @@ class RpcClient:
             stream.put(message)
         elif (replies := self._broadcasts.get(correlation_id)) is not None:
             replies.append(message.body)
+        else:
+            self._lost_calls.on_answer(correlation_id, message.body)
 
     def _on_batch(self, message: Delivered) -> None:
         with suppress(ServiceError):  # any client of the broker can send malformed batches
@@ -235,7 +244,12 @@ class RpcClient:
         elif not returned.correlation_id:
             self._lost_calls.on_returned(returned.routing_key)
         else:
-            self._fail_call(returned.correlation_id, no_route())
+            self._fail_call(returned.correlation_id, self._no_route(returned.routing_key))
+
+    def _no_route(self, route: str) -> ServiceError:
+        if owner(route) == self._service:  # a queue or binding of this process may be missing
+            self._suspicious.set()
+        return no_route()
 
     def _fail_call(self, correlation_id: str, error: ServiceError) -> None:
         if (pending := self._calls.get(correlation_id)) is not None:
@@ -244,19 +258,19 @@ class RpcClient:
         elif (stream := self._streams.get(correlation_id)) is not None:
             stream.put(error)
 
-    def _probe(self, route: str) -> None:
+    def _probe(self, id_: str, route: str, waiting_ms: int) -> None:
         if self._transport.writable:
-            self._controls.probe(route)
+            self._controls.probe(id_, route, waiting_ms)
 
-    def _sent_before(self, moment: float) -> Iterator[tuple[str, str]]:
-        """Yield correlation id and route of each call and stream sent before `moment`."""
+    def _sent_before(self, moment: float) -> Iterator[tuple[str, str, float]]:
+        """Yield correlation id, route and time of each call and stream sent before `moment`."""
         for correlation_id, (_, route, _, sent) in self._calls.items():
             if sent > moment:  # the calls are in the order of sending
                 break
-            yield correlation_id, route
+            yield correlation_id, route, sent
         for correlation_id, stream in self._streams.items():
             if stream.sent <= moment:
-                yield correlation_id, stream.route
+                yield correlation_id, stream.route, stream.sent
 
     def _on_channel_lost(self, channel: MessageChannel) -> None:
         """Fail the pending calls that were sent on a channel: some may have been delivered."""

@@ -16,6 +16,7 @@ from shared.bus.amqp.control_receiver import CallKey, ControlReceiver, control_q
 from shared.bus.amqp.declarations import Binding, Queue
 from shared.bus.amqp.message_channel import MessageChannel
 from shared.bus.amqp.method_queues import MethodQueues
+from shared.bus.amqp.probe_answers import ProbeAnswers
 from shared.bus.amqp.queue_consumer import QueueConsumer
 from shared.bus.amqp.received_batch import BatchedCall, ReceivedBatch, acknowledge
 from shared.bus.amqp.received_messages import Delivered
@@ -69,22 +70,19 @@ class RpcServer(QueueConsumer):
         self._service = service
         self._queues = MethodQueues(service, self.queue_name, self._routes)
         self._replies = ReplyChannels(session.publishers, service, self._log)
-        self._controls = ControlReceiver(self._replies, self._cancel, self._handle_broadcast)
         self._control_channel = await self._open_channel(connection)
         self._channel = await self._open_channel(connection, prefetch=_RPC_PREFETCH)
         name = f"{service}.control.{secrets.token_hex(16)}"
         self._sender = ReplySender(name, service)
+        probes = ProbeAnswers(self._queues.created, self._calls, self._replies, self._sender.header)
+        self._controls = ControlReceiver(
+            self._replies, self._cancel, self._handle_broadcast, probes.answer
+        )
         own = self._control_queue = control_queue(name, service, self._routes)
         await self._control_channel.consume(
             [name], self._controls.receive, declared=[own], no_ack=True
         )
-        await self._channel.consume(
-            self._queues.names.values(),
-            self._passing_to(self._channel),
-            declared=self._queues.declarations(),
-            # after the start of the consumer: a draining server unbinds if it sees no other
-            bound=self._queues.bindings(self._routes),
-        )
+        await self._queues.consume(self._channel, self._passing_to(self._channel))
         self._connection = connection
 
     def connection(self, session: BrokerSession) -> BrokerConnection | None:
