@@ -372,7 +372,7 @@ async def test_token_is_required_before_the_request_is_examined(bus: MemoryBus) 
 
 
 def test_wait_of_a_call_without_its_time_of_sending_is_not_counted() -> None:
-    metrics = Statistics({}).of("name")
+    metrics = Statistics({}, {}).of("name")
 
     metrics.begin(0)
     assert sum(metrics.wait) == 0

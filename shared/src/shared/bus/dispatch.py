@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Protocol
@@ -62,7 +62,8 @@ class Dispatcher:
 
     `handlers` are objects whose methods have `@MessagePattern` or `@EventPattern`. Raises
     ContractMismatchError unless they serve exactly the methods of `worker`. Methods with side
-    effects, and consumers of events, are executed in units of work by `perform`.
+    effects, and consumers of events, are executed in units of work by `perform`. `incidents` are
+    those of the bus.
     """
 
     def __init__(
@@ -73,9 +74,10 @@ class Dispatcher:
         perform: Perform,
         *,
         security_log: SecurityLog | None = None,
+        incidents: Mapping[str, int] | None = None,
     ) -> None:
         self._security_log = security_log or SecurityLog()
-        self.statistics = Statistics(self._security_log.counts)
+        self.statistics = Statistics(self._security_log.counts, incidents or {})
         worker_service = WorkerServiceHandlers(
             worker, self.statistics, lambda: self.routes, lambda: self.events
         )

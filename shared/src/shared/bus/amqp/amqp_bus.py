@@ -8,6 +8,7 @@ call fails immediately, and a new session starts all servers and consumers again
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -84,6 +85,7 @@ class AmqpBus:
         owners = {service, *map(topology.owner, EVENTS)}
         self._kept = [KeptEvents(owners)] if keep_events else []
         self._delays = delays
+        self.incidents: Counter[str] = Counter()
         self._session: BrokerSession | None = None
         self._connected = asyncio.Event()
         self._consumers: list[_Consumer] = []
@@ -135,7 +137,14 @@ class AmqpBus:
     ) -> "_AmqpSubscription":
         """See MessageBus.subscribe. Waits for a connection."""
         return await self._start(
-            EventConsumer(queue, types, handler, on_gap=on_gap, delays=self._delays)
+            EventConsumer(
+                queue,
+                types,
+                handler,
+                on_gap=on_gap,
+                delays=self._delays,
+                incidents=self.incidents,
+            )
         )
 
     async def read_stream(
@@ -180,7 +189,6 @@ class AmqpBus:
                 with broker_errors():
                     began = time.monotonic()
                     await self._run_session(url)
-                    _log.warning("bus.connection_lost")
                     if time.monotonic() - began > _STABLE_SECONDS:
                         delay = _FIRST_DELAY
             except BROKER_ERRORS as error:
@@ -202,6 +210,7 @@ class AmqpBus:
             watching.add_done_callback(partial(_end_watch, session))
             try:
                 await session.lost.wait()
+                _log.warning("bus.connection_lost", reason=session.close_reason)
             finally:
                 watching.cancel()
                 self._session = None

@@ -4,17 +4,16 @@ import asyncio
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
-
-import structlog
 
 from shared.bus.amqp import topology
 from shared.bus.amqp.broker_connection import BrokerConnection
 from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.declarations import Binding, Queue, TopologyError
-from shared.bus.amqp.event_replay import replay
+from shared.bus.amqp.event_replay import LOST, replay
 from shared.bus.amqp.failed_events import FailedEvents, names
 from shared.bus.amqp.message_channel import MessageChannel
 from shared.bus.amqp.pause import HOLD_SECONDS, RETURNED, Pause
@@ -26,8 +25,6 @@ from shared.limited_log import LimitedLog
 from shared.outbox.inbox import KEEP_SECONDS
 
 __all__ = ["EventConsumer"]
-
-_log = structlog.get_logger()
 
 _PREFETCH: Final = 32
 _MARGIN_SECONDS: Final = 60.0
@@ -53,6 +50,7 @@ class EventConsumer(QueueConsumer):
         *,
         on_gap: Callable[[], None] | None,
         delays: Sequence[float],
+        incidents: Counter[str],
         hold_seconds: float = HOLD_SECONDS,
     ) -> None:
         super().__init__(queue or "", prefetch=_PREFETCH)
@@ -61,7 +59,7 @@ class EventConsumer(QueueConsumer):
         self._on_gap = on_gap
         self._delays = delays
         self._hold_seconds = hold_seconds
-        self._log = LimitedLog()
+        self._log = LimitedLog(counts=incidents)
         self._failed = FailedEvents(self.queue_name, delays, self._log)
         self._pause: Pause | None = None
         """The pause of the current channel; exclusive queues have none."""
@@ -71,6 +69,8 @@ class EventConsumer(QueueConsumer):
         self._good_at = time.monotonic()
         """Time of the last check at which nothing was missing and no event had to wait."""
         self._replaying: asyncio.Task[None] | None = None
+        self._unread = False
+        """Whether a replay has begun and has not ended."""
 
     async def start(self, session: BrokerSession) -> None:
         """Consume in this session; call `on_gap` if it is not the first; raises BROKER_ERRORS."""
@@ -89,7 +89,7 @@ class EventConsumer(QueueConsumer):
         self._pause = self._new_pause()
         await self._channel.consume([self._queue], self._passing_to(self._channel))
         self._connection = connection
-        if lost:
+        if lost or self._unread:
             self._replay()
         if again and self._on_gap is not None:
             self._on_gap()
@@ -120,7 +120,7 @@ class EventConsumer(QueueConsumer):
             topology.dead_letters(service, name),
             topology.consumer_queue(service, name),
         ):
-            await declare_or_replace(connection, service, queue, self._events)
+            await declare_or_replace(connection, service, queue, self._events, self._log)
         await connection.declare(*self.own())
 
     def connection(self, session: BrokerSession) -> BrokerConnection | None:
@@ -156,7 +156,9 @@ class EventConsumer(QueueConsumer):
             self._replay()
         self._missing = missing
         paused = self._pause is not None and self._pause.suspended
-        if not (missing or paused) and len(self._running) < _PREFETCH:  # the queue has no backlog
+        if (
+            not (missing or paused or self._unread) and len(self._running) < _PREFETCH
+        ):  # the queue has no backlog
             self._good_at = time.monotonic()
 
     def _replay(self) -> None:
@@ -168,13 +170,29 @@ class EventConsumer(QueueConsumer):
             if self._on_gap is not None:
                 self._on_gap()
             return
-        seconds = min(time.monotonic() - self._good_at + _MARGIN_SECONDS, _MAX_REPLAY_SECONDS)
-        _log.warning("consumer.replays", queue=self.queue_name, seconds=round(seconds))
+        missed = time.monotonic() - self._good_at + _MARGIN_SECONDS
+        seconds = min(missed, _MAX_REPLAY_SECONDS)
+        if missed > seconds:
+            reason = f"events of more than {round(seconds)} seconds ago are not read again"
+            self._log.write(logging.ERROR, LOST, queue=self.queue_name, reason=reason)
+        self._log.write(
+            logging.WARNING, "consumer.replays", queue=self.queue_name, seconds=round(seconds)
+        )
         if self._replaying is not None:
             self._replaying.cancel()
-        self._replaying = asyncio.create_task(
-            replay(session, self.queue_name, self._types, self._handle_again, seconds)
-        )
+        self._unread = True
+        self._replaying = asyncio.create_task(self._read_again(session.consuming, seconds))
+
+    async def _read_again(self, connection: BrokerConnection, seconds: float) -> None:
+        if await replay(
+            connection,
+            self.queue_name,
+            self._types,
+            self._handle_again,
+            seconds=seconds,
+            log=self._log,
+        ):
+            self._unread = False
 
     async def _handle_again(self, message: Delivered) -> None:
         """Handle an event of the stream; the inbox ignores it if it was handled before."""
