@@ -1,7 +1,10 @@
 """A TCP proxy in front of a server; a stopped proxy looks like a stopped server."""
 
 import asyncio
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import httpx
 
 __all__ = ["Proxy"]
 
@@ -21,6 +24,8 @@ class Proxy:
         self.sent = b""
         """The latest bytes of the clients, 64 KiB at most."""
         self.port = 0
+        self.url = ""
+        """The URL of the server through the proxy, if it was opened by one."""
         self.received = 0
         """Bytes that clients have sent, forwarded or held."""
         self.turns = 0
@@ -28,6 +33,20 @@ class Proxy:
         self.delay = 0.0
         """Seconds by which bytes are delayed in each direction."""
         self._client_is_next = True
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, url: str) -> AsyncIterator["Proxy"]:
+        """Start a proxy to the server of a URL with a port; stop it at the end."""
+        server = httpx.URL(url)
+        proxy = cls(server.host, server.port or 0)
+        await proxy.start()
+        proxy.url = str(server.copy_with(port=proxy.port))
+        try:
+            yield proxy
+        finally:
+            proxy.flow()
+            await proxy.stop()
 
     async def start(self) -> None:
         """Listen: the first time on a free port, then on the same one."""

@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 
 from gateway.websocket_frames import read_client_frame
 from postbus.registry import EVENTS, METHODS, Access
-from shared.bus.amqp.broker_session import CONTENT_TYPE
+from shared.bus.amqp.message_properties import PROTOBUF
 from tools.node import node_environment, node_modules
 
 DOCUMENT: dict[str, Any] = json.loads(files("postbus").joinpath("asyncapi.json").read_text())
@@ -73,7 +73,7 @@ def test_every_method_and_event_has_its_channel_on_the_bus() -> None:
         for message in DOCUMENT["components"]["messages"].values()
         if "contentType" in message
     ]
-    assert {message["contentType"] for message in on_the_bus} == {CONTENT_TYPE}
+    assert {message["contentType"] for message in on_the_bus} == {PROTOBUF}
     assert len(on_the_bus) == 2 * len(METHODS) + len(EVENTS)
 
 

@@ -22,46 +22,37 @@ from postbus.bus.v1 import Event, Outcome, Reply
 from shared.bus import Call
 from shared.bus.amqp import amqp_bus, connect
 from shared.bus.amqp.amqp_bus import AmqpBus
-from shared.bus.amqp.broker_connection import BROKER_ERRORS, broker_errors
+from shared.bus.amqp.broker_connection import BrokerConnection
+from shared.bus.amqp.broker_errors import BROKER_ERRORS, broker_errors
 from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.rpc_server import RpcServer
 from shared.bus.message_bus import Failure
 from shared.errors import Code, ServiceError
 from shared.wire import decode, encode
+from tests.buses import a_call, ignore, opened_bus, until_reconnected
 from tests.messages import EVENTS, message, publish_until_routed
 from tests.proxy import Proxy
 
 Unique = Callable[[str], str]
 BLOCKED = b"\1\0\0\0\0\0\x08\0\x0a\0\x3c\x03low\xce"  # connection.blocked
 EXCHANGE_DECLARE = b"\0\x28\0\x0a"
+CLOSE = (  # connection.close: 320, CONNECTION_FORCED
+    b"\1\0\0\0\0\0\x1c\0\x0a\0\x32\x01\x40\x11CONNECTION_FORCED\0\0\0\0\xce"
+)
 UNBLOCKED = b"\1\0\0\0\0\0\x04\0\x0a\0\x3d\xce"
 
 
 @pytest.fixture
 async def proxy(vhost: str) -> AsyncIterator[Proxy]:
-    broker = httpx.URL(vhost)
-    proxy = Proxy(broker.host, broker.port or 5672)
-    await proxy.start()
-    yield proxy
-    proxy.flow()
-    await proxy.stop()
+    async with Proxy.open(vhost) as proxy:
+        yield proxy
 
 
 @pytest.fixture
 async def bus(vhost: str, proxy: Proxy) -> AsyncIterator[AmqpBus]:
     """Yield a bus behind the proxy."""
-    url = str(httpx.URL(vhost).copy_with(port=proxy.port))
-    async with connect(SecretStr(url), "test", delays=(0.05,), keep_events=True) as connected:
-        await connected.wait_ready()
+    async with opened_bus(proxy.url, delays=(0.05,), keep_events=True) as connected:
         yield connected
-
-
-async def ignore(_body: bytes) -> Failure | None:
-    return None
-
-
-def a_call(seconds: float = 5) -> Call:
-    return Call.new(b"", budget=seconds)
 
 
 async def echo(_route: str, _body: bytes) -> bytes:
@@ -72,7 +63,7 @@ async def until_answered(bus: AmqpBus, route: str) -> None:
     async with asyncio.timeout(10):
         while True:
             try:
-                assert (await bus.call(route, a_call(0.5))).payload == b"here"
+                assert (await bus.call(route, a_call(seconds=0.5))).payload == b"here"
             except ServiceError as error:
                 assert error.code in {Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED}  # noqa: PT017
                 await asyncio.sleep(0.05)
@@ -323,21 +314,16 @@ async def test_delays_start_again_after_a_stable_connection_only(
 
 async def test_connecting_ends_after_5_seconds_without_an_answer(vhost: str) -> None:
     """A broker that does not answer at all, and one that does not answer the declarations."""
-    broker = httpx.URL(vhost)
 
     async def connecting(marker: bytes) -> float:
-        proxy = Proxy(broker.host, broker.port or 5672)
-        await proxy.start()
-        began = time.monotonic()
-        stalling = asyncio.create_task(stall_at(proxy, marker))
-        with pytest.raises(BROKER_ERRORS):
-            async with BrokerSession.open(str(broker.copy_with(port=proxy.port)), "test"):
-                pass
-        seconds = time.monotonic() - began
-        stalling.cancel()
-        proxy.flow()
-        await proxy.stop()
-        return seconds
+        async with Proxy.open(vhost) as proxy:
+            began = time.monotonic()
+            stalling = asyncio.create_task(stall_at(proxy, marker))
+            with pytest.raises(BROKER_ERRORS):
+                async with BrokerSession.open(proxy.url, "test"):
+                    pass
+            stalling.cancel()
+            return time.monotonic() - began
 
     async with asyncio.timeout(15):
         seconds = await asyncio.gather(connecting(b"AMQP"), connecting(EXCHANGE_DECLARE))
@@ -356,9 +342,7 @@ async def test_bus_connects_again_after_the_loss_of_a_channel(
     with suppress(Exception):  # the broker closes the channel
         await bus._consumers[0]._channel.channel.declare_queue(unique("no."), passive=True)
 
-    async with asyncio.timeout(5):
-        while bus._session in (None, session):  # noqa: ASYNC110  # polls
-            await asyncio.sleep(0.01)
+    await until_reconnected(bus, session)
     await until_answered(bus, route)
     await server.cancel()
 
@@ -390,9 +374,7 @@ async def test_bus_survives_a_cancellation_by_aiormq(bus: AmqpBus, unique: Uniqu
     for future in waiting:
         future.cancel()
 
-    async with asyncio.timeout(5):
-        while bus._session in (None, session):  # noqa: ASYNC110  # polls
-            await asyncio.sleep(0.01)
+    await until_reconnected(bus, session)
     route = unique("postbus.test.v1.Route")
     server = await bus.serve(unique("queue."), [route], echo)
     await until_answered(bus, route)
@@ -445,9 +427,7 @@ async def test_bytes_that_are_not_amqp_end_the_connection(bus: AmqpBus, proxy: P
 
     proxy.tell_clients(b"\1\0\1\xff\xff\xff\xff\0")  # a frame of 4 GiB
 
-    async with asyncio.timeout(5):
-        while bus._session in (None, session):  # noqa: ASYNC110  # polls
-            await asyncio.sleep(0.01)
+    await until_reconnected(bus, session)
     assert bus.ready
 
 
@@ -463,13 +443,13 @@ async def test_calls_wait_while_the_broker_does_not_read(
     payload = bytes(2**20)
     calls = [asyncio.create_task(bus.call(route, Call.new(payload, budget=10))) for _ in range(60)]
     async with asyncio.timeout(5):
-        while session._transport.writable:  # noqa: ASYNC110  # polls
+        while session.publishing.transport.writable:  # noqa: ASYNC110  # polls
             await asyncio.sleep(0)
     late = asyncio.create_task(bus.call(route, Call.new(b"late", budget=10)))
     await asyncio.sleep(0)
-    held = session._transport._socket.get_write_buffer_size()
+    held = session.publishing.transport._socket.get_write_buffer_size()
     await asyncio.sleep(0)
-    assert session._transport._socket.get_write_buffer_size() == held
+    assert session.publishing.transport._socket.get_write_buffer_size() == held
     proxy.flow()
 
     assert (await late).payload == b"here"
@@ -489,17 +469,16 @@ async def test_call_keeps_its_slot_while_the_broker_does_not_read_its_reply(
     session, consumer = bus._session, bus._consumers[-1]
     assert session is not None
     assert isinstance(consumer, RpcServer)
-    async with connect(SecretStr(vhost), "test") as caller:
-        await caller.wait_ready()
+    async with opened_bus(vhost) as caller:
         await caller.call(route, a_call())  # opens the channel for the replies
         proxy.hold_client_bytes()
-        calls = [asyncio.create_task(caller.call(route, a_call(15))) for _ in range(60)]
+        calls = [asyncio.create_task(caller.call(route, a_call(seconds=15))) for _ in range(60)]
         async with asyncio.timeout(5):
-            while session._transport.writable or not consumer._running:  # noqa: ASYNC110  # polls
+            while session.publishing.transport.writable or not consumer._running:  # noqa: ASYNC110  # polls
                 await asyncio.sleep(0)
         for _ in range(200):
             await asyncio.sleep(0)
-        assert not session._transport.writable
+        assert not session.publishing.transport.writable
         assert consumer._limit._free < 4
         proxy.flow()
 
@@ -523,8 +502,7 @@ async def test_event_that_cannot_be_retried_now_is_retried_once_a_second(
         return Failure(reason="LATER", message="Later.", retry=True)
 
     subscription = await bus.subscribe([event], fail, queue=unique("queue."))
-    async with connect(SecretStr(vhost), "test") as publisher:
-        await publisher.wait_ready()
+    async with opened_bus(vhost) as publisher:
         with structlog.testing.capture_logs() as lines:
             await publisher.publish(Event(id="1", type=event))
             async with asyncio.timeout(10):
@@ -570,3 +548,48 @@ async def test_follower_stops_without_an_answer_of_the_broker(
 
     async with asyncio.timeout(4):
         await following.cancel()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"path": "/no_such_vhost"}, "530 NOT_ALLOWED - "),
+        ({"password": "wrong"}, "403 ACCESS_REFUSED - "),
+    ],
+)
+async def test_reason_of_the_broker_not_to_connect_is_logged(
+    vhost: str, wrong: dict[str, str], reason: str
+) -> None:
+    url = str(httpx.URL(vhost).copy_with(**wrong))
+    with structlog.testing.capture_logs() as lines:
+        async with connect(SecretStr(url), "test"), asyncio.timeout(5):
+            while not lines:  # noqa: ASYNC110  # polls
+                await asyncio.sleep(0.01)
+
+    assert (lines[0]["event"], reason in lines[0]["error"]) == ("bus.not_connected", True)
+
+
+async def test_reason_of_the_broker_to_close_the_connection_is_logged(
+    bus: AmqpBus, proxy: Proxy
+) -> None:
+    session = bus._session
+    with structlog.testing.capture_logs() as lines:
+        proxy.tell_clients(CLOSE)
+        await until_reconnected(bus, session)
+
+    reasons = [line["reason"] for line in lines if line["event"] == "bus.connection_lost"]
+    assert reasons == ["320 CONNECTION_FORCED"]
+
+
+async def test_number_of_a_channel_is_used_again_only_after_all_others(vhost: str) -> None:
+    """The broker may still close the channel that had it, and would then close the connection."""
+    async with BrokerConnection.open(vhost, "test") as connection:
+        first = await connection.channel()
+        await connection.close_channel(await connection.channel())
+        third = await connection.channel()
+        used = [first.channel.number, third.channel.number]
+
+        assert used == [1, 3]
+        numbers = {next(connection._numbers) for _ in range(2 * 2047)}
+        assert (min(numbers), max(numbers)) == (2, 2047)
+        assert not numbers.intersection(used)

@@ -6,17 +6,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 import aio_pika
-import httpx
 import pytest
-from pydantic import SecretStr
 
-from postbus.bus.v1 import Code, Outcome, Reply
+from postbus.bus.v1 import Code, Control, Outcome, ProbeAnswer, Reply
 from shared.bus import Call
-from shared.bus.amqp import connect
 from shared.bus.amqp.amqp_bus import AmqpBus
-from shared.bus.amqp.lost_calls import LostCalls
+from shared.bus.amqp.lost_calls import LostCalls, Probe
 from shared.errors import ServiceError
-from shared.wire import encode
+from shared.wire import decode, encode
+from tests.buses import opened_bus
 from tests.messages import CALLS, CONTROL
 from tests.proxy import Proxy
 
@@ -25,34 +23,33 @@ Unique = Callable[[str], str]
 
 @pytest.fixture
 async def proxy(vhost: str) -> AsyncIterator[Proxy]:
-    broker = httpx.URL(vhost)
-    proxy = Proxy(broker.host, broker.port or 5672)
-    await proxy.start()
-    yield proxy
-    await proxy.stop()
+    async with Proxy.open(vhost) as proxy:
+        yield proxy
 
 
 @pytest.fixture
 async def worker(vhost: str, proxy: Proxy) -> AsyncIterator[AmqpBus]:
     """Yield the bus of a worker, which dies with the proxy."""
-    url = str(httpx.URL(vhost).copy_with(port=proxy.port))
-    async with connect(SecretStr(url), "test") as connected:
-        await connected.wait_ready()
+    async with opened_bus(proxy.url) as connected:
         yield connected
 
 
 @pytest.fixture
 async def caller(vhost: str) -> AsyncIterator[AmqpBus]:
-    async with connect(SecretStr(vhost), "test") as connected:
-        await connected.wait_ready()
+    async with opened_bus(vhost) as connected:
         yield connected
 
 
 def lost_calls_of(bus: AmqpBus) -> LostCalls:
     session = bus._session
     assert session is not None
-    assert session._lost_calls is not None
-    return session._lost_calls
+    return session.rpc._lost_calls
+
+
+def a_probe(route: str) -> Probe:
+    """Return a probe for the calls that were sent until now."""
+    now = time.monotonic()
+    return Probe(route, sent=now + 0.5, oldest=now)
 
 
 def a_call(seconds: float = 20) -> Call:
@@ -117,8 +114,7 @@ async def test_calls_of_other_routes_and_younger_calls_do_not_fail(
         await release.wait()
         return encode(Reply(payload=b"done"))
 
-    async with connect(SecretStr(vhost), "test") as other:
-        await other.wait_ready()
+    async with opened_bus(vhost) as other:
         await worker.serve(unique("queue."), [dead], hold)
         await other.serve(unique("queue."), [alive], hold)
         lost = asyncio.create_task(caller.call(dead, a_call()))
@@ -149,8 +145,7 @@ async def test_calls_of_a_worker_that_died_go_to_another_one(
         await asyncio.sleep(1)  # longer than the interval of the probes
         return encode(Reply(payload=b"done"))
 
-    async with connect(SecretStr(vhost), "test") as other:
-        await other.wait_ready()
+    async with opened_bus(vhost) as other:
         await worker.serve(queue, [route], never)
         call = asyncio.create_task(caller.call(route, a_call()))
         await begun.wait()
@@ -171,8 +166,7 @@ async def test_calls_of_a_worker_that_stops_are_answered(
         await asyncio.sleep(1.5)  # longer than the interval of the probes
         return encode(Reply(payload=b"done"))
 
-    async with connect(SecretStr(vhost), "test") as worker:
-        await worker.wait_ready()
+    async with opened_bus(vhost) as worker:
         server = await worker.serve(unique("queue."), [route], slow)
         call = asyncio.create_task(caller.call(route, a_call()))
         await begun.wait()
@@ -196,8 +190,9 @@ async def test_route_is_probed_once_in_half_a_second_while_it_has_older_calls(
         times: list[float] = []
         async with asyncio.timeout(5), controls.iterator() as messages:
             while len(times) < 3:
-                assert (await anext(messages)).body == b""
+                probe = decode(Control, (await anext(messages)).body)
                 times.append(time.monotonic() - sent)
+                assert 500 <= probe.waiting_ms <= times[-1] * 1000
         for call in pending:
             call.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
@@ -231,10 +226,9 @@ async def test_return_of_an_earlier_probe_fails_no_younger_call(
         return encode(Reply(payload=b"done"))
 
     lost_calls = lost_calls_of(caller)
-    async with connect(SecretStr(vhost), "test") as worker:
-        await worker.wait_ready()
+    async with opened_bus(vhost) as worker:
         await worker.serve(unique("queue."), [route], hold)
-        lost_calls._probed = {route: time.monotonic()}
+        lost_calls._probes = {"probe": a_probe(route)}
         call = asyncio.create_task(caller.call(route, a_call()))
         await asyncio.sleep(0)
         lost_calls.on_returned(route)
@@ -258,7 +252,7 @@ async def test_reply_that_arrives_after_the_returned_probe_counts(
     await caller.serve(unique("queue."), [route], hold)
     call = asyncio.create_task(caller.call(route, a_call()))
     await asyncio.sleep(0)
-    lost_calls._probed = {route: time.monotonic()}
+    lost_calls._probes = {"probe": a_probe(route)}
 
     lost_calls.on_returned(route)
     release.set()
@@ -279,8 +273,8 @@ async def test_nothing_is_probed_while_the_socket_is_not_writable(
         await asyncio.sleep(0)
         assert caller._session is not None
         lost_calls = lost_calls_of(caller)
-        lost_calls._sent_before = lambda _before: [("1", route)]
-        transport = caller._session._transport
+        lost_calls._sent_before = lambda _before: [("1", route, time.monotonic() - 1)]
+        transport = caller._session.publishing.transport
         for writable in (False, True):
             transport.writable = writable
             lost_calls.stop()
@@ -292,3 +286,116 @@ async def test_nothing_is_probed_while_the_socket_is_not_writable(
         assert await controls.get(fail=False) is None
         pending.cancel()
         await asyncio.gather(pending, return_exceptions=True)
+
+
+async def test_calls_of_a_worker_that_died_fail_although_another_one_starts_at_once(
+    caller: AmqpBus, worker: AmqpBus, proxy: Proxy, vhost: str, unique: Unique
+) -> None:
+    route, queue, begun = unique("postbus.test.v1.Route"), unique("queue."), asyncio.Event()
+    release = asyncio.Event()
+
+    async def hold(_route: str, _body: bytes) -> bytes:
+        begun.set()
+        await release.wait()
+        return encode(Reply(payload=b"done"))
+
+    async with opened_bus(vhost) as other:
+        await worker.serve(queue, [route], hold)
+        lost = asyncio.create_task(caller.call(route, a_call()))
+        await begun.wait()
+        await proxy.stop()
+        died = time.monotonic()
+        await until_deleted(caller, f"{queue}.{route}")
+        await other.serve(queue, [route], hold)
+        kept = asyncio.create_task(caller.call(route, a_call()))
+
+        with pytest.raises(ServiceError, match="WORKER_LOST") as raised:
+            await lost
+        assert time.monotonic() - died < 2.5
+        assert raised.value.outcome == Outcome.UNKNOWN
+        _, pending = await asyncio.wait([kept], timeout=1.5)  # three probes
+        release.set()
+        assert pending
+        assert (await kept).payload == b"done"
+
+
+async def until_deleted(bus: AmqpBus, queue: str) -> None:
+    session = bus._session
+    assert session is not None
+    async with asyncio.timeout(5):
+        while await session.publishing.consumer_count(queue) is not None:  # noqa: ASYNC110  # polls
+            await asyncio.sleep(0.02)
+
+
+async def test_call_of_a_worker_that_stops_is_answered_although_another_one_starts(
+    caller: AmqpBus, vhost: str, unique: Unique
+) -> None:
+    route, queue, begun = unique("postbus.test.v1.Route"), unique("queue."), asyncio.Event()
+
+    async def slow(_route: str, _body: bytes) -> bytes:
+        begun.set()
+        await asyncio.sleep(2)  # two probes after the start of the new worker
+        return encode(Reply(payload=b"done"))
+
+    async with opened_bus(vhost) as old, opened_bus(vhost) as new:
+        server = await old.serve(queue, [route], slow)
+        call = asyncio.create_task(caller.call(route, a_call()))
+        await begun.wait()
+        stopping = asyncio.create_task(server.cancel())
+        await until_deleted(caller, f"{queue}.{route}")
+        await new.serve(queue, [route], slow)
+
+        assert (await call).payload == b"done"
+        await stopping
+
+
+async def test_call_fails_once_two_probes_find_it_nowhere(caller: AmqpBus, unique: Unique) -> None:
+    """At a single probe it can be on its way from one worker to another."""
+    route, failed = unique("postbus.test.v1.Route"), list[str]()
+    lost_calls, now = lost_calls_of(caller), time.monotonic()
+    lost_calls.stop()
+    lost_calls._publish = lambda *_: None
+    lost_calls._sent_before = lambda _: [("held", route, now - 9), ("lost", route, now - 9)]
+    lost_calls._fail = lambda id_, _error: failed.append(id_)
+    answer = encode(ProbeAnswer(queue_age_ms=2000, held=["held"]))
+
+    for expected in ([], ["lost"]):
+        lost_calls._probe()
+        lost_calls.stop()
+        [id_] = lost_calls._probes
+        lost_calls.on_answer(id_, answer)
+        lost_calls.on_answer("an earlier probe", answer)
+        assert failed == []
+        await asyncio.sleep(0.15)
+        assert failed == expected
+
+
+async def test_call_that_was_sent_to_the_new_queue_does_not_fail(
+    caller: AmqpBus, unique: Unique
+) -> None:
+    route, moments = unique("postbus.test.v1.Route"), list[float]()
+    lost_calls, now = lost_calls_of(caller), time.monotonic()
+    lost_calls.stop()
+
+    def sent_before(moment: float) -> list[tuple[str, str, float]]:
+        moments.append(moment)
+        return []
+
+    lost_calls._sent_before = sent_before
+    lost_calls._probes = {"1": Probe(route, sent=now, oldest=now - 9)}
+
+    lost_calls.on_answer("1", encode(ProbeAnswer(queue_age_ms=2000)))
+    await asyncio.sleep(0.15)
+
+    assert moments == [pytest.approx(now - 2)]
+
+
+async def test_answer_to_a_probe_of_more_than_64_kib_is_ignored(
+    caller: AmqpBus, unique: Unique
+) -> None:
+    lost_calls, route = lost_calls_of(caller), unique("postbus.test.v1.Route")
+    lost_calls.stop()
+    for length, held in ((2**16, set[str]()), (1000, {"x" * 1000})):
+        probe = lost_calls._probes["1"] = a_probe(route)
+        lost_calls.on_answer("1", encode(ProbeAnswer(held=["x" * length])))
+        assert probe.held == held

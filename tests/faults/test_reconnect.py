@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
-import httpx
 import pytest
 from pydantic import SecretStr
 
@@ -12,19 +11,15 @@ from postbus.registry import EVENTS, METHODS
 from shared.bus import Call
 from shared.bus.amqp import connect
 from shared.bus.amqp.amqp_bus import AmqpBus
-from shared.bus.message_bus import Failure
 from shared.errors import ServiceError
 from shared.wire import encode
+from tests.buses import ignore
 from tests.conftest import new_vhost
 from tests.proxy import Proxy
 
 ROUTES = [name for name, method in METHODS.items() if method.worker == "posts"]
 DELAY = 0.005
 """Seconds to the broker, in each direction."""
-
-
-async def ignore(_body: bytes) -> Failure | None:
-    return None
 
 
 async def echo(_route: str, _body: bytes) -> bytes:
@@ -39,11 +34,8 @@ async def url(unique: Callable[[str], str]) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def proxy(url: str) -> AsyncIterator[Proxy]:
-    broker = httpx.URL(url)
-    proxy = Proxy(broker.host, broker.port or 5672)
-    await proxy.start()
-    yield proxy
-    await proxy.stop()
+    async with Proxy.open(url) as proxy:
+        yield proxy
 
 
 async def serve_everything(bus: AmqpBus) -> None:
@@ -68,7 +60,7 @@ async def until_answered(bus: AmqpBus) -> None:
 
 
 async def test_calls_are_answered_after_30_round_trips(url: str, proxy: Proxy) -> None:
-    behind = SecretStr(str(httpx.URL(url).copy_with(port=proxy.port)))
+    behind = SecretStr(proxy.url)
     async with connect(behind, "posts") as posts, connect(SecretStr(url), "gateway") as gateway:
         await serve_everything(posts)
         await until_answered(gateway)

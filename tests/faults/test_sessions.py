@@ -8,14 +8,13 @@ from contextlib import asynccontextmanager
 import aio_pika
 import httpx
 import pytest
-from pydantic import SecretStr
 
 from gateway.app import build_app
 from postbus.bus.v1 import Event
 from postbus.registry import METHODS, Access
 from postbus.users.v1 import SessionsRevoked
 from shared.bus import Call
-from shared.bus.amqp import AmqpBus, connect
+from shared.bus.amqp import AmqpBus
 from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.stream_reader import StreamReader
 from shared.bus.message_bus import Failure
@@ -24,6 +23,7 @@ from shared.identity import TokenVerifier
 from shared.runtime.session_verifier import SessionVerifier
 from shared.runtime.worker import Application, serve
 from shared.wire import decode, encode
+from tests.buses import opened_bus
 from tests.conftest import new_vhost
 from tests.idle import complete
 from tests.proxy import Proxy
@@ -55,8 +55,7 @@ async def own_vhost(unique: Unique) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def opened(url: str, service: str = "users") -> AsyncIterator[AmqpBus]:
-    async with connect(SecretStr(url), service) as bus:
-        await bus.wait_ready()
+    async with opened_bus(url, service) as bus:
         yield bus
 
 
@@ -178,12 +177,12 @@ async def test_loss_of_the_stream_keeps_the_connection_and_the_known_revocations
 async def test_revocations_of_a_break_are_known_before_the_first_call_after_it(
     own_vhost: str, verifier: TokenVerifier, tokens: TokenMaker
 ) -> None:
-    broker = httpx.URL(own_vhost)
-    proxy = Proxy(broker.host, broker.port or 5672)
-    await proxy.start()
     before, meanwhile = tokens.token(ID, sid="before"), tokens.token(ID, sid="meanwhile")
-    behind = str(broker.copy_with(port=proxy.port))
-    async with opened(own_vhost) as other, opened(behind) as bus:
+    async with (
+        Proxy.open(own_vhost) as proxy,
+        opened(own_vhost) as other,
+        opened(proxy.url) as bus,
+    ):
         sessions = SessionVerifier(bus, verifier)
         await sessions.run()
         await other.publish(revocation("before"))
@@ -201,7 +200,6 @@ async def test_revocations_of_a_break_are_known_before_the_first_call_after_it(
 
         assert refused(sessions, meanwhile) == "SESSION_REVOKED"
         assert refused(sessions, before) == "SESSION_REVOKED"
-    await proxy.stop()
 
 
 async def test_event_that_fails_in_its_handler_does_not_hide_the_next(

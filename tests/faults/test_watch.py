@@ -9,18 +9,18 @@ import pytest
 import structlog.testing
 from aio_pika.abc import AbstractChannel
 from aiormq.exceptions import ChannelNotFoundEntity
-from pydantic import SecretStr
 
 from postbus.bus.v1 import Event
 from shared.bus.amqp import event_replay
-from shared.bus.amqp.amqp_bus import AmqpBus, connect
+from shared.bus.amqp.amqp_bus import AmqpBus
 from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.event_consumer import EventConsumer
 from shared.bus.message_bus import EventHandler, Failure
 from shared.errors import ServiceError
 from shared.wire import decode
+from tests.buses import a_call, echo, opened_bus
 from tests.conftest import new_vhost
-from tests.messages import EVENTS, publish_until_routed
+from tests.messages import CALLS, EVENTS, publish_until_routed
 
 pytestmark = pytest.mark.long
 
@@ -35,8 +35,7 @@ async def url(unique: Unique) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def bus(url: str) -> AsyncIterator[AmqpBus]:
-    async with connect(SecretStr(url), "test", delays=(0.05,), keep_events=True) as connected:
-        await connected.wait_ready()
+    async with opened_bus(url, delays=(0.05,), keep_events=True) as connected:
         await publish_until_routed(connected, Event(id="first", type="postbus.test.v1.First"))
         yield connected
 
@@ -78,8 +77,7 @@ def consumer_of(handled: list[str]) -> EventHandler:
 
 
 async def test_event_that_no_queue_takes_is_not_published(url: str) -> None:
-    async with connect(SecretStr(url), "test") as bus:
-        await bus.wait_ready()
+    async with opened_bus(url) as bus:
         with pytest.raises(ServiceError, match="EVENT_UNROUTED"):
             await bus.publish(Event(id="1", type="postbus.test.v1.Nobody"))
 
@@ -177,13 +175,14 @@ async def test_replay_reads_at_most_the_events_of_a_day(bus: AmqpBus, unique: Un
     with structlog.testing.capture_logs() as lines:
         consumer.restored()
 
-    assert [line["seconds"] for line in lines] == [86_400]
+    assert [line["event"] for line in lines] == ["consumer.lost_events", "consumer.replays"]
+    assert lines[1]["seconds"] == 86_400
+    assert bus.incidents["consumer.lost_events"] == 1
     await subscription.cancel()
 
 
 async def test_lost_stream_of_all_events_is_a_logged_loss(url: str, unique: Unique) -> None:
-    async with connect(SecretStr(url), "test") as bus:
-        await bus.wait_ready()
+    async with opened_bus(url) as bus:
         subscription = await bus.subscribe(
             ["postbus.test.v1.Event"],
             consumer_of([]),
@@ -197,6 +196,7 @@ async def test_lost_stream_of_all_events_is_a_logged_loss(url: str, unique: Uniq
                 while "consumer.lost_events" not in {line["event"] for line in lines}:  # noqa: ASYNC110  # polls
                     await asyncio.sleep(0.02)
         assert bus._session is session
+        assert bus.incidents["consumer.lost_events"] == 1
         await subscription.cancel()
 
 
@@ -213,7 +213,7 @@ async def test_replay_of_a_busy_stream_ends(
     with structlog.testing.capture_logs() as lines:
         consumer.restored()
         async with asyncio.timeout(10):
-            while "consumer.replayed" not in {line["event"] for line in lines}:
+            while "consumer.replay_timed_out" not in {line["event"] for line in lines}:
                 await bus.publish(Event(id=unique("id"), type=event))
     await subscription.cancel()
 
@@ -252,3 +252,57 @@ async def test_nothing_is_sent_on_a_closed_channel(bus: AmqpBus) -> None:
     await publish_until_routed(bus, Event(id="1", type="postbus.test.v1.Event"))
 
     assert bus._session is session
+
+
+async def test_binding_of_a_method_is_made_again_as_soon_as_its_own_service_misses_it(
+    bus: AmqpBus, connection: aio_pika.abc.AbstractConnection, unique: Unique
+) -> None:
+    route, queue = unique("postbus.test.v1.Route"), unique("queue.")
+    server = await bus.serve(queue, [route], echo)
+    session, channel = bus._session, await connection.channel()
+    served = await channel.get_queue(f"{queue}.{route}", ensure=False)
+    await bus.call(route, a_call())
+    times = list[float]()
+    for _ in range(2):  # not both can be within a second before the next regular check
+        await served.unbind(CALLS, route)
+        missed = time.monotonic()
+        with pytest.raises(ServiceError, match="NO_ROUTE"):
+            await bus.call(route, a_call())
+        async with asyncio.timeout(8):
+            while not await is_served(bus, route):  # noqa: ASYNC110  # polls
+                await asyncio.sleep(0.02)
+        times.append(time.monotonic() - missed)
+
+    assert max(times) < 1.5
+    assert bus._session is session
+    await server.cancel()
+
+
+async def is_served(bus: AmqpBus, route: str) -> bool:
+    try:
+        await bus.call(route, a_call())
+    except ServiceError as error:
+        assert error.reason == "NO_ROUTE"  # noqa: PT017
+        return False
+    return True
+
+
+async def test_replay_that_a_lost_connection_has_ended_begins_again(
+    bus: AmqpBus, unique: Unique
+) -> None:
+    event, handled = "postbus.test.v1.Event", list[str]()
+    subscription = await bus.subscribe([event], consumer_of(handled), queue=unique("queue."))
+    consumer, session = bus._consumers[-1], bus._session
+    assert isinstance(consumer, EventConsumer)
+    assert session is not None
+
+    with structlog.testing.capture_logs() as lines:
+        consumer.restored()
+        session.mark_lost()
+        async with asyncio.timeout(15):
+            while "consumer.replayed" not in {line["event"] for line in lines}:  # noqa: ASYNC110  # polls
+                await asyncio.sleep(0.02)
+
+    assert bus.incidents["consumer.replays"] == 2
+    assert bus.incidents["consumer.lost_events"] == 0
+    await subscription.cancel()

@@ -13,7 +13,7 @@ from gateway.app import build_app
 from gateway.cached_result import CachedResult
 from gateway.gateway import Gateway
 from gateway.operator_networks import OperatorNetworks
-from postbus.bus.v1 import CheckResponse, Part, Reply, Request
+from postbus.bus.v1 import CheckResponse, GetStatisticsResponse, Instance, Part, Reply, Request
 from shared.bus import Call
 from shared.bus.memory import MemoryBus
 from shared.errors import Code, ServiceError
@@ -167,6 +167,28 @@ async def test_metrics_lack_the_workers_that_cannot_be_reached(verifier: TokenVe
 
     assert response.status_code == 200
     assert "postbus_http_requests_in_flight 1.0" in response.text
+
+
+async def test_incidents_of_the_bus_are_counted_for_each_process(verifier: TokenVerifier) -> None:
+    statistics = GetStatisticsResponse(
+        instance=Instance(worker="posts", id="host:1"), incidents={"consumer.paused": 2}
+    )
+
+    async def of_posts(_route: str, _body: bytes) -> bytes:
+        return encode(Reply(payload=encode(statistics)))
+
+    bus = MemoryBus()
+    bus.incidents["consumer.lost_events"] += 1
+    await bus.serve("posts", ["postbus.bus.v1.WorkerService.GetStatistics.posts"], of_posts)
+    app = build_app(bus, verifier, max_body_bytes=1000)
+    async with from_address(app, "127.0.0.1") as client:
+        lines = (await client.get("/metrics")).text.splitlines()
+
+    name = "postbus_bus_incidents_total"
+    assert sorted(each.removeprefix(name) for each in lines if each.startswith(name)) == [
+        '{incident="consumer.lost_events",instance="",worker="gateway"} 1.0',
+        '{incident="consumer.paused",instance="host:1",worker="posts"} 2.0',
+    ]
 
 
 async def test_open_sockets_are_counted(app: Gateway) -> None:

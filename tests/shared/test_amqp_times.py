@@ -9,13 +9,16 @@ import structlog.testing
 from pydantic import SecretStr
 
 from postbus.bus.v1 import Completed, Reply
-from shared.bus import Call
-from shared.bus.amqp import connect, frames
-from shared.bus.amqp.broker_connection import BrokerConnection, MessageChannel
-from shared.bus.amqp.broker_session import _CallSender
+from shared.bus.amqp import connect
+from shared.bus.amqp.broker_connection import BrokerConnection
+from shared.bus.amqp.call_sender import CallSender
+from shared.bus.amqp.frame_reader import FrameReader
+from shared.bus.amqp.message_channel import MessageChannel
+from shared.bus.amqp.received_messages import Message
 from shared.bus.amqp.transport import Transport
 from shared.errors import ServiceError
 from shared.wire import encode
+from tests.buses import a_call
 from tests.skipping_loop import run_without_waiting
 
 Unique = Callable[[str], str]
@@ -91,7 +94,7 @@ async def test_heartbeat_is_10_seconds(vhost: str) -> None:
 def test_route_gets_batches_again_after_10_seconds() -> None:
     async def sent_batches() -> list[bool]:
         wire = Wire()
-        sender = _CallSender(MessageChannel(None, Numbered(), wire, "calls"), "back", "test")  # type: ignore[arg-type]  # the parts that it uses
+        sender = CallSender(MessageChannel(None, Numbered(), wire, "calls"), "back", "test")  # type: ignore[arg-type]  # the parts that it uses
         batched = list[bool]()
 
         async def send() -> None:
@@ -152,9 +155,6 @@ async def test_session_keeps_nothing_of_ended_calls(vhost: str, unique: Unique) 
 
         return replies() if route == stream_route else reply()
 
-    def a_call(seconds: float = 5) -> Call:
-        return Call.new(b"", budget=seconds)
-
     async with connect(SecretStr(vhost), "test") as bus:
         server = await bus.serve(unique("queue."), [route, stream_route], handle)
         await bus.call(route, a_call())
@@ -163,18 +163,18 @@ async def test_session_keeps_nothing_of_ended_calls(vhost: str, unique: Unique) 
         assert [each async for each in bus.stream(stream_route, a_call())] == [b"x"]
         await anext(left := bus.stream(stream_route, a_call()))
         await left.aclose()
-        await bus.broadcast(route, a_call(0.05))
-        session = bus._session
-        assert session is not None
-        assert (session._calls, session._streams, session._broadcasts) == ({}, {}, {})
+        await bus.broadcast(route, a_call(seconds=0.05))
+        assert bus._session is not None
+        client = bus._session.rpc
+        assert (client._calls, client._streams, client._broadcasts) == ({}, {}, {})
         await server.cancel()
 
 
 def test_delivery_of_these_tests_is_a_message() -> None:
-    messages = list[frames.Message]()
-    parser = frames.Parser(lambda _: None, lambda _: None)
-    parser.channels[1] = messages.append
+    messages = list[Message]()
+    reader = FrameReader(lambda _: None, lambda _: None, lambda _: None)
+    reader.channels[1] = messages.append
 
-    parser.feed(DELIVERY)
+    reader.read(DELIVERY)
 
     assert len(messages) == 1

@@ -11,17 +11,18 @@ import pytest
 import structlog.testing
 from aio_pika.abc import AbstractIncomingMessage
 from pamqp.commands import Queue
-from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from postbus.bus.v1 import Batch, Control, Outcome, Reply, Request
-from shared.bus import Call, CallResult
-from shared.bus.amqp import connect, rpc_server
+from shared.bus import CallResult
+from shared.bus.amqp import method_queues, rpc_server
 from shared.bus.amqp.amqp_bus import AmqpBus
-from shared.bus.amqp.broker_connection import BrokerConnection, MessageChannel
-from shared.bus.amqp.frames import properties
+from shared.bus.amqp.broker_connection import BrokerConnection
+from shared.bus.amqp.message_channel import MessageChannel
+from shared.bus.amqp.message_properties import properties
 from shared.errors import Code, ServiceError
 from shared.wire import decode, encode
+from tests.buses import a_call, echo, opened_bus
 from tests.messages import CALLS, CONTROL, REPLIES, reply_queue
 from tests.messages import message as new_message
 
@@ -30,8 +31,7 @@ Unique = Callable[[str], str]
 
 @pytest.fixture
 async def bus(vhost: str) -> AsyncIterator[AmqpBus]:
-    async with connect(SecretStr(vhost), "test") as connected:
-        await connected.wait_ready()
+    async with opened_bus(vhost) as connected:
         yield connected
 
 
@@ -44,17 +44,8 @@ async def channel(vhost: str) -> AsyncIterator[aio_pika.abc.AbstractChannel]:
 @asynccontextmanager
 async def connected_bus(vhost: str) -> AsyncIterator[AmqpBus]:
     """Open a bus with connections of its own."""
-    async with connect(SecretStr(vhost), "test") as opened:
-        await opened.wait_ready()
+    async with opened_bus(vhost) as opened:
         yield opened
-
-
-def a_call(payload: bytes, seconds: float = 5) -> Call:
-    return Call.new(payload, budget=seconds)
-
-
-async def echo(_route: str, body: bytes) -> bytes:
-    return encode(Reply(payload=decode(Request, body).payload))
 
 
 async def call_all(bus: AmqpBus, route: str, payloads: list[bytes]) -> list[bytes]:
@@ -238,7 +229,7 @@ async def test_last_server_refuses_unstarted_calls_when_it_stops(
 async def test_server_that_stops_before_all_calls_have_started_keeps_the_connection(
     bus: AmqpBus, unique: Unique, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rpc_server, "_DRAIN_SECONDS", 0.0001)
+    monkeypatch.setattr(method_queues, "_DRAIN_SECONDS", 0.0001)
     route, other = unique("postbus.test.v1.Route"), unique("postbus.test.v1.Route")
     begun, release = asyncio.Event(), asyncio.Event()
 

@@ -6,16 +6,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 import aio_pika
 import pytest
-from pydantic import SecretStr
 
 from postbus.bus.v1 import Batch, Code, Completed, Control, Outcome, Reply, Request
 from shared.bus import Call, MessageBus, call_method
-from shared.bus.amqp import connect
 from shared.bus.amqp.amqp_bus import AmqpBus
 from shared.bus.envelope import budget_of, read_request, spend_budget, unavailable, with_budget
 from shared.bus.memory import MemoryBus
 from shared.errors import ServiceError
 from shared.wire import decode, encode
+from tests.buses import opened_bus
 from tests.messages import CALLS, CONTROL, reply_queue
 from tests.shared.test_client import LIKE
 
@@ -28,15 +27,13 @@ async def bus(request: pytest.FixtureRequest, vhost: str) -> AsyncIterator[Messa
     if request.param == "memory":
         yield MemoryBus()
         return
-    async with connect(SecretStr(vhost), "test") as connected:
-        await connected.wait_ready()
+    async with opened_bus(vhost) as connected:
         yield connected
 
 
 @pytest.fixture
 async def amqp(vhost: str) -> AsyncIterator[AmqpBus]:
-    async with connect(SecretStr(vhost), "test") as connected:
-        await connected.wait_ready()
+    async with opened_bus(vhost) as connected:
         yield connected
 
 
@@ -251,8 +248,7 @@ async def test_stopping_server_hands_on_the_remaining_budget(
         received.append(budget(body))
         return encode(Reply())
 
-    async with connect(SecretStr(vhost), "test") as other:
-        await other.wait_ready()
+    async with opened_bus(vhost) as other:
         first = await amqp.serve(queue, [route], hold, concurrency=1)
         held = asyncio.create_task(amqp.call(route, Call.new(b"", budget=9)))
         await begun.wait()
@@ -330,9 +326,9 @@ async def test_call_that_could_not_be_sent_in_time_is_not_cancelled_at_the_serve
     await sink.bind(CALLS, route)
     session = amqp._session
     assert session is not None
-    monkeypatch.setattr(session._transport, "wait_writable", asyncio.Event().wait)
+    monkeypatch.setattr(session.publishing.transport, "wait_writable", asyncio.Event().wait)
     for writable in (False, True):
-        session._transport.writable = writable
+        session.publishing.transport.writable = writable
         with pytest.raises(ServiceError, match="DEADLINE_EXCEEDED"):
             await amqp.call(route, Call.new(b"", budget=0.2))
 

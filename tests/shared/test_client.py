@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
-import httpx
 import pytest
 from pydantic import SecretStr
 
@@ -24,6 +23,7 @@ from shared.context import Context
 from shared.errors import ServiceError
 from shared.trace import child_traceparent, new_traceparent, valid_traceparent
 from shared.wire import decode, encode
+from tests.buses import a_call, opened_bus
 from tests.proxy import Proxy
 
 Unique = Callable[[str], str]
@@ -56,13 +56,8 @@ async def bus(request: pytest.FixtureRequest, vhost: str) -> AsyncIterator[Messa
     if request.param == "memory":
         yield MemoryBus()
         return
-    async with connect(SecretStr(vhost), "posts") as connected:
-        await connected.wait_ready()
+    async with opened_bus(vhost, "posts") as connected:
         yield connected
-
-
-def a_call(seconds: float = 5) -> Call:
-    return Call.new(b"", budget=seconds)
 
 
 def a_context(seconds: float = 5) -> Context:
@@ -86,21 +81,21 @@ async def failure(bus: MessageBus, method: Method, call: Call) -> ServiceError:
 async def test_safe_and_idempotent_calls_are_repeated_when_the_connection_breaks(
     vhost: str, unique: Unique, method: Method
 ) -> None:
-    broker = httpx.URL(vhost)
-    proxy = Proxy(broker.host, broker.port or 5672)
-    await proxy.start()
     route, received = unique("postbus.test.v1.Route"), list[str]()
 
-    async def break_first(_route: str, body: bytes) -> bytes:
-        received.append(decode(Request, body).operation_id)
-        if len(received) == 1:
-            proxy.break_()
-        return encode(Reply(payload=b"done"))
+    async with (
+        Proxy.open(vhost) as proxy,
+        opened_bus(vhost) as server,
+        opened_bus(proxy.url) as client,
+    ):
 
-    url = SecretStr(str(broker.copy_with(port=proxy.port)))
-    async with connect(SecretStr(vhost), "test") as server, connect(url, "test") as client:
+        async def break_first(_route: str, body: bytes) -> bytes:
+            received.append(decode(Request, body).operation_id)
+            if len(received) == 1:
+                proxy.break_()
+            return encode(Reply(payload=b"done"))
+
         await server.serve(unique("queue."), [route], break_first)
-        await client.wait_ready()
         calling = call_method(client, method, a_call(), route)
         if method is CREATE:
             with pytest.raises(ServiceError) as raised:
@@ -114,7 +109,6 @@ async def test_safe_and_idempotent_calls_are_repeated_when_the_connection_breaks
             assert (await calling).payload == b"done"
             assert len(received) == 2
             assert len(set(received)) == 1  # the same operation
-    await proxy.stop()
 
 
 async def test_call_with_other_effects_is_sent_once() -> None:
@@ -148,7 +142,7 @@ async def test_call_is_repeated_for_a_second_at_most_with_growing_delays() -> No
 async def test_call_is_not_repeated_beyond_its_budget() -> None:
     bus = Breaking(always="CONNECTION_LOST")
 
-    await failure(bus, GET, a_call(0.1))
+    await failure(bus, GET, a_call(seconds=0.1))
 
     assert len(bus.sent) == 2
 
@@ -247,7 +241,7 @@ async def test_handlers_that_call_their_own_service_do_not_deadlock(
             return encode(Reply())
 
         server = await bus.serve(unique("queue."), [outer, inner], handle, concurrency=1)
-        await bus.call(outer, a_call(3))
+        await bus.call(outer, a_call(seconds=3))
         await server.cancel()
 
 
@@ -275,7 +269,7 @@ async def test_handlers_that_read_a_stream_of_their_own_service_do_not_deadlock(
             lambda route, _body: read() if route == outer else replies(),
             concurrency=1,
         )
-        await bus.call(outer, a_call(5))
+        await bus.call(outer, a_call(seconds=5))
         assert numbers == [0, 1, 2]
         await server.cancel()
 

@@ -35,7 +35,7 @@ CLOCKS: Final = {
     "posts/migrations.py _move_events_to_outbox": LONG,
     "posts/notification_repository.py NotificationRepository.add": LONG,
     "posts/stored_times.py now": ORDER,
-    "shared/bus/amqp/event_consumer.py EventConsumer._destination": SHOWN,
+    "shared/bus/amqp/failed_events.py FailedEvents._destination": SHOWN,
     "shared/bus/client.py publish": SHOWN,
     "shared/bus/dispatch.py Dispatcher._log_skew": "measures the difference, for the log",
     "shared/bus/envelope.py Call.new": "for callees of the previous release",

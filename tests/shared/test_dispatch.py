@@ -261,7 +261,8 @@ async def test_event_is_an_operation_of_each_of_its_consumers(
         return OperationResult(b"", replayed=False)
 
     one, two = (Dispatcher("posts", [posts, Health({})], sessions, perform) for _ in range(2))
-    two._events["postbus.users.v1.UserRegistered"]._name = "other.postbus.users.v1.UserRegistered"
+    event_type = "postbus.users.v1.UserRegistered"
+    two._events.consumed[event_type]._name = f"other.{event_type}"
     event = _registered()
     event.version = 7
     for dispatcher in (one, one, two):
@@ -371,7 +372,7 @@ async def test_token_is_required_before_the_request_is_examined(bus: MemoryBus) 
 
 
 def test_wait_of_a_call_without_its_time_of_sending_is_not_counted() -> None:
-    metrics = Statistics({}).of("name")
+    metrics = Statistics({}, {}).of("name")
 
     metrics.begin(0)
     assert sum(metrics.wait) == 0

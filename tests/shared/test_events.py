@@ -8,12 +8,12 @@ from typing import Any
 import aio_pika
 import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
-from pydantic import SecretStr
 
 from postbus.bus.v1 import Event
-from shared.bus.amqp import AmqpBus, connect
+from shared.bus.amqp import AmqpBus
 from shared.bus.message_bus import Failure
 from shared.wire import decode, encode
+from tests.buses import opened_bus
 from tests.messages import EVENTS, message
 
 Unique = Callable[[str], str]
@@ -21,8 +21,7 @@ Unique = Callable[[str], str]
 
 @asynccontextmanager
 async def connected_bus(vhost: str) -> AsyncIterator[AmqpBus]:
-    async with connect(SecretStr(vhost), "test", delays=(0.02, 0.02)) as opened:
-        await opened.wait_ready()
+    async with opened_bus(vhost, delays=(0.02, 0.02)) as opened:
         yield opened
 
 

@@ -8,9 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.bus.amqp import frames
-from shared.bus.amqp.broker_connection import MessageChannel, RefusedError
-from shared.bus.amqp.frames import Confirmed, Delivered, Parser, ProtocolError, Returned
+from shared.bus.amqp import frame_writer
+from shared.bus.amqp.broker_errors import RefusedError
+from shared.bus.amqp.frame_reader import FrameReader, ProtocolError
+from shared.bus.amqp.message_channel import MessageChannel
+from shared.bus.amqp.message_properties import Header, properties
+from shared.bus.amqp.received_messages import Confirmed, Delivered, Message, Returned
 
 FRAME_MAX = 4096
 
@@ -26,11 +29,11 @@ def short(text: bytes) -> bytes:
 def delivery(channel: int, tag: int, key: bytes, correlation_id: str, body: bytes) -> bytes:
     """Return the frames of a message from the broker: basic.deliver, its header and its body."""
     arguments = b"\0\x3c\0\x3c" + short(b"consumer") + struct.pack(">QB", tag, 0)
-    sent = frames.publish(
+    sent = frame_writer.publish(
         channel,
         "",
         "",
-        frames.properties("text/plain", correlation_id=correlation_id, reply_to="back"),
+        properties("text/plain", correlation_id=correlation_id, reply_to="back"),
         body,
         FRAME_MAX,
     )
@@ -59,22 +62,22 @@ def foreign() -> bytes:
     return method(1, b"\0\x32\0\x0b" + short(b"queue") + b"\0" * 8)
 
 
-class Reader:
-    """A parser of two channels, and its output."""
+class TwoChannels:
+    """A reader of the frames of two channels, and its output."""
 
     def __init__(self) -> None:
         self.messages: list[tuple[int, object]] = []
         self.other_frames = b""
-        self.parser = Parser(self._keep, lambda _: None)
-        self.parser.frame_max = FRAME_MAX
+        self.reader = FrameReader(self._keep, lambda _: None, lambda _: None)
+        self.reader.frame_max = FRAME_MAX
         for channel in (1, 2):
-            self.parser.channels[channel] = self._keeper(channel)
+            self.reader.channels[channel] = self._keeper(channel)
 
     def _keep(self, data: bytes) -> None:
         self.other_frames += data
 
-    def _keeper(self, channel: int) -> Callable[[frames.Message], None]:
-        def keep(message: frames.Message) -> None:
+    def _keeper(self, channel: int) -> Callable[[Message], None]:
+        def keep(message: Message) -> None:
             match message:
                 case Delivered():
                     recorded: object = (message.routing_key, message.correlation_id, message.body)
@@ -108,16 +111,16 @@ def test_messages_are_complete_in_any_division_of_the_bytes(
         delivery(1 + i % 2, i, b"a.key", str(i), body) + foreign() + returned(1, f"r{i}")
         for i, body in enumerate(bodies)
     )
-    reader = Reader()
+    output = TwoChannels()
 
     for piece in cut(data, pieces):
-        reader.parser.feed(piece)
+        output.reader.read(piece)
 
     expected: list[tuple[int, object]] = []
     for i, body in enumerate(bodies):
         expected += [(1 + i % 2, ("a.key", str(i), body)), (1, f"r{i}")]
-    assert reader.messages == expected
-    assert reader.other_frames == foreign() * len(bodies)
+    assert output.messages == expected
+    assert output.other_frames == foreign() * len(bodies)
 
 
 def test_frames_of_two_channels_may_be_interleaved() -> None:
@@ -131,14 +134,14 @@ def test_frames_of_two_channels_may_be_interleaved() -> None:
 
     one = split(delivery(1, 1, b"k", "1", b"x" * 9000))
     two = split(delivery(2, 1, b"k", "2", b"y" * 9000))
-    reader = Reader()
+    output = TwoChannels()
 
     for first, second in zip(one, two, strict=True):
-        reader.parser.feed(first + second)
+        output.reader.read(first + second)
 
     bodies = [
         (channel, recorded[2])
-        for channel, recorded in reader.messages
+        for channel, recorded in output.messages
         if isinstance(recorded, tuple)
     ]
     assert bodies == [(1, b"x" * 9000), (2, b"y" * 9000)]
@@ -146,12 +149,12 @@ def test_frames_of_two_channels_may_be_interleaved() -> None:
 
 @given(data=st.binary(max_size=300))
 def test_any_bytes_give_messages_or_a_protocol_error(data: bytes) -> None:
-    reader = Reader()
+    output = TwoChannels()
     try:
-        reader.parser.feed(data)
+        output.reader.read(data)
     except ProtocolError:
         return
-    assert len(reader.other_frames) <= len(data)
+    assert len(output.other_frames) <= len(data)
 
 
 @given(place=st.integers(0, 10_000), value=st.integers(0, 255), pieces=PIECES)
@@ -162,10 +165,10 @@ def test_damaged_bytes_give_messages_or_a_protocol_error(
     whole = delivery(1, 1, b"a.key", "1", b"x" * 100) + foreign() + returned(2, "2")
     data = bytearray(whole * 2)
     data[place % len(data)] = value
-    reader = Reader()
+    output = TwoChannels()
     try:
         for piece in cut(bytes(data), pieces):
-            reader.parser.feed(piece)
+            output.reader.read(piece)
     except ProtocolError:
         return
 
@@ -186,19 +189,19 @@ def test_damaged_bytes_give_messages_or_a_protocol_error(
 )
 def test_bytes_that_are_not_amqp_are_a_protocol_error(data: bytes) -> None:
     with pytest.raises(ProtocolError):
-        Reader().parser.feed(data)
+        TwoChannels().reader.read(data)
 
 
 def test_unregistered_channel_keeps_no_partial_message() -> None:
-    reader = Reader()
-    reader.parser.feed(delivery(1, 1, b"k", "1", b"x" * 9000)[:5000])
+    output = TwoChannels()
+    output.reader.read(delivery(1, 1, b"k", "1", b"x" * 9000)[:5000])
 
-    reader.parser.unregister(1)
-    reader.parser.channels[1] = reader._keeper(1)
-    reader.parser._rest = b""
-    reader.parser.feed(delivery(1, 1, b"k", "2", b"new"))
+    output.reader.unregister(1)
+    output.reader.channels[1] = output._keeper(1)
+    output.reader._rest = b""
+    output.reader.read(delivery(1, 1, b"k", "2", b"new"))
 
-    assert reader.messages == [(1, ("k", "2", b"new"))]
+    assert output.messages == [(1, ("k", "2", b"new"))]
 
 
 class Wire:
@@ -273,14 +276,14 @@ async def test_one_confirm_settles_all_messages_up_to_its_tag() -> None:
 
 @pytest.mark.parametrize(("size", "kept"), [(2**24, 2**24), (2**24 + 1, 0)])
 def test_body_of_more_than_16_mib_is_skipped(size: int, kept: int) -> None:
-    found = list[frames.Message]()
-    parser = Parser(lambda _: None, lambda _: None)
-    parser.channels[1] = found.append
-    sent = frames.publish(1, "", "", frames.properties("text/plain"), bytes(size), 2**17)
+    found = list[Message]()
+    reader = FrameReader(lambda _: None, lambda _: None, lambda _: None)
+    reader.channels[1] = found.append
+    sent = frame_writer.publish(1, "", "", properties("text/plain"), bytes(size), 2**17)
     begin = struct.unpack_from(">I", sent, 3)[0] + 8  # after basic.publish
 
-    parser.feed(method(1, b"\0\x3c\0\x3c" + short(b"c") + b"\0" * 9 + short(b"") + short(b"k")))
-    parser.feed(sent[begin:])
+    reader.read(method(1, b"\0\x3c\0\x3c" + short(b"c") + b"\0" * 9 + short(b"") + short(b"k")))
+    reader.read(sent[begin:])
 
     [message] = found
     assert isinstance(message, Delivered)
@@ -289,12 +292,12 @@ def test_body_of_more_than_16_mib_is_skipped(size: int, kept: int) -> None:
 
 @pytest.mark.parametrize("text", ["x" * 256, "é" * 128])
 def test_text_of_more_than_255_bytes_is_no_short_string(text: str) -> None:
-    header = frames.Header("text/plain", "back", "test")
+    header = Header("text/plain", "back", "test")
 
-    assert header("x" * 255) == frames.properties(
+    assert header("x" * 255) == properties(
         "text/plain", correlation_id="x" * 255, reply_to="back", user_id="test"
     )
-    for encode in (header, lambda each: frames.properties("text/plain", reply_to=each)):
+    for encode in (header, lambda each: properties("text/plain", reply_to=each)):
         with pytest.raises(ValueError, match="at most 255 bytes"):
             encode(text)
 

@@ -9,15 +9,16 @@ from contextlib import aclosing
 import aio_pika
 import pytest
 import structlog.testing
-from pydantic import SecretStr
 
 from postbus.bus.v1 import Batch, Code, Control, Event, FieldViolation, Outcome, Reply, Request
-from shared.bus import Call
-from shared.bus.amqp import AmqpBus, connect, frames, rpc_server
+from shared.bus.amqp import AmqpBus, frame_reader
+from shared.bus.amqp.message_properties import properties
+from shared.bus.amqp.stream_credit import StreamCredit
 from shared.bus.envelope import error_reply
 from shared.bus.message_bus import CREDIT
 from shared.errors import ServiceError
 from shared.wire import decode, encode
+from tests.buses import a_call, opened_bus
 from tests.messages import CALLS, CONTROL, EVENTS, REPLIES
 from tests.messages import message as new_message
 from tests.skipping_loop import run_without_waiting
@@ -27,8 +28,7 @@ Unique = Callable[[str], str]
 
 @pytest.fixture
 async def bus(vhost: str) -> AsyncIterator[AmqpBus]:
-    async with connect(SecretStr(vhost), "test") as connected:
-        await connected.wait_ready()
+    async with opened_bus(vhost) as connected:
         yield connected
 
 
@@ -36,10 +36,6 @@ async def bus(vhost: str) -> AsyncIterator[AmqpBus]:
 async def channel(vhost: str) -> AsyncIterator[aio_pika.abc.AbstractChannel]:
     async with await aio_pika.connect(vhost) as connection:
         yield await connection.channel()
-
-
-def a_call(payload: bytes = b"", seconds: float = 5) -> Call:
-    return Call.new(payload, budget=seconds)
 
 
 async def test_correlation_ids_are_128_random_bits(
@@ -103,7 +99,7 @@ async def test_stream_with_replies_beyond_the_credit_is_broken(
 def test_credit_of_a_stream_is_bounded_and_its_stalled_caller_times_out() -> None:
     async def send_without_end() -> tuple[int, float]:
         loop, sent = asyncio.get_running_loop(), 0
-        credit, began = rpc_server._StreamCredit(), loop.time()
+        credit, began = StreamCredit(), loop.time()
         credit.grant(1_000_000)
         while await credit.acquire():
             sent += 1
@@ -180,13 +176,13 @@ async def test_second_reply_to_a_call_is_ignored(
             assert request.correlation_id
             reply = encode(Reply(payload=b"x"))
             batch = Batch(correlation_ids=[request.correlation_id] * 50, messages=[reply] * 50)
-            single = frames.properties("", correlation_id=request.correlation_id)
+            single = properties("", correlation_id=request.correlation_id)
             session = bus._session
             assert session is not None
             replies = await session.publishers.open(REPLIES)
             for _number in range(20):  # in one piece, so that they arrive at once
                 replies.publish(REPLIES, request.reply_to, single, reply)
-                replies.publish(REPLIES, request.reply_to, frames.properties(""), bytes(batch))
+                replies.publish(REPLIES, request.reply_to, properties(""), bytes(batch))
             assert (await call).payload == b"x"
     assert bus._session is session
 
@@ -198,7 +194,7 @@ async def test_messages_of_more_than_16_mib_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The broker of the tests accepts no such message: the limit of the frames is lowered."""
-    monkeypatch.setattr(frames, "MAX_BODY", 2**18)
+    monkeypatch.setattr(frame_reader, "MAX_BODY", 2**18)
     route, event, name = (
         unique("postbus.test.v1.Route"),
         unique("postbus.test.v1.Event"),

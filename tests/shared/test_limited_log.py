@@ -1,6 +1,7 @@
 """Log lines that messages of the bus can trigger are limited."""
 
 import logging
+from collections import Counter
 
 from structlog.testing import capture_logs
 
@@ -38,3 +39,14 @@ def test_events_and_keys_have_separate_limits() -> None:
             log.write(logging.WARNING, "b", key="2")
 
     assert [line["event"] for line in lines] == ["a", "b", "b"] * 2
+
+
+def test_omitted_lines_count() -> None:
+    counts = Counter[str]()
+    log = LimitedLog(clock=lambda: 0.0, counts=counts)
+
+    with capture_logs() as lines:
+        for _ in range(3):
+            log.write(logging.WARNING, "a")
+
+    assert (len(lines), counts) == (1, {"a": 3})

@@ -11,12 +11,13 @@ import pytest
 from pydantic import SecretStr
 
 from postbus.bus.v1 import Code, Completed, Error, Event, Outcome, Reply, Request
-from shared.bus import Call, MessageBus, message_bus
+from shared.bus import MessageBus, message_bus
 from shared.bus.amqp import connect
 from shared.bus.memory import MemoryBus
 from shared.bus.message_bus import EventHandler, Failure, RpcHandler, StreamSubscription
 from shared.errors import ServiceError
 from shared.wire import decode, encode
+from tests.buses import a_call, echo, opened_bus
 
 Unique = Callable[[str], str]
 DELAYS = (0.1, 0.4)
@@ -27,17 +28,8 @@ async def bus(request: pytest.FixtureRequest, vhost: str) -> AsyncIterator[Messa
     if request.param == "memory":
         yield MemoryBus(DELAYS)
         return
-    async with connect(SecretStr(vhost), "test", delays=DELAYS, keep_events=True) as connected:
-        await connected.wait_ready()
+    async with opened_bus(vhost, delays=DELAYS, keep_events=True) as connected:
         yield connected
-
-
-def a_call(payload: bytes = b"", seconds: float = 5) -> Call:
-    return Call.new(payload, budget=seconds)
-
-
-async def echo(_route: str, body: bytes) -> bytes:
-    return encode(Reply(payload=decode(Request, body).payload))
 
 
 async def test_call_returns_the_payload_of_the_reply(bus: MessageBus, unique: Unique) -> None:

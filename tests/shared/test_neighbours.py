@@ -9,18 +9,17 @@ from typing import Any
 import aio_pika
 import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
-from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from postbus.bus.v1 import Control, Event, Reply
-from shared.bus import Call
-from shared.bus.amqp import connect
 from shared.bus.amqp import publishers as publishers_module
 from shared.bus.amqp.amqp_bus import AmqpBus
-from shared.bus.amqp.broker_connection import BrokerConnection, MessageChannel
+from shared.bus.amqp.broker_connection import BrokerConnection
+from shared.bus.amqp.message_channel import MessageChannel
 from shared.bus.message_bus import Failure
 from shared.errors import ServiceError
 from shared.wire import decode, encode
+from tests.buses import a_call, opened_bus
 from tests.messages import CALLS, CONTROL, EVENTS, message, publish_until_routed, reply_queue
 
 Unique = Callable[[str], str]
@@ -28,8 +27,7 @@ Unique = Callable[[str], str]
 
 @asynccontextmanager
 async def opened(vhost: str, service: str = "test") -> AsyncIterator[AmqpBus]:
-    async with connect(SecretStr(vhost), service, delays=(0.02,), keep_events=True) as bus:
-        await bus.wait_ready()
+    async with opened_bus(vhost, service, delays=(0.02,), keep_events=True) as bus:
         yield bus
 
 
@@ -53,10 +51,6 @@ async def take(channel: AbstractChannel, queue: str) -> AbstractIncomingMessage:
             await asyncio.sleep(0.02)
     await found.ack()
     return found
-
-
-def a_call(payload: bytes = b"", seconds: float = 5) -> Call:
-    return Call.new(payload, budget=seconds)
 
 
 def recorded(handled: list[str]) -> Callable[[str, bytes], Awaitable[bytes]]:

@@ -7,7 +7,6 @@ from typing import Final
 from unittest.mock import patch
 
 import aio_pika
-import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,6 +22,7 @@ from shared.errors import ServiceError
 from shared.outbox.inbox import Operation, stored_reply
 from shared.outbox.unit_of_work import current_unit_of_work, without_store
 from shared.wire import decode, encode
+from tests.buses import opened_bus
 from tests.messages import CALLS, reply_queue
 from tests.proxy import Proxy
 from tools.paths import ROOT, SERVICES
@@ -49,9 +49,6 @@ async def test_call_that_was_sent_before_the_connection_broke_has_an_unknown_out
     vhost: str, unique: Callable[[str], str]
 ) -> None:
     """The retries are not sent, but the first call may have been executed."""
-    broker = httpx.URL(vhost)
-    proxy = Proxy(broker.host, broker.port or 5672)
-    await proxy.start()
     served, route = asyncio.Event(), unique("postbus.test.v1.Route")
 
     async def never(_route: str, _body: bytes) -> bytes:
@@ -59,10 +56,12 @@ async def test_call_that_was_sent_before_the_connection_broke_has_an_unknown_out
         await asyncio.Event().wait()
         return b""
 
-    url = SecretStr(str(broker.copy_with(port=proxy.port)))
-    async with connect(SecretStr(vhost), "test") as server, connect(url, "test") as client:
+    async with (
+        Proxy.open(vhost) as proxy,
+        opened_bus(vhost) as server,
+        opened_bus(proxy.url) as client,
+    ):
         await server.serve(unique("queue."), [route], never)
-        await client.wait_ready()
         call = Call.new(b"", budget=5)
         calling = asyncio.create_task(call_method(client, LIKE, call, route))
         async with asyncio.timeout(5):
@@ -214,17 +213,17 @@ GIVEN: Final = "a default: the callers of the function are in this list, or stat
 
 PROOFS: Final = {
     "bus/amqp/batches.py unpack": NOT_STARTED,
-    "bus/amqp/broker_session.py BrokerSession._budget": BEFORE_SENDING,
-    "bus/amqp/broker_session.py BrokerSession._open_sender": BEFORE_SENDING,
-    "bus/amqp/broker_session.py _no_route": "returned by the broker, or raised before it is sent",
-    "bus/amqp/broker_session.py _unrouted": NO_CALL,
-    "bus/amqp/broker_session.py BrokerSession.publish_confirmed": NO_CALL,
-    "bus/amqp/broker_session.py _blocked": GIVEN,
+    "bus/amqp/call_errors.py broker_blocked": GIVEN,
+    "bus/amqp/call_errors.py no_route": "returned by the broker, or raised before it is sent",
+    "bus/amqp/event_publisher.py EventPublisher.publish_confirmed": NO_CALL,
+    "bus/amqp/event_publisher.py _unrouted": NO_CALL,
+    "bus/amqp/rpc_client.py RpcClient._budget": BEFORE_SENDING,
+    "bus/amqp/rpc_client.py RpcClient._open_sender": BEFORE_SENDING,
     "bus/amqp/rpc_server.py RpcServer._end_cancelled": NOT_STARTED,
     "bus/amqp/rpc_server.py RpcServer._refuse": NOT_STARTED,
     "bus/amqp/rpc_server.py _expired": NOT_STARTED,
     "bus/client.py _retry": "compares the outcomes of all tries",
-    "bus/dispatch.py Dispatcher._consume": NO_CALL,
+    "bus/event_dispatch.py EventDispatcher._consume": NO_CALL,
     "bus/dispatch.py _not_served": NOT_STARTED,
     "bus/dispatch.py _too_large": NOT_STARTED,
     "bus/envelope.py not_connected": BEFORE_SENDING,
@@ -267,6 +266,10 @@ COMMITTED: Final = {
 """Every module that works outside the unit of work: a later error does not undo that."""
 
 
+MAKERS: Final = {"ServiceError": 9, "unavailable": 3, "broker_blocked": 1}
+"""Functions that make an error, with the number of their parameters up to the outcome."""
+
+
 def claims(node: ast.AST, name: str = "") -> Iterator[str]:
     """Yield the function of each expression that makes an error with NO_EFFECT, or may do so."""
     for child in ast.iter_child_nodes(node):
@@ -276,10 +279,9 @@ def claims(node: ast.AST, name: str = "") -> Iterator[str]:
                 inner = f"{name}.{child.name}".removeprefix(".")
             case ast.Attribute(attr="NO_EFFECT"):
                 yield name
-            case ast.Call(func=ast.Name(id="ServiceError" | "unavailable" | "_blocked" as called)):
+            case ast.Call(func=ast.Name(id=called)) if called in MAKERS:
                 given = [word.arg for word in child.keywords]
-                positional = {"ServiceError": 9, "unavailable": 3, "_blocked": 1}[called]
-                if "outcome" not in given and len(child.args) < positional:
+                if "outcome" not in given and len(child.args) < MAKERS[called]:
                     yield name
         yield from claims(child, inner)
 

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import aio_pika
-import httpx
 import pytest
 from pydantic import SecretStr
 from structlog.testing import capture_logs
@@ -291,10 +290,7 @@ async def test_events_of_a_pause_are_delivered_again_after_a_lost_connection(
     vhost: str, unique: Unique
 ) -> None:
     event, handler = unique("postbus.test.v1.Event"), Handler()
-    broker = httpx.URL(vhost)
-    proxy = Proxy(broker.host, broker.port or 5672)
-    await proxy.start()
-    async with opened(str(broker.copy_with(port=proxy.port))) as bus:
+    async with Proxy.open(vhost) as proxy, opened(proxy.url) as bus:
         subscription = await bus.subscribe([event], handler, queue=unique("test.queue."))
         handler.down.set()
         await publish(bus, event, "1")
@@ -309,7 +305,6 @@ async def test_events_of_a_pause_are_delivered_again_after_a_lost_connection(
         await publish(bus, event, "2")
         await handler.until("2")
         await subscription.cancel()
-    await proxy.stop()
 
 
 async def test_events_that_are_held_for_too_long_are_returned_and_taken_again(
@@ -317,7 +312,15 @@ async def test_events_that_are_held_for_too_long_are_returned_and_taken_again(
 ) -> None:
     event, queue, handler = unique("postbus.test.v1.Event"), unique("test.queue."), Handler()
     assert HOLD_SECONDS == 20 * 60
-    consumer = EventConsumer(queue, [event], handler, on_gap=None, delays=(0.05,), hold_seconds=0.5)
+    consumer = EventConsumer(
+        queue,
+        [event],
+        handler,
+        on_gap=None,
+        delays=(0.05,),
+        incidents=bus.incidents,
+        hold_seconds=0.5,
+    )
     subscription = await bus._start(consumer)
     handler.down.set()
 
@@ -396,4 +399,28 @@ async def test_pause_is_logged_at_its_begin_and_end(bus: AmqpBus, unique: Unique
         ("consumer.paused", queue, "DATABASE_UNAVAILABLE"),
         ("consumer.resumed", queue, "DATABASE_UNAVAILABLE"),
     ]
+    assert bus.incidents == {"consumer.paused": 1, "consumer.resumed": 1}
+    await subscription.cancel()
+
+
+async def test_paused_queue_counts_as_one_with_a_backlog(bus: AmqpBus, unique: Unique) -> None:
+    """Otherwise a replay after the loss of the queue would not reach back to its events."""
+    event, handler = unique("postbus.test.v1.Event"), Handler()
+    subscription = await bus.subscribe([event], handler, queue=unique("test.queue."))
+    consumer = bus._consumers[-1]
+    assert isinstance(consumer, EventConsumer)
+    handler.down.set()
+    await publish(bus, event, "1")
+    await handler.until_taken(2)
+
+    good_at = consumer._good_at
+    consumer.checked(missing=False)
+    assert consumer._good_at == good_at
+
+    handler.down.clear()
+    await handler.until("1")
+    async with asyncio.timeout(5):
+        while consumer._good_at == good_at:
+            consumer.checked(missing=False)
+            await asyncio.sleep(0.01)
     await subscription.cancel()

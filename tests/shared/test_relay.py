@@ -11,12 +11,10 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy as sa
-from pydantic import SecretStr
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.monitoring import CommandListener
 
 from postbus.bus.v1 import Event
-from shared.bus.amqp import connect
 from shared.data.mongo_database import Mongo
 from shared.data.postgres_sessions import Postgres
 from shared.errors import Code, ServiceError
@@ -24,6 +22,7 @@ from shared.outbox import relay as relay_module
 from shared.outbox.outbox import EncodedEvent, retry_delay
 from shared.outbox.relay import flush, relay
 from shared.wire import encode
+from tests.buses import opened_bus
 from tests.notes import Broker, Notes, an_operation, publish
 
 Unique = Callable[[str], str]
@@ -253,8 +252,7 @@ async def test_broker_receives_the_bytes_of_the_outbox(
         if len(received) == len(stored):
             all_received.set()
 
-    async with connect(SecretStr(vhost), "test") as bus:
-        await bus.wait_ready()
+    async with opened_bus(vhost) as bus:
         subscription = await bus.subscribe([type_], consume, queue=unique("queue."))
         while await notes.store.forward(bus.publish_encoded):
             pass

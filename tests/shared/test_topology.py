@@ -10,16 +10,13 @@ import structlog
 import structlog.testing
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from aiormq.exceptions import ChannelNotFoundEntity, PublishError
-from pydantic import SecretStr
 
 from postbus.bus.v1 import Event
-from shared.bus.amqp import connect
 from shared.bus.amqp.amqp_bus import AmqpBus
 from shared.bus.amqp.broker_connection import BrokerConnection
+from shared.bus.amqp.declarations import Queue, TopologyError
 from shared.bus.amqp.queue_migration import declare_or_replace
 from shared.bus.amqp.topology import (
-    Queue,
-    TopologyError,
     all_events,
     consumer_queue,
     dead_letters,
@@ -30,7 +27,9 @@ from shared.bus.amqp.topology import (
     service_exchanges,
 )
 from shared.bus.message_bus import Failure
+from shared.limited_log import LimitedLog
 from shared.wire import decode, encode
+from tests.buses import ignore, opened_bus
 from tests.messages import EVENTS
 
 Unique = Callable[[str], str]
@@ -38,8 +37,7 @@ Unique = Callable[[str], str]
 
 @pytest.fixture
 async def bus(vhost: str) -> AsyncIterator[AmqpBus]:
-    async with connect(SecretStr(vhost), "test", delays=(0.05,), keep_events=True) as connected:
-        await connected.wait_ready()
+    async with opened_bus(vhost, delays=(0.05,), keep_events=True) as connected:
         yield connected
 
 
@@ -51,10 +49,6 @@ async def channel(vhost: str) -> AsyncIterator[AbstractChannel]:
 
 async def _ack(message: AbstractIncomingMessage) -> None:
     await message.ack()
-
-
-async def ignore(_body: bytes) -> Failure | None:
-    return None
 
 
 async def test_error_for_other_queue_arguments_names_the_difference(
@@ -215,19 +209,20 @@ async def test_queue_that_another_connection_replaces_is_left_alone(
     vhost: str, channel: AbstractChannel, unique: Unique
 ) -> None:
     name = unique("queue.")
+    queue = consumer_queue("test", name)
     await channel.declare_queue(name, durable=True)
     await channel.default_exchange.publish(aio_pika.Message(b"kept"), name)
     lock = await channel.declare_queue(f"{name}.lock", exclusive=True)
 
     async with BrokerConnection.open(vhost, "test") as connection:
         with pytest.raises(TopologyError, match="at the broker"):
-            await declare_or_replace(connection, "test", consumer_queue("test", name), [])
+            await declare_or_replace(connection, "test", queue, [], LimitedLog())
         old = await channel.declare_queue(name, durable=True)
         assert old.declaration_result.message_count == 1
         await connection.declare(*service_exchanges("test"))
 
         await lock.delete()
-        await declare_or_replace(connection, "test", consumer_queue("test", name), [])
+        await declare_or_replace(connection, "test", queue, [], LimitedLog())
     message = await (await channel.get_queue(name, ensure=False)).get()
     assert message is not None
     assert message.body == b"kept"

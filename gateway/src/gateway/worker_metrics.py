@@ -1,4 +1,4 @@
-"""Metrics of all workers, collected over the bus, and security events, for Prometheus."""
+"""Metrics of all workers, collected over the bus, security events and incidents of the bus."""
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping
@@ -42,7 +42,7 @@ class WorkerMetrics:
         found = await asyncio.gather(*map(self._collect_worker, WORKERS))
         registry = CollectorRegistry()
         processes = [each for worker in found for each in worker]
-        registry.register(_Statistics(processes, self._security_events))
+        registry.register(_Statistics(processes, self._security_events, self._bus.incidents))
         return registry
 
     async def _collect_worker(self, worker: str) -> list[GetStatisticsResponse]:
@@ -58,10 +58,14 @@ class _Statistics:
     """Converts statistics to metrics; a Collector of prometheus_client."""
 
     def __init__(
-        self, processes: Iterable[GetStatisticsResponse], security_events: Mapping[str, int]
+        self,
+        processes: Iterable[GetStatisticsResponse],
+        security_events: Mapping[str, int],
+        incidents: Mapping[str, int],
     ) -> None:
         self._processes = processes
         self._security_events = security_events
+        self._incidents = incidents
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics."""
@@ -85,13 +89,22 @@ class _Statistics:
         security = CounterMetricFamily(
             "postbus_security_events", "Security events.", labels=(*_LABELS[:2], "event")
         )
+        incidents = CounterMetricFamily(
+            "postbus_bus_incidents",
+            "Incidents of consumers of events.",
+            labels=(*_LABELS[:2], "incident"),
+        )
         for event, count in self._security_events.items():
             security.add_metric(("gateway", "", event), count)
+        for incident, count in self._incidents.items():
+            incidents.add_metric(("gateway", "", incident), count)
         for process in self._processes:
             instance = (process.instance.worker, process.instance.id)
             up.add_metric(instance, process.instance.started_at.timestamp())
             for event, count in process.security_events.items():
                 security.add_metric((*instance, event), count)
+            for incident, count in process.incidents.items():
+                incidents.add_metric((*instance, incident), count)
             for handler in process.handlers:
                 labels = (*instance, handler.name)
                 in_flight.add_metric(labels, handler.in_flight)
@@ -100,7 +113,7 @@ class _Statistics:
                 for family, histogram in ((seconds, handler.duration), (wait, handler.wait)):
                     buckets = _buckets(process.bounds, histogram)
                     family.add_metric(labels, buckets, histogram.sum)
-        yield from (up, errors, in_flight, seconds, wait, security)
+        yield from (up, errors, in_flight, seconds, wait, security, incidents)
 
 
 def _buckets(bounds: Iterable[float], histogram: Histogram) -> list[tuple[str, float]]:

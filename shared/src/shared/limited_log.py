@@ -1,6 +1,7 @@
 """Log lines of which many can be triggered, such as by messages of the bus, limited in number."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -16,7 +17,8 @@ _SECONDS: Final = 10.0
 class LimitedLog:
     """Writes at most `lines` lines of each event and key in `seconds`, by default ten.
 
-    The next line has the number of those that were omitted. `clock` returns seconds.
+    The next line has the number of those that were omitted. `counts` gets the number of lines by
+    event, with the omitted ones. `clock` returns seconds.
     """
 
     def __init__(
@@ -25,10 +27,12 @@ class LimitedLog:
         clock: Callable[[], float] = time.monotonic,
         *,
         seconds: float = _SECONDS,
+        counts: Counter[str] | None = None,
     ) -> None:
         self._lines = lines
         self._seconds = seconds
         self._clock = clock
+        self._counts = Counter[str]() if counts is None else counts
         self._written: dict[tuple[str, str], tuple[float, int]] = {}  # end of interval, lines
         self._omitted: dict[tuple[str, str], int] = {}
 
@@ -37,6 +41,7 @@ class LimitedLog:
 
         Each `key` has a limit of its own; it must be one of a few, not a text of a client.
         """
+        self._counts[event] += 1
         now, counted = self._clock(), (event, key)
         end, lines = self._written.get(counted, (now, 0))
         if now >= end:

@@ -458,9 +458,10 @@ class Batch(betterproto.Message):
 @dataclass(eq=False, repr=False)
 class Control(betterproto.Message):
     """
-    A control message: grants credit to a stream, cancels a call, or carries a request that every process
-     answers. Publish cancellations and broadcasts to the direct exchange `postbus.control.SERVICE` with the
-     method's routing key, and credit with the `reply_to` of the Replies as routing key.
+    A control message: grants credit to a stream, cancels a call, carries a request that every process
+     answers, or probes whether calls are lost. Publish credit to the direct exchange
+     `postbus.control.SERVICE` with the `reply_to` of the Replies as routing key, all others with the method's
+     routing key.
     """
 
     reply_to: str = betterproto.string_field(1)
@@ -481,6 +482,12 @@ class Control(betterproto.Message):
      the method sends a Reply.
     """
 
+    waiting_ms: int = betterproto.uint32_field(6)
+    """
+    A probe: the time for which the oldest call of the method has had no reply, in milliseconds.
+     `correlation_id` is that of the probe.
+    """
+
     def __init__(
         self,
         reply_to: str = PLACEHOLDER,
@@ -488,6 +495,7 @@ class Control(betterproto.Message):
         credit: int = PLACEHOLDER,
         cancel: bool = PLACEHOLDER,
         request: bytes = PLACEHOLDER,
+        waiting_ms: int = PLACEHOLDER,
     ) -> None:
         set_attribute(
             self,
@@ -498,11 +506,51 @@ class Control(betterproto.Message):
                 "credit": credit,
                 "cancel": cancel,
                 "request": request,
+                "waiting_ms": waiting_ms,
                 "_serialized_on_wire": reply_to is not PLACEHOLDER
                 or correlation_id is not PLACEHOLDER
                 or credit is not PLACEHOLDER
                 or cancel is not PLACEHOLDER
-                or request is not PLACEHOLDER,
+                or request is not PLACEHOLDER
+                or waiting_ms is not PLACEHOLDER,
+                "_unknown_fields": b"",
+                "_group_current": {},
+            },
+        )
+
+    __getattribute__ = get_set_attribute
+
+
+@dataclass(eq=False, repr=False)
+class ProbeAnswer(betterproto.Message):
+    """
+    The answer to a probe, published like a Reply with the `correlation_id` of the probe. A process answers
+     if it runs calls of the caller, or has created the queue of the method while the oldest call waited.
+    """
+
+    queue_age_ms: int = betterproto.uint32_field(1)
+    """
+    Milliseconds since the process created the queue of the method; 0 if it has not. Earlier calls that
+     no process runs are lost: the broker has deleted them with an earlier queue of the method.
+    """
+
+    held: List[str] = betterproto.string_field(2)
+    """
+    The `correlation_id` of each call of the method and the caller that the process runs or holds.
+    """
+
+    def __init__(
+        self,
+        queue_age_ms: int = PLACEHOLDER,
+        held: List[str] = PLACEHOLDER,
+    ) -> None:
+        set_attribute(
+            self,
+            "__dict__",
+            {
+                "queue_age_ms": queue_age_ms,
+                "held": held,
+                "_serialized_on_wire": queue_age_ms is not PLACEHOLDER or held is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {},
             },
@@ -773,12 +821,20 @@ class GetStatisticsResponse(betterproto.Message):
     )
     """Number of security events by name, such as `security.log_in_failed`."""
 
+    incidents: Dict[str, int] = betterproto.map_field(
+        5, betterproto.TYPE_STRING, betterproto.TYPE_UINT64
+    )
+    """
+    Number of incidents of the consumers by name, such as `consumer.paused`.
+    """
+
     def __init__(
         self,
         instance: "Instance" = PLACEHOLDER,
         bounds: List[float] = PLACEHOLDER,
         handlers: List["HandlerStatistics"] = PLACEHOLDER,
         security_events: Dict[str, int] = PLACEHOLDER,
+        incidents: Dict[str, int] = PLACEHOLDER,
     ) -> None:
         set_attribute(
             self,
@@ -788,10 +844,12 @@ class GetStatisticsResponse(betterproto.Message):
                 "bounds": bounds,
                 "handlers": handlers,
                 "security_events": security_events,
+                "incidents": incidents,
                 "_serialized_on_wire": instance is not PLACEHOLDER
                 or bounds is not PLACEHOLDER
                 or handlers is not PLACEHOLDER
-                or security_events is not PLACEHOLDER,
+                or security_events is not PLACEHOLDER
+                or incidents is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {},
             },

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Protocol
@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import betterproto
 from uuid_utils import uuid7
 
-from postbus.bus.v1 import Event
 from shared.bus.envelope import (
     budget_of,
     completed_reply,
@@ -19,19 +18,25 @@ from shared.bus.envelope import (
     payload_reply,
     read_request,
 )
+from shared.bus.event_dispatch import EventDispatcher, log_refused_message
 from shared.bus.handler_matching import consumed_events, served_methods
 from shared.bus.handler_metrics import Statistics, WorkerServiceHandlers
 from shared.bus.message_bus import Failure
-from shared.bus.served_method import Handler, ServedMethod, encode_response, run_stream
+from shared.bus.served_method import (
+    ServedMethod,
+    encode_response,
+    run_in_unit,
+    run_stream,
+)
 from shared.context import Context
-from shared.errors import Code, Outcome, ServiceError, internal, shown_name
+from shared.errors import Code, Outcome, ServiceError, internal
 from shared.identity import LEEWAY_SECONDS, Caller, token_missing
 from shared.limited_log import LimitedLog
 from shared.outbox.inbox import Operation, OperationResult
-from shared.outbox.unit_of_work import Execution, Perform, current_unit_of_work
-from shared.security_log import SecurityEvent, SecurityLog
+from shared.outbox.unit_of_work import Execution, Perform
+from shared.security_log import SecurityLog
 from shared.trace import trace_id, valid_traceparent
-from shared.wire import decode, read_valid
+from shared.wire import read_valid
 
 __all__ = ["Dispatcher"]
 
@@ -43,11 +48,6 @@ _CLOCK_LOG_SECONDS = 60.0
 """Shortest time between two log lines about the clock."""
 _FAILURE_LINES = 10
 """Lines about unexpected exceptions of one method in ten seconds."""
-_TRANSIENT_CODES = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.ABORTED, Code.DEADLINE_EXCEEDED)
-"""Codes of errors that a retry may cure."""
-
-_REFUSED_EVENT = ("MALFORMED_MESSAGE", "UNKNOWN_EVENT")
-"""Reasons of errors that only the sender of an event can cause."""
 
 
 class Verifier(Protocol):
@@ -62,7 +62,8 @@ class Dispatcher:
 
     `handlers` are objects whose methods have `@MessagePattern` or `@EventPattern`. Raises
     ContractMismatchError unless they serve exactly the methods of `worker`. Methods with side
-    effects, and consumers of events, are executed in units of work by `perform`.
+    effects, and consumers of events, are executed in units of work by `perform`. `incidents` are
+    those of the bus.
     """
 
     def __init__(
@@ -73,19 +74,21 @@ class Dispatcher:
         perform: Perform,
         *,
         security_log: SecurityLog | None = None,
+        incidents: Mapping[str, int] | None = None,
     ) -> None:
         self._security_log = security_log or SecurityLog()
-        self.statistics = Statistics(self._security_log.counts)
+        self.statistics = Statistics(self._security_log.counts, incidents or {})
         worker_service = WorkerServiceHandlers(
             worker, self.statistics, lambda: self.routes, lambda: self.events
         )
         owners = [*handlers, worker_service]
         self._methods = served_methods(worker, owners, self.statistics)
-        self._events = consumed_events(worker, owners, self.statistics)
+        self._events = EventDispatcher(
+            consumed_events(worker, owners, self.statistics), perform, self._security_log
+        )
         self._verifier = verifier
         self._perform = perform
         self._running: set[str] = set()
-        self._event_log = LimitedLog()
         self._call_log = LimitedLog(_FAILURE_LINES)
         self._clock_log = LimitedLog(seconds=_CLOCK_LOG_SECONDS)
 
@@ -97,7 +100,7 @@ class Dispatcher:
     @property
     def events(self) -> list[str]:
         """Types of the events that are consumed."""
-        return list(self._events)
+        return list(self._events.consumed)
 
     def answer(
         self, route: str, body: bytes
@@ -107,7 +110,7 @@ class Dispatcher:
         if served is None:
             return _not_served()
         if len(body) > _MAX_REQUEST_BYTES:
-            self._log_refused_message(route, "REQUEST_TOO_LARGE")
+            log_refused_message(self._security_log, route, "REQUEST_TOO_LARGE")
             return _too_large()
         return self._replies(served, body) if served.method.streams else self._reply(served, body)
 
@@ -121,7 +124,7 @@ class Dispatcher:
             with context:
                 if served.method.has_side_effects:
                     operation = served.operation(request.payload, context)
-                    execute = partial(_execute, served.handler, message, context)
+                    execute = partial(run_in_unit, served.handler, message, context)
                     payload, replayed = await self._perform_exclusively(operation, execute)
                 else:
                     payload = encode_response(await served.handler(message, context))
@@ -221,62 +224,13 @@ class Dispatcher:
         elif context is not None and context.has_changed:
             error.outcome = Outcome.try_value(Outcome.UNKNOWN)
         if context is None and error.reason == "MALFORMED_MESSAGE":
-            self._log_refused_message(served.name, error.reason)
+            log_refused_message(self._security_log, served.name, error.reason)
         self._security_log.record_refusal(error, context, method=served.name, trace_id=trace)
         return error.code, error_reply(error, trace)
 
-    async def consume(self, body: bytes) -> Failure | None:
+    def consume(self, body: bytes) -> Coroutine[Any, Any, Failure | None]:
         """Execute the consumer of an encoded Event; return its failure, None for success."""
-        name = ""
-        try:
-            event = decode(Event, body)
-            name = event.type
-            await self._consume(event)
-        except ServiceError as error:
-            self._log_failed_event(logging.WARNING, name, reason=error.reason)
-            if error.reason in _REFUSED_EVENT:
-                self._log_refused_message(shown_name(name), error.reason)
-            return Failure(
-                reason=error.reason,
-                message=error.message,
-                retry=error.code in _TRANSIENT_CODES,
-                dependency_down=error.code is Code.UNAVAILABLE,
-            )
-        except Exception as error:  # noqa: BLE001  # a handler may raise anything
-            self._log_failed_event(logging.ERROR, name, exc_info=error)
-            return Failure(reason="INTERNAL", message=type(error).__name__, retry=True)
-        return None
-
-    def _log_refused_message(self, name: str, reason: str) -> None:
-        """Log a message that no service of the system sends."""
-        event = SecurityEvent.BUS_MESSAGE_REFUSED
-        self._security_log.write(event, name=name, reason=reason)
-
-    def _log_failed_event(self, level: int, name: str, **fields: Any) -> None:
-        known = name if name in self._events else ""
-        self._event_log.write(
-            level, "event.failed", key=known, event_type=shown_name(name), **fields
-        )
-
-    async def _consume(self, event: Event) -> None:
-        consumed = self._events.get(event.type)
-        if consumed is None:
-            raise ServiceError(
-                Code.UNIMPLEMENTED, "UNKNOWN_EVENT", "The worker does not consume this event."
-            )
-        context, operation = consumed.context(event), consumed.operation(event)
-        message = decode(consumed.message, event.data)
-        execute = partial(_execute, consumed.handler, message, context)
-        began, code = consumed.metrics.begin(event.time.timestamp()), Code.INTERNAL
-        try:
-            with context:
-                await self._perform(operation, execute)
-            code = Code.UNSPECIFIED
-        except ServiceError as error:
-            code = error.code
-            raise
-        finally:
-            consumed.metrics.end(began, code)
+        return self._events.consume(body)
 
     async def _perform_exclusively(
         self, operation: Operation, execute: Execution
@@ -298,14 +252,6 @@ class Dispatcher:
             return await self._perform(operation, execute)
         finally:
             self._running.discard(operation.key)
-
-
-async def _execute(handler: Handler, message: betterproto.Message, context: Context) -> bytes:
-    """Execute a handler in the current unit of work; return the encoded response."""
-    unit = current_unit_of_work()
-    context.restart(late=unit is not None and unit.late)
-    response = await handler(message, context)
-    return b"" if response is None else encode_response(response)
 
 
 async def _not_served() -> bytes:

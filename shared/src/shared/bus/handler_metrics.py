@@ -69,11 +69,13 @@ class HandlerMetrics:
 class Statistics:
     """The metrics of all handlers of a worker, by method or event.
 
-    `security_events` are the numbers of security events by name.
+    `security_events` are the numbers of security events by name, `incidents` those of the
+    incidents of the bus.
     """
 
-    def __init__(self, security_events: Mapping[str, int]) -> None:
+    def __init__(self, security_events: Mapping[str, int], incidents: Mapping[str, int]) -> None:
         self.security_events = security_events
+        self.incidents = incidents
         self._handlers: dict[str, HandlerMetrics] = {}
 
     def of(self, name: str) -> HandlerMetrics:
@@ -127,6 +129,7 @@ class WorkerServiceHandlers:
             bounds=list(_BOUNDS),
             handlers=self._statistics.to_messages(),
             security_events=dict(self._statistics.security_events),
+            incidents=dict(self._statistics.incidents),
         )
 
     @MessagePattern(WorkerServiceBase.list_handlers)

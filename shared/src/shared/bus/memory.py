@@ -7,7 +7,7 @@
 
 import asyncio
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -76,6 +76,7 @@ class MemoryBus:
 
     def __init__(self, delays: Sequence[float] = DELAYS) -> None:
         self.ready = True
+        self.incidents: Counter[str] = Counter()
         self._delays = delays
         self.dead_letters: asyncio.Queue[tuple[bytes, str]] = asyncio.Queue()
         self._servers: list[_Server] = []

@@ -1,5 +1,6 @@
 """The interface and guarantees of a transport: RabbitMQ, or memory. One test suite covers both."""
 
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -89,6 +90,10 @@ class StreamSubscription(Subscription, Protocol):
 
 class MessageBus(Protocol):
     """Calls and serves methods, publishes and subscribes to events. Safe for concurrent use."""
+
+    incidents: Counter[str]
+    """Number of incidents of the consumers since the start, by name, such as `consumer.paused`;
+    docs/operations.md lists them."""
 
     @property
     def ready(self) -> bool:

@@ -12,9 +12,10 @@ from shared.bus.handler_metrics import HandlerMetrics
 from shared.context import Context
 from shared.errors import Code, ServiceError
 from shared.outbox.inbox import Operation
+from shared.outbox.unit_of_work import current_unit_of_work
 from shared.wire import encode
 
-__all__ = ["Handler", "ServedMethod", "encode_response", "run_stream"]
+__all__ = ["Handler", "ServedMethod", "encode_response", "run_in_unit", "run_stream"]
 
 Handler = Callable[[Any, Context], Any]
 """A coroutine function; for a streaming method an async generator function."""
@@ -76,3 +77,11 @@ def encode_response(response: betterproto.Message) -> bytes:
             Code.OUT_OF_RANGE, "REPLY_TOO_LARGE", "The response is too large. Request less."
         )
     return payload
+
+
+async def run_in_unit(handler: Handler, message: betterproto.Message, context: Context) -> bytes:
+    """Execute a handler in the current unit of work; return the encoded response."""
+    unit = current_unit_of_work()
+    context.restart(late=unit is not None and unit.late)
+    response = await handler(message, context)
+    return b"" if response is None else encode_response(response)

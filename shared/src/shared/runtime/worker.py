@@ -113,7 +113,9 @@ async def serve(
     store = application.store
     perform = store.perform if store else without_store(bus.publish)
     log = application.security_log
-    dispatcher = Dispatcher(name, handlers, sessions, perform, security_log=log)
+    dispatcher = Dispatcher(
+        name, handlers, sessions, perform, security_log=log, incidents=bus.incidents
+    )
     subscriptions: list[Subscription] = []
     relaying = asyncio.create_task(relay(store, bus.publish_encoded)) if store else None
     try:

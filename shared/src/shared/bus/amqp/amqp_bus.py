@@ -8,6 +8,7 @@ call fails immediately, and a new session starts all servers and consumers again
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -20,7 +21,7 @@ from postbus.bus.v1 import Event
 from postbus.registry import EVENTS
 from shared import tasks
 from shared.bus.amqp import topology
-from shared.bus.amqp.broker_connection import BROKER_ERRORS, broker_errors
+from shared.bus.amqp.broker_errors import BROKER_ERRORS, broker_errors
 from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.event_consumer import EventConsumer
 from shared.bus.amqp.rpc_server import RpcServer
@@ -81,6 +82,7 @@ class AmqpBus:
         owners = {service, *map(topology.owner, EVENTS)}
         self._kept = [KeptEvents(owners)] if keep_events else []
         self._delays = delays
+        self.incidents: Counter[str] = Counter()
         self._session: BrokerSession | None = None
         self._connected = asyncio.Event()
         self._consumers: list[_Consumer] = []
@@ -98,15 +100,15 @@ class AmqpBus:
         """See MessageBus.call."""
         if self._session is None:
             raise not_connected()
-        return self._session.call(route, call)
+        return self._session.rpc.call(route, call)
 
     def stream(self, route: str, call: Call) -> AsyncGenerator[bytes, None]:
         """See MessageBus.stream."""
-        return self._require_session().stream(route, call)
+        return self._require_session().rpc.stream(route, call)
 
     async def broadcast(self, route: str, call: Call) -> list[bytes]:
         """See MessageBus.broadcast."""
-        return await self._require_session().broadcast(route, call)
+        return await self._require_session().rpc.broadcast(route, call)
 
     async def publish(self, event: Event) -> None:
         """See MessageBus.publish."""
@@ -114,7 +116,7 @@ class AmqpBus:
 
     async def publish_encoded(self, event: EncodedEvent) -> None:
         """See MessageBus.publish_encoded."""
-        await self._require_session().publish(event)
+        await self._require_session().events.publish(event)
 
     async def serve(
         self, queue: str, routes: Sequence[str], handler: RpcHandler, *, concurrency: int = 64
@@ -132,7 +134,14 @@ class AmqpBus:
     ) -> "_AmqpSubscription":
         """See MessageBus.subscribe. Waits for a connection."""
         return await self._start(
-            EventConsumer(queue, types, handler, on_gap=on_gap, delays=self._delays)
+            EventConsumer(
+                queue,
+                types,
+                handler,
+                on_gap=on_gap,
+                delays=self._delays,
+                incidents=self.incidents,
+            )
         )
 
     async def read_stream(
@@ -177,7 +186,6 @@ class AmqpBus:
                 with broker_errors():
                     began = time.monotonic()
                     await self._run_session(url)
-                    _log.warning("bus.connection_lost")
                     if time.monotonic() - began > _STABLE_SECONDS:
                         delay = _FIRST_DELAY
             except BROKER_ERRORS as error:
@@ -203,6 +211,7 @@ class AmqpBus:
                 task.add_done_callback(partial(_end_watch, session))
             try:
                 await session.lost.wait()
+                _log.warning("bus.connection_lost", reason=session.close_reason)
             finally:
                 self._session = None
                 self._connected.clear()

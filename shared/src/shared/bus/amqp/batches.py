@@ -11,7 +11,7 @@ from shared.bus.amqp.transport import Transport
 from shared.errors import Code, ServiceError
 from shared.wire import message_class, parse
 
-__all__ = ["MAX_BATCHED", "Batch", "Batches", "batch_route", "single_route", "unpack"]
+__all__ = ["MAX_BATCHED", "Batch", "BatchCollector", "batch_route", "single_route", "unpack"]
 
 MAX_BATCHED: Final = 16 * 2**10
 """Largest message in a batch, in bytes; a larger one is sent as a single message."""
@@ -72,7 +72,7 @@ def unpack(data: bytes) -> Sequence[tuple[str, bytes]]:
 _Target = TypeVar("_Target", bound=Hashable)
 
 
-class Batches(Generic[_Target]):
+class BatchCollector(Generic[_Target]):
     """Collects the messages of one event-loop tick into batches, one or more per target.
 
     `send` publishes a batch: when it is full, else at the end of the tick.

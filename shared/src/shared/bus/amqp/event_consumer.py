@@ -4,31 +4,28 @@ import asyncio
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
-from typing import Any, Final
-
-import structlog
+from typing import Final
 
 from shared import tasks
 from shared.bus.amqp import topology
-from shared.bus.amqp.broker_connection import BrokerConnection, MessageChannel
+from shared.bus.amqp.broker_connection import BrokerConnection
 from shared.bus.amqp.broker_session import BrokerSession
-from shared.bus.amqp.event_replay import replay
-from shared.bus.amqp.frames import Delivered
+from shared.bus.amqp.declarations import Binding, Queue, TopologyError
+from shared.bus.amqp.event_replay import LOST, replay
+from shared.bus.amqp.failed_events import FailedEvents, names
+from shared.bus.amqp.message_channel import MessageChannel
 from shared.bus.amqp.pause import HOLD_SECONDS, RETURNED, Pause
 from shared.bus.amqp.queue_consumer import QueueConsumer, event_owner
 from shared.bus.amqp.queue_migration import bind_present, declare_or_replace
+from shared.bus.amqp.received_messages import Delivered
 from shared.bus.message_bus import EventHandler, Failure
-from shared.errors import ServiceError
 from shared.limited_log import LimitedLog
 from shared.outbox.inbox import KEEP_SECONDS
-from shared.outbox.outbox import EncodedEvent
 
 __all__ = ["EventConsumer"]
-
-_log = structlog.get_logger()
 
 _PREFETCH: Final = 32
 _MARGIN_SECONDS: Final = 60.0
@@ -38,12 +35,6 @@ A handler has 30 seconds, so an event that was unprocessed at the check is young
 """
 _MAX_REPLAY_SECONDS: Final = float(KEEP_SECONDS)
 """The inbox recognises an event that was handled before for so long."""
-_BROKER_DELAY: Final = 1.0
-"""Seconds between two attempts to publish a failed event."""
-_MAX_MESSAGE: Final = 1000
-"""Characters of the error message in a dead letter."""
-_MAX_NAME: Final = 255
-"""Bytes of a message id or type (4.2.5.3)."""
 _FORGED: Final = Failure(
     reason="FORGED", message="The event was not sent by the service that owns it.", retry=False
 )
@@ -60,6 +51,7 @@ class EventConsumer(QueueConsumer):
         *,
         on_gap: Callable[[], None] | None,
         delays: Sequence[float],
+        incidents: Counter[str],
         hold_seconds: float = HOLD_SECONDS,
     ) -> None:
         super().__init__(queue or "", prefetch=_PREFETCH)
@@ -68,7 +60,8 @@ class EventConsumer(QueueConsumer):
         self._on_gap = on_gap
         self._delays = delays
         self._hold_seconds = hold_seconds
-        self._log = LimitedLog()
+        self._log = LimitedLog(counts=incidents)
+        self._failed = FailedEvents(self.queue_name, delays, self._log)
         self._pause: Pause | None = None
         """The pause of the current channel; exclusive queues have none."""
         self._publisher: BrokerSession | None = None
@@ -77,6 +70,8 @@ class EventConsumer(QueueConsumer):
         self._good_at = time.monotonic()
         """Time of the last check at which nothing was missing and no event had to wait."""
         self._replaying: asyncio.Task[None] | None = None
+        self._unread = False
+        """Whether a replay has begun and has not ended."""
 
     async def start(self, session: BrokerSession) -> None:
         """Consume in this session; call `on_gap` if it is not the first; raises BROKER_ERRORS."""
@@ -95,7 +90,7 @@ class EventConsumer(QueueConsumer):
         self._pause = self._new_pause()
         await self._channel.consume([self._queue], self._passing_to(self._channel))
         self._connection = connection
-        if lost:
+        if lost or self._unread:
             self._replay()
         if again and self._on_gap is not None:
             self._on_gap()
@@ -118,7 +113,7 @@ class EventConsumer(QueueConsumer):
         A consumer that has started once in this process knows that no replacement is unfinished.
         """
         if again or not self.queue_name:
-            with suppress(topology.TopologyError):
+            with suppress(TopologyError):
                 await connection.declare(*self.own())
                 return
         service, name = self._service, self._queue
@@ -126,18 +121,18 @@ class EventConsumer(QueueConsumer):
             topology.dead_letters(service, name),
             topology.consumer_queue(service, name),
         ):
-            await declare_or_replace(connection, service, queue, self._events)
+            await declare_or_replace(connection, service, queue, self._events, self._log)
         await connection.declare(*self.own())
 
     def connection(self, session: BrokerSession) -> BrokerConnection | None:
         """See Watched.connection."""
         return session.consuming if self.active else None
 
-    def own(self) -> Sequence[topology.Queue]:
+    def own(self) -> Sequence[Queue]:
         """See Watched.own."""
         service, name = self._service, self._queue
         if not self.queue_name:
-            return [topology.Queue(name=name, arguments={}, exclusive=True, auto_delete=True)]
+            return [Queue(name=name, arguments={}, exclusive=True, auto_delete=True)]
         delays = [topology.delay_queue(service, delay) for delay in self._delays]
         own = [topology.dead_letters(service, name), topology.consumer_queue(service, name)]
         return [*delays, *own]
@@ -149,7 +144,7 @@ class EventConsumer(QueueConsumer):
         """
         self._replay()
 
-    def foreign(self) -> Sequence[topology.Binding]:
+    def foreign(self) -> Sequence[Binding]:
         """See Watched.foreign."""
         return self._events
 
@@ -162,7 +157,9 @@ class EventConsumer(QueueConsumer):
             self._replay()
         self._missing = missing
         paused = self._pause is not None and self._pause.suspended
-        if not (missing or paused) and len(self._running) < _PREFETCH:  # the queue has no backlog
+        if (
+            not (missing or paused or self._unread) and len(self._running) < _PREFETCH
+        ):  # the queue has no backlog
             self._good_at = time.monotonic()
 
     def _replay(self) -> None:
@@ -174,13 +171,29 @@ class EventConsumer(QueueConsumer):
             if self._on_gap is not None:
                 self._on_gap()
             return
-        seconds = min(time.monotonic() - self._good_at + _MARGIN_SECONDS, _MAX_REPLAY_SECONDS)
-        _log.warning("consumer.replays", queue=self.queue_name, seconds=round(seconds))
+        missed = time.monotonic() - self._good_at + _MARGIN_SECONDS
+        seconds = min(missed, _MAX_REPLAY_SECONDS)
+        if missed > seconds:
+            reason = f"events of more than {round(seconds)} seconds ago are not read again"
+            self._log.write(logging.ERROR, LOST, queue=self.queue_name, reason=reason)
+        self._log.write(
+            logging.WARNING, "consumer.replays", queue=self.queue_name, seconds=round(seconds)
+        )
         if self._replaying is not None:
             self._replaying.cancel()
-        self._replaying = asyncio.create_task(
-            replay(session, self.queue_name, self._types, self._handle_again, seconds)
-        )
+        self._unread = True
+        self._replaying = asyncio.create_task(self._read_again(session.consuming, seconds))
+
+    async def _read_again(self, connection: BrokerConnection, seconds: float) -> None:
+        if await replay(
+            connection,
+            self.queue_name,
+            self._types,
+            self._handle_again,
+            seconds=seconds,
+            log=self._log,
+        ):
+            self._unread = False
 
     async def _handle_again(self, message: Delivered) -> None:
         """Handle an event of the stream; the inbox ignores it if it was handled before."""
@@ -219,6 +232,11 @@ class EventConsumer(QueueConsumer):
         finally:
             del self._running[message]
 
+    async def _publish_failed(self, message: Delivered, failure: Failure) -> bool:
+        session = self._publisher
+        assert session is not None  # noqa: S101  # it has delivered the message
+        return await self._failed.publish(session, message, failure)
+
     async def _result(self, channel: MessageChannel, message: Delivered) -> Failure | None:
         """Handle an event, as often as the unavailability of a dependency requires."""
         if not self._is_genuine(message):
@@ -247,77 +265,6 @@ class EventConsumer(QueueConsumer):
         old = str(message.headers.get("x-first-death-queue", ""))
         return old.startswith(topology.OLD_DELAYS) and _type(message) in self._types
 
-    async def _publish_failed(self, message: Delivered, failure: Failure) -> bool:
-        """Publish the event to its delay queue, or to the dead letters after its last attempt.
-
-        False if the session is lost. The original is acknowledged only after the confirm, so a
-        crash can duplicate an event but not lose it.
-        """
-        publisher = self._publisher
-        assert publisher is not None  # noqa: S101  # it has delivered the message
-        exchange, headers = self._destination(message, failure, publisher.service)
-        properties = {"headers": headers, **_names(message)}
-        while not publisher.lost.is_set():
-            try:
-                await publisher.publish_confirmed(
-                    exchange, self.queue_name, message.body, **properties
-                )
-            except ServiceError as error:
-                self._log.write(
-                    logging.WARNING,
-                    "event.publish_delayed",
-                    queue=self.queue_name,
-                    reason=error.reason,
-                )
-                await asyncio.sleep(_BROKER_DELAY)
-            else:
-                return True
-        return False
-
-    def _destination(
-        self, message: Delivered, failure: Failure, service: str
-    ) -> tuple[str, dict[str, Any]]:
-        """Return the exchange for a failed event, and its headers.
-
-        After a pause the event may be RETURNED to its own queue, as it was: a requeue would count
-        against the delivery limit.
-        """
-        attempt = _attempt(message)
-        if failure is RETURNED:
-            return topology.exchange("retry", service), {topology.ATTEMPT: attempt}
-        delay = failure.delay(attempt, self._delays)
-        if delay is not None:
-            headers = {topology.ATTEMPT: attempt + 1, topology.REASON: failure.reason}
-            return topology.delay_queue(service, delay).name, headers
-        self._log.write(
-            logging.ERROR, "event.dead_lettered", queue=self.queue_name, reason=failure.reason
-        )
-        return topology.exchange("dead", service), {
-            topology.ATTEMPT: attempt,
-            topology.REASON: failure.reason,
-            topology.ERROR_MESSAGE: failure.message[:_MAX_MESSAGE],
-            topology.CONSUMER: self.queue_name,
-            topology.DEAD_AT: datetime.now(UTC).isoformat(timespec="milliseconds"),
-        }
-
-
-def _attempt(message: Delivered) -> int:
-    """Return the number of this attempt, from 1; an invalid header counts as none."""
-    attempt = message.headers.get(topology.ATTEMPT)
-    return attempt if isinstance(attempt, int) and 0 < attempt < 2**31 else 1
-
-
-def _names(message: Delivered) -> dict[str, Any]:
-    try:
-        event = EncodedEvent.read(message.body)
-    except ServiceError:
-        return {}
-    return {"message_id": _truncate(event.id), "type_": _truncate(event.type)}
-
 
 def _type(message: Delivered) -> str:
-    return str(_names(message).get("type_", ""))
-
-
-def _truncate(text: str) -> str:
-    return text.encode()[:_MAX_NAME].decode(errors="ignore")
+    return str(names(message).get("type_", ""))

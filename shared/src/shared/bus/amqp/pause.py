@@ -7,7 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from shared.bus.amqp.broker_connection import BROKER_ERRORS, MessageChannel, broker_errors
+from shared.bus.amqp.broker_errors import BROKER_ERRORS, broker_errors
+from shared.bus.amqp.message_channel import MessageChannel
 from shared.bus.message_bus import EventHandler, Failure
 from shared.limited_log import LimitedLog
 

@@ -7,12 +7,10 @@ from typing import Any, Final
 
 from pamqp.commands import Exchange
 
-from shared.bus.amqp.broker_connection import (
-    BrokerConnection,
-    MessageChannel,
-    MissingError,
-)
-from shared.bus.amqp.frames import Returned
+from shared.bus.amqp.broker_connection import BrokerConnection
+from shared.bus.amqp.broker_errors import MissingError
+from shared.bus.amqp.message_channel import MessageChannel, retrieve_exception
+from shared.bus.amqp.received_messages import Returned
 
 __all__ = ["Publishers"]
 
@@ -28,21 +26,17 @@ class Publishers:
     """A channel for each exchange of another service, opened when it is needed.
 
     The broker closes a channel on which a message is published to a missing exchange, or without
-    the right to do so. A channel of its own limits the effect to the exchange. `on_returned` gets
-    unroutable messages, `on_lost` the channel that is lost.
+    the right to do so. A channel of its own limits the effect to the exchange.
     """
 
-    def __init__(
-        self,
-        connection: BrokerConnection,
-        on_returned: Callable[[Returned], None],
-        on_lost: Callable[[MessageChannel], None],
-    ) -> None:
+    def __init__(self, connection: BrokerConnection) -> None:
+        self.on_returned: Callable[[Returned], None] = lambda _: None
+        """Gets unroutable messages."""
+        self.on_lost: Callable[[MessageChannel], None] = lambda _: None
+        """Gets a channel that is lost."""
         self.channels: dict[str, MessageChannel] = {}
         """The open channels, by exchange."""
         self._connection = connection
-        self._on_returned = on_returned
-        self._on_lost = on_lost
         self._opening: dict[str, asyncio.Task[MessageChannel]] = {}
         self._refused: dict[str, float] = {}
         """Until when an exchange counts as missing."""
@@ -74,19 +68,18 @@ class Publishers:
             if channel is not None:
                 self._connection.forget_channel(channel)
                 if self.channels.pop(exchange, None) is not None:
-                    self._on_lost(channel)
+                    self.on_lost(channel)
 
         async with asyncio.timeout(_OPEN_SECONDS):
             channel = await self._connection.channel(exchange=exchange, on_lost=lost)
-            channel.on_returned(self._on_returned)
+            channel.on_returned(self.on_returned)
             await channel.request_all([Exchange.Declare(exchange=exchange, passive=True)])
         self.channels[exchange] = channel
         return channel
 
     def _opened(self, exchange: str, opening: asyncio.Task[MessageChannel]) -> None:
         del self._opening[exchange]
-        if not opening.cancelled():
-            opening.exception()  # else asyncio reports one that no caller waits for
+        retrieve_exception(opening)
 
     def _refuse(self, exchange: str) -> None:
         if len(self._refused) >= _MAX_CHANNELS:

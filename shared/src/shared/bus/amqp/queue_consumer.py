@@ -5,8 +5,9 @@ from functools import partial
 from typing import Any, Final
 
 from shared import tasks
-from shared.bus.amqp.broker_connection import BrokerConnection, MessageChannel
-from shared.bus.amqp.frames import Delivered
+from shared.bus.amqp.broker_connection import BrokerConnection
+from shared.bus.amqp.message_channel import MessageChannel
+from shared.bus.amqp.received_messages import Delivered
 from shared.bus.amqp.topology import owner
 from shared.errors import ServiceError
 from shared.outbox.outbox import EncodedEvent

@@ -1,6 +1,7 @@
 """Replaces queues with changed arguments, and keeps their messages."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -10,8 +11,11 @@ from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractChannel, AbstractExchange
 from aiormq.exceptions import ChannelLockedResource
 
-from shared.bus.amqp.broker_connection import BrokerConnection, MissingError
-from shared.bus.amqp.topology import Binding, Queue, TopologyError, exchange
+from shared.bus.amqp.broker_connection import BrokerConnection
+from shared.bus.amqp.broker_errors import MissingError
+from shared.bus.amqp.declarations import Binding, Queue, TopologyError
+from shared.bus.amqp.topology import exchange
+from shared.limited_log import LimitedLog
 
 __all__ = ["bind_present", "declare_or_replace"]
 
@@ -19,7 +23,11 @@ _log = structlog.get_logger()
 
 
 async def declare_or_replace(
-    connection: BrokerConnection, service: str, queue: Queue, events: Sequence[Binding]
+    connection: BrokerConnection,
+    service: str,
+    queue: Queue,
+    events: Sequence[Binding],
+    log: LimitedLog,
 ) -> None:
     """Declare a queue; if it exists with other arguments, replace it and keep its messages.
 
@@ -30,7 +38,7 @@ async def declare_or_replace(
     name = f"{queue.name}.migrating"
     bindings = [Binding(name, exchange("retry", service), name)]
     interim = replace(queue, name=name, bindings=bindings)
-    to_interim, back = _Move(service, queue.name, name), _Move(service, name, queue.name)
+    to_interim, back = _Move(service, queue.name, name, log), _Move(service, name, queue.name, log)
     try:
         await connection.declare(queue)
     except TopologyError as difference:
@@ -99,6 +107,7 @@ class _Move:
     service: str
     source: str
     target: str
+    log: LimitedLog
 
     async def run(self, connection: BrokerConnection, events: Sequence[Binding]) -> None:
         """Move one message at a time. `events` are the bindings of the queue, by any name."""
@@ -115,7 +124,9 @@ class _Move:
                     deleted = await channel.queue_delete(self.source)
                     if deleted.message_count:
                         lost = deleted.message_count
-                        _log.error("queue.lost_events", queue=self.source, count=lost)
+                        self.log.write(
+                            logging.ERROR, "queue.lost_events", queue=self.source, count=lost
+                        )
                     return
                 await asyncio.sleep(0.05)
 

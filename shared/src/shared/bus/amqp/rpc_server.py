@@ -1,70 +1,40 @@
-"""The server of a worker: takes calls from a queue and publishes the replies."""
+"""The server of a worker: takes calls from its queues and publishes the replies."""
 
 import asyncio
 import logging
 import secrets
 import time
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import aclosing, suppress
-from typing import Any, Final
-
-from pamqp.commands import Queue as QueueMethods
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Final
 
 from postbus.bus.v1 import Control, Outcome
-from shared.bus.amqp import frames
-from shared.bus.amqp.batches import MAX_BATCHED, Batch, Batches, batch_route, unpack
-from shared.bus.amqp.broker_connection import (
-    BROKER_ERRORS,
-    BrokerConnection,
-    MessageChannel,
-    broker_errors,
-)
-from shared.bus.amqp.broker_session import CONTENT_TYPE, BrokerSession
-from shared.bus.amqp.frames import Delivered
+from shared.bus.amqp.batches import batch_route, unpack
+from shared.bus.amqp.broker_connection import BrokerConnection
+from shared.bus.amqp.broker_session import BrokerSession
+from shared.bus.amqp.control_receiver import CallKey, ControlReceiver, control_queue
+from shared.bus.amqp.declarations import Binding, Queue
+from shared.bus.amqp.message_channel import MessageChannel
+from shared.bus.amqp.method_queues import MethodQueues
+from shared.bus.amqp.probe_answers import ProbeAnswers
 from shared.bus.amqp.queue_consumer import QueueConsumer
-from shared.bus.amqp.topology import Binding, Queue, exchange, method_queue
+from shared.bus.amqp.received_batch import BatchedCall, ReceivedBatch, acknowledge
+from shared.bus.amqp.received_messages import Delivered
+from shared.bus.amqp.reply_sender import ReplyChannels, ReplySender
 from shared.bus.concurrency_limit import ConcurrencyLimit
-from shared.bus.envelope import (
-    budget_of,
-    error_reply,
-    read_request,
-    spend_budget,
-    unavailable,
-    with_unknown_outcome,
-)
-from shared.bus.message_bus import CREDIT, RpcHandler
+from shared.bus.envelope import error_reply, spend_budget, unavailable
+from shared.bus.message_bus import RpcHandler
 from shared.errors import Code, ServiceError, deadline_exceeded
 from shared.limited_log import LimitedLog
-from shared.wire import decode
 
 __all__ = ["RpcServer"]
 
-
-_DRAIN_SECONDS: Final = 1.0
-"""Longest time for which the last server of a queue waits until all calls have started."""
-_MAX_STALL_SECONDS: Final = 30.0
-"""Longest wait for the caller of a stream to grant credit."""
 _MAX_CALLS: Final = 1024
 """Calls that the server holds, running or waiting for a slot, before it refuses more."""
 _RPC_PREFETCH: Final = 2 * _MAX_CALLS
 """More than the server ever holds, so that handlers that call their own worker cannot deadlock."""
-_LONGEST_MS: Final = 60_000
-"""Longest expiration of a call that is returned to the queue."""
-_MAX_CANCELS: Final = 1024
-"""Cancellations of calls that have not arrived yet."""
 _MAX_BYTES: Final = 64 * 2**20
 """Bytes of the calls that the server holds before it refuses more."""
-_MAX_CONTROL: Final = 64 * 2**10
-"""Largest control message in bytes; the requests in them are small."""
-_MAX_ID: Final = 255
-"""Bytes of a correlation id or a reply-to (4.2.5.3)."""
-
-_MAX_ERROR: Final = 200
-"""Characters of an error in the log."""
-
-_Key = tuple[str, str]
-"""A call, by its reply-to and correlation id."""
 
 
 class RpcServer(QueueConsumer):
@@ -79,16 +49,12 @@ class RpcServer(QueueConsumer):
         self, queue: str, routes: Sequence[str], handler: RpcHandler, concurrency: int
     ) -> None:
         super().__init__(queue, prefetch=_RPC_PREFETCH)
-        self._queues = {route: f"{queue}.{route}" for route in routes}
+        self._routes = routes
         self._batch_routes = {batch_route(route): route for route in routes}
         self._handler = handler
         self._limit = ConcurrencyLimit(concurrency)
-        self._calls: dict[_Key, Delivered] = {}
-        self._credits: dict[_Key, _StreamCredit] = {}
-        self._cancelled: OrderedDict[_Key, None] = OrderedDict()
+        self._calls: dict[CallKey, Delivered] = {}
         self._bytes = 0
-        self._callers: dict[str, MessageChannel] = {}
-        """The channel for replies, by the user id of the caller."""
         self._refusing: dict[object, asyncio.Task[None]] = {}
         self._deleted: set[str] = set()
         """Routes whose queue was deleted when this server stopped."""
@@ -101,28 +67,23 @@ class RpcServer(QueueConsumer):
         Calls and replies share a connection, so that an acknowledgement follows its reply.
         """
         connection, service = session.publishing, session.service
-        self._service, self._publishers = service, session.publishers
-        controls = f"{service}.control.{secrets.token_hex(16)}"
-        self._controls = await self._open_channel(connection)
+        self._service = service
+        self._queues = MethodQueues(service, self.queue_name, self._routes)
+        self._replies = ReplyChannels(session.publishers, service, self._log)
+        self._control_channel = await self._open_channel(connection)
         self._channel = await self._open_channel(connection, prefetch=_RPC_PREFETCH)
-        self._sender = _ReplySender(controls, service)
-        keys = (controls, *self._queues)
-        control = [Binding(controls, exchange("control", service), key) for key in keys]
-        own = self._control_queue = Queue(
-            name=controls, arguments={}, bindings=control, exclusive=True, auto_delete=True
+        name = f"{service}.control.{secrets.token_hex(16)}"
+        self._sender = ReplySender(name, service)
+        probes = ProbeAnswers(self._queues.created, self._calls, self._replies, self._sender.header)
+        self._controls = ControlReceiver(
+            self._replies, self._cancel, self._handle_broadcast, probes.answer
         )
-        await self._controls.consume([controls], self._on_control, declared=[own], no_ack=True)
-        await self._channel.consume(
-            self._queues.values(),
-            self._passing_to(self._channel),
-            declared=self._method_queues(),
-            # after the start of the consumer: a draining server unbinds if it sees no other
-            bound=self._bindings(self._queues),
+        own = self._control_queue = control_queue(name, service, self._routes)
+        await self._control_channel.consume(
+            [name], self._controls.receive, declared=[own], no_ack=True
         )
+        await self._queues.consume(self._channel, self._passing_to(self._channel))
         self._connection = connection
-
-    def _method_queues(self) -> list[Queue]:
-        return [method_queue(self._service, name, route) for route, name in self._queues.items()]
 
     def connection(self, session: BrokerSession) -> BrokerConnection | None:
         """See Watched.connection."""
@@ -130,7 +91,11 @@ class RpcServer(QueueConsumer):
 
     def own(self) -> Sequence[Queue | Binding]:
         """See Watched.own."""
-        return [self._control_queue, *self._method_queues(), *self._bindings(self._queues)]
+        return [
+            self._control_queue,
+            *self._queues.declarations(),
+            *self._queues.bindings(self._routes),
+        ]
 
     def restored(self) -> None:
         """See Watched.restored."""
@@ -141,14 +106,6 @@ class RpcServer(QueueConsumer):
 
     def checked(self, missing: bool) -> None:
         """See Watched.checked."""
-
-    def _bindings(self, routes: Iterable[str]) -> list[Binding]:
-        name = exchange("calls", self._service)
-        return [
-            Binding(self._queues[route], name, key)
-            for route in routes
-            for key in (route, batch_route(route))
-        ]
 
     def _start_handling(self, channel: MessageChannel, message: Delivered) -> None:
         if message.routing_key in self._batch_routes:
@@ -168,11 +125,11 @@ class RpcServer(QueueConsumer):
         except ServiceError as error:  # without ids no caller can get a reply
             self._log.write(logging.WARNING, "batch.malformed", route=route, reason=error.reason)
             calls = []
-        batch = _OpenBatch(message.tag, len(calls), redelivered=message.redelivered)
+        batch = ReceivedBatch(message.tag, len(calls), redelivered=message.redelivered)
         if not calls:
             channel.ack(message.tag)
         for correlation_id, request in calls:
-            call = _BatchedCall(batch, route, correlation_id, message, request)
+            call = BatchedCall(batch, route, correlation_id, message, request)
             self._start_handling(channel, call)
 
     def _refuse(self, channel: MessageChannel, message: Delivered, reason: str, text: str) -> None:
@@ -182,59 +139,24 @@ class RpcServer(QueueConsumer):
 
         async def refuse() -> None:
             try:
-                if (replies := await self._open_replies(message)) is not None:
+                if (replies := await self._replies.open(message)) is not None:
                     self._sender.send(replies, message, error_reply(error))
-                self._acknowledge(channel, message)
+                acknowledge(channel, message)
             finally:
                 del self._refusing[message]
 
         self._refusing[message] = self._loop.create_task(refuse())
 
-    def _acknowledge(self, channel: MessageChannel, message: Delivered) -> None:
-        """Acknowledge a finished call; a batch once all its calls have finished."""
-        if type(message) is not _BatchedCall:
-            channel.ack(message.tag)
-            return
-        message.batch.unfinished -= 1
-        if not message.batch.unfinished:
-            channel.ack(message.tag)
-
-    async def _open_replies(self, message: Delivered) -> MessageChannel | None:
-        """Return the channel for replies to the sender of a call; None if the call is dropped.
-
-        RabbitMQ validates the user id: a reply goes to an exchange of the service that has called.
-        """
-        caller, reason = self._caller(message.user_id, message.reply_to), "no sender"
-        if caller:
-            try:
-                with broker_errors():
-                    replies = await self._publishers.open(exchange("replies", caller))
-                    self._callers[message.user_id] = replies
-                    return replies
-            except BROKER_ERRORS as error:
-                reason = str(error)[:_MAX_ERROR]
-        self._log.write(logging.WARNING, "call.dropped", reason=reason)
-        return None
-
-    def _caller(self, user_id: str, reply_to: str) -> str:
-        """Return the service to which a reply may be sent; empty if there is none.
-
-        A message of this service itself may be the call of another one, which a server has handed
-        on as it stopped.
-        """
-        caller = reply_to.partition(".")[0]
-        return caller if user_id in (caller, self._service) else ""
-
     async def _handle(self, channel: MessageChannel, message: Delivered) -> None:
         key = (message.reply_to, message.correlation_id)
         started = settled = False
-        replies = self._callers.get(message.user_id)
+        replies = self._replies.by_user.get(message.user_id)
         request, arrived = message.body, 0.0
         try:
             if replies is None or replies.closed or not message.reply_to.startswith(replies.prefix):
-                replies = await self._open_replies(message)
-            if replies is None or key in self._cancelled:
-                self._acknowledge(channel, message)
+                replies = await self._replies.open(message)
+            if replies is None or key in self._controls.cancelled:
+                acknowledge(channel, message)
                 return
             self._calls[key] = message
             started = self._limit.try_acquire()
@@ -245,7 +167,7 @@ class RpcServer(QueueConsumer):
                 spent = spend_budget(request, time.monotonic() - arrived)
                 if spent is None:
                     self._sender.send(replies, message, _expired())
-                    self._acknowledge(channel, message)
+                    acknowledge(channel, message)
                     settled = True
                     return
                 request = spent
@@ -254,7 +176,7 @@ class RpcServer(QueueConsumer):
                 await self._stream(replies, message, key, handling)
             else:
                 self._sender.send(replies, message, await handling)
-            self._acknowledge(channel, message)
+            acknowledge(channel, message)
             settled = True
             if len(self._running) == 1:
                 channel.transport.flush()
@@ -268,7 +190,7 @@ class RpcServer(QueueConsumer):
             self._log.write(
                 logging.ERROR, "bus.call_failed", route=message.routing_key, exc_info=error
             )
-            self._acknowledge(channel, message)
+            acknowledge(channel, message)
         finally:
             if self._calls.get(key) is message:
                 del self._calls[key]
@@ -287,7 +209,7 @@ class RpcServer(QueueConsumer):
         started: bool,
     ) -> None:
         """Settle a call that its caller or the end of this server has cancelled."""
-        if (message.reply_to, message.correlation_id) not in self._cancelled:
+        if (message.reply_to, message.correlation_id) not in self._controls.cancelled:
             # this server stops: the caller needs a reply
             if started or message.routing_key in self._deleted:
                 outcome = Outcome.UNKNOWN if started else Outcome.NO_EFFECT
@@ -295,63 +217,25 @@ class RpcServer(QueueConsumer):
                 if replies is not None:
                     self._sender.send(replies, message, error_reply(stopped))
             elif request := spend_budget(message.body, waited):
-                self._hand_on(channel, message, request)
+                self._queues.hand_on(channel, message, request)
             elif replies is not None:
                 self._sender.send(replies, message, _expired())
-        self._acknowledge(channel, message)
-
-    def _hand_on(self, channel: MessageChannel, call: Delivered, request: bytes) -> None:
-        """Publish a call that was not started as a single call, for another server.
-
-        A rejected message would keep the budget that it had when it arrived here.
-        """
-        milliseconds = _LONGEST_MS
-        with suppress(ServiceError):  # the next server replies to a malformed request
-            milliseconds = int(budget_of(read_request(request)) * 1000)
-        header = frames.properties(
-            CONTENT_TYPE,
-            correlation_id=call.correlation_id,
-            reply_to=call.reply_to,
-            expiration_ms=min(max(milliseconds, 1), _LONGEST_MS),
-            user_id=self._service,
-        )
-        channel.publish(exchange("retry", self._service), call.routing_key, header, request)
+        acknowledge(channel, message)
 
     async def _stream(
         self,
         channel: MessageChannel,
         message: Delivered,
-        key: _Key,
+        key: CallKey,
         replies: AsyncGenerator[bytes, None],
     ) -> None:
         """Send replies as the caller grants credit, until the end or the caller stalls."""
-        self._credits[key] = credit = _StreamCredit()
-        try:
+        with self._controls.credit(key) as credit:
             async with aclosing(replies):
                 async for reply in replies:
                     if not await credit.acquire():
                         return
                     self._sender.send(channel, message, reply)
-        finally:
-            if self._credits.get(key) is credit:
-                del self._credits[key]
-
-    def _on_control(self, message: Delivered) -> None:
-        if len(message.body) > _MAX_CONTROL:
-            return
-        with suppress(ServiceError):  # any client of the broker can send malformed controls
-            control = decode(Control, message.body)
-            key = (control.reply_to, control.correlation_id)
-            if any(len(each.encode()) > _MAX_ID for each in key):
-                return
-            if not self._caller(message.user_id, control.reply_to):
-                return
-            if control.request:
-                self._handle_broadcast(message, control)
-            elif control.cancel:
-                self._cancel(key)
-            elif credit := self._credits.get(key):
-                credit.grant(control.credit)
 
     def _handle_broadcast(self, message: Delivered, control: Control) -> None:
         """Handle a broadcast without waiting for a slot; only for methods of postbus.bus."""
@@ -367,168 +251,37 @@ class RpcServer(QueueConsumer):
         async def reply() -> None:
             try:
                 body = await handling
-                if replies := await self._open_replies(message):
+                if replies := await self._replies.open(message):
                     replies.publish(replies.exchange, control.reply_to, header, body)
             finally:
                 del self._running[handling]
 
         self._running[handling] = asyncio.create_task(reply())
 
-    def _cancel(self, key: _Key) -> None:
-        """Cancel a call.
-
-        The last cancellations are kept, because a cancellation can arrive before its call.
-        """
-        self._cancelled[key] = None
-        if len(self._cancelled) > _MAX_CANCELS:
-            self._cancelled.popitem(last=False)
+    def _cancel(self, key: CallKey) -> None:
         if message := self._calls.get(key):
             self._running[message].cancel()
 
     async def _stop_consuming(self, connection: BrokerConnection) -> None:
         self._stopping = True
-        await self._drain()
-        await self._channel.stop_consuming(self._queues.values())
+        await self._queues.drain(self._channel, lambda: self._limit.waiting)
+        await self._channel.stop_consuming(self._queues.names.values())
         # Without its queue, no other server gets the calls of a route that were not started.
         routes = [
             route
             for route in {each.routing_key for each in self._running if isinstance(each, Delivered)}
-            if await connection.consumer_count(self._queues[route]) is None
+            if await connection.consumer_count(self._queues.names[route]) is None
         ]
         self._deleted = set(routes)
-
-    async def _drain(self) -> None:
-        """Unbind the queues of which this is the last server, and handle the waiting calls first.
-
-        The broker deletes an auto-delete queue, with its calls, when its last consumer is gone.
-        """
-        last = await self._served_alone(self._queues)
-        if not last:
-            return
-        await self._channel.request_all([each.removal() for each in self._bindings(last)])
-        alone = await self._served_alone(last)
-        if joined := [route for route in last if route not in alone]:  # another one has started
-            await self._channel.request_all(
-                [frame for each in self._bindings(joined) for frame in each.frames()]
-            )
-        # No timeout: aiormq closes the channel, which ends the session, if a declaration is
-        # cancelled.
-        end = self._loop.time() + _DRAIN_SECONDS
-        while alone and self._loop.time() < end:
-            states = await self._queue_states(alone)
-            if not any(state.message_count for state in states) and not self._limit.waiting:
-                return
-            await asyncio.sleep(0.02)
-
-    async def _served_alone(self, routes: Iterable[str]) -> list[str]:
-        """Return the routes that no other process serves."""
-        routes = list(routes)
-        states = await self._queue_states(routes)
-        return [
-            route for route, state in zip(routes, states, strict=True) if state.consumer_count == 1
-        ]
-
-    async def _queue_states(self, routes: Iterable[str]) -> list[Any]:
-        return await self._channel.request_all(
-            [QueueMethods.Declare(queue=self._queues[route], passive=True) for route in routes]
-        )
 
     def _cancel_waiting(self) -> None:
         self._limit.cancel_waiters()
 
     async def _close(self, connection: BrokerConnection) -> None:
         await super()._close(connection)
-        await connection.close_channel(self._controls)
-
-
-class _OpenBatch:
-    """A batch of which calls are unfinished."""
-
-    __slots__ = ("redelivered", "tag", "unfinished")
-
-    def __init__(self, tag: int, unfinished: int, *, redelivered: bool) -> None:
-        self.redelivered = redelivered
-        self.tag = tag
-        self.unfinished = unfinished
-
-
-class _BatchedCall(Delivered):
-    """A call that arrived in a batch."""
-
-    __slots__ = ("batch",)
-
-    def __init__(
-        self,
-        batch: _OpenBatch,
-        route: str,
-        correlation_id: str,
-        message: Delivered,
-        request: bytes,
-    ) -> None:
-        super().__init__(
-            batch.tag, route, correlation_id, message.reply_to, b"", request, message.user_id
-        )
-        self.redelivered = batch.redelivered
-        self.batch = batch
-
-
-class _ReplySender:
-    """Publishes replies. Small replies of one event-loop tick share a message per caller.
-
-    Only callers that send batches get batches. `control_queue` is the reply-to of the replies:
-    callers send credit there.
-    """
-
-    def __init__(self, control_queue: str, service: str) -> None:
-        self.header = frames.Header(CONTENT_TYPE, control_queue, service)
-        self._batches: Batches[tuple[MessageChannel, str]] = Batches(self._send_batch)
-
-    def send(self, channel: MessageChannel, message: Delivered, reply: bytes) -> None:
-        """Send the reply to a call. `channel` is that of its caller's replies.
-
-        A call that was delivered before may have had its effect there: an error does not claim
-        NO_EFFECT.
-        """
-        reply_to = message.reply_to
-        if message.redelivered:
-            reply = with_unknown_outcome(reply)
-        if type(message) is not _BatchedCall or len(reply) > MAX_BATCHED:
-            header = self.header(message.correlation_id)
-            channel.publish(channel.exchange, reply_to, header, reply)
-        else:
-            target = channel, reply_to
-            self._batches.add(channel.transport, target, message.correlation_id, reply)
-
-    def _send_batch(self, target: tuple[MessageChannel, str], batch: Batch) -> None:
-        channel, reply_to = target
-        channel.publish(channel.exchange, reply_to, self.header(""), batch.pack())
+        await connection.close_channel(self._control_channel)
 
 
 def _expired() -> bytes:
     """Return the encoded reply to a call that was not started within its budget."""
     return error_reply(deadline_exceeded(Outcome.NO_EFFECT))
-
-
-class _StreamCredit:
-    """The credit of a stream: the number of replies that may still be sent."""
-
-    def __init__(self) -> None:
-        self._credit = CREDIT
-        self._granted = asyncio.Event()
-
-    def grant(self, credit: int) -> None:
-        """Add credit, up to CREDIT in all."""
-        self._credit = min(self._credit + credit, CREDIT)
-        self._granted.set()
-
-    async def acquire(self) -> bool:
-        """Wait for credit and use one; False if the caller grants none for too long."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_MAX_STALL_SECONDS):
-                while self._credit == 0:
-                    self._granted.clear()
-                    await self._granted.wait()
-        if self._credit == 0:
-            return False
-        self._credit -= 1
-        return True

@@ -12,16 +12,14 @@ import structlog
 from aio_pika import Message
 
 from shared import tasks
-from shared.bus.amqp.broker_connection import (
-    BROKER_ERRORS,
-    BrokerConnection,
-    MessageChannel,
-    broker_errors,
-)
+from shared.bus.amqp.broker_connection import BrokerConnection
+from shared.bus.amqp.broker_errors import BROKER_ERRORS, broker_errors
 from shared.bus.amqp.broker_session import BrokerSession
-from shared.bus.amqp.frames import Delivered
+from shared.bus.amqp.declarations import Binding, Queue
+from shared.bus.amqp.message_channel import MessageChannel
 from shared.bus.amqp.queue_consumer import QueueConsumer, event_owner
-from shared.bus.amqp.topology import Binding, Queue, event_bindings, event_stream, exchange
+from shared.bus.amqp.received_messages import Delivered
+from shared.bus.amqp.topology import event_bindings, event_stream, exchange
 from shared.bus.message_bus import EventHandler
 from shared.limited_log import LimitedLog
 

@@ -1,15 +1,10 @@
 """The exchanges and queues of Postbus at the broker: names, arguments and bindings."""
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Final, Literal, Self
+from typing import Final, Literal
 
-from pamqp.base import Frame
-from pamqp.commands import Exchange as ExchangeClass
-from pamqp.commands import Queue as QueueClass
-
+from shared.bus.amqp.declarations import Binding, Exchange, Queue
 from shared.bus.message_bus import KEPT_SECONDS
 
 __all__ = [
@@ -20,11 +15,7 @@ __all__ = [
     "EVENT_STREAM",
     "OLD_DELAYS",
     "REASON",
-    "Binding",
-    "Exchange",
     "Kind",
-    "Queue",
-    "TopologyError",
     "all_bindings",
     "all_events",
     "consumer_queue",
@@ -74,32 +65,6 @@ _SAFE_DEAD_LETTERS: Final = {
     "x-dead-letter-strategy": "at-least-once",
     "x-overflow": "reject-publish",
 }
-_INEQUIVALENT: Final = re.compile(
-    r"inequivalent arg '(?P<argument>[^']+)' for \w+ '(?P<name>[^']+)'.*?: received (?P<ours>.*?)"
-    r" but current is (?P<theirs>.*)",
-    re.DOTALL,
-)
-
-
-class TopologyError(RuntimeError):
-    """A queue exists at the broker with other arguments than this version needs."""
-
-    @classmethod
-    def of_refusal(cls, refusal: str) -> Self:
-        """Return the error for the broker's refusal to declare a queue; it names the difference."""
-        found = _INEQUIVALENT.search(refusal)
-        if found is None:
-            return cls(f"The broker refuses a declaration: {refusal}")
-        ours, theirs = (_value(found[side]) for side in ("ours", "theirs"))
-        return cls(
-            f"The queue {found['name']} has {found['argument']} {theirs} at the broker,"
-            f" and {ours} in this version."
-        )
-
-
-def _value(text: str) -> str:
-    value = re.search(r"value '([^']*)'", text)
-    return value[1] if value else text.strip().strip("'\"").removesuffix('")')
 
 
 @lru_cache(4096)
@@ -117,77 +82,14 @@ def exchange(kind: Kind, service: str) -> str:
     return f"postbus.{kind}.{service}"
 
 
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """A durable exchange."""
-
-    name: str
-    type: str
-
-    def frames(self, *, passive: bool = False) -> Iterator[Frame]:
-        """Return the method that declares it, or only checks that it exists."""
-        yield ExchangeClass.Declare(
-            exchange=self.name, exchange_type=self.type, durable=True, passive=passive
-        )
-
-
 def service_exchanges(service: str) -> list[Exchange]:
     """Return the exchanges that a service owns."""
     return [Exchange(exchange(kind, service), type_) for kind, type_ in _TYPES.items()]
 
 
-@dataclass(frozen=True, slots=True)
-class Binding:
-    """A binding of a queue to an exchange."""
-
-    queue: str
-    exchange: str
-    key: str
-
-    def frames(self, *, passive: bool = False) -> Iterator[Frame]:
-        """Return the method that declares it; no method only checks that it exists."""
-        yield QueueClass.Bind(queue=self.queue, exchange=self.exchange, routing_key=self.key)
-
-    def removal(self) -> Frame:
-        """Return the method that removes it."""
-        return QueueClass.Unbind(queue=self.queue, exchange=self.exchange, routing_key=self.key)
-
-
 def event_bindings(queue: str, types: Sequence[str]) -> list[Binding]:
     """Return the bindings of a queue to the events of `types`."""
     return [Binding(queue, exchange("events", owner(type_)), type_) for type_ in types]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Queue:
-    """A queue with its bindings to exchanges of its own service.
-
-    Bindings to the exchanges of another service are made apart: they may be missing.
-    """
-
-    name: str
-    arguments: Mapping[str, str | int]
-    bindings: Sequence[Binding] = ()
-    auto_delete: bool = False
-    exclusive: bool = False
-    """Whether the queue belongs to its connection and is deleted with it. It is not durable."""
-    own_exchange: bool = False
-    """Whether a fanout exchange of the same name belongs to the queue."""
-
-    def frames(self, *, passive: bool = False) -> Iterator[Frame]:
-        """Return the methods that declare it and its bindings, or only check that it exists."""
-        if self.own_exchange:
-            yield from Exchange(self.name, "fanout").frames(passive=passive)
-        yield QueueClass.Declare(
-            queue=self.name,
-            passive=passive,
-            durable=not self.exclusive,
-            exclusive=self.exclusive,
-            auto_delete=self.auto_delete,
-            arguments=dict(self.arguments),
-        )
-        for binding in self.bindings:
-            yield from binding.frames()
 
 
 def all_events() -> Queue:

@@ -6,10 +6,12 @@ from typing import Final, Protocol
 
 import structlog
 
-from shared.bus.amqp.broker_connection import BROKER_ERRORS, BrokerConnection, broker_errors
+from shared.bus.amqp.broker_connection import BrokerConnection
+from shared.bus.amqp.broker_errors import BROKER_ERRORS, broker_errors
 from shared.bus.amqp.broker_session import BrokerSession
+from shared.bus.amqp.declarations import Binding, Exchange, Queue
 from shared.bus.amqp.queue_migration import bind_present
-from shared.bus.amqp.topology import Binding, Exchange, Queue, all_bindings, all_events
+from shared.bus.amqp.topology import all_bindings, all_events
 
 __all__ = ["KeptEvents", "Watched", "watch"]
 
@@ -54,7 +56,7 @@ async def watch(session: BrokerSession, watched: Callable[[], Iterable[Watched]]
     while not session.lost.is_set():
         try:
             with broker_errors():
-                await session.restore_events()
+                await session.events.restore()
                 active = [each for each in watched() if each.connection(session)]
                 if tick % _TICKS == 0 or session.suspicious.is_set():
                     session.suspicious.clear()

@@ -14,7 +14,8 @@ from aiormq.connection import TransportFactory
 from aiormq.exceptions import AMQPConnectionError
 from yarl import URL
 
-from shared.bus.amqp.frames import Message, Parser, ProtocolError
+from shared.bus.amqp.frame_reader import FrameReader, ProtocolError
+from shared.bus.amqp.received_messages import Message
 
 __all__ = ["Factory", "Transport"]
 
@@ -37,9 +38,11 @@ class Transport(asyncio.Protocol):
         """Whether the broker accepts no messages at the moment, for lack of memory or disk."""
         self.writable = True
         """Whether the socket's send buffer has space."""
+        self.close_reason = ""
+        """Why the broker has closed the connection: reply code and text; empty if it has not."""
         self.on_lost: Callable[[], None] = lambda: None
         self._inner = inner
-        self._parser = Parser(inner.data_received, self._on_blocked)
+        self._reader = FrameReader(inner.data_received, self._on_blocked, self._on_closing)
         self._loop = asyncio.get_running_loop()
         self._out: list[bytes] = []
         self._scheduled = False
@@ -54,12 +57,12 @@ class Transport(asyncio.Protocol):
 
         `frame_max` is the largest frame in bytes, as negotiated with the broker.
         """
-        self._parser.frame_max = frame_max
-        self._parser.channels[channel] = handler
+        self._reader.frame_max = frame_max
+        self._reader.channels[channel] = handler
 
     def unregister(self, channel: int) -> None:
         """Pass all frames of a channel to aiormq again."""
-        self._parser.unregister(channel)
+        self._reader.unregister(channel)
 
     def send(self, data: bytes) -> None:
         """Send complete frames at the end of this tick."""
@@ -139,7 +142,7 @@ class Transport(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Parse frames, and pass the messages to their channels and the rest to aiormq."""
         try:
-            found = self._parser.feed(data)
+            found = self._reader.read(data)
         except ProtocolError:
             _log.exception("bus.protocol_error")
             self._socket.abort()
@@ -153,11 +156,14 @@ class Transport(asyncio.Protocol):
         self.blocked = blocked
         _log.warning("bus.blocked" if blocked else "bus.unblocked")
 
+    def _on_closing(self, reason: str) -> None:
+        self.close_reason = reason
+
 
 class Factory(TransportFactory):
     """Opens a Transport, with TLS for amqps."""
 
-    transport: Transport
+    transport: Transport | None = None
 
     async def create(
         self, url: URL, **kwargs: Any

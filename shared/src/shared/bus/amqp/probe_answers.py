@@ -1,0 +1,59 @@
+"""Answers the probes of callers whose calls have had no reply for a while; see `lost_calls`."""
+
+import asyncio
+import math
+import time
+from collections.abc import Mapping
+
+from postbus.bus.v1 import Control, ProbeAnswer
+from shared.bus.amqp.control_receiver import CallKey
+from shared.bus.amqp.message_properties import Header
+from shared.bus.amqp.received_messages import Delivered
+from shared.bus.amqp.reply_sender import ReplyChannels
+from shared.wire import encode
+
+__all__ = ["ProbeAnswers"]
+
+
+class ProbeAnswers:
+    """Answers probes with the age of a queue that this process has created, and the calls it holds.
+
+    `created` is the time of the creation by route, `calls` are those that the server holds.
+    """
+
+    def __init__(
+        self,
+        created: Mapping[str, float],
+        calls: Mapping[CallKey, Delivered],
+        replies: ReplyChannels,
+        header: Header,
+    ) -> None:
+        self._created = created
+        self._calls = calls
+        self._replies = replies
+        self._header = header
+        self._answering: dict[str, asyncio.Task[None]] = {}
+        """By the user id of the caller: one answer at a time waits for its channel."""
+
+    def answer(self, message: Delivered, probe: Control) -> None:
+        """Answer a probe, if there is something to say: silence means no change."""
+        route, caller = message.routing_key, message.user_id
+        held = [
+            id_
+            for (reply_to, id_), call in self._calls.items()
+            if reply_to == probe.reply_to and call.routing_key == route
+        ]
+        age = (time.monotonic() - self._created.get(route, 0.0)) * 1000
+        young = age < probe.waiting_ms
+        if not (held or young) or caller in self._answering:
+            return
+        answer = ProbeAnswer(queue_age_ms=math.ceil(age) if young else 0, held=held)
+        task = asyncio.get_running_loop().create_task(self._send(message, probe, encode(answer)))
+        self._answering[caller] = task
+        task.add_done_callback(lambda _: self._answering.pop(caller))
+
+    async def _send(self, message: Delivered, probe: Control, answer: bytes) -> None:
+        message.reply_to = probe.reply_to
+        if replies := await self._replies.open(message):
+            header = self._header(probe.correlation_id)
+            replies.publish(replies.exchange, probe.reply_to, header, answer)

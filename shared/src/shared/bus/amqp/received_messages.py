@@ -1,0 +1,78 @@
+"""Messages from the broker: deliveries, returns, confirms, and the end of a channel."""
+
+import struct
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pamqp import decode
+
+__all__ = ["Closed", "Confirmed", "Delivered", "Message", "Returned"]
+
+
+class Delivered:
+    """A message from a queue (basic.deliver)."""
+
+    __slots__ = (
+        "_headers",
+        "body",
+        "correlation_id",
+        "oversized",
+        "redelivered",
+        "reply_to",
+        "routing_key",
+        "tag",
+        "user_id",
+    )
+
+    def __init__(  # called for every message: faster than a dataclass or keywords
+        self,
+        tag: int,
+        routing_key: str,
+        correlation_id: str,
+        reply_to: str,
+        headers: bytes,
+        body: bytes,
+        user_id: str = "",
+        oversized: bool = False,
+        redelivered: bool = False,
+    ) -> None:
+        self.tag = tag
+        self.routing_key = routing_key
+        self.correlation_id = correlation_id
+        self.reply_to = reply_to
+        self._headers = headers
+        self.body = body
+        self.user_id = user_id
+        self.oversized = oversized
+        self.redelivered = redelivered
+
+    @property
+    def headers(self) -> Mapping[str, Any]:
+        """The headers, parsed at each access; empty if they are malformed."""
+        try:
+            return decode.field_table(self._headers)[1] if self._headers else {}
+        except (ValueError, struct.error, IndexError, RecursionError):
+            return {}
+
+
+class Returned(NamedTuple):
+    """An unroutable mandatory message (basic.return)."""
+
+    routing_key: str
+    correlation_id: str
+    body: bytes
+
+
+class Confirmed(NamedTuple):
+    """The confirm or refusal of published messages (basic.ack, basic.nack)."""
+
+    tag: int
+    multiple: bool
+    refused: bool
+
+
+class Closed(NamedTuple):
+    """The broker has closed the channel (channel.close); nothing may be sent on it any more."""
+
+
+Message = Delivered | Returned | Confirmed | Closed

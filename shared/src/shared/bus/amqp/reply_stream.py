@@ -1,0 +1,53 @@
+"""The replies of a streaming call, at its caller."""
+
+import asyncio
+import time
+
+from postbus.bus.v1 import Control, Outcome
+from shared.bus.amqp.call_sender import CallSender
+from shared.bus.amqp.control_sender import ControlSender
+from shared.bus.amqp.received_messages import Delivered
+from shared.bus.amqp.topology import owner
+from shared.bus.envelope import unavailable
+from shared.bus.message_bus import CREDIT
+from shared.errors import ServiceError
+
+__all__ = ["ReplyStream"]
+
+
+class ReplyStream:
+    """The replies of a streaming call; grants credit as they are consumed."""
+
+    def __init__(
+        self, correlation_id: str, route: str, sender: CallSender, controls: ControlSender
+    ) -> None:
+        self.route = route
+        self.sent = time.monotonic()
+        self.ended = False
+        self.sender = sender
+        self._controls = controls
+        self._service = owner(route)
+        self._correlation_id = correlation_id
+        self._replies: asyncio.Queue[Delivered | ServiceError] = asyncio.Queue()
+        self._consumed = 0
+
+    def put(self, reply: Delivered | ServiceError) -> None:
+        """Add a reply, or the error that ends the stream. Replies beyond the credit break it."""
+        waiting = self._replies.qsize()
+        if isinstance(reply, ServiceError) or waiting < CREDIT:
+            self._replies.put_nowait(reply)
+        elif waiting == CREDIT:
+            text = "The worker sent more replies than the caller allowed."
+            self._replies.put_nowait(unavailable("STREAM_BROKEN", text, Outcome.UNKNOWN))
+
+    async def next(self) -> bytes:
+        """Wait for the next reply and return it; raise the error that ends the stream."""
+        reply = await self._replies.get()
+        if isinstance(reply, ServiceError):
+            raise reply
+        self._consumed += 1
+        if self._consumed >= CREDIT // 2 and reply.reply_to:
+            credit = Control(correlation_id=self._correlation_id, credit=self._consumed)
+            self._controls.send(self._service, reply.reply_to, credit)
+            self._consumed = 0
+        return reply.body
