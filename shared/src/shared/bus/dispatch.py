@@ -12,6 +12,7 @@ import betterproto
 from uuid_utils import uuid7
 
 from postbus.bus.v1 import Event
+from shared.access_tokens import LEEWAY_SECONDS, Caller, token_missing
 from shared.bus.envelope import (
     budget_of,
     completed_reply,
@@ -25,7 +26,6 @@ from shared.bus.message_bus import Failure
 from shared.bus.served_method import Handler, ServedMethod, encode_response, run_stream
 from shared.context import Context
 from shared.errors import Code, Outcome, ServiceError, internal, shown_name
-from shared.identity import LEEWAY_SECONDS, Caller, token_missing
 from shared.limited_log import LimitedLog
 from shared.outbox.inbox import Operation, OperationResult
 from shared.outbox.unit_of_work import Execution, Perform, current_unit_of_work
