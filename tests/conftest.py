@@ -16,7 +16,7 @@ import httpx
 import pytest
 from pymongo import AsyncMongoClient
 
-from shared.identity import TokenVerifier
+from shared.access_tokens import TokenVerifier
 from tests.system import System, run_system
 from tests.tokens import TokenMaker
 from tools.accounts.rights import OPERATOR

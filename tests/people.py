@@ -43,8 +43,8 @@ async def ask(socket: ClientConnection, frame: dict[str, Any]) -> dict[str, Any]
     """Send a frame; return the next one received."""
     await socket.send(json.dumps(frame))
     async with asyncio.timeout(5):
-        answer: dict[str, Any] = json.loads(await socket.recv())
-    return answer
+        received: dict[str, Any] = json.loads(await socket.recv())
+    return received
 
 
 class Client:
@@ -63,15 +63,15 @@ class Client:
 
     async def done(self, verb: str, path: str, body: object = None) -> dict[str, Any]:
         """Send a request that succeeds; return the body of the response."""
-        answer = await self.send(verb, path, body)
-        assert answer.is_success, f"{verb} {path}: {answer.status_code} {answer.text}"
-        return dict(answer.json()) if answer.content else {}
+        response = await self.send(verb, path, body)
+        assert response.is_success, f"{verb} {path}: {response.status_code} {response.text}"
+        return dict(response.json()) if response.content else {}
 
     async def refused(self, verb: str, path: str, body: object = None) -> tuple[int, str]:
         """Send a request that fails; return status and reason."""
-        answer = await self.send(verb, path, body)
-        assert answer.is_error, f"{verb} {path}: {answer.status_code} {answer.text}"
-        return answer.status_code, answer.json()["reason"]
+        response = await self.send(verb, path, body)
+        assert response.is_error, f"{verb} {path}: {response.status_code} {response.text}"
+        return response.status_code, response.json()["reason"]
 
     async def all(self, path: str, items: str, size: int = 100) -> list[dict[str, Any]]:
         """Return every item of a list, page by page."""

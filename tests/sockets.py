@@ -8,7 +8,7 @@ __all__ = ["MemorySocket"]
 
 
 class MemorySocket:
-    """A gateway.websocket_protocol.Socket that stores the sent messages."""
+    """A gateway.websocket_interface.Socket that stores the sent messages."""
 
     def __init__(self) -> None:
         self.max_bytes = 0

@@ -253,19 +253,20 @@ class System:
     async def _readiness(self, url: str) -> tuple[int, dict[str, Any]]:
         async with httpx.AsyncClient(base_url=url or self.url, timeout=5) as client:
             try:
-                answer = await client.get("/readyz")
+                response = await client.get("/readyz")
             except httpx.TransportError:
                 return 0, {}
-            return answer.status_code, answer.json()
+            return response.status_code, response.json()
 
     async def until_ready(self, seconds: float = 20, url: str = "") -> None:
         """Wait until every dependency is ready, by responses computed after this call."""
-        status, body = 0, {}
+        status: int = 0
+        body: dict[str, Any] = {}
         await asyncio.sleep(READINESS_SECONDS)
         try:
             async with asyncio.timeout(seconds):
-                while (status := (answer := await self._readiness(url))[0]) != 200:
-                    body = answer[1]
+                while status != 200:
+                    status, body = await self._readiness(url)
                     await asyncio.sleep(0.05)
         except TimeoutError:
             raise AssertionError(f"not ready after {seconds} s: {status} {body}") from None
@@ -285,7 +286,7 @@ async def run_system(
         "POSTBUS_VERIFICATION_KEYS": tokens.key_set,
         "POSTBUS_PAGE_TOKEN_KEY": "of the tests alone",
         **WITHOUT_RATES,
-        "POSTBUS_LOGIN_FAILURES_PER_ADDRESS": "0",  # all tests come from one
+        "POSTBUS_LOGIN_FAILURES_PER_ADDRESS": "0",  # all tests have one address
     }
     system = System({**settings, **environment}, logs, probed)
     try:

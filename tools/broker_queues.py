@@ -35,10 +35,10 @@ async def durable_queues(management_url: str, amqp_url: str) -> list[str]:
     vhost = URL(amqp_url).path.removeprefix("/") or "/"
     async with httpx.AsyncClient(timeout=_ANSWER_SECONDS, trust_env=False) as client:
         path = f"/api/queues/{quote(vhost, safe='')}"
-        answer = await client.get(
+        response = await client.get(
             f"{management_url.rstrip('/')}{path}", params={"columns": "name,type,durable"}
         )
-        queues: list[dict[str, Any]] = answer.raise_for_status().json()
+        queues: list[dict[str, Any]] = response.raise_for_status().json()
     return sorted(each["name"] for each in queues if each["durable"] and each["type"] != "stream")
 
 

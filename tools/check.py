@@ -40,7 +40,7 @@ def _breaking() -> dict[str, tuple[str, ...]]:
 
 def _passes(name: str, command: tuple[str, ...]) -> bool:
     path = f"{VENV / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    answer = subprocess.run(
+    completed = subprocess.run(
         command,
         cwd=ROOT,
         env=os.environ | {"PATH": path},
@@ -49,7 +49,7 @@ def _passes(name: str, command: tuple[str, ...]) -> bool:
         text=True,
         check=False,
     )
-    print(f"check: {name}: {'failed' if answer.returncode else 'ok'}", flush=True)
-    if answer.returncode:
-        print(answer.stdout, file=sys.stderr)
-    return answer.returncode == 0
+    print(f"check: {name}: {'failed' if completed.returncode else 'ok'}", flush=True)
+    if completed.returncode:
+        print(completed.stdout, file=sys.stderr)
+    return completed.returncode == 0

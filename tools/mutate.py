@@ -127,7 +127,7 @@ def _assignment(source: str, name: str) -> str:
 
 
 def mutate(words: Sequence[str]) -> int:
-    """Remove the guards with one of `words` in file or name, or all; return 1 if one is untested.
+    """Remove, one at a time, the guards whose file or name has one of `words`; all without words.
 
     Each guard takes a run of its tests: all of them take about half an hour.
     """
@@ -161,7 +161,7 @@ def _remove(guard: Guard, environment: Mapping[str, str]) -> str:
     source = file.read_text()
     file.write_text(source.replace(guard.old, guard.new))
     try:
-        answer = subprocess.run(
+        completed = subprocess.run(
             [_COPY / ".venv/bin/python", "-m", "pytest", "-x", "-q", "--no-header", *guard.tests],
             cwd=_COPY,
             env=environment,
@@ -174,9 +174,9 @@ def _remove(guard: Guard, environment: Mapping[str, str]) -> str:
         return f"not noticed (no result within {_TEST_SECONDS} seconds)"
     finally:
         file.write_text(source)
-    if answer.returncode == _TESTS_FAILED and _FAILED.search(answer.stdout):
+    if completed.returncode == _TESTS_FAILED and _FAILED.search(completed.stdout):
         return "noticed"
-    last = answer.stdout.strip().splitlines()[-1:] or answer.stderr.strip().splitlines()[-1:]
+    last = completed.stdout.strip().splitlines()[-1:] or completed.stderr.strip().splitlines()[-1:]
     return f"not noticed ({''.join(last)})"
 
 

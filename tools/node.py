@@ -52,7 +52,7 @@ def node_modules() -> Path:
 
 
 def _run(command: Sequence[str], cwd: Path) -> str:
-    answer = subprocess.run(
+    completed = subprocess.run(
         command, cwd=cwd, env=node_environment(), stdout=subprocess.PIPE, text=True, check=True
     )
-    return answer.stdout
+    return completed.stdout

@@ -83,9 +83,9 @@ def main() -> None:
 
 
 def _run(command: list[str]) -> None:
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if answer.returncode:
-        raise SystemExit(f"setup failed: {' '.join(command[:3])}\n{answer.stderr.strip()}")
+    completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if completed.returncode:
+        raise SystemExit(f"setup failed: {' '.join(command[:3])}\n{completed.stderr.strip()}")
 
 
 if __name__ == "__main__":

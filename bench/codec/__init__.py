@@ -12,7 +12,7 @@ from typing import Any
 from grpc_tools import protoc
 
 from bench.report import Result
-from tools.contracts.generate.message_classes import with_constructors
+from tools.contracts.generate.message_classes import with_runtime_classes
 from tools.contracts.generate.package_modules import write_package_modules
 from tools.paths import DEV
 from tools.uv import uv
@@ -94,7 +94,7 @@ def _compile(rival_python: Path) -> None:
     shutil.copytree(_SCRATCH / "bench/v1", _SCRATCH / "plain/v1")
     (_SCRATCH / "plain/__init__.py").touch()
     module = _SCRATCH / "bench/v1/__init__.py"
-    module.write_text(with_constructors(module.read_text()))
+    module.write_text(with_runtime_classes(module.read_text()))
     shutil.copy(descriptors, _SCRATCH / "bench")
     write_package_modules(_SCRATCH / "bench")
     (_SCRATCH / "two").mkdir()

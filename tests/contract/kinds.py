@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from grpc_tools import protoc
 from hypothesis import strategies as st
 
-from tools.contracts.generate.message_classes import with_constructors
+from tools.contracts.generate.message_classes import with_runtime_classes
 from tools.contracts.generate.package_modules import write_package_modules
 
 __all__ = ["Kinds", "canonical", "examples", "fill", "without_epochs"]
@@ -54,7 +54,7 @@ def _build(target: Path) -> tuple[ModuleType, ModuleType, ModuleType]:
     (target / "kinds/v1").rename(target / "plain/v1")
     _compile(source, target)
     module = target / "kinds/v1/__init__.py"
-    module.write_text(with_constructors(module.read_text()))
+    module.write_text(with_runtime_classes(module.read_text()))
     write_package_modules(target / "kinds")
     sys.path.insert(0, str(target))
     kinds, plain, codec = map(importlib.import_module, ("kinds.v1", "plain.v1", "kinds.codec"))

@@ -32,11 +32,11 @@ from gateway.app import build_app
 from gateway.services import Services
 from gateway.socket_limits import FrameBudget
 from gateway.websocket_connection import WebSocketConnection
+from shared.access_tokens import TokenVerifier
 from shared.bus import MessagePattern, ServiceChannel
 from shared.bus.memory import MemoryBus
 from shared.context import Context, current_context
 from shared.errors import Code, ServiceError
-from shared.identity import TokenVerifier
 from shared.runtime.worker import Application, serve
 from tests.sockets import MemorySocket
 
@@ -116,12 +116,12 @@ async def converse(bus: MemoryBus, verifier: TokenVerifier, frames: list[Any]) -
     connection, socket = await connect(bus, verifier)
     for frame in frames:
         connection.receive(json.dumps(frame).encode())
-    answers = []
+    received = []
     while True:
-        answers.append(await socket.frame())
-        if answers[-1]["id"] == frames[-1]["id"] and answers[-1].keys() & {"completed", "error"}:
+        received.append(await socket.frame())
+        if received[-1]["id"] == frames[-1]["id"] and received[-1].keys() & {"completed", "error"}:
             await connection.close()
-            return answers
+            return received
 
 
 async def connect(
@@ -140,9 +140,9 @@ async def call(bus: MemoryBus, verifier: TokenVerifier, token: str, text: str) -
     connection.receive(json.dumps(authenticate).encode())
     await socket.frame()
     connection.receive(text.encode())
-    answer = await socket.frame()
+    frame = await socket.frame()
     await connection.close()
-    return answer
+    return frame
 
 
 if __name__ == "__main__":

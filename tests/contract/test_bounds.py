@@ -23,7 +23,7 @@ from shared.bus.envelope import error_reply
 from shared.errors import Code, ServiceError
 from shared.protojson import read_json, read_message
 from shared.protojson.refusal import RefusedError
-from shared.protojson.text import _duplicates
+from shared.protojson.text_violations import repeated_members
 from shared.wire import encode, find_violations, message_class, read_valid
 from tests.contract.kinds import Kinds
 from tools.contracts.generate.openapi import MAX_BODY_BYTES
@@ -175,13 +175,13 @@ def test_reading_stops_after_21_violations(kinds: Kinds) -> None:
         with pytest.raises(RefusedError) as raised:
             read(document)
         assert len(raised.value.found) == 21
-    assert len(_duplicates(b"{" + b'"a":1,' * 1_000 + b'"a":1}')) == 21
+    assert len(repeated_members(b"{" + b'"a":1,' * 1_000 + b'"a":1}')) == 21
 
 
 def test_refusal_of_many_duplicates_costs_little_more_than_plain_parsing() -> None:
     body = b"[" + b",".join([b'{"a":1,"a":1}'] * 9_990) + b"]"
 
-    refusal = min(_cpu_seconds(lambda: _duplicates(body)) for _ in range(5))
+    refusal = min(_cpu_seconds(lambda: repeated_members(body)) for _ in range(5))
     parsing = min(_cpu_seconds(lambda: json.loads(body, object_pairs_hook=list)) for _ in range(5))
 
     assert refusal < 2.5 * parsing
@@ -203,21 +203,22 @@ def test_violations_of_rules_are_20_at_most() -> None:
 
 def test_lists_maps_and_masks_have_a_limit_without_a_rule(kinds: Kinds) -> None:
     lists, maps, known = (kinds.codecs[name].upb for name in ("Lists", "Maps", "WellKnown"))
-    cases = [
-        (lists, {"strings": ["a"] * 1_000}, {"strings": ["a"] * 1_001}),
+    cases: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
+        (lists, {"strings": ["a"] * 1_000}, {"strings": ["a"] * 1_001}, "repeated.max_items"),
         (maps, {"strings": dict.fromkeys(map(str, range(1_000)), "a")},
-         {"strings": dict.fromkeys(map(str, range(1_001)), "a")}),
-        (known, {"mask": ",".join(["a"] * 100)}, {"mask": ",".join(["a"] * 101)}),
-        (known, {"list": [None] * 1_000}, {"list": [None] * 1_001}),
+         {"strings": dict.fromkeys(map(str, range(1_001)), "a")}, "map.max_pairs"),
+        (known, {"mask": ",".join(["a"] * 100)}, {"mask": ",".join(["a"] * 101)},
+         "repeated.max_items"),
+        (known, {"list": [None] * 1_000}, {"list": [None] * 1_001}, "repeated.max_items"),
         (known, {"struct": dict.fromkeys(map(str, range(1_000)))},
-         {"struct": dict.fromkeys(map(str, range(1_001)))}),
+         {"struct": dict.fromkeys(map(str, range(1_001)))}, "repeated.max_items"),
     ]  # fmt: skip
 
-    for kind, short, long in cases:
+    for kind, short, long, rule in cases:
         message = read_message(kind, short)
         count_elements(message)
         error, _ = refused(lambda kind=kind, long=long: read_message(kind, long))
-        assert error.violations[0].rule in {"repeated.max_items", "map.max_pairs"}
+        assert [(each.field, each.rule) for each in error.violations] == [(next(iter(long)), rule)]
 
 
 def test_binary_message_has_the_same_limits(kinds: Kinds) -> None:

@@ -27,7 +27,7 @@ Compile = Callable[[str], Contracts]
 
 @pytest.fixture(scope="module", autouse=True)
 def generated() -> None:
-    """Check for drift, which lays out the third-party files as well."""
+    """Run the check for drift, which also lays out the third-party files."""
     assert main(["--check"]) == 0, "gen/ is not up to date: run just gen"
 
 

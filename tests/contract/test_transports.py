@@ -62,8 +62,8 @@ REFUSED: list[tuple[str, list[tuple[str, str]]]] = [
 
 def over_rest(pipeline: Pipeline, document: str) -> tuple[str, set[tuple[str, str]], Any]:
     """Return the reason and the violations of the problem, and the JSON of the response."""
-    _, answer = pipeline.request("POST", "/v1/kinds", document)
-    return _outcome(answer, answer)
+    _, response = pipeline.request("POST", "/v1/kinds", document)
+    return _outcome(response, response)
 
 
 def over_websocket(pipeline: Pipeline, document: str) -> tuple[str, set[tuple[str, str]], Any]:
@@ -86,10 +86,10 @@ def _outcome(answer: Any, value: Any) -> tuple[str, set[tuple[str, str]], Any]:
 
 @pytest.mark.parametrize("document", ACCEPTED)
 def test_document_is_accepted_over_both_transports(pipeline: Pipeline, document: str) -> None:
-    answered = over_rest(pipeline, document)
+    outcome = over_rest(pipeline, document)
 
-    assert answered[:2] == ("", set())
-    assert over_websocket(pipeline, document) == answered
+    assert outcome[:2] == ("", set())
+    assert over_websocket(pipeline, document) == outcome
 
 
 @pytest.mark.parametrize("document", MALFORMED)

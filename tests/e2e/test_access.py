@@ -51,7 +51,7 @@ def forged(tokens: TokenMaker) -> dict[str, str]:
     """Return tokens that `users` has not signed, or not as access tokens."""
     claims = {"iss": "postbus.users", "aud": "postbus", "sub": ID, "sid": ID, "jti": ID}
     times = {"iat": time.time(), "exp": time.time() + 600}
-    public = json.loads(tokens.key_set)["keys"][0]["x"]  # which is public
+    public = json.loads(tokens.key_set)["keys"][0]["x"]
     return {
         "signed by another": TokenMaker().token(ID),
         "unsigned": jwt.encode(
@@ -81,10 +81,10 @@ async def test_method_for_users_refuses_other_callers(
     assert (await refusal(bus, method.name, "")).reason == "TOKEN_MISSING"
     for kind, token in forged(tokens).items():
         headers = {"Authorization": f"Bearer {token}"}
-        answer = await client.request(
+        response = await client.request(
             rule.verb, path, json={} if rule.body else None, headers=headers
         )
-        assert (answer.status_code, answer.json()["code"]) == (401, "UNAUTHENTICATED"), kind
+        assert (response.status_code, response.json()["code"]) == (401, "UNAUTHENTICATED"), kind
         assert (await refusal(bus, method.name, token)).code is Code.UNAUTHENTICATED, kind
 
 

@@ -70,9 +70,9 @@ async def test_many_reused_tokens_do_not_block_other_calls(
         assert (await refresh(client, session["refreshToken"])).status_code == 200
 
     stolen = [session["refreshToken"] for session in sessions] * 10
-    answers = await asyncio.gather(*(refresh(client, token) for token in stolen))
+    responses = await asyncio.gather(*(refresh(client, token) for token in stolen))
 
-    kinds = {kind(answer) for answer in answers}
+    kinds = {kind(response) for response in responses}
     assert (401, "REFRESH_TOKEN_REUSED") in kinds
     assert kinds <= {(401, "REFRESH_TOKEN_REUSED"), (401, "REFRESH_TOKEN_INVALID")}
 
@@ -130,10 +130,10 @@ async def test_log_in_beyond_a_hundred_sessions_deletes_the_oldest(
 async def test_device_name_with_control_characters_is_refused(
     device: str, client: httpx.AsyncClient, alice: Person
 ) -> None:
-    answer = await log_in(client, alice.username, device=device)
+    response = await log_in(client, alice.username, device=device)
 
-    assert answer.status_code == 422
-    assert [each["field"] for each in answer.json()["violations"]] == ["device"]
+    assert response.status_code == 422
+    assert [each["field"] for each in response.json()["violations"]] == ["device"]
 
 
 async def test_wrong_current_passwords_are_throttled_apart_from_log_ins(

@@ -133,10 +133,10 @@ async def test_websocket_works_through_the_proxy(
     alice = await sign_up(proxied, unique("alice"))
     async with websockets.connect(f"{proxy.replace('http', 'ws', 1)}/ws") as socket:
         await socket.send(json.dumps({"id": "1", "authenticate": {"accessToken": alice.token}}))
-        answer = json.loads(await socket.recv())
-    assert answer["authenticated"]["userId"] == alice.id
+        frame = json.loads(await socket.recv())
+    assert frame["authenticated"]["userId"] == alice.id
 
 
 async def test_requests_share_the_connections_of_the_proxy(proxied: httpx.AsyncClient) -> None:
-    answers = await asyncio.gather(*(proxied.get("/v1/tags") for _ in range(100)))
-    assert {answer.status_code for answer in answers} == {200}
+    responses = await asyncio.gather(*(proxied.get("/v1/tags") for _ in range(100)))
+    assert {response.status_code for response in responses} == {200}

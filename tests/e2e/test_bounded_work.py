@@ -123,14 +123,16 @@ async def test_megabyte_to_any_route_costs_little(probed: System, tokens: TokenM
             for headers in ({}, bearer(tokens)):
                 for document in bombs(method, MEGABYTE):
                     before = probed.cost("gateway")
-                    answer = await client.request(
+                    response = await client.request(
                         rule.verb,
                         path_of(rule),
                         content=json.dumps(document),
                         headers={"Content-Type": "application/json", **headers},
                     )
-                    assert answer.status_code < 500 or answer.status_code == 503, answer.text[:300]
-                    require_bounded(before, probed.cost("gateway"), len(answer.content))
+                    assert response.status_code < 500 or response.status_code == 503, response.text[
+                        :300
+                    ]
+                    require_bounded(before, probed.cost("gateway"), len(response.content))
     assert probed.cost("gateway").resident - start.resident <= MAX_GROWTH_MIB
 
 
@@ -153,7 +155,7 @@ async def least_of_the_longest_steps(probed: System, ask: Callable[[], Awaitable
         probed.cost("gateway")
         await ask()
         async with httpx.AsyncClient() as client:
-            await client.get(f"{probed.url}/healthz")  # answered in a later step
+            await client.get(f"{probed.url}/healthz")  # the loop serves it in a later step
         steps.append(probed.cost("gateway").longest_step)
     return min(steps)
 
@@ -166,9 +168,9 @@ async def test_event_loop_is_not_blocked_while_a_large_body_is_read(
 
             async def post(body: bytes = body) -> None:
                 fields = {"Content-Type": "application/json"}
-                answer = await client.post("/v1/posts", content=body, headers=fields)
-                assert answer.status_code == 422
-                assert answer.json()["violations"][0]["rule"] == "duplicate"
+                response = await client.post("/v1/posts", content=body, headers=fields)
+                assert response.status_code == 422
+                assert response.json()["violations"][0]["rule"] == "duplicate"
 
             assert await least_of_the_longest_steps(probed, post) <= MAX_READING_STEP_SECONDS
 
@@ -186,8 +188,8 @@ async def test_event_loop_is_not_blocked_while_a_large_message_is_read(
                 await socket.send(json.dumps(authenticate))
                 await socket.recv()
                 await socket.send(frame, text=True)
-                answer = json.loads(await socket.recv())
-            assert answer["error"]["violations"][0]["rule"] == "duplicate"
+                received = json.loads(await socket.recv())
+            assert received["error"]["violations"][0]["rule"] == "duplicate"
 
         assert await least_of_the_longest_steps(probed, send) <= MAX_READING_STEP_SECONDS
 
@@ -225,14 +227,14 @@ async def test_anything_over_any_transport_costs_little(probed: System, tokens: 
             document = anything(method, dice, int(MEGABYTE ** dice.random()))
             before = probed.cost("gateway")
             headers = {"Content-Type": "application/json", **dice.choice([{}, bearer(tokens)])}
-            answer = await client.request(
+            response = await client.request(
                 rule.verb, path_of(rule), content=json.dumps(document), headers=headers
             )
-            assert answer.status_code < 500, answer.text[:300]
-            require_bounded(before, probed.cost("gateway"), len(answer.content))
+            assert response.status_code < 500, response.text[:300]
+            require_bounded(before, probed.cost("gateway"), len(response.content))
             call = {"id": "1", "call": {"method": method.name, "request": document}}
             before = probed.cost("gateway")
-            size = await _answer_to_frame(probed, tokens, call, dice.random() < 0.5)
+            size = await _response_size(probed, tokens, call, dice.random() < 0.5)
             require_bounded(before, probed.cost("gateway"), size)
     assert probed.cost("gateway").resident - start.resident <= MAX_GROWTH_MIB
 
@@ -248,9 +250,9 @@ async def test_long_query_to_any_route_costs_little(probed: System, tokens: Toke
             for query in queries:
                 before = probed.cost("gateway")
                 url = f"{path_of(rule)}?{query}"
-                answer = await client.request(rule.verb, url, headers=bearer(tokens))
-                assert answer.status_code < 500, answer.text[:300]
-                require_bounded(before, probed.cost("gateway"), len(answer.content))
+                response = await client.request(rule.verb, url, headers=bearer(tokens))
+                assert response.status_code < 500, response.text[:300]
+                require_bounded(before, probed.cost("gateway"), len(response.content))
 
 
 @pytest.mark.parametrize("authenticated", [False, True])
@@ -262,12 +264,12 @@ async def test_megabyte_in_a_frame_costs_little(
         for request in bombs(method, MEGABYTE - 1000):
             before = probed.cost("gateway")
             call = {"id": "1", "call": {"method": method.name, "request": request}}
-            answer = await _answer_to_frame(probed, tokens, call, authenticated)
-            require_bounded(before, probed.cost("gateway"), answer)
+            size = await _response_size(probed, tokens, call, authenticated)
+            require_bounded(before, probed.cost("gateway"), size)
     assert probed.cost("gateway").resident - start.resident <= MAX_GROWTH_MIB
 
 
-async def _answer_to_frame(
+async def _response_size(
     probed: System, tokens: TokenMaker, frame: Document, authenticated: bool
 ) -> int:
     """Send a frame on a new socket; return the bytes of its response, 0 if the socket is closed."""

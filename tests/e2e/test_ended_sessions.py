@@ -47,8 +47,8 @@ async def bus(place: Place, system: System) -> AsyncIterator[AmqpBus]:
 
 async def log_in(client: httpx.AsyncClient, person: Person) -> str:
     account = {"login": person.username, "password": PASSWORD}
-    answer = await client.post("/v1/auth/login", json=account)
-    return str(answer.raise_for_status().json()["accessToken"])
+    response = await client.post("/v1/auth/login", json=account)
+    return str(response.raise_for_status().json()["accessToken"])
 
 
 async def done(
@@ -91,8 +91,8 @@ async def refused_over_rest(client: httpx.AsyncClient, method: Method, token: st
     rule = method.http[0]
     headers = {"Authorization": f"Bearer {token}"}
     body: dict[str, str] | None = {} if rule.body else None
-    answer = await client.request(rule.verb, path_of(method), json=body, headers=headers)
-    return f"{answer.status_code} {answer.json()['reason']}"
+    response = await client.request(rule.verb, path_of(method), json=body, headers=headers)
+    return f"{response.status_code} {response.json()['reason']}"
 
 
 async def refused_on_the_bus(bus: AmqpBus, method: Method, token: str) -> str:
@@ -102,8 +102,8 @@ async def refused_on_the_bus(bus: AmqpBus, method: Method, token: str) -> str:
 
 
 async def authenticated(socket: ClientConnection, token: str) -> str:
-    answer = await ask(socket, {"id": "1", "authenticate": {"accessToken": token}})
-    return str(answer.get("error", {}).get("reason", json.dumps(answer)))
+    frame = await ask(socket, {"id": "1", "authenticate": {"accessToken": token}})
+    return str(frame.get("error", {}).get("reason", json.dumps(frame)))
 
 
 async def test_ended_session_is_refused_by_gateways_and_workers_that_start_afterwards(
@@ -138,6 +138,6 @@ async def test_users_refuses_an_unknown_session_without_a_revocation(
     person = await sign_up(client, unique("alice"))
     headers = {"Authorization": f"Bearer {tokens.token(person.id)}"}
 
-    answer = await client.get("/v1/me", headers=headers)
+    response = await client.get("/v1/me", headers=headers)
 
-    assert (answer.status_code, answer.json()["reason"]) == (401, "SESSION_REVOKED")
+    assert (response.status_code, response.json()["reason"]) == (401, "SESSION_REVOKED")

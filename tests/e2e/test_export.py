@@ -42,10 +42,10 @@ async def exported(client: httpx.AsyncClient, person: Person, after: str = "") -
     """Return the items of an export."""
     async with client.stream(
         "GET", PATH, params={"after": after}, headers=person.headers
-    ) as answer:
-        assert answer.status_code == 200, await answer.aread()
-        assert answer.headers["content-type"] == "application/x-ndjson"
-        return [json.loads(line)["result"] async for line in answer.aiter_lines()]
+    ) as response:
+        assert response.status_code == 200, await response.aread()
+        assert response.headers["content-type"] == "application/x-ndjson"
+        return [json.loads(line)["result"] async for line in response.aiter_lines()]
 
 
 def of_kind(items: list[Item], kind: str) -> list[Item]:
@@ -125,17 +125,17 @@ async def test_export_continues_after_each_cursor(
 async def test_invalid_cursor_is_refused(
     cursor: str, client: httpx.AsyncClient, alice: Person
 ) -> None:
-    answer = await client.get(PATH, params={"after": cursor}, headers=alice.headers)
+    response = await client.get(PATH, params={"after": cursor}, headers=alice.headers)
 
-    assert (answer.status_code, answer.json()["reason"]) == (422, "CURSOR_INVALID")
+    assert (response.status_code, response.json()["reason"]) == (422, "CURSOR_INVALID")
 
 
 async def test_export_needs_an_open_session(client: httpx.AsyncClient, alice: Person) -> None:
     await Client(client, alice).done("POST", "/v1/auth/logout")
 
-    answer = await client.get(PATH, headers=alice.headers)
+    response = await client.get(PATH, headers=alice.headers)
 
-    assert (answer.status_code, answer.json()["reason"]) == (401, "SESSION_REVOKED")
+    assert (response.status_code, response.json()["reason"]) == (401, "SESSION_REVOKED")
 
 
 def test_export_has_a_rate_and_a_minute() -> None:
@@ -167,8 +167,8 @@ async def export_and_measure(
     """Return the number of exported items of a kind, and the growth of each process in MiB."""
     await exported(client, person, "likes/x")  # loads what is loaded once
     before, growth, count = system.resident(), Counter[str](), 0
-    async with client.stream("GET", PATH, headers=person.headers) as answer:
-        async for line in answer.aiter_lines():
+    async with client.stream("GET", PATH, headers=person.headers) as response:
+        async for line in response.aiter_lines():
             count += kind in json.loads(line)["result"]
             if count % 500 == 0:
                 for name, resident in system.resident().items():
@@ -246,6 +246,6 @@ async def _is(value: Any, expected: float) -> bool:
 async def test_deleted_account_has_no_export(client: httpx.AsyncClient, alice: Person) -> None:
     await Client(client, alice).done("DELETE", "/v1/me")
 
-    answer = await client.get(PATH, headers=alice.headers)
+    response = await client.get(PATH, headers=alice.headers)
 
-    assert (answer.status_code, answer.json()["reason"]) == (401, "SESSION_REVOKED")
+    assert (response.status_code, response.json()["reason"]) == (401, "SESSION_REVOKED")

@@ -74,9 +74,9 @@ async def test_read_resource_can_be_changed_and_sent_back_whole(
         (f"/v1/comments/{comment.json()['id']}", comment.json(), "body"),
         ("/v1/me", me, "bio"),
     ):
-        answer = await client.patch(path, json=document | {name: "New"}, headers=alice.headers)
-        assert answer.status_code == 200, answer.text
-        assert answer.json()[name] == "New"
+        response = await client.patch(path, json=document | {name: "New"}, headers=alice.headers)
+        assert response.status_code == 200, response.text
+        assert response.json()[name] == "New"
 
 
 async def test_pages_hold_every_post_once(client: httpx.AsyncClient, unique: Unique) -> None:
@@ -169,9 +169,9 @@ async def test_tokens_that_are_expired_forged_or_missing_are_refused(
     forged = TokenMaker().token(alice.id)
 
     async def me(headers: dict[str, str]) -> tuple[int, str]:
-        answer = await client.get("/v1/me", headers=headers)
-        assert answer.headers["www-authenticate"].startswith("Bearer")
-        return problem_of(answer)
+        response = await client.get("/v1/me", headers=headers)
+        assert response.headers["www-authenticate"].startswith("Bearer")
+        return problem_of(response)
 
     assert await me({"Authorization": f"Bearer {expired}"}) == (401, "TOKEN_EXPIRED")
     assert await me({"Authorization": f"Bearer {forged}"}) == (401, "TOKEN_INVALID")
@@ -207,12 +207,12 @@ async def test_unknown_ids_are_not_found(client: httpx.AsyncClient, unique: Uniq
 
 
 async def test_invalid_body_names_every_field_that_is_wrong(client: httpx.AsyncClient) -> None:
-    answer = await client.post(
+    response = await client.post(
         "/v1/auth/signup", json={"username": "1x", "email": "nowhere", "password": "short"}
     )
 
-    assert problem_of(answer) == (422, "INVALID_FIELDS")
-    fields = {violation["field"] for violation in answer.json()["violations"]}
+    assert problem_of(response) == (422, "INVALID_FIELDS")
+    fields = {violation["field"] for violation in response.json()["violations"]}
     assert fields == {"username", "email", "password"}
 
 

@@ -41,14 +41,14 @@ async def log_in(client: httpx.AsyncClient, person: Person) -> dict[str, Any]:
 
 async def post(client: httpx.AsyncClient, person: Person, **fields: Any) -> str:
     body = {"title": "A post", **fields}
-    answer = await client.post("/v1/posts", json=body, headers=person.headers)
-    return str(answer.raise_for_status().json()["id"])
+    response = await client.post("/v1/posts", json=body, headers=person.headers)
+    return str(response.raise_for_status().json()["id"])
 
 
 async def comment(client: httpx.AsyncClient, person: Person, post_id: str) -> str:
     path, body = f"/v1/posts/{post_id}/comments", {"body": "First"}
-    answer = await client.post(path, json=body, headers=person.headers)
-    return str(answer.raise_for_status().json()["id"])
+    response = await client.post(path, json=body, headers=person.headers)
+    return str(response.raise_for_status().json()["id"])
 
 
 async def change_of(method: str, client: httpx.AsyncClient, unique: Unique) -> Change:
@@ -184,14 +184,16 @@ async def test_duplicates_at_the_same_moment_have_one_effect_and_one_answer(
 ) -> None:
     change, key = await change_of(method.name, client, unique), unique("key")
 
-    answers = await asyncio.gather(*(change.send(client, key) for _ in range(5)))
+    responses = await asyncio.gather(*(change.send(client, key) for _ in range(5)))
 
-    done = [answer for answer in answers if answer.status_code == change.status]
+    done = [response for response in responses if response.status_code == change.status]
     refused = {
-        (answer.status_code, answer.json()["reason"]) for answer in answers if answer not in done
+        (response.status_code, response.json()["reason"])
+        for response in responses
+        if response not in done
     }
-    assert done, [answer.text for answer in answers]
-    assert len({answer.content for answer in done}) == 1
+    assert done, [response.text for response in responses]
+    assert len({response.content for response in done}) == 1
     assert refused <= {(409, "OPERATION_RUNNING"), (409, "ALREADY_DONE")}
-    fresh = [answer for answer in done if "Idempotency-Replayed" not in answer.headers]
+    fresh = [response for response in done if "Idempotency-Replayed" not in response.headers]
     assert len(fresh) == 1

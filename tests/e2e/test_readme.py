@@ -40,7 +40,7 @@ def test_code_in_the_readme_is_code_of_the_repository(language: str, pattern: st
 async def test_request_of_the_readme_gets_its_answer(
     client: httpx.AsyncClient, unique: Unique
 ) -> None:
-    command, answer = block("console")
+    command, output = block("console")
     found = re.fullmatch(r"\$ curl localhost:8000(\S+) -H .* --json '(.*)'", command)
     assert found is not None
     alice = await sign_up(client, unique("alice"))
@@ -48,7 +48,7 @@ async def test_request_of_the_readme_gets_its_answer(
     got = await client.post(found[1], json=json.loads(found[2]), headers=alice.headers)
 
     assert got.status_code == 201
-    pattern = re.escape(answer).replace("…", ".*").replace('"slug":"hello"', '"slug":"hello.*"')
+    pattern = re.escape(output).replace("…", ".*").replace('"slug":"hello"', '"slug":"hello.*"')
     assert re.fullmatch(pattern, got.text)
 
 

@@ -94,7 +94,7 @@ def just(clone: Path) -> Run:
     environment = os.environ | {"PATH": os.pathsep.join(programs)}
 
     def run(*arguments: str, code: int = 0) -> str:
-        answer = subprocess.run(
+        completed = subprocess.run(
             [VENV / "bin" / "just", *arguments],
             cwd=clone,
             env=environment,
@@ -104,16 +104,16 @@ def just(clone: Path) -> Run:
             text=True,
             check=False,
         )
-        assert answer.returncode == code, answer.stdout
-        return answer.stdout
+        assert completed.returncode == code, completed.stdout
+        return completed.stdout
 
     return run
 
 
 def changes(clone: Path) -> list[str]:
     status = ["git", "status", "--porcelain", "--untracked-files=all"]
-    answer = subprocess.run(status, cwd=clone, capture_output=True, check=True, text=True)
-    return answer.stdout.splitlines()
+    completed = subprocess.run(status, cwd=clone, capture_output=True, check=True, text=True)
+    return completed.stdout.splitlines()
 
 
 def edit(file: Path, before: str, added: str) -> None:

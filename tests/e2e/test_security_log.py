@@ -65,8 +65,8 @@ async def provoke_at_log_in(client: httpx.AsyncClient, person: Person, tried: st
     opened = (await client.post("/v1/auth/login", json=login)).raise_for_status().json()
     refresh = {"refreshToken": opened["refreshToken"]}
     for status in (200, 401):
-        answer = await client.post("/v1/auth/refresh", json=refresh)
-        assert answer.status_code == status, answer.text
+        response = await client.post("/v1/auth/refresh", json=refresh)
+        assert response.status_code == status, response.text
     return str(opened["refreshToken"])
 
 

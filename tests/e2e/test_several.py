@@ -39,7 +39,7 @@ async def test_two_of_each_share_the_work_and_one_of_each_is_enough(
         found = await other.get(f"/v1/posts/{post.json()['id']}")
         for worker in ("posts", "users"):
             assert await system.stop(worker, seconds=30) == 0
-        answers = [
+        responses = [
             await other.post("/v1/posts", json={"title": title}, headers=alice.headers)
             for title in ("two", "three")
         ]
@@ -49,7 +49,7 @@ async def test_two_of_each_share_the_work_and_one_of_each_is_enough(
     await system.until_ready(60)
 
     assert found.json() == post.json()
-    assert [answer.status_code for answer in answers] == [201, 201]
+    assert [response.status_code for response in responses] == [201, 201]
 
 
 @pytest.mark.timeout(300)

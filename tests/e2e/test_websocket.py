@@ -76,11 +76,11 @@ async def test_subscriber_sees_the_event_of_a_post_made_over_rest(
 
 
 async def test_call_before_authentication_is_refused(socket: ClientConnection) -> None:
-    answer = await ask(
+    received = await ask(
         socket, {"id": "1", "call": {"method": "postbus.users.v1.UsersService.GetMe"}}
     )
 
-    assert answer["error"]["code"] == "CODE_UNAUTHENTICATED"
+    assert received["error"]["code"] == "CODE_UNAUTHENTICATED"
     with pytest.raises(ConnectionClosed) as closed:
         await socket.recv()
     assert (closed.value.rcvd and closed.value.rcvd.code) == 4401
@@ -140,8 +140,8 @@ async def test_failed_call_is_an_error_frame_and_the_socket_stays_open(
     await ask(socket, {"id": "1", "authenticate": {"accessToken": alice.token}})
 
     async def reason(frame: dict[str, Any]) -> tuple[str, str]:
-        answer = await ask(socket, frame)
-        return answer["error"]["code"], answer["error"]["reason"]
+        error = (await ask(socket, frame))["error"]
+        return error["code"], error["reason"]
 
     def call(method: str, request: dict[str, Any]) -> dict[str, Any]:
         return {"id": "x", "call": {"method": method, "request": request}}
@@ -183,8 +183,8 @@ async def test_malformed_frame_is_an_error_frame_and_the_socket_stays_open(
     await socket.send(frame)
 
     async with asyncio.timeout(5):
-        answer = json.loads(await socket.recv())
-    assert answer["error"]["code"] in {"CODE_INVALID_ARGUMENT", "CODE_UNIMPLEMENTED"}
+        received = json.loads(await socket.recv())
+    assert received["error"]["code"] in {"CODE_INVALID_ARGUMENT", "CODE_UNIMPLEMENTED"}
     assert "error" in await ask(socket, {"id": "2", "cancel": {"call": "none"}})
 
 
@@ -201,9 +201,9 @@ async def test_request_of_another_type_than_the_method_takes_is_refused(
         "request": {"@type": f"type.googleapis.com/{type_name}", "bounds": [1] * 1000},
     }
 
-    answer = await ask(socket, {"id": "2", "call": call})
+    received = await ask(socket, {"id": "2", "call": call})
 
-    assert answer["error"]["reason"] == "WRONG_REQUEST_TYPE"
+    assert received["error"]["reason"] == "WRONG_REQUEST_TYPE"
 
 
 async def test_malformed_events_do_not_stop_later_events(

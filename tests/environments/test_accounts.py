@@ -245,14 +245,14 @@ async def test_account_of_a_service_has_no_access_to_the_management_api(
     server = httpx.URL(amqp_management_url).copy_with(username=None, password=None)
 
     async with httpx.AsyncClient(base_url=server, auth=(service, password)) as client:
-        answers = [
+        responses = [
             await client.get("/api/overview"),
             await client.put(
                 "/api/users/intruder", json={"password": "x", "tags": "administrator"}
             ),
         ]
 
-    assert [answer.status_code for answer in answers] == [401, 401]
+    assert [response.status_code for response in responses] == [401, 401]
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ print(json.dumps([package.name.lower() for package in importlib.metadata.distrib
 
 def installed(service: str) -> set[str]:
     python = ROOT / service / ".venv/bin/python"
-    answer = subprocess.run([python, "-c", LIST_PACKAGES], capture_output=True, check=True)
-    return set(json.loads(answer.stdout))
+    completed = subprocess.run([python, "-c", LIST_PACKAGES], capture_output=True, check=True)
+    return set(json.loads(completed.stdout))
 
 
 @pytest.mark.parametrize(

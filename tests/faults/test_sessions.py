@@ -13,13 +13,13 @@ from gateway.app import build_app
 from postbus.bus.v1 import Event
 from postbus.registry import METHODS, Access
 from postbus.users.v1 import SessionsRevoked
+from shared.access_tokens import TokenVerifier
 from shared.bus import Call
 from shared.bus.amqp import AmqpBus
 from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.stream_reader import StreamReader
 from shared.bus.message_bus import Failure
 from shared.errors import Code, ServiceError
-from shared.identity import TokenVerifier
 from shared.runtime.session_verifier import SessionVerifier
 from shared.runtime.worker import Application, serve
 from shared.wire import decode, encode

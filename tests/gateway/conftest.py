@@ -10,9 +10,9 @@ from gateway.app import build_app
 from gateway.gateway import Gateway
 from postbus.bus.v1 import Reply, Request
 from postbus.registry import METHODS
+from shared.access_tokens import TokenVerifier
 from shared.bus.envelope import completed_reply
 from shared.bus.memory import MemoryBus
-from shared.identity import TokenVerifier
 from shared.wire import decode, encode
 from tests.gateway import websocket_server
 from tests.gateway.http1_server import Server, serve

@@ -168,21 +168,23 @@ async def test_change_is_refused_if_if_none_match_contains_the_current_etag(
 
 @pytest.mark.parametrize("tags", ['"other"', "nonsense", ""])
 async def test_change_is_made_if_if_none_match_contains_another_etag(
-    gateway: httpx.AsyncClient, headers: dict[str, str], tags: str
+    gateway: httpx.AsyncClient, worker: Worker, headers: dict[str, str], tags: str
 ) -> None:
     sent = headers | {"If-None-Match": tags}
 
     response = await gateway.patch(POST, json={"title": "Hi"}, headers=sent)
 
     assert response.status_code == 200
+    assert worker.requests[-1][0] == "postbus.posts.v1.PostsService.UpdatePost"
 
 
 async def test_change_of_an_unreadable_resource_ignores_if_none_match(
-    gateway: httpx.AsyncClient, headers: dict[str, str]
+    gateway: httpx.AsyncClient, worker: Worker, headers: dict[str, str]
 ) -> None:
     response = await gateway.put(LIKE, headers=headers | {"If-None-Match": "*"})
 
     assert response.status_code == 200
+    assert [route for route, _ in worker.requests] == ["postbus.posts.v1.PostsService.LikePost"]
 
 
 async def test_change_is_not_made_if_the_current_etag_is_unknown(
@@ -338,11 +340,13 @@ async def test_if_match_of_a_read_is_compared_with_the_version_of_the_response(
 
 @pytest.mark.parametrize("value", ['"7"', "nonsense"])
 async def test_if_match_of_an_unversioned_read_is_ignored(
-    gateway: httpx.AsyncClient, value: str
+    gateway: httpx.AsyncClient, worker: Worker, value: str
 ) -> None:
     response = await gateway.get("/v1/posts", headers={"If-Match": value})
 
     assert response.status_code == 200
+    assert [post["title"] for post in response.json()["posts"]] == ["Hi"]
+    assert [route for route, _ in worker.requests] == ["postbus.posts.v1.PostsService.ListPosts"]
 
 
 @pytest.mark.parametrize("name", ["expectedVersion", "expected_version"])

@@ -1,6 +1,7 @@
 """Each setting takes effect in the gateway of `python -m gateway`, over a bus in memory."""
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -85,6 +86,7 @@ async def test_limit_of_sockets_takes_effect(configured: Configure) -> None:
         await first.close()
 
     assert refused.value.response.status_code == 429
+    assert json.loads(refused.value.response.body)["reason"] == "TOO_MANY_SOCKETS"
 
 
 async def test_sockets_are_not_compressed(configured: Configure) -> None:
@@ -109,7 +111,7 @@ async def test_operators_networks_take_effect(configured: Configure) -> None:
     async with served(configured, operator_networks="10.0.0.0/8") as client:
         response = await client.get("/metrics")
 
-    assert response.status_code == 403
+    assert (response.status_code, response.json()["reason"]) == (403, "OPERATORS_ONLY")
 
 
 async def test_security_contact_takes_effect(configured: Configure) -> None:

@@ -13,8 +13,8 @@ import pytest
 
 from gateway.app import build_app
 from gateway.documentation_routes import documentation_routes
+from shared.access_tokens import TokenVerifier
 from shared.bus.memory import MemoryBus
-from shared.identity import TokenVerifier
 
 DOCUMENTS = {
     "/openapi.json": ("openapi.json", "application/json"),

@@ -21,9 +21,9 @@ from gateway.transcoding import Transcoder
 from postbus.bus.v1 import Reply
 from postbus.posts.v1 import ListPostsResponse
 from postbus.registry import METHODS
+from shared.access_tokens import TokenVerifier
 from shared.bus import Call, CallResult
 from shared.bus.memory import MemoryBus
-from shared.identity import TokenVerifier
 from shared.wire import encode
 from tests.gateway.listening import listening
 from tests.tokens import TokenMaker
@@ -91,7 +91,7 @@ async def test_disconnect_of_a_connection_cancels_the_call(verifier: TokenVerifi
     bus = MemoryBus()
     await bus.serve("posts", ["postbus.posts.v1.PostsService.ListPosts"], handler)
     app = build_app(bus, verifier, max_body_bytes=10_000)
-    async with listening(app) as port, asyncio.timeout(4):  # less than the call's own time
+    async with listening(app) as port, asyncio.timeout(4):  # less than the timeout of the call
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET /v1/posts HTTP/1.1\r\nHost: a\r\nRequest-Timeout: 20\r\n\r\n")
         await begun.wait()

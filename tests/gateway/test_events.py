@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from gateway import event_feed
-from gateway.event_feed import EventFeed
+from gateway import event_subscriptions
+from gateway.event_subscriptions import EventSubscriptions
 from postbus.bus.v1 import Event
 from shared.bus.memory import MemoryBus
 from shared.errors import ServiceError
@@ -42,16 +42,16 @@ def event(id_: str, type_: str = TYPE, data: bytes = b"") -> Event:
     return Event(id=id_, type=type_, time=datetime(2026, 1, 2, tzinfo=UTC), data=data)
 
 
-async def running_feed(bus: MemoryBus) -> EventFeed:
-    feed = EventFeed(bus)
-    await feed.run()
-    return feed
+async def running_subscriptions(bus: MemoryBus) -> EventSubscriptions:
+    subscriptions = EventSubscriptions(bus)
+    await subscriptions.run()
+    return subscriptions
 
 
 async def test_event_without_a_json_form_does_not_stop_later_events() -> None:
     bus, listener = MemoryBus(), Listener()
-    feed = await running_feed(bus)
-    feed.subscribe(OTHER_TYPE, listener, user_id="alice")
+    subscriptions = await running_subscriptions(bus)
+    subscriptions.subscribe(OTHER_TYPE, listener, user_id="alice")
     hostile: Any = message_class(OTHER_TYPE)()
     hostile.post.created_at.nanos = 2_000_000_000
 
@@ -63,8 +63,8 @@ async def test_event_without_a_json_form_does_not_stop_later_events() -> None:
 
 async def test_flood_of_malformed_events_writes_one_line() -> None:
     bus, listener = MemoryBus(), Listener()
-    feed = await running_feed(bus)
-    feed.subscribe(TYPE, listener, user_id="alice")
+    subscriptions = await running_subscriptions(bus)
+    subscriptions.subscribe(TYPE, listener, user_id="alice")
 
     with capture_logs() as lines:
         for _ in range(20):
@@ -77,8 +77,8 @@ async def test_flood_of_malformed_events_writes_one_line() -> None:
 
 async def test_flood_of_events_without_a_json_form_writes_one_line_of_each_event() -> None:
     bus, listener = MemoryBus(), Listener()
-    feed = await running_feed(bus)
-    feed.subscribe(OTHER_TYPE, listener, user_id="alice")
+    subscriptions = await running_subscriptions(bus)
+    subscriptions.subscribe(OTHER_TYPE, listener, user_id="alice")
     hostile: Any = message_class("postbus.posts.v1.PostCreated")()
     hostile.post.created_at.nanos = 2_000_000_000
 
@@ -94,15 +94,17 @@ async def test_flood_of_events_without_a_json_form_writes_one_line_of_each_event
 
 async def test_event_is_written_to_json_once_for_all_listeners() -> None:
     bus, listeners = MemoryBus(), [Listener() for _ in range(3)]
-    feed = await running_feed(bus)
+    subscriptions = await running_subscriptions(bus)
     for listener in listeners:
-        feed.subscribe(TYPE, listener, user_id="alice")
+        subscriptions.subscribe(TYPE, listener, user_id="alice")
 
     await bus.publish(event("e"))
 
     async with asyncio.timeout(5):
         deliveries = [await listener.deliveries.get() for listener in listeners]
-    assert all(each is deliveries[0] for each in deliveries)
+    assert json.loads(deliveries[0])["eventId"] == "e"
+    assert deliveries[1] is deliveries[0]
+    assert deliveries[2] is deliveries[0]
 
 
 async def test_event_without_listeners_is_not_written_to_json(
@@ -114,10 +116,10 @@ async def test_event_without_listeners_is_not_written_to_json(
         written.append(event.id)
         return b""
 
-    monkeypatch.setattr(event_feed, "_delivery", write)
+    monkeypatch.setattr(event_subscriptions, "_delivery", write)
     bus, listener = MemoryBus(), Listener()
-    feed = await running_feed(bus)
-    feed.subscribe(OTHER_TYPE, listener, user_id="alice")
+    subscriptions = await running_subscriptions(bus)
+    subscriptions.subscribe(OTHER_TYPE, listener, user_id="alice")
 
     await bus.publish(event("of no use"))
     await bus.publish(event("wanted", OTHER_TYPE))
@@ -128,28 +130,28 @@ async def test_event_without_listeners_is_not_written_to_json(
 
 
 def test_subscription_before_the_feed_receives_events_is_refused() -> None:
-    feed = EventFeed(MemoryBus())
+    subscriptions = EventSubscriptions(MemoryBus())
 
     with pytest.raises(ServiceError, match="EVENTS_UNAVAILABLE"):
-        feed.subscribe(TYPE, Listener(), user_id="alice")
+        subscriptions.subscribe(TYPE, Listener(), user_id="alice")
 
 
 async def test_ended_subscriptions_hold_no_memory() -> None:
     bus, listener = MemoryBus(), Listener()
-    feed = await running_feed(bus)
+    subscriptions = await running_subscriptions(bus)
 
-    feed.subscribe(TYPE, listener, user_id="alice")
-    feed.unsubscribe(listener)
+    subscriptions.subscribe(TYPE, listener, user_id="alice")
+    subscriptions.unsubscribe(listener)
 
-    assert (len(feed), len(feed._listeners)) == (0, 0)
+    assert (len(subscriptions), len(subscriptions._listeners)) == (0, 0)
 
 
 async def test_event_under_the_routing_key_of_another_type_is_ignored() -> None:
     bus, listener = MemoryBus(), Listener()
-    feed = await running_feed(bus)
-    feed.subscribe(TYPE, listener, user_id="alice")
+    subscriptions = await running_subscriptions(bus)
+    subscriptions.subscribe(TYPE, listener, user_id="alice")
 
-    await feed._on_event(encode(event("internal", "postbus.users.v1.SessionRevoked")))
+    await subscriptions._on_event(encode(event("internal", "postbus.users.v1.SessionRevoked")))
     await bus.publish(event("next"))
 
     assert await listener.next_id() == "next"
@@ -157,9 +159,9 @@ async def test_event_under_the_routing_key_of_another_type_is_ignored() -> None:
 
 async def test_other_tasks_run_during_the_delivery_to_many_listeners() -> None:
     bus, listeners = MemoryBus(), [Listener() for _ in range(1000)]
-    feed = await running_feed(bus)
+    subscriptions = await running_subscriptions(bus)
     for listener in listeners:
-        feed.subscribe(TYPE, listener, user_id="alice")
+        subscriptions.subscribe(TYPE, listener, user_id="alice")
 
     await bus.publish(event("e"))
     async with asyncio.timeout(5):
@@ -172,28 +174,28 @@ async def test_other_tasks_run_during_the_delivery_to_many_listeners() -> None:
 
 async def test_events_of_different_types_keep_their_order_during_slices() -> None:
     bus, listeners = MemoryBus(), [Listener() for _ in range(250)]
-    feed = await running_feed(bus)
+    subscriptions = await running_subscriptions(bus)
     for listener in listeners:
-        feed.subscribe(TYPE, listener, user_id="alice")
-    feed.subscribe(OTHER_TYPE, listeners[-1], user_id="alice")
+        subscriptions.subscribe(TYPE, listener, user_id="alice")
+    subscriptions.subscribe(OTHER_TYPE, listeners[-1], user_id="alice")
     bodies = [encode(event("first")), encode(event("second", OTHER_TYPE))]
 
-    await asyncio.gather(*(feed._on_event(body) for body in bodies))
+    await asyncio.gather(*(subscriptions._on_event(body) for body in bodies))
 
     assert [await listeners[-1].next_id() for _ in bodies] == ["first", "second"]
 
 
 async def test_listener_that_unsubscribes_during_a_delivery_gets_no_further_event() -> None:
     bus, listeners = MemoryBus(), [Listener() for _ in range(150)]
-    feed = await running_feed(bus)
+    subscriptions = await running_subscriptions(bus)
     for listener in listeners:
-        feed.subscribe(TYPE, listener, user_id="alice")
+        subscriptions.subscribe(TYPE, listener, user_id="alice")
 
     await bus.publish(event("e"))
     async with asyncio.timeout(5):
         await listeners[0].deliveries.get()
-    feed.unsubscribe(listeners[-1])
+    subscriptions.unsubscribe(listeners[-1])
     await listeners[-2].next_id()
 
     assert listeners[-1].deliveries.empty()
-    assert len(feed) == 149
+    assert len(subscriptions) == 149

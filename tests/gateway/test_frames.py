@@ -7,7 +7,7 @@ import pytest
 from google.protobuf import json_format
 from google.protobuf.any_pb2 import Any as AnyMessage
 
-from gateway.event_feed import CLIENT_EVENTS
+from gateway.event_subscriptions import CLIENT_EVENTS
 from gateway.websocket_frames import (
     CallFrame,
     error_frame,

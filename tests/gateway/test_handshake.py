@@ -10,8 +10,8 @@ import pytest
 
 from gateway.app import build_app
 from postbus.registry import METHODS
+from shared.access_tokens import TokenVerifier
 from shared.bus.memory import MemoryBus
-from shared.identity import TokenVerifier
 from tests.gateway.listening import listening
 
 MAX_ANSWER_BYTES = 2048
@@ -172,10 +172,10 @@ async def test_refused_handshake_is_answered_with_a_problem(
     fields: list[tuple[str, str]],
     expected: tuple[int, str],
 ) -> None:
-    status, answered, body = await response_to(port, handshake(line, fields))
+    status, received, body = await response_to(port, handshake(line, fields))
 
-    assert answered["content-type"] == "application/problem+json"
-    assert answered["x-content-type-options"] == "nosniff"
+    assert received["content-type"] == "application/problem+json"
+    assert received["x-content-type-options"] == "nosniff"
     assert (status, json.loads(body)["reason"]) == expected
     assert len(body) <= MAX_ANSWER_BYTES
     logged = [each for each in caplog.records if each.name != "asyncio"]  # tests before this one
@@ -195,9 +195,9 @@ async def test_refused_handshake_is_answered_with_a_problem(
     ],
 )
 async def test_valid_handshake_is_accepted(port: int, fields: list[tuple[str, str]]) -> None:
-    status, _, _ = await response_to(port, handshake(LINE, fields))
+    status, received, _ = await response_to(port, handshake(LINE, fields))
 
-    assert status == 101
+    assert (status, received["sec-websocket-accept"]) == (101, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")
 
 
 @pytest.mark.parametrize("target", ["*", "/v1/posts"])

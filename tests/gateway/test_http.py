@@ -15,10 +15,10 @@ from gateway.gateway import Gateway
 from gateway.health import Health
 from gateway.targets import MAX_PARAMETERS
 from postbus.bus.v1 import Code, Error, Reply
-from postbus.posts.v1 import CreatePostResponse, Post, UpdatePostRequest
+from postbus.posts.v1 import CreatePostResponse, GetPostRequest, Post, UpdatePostRequest
 from postbus.registry import METHODS, Access, HttpRule, Method
+from shared.access_tokens import TokenVerifier
 from shared.bus.memory import MemoryBus
-from shared.identity import TokenVerifier
 from shared.wire import decode, encode
 from tests.gateway.conftest import Worker
 from tests.tokens import TokenMaker
@@ -265,11 +265,12 @@ async def test_accept_that_excludes_json_is_406(
 
 
 async def test_accept_is_ignored_for_a_response_without_content(
-    gateway: httpx.AsyncClient, headers: dict[str, str]
+    gateway: httpx.AsyncClient, worker: Worker, headers: dict[str, str]
 ) -> None:
     response = await gateway.delete(POST, headers=headers | {"Accept": "application/xml"})
 
-    assert response.status_code == 204
+    assert (response.status_code, response.content) == (204, b"")
+    assert [route for route, _ in worker.requests] == ["postbus.posts.v1.PostsService.DeletePost"]
 
 
 @pytest.mark.parametrize(("method", "rule"), WITH_BODY)
@@ -364,12 +365,23 @@ async def test_body_of_unknown_length_is_bounded(
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/%70osts", "/%76%31/posts", "/v1/post%73", f"/v1/posts/{POST_ID[:-1]}%31"]
+    ("path", "method"),
+    [
+        ("/v1/%70osts", "ListPosts"),
+        ("/%76%31/posts", "ListPosts"),
+        ("/v1/post%73", "ListPosts"),
+        (f"/v1/posts/{POST_ID[:-1]}%31", "GetPost"),
+    ],
 )
 async def test_needless_escape_addresses_the_same_resource(
-    gateway: httpx.AsyncClient, path: str
+    gateway: httpx.AsyncClient, worker: Worker, path: str, method: str
 ) -> None:
     assert (await gateway.get(path)).status_code == 200
+
+    [(route, request)] = worker.requests
+    assert route == f"postbus.posts.v1.PostsService.{method}"
+    if method == "GetPost":
+        assert decode(GetPostRequest, request.payload).id == f"{POST_ID[:-1]}1"
 
 
 async def test_escaped_slash_stays_in_its_segment(

@@ -197,7 +197,7 @@ async def test_announced_body_beyond_the_limit_is_refused_at_once(
     async with connect(server) as client:
         await client.send(head)
 
-        response = await client.response()  # and no 100 before it
+        response = await client.response()  # no 100 Continue precedes it
 
         assert response.outline == (413, "BODY_TOO_LARGE")
         assert await client.is_closed()

@@ -417,7 +417,10 @@ async def test_only_get_of_http_1_1_becomes_a_websocket(server: Server, line: st
     async with connect(server) as client:
         await client.send(request(line, "Connection: Upgrade, close", *HANDSHAKE))
 
-        assert (await client.response(line.split()[0])).status == 200
+        response = await client.response(line.split()[0])
+
+        assert response.status == 200
+        assert "upgrade" not in response.fields
 
 
 @pytest.mark.parametrize("fields", [[], ["Connection: keep-alive"]])
@@ -426,8 +429,12 @@ async def test_upgrade_field_without_the_connection_option_is_ignored(
 ) -> None:
     async with connect(server) as client:
         await client.send(request("GET /echo HTTP/1.1", *fields, *HANDSHAKE))
+        response = await client.response()
+        await client.send(LAST)
 
-        assert (await client.response()).status == 200
+        assert response.outline == (200, "")
+        assert "upgrade" not in response.fields
+        assert (await client.response()).outline == (200, "")
 
 
 # The grammar, compared with another parser

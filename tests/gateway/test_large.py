@@ -20,9 +20,9 @@ from gateway.large_inputs import LARGE_BYTES, SWITCH_SECONDS, LargeInputs
 from gateway.rate_limits import RateLimits, RateLimitSettings
 from gateway.rate_storage import BoundedStorage
 from gateway.websocket_frames import first_member_id
+from shared.access_tokens import TokenVerifier
 from shared.bus.memory import MemoryBus
 from shared.errors import Code, Outcome, ServiceError
-from shared.identity import TokenVerifier
 from tests.gateway.conftest import Worker
 from tests.gateway.listening import Socket, listening, open_socket
 from tests.tokens import TokenMaker
@@ -100,7 +100,7 @@ async def test_client_may_disconnect_while_its_message_is_parsed(
 
 
 class Blocked:
-    """Large inputs of which the first, of the client "first", is read until `go` is set."""
+    """Large inputs; reading the first one, of the client "first", ends once `go` is set."""
 
     def __init__(self) -> None:
         self.inputs = LargeInputs()

@@ -6,7 +6,7 @@ import pytest
 
 from gateway import (
     disconnect,
-    event_feed,
+    event_subscriptions,
     health,
     large_inputs,
     metrics,
@@ -15,13 +15,22 @@ from gateway import (
     socket_limits,
     targets,
     unfinished_input,
+    unfinished_message,
     websocket_calls,
     websocket_connection,
     websocket_protocol,
     websocket_sender,
     worker_metrics,
 )
-from gateway.http1 import HttpLimits, body_framing, connection, head_fields, http_limits, protocol
+from gateway.http1 import (
+    HttpLimits,
+    body_framing,
+    buffered_connection,
+    connection,
+    head_fields,
+    http_limits,
+    protocol,
+)
 
 LIMITS = (Path(__file__).parents[2] / "docs" / "limits.md").read_text()
 HTTP = HttpLimits()
@@ -54,7 +63,7 @@ def test_bound_has_the_documented_value(documented: str) -> None:
         (body_framing.EXTENSION_BYTES, 1024, 16 * 1024),
         (body_framing.TRAILER_BYTES, 1024, 16 * 1024),
         (connection._MAX_REFUSED, 1, 1000),
-        (protocol._BUFFER_BYTES, 1024, 256 * 1024),
+        (buffered_connection._BUFFER_BYTES, 1024, 256 * 1024),
         (protocol._DISCARDED_BYTES, HTTP.max_body_bytes, 256 << 20),
         (rate_storage._STORE_CONNECTIONS, 1, 100),
         # time until a client is disconnected
@@ -62,7 +71,7 @@ def test_bound_has_the_documented_value(documented: str) -> None:
         (websocket_protocol._CLOSE_SECONDS, 1, 10),
         # time for which other tasks wait
         (body_framing.STEP_CHUNKS, 1, 1000),
-        (event_feed._SLICE, 1, 200),
+        (event_subscriptions._SLICE, 1, 200),
         (large_inputs.LARGE_BYTES, 4 * 1024, 64 * 1024),
         (large_inputs.SWITCH_SECONDS, 0.0001, 0.002),
         (websocket_protocol._PARSE_BYTES, 125, 4096),
@@ -77,7 +86,7 @@ def test_bound_has_the_documented_value(documented: str) -> None:
         (http_limits._RETRY_SECONDS, 1, 60),
         (unfinished_input._RETRY_SECONDS, 1, 60),
         (unfinished_input.FREE_BYTES, 1024, 64 * 1024),
-        (websocket_protocol._MESSAGE_SECONDS, 5, 60),
+        (unfinished_message._MESSAGE_SECONDS, 5, 60),
         (socket_limits._RETRY_SECONDS, 1, 60),
         (socket_limits._MAX_BUDGETS, 1_000, 100_000),
         # of requests

@@ -14,10 +14,10 @@ from gateway.cached_result import CachedResult
 from gateway.gateway import Gateway
 from gateway.operator_networks import OperatorNetworks
 from postbus.bus.v1 import CheckResponse, GetStatisticsResponse, Instance, Part, Reply, Request
+from shared.access_tokens import TokenVerifier
 from shared.bus import Call
 from shared.bus.memory import MemoryBus
 from shared.errors import Code, ServiceError
-from shared.identity import TokenVerifier
 from shared.wire import decode, encode
 from tests.gateway.listening import open_socket
 
@@ -167,6 +167,7 @@ async def test_metrics_lack_the_workers_that_cannot_be_reached(verifier: TokenVe
 
     assert response.status_code == 200
     assert "postbus_http_requests_in_flight 1.0" in response.text
+    assert "postbus_worker_start_time_seconds{" not in response.text
 
 
 async def test_incidents_of_the_bus_are_counted_for_each_process(verifier: TokenVerifier) -> None:

@@ -15,11 +15,11 @@ from gateway.socket_limits import FrameBudget
 from gateway.websocket_connection import WebSocketConnection
 from postbus.bus.v1 import Event
 from postbus.users.v1 import SessionsRevoked
+from shared.access_tokens import ACCESS_TOKEN_SECONDS, Caller, TokenVerifier
 from shared.bus.amqp.topology import event_stream
 from shared.bus.memory import MemoryBus
 from shared.bus.message_bus import KEPT_SECONDS
 from shared.errors import ServiceError
-from shared.identity import ACCESS_TOKEN_SECONDS, Caller, TokenVerifier
 from shared.runtime.session_verifier import REMEMBERED_SECONDS, SessionVerifier
 from shared.wire import encode
 from tests.gateway.listening import open_socket

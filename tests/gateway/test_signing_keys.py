@@ -6,8 +6,8 @@ import httpx
 
 from gateway.app import build_app
 from gateway.gateway import Gateway
+from shared.access_tokens import TokenVerifier
 from shared.bus.memory import MemoryBus
-from shared.identity import TokenVerifier
 from tests.gateway.conftest import Worker
 from tests.gateway.listening import open_socket
 from tests.tokens import TokenMaker
@@ -23,9 +23,9 @@ def public(tokens: TokenMaker) -> list[dict[str, str]]:
 async def test_keys_are_those_of_the_gateway_and_no_worker_is_asked(
     gateway: httpx.AsyncClient, worker: Worker, tokens: TokenMaker
 ) -> None:
-    answer = await gateway.get("/.well-known/jwks.json")
+    response = await gateway.get("/.well-known/jwks.json")
 
-    assert answer.json() == {"keys": public(tokens)}
+    assert response.json() == {"keys": public(tokens)}
     assert worker.requests == []
 
 
@@ -48,6 +48,6 @@ async def test_private_members_of_a_key_are_not_published(
     transport = httpx.ASGITransport(app)
 
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
-        answer = await client.get("/.well-known/jwks.json")
+        response = await client.get("/.well-known/jwks.json")
 
-    assert answer.json() == {"keys": public(tokens)}
+    assert response.json() == {"keys": public(tokens)}

@@ -207,6 +207,7 @@ async def test_unexpected_exception_is_answered_with_internal_and_logged_once(
 
     async with here.user() as socket:
         monkeypatch.setattr(connection_module, "read_client_frame", fail)
+        monkeypatch.setattr("gateway.websocket_frames.read_client_frame", fail)
         with capture_logs() as logs:
             await socket.connection.send('{"id": "1"}' + " " * size)
             received = await socket.frame()
@@ -507,7 +508,7 @@ async def test_unfinished_messages_are_limited_in_total(here: Gateway) -> None:
 async def test_message_that_is_not_complete_in_time_closes_its_socket(
     here: Gateway, begun: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.websocket_protocol._MESSAGE_SECONDS", 0.2)
+    monkeypatch.setattr("gateway.unfinished_message._MESSAGE_SECONDS", 0.2)
     async with here.user() as socket:
         socket.connection.transport.write(begun)
 
@@ -518,7 +519,7 @@ async def test_pings_between_fragments_do_not_extend_the_time_of_a_message(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = await make(frames_per_second=10**6, frame_burst=10**6)
-    monkeypatch.setattr("gateway.websocket_protocol._MESSAGE_SECONDS", 0.2)
+    monkeypatch.setattr("gateway.unfinished_message._MESSAGE_SECONDS", 0.2)
     async with here.user() as socket:
         socket.connection.transport.write(masked(b"{", fin=False))
         with suppress(ConnectionClosed):
@@ -543,13 +544,13 @@ FRAME = masked(b"{}")
 async def test_time_of_a_message_ends_with_the_message(
     here: Gateway, monkeypatch: pytest.MonkeyPatch, begin: bytes, end: bytes
 ) -> None:
-    monkeypatch.setattr("gateway.websocket_protocol._MESSAGE_SECONDS", 0.2)
+    monkeypatch.setattr("gateway.unfinished_message._MESSAGE_SECONDS", 0.2)
     ended = asyncio.get_running_loop().time() + 0.5
     async with here.user() as socket:
         socket.connection.transport.write(begin)
         while asyncio.get_running_loop().time() < ended:
             socket.connection.transport.write(end + begin)  # never between two messages
-            assert "error" in await socket.frame()
+            assert (await socket.frame())["error"]["reason"] == "INVALID_FIELDS"
             await asyncio.sleep(0.01)
 
 
@@ -601,6 +602,7 @@ async def test_ipv6_addresses_of_a_network_count_as_one(here: Gateway) -> None:
     await endpoint(scope, receive, send)
 
     assert sent[0]["status"] == 429
+    assert json.loads(sent[1]["body"])["reason"] == "TOO_MANY_SOCKETS"
 
 
 async def test_user_has_a_limit_of_sockets(make: Make) -> None:
@@ -744,6 +746,7 @@ async def test_head_beyond_the_limits_of_the_websocket_parser_is_431(here: Gatew
     reader, writer = await here.raw(b"X: " + b"a" * 9000 + b"\r\n")
 
     async with asyncio.timeout(5):
-        assert (await reader.readline()).startswith(b"HTTP/1.1 431")
-        await reader.read()
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 431")
+    assert json.loads(body)["reason"] == "FIELD_TOO_LARGE"
     writer.close()

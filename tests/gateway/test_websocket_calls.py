@@ -8,9 +8,9 @@ from structlog.testing import capture_logs
 
 from postbus.bus.v1 import Reply
 from postbus.registry import METHODS
+from shared.access_tokens import TokenVerifier
 from shared.bus import Call, CallResult
 from shared.bus.memory import MemoryBus
-from shared.identity import TokenVerifier
 from shared.wire import encode
 from tests.gateway.websocket_server import (
     LIST,
@@ -49,11 +49,11 @@ async def test_socket_has_at_most_64_calls_at_once(
             await socket.send({"id": str(number), "call": {"method": LIST}})
         refused = await socket.frame()
         worker.go.set()
-        answered = [await socket.frame() for _ in range(64)]
+        frames = [await socket.frame() for _ in range(64)]
 
         assert (refused["id"], refused["error"]["reason"]) == ("64", "TOO_MANY_CALLS")
         assert refused["error"]["retryAfter"] == "1s"
-        assert {frame["id"] for frame in answered if "result" in frame} == {
+        assert {frame["id"] for frame in frames if "result" in frame} == {
             str(number) for number in range(64)
         }
         assert "result" in await socket.request({"id": "0", "call": {"method": LIST}})

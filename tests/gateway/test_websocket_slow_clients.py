@@ -10,8 +10,8 @@ from websockets.frames import Opcode
 from gateway.websocket_protocol import WebSocketProtocol
 from postbus.bus.v1 import Event, Reply
 from postbus.posts.v1 import ListPostsResponse
+from shared.access_tokens import TokenVerifier
 from shared.bus.memory import MemoryBus
-from shared.identity import TokenVerifier
 from shared.wire import encode
 from tests.gateway.conftest import Worker
 from tests.gateway.websocket_server import (
@@ -167,7 +167,7 @@ async def test_gap_in_the_events_closes_the_sockets_of_subscribers(here: Gateway
     async with here.user() as first, here.user("bob") as second:
         await first.request(subscribe("1", PUBLIC))
 
-        here.services.feed._interrupt()
+        here.services.subscriptions._interrupt()
 
         assert await first.closed() == (1013, "EVENTS_INTERRUPTED")
         assert "subscribed" in await second.request(subscribe("1", PUBLIC))

@@ -13,8 +13,8 @@ from websockets.frames import Frame, Opcode
 from gateway.services import Services
 from gateway.socket_limits import SocketLimits
 from gateway.websocket import WebSocketEndpoint
+from shared.access_tokens import TokenVerifier
 from shared.bus.memory import MemoryBus
-from shared.identity import TokenVerifier
 from tests.gateway.listening import Socket, listening
 from tests.tokens import TokenMaker
 
@@ -69,7 +69,7 @@ class Gateway:
         """Numbers of keys with sockets (addresses, users) and subscriptions, and of listeners."""
         quotas = self.services.socket_quotas
         sockets = len(quotas.addresses), len(quotas.users)
-        return *sockets, len(quotas.subscriptions), len(self.services.feed)
+        return *sockets, len(quotas.subscriptions), len(self.services.subscriptions)
 
     async def nothing_held(self) -> None:
         """Wait until everything is released."""

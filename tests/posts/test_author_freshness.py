@@ -176,7 +176,7 @@ async def test_deleted_account_is_refused_before_its_event_arrives(
     deletion = Call.new(b"", budget=5, access_token=alice.token)
     result = await bus.call("postbus.users.v1.UsersService.DeleteMe", deletion)
 
-    assert result.caller_revision == 1  # no event has it, so that no projection is current
+    assert result.caller_revision == 1  # no event has this revision: no projection is current
     with pytest.raises(ServiceError, match="SESSION_REVOKED"):
         await get(bus, path, alice, result.caller_revision)
 

@@ -103,9 +103,9 @@ async def test_comment_that_breaks_a_rule_is_refused(
 ) -> None:
     path = await post(as_alice)
 
-    answer = await as_alice.send("POST", f"{path}/comments", {"body": body})
+    response = await as_alice.send("POST", f"{path}/comments", {"body": body})
 
-    assert [each["rule"] for each in answer.json()["violations"]] == [rule]
+    assert [each["rule"] for each in response.json()["violations"]] == [rule]
 
 
 async def test_comment_of_ten_thousand_characters_is_stored_unchanged(

@@ -26,10 +26,10 @@ async def test_concurrent_likes_by_many_users_all_count(
     after = (await as_anonymous.done("GET", path))["likeCount"]
     unliked = await asyncio.gather(*(fan.send("DELETE", f"{path}/like") for fan in fans[:15]))
 
-    assert {answer.status_code for answer in liked} == {200}
-    counts = sorted(answer.json()["likeCount"] for answer in liked)
-    assert all(1 <= count <= place for place, count in enumerate(counts, 1))  # with the own like
-    assert (after, {answer.status_code for answer in unliked}) == (FANS, {200})
+    assert {response.status_code for response in liked} == {200}
+    counts = sorted(response.json()["likeCount"] for response in liked)
+    assert all(1 <= count <= place for place, count in enumerate(counts, 1))  # with its own like
+    assert (after, {response.status_code for response in unliked}) == (FANS, {200})
     assert (await as_anonymous.done("GET", path))["likeCount"] == 85
 
 
@@ -40,15 +40,15 @@ async def test_answer_to_every_like_of_a_user_includes_that_like(
     path = await new_post(as_alice)
     key = {"Idempotency_Key": unique("key")}
 
-    answers = [await as_bob.send("PUT", f"{path}/like", **key)]
+    responses = [await as_bob.send("PUT", f"{path}/like", **key)]
     await as_alice.done("PUT", f"{path}/like")
-    answers += [
+    responses += [
         await as_bob.send("PUT", f"{path}/like", **each) for each in (key, dict[str, str]())
     ]
 
-    found = [(each.json()["likeCount"], each.json()["liked"]) for each in answers]
+    found = [(each.json()["likeCount"], each.json()["liked"]) for each in responses]
     assert found == [(1, True), (1, True), (2, True)]
-    assert answers[1].headers["idempotency-replayed"] == "true"
+    assert responses[1].headers["idempotency-replayed"] == "true"
 
 
 async def test_likers_of_a_post_are_listed_latest_first(
@@ -92,13 +92,13 @@ async def test_concurrent_likes_by_one_user_count_once(
 ) -> None:
     path = await new_post(as_alice)
 
-    answers = await asyncio.gather(*(as_bob.done("PUT", f"{path}/like") for _ in range(20)))
+    responses = await asyncio.gather(*(as_bob.done("PUT", f"{path}/like") for _ in range(20)))
 
-    assert {answer["likeCount"] for answer in answers} == {1}
+    assert {response["likeCount"] for response in responses} == {1}
     assert (await as_bob.done("GET", path))["liked"]
     assert not (await as_anonymous.done("GET", path))["liked"]
     unliked = await asyncio.gather(*(as_bob.done("DELETE", f"{path}/like") for _ in range(20)))
-    assert {answer["likeCount"] for answer in unliked} == {0}
+    assert {response["likeCount"] for response in unliked} == {0}
     assert not (await as_bob.done("GET", path))["liked"]
 
 

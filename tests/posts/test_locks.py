@@ -40,12 +40,12 @@ from posts.post_handlers import PostHandlers
 from posts.post_repository import PostRepository
 from posts.presenter import Presenter
 from posts.repair import repair
+from shared.access_tokens import Caller
 from shared.bus import ServiceChannel
 from shared.bus.memory import MemoryBus
 from shared.context import Context
 from shared.data.mongo_database import Mongo
 from shared.errors import ServiceError
-from shared.identity import Caller
 from shared.outbox.inbox import Operation
 from shared.outbox.unit_of_work import current_unit_of_work, outside_unit_of_work
 from tests.posts.test_query_plans import a_post

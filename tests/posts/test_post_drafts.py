@@ -72,11 +72,11 @@ async def test_concurrent_publications_have_one_effect(as_alice: Client) -> None
     draft = await as_alice.done("POST", "/v1/posts", {"title": "D", **DRAFT})
     path = f"/v1/posts/{draft['id']}"
 
-    answers = await asyncio.gather(*(as_alice.done("POST", f"{path}:publish") for _ in range(8)))
+    responses = await asyncio.gather(*(as_alice.done("POST", f"{path}:publish") for _ in range(8)))
     back = await asyncio.gather(*(as_alice.done("POST", f"{path}:unpublish") for _ in range(8)))
 
-    assert {(each["version"], each["publishedAt"]) for each in answers} == {
-        ("2", answers[0]["publishedAt"])
+    assert {(each["version"], each["publishedAt"]) for each in responses} == {
+        ("2", responses[0]["publishedAt"])
     }
     assert {(each["version"], each["status"]) for each in back} == {("3", "POST_STATUS_DRAFT")}
 

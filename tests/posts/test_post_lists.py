@@ -186,9 +186,9 @@ async def test_filters_by_author_and_liker_accept_an_id(
 
 
 async def test_invalid_page_token_is_a_violation_of_its_field(as_anonymous: Client) -> None:
-    answer = await as_anonymous.send("GET", "/v1/posts?pageToken=x")
+    response = await as_anonymous.send("GET", "/v1/posts?pageToken=x")
 
-    assert [each["field"] for each in answer.json()["violations"]] == ["pageToken"]
+    assert [each["field"] for each in response.json()["violations"]] == ["pageToken"]
 
 
 @pytest.mark.parametrize("size", ["-1", "101", "many"])

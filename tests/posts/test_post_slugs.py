@@ -213,7 +213,7 @@ async def test_every_route_of_a_post_takes_its_slug(
     path, id_ = f"/v1/posts/{post['slug'].upper()}", post["id"]
 
     comment = await as_bob.done("POST", f"{path}/comments", {"body": "By slug"})
-    answers = [
+    responses = [
         await as_bob.done("PUT", f"{path}/like"),
         await as_bob.done("DELETE", f"{path}/like"),
         await as_alice.done("PATCH", path, {"body": "New"}),
@@ -222,7 +222,7 @@ async def test_every_route_of_a_post_takes_its_slug(
         await as_alice.done("GET", path),
     ]
 
-    assert {answer["id"] for answer in answers} == {id_} == {comment["postId"]}
+    assert {response["id"] for response in responses} == {id_} == {comment["postId"]}
     listed = await as_bob.done("GET", f"{path}/comments")
     assert [each["id"] for each in listed["comments"]] == [comment["id"]]
     assert (await as_bob.done("GET", f"{path}/likes"))["likers"] == []

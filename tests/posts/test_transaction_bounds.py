@@ -41,6 +41,7 @@ from posts.post_repository import PostRepository
 from posts.post_search import PostSearch
 from posts.presenter import Presenter
 from posts.tags import TagRepository
+from shared.access_tokens import Caller
 from shared.bus import ServiceChannel
 from shared.bus.envelope import error_reply
 from shared.bus.memory import MemoryBus
@@ -48,7 +49,6 @@ from shared.context import Context
 from shared.data.mongo_database import Mongo
 from shared.data.pages import Pages
 from shared.errors import Code, ServiceError
-from shared.identity import Caller
 from shared.outbox.inbox import Operation
 from shared.outbox.unit_of_work import current_unit_of_work
 from shared.wire import encode

@@ -29,6 +29,7 @@ from postbus.posts.v1 import (
     PostsServiceStub,
 )
 from postbus.users.v1 import SessionsRevoked, UserRegistered
+from shared.access_tokens import TokenVerifier
 from shared.bus import Call, Dispatcher, EventPattern, MessagePattern, ServiceChannel
 from shared.bus.handler_matching import ContractMismatchError
 from shared.bus.handler_metrics import Statistics
@@ -36,7 +37,6 @@ from shared.bus.memory import MemoryBus
 from shared.bus.served_method import run_stream
 from shared.context import Context
 from shared.errors import ServiceError
-from shared.identity import TokenVerifier
 from shared.outbox.inbox import Operation, OperationResult
 from shared.outbox.unit_of_work import Execution, current_unit_of_work, without_store
 from shared.runtime.session_verifier import SessionVerifier

@@ -10,12 +10,12 @@ import sqlalchemy as sa
 import structlog.testing
 
 from postbus.bus.v1 import CheckRequest, HealthServiceStub
+from shared.access_tokens import TokenVerifier
 from shared.bus import ServiceChannel
 from shared.bus.memory import MemoryBus
 from shared.context import Context
 from shared.data.postgres_sessions import Postgres
 from shared.errors import Code, NotReadyError, ServiceError
-from shared.identity import TokenVerifier
 from shared.outbox.outbox import EncodedEvent
 from shared.runtime.session_verifier import SessionVerifier
 from shared.runtime.worker import Application, Health, serve
@@ -151,7 +151,7 @@ async def test_token_that_was_accepted_is_refused_once_it_expires(
         def now(cls, tz: tzinfo | None = None) -> Self:
             return cls.fromtimestamp(expiry + 31, tz)
 
-    monkeypatch.setattr("shared.identity.time.time", lambda: expiry + 31)
+    monkeypatch.setattr("shared.access_tokens.time.time", lambda: expiry + 31)
     monkeypatch.setattr("jwt.api_jwt.datetime", Later)
 
     with pytest.raises(ServiceError, match="TOKEN_EXPIRED"):

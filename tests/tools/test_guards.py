@@ -1,10 +1,13 @@
 """The lists of guards in tests/guards are complete, and fit the sources."""
 
 import re
+from functools import cache
 
-from tools.mutate import listed, numbers
+from tools import mutate
 from tools.paths import ROOT
 
+numbers = cache(lambda: frozenset(mutate.numbers()))
+listed = cache(mutate.listed)
 _ASSIGNED = re.compile(r"\s*(\w+)(?:: [^=\n]*)? = ")
 
 
@@ -14,11 +17,11 @@ def test_every_number_of_the_sources_is_a_listed_guard_or_marked_as_none() -> No
     known |= {(each.file, of[1]) for each in guards if (of := _ASSIGNED.match(each.old))}
     known |= {(file, name) for file, names in no_guards.items() for name in names}
 
-    assert sorted(set(numbers()) - known) == []
+    assert sorted(numbers() - known) == []
 
 
 def test_numbers_that_are_no_guards_exist_and_have_a_reason() -> None:
-    existing = set(numbers())
+    existing = numbers()
     _, no_guards = listed()
 
     for file, reasons in no_guards.items():

@@ -22,7 +22,7 @@ WORKFLOW = "    steps:\n      - uses: actions/checkout@v4.2.2\n      - run: ./ju
 @contextmanager
 def registry(digest: str) -> Iterator[str]:
     """Serve a registry of images and actions; yield its URL."""
-    answers: dict[str, Any] = {
+    responses: dict[str, Any] = {
         "/token?": {"token": "t"},
         "/repos/actions/checkout/git/ref/tags/v4.2.2": {"object": {"type": "tag", "sha": "c"}},
         "/repos/actions/checkout/git/tags/c": {"object": {"type": "commit", "sha": COMMIT}},
@@ -30,7 +30,7 @@ def registry(digest: str) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            [body] = [body for path, body in answers.items() if self.path.startswith(path)]
+            [body] = [body for path, body in responses.items() if self.path.startswith(path)]
             self.send_response(200)
             self.end_headers()
             self.wfile.write(json.dumps(body).encode())

@@ -20,11 +20,11 @@ from postbus.users.v1 import (
     SignUpRequest,
     SignUpResponse,
 )
+from shared.access_tokens import TokenVerifier
 from shared.bus import Call
 from shared.bus.memory import MemoryBus
 from shared.data.alembic_migrations import migrate
 from shared.errors import ServiceError
-from shared.identity import TokenVerifier
 from shared.runtime.worker import serve
 from shared.wire import decode, encode
 from tests.people import PASSWORD

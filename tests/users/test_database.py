@@ -17,11 +17,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlmodel import SQLModel
 
 from postbus.users.v1 import ListFollowersRequest, SearchUsersRequest
+from shared.access_tokens import Caller
 from shared.context import Context
 from shared.data.pages import Page, Pages
 from shared.data.postgres_connections import create_engine
 from shared.data.postgres_sessions import Postgres
-from shared.identity import Caller
 from tools.paths import ROOT
 from users.account_repository import AccountRepository
 from users.follow_repository import FollowRepository
@@ -108,12 +108,12 @@ async def test_accounts_survive_downgrade_and_upgrade(url: str) -> None:
     failures = await database.fetchval("SELECT count(*) FROM login_failures")
     migrate(url)
     versions.append(await database.fetchval("SELECT password_version FROM users"))
-    answer = await database.fetchval("SELECT answer FROM sessions")
+    stored = await database.fetchval("SELECT answer FROM sessions")
     await database.close()
 
     assert versions == [1, 1]
     assert failures == 0
-    assert answer is None
+    assert stored is None
 
 
 class RecordedStatements:

@@ -7,10 +7,10 @@ import asyncpg
 from pydantic import SecretStr
 
 from postbus.users.v1 import ExportAccountRequest
+from shared.access_tokens import TokenVerifier
 from shared.context import Context
 from shared.data.pages import Page, Position, read_pages
 from shared.data.postgres_sessions import Postgres, open_postgres
-from shared.identity import TokenVerifier
 from shared.trace import new_traceparent
 from tests.users.conftest import Worker
 from users.account_repository import AccountRepository

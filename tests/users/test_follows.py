@@ -119,8 +119,8 @@ async def test_counters_are_exact_after_concurrent_follows_and_unfollows(
         verb = "PUT" if wanted[one.id, other.id] else "DELETE"
         person = Client(client, one)
         # More calls than connections: a slow machine may refuse some, without effect.
-        while (answer := await person.send(verb, follow(other), request_timeout="25")).is_error:
-            assert answer.json()["reason"] == "DATABASE_BUSY", answer.text
+        while (response := await person.send(verb, follow(other), request_timeout="25")).is_error:
+            assert response.json()["reason"] == "DATABASE_BUSY", response.text
 
     client.timeout = httpx.Timeout(30)
     await asyncio.gather(*(do(one, other) for one, other in pairs))

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from shared.access_tokens import TokenVerifier
 from shared.errors import ServiceError
-from shared.identity import TokenVerifier
 from tools.secrets import Secrets, rotate_keys
 from users.token_signer import TokenSigner
 

@@ -118,9 +118,9 @@ async def test_repeated_sign_up_with_its_key_gets_the_stored_response(
     name, key = unique("alice"), unique("key")
     request = SignUpRequest(username=name, email=f"{name}@example.com", password=PASSWORD)
 
-    answers = [await worker.call(f"{AUTH}.SignUp", request, operation_id=key) for _ in range(2)]
+    responses = [await worker.call(f"{AUTH}.SignUp", request, operation_id=key) for _ in range(2)]
 
-    assert answers[0].user.id == answers[1].user.id
+    assert responses[0].user.id == responses[1].user.id
 
 
 async def test_callers_without_a_token_can_use_the_same_key(worker: Worker, unique: Unique) -> None:

@@ -56,9 +56,9 @@ async def test_patch_that_changes_nothing_leaves_the_version(me: Client) -> None
 
 async def test_username_and_email_address_cannot_be_removed(me: Client) -> None:
     for field, reason in (("username", "USERNAME_MISSING"), ("email", "EMAIL_MISSING")):
-        answer = await me.send("PATCH", "/v1/me", {field: None})
-        assert (answer.status_code, answer.json()["reason"]) == (422, reason)
-        assert [each["field"] for each in answer.json()["violations"]] == [field]
+        response = await me.send("PATCH", "/v1/me", {field: None})
+        assert (response.status_code, response.json()["reason"]) == (422, reason)
+        assert [each["field"] for each in response.json()["violations"]] == [field]
 
 
 async def test_taken_name_or_address_is_refused_in_any_case(
@@ -99,10 +99,10 @@ async def test_taken_name_or_address_is_refused_in_any_case(
     ],
 )
 async def test_field_that_violates_a_rule_is_reported(field: str, value: str, me: Client) -> None:
-    answer = await me.send("PATCH", "/v1/me", {field: value})
+    response = await me.send("PATCH", "/v1/me", {field: value})
 
-    assert answer.status_code == 422, answer.text
-    assert {each["field"] for each in answer.json()["violations"]} == {field}
+    assert response.status_code == 422, response.text
+    assert {each["field"] for each in response.json()["violations"]} == {field}
 
 
 async def test_server_controlled_fields_are_refused_or_ignored(me: Client) -> None:

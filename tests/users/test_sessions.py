@@ -12,7 +12,7 @@ import jwt
 import pytest
 from pydantic import SecretStr
 
-from shared.identity import TokenVerifier
+from shared.access_tokens import TokenVerifier
 from tests.people import PASSWORD, Client, Person, sign_up
 from tests.tokens import TokenMaker
 from users.token_signer import TokenSigner
@@ -79,9 +79,9 @@ async def test_concurrent_refreshes_give_one_new_token(
 ) -> None:
     session = await log_in(client, alice.username)
 
-    answers = await asyncio.gather(*(refresh(client, session["refreshToken"]) for _ in range(20)))
+    responses = await asyncio.gather(*(refresh(client, session["refreshToken"]) for _ in range(20)))
 
-    kinds = [(answer.status_code, answer.json().get("reason", "")) for answer in answers]
+    kinds = [(response.status_code, response.json().get("reason", "")) for response in responses]
     assert kinds.count((200, "")) == 1
     assert set(kinds) <= {
         (200, ""),
@@ -105,8 +105,8 @@ async def test_forged_refresh_tokens_are_refused_and_end_no_session(
     ]
 
     for token in made_up:
-        answer = await refresh(client, token)
-        assert (answer.status_code, answer.json()["reason"]) == (401, "REFRESH_TOKEN_INVALID")
+        response = await refresh(client, token)
+        assert (response.status_code, response.json()["reason"]) == (401, "REFRESH_TOKEN_INVALID")
     assert (await refresh(client, session["refreshToken"])).status_code == 200
 
 
@@ -173,8 +173,8 @@ async def test_new_password_ends_the_other_sessions(
     assert await bearer(client, there).refused("GET", "/v1/me") == (401, "SESSION_REVOKED")
     login = {"login": alice.username, "password": PASSWORD}
     assert (await client.post("/v1/auth/login", json=login)).status_code == 401
-    answer = await client.post("/v1/auth/login", json=login | {"password": new})
-    assert answer.status_code == 200
+    response = await client.post("/v1/auth/login", json=login | {"password": new})
+    assert response.status_code == 200
 
 
 async def test_password_matches_in_another_unicode_form(
@@ -216,9 +216,9 @@ async def test_concurrent_attempts_are_throttled_like_consecutive_ones(
     client: httpx.AsyncClient, alice: Person
 ) -> None:
     body = {"login": alice.username, "password": "wrong password"}
-    answers = await asyncio.gather(*(client.post("/v1/auth/login", json=body) for _ in range(20)))
+    responses = await asyncio.gather(*(client.post("/v1/auth/login", json=body) for _ in range(20)))
 
-    reasons = [answer.json()["reason"] for answer in answers]
+    reasons = [response.json()["reason"] for response in responses]
     assert reasons.count("WRONG_CREDENTIALS") == 5
     assert set(reasons) == {"WRONG_CREDENTIALS", "LOGIN_THROTTLED"}
 
@@ -237,15 +237,15 @@ async def test_many_concurrent_log_ins_do_not_block_other_calls(
         crowd = asyncio.gather(*(attempt(number) for number in range(200)))
         while not crowd.done():
             began = time.monotonic()
-            answer = await other.get(f"/v1/users/{people[0].username}")
+            response = await other.get(f"/v1/users/{people[0].username}")
             slowest = max(slowest, time.monotonic() - began)
-            assert answer.status_code == 200
-        answers = await crowd
+            assert response.status_code == 200
+        responses = await crowd
 
-    kinds = {(each.status_code, each.json().get("reason", "")) for each in answers}
+    kinds = {(each.status_code, each.json().get("reason", "")) for each in responses}
     assert kinds <= {(200, ""), (429, "PASSWORDS_BUSY"), (429, "LOGIN_THROTTLED")}
-    assert all("Retry-After" in each.headers for each in answers if each.status_code == 429)
-    assert sum(each.status_code == 200 for each in answers) >= 20
+    assert all("Retry-After" in each.headers for each in responses if each.status_code == 429)
+    assert sum(each.status_code == 200 for each in responses) >= 20
     assert slowest < 2
 
 

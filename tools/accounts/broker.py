@@ -115,5 +115,5 @@ class _Api:
         request = urllib.request.Request(  # noqa: S310  # the URL is the developer's own
             f"{self._base}/{path}", data=body, headers=headers, method=method
         )
-        with self._opener.open(request, timeout=_ANSWER_SECONDS) as answer:
-            return bytes(answer.read())
+        with self._opener.open(request, timeout=_ANSWER_SECONDS) as response:
+            return bytes(response.read())

@@ -49,17 +49,17 @@ class _Person:
         self._client = client
         self.name = name
         account = {"username": name, "email": f"{name}@example.com", "password": password}
-        answer = client.post("/v1/auth/signup", json=account)
-        self.new = answer.status_code != httpx.codes.CONFLICT
+        response = client.post("/v1/auth/signup", json=account)
+        self.new = response.status_code != httpx.codes.CONFLICT
         if self.new:
-            answer.raise_for_status()
+            response.raise_for_status()
         login = {"login": name, "password": password, "device": "just seed"}
         session = client.post("/v1/auth/login", json=login).raise_for_status().json()
         self._headers = {"Authorization": f"Bearer {session['accessToken']}"}
 
     def send(self, verb: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        answer = self._client.request(verb, path, json=body, headers=self._headers)
-        return dict(answer.raise_for_status().json())
+        response = self._client.request(verb, path, json=body, headers=self._headers)
+        return dict(response.raise_for_status().json())
 
     def introduce(self, about: dict[str, Any]) -> None:
         profile = {"displayName": about["display_name"], "bio": about["bio"]}

@@ -135,12 +135,12 @@ def _confirm(name: str, *, yes: bool) -> None:
 
 def _git(*arguments: str) -> list[str]:
     """Return the output lines of git; SystemExit if it fails, such as outside a repository."""
-    answer = subprocess.run(
+    completed = subprocess.run(
         ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    if answer.returncode > 1:  # 1: git grep without a match
-        raise SystemExit(answer.stderr.strip())
-    return answer.stdout.splitlines()
+    if completed.returncode > 1:  # 1: git grep without a match
+        raise SystemExit(completed.stderr.strip())
+    return completed.stdout.splitlines()
 
 
 def _run(program: str, *arguments: str) -> None:

@@ -96,18 +96,18 @@ class Docker:
 
     def _ask(self, command: str, *arguments: str) -> str:
         chosen = ports.remembered(_PORTS)
-        answer = subprocess.run(
+        completed = subprocess.run(
             [*self._compose(command), *arguments],
             env=os.environ | {f"{name.upper()}_PORT": str(chosen[name]) for name in chosen},
             capture_output=True,
             text=True,
             check=False,
         )
-        if answer.returncode:
+        if completed.returncode:
             raise ServersUnavailableError(
-                f"docker compose {command} failed:\n{answer.stderr.strip()}"
+                f"docker compose {command} failed:\n{completed.stderr.strip()}"
             )
-        return answer.stdout
+        return completed.stdout
 
 
 def _state(entry: dict[str, str] | None) -> str:

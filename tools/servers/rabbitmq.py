@@ -141,8 +141,8 @@ class RabbitMQ:
         )
         check = f"{api}/api/health/checks/port-listener/{chosen['amqp']}"
         try:
-            with opener.open(check, timeout=2) as answer:
-                return bool(answer.status == 200)
+            with opener.open(check, timeout=2) as response:
+                return bool(response.status == 200)
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             return False
 

@@ -75,12 +75,12 @@ def _has_no_advisory(service: str) -> bool:
     lock = str(ROOT / service / "requirements.txt")
     options = ["--require-hashes", "--disable-pip", "--progress-spinner=off", "--format=json"]
     command = [_program("pip-audit"), *options, "-r", lock]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
-        packages = json.loads(answer.stdout)["dependencies"]
+        packages = json.loads(completed.stdout)["dependencies"]
     except ValueError:
-        if not _UNREACHABLE.search(answer.stderr):
-            raise SystemExit(f"audit: pip-audit failed:\n{answer.stderr}") from None
+        if not _UNREACHABLE.search(completed.stderr):
+            raise SystemExit(f"audit: pip-audit failed:\n{completed.stderr}") from None
         print(f"audit: {service}: advisories: skipped: their database cannot be reached")
         return True
     found, unknown = advisories(packages)

@@ -44,8 +44,8 @@ class Registries:
         headers = {"Authorization": f"Bearer {token}", "Accept": _TYPES}
         url = f"{self.images}/v2/library/{name}/manifests/{tag}"
         request = urllib.request.Request(url, headers=headers, method="HEAD")  # noqa: S310  # https
-        with urllib.request.urlopen(request, timeout=_SECONDS) as answer:  # noqa: S310  # https
-            return _checked(_DIGEST, answer.headers.get("Docker-Content-Digest", ""))
+        with urllib.request.urlopen(request, timeout=_SECONDS) as response:  # noqa: S310  # https
+            return _checked(_DIGEST, response.headers.get("Docker-Content-Digest", ""))
 
     def action(self, name: str, tag: str) -> str:
         """Return the commit of a tag; an annotated tag is an object that names it."""
@@ -102,8 +102,8 @@ def _pinned(
 
 
 def _json(url: str) -> dict[str, dict[str, str]]:
-    with urllib.request.urlopen(url, timeout=_SECONDS) as answer:  # noqa: S310  # https
-        return dict(json.loads(answer.read()))
+    with urllib.request.urlopen(url, timeout=_SECONDS) as response:  # noqa: S310  # https
+        return dict(json.loads(response.read()))
 
 
 def _checked(pattern: re.Pattern[str], text: str) -> str:

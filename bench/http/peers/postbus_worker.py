@@ -17,10 +17,10 @@ from postbus.posts.v1 import (
     PostStatus,
 )
 from postbus.registry import METHODS, Method
+from shared.access_tokens import TokenVerifier
 from shared.bus import MessagePattern
 from shared.bus.amqp import connect
 from shared.context import Context
-from shared.identity import TokenVerifier
 from shared.runtime import gc_tuning
 from shared.runtime.worker import Application, serve
 

@@ -14,8 +14,8 @@ from gateway.rate_storage import open_storage
 from gateway.response_headers import transport_security
 from gateway.settings import GatewaySettings
 from gateway.websocket_protocol import WebSocketProtocol
+from shared.access_tokens import TokenVerifier
 from shared.bus.amqp import connect
-from shared.identity import TokenVerifier
 from shared.runtime import gc_tuning
 from shared.runtime.logs import configure_logs
 from shared.runtime.settings import load

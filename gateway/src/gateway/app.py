@@ -31,9 +31,9 @@ from gateway.settings import LOOPBACK
 from gateway.socket_limits import SocketLimits
 from gateway.unfinished_input import UnfinishedInput
 from gateway.websocket import SOCKET_PATH, WebSocketEndpoint, upgrade_required
+from shared.access_tokens import TokenVerifier
 from shared.bus import MessageBus
 from shared.errors import Code, ServiceError, internal
-from shared.identity import TokenVerifier
 from shared.trace import new_traceparent, trace_id
 
 __all__ = ["build_app"]

@@ -11,7 +11,7 @@ from typing import Final
 from google.protobuf.message import Message
 
 from gateway.problems import HttpError
-from gateway.request_headers import Fields
+from gateway.request_headers import Headers
 from postbus.registry import Method
 from shared.errors import Code, ServiceError, version_mismatch
 
@@ -47,13 +47,13 @@ class Conditions:
 
     __slots__ = ("_expected_version", "_if_none_match", "_mismatch", "_versions", "absent")
 
-    def __init__(self, method: Method, verb: str, fields: Fields) -> None:
+    def __init__(self, method: Method, verb: str, headers: Headers) -> None:
         self._expected_version = method.expected_version
         self._versions: Versions = None
         self._mismatch = version_mismatch
-        if (if_match := fields.get(b"if-match")) is not None:
+        if (if_match := headers.get(b"if-match")) is not None:
             self._read_if_match(method, if_match.decode("latin-1"))
-        if_none_match = fields.get(b"if-none-match", b"").decode("latin-1")
+        if_none_match = headers.get(b"if-none-match", b"").decode("latin-1")
         reads = not method.has_side_effects and verb in ("GET", "HEAD")
         self._if_none_match = if_none_match if reads else ""
         self.absent = if_none_match if method.has_side_effects else ""

@@ -17,15 +17,15 @@ from starlette.types import Receive, Scope, Send
 from gateway.client_addresses import address_of, network_of
 from gateway.conditional import Conditions, contains_tag
 from gateway.disconnect import cancelled_by_disconnect
-from gateway.http1.exchange import EXCHANGE, Exchange
 from gateway.large_inputs import LARGE_BYTES
 from gateway.media_types import require_acceptable
 from gateway.method_access import authorize
 from gateway.problems import problem
 from gateway.request_body import default_body, read_body
-from gateway.request_headers import bearer_token, fields_of, operation_id, timeout
+from gateway.request_headers import bearer_token, operation_id, timeout
 from gateway.response_headers import Header
 from gateway.responses import HttpResponse
+from gateway.rest_request import RestRequest
 from gateway.services import Services
 from gateway.streaming import NDJSON, NdjsonResponse
 from gateway.success_responses import SuccessResponses
@@ -35,46 +35,11 @@ from postbus.registry import METHODS, Access, HttpRule, Method
 from shared.bus import Call, call_method
 from shared.bus.envelope import unavailable
 from shared.errors import Code, Outcome, ServiceError, internal
-from shared.trace import child_traceparent, new_traceparent
 from shared.wire import message_class
 
 __all__ = ["Endpoint", "endpoints"]
 
 _log = structlog.get_logger()
-
-
-class _Request:
-    """A request, with the values that several steps of the endpoint need."""
-
-    __slots__ = (
-        "arrived",
-        "called",
-        "exchange",
-        "fields",
-        "parameters",
-        "receive",
-        "scope",
-        "trace_id",
-        "traceparent",
-    )
-
-    def __init__(self, scope: Scope, receive: Receive, parameters: Mapping[str, str]) -> None:
-        self.called = False
-        """Whether the call of the method may have been sent."""
-        self.scope = scope
-        self.receive = receive
-        self.parameters = parameters
-        self.fields = fields = fields_of(scope["headers"])
-        parent = fields.get(b"traceparent")
-        self.traceparent = (
-            child_traceparent(parent.decode("latin-1")) if parent else new_traceparent()
-        )
-        self.trace_id = self.traceparent[3:35]
-        self.arrived = 0.0
-        """When the whole request has arrived, by `time.monotonic()`."""
-        extensions = scope.get("extensions")
-        self.exchange: Exchange | None = extensions.get(EXCHANGE) if extensions else None
-        """The exchange of `gateway.http1`; None with another server."""
 
 
 def endpoints(services: Services) -> dict[tuple[str, str], "Endpoint"]:
@@ -123,14 +88,14 @@ class Endpoint:
         metrics.begun += 1
         response: HttpResponse | NdjsonResponse
         try:
-            request = _Request(scope, receive, parameters)
+            request = RestRequest(scope, receive, parameters)
             try:
                 response = await self._call(request)
             except ClientDisconnect:
                 raise
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # every request gets a response
                 response = self._problem(error, request)
-            origin = request.fields.get(b"origin")
+            origin = request.headers.get(b"origin")
             if origin is not None:
                 response.headers += self._cors.headers(origin)
             status = response.status
@@ -141,7 +106,7 @@ class Endpoint:
         finally:
             metrics.end(status, time.perf_counter() - began)
 
-    def _problem(self, error: BaseException, request: _Request) -> HttpResponse:
+    def _problem(self, error: BaseException, request: RestRequest) -> HttpResponse:
         """Return the response to a failed request."""
         match error:
             case ServiceError():
@@ -168,9 +133,9 @@ class Endpoint:
         response.headers.append(self._cors.vary)
         return response
 
-    async def _call(self, request: _Request) -> HttpResponse | NdjsonResponse:
-        method, fields = self.method, request.fields
-        token = bearer_token(fields)
+    async def _call(self, request: RestRequest) -> HttpResponse | NdjsonResponse:
+        method, sent = self.method, request.headers
+        token = bearer_token(sent)
         address = address_of(request.scope)
         try:
             caller = authorize(method, token, self._verifier)
@@ -180,9 +145,9 @@ class Endpoint:
         caller_id = caller.user_id if caller else ""
         rate_headers = await self._rates.admit(address, caller_id, method)
         conditions = None
-        if b"if-match" in fields or b"if-none-match" in fields:
-            conditions = Conditions(method, request.scope["method"], fields)
-        key, seconds = operation_id(fields), timeout(fields, method)
+        if b"if-match" in sent or b"if-none-match" in sent:
+            conditions = Conditions(method, request.scope["method"], sent)
+        key, seconds = operation_id(sent), timeout(sent, method)
         message = await self._message(request, caller_id, seconds)
         if conditions is not None:
             conditions.put_expected_version(message)
@@ -208,11 +173,11 @@ class Endpoint:
         self._revisions.record(caller_id, result.caller_revision)
         return self._success.build(result.payload, conditions, headers, replayed=result.replayed)
 
-    async def _message(self, request: _Request, caller_id: str, seconds: float) -> Message:
+    async def _message(self, request: RestRequest, caller_id: str, seconds: float) -> Message:
         """Return the request message of the method, valid by the rules of the contract."""
         if self._has_response:
-            require_acceptable(request.fields, self._media_type)
-        body = default_body(self._rule, request.fields)
+            require_acceptable(request.headers, self._media_type)
+        body = default_body(self._rule, request.headers)
         if body is None and request.exchange is not None:
             body = request.exchange.take_body()
         if body is None:
@@ -226,7 +191,9 @@ class Endpoint:
                 return await self._large_inputs.read(client, seconds, read)
         return self._transcoder.read(request.parameters, query, body)
 
-    async def _stream(self, request: _Request, call: Call, headers: list[Header]) -> NdjsonResponse:
+    async def _stream(
+        self, request: RestRequest, call: Call, headers: list[Header]
+    ) -> NdjsonResponse:
         payloads = self._bus.stream(self.method.name, call)
         response = await NdjsonResponse.begin(
             payloads, self._transcoder, request.trace_id, request.receive
@@ -234,7 +201,9 @@ class Endpoint:
         response.headers += headers
         return response
 
-    async def _require_absent(self, request: _Request, tags: str, token: str, call: Call) -> None:
+    async def _require_absent(
+        self, request: RestRequest, tags: str, token: str, call: Call
+    ) -> None:
         """Raise 412 if If-None-Match of a change contains the current ETag (section 13.1.2).
 
         A resource that cannot be read has no ETag.

@@ -13,7 +13,7 @@ from gateway.client_addresses import address_of
 from gateway.endpoint import Endpoint
 from gateway.http1.exchange import EXCHANGE
 from gateway.problems import HttpError, problem
-from gateway.request_headers import fields_of
+from gateway.request_headers import headers_of
 from gateway.response_headers import SECURITY, Header
 from gateway.responses import HttpResponse
 from gateway.routing import ContractRoutes
@@ -122,7 +122,7 @@ class Gateway:
         await self._send_options(allowed, scope, receive, send)
 
     async def _send_options(self, allowed: str, scope: Scope, receive: Receive, send: Send) -> None:
-        origin = fields_of(scope["headers"]).get(b"origin")
+        origin = headers_of(scope["headers"]).get(b"origin")
         headers = [(b"allow", allowed.encode()), self._cors.vary, *SECURITY]
         headers += self._cors.preflight(origin, allowed.encode())
         await self._send(HttpResponse(204, headers), scope, receive, send)
@@ -130,12 +130,12 @@ class Gateway:
     async def _refuse(
         self, error: ServiceError, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        fields = fields_of(scope["headers"])
-        parent = fields.get(b"traceparent", b"").decode("latin-1")
+        headers = headers_of(scope["headers"])
+        parent = headers.get(b"traceparent", b"").decode("latin-1")
         trace = trace_id(child_traceparent(parent))
         self._security_log.record_refusal(error, address=address_of(scope), trace_id=trace)
         response = problem(error, trace)
-        response.headers += (self._cors.vary, *self._cors.headers(fields.get(b"origin")))
+        response.headers += (self._cors.vary, *self._cors.headers(headers.get(b"origin")))
         await self._send(response, scope, receive, send)
 
     async def _send(
@@ -151,7 +151,7 @@ class Gateway:
 
     async def _serve_inner(self, scope: Scope, receive: Receive, send: Send) -> None:
         metrics = self._metrics.of("none", scope["method"])
-        origin = fields_of(scope["headers"]).get(b"origin")
+        origin = headers_of(scope["headers"]).get(b"origin")
         sender = _Sender(send, [*SECURITY, *self._cors.vary_of_public, *self._cors.headers(origin)])
         metrics.begun += 1
         began = time.perf_counter()

@@ -7,10 +7,10 @@ from typing import Final
 
 from gateway.cached_result import CachedResult
 from postbus.bus.v1 import CheckRequest, HealthServiceStub, Part
+from shared.access_tokens import LEEWAY_SECONDS
 from shared.bus import MessageBus, ServiceChannel
 from shared.bus.handler_matching import WORKERS
 from shared.errors import ServiceError
-from shared.identity import LEEWAY_SECONDS
 from shared.limited_log import LimitedLog
 from shared.runtime.session_verifier import SessionVerifier
 

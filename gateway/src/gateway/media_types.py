@@ -3,7 +3,7 @@
 from typing import Final
 
 from gateway.problems import HttpError
-from gateway.request_headers import Fields
+from gateway.request_headers import Headers
 from shared.errors import Code
 
 __all__ = ["accepts_gzip", "has_content", "require_acceptable", "require_json"]
@@ -12,9 +12,9 @@ _PATCHES: Final = (b"application/json", b"application/merge-patch+json")
 _BODIES: Final = (b"application/json",)
 
 
-def require_acceptable(fields: Fields, media_type: str) -> None:
+def require_acceptable(headers: Headers, media_type: str) -> None:
     """Raise 406 if Accept excludes the media type, the only one of the response."""
-    accept = fields.get(b"accept")
+    accept = headers.get(b"accept")
     if accept is None or accept == b"*/*" or accept == media_type.encode():
         return
     if not _accepts(accept.decode("latin-1"), media_type):
@@ -48,17 +48,17 @@ def accepts_gzip(accept_encoding: str) -> bool:
     return codings.get("gzip", codings.get("*", False))
 
 
-def has_content(fields: Fields) -> bool:
+def has_content(headers: Headers) -> bool:
     """Return whether the request has a body of at least one byte, or of unknown length."""
-    return b"transfer-encoding" in fields or fields.get(b"content-length", b"0") != b"0"
+    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
 
 
-def require_json(fields: Fields, *, patch: bool) -> None:
+def require_json(headers: Headers, *, patch: bool) -> None:
     """Raise 415 unless the body is uncompressed JSON.
 
     With `patch`, a merge patch (RFC 7396) is accepted too.
     """
-    coding = fields.get(b"content-encoding", b"identity")
+    coding = headers.get(b"content-encoding", b"identity")
     if coding.strip().lower() not in (b"identity", b""):
         raise HttpError(
             415,
@@ -68,7 +68,7 @@ def require_json(fields: Fields, *, patch: bool) -> None:
             headers={"Accept-Encoding": "identity"},
         )
     accepted = _PATCHES if patch else _BODIES
-    if fields.get(b"content-type", b"").partition(b";")[0].strip().lower() not in accepted:
+    if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() not in accepted:
         names = b", ".join(accepted).decode()
         header = "Accept-Patch" if patch else "Accept"
         raise HttpError(

@@ -1,8 +1,8 @@
 """Methods that clients may call, and the authorization of callers, for REST and WebSocket."""
 
 from postbus.registry import METHODS, Access, Method
+from shared.access_tokens import Caller, token_missing
 from shared.errors import Code, ServiceError
-from shared.identity import Caller, token_missing
 from shared.runtime.session_verifier import SessionVerifier
 
 __all__ = ["authorize", "public_method"]

@@ -7,14 +7,14 @@ from typing import Final
 from starlette.types import Scope
 
 from gateway.problems import HttpError
-from gateway.request_headers import fields_of
+from gateway.request_headers import headers_of
 from shared.errors import Code
 
 __all__ = ["Network", "OperatorNetworks"]
 
 Network = IPv4Network | IPv6Network
 _FORWARDING: Final = (b"forwarded", b"x-forwarded-for", b"via")
-"""Fields that proxies add."""
+"""Headers that proxies add."""
 
 
 class OperatorNetworks:
@@ -38,7 +38,7 @@ class OperatorNetworks:
         except ValueError:
             return False
         address = getattr(address, "ipv4_mapped", None) or address
-        if address.is_loopback and not fields_of(scope["headers"]).keys().isdisjoint(_FORWARDING):
+        if address.is_loopback and not headers_of(scope["headers"]).keys().isdisjoint(_FORWARDING):
             return False
         return any(address in network for network in self._networks)
 

@@ -5,27 +5,27 @@ from starlette.types import Receive
 
 from gateway.media_types import has_content, require_json
 from gateway.problems import HttpError
-from gateway.request_headers import Fields
+from gateway.request_headers import Headers
 from postbus.registry import HttpRule
 from shared.errors import Code, Outcome
 
 __all__ = ["default_body", "read_body", "too_large"]
 
 
-def default_body(rule: HttpRule, fields: Fields) -> bytes | None:
+def default_body(rule: HttpRule, headers: Headers) -> bytes | None:
     """Return the body to use for a request without one (`{}` or nothing); None if it has a body.
 
     Raises 400 if the method takes no body but the request has one, 415 if the body is not JSON.
     """
     if not rule.body:
-        if has_content(fields):
+        if has_content(headers):
             raise HttpError(
                 400, Code.INVALID_ARGUMENT, "BODY_UNEXPECTED", "The method takes no request body."
             )
         return b""
-    if b"content-type" not in fields and not has_content(fields):
+    if b"content-type" not in headers and not has_content(headers):
         return b"{}"  # all members are unset; the rules decide whether one is required
-    require_json(fields, patch=rule.verb == "PATCH")
+    require_json(headers, patch=rule.verb == "PATCH")
     return None
 
 

@@ -1,4 +1,4 @@
-"""Parse the header fields of a request: access token, timeout and idempotency key."""
+"""Parse the headers of a request: access token, timeout and idempotency key."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,10 @@ from gateway.response_headers import Header
 from postbus.registry import Method
 from shared.errors import Code, ServiceError
 
-__all__ = ["MAX_TIMEOUT", "Fields", "bearer_token", "fields_of", "operation_id", "timeout"]
+__all__ = ["MAX_TIMEOUT", "Headers", "bearer_token", "headers_of", "operation_id", "timeout"]
 
-Fields = Mapping[bytes, bytes]
-"""Header fields by name, in lower case."""
+Headers = Mapping[bytes, bytes]
+"""The headers of a request by name, in lower case."""
 
 MAX_TIMEOUT: Final = 30.0
 """Longest time that a client can request for a call, in seconds."""
@@ -22,24 +22,24 @@ _MIN_TIMEOUT: Final = 0.001
 """Shortest time that a client can request for a call, in seconds."""
 
 
-def fields_of(headers: Sequence[Header]) -> Fields:
-    """Return the header fields of a request; lines with the same name are combined.
+def headers_of(lines: Sequence[Header]) -> Headers:
+    """Return the headers of a request; lines with the same name are combined.
 
-    RFC 9110, section 5.3: values are joined by commas. A field with a single value, such as
+    RFC 9110, section 5.3: values are joined by commas. A header with a single value, such as
     Idempotency-Key, becomes malformed if it occurs twice.
     """
-    fields = dict(headers)
-    if len(fields) == len(headers):
-        return fields
-    fields.clear()
-    for name, value in headers:
-        fields[name] = fields[name] + b", " + value if name in fields else value
-    return fields
+    headers = dict(lines)
+    if len(headers) == len(lines):
+        return headers
+    headers.clear()
+    for name, value in lines:
+        headers[name] = headers[name] + b", " + value if name in headers else value
+    return headers
 
 
-def bearer_token(fields: Fields) -> str:
+def bearer_token(headers: Headers) -> str:
     """Return the access token, empty if there is none; UNAUTHENTICATED if it is malformed."""
-    value = fields.get(b"authorization")
+    value = headers.get(b"authorization")
     if not value:
         return ""
     scheme, _, token = value.partition(b" ")
@@ -51,11 +51,11 @@ def bearer_token(fields: Fields) -> str:
     return token.decode("latin-1")
 
 
-def timeout(fields: Fields, method: Method) -> float:
+def timeout(headers: Headers, method: Method) -> float:
     """Return Request-Timeout in seconds, or the timeout of the method; 400 if it is invalid."""
-    if b"request-timeout" not in fields:
+    if b"request-timeout" not in headers:
         return method.timeout
-    value = fields[b"request-timeout"]
+    value = headers[b"request-timeout"]
     if not _SECONDS.fullmatch(value) or not _MIN_TIMEOUT <= float(value) <= MAX_TIMEOUT:
         raise HttpError(
             400,
@@ -66,11 +66,11 @@ def timeout(fields: Fields, method: Method) -> float:
     return float(value)
 
 
-def operation_id(fields: Fields) -> str:
+def operation_id(headers: Headers) -> str:
     """Return the Idempotency-Key, empty if there is none; 400 if it is malformed."""
-    if b"idempotency-key" not in fields:
+    if b"idempotency-key" not in headers:
         return ""
-    value = fields[b"idempotency-key"]
+    value = headers[b"idempotency-key"]
     if not _OPERATION_ID.fullmatch(value):
         raise HttpError(
             400,

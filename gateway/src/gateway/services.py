@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from gateway.caller_revisions import CallerRevisions
 from gateway.cors import Cors
-from gateway.event_feed import EventFeed
+from gateway.event_subscriptions import EventSubscriptions
 from gateway.large_inputs import LargeInputs
 from gateway.metrics import Metrics
 from gateway.rate_limits import RateLimits, RateLimitSettings
@@ -15,9 +15,9 @@ from gateway.rate_storage import BoundedStorage
 from gateway.signing_keys import GET_SIGNING_KEYS, signing_keys
 from gateway.socket_limits import FrameBudgets, SocketLimits, SocketQuotas
 from gateway.unfinished_input import UnfinishedInput
+from shared.access_tokens import TokenVerifier
 from shared.bus import Call, MessageBus
 from shared.bus.envelope import CallResult
-from shared.identity import TokenVerifier
 from shared.runtime.session_verifier import SessionVerifier
 from shared.security_log import SecurityLog
 
@@ -30,9 +30,9 @@ class Services:
 
     bus: MessageBus
     own_methods: Mapping[str, Callable[[Call], Awaitable[CallResult]]]
-    """Methods that the gateway answers itself, by name."""
+    """Methods that the gateway serves itself, by name."""
     verifier: SessionVerifier
-    feed: EventFeed
+    subscriptions: EventSubscriptions
     revisions: CallerRevisions
     rates: RateLimits
     large_inputs: LargeInputs
@@ -67,7 +67,7 @@ class Services:
             bus=bus,
             own_methods={GET_SIGNING_KEYS: signing_keys(verifier.key_set)},
             verifier=SessionVerifier(bus, verifier),
-            feed=EventFeed(bus),
+            subscriptions=EventSubscriptions(bus),
             revisions=CallerRevisions(bus),
             rates=rates or RateLimits(RateLimitSettings(), BoundedStorage()),
             large_inputs=LargeInputs(),
@@ -83,4 +83,4 @@ class Services:
 
     def subscribe(self) -> "asyncio.Future[Any]":
         """Subscribe to the events that the services consume; done once the broker has confirmed."""
-        return asyncio.gather(self.feed.run(), self.verifier.run(), self.revisions.run())
+        return asyncio.gather(self.subscriptions.run(), self.verifier.run(), self.revisions.run())

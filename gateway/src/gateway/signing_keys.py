@@ -1,6 +1,6 @@
-"""GetSigningKeys, answered by the gateway from the keys by which it verifies tokens itself.
+"""GetSigningKeys, which the gateway serves itself, from the keys by which it verifies tokens.
 
-Clients that verify tokens by /.well-known/jwks.json then trust no answer of the bus.
+Clients that verify tokens by /.well-known/jwks.json then need not trust a reply of the bus.
 """
 
 import json
@@ -22,7 +22,7 @@ _RESPONSE: Final = message_class("postbus.users.v1.GetSigningKeysResponse")
 def signing_keys(key_set: str) -> Callable[[Call], Awaitable[CallResult]]:
     """Return the method for a JSON Web Key Set (RFC 7517).
 
-    The response has the public members of the keys; the contract has no field for another.
+    The response has only the public members of the keys: the contract has no field for others.
     """
     keys = {"keys": json.loads(key_set)["keys"]}
     response = ParseDict(keys, _RESPONSE(), ignore_unknown_fields=True)

@@ -20,13 +20,14 @@ from gateway.websocket_frames import (
     member_frame,
     parse_frame,
     read_client_frame,
+    read_frame,
 )
-from gateway.websocket_protocol import Socket
+from gateway.websocket_interface import Socket
 from gateway.websocket_sender import FrameSender
 from gateway.websocket_subscriptions import SocketSubscriptions
 from shared import tasks
+from shared.access_tokens import Caller
 from shared.errors import Code, ServiceError, internal
-from shared.identity import Caller
 from shared.trace import new_traceparent, trace_id
 from shared.wire import message_class
 
@@ -122,7 +123,7 @@ class WebSocketConnection:
                 self._authenticate(document, message)
             else:
                 self._handle(read_client_frame(document, message), self._client)
-        except Exception as error:  # noqa: BLE001  # the edge: every frame is answered
+        except Exception as error:  # noqa: BLE001  # every frame gets a response
             failure = self._send_failure(error, id_)
             if self._client is None:
                 self._sender.close(failure)
@@ -136,13 +137,13 @@ class WebSocketConnection:
         try:
             await self._services.rates.admit(self._address, user_id)
             id_, frame = await self._services.large_inputs.read(
-                user_id, MAX_TIMEOUT, partial(_read_frame, message)
+                user_id, MAX_TIMEOUT, partial(read_frame, message)
             )
             if isinstance(frame, ServiceError):  # raised here, it would refer to itself by `frame`
                 self._sender.send_error(frame, id_=id_, traceparent=new_traceparent())
             else:
                 self._handle(frame, client, late=self._loop.time() - arrived)
-        except Exception as error:  # noqa: BLE001  # the edge: every frame is answered
+        except Exception as error:  # noqa: BLE001  # every frame gets a response
             self._send_failure(error, id_)
 
     def _send_failure(self, error: Exception, id_: str) -> ServiceError:
@@ -219,17 +220,6 @@ class WebSocketConnection:
                     "AUTHENTICATED_BEFORE",
                     "The WebSocket is authenticated already.",
                 )
-
-
-def _read_frame(message: bytes) -> tuple[str, ClientFrame | ServiceError]:
-    """Return the id of a frame, and the frame or the error that refuses it."""
-    id_ = ""
-    try:
-        document = parse_frame(message)
-        id_ = frame_id(document)
-        return id_, read_client_frame(document, message)
-    except ServiceError as error:
-        return id_, error
 
 
 def _unauthenticated() -> ServiceError:

@@ -28,6 +28,7 @@ __all__ = [
     "member_frame",
     "parse_frame",
     "read_client_frame",
+    "read_frame",
     "result_frame",
 ]
 
@@ -145,6 +146,17 @@ def frame_id(document: Any) -> str:
     """Return the id of a frame that may be invalid, truncated; empty if it has none."""
     found = document.get("id") if isinstance(document, dict) else None
     return found[:_MAX_ID] if isinstance(found, str) else ""
+
+
+def read_frame(message: bytes) -> tuple[str, ClientFrame | ServiceError]:
+    """Return the id of a frame, and the frame or the error that refuses it."""
+    id_ = ""
+    try:
+        document = parse_frame(message)
+        id_ = frame_id(document)
+        return id_, read_client_frame(document, message)
+    except ServiceError as error:
+        return id_, error
 
 
 def first_member_id(text: bytes) -> str:

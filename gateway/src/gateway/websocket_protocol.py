@@ -1,4 +1,4 @@
-"""The transport of a WebSocket: framing, rate of frames, fair scheduling, closing.
+"""The transport of a WebSocket: received frames, their rate, fair scheduling, closing.
 
 uvicorn's protocol class does the handshake, the ASGI events up to `websocket.accept` and the pings;
 `websockets` parses the frames. Messages are not passed as ASGI events: a queue, a task switch and a
@@ -9,60 +9,30 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.exceptions import InvalidState
 from websockets.frames import Opcode
 
 from gateway.problems import CLOSE_CODES
 from gateway.socket_limits import FrameBudget
 from gateway.unfinished_input import FREE_BYTES
+from gateway.unfinished_message import UnfinishedMessage
+from gateway.websocket_interface import Receiver
+from gateway.websocket_output import WebSocketOutput
 from shared.errors import ServiceError
 
-__all__ = ["Receiver", "Socket", "WebSocketProtocol"]
+__all__ = ["WebSocketProtocol"]
 
 _PARSE_BYTES: Final = 1024
 """Bytes that are parsed before their frames are handled: at most 170 frames, about 0.5 ms."""
 _TURN_SECONDS: Final = 0.002
 """Longest time for which one socket is served before other tasks run."""
-_MESSAGE_SECONDS: Final = 30.0
-"""Time from the first byte of a message to its last."""
 _CLOSE_SECONDS: Final = 3.0
 """Time for a client to read everything that was sent, and to send its close frame."""
 
 
-class Receiver(Protocol):
-    """Receives the messages of a socket. Its methods do not block and never raise."""
-
-    def receive(self, message: bytes) -> asyncio.Future[None] | None:
-        """Receive a text message (valid UTF-8); the next one once the returned future is done."""
-
-    def disconnected(self) -> None:
-        """Handle the end of the socket, which either side has closed."""
-
-
-class Socket(Protocol):
-    """The socket of one client, as its receiver uses it."""
-
-    max_bytes: int
-    """Largest message that is accepted."""
-
-    @property
-    def waiting_bytes(self) -> int:
-        """Return the number of bytes that are buffered beyond the buffers of the kernel."""
-
-    def write(self, *parts: bytes) -> None:
-        """Send one text message, of the joined parts; without effect if the socket is closed."""
-
-    async def drain(self) -> None:
-        """Return once the client has read enough, or has disconnected."""
-
-    def close(self, code: int, reason: str) -> None:
-        """Close with a close frame, before any further frame is handled."""
-
-
-class WebSocketProtocol(WebSocketsSansIOProtocol):
+class WebSocketProtocol(WebSocketOutput):
     """A Socket, which the application gets in `scope["state"]["socket"]`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -74,13 +44,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._message = bytearray()
         self._continuation: asyncio.Handle | None = None
         self._reading: asyncio.Future[None] | None = None
-        self._count_unfinished: Callable[..., int] | None = None
-        self._unfinished = 0
-        self._message_began: float | None = None  # by the loop's clock; None between messages
-        self._message_timer: asyncio.TimerHandle | None = None
-        self._output: list[bytes] = []
-        self._output_bytes = 0
-        self._flushing: asyncio.Handle | None = None
+        self._unfinished = UnfinishedMessage(self.loop)
 
     async def run_asgi(self) -> None:
         """Run the application, with this object in the scope."""
@@ -106,7 +70,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
         `count_unfinished` is UnfinishedInput.change of the client's address.
         """
-        self._count_unfinished = count_unfinished
+        self._unfinished.count_by(count_unfinished)
         self.max_bytes = max_bytes
         self._receiver = receiver
         self._budget = budget
@@ -172,38 +136,22 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def _watch_unfinished(self) -> None:
         """Count the bytes that are held until more arrive, and limit the time of their message."""
+        unfinished = self._unfinished
         partial = len(self.conn.reader.buffer)
         size = partial + len(self._received) + len(self._message)
-        if (size > FREE_BYTES or self._unfinished) and self._count_unfinished is not None:
+        if size > FREE_BYTES or unfinished.counted:
             try:
-                self._unfinished = self._count_unfinished(held=self._unfinished, size=size)
+                unfinished.count(size)
             except ServiceError as error:
                 self.close(CLOSE_CODES[error.code], error.reason)
                 return
         if partial or self.conn.current_size is not None:  # the latter between two fragments
-            if self._message_began is None:
-                self._message_began = self.loop.time()
-                if self._message_timer is None:
-                    self._set_message_timer(_MESSAGE_SECONDS)
+            unfinished.begin(self._may_read, self._close_slow)
         else:
-            self._message_began = None
+            unfinished.began = None
 
-    def _set_message_timer(self, seconds: float) -> None:
-        self._message_timer = self.loop.call_later(seconds, self._check_message)
-
-    def _check_message(self) -> None:
-        """Close if a message is incomplete for too long; the timer is rarely set: see Deadlines."""
-        self._message_timer = None
-        if self._message_began is None:
-            return
-        now = self.loop.time()
-        if not self._may_read():  # the client may have sent the rest
-            self._message_began = now
-        remaining = self._message_began + _MESSAGE_SECONDS - now
-        if remaining > 0:
-            self._set_message_timer(remaining)
-        else:
-            self.close(4408, "MESSAGE_TOO_SLOW")
+    def _close_slow(self) -> None:
+        self.close(4408, "MESSAGE_TOO_SLOW")
 
     def _next_frame(self) -> Any:
         while not self._frames and self._received and self.conn.parser_exc is None:
@@ -227,7 +175,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.close(4429, "TOO_MANY_FRAMES")
             return
         if self.conn.current_size is None:  # after the parsed bytes, no message is incomplete
-            self._message_began = None
+            self._unfinished.began = None
         match frame.opcode:
             case Opcode.TEXT | Opcode.CONT:
                 self._message += frame.data
@@ -243,7 +191,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def _receive_message(self) -> None:
         message = bytes(self._message)
         self._message.clear()
-        self._message_began = None
+        self._unfinished.began = None
         try:
             message.decode()
         except UnicodeDecodeError:
@@ -259,37 +207,6 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._reading = None
         if self._continuation is None and not self.disconnected:
             self._handle_frames()
-
-    # Sending
-
-    @property
-    def waiting_bytes(self) -> int:
-        """See Socket."""
-        return self._output_bytes + self.transport.get_write_buffer_size()
-
-    def write(self, *parts: bytes) -> None:
-        """See Socket. Messages of one iteration of the event loop are sent together."""
-        if self.close_sent or self.disconnected:
-            return
-        size = sum(map(len, parts))
-        self._output += (_head(size), *parts)
-        self._output_bytes += size
-        if self._flushing is None:
-            self._flushing = self.loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        if self._flushing is not None:
-            self._flushing.cancel()
-            self._flushing = None
-        output = self._output + self.conn.data_to_send()
-        if output and not self.transport.is_closing():
-            self.transport.writelines(output)
-        self._output, self._output_bytes = [], 0
-
-    async def drain(self) -> None:
-        """See Socket."""
-        self._flush()
-        await self.writable.wait()
 
     def resume_writing(self) -> None:
         """Handle the frames that were received while the client did not read."""
@@ -350,22 +267,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._frames.clear()
         self._message.clear()
         self.conn.reader.buffer.clear()
-        if self._unfinished and self._count_unfinished is not None:
-            self._unfinished = self._count_unfinished(held=self._unfinished, size=0)
-        if self._message_timer is not None:
-            self._message_timer.cancel()
-            self._message_timer = None
+        self._unfinished.discard()
 
     def _end_receiver(self) -> None:
         receiver, self._receiver = self._receiver, None
         if receiver is not None:
             receiver.disconnected()
-
-
-def _head(size: int) -> bytes:
-    """Return the head of an unfragmented, unmasked text frame (RFC 6455, section 5.2)."""
-    if size < 126:
-        return b"\x81%c" % size
-    if size < 65536:
-        return b"\x81\x7e" + size.to_bytes(2)
-    return b"\x81\x7f" + size.to_bytes(8)

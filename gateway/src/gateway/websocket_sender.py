@@ -4,7 +4,7 @@ from typing import Final
 
 from gateway.problems import CLOSE_CODES
 from gateway.websocket_frames import error_frame
-from gateway.websocket_protocol import Socket
+from gateway.websocket_interface import Socket
 from shared.errors import Code, ServiceError
 from shared.trace import trace_id
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from gateway.event_feed import CLIENT_EVENTS
+from gateway.event_subscriptions import CLIENT_EVENTS
 from gateway.services import Services
 from gateway.websocket_frames import EVENT_SUFFIX, event_prefix
 from gateway.websocket_sender import FrameSender
@@ -41,7 +41,7 @@ class SocketSubscriptions:
         subscription = self._by_id[id_] = _Subscription(self._sender, id_, names)
         try:
             for name in names:
-                self._services.feed.subscribe(name, subscription, user_id=self._user_id)
+                self._services.subscriptions.subscribe(name, subscription, user_id=self._user_id)
         except ServiceError:
             self._end(id_)
             raise
@@ -81,7 +81,7 @@ class SocketSubscriptions:
             self._end(id_)
 
     def _end(self, id_: str) -> None:
-        self._services.feed.unsubscribe(self._by_id.pop(id_))
+        self._services.subscriptions.unsubscribe(self._by_id.pop(id_))
         self._services.socket_quotas.subscriptions.release(self._user_id)
 
 

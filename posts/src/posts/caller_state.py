@@ -91,11 +91,11 @@ class CallerReader:
         return author if author.has_profile else None
 
     async def _fetch(self, keys: Sequence[str]) -> dict[str, Document]:
-        """Return documents by key: a prefix and an id.
+        """Return documents by key. A key is the prefix of a collection with an id.
 
-        A key with the prefix `view` has no document: it consists of a post and a caller, and adds
-        the caller's follow of the author to the post. MongoDB reads the authors first, so that a
-        follow is at least as new as the revision of the author.
+        A key of a post and a caller, with the prefix of a follow of the author, has no document:
+        it adds that follow to the document of the post. MongoDB reads the authors first, so that
+        a follow is at least as new as the revision of the author.
         """
         views = [key.split("/") for key in _ids(keys, _FOLLOW_OF_AUTHOR)]
         posts = _posts(_ids(keys, _POST), views)

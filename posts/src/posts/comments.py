@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from betterproto.lib.google.protobuf import Empty
-from odmantic.query import and_, eq, in_, lt
+from odmantic.query import and_, eq, lt
 from uuid_utils.compat import uuid7
 
 from postbus.posts.v1 import (
@@ -79,10 +79,7 @@ class CommentRepository:
 
     async def delete_batch(self, field: str, id_: str, limit: int) -> list[Comment]:
         """Delete up to `limit` comments by `post_id` or `author_id`; return them."""
-        query = eq(getattr(Comment, field), id_)
-        batch = await self._comments.find(query, sort=[("_id", 1)], limit=limit)
-        await self._comments.delete_many(in_(Comment.id, [comment.id for comment in batch]))
-        return batch
+        return await self._comments.delete_batch(eq(getattr(Comment, field), id_), limit)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ _AUTHORS_PER_QUERY: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class FeedHandlers:
-    """Handlers of feeds."""
+    """The handler of ListFeed."""
 
     search: PostSearch
     authors: AuthorProjection

@@ -60,5 +60,4 @@ class FollowRepository:
     async def delete_batch(self, user_id: str, limit: int) -> int:
         """Delete up to `limit` follows of and by a user; return their number."""
         query = or_(eq(Follow.follower_id, user_id), eq(Follow.followed_id, user_id))
-        batch = await self._follows.find(query, sort=[("_id", 1)], limit=limit)
-        return await self._follows.delete_many(in_(Follow.id, [each.id for each in batch]))
+        return len(await self._follows.delete_batch(query, limit))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from odmantic.query import and_, eq, in_, lt, lte, or_
+from odmantic.query import and_, eq, lt, lte, or_
 
 from postbus.posts.v1 import (
     LikePostRequest,
@@ -116,9 +116,7 @@ class LikeRepository:
 
     async def delete_batch(self, field: str, id_: str, limit: int) -> list[str]:
         """Delete up to `limit` likes by `post_id` or `user_id`; return the ids of their posts."""
-        query = eq(getattr(Like, field), id_)
-        batch = await self._likes.find(query, sort=[("_id", 1)], limit=limit)
-        await self._likes.delete_many(in_(Like.id, [like.id for like in batch]))
+        batch = await self._likes.delete_batch(eq(getattr(Like, field), id_), limit)
         return [like.post_id for like in batch]
 
 

@@ -83,8 +83,7 @@ class NotificationRepository:
     async def count(self, user_id: str, *, unread_only: bool) -> int | None:
         """Count the notifications of a user; None if there are more than COUNTED."""
         query = _query(user_id, unread_only=unread_only)
-        count = await self._notifications.count(query, limit=COUNTED + 1)
-        return count if count <= COUNTED else None
+        return await self._notifications.count_at_most(COUNTED, query)
 
     async def unread(self, user_id: str) -> int:
         """Count the unread notifications of a user, up to UNREAD_COUNTED."""
@@ -104,10 +103,7 @@ class NotificationRepository:
         The field is `user_id`, `actor_id`, `post_id` or `comment_id`.
         """
         query = eq(getattr(Notification, field), id_)
-        batch = await self._notifications.find(query, sort=[("_id", 1)], limit=limit)
-        return await self._notifications.delete_many(
-            in_(Notification.id, [each.id for each in batch])
-        )
+        return len(await self._notifications.delete_batch(query, limit))
 
 
 def _query(user_id: str, *, unread_only: bool) -> QueryExpression:

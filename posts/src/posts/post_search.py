@@ -67,8 +67,7 @@ class PostSearch:
         if wanted.matches_nothing:
             return 0
         if _has_exact_index(wanted, order):
-            count = await self._posts.count(*wanted.queries(), limit=COUNTED + 1)
-            return count if count <= COUNTED else None
+            return await self._posts.count_at_most(COUNTED, *wanted.queries())
         scan = await self._scan(wanted, order, ())
         if scan.last:
             return None

@@ -55,8 +55,7 @@ class TagRepository:
 
     async def total(self) -> int | None:
         """Count the tags; None if there are more than COUNTED."""
-        count = await self._tags.count(gt(Tag.post_count, 0), limit=COUNTED + 1)
-        return count if count <= COUNTED else None
+        return await self._tags.count_at_most(COUNTED, gt(Tag.post_count, 0))
 
 
 @dataclass(frozen=True, slots=True)

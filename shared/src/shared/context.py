@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from uuid_utils import NAMESPACE_OID, uuid5
 
+from shared.access_tokens import Caller, token_missing
 from shared.errors import Outcome, deadline_exceeded
-from shared.identity import Caller, token_missing
 
 __all__ = ["Context", "current_context"]
 

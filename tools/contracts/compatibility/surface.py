@@ -36,7 +36,7 @@ class Route:
 
     @property
     def template(self) -> str:
-        """The path for the gateway's precedence: `{}` for each wildcard."""
+        """The path with `{}` for each wildcard, by which the gateway orders its routes."""
         return self.url.replace("*", "{}")
 
     @property

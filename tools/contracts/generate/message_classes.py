@@ -1,107 +1,47 @@
-"""gen/postbus/**/__init__.py: betterproto's classes with faster constructors, access and stubs.
-
-The constructor that betterproto inherits from dataclasses iterates over all fields twice, and is
-several times slower.
-"""
+"""gen/postbus/**/__init__.py: betterproto's classes, based on the classes of `postbus_runtime`."""
 
 import ast
-from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import TypeGuard
 
-__all__ = ["with_constructors", "with_stubs"]
+__all__ = ["with_runtime_classes"]
 
-_STUB = "(betterproto.ServiceStub)"
-_IMPORT = (
-    "from postbus_runtime.message_access import PLACEHOLDER, get_set_attribute, set_attribute\n"
-)
+_BASES = {
+    "(betterproto.Message)": (
+        "(GeneratedMessage)",
+        "from postbus_runtime.messages import GeneratedMessage\n",
+    ),
+    "(betterproto.ServiceStub)": (
+        "(ServiceStub)",
+        "from postbus_runtime.stubs import ServiceStub\n",
+    ),
+}
+"""Base classes of betterproto, with those that replace them and their imports."""
+_IMPORT = "import betterproto\n"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Field:
-    name: str
-    annotation: str
-    group: str
-    optional: bool
+def with_runtime_classes(source: str) -> str:
+    """Return betterproto's module `source` with other base classes, and without gRPC servers."""
+    source = _without_grpc(source)
+    for base, (replacement, statement) in _BASES.items():
+        if base in source:
+            source = source.replace(base, replacement)
+            source = source.replace(_IMPORT, _IMPORT + statement, 1)
+    return source
 
 
-def with_constructors(source: str) -> str:
-    """Return betterproto's module `source` with explicit constructors."""
+def _without_grpc(source: str) -> str:
+    """Return a module whose service classes only declare the methods: the bus serves them."""
     lines = source.splitlines(keepends=True)
-    module = ast.parse(source)
-    found = [(node, list(_fields(node))) for node in module.body if isinstance(node, ast.ClassDef)]
-    messages = [(node, fields) for node, fields in found if fields and not _is_custom(node, fields)]
-    for node, fields in reversed(messages):
-        lines.insert(node.end_lineno or 0, "\n" + _constructor(fields))
-    if messages:
-        first = min(node.decorator_list[0].lineno for node, _ in found if node.decorator_list)
-        lines.insert(first - 1, _IMPORT + "\n\n")
+    services = [node for node in ast.parse(source).body if _is_service(node)]
+    methods = [node for service in services for node in service.body if _serves_grpc(node)]
+    for method in reversed(methods):
+        del lines[method.lineno - 1 : method.end_lineno]
     return "".join(lines)
 
 
-def with_stubs(source: str) -> str:
-    """Return betterproto's module `source` with the base class of stubs from the runtime."""
-    if _STUB not in source:
-        return source
-    imports = "import betterproto\nfrom postbus_runtime.stubs import ServiceStub\n"
-    return source.replace(_STUB, "(ServiceStub)").replace("import betterproto\n", imports, 1)
+def _is_service(node: ast.stmt) -> TypeGuard[ast.ClassDef]:
+    return isinstance(node, ast.ClassDef) and "ServiceBase" in map(ast.unparse, node.bases)
 
 
-def _fields(message: ast.ClassDef) -> Iterator[_Field]:
-    for statement in message.body:
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.value, ast.Call):
-            options = {
-                keyword.arg: ast.literal_eval(keyword.value)
-                for keyword in statement.value.keywords
-                if keyword.arg in {"group", "optional"}
-            }
-            yield _Field(
-                name=ast.unparse(statement.target),
-                annotation=ast.unparse(statement.annotation),
-                group=options.get("group", ""),
-                optional=options.get("optional", False),
-            )
-
-
-def _is_custom(message: ast.ClassDef, fields: list[_Field]) -> bool:
-    """Return whether betterproto's own constructor must stay: it warns of deprecated fields."""
-    methods = any(isinstance(statement, ast.FunctionDef) for statement in message.body)
-    return methods or any(field.name == "self" for field in fields)
-
-
-def _constructor(fields: list[_Field]) -> str:
-    parameters = "".join(
-        f"        {field.name}: {field.annotation} = {_default(field)},\n" for field in fields
-    )
-    values = "".join(f'            "{field.name}": {field.name},\n' for field in fields)
-    present = " or ".join(_is_present(field) for field in fields)
-    groups = ", ".join(f'"{group}": {_current(group, fields)}' for group in _groups(fields))
-    return (
-        f"    def __init__(\n        self,\n{parameters}    ) -> None:\n"
-        f'        set_attribute(self, "__dict__", {{\n{values}'
-        f'            "_serialized_on_wire": {present},\n'
-        '            "_unknown_fields": b"",\n'
-        f'            "_group_current": {{{groups}}},\n'
-        "        })\n\n"
-        "    __getattribute__ = get_set_attribute\n"
-    )
-
-
-def _default(field: _Field) -> str:
-    return "None" if field.optional else "PLACEHOLDER"
-
-
-def _is_present(field: _Field) -> str:
-    present = f"{field.name} is not PLACEHOLDER"
-    return f"({present} and {field.name} is not None)" if field.optional else present
-
-
-def _groups(fields: list[_Field]) -> list[str]:
-    return list(dict.fromkeys(field.group for field in fields if field.group))
-
-
-def _current(group: str, fields: list[_Field]) -> str:
-    """Return the expression for the set member of a oneof: the last argument, as in betterproto."""
-    members = [field.name for field in fields if field.group == group]
-    return " else ".join(
-        [*(f'"{name}" if {name} is not PLACEHOLDER' for name in reversed(members)), "None"]
-    )
+def _serves_grpc(node: ast.stmt) -> bool:
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("__")

@@ -1,32 +1,24 @@
 """gen/postbus/openapi.json: the REST API as an OpenAPI 3.1 document."""
 
-import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any, Final
 
 from google.protobuf.descriptor import MethodDescriptor
 
-from postbus_runtime.contract import ContractError
-from postbus_runtime.http_rules import Binding, bindings, json_path
+from postbus_runtime.http_rules import Binding, bindings
 from postbus_runtime.locations import location
 from postbus_runtime.options import Access
 from tools.contracts.generate.descriptors import Contracts
 from tools.contracts.generate.json_values import select_variant
+from tools.contracts.generate.openapi_operation import Operation
 from tools.contracts.generate.rest_headers import RestHeaders, header_fields
-from tools.contracts.generate.rest_responses import (
-    HEADERS,
-    PROBLEM,
-    PROBLEM_REFERENCE,
-    RESPONSES,
-)
-from tools.contracts.generate.schemas import Schema, Schemas
+from tools.contracts.generate.rest_responses import HEADERS, PROBLEM, RESPONSES
+from tools.contracts.generate.schemas import Schemas
 
 __all__ = ["MAX_BODY_BYTES", "openapi"]
 
 MAX_BODY_BYTES: Final = 2 << 20
 """Default of the gateway's setting."""
-_DERIVED: Final = frozenset({"update_mask"})
-"""Fields that the gateway sets for a PATCH."""
 _INFO: Final = """\
 JSON is [ProtoJSON](https://protobuf.dev/programming-guides/json). Responses, and the schemas here,
 have its canonical form. Requests may also have: `null` for a member that is not set; the names of
@@ -51,26 +43,11 @@ at `/contracts`.""".replace("{max_body_bytes}", f"{MAX_BODY_BYTES:,}")
 def openapi(contracts: Contracts) -> dict[str, Any]:
     """Return the document: every method that clients may call."""
     schemas = Schemas(contracts, header_fields(contracts))
-    rules = bindings(contracts)
-    methods = [method for method in contracts.methods if rules[method.full_name]]
-    public = [method for method in methods if _access(contracts, method) is not Access.INTERNAL]
-    paths: dict[str, dict[str, Any]] = {}
-    read = {
-        each.path for method in public for each in rules[method.full_name] if each.verb == "GET"
+    paths = _paths(contracts, schemas)
+    services = {
+        method.containing_service.full_name: method.containing_service
+        for method, _ in _public(contracts)
     }
-    for method in public:
-        for index, binding in enumerate(rules[method.full_name]):
-            headers = RestHeaders(
-                contracts,
-                method,
-                binding,
-                created=bool(location(contracts, rules, method, binding)),
-                readable=binding.path in read,
-            )
-            operation = _Operation(contracts, schemas, method, binding, headers).document(index)
-            paths.setdefault(binding.path, {})[binding.verb.lower()] = operation
-    components = {"Problem": PROBLEM} | dict(sorted(schemas.components.items()))
-    services = {method.containing_service.full_name: method.containing_service for method in public}
     document = {
         "openapi": "3.1.0",
         "info": {
@@ -85,7 +62,7 @@ def openapi(contracts: Contracts) -> dict[str, Any]:
         ],
         "paths": paths,
         "components": {
-            "schemas": components,
+            "schemas": {"Problem": PROBLEM} | dict(sorted(schemas.components.items())),
             "headers": HEADERS,
             "responses": RESPONSES,
             "securitySchemes": {
@@ -97,133 +74,31 @@ def openapi(contracts: Contracts) -> dict[str, Any]:
     return readable
 
 
-def _access(contracts: Contracts, method: MethodDescriptor) -> Access | None:
-    return contracts.method_options[method.full_name].access
+def _public(contracts: Contracts) -> list[tuple[MethodDescriptor, Sequence[Binding]]]:
+    """Return the methods that clients may call over REST, with their bindings."""
+    rules = bindings(contracts)
+    return [
+        (method, rules[method.full_name])
+        for method in contracts.methods
+        if rules[method.full_name]
+        and contracts.method_options[method.full_name].access is not Access.INTERNAL
+    ]
 
 
-class _Operation:
-    """One binding of a method."""
-
-    def __init__(
-        self,
-        contracts: Contracts,
-        schemas: Schemas,
-        method: MethodDescriptor,
-        binding: Binding,
-        headers: RestHeaders,
-    ) -> None:
-        self._contracts = contracts
-        self._schemas = schemas
-        self._method = method
-        self._binding = binding
-        self._headers = headers
-
-    def document(self, index: int) -> dict[str, Any]:
-        """Return the operation; `index` is the number of the binding, for a unique operationId."""
-        method = self._method
-        summary, _, description = self._contracts.comment(method.full_name).partition("\n\n")
-        operation: dict[str, Any] = {
-            "operationId": method.name + (f"_{index}" if index else ""),
-            "tags": [method.containing_service.name],
-            "summary": summary,
-            "description": description,
-            "parameters": [*self._path(), *self._query(), *self._headers.parameters()],
-        }
-        if self._binding.body:
-            operation["requestBody"] = self._request_body()
-        operation["responses"] = self._responses()
-        for_users = _access(self._contracts, method) is Access.USER
-        return operation | {"security": [{"bearer": []}] if for_users else [{}, {"bearer": []}]}
-
-    def _path(self) -> Iterator[Schema]:
-        for path, parts in self._binding.variables:
-            names = re.findall(r"\{([^}]+)\}", parts)
-            whole = self._schemas.field(path[-1], request=True, required=True)
-            description = whole.pop("description", "")
-            for name in names:
-                schema = whole if parts == f"{{{name}}}" else {"type": "string"}
-                yield {
-                    "name": name,
-                    "in": "path",
-                    "required": True,
-                    "description": description,
-                    "schema": schema,
-                }
-
-    def _query(self) -> Iterator[Schema]:
-        for path in self._binding.query:
-            required = self._schemas.required(path[-1]) and len(path) == 1
-            schema = self._schemas.field(path[-1], request=True, required=True)
-            yield {
-                "name": json_path(path),
-                "in": "query",
-                "required": required,
-                "description": schema.pop("description", ""),
-                "schema": schema,
-            }
-
-    def _request_body(self) -> Schema:
-        """Return the body, which is optional if `{}` has all required members."""
-        schema = self._body()
-        kinds = ["application/json"]
-        if self._binding.verb == "PATCH":
-            kinds.append("application/merge-patch+json")  # RFC 7396
-        content = {kind: {"schema": schema} for kind in kinds}
-        return {"required": not self._accepts_empty(schema), "content": content}
-
-    def _accepts_empty(self, schema: Schema) -> bool:
-        name = schema.get("$ref", "").rpartition("/")[2]
-        resolved = self._schemas.components.get(name, schema)
-        required = {"required", "allOf", "anyOf", "oneOf"}
-        return resolved.get("type") == "object" and required.isdisjoint(resolved)
-
-    def _body(self) -> Schema:
-        request, binding = self._method.input_type, self._binding
-        if binding.body != "*":
-            field = next(each for each in request.fields if each.json_name == binding.body)
-            return self._schemas.field(field, request=True, required=True)
-        derived = _DERIVED if binding.verb == "PATCH" else frozenset()
-        in_path = frozenset(path[0].name for path, _ in binding.variables)
-        for path, _ in binding.variables:
-            if len(path) > 1:
-                raise ContractError(
-                    self._method, f'{json_path(path)} is in the path: name the body field, not "*"'
-                )
-        schema = self._schemas.message(request, request=True, without=in_path | derived)
-        schema["properties"] |= self._read_only(set(schema["properties"]))
-        return schema
-
-    def _read_only(self, writable: set[str]) -> dict[str, Schema]:
-        """Return the read-only members of the resource, which a change ignores (AIP-203)."""
-        resource = self._binding.response_field
-        if self._binding.verb != "PATCH" or resource is None or resource.message_type is None:
-            return {}
-        return {
-            field.json_name: self._schemas.field(field, request=False) | {"readOnly": True}
-            for field in resource.message_type.fields
-            if field.json_name not in writable and self._contracts.is_output_only(field)
-        }
-
-    def _responses(self) -> dict[str, Any]:
-        empty = self._binding.response_field is None and not self._method.output_type.fields
-        done = {"description": "Done."} if empty else self._done()
-        return {
-            "204" if empty else str(self._binding.status): done | self._headers.of_success(),
-            **self._headers.responses(),
-        }
-
-    def _done(self) -> Schema:
-        field = self._binding.response_field
-        schema = (
-            self._schemas.reference(self._method.output_type)
-            if field is None
-            else self._schemas.field(field, request=False)
-        )
-        if self._method.server_streaming:
-            lines = {"type": "object", "properties": {"result": schema, "error": PROBLEM_REFERENCE}}
-            content = {"application/x-ndjson": {"schema": lines}}
-            return {
-                "description": "One line for each message, sent immediately.",
-                "content": content,
-            }
-        return {"description": "Done.", "content": {"application/json": {"schema": schema}}}
+def _paths(contracts: Contracts, schemas: Schemas) -> dict[str, dict[str, Any]]:
+    """Return the operations by path and verb; the schemas that they use are added to `schemas`."""
+    rules, public = bindings(contracts), _public(contracts)
+    read = {each.path for _, found in public for each in found if each.verb == "GET"}
+    paths: dict[str, dict[str, Any]] = {}
+    for method, found in public:
+        for index, binding in enumerate(found):
+            headers = RestHeaders(
+                contracts,
+                method,
+                binding,
+                created=bool(location(contracts, rules, method, binding)),
+                readable=binding.path in read,
+            )
+            operation = Operation(contracts, schemas, method, binding, headers).document(index)
+            paths.setdefault(binding.path, {})[binding.verb.lower()] = operation
+    return paths

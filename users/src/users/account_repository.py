@@ -7,12 +7,12 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, TextClause, text
 from sqlmodel import col, delete, func, or_, select, update
 
+from shared.access_tokens import session_revoked
 from shared.context import Context
 from shared.data.pages import Page
 from shared.data.postgres_sessions import Postgres
 from shared.data.search_terms import words
 from shared.errors import Code, ServiceError
-from shared.identity import session_revoked
 from shared.outbox.postgres_errors import DatabaseFaultError
 from shared.outbox.unit_of_work import outside_unit_of_work
 from users.models import EMAIL_INDEX, USERNAME_INDEX, Session, User

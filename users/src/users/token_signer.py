@@ -8,7 +8,7 @@ import jwt
 from pydantic import SecretStr
 from uuid_utils.compat import uuid7
 
-from shared.identity import ACCESS_TOKEN_SECONDS, ALGORITHM, AUDIENCE, ISSUER, TOKEN_TYPE
+from shared.access_tokens import ACCESS_TOKEN_SECONDS, ALGORITHM, AUDIENCE, ISSUER, TOKEN_TYPE
 from users.refresh_tokens import RefreshToken
 
 __all__ = ["TokenSigner"]

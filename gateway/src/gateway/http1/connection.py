@@ -20,7 +20,7 @@ from shared.errors import ServiceError
 from shared.trace import new_traceparent, trace_id
 
 if TYPE_CHECKING:
-    from gateway.http1.exchange import Exchange
+    from gateway.http1.response_writer import ResponseWriter
 
 __all__ = ["Connection"]
 
@@ -67,8 +67,8 @@ class Connection(asyncio.Protocol):
         """Read from the transport, unless enough input is buffered."""
         raise NotImplementedError
 
-    def finish(self, exchange: "Exchange") -> None:
-        """Continue with the next request: the response of `exchange` is complete."""
+    def finish(self, response: "ResponseWriter") -> None:
+        """Continue with the next request: `response` is complete."""
         raise NotImplementedError
 
     def _discard_input(self) -> None:

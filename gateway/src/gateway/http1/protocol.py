@@ -14,13 +14,14 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from gateway.cors import Cors
-from gateway.http1.body_framing import Body, ChunkedBody, SizedBody
-from gateway.http1.connection import Connection
+from gateway.http1.body_framing import ChunkedBody, SizedBody
+from gateway.http1.buffered_connection import BufferedConnection
 from gateway.http1.deadlines import NEVER
 from gateway.http1.exchange import Exchange
 from gateway.http1.head import Head, parse_head
 from gateway.http1.head_fields import CHUNKED, HEAD_BYTES, refusal
 from gateway.http1.http_limits import ConnectionCounts, HttpLimits
+from gateway.http1.response_writer import ResponseWriter
 from gateway.http1.upgrade import hand_over, is_handshake, rebuild, require_handshake
 from gateway.problems import HttpError
 from gateway.request_body import too_large
@@ -28,8 +29,6 @@ from shared.errors import Outcome, ServiceError
 
 __all__ = ["http1"]
 
-_BUFFER_BYTES: Final = 64 * 1024
-"""Bytes of a body or of later requests that are buffered before reading is paused."""
 _DISCARDED_BYTES: Final = 128 << 20
 """Most bytes that are read and discarded so that a client can read the response that refused it."""
 _EMPTY_LINES: Final = re.compile(rb"\A(?:\r\n)+")
@@ -49,7 +48,7 @@ def http1(
     return cast("type[asyncio.Protocol]", protocol)  # uvicorn only calls it
 
 
-class Http1Protocol(Connection):
+class Http1Protocol(BufferedConnection):
     """A connection that reads requests and runs the application for each of them."""
 
     def __init__(
@@ -68,15 +67,9 @@ class Http1Protocol(Connection):
         self._config = config
         self._app = config.loaded_app
         self._app_state = app_state
-        self._buffer = b""
         self._head_begun = False
         self._began = 0.0  # start of the request, by the loop's clock
-        self._exchange: Exchange | None = None
-        self._body: Body | None = None  # only while it is incomplete
-        self._body_bytes = 0
-        self._resuming = False  # reading of a body is interrupted, so that other tasks run
         self._discarded = 0
-        self._reading = True
 
     # asyncio.Protocol
 
@@ -120,19 +113,6 @@ class Http1Protocol(Connection):
         except ServiceError as error:
             self._fail(error)
         self.update_reading()
-
-    def update_reading(self) -> None:
-        """See Connection."""
-        buffered = len(self._buffer)
-        if self._exchange is not None and not self._exchange.complete:
-            buffered += self._exchange.buffered
-        reading = self._closing or buffered <= _BUFFER_BYTES
-        if reading is not self._reading:
-            self._reading = reading
-            if reading:
-                self._transport.resume_reading()
-            else:
-                self._transport.pause_reading()
 
     def _read_next(self) -> bool:
         """Read the next head or part of a body; return whether more may be readable."""
@@ -219,40 +199,6 @@ class Http1Protocol(Connection):
             "state": self._app_state.copy(),
         }
 
-    def _read_body(self, exchange: Exchange, body: Body) -> bool:
-        content, self._buffer = body.read(self._buffer)
-        if content:
-            self._body_bytes += len(content)
-            if not exchange.complete:
-                exchange.feed(content)
-            if self._body_bytes > self._limits.max_body_bytes:
-                raise too_large(self._limits.max_body_bytes, Outcome.UNKNOWN)
-        if body.paused and not self._resuming:
-            self._resuming = True
-            self._loop.call_soon(self._resume)
-        if not body.complete:
-            return False
-        self._body = None
-        self._deadlines.reading = NEVER
-        exchange.body_complete = True
-        exchange.wake()
-        if exchange.complete:
-            self.finish(exchange)
-        return True
-
-    def _count_unfinished(self) -> None:
-        """Count the bytes that are held until more arrive; 429 or 503 if these are too many."""
-        size = len(self._buffer)
-        if self._body is not None and self._exchange is not None and not self._exchange.complete:
-            size += self._body_bytes
-        self._unfinished = self._clients.unfinished.change(
-            self._network or "", held=self._unfinished, size=size
-        )
-
-    def _resume(self) -> None:
-        self._resuming = False
-        self._advance()
-
     def _read_handshake(self, head: Head) -> None:
         """Upgrade the connection, or refuse the handshake.
 
@@ -290,24 +236,19 @@ class Http1Protocol(Connection):
             lost=self._release,
         )
 
-    def finish(self, exchange: Exchange) -> None:
+    def finish(self, response: ResponseWriter) -> None:
         """See Connection."""
         self._server_state.total_requests += 1
         if self._unfinished:
             self._count_unfinished()
-        if not exchange.keep_alive:
-            self.close() if exchange.body_complete else self._linger()
+        if not response.keep_alive:
+            self.close() if response.body_complete else self._linger()
             return
-        if exchange.body_complete:
+        if response.body_complete:
             self._exchange, self._fields = None, []
             self._deadlines.read_within(self._limits.idle_seconds)
         if self._buffer or not self._reading:
             self._advance()
-
-    def _discard_input(self) -> None:
-        self._buffer, self._body = b"", None
-        if self._unfinished:
-            self._count_unfinished()
 
     def _fail(self, error: ServiceError) -> None:
         """Stop reading; respond with the error unless the application has begun a response."""

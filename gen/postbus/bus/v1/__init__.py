@@ -17,6 +17,7 @@ from typing import (
 
 import betterproto
 from postbus_runtime.stubs import ServiceStub
+from postbus_runtime.messages import GeneratedMessage
 import grpclib
 from betterproto.grpc.grpclib_server import ServiceBase
 
@@ -101,11 +102,8 @@ class Outcome(betterproto.Enum):
     """
 
 
-from postbus_runtime.message_access import PLACEHOLDER, get_set_attribute, set_attribute
-
-
 @dataclass(eq=False, repr=False)
-class FieldViolation(betterproto.Message):
+class FieldViolation(GeneratedMessage):
     """A part of a request that violates a rule."""
 
     field: str = betterproto.string_field(1)
@@ -141,32 +139,9 @@ class FieldViolation(betterproto.Message):
     message: str = betterproto.string_field(3)
     """A description of the violation for people."""
 
-    def __init__(
-        self,
-        field: str = PLACEHOLDER,
-        rule: str = PLACEHOLDER,
-        message: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "field": field,
-                "rule": rule,
-                "message": message,
-                "_serialized_on_wire": field is not PLACEHOLDER
-                or rule is not PLACEHOLDER
-                or message is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class Error(betterproto.Message):
+class Error(GeneratedMessage):
     """
     The error of a failed call. It is the same on the bus, in a WebSocket frame and, as problem details
      (RFC 9457), over HTTP.
@@ -201,47 +176,9 @@ class Error(betterproto.Message):
     more_violations: bool = betterproto.bool_field(8)
     """Whether there may be more violations than the listed ones."""
 
-    def __init__(
-        self,
-        code: "Code" = PLACEHOLDER,
-        reason: str = PLACEHOLDER,
-        message: str = PLACEHOLDER,
-        violations: List["FieldViolation"] = PLACEHOLDER,
-        retry_after: timedelta = PLACEHOLDER,
-        outcome: "Outcome" = PLACEHOLDER,
-        trace_id: str = PLACEHOLDER,
-        more_violations: bool = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "code": code,
-                "reason": reason,
-                "message": message,
-                "violations": violations,
-                "retry_after": retry_after,
-                "outcome": outcome,
-                "trace_id": trace_id,
-                "more_violations": more_violations,
-                "_serialized_on_wire": code is not PLACEHOLDER
-                or reason is not PLACEHOLDER
-                or message is not PLACEHOLDER
-                or violations is not PLACEHOLDER
-                or retry_after is not PLACEHOLDER
-                or outcome is not PLACEHOLDER
-                or trace_id is not PLACEHOLDER
-                or more_violations is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class Request(betterproto.Message):
+class Request(GeneratedMessage):
     """One call of a method."""
 
     payload: bytes = betterproto.bytes_field(1)
@@ -299,53 +236,9 @@ class Request(betterproto.Message):
      remains: in protobuf the last value counts.
     """
 
-    def __init__(
-        self,
-        payload: bytes = PLACEHOLDER,
-        deadline_unix_ms: int = PLACEHOLDER,
-        access_token: str = PLACEHOLDER,
-        operation_id: str = PLACEHOLDER,
-        traceparent: str = PLACEHOLDER,
-        correlation_id: str = PLACEHOLDER,
-        sent_unix_ms: int = PLACEHOLDER,
-        caller_revision: int = PLACEHOLDER,
-        client_address: str = PLACEHOLDER,
-        budget_ms: int = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "payload": payload,
-                "deadline_unix_ms": deadline_unix_ms,
-                "access_token": access_token,
-                "operation_id": operation_id,
-                "traceparent": traceparent,
-                "correlation_id": correlation_id,
-                "sent_unix_ms": sent_unix_ms,
-                "caller_revision": caller_revision,
-                "client_address": client_address,
-                "budget_ms": budget_ms,
-                "_serialized_on_wire": payload is not PLACEHOLDER
-                or deadline_unix_ms is not PLACEHOLDER
-                or access_token is not PLACEHOLDER
-                or operation_id is not PLACEHOLDER
-                or traceparent is not PLACEHOLDER
-                or correlation_id is not PLACEHOLDER
-                or sent_unix_ms is not PLACEHOLDER
-                or caller_revision is not PLACEHOLDER
-                or client_address is not PLACEHOLDER
-                or budget_ms is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class Reply(betterproto.Message):
+class Reply(GeneratedMessage):
     """The reply to a Request, or one of the replies of a streaming method."""
 
     payload: bytes = betterproto.bytes_field(1, group="result")
@@ -371,56 +264,16 @@ class Reply(betterproto.Message):
      Request; else 0. The sender passes it on with the caller's next calls.
     """
 
-    def __init__(
-        self,
-        payload: bytes = PLACEHOLDER,
-        error: "Error" = PLACEHOLDER,
-        completed: "Completed" = PLACEHOLDER,
-        sequence: int = PLACEHOLDER,
-        replayed: bool = PLACEHOLDER,
-        caller_revision: int = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "payload": payload,
-                "error": error,
-                "completed": completed,
-                "sequence": sequence,
-                "replayed": replayed,
-                "caller_revision": caller_revision,
-                "_serialized_on_wire": payload is not PLACEHOLDER
-                or error is not PLACEHOLDER
-                or completed is not PLACEHOLDER
-                or sequence is not PLACEHOLDER
-                or replayed is not PLACEHOLDER
-                or caller_revision is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {
-                    "result": "completed"
-                    if completed is not PLACEHOLDER
-                    else "error"
-                    if error is not PLACEHOLDER
-                    else "payload"
-                    if payload is not PLACEHOLDER
-                    else None
-                },
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class Completed(betterproto.Message):
+class Completed(GeneratedMessage):
     """The end of a stream."""
 
     pass
 
 
 @dataclass(eq=False, repr=False)
-class Batch(betterproto.Message):
+class Batch(GeneratedMessage):
     """
     Several calls of one method by one client, or several replies to one client, in one AMQP message.
      Workers that support batches also bind their queue to the method's full name followed by `/batch`; a
@@ -434,29 +287,9 @@ class Batch(betterproto.Message):
     messages: List[bytes] = betterproto.bytes_field(2)
     """The encoded Requests or Replies, in the same order."""
 
-    def __init__(
-        self,
-        correlation_ids: List[str] = PLACEHOLDER,
-        messages: List[bytes] = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "correlation_ids": correlation_ids,
-                "messages": messages,
-                "_serialized_on_wire": correlation_ids is not PLACEHOLDER
-                or messages is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class Control(betterproto.Message):
+class Control(GeneratedMessage):
     """
     A control message: grants credit to a stream, cancels a call, carries a request that every process
      answers, or probes whether calls are lost. Publish credit to the direct exchange
@@ -488,41 +321,9 @@ class Control(betterproto.Message):
      `correlation_id` is that of the probe.
     """
 
-    def __init__(
-        self,
-        reply_to: str = PLACEHOLDER,
-        correlation_id: str = PLACEHOLDER,
-        credit: int = PLACEHOLDER,
-        cancel: bool = PLACEHOLDER,
-        request: bytes = PLACEHOLDER,
-        waiting_ms: int = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "reply_to": reply_to,
-                "correlation_id": correlation_id,
-                "credit": credit,
-                "cancel": cancel,
-                "request": request,
-                "waiting_ms": waiting_ms,
-                "_serialized_on_wire": reply_to is not PLACEHOLDER
-                or correlation_id is not PLACEHOLDER
-                or credit is not PLACEHOLDER
-                or cancel is not PLACEHOLDER
-                or request is not PLACEHOLDER
-                or waiting_ms is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class ProbeAnswer(betterproto.Message):
+class ProbeAnswer(GeneratedMessage):
     """
     The answer to a probe, published like a Reply with the `correlation_id` of the probe. A process answers
      if it runs calls of the caller, or has created the queue of the method while the oldest call waited.
@@ -539,28 +340,9 @@ class ProbeAnswer(betterproto.Message):
     The `correlation_id` of each call of the method and the caller that the process runs or holds.
     """
 
-    def __init__(
-        self,
-        queue_age_ms: int = PLACEHOLDER,
-        held: List[str] = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "queue_age_ms": queue_age_ms,
-                "held": held,
-                "_serialized_on_wire": queue_age_ms is not PLACEHOLDER or held is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class Event(betterproto.Message):
+class Event(GeneratedMessage):
     """An event, with the attribute names of CloudEvents 1.0."""
 
     id: str = betterproto.string_field(1)
@@ -602,60 +384,16 @@ class Event(betterproto.Message):
     Id of the operation that published the event, or of the event whose consumer published it.
     """
 
-    def __init__(
-        self,
-        id: str = PLACEHOLDER,
-        source: str = PLACEHOLDER,
-        type: str = PLACEHOLDER,
-        subject: str = PLACEHOLDER,
-        time: datetime = PLACEHOLDER,
-        data: bytes = PLACEHOLDER,
-        traceparent: str = PLACEHOLDER,
-        version: int = PLACEHOLDER,
-        correlation_id: str = PLACEHOLDER,
-        causation_id: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "id": id,
-                "source": source,
-                "type": type,
-                "subject": subject,
-                "time": time,
-                "data": data,
-                "traceparent": traceparent,
-                "version": version,
-                "correlation_id": correlation_id,
-                "causation_id": causation_id,
-                "_serialized_on_wire": id is not PLACEHOLDER
-                or source is not PLACEHOLDER
-                or type is not PLACEHOLDER
-                or subject is not PLACEHOLDER
-                or time is not PLACEHOLDER
-                or data is not PLACEHOLDER
-                or traceparent is not PLACEHOLDER
-                or version is not PLACEHOLDER
-                or correlation_id is not PLACEHOLDER
-                or causation_id is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class CheckRequest(betterproto.Message):
+class CheckRequest(GeneratedMessage):
     """Has no fields: the routing key names the worker."""
 
     pass
 
 
 @dataclass(eq=False, repr=False)
-class CheckResponse(betterproto.Message):
+class CheckResponse(GeneratedMessage):
     """The dependencies of a worker."""
 
     parts: List["Part"] = betterproto.message_field(1)
@@ -666,28 +404,9 @@ class CheckResponse(betterproto.Message):
     Time of the reply by the worker's clock. The gateway logs the difference if it exceeds 30 seconds.
     """
 
-    def __init__(
-        self,
-        parts: List["Part"] = PLACEHOLDER,
-        time: datetime = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "parts": parts,
-                "time": time,
-                "_serialized_on_wire": parts is not PLACEHOLDER or time is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class Part(betterproto.Message):
+class Part(GeneratedMessage):
     """A dependency of the worker, such as `postgresql`."""
 
     name: str = betterproto.string_field(1)
@@ -701,64 +420,24 @@ class Part(betterproto.Message):
     What is missing and the command that mends it, for operators; empty if the dependency is ready.
     """
 
-    def __init__(
-        self,
-        name: str = PLACEHOLDER,
-        ready: bool = PLACEHOLDER,
-        message: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "name": name,
-                "ready": ready,
-                "message": message,
-                "_serialized_on_wire": name is not PLACEHOLDER
-                or ready is not PLACEHOLDER
-                or message is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class PingRequest(betterproto.Message):
+class PingRequest(GeneratedMessage):
     """Has no fields."""
 
     pass
 
 
 @dataclass(eq=False, repr=False)
-class PingResponse(betterproto.Message):
+class PingResponse(GeneratedMessage):
     """Shows that the process is running."""
 
     instance: "Instance" = betterproto.message_field(1)
     """The process that answers."""
 
-    def __init__(
-        self,
-        instance: "Instance" = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "instance": instance,
-                "_serialized_on_wire": instance is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class Instance(betterproto.Message):
+class Instance(GeneratedMessage):
     """A process of a worker."""
 
     worker: str = betterproto.string_field(1)
@@ -770,39 +449,16 @@ class Instance(betterproto.Message):
     started_at: datetime = betterproto.message_field(3)
     """Time at which the process started."""
 
-    def __init__(
-        self,
-        worker: str = PLACEHOLDER,
-        id: str = PLACEHOLDER,
-        started_at: datetime = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "worker": worker,
-                "id": id,
-                "started_at": started_at,
-                "_serialized_on_wire": worker is not PLACEHOLDER
-                or id is not PLACEHOLDER
-                or started_at is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class GetStatisticsRequest(betterproto.Message):
+class GetStatisticsRequest(GeneratedMessage):
     """Has no fields."""
 
     pass
 
 
 @dataclass(eq=False, repr=False)
-class GetStatisticsResponse(betterproto.Message):
+class GetStatisticsResponse(GeneratedMessage):
     """Statistics of a process since its start."""
 
     instance: "Instance" = betterproto.message_field(1)
@@ -828,38 +484,9 @@ class GetStatisticsResponse(betterproto.Message):
     Number of incidents of the consumers by name, such as `consumer.paused`.
     """
 
-    def __init__(
-        self,
-        instance: "Instance" = PLACEHOLDER,
-        bounds: List[float] = PLACEHOLDER,
-        handlers: List["HandlerStatistics"] = PLACEHOLDER,
-        security_events: Dict[str, int] = PLACEHOLDER,
-        incidents: Dict[str, int] = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "instance": instance,
-                "bounds": bounds,
-                "handlers": handlers,
-                "security_events": security_events,
-                "incidents": incidents,
-                "_serialized_on_wire": instance is not PLACEHOLDER
-                or bounds is not PLACEHOLDER
-                or handlers is not PLACEHOLDER
-                or security_events is not PLACEHOLDER
-                or incidents is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class HandlerStatistics(betterproto.Message):
+class HandlerStatistics(GeneratedMessage):
     """Statistics of one handler."""
 
     name: str = betterproto.string_field(1)
@@ -885,41 +512,9 @@ class HandlerStatistics(betterproto.Message):
      process.
     """
 
-    def __init__(
-        self,
-        name: str = PLACEHOLDER,
-        calls: int = PLACEHOLDER,
-        errors: Dict[str, int] = PLACEHOLDER,
-        in_flight: int = PLACEHOLDER,
-        duration: "Histogram" = PLACEHOLDER,
-        wait: "Histogram" = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "name": name,
-                "calls": calls,
-                "errors": errors,
-                "in_flight": in_flight,
-                "duration": duration,
-                "wait": wait,
-                "_serialized_on_wire": name is not PLACEHOLDER
-                or calls is not PLACEHOLDER
-                or errors is not PLACEHOLDER
-                or in_flight is not PLACEHOLDER
-                or duration is not PLACEHOLDER
-                or wait is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class Histogram(betterproto.Message):
+class Histogram(GeneratedMessage):
     """A histogram of durations."""
 
     counts: List[int] = betterproto.uint64_field(1)
@@ -928,35 +523,16 @@ class Histogram(betterproto.Message):
     sum: float = betterproto.double_field(2)
     """Sum of the durations, in seconds."""
 
-    def __init__(
-        self,
-        counts: List[int] = PLACEHOLDER,
-        sum: float = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "counts": counts,
-                "sum": sum,
-                "_serialized_on_wire": counts is not PLACEHOLDER or sum is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class ListHandlersRequest(betterproto.Message):
+class ListHandlersRequest(GeneratedMessage):
     """Has no fields."""
 
     pass
 
 
 @dataclass(eq=False, repr=False)
-class ListHandlersResponse(betterproto.Message):
+class ListHandlersResponse(GeneratedMessage):
     """The handlers of a process."""
 
     instance: "Instance" = betterproto.message_field(1)
@@ -967,29 +543,6 @@ class ListHandlersResponse(betterproto.Message):
 
     events: List[str] = betterproto.string_field(3)
     """Full names of the events that the process consumes."""
-
-    def __init__(
-        self,
-        instance: "Instance" = PLACEHOLDER,
-        methods: List[str] = PLACEHOLDER,
-        events: List[str] = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "instance": instance,
-                "methods": methods,
-                "events": events,
-                "_serialized_on_wire": instance is not PLACEHOLDER
-                or methods is not PLACEHOLDER
-                or events is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
 
 
 class HealthServiceStub(ServiceStub):
@@ -1068,23 +621,6 @@ class HealthServiceBase(ServiceBase):
     async def check(self, check_request: "CheckRequest") -> "CheckResponse":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def __rpc_check(
-        self, stream: "grpclib.server.Stream[CheckRequest, CheckResponse]"
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.check(request)
-        await stream.send_message(response)
-
-    def __mapping__(self) -> Dict[str, grpclib.const.Handler]:
-        return {
-            "/postbus.bus.v1.HealthService/Check": grpclib.const.Handler(
-                self.__rpc_check,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                CheckRequest,
-                CheckResponse,
-            ),
-        }
-
 
 class WorkerServiceBase(ServiceBase):
     async def ping(self, ping_request: "PingRequest") -> "PingResponse":
@@ -1099,45 +635,3 @@ class WorkerServiceBase(ServiceBase):
         self, list_handlers_request: "ListHandlersRequest"
     ) -> "ListHandlersResponse":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
-
-    async def __rpc_ping(self, stream: "grpclib.server.Stream[PingRequest, PingResponse]") -> None:
-        request = await stream.recv_message()
-        response = await self.ping(request)
-        await stream.send_message(response)
-
-    async def __rpc_get_statistics(
-        self,
-        stream: "grpclib.server.Stream[GetStatisticsRequest, GetStatisticsResponse]",
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.get_statistics(request)
-        await stream.send_message(response)
-
-    async def __rpc_list_handlers(
-        self, stream: "grpclib.server.Stream[ListHandlersRequest, ListHandlersResponse]"
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.list_handlers(request)
-        await stream.send_message(response)
-
-    def __mapping__(self) -> Dict[str, grpclib.const.Handler]:
-        return {
-            "/postbus.bus.v1.WorkerService/Ping": grpclib.const.Handler(
-                self.__rpc_ping,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                PingRequest,
-                PingResponse,
-            ),
-            "/postbus.bus.v1.WorkerService/GetStatistics": grpclib.const.Handler(
-                self.__rpc_get_statistics,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                GetStatisticsRequest,
-                GetStatisticsResponse,
-            ),
-            "/postbus.bus.v1.WorkerService/ListHandlers": grpclib.const.Handler(
-                self.__rpc_list_handlers,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                ListHandlersRequest,
-                ListHandlersResponse,
-            ),
-        }

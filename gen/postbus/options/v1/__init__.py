@@ -6,6 +6,7 @@
 from dataclasses import dataclass
 
 import betterproto
+from postbus_runtime.messages import GeneratedMessage
 
 
 class Access(betterproto.Enum):
@@ -24,11 +25,8 @@ class Access(betterproto.Enum):
     """Services on the bus; never reachable through the gateway."""
 
 
-from postbus_runtime.message_access import PLACEHOLDER, get_set_attribute, set_attribute
-
-
 @dataclass(eq=False, repr=False)
-class MethodRules(betterproto.Message):
+class MethodRules(GeneratedMessage):
     """The rules of a method."""
 
     access: "Access" = betterproto.enum_field(1)
@@ -77,47 +75,9 @@ class MethodRules(betterproto.Message):
      A setting of the gateway overrides the rate.
     """
 
-    def __init__(
-        self,
-        access: "Access" = PLACEHOLDER,
-        default_timeout_ms: int = PLACEHOLDER,
-        http_status: int = PLACEHOLDER,
-        secret_response: bool = PLACEHOLDER,
-        version: str = PLACEHOLDER,
-        expected_version: str = PLACEHOLDER,
-        ends_session: bool = PLACEHOLDER,
-        rate_limit: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "access": access,
-                "default_timeout_ms": default_timeout_ms,
-                "http_status": http_status,
-                "secret_response": secret_response,
-                "version": version,
-                "expected_version": expected_version,
-                "ends_session": ends_session,
-                "rate_limit": rate_limit,
-                "_serialized_on_wire": access is not PLACEHOLDER
-                or default_timeout_ms is not PLACEHOLDER
-                or http_status is not PLACEHOLDER
-                or secret_response is not PLACEHOLDER
-                or version is not PLACEHOLDER
-                or expected_version is not PLACEHOLDER
-                or ends_session is not PLACEHOLDER
-                or rate_limit is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class EventRules(betterproto.Message):
+class EventRules(GeneratedMessage):
     """The rules of an event."""
 
     subject: str = betterproto.string_field(1)
@@ -153,35 +113,3 @@ class EventRules(betterproto.Message):
     Name of the repeated string field with the ids of the sessions that have ended. Every process that
      verifies access tokens then refuses the tokens of these sessions.
     """
-
-    def __init__(
-        self,
-        subject: str = PLACEHOLDER,
-        version: int = PLACEHOLDER,
-        aggregate_version: str = PLACEHOLDER,
-        access: "Access" = PLACEHOLDER,
-        recipient: str = PLACEHOLDER,
-        ended_sessions: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "subject": subject,
-                "version": version,
-                "aggregate_version": aggregate_version,
-                "access": access,
-                "recipient": recipient,
-                "ended_sessions": ended_sessions,
-                "_serialized_on_wire": subject is not PLACEHOLDER
-                or version is not PLACEHOLDER
-                or aggregate_version is not PLACEHOLDER
-                or access is not PLACEHOLDER
-                or recipient is not PLACEHOLDER
-                or ended_sessions is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute

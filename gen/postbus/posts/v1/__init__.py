@@ -15,6 +15,7 @@ from typing import (
 
 import betterproto
 from postbus_runtime.stubs import ServiceStub
+from postbus_runtime.messages import GeneratedMessage
 import betterproto.lib.google.protobuf as betterproto_lib_google_protobuf
 import grpclib
 from betterproto.grpc.grpclib_server import ServiceBase
@@ -72,11 +73,8 @@ class NotificationKind(betterproto.Enum):
     """An actor mentioned the user in a post or comment."""
 
 
-from postbus_runtime.message_access import PLACEHOLDER, get_set_attribute, set_attribute
-
-
 @dataclass(eq=False, repr=False)
-class Post(betterproto.Message):
+class Post(GeneratedMessage):
     """A post."""
 
     id: str = betterproto.string_field(1)
@@ -136,68 +134,9 @@ class Post(betterproto.Message):
     liked: bool = betterproto.bool_field(15)
     """Whether the caller likes the post; false without an access token."""
 
-    def __init__(
-        self,
-        id: str = PLACEHOLDER,
-        author: "Author" = PLACEHOLDER,
-        title: str = PLACEHOLDER,
-        body: str = PLACEHOLDER,
-        created_at: datetime = PLACEHOLDER,
-        updated_at: datetime = PLACEHOLDER,
-        version: int = PLACEHOLDER,
-        slug: str = PLACEHOLDER,
-        summary: str = PLACEHOLDER,
-        tags: List[str] = PLACEHOLDER,
-        status: "PostStatus" = PLACEHOLDER,
-        published_at: datetime = PLACEHOLDER,
-        like_count: int = PLACEHOLDER,
-        comment_count: int = PLACEHOLDER,
-        liked: bool = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "id": id,
-                "author": author,
-                "title": title,
-                "body": body,
-                "created_at": created_at,
-                "updated_at": updated_at,
-                "version": version,
-                "slug": slug,
-                "summary": summary,
-                "tags": tags,
-                "status": status,
-                "published_at": published_at,
-                "like_count": like_count,
-                "comment_count": comment_count,
-                "liked": liked,
-                "_serialized_on_wire": id is not PLACEHOLDER
-                or author is not PLACEHOLDER
-                or title is not PLACEHOLDER
-                or body is not PLACEHOLDER
-                or created_at is not PLACEHOLDER
-                or updated_at is not PLACEHOLDER
-                or version is not PLACEHOLDER
-                or slug is not PLACEHOLDER
-                or summary is not PLACEHOLDER
-                or tags is not PLACEHOLDER
-                or status is not PLACEHOLDER
-                or published_at is not PLACEHOLDER
-                or like_count is not PLACEHOLDER
-                or comment_count is not PLACEHOLDER
-                or liked is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class Author(betterproto.Message):
+class Author(GeneratedMessage):
     """
     The public data of a user in posts, comments, likes and notifications.
     """
@@ -217,38 +156,9 @@ class Author(betterproto.Message):
     followed: bool = betterproto.bool_field(5)
     """Whether the caller follows the user; false without an access token."""
 
-    def __init__(
-        self,
-        id: str = PLACEHOLDER,
-        username: str = PLACEHOLDER,
-        display_name: str = PLACEHOLDER,
-        image_url: str = PLACEHOLDER,
-        followed: bool = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "id": id,
-                "username": username,
-                "display_name": display_name,
-                "image_url": image_url,
-                "followed": followed,
-                "_serialized_on_wire": id is not PLACEHOLDER
-                or username is not PLACEHOLDER
-                or display_name is not PLACEHOLDER
-                or image_url is not PLACEHOLDER
-                or followed is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class CreatePostRequest(betterproto.Message):
+class CreatePostRequest(GeneratedMessage):
     """A new post."""
 
     title: str = betterproto.string_field(1)
@@ -272,113 +182,33 @@ class CreatePostRequest(betterproto.Message):
     status: "PostStatus" = betterproto.enum_field(5)
     """The visibility of the post; published if unset."""
 
-    def __init__(
-        self,
-        title: str = PLACEHOLDER,
-        body: str = PLACEHOLDER,
-        summary: str = PLACEHOLDER,
-        tags: List[str] = PLACEHOLDER,
-        status: "PostStatus" = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "title": title,
-                "body": body,
-                "summary": summary,
-                "tags": tags,
-                "status": status,
-                "_serialized_on_wire": title is not PLACEHOLDER
-                or body is not PLACEHOLDER
-                or summary is not PLACEHOLDER
-                or tags is not PLACEHOLDER
-                or status is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class CreatePostResponse(betterproto.Message):
+class CreatePostResponse(GeneratedMessage):
     """The new post."""
 
     post: "Post" = betterproto.message_field(1)
     """The new post."""
 
-    def __init__(
-        self,
-        post: "Post" = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "post": post,
-                "_serialized_on_wire": post is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class GetPostRequest(betterproto.Message):
+class GetPostRequest(GeneratedMessage):
     """Names a post."""
 
     id: str = betterproto.string_field(1)
     """The post's id, or a current or former slug."""
 
-    def __init__(
-        self,
-        id: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "id": id,
-                "_serialized_on_wire": id is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class GetPostResponse(betterproto.Message):
+class GetPostResponse(GeneratedMessage):
     """The post."""
 
     post: "Post" = betterproto.message_field(1)
     """The post."""
 
-    def __init__(
-        self,
-        post: "Post" = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "post": post,
-                "_serialized_on_wire": post is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class ListPostsRequest(betterproto.Message):
+class ListPostsRequest(GeneratedMessage):
     """Selects posts."""
 
     author_id: str = betterproto.string_field(1)
@@ -427,56 +257,9 @@ class ListPostsRequest(betterproto.Message):
      with a time one minute before the start of the last run.
     """
 
-    def __init__(
-        self,
-        author_id: str = PLACEHOLDER,
-        page_size: int = PLACEHOLDER,
-        page_token: str = PLACEHOLDER,
-        include_total: bool = PLACEHOLDER,
-        author: str = PLACEHOLDER,
-        tag: str = PLACEHOLDER,
-        liked_by: str = PLACEHOLDER,
-        q: str = PLACEHOLDER,
-        status: "PostStatus" = PLACEHOLDER,
-        order: "PostOrder" = PLACEHOLDER,
-        updated_since: Optional[datetime] = None,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "author_id": author_id,
-                "page_size": page_size,
-                "page_token": page_token,
-                "include_total": include_total,
-                "author": author,
-                "tag": tag,
-                "liked_by": liked_by,
-                "q": q,
-                "status": status,
-                "order": order,
-                "updated_since": updated_since,
-                "_serialized_on_wire": author_id is not PLACEHOLDER
-                or page_size is not PLACEHOLDER
-                or page_token is not PLACEHOLDER
-                or include_total is not PLACEHOLDER
-                or author is not PLACEHOLDER
-                or tag is not PLACEHOLDER
-                or liked_by is not PLACEHOLDER
-                or q is not PLACEHOLDER
-                or status is not PLACEHOLDER
-                or order is not PLACEHOLDER
-                or (updated_since is not PLACEHOLDER and updated_since is not None),
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class ListPostsResponse(betterproto.Message):
+class ListPostsResponse(GeneratedMessage):
     """
     A page of posts. It may be shorter than `page_size`, or empty, and is the last if there is no token.
     """
@@ -493,32 +276,9 @@ class ListPostsResponse(betterproto.Message):
      long: for more than 50,000 posts, or if more than 2000 posts or 1000 likes must be examined.
     """
 
-    def __init__(
-        self,
-        posts: List["Post"] = PLACEHOLDER,
-        next_page_token: str = PLACEHOLDER,
-        total: Optional[int] = None,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "posts": posts,
-                "next_page_token": next_page_token,
-                "total": total,
-                "_serialized_on_wire": posts is not PLACEHOLDER
-                or next_page_token is not PLACEHOLDER
-                or (total is not PLACEHOLDER and total is not None),
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class ListFeedRequest(betterproto.Message):
+class ListFeedRequest(GeneratedMessage):
     """Selects posts of the feed."""
 
     page_size: int = betterproto.int32_field(1)
@@ -530,32 +290,9 @@ class ListFeedRequest(betterproto.Message):
     include_total: bool = betterproto.bool_field(3)
     """Whether to return `total`."""
 
-    def __init__(
-        self,
-        page_size: int = PLACEHOLDER,
-        page_token: str = PLACEHOLDER,
-        include_total: bool = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "page_size": page_size,
-                "page_token": page_token,
-                "include_total": include_total,
-                "_serialized_on_wire": page_size is not PLACEHOLDER
-                or page_token is not PLACEHOLDER
-                or include_total is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class ListFeedResponse(betterproto.Message):
+class ListFeedResponse(GeneratedMessage):
     """A page of the feed."""
 
     posts: List["Post"] = betterproto.message_field(1)
@@ -570,32 +307,9 @@ class ListFeedResponse(betterproto.Message):
      50,000.
     """
 
-    def __init__(
-        self,
-        posts: List["Post"] = PLACEHOLDER,
-        next_page_token: str = PLACEHOLDER,
-        total: Optional[int] = None,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "posts": posts,
-                "next_page_token": next_page_token,
-                "total": total,
-                "_serialized_on_wire": posts is not PLACEHOLDER
-                or next_page_token is not PLACEHOLDER
-                or (total is not PLACEHOLDER and total is not None),
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class ListTagsRequest(betterproto.Message):
+class ListTagsRequest(GeneratedMessage):
     """Selects tags."""
 
     page_size: int = betterproto.int32_field(1)
@@ -607,32 +321,9 @@ class ListTagsRequest(betterproto.Message):
     include_total: bool = betterproto.bool_field(3)
     """Whether to return `total`."""
 
-    def __init__(
-        self,
-        page_size: int = PLACEHOLDER,
-        page_token: str = PLACEHOLDER,
-        include_total: bool = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "page_size": page_size,
-                "page_token": page_token,
-                "include_total": include_total,
-                "_serialized_on_wire": page_size is not PLACEHOLDER
-                or page_token is not PLACEHOLDER
-                or include_total is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class ListTagsResponse(betterproto.Message):
+class ListTagsResponse(GeneratedMessage):
     """A page of tags."""
 
     tags: List["Tag"] = betterproto.message_field(1)
@@ -647,32 +338,9 @@ class ListTagsResponse(betterproto.Message):
      50,000.
     """
 
-    def __init__(
-        self,
-        tags: List["Tag"] = PLACEHOLDER,
-        next_page_token: str = PLACEHOLDER,
-        total: Optional[int] = None,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "tags": tags,
-                "next_page_token": next_page_token,
-                "total": total,
-                "_serialized_on_wire": tags is not PLACEHOLDER
-                or next_page_token is not PLACEHOLDER
-                or (total is not PLACEHOLDER and total is not None),
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class Tag(betterproto.Message):
+class Tag(GeneratedMessage):
     """A tag, with the number of published posts that have it."""
 
     name: str = betterproto.string_field(1)
@@ -681,28 +349,9 @@ class Tag(betterproto.Message):
     post_count: int = betterproto.int32_field(2)
     """Number of published posts with the tag."""
 
-    def __init__(
-        self,
-        name: str = PLACEHOLDER,
-        post_count: int = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "name": name,
-                "post_count": post_count,
-                "_serialized_on_wire": name is not PLACEHOLDER or post_count is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class ListLikersRequest(betterproto.Message):
+class ListLikersRequest(GeneratedMessage):
     """Selects users who like a post."""
 
     id: str = betterproto.string_field(1)
@@ -717,35 +366,9 @@ class ListLikersRequest(betterproto.Message):
     include_total: bool = betterproto.bool_field(4)
     """Whether to return `total`."""
 
-    def __init__(
-        self,
-        id: str = PLACEHOLDER,
-        page_size: int = PLACEHOLDER,
-        page_token: str = PLACEHOLDER,
-        include_total: bool = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "id": id,
-                "page_size": page_size,
-                "page_token": page_token,
-                "include_total": include_total,
-                "_serialized_on_wire": id is not PLACEHOLDER
-                or page_size is not PLACEHOLDER
-                or page_token is not PLACEHOLDER
-                or include_total is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class ListLikersResponse(betterproto.Message):
+class ListLikersResponse(GeneratedMessage):
     """A page of users who like a post."""
 
     likers: List["Author"] = betterproto.message_field(1)
@@ -757,32 +380,9 @@ class ListLikersResponse(betterproto.Message):
     total: Optional[int] = betterproto.int32_field(3, optional=True)
     """Total over all pages. Set only if the request sets `include_total`."""
 
-    def __init__(
-        self,
-        likers: List["Author"] = PLACEHOLDER,
-        next_page_token: str = PLACEHOLDER,
-        total: Optional[int] = None,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "likers": likers,
-                "next_page_token": next_page_token,
-                "total": total,
-                "_serialized_on_wire": likers is not PLACEHOLDER
-                or next_page_token is not PLACEHOLDER
-                or (total is not PLACEHOLDER and total is not None),
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class UpdatePostRequest(betterproto.Message):
+class UpdatePostRequest(GeneratedMessage):
     """Changes to a post."""
 
     id: str = betterproto.string_field(1)
@@ -811,69 +411,17 @@ class UpdatePostRequest(betterproto.Message):
     The version that must be current; 0 accepts any. Over REST it is the header If-Match.
     """
 
-    def __init__(
-        self,
-        id: str = PLACEHOLDER,
-        title: Optional[str] = None,
-        body: Optional[str] = None,
-        update_mask: "betterproto_lib_google_protobuf.FieldMask" = PLACEHOLDER,
-        summary: Optional[str] = None,
-        tags: List[str] = PLACEHOLDER,
-        expected_version: int = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "id": id,
-                "title": title,
-                "body": body,
-                "update_mask": update_mask,
-                "summary": summary,
-                "tags": tags,
-                "expected_version": expected_version,
-                "_serialized_on_wire": id is not PLACEHOLDER
-                or (title is not PLACEHOLDER and title is not None)
-                or (body is not PLACEHOLDER and body is not None)
-                or update_mask is not PLACEHOLDER
-                or (summary is not PLACEHOLDER and summary is not None)
-                or tags is not PLACEHOLDER
-                or expected_version is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class UpdatePostResponse(betterproto.Message):
+class UpdatePostResponse(GeneratedMessage):
     """The changed post."""
 
     post: "Post" = betterproto.message_field(1)
     """The changed post."""
 
-    def __init__(
-        self,
-        post: "Post" = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "post": post,
-                "_serialized_on_wire": post is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class DeletePostRequest(betterproto.Message):
+class DeletePostRequest(GeneratedMessage):
     """Names the post to delete."""
 
     id: str = betterproto.string_field(1)
@@ -884,28 +432,9 @@ class DeletePostRequest(betterproto.Message):
     The version that must be current; 0 accepts any. Over REST it is the header If-Match.
     """
 
-    def __init__(
-        self,
-        id: str = PLACEHOLDER,
-        expected_version: int = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "id": id,
-                "expected_version": expected_version,
-                "_serialized_on_wire": id is not PLACEHOLDER or expected_version is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class PublishPostRequest(betterproto.Message):
+class PublishPostRequest(GeneratedMessage):
     """Names the draft to publish."""
 
     id: str = betterproto.string_field(1)
@@ -916,53 +445,17 @@ class PublishPostRequest(betterproto.Message):
     The version that must be current; 0 accepts any. Over REST it is the header If-Match.
     """
 
-    def __init__(
-        self,
-        id: str = PLACEHOLDER,
-        expected_version: int = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "id": id,
-                "expected_version": expected_version,
-                "_serialized_on_wire": id is not PLACEHOLDER or expected_version is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class PublishPostResponse(betterproto.Message):
+class PublishPostResponse(GeneratedMessage):
     """The post."""
 
     post: "Post" = betterproto.message_field(1)
     """The post."""
 
-    def __init__(
-        self,
-        post: "Post" = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "post": post,
-                "_serialized_on_wire": post is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class UnpublishPostRequest(betterproto.Message):
+class UnpublishPostRequest(GeneratedMessage):
     """Names the post to turn into a draft."""
 
     id: str = betterproto.string_field(1)
@@ -973,153 +466,49 @@ class UnpublishPostRequest(betterproto.Message):
     The version that must be current; 0 accepts any. Over REST it is the header If-Match.
     """
 
-    def __init__(
-        self,
-        id: str = PLACEHOLDER,
-        expected_version: int = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "id": id,
-                "expected_version": expected_version,
-                "_serialized_on_wire": id is not PLACEHOLDER or expected_version is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class UnpublishPostResponse(betterproto.Message):
+class UnpublishPostResponse(GeneratedMessage):
     """The post."""
 
     post: "Post" = betterproto.message_field(1)
     """The post."""
 
-    def __init__(
-        self,
-        post: "Post" = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "post": post,
-                "_serialized_on_wire": post is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class LikePostRequest(betterproto.Message):
+class LikePostRequest(GeneratedMessage):
     """Names the post to like."""
 
     id: str = betterproto.string_field(1)
     """The post's id, or a current or former slug."""
 
-    def __init__(
-        self,
-        id: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "id": id,
-                "_serialized_on_wire": id is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class LikePostResponse(betterproto.Message):
+class LikePostResponse(GeneratedMessage):
     """The post."""
 
     post: "Post" = betterproto.message_field(1)
     """The post."""
 
-    def __init__(
-        self,
-        post: "Post" = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "post": post,
-                "_serialized_on_wire": post is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class UnlikePostRequest(betterproto.Message):
+class UnlikePostRequest(GeneratedMessage):
     """Names the post whose like to remove."""
 
     id: str = betterproto.string_field(1)
     """The post's id, or a current or former slug."""
 
-    def __init__(
-        self,
-        id: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "id": id,
-                "_serialized_on_wire": id is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class UnlikePostResponse(betterproto.Message):
+class UnlikePostResponse(GeneratedMessage):
     """The post."""
 
     post: "Post" = betterproto.message_field(1)
     """The post."""
 
-    def __init__(
-        self,
-        post: "Post" = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "post": post,
-                "_serialized_on_wire": post is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class Comment(betterproto.Message):
+class Comment(GeneratedMessage):
     """A comment."""
 
     id: str = betterproto.string_field(1)
@@ -1146,44 +535,9 @@ class Comment(betterproto.Message):
      version.
     """
 
-    def __init__(
-        self,
-        id: str = PLACEHOLDER,
-        post_id: str = PLACEHOLDER,
-        author: "Author" = PLACEHOLDER,
-        body: str = PLACEHOLDER,
-        created_at: datetime = PLACEHOLDER,
-        updated_at: datetime = PLACEHOLDER,
-        version: int = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "id": id,
-                "post_id": post_id,
-                "author": author,
-                "body": body,
-                "created_at": created_at,
-                "updated_at": updated_at,
-                "version": version,
-                "_serialized_on_wire": id is not PLACEHOLDER
-                or post_id is not PLACEHOLDER
-                or author is not PLACEHOLDER
-                or body is not PLACEHOLDER
-                or created_at is not PLACEHOLDER
-                or updated_at is not PLACEHOLDER
-                or version is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class CreateCommentRequest(betterproto.Message):
+class CreateCommentRequest(GeneratedMessage):
     """A new comment."""
 
     post_id: str = betterproto.string_field(1)
@@ -1194,53 +548,17 @@ class CreateCommentRequest(betterproto.Message):
     1 to 10,000 characters. The first ten users mentioned as `@username` are notified.
     """
 
-    def __init__(
-        self,
-        post_id: str = PLACEHOLDER,
-        body: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "post_id": post_id,
-                "body": body,
-                "_serialized_on_wire": post_id is not PLACEHOLDER or body is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class CreateCommentResponse(betterproto.Message):
+class CreateCommentResponse(GeneratedMessage):
     """The new comment."""
 
     comment: "Comment" = betterproto.message_field(1)
     """The new comment."""
 
-    def __init__(
-        self,
-        comment: "Comment" = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "comment": comment,
-                "_serialized_on_wire": comment is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class ListCommentsRequest(betterproto.Message):
+class ListCommentsRequest(GeneratedMessage):
     """Selects comments."""
 
     post_id: str = betterproto.string_field(1)
@@ -1255,35 +573,9 @@ class ListCommentsRequest(betterproto.Message):
     include_total: bool = betterproto.bool_field(4)
     """Whether to return `total`."""
 
-    def __init__(
-        self,
-        post_id: str = PLACEHOLDER,
-        page_size: int = PLACEHOLDER,
-        page_token: str = PLACEHOLDER,
-        include_total: bool = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "post_id": post_id,
-                "page_size": page_size,
-                "page_token": page_token,
-                "include_total": include_total,
-                "_serialized_on_wire": post_id is not PLACEHOLDER
-                or page_size is not PLACEHOLDER
-                or page_token is not PLACEHOLDER
-                or include_total is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class ListCommentsResponse(betterproto.Message):
+class ListCommentsResponse(GeneratedMessage):
     """A page of comments."""
 
     comments: List["Comment"] = betterproto.message_field(1)
@@ -1295,82 +587,25 @@ class ListCommentsResponse(betterproto.Message):
     total: Optional[int] = betterproto.int32_field(3, optional=True)
     """Total over all pages. Set only if the request sets `include_total`."""
 
-    def __init__(
-        self,
-        comments: List["Comment"] = PLACEHOLDER,
-        next_page_token: str = PLACEHOLDER,
-        total: Optional[int] = None,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "comments": comments,
-                "next_page_token": next_page_token,
-                "total": total,
-                "_serialized_on_wire": comments is not PLACEHOLDER
-                or next_page_token is not PLACEHOLDER
-                or (total is not PLACEHOLDER and total is not None),
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class GetCommentRequest(betterproto.Message):
+class GetCommentRequest(GeneratedMessage):
     """Names a comment."""
 
     id: str = betterproto.string_field(1)
     """The comment's id."""
 
-    def __init__(
-        self,
-        id: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "id": id,
-                "_serialized_on_wire": id is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class GetCommentResponse(betterproto.Message):
+class GetCommentResponse(GeneratedMessage):
     """The comment."""
 
     comment: "Comment" = betterproto.message_field(1)
     """The comment."""
 
-    def __init__(
-        self,
-        comment: "Comment" = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "comment": comment,
-                "_serialized_on_wire": comment is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class UpdateCommentRequest(betterproto.Message):
+class UpdateCommentRequest(GeneratedMessage):
     """The change of a comment."""
 
     id: str = betterproto.string_field(1)
@@ -1384,57 +619,17 @@ class UpdateCommentRequest(betterproto.Message):
     The version that must be current; 0 accepts any. Over REST it is the header If-Match.
     """
 
-    def __init__(
-        self,
-        id: str = PLACEHOLDER,
-        body: str = PLACEHOLDER,
-        expected_version: int = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "id": id,
-                "body": body,
-                "expected_version": expected_version,
-                "_serialized_on_wire": id is not PLACEHOLDER
-                or body is not PLACEHOLDER
-                or expected_version is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class UpdateCommentResponse(betterproto.Message):
+class UpdateCommentResponse(GeneratedMessage):
     """The changed comment."""
 
     comment: "Comment" = betterproto.message_field(1)
     """The changed comment."""
 
-    def __init__(
-        self,
-        comment: "Comment" = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "comment": comment,
-                "_serialized_on_wire": comment is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class DeleteCommentRequest(betterproto.Message):
+class DeleteCommentRequest(GeneratedMessage):
     """Names the comment to delete."""
 
     id: str = betterproto.string_field(1)
@@ -1445,28 +640,9 @@ class DeleteCommentRequest(betterproto.Message):
     The version that must be current; 0 accepts any. Over REST it is the header If-Match.
     """
 
-    def __init__(
-        self,
-        id: str = PLACEHOLDER,
-        expected_version: int = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "id": id,
-                "expected_version": expected_version,
-                "_serialized_on_wire": id is not PLACEHOLDER or expected_version is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class Notification(betterproto.Message):
+class Notification(GeneratedMessage):
     """An action of another user that concerns the caller."""
 
     id: str = betterproto.string_field(1)
@@ -1490,44 +666,9 @@ class Notification(betterproto.Message):
     read: bool = betterproto.bool_field(7)
     """Whether the notification is marked as read."""
 
-    def __init__(
-        self,
-        id: str = PLACEHOLDER,
-        kind: "NotificationKind" = PLACEHOLDER,
-        actor: "Author" = PLACEHOLDER,
-        post_id: str = PLACEHOLDER,
-        comment_id: str = PLACEHOLDER,
-        created_at: datetime = PLACEHOLDER,
-        read: bool = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "id": id,
-                "kind": kind,
-                "actor": actor,
-                "post_id": post_id,
-                "comment_id": comment_id,
-                "created_at": created_at,
-                "read": read,
-                "_serialized_on_wire": id is not PLACEHOLDER
-                or kind is not PLACEHOLDER
-                or actor is not PLACEHOLDER
-                or post_id is not PLACEHOLDER
-                or comment_id is not PLACEHOLDER
-                or created_at is not PLACEHOLDER
-                or read is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class ListNotificationsRequest(betterproto.Message):
+class ListNotificationsRequest(GeneratedMessage):
     """Selects notifications."""
 
     page_size: int = betterproto.int32_field(1)
@@ -1542,35 +683,9 @@ class ListNotificationsRequest(betterproto.Message):
     unread_only: bool = betterproto.bool_field(4)
     """Whether to list unread notifications only."""
 
-    def __init__(
-        self,
-        page_size: int = PLACEHOLDER,
-        page_token: str = PLACEHOLDER,
-        include_total: bool = PLACEHOLDER,
-        unread_only: bool = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "page_size": page_size,
-                "page_token": page_token,
-                "include_total": include_total,
-                "unread_only": unread_only,
-                "_serialized_on_wire": page_size is not PLACEHOLDER
-                or page_token is not PLACEHOLDER
-                or include_total is not PLACEHOLDER
-                or unread_only is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class ListNotificationsResponse(betterproto.Message):
+class ListNotificationsResponse(GeneratedMessage):
     """A page of notifications."""
 
     notifications: List["Notification"] = betterproto.message_field(1)
@@ -1588,35 +703,9 @@ class ListNotificationsResponse(betterproto.Message):
     unread_count: int = betterproto.int32_field(4)
     """Number of unread notifications; 10,000 means 10,000 or more."""
 
-    def __init__(
-        self,
-        notifications: List["Notification"] = PLACEHOLDER,
-        next_page_token: str = PLACEHOLDER,
-        total: Optional[int] = None,
-        unread_count: int = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "notifications": notifications,
-                "next_page_token": next_page_token,
-                "total": total,
-                "unread_count": unread_count,
-                "_serialized_on_wire": notifications is not PLACEHOLDER
-                or next_page_token is not PLACEHOLDER
-                or (total is not PLACEHOLDER and total is not None)
-                or unread_count is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class MarkReadRequest(betterproto.Message):
+class MarkReadRequest(GeneratedMessage):
     """
     Names the notifications to mark as read. Without ids, all of them are marked.
     """
@@ -1626,51 +715,17 @@ class MarkReadRequest(betterproto.Message):
     Ids of notifications. Ids that do not belong to the caller are ignored.
     """
 
-    def __init__(
-        self,
-        ids: List[str] = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "ids": ids,
-                "_serialized_on_wire": ids is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class MarkReadResponse(betterproto.Message):
+class MarkReadResponse(GeneratedMessage):
     """The number of notifications that are still unread."""
 
     unread_count: int = betterproto.int32_field(1)
     """Number of unread notifications; 10,000 means 10,000 or more."""
 
-    def __init__(
-        self,
-        unread_count: int = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "unread_count": unread_count,
-                "_serialized_on_wire": unread_count is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class PostCreated(betterproto.Message):
+class PostCreated(GeneratedMessage):
     """A post was created and published."""
 
     post_id: str = betterproto.string_field(1)
@@ -1679,28 +734,9 @@ class PostCreated(betterproto.Message):
     post: "Post" = betterproto.message_field(2)
     """The resource, as shown to a user without an access token."""
 
-    def __init__(
-        self,
-        post_id: str = PLACEHOLDER,
-        post: "Post" = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "post_id": post_id,
-                "post": post,
-                "_serialized_on_wire": post_id is not PLACEHOLDER or post is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class PostPublished(betterproto.Message):
+class PostPublished(GeneratedMessage):
     """A draft was published."""
 
     post_id: str = betterproto.string_field(1)
@@ -1709,28 +745,9 @@ class PostPublished(betterproto.Message):
     post: "Post" = betterproto.message_field(2)
     """The resource, as shown to a user without an access token."""
 
-    def __init__(
-        self,
-        post_id: str = PLACEHOLDER,
-        post: "Post" = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "post_id": post_id,
-                "post": post,
-                "_serialized_on_wire": post_id is not PLACEHOLDER or post is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class PostUpdated(betterproto.Message):
+class PostUpdated(GeneratedMessage):
     """A published post was changed."""
 
     post_id: str = betterproto.string_field(1)
@@ -1739,28 +756,9 @@ class PostUpdated(betterproto.Message):
     post: "Post" = betterproto.message_field(2)
     """The resource, as shown to a user without an access token."""
 
-    def __init__(
-        self,
-        post_id: str = PLACEHOLDER,
-        post: "Post" = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "post_id": post_id,
-                "post": post,
-                "_serialized_on_wire": post_id is not PLACEHOLDER or post is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class PostUnpublished(betterproto.Message):
+class PostUnpublished(GeneratedMessage):
     """A published post became a draft, which only its author can read."""
 
     post_id: str = betterproto.string_field(1)
@@ -1772,32 +770,9 @@ class PostUnpublished(betterproto.Message):
     version: int = betterproto.int64_field(3)
     """Number of changes of the post."""
 
-    def __init__(
-        self,
-        post_id: str = PLACEHOLDER,
-        author_id: str = PLACEHOLDER,
-        version: int = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "post_id": post_id,
-                "author_id": author_id,
-                "version": version,
-                "_serialized_on_wire": post_id is not PLACEHOLDER
-                or author_id is not PLACEHOLDER
-                or version is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class PostDeleted(betterproto.Message):
+class PostDeleted(GeneratedMessage):
     """A post was deleted."""
 
     post_id: str = betterproto.string_field(1)
@@ -1809,32 +784,9 @@ class PostDeleted(betterproto.Message):
     version: int = betterproto.int64_field(3)
     """Number of changes of the post."""
 
-    def __init__(
-        self,
-        post_id: str = PLACEHOLDER,
-        author_id: str = PLACEHOLDER,
-        version: int = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "post_id": post_id,
-                "author_id": author_id,
-                "version": version,
-                "_serialized_on_wire": post_id is not PLACEHOLDER
-                or author_id is not PLACEHOLDER
-                or version is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class PostLiked(betterproto.Message):
+class PostLiked(GeneratedMessage):
     """A user liked a post."""
 
     post_id: str = betterproto.string_field(1)
@@ -1846,32 +798,9 @@ class PostLiked(betterproto.Message):
     user_id: str = betterproto.string_field(3)
     """The user."""
 
-    def __init__(
-        self,
-        post_id: str = PLACEHOLDER,
-        author_id: str = PLACEHOLDER,
-        user_id: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "post_id": post_id,
-                "author_id": author_id,
-                "user_id": user_id,
-                "_serialized_on_wire": post_id is not PLACEHOLDER
-                or author_id is not PLACEHOLDER
-                or user_id is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class PostUnliked(betterproto.Message):
+class PostUnliked(GeneratedMessage):
     """A user removed the like from a post."""
 
     post_id: str = betterproto.string_field(1)
@@ -1883,32 +812,9 @@ class PostUnliked(betterproto.Message):
     user_id: str = betterproto.string_field(3)
     """The user."""
 
-    def __init__(
-        self,
-        post_id: str = PLACEHOLDER,
-        author_id: str = PLACEHOLDER,
-        user_id: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "post_id": post_id,
-                "author_id": author_id,
-                "user_id": user_id,
-                "_serialized_on_wire": post_id is not PLACEHOLDER
-                or author_id is not PLACEHOLDER
-                or user_id is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class CommentCreated(betterproto.Message):
+class CommentCreated(GeneratedMessage):
     """A comment was created."""
 
     comment_id: str = betterproto.string_field(1)
@@ -1920,32 +826,9 @@ class CommentCreated(betterproto.Message):
     post_author_id: str = betterproto.string_field(3)
     """The author of the post."""
 
-    def __init__(
-        self,
-        comment_id: str = PLACEHOLDER,
-        comment: "Comment" = PLACEHOLDER,
-        post_author_id: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "comment_id": comment_id,
-                "comment": comment,
-                "post_author_id": post_author_id,
-                "_serialized_on_wire": comment_id is not PLACEHOLDER
-                or comment is not PLACEHOLDER
-                or post_author_id is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class CommentUpdated(betterproto.Message):
+class CommentUpdated(GeneratedMessage):
     """A comment was changed."""
 
     comment_id: str = betterproto.string_field(1)
@@ -1954,28 +837,9 @@ class CommentUpdated(betterproto.Message):
     comment: "Comment" = betterproto.message_field(2)
     """The resource, as shown to a user without an access token."""
 
-    def __init__(
-        self,
-        comment_id: str = PLACEHOLDER,
-        comment: "Comment" = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "comment_id": comment_id,
-                "comment": comment,
-                "_serialized_on_wire": comment_id is not PLACEHOLDER or comment is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class CommentDeleted(betterproto.Message):
+class CommentDeleted(GeneratedMessage):
     """A comment was deleted."""
 
     comment_id: str = betterproto.string_field(1)
@@ -1984,28 +848,9 @@ class CommentDeleted(betterproto.Message):
     post_id: str = betterproto.string_field(2)
     """The post of the comment."""
 
-    def __init__(
-        self,
-        comment_id: str = PLACEHOLDER,
-        post_id: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "comment_id": comment_id,
-                "post_id": post_id,
-                "_serialized_on_wire": comment_id is not PLACEHOLDER or post_id is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class NotificationCreated(betterproto.Message):
+class NotificationCreated(GeneratedMessage):
     """A notification for a user was created."""
 
     user_id: str = betterproto.string_field(1)
@@ -2014,29 +859,9 @@ class NotificationCreated(betterproto.Message):
     notification: "Notification" = betterproto.message_field(2)
     """The notification."""
 
-    def __init__(
-        self,
-        user_id: str = PLACEHOLDER,
-        notification: "Notification" = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "user_id": user_id,
-                "notification": notification,
-                "_serialized_on_wire": user_id is not PLACEHOLDER
-                or notification is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class PostErasureContinued(betterproto.Message):
+class PostErasureContinued(GeneratedMessage):
     """
     Internal: one batch of a deleted post's data was erased; more may remain.
     """
@@ -2044,26 +869,9 @@ class PostErasureContinued(betterproto.Message):
     post_id: str = betterproto.string_field(1)
     """The post."""
 
-    def __init__(
-        self,
-        post_id: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "post_id": post_id,
-                "_serialized_on_wire": post_id is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class UserContentErasureContinued(betterproto.Message):
+class UserContentErasureContinued(GeneratedMessage):
     """
     Internal: one batch of a deleted user's data was erased; more may remain.
     """
@@ -2071,26 +879,9 @@ class UserContentErasureContinued(betterproto.Message):
     user_id: str = betterproto.string_field(1)
     """The user."""
 
-    def __init__(
-        self,
-        user_id: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "user_id": user_id,
-                "_serialized_on_wire": user_id is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class ExportMeRequest(betterproto.Message):
+class ExportMeRequest(GeneratedMessage):
     """Selects the part of the export to return."""
 
     after: str = betterproto.string_field(1)
@@ -2098,26 +889,9 @@ class ExportMeRequest(betterproto.Message):
     `cursor` of the last message of an incomplete export, to continue after it; empty for the beginning.
     """
 
-    def __init__(
-        self,
-        after: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "after": after,
-                "_serialized_on_wire": after is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class ExportMeResponse(betterproto.Message):
+class ExportMeResponse(GeneratedMessage):
     """One item of the export."""
 
     account: "__users_v1__.User" = betterproto.message_field(1, group="item")
@@ -2149,63 +923,9 @@ class ExportMeResponse(betterproto.Message):
      cursor starts again.
     """
 
-    def __init__(
-        self,
-        account: "__users_v1__.User" = PLACEHOLDER,
-        session: "__users_v1__.Session" = PLACEHOLDER,
-        follow: "__users_v1__.FollowedUser" = PLACEHOLDER,
-        post: "Post" = PLACEHOLDER,
-        comment: "Comment" = PLACEHOLDER,
-        like: "Like" = PLACEHOLDER,
-        notification: "Notification" = PLACEHOLDER,
-        cursor: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "account": account,
-                "session": session,
-                "follow": follow,
-                "post": post,
-                "comment": comment,
-                "like": like,
-                "notification": notification,
-                "cursor": cursor,
-                "_serialized_on_wire": account is not PLACEHOLDER
-                or session is not PLACEHOLDER
-                or follow is not PLACEHOLDER
-                or post is not PLACEHOLDER
-                or comment is not PLACEHOLDER
-                or like is not PLACEHOLDER
-                or notification is not PLACEHOLDER
-                or cursor is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {
-                    "item": "notification"
-                    if notification is not PLACEHOLDER
-                    else "like"
-                    if like is not PLACEHOLDER
-                    else "comment"
-                    if comment is not PLACEHOLDER
-                    else "post"
-                    if post is not PLACEHOLDER
-                    else "follow"
-                    if follow is not PLACEHOLDER
-                    else "session"
-                    if session is not PLACEHOLDER
-                    else "account"
-                    if account is not PLACEHOLDER
-                    else None
-                },
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class Like(betterproto.Message):
+class Like(GeneratedMessage):
     """A like of the caller."""
 
     post_id: str = betterproto.string_field(1)
@@ -2213,25 +933,6 @@ class Like(betterproto.Message):
 
     liked_at: datetime = betterproto.message_field(2)
     """Time of the like."""
-
-    def __init__(
-        self,
-        post_id: str = PLACEHOLDER,
-        liked_at: datetime = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "post_id": post_id,
-                "liked_at": liked_at,
-                "_serialized_on_wire": post_id is not PLACEHOLDER or liked_at is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
 
 
 class PostsServiceStub(ServiceStub):
@@ -2626,168 +1327,6 @@ class PostsServiceBase(ServiceBase):
     async def unlike_post(self, unlike_post_request: "UnlikePostRequest") -> "UnlikePostResponse":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def __rpc_create_post(
-        self, stream: "grpclib.server.Stream[CreatePostRequest, CreatePostResponse]"
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.create_post(request)
-        await stream.send_message(response)
-
-    async def __rpc_get_post(
-        self, stream: "grpclib.server.Stream[GetPostRequest, GetPostResponse]"
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.get_post(request)
-        await stream.send_message(response)
-
-    async def __rpc_list_posts(
-        self, stream: "grpclib.server.Stream[ListPostsRequest, ListPostsResponse]"
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.list_posts(request)
-        await stream.send_message(response)
-
-    async def __rpc_list_feed(
-        self, stream: "grpclib.server.Stream[ListFeedRequest, ListFeedResponse]"
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.list_feed(request)
-        await stream.send_message(response)
-
-    async def __rpc_list_tags(
-        self, stream: "grpclib.server.Stream[ListTagsRequest, ListTagsResponse]"
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.list_tags(request)
-        await stream.send_message(response)
-
-    async def __rpc_list_likers(
-        self, stream: "grpclib.server.Stream[ListLikersRequest, ListLikersResponse]"
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.list_likers(request)
-        await stream.send_message(response)
-
-    async def __rpc_update_post(
-        self, stream: "grpclib.server.Stream[UpdatePostRequest, UpdatePostResponse]"
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.update_post(request)
-        await stream.send_message(response)
-
-    async def __rpc_delete_post(
-        self,
-        stream: "grpclib.server.Stream[DeletePostRequest, betterproto_lib_google_protobuf.Empty]",
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.delete_post(request)
-        await stream.send_message(response)
-
-    async def __rpc_publish_post(
-        self, stream: "grpclib.server.Stream[PublishPostRequest, PublishPostResponse]"
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.publish_post(request)
-        await stream.send_message(response)
-
-    async def __rpc_unpublish_post(
-        self,
-        stream: "grpclib.server.Stream[UnpublishPostRequest, UnpublishPostResponse]",
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.unpublish_post(request)
-        await stream.send_message(response)
-
-    async def __rpc_like_post(
-        self, stream: "grpclib.server.Stream[LikePostRequest, LikePostResponse]"
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.like_post(request)
-        await stream.send_message(response)
-
-    async def __rpc_unlike_post(
-        self, stream: "grpclib.server.Stream[UnlikePostRequest, UnlikePostResponse]"
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.unlike_post(request)
-        await stream.send_message(response)
-
-    def __mapping__(self) -> Dict[str, grpclib.const.Handler]:
-        return {
-            "/postbus.posts.v1.PostsService/CreatePost": grpclib.const.Handler(
-                self.__rpc_create_post,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                CreatePostRequest,
-                CreatePostResponse,
-            ),
-            "/postbus.posts.v1.PostsService/GetPost": grpclib.const.Handler(
-                self.__rpc_get_post,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                GetPostRequest,
-                GetPostResponse,
-            ),
-            "/postbus.posts.v1.PostsService/ListPosts": grpclib.const.Handler(
-                self.__rpc_list_posts,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                ListPostsRequest,
-                ListPostsResponse,
-            ),
-            "/postbus.posts.v1.PostsService/ListFeed": grpclib.const.Handler(
-                self.__rpc_list_feed,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                ListFeedRequest,
-                ListFeedResponse,
-            ),
-            "/postbus.posts.v1.PostsService/ListTags": grpclib.const.Handler(
-                self.__rpc_list_tags,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                ListTagsRequest,
-                ListTagsResponse,
-            ),
-            "/postbus.posts.v1.PostsService/ListLikers": grpclib.const.Handler(
-                self.__rpc_list_likers,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                ListLikersRequest,
-                ListLikersResponse,
-            ),
-            "/postbus.posts.v1.PostsService/UpdatePost": grpclib.const.Handler(
-                self.__rpc_update_post,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                UpdatePostRequest,
-                UpdatePostResponse,
-            ),
-            "/postbus.posts.v1.PostsService/DeletePost": grpclib.const.Handler(
-                self.__rpc_delete_post,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                DeletePostRequest,
-                betterproto_lib_google_protobuf.Empty,
-            ),
-            "/postbus.posts.v1.PostsService/PublishPost": grpclib.const.Handler(
-                self.__rpc_publish_post,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                PublishPostRequest,
-                PublishPostResponse,
-            ),
-            "/postbus.posts.v1.PostsService/UnpublishPost": grpclib.const.Handler(
-                self.__rpc_unpublish_post,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                UnpublishPostRequest,
-                UnpublishPostResponse,
-            ),
-            "/postbus.posts.v1.PostsService/LikePost": grpclib.const.Handler(
-                self.__rpc_like_post,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                LikePostRequest,
-                LikePostResponse,
-            ),
-            "/postbus.posts.v1.PostsService/UnlikePost": grpclib.const.Handler(
-                self.__rpc_unlike_post,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                UnlikePostRequest,
-                UnlikePostResponse,
-            ),
-        }
-
 
 class CommentsServiceBase(ServiceBase):
     async def create_comment(
@@ -2813,78 +1352,6 @@ class CommentsServiceBase(ServiceBase):
     ) -> "betterproto_lib_google_protobuf.Empty":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def __rpc_create_comment(
-        self,
-        stream: "grpclib.server.Stream[CreateCommentRequest, CreateCommentResponse]",
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.create_comment(request)
-        await stream.send_message(response)
-
-    async def __rpc_list_comments(
-        self, stream: "grpclib.server.Stream[ListCommentsRequest, ListCommentsResponse]"
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.list_comments(request)
-        await stream.send_message(response)
-
-    async def __rpc_get_comment(
-        self, stream: "grpclib.server.Stream[GetCommentRequest, GetCommentResponse]"
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.get_comment(request)
-        await stream.send_message(response)
-
-    async def __rpc_update_comment(
-        self,
-        stream: "grpclib.server.Stream[UpdateCommentRequest, UpdateCommentResponse]",
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.update_comment(request)
-        await stream.send_message(response)
-
-    async def __rpc_delete_comment(
-        self,
-        stream: "grpclib.server.Stream[DeleteCommentRequest, betterproto_lib_google_protobuf.Empty]",
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.delete_comment(request)
-        await stream.send_message(response)
-
-    def __mapping__(self) -> Dict[str, grpclib.const.Handler]:
-        return {
-            "/postbus.posts.v1.CommentsService/CreateComment": grpclib.const.Handler(
-                self.__rpc_create_comment,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                CreateCommentRequest,
-                CreateCommentResponse,
-            ),
-            "/postbus.posts.v1.CommentsService/ListComments": grpclib.const.Handler(
-                self.__rpc_list_comments,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                ListCommentsRequest,
-                ListCommentsResponse,
-            ),
-            "/postbus.posts.v1.CommentsService/GetComment": grpclib.const.Handler(
-                self.__rpc_get_comment,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                GetCommentRequest,
-                GetCommentResponse,
-            ),
-            "/postbus.posts.v1.CommentsService/UpdateComment": grpclib.const.Handler(
-                self.__rpc_update_comment,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                UpdateCommentRequest,
-                UpdateCommentResponse,
-            ),
-            "/postbus.posts.v1.CommentsService/DeleteComment": grpclib.const.Handler(
-                self.__rpc_delete_comment,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                DeleteCommentRequest,
-                betterproto_lib_google_protobuf.Empty,
-            ),
-        }
-
 
 class NotificationsServiceBase(ServiceBase):
     async def list_notifications(
@@ -2895,37 +1362,6 @@ class NotificationsServiceBase(ServiceBase):
     async def mark_read(self, mark_read_request: "MarkReadRequest") -> "MarkReadResponse":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def __rpc_list_notifications(
-        self,
-        stream: "grpclib.server.Stream[ListNotificationsRequest, ListNotificationsResponse]",
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.list_notifications(request)
-        await stream.send_message(response)
-
-    async def __rpc_mark_read(
-        self, stream: "grpclib.server.Stream[MarkReadRequest, MarkReadResponse]"
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.mark_read(request)
-        await stream.send_message(response)
-
-    def __mapping__(self) -> Dict[str, grpclib.const.Handler]:
-        return {
-            "/postbus.posts.v1.NotificationsService/ListNotifications": grpclib.const.Handler(
-                self.__rpc_list_notifications,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                ListNotificationsRequest,
-                ListNotificationsResponse,
-            ),
-            "/postbus.posts.v1.NotificationsService/MarkRead": grpclib.const.Handler(
-                self.__rpc_mark_read,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                MarkReadRequest,
-                MarkReadResponse,
-            ),
-        }
-
 
 class ExportServiceBase(ServiceBase):
     async def export_me(
@@ -2933,23 +1369,3 @@ class ExportServiceBase(ServiceBase):
     ) -> AsyncIterator[ExportMeResponse]:
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield ExportMeResponse()
-
-    async def __rpc_export_me(
-        self, stream: "grpclib.server.Stream[ExportMeRequest, ExportMeResponse]"
-    ) -> None:
-        request = await stream.recv_message()
-        await self._call_rpc_handler_server_stream(
-            self.export_me,
-            stream,
-            request,
-        )
-
-    def __mapping__(self) -> Dict[str, grpclib.const.Handler]:
-        return {
-            "/postbus.posts.v1.ExportService/ExportMe": grpclib.const.Handler(
-                self.__rpc_export_me,
-                grpclib.const.Cardinality.UNARY_STREAM,
-                ExportMeRequest,
-                ExportMeResponse,
-            ),
-        }

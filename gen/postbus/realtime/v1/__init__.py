@@ -8,16 +8,14 @@ from datetime import datetime
 from typing import List
 
 import betterproto
+from postbus_runtime.messages import GeneratedMessage
 import betterproto.lib.google.protobuf as betterproto_lib_google_protobuf
 
 from ...bus import v1 as __bus_v1__
 
 
-from postbus_runtime.message_access import PLACEHOLDER, get_set_attribute, set_attribute
-
-
 @dataclass(eq=False, repr=False)
-class ClientFrame(betterproto.Message):
+class ClientFrame(GeneratedMessage):
     """A frame from the client."""
 
     id: str = betterproto.string_field(1)
@@ -40,53 +38,9 @@ class ClientFrame(betterproto.Message):
     Cancels a call. A call that still runs ends with the error CANCELLED.
     """
 
-    def __init__(
-        self,
-        id: str = PLACEHOLDER,
-        authenticate: "Authenticate" = PLACEHOLDER,
-        call: "Call" = PLACEHOLDER,
-        subscribe: "Subscribe" = PLACEHOLDER,
-        unsubscribe: "Unsubscribe" = PLACEHOLDER,
-        cancel: "Cancel" = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "id": id,
-                "authenticate": authenticate,
-                "call": call,
-                "subscribe": subscribe,
-                "unsubscribe": unsubscribe,
-                "cancel": cancel,
-                "_serialized_on_wire": id is not PLACEHOLDER
-                or authenticate is not PLACEHOLDER
-                or call is not PLACEHOLDER
-                or subscribe is not PLACEHOLDER
-                or unsubscribe is not PLACEHOLDER
-                or cancel is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {
-                    "frame": "cancel"
-                    if cancel is not PLACEHOLDER
-                    else "unsubscribe"
-                    if unsubscribe is not PLACEHOLDER
-                    else "subscribe"
-                    if subscribe is not PLACEHOLDER
-                    else "call"
-                    if call is not PLACEHOLDER
-                    else "authenticate"
-                    if authenticate is not PLACEHOLDER
-                    else None
-                },
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class ServerFrame(betterproto.Message):
+class ServerFrame(GeneratedMessage):
     """A frame from the server."""
 
     id: str = betterproto.string_field(1)
@@ -121,88 +75,17 @@ class ServerFrame(betterproto.Message):
     completed: "Completed" = betterproto.message_field(8, group="frame")
     """A call of a streaming method has ended."""
 
-    def __init__(
-        self,
-        id: str = PLACEHOLDER,
-        authenticated: "Authenticated" = PLACEHOLDER,
-        result: "Result" = PLACEHOLDER,
-        error: "__bus_v1__.Error" = PLACEHOLDER,
-        subscribed: "Subscribed" = PLACEHOLDER,
-        event: "Delivery" = PLACEHOLDER,
-        unsubscribed: "Unsubscribed" = PLACEHOLDER,
-        completed: "Completed" = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "id": id,
-                "authenticated": authenticated,
-                "result": result,
-                "error": error,
-                "subscribed": subscribed,
-                "event": event,
-                "unsubscribed": unsubscribed,
-                "completed": completed,
-                "_serialized_on_wire": id is not PLACEHOLDER
-                or authenticated is not PLACEHOLDER
-                or result is not PLACEHOLDER
-                or error is not PLACEHOLDER
-                or subscribed is not PLACEHOLDER
-                or event is not PLACEHOLDER
-                or unsubscribed is not PLACEHOLDER
-                or completed is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {
-                    "frame": "completed"
-                    if completed is not PLACEHOLDER
-                    else "unsubscribed"
-                    if unsubscribed is not PLACEHOLDER
-                    else "event"
-                    if event is not PLACEHOLDER
-                    else "subscribed"
-                    if subscribed is not PLACEHOLDER
-                    else "error"
-                    if error is not PLACEHOLDER
-                    else "result"
-                    if result is not PLACEHOLDER
-                    else "authenticated"
-                    if authenticated is not PLACEHOLDER
-                    else None
-                },
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class Authenticate(betterproto.Message):
+class Authenticate(GeneratedMessage):
     """Authenticates the client."""
 
     access_token: str = betterproto.string_field(1)
     """Access token, from LogIn or RefreshSession."""
 
-    def __init__(
-        self,
-        access_token: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "access_token": access_token,
-                "_serialized_on_wire": access_token is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class Authenticated(betterproto.Message):
+class Authenticated(GeneratedMessage):
     """The client is authenticated."""
 
     user_id: str = betterproto.string_field(1)
@@ -213,28 +96,9 @@ class Authenticated(betterproto.Message):
     Time at which the token expires. The server then closes the connection.
     """
 
-    def __init__(
-        self,
-        user_id: str = PLACEHOLDER,
-        expires_at: datetime = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "user_id": user_id,
-                "expires_at": expires_at,
-                "_serialized_on_wire": user_id is not PLACEHOLDER or expires_at is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class Call(betterproto.Message):
+class Call(GeneratedMessage):
     """Calls a method."""
 
     method: str = betterproto.string_field(1)
@@ -259,70 +123,24 @@ class Call(betterproto.Message):
      begins.
     """
 
-    def __init__(
-        self,
-        method: str = PLACEHOLDER,
-        request: "betterproto_lib_google_protobuf.Any" = PLACEHOLDER,
-        timeout_ms: int = PLACEHOLDER,
-        operation_id: str = PLACEHOLDER,
-        traceparent: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "method": method,
-                "request": request,
-                "timeout_ms": timeout_ms,
-                "operation_id": operation_id,
-                "traceparent": traceparent,
-                "_serialized_on_wire": method is not PLACEHOLDER
-                or request is not PLACEHOLDER
-                or timeout_ms is not PLACEHOLDER
-                or operation_id is not PLACEHOLDER
-                or traceparent is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class Cancel(betterproto.Message):
+class Cancel(GeneratedMessage):
     """Cancels a call."""
 
     call: str = betterproto.string_field(1)
     """Id of the `call` frame."""
 
-    def __init__(
-        self,
-        call: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "call": call,
-                "_serialized_on_wire": call is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class Completed(betterproto.Message):
+class Completed(GeneratedMessage):
     """A call of a streaming method has ended."""
 
     pass
 
 
 @dataclass(eq=False, repr=False)
-class Result(betterproto.Message):
+class Result(GeneratedMessage):
     """A call succeeded."""
 
     response: "betterproto_lib_google_protobuf.Any" = betterproto.message_field(1)
@@ -334,28 +152,9 @@ class Result(betterproto.Message):
      `Idempotency-Replayed`.
     """
 
-    def __init__(
-        self,
-        response: "betterproto_lib_google_protobuf.Any" = PLACEHOLDER,
-        replayed: bool = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "response": response,
-                "replayed": replayed,
-                "_serialized_on_wire": response is not PLACEHOLDER or replayed is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class Subscribe(betterproto.Message):
+class Subscribe(GeneratedMessage):
     """Subscribes to events."""
 
     types: List[str] = betterproto.string_field(1)
@@ -364,65 +163,31 @@ class Subscribe(betterproto.Message):
      to each type; a second one is refused with ALREADY_EXISTS, reason ALREADY_SUBSCRIBED.
     """
 
-    def __init__(
-        self,
-        types: List[str] = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "types": types,
-                "_serialized_on_wire": types is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class Subscribed(betterproto.Message):
+class Subscribed(GeneratedMessage):
     """The subscription is active."""
 
     pass
 
 
 @dataclass(eq=False, repr=False)
-class Unsubscribe(betterproto.Message):
+class Unsubscribe(GeneratedMessage):
     """Ends a subscription."""
 
     subscription: str = betterproto.string_field(1)
     """Id of the `subscribe` frame."""
 
-    def __init__(
-        self,
-        subscription: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "subscription": subscription,
-                "_serialized_on_wire": subscription is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class Unsubscribed(betterproto.Message):
+class Unsubscribed(GeneratedMessage):
     """The subscription has ended."""
 
     pass
 
 
 @dataclass(eq=False, repr=False)
-class Delivery(betterproto.Message):
+class Delivery(GeneratedMessage):
     """An event of a subscription."""
 
     event_id: str = betterproto.string_field(1)
@@ -436,29 +201,3 @@ class Delivery(betterproto.Message):
 
     data: "betterproto_lib_google_protobuf.Any" = betterproto.message_field(4)
     """The event's message."""
-
-    def __init__(
-        self,
-        event_id: str = PLACEHOLDER,
-        subject: str = PLACEHOLDER,
-        time: datetime = PLACEHOLDER,
-        data: "betterproto_lib_google_protobuf.Any" = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "event_id": event_id,
-                "subject": subject,
-                "time": time,
-                "data": data,
-                "_serialized_on_wire": event_id is not PLACEHOLDER
-                or subject is not PLACEHOLDER
-                or time is not PLACEHOLDER
-                or data is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute

@@ -15,6 +15,7 @@ from typing import (
 
 import betterproto
 from postbus_runtime.stubs import ServiceStub
+from postbus_runtime.messages import GeneratedMessage
 import betterproto.lib.google.protobuf as betterproto_lib_google_protobuf
 import grpclib
 from betterproto.grpc.grpclib_server import ServiceBase
@@ -25,11 +26,8 @@ if TYPE_CHECKING:
     from grpclib.metadata import Deadline
 
 
-from postbus_runtime.message_access import PLACEHOLDER, get_set_attribute, set_attribute
-
-
 @dataclass(eq=False, repr=False)
-class User(betterproto.Message):
+class User(GeneratedMessage):
     """An account, with the fields that only its owner may read."""
 
     id: str = betterproto.string_field(1)
@@ -67,56 +65,9 @@ class User(betterproto.Message):
     version: int = betterproto.int64_field(11)
     """Number of changes of the account, from 1; follows do not count."""
 
-    def __init__(
-        self,
-        id: str = PLACEHOLDER,
-        username: str = PLACEHOLDER,
-        email: str = PLACEHOLDER,
-        created_at: datetime = PLACEHOLDER,
-        display_name: str = PLACEHOLDER,
-        bio: str = PLACEHOLDER,
-        image_url: str = PLACEHOLDER,
-        updated_at: datetime = PLACEHOLDER,
-        follower_count: int = PLACEHOLDER,
-        following_count: int = PLACEHOLDER,
-        version: int = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "id": id,
-                "username": username,
-                "email": email,
-                "created_at": created_at,
-                "display_name": display_name,
-                "bio": bio,
-                "image_url": image_url,
-                "updated_at": updated_at,
-                "follower_count": follower_count,
-                "following_count": following_count,
-                "version": version,
-                "_serialized_on_wire": id is not PLACEHOLDER
-                or username is not PLACEHOLDER
-                or email is not PLACEHOLDER
-                or created_at is not PLACEHOLDER
-                or display_name is not PLACEHOLDER
-                or bio is not PLACEHOLDER
-                or image_url is not PLACEHOLDER
-                or updated_at is not PLACEHOLDER
-                or follower_count is not PLACEHOLDER
-                or following_count is not PLACEHOLDER
-                or version is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class Profile(betterproto.Message):
+class Profile(GeneratedMessage):
     """The public fields of an account."""
 
     id: str = betterproto.string_field(1)
@@ -149,85 +100,24 @@ class Profile(betterproto.Message):
     version: int = betterproto.int64_field(10)
     """Number of changes of the account, from 1; follows do not count."""
 
-    def __init__(
-        self,
-        id: str = PLACEHOLDER,
-        username: str = PLACEHOLDER,
-        created_at: datetime = PLACEHOLDER,
-        display_name: str = PLACEHOLDER,
-        bio: str = PLACEHOLDER,
-        image_url: str = PLACEHOLDER,
-        follower_count: int = PLACEHOLDER,
-        following_count: int = PLACEHOLDER,
-        followed: bool = PLACEHOLDER,
-        version: int = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "id": id,
-                "username": username,
-                "created_at": created_at,
-                "display_name": display_name,
-                "bio": bio,
-                "image_url": image_url,
-                "follower_count": follower_count,
-                "following_count": following_count,
-                "followed": followed,
-                "version": version,
-                "_serialized_on_wire": id is not PLACEHOLDER
-                or username is not PLACEHOLDER
-                or created_at is not PLACEHOLDER
-                or display_name is not PLACEHOLDER
-                or bio is not PLACEHOLDER
-                or image_url is not PLACEHOLDER
-                or follower_count is not PLACEHOLDER
-                or following_count is not PLACEHOLDER
-                or followed is not PLACEHOLDER
-                or version is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class GetMeRequest(betterproto.Message):
+class GetMeRequest(GeneratedMessage):
     """Has no fields: the access token identifies the account."""
 
     pass
 
 
 @dataclass(eq=False, repr=False)
-class GetMeResponse(betterproto.Message):
+class GetMeResponse(GeneratedMessage):
     """The caller's account."""
 
     user: "User" = betterproto.message_field(1)
     """The caller's account."""
 
-    def __init__(
-        self,
-        user: "User" = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "user": user,
-                "_serialized_on_wire": user is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class UpdateMeRequest(betterproto.Message):
+class UpdateMeRequest(GeneratedMessage):
     """Changes to the caller's account."""
 
     username: Optional[str] = betterproto.string_field(1, optional=True)
@@ -258,69 +148,17 @@ class UpdateMeRequest(betterproto.Message):
     The version that must be current; 0 accepts any. Over REST it is the header If-Match.
     """
 
-    def __init__(
-        self,
-        username: Optional[str] = None,
-        email: Optional[str] = None,
-        display_name: Optional[str] = None,
-        bio: Optional[str] = None,
-        image_url: Optional[str] = None,
-        update_mask: "betterproto_lib_google_protobuf.FieldMask" = PLACEHOLDER,
-        expected_version: int = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "username": username,
-                "email": email,
-                "display_name": display_name,
-                "bio": bio,
-                "image_url": image_url,
-                "update_mask": update_mask,
-                "expected_version": expected_version,
-                "_serialized_on_wire": (username is not PLACEHOLDER and username is not None)
-                or (email is not PLACEHOLDER and email is not None)
-                or (display_name is not PLACEHOLDER and display_name is not None)
-                or (bio is not PLACEHOLDER and bio is not None)
-                or (image_url is not PLACEHOLDER and image_url is not None)
-                or update_mask is not PLACEHOLDER
-                or expected_version is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class UpdateMeResponse(betterproto.Message):
+class UpdateMeResponse(GeneratedMessage):
     """The changed account."""
 
     user: "User" = betterproto.message_field(1)
     """The changed account."""
 
-    def __init__(
-        self,
-        user: "User" = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "user": user,
-                "_serialized_on_wire": user is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class DeleteMeRequest(betterproto.Message):
+class DeleteMeRequest(GeneratedMessage):
     """Names the version to delete."""
 
     expected_version: int = betterproto.int64_field(1)
@@ -328,76 +166,25 @@ class DeleteMeRequest(betterproto.Message):
     The version that must be current; 0 accepts any. Over REST it is the header If-Match.
     """
 
-    def __init__(
-        self,
-        expected_version: int = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "expected_version": expected_version,
-                "_serialized_on_wire": expected_version is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class GetUserRequest(betterproto.Message):
+class GetUserRequest(GeneratedMessage):
     """Names a user."""
 
     username: str = betterproto.string_field(1)
     """Username, without regard to case, or id of the user."""
 
-    def __init__(
-        self,
-        username: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "username": username,
-                "_serialized_on_wire": username is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class GetUserResponse(betterproto.Message):
+class GetUserResponse(GeneratedMessage):
     """The user."""
 
     profile: "Profile" = betterproto.message_field(1)
     """The user."""
 
-    def __init__(
-        self,
-        profile: "Profile" = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "profile": profile,
-                "_serialized_on_wire": profile is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class SearchUsersRequest(betterproto.Message):
+class SearchUsersRequest(GeneratedMessage):
     """Selects users."""
 
     q: str = betterproto.string_field(1)
@@ -414,35 +201,9 @@ class SearchUsersRequest(betterproto.Message):
     include_total: bool = betterproto.bool_field(4)
     """Whether to return `total`."""
 
-    def __init__(
-        self,
-        q: str = PLACEHOLDER,
-        page_size: int = PLACEHOLDER,
-        page_token: str = PLACEHOLDER,
-        include_total: bool = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "q": q,
-                "page_size": page_size,
-                "page_token": page_token,
-                "include_total": include_total,
-                "_serialized_on_wire": q is not PLACEHOLDER
-                or page_size is not PLACEHOLDER
-                or page_token is not PLACEHOLDER
-                or include_total is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class SearchUsersResponse(betterproto.Message):
+class SearchUsersResponse(GeneratedMessage):
     """A page of users."""
 
     profiles: List["Profile"] = betterproto.message_field(1)
@@ -457,214 +218,72 @@ class SearchUsersResponse(betterproto.Message):
      50,000.
     """
 
-    def __init__(
-        self,
-        profiles: List["Profile"] = PLACEHOLDER,
-        next_page_token: str = PLACEHOLDER,
-        total: Optional[int] = None,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "profiles": profiles,
-                "next_page_token": next_page_token,
-                "total": total,
-                "_serialized_on_wire": profiles is not PLACEHOLDER
-                or next_page_token is not PLACEHOLDER
-                or (total is not PLACEHOLDER and total is not None),
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class BatchGetUsersRequest(betterproto.Message):
+class BatchGetUsersRequest(GeneratedMessage):
     """Names users."""
 
     ids: List[str] = betterproto.string_field(1)
     """The ids of the users."""
 
-    def __init__(
-        self,
-        ids: List[str] = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "ids": ids,
-                "_serialized_on_wire": ids is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class BatchGetUsersResponse(betterproto.Message):
+class BatchGetUsersResponse(GeneratedMessage):
     """The users."""
 
     profiles: List["Profile"] = betterproto.message_field(1)
     """The users that exist, in no particular order."""
 
-    def __init__(
-        self,
-        profiles: List["Profile"] = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "profiles": profiles,
-                "_serialized_on_wire": profiles is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class ListFollowedIdsRequest(betterproto.Message):
+class ListFollowedIdsRequest(GeneratedMessage):
     """Has no fields: the access token identifies the follower."""
 
     pass
 
 
 @dataclass(eq=False, repr=False)
-class ListFollowedIdsResponse(betterproto.Message):
+class ListFollowedIdsResponse(GeneratedMessage):
     """The users that the caller follows."""
 
     ids: List[str] = betterproto.string_field(1)
     """The ids of the users, the latest followed first."""
 
-    def __init__(
-        self,
-        ids: List[str] = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "ids": ids,
-                "_serialized_on_wire": ids is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class FollowRequest(betterproto.Message):
+class FollowRequest(GeneratedMessage):
     """Names the user to follow."""
 
     username: str = betterproto.string_field(1)
     """Username, without regard to case, or id of the user."""
 
-    def __init__(
-        self,
-        username: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "username": username,
-                "_serialized_on_wire": username is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class FollowResponse(betterproto.Message):
+class FollowResponse(GeneratedMessage):
     """The followed user."""
 
     profile: "Profile" = betterproto.message_field(1)
     """The followed user."""
 
-    def __init__(
-        self,
-        profile: "Profile" = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "profile": profile,
-                "_serialized_on_wire": profile is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class UnfollowRequest(betterproto.Message):
+class UnfollowRequest(GeneratedMessage):
     """Names the user to unfollow."""
 
     username: str = betterproto.string_field(1)
     """Username, without regard to case, or id of the user."""
 
-    def __init__(
-        self,
-        username: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "username": username,
-                "_serialized_on_wire": username is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class UnfollowResponse(betterproto.Message):
+class UnfollowResponse(GeneratedMessage):
     """The unfollowed user."""
 
     profile: "Profile" = betterproto.message_field(1)
     """The unfollowed user."""
 
-    def __init__(
-        self,
-        profile: "Profile" = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "profile": profile,
-                "_serialized_on_wire": profile is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class ListFollowersRequest(betterproto.Message):
+class ListFollowersRequest(GeneratedMessage):
     """Selects followers."""
 
     username: str = betterproto.string_field(1)
@@ -679,35 +298,9 @@ class ListFollowersRequest(betterproto.Message):
     include_total: bool = betterproto.bool_field(4)
     """Whether to return `total`."""
 
-    def __init__(
-        self,
-        username: str = PLACEHOLDER,
-        page_size: int = PLACEHOLDER,
-        page_token: str = PLACEHOLDER,
-        include_total: bool = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "username": username,
-                "page_size": page_size,
-                "page_token": page_token,
-                "include_total": include_total,
-                "_serialized_on_wire": username is not PLACEHOLDER
-                or page_size is not PLACEHOLDER
-                or page_token is not PLACEHOLDER
-                or include_total is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class ListFollowersResponse(betterproto.Message):
+class ListFollowersResponse(GeneratedMessage):
     """A page of followers."""
 
     profiles: List["Profile"] = betterproto.message_field(1)
@@ -719,32 +312,9 @@ class ListFollowersResponse(betterproto.Message):
     total: Optional[int] = betterproto.int32_field(3, optional=True)
     """Total over all pages. Set only if the request sets `include_total`."""
 
-    def __init__(
-        self,
-        profiles: List["Profile"] = PLACEHOLDER,
-        next_page_token: str = PLACEHOLDER,
-        total: Optional[int] = None,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "profiles": profiles,
-                "next_page_token": next_page_token,
-                "total": total,
-                "_serialized_on_wire": profiles is not PLACEHOLDER
-                or next_page_token is not PLACEHOLDER
-                or (total is not PLACEHOLDER and total is not None),
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class ListFollowingRequest(betterproto.Message):
+class ListFollowingRequest(GeneratedMessage):
     """Selects the users that a user follows."""
 
     username: str = betterproto.string_field(1)
@@ -759,35 +329,9 @@ class ListFollowingRequest(betterproto.Message):
     include_total: bool = betterproto.bool_field(4)
     """Whether to return `total`."""
 
-    def __init__(
-        self,
-        username: str = PLACEHOLDER,
-        page_size: int = PLACEHOLDER,
-        page_token: str = PLACEHOLDER,
-        include_total: bool = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "username": username,
-                "page_size": page_size,
-                "page_token": page_token,
-                "include_total": include_total,
-                "_serialized_on_wire": username is not PLACEHOLDER
-                or page_size is not PLACEHOLDER
-                or page_token is not PLACEHOLDER
-                or include_total is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class ListFollowingResponse(betterproto.Message):
+class ListFollowingResponse(GeneratedMessage):
     """A page of the users that a user follows."""
 
     profiles: List["Profile"] = betterproto.message_field(1)
@@ -799,32 +343,9 @@ class ListFollowingResponse(betterproto.Message):
     total: Optional[int] = betterproto.int32_field(3, optional=True)
     """Total over all pages. Set only if the request sets `include_total`."""
 
-    def __init__(
-        self,
-        profiles: List["Profile"] = PLACEHOLDER,
-        next_page_token: str = PLACEHOLDER,
-        total: Optional[int] = None,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "profiles": profiles,
-                "next_page_token": next_page_token,
-                "total": total,
-                "_serialized_on_wire": profiles is not PLACEHOLDER
-                or next_page_token is not PLACEHOLDER
-                or (total is not PLACEHOLDER and total is not None),
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class SignUpRequest(betterproto.Message):
+class SignUpRequest(GeneratedMessage):
     """The fields of a new account."""
 
     username: str = betterproto.string_field(1)
@@ -842,57 +363,17 @@ class SignUpRequest(betterproto.Message):
      (NFC).
     """
 
-    def __init__(
-        self,
-        username: str = PLACEHOLDER,
-        email: str = PLACEHOLDER,
-        password: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "username": username,
-                "email": email,
-                "password": password,
-                "_serialized_on_wire": username is not PLACEHOLDER
-                or email is not PLACEHOLDER
-                or password is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class SignUpResponse(betterproto.Message):
+class SignUpResponse(GeneratedMessage):
     """The new account."""
 
     user: "User" = betterproto.message_field(1)
     """The new account."""
 
-    def __init__(
-        self,
-        user: "User" = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "user": user,
-                "_serialized_on_wire": user is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class LogInRequest(betterproto.Message):
+class LogInRequest(GeneratedMessage):
     """The credentials and the device of a log-in."""
 
     login: str = betterproto.string_field(1)
@@ -912,35 +393,9 @@ class LogInRequest(betterproto.Message):
      invalid token is ignored.
     """
 
-    def __init__(
-        self,
-        login: str = PLACEHOLDER,
-        password: str = PLACEHOLDER,
-        device: str = PLACEHOLDER,
-        device_token: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "login": login,
-                "password": password,
-                "device": device,
-                "device_token": device_token,
-                "_serialized_on_wire": login is not PLACEHOLDER
-                or password is not PLACEHOLDER
-                or device is not PLACEHOLDER
-                or device_token is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class LogInResponse(betterproto.Message):
+class LogInResponse(GeneratedMessage):
     """The tokens of a new session."""
 
     access_token: str = betterproto.string_field(1)
@@ -964,41 +419,9 @@ class LogInResponse(betterproto.Message):
      device. It gives no access by itself, and becomes invalid when the password is changed.
     """
 
-    def __init__(
-        self,
-        access_token: str = PLACEHOLDER,
-        expires_at: datetime = PLACEHOLDER,
-        refresh_token: str = PLACEHOLDER,
-        refresh_expires_at: datetime = PLACEHOLDER,
-        session_id: str = PLACEHOLDER,
-        device_token: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "access_token": access_token,
-                "expires_at": expires_at,
-                "refresh_token": refresh_token,
-                "refresh_expires_at": refresh_expires_at,
-                "session_id": session_id,
-                "device_token": device_token,
-                "_serialized_on_wire": access_token is not PLACEHOLDER
-                or expires_at is not PLACEHOLDER
-                or refresh_token is not PLACEHOLDER
-                or refresh_expires_at is not PLACEHOLDER
-                or session_id is not PLACEHOLDER
-                or device_token is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class RefreshSessionRequest(betterproto.Message):
+class RefreshSessionRequest(GeneratedMessage):
     """The refresh token to exchange."""
 
     refresh_token: str = betterproto.string_field(1)
@@ -1006,26 +429,9 @@ class RefreshSessionRequest(betterproto.Message):
     The latest refresh token of the session, from LogIn or RefreshSession.
     """
 
-    def __init__(
-        self,
-        refresh_token: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "refresh_token": refresh_token,
-                "_serialized_on_wire": refresh_token is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class RefreshSessionResponse(betterproto.Message):
+class RefreshSessionResponse(GeneratedMessage):
     """The new tokens of the session."""
 
     access_token: str = betterproto.string_field(1)
@@ -1043,52 +449,23 @@ class RefreshSessionResponse(betterproto.Message):
     session_id: str = betterproto.string_field(5)
     """Id of the session."""
 
-    def __init__(
-        self,
-        access_token: str = PLACEHOLDER,
-        expires_at: datetime = PLACEHOLDER,
-        refresh_token: str = PLACEHOLDER,
-        refresh_expires_at: datetime = PLACEHOLDER,
-        session_id: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "access_token": access_token,
-                "expires_at": expires_at,
-                "refresh_token": refresh_token,
-                "refresh_expires_at": refresh_expires_at,
-                "session_id": session_id,
-                "_serialized_on_wire": access_token is not PLACEHOLDER
-                or expires_at is not PLACEHOLDER
-                or refresh_token is not PLACEHOLDER
-                or refresh_expires_at is not PLACEHOLDER
-                or session_id is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class LogOutRequest(betterproto.Message):
+class LogOutRequest(GeneratedMessage):
     """Has no fields: the access token identifies the session."""
 
     pass
 
 
 @dataclass(eq=False, repr=False)
-class LogOutEverywhereRequest(betterproto.Message):
+class LogOutEverywhereRequest(GeneratedMessage):
     """Has no fields: the access token identifies the user."""
 
     pass
 
 
 @dataclass(eq=False, repr=False)
-class ListSessionsRequest(betterproto.Message):
+class ListSessionsRequest(GeneratedMessage):
     """Selects sessions."""
 
     page_size: int = betterproto.int32_field(1)
@@ -1100,32 +477,9 @@ class ListSessionsRequest(betterproto.Message):
     include_total: bool = betterproto.bool_field(3)
     """Whether to return `total`."""
 
-    def __init__(
-        self,
-        page_size: int = PLACEHOLDER,
-        page_token: str = PLACEHOLDER,
-        include_total: bool = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "page_size": page_size,
-                "page_token": page_token,
-                "include_total": include_total,
-                "_serialized_on_wire": page_size is not PLACEHOLDER
-                or page_token is not PLACEHOLDER
-                or include_total is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class ListSessionsResponse(betterproto.Message):
+class ListSessionsResponse(GeneratedMessage):
     """A page of sessions."""
 
     sessions: List["Session"] = betterproto.message_field(1)
@@ -1137,32 +491,9 @@ class ListSessionsResponse(betterproto.Message):
     total: Optional[int] = betterproto.int32_field(3, optional=True)
     """Total over all pages. Set only if the request sets `include_total`."""
 
-    def __init__(
-        self,
-        sessions: List["Session"] = PLACEHOLDER,
-        next_page_token: str = PLACEHOLDER,
-        total: Optional[int] = None,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "sessions": sessions,
-                "next_page_token": next_page_token,
-                "total": total,
-                "_serialized_on_wire": sessions is not PLACEHOLDER
-                or next_page_token is not PLACEHOLDER
-                or (total is not PLACEHOLDER and total is not None),
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class Session(betterproto.Message):
+class Session(GeneratedMessage):
     """A log-in of a user on one device."""
 
     id: str = betterproto.string_field(1)
@@ -1183,66 +514,17 @@ class Session(betterproto.Message):
     current: bool = betterproto.bool_field(6)
     """Whether it is the session of the caller's access token."""
 
-    def __init__(
-        self,
-        id: str = PLACEHOLDER,
-        device: str = PLACEHOLDER,
-        created_at: datetime = PLACEHOLDER,
-        refreshed_at: datetime = PLACEHOLDER,
-        expires_at: datetime = PLACEHOLDER,
-        current: bool = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "id": id,
-                "device": device,
-                "created_at": created_at,
-                "refreshed_at": refreshed_at,
-                "expires_at": expires_at,
-                "current": current,
-                "_serialized_on_wire": id is not PLACEHOLDER
-                or device is not PLACEHOLDER
-                or created_at is not PLACEHOLDER
-                or refreshed_at is not PLACEHOLDER
-                or expires_at is not PLACEHOLDER
-                or current is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class RevokeSessionRequest(betterproto.Message):
+class RevokeSessionRequest(GeneratedMessage):
     """Names the session to end."""
 
     id: str = betterproto.string_field(1)
     """The session's id."""
 
-    def __init__(
-        self,
-        id: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "id": id,
-                "_serialized_on_wire": id is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class ChangePasswordRequest(betterproto.Message):
+class ChangePasswordRequest(GeneratedMessage):
     """The current and the new password."""
 
     current_password: str = betterproto.string_field(1)
@@ -1251,61 +533,24 @@ class ChangePasswordRequest(betterproto.Message):
     new_password: str = betterproto.string_field(2)
     """The new password, by the rules of SignUp."""
 
-    def __init__(
-        self,
-        current_password: str = PLACEHOLDER,
-        new_password: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "current_password": current_password,
-                "new_password": new_password,
-                "_serialized_on_wire": current_password is not PLACEHOLDER
-                or new_password is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class GetSigningKeysRequest(betterproto.Message):
+class GetSigningKeysRequest(GeneratedMessage):
     """Has no fields."""
 
     pass
 
 
 @dataclass(eq=False, repr=False)
-class GetSigningKeysResponse(betterproto.Message):
+class GetSigningKeysResponse(GeneratedMessage):
     """A JSON Web Key Set."""
 
     keys: List["SigningKey"] = betterproto.message_field(1)
     """The keys."""
 
-    def __init__(
-        self,
-        keys: List["SigningKey"] = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "keys": keys,
-                "_serialized_on_wire": keys is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class SigningKey(betterproto.Message):
+class SigningKey(GeneratedMessage):
     """A public Ed25519 key as a JSON Web Key (RFC 8037)."""
 
     kty: str = betterproto.string_field(1)
@@ -1326,48 +571,16 @@ class SigningKey(betterproto.Message):
     use: str = betterproto.string_field(6)
     """`sig`."""
 
-    def __init__(
-        self,
-        kty: str = PLACEHOLDER,
-        crv: str = PLACEHOLDER,
-        x: str = PLACEHOLDER,
-        kid: str = PLACEHOLDER,
-        alg: str = PLACEHOLDER,
-        use: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "kty": kty,
-                "crv": crv,
-                "x": x,
-                "kid": kid,
-                "alg": alg,
-                "use": use,
-                "_serialized_on_wire": kty is not PLACEHOLDER
-                or crv is not PLACEHOLDER
-                or x is not PLACEHOLDER
-                or kid is not PLACEHOLDER
-                or alg is not PLACEHOLDER
-                or use is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class ExportAccountRequest(betterproto.Message):
+class ExportAccountRequest(GeneratedMessage):
     """Has no fields: the access token identifies the account."""
 
     pass
 
 
 @dataclass(eq=False, repr=False)
-class ExportAccountResponse(betterproto.Message):
+class ExportAccountResponse(GeneratedMessage):
     """One item of the export."""
 
     account: "User" = betterproto.message_field(1, group="item")
@@ -1379,40 +592,9 @@ class ExportAccountResponse(betterproto.Message):
     follow: "FollowedUser" = betterproto.message_field(3, group="item")
     """A user that the caller follows."""
 
-    def __init__(
-        self,
-        account: "User" = PLACEHOLDER,
-        session: "Session" = PLACEHOLDER,
-        follow: "FollowedUser" = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "account": account,
-                "session": session,
-                "follow": follow,
-                "_serialized_on_wire": account is not PLACEHOLDER
-                or session is not PLACEHOLDER
-                or follow is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {
-                    "item": "follow"
-                    if follow is not PLACEHOLDER
-                    else "session"
-                    if session is not PLACEHOLDER
-                    else "account"
-                    if account is not PLACEHOLDER
-                    else None
-                },
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class FollowedUser(betterproto.Message):
+class FollowedUser(GeneratedMessage):
     """A user that the caller follows."""
 
     user_id: str = betterproto.string_field(1)
@@ -1424,32 +606,9 @@ class FollowedUser(betterproto.Message):
     followed_at: datetime = betterproto.message_field(3)
     """Time of the follow."""
 
-    def __init__(
-        self,
-        user_id: str = PLACEHOLDER,
-        username: str = PLACEHOLDER,
-        followed_at: datetime = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "user_id": user_id,
-                "username": username,
-                "followed_at": followed_at,
-                "_serialized_on_wire": user_id is not PLACEHOLDER
-                or username is not PLACEHOLDER
-                or followed_at is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class UserRegistered(betterproto.Message):
+class UserRegistered(GeneratedMessage):
     """An account was created."""
 
     user_id: str = betterproto.string_field(1)
@@ -1461,32 +620,9 @@ class UserRegistered(betterproto.Message):
     created_at: datetime = betterproto.message_field(3)
     """Time of creation."""
 
-    def __init__(
-        self,
-        user_id: str = PLACEHOLDER,
-        username: str = PLACEHOLDER,
-        created_at: datetime = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "user_id": user_id,
-                "username": username,
-                "created_at": created_at,
-                "_serialized_on_wire": user_id is not PLACEHOLDER
-                or username is not PLACEHOLDER
-                or created_at is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class UserProfileUpdated(betterproto.Message):
+class UserProfileUpdated(GeneratedMessage):
     """The username, display name or picture of an account was changed."""
 
     user_id: str = betterproto.string_field(1)
@@ -1511,41 +647,9 @@ class UserProfileUpdated(betterproto.Message):
      releases.
     """
 
-    def __init__(
-        self,
-        user_id: str = PLACEHOLDER,
-        username: str = PLACEHOLDER,
-        display_name: str = PLACEHOLDER,
-        image_url: str = PLACEHOLDER,
-        version: int = PLACEHOLDER,
-        revision: int = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "user_id": user_id,
-                "username": username,
-                "display_name": display_name,
-                "image_url": image_url,
-                "version": version,
-                "revision": revision,
-                "_serialized_on_wire": user_id is not PLACEHOLDER
-                or username is not PLACEHOLDER
-                or display_name is not PLACEHOLDER
-                or image_url is not PLACEHOLDER
-                or version is not PLACEHOLDER
-                or revision is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class UserDeleted(betterproto.Message):
+class UserDeleted(GeneratedMessage):
     """
     An account was deleted and its sessions have ended. Every service must delete the data that it holds
      about the account.
@@ -1554,26 +658,9 @@ class UserDeleted(betterproto.Message):
     user_id: str = betterproto.string_field(1)
     """The account."""
 
-    def __init__(
-        self,
-        user_id: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "user_id": user_id,
-                "_serialized_on_wire": user_id is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class FollowChanged(betterproto.Message):
+class FollowChanged(GeneratedMessage):
     """A user followed or unfollowed another user."""
 
     follow_id: str = betterproto.string_field(1)
@@ -1600,41 +687,9 @@ class FollowChanged(betterproto.Message):
     The follower's revision after the change (see UserProfileUpdated); 0 in events of older releases.
     """
 
-    def __init__(
-        self,
-        follow_id: str = PLACEHOLDER,
-        follower_id: str = PLACEHOLDER,
-        followed_id: str = PLACEHOLDER,
-        following: bool = PLACEHOLDER,
-        version: int = PLACEHOLDER,
-        follower_revision: int = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "follow_id": follow_id,
-                "follower_id": follower_id,
-                "followed_id": followed_id,
-                "following": following,
-                "version": version,
-                "follower_revision": follower_revision,
-                "_serialized_on_wire": follow_id is not PLACEHOLDER
-                or follower_id is not PLACEHOLDER
-                or followed_id is not PLACEHOLDER
-                or following is not PLACEHOLDER
-                or version is not PLACEHOLDER
-                or follower_revision is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class SessionsRevoked(betterproto.Message):
+class SessionsRevoked(GeneratedMessage):
     """
     Sessions of a user have ended. Gateways and workers refuse the access tokens of these sessions.
     """
@@ -1645,51 +700,15 @@ class SessionsRevoked(betterproto.Message):
     session_ids: List[str] = betterproto.string_field(2)
     """The sessions."""
 
-    def __init__(
-        self,
-        user_id: str = PLACEHOLDER,
-        session_ids: List[str] = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "user_id": user_id,
-                "session_ids": session_ids,
-                "_serialized_on_wire": user_id is not PLACEHOLDER or session_ids is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
-
 
 @dataclass(eq=False, repr=False)
-class UserErasureContinued(betterproto.Message):
+class UserErasureContinued(GeneratedMessage):
     """
     Internal: one batch of a deleted account's follows was erased; more may remain.
     """
 
     user_id: str = betterproto.string_field(1)
     """The account."""
-
-    def __init__(
-        self,
-        user_id: str = PLACEHOLDER,
-    ) -> None:
-        set_attribute(
-            self,
-            "__dict__",
-            {
-                "user_id": user_id,
-                "_serialized_on_wire": user_id is not PLACEHOLDER,
-                "_unknown_fields": b"",
-                "_group_current": {},
-            },
-        )
-
-    __getattribute__ = get_set_attribute
 
 
 class UsersServiceStub(ServiceStub):
@@ -2102,158 +1121,6 @@ class UsersServiceBase(ServiceBase):
     ) -> "ListFollowingResponse":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def __rpc_get_me(
-        self, stream: "grpclib.server.Stream[GetMeRequest, GetMeResponse]"
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.get_me(request)
-        await stream.send_message(response)
-
-    async def __rpc_update_me(
-        self, stream: "grpclib.server.Stream[UpdateMeRequest, UpdateMeResponse]"
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.update_me(request)
-        await stream.send_message(response)
-
-    async def __rpc_delete_me(
-        self,
-        stream: "grpclib.server.Stream[DeleteMeRequest, betterproto_lib_google_protobuf.Empty]",
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.delete_me(request)
-        await stream.send_message(response)
-
-    async def __rpc_get_user(
-        self, stream: "grpclib.server.Stream[GetUserRequest, GetUserResponse]"
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.get_user(request)
-        await stream.send_message(response)
-
-    async def __rpc_search_users(
-        self, stream: "grpclib.server.Stream[SearchUsersRequest, SearchUsersResponse]"
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.search_users(request)
-        await stream.send_message(response)
-
-    async def __rpc_batch_get_users(
-        self,
-        stream: "grpclib.server.Stream[BatchGetUsersRequest, BatchGetUsersResponse]",
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.batch_get_users(request)
-        await stream.send_message(response)
-
-    async def __rpc_list_followed_ids(
-        self,
-        stream: "grpclib.server.Stream[ListFollowedIdsRequest, ListFollowedIdsResponse]",
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.list_followed_ids(request)
-        await stream.send_message(response)
-
-    async def __rpc_follow(
-        self, stream: "grpclib.server.Stream[FollowRequest, FollowResponse]"
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.follow(request)
-        await stream.send_message(response)
-
-    async def __rpc_unfollow(
-        self, stream: "grpclib.server.Stream[UnfollowRequest, UnfollowResponse]"
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.unfollow(request)
-        await stream.send_message(response)
-
-    async def __rpc_list_followers(
-        self,
-        stream: "grpclib.server.Stream[ListFollowersRequest, ListFollowersResponse]",
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.list_followers(request)
-        await stream.send_message(response)
-
-    async def __rpc_list_following(
-        self,
-        stream: "grpclib.server.Stream[ListFollowingRequest, ListFollowingResponse]",
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.list_following(request)
-        await stream.send_message(response)
-
-    def __mapping__(self) -> Dict[str, grpclib.const.Handler]:
-        return {
-            "/postbus.users.v1.UsersService/GetMe": grpclib.const.Handler(
-                self.__rpc_get_me,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                GetMeRequest,
-                GetMeResponse,
-            ),
-            "/postbus.users.v1.UsersService/UpdateMe": grpclib.const.Handler(
-                self.__rpc_update_me,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                UpdateMeRequest,
-                UpdateMeResponse,
-            ),
-            "/postbus.users.v1.UsersService/DeleteMe": grpclib.const.Handler(
-                self.__rpc_delete_me,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                DeleteMeRequest,
-                betterproto_lib_google_protobuf.Empty,
-            ),
-            "/postbus.users.v1.UsersService/GetUser": grpclib.const.Handler(
-                self.__rpc_get_user,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                GetUserRequest,
-                GetUserResponse,
-            ),
-            "/postbus.users.v1.UsersService/SearchUsers": grpclib.const.Handler(
-                self.__rpc_search_users,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                SearchUsersRequest,
-                SearchUsersResponse,
-            ),
-            "/postbus.users.v1.UsersService/BatchGetUsers": grpclib.const.Handler(
-                self.__rpc_batch_get_users,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                BatchGetUsersRequest,
-                BatchGetUsersResponse,
-            ),
-            "/postbus.users.v1.UsersService/ListFollowedIds": grpclib.const.Handler(
-                self.__rpc_list_followed_ids,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                ListFollowedIdsRequest,
-                ListFollowedIdsResponse,
-            ),
-            "/postbus.users.v1.UsersService/Follow": grpclib.const.Handler(
-                self.__rpc_follow,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                FollowRequest,
-                FollowResponse,
-            ),
-            "/postbus.users.v1.UsersService/Unfollow": grpclib.const.Handler(
-                self.__rpc_unfollow,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                UnfollowRequest,
-                UnfollowResponse,
-            ),
-            "/postbus.users.v1.UsersService/ListFollowers": grpclib.const.Handler(
-                self.__rpc_list_followers,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                ListFollowersRequest,
-                ListFollowersResponse,
-            ),
-            "/postbus.users.v1.UsersService/ListFollowing": grpclib.const.Handler(
-                self.__rpc_list_following,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                ListFollowingRequest,
-                ListFollowingResponse,
-            ),
-        }
-
 
 class AuthServiceBase(ServiceBase):
     async def sign_up(self, sign_up_request: "SignUpRequest") -> "SignUpResponse":
@@ -2297,133 +1164,6 @@ class AuthServiceBase(ServiceBase):
     ) -> "GetSigningKeysResponse":
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def __rpc_sign_up(
-        self, stream: "grpclib.server.Stream[SignUpRequest, SignUpResponse]"
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.sign_up(request)
-        await stream.send_message(response)
-
-    async def __rpc_log_in(
-        self, stream: "grpclib.server.Stream[LogInRequest, LogInResponse]"
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.log_in(request)
-        await stream.send_message(response)
-
-    async def __rpc_refresh_session(
-        self,
-        stream: "grpclib.server.Stream[RefreshSessionRequest, RefreshSessionResponse]",
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.refresh_session(request)
-        await stream.send_message(response)
-
-    async def __rpc_log_out(
-        self,
-        stream: "grpclib.server.Stream[LogOutRequest, betterproto_lib_google_protobuf.Empty]",
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.log_out(request)
-        await stream.send_message(response)
-
-    async def __rpc_log_out_everywhere(
-        self,
-        stream: "grpclib.server.Stream[LogOutEverywhereRequest, betterproto_lib_google_protobuf.Empty]",
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.log_out_everywhere(request)
-        await stream.send_message(response)
-
-    async def __rpc_list_sessions(
-        self, stream: "grpclib.server.Stream[ListSessionsRequest, ListSessionsResponse]"
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.list_sessions(request)
-        await stream.send_message(response)
-
-    async def __rpc_revoke_session(
-        self,
-        stream: "grpclib.server.Stream[RevokeSessionRequest, betterproto_lib_google_protobuf.Empty]",
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.revoke_session(request)
-        await stream.send_message(response)
-
-    async def __rpc_change_password(
-        self,
-        stream: "grpclib.server.Stream[ChangePasswordRequest, betterproto_lib_google_protobuf.Empty]",
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.change_password(request)
-        await stream.send_message(response)
-
-    async def __rpc_get_signing_keys(
-        self,
-        stream: "grpclib.server.Stream[GetSigningKeysRequest, GetSigningKeysResponse]",
-    ) -> None:
-        request = await stream.recv_message()
-        response = await self.get_signing_keys(request)
-        await stream.send_message(response)
-
-    def __mapping__(self) -> Dict[str, grpclib.const.Handler]:
-        return {
-            "/postbus.users.v1.AuthService/SignUp": grpclib.const.Handler(
-                self.__rpc_sign_up,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                SignUpRequest,
-                SignUpResponse,
-            ),
-            "/postbus.users.v1.AuthService/LogIn": grpclib.const.Handler(
-                self.__rpc_log_in,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                LogInRequest,
-                LogInResponse,
-            ),
-            "/postbus.users.v1.AuthService/RefreshSession": grpclib.const.Handler(
-                self.__rpc_refresh_session,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                RefreshSessionRequest,
-                RefreshSessionResponse,
-            ),
-            "/postbus.users.v1.AuthService/LogOut": grpclib.const.Handler(
-                self.__rpc_log_out,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                LogOutRequest,
-                betterproto_lib_google_protobuf.Empty,
-            ),
-            "/postbus.users.v1.AuthService/LogOutEverywhere": grpclib.const.Handler(
-                self.__rpc_log_out_everywhere,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                LogOutEverywhereRequest,
-                betterproto_lib_google_protobuf.Empty,
-            ),
-            "/postbus.users.v1.AuthService/ListSessions": grpclib.const.Handler(
-                self.__rpc_list_sessions,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                ListSessionsRequest,
-                ListSessionsResponse,
-            ),
-            "/postbus.users.v1.AuthService/RevokeSession": grpclib.const.Handler(
-                self.__rpc_revoke_session,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                RevokeSessionRequest,
-                betterproto_lib_google_protobuf.Empty,
-            ),
-            "/postbus.users.v1.AuthService/ChangePassword": grpclib.const.Handler(
-                self.__rpc_change_password,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                ChangePasswordRequest,
-                betterproto_lib_google_protobuf.Empty,
-            ),
-            "/postbus.users.v1.AuthService/GetSigningKeys": grpclib.const.Handler(
-                self.__rpc_get_signing_keys,
-                grpclib.const.Cardinality.UNARY_UNARY,
-                GetSigningKeysRequest,
-                GetSigningKeysResponse,
-            ),
-        }
-
 
 class AccountExportServiceBase(ServiceBase):
     async def export_account(
@@ -2431,24 +1171,3 @@ class AccountExportServiceBase(ServiceBase):
     ) -> AsyncIterator[ExportAccountResponse]:
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield ExportAccountResponse()
-
-    async def __rpc_export_account(
-        self,
-        stream: "grpclib.server.Stream[ExportAccountRequest, ExportAccountResponse]",
-    ) -> None:
-        request = await stream.recv_message()
-        await self._call_rpc_handler_server_stream(
-            self.export_account,
-            stream,
-            request,
-        )
-
-    def __mapping__(self) -> Dict[str, grpclib.const.Handler]:
-        return {
-            "/postbus.users.v1.AccountExportService/ExportAccount": grpclib.const.Handler(
-                self.__rpc_export_account,
-                grpclib.const.Cardinality.UNARY_STREAM,
-                ExportAccountRequest,
-                ExportAccountResponse,
-            ),
-        }

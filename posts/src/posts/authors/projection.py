@@ -18,9 +18,9 @@ from posts.authors.storage import AuthorRepository, author_message
 from posts.caller_state import CallerData, CallerReader, PostData
 from posts.follow_repository import FollowRepository
 from posts.models import Author
+from shared.access_tokens import session_revoked
 from shared.context import Context
 from shared.errors import Code, ServiceError
-from shared.identity import session_revoked
 from shared.outbox.unit_of_work import outside_unit_of_work
 
 __all__ = ["AuthorProjection"]
@@ -47,7 +47,7 @@ class AuthorProjection:
     The projection is used if it includes all changes of the caller that the
     gateway has seen, see `posts.authors`. Otherwise, and for users that the projection
     lacks, `users` is called. While `users` fails, with whatever code, the projection is used:
-    the session of the caller was verified by this process. Only its UNAUTHENTICATED is an answer.
+    the session of the caller was verified by this process. Only UNAUTHENTICATED is raised.
     """
 
     authors: AuthorRepository

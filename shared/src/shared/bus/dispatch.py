@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import betterproto
 from uuid_utils import uuid7
 
+from shared.access_tokens import LEEWAY_SECONDS, Caller, token_missing
 from shared.bus.envelope import (
     budget_of,
     completed_reply,
@@ -30,7 +31,6 @@ from shared.bus.served_method import (
 )
 from shared.context import Context
 from shared.errors import Code, Outcome, ServiceError, internal
-from shared.identity import LEEWAY_SECONDS, Caller, token_missing
 from shared.limited_log import LimitedLog
 from shared.outbox.inbox import Operation, OperationResult
 from shared.outbox.unit_of_work import Execution, Perform

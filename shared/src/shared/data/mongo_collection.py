@@ -138,6 +138,11 @@ class Collection(Generic[M]):
         async with session_of(self._database) as session:
             return await self._documents.count_documents(_all_of(queries), session=session, **given)
 
+    async def count_at_most(self, most: int, *queries: QueryExpression) -> int | None:
+        """Count the documents that match every query; None if there are more than `most`."""
+        count = await self.count(*queries, limit=most + 1)
+        return count if count <= most else None
+
     async def update_one(self, query: QueryExpression, changes: Document) -> M | None:
         """Apply update operators to one document that matches; return it after the update."""
         async with session_of(self._database) as session:
@@ -168,6 +173,13 @@ class Collection(Generic[M]):
         """Delete all documents that match; return their number."""
         async with session_of(self._database) as session:
             return (await self._documents.delete_many(query, session=session)).deleted_count
+
+    async def delete_batch(self, query: QueryExpression, limit: int) -> list[M]:
+        """Delete up to `limit` documents that match, in the order of their ids; return them."""
+        batch = await self.find(query, sort=[("_id", 1)], limit=limit)
+        ids = [getattr(document, self._model.__primary_field__) for document in batch]
+        await self.delete_many(QueryExpression({"_id": {"$in": ids}}))
+        return batch
 
     async def create_indexes(self) -> None:
         """Create the indexes that the model declares."""

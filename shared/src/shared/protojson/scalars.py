@@ -136,7 +136,7 @@ def _single(value: Any) -> float:
 
 
 def _enum(kind: EnumDescriptor) -> Read:
-    """Return the reader of an enum: names and numbers, unknown ones too if it is open."""
+    """Return the reader of an enum by name or number; an open enum takes unknown numbers."""
     numbers = {name: value.number for name, value in kind.values_by_name.items()}
     names = list(numbers)
     allowed = ", ".join(names[:_MAX_NAMES]) + (" ..." if names[_MAX_NAMES:] else "")

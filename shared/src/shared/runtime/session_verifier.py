@@ -10,10 +10,10 @@ from weakref import WeakValueDictionary
 import betterproto
 
 from postbus.registry import EVENTS
+from shared.access_tokens import ACCESS_TOKEN_SECONDS, Caller, TokenVerifier, session_revoked
 from shared.bus import MessageBus, StreamSubscription, Subscription, typed_handler
 from shared.bus.envelope import unavailable
 from shared.errors import ServiceError
-from shared.identity import ACCESS_TOKEN_SECONDS, Caller, TokenVerifier, session_revoked
 
 __all__ = ["REMEMBERED_SECONDS", "SessionVerifier"]
 

@@ -12,11 +12,11 @@ import uvloop
 
 from postbus.bus.v1 import CheckRequest, CheckResponse, HealthServiceBase, Part
 from shared import tasks
+from shared.access_tokens import TokenVerifier
 from shared.bus import Dispatcher, MessageBus, MessagePattern, Subscription
 from shared.bus.amqp import connect
 from shared.context import Context
 from shared.errors import NotReadyError, ServiceError
-from shared.identity import TokenVerifier
 from shared.outbox.relay import flush, relay
 from shared.outbox.unit_of_work import Store, without_store
 from shared.runtime import gc_tuning

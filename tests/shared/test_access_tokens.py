@@ -10,9 +10,9 @@ import jwt
 import pytest
 import structlog.testing
 
-from shared import identity
+from shared import access_tokens
+from shared.access_tokens import TokenVerifier
 from shared.errors import Code, ServiceError
-from shared.identity import TokenVerifier
 from tests.tokens import TokenMaker
 
 ID = "018f3f6e-0000-7000-8000-000000000001"
@@ -145,7 +145,7 @@ def test_cache_of_verified_tokens_is_bounded_and_ends_with_their_expiry(
     tokens: TokenMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verifier = TokenVerifier(tokens.key_set)
-    monkeypatch.setattr(identity, "_CACHED", 3)
+    monkeypatch.setattr(access_tokens, "_CACHED", 3)
     decoded = record_decoding(monkeypatch)
     many = [tokens.token(ID) for _ in range(4)]
 
@@ -155,7 +155,7 @@ def test_cache_of_verified_tokens_is_bounded_and_ends_with_their_expiry(
     assert (len(verifier._verified), len(decoded)) == (3, 4)
     verifier.verify(many[0])
     assert (len(verifier._verified), len(decoded)) == (3, 5)
-    verifier._verified[many[0]] = identity.Caller(
+    verifier._verified[many[0]] = access_tokens.Caller(
         user_id=ID, session_id=ID, expires_at=from_now(-31)
     )
     verifier.verify(many[0])

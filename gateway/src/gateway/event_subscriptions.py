@@ -16,7 +16,7 @@ from shared.limited_log import LimitedLog
 from shared.protojson import packed, write_message
 from shared.wire import message_class, parse, parse_as
 
-__all__ = ["CLIENT_EVENTS", "EventFeed", "Listener"]
+__all__ = ["CLIENT_EVENTS", "EventSubscriptions", "Listener"]
 
 _Event: Any = message_class("postbus.bus.v1.Event")
 _SLICE: Final = 100
@@ -41,8 +41,8 @@ class Listener(Protocol):
         """End the subscription: events may have been missed."""
 
 
-class EventFeed:
-    """Receives all client-visible events on one queue per process; `run` subscribes to them.
+class EventSubscriptions:
+    """The subscriptions of all clients; `run` subscribes to the bus, on one queue per process.
 
     Each listener gets the events in the order in which the broker delivers them.
     """
@@ -69,7 +69,7 @@ class EventFeed:
         """Pass the events of a type in CLIENT_EVENTS to `listener`, until the next gap.
 
         If each event of the type has one recipient, only events for `user_id` are passed.
-        UNAVAILABLE with reason EVENTS_UNAVAILABLE while the feed receives no events.
+        UNAVAILABLE with reason EVENTS_UNAVAILABLE while the bus delivers no events.
         """
         if not (self._active and self._bus.ready):
             raise unavailable("EVENTS_UNAVAILABLE", "Events are unavailable at the moment.")

@@ -1,0 +1,54 @@
+"""The rules of `buf.validate` for numbers as JSON Schema."""
+
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+
+from tools.contracts.generate.json_schema_keywords import set_values
+from tools.contracts.generate.json_values import Schema, wide_integer
+
+__all__ = ["constrain_number"]
+
+
+def constrain_number(schema: Schema, rules: Any, _field: FieldDescriptor) -> None:
+    """Set the bounds and the values of a number."""
+    known = {each.name for each in rules.DESCRIPTOR.fields}
+    bounds = {
+        name: getattr(rules, name)
+        for name in ("gt", "gte", "lt", "lte")
+        if name in known and rules.HasField(name)
+    }
+    low, high = bounds.get("gte", bounds.get("gt")), bounds.get("lte", bounds.get("lt"))
+    if low is None or high is None or low <= high:  # else the values outside a range are allowed
+        if "anyOf" in schema:
+            _bound_float(schema, bounds, finite=rules.finite)
+        elif bounds:
+            _bound_integer(schema, bounds)
+    if "$ref" not in schema and "anyOf" not in schema and "int64" not in schema.get("format", ""):
+        set_values(schema, rules)
+
+
+def _bound_integer(schema: Schema, bounds: dict[str, int]) -> None:
+    python = schema["x-python"]
+    for name, value in bounds.items():
+        keyword = "minimum" if name in {"gt", "gte"} else "maximum"
+        python[keyword] = value + (name == "gt") - (name == "lt")
+    low, high = python["minimum"], python["maximum"]
+    if "$ref" in schema:
+        schema |= wide_integer(schema.pop("$ref").rpartition("/")[2].lower(), low, high)
+    schema |= {"minimum": low, "maximum": high}
+
+
+def _bound_float(schema: Schema, bounds: dict[str, float], *, finite: bool) -> None:
+    names = {"gt": "exclusiveMinimum", "gte": "minimum", "lt": "exclusiveMaximum", "lte": "maximum"}
+    keywords = {names[name]: value for name, value in bounds.items()}
+    number, texts = schema["anyOf"]
+    number |= keywords
+    schema["x-python"] |= keywords
+    excluded = {"NaN"} if bounds or finite else set()
+    excluded |= {"-Infinity"} if finite or bounds.keys() & {"gt", "gte"} else set()
+    excluded |= {"Infinity"} if finite or bounds.keys() & {"lt", "lte"} else set()
+    texts["enum"] = [text for text in texts["enum"] if text not in excluded]
+    if not texts["enum"]:
+        schema |= number
+        del schema["anyOf"]
