@@ -167,7 +167,7 @@ seed: _setup
 repair: _setup
     @exec {{ quote(python) }} -m tools repair
 
-# show dead letters and delayed events: just dlq [show|replay|drop|release] [QUEUE] [ID...]
+# show dead letters and delayed events: just dlq [show|replay|drop|release|remove] [QUEUE] [ID...]
 [group('data')]
 [no-exit-message]
 [positional-arguments]

@@ -170,12 +170,12 @@ class System:
         for process in await asyncio.gather(*migrations):
             assert await process.wait() == 0, "a migration failed"
 
-    async def start(self, *names: str) -> None:
-        """Start processes; `until_ready` waits for them."""
+    async def start(self, *names: str, **settings: str) -> None:
+        """Start processes, with further `settings`; `until_ready` waits for them."""
         for name in names:
-            settings = {"POSTBUS_PORT": str(free_port())} if name.startswith("gateway-") else {}
-            self._ports[name] = int(settings.get("POSTBUS_PORT", self.port))
-            self._processes[name] = await self.run(name, stdout=None, **settings)
+            self._ports[name] = free_port() if name.startswith("gateway-") else self.port
+            port = {"POSTBUS_PORT": str(self._ports[name])}
+            self._processes[name] = await self.run(name, stdout=None, **port, **settings)
 
     def url_of(self, gateway: str) -> str:
         """Return the URL of a gateway, such as `gateway-2`."""

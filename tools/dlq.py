@@ -1,4 +1,4 @@
-"""`just dlq`: list, show, replay and drop dead letters; list and release delayed events."""
+"""`just dlq`: dead letters, delayed events, and queues without a consumer."""
 
 import argparse
 import asyncio
@@ -48,14 +48,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     release.add_argument(
         "queue", metavar="QUEUE", nargs="?", help="the queue of a consumer; all if none is given"
     )
-    for action in (show, replay, drop):
+    remove = actions.add_parser("remove", help="delete the queue that a former consumer has left")
+    for action in (show, replay, drop, remove):
         action.add_argument(
             "queue", metavar="QUEUE", help="the name of a queue, as `just dlq` lists it"
         )
     show.add_argument("-n", "--limit", type=int, default=20, help="number of letters (default: 20)")
     for action in (replay, drop):
         action.add_argument("ids", nargs="*", metavar="ID", help="event ids; all if none is given")
-    drop.add_argument("-y", "--yes", action="store_true", help="do not ask for confirmation")
+    for action in (drop, remove):
+        action.add_argument("-y", "--yes", action="store_true", help="do not ask for confirmation")
 
 
 def dlq(options: argparse.Namespace) -> int:
@@ -78,6 +80,8 @@ async def run(url: str, management_url: str, options: argparse.Namespace) -> int
             if options.action == "release":
                 return await release(connection, delay_queues(queues), options.queue)
             return await _list(connection, queues)
+        if options.action == "remove":
+            return await _remove(connection, options.queue, yes=options.yes)
         if not options.queue.endswith(_SUFFIX) or not await state_of(connection, options.queue):
             print(f"dlq: there is no queue {options.queue}: see `just dlq`")
             return 1
@@ -136,6 +140,26 @@ async def _drop(
             await letter.ack()
     print(f"dlq: {len(selected)} dropped")
     return 0 if len(selected) == len(ids) or not ids else 1
+
+
+async def _remove(connection: AbstractConnection, queue: str, *, yes: bool) -> int:
+    """Delete the queue of a consumer that no version runs any more, with its dead letters."""
+    dead = f"{queue}{_SUFFIX}"
+    state, letters = await state_of(connection, queue), await state_of(connection, dead)
+    if state is None or letters is None:
+        print(f"dlq: there is no consumer's queue {queue}: see `just dlq`")
+        return 1
+    if state[1]:
+        print(f"dlq: {queue} has a consumer")
+        return 1
+    question = f"Delete {queue} with {state[0]} events and {letters[0]} dead letters? [y/N] "
+    if not yes and await asyncio.to_thread(input, question) != "y":
+        return 1
+    channel = await connection.channel()
+    for name in (queue, dead):
+        await channel.queue_delete(name)
+    print(f"dlq: {queue} is deleted")
+    return 0
 
 
 @asynccontextmanager

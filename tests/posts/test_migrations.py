@@ -116,6 +116,30 @@ async def test_downgrade_restores_the_first_version_without_drafts(database: Dat
     assert await posts.get("the-same-title-000000000000") is not None
 
 
+async def test_newest_migration_leaves_what_the_previous_release_reads(
+    database: Database,
+) -> None:
+    """Workers of the previous release find its fields, and the indexes that their queries name."""
+    mongo = Mongo(database)
+    await migrate(mongo, MIGRATIONS, LAST - 1)
+    await create_indexes(mongo)
+    comment = {"_id": "1", "post_id": old_post(1)["_id"], "author_id": AUTHOR["_id"], "body": "b"}
+    await database["comments"].insert_one(comment)
+    before = {name: await documents(database, name) for name in ("posts", "authors", "comments")}
+    indexes = await database["posts"].index_information()
+
+    await migrate(mongo, MIGRATIONS, LAST)
+
+    for name, old in before.items():
+        new = await documents(database, name)
+        assert [each | was for each, was in zip(new, old, strict=True)] == new
+    assert indexes.keys() <= (await database["posts"].index_information()).keys()
+
+
+async def documents(database: Database, collection: str) -> list[dict[str, Any]]:
+    return await database[collection].find().sort("_id").to_list()
+
+
 async def test_migrated_title_of_any_length_has_a_valid_slug(database: Database) -> None:
     mongo = Mongo(database)
     titles = {11: "\ufdfa" * 200, 12: "\U0001f389", 13: "x" * 200}

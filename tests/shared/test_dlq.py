@@ -138,6 +138,34 @@ async def test_queues_without_a_consumer_are_listed_with_their_length(
     assert capsys.readouterr().out == "       1  users.left  has no consumer\n"
 
 
+async def test_queue_that_a_former_consumer_has_left_is_removed(
+    run_id: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with new_vhost(f"{run_id}_left") as url:
+        async with connect(SecretStr(url), "users") as users:
+            await users.wait_ready()
+            await users.subscribe([TYPE], accept, queue=QUEUE)
+            assert await run(url, "remove", QUEUE, "--yes") == 1
+        await make_dead_letters(url, "e1")
+        capsys.readouterr()
+        for other in (DEAD, "users.delay.1000", "users.unknown"):
+            assert await run(url, "remove", other, "--yes") == 1
+        monkeypatch.setattr("builtins.input", lambda question: "n" if "1 dead" in question else "")
+        assert await run(url, "remove", QUEUE) == 1
+        assert await ids_in(url, DEAD) == ["e1"]
+        assert await run(url, "remove", QUEUE, "--yes") == 0
+        assert await run(url, "remove", QUEUE, "--yes") == 1
+
+    assert capsys.readouterr().out.splitlines() == [
+        *(
+            f"dlq: there is no consumer's queue {each}: see `just dlq`"
+            for each in (DEAD, "users.delay.1000", "users.unknown")
+        ),
+        f"dlq: {QUEUE} is deleted",
+        f"dlq: there is no consumer's queue {QUEUE}: see `just dlq`",
+    ]
+
+
 async def test_unavailable_management_api_is_named(
     vhost: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

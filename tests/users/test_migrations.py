@@ -146,6 +146,38 @@ async def test_migration_gives_up_a_locked_table_with_a_message(
     assert await fetch(url, "SELECT version_num FROM alembic_version") == "0002"
 
 
+async def test_newest_revision_leaves_every_column_and_adds_only_columns_with_a_default(
+    url: str,
+) -> None:
+    """Workers of the previous release read and insert rows of the new schema."""
+    await old_database(url, "-1")
+    before = await columns(url)
+    await asyncio.to_thread(migrate, SecretStr(url), MIGRATIONS)
+    after = await columns(url)
+
+    assert after | before == after
+    added = [after[name] for name in after.keys() - before.keys() if name[0] in tables(before)]
+    assert all(nullable or default for _, nullable, default in added)
+
+
+Columns = dict[tuple[str, str], tuple[str, bool, str | None]]
+
+
+async def columns(url: str) -> Columns:
+    """Return type, nullability and default by table and column."""
+    connection = await asyncpg.connect(url)
+    rows = await connection.fetch(
+        "SELECT table_name, column_name, data_type, is_nullable = 'YES', column_default"
+        " FROM information_schema.columns WHERE table_schema = 'public'"
+    )
+    await connection.close()
+    return {(table, name): tuple(rest) for table, name, *rest in rows}
+
+
+def tables(of: Columns) -> set[str]:
+    return {table for table, _ in of}
+
+
 def test_names_of_the_scripts_begin_with_their_revisions() -> None:
     config = Config()
     config.set_main_option("script_location", MIGRATIONS)
