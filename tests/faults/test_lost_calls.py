@@ -242,16 +242,17 @@ async def test_return_of_an_earlier_probe_fails_no_younger_call(
 async def test_reply_that_arrives_after_the_returned_probe_counts(
     caller: AmqpBus, unique: Unique
 ) -> None:
-    route, release = unique("postbus.test.v1.Route"), asyncio.Event()
+    route, begun, release = unique("postbus.test.v1.Route"), asyncio.Event(), asyncio.Event()
 
     async def hold(_route: str, _body: bytes) -> bytes:
+        begun.set()
         await release.wait()
         return encode(Reply(payload=b"done"))
 
     lost_calls = lost_calls_of(caller)
     await caller.serve(unique("queue."), [route], hold)
     call = asyncio.create_task(caller.call(route, a_call()))
-    await asyncio.sleep(0)
+    await begun.wait()
     lost_calls._probes = {"probe": a_probe(route)}
 
     lost_calls.on_returned(route)
