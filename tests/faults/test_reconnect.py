@@ -27,7 +27,7 @@ async def ignore(_body: bytes) -> Failure | None:
     return None
 
 
-async def echo(_route: str, _body: bytes) -> bytes:
+async def echo(_route: str, _body: bytes, _service: str) -> bytes:
     return encode(Reply(payload=b"here"))
 
 

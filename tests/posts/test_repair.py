@@ -245,7 +245,7 @@ async def test_repair_does_not_believe_that_all_authors_are_deleted(
     url = httpx.URL(mongo_url)
     bus = MemoryBus()
 
-    async def reply(_route: str, _body: bytes) -> bytes:
+    async def reply(_route: str, _body: bytes, _service: str) -> bytes:
         return encode(Reply(payload=encode(BatchGetUsersResponse())))
 
     await bus.serve("users", ["postbus.users.v1.UsersService.BatchGetUsers"], reply)

@@ -252,7 +252,7 @@ async def test_projection_answers_after_a_second_if_users_does_not_respond(
 ) -> None:
     bus = MemoryBus()
 
-    async def hang(_route: str, _body: bytes) -> bytes:
+    async def hang(_route: str, _body: bytes, _service: str) -> bytes:
         await asyncio.Event().wait()
         return b""
 
@@ -275,7 +275,7 @@ async def failing_users(code: int) -> MemoryBus:
     """Return a bus on which `users` answers every call with an error of this code."""
     bus, error = MemoryBus(), ServiceError(code, "FAILED", "Failed.")
 
-    async def fail(_route: str, _body: bytes) -> bytes:
+    async def fail(_route: str, _body: bytes, _service: str) -> bytes:
         return error_reply(error)
 
     routes = ["ListFollowedIds", "BatchGetUsers"]
@@ -351,7 +351,7 @@ async def test_version_far_ahead_is_accepted_only_if_the_owner_has_it(
     profile = Profile(id=ALICE, username="ahead", version=true)
     bus = MemoryBus()
 
-    async def reply(_route: str, _body: bytes) -> bytes:
+    async def reply(_route: str, _body: bytes, _service: str) -> bytes:
         return encode(Reply(payload=encode(BatchGetUsersResponse(profiles=[profile]))))
 
     await bus.serve("users", ["postbus.users.v1.UsersService.BatchGetUsers"], reply)
@@ -540,7 +540,7 @@ async def users_with(follows: list[str]) -> MemoryBus:
         f"{prefix}.ListFollowedIds": encode(ListFollowedIdsResponse(ids=follows)),
     }
 
-    async def reply(route: str, _body: bytes) -> bytes:
+    async def reply(route: str, _body: bytes, _service: str) -> bytes:
         return encode(Reply(payload=replies[route]))
 
     await bus.serve("users", list(replies), reply)

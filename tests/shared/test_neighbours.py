@@ -59,10 +59,10 @@ def a_call(payload: bytes = b"", seconds: float = 5) -> Call:
     return Call.new(payload, budget=seconds)
 
 
-def recorded(handled: list[str]) -> Callable[[str, bytes], Awaitable[bytes]]:
+def recorded(handled: list[str]) -> Callable[[str, bytes, str], Awaitable[bytes]]:
     """Return a handler of calls that records their routes."""
 
-    async def handler(route: str, _body: bytes) -> bytes:
+    async def handler(route: str, _body: bytes, _service: str) -> bytes:
         handled.append(route)
         return encode(Reply(payload=b"here"))
 
@@ -172,7 +172,7 @@ async def test_reader_of_a_stream_skips_events_of_another_service_than_their_own
 
 @pytest.mark.parametrize(
     ("user_id", "reply_to"),
-    [(None, "test.replies.x"), ("test", ""), ("test", "other.replies.x"), ("other", "test.x")],
+    [(None, "test.replies.x"), ("test", ""), ("other", "test.x")],
 )
 async def test_call_without_a_proven_sender_is_dropped(
     bus: AmqpBus, channel: AbstractChannel, unique: Unique, user_id: str | None, reply_to: str
@@ -192,12 +192,65 @@ async def test_call_without_a_proven_sender_is_dropped(
     await server.cancel()
 
 
+async def test_call_of_a_service_without_an_exchange_for_replies_is_dropped(
+    bus: AmqpBus, channel: AbstractChannel, unique: Unique
+) -> None:
+    """A message of the service itself is a call that a stopping server has handed on."""
+    route, handled = unique("postbus.test.v1.Route"), list[str]()
+    server = await bus.serve(unique("queue."), [route], recorded(handled))
+    exchange = await channel.get_exchange(CALLS)
+
+    with capture_logs() as lines:
+        for _ in range(20):
+            sent = message(a_call().request, reply_to="other.replies.x")
+            await exchange.publish(sent, route)
+        assert (await bus.call(route, a_call())).payload == b"here"
+
+    assert handled == [route]
+    assert [line["event"] for line in lines] == ["call.dropped"]
+    await server.cancel()
+
+
+async def test_handler_gets_the_service_that_calls(
+    vhost: str, bus: AmqpBus, unique: Unique
+) -> None:
+    """A call that a stopping server hands on keeps its sender, which the message does not name."""
+    route, queue, services = unique("postbus.test.v1.Route"), unique("queue."), list[str]()
+    release, handed_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(_route: str, _body: bytes, service: str) -> bytes:
+        services.append(f"first {service}")
+        await release.wait()
+        return encode(Reply(payload=b"here"))
+
+    async def record(_route: str, _body: bytes, service: str) -> bytes:
+        services.append(service)
+        handed_on.set()
+        return encode(Reply(payload=b"here"))
+
+    async with opened(vhost, "neighbour") as neighbour, opened(vhost) as second:
+        first = await bus.serve(queue, [route], hold, concurrency=1)
+        calls = asyncio.gather(*(neighbour.call(route, a_call()) for _ in range(2)))
+        async with asyncio.timeout(5):
+            while not services:  # noqa: ASYNC110  # polls
+                await asyncio.sleep(0.01)
+            server = await second.serve(queue, [route], record)
+            stopping = asyncio.create_task(first.cancel())
+            await handed_on.wait()
+        release.set()
+        await asyncio.gather(calls, stopping)
+        await bus.call(route, a_call())
+
+        assert services == ["first neighbour", "neighbour", "test"]
+        await server.cancel()
+
+
 async def test_control_message_without_a_proven_sender_is_ignored(
     bus: AmqpBus, channel: AbstractChannel, unique: Unique
 ) -> None:
     route, begun, release = unique("postbus.test.v1.Route"), asyncio.Event(), asyncio.Event()
 
-    async def hold(_route: str, _body: bytes) -> bytes:
+    async def hold(_route: str, _body: bytes, _service: str) -> bytes:
         begun.set()
         await release.wait()
         return encode(Reply(payload=b"here"))

@@ -4,6 +4,7 @@
 # This file has been @generated
 
 from dataclasses import dataclass
+from typing import List
 
 import betterproto
 
@@ -77,6 +78,12 @@ class MethodRules(betterproto.Message):
      A setting of the gateway overrides the rate.
     """
 
+    callers: List[str] = betterproto.string_field(9)
+    """
+    Names of the services that may call the method, if its access is ACCESS_INTERNAL; another one gets
+     PERMISSION_DENIED, SERVICE_NOT_ALLOWED. If unset, every service that may send to the worker.
+    """
+
     def __init__(
         self,
         access: "Access" = PLACEHOLDER,
@@ -87,6 +94,7 @@ class MethodRules(betterproto.Message):
         expected_version: str = PLACEHOLDER,
         ends_session: bool = PLACEHOLDER,
         rate_limit: str = PLACEHOLDER,
+        callers: List[str] = PLACEHOLDER,
     ) -> None:
         set_attribute(
             self,
@@ -100,6 +108,7 @@ class MethodRules(betterproto.Message):
                 "expected_version": expected_version,
                 "ends_session": ends_session,
                 "rate_limit": rate_limit,
+                "callers": callers,
                 "_serialized_on_wire": access is not PLACEHOLDER
                 or default_timeout_ms is not PLACEHOLDER
                 or http_status is not PLACEHOLDER
@@ -107,7 +116,8 @@ class MethodRules(betterproto.Message):
                 or version is not PLACEHOLDER
                 or expected_version is not PLACEHOLDER
                 or ends_session is not PLACEHOLDER
-                or rate_limit is not PLACEHOLDER,
+                or rate_limit is not PLACEHOLDER
+                or callers is not PLACEHOLDER,
                 "_unknown_fields": b"",
                 "_group_current": {},
             },

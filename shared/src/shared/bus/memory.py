@@ -74,8 +74,10 @@ class _Queue:
 class MemoryBus:
     """A MessageBus within one process. Messages are encoded as for the broker."""
 
-    def __init__(self, delays: Sequence[float] = DELAYS) -> None:
+    def __init__(self, delays: Sequence[float] = DELAYS, *, service: str = "gateway") -> None:
         self.ready = True
+        self.service = service
+        """The service that makes the calls."""
         self._delays = delays
         self.dead_letters: asyncio.Queue[tuple[bytes, str]] = asyncio.Queue()
         self._servers: list[_Server] = []
@@ -87,7 +89,7 @@ class MemoryBus:
     async def call(self, route: str, call: Call) -> CallResult:
         """See MessageBus.call."""
         server, request = self._server(route), _request(call)
-        task = asyncio.create_task(_answer(server, route, request))
+        task = asyncio.create_task(_answer(server, route, request, self.service))
         server.running.add(task)
         task.add_done_callback(server.running.discard)
         try:
@@ -104,7 +106,7 @@ class MemoryBus:
         """See MessageBus.stream."""
         server, request = self._server(route), _request(call)
         replies: asyncio.Queue[bytes] = asyncio.Queue(CREDIT)
-        task = asyncio.create_task(_stream(server, route, request, replies))
+        task = asyncio.create_task(_stream(server, route, request, self.service, replies))
         server.running.add(task)
         task.add_done_callback(server.running.discard)
         try:
@@ -123,7 +125,7 @@ class MemoryBus:
         """See MessageBus.broadcast."""
         servers = [server for server in self._servers if route in server.routes]
         request = _request(call)
-        replies = [await _answer(server, route, request) for server in servers]
+        replies = [await _answer(server, route, request, self.service) for server in servers]
         return [result_of(reply).payload for reply in replies]
 
     def _server(self, route: str) -> _Server:
@@ -209,26 +211,28 @@ def _request(call: Call) -> bytes:
     return with_budget(call.request, remaining)
 
 
-async def _answer(server: _Server, route: str, body: bytes) -> bytes:
+async def _answer(server: _Server, route: str, body: bytes, service: str) -> bytes:
     arrived = time.monotonic()
     async with server.limit:
         request = spend_budget(body, time.monotonic() - arrived)
         if request is None:
             return error_reply(deadline_exceeded(Outcome.NO_EFFECT))
-        handling = server.handler(route, request)
+        handling = server.handler(route, request, service)
         if isinstance(handling, AsyncGenerator):
             raise TypeError(f"{route} streams")
         return await handling
 
 
-async def _stream(server: _Server, route: str, body: bytes, replies: asyncio.Queue[bytes]) -> None:
+async def _stream(
+    server: _Server, route: str, body: bytes, service: str, replies: asyncio.Queue[bytes]
+) -> None:
     arrived = time.monotonic()
     async with server.limit:
         request = spend_budget(body, time.monotonic() - arrived)
         if request is None:
             replies.put_nowait(error_reply(deadline_exceeded(Outcome.NO_EFFECT)))
             return
-        handling = server.handler(route, request)
+        handling = server.handler(route, request, service)
         if not isinstance(handling, AsyncGenerator):
             replies.put_nowait(await handling)
             return

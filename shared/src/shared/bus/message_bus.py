@@ -21,9 +21,10 @@ __all__ = [
     "require_kept",
 ]
 
-RpcHandler = Callable[[str, bytes], Awaitable[bytes] | AsyncGenerator[bytes, None]]
-"""Takes a route and an encoded Request. Returns an encoded Reply, or a stream of replies that ends
-with `completed` or `error`. Never raises."""
+RpcHandler = Callable[[str, bytes, str], Awaitable[bytes] | AsyncGenerator[bytes, None]]
+"""Takes a route, an encoded Request, and the name of the service that calls, verified by the
+transport. Returns an encoded Reply, or a stream of replies that ends with `completed` or `error`.
+Never raises."""
 
 CREDIT: Final = 32
 """Replies of a stream that may be in flight."""

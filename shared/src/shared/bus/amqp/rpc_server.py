@@ -249,7 +249,7 @@ class RpcServer(QueueConsumer):
                     settled = True
                     return
                 request = spent
-            handling = self._handler(message.routing_key, request)
+            handling = self._handler(message.routing_key, request, replies.service)
             if isinstance(handling, AsyncGenerator):
                 await self._stream(replies, message, key, handling)
             else:
@@ -344,21 +344,22 @@ class RpcServer(QueueConsumer):
             key = (control.reply_to, control.correlation_id)
             if any(len(each.encode()) > _MAX_ID for each in key):
                 return
-            if not self._caller(message.user_id, control.reply_to):
+            caller = self._caller(message.user_id, control.reply_to)
+            if not caller:
                 return
             if control.request:
-                self._handle_broadcast(message, control)
+                self._handle_broadcast(message, control, caller)
             elif control.cancel:
                 self._cancel(key)
             elif credit := self._credits.get(key):
                 credit.grant(control.credit)
 
-    def _handle_broadcast(self, message: Delivered, control: Control) -> None:
+    def _handle_broadcast(self, message: Delivered, control: Control, caller: str) -> None:
         """Handle a broadcast without waiting for a slot; only for methods of postbus.bus."""
         route = message.routing_key
         if not route.startswith("postbus.bus.") or len(self._running) >= _MAX_CALLS:
             return
-        handling = self._handler(route, control.request)
+        handling = self._handler(route, control.request, caller)
         if isinstance(handling, AsyncGenerator):
             return
         header = self._sender.header(control.correlation_id)
