@@ -41,6 +41,7 @@ from shared.outbox.inbox import Operation, OperationResult
 from shared.outbox.unit_of_work import Execution, current_unit_of_work, without_store
 from shared.runtime.session_verifier import SessionVerifier
 from shared.runtime.worker import Application, Health, serve
+from shared.security_log import SecurityEvent
 from shared.trace import new_traceparent
 from shared.wire import decode, encode
 from tests.idle import complete
@@ -158,6 +159,8 @@ async def test_method_with_callers_refuses_every_other_service(bus: MemoryBus) -
     for service in ("gateway", "operator"):
         bus.service = service
         await bus.call(COUNTED_BY_ALL, a_call(b""))
+
+    assert bus.security_log.counts == {SecurityEvent.FORBIDDEN: 3}
 
 
 async def test_handler_knows_the_service_that_calls(sessions: SessionVerifier) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
-from postbus.bus.v1 import Control, Event, Reply
+from postbus.bus.v1 import Batch, Completed, Control, Event, Reply
 from shared.bus import Call
 from shared.bus.amqp import connect
 from shared.bus.amqp import publishers as publishers_module
@@ -20,6 +20,7 @@ from shared.bus.amqp.amqp_bus import AmqpBus
 from shared.bus.amqp.broker_connection import BrokerConnection, MessageChannel
 from shared.bus.message_bus import Failure
 from shared.errors import ServiceError
+from shared.security_log import SecurityEvent
 from shared.wire import decode, encode
 from tests.messages import CALLS, CONTROL, EVENTS, message, publish_until_routed, reply_queue
 
@@ -119,6 +120,7 @@ async def test_event_of_another_service_than_its_owner_is_a_dead_letter(
         letters = [await take(channel, f"{name}.dead") for _ in range(3)]
         assert {each.headers["x-postbus-reason"] for each in letters} == {"FORGED"}
         assert handled == ["genuine"]
+        assert consumer.security_log.counts == {SecurityEvent.SENDER_REFUSED: 3}
         await subscription.cancel()
 
 
@@ -167,6 +169,7 @@ async def test_reader_of_a_stream_skips_events_of_another_service_than_their_own
 
         async with asyncio.timeout(5):
             assert await handled.get() == "genuine"
+        assert reader.security_log.counts == {SecurityEvent.SENDER_REFUSED: 1}
         await subscription.cancel()
 
 
@@ -188,7 +191,9 @@ async def test_call_without_a_proven_sender_is_dropped(
         assert (await bus.call(route, a_call())).payload == b"here"
 
     assert handled == [route]
-    assert [line["event"] for line in lines] == ["call.dropped"]
+    fields = {"kind": "call", "name": route, "log_level": "info"}
+    fields |= {"sender": user_id} if user_id else {}
+    assert lines == [{"event": "security.sender_refused", **fields}] * 20
     await server.cancel()
 
 
@@ -208,6 +213,76 @@ async def test_call_of_a_service_without_an_exchange_for_replies_is_dropped(
 
     assert handled == [route]
     assert [line["event"] for line in lines] == ["call.dropped"]
+    await server.cancel()
+
+
+@pytest.mark.parametrize("batched", [False, True], ids=["single", "batch"])
+async def test_reply_of_another_service_than_the_called_one_is_refused(
+    bus: AmqpBus, channel: AbstractChannel, unique: Unique, batched: bool
+) -> None:
+    """A service that has learned a correlation id cannot reply in place of the called one."""
+    route, begun, release = unique("postbus.test.v1.Route"), asyncio.Event(), asyncio.Event()
+
+    async def hold(_route: str, _body: bytes, _service: str) -> bytes:
+        begun.set()
+        await release.wait()
+        return encode(Reply(payload=b"genuine"))
+
+    server = await bus.serve(unique("queue."), [route], hold)
+    calling = asyncio.create_task(bus.call(route, a_call()))
+    async with asyncio.timeout(5):
+        await begun.wait()
+    assert bus._session is not None
+    [correlation_id], reply_to = bus._session._calls, bus._session._reply_to
+    forged = encode(Reply(payload=b"forged"))
+    if batched:
+        forged = encode(Batch(correlation_ids=[correlation_id], messages=[forged]))
+    replies = await channel.get_exchange("postbus.replies.test")
+    for sender in ("neighbour", None):
+        sent = aio_pika.Message(
+            forged, user_id=sender, correlation_id=None if batched else correlation_id
+        )
+        await replies.publish(sent, reply_to)
+    async with asyncio.timeout(5):
+        while bus.security_log.counts[SecurityEvent.SENDER_REFUSED] < 2:  # noqa: ASYNC110  # polls
+            await asyncio.sleep(0.01)
+    release.set()
+
+    assert (await calling).payload == b"genuine"
+    await server.cancel()
+
+
+async def test_replies_of_another_service_are_no_part_of_a_stream_or_a_broadcast(
+    bus: AmqpBus, channel: AbstractChannel, unique: Unique
+) -> None:
+    route, begun, release = unique("postbus.test.v1.Route"), asyncio.Event(), asyncio.Event()
+
+    async def hold(_route: str, _body: bytes, _service: str) -> AsyncGenerator[bytes, None]:
+        begun.set()
+        await release.wait()
+        yield encode(Reply(payload=b"genuine", sequence=1))
+        yield encode(Reply(completed=Completed(), sequence=2))
+
+    async def collect() -> list[bytes]:
+        return [payload async for payload in bus.stream(route, a_call())]
+
+    server = await bus.serve(unique("queue."), [route], hold)
+    streaming = asyncio.create_task(collect())
+    broadcasting = asyncio.create_task(bus.broadcast(route, a_call(seconds=0.5)))
+    async with asyncio.timeout(5):
+        await begun.wait()
+    session = bus._session
+    assert session is not None
+    replies = await channel.get_exchange("postbus.replies.test")
+    forged = encode(Reply(payload=b"forged", sequence=1))
+    for id_ in (*session._streams, *session._broadcasts):
+        sent = aio_pika.Message(forged, user_id="neighbour", correlation_id=id_)
+        await replies.publish(sent, session._reply_to)
+
+    assert await broadcasting == []
+    release.set()
+    assert await streaming == [b"genuine"]
+    assert bus.security_log.counts == {SecurityEvent.SENDER_REFUSED: 2}
     await server.cancel()
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from typing import Final
 
+from shared.bus import MessageBus
 from shared.data.pages import Pages
 from shared.data.postgres_readiness import postgres_probe
 from shared.data.postgres_sessions import Postgres, open_postgres
@@ -44,7 +45,7 @@ def main() -> None:
     settings = load(UsersSettings)
     match sys.argv[1:]:
         case []:
-            run_worker("users", settings, lambda _: application(settings))
+            run_worker("users", settings, lambda bus: application(settings, bus))
         case ["migrate", *back_to] if len(back_to) <= 1:
             from shared.data.alembic_migrations import migrate  # Alembic is slow to import
 
@@ -56,18 +57,16 @@ def main() -> None:
 
 
 @asynccontextmanager
-async def application(settings: UsersSettings) -> AsyncIterator[Application]:
+async def application(settings: UsersSettings, bus: MessageBus) -> AsyncIterator[Application]:
     async with _open_postgres(settings) as postgres:
         with closing(Passwords()) as passwords:
             throttle = LoginThrottle(postgres, settings.login_failures_per_address)
-            log = SecurityLog()
-            handlers = _handlers(settings, postgres, passwords, throttle, log)
+            handlers = _handlers(settings, postgres, passwords, throttle, bus.security_log)
             async with periodic_purge(throttle.purge, SessionRepository(postgres).purge_responses):
                 yield Application(
                     handlers=handlers,
                     probes={"postgresql": postgres_probe(postgres, _MIGRATIONS)},
                     store=postgres,
-                    security_log=log,
                 )
 
 

@@ -29,6 +29,7 @@ from shared.bus.envelope import (
 from shared.bus.message_bus import CREDIT, DELAYS, EventHandler, RpcHandler, require_kept
 from shared.errors import deadline_exceeded
 from shared.outbox.outbox import EncodedEvent
+from shared.security_log import SecurityLog
 
 __all__ = ["MemoryBus"]
 
@@ -76,6 +77,7 @@ class MemoryBus:
 
     def __init__(self, delays: Sequence[float] = DELAYS, *, service: str = "gateway") -> None:
         self.ready = True
+        self.security_log = SecurityLog()
         self.service = service
         """The service that makes the calls."""
         self._delays = delays

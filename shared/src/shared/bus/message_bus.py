@@ -7,6 +7,7 @@ from typing import Any, Final, Protocol
 from postbus.bus.v1 import Event
 from shared.bus.envelope import Call, CallResult
 from shared.outbox.outbox import EncodedEvent
+from shared.security_log import SecurityLog
 
 __all__ = [
     "CREDIT",
@@ -90,6 +91,9 @@ class StreamSubscription(Subscription, Protocol):
 
 class MessageBus(Protocol):
     """Calls and serves methods, publishes and subscribes to events. Safe for concurrent use."""
+
+    security_log: SecurityLog
+    """The security log of the process, which has the messages that the bus refuses."""
 
     @property
     def ready(self) -> bool:

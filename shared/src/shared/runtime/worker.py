@@ -4,7 +4,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
@@ -23,7 +23,6 @@ from shared.runtime import gc_tuning
 from shared.runtime.logs import configure_logs
 from shared.runtime.session_verifier import SessionVerifier
 from shared.runtime.settings import ServiceSettings
-from shared.security_log import SecurityLog
 
 __all__ = ["Application", "Health", "run_worker", "serve"]
 
@@ -46,7 +45,6 @@ class Application:
     """By the name of the dependency."""
     store: Store | None = None
     """The database with inbox and outbox. Without one, operations are not deduplicated."""
-    security_log: SecurityLog = field(default_factory=SecurityLog)
 
 
 class Health:
@@ -112,8 +110,7 @@ async def serve(
     handlers = [*application.handlers, health]
     store = application.store
     perform = store.perform if store else without_store(bus.publish)
-    log = application.security_log
-    dispatcher = Dispatcher(name, handlers, sessions, perform, security_log=log)
+    dispatcher = Dispatcher(name, handlers, sessions, perform, security_log=bus.security_log)
     subscriptions: list[Subscription] = []
     relaying = asyncio.create_task(relay(store, bus.publish_encoded)) if store else None
     try:

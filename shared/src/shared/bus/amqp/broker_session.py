@@ -41,6 +41,7 @@ from shared.bus.envelope import (
 from shared.bus.message_bus import CREDIT
 from shared.errors import Code, ServiceError, deadline_exceeded
 from shared.outbox.outbox import EncodedEvent
+from shared.security_log import SecurityLog
 from shared.wire import encode
 
 __all__ = ["CONTENT_TYPE", "BrokerSession"]
@@ -63,8 +64,9 @@ _HOLD_SECONDS: Final = 2.0
 _CALLER_ERRORS: Final = ("STREAM_BROKEN", "MALFORMED_MESSAGE", "REPLY_TOO_LARGE")
 """Errors after which the caller cancels the stream, because the server may still send."""
 
-_PendingCall = tuple["asyncio.Future[bytes]", str, float, float]
-"""Reply, route, deadline and time of sending (by `time.monotonic()`); a plain tuple is fast."""
+_PendingCall = tuple["asyncio.Future[bytes]", str, float, float, str]
+"""Reply, route, deadline and time of sending (by `time.monotonic()`), and the service that may
+reply; a plain tuple is fast."""
 
 
 class BrokerSession:
@@ -77,11 +79,16 @@ class BrokerSession:
     """
 
     def __init__(
-        self, publishing: BrokerConnection, consuming: BrokerConnection, service: str
+        self,
+        publishing: BrokerConnection,
+        consuming: BrokerConnection,
+        service: str,
+        security_log: SecurityLog | None = None,
     ) -> None:
         self.publishing = publishing
         self.consuming = consuming
         self.service = service
+        self.security_log = security_log or SecurityLog()
         self.publishers = Publishers(publishing, self._on_returned, self._on_channel_lost)
         self.lost = asyncio.Event()
         self.suspicious = asyncio.Event()
@@ -95,19 +102,22 @@ class BrokerSession:
         self._loop = asyncio.get_running_loop()
         self._calls: dict[str, _PendingCall] = {}
         self._streams: dict[str, _Stream] = {}
-        self._broadcasts: dict[str, list[bytes]] = {}
+        self._broadcasts: dict[str, tuple[str, list[bytes]]] = {}
+        """Route and replies, by correlation id."""
         self._lost_calls: LostCalls | None = None
         self._ids: Iterator[str] = itertools.chain.from_iterable(iter(_random_ids, None))
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, service: str) -> AsyncIterator["BrokerSession"]:
+    async def open(
+        cls, url: str, service: str, security_log: SecurityLog | None = None
+    ) -> AsyncIterator["BrokerSession"]:
         """Connect and declare the exchanges of `service`; raises BROKER_ERRORS."""
         async with (
             BrokerConnection.open(url, service) as publishing,
             BrokerConnection.open(url, f"{service} (events)") as consuming,
         ):
-            session = cls(publishing, consuming, service)
+            session = cls(publishing, consuming, service, security_log)
             publishing.on_lost = consuming.on_lost = session.mark_lost
             async with asyncio.timeout(_DECLARE_TIMEOUT):
                 await session._declare()
@@ -199,7 +209,7 @@ class BrokerSession:
         sender = self._senders.get(route) or await self._open_sender(route, budget)
         reply: asyncio.Future[bytes] = self._loop.create_future()
         correlation_id, deadline = next(self._ids), call.deadline
-        self._calls[correlation_id] = (reply, route, deadline, deadline - budget)
+        self._calls[correlation_id] = (reply, route, deadline, deadline - budget, sender.callee)
         sender.pending[correlation_id] = reply
         timer = self._loop.call_later(budget, self._expire, route, correlation_id, reply)
         try:
@@ -309,7 +319,7 @@ class BrokerSession:
         """Call every process that serves the route; see MessageBus.broadcast."""
         budget = self._budget(call)
         correlation_id = next(self._ids)
-        replies = self._broadcasts[correlation_id] = []
+        _, replies = self._broadcasts[correlation_id] = route, list[bytes]()
         request = with_budget(call.request, budget)
         control = Control(correlation_id=correlation_id, request=request)
         self.send_control(owner(route), route, control)
@@ -407,26 +417,40 @@ class BrokerSession:
             raise _blocked(Outcome.UNKNOWN) from None
 
     def _on_reply(self, message: Delivered) -> None:
+        """Pass a reply to its call: only the service that was called may reply."""
         correlation_id = message.correlation_id
         if not correlation_id:
             self._on_batch(message)
-        elif message.oversized:
-            self._fail_call(correlation_id, _too_large())
         elif (pending := self._calls.get(correlation_id)) is not None:
-            reply = pending[0]
-            if not reply.done():
+            reply, route, _, _, callee = pending
+            if message.user_id != callee:
+                self.security_log.refuse_sender("reply", route, message.user_id)
+            elif message.oversized:
+                self._fail_call(correlation_id, _too_large())
+            elif not reply.done():
                 reply.set_result(message.body)
         elif (stream := self._streams.get(correlation_id)) is not None:
-            stream.put(message)
-        elif (replies := self._broadcasts.get(correlation_id)) is not None:
-            replies.append(message.body)
+            if message.user_id != owner(stream.route):
+                self.security_log.refuse_sender("reply", stream.route, message.user_id)
+            else:
+                stream.put(_too_large() if message.oversized else message)
+        elif (broadcast := self._broadcasts.get(correlation_id)) is not None:
+            route, replies = broadcast
+            if message.user_id != owner(route):
+                self.security_log.refuse_sender("reply", route, message.user_id)
+            elif not message.oversized:
+                replies.append(message.body)
 
     def _on_batch(self, message: Delivered) -> None:
         with suppress(ServiceError):  # any client of the broker can send malformed batches
             for correlation_id, body in unpack(message.body):
-                pending = self._calls.get(correlation_id)
-                if pending is not None and not pending[0].done():
-                    pending[0].set_result(body)
+                if (pending := self._calls.get(correlation_id)) is None:
+                    continue
+                reply, route, _, _, callee = pending
+                if message.user_id != callee:
+                    self.security_log.refuse_sender("reply", route, message.user_id)
+                elif not reply.done():
+                    reply.set_result(body)
 
     def _on_returned(self, returned: Returned) -> None:
         if route := single_route(returned.routing_key):
@@ -440,7 +464,7 @@ class BrokerSession:
 
     def _sent_before(self, moment: float) -> Iterator[tuple[str, str]]:
         """Yield correlation id and route of each call and stream sent before `moment`."""
-        for correlation_id, (_, route, _, sent) in self._calls.items():
+        for correlation_id, (_, route, _, sent, _) in self._calls.items():
             if sent > moment:  # the calls are in the order of sending
                 break
             yield correlation_id, route
@@ -477,6 +501,8 @@ class _CallSender:
 
     def __init__(self, channel: MessageChannel, reply_to: str, service: str) -> None:
         self.channel = self._channel = channel
+        self.callee = channel.service
+        """The service that owns the routes."""
         self.pending: dict[str, asyncio.Future[bytes]] = {}
         """The calls that were sent and have no reply, by correlation id."""
         self._exchange = channel.exchange
@@ -526,7 +552,7 @@ class _CallSender:
         now = time.monotonic()
         for correlation_id, request in unpack(batch):
             if correlation_id in pending:
-                _, _, deadline, _ = pending[correlation_id]
+                _, _, deadline, _, _ = pending[correlation_id]
                 self.send_single(route, request, correlation_id, deadline - now)
 
     def _send_batch(self, target: tuple[str, int], batch: Batch) -> None:

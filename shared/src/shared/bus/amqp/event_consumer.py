@@ -18,7 +18,7 @@ from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.event_replay import replay
 from shared.bus.amqp.frames import Delivered
 from shared.bus.amqp.pause import HOLD_SECONDS, RETURNED, Pause
-from shared.bus.amqp.queue_consumer import QueueConsumer, event_owner
+from shared.bus.amqp.queue_consumer import QueueConsumer, event_owner, log_forged_event
 from shared.bus.amqp.queue_migration import bind_present, declare_or_replace
 from shared.bus.message_bus import EventHandler, Failure
 from shared.errors import ServiceError
@@ -222,7 +222,8 @@ class EventConsumer(QueueConsumer):
     async def _result(self, channel: MessageChannel, message: Delivered) -> Failure | None:
         """Handle an event, as often as the unavailability of a dependency requires."""
         if not self._is_genuine(message):
-            self._log.write(logging.WARNING, "event.forged", queue=self.queue_name)
+            if self._publisher is not None:
+                log_forged_event(self._publisher.security_log, message)
             return _FORGED
         failure = await self._handler(message.body)
         if self._pause is None or channel is not self._channel:

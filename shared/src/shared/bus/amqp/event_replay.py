@@ -11,7 +11,7 @@ import structlog
 from shared.bus.amqp.broker_connection import BROKER_ERRORS, broker_errors
 from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.frames import Delivered
-from shared.bus.amqp.queue_consumer import event_owner
+from shared.bus.amqp.queue_consumer import event_owner, log_forged_event
 from shared.bus.amqp.topology import EVENT_STREAM
 
 __all__ = ["replay"]
@@ -51,7 +51,9 @@ async def replay(
                     async with asyncio.timeout(_MAX_SECONDS):
                         while message := await asyncio.wait_for(arrived.get(), _IDLE_SECONDS):
                             key, sender = message.routing_key, message.user_id
-                            if key in types and sender == event_owner(message):
+                            if key in types and sender != event_owner(message):
+                                log_forged_event(session.security_log, message)
+                            elif key in types:
                                 await handle(message)
                                 count += 1
                             channel.ack(message.tag)

@@ -102,6 +102,7 @@ class RpcServer(QueueConsumer):
         """
         connection, service = session.publishing, session.service
         self._service, self._publishers = service, session.publishers
+        self._security_log = session.security_log
         controls = f"{service}.control.{secrets.token_hex(16)}"
         self._controls = await self._open_channel(connection)
         self._channel = await self._open_channel(connection, prefetch=_RPC_PREFETCH)
@@ -204,17 +205,18 @@ class RpcServer(QueueConsumer):
 
         RabbitMQ validates the user id: a reply goes to an exchange of the service that has called.
         """
-        caller, reason = self._caller(message.user_id, message.reply_to), "no sender"
-        if caller:
-            try:
-                with broker_errors():
-                    replies = await self._publishers.open(exchange("replies", caller))
-                    self._callers[message.user_id] = replies
-                    return replies
-            except BROKER_ERRORS as error:
-                reason = str(error)[:_MAX_ERROR]
-        self._log.write(logging.WARNING, "call.dropped", reason=reason)
-        return None
+        caller = self._caller(message.user_id, message.reply_to)
+        if not caller:
+            self._security_log.refuse_sender("call", message.routing_key, message.user_id)
+            return None
+        try:
+            with broker_errors():
+                replies = await self._publishers.open(exchange("replies", caller))
+                self._callers[message.user_id] = replies
+                return replies
+        except BROKER_ERRORS as error:
+            self._log.write(logging.WARNING, "call.dropped", reason=str(error)[:_MAX_ERROR])
+            return None
 
     def _caller(self, user_id: str, reply_to: str) -> str:
         """Return the service to which a reply may be sent; empty if there is none.
@@ -346,6 +348,7 @@ class RpcServer(QueueConsumer):
                 return
             caller = self._caller(message.user_id, control.reply_to)
             if not caller:
+                self._security_log.refuse_sender("control", message.routing_key, message.user_id)
                 return
             if control.request:
                 self._handle_broadcast(message, control, caller)
