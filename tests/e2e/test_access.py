@@ -102,9 +102,9 @@ async def test_internal_method_does_not_exist_for_clients(
 async def test_internal_method_refuses_services_that_are_not_its_callers(
     method: Method, place: Place, system: System
 ) -> None:
-    """The broker proves the name of the service that calls."""
-    others = {"gateway", "posts", "users", OPERATOR} - method.callers
-    route = f"{method.name}.posts" if method.worker == "bus" else method.name
+    """The broker lets `users` reply to these three; it proves which one calls."""
+    others = {"gateway", "posts", OPERATOR} - method.callers
+    route = f"{method.name}.users" if method.worker == "bus" else method.name
     for service in others:
         async with connect(SecretStr(place.amqp_url), service) as bus:
             await bus.wait_ready()
