@@ -1,7 +1,6 @@
 """Run a worker: connect, serve, report health, stop without losing work."""
 
 import asyncio
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from shared.runtime import gc_tuning
 from shared.runtime.logs import configure_logs
 from shared.runtime.session_verifier import SessionVerifier
 from shared.runtime.settings import ServiceSettings
+from shared.runtime.signals import cancel_on_signals
 
 __all__ = ["Application", "Health", "run_worker", "serve"]
 
@@ -154,7 +154,7 @@ async def _run(
     settings: ServiceSettings,
     application: Callable[[MessageBus], AbstractAsyncContextManager[Application]],
 ) -> None:
-    _cancel_on_signals()
+    cancel_on_signals()
     verifier = TokenVerifier(settings.verification_keys)
     with suppress(asyncio.CancelledError):
         async with (
@@ -166,10 +166,3 @@ async def _run(
             _log.info("worker.ready")
             await asyncio.Future()
     _log.info("worker.stopped")
-
-
-def _cancel_on_signals() -> None:
-    """Cancel this task on SIGTERM or SIGINT, so that its context managers drain and close."""
-    task = asyncio.current_task()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)  # type: ignore[union-attr]
