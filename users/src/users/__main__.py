@@ -12,6 +12,7 @@ from shared.bus import MessageBus
 from shared.data.pages import Pages
 from shared.data.postgres_readiness import postgres_probe
 from shared.data.postgres_sessions import Postgres, open_postgres
+from shared.runtime.logs import configure_logs
 from shared.runtime.settings import load
 from shared.runtime.worker import Application, run_worker
 from shared.security_log import SecurityLog
@@ -43,6 +44,7 @@ _MIGRATIONS: Final = "users:migrations"
 def main() -> None:
     """Run the command of the command line."""
     settings = load(UsersSettings)
+    configure_logs("users", settings.log_format)
     match sys.argv[1:]:
         case []:
             run_worker("users", settings, lambda bus: application(settings, bus))
