@@ -30,7 +30,7 @@ def a_call(payload: bytes = b"", seconds: float = 5) -> Call:
     return Call.new(payload, budget=seconds)
 
 
-async def echo(_route: str, body: bytes) -> bytes:
+async def echo(_route: str, body: bytes, _service: str = "") -> bytes:
     """Reply with the payload of the call."""
     return encode(Reply(payload=decode(Request, body).payload))
 

@@ -75,6 +75,7 @@ class MethodOptions:
     expected_version: str
     ends_session: bool
     rate_limit: str
+    callers: frozenset[str]
     idempotency: Idempotency
     http: tuple[HttpOption, ...]
 
@@ -110,6 +111,7 @@ class OptionReader:
             expected_version=values.get("expected_version", ""),
             ends_session=values.get("ends_session", False),
             rate_limit=values.get("rate_limit", ""),
+            callers=frozenset(values.get("callers", ())),
             idempotency=Idempotency(level.removeprefix("IDEMPOTENCY_")),
             http=self._http(method),
         )

@@ -53,7 +53,8 @@ class Method:
     `ends_session`: a call may end the caller's session. `version` is the path of the version in
     the response, `expected_version` the field of the request with the version that must be
     current; both have the names of proto, and are empty if there is none. `rate_limit` is the
-    number of calls that a client may make in a period, such as `20/minute`.
+    number of calls that a client may make in a period, such as `20/minute`. `callers` are the
+    services that may call the method; empty: every service that may send to the worker.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Method:
     version: tuple[str, ...]
     expected_version: str
     rate_limit: str
+    callers: frozenset[str]
     http: tuple[HttpRule, ...]
     has_side_effects: bool = field(init=False)
 
@@ -153,6 +155,7 @@ def _method(
         version=tuple(each.name for each in version),
         expected_version=options.expected_version,
         rate_limit=options.rate_limit,
+        callers=options.callers,
         http=tuple(
             _http_rule(binding, location(contract, rules, method, binding))
             for binding in rules[method.full_name]

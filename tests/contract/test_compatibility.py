@@ -20,6 +20,7 @@ PACKAGE = "postbus.odd.v1."
 
 REST, WEBSOCKET, WORKER = "REST client", "WebSocket client", "worker"
 CALLERS = f"{REST}, {WEBSOCKET}, {WORKER}"
+INTERNAL = "access: ACCESS_INTERNAL"
 CLIENTS = f"{REST}, {WEBSOCKET}"
 BY_KEY = f"{WEBSOCKET}, {WORKER}"
 CONSUMER = "event consumer"
@@ -265,6 +266,18 @@ METHODS = {
         methods_of(rpc(more="option idempotency_level = NO_SIDE_EFFECTS;")),
         methods_of(rpc(more="option idempotency_level = IDEMPOTENT;")),
         {"Odd.Do: idempotency weakened: NO_SIDE_EFFECTS -> IDEMPOTENT": CALLERS},
+        {},
+    ),
+    "callers": (
+        methods_of(rpc(rules=f'{INTERNAL} callers: ["posts", "users"]')),
+        methods_of(rpc(rules=f'{INTERNAL} callers: "users"')),
+        {"Odd.Do: callers restricted: posts, users -> users": WORKER},
+        {},
+    ),
+    "callers of an open method": (
+        methods_of(rpc(rules=INTERNAL)),
+        methods_of(rpc(rules=f'{INTERNAL} callers: "users"')),
+        {"notice: Odd.Do: callers restricted: all services -> users": WORKER},
         {},
     ),
     "idempotency lost": (

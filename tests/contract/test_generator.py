@@ -329,6 +329,11 @@ def test_contract_that_rest_cannot_express_is_an_error_with_line_and_reason(
     [
         ("rpc Get(Request) returns (Response);", "state its access"),
         ("rpc Get(stream Request) returns (Response);", "a stream of requests is not"),
+        (
+            "rpc Get(Request) returns (Response) { option (postbus.options.v1.method) ="
+            ' {access: ACCESS_USER callers: "posts"}; }',
+            "a method with callers has access: ACCESS_INTERNAL",
+        ),
     ],
 )
 def test_method_that_the_bus_cannot_serve_is_an_error(

@@ -98,6 +98,25 @@ async def test_internal_method_does_not_exist_for_clients(
     assert method.request.__name__ not in document
 
 
+@pytest.mark.parametrize("method", FOR_SERVICES, ids=lambda method: method.name)
+async def test_internal_method_refuses_services_that_are_not_its_callers(
+    method: Method, place: Place, system: System
+) -> None:
+    """The broker lets `users` reply to these three; it proves which one calls."""
+    others = {"gateway", "posts", OPERATOR} - method.callers
+    route = f"{method.name}.users" if method.worker == "bus" else method.name
+    for service in others:
+        async with connect(SecretStr(place.amqp_url), service) as bus:
+            await bus.wait_ready()
+            if method.streams:
+                with pytest.raises(ServiceError, match="SERVICE_NOT_ALLOWED"):
+                    await anext(bus.stream(route, Call.new(b"", budget=5)))
+            else:
+                assert (await refusal(bus, route, "")).reason == "SERVICE_NOT_ALLOWED"
+
+    assert others
+
+
 async def test_token_of_another_user_gives_no_access(
     bus: AmqpBus, client: httpx.AsyncClient, unique: Callable[[str], str]
 ) -> None:

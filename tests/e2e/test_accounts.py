@@ -16,12 +16,11 @@ from postbus.users.v1 import (
     ListFollowedIdsResponse,
 )
 from shared.bus import Call
-from shared.bus.amqp import AmqpBus, connect
+from shared.bus.amqp import connect
 from shared.wire import decode, encode
 from tests.conftest import Place
 from tests.people import PASSWORD, Client, Person, sign_up
 from tests.system import System
-from tools.accounts.rights import OPERATOR
 
 Unique = Callable[[str], str]
 USERS = "postbus.users.v1.UsersService"
@@ -38,13 +37,6 @@ async def database(system: System) -> AsyncIterator[asyncpg.Connection]:
     connection = await asyncpg.connect(system.databases("users")["POSTBUS_POSTGRES_URL"])
     yield connection
     await connection.close()
-
-
-@pytest.fixture
-async def bus(place: Place, system: System) -> AsyncIterator[AmqpBus]:
-    async with connect(SecretStr(place.amqp_url), OPERATOR) as opened:
-        await opened.wait_ready()
-        yield opened
 
 
 async def log_in(client: httpx.AsyncClient, login: str, **fields: str) -> httpx.Response:
@@ -208,7 +200,7 @@ async def test_concurrent_mutual_follows_do_not_deadlock(
 
 
 async def test_services_get_existing_profiles_as_the_caller_sees_them(
-    client: httpx.AsyncClient, alice: Person, unique: Unique, bus: AmqpBus
+    client: httpx.AsyncClient, alice: Person, unique: Unique, place: Place
 ) -> None:
     bob, cyd = await sign_up(client, unique("bob")), await sign_up(client, unique("cyd"))
     for person in (bob, cyd):
@@ -217,7 +209,9 @@ async def test_services_get_existing_profiles_as_the_caller_sees_them(
 
     async def ask(method: str, request: Any) -> bytes:
         call = Call.new(encode(request), budget=5, access_token=alice.token)
-        return (await bus.call(f"{USERS}.{method}", call)).payload
+        async with connect(SecretStr(place.amqp_url), "posts") as bus:
+            await bus.wait_ready()
+            return (await bus.call(f"{USERS}.{method}", call)).payload
 
     wanted = BatchGetUsersRequest(ids=[alice.id, bob.id, missing])
     batch = decode(BatchGetUsersResponse, await ask("BatchGetUsers", wanted))

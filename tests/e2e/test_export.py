@@ -212,13 +212,20 @@ def processor_seconds(system: System) -> float:
     return sum(int(file.read_text().split()[0]) for file in files) / 1e9
 
 
+def is_running(pid: int) -> bool:
+    """Return whether a process runs, or waits for a processor."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "R"
+
+
 async def until_idle(system: System) -> None:
-    """Wait until the services use hardly any processor time."""
-    used = 1.0
-    while used > 0.1:
-        before = processor_seconds(system)
-        await asyncio.sleep(0.5)
-        used = processor_seconds(system) - before
+    """Wait until the services have nothing to do, not only no processor."""
+    idle = 0
+    async with asyncio.timeout(60):
+        while idle < 10:
+            before = processor_seconds(system)
+            await asyncio.sleep(0.05)
+            used = processor_seconds(system) - before
+            idle = 0 if used > 0.01 or any(map(is_running, system.pids())) else idle + 1
 
 
 async def test_slow_reader_stops_the_export_and_its_disconnect_ends_it(

@@ -17,13 +17,15 @@ from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed
 from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure
 
+from postbus.registry import METHODS
+from shared.bus.handler_matching import WORKERS
 from tests.conftest import new_vhost
 from tools.accounts.broker import set_up_broker
 from tools.accounts.errors import MissingRightsError
 from tools.accounts.mongodb import set_up_mongodb
 from tools.accounts.passwords import owner_of
 from tools.accounts.postgres import set_up_postgres
-from tools.accounts.rights import Rights, broker_rights
+from tools.accounts.rights import OPERATOR, Rights, broker_rights
 from tools.paths import ROOT, SECRETS, SERVICES
 from tools.secrets import Secrets
 from tools.servers.accounts import prepare_broker
@@ -217,6 +219,18 @@ async def test_account_calls_the_services_of_its_pyproject_only(
     for action in sent.values():
         assert await refused(connections, caller, action) is not calls
     assert await refused(connections, callee, reply) is not calls
+
+
+def test_callers_that_the_contract_names_may_call_the_service() -> None:
+    lacking = [
+        (method.name, caller)
+        for method in METHODS.values()
+        for caller in method.callers - {OPERATOR}
+        for worker in ([method.worker] if method.worker in SERVICES else WORKERS)
+        if worker not in CALLS[caller]
+    ]
+
+    assert lacking == []
 
 
 @pytest.mark.parametrize(("consumer", "owner"), PAIRS)

@@ -55,7 +55,7 @@ async def bus(vhost: str, proxy: Proxy) -> AsyncIterator[AmqpBus]:
         yield connected
 
 
-async def echo(_route: str, _body: bytes) -> bytes:
+async def echo(_route: str, _body: bytes, _service: str) -> bytes:
     return encode(Reply(payload=b"here"))
 
 
@@ -114,7 +114,7 @@ async def test_calls_in_flight_fail_at_once_when_the_connection_breaks(
     route = unique("postbus.test.v1.Route")
     begun = asyncio.Event()
 
-    async def never(_route: str, _body: bytes) -> bytes:
+    async def never(_route: str, _body: bytes, _service: str) -> bytes:
         begun.set()
         await asyncio.Event().wait()
         return b""
@@ -405,7 +405,7 @@ async def test_stream_fails_at_once_when_the_connection_breaks(
 ) -> None:
     route = unique("postbus.test.v1.Route")
 
-    async def one(_route: str, _body: bytes) -> AsyncGenerator[bytes, None]:
+    async def one(_route: str, _body: bytes, _service: str) -> AsyncGenerator[bytes, None]:
         yield encode(Reply(payload=b"1", sequence=1))
         await asyncio.Event().wait()
 
@@ -462,7 +462,7 @@ async def test_call_keeps_its_slot_while_the_broker_does_not_read_its_reply(
 ) -> None:
     route = unique("postbus.test.v1.Route")
 
-    async def large(_route: str, _body: bytes) -> bytes:
+    async def large(_route: str, _body: bytes, _service: str) -> bytes:
         return encode(Reply(payload=bytes(2**20)))
 
     server = await bus.serve(unique("queue."), [route], large, concurrency=4)

@@ -96,7 +96,7 @@ class Worker:
         self._event = event
         self._trouble = trouble
 
-    async def answer(self, route: str, body: bytes) -> bytes:
+    async def answer(self, route: str, body: bytes, _service: str) -> bytes:
         await self._trouble.delay()
         replies = [await self._perform(body)]
         if self._trouble.happens(0.2):  # delivered twice

@@ -26,7 +26,7 @@ SECONDS = 10.0
 SERVICES = sorted({name.split(".")[1] for name in EVENTS})
 
 
-async def echo(_route: str, _body: bytes) -> bytes:
+async def echo(_route: str, _body: bytes, _service: str) -> bytes:
     return encode(Reply(payload=b"here"))
 
 

@@ -68,11 +68,11 @@ async def test_calls_and_streams_of_a_worker_that_died_fail_within_2_seconds(
         asyncio.Semaphore(0),
     )
 
-    async def never(_route: str, _body: bytes) -> bytes:
+    async def never(_route: str, _body: bytes, _service: str) -> bytes:
         begun.release()
         return await asyncio.Future()
 
-    async def stall(_route: str, _body: bytes) -> AsyncGenerator[bytes, None]:
+    async def stall(_route: str, _body: bytes, _service: str) -> AsyncGenerator[bytes, None]:
         begun.release()
         yield encode(Reply(payload=b"first", sequence=1))
         await asyncio.Future()
@@ -109,7 +109,7 @@ async def test_calls_of_other_routes_and_younger_calls_do_not_fail(
     )
     release = asyncio.Event()
 
-    async def hold(_route: str, _body: bytes) -> bytes:
+    async def hold(_route: str, _body: bytes, _service: str) -> bytes:
         begun.set()
         await release.wait()
         return encode(Reply(payload=b"done"))
@@ -137,11 +137,11 @@ async def test_calls_of_a_worker_that_died_go_to_another_one(
 ) -> None:
     route, queue, begun = unique("postbus.test.v1.Route"), unique("queue."), asyncio.Event()
 
-    async def never(_route: str, _body: bytes) -> bytes:
+    async def never(_route: str, _body: bytes, _service: str) -> bytes:
         begun.set()
         return await asyncio.Future()
 
-    async def slow(_route: str, _body: bytes) -> bytes:
+    async def slow(_route: str, _body: bytes, _service: str) -> bytes:
         await asyncio.sleep(1)  # longer than the interval of the probes
         return encode(Reply(payload=b"done"))
 
@@ -161,7 +161,7 @@ async def test_calls_of_a_worker_that_stops_are_answered(
     """The last server of a queue unbinds it before its handlers have finished."""
     route, begun = unique("postbus.test.v1.Route"), asyncio.Event()
 
-    async def slow(_route: str, _body: bytes) -> bytes:
+    async def slow(_route: str, _body: bytes, _service: str) -> bytes:
         begun.set()
         await asyncio.sleep(1.5)  # longer than the interval of the probes
         return encode(Reply(payload=b"done"))
@@ -221,7 +221,7 @@ async def test_return_of_an_earlier_probe_fails_no_younger_call(
     """The worker of the younger call starts after the probe was published."""
     route, release = unique("postbus.test.v1.Route"), asyncio.Event()
 
-    async def hold(_route: str, _body: bytes) -> bytes:
+    async def hold(_route: str, _body: bytes, _service: str) -> bytes:
         await release.wait()
         return encode(Reply(payload=b"done"))
 
@@ -244,7 +244,7 @@ async def test_reply_that_arrives_after_the_returned_probe_counts(
 ) -> None:
     route, begun, release = unique("postbus.test.v1.Route"), asyncio.Event(), asyncio.Event()
 
-    async def hold(_route: str, _body: bytes) -> bytes:
+    async def hold(_route: str, _body: bytes, _service: str) -> bytes:
         begun.set()
         await release.wait()
         return encode(Reply(payload=b"done"))
@@ -295,7 +295,7 @@ async def test_calls_of_a_worker_that_died_fail_although_another_one_starts_at_o
     route, queue, begun = unique("postbus.test.v1.Route"), unique("queue."), asyncio.Event()
     release = asyncio.Event()
 
-    async def hold(_route: str, _body: bytes) -> bytes:
+    async def hold(_route: str, _body: bytes, _service: str) -> bytes:
         begun.set()
         await release.wait()
         return encode(Reply(payload=b"done"))
@@ -333,7 +333,7 @@ async def test_call_of_a_worker_that_stops_is_answered_although_another_one_star
 ) -> None:
     route, queue, begun = unique("postbus.test.v1.Route"), unique("queue."), asyncio.Event()
 
-    async def slow(_route: str, _body: bytes) -> bytes:
+    async def slow(_route: str, _body: bytes, _service: str) -> bytes:
         begun.set()
         await asyncio.sleep(2)  # two probes after the start of the new worker
         return encode(Reply(payload=b"done"))

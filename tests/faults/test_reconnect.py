@@ -22,7 +22,7 @@ DELAY = 0.005
 """Seconds to the broker, in each direction."""
 
 
-async def echo(_route: str, _body: bytes) -> bytes:
+async def echo(_route: str, _body: bytes, _service: str) -> bytes:
     return encode(Reply(payload=b"here"))
 
 

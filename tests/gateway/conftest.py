@@ -27,7 +27,7 @@ class Worker:
         self.failure: Exception | None = None
         self.requests: list[tuple[str, Request]] = []
 
-    async def handle(self, route: str, body: bytes) -> bytes:
+    async def handle(self, route: str, body: bytes, _service: str) -> bytes:
         self.requests.append((route, decode(Request, body)))
         return encode(self.reply)
 
@@ -37,7 +37,7 @@ def worker() -> Worker:
     return Worker()
 
 
-async def empty_stream(_route: str, _body: bytes) -> AsyncGenerator[bytes, None]:
+async def empty_stream(_route: str, _body: bytes, _service: str) -> AsyncGenerator[bytes, None]:
     """End a stream without a message."""
     yield completed_reply(1)
 

@@ -46,7 +46,7 @@ SCOPE = {
 async def test_disconnect_cancels_the_call(verifier: TokenVerifier) -> None:
     begun, ended = asyncio.Event(), asyncio.Event()
 
-    async def handler(_route: str, _body: bytes) -> bytes:
+    async def handler(_route: str, _body: bytes, _service: str) -> bytes:
         begun.set()
         try:
             await asyncio.Event().wait()
@@ -79,7 +79,7 @@ async def test_disconnect_cancels_the_call(verifier: TokenVerifier) -> None:
 async def test_disconnect_of_a_connection_cancels_the_call(verifier: TokenVerifier) -> None:
     begun, cancelled = asyncio.Event(), asyncio.Event()
 
-    async def handler(_route: str, _body: bytes) -> bytes:
+    async def handler(_route: str, _body: bytes, _service: str) -> bytes:
         begun.set()
         try:
             await asyncio.Event().wait()
@@ -161,7 +161,7 @@ async def test_gateway_stops_while_the_broker_is_unreachable(
 async def test_request_creates_no_garbage_cycles(verifier: TokenVerifier) -> None:
     """The collector would stop the process several times a second, longer than a request."""
 
-    async def handler(_route: str, _body: bytes) -> bytes:
+    async def handler(_route: str, _body: bytes, _service: str) -> bytes:
         return encode(Reply(payload=b""))
 
     async def receive() -> dict[str, Any]:
@@ -194,7 +194,7 @@ async def test_request_creates_no_garbage_cycles(verifier: TokenVerifier) -> Non
 async def test_short_call_is_not_watched(verifier: TokenVerifier) -> None:
     """The task that watches a client costs more than the rest of the endpoint."""
 
-    async def handler(_route: str, _body: bytes) -> bytes:
+    async def handler(_route: str, _body: bytes, _service: str) -> bytes:
         return encode(Reply(payload=b""))
 
     received = 0
@@ -317,7 +317,7 @@ async def test_call_that_is_cancelled_by_the_server_shutdown_is_a_503(
 ) -> None:
     begun = asyncio.Event()
 
-    async def handler(_route: str, _body: bytes) -> bytes:
+    async def handler(_route: str, _body: bytes, _service: str) -> bytes:
         begun.set()
         await asyncio.Event().wait()
         return b""
@@ -403,7 +403,7 @@ async def test_request_that_fails_unexpectedly_before_its_call_has_no_effect(
 async def test_disconnect_during_the_response_is_not_logged_as_a_failure(
     verifier: TokenVerifier, path: str, error: Exception
 ) -> None:
-    async def handler(_route: str, _body: bytes) -> bytes:
+    async def handler(_route: str, _body: bytes, _service: str) -> bytes:
         return encode(Reply(payload=b""))
 
     async def receive() -> dict[str, Any]:

@@ -83,7 +83,7 @@ async def test_operator_networks_are_configurable(bus: MemoryBus, verifier: Toke
 async def test_readiness_without_details_is_public(
     app: Gateway, bus: MemoryBus, verifier: TokenVerifier
 ) -> None:
-    async def well(_route: str, _body: bytes) -> bytes:
+    async def well(_route: str, _body: bytes, _service: str) -> bytes:
         return encode(Reply(payload=encode(CheckResponse(parts=[Part(name="db", ready=True)]))))
 
     ready = MemoryBus()
@@ -112,7 +112,7 @@ async def test_broker_and_revocations_are_parts_of_the_readiness(
 async def test_operators_see_what_a_worker_lacks(verifier: TokenVerifier) -> None:
     part = Part(name="db", ready=False, message="Run: python -m posts migrate")
 
-    async def lacking(_route: str, _body: bytes) -> bytes:
+    async def lacking(_route: str, _body: bytes, _service: str) -> bytes:
         return encode(Reply(payload=encode(CheckResponse(parts=[part]))))
 
     bus = MemoryBus()
@@ -135,7 +135,7 @@ async def test_concurrent_probes_and_scrapes_call_workers_once(
     monkeypatch.setattr(metrics, "_FRESH_SECONDS", 60)
     called, budgets = [], []
 
-    async def count(route: str, body: bytes) -> bytes:
+    async def count(route: str, body: bytes, _service: str) -> bytes:
         called.append(route)
         budgets.append(decode(Request, body).budget_ms / 1000)
         return encode(Reply())
@@ -175,7 +175,7 @@ async def test_incidents_of_the_bus_are_counted_for_each_process(verifier: Token
         instance=Instance(worker="posts", id="host:1"), incidents={"consumer.paused": 2}
     )
 
-    async def of_posts(_route: str, _body: bytes) -> bytes:
+    async def of_posts(_route: str, _body: bytes, _service: str) -> bytes:
         return encode(Reply(payload=encode(statistics)))
 
     bus = MemoryBus()

@@ -27,7 +27,7 @@ class Held:
     def __init__(self) -> None:
         self.go = asyncio.Event()
 
-    async def handle(self, _route: str, _body: bytes) -> bytes:
+    async def handle(self, _route: str, _body: bytes, _service: str) -> bytes:
         await self.go.wait()
         return encode(Reply(payload=b""))
 

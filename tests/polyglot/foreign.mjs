@@ -29,7 +29,7 @@ if (role === 'call') {
     channel.on('return', () => resolve({ returned: true }));
     channel.on('error', () => resolve({ returned: true })); // the service has never run: no exchange
     channel.consume(queue, ({ content, properties }) => {
-      if (properties.correlationId !== correlationId) return;
+      if (properties.correlationId !== correlationId || properties.userId !== owner) return;
       const { result } = fromBinary(Reply, content);
       resolve(
         result.case === 'payload'

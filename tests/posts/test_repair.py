@@ -220,6 +220,21 @@ async def test_repair_restores_authors_that_events_have_forged(
     await until(database, {"_id": renamed, "display_name": "Alice again"})
 
 
+async def test_repair_does_not_report_a_change_that_no_author_shows(
+    system: System, database: Database, alice: Person, as_alice: Client
+) -> None:
+    """No event is published for a change of the bio."""
+    await until(database, {"_id": alice.id, "version": 1})
+    changed = await as_alice.done("PATCH", "/v1/me", {"bio": "Gardener"})
+
+    lines = (await system.output("posts", "repair")).splitlines()
+
+    assert int(changed["version"]) == 2
+    assert _about(lines, alice.id) == []
+    await as_alice.done("PATCH", "/v1/me", {"displayName": "Alice later"})
+    await until(database, {"_id": alice.id, "display_name": "Alice later", "version": 3})
+
+
 async def test_repair_without_the_broker_says_that_authors_are_not_compared(
     system: System, alice: Person, database: Database
 ) -> None:
@@ -245,7 +260,7 @@ async def test_repair_does_not_believe_that_all_authors_are_deleted(
     url = httpx.URL(mongo_url)
     bus = MemoryBus()
 
-    async def reply(_route: str, _body: bytes) -> bytes:
+    async def reply(_route: str, _body: bytes, _service: str) -> bytes:
         return encode(Reply(payload=encode(BatchGetUsersResponse())))
 
     await bus.serve("users", ["postbus.users.v1.UsersService.BatchGetUsers"], reply)

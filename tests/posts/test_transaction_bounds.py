@@ -48,7 +48,7 @@ from shared.bus.memory import MemoryBus
 from shared.context import Context
 from shared.data.mongo_database import Mongo
 from shared.data.pages import Pages
-from shared.errors import Code, ServiceError
+from shared.errors import Code, Outcome, ServiceError
 from shared.outbox.inbox import Operation
 from shared.outbox.unit_of_work import current_unit_of_work
 from shared.wire import encode
@@ -252,7 +252,7 @@ async def test_projection_answers_after_a_second_if_users_does_not_respond(
 ) -> None:
     bus = MemoryBus()
 
-    async def hang(_route: str, _body: bytes) -> bytes:
+    async def hang(_route: str, _body: bytes, _service: str) -> bytes:
         await asyncio.Event().wait()
         return b""
 
@@ -271,14 +271,14 @@ async def test_projection_answers_after_a_second_if_users_does_not_respond(
     assert (author.username, followed) == ("Name", [BOB])
 
 
-async def failing_users(code: int) -> MemoryBus:
+async def failing_users(code: int, reason: str = "FAILED") -> MemoryBus:
     """Return a bus on which `users` answers every call with an error of this code."""
-    bus, error = MemoryBus(), ServiceError(code, "FAILED", "Failed.")
+    bus, error = MemoryBus(), ServiceError(code, reason, "Failed.")
 
-    async def fail(_route: str, _body: bytes) -> bytes:
+    async def fail(_route: str, _body: bytes, _service: str) -> bytes:
         return error_reply(error)
 
-    routes = ["ListFollowedIds", "BatchGetUsers"]
+    routes = ["ListFollowedIds", "BatchGetUsers", "GetUser"]
     await bus.serve("users", [f"postbus.users.v1.UsersService.{each}" for each in routes], fail)
     return bus
 
@@ -298,6 +298,25 @@ async def test_projection_answers_whatever_error_users_gives(
 
         assert (author.username, followed) == ("Name", [BOB]), code
         assert (shown[ALICE].username, shown[BOB].username) == ("Name", ""), code
+
+
+async def test_user_that_the_projection_lacks_is_unavailable_whatever_error_users_gives(
+    mongo: Mongo, authors: AuthorRepository
+) -> None:
+    """The user may exist: an absent author is no proof."""
+    for code in (code for code in Code if code not in (0, Code.UNAUTHENTICATED)):
+        projection = a_projection(mongo, authors, await failing_users(code))
+        for read in (projection.find_id("nobody"), projection.author_of_caller(a_context())):
+            with pytest.raises(ServiceError) as raised:
+                await read
+            error = raised.value
+            assert (error.code, error.outcome) == (Code.UNAVAILABLE, Outcome.NO_EFFECT), code
+
+
+async def test_user_that_is_unknown_is_not_found(mongo: Mongo, authors: AuthorRepository) -> None:
+    projection = a_projection(mongo, authors, await failing_users(Code.NOT_FOUND, "USER_NOT_FOUND"))
+
+    assert await projection.find_id("nobody") is None
 
 
 async def test_session_that_users_refuses_is_refused(
@@ -351,7 +370,7 @@ async def test_version_far_ahead_is_accepted_only_if_the_owner_has_it(
     profile = Profile(id=ALICE, username="ahead", version=true)
     bus = MemoryBus()
 
-    async def reply(_route: str, _body: bytes) -> bytes:
+    async def reply(_route: str, _body: bytes, _service: str) -> bytes:
         return encode(Reply(payload=encode(BatchGetUsersResponse(profiles=[profile]))))
 
     await bus.serve("users", ["postbus.users.v1.UsersService.BatchGetUsers"], reply)
@@ -540,7 +559,7 @@ async def users_with(follows: list[str]) -> MemoryBus:
         f"{prefix}.ListFollowedIds": encode(ListFollowedIdsResponse(ids=follows)),
     }
 
-    async def reply(route: str, _body: bytes) -> bytes:
+    async def reply(route: str, _body: bytes, _service: str) -> bytes:
         return encode(Reply(payload=replies[route]))
 
     await bus.serve("users", list(replies), reply)

@@ -145,7 +145,7 @@ async def test_sender_does_not_wait_for_a_lost_connection() -> None:
 async def test_session_keeps_nothing_of_ended_calls(vhost: str, unique: Unique) -> None:
     route, stream_route = unique("postbus.test.v1.Route"), unique("postbus.test.v1.Route")
 
-    def handle(route: str, _body: bytes) -> Any:
+    def handle(route: str, _body: bytes, _service: str) -> Any:
         async def reply() -> bytes:
             return encode(Reply(payload=b"x"))
 

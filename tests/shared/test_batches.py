@@ -179,7 +179,7 @@ async def test_cancelled_call_does_not_affect_the_rest_of_its_batch(
 ) -> None:
     route, begun, cancelled = unique("postbus.test.v1.Route"), asyncio.Event(), asyncio.Event()
 
-    async def handler(route: str, body: bytes) -> bytes:
+    async def handler(route: str, body: bytes, _service: str) -> bytes:
         if decode(Request, body).payload == b"slow":
             begun.set()
             try:
@@ -209,7 +209,7 @@ async def test_last_server_refuses_unstarted_calls_when_it_stops(
 ) -> None:
     route, begun = unique("postbus.test.v1.Route"), asyncio.Event()
 
-    async def never(_route: str, _body: bytes) -> bytes:
+    async def never(_route: str, _body: bytes, _service: str) -> bytes:
         begun.set()
         await asyncio.Event().wait()
         return b""
@@ -233,7 +233,7 @@ async def test_server_that_stops_before_all_calls_have_started_keeps_the_connect
     route, other = unique("postbus.test.v1.Route"), unique("postbus.test.v1.Route")
     begun, release = asyncio.Event(), asyncio.Event()
 
-    async def hold(called: str, body: bytes) -> bytes:
+    async def hold(called: str, body: bytes, _service: str) -> bytes:
         if called == route:
             begun.set()
         await release.wait()
@@ -263,12 +263,12 @@ async def test_stopping_server_returns_unstarted_calls_to_the_queue(
     route, queue = unique("postbus.test.v1.Route"), unique("queue.")
     begun, release, returned = asyncio.Event(), asyncio.Event(), asyncio.Semaphore(0)
 
-    async def hold(route: str, body: bytes) -> bytes:
+    async def hold(route: str, body: bytes, _service: str) -> bytes:
         begun.set()
         await release.wait()
         return await echo(route, body)
 
-    async def count(route: str, body: bytes) -> bytes:
+    async def count(route: str, body: bytes, _service: str) -> bytes:
         returned.release()
         return await echo(route, body)
 
@@ -297,7 +297,7 @@ async def test_stopping_server_hands_on_calls_of_any_deadline(
     replies = await reply_queue(channel)
     begun, release = asyncio.Event(), asyncio.Event()
 
-    async def hold(route: str, body: bytes) -> bytes:
+    async def hold(route: str, body: bytes, _service: str) -> bytes:
         begun.set()
         await release.wait()
         return await echo(route, body)
@@ -349,7 +349,7 @@ async def test_bad_batch_is_dropped_unhandled(
 ) -> None:
     route, queue, handled = unique("postbus.test.v1.Route"), unique("queue."), 0
 
-    async def count(route: str, body: bytes) -> bytes:
+    async def count(route: str, body: bytes, _service: str) -> bytes:
         nonlocal handled
         handled += 1
         return await echo(route, body)
@@ -434,7 +434,7 @@ async def test_control_with_an_id_that_amqp_can_not_carry_is_ignored(
     replies = await reply_queue(channel)
     handled: list[bytes] = []
 
-    def record(route: str, body: bytes) -> Awaitable[bytes]:
+    def record(route: str, body: bytes, _service: str) -> Awaitable[bytes]:
         handled.append(decode(Request, body).payload)
         return echo(route, body)
 
@@ -464,7 +464,7 @@ async def test_server_refuses_calls_beyond_1024_and_answers_the_rest(
     route, inspection = unique("postbus.test.v1.Route"), f"postbus.bus.v1.{unique('Route')}.test"
     begun, all_begun, release = 0, asyncio.Event(), asyncio.Event()
 
-    async def hold(route: str, body: bytes) -> bytes:
+    async def hold(route: str, body: bytes, _service: str) -> bytes:
         nonlocal begun
         if route == inspection:
             return await echo(route, body)
@@ -495,7 +495,7 @@ async def test_server_refuses_calls_beyond_1024_and_answers_the_rest(
 async def test_server_refuses_calls_beyond_its_byte_limit(bus: AmqpBus, unique: Unique) -> None:
     route, release = unique("postbus.test.v1.Route"), asyncio.Event()
 
-    async def hold(_route: str, _body: bytes) -> bytes:
+    async def hold(_route: str, _body: bytes, _service: str) -> bytes:
         await release.wait()
         return encode(Reply(payload=b"done"))
 
@@ -604,7 +604,7 @@ async def test_settled_call_is_not_delivered_again(
     """The broker delivers each unacknowledged message of a lost connection to another server."""
     route, queue, again = unique("postbus.test.v1.Route"), unique("queue."), list[bytes]()
 
-    async def handle(route: str, body: bytes) -> bytes:
+    async def handle(route: str, body: bytes, _service: str) -> bytes:
         match decode(Request, body).payload:
             case b"raise":
                 raise RuntimeError("unforeseen")
@@ -612,7 +612,7 @@ async def test_settled_call_is_not_delivered_again(
                 await asyncio.Event().wait()
         return await echo(route, body)
 
-    async def record(route: str, body: bytes) -> bytes:
+    async def record(route: str, body: bytes, _service: str) -> bytes:
         again.append(decode(Request, body).payload)
         return await echo(route, body)
 
@@ -634,7 +634,7 @@ async def test_settled_call_is_not_delivered_again(
 async def test_call_whose_server_dies_is_answered_by_another(vhost: str, unique: Unique) -> None:
     route, queue, begun = unique("postbus.test.v1.Route"), unique("queue."), asyncio.Event()
 
-    async def die(_route: str, _body: bytes) -> bytes:
+    async def die(_route: str, _body: bytes, _service: str) -> bytes:
         begun.set()
         return await asyncio.Future()
 
@@ -655,7 +655,7 @@ async def test_call_that_is_cancelled_while_it_waits_frees_no_slot(
     route, release, running = unique("postbus.test.v1.Route"), asyncio.Event(), 0
     begun = asyncio.Event()
 
-    async def count(route: str, body: bytes) -> bytes:
+    async def count(route: str, body: bytes, _service: str) -> bytes:
         nonlocal running
         running += 1
         assert running == 1
@@ -712,7 +712,7 @@ async def test_call_to_a_server_that_is_stopping_is_unroutable(
 ) -> None:
     route, begun, release = unique("postbus.test.v1.Route"), asyncio.Event(), asyncio.Event()
 
-    async def hold(route: str, body: bytes) -> bytes:
+    async def hold(route: str, body: bytes, _service: str) -> bytes:
         begun.set()
         await release.wait()
         return await echo(route, body)
@@ -760,7 +760,7 @@ async def test_channel_of_a_stopping_server_stays_open_until_its_calls_have_ende
     route, queue = unique("postbus.test.v1.Route"), unique("queue.")
     begun, release = asyncio.Event(), asyncio.Event()
 
-    async def hold(route: str, body: bytes) -> bytes:
+    async def hold(route: str, body: bytes, _service: str) -> bytes:
         begun.set()
         await release.wait()
         return await echo(route, body)

@@ -102,7 +102,7 @@ async def test_handler_gets_the_budget_that_is_left_after_the_wait_for_a_slot(
     route, received, begun = unique("postbus.test.v1.Route"), list[float](), asyncio.Event()
     release = asyncio.Event()
 
-    async def serve_one(_route: str, body: bytes) -> bytes:
+    async def serve_one(_route: str, body: bytes, _service: str) -> bytes:
         received.append(budget(body))
         begun.set()
         await release.wait()
@@ -132,7 +132,7 @@ async def test_call_whose_budget_ends_in_the_queue_of_the_server_has_no_effect(
         0,
     )
 
-    async def hold(_route: str, _body: bytes) -> bytes:
+    async def hold(_route: str, _body: bytes, _service: str) -> bytes:
         nonlocal calls
         calls += 1
         begun.set()
@@ -170,7 +170,7 @@ async def test_call_is_cancelled_at_its_server_when_its_budget_ends(
     """A server that knows no budget stops as well."""
     route, begun, cancelled = unique("postbus.test.v1.Route"), asyncio.Event(), asyncio.Event()
 
-    async def never(_route: str, _body: bytes) -> bytes:
+    async def never(_route: str, _body: bytes, _service: str) -> bytes:
         begun.set()
         try:
             await asyncio.Event().wait()
@@ -239,12 +239,12 @@ async def test_stopping_server_hands_on_the_remaining_budget(
     route, queue, begun = unique("postbus.test.v1.Route"), unique("queue."), asyncio.Event()
     release, received = asyncio.Event(), list[float]()
 
-    async def hold(_route: str, _body: bytes) -> bytes:
+    async def hold(_route: str, _body: bytes, _service: str) -> bytes:
         begun.set()
         await release.wait()
         return encode(Reply())
 
-    async def record(_route: str, body: bytes) -> bytes:
+    async def record(_route: str, body: bytes, _service: str) -> bytes:
         received.append(budget(body))
         return encode(Reply())
 
@@ -274,7 +274,7 @@ async def test_repeated_call_carries_the_remaining_budget(
 ) -> None:
     route, received = unique("postbus.test.v1.Route"), list[float]()
 
-    async def fail_first(_route: str, body: bytes) -> bytes:
+    async def fail_first(_route: str, body: bytes, _service: str) -> bytes:
         received.append(budget(body))
         if len(received) == 1:
             error = unavailable("CONNECTION_LOST", "Lost.", Outcome.UNKNOWN)
@@ -293,16 +293,16 @@ async def test_repeated_call_carries_the_remaining_budget(
 async def test_stream_and_broadcast_carry_their_budget(bus: MessageBus, unique: Unique) -> None:
     route, received = f"postbus.bus.v1.{unique('Route')}.test", list[float]()
 
-    async def one(_route: str, body: bytes) -> bytes:
+    async def one(_route: str, body: bytes, _service: str) -> bytes:
         received.append(budget(body))
         return encode(Reply())
 
-    async def stream(_route: str, body: bytes) -> AsyncGenerator[bytes, None]:
+    async def stream(_route: str, body: bytes, _service: str) -> AsyncGenerator[bytes, None]:
         received.append(budget(body))
         yield encode(Reply(completed=Completed(), sequence=1))
 
-    def handle(called: str, body: bytes) -> object:
-        return stream(called, body) if called == routes[1] else one(called, body)
+    def handle(called: str, body: bytes, service: str) -> object:
+        return (stream if called == routes[1] else one)(called, body, service)
 
     routes = [route, f"postbus.bus.v1.{unique('Stream')}.test"]
     server = await bus.serve(unique("queue."), routes, handle)  # type: ignore[arg-type]  # both kinds

@@ -89,7 +89,7 @@ async def test_safe_and_idempotent_calls_are_repeated_when_the_connection_breaks
         opened_bus(proxy.url) as client,
     ):
 
-        async def break_first(_route: str, body: bytes) -> bytes:
+        async def break_first(_route: str, body: bytes, _service: str) -> bytes:
             received.append(decode(Request, body).operation_id)
             if len(received) == 1:
                 proxy.break_()
@@ -160,7 +160,7 @@ async def test_nested_call_gets_at_most_the_remaining_budget_of_its_caller(
 ) -> None:
     worker, budgets = unique("worker"), list[float]()
 
-    async def record(_route: str, body: bytes) -> bytes:
+    async def record(_route: str, body: bytes, _service: str) -> bytes:
         budgets.append(decode(Request, body).budget_ms / 1000)
         return encode(Reply())
 
@@ -235,7 +235,7 @@ async def test_handlers_that_call_their_own_service_do_not_deadlock(
     async with connect(SecretStr(vhost), "posts") as bus:
         stub = PostsServiceStub(ServiceChannel(bus, worker=worker))
 
-        async def handle(route: str, _body: bytes) -> bytes:
+        async def handle(route: str, _body: bytes, _service: str) -> bytes:
             if route == outer:
                 await stub.get_post(GetPostRequest(id="1"))
             return encode(Reply())
@@ -266,7 +266,7 @@ async def test_handlers_that_read_a_stream_of_their_own_service_do_not_deadlock(
         server = await bus.serve(
             unique("queue."),
             [outer, inner],
-            lambda route, _body: read() if route == outer else replies(),
+            lambda route, _body, _service: read() if route == outer else replies(),
             concurrency=1,
         )
         await bus.call(outer, a_call(seconds=5))

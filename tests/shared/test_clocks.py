@@ -83,7 +83,7 @@ def test_every_place_that_reads_the_clock_has_a_reason() -> None:
 def answering(clock: timedelta | None) -> RpcHandler:
     """Return a worker whose clock is ahead, or one of the previous release, with None."""
 
-    async def answer(_route: str, _body: bytes) -> bytes:
+    async def answer(_route: str, _body: bytes, _service: str) -> bytes:
         response = CheckResponse()
         if clock is not None:
             response.time = datetime.now(UTC) + clock
@@ -142,7 +142,7 @@ async def test_worker_that_refuses_a_token_by_a_wrong_clock_logs_the_difference(
 
     with capture_logs() as lines:
         for _ in range(3):
-            reply = await dispatcher.answer(CREATE, encode(request))  # type: ignore[misc]  # no stream
+            reply = await dispatcher.answer(CREATE, encode(request), "gateway")  # type: ignore[misc]  # no stream
             error = decode(Reply, reply).error
             assert (error.code, error.reason) == (Code.UNAUTHENTICATED, "TOKEN_EXPIRED")
 

@@ -41,6 +41,7 @@ from shared.outbox.inbox import Operation, OperationResult
 from shared.outbox.unit_of_work import Execution, current_unit_of_work, without_store
 from shared.runtime.session_verifier import SessionVerifier
 from shared.runtime.worker import Application, Health, serve
+from shared.security_log import SecurityEvent
 from shared.trace import new_traceparent
 from shared.wire import decode, encode
 from tests.idle import complete
@@ -114,7 +115,7 @@ async def failure_of(bus: MemoryBus, route: str, call: Call) -> ServiceError:
 
 
 async def reply_of(dispatcher: Dispatcher, request: bytes, route: str = GET) -> Reply:
-    answer = dispatcher.answer(route, request)
+    answer = dispatcher.answer(route, request, "gateway")
     assert isinstance(answer, Coroutine)
     return decode(Reply, await answer)
 
@@ -147,6 +148,38 @@ async def test_token_that_cannot_be_verified_is_refused(
 
     assert error.code is Code.UNAUTHENTICATED
     assert posts.seen == []
+
+
+async def test_method_with_callers_refuses_every_other_service(bus: MemoryBus) -> None:
+    refused = Code.PERMISSION_DENIED, "SERVICE_NOT_ALLOWED", Outcome.NO_EFFECT
+    for service in ("posts", "users", ""):
+        bus.service = service
+        error = await failure_of(bus, COUNTED_BY_ALL, a_call(b""))
+        assert (error.code, error.reason, error.outcome) == refused
+    for service in ("gateway", "operator"):
+        bus.service = service
+        await bus.call(COUNTED_BY_ALL, a_call(b""))
+
+    assert bus.security_log.counts == {SecurityEvent.FORBIDDEN: 3}
+
+
+async def test_handler_knows_the_service_that_calls(sessions: SessionVerifier) -> None:
+    services = list[str]()
+
+    class Recording(Posts):
+        @MessagePattern(PostsServiceBase.get_post)
+        async def get_post(self, _request: GetPostRequest, context: Context) -> GetPostResponse:
+            services.append(context.calling_service)
+            return GetPostResponse()
+
+    bus = MemoryBus(service="search")
+    dispatcher = Dispatcher(
+        "posts", [Recording(), Health({})], sessions, without_store(bus.publish)
+    )
+    await bus.serve("posts", dispatcher.routes, dispatcher.answer)
+    await bus.call(GET, a_call(encode(GetPostRequest(id=POST_ID))))
+
+    assert services == ["search"]
 
 
 async def test_request_that_violates_the_contract_never_reaches_the_handler(

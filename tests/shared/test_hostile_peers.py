@@ -115,7 +115,7 @@ async def test_control_that_is_too_large_is_ignored(bus: AmqpBus, unique: Unique
     route = f"postbus.bus.v1.{unique('Route')}.test"
     handled: list[int] = []
 
-    async def answer(_route: str, body: bytes) -> bytes:
+    async def answer(_route: str, body: bytes, _service: str) -> bytes:
         handled.append(len(body))
         return encode(Reply(payload=b"here"))
 
@@ -132,7 +132,7 @@ async def test_malformed_control_is_ignored(
 ) -> None:
     route = f"postbus.bus.v1.{unique('Route')}.test"
 
-    async def answer(_route: str, _body: bytes) -> bytes:
+    async def answer(_route: str, _body: bytes, _service: str) -> bytes:
         return encode(Reply(payload=b"here"))
 
     server = await bus.serve(unique("queue."), [route], answer)
@@ -149,7 +149,7 @@ async def test_malformed_control_is_ignored(
 async def test_method_of_a_service_is_not_called_by_broadcast(bus: AmqpBus, unique: Unique) -> None:
     route, handled = unique("postbus.test.v1."), list[bytes]()
 
-    async def answer(_route: str, body: bytes) -> bytes:
+    async def answer(_route: str, body: bytes, _service: str) -> bytes:
         handled.append(decode(Request, body).payload)
         return encode(Reply())
 
@@ -176,13 +176,15 @@ async def test_second_reply_to_a_call_is_ignored(
             assert request.correlation_id
             reply = encode(Reply(payload=b"x"))
             batch = Batch(correlation_ids=[request.correlation_id] * 50, messages=[reply] * 50)
-            single = properties("", correlation_id=request.correlation_id)
+            single = properties("", correlation_id=request.correlation_id, user_id="test")
             session = bus._session
             assert session is not None
             replies = await session.publishers.open(REPLIES)
             for _number in range(20):  # in one piece, so that they arrive at once
                 replies.publish(REPLIES, request.reply_to, single, reply)
-                replies.publish(REPLIES, request.reply_to, properties(""), bytes(batch))
+                replies.publish(
+                    REPLIES, request.reply_to, properties("", user_id="test"), bytes(batch)
+                )
             assert (await call).payload == b"x"
     assert bus._session is session
 
@@ -202,7 +204,7 @@ async def test_messages_of_more_than_16_mib_are_refused(
     )
     handled = list[int]()
 
-    async def answer(_route: str, body: bytes) -> bytes:
+    async def answer(_route: str, body: bytes, _service: str) -> bytes:
         handled.append(len(body))
         return encode(Reply(payload=bytes(2**19)))
 

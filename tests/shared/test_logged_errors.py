@@ -36,6 +36,7 @@ except KeyError as error:
     structlog.get_logger().exception("one")
     structlog.get_logger().error("two", exc_info=error)
     logging.getLogger("library").exception("three")
+raise ValueError("{SECRET}")
 """
 
 
@@ -103,20 +104,23 @@ def test_rendered_errors_are_bounded() -> None:
 
 async def test_no_logger_of_a_process_writes_values_of_exceptions() -> None:
     ran = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True
+        subprocess.run, [sys.executable, "-c", PROGRAM], capture_output=True, text=True
     )
 
+    assert ran.returncode == 1
     lines = [json.loads(line) for line in ran.stderr.splitlines()]
     assert [line["event"] for line in lines] == [
         "Task exception was never retrieved",
         "one",
         "two",
         "three",
+        "process.failed",
     ]
     assert [line["exception"].rpartition("\n")[2] for line in lines] == [
         "ValueError",
         "KeyError",
         "KeyError",
         "KeyError",
+        "ValueError",
     ]
     assert SECRET not in ran.stderr

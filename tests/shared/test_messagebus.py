@@ -82,7 +82,7 @@ async def test_unanswered_call_fails_at_its_deadline(bus: MessageBus, unique: Un
     route = unique("postbus.test.v1.Route")
     answered = asyncio.Event()
 
-    async def late(_route: str, _body: bytes) -> bytes:
+    async def late(_route: str, _body: bytes, _service: str) -> bytes:
         await answered.wait()
         return encode(Reply())
 
@@ -103,7 +103,7 @@ async def test_expired_calls_do_not_affect_a_waiting_call(bus: MessageBus, uniqu
     route = unique("postbus.test.v1.Route")
     answered = asyncio.Event()
 
-    async def late(_route: str, body: bytes) -> bytes:
+    async def late(_route: str, body: bytes, _service: str) -> bytes:
         await answered.wait()
         return await echo(_route, body)
 
@@ -123,7 +123,7 @@ async def test_error_of_the_server_is_rebuilt_at_the_caller(
 ) -> None:
     route = unique("postbus.test.v1.Route")
 
-    async def refuse(_route: str, _body: bytes) -> bytes:
+    async def refuse(_route: str, _body: bytes, _service: str) -> bytes:
         return encode(
             Reply(
                 error=Error(
@@ -151,7 +151,7 @@ async def test_cancelled_server_finishes_its_running_calls(bus: MessageBus, uniq
     route = unique("postbus.test.v1.Route")
     begun, release = asyncio.Event(), asyncio.Event()
 
-    async def slow(_route: str, _body: bytes) -> bytes:
+    async def slow(_route: str, _body: bytes, _service: str) -> bytes:
         begun.set()
         await release.wait()
         return encode(Reply(payload=b"done"))
@@ -172,7 +172,7 @@ async def test_last_server_answers_its_waiting_calls_before_it_stops(
     route = unique("postbus.test.v1.Route")
     begun, release = asyncio.Event(), asyncio.Event()
 
-    async def slow(_route: str, body: bytes) -> bytes:
+    async def slow(_route: str, body: bytes, _service: str) -> bytes:
         begun.set()
         await release.wait()
         return await echo(_route, body)
@@ -192,7 +192,7 @@ async def test_servers_of_one_queue_share_its_calls(bus: MessageBus, unique: Uni
     served: dict[str, int] = {"first": 0, "second": 0}
 
     def counting(name: str) -> RpcHandler:
-        async def handler(_route: str, body: bytes) -> bytes:
+        async def handler(_route: str, body: bytes, _service: str) -> bytes:
             served[name] += 1
             return await echo(_route, body)
 
@@ -375,7 +375,7 @@ async def test_cancelled_call_cancels_its_handler(bus: MessageBus, unique: Uniqu
     route = unique("postbus.test.v1.Route")
     begun, ended = asyncio.Event(), asyncio.Event()
 
-    async def handler(_route: str, _body: bytes) -> bytes:
+    async def handler(_route: str, _body: bytes, _service: str) -> bytes:
         begun.set()
         try:
             await asyncio.Event().wait()
@@ -397,7 +397,7 @@ async def test_broadcast_gets_a_reply_from_every_process(bus: MessageBus, unique
     queue = unique("queue.")
 
     def answering(payload: bytes) -> RpcHandler:
-        async def handler(_route: str, _body: bytes) -> bytes:
+        async def handler(_route: str, _body: bytes, _service: str) -> bytes:
             return encode(Reply(payload=payload))
 
         return handler
@@ -527,7 +527,7 @@ async def test_event_that_a_full_queue_refuses_is_not_published(vhost: str, uniq
 async def test_call_after_its_deadline_is_not_sent(bus: MessageBus, unique: Unique) -> None:
     route, handled = unique("postbus.test.v1.Route"), list[bytes]()
 
-    async def record(route: str, body: bytes) -> bytes:
+    async def record(route: str, body: bytes, _service: str) -> bytes:
         handled.append(decode(Request, body).payload)
         return await echo(route, body)
 
@@ -547,7 +547,7 @@ async def test_broadcast_gets_the_replies_of_the_processes_without_an_error(
 ) -> None:
     route, queue = f"postbus.bus.v1.{unique('Route')}.test", unique("queue.")
 
-    async def fail(_route: str, _body: bytes) -> bytes:
+    async def fail(_route: str, _body: bytes, _service: str) -> bytes:
         return encode(Reply(error=Error(code=Code.try_value(Code.ABORTED), reason="NO")))
 
     async with connect(SecretStr(vhost), "test") as amqp:
@@ -561,7 +561,7 @@ async def test_broadcast_gets_the_replies_of_the_processes_without_an_error(
 def numbers(count: int) -> RpcHandler:
     """Return a handler that streams the numbers up to `count`."""
 
-    async def stream(_route: str, _body: bytes) -> AsyncGenerator[bytes, None]:
+    async def stream(_route: str, _body: bytes, _service: str) -> AsyncGenerator[bytes, None]:
         for number in range(1, count + 1):
             yield encode(Reply(payload=str(number).encode(), sequence=number))
         yield encode(Reply(completed=Completed(), sequence=count + 1))
@@ -582,7 +582,7 @@ async def test_stream_is_complete_and_in_order(bus: MessageBus, unique: Unique) 
 async def test_error_in_the_middle_of_a_stream_ends_it(bus: MessageBus, unique: Unique) -> None:
     route = unique("postbus.test.v1.Route")
 
-    async def stream(_route: str, _body: bytes) -> AsyncGenerator[bytes, None]:
+    async def stream(_route: str, _body: bytes, _service: str) -> AsyncGenerator[bytes, None]:
         yield encode(Reply(payload=b"1", sequence=1))
         yield encode(Reply(error=Error(code=Code.try_value(Code.ABORTED), reason="ENOUGH")))
 
@@ -600,7 +600,7 @@ async def test_stream_with_a_gap_is_broken_and_ends_at_its_server(
 ) -> None:
     route, ended = unique("postbus.test.v1.Route"), asyncio.Event()
 
-    async def stream(_route: str, _body: bytes) -> AsyncGenerator[bytes, None]:
+    async def stream(_route: str, _body: bytes, _service: str) -> AsyncGenerator[bytes, None]:
         try:
             yield encode(Reply(payload=b"1", sequence=1))
             yield encode(Reply(payload=b"3", sequence=3))
@@ -626,7 +626,7 @@ async def test_stream_waits_for_credit_and_ends_when_the_caller_closes_it(
     made: list[int] = []
     ended = asyncio.Event()
 
-    async def endless(_route: str, _body: bytes) -> AsyncGenerator[bytes, None]:
+    async def endless(_route: str, _body: bytes, _service: str) -> AsyncGenerator[bytes, None]:
         try:
             for number in itertools.count(1):
                 made.append(number)
@@ -658,7 +658,7 @@ async def test_stream_ends_at_its_deadline(bus: MessageBus, unique: Unique) -> N
     route = unique("postbus.test.v1.Route")
     over = asyncio.Event()
 
-    async def stalled(_route: str, _body: bytes) -> AsyncGenerator[bytes, None]:
+    async def stalled(_route: str, _body: bytes, _service: str) -> AsyncGenerator[bytes, None]:
         yield encode(Reply(payload=b"1", sequence=1))
         await over.wait()
 

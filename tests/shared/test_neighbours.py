@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,13 +11,15 @@ import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from structlog.testing import capture_logs
 
-from postbus.bus.v1 import Control, Event, Reply
+from postbus.bus.v1 import Batch, Completed, Control, Event, ProbeAnswer, Reply
 from shared.bus.amqp import publishers as publishers_module
 from shared.bus.amqp.amqp_bus import AmqpBus
 from shared.bus.amqp.broker_connection import BrokerConnection
+from shared.bus.amqp.lost_calls import Probe
 from shared.bus.amqp.message_channel import MessageChannel
 from shared.bus.message_bus import Failure
 from shared.errors import ServiceError
+from shared.security_log import SecurityEvent
 from shared.wire import decode, encode
 from tests.buses import a_call, opened_bus
 from tests.messages import CALLS, CONTROL, EVENTS, message, publish_until_routed, reply_queue
@@ -53,10 +55,10 @@ async def take(channel: AbstractChannel, queue: str) -> AbstractIncomingMessage:
     return found
 
 
-def recorded(handled: list[str]) -> Callable[[str, bytes], Awaitable[bytes]]:
+def recorded(handled: list[str]) -> Callable[[str, bytes, str], Awaitable[bytes]]:
     """Return a handler of calls that records their routes."""
 
-    async def handler(route: str, _body: bytes) -> bytes:
+    async def handler(route: str, _body: bytes, _service: str) -> bytes:
         handled.append(route)
         return encode(Reply(payload=b"here"))
 
@@ -96,7 +98,7 @@ async def test_event_of_another_service_than_its_owner_is_a_dead_letter(
         handled.append(decode(Event, body).id)
         return None
 
-    async with opened(vhost, "owner") as owner, opened(vhost) as consumer:
+    async with opened_bus(vhost, "owner") as owner, opened(vhost) as consumer:
         subscription = await consumer.subscribe([event], keep, queue=name)
         exchange = await channel.get_exchange(
             "postbus.retry.test" if retried else "postbus.events.owner"
@@ -113,6 +115,7 @@ async def test_event_of_another_service_than_its_owner_is_a_dead_letter(
         letters = [await take(channel, f"{name}.dead") for _ in range(3)]
         assert {each.headers["x-postbus-reason"] for each in letters} == {"FORGED"}
         assert handled == ["genuine"]
+        assert consumer.security_log.counts == {SecurityEvent.SENDER_REFUSED: 3}
         await subscription.cancel()
 
 
@@ -152,7 +155,7 @@ async def test_reader_of_a_stream_skips_events_of_another_service_than_their_own
         handled.put_nowait(decode(Event, body).id)
         return None
 
-    async with opened(vhost, "owner") as owner, opened(vhost) as reader:
+    async with opened_bus(vhost, "owner") as owner, opened(vhost) as reader:
         subscription = await reader.read_stream(unique("stream."), [event], keep, seconds=60)
         exchange = await channel.get_exchange("postbus.events.owner")
         forged = aio_pika.Message(encode(Event(id="forged", type=event)), user_id="neighbour")
@@ -161,12 +164,13 @@ async def test_reader_of_a_stream_skips_events_of_another_service_than_their_own
 
         async with asyncio.timeout(5):
             assert await handled.get() == "genuine"
+        assert reader.security_log.counts == {SecurityEvent.SENDER_REFUSED: 1}
         await subscription.cancel()
 
 
 @pytest.mark.parametrize(
     ("user_id", "reply_to"),
-    [(None, "test.replies.x"), ("test", ""), ("test", "other.replies.x"), ("other", "test.x")],
+    [(None, "test.replies.x"), ("test", ""), ("other", "test.x")],
 )
 async def test_call_without_a_proven_sender_is_dropped(
     bus: AmqpBus, channel: AbstractChannel, unique: Unique, user_id: str | None, reply_to: str
@@ -182,8 +186,155 @@ async def test_call_without_a_proven_sender_is_dropped(
         assert (await bus.call(route, a_call())).payload == b"here"
 
     assert handled == [route]
+    fields = {"kind": "call", "name": route, "log_level": "info"}
+    fields |= {"sender": user_id} if user_id else {}
+    assert lines == [{"event": "security.sender_refused", **fields}] * 20
+    await server.cancel()
+
+
+async def test_call_of_a_service_without_an_exchange_for_replies_is_dropped(
+    bus: AmqpBus, channel: AbstractChannel, unique: Unique
+) -> None:
+    """A message of the service itself is a call that a stopping server has handed on."""
+    route, handled = unique("postbus.test.v1.Route"), list[str]()
+    server = await bus.serve(unique("queue."), [route], recorded(handled))
+    exchange = await channel.get_exchange(CALLS)
+
+    with capture_logs() as lines:
+        for _ in range(20):
+            sent = message(a_call().request, reply_to="other.replies.x")
+            await exchange.publish(sent, route)
+        assert (await bus.call(route, a_call())).payload == b"here"
+
+    assert handled == [route]
     assert [line["event"] for line in lines] == ["call.dropped"]
     await server.cancel()
+
+
+@pytest.mark.parametrize("batched", [False, True], ids=["single", "batch"])
+async def test_reply_of_another_service_than_the_called_one_is_refused(
+    bus: AmqpBus, channel: AbstractChannel, unique: Unique, batched: bool
+) -> None:
+    """A service that has learned a correlation id cannot reply in place of the called one."""
+    route, begun, release = unique("postbus.test.v1.Route"), asyncio.Event(), asyncio.Event()
+
+    async def hold(_route: str, _body: bytes, _service: str) -> bytes:
+        begun.set()
+        await release.wait()
+        return encode(Reply(payload=b"genuine"))
+
+    server = await bus.serve(unique("queue."), [route], hold)
+    calling = asyncio.create_task(bus.call(route, a_call()))
+    async with asyncio.timeout(5):
+        await begun.wait()
+    assert bus._session is not None
+    [correlation_id], reply_to = bus._session.rpc._calls, bus._session.rpc._reply_to
+    forged = encode(Reply(payload=b"forged"))
+    if batched:
+        forged = encode(Batch(correlation_ids=[correlation_id], messages=[forged]))
+    replies = await channel.get_exchange("postbus.replies.test")
+    for sender in ("neighbour", None):
+        sent = aio_pika.Message(
+            forged, user_id=sender, correlation_id=None if batched else correlation_id
+        )
+        await replies.publish(sent, reply_to)
+    async with asyncio.timeout(5):
+        while bus.security_log.counts[SecurityEvent.SENDER_REFUSED] < 2:  # noqa: ASYNC110  # polls
+            await asyncio.sleep(0.01)
+    release.set()
+
+    assert (await calling).payload == b"genuine"
+    await server.cancel()
+
+
+async def test_replies_of_another_service_are_no_part_of_a_stream_or_a_broadcast(
+    bus: AmqpBus, channel: AbstractChannel, unique: Unique
+) -> None:
+    route, begun, release = unique("postbus.test.v1.Route"), asyncio.Event(), asyncio.Event()
+
+    async def hold(_route: str, _body: bytes, _service: str) -> AsyncGenerator[bytes, None]:
+        begun.set()
+        await release.wait()
+        yield encode(Reply(payload=b"genuine", sequence=1))
+        yield encode(Reply(completed=Completed(), sequence=2))
+
+    async def collect() -> list[bytes]:
+        return [payload async for payload in bus.stream(route, a_call())]
+
+    server = await bus.serve(unique("queue."), [route], hold)
+    streaming = asyncio.create_task(collect())
+    broadcasting = asyncio.create_task(bus.broadcast(route, a_call(seconds=0.5)))
+    async with asyncio.timeout(5):
+        await begun.wait()
+    session = bus._session
+    assert session is not None
+    replies = await channel.get_exchange("postbus.replies.test")
+    forged = encode(Reply(payload=b"forged", sequence=1))
+    for id_ in (*session.rpc._streams, *session.rpc._broadcasts):
+        sent = aio_pika.Message(forged, user_id="neighbour", correlation_id=id_)
+        await replies.publish(sent, session.rpc._reply_to)
+
+    assert await broadcasting == []
+    release.set()
+    assert await streaming == [b"genuine"]
+    assert bus.security_log.counts == {SecurityEvent.SENDER_REFUSED: 2}
+    await server.cancel()
+
+
+async def test_answer_of_another_service_to_a_probe_is_refused(
+    bus: AmqpBus, channel: AbstractChannel, unique: Unique
+) -> None:
+    """It could make a caller give up a call that its worker still executes."""
+    session, now = bus._session, time.monotonic()
+    assert session is not None
+    lost_calls = session.rpc._lost_calls
+    lost_calls.stop()
+    probe = lost_calls._probes["probe"] = Probe(unique("postbus.test.v1.Route"), now, now - 9)
+    replies = await channel.get_exchange("postbus.replies.test")
+    for sender, age in (("neighbour", 1), ("test", 0)):
+        answer = encode(ProbeAnswer(queue_age_ms=age, held=[sender]))
+        sent = aio_pika.Message(answer, user_id=sender, correlation_id="probe")
+        await replies.publish(sent, session.rpc._reply_to)
+    async with asyncio.timeout(5):
+        while not probe.held:  # noqa: ASYNC110  # polls
+            await asyncio.sleep(0.01)
+
+    assert (probe.held, probe.recreated) == ({"test"}, False)
+    assert bus.security_log.counts == {SecurityEvent.SENDER_REFUSED: 1}
+
+
+async def test_handler_gets_the_service_that_calls(
+    vhost: str, bus: AmqpBus, unique: Unique
+) -> None:
+    """A call that a stopping server hands on keeps its sender, which the message does not name."""
+    route, queue, services = unique("postbus.test.v1.Route"), unique("queue."), list[str]()
+    release, handed_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(_route: str, _body: bytes, service: str) -> bytes:
+        services.append(f"first {service}")
+        await release.wait()
+        return encode(Reply(payload=b"here"))
+
+    async def record(_route: str, _body: bytes, service: str) -> bytes:
+        services.append(service)
+        handed_on.set()
+        return encode(Reply(payload=b"here"))
+
+    async with opened(vhost, "neighbour") as neighbour, opened(vhost) as second:
+        first = await bus.serve(queue, [route], hold, concurrency=1)
+        calls = asyncio.gather(*(neighbour.call(route, a_call()) for _ in range(2)))
+        async with asyncio.timeout(5):
+            while not services:  # noqa: ASYNC110  # polls
+                await asyncio.sleep(0.01)
+            server = await second.serve(queue, [route], record)
+            stopping = asyncio.create_task(first.cancel())
+            await handed_on.wait()
+        release.set()
+        await asyncio.gather(calls, stopping)
+        await bus.call(route, a_call())
+
+        assert services == ["first neighbour", "neighbour", "test"]
+        await server.cancel()
 
 
 async def test_control_message_without_a_proven_sender_is_ignored(
@@ -191,7 +342,7 @@ async def test_control_message_without_a_proven_sender_is_ignored(
 ) -> None:
     route, begun, release = unique("postbus.test.v1.Route"), asyncio.Event(), asyncio.Event()
 
-    async def hold(_route: str, _body: bytes) -> bytes:
+    async def hold(_route: str, _body: bytes, _service: str) -> bytes:
         begun.set()
         await release.wait()
         return encode(Reply(payload=b"here"))
@@ -238,7 +389,7 @@ async def test_service_that_starts_later_is_called(
     with pytest.raises(ServiceError, match="NO_ROUTE"):
         await bus.call(route, a_call())
 
-    async with opened(vhost, service) as late:
+    async with opened_bus(vhost, service) as late:
         server = await late.serve("late", [route], recorded([]))
         async with asyncio.timeout(5):
             while True:
@@ -265,7 +416,7 @@ async def test_consumer_of_a_service_that_starts_later_gets_its_events(
     named = await bus.subscribe([event], keep, queue=unique("queue."))
     unnamed = await bus.subscribe([event], keep)
     session = bus._session
-    async with opened(vhost, service) as late, asyncio.timeout(15):
+    async with opened_bus(vhost, service) as late, asyncio.timeout(15):
         for number in range(40):
             await publish_until_routed(late, Event(id=str(number), type=event))
             await asyncio.sleep(0.05)

@@ -33,7 +33,7 @@ LIKE = METHODS["postbus.posts.v1.PostsService.LikePost"]
 
 @pytest.mark.parametrize("reply", [b"\xff", encode(Reply(payload=b"\xff"))])
 async def test_malformed_reply_is_an_error_with_an_unknown_outcome(reply: bytes) -> None:
-    async def malformed(_route: str, _body: bytes) -> bytes:
+    async def malformed(_route: str, _body: bytes, _service: str) -> bytes:
         return reply
 
     bus = MemoryBus()
@@ -51,7 +51,7 @@ async def test_call_that_was_sent_before_the_connection_broke_has_an_unknown_out
     """The retries are not sent, but the first call may have been executed."""
     served, route = asyncio.Event(), unique("postbus.test.v1.Route")
 
-    async def never(_route: str, _body: bytes) -> bytes:
+    async def never(_route: str, _body: bytes, _service: str) -> bytes:
         served.set()
         await asyncio.Event().wait()
         return b""
@@ -129,7 +129,7 @@ async def test_error_of_a_call_that_was_delivered_before_has_an_unknown_outcome(
     route, queue = unique("postbus.test.v1.Route"), unique("queue.")
     refusal = Error(code=Code.NOT_FOUND, reason="GONE", outcome=Outcome.NO_EFFECT)  # type: ignore[arg-type]  # enum members are int to mypy
 
-    async def answer(_route: str, body: bytes) -> bytes:
+    async def answer(_route: str, body: bytes, _service: str) -> bytes:
         failing = decode(Request, body).payload == b"fail"
         return encode(Reply(error=refusal) if failing else Reply(payload=b"done"))
 
@@ -224,6 +224,7 @@ PROOFS: Final = {
     "bus/amqp/rpc_server.py _expired": NOT_STARTED,
     "bus/client.py _retry": "compares the outcomes of all tries",
     "bus/event_dispatch.py EventDispatcher._consume": NO_CALL,
+    "bus/dispatch.py _not_a_caller": NOT_STARTED,
     "bus/dispatch.py _not_served": NOT_STARTED,
     "bus/dispatch.py _too_large": NOT_STARTED,
     "bus/envelope.py not_connected": BEFORE_SENDING,

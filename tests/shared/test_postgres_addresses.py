@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from pydantic import SecretStr
 
+from shared.data import postgres_connections, postgres_sessions
 from shared.data.alembic_migrations import migrate
 from shared.data.postgres_readiness import newest_revision
 from shared.data.postgres_sessions import Postgres, open_postgres
@@ -81,6 +82,56 @@ async def test_several_hosts_are_tried_in_turn(url: httpx.URL) -> None:
     hosts = f"127.0.0.1:{free_port()},{url.host}:{url.port}"
 
     await works(str(url).replace(f"{url.host}:{url.port}", hosts))
+
+
+@pytest.fixture
+async def silent() -> AsyncIterator[tuple[int, list[object]]]:
+    """The port of a server that accepts connections and sends nothing; and its connections."""
+    accepted: list[object] = []
+
+    async def accept(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.append(writer)
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    yield server.sockets[0].getsockname()[1], accepted
+    server.close()
+    for writer in accepted:
+        assert isinstance(writer, asyncio.StreamWriter)
+        writer.close()
+
+
+@pytest.mark.parametrize("form", ["authority", "parameter"])
+async def test_host_after_a_silent_one_is_connected(
+    url: httpx.URL, silent: tuple[int, list[object]], form: str
+) -> None:
+    """The silent one, such as a host that drops packets, uses up its own time only."""
+    await works(str(url))
+    port, accepted = silent
+    address = str(url).replace(f"{url.host}:", f"127.0.0.1:{port},{url.host}:")
+    if form == "parameter":
+        account = f"{url.userinfo.decode()}@"
+        hosts = f"host=127.0.0.1,{url.host}&port={port},{url.port}"
+        address = f"{url.scheme}://{account}{url.path}?{hosts}"
+    async with open_postgres(SecretStr(address)) as opened:
+        assert await opened.stored_revision() == newest_revision(MIGRATIONS)
+
+    assert len(accepted) == 1
+
+
+async def test_silent_hosts_are_tried_for_five_seconds_in_all(
+    silent: tuple[int, list[object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (postgres_sessions._CONNECT_TIMEOUT, postgres_connections._ALL_HOSTS_SECONDS) == (2, 5)
+    monkeypatch.setattr(postgres_sessions, "_CONNECT_TIMEOUT", 0.2)
+    monkeypatch.setattr(postgres_connections, "_ALL_HOSTS_SECONDS", 0.5)
+    port, accepted = silent
+    hosts = ",".join([f"127.0.0.1:{port}"] * 20)
+    async with open_postgres(SecretStr(f"postgresql://x@{hosts}/x")) as opened:
+        with pytest.raises(ServiceError) as raised:
+            await opened.stored_revision()
+
+    assert str(raised.value.__cause__) == "PostgreSQL does not respond."
+    assert 2 <= len(accepted) <= 3
 
 
 async def test_server_without_tls_is_refused_if_the_address_requires_it(url: httpx.URL) -> None:

@@ -4,21 +4,24 @@ import asyncio
 import logging
 import struct
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import asyncpg
 import asyncpg.exceptions
+import httpx
 import pytest
 import sqlalchemy as sa
 import structlog.testing
 from pydantic import SecretStr
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from shared.context import Context
+from shared.data import postgres_sessions
 from shared.data.postgres_connections import create_engine
-from shared.data.postgres_sessions import open_postgres
+from shared.data.postgres_sessions import Postgres, open_postgres
 from shared.errors import Code, NotReadyError, Outcome, ServiceError
 from shared.limited_log import LimitedLog
 from shared.outbox import postgres_errors, postgres_unit_of_work
@@ -26,6 +29,7 @@ from shared.outbox.postgres_errors import DatabaseFaultError
 from shared.outbox.postgres_sqlstates import RULES, Answer, rule_of
 from shared.runtime.logs import configure_logs
 from tests.notes import PostgresNotes, an_operation, postgres_notes
+from tests.proxy import Proxy
 
 Unique = Callable[[str], str]
 
@@ -145,6 +149,57 @@ async def test_error_at_the_commit_of_a_transaction_has_an_unknown_outcome(
         outcomes.append(raised.value.outcome)
 
     assert outcomes == [Outcome.NO_EFFECT, Outcome.UNKNOWN]
+
+
+@pytest.mark.parametrize(
+    ("query", "value"),
+    [
+        ("SELECT CAST($1 AS int)", 2**40),
+        ("SELECT CAST($1 AS int)", "secret value"),
+        ("SELECT CAST($1 AS timestamptz)", "secret value"),
+        ("SELECT CAST($1 AS text)", "secret value \ud800"),
+    ],
+)
+async def test_value_that_the_driver_cannot_send_is_a_fault_of_this_program(
+    notes: PostgresNotes, query: str, value: object
+) -> None:
+    """It would be UNAVAILABLE at every repetition."""
+    postgres = notes.store
+    assert isinstance(postgres, Postgres)
+    for provide in (postgres.transaction, postgres.reading):
+        with pytest.raises(DatabaseFaultError) as raised:
+            async with provide() as session:
+                await (await session.connection()).exec_driver_sql(query, (value,))
+        assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("in_unit", [False, True], ids=["transaction", "unit of work"])
+async def test_commit_without_a_response_has_an_unknown_outcome(
+    notes: PostgresNotes, in_unit: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error of the rollback when the session is closed must not replace that of the commit."""
+    server, commit = httpx.URL(notes.url), AsyncSession.commit
+    proxy = Proxy(server.host, server.port or 5432)
+    await proxy.start()
+
+    async def stall_and_commit(session: AsyncSession) -> None:
+        proxy.stall()
+        await commit(session)
+
+    monkeypatch.setattr(AsyncSession, "commit", stall_and_commit)
+    monkeypatch.setattr(postgres_sessions, "_COMMAND_TIMEOUT", 0.3)
+    url = str(server.copy_with(host="127.0.0.1", port=proxy.port))
+    async with open_postgres(SecretStr(url)) as postgres:
+        behind = PostgresNotes(postgres, url)
+        adding: Awaitable[object] = (
+            add_in_unit(behind, "in doubt") if in_unit else behind.add("in doubt")
+        )
+        with pytest.raises(ServiceError) as raised:
+            await adding
+        await proxy.stop()
+
+    assert raised.value.reason == "DATABASE_UNAVAILABLE"
+    assert raised.value.outcome == Outcome.UNKNOWN
 
 
 @pytest.mark.parametrize("at_commit", [False, True])

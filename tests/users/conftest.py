@@ -108,6 +108,6 @@ async def worker(
 ) -> AsyncIterator[Worker]:
     bus = MemoryBus()
     database = await asyncpg.connect(worker_database)
-    async with application(settings) as opened, serve("users", opened, bus, verifier):
+    async with application(settings, bus) as opened, serve("users", opened, bus, verifier):
         yield Worker(bus=bus, database=database)
     await database.close()

@@ -16,6 +16,7 @@ from postbus.users.v1 import (
     UpdateMeRequest,
 )
 from shared.bus import Call
+from shared.bus.memory import MemoryBus
 from shared.data.postgres_sessions import open_postgres
 from shared.errors import ServiceError
 from shared.wire import decode, encode
@@ -254,7 +255,7 @@ async def test_worker_purges_expired_rows_periodically(
     async def purged() -> bool:
         return bool(await worker.database.fetchval(left, session_of(first), old))
 
-    async with application(settings):
+    async with application(settings, MemoryBus()):
         await eventually(purged)
 
 

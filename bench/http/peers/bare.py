@@ -19,7 +19,7 @@ HEAD = b'{"id": "018f3b6e-7b1a-7c44-9d0e-5f2a1b3c4d5e", '
 
 
 async def worker() -> None:
-    async def handler(_route: str, body: bytes) -> bytes:
+    async def handler(_route: str, body: bytes, _service: str) -> bytes:
         return payload_reply(HEAD + body[1:])
 
     async with connect(URL, "bench") as bus:

@@ -98,7 +98,7 @@ async def bytes_worker() -> None:
     """Serve bytes by the data plane alone."""
     reply = payload_reply(b"x" * 330)
 
-    async def handler(_route: str, _body: bytes) -> bytes:
+    async def handler(_route: str, _body: bytes, _service: str) -> bytes:
         return reply
 
     async with connect(SecretStr(URL), "bench") as bus:

@@ -1,5 +1,8 @@
 """`python -m gateway`: serve REST and WebSocket."""
 
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import uvicorn
@@ -19,19 +22,37 @@ from shared.bus.amqp import connect
 from shared.runtime import gc_tuning
 from shared.runtime.logs import configure_logs
 from shared.runtime.settings import load
+from shared.runtime.signals import STOP_SIGNALS, cancel_on_signals
 
 _DRAIN_SECONDS: Final = 2
 """Time for running requests to end after SIGTERM."""
+_START_SECONDS: Final = 5.0
+"""Longest time without listening in which the gateway connects to the broker. It then listens
+without a connection: /healthz and /metrics must work, and /readyz names what is missing."""
+
+
+class _Server(uvicorn.Server):
+    """Ends normally after SIGTERM or SIGINT; uvicorn's own class then raises the signal again."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """See uvicorn.Server."""
+        loop = asyncio.get_running_loop()
+        for number in STOP_SIGNALS:
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        yield
 
 
 def main() -> None:
-    """Run until SIGTERM or SIGINT."""
+    """Run until SIGTERM or SIGINT; the exit code is then 0."""
     settings = load(GatewaySettings)
     configure_logs("gateway", settings.log_format)
-    uvloop.run(_serve(settings))
+    with suppress(asyncio.CancelledError):
+        uvloop.run(_serve(settings))
 
 
 async def _serve(settings: GatewaySettings) -> None:
+    cancel_on_signals()
     async with (
         connect(settings.amqp_url, "gateway", keep_events=True) as bus,
         open_storage(settings.rate_storage_url) as storage,
@@ -48,8 +69,9 @@ async def _serve(settings: GatewaySettings) -> None:
             allowed_origins=settings.allowed_origins,
             operator_networks=settings.operator_networks,
             security_contact_uri=settings.security_contact,
+            start_seconds=_START_SECONDS,
         )
-        server = uvicorn.Server(_uvicorn_config(app, clients, settings))
+        server = _Server(_uvicorn_config(app, clients, settings))
         gc_tuning.freeze()
         await server.serve()
 

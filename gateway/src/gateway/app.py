@@ -52,9 +52,11 @@ def build_app(
     allowed_origins: tuple[str, ...] = (),
     operator_networks: tuple[Network, ...] = LOOPBACK,
     security_contact_uri: str = "",
+    start_seconds: float = 0,
 ) -> Gateway:
     """Return the gateway, which calls over `bus` and consumes its events during the lifespan.
 
+    The lifespan begins once the events are consumed, or at the latest after `start_seconds`.
     Without `rates`, only methods with a `rate_limit` in the contract have a limit.
     """
     services = Services.create(
@@ -66,7 +68,7 @@ def build_app(
         unfinished=unfinished,
         allowed_origins=allowed_origins,
     )
-    inner = _inner_app(services)
+    inner = _inner_app(services, start_seconds)
     health = Health(bus, services.verifier)
     operators = OperatorRoutes(health, services.metrics, OperatorNetworks(operator_networks))
     inner.router.routes.extend(
@@ -81,10 +83,11 @@ def build_app(
     return Gateway(ContractRoutes(endpoints(services)), inner, services)
 
 
-def _inner_app(services: Services) -> FastAPI:
+def _inner_app(services: Services, start_seconds: float) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         subscribing = services.subscribe()  # may wait for the broker
+        await asyncio.wait((subscribing,), timeout=start_seconds)
         yield
         subscribing.cancel()
         with suppress(asyncio.CancelledError):

@@ -62,7 +62,6 @@ class Services:
 
         Without `rates`, only methods with a `rate_limit` in the contract have a limit.
         """
-        security_log = SecurityLog()
         return cls(
             bus=bus,
             own_methods={GET_SIGNING_KEYS: signing_keys(verifier.key_set)},
@@ -71,8 +70,8 @@ class Services:
             revisions=CallerRevisions(bus),
             rates=rates or RateLimits(RateLimitSettings(), BoundedStorage()),
             large_inputs=LargeInputs(),
-            metrics=Metrics(bus, security_log.counts),
-            security_log=security_log,
+            metrics=Metrics(bus, bus.security_log.counts),
+            security_log=bus.security_log,
             cors=Cors(allowed_origins),
             socket_limits=socket_limits,
             socket_quotas=SocketQuotas(socket_limits),

@@ -52,6 +52,7 @@ _CONNECT_SECONDS: Final = 3.0
 def main() -> None:
     """Run the command that the arguments name."""
     settings = load(PostsSettings)
+    configure_logs("posts", settings.log_format)
     match sys.argv[1:]:
         case []:
             run_worker("posts", settings, lambda bus: _application(settings, bus))
@@ -127,7 +128,6 @@ async def _migrate(settings: PostsSettings, version: int | None) -> None:
 
 
 async def _repair(settings: PostsSettings) -> None:
-    configure_logs("posts", settings.log_format)
     async with open_mongo(settings.mongo_url) as mongo, connect(settings.amqp_url, "posts") as bus:
         with suppress(TimeoutError):  # then the authors are not compared
             async with asyncio.timeout(_CONNECT_SECONDS):

@@ -28,6 +28,8 @@ class Context:
     name: str
     """Full name of the method or event."""
     caller: Caller | None = None
+    calling_service: str = ""
+    """The service that has sent the call, verified by the broker; empty for an event."""
     access_token: str = ""
     deadline: float
     """When the handler is stopped, by `time.monotonic()`: the budget is measured from the arrival

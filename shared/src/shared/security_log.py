@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from shared.context import Context
-from shared.errors import Code, ServiceError
+from shared.errors import Code, ServiceError, shown_name
 from shared.limited_log import LimitedLog
 from shared.trace import trace_id
 
@@ -36,6 +36,7 @@ class SecurityEvent(StrEnum):
     SESSION_ENDED = "security.session_ended"
     ACCOUNT_DELETED = "security.account_deleted"
     BUS_MESSAGE_REFUSED = "security.bus_message_refused"
+    SENDER_REFUSED = "security.sender_refused"
 
 
 _EVENT_OF_REASON: Final = {
@@ -64,6 +65,15 @@ class SecurityLog:
             fields = _fields_of(context) | fields
         given = {name: value for name, value in fields.items() if value != ""}
         self._log.write(logging.INFO, event.value, **given)
+
+    def refuse_sender(self, kind: str, name: str, sender: str) -> None:
+        """Write that a message of the bus was refused, because its sender may not send it.
+
+        `kind` is event, call, reply or control, `name` that of the event or method, `sender` the
+        broker account.
+        """
+        name, sender = shown_name(name), shown_name(sender)
+        self.write(SecurityEvent.SENDER_REFUSED, kind=kind, name=name, sender=sender)
 
     def record_refusal(
         self, error: ServiceError, context: Context | None = None, **fields: Any

@@ -77,6 +77,24 @@ def _token_required(pair: Pair[MethodDescriptor]) -> Iterator[Change]:
         )
 
 
+def _callers(pair: Pair[MethodDescriptor]) -> Iterator[Change]:
+    """Yield services that may not call the method any more; a notice if there was no list."""
+    before, after = (options.callers for options in pair.method_options())
+    if after and (not before or before - after):
+        yield Change(
+            name=pair.after.full_name,
+            kind="callers restricted",
+            before=_names(before),
+            after=_names(after),
+            breaks=lambda use: use.audience is Audience.WORKER,
+            notice=not before,
+        )
+
+
+def _names(callers: frozenset[str]) -> str:
+    return ", ".join(sorted(callers)) or "all services"
+
+
 def _accesses(pair: Pair[MethodDescriptor]) -> tuple[Access | None, Access | None]:
     before, after = pair.method_options()
     return before.access, after.access
@@ -141,6 +159,7 @@ METHOD_RULES = (
     _access_tightened,
     _access_loosened,
     _token_required,
+    _callers,
     _idempotency,
     _timeout,
     _conditions,

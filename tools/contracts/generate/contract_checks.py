@@ -67,6 +67,8 @@ def _in_method(contracts: Contracts, method: MethodDescriptor) -> Iterator[Contr
         yield ContractError(method, "state its access: (postbus.options.v1.method).access")
     if options.rate_limit and not _RATE.fullmatch(options.rate_limit):
         yield ContractError(method, f"rate_limit is not like `20/minute`: {options.rate_limit}")
+    if options.callers and options.access is not Access.INTERNAL:
+        yield ContractError(method, "a method with callers has access: ACCESS_INTERNAL")
     if fault := _integer_fault(method.output_type, options.version):
         yield ContractError(method, f"the version of the response is {fault}: {options.version}")
     name = options.expected_version

@@ -8,9 +8,11 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from typing import Final
 
+from shared.bus import MessageBus
 from shared.data.pages import Pages
 from shared.data.postgres_readiness import postgres_probe
 from shared.data.postgres_sessions import Postgres, open_postgres
+from shared.runtime.logs import configure_logs
 from shared.runtime.settings import load
 from shared.runtime.worker import Application, run_worker
 from shared.security_log import SecurityLog
@@ -42,9 +44,10 @@ _MIGRATIONS: Final = "users:migrations"
 def main() -> None:
     """Run the command of the command line."""
     settings = load(UsersSettings)
+    configure_logs("users", settings.log_format)
     match sys.argv[1:]:
         case []:
-            run_worker("users", settings, lambda _: application(settings))
+            run_worker("users", settings, lambda bus: application(settings, bus))
         case ["migrate", *back_to] if len(back_to) <= 1:
             from shared.data.alembic_migrations import migrate  # Alembic is slow to import
 
@@ -56,18 +59,16 @@ def main() -> None:
 
 
 @asynccontextmanager
-async def application(settings: UsersSettings) -> AsyncIterator[Application]:
+async def application(settings: UsersSettings, bus: MessageBus) -> AsyncIterator[Application]:
     async with _open_postgres(settings) as postgres:
         with closing(Passwords()) as passwords:
             throttle = LoginThrottle(postgres, settings.login_failures_per_address)
-            log = SecurityLog()
-            handlers = _handlers(settings, postgres, passwords, throttle, log)
+            handlers = _handlers(settings, postgres, passwords, throttle, bus.security_log)
             async with periodic_purge(throttle.purge, SessionRepository(postgres).purge_responses):
                 yield Application(
                     handlers=handlers,
                     probes={"postgresql": postgres_probe(postgres, _MIGRATIONS)},
                     store=postgres,
-                    security_log=log,
                 )
 
 

@@ -4,6 +4,7 @@
 # This file has been @generated
 
 from dataclasses import dataclass
+from typing import List
 
 import betterproto
 from postbus_runtime.messages import GeneratedMessage
@@ -73,6 +74,12 @@ class MethodRules(GeneratedMessage):
      `20/minute`. Each gateway counts by itself, unless the gateways share their counters. If unset, only
      the limits on all requests apply. A client is a user if the access is ACCESS_USER, else an address.
      A setting of the gateway overrides the rate.
+    """
+
+    callers: List[str] = betterproto.string_field(9)
+    """
+    Names of the services that may call the method, if its access is ACCESS_INTERNAL; another one gets
+     PERMISSION_DENIED, SERVICE_NOT_ALLOWED. If unset, every service that may send to the worker.
     """
 
 

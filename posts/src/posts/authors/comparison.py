@@ -71,7 +71,8 @@ async def _correct(database: Database, author: Document, profile: Profile | None
         what = f"is {profile.username}, version {profile.version}"
     fields = true.model_dump_doc()
     wrong = [name for name in _compared(profile) if author.get(name) != fields[name]]
-    if not wrong:
+    newer = wrong == ["version"] and author["version"] < fields["version"]
+    if not wrong or newer:  # no event is published for a change that no author shows: of the bio
         return ""
     unchanged = {"_id": id_} | {name: author.get(name) for name in ("version", "deleted")}
     del fields["_id"], fields["revision"]

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from postbus.posts.v1 import Author as AuthorMessage
 from postbus.users.v1 import (
@@ -26,6 +26,7 @@ from shared.outbox.unit_of_work import outside_unit_of_work
 __all__ = ["AuthorProjection"]
 
 T = TypeVar("T")
+_NOT_FOUND: Final = "USER_NOT_FOUND"
 Authors = Mapping[str, Author | Profile]
 """Authors by id, from the projection or from `users`."""
 
@@ -74,7 +75,7 @@ class AuthorProjection:
         if state.author is not None and _is_current(state.author, context):
             return state.author
         fetch = self._fetch_profiles([context.user_id], state, context)
-        profiles = await (_unless_failing(fetch) if state.author else fetch)
+        profiles = await (_unless_failing(fetch) if state.author else _required(fetch))
         if profiles is None and state.author is not None:
             return state.author
         if not profiles:
@@ -135,14 +136,18 @@ class AuthorProjection:
         return profiles, followed
 
     async def find_id(self, username: str) -> str | None:
-        """Return the id of the user with this name, or None."""
+        """Return the id of the user with this name, or None.
+
+        UNAVAILABLE if the projection lacks the user and `users` fails: the user may exist.
+        """
         found = await self.authors.by_names([username])
         if len(found) == 1:
             return found[0].id
+        call = self.users.get_user(GetUserRequest(username=username), timeout=USERS_TIMEOUT)
         try:
-            response = await self.users.get_user(GetUserRequest(username=username))
+            response = await _required(call)
         except ServiceError as error:
-            if error.code is Code.NOT_FOUND:
+            if error.reason == _NOT_FOUND:
                 return None
             raise
         return response.profile.id
@@ -185,6 +190,26 @@ class AuthorProjection:
             with suppress(ServiceError):  # the caller's next call runs it again
                 await self.resync.run(context)
         return {profile.id: profile for profile in response.profiles}
+
+
+async def _required(call: Coroutine[Any, Any, T]) -> T:
+    """Return the response of `users`.
+
+    Every error but UNAUTHENTICATED and USER_NOT_FOUND becomes UNAVAILABLE: a failure of `users`
+    says nothing about the user.
+    """
+    try:
+        return await call
+    except ServiceError as error:
+        if error.code in (Code.UNAUTHENTICATED, Code.UNAVAILABLE) or error.reason == _NOT_FOUND:
+            raise
+        raise ServiceError(
+            Code.UNAVAILABLE,
+            "USERS_UNAVAILABLE",
+            "The data of users are unavailable.",
+            retry_after=error.retry_after or 1,
+            trace_id=error.trace_id,
+        ) from None
 
 
 async def _unless_failing(call: Coroutine[Any, Any, T]) -> T | None:

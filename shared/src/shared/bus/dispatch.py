@@ -103,24 +103,29 @@ class Dispatcher:
         return list(self._events.consumed)
 
     def answer(
-        self, route: str, body: bytes
+        self, route: str, body: bytes, service: str
     ) -> Coroutine[Any, Any, bytes] | AsyncGenerator[bytes, None]:
-        """Return the encoded Reply to an encoded Request, or the stream of replies."""
+        """Return the encoded Reply to an encoded Request, or the stream of replies.
+
+        `service` calls: the transport has verified its name.
+        """
         served = self._methods.get(route)
         if served is None:
             return _not_served()
         if len(body) > _MAX_REQUEST_BYTES:
             log_refused_message(self._security_log, route, "REQUEST_TOO_LARGE")
             return _too_large()
-        return self._replies(served, body) if served.method.streams else self._reply(served, body)
+        if served.method.streams:
+            return self._replies(served, body, service)
+        return self._reply(served, body, service)
 
-    async def _reply(self, served: ServedMethod, body: bytes) -> bytes:
+    async def _reply(self, served: ServedMethod, body: bytes, service: str) -> bytes:
         traceparent, began, code, context = "", 0.0, 0, None
         try:
             request = read_request(body)
             traceparent = valid_traceparent(request.traceparent)
             began = served.metrics.begin(request.sent_unix_ms / 1000)
-            context, message = self._verify_and_validate(served, request, traceparent)
+            context, message = self._verify_and_validate(served, request, traceparent, service)
             with context:
                 if served.method.has_side_effects:
                     operation = served.operation(request.payload, context)
@@ -142,13 +147,15 @@ class Dispatcher:
             if began:
                 served.metrics.end(began, code)
 
-    async def _replies(self, served: ServedMethod, body: bytes) -> AsyncGenerator[bytes, None]:
+    async def _replies(
+        self, served: ServedMethod, body: bytes, service: str
+    ) -> AsyncGenerator[bytes, None]:
         traceparent, began, code, context, sequence = "", 0.0, 0, None, 0
         try:
             request = read_request(body)
             traceparent = valid_traceparent(request.traceparent)
             began = served.metrics.begin(request.sent_unix_ms / 1000)
-            context, message = self._verify_and_validate(served, request, traceparent)
+            context, message = self._verify_and_validate(served, request, traceparent, service)
             async with aclosing(run_stream(served.handler, message, context)) as responses:
                 async for response in responses:
                     sequence += 1
@@ -162,12 +169,14 @@ class Dispatcher:
                 served.metrics.end(began, code)
 
     def _verify_and_validate(
-        self, served: ServedMethod, request: Any, traceparent: str
+        self, served: ServedMethod, request: Any, traceparent: str, service: str
     ) -> tuple[Context, betterproto.Message]:
         """Return the context and the message of a request.
 
         The token is verified again, because any client of the broker could claim any identity.
         """
+        if served.callers and service not in served.callers:
+            raise _not_a_caller()
         token = request.access_token
         ends_session = served.method.ends_session
         try:
@@ -181,6 +190,7 @@ class Dispatcher:
         context = Context(
             name=served.name,
             caller=caller,
+            calling_service=service,
             access_token=token,
             deadline=time.monotonic() + min(budget_of(request), _MAX_BUDGET),
             operation_id=operation_id,
@@ -252,6 +262,11 @@ class Dispatcher:
             return await self._perform(operation, execute)
         finally:
             self._running.discard(operation.key)
+
+
+def _not_a_caller() -> ServiceError:
+    text = "The contract does not list this service as a caller of the method."
+    return ServiceError(Code.PERMISSION_DENIED, "SERVICE_NOT_ALLOWED", text)
 
 
 async def _not_served() -> bytes:

@@ -20,7 +20,7 @@ __all__ = ["EventDispatcher", "log_refused_message"]
 _TRANSIENT_CODES = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.ABORTED, Code.DEADLINE_EXCEEDED)
 """Codes of errors that a retry may cure."""
 
-_REFUSED_EVENT = ("MALFORMED_MESSAGE", "UNKNOWN_EVENT")
+_REFUSED_EVENT = ("MALFORMED_MESSAGE", "UNKNOWN_EVENT", "FORGED")
 """Reasons of errors that only the sender of an event can cause."""
 
 

@@ -29,6 +29,7 @@ from shared.bus.envelope import (
 from shared.bus.message_bus import CREDIT, DELAYS, EventHandler, RpcHandler, require_kept
 from shared.errors import deadline_exceeded
 from shared.outbox.outbox import EncodedEvent
+from shared.security_log import SecurityLog
 
 __all__ = ["MemoryBus"]
 
@@ -74,9 +75,12 @@ class _Queue:
 class MemoryBus:
     """A MessageBus within one process. Messages are encoded as for the broker."""
 
-    def __init__(self, delays: Sequence[float] = DELAYS) -> None:
+    def __init__(self, delays: Sequence[float] = DELAYS, *, service: str = "gateway") -> None:
         self.ready = True
         self.incidents: Counter[str] = Counter()
+        self.security_log = SecurityLog()
+        self.service = service
+        """The service that makes the calls."""
         self._delays = delays
         self.dead_letters: asyncio.Queue[tuple[bytes, str]] = asyncio.Queue()
         self._servers: list[_Server] = []
@@ -88,7 +92,7 @@ class MemoryBus:
     async def call(self, route: str, call: Call) -> CallResult:
         """See MessageBus.call."""
         server, request = self._server(route), _request(call)
-        task = asyncio.create_task(_answer(server, route, request))
+        task = asyncio.create_task(_answer(server, route, request, self.service))
         server.running.add(task)
         task.add_done_callback(server.running.discard)
         try:
@@ -105,7 +109,7 @@ class MemoryBus:
         """See MessageBus.stream."""
         server, request = self._server(route), _request(call)
         replies: asyncio.Queue[bytes] = asyncio.Queue(CREDIT)
-        task = asyncio.create_task(_stream(server, route, request, replies))
+        task = asyncio.create_task(_stream(server, route, request, self.service, replies))
         server.running.add(task)
         task.add_done_callback(server.running.discard)
         try:
@@ -124,7 +128,7 @@ class MemoryBus:
         """See MessageBus.broadcast."""
         servers = [server for server in self._servers if route in server.routes]
         request = _request(call)
-        replies = [await _answer(server, route, request) for server in servers]
+        replies = [await _answer(server, route, request, self.service) for server in servers]
         return [result_of(reply).payload for reply in replies]
 
     def _server(self, route: str) -> _Server:
@@ -210,26 +214,28 @@ def _request(call: Call) -> bytes:
     return with_budget(call.request, remaining)
 
 
-async def _answer(server: _Server, route: str, body: bytes) -> bytes:
+async def _answer(server: _Server, route: str, body: bytes, service: str) -> bytes:
     arrived = time.monotonic()
     async with server.limit:
         request = spend_budget(body, time.monotonic() - arrived)
         if request is None:
             return error_reply(deadline_exceeded(Outcome.NO_EFFECT))
-        handling = server.handler(route, request)
+        handling = server.handler(route, request, service)
         if isinstance(handling, AsyncGenerator):
             raise TypeError(f"{route} streams")
         return await handling
 
 
-async def _stream(server: _Server, route: str, body: bytes, replies: asyncio.Queue[bytes]) -> None:
+async def _stream(
+    server: _Server, route: str, body: bytes, service: str, replies: asyncio.Queue[bytes]
+) -> None:
     arrived = time.monotonic()
     async with server.limit:
         request = spend_budget(body, time.monotonic() - arrived)
         if request is None:
             replies.put_nowait(error_reply(deadline_exceeded(Outcome.NO_EFFECT)))
             return
-        handling = server.handler(route, request)
+        handling = server.handler(route, request, service)
         if not isinstance(handling, AsyncGenerator):
             replies.put_nowait(await handling)
             return

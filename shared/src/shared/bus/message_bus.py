@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 from postbus.bus.v1 import Event
 from shared.bus.envelope import Call, CallResult
 from shared.outbox.outbox import EncodedEvent
+from shared.security_log import SecurityLog
 
 __all__ = [
     "CREDIT",
@@ -22,9 +23,10 @@ __all__ = [
     "require_kept",
 ]
 
-RpcHandler = Callable[[str, bytes], Awaitable[bytes] | AsyncGenerator[bytes, None]]
-"""Takes a route and an encoded Request. Returns an encoded Reply, or a stream of replies that ends
-with `completed` or `error`. Never raises."""
+RpcHandler = Callable[[str, bytes, str], Awaitable[bytes] | AsyncGenerator[bytes, None]]
+"""Takes a route, an encoded Request, and the name of the service that calls, verified by the
+transport. Returns an encoded Reply, or a stream of replies that ends with `completed` or `error`.
+Never raises."""
 
 CREDIT: Final = 32
 """Replies of a stream that may be in flight."""
@@ -94,6 +96,8 @@ class MessageBus(Protocol):
     incidents: Counter[str]
     """Number of incidents of the consumers since the start, by name, such as `consumer.paused`;
     docs/operations.md lists them."""
+    security_log: SecurityLog
+    """The security log of the process, which has the messages that the bus refuses."""
 
     @property
     def ready(self) -> bool:

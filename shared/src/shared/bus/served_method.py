@@ -27,7 +27,7 @@ _MAX_REPLY_BYTES: Final = 8 * 2**20
 class ServedMethod:
     """A method that this worker serves on the route `name`."""
 
-    __slots__ = ("handler", "method", "metrics", "name", "needs_user")
+    __slots__ = ("callers", "handler", "method", "metrics", "name", "needs_user")
 
     def __init__(
         self, name: str, method: Method, handler: Handler, metrics: HandlerMetrics
@@ -37,6 +37,7 @@ class ServedMethod:
         self.handler = handler
         self.metrics = metrics
         self.needs_user = method.access is Access.USER
+        self.callers = method.callers
 
     def operation(self, payload: bytes, context: Context) -> Operation:
         """Return the operation of a call with side effects; `payload` is the encoded request.

@@ -1,8 +1,10 @@
 """Connections to PostgreSQL, for workers and migrations: one parser of addresses, asyncpg's."""
 
+import asyncio
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import asyncpg
 from pydantic import SecretStr
@@ -13,6 +15,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from shared.outbox.postgres_errors import connection_errors, replace_connections
 
 __all__ = ["connect", "create_engine"]
+
+_ALL_HOSTS_SECONDS: Final = 5.0
+"""Longest time to try the hosts of an address, if each has a time limit."""
+_NEXT_HOST: Final = (
+    OSError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TargetServerAttributeNotMatched,
+)
+"""Errors after which the next host is tried, as libpq does."""
 
 
 class _PooledConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
@@ -57,8 +68,15 @@ def create_engine(
     return engine
 
 
-async def connect(address: SecretStr, **arguments: Any) -> asyncpg.Connection:
+async def connect(
+    address: SecretStr,
+    *,
+    timeout: float | None = None,  # noqa: ASYNC109  # asyncpg has it, for all hosts together
+    **arguments: Any,
+) -> asyncpg.Connection:
     """Return a new connection; raises the errors of asyncpg.
+
+    The first host that accepts it gets it. `timeout` is the limit for each host, in seconds.
 
     `address` is a URL as in PostgreSQL's documentation of libpq, section 34.1.1: with several
     hosts, `sslmode`, certificates, `application_name`, a Unix socket as `host`. SQLAlchemy's
@@ -66,7 +84,38 @@ async def connect(address: SecretStr, **arguments: Any) -> asyncpg.Connection:
     """
     url = re.sub(r"^postgres(ql)?\+asyncpg://", "postgresql://", address.get_secret_value())
     url = re.sub(r"([?&])ssl=", r"\1sslmode=", url)
-    return await asyncpg.connect(url, **arguments)
+    if timeout is None:
+        return await asyncpg.connect(url, **arguments)
+    *others, last = _one_host_each(url)
+    async with asyncio.timeout(_ALL_HOSTS_SECONDS):
+        for each in others:
+            try:
+                return await asyncpg.connect(each, timeout=timeout, **arguments)
+            except _NEXT_HOST:
+                continue
+        return await asyncpg.connect(last, timeout=timeout, **arguments)
+
+
+def _one_host_each(url: str) -> list[str]:
+    """Return a URL for each host of a URL, because the time limit of asyncpg is that of all hosts.
+
+    A URL that asyncpg has to judge as a whole is returned as it is.
+    """
+    parts = urlsplit(url)
+    query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    user, at, hosts = parts.netloc.rpartition("@")
+    if query.get("target_session_attrs") == "prefer-standby":
+        return [url]
+    if hosts:
+        return [parts._replace(netloc=f"{user}{at}{host}").geturl() for host in hosts.split(",")]
+    names, ports = query.get("host", "").split(","), query.get("port", "").split(",")
+    if len(ports) == 1:
+        ports *= len(names)
+    if len(names) == 1 or len(ports) != len(names):
+        return [url]
+    places = zip(names, ports, strict=True)
+    each = [query | {"host": host} | ({"port": port} if port else {}) for host, port in places]
+    return [parts._replace(query=urlencode(one)).geturl() for one in each]
 
 
 def _refuse_closed(connection: Any, *_: object) -> None:

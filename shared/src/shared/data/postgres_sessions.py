@@ -12,10 +12,16 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from shared.data.postgres_connections import create_engine
 from shared.outbox.inbox import Operation, OperationResult
 from shared.outbox.outbox import Publish
-from shared.outbox.postgres_errors import commit_errors, driver_errors, reading_errors
+from shared.outbox.postgres_errors import driver_errors, reading_errors
 from shared.outbox.postgres_inbox import erase_replies, purge
 from shared.outbox.postgres_outbox import forward
-from shared.outbox.postgres_unit_of_work import FairLimit, PostgresUnitOfWork, flush, perform
+from shared.outbox.postgres_unit_of_work import (
+    FairLimit,
+    PostgresUnitOfWork,
+    commit_session,
+    flush,
+    perform,
+)
 from shared.outbox.unit_of_work import Execution, current_unit_of_work
 
 __all__ = ["Postgres", "open_postgres"]
@@ -74,8 +80,7 @@ class Postgres:
                 yield session
                 if commit:
                     await flush(session)
-                    with commit_errors:
-                        await session.commit()
+                    await commit_session(session)
 
     def _unit_of_work(self) -> PostgresUnitOfWork | None:
         """Return the current unit of work, if it belongs to this database."""

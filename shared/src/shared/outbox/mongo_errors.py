@@ -82,11 +82,12 @@ _REPLICA_SET: Final = _misconfigured(
 _TABLE: Final[Mapping[int, _Row]] = {
     **dict.fromkeys(
         (
-            *(6, 7, 89, 202, 9001),  # network
+            *(6, 7, 89, 202, 317, 384, 9001),  # network, and the server's own connections
             *(91, 11600),  # the server stops
             *(189, 10058, 10107, 11602, 13435, 13436),  # not the primary, or no longer
-            *(133, 134, 70),  # no suitable member, no majority yet, member not found
-            *(43, 237, 11601),  # cursor lost or killed, operation killed
+            *(133, 134, 70, 211),  # no suitable member, no majority, member or key not found yet
+            *(43, 136, 175, 237),  # cursor lost or killed
+            *(279, 355, 11601, 46841),  # operation killed, with its client or the storage
             *(50, 262),  # a time limit of the server
             *(24, 46, 202, 208, 365),  # locks, tickets and load
             14031,  # out of disk
@@ -103,7 +104,7 @@ _TABLE: Final[Mapping[int, _Row]] = {
     ),
     **dict.fromkeys((64, 75, 79, 100), _NOT_CONFIRMED),  # write concern
     **dict.fromkeys((11000, 11001, 12582), _TAKEN),
-    **dict.fromkeys((11, 18, 334), _USER),
+    **dict.fromkeys((11, 18, 334, 391, 8000), _USER),  # 8000: of Atlas
     13: _RIGHTS,
     **dict.fromkeys((20, 76), _REPLICA_SET),
 }

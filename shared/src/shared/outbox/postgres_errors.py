@@ -144,12 +144,24 @@ def _translated(error: Exception, *, at_commit: bool) -> Exception:
     if server_error is not None:
         return _by_rule(rule_of(server_error), server_error, error, at_commit=at_commit)
     closed = isinstance(error, (OSError, InterfaceError, asyncpg.InterfaceError))
+    if _is_own_fault(_cause(error)):
+        closed = False
     if closed or (isinstance(error, DBAPIError) and error.connection_invalidated):
         outcome = Outcome.UNKNOWN if at_commit else Outcome.NO_EFFECT
         return _unavailable(
             f"The connection was lost: {type(_cause(error)).__name__}.", outcome=outcome
         )
     return DatabaseFaultError(type(_cause(error)).__name__, _statement(error))
+
+
+def _is_own_fault(error: BaseException) -> bool:
+    """Return whether this program has caused the error, such as by a value of the wrong type.
+
+    The driver has the same class for closed connections.
+    """
+    return isinstance(error, asyncpg.InterfaceError) and isinstance(
+        error, (ValueError, asyncpg.UnsupportedClientFeatureError)
+    )
 
 
 def _by_rule(

@@ -11,14 +11,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from shared.context import current_context
-from shared.errors import ServiceError, database_busy
+from shared.errors import Outcome, ServiceError, database_busy
 from shared.outbox.inbox import Operation, OperationResult
 from shared.outbox.postgres_errors import commit_errors, driver_errors
 from shared.outbox.postgres_inbox import insert_operation
 from shared.outbox.unit_of_work import Execution, Transaction
 from shared.wire import encode
 
-__all__ = ["FairLimit", "PostgresUnitOfWork", "flush", "perform"]
+__all__ = ["FairLimit", "PostgresUnitOfWork", "commit_session", "flush", "perform"]
 
 _STORE_RESULT: Final = (
     "WITH stored AS (INSERT INTO outbox (id, event, subject)"
@@ -103,8 +103,7 @@ class PostgresUnitOfWork(Transaction):
         )
         with driver_errors:
             await self._connection.exec_driver_sql(_STORE_RESULT, result)
-        with commit_errors:
-            await self._session.commit()
+        await commit_session(self._session)
 
     async def roll_back(self) -> None:
         """See UnitOfWork.roll_back."""
@@ -122,6 +121,21 @@ async def flush(session: AsyncSession) -> None:
     """Send the changes of objects, if there are any."""
     if session.new or session.dirty or session.deleted:
         await session.flush()
+
+
+async def commit_session(session: AsyncSession) -> None:
+    """Commit; raise the errors of `commit_errors`.
+
+    After an unknown outcome the connection is dropped: otherwise a rollback would follow when the
+    session is closed, and its error, with NO_EFFECT, would replace this one.
+    """
+    try:
+        with commit_errors:
+            await session.commit()
+    except ServiceError as error:
+        if error.outcome == Outcome.UNKNOWN:
+            await session.invalidate()
+        raise
 
 
 async def perform(

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from types import TracebackType
 from typing import Final, Literal
 
 import structlog
@@ -15,7 +16,10 @@ _MAX_VALUE: Final = 16 * 2**10
 
 
 def configure_logs(service: str, log_format: Literal["console", "json"]) -> None:
-    """Write the logs of this process and its libraries to standard error in `log_format`."""
+    """Write the logs of this process and its libraries to standard error in `log_format`.
+
+    The exception that ends the process is logged as any other: its text can have values of rows.
+    """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -36,6 +40,16 @@ def configure_logs(service: str, log_format: Literal["console", "json"]) -> None
     )
     structlog.contextvars.bind_contextvars(service=service)
     _adopt_standard_logging(shared, renderer)
+    sys.excepthook = _log_uncaught
+
+
+def _log_uncaught(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    if issubclass(kind, Exception):
+        structlog.get_logger().critical("process.failed", exc_info=error)
+    else:  # Ctrl-C
+        sys.__excepthook__(kind, error, trace)
 
 
 def _render_exception(

@@ -1,10 +1,9 @@
 """Run a worker: connect, serve, report health, stop without losing work."""
 
 import asyncio
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
@@ -23,7 +22,7 @@ from shared.runtime import gc_tuning
 from shared.runtime.logs import configure_logs
 from shared.runtime.session_verifier import SessionVerifier
 from shared.runtime.settings import ServiceSettings
-from shared.security_log import SecurityLog
+from shared.runtime.signals import cancel_on_signals
 
 __all__ = ["Application", "Health", "run_worker", "serve"]
 
@@ -46,7 +45,6 @@ class Application:
     """By the name of the dependency."""
     store: Store | None = None
     """The database with inbox and outbox. Without one, operations are not deduplicated."""
-    security_log: SecurityLog = field(default_factory=SecurityLog)
 
 
 class Health:
@@ -112,7 +110,7 @@ async def serve(
     handlers = [*application.handlers, health]
     store = application.store
     perform = store.perform if store else without_store(bus.publish)
-    log = application.security_log
+    log = bus.security_log
     dispatcher = Dispatcher(
         name, handlers, sessions, perform, security_log=log, incidents=bus.incidents
     )
@@ -159,7 +157,7 @@ async def _run(
     settings: ServiceSettings,
     application: Callable[[MessageBus], AbstractAsyncContextManager[Application]],
 ) -> None:
-    _cancel_on_signals()
+    cancel_on_signals()
     verifier = TokenVerifier(settings.verification_keys)
     with suppress(asyncio.CancelledError):
         async with (
@@ -171,10 +169,3 @@ async def _run(
             _log.info("worker.ready")
             await asyncio.Future()
     _log.info("worker.stopped")
-
-
-def _cancel_on_signals() -> None:
-    """Cancel this task on SIGTERM or SIGINT, so that its context managers drain and close."""
-    task = asyncio.current_task()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)  # type: ignore[union-attr]

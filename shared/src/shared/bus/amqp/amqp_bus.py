@@ -30,6 +30,7 @@ from shared.bus.amqp.topology_watch import KeptEvents, Watched, watch
 from shared.bus.envelope import Call, CallResult, not_connected
 from shared.bus.message_bus import DELAYS, EventHandler, RpcHandler, require_kept
 from shared.outbox.outbox import EncodedEvent
+from shared.security_log import SecurityLog
 
 __all__ = ["AmqpBus", "connect"]
 
@@ -77,6 +78,7 @@ class AmqpBus:
     def __init__(
         self, url: SecretStr, service: str, delays: Sequence[float], *, keep_events: bool = False
     ) -> None:
+        self.security_log = SecurityLog()
         self._url = url
         self._service = service
         owners = {service, *map(topology.owner, EVENTS)}
@@ -197,7 +199,7 @@ class AmqpBus:
             delay = min(delay * 2, _LAST_DELAY)
 
     async def _run_session(self, url: str) -> None:
-        async with BrokerSession.open(url, self._service) as session:
+        async with BrokerSession.open(url, self._service, self.security_log) as session:
             for kind in (StreamReader, RpcServer):  # calls first, but not before the revocations
                 await self._start_all(session, kind)
             self._session = session

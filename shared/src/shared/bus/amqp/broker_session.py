@@ -10,6 +10,7 @@ from shared.bus.amqp.event_publisher import EventPublisher
 from shared.bus.amqp.publishers import Publishers
 from shared.bus.amqp.rpc_client import RpcClient
 from shared.bus.amqp.topology import exchange, service_exchanges
+from shared.security_log import SecurityLog
 
 __all__ = ["BrokerSession"]
 
@@ -25,27 +26,40 @@ class BrokerSession:
     """
 
     def __init__(
-        self, publishing: BrokerConnection, consuming: BrokerConnection, service: str
+        self,
+        publishing: BrokerConnection,
+        consuming: BrokerConnection,
+        service: str,
+        security_log: SecurityLog | None = None,
     ) -> None:
         self.publishing = publishing
         self.consuming = consuming
         self.service = service
+        self.security_log = security_log or SecurityLog()
         self.lost = asyncio.Event()
         self.suspicious = asyncio.Event()
         """Set once something that the session owns may be missing at the broker."""
         self.publishers = Publishers(publishing)
-        self.rpc = RpcClient(publishing, self.publishers, service, self.suspicious)
+        self.rpc = RpcClient(
+            publishing,
+            self.publishers,
+            service,
+            suspicious=self.suspicious,
+            security_log=self.security_log,
+        )
         self.events = EventPublisher(publishing, service, self.suspicious)
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, url: str, service: str) -> AsyncIterator["BrokerSession"]:
+    async def open(
+        cls, url: str, service: str, security_log: SecurityLog | None = None
+    ) -> AsyncIterator["BrokerSession"]:
         """Connect and declare the exchanges of `service`; raises BROKER_ERRORS."""
         async with (
             BrokerConnection.open(url, service) as publishing,
             BrokerConnection.open(url, f"{service} (events)") as consuming,
         ):
-            session = cls(publishing, consuming, service)
+            session = cls(publishing, consuming, service, security_log)
             publishing.on_lost = consuming.on_lost = session.mark_lost
             async with asyncio.timeout(_DECLARE_TIMEOUT):
                 await session.rpc.start(service_exchanges(service))

@@ -17,8 +17,9 @@ _UNBATCHED_SECONDS: Final = 10
 _BUDGETS_PER_SECOND: Final = 10
 """Budgets that differ by more than 100 ms are in different batches."""
 
-PendingCall = tuple["asyncio.Future[bytes]", str, float, float]
-"""Reply, route, deadline and time of sending (by `time.monotonic()`); a plain tuple is fast."""
+PendingCall = tuple["asyncio.Future[bytes]", str, float, float, str]
+"""Reply, route, deadline and time of sending (by `time.monotonic()`), and the service that may
+reply; a plain tuple is fast."""
 
 
 class CallSender:
@@ -30,6 +31,8 @@ class CallSender:
 
     def __init__(self, channel: MessageChannel, reply_to: str, service: str) -> None:
         self.channel = self._channel = channel
+        self.callee = channel.service
+        """The service that owns the routes."""
         self.pending: dict[str, asyncio.Future[bytes]] = {}
         """The calls that were sent and have no reply, by correlation id."""
         self._exchange = channel.exchange
@@ -79,7 +82,7 @@ class CallSender:
         now = time.monotonic()
         for correlation_id, request in unpack(batch):
             if correlation_id in pending:
-                _, _, deadline, _ = pending[correlation_id]
+                _, _, deadline, _, _ = pending[correlation_id]
                 self.send_single(route, request, correlation_id, deadline - now)
 
     def _send_batch(self, target: tuple[str, int], batch: Batch) -> None:

@@ -28,8 +28,8 @@ CallKey = tuple[str, str]
 
 
 class ControlReceiver:
-    """Passes cancellations to `cancel`, broadcasts to `handle`, probes to `answer`, and credit to
-    the streams.
+    """Passes cancellations to `cancel`, broadcasts to `handle` with the calling service, probes to
+    `answer`, and credit to the streams.
 
     Control messages of another service than that of the call are ignored.
     """
@@ -38,7 +38,7 @@ class ControlReceiver:
         self,
         replies: ReplyChannels,
         cancel: Callable[[CallKey], None],
-        handle: Callable[[Delivered, Control], None],
+        handle: Callable[[Delivered, Control, str], None],
         answer: Callable[[Delivered, Control], None],
     ) -> None:
         self.cancelled: OrderedDict[CallKey, None] = OrderedDict()
@@ -58,10 +58,11 @@ class ControlReceiver:
             key = (control.reply_to, control.correlation_id)
             if any(len(each.encode()) > _MAX_ID for each in key):
                 return
-            if not self._replies.calling_service(message.user_id, control.reply_to):
+            caller = self._replies.calling_service("control", message, control.reply_to)
+            if not caller:
                 return
             if control.request:
-                self._handle(message, control)
+                self._handle(message, control, caller)
             elif control.cancel:
                 self._cancel(key)
             elif control.waiting_ms:

@@ -18,7 +18,7 @@ from shared.bus.amqp.event_replay import LOST, replay
 from shared.bus.amqp.failed_events import FailedEvents, names
 from shared.bus.amqp.message_channel import MessageChannel
 from shared.bus.amqp.pause import HOLD_SECONDS, RETURNED, Pause
-from shared.bus.amqp.queue_consumer import QueueConsumer, event_owner
+from shared.bus.amqp.queue_consumer import QueueConsumer, event_owner, log_forged_event
 from shared.bus.amqp.queue_migration import bind_present, declare_or_replace
 from shared.bus.amqp.received_messages import Delivered
 from shared.bus.message_bus import EventHandler, Failure
@@ -182,16 +182,17 @@ class EventConsumer(QueueConsumer):
         if self._replaying is not None:
             self._replaying.cancel()
         self._unread = True
-        self._replaying = asyncio.create_task(self._read_again(session.consuming, seconds))
+        self._replaying = asyncio.create_task(self._read_again(session, seconds))
 
-    async def _read_again(self, connection: BrokerConnection, seconds: float) -> None:
+    async def _read_again(self, session: BrokerSession, seconds: float) -> None:
         if await replay(
-            connection,
+            session.consuming,
             self.queue_name,
             self._types,
             self._handle_again,
             seconds=seconds,
             log=self._log,
+            security_log=session.security_log,
         ):
             self._unread = False
 
@@ -240,7 +241,8 @@ class EventConsumer(QueueConsumer):
     async def _result(self, channel: MessageChannel, message: Delivered) -> Failure | None:
         """Handle an event, as often as the unavailability of a dependency requires."""
         if not self._is_genuine(message):
-            self._log.write(logging.WARNING, "event.forged", queue=self.queue_name)
+            if self._publisher is not None:
+                log_forged_event(self._publisher.security_log, message)
             return _FORGED
         failure = await self._handler(message.body)
         if self._pause is None or channel is not self._channel:

@@ -9,10 +9,11 @@ from typing import Any, Final
 
 from shared.bus.amqp.broker_connection import BrokerConnection
 from shared.bus.amqp.broker_errors import BROKER_ERRORS, broker_errors
-from shared.bus.amqp.queue_consumer import event_owner
+from shared.bus.amqp.queue_consumer import event_owner, log_forged_event
 from shared.bus.amqp.received_messages import Delivered
 from shared.bus.amqp.topology import EVENT_STREAM
 from shared.limited_log import LimitedLog
+from shared.security_log import SecurityLog
 
 __all__ = ["LOST", "replay"]
 
@@ -36,6 +37,7 @@ async def replay(
     *,
     seconds: float,
     log: LimitedLog,
+    security_log: SecurityLog,
 ) -> bool:
     """Pass the events of `types` of the last `seconds` to `handle`, one after the other.
 
@@ -58,7 +60,9 @@ async def replay(
                     async with asyncio.timeout(_MAX_SECONDS):
                         while message := await _next(arrived):
                             key, sender = message.routing_key, message.user_id
-                            if key in types and sender == event_owner(message):
+                            if key in types and sender != event_owner(message):
+                                log_forged_event(security_log, message)
+                            elif key in types:
                                 await handle(message)
                                 count += 1
                             channel.ack(message.tag)

@@ -104,6 +104,11 @@ class LostCalls:
             if called == route:
                 self._fail(id_, worker_lost())
 
+    def probed(self, id_: str) -> str:
+        """Return the route of a current probe; empty if there is none of this id."""
+        probe = self._probes.get(id_)
+        return probe.route if probe else ""
+
     def on_answer(self, id_: str, body: bytes) -> None:
         """Take note of an encoded ProbeAnswer; an answer to an earlier probe is ignored."""
         probe = self._probes.get(id_)

@@ -39,8 +39,10 @@ class MessageChannel:
         self.channel = channel
         self.transport = transport
         self.exchange = exchange
-        self.prefix = exchange.rpartition(".")[2] + "."
-        """Prefix of the names of the queues of the service that owns the exchange."""
+        self.service = exchange.rpartition(".")[2]
+        """The service that owns the exchange."""
+        self.prefix = self.service + "."
+        """Prefix of the names of its queues."""
         self.closed = False
         """Whether the broker has closed it: publications are dropped then."""
         self._underlay = underlay

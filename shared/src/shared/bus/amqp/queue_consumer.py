@@ -11,8 +11,9 @@ from shared.bus.amqp.received_messages import Delivered
 from shared.bus.amqp.topology import owner
 from shared.errors import ServiceError
 from shared.outbox.outbox import EncodedEvent
+from shared.security_log import SecurityLog
 
-__all__ = ["QueueConsumer", "event_owner"]
+__all__ = ["QueueConsumer", "event_owner", "log_forged_event"]
 
 _STOP_SECONDS: Final = 2.0
 _FINISH_SECONDS: Final = 2.5
@@ -110,3 +111,8 @@ def event_owner(message: Delivered) -> str:
         return owner(EncodedEvent.read(message.body).type)
     except ServiceError:  # the handler refuses it
         return owner(message.routing_key)
+
+
+def log_forged_event(log: SecurityLog, message: Delivered) -> None:
+    """Log an event that another service than its owner has sent."""
+    log.refuse_sender("event", message.routing_key, message.user_id)

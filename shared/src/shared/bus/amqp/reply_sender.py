@@ -13,6 +13,7 @@ from shared.bus.amqp.received_messages import Delivered
 from shared.bus.amqp.topology import exchange
 from shared.bus.envelope import with_unknown_outcome
 from shared.limited_log import LimitedLog
+from shared.security_log import SecurityLog
 
 __all__ = ["ReplyChannels", "ReplySender"]
 
@@ -55,35 +56,42 @@ class ReplySender:
 class ReplyChannels:
     """Finds the channel to the caller of a call, by the user id that RabbitMQ has validated."""
 
-    def __init__(self, publishers: Publishers, service: str, log: LimitedLog) -> None:
+    def __init__(
+        self, publishers: Publishers, service: str, log: LimitedLog, *, security_log: SecurityLog
+    ) -> None:
         self.by_user: dict[str, MessageChannel] = {}
         """The channels of earlier calls, by the user id of their sender; they may be closed."""
         self._publishers = publishers
         self._service = service
         self._log = log
+        self._security_log = security_log
 
     async def open(self, message: Delivered) -> MessageChannel | None:
         """Return the channel for replies to the sender of a call; None if the call is dropped.
 
         RabbitMQ validates the user id: a reply goes to an exchange of the service that has called.
         """
-        service, reason = self.calling_service(message.user_id, message.reply_to), "no sender"
-        if service:
-            try:
-                with broker_errors():
-                    replies = await self._publishers.open(exchange("replies", service))
-                    self.by_user[message.user_id] = replies
-                    return replies
-            except BROKER_ERRORS as error:
-                reason = str(error)[:_MAX_ERROR]
-        self._log.write(logging.WARNING, "call.dropped", reason=reason)
-        return None
+        service = self.calling_service("call", message, message.reply_to)
+        if not service:
+            return None
+        try:
+            with broker_errors():
+                replies = await self._publishers.open(exchange("replies", service))
+                self.by_user[message.user_id] = replies
+                return replies
+        except BROKER_ERRORS as error:
+            self._log.write(logging.WARNING, "call.dropped", reason=str(error)[:_MAX_ERROR])
+            return None
 
-    def calling_service(self, user_id: str, reply_to: str) -> str:
+    def calling_service(self, kind: str, message: Delivered, reply_to: str) -> str:
         """Return the service to which a reply may be sent; empty if there is none.
 
         A message of this service itself may be the call of another one, which a server has handed
-        on as it stopped.
+        on as it stopped. A message of another sender, a "call" or a "control" as `kind` says, is
+        logged as refused.
         """
         service = reply_to.partition(".")[0]
-        return service if user_id in (service, self._service) else ""
+        if service and message.user_id in (service, self._service):
+            return service
+        self._security_log.refuse_sender(kind, message.routing_key, message.user_id)
+        return ""

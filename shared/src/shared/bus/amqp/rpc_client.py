@@ -32,6 +32,7 @@ from shared.bus.envelope import (
     with_budget,
 )
 from shared.errors import ServiceError, deadline_exceeded
+from shared.security_log import SecurityLog
 
 __all__ = ["RpcClient"]
 
@@ -51,7 +52,9 @@ class RpcClient:
         connection: BrokerConnection,
         publishers: Publishers,
         service: str,
+        *,
         suspicious: asyncio.Event,
+        security_log: SecurityLog,
     ) -> None:
         # A fresh name: the queue of a lost connection may still exist.
         self._reply_to = name = f"{service}.replies.{secrets.token_hex(16)}"
@@ -61,6 +64,7 @@ class RpcClient:
         )
         self._service = service
         self._suspicious = suspicious
+        self._security_log = security_log
         self._connection = connection
         self._lost = connection.lost
         self._transport = connection.transport
@@ -73,7 +77,8 @@ class RpcClient:
         self._loop = asyncio.get_running_loop()
         self._calls: dict[str, PendingCall] = {}
         self._streams: dict[str, ReplyStream] = {}
-        self._broadcasts: dict[str, list[bytes]] = {}
+        self._broadcasts: dict[str, tuple[str, list[bytes]]] = {}
+        """Route and replies, by correlation id."""
         self._ids = correlation_ids()
         self._lost_calls = LostCalls(self._probe, self._sent_before, self._fail_call, self._ids)
 
@@ -93,7 +98,7 @@ class RpcClient:
         sender = self._senders.get(route) or await self._open_sender(route, budget)
         reply: asyncio.Future[bytes] = self._loop.create_future()
         correlation_id, deadline = next(self._ids), call.deadline
-        self._calls[correlation_id] = (reply, route, deadline, deadline - budget)
+        self._calls[correlation_id] = (reply, route, deadline, deadline - budget, sender.callee)
         sender.pending[correlation_id] = reply
         timer = self._loop.call_later(budget, self._expire, route, correlation_id, reply)
         try:
@@ -144,7 +149,7 @@ class RpcClient:
         """Call every process that serves the route; see MessageBus.broadcast."""
         budget = self._budget(call)
         correlation_id = next(self._ids)
-        replies = self._broadcasts[correlation_id] = []
+        _, replies = self._broadcasts[correlation_id] = route, list[bytes]()
         request = with_budget(call.request, budget)
         control = Control(correlation_id=correlation_id, request=request)
         self._controls.send(owner(route), route, control)
@@ -214,28 +219,52 @@ class RpcClient:
             self._controls.cancel(route, correlation_id)
 
     def _on_reply(self, message: Delivered) -> None:
-        correlation_id = message.correlation_id
+        """Pass a reply to its call: only the service that was called may reply."""
+        correlation_id, sender = message.correlation_id, message.user_id
         if not correlation_id:
             self._on_batch(message)
-        elif message.oversized:
-            self._fail_call(correlation_id, reply_too_large())
         elif (pending := self._calls.get(correlation_id)) is not None:
-            reply = pending[0]
-            if not reply.done():
+            reply, route, _, _, callee = pending
+            if sender != callee:
+                self._security_log.refuse_sender("reply", route, sender)
+            elif message.oversized:
+                self._fail_call(correlation_id, reply_too_large())
+            elif not reply.done():
                 reply.set_result(message.body)
         elif (stream := self._streams.get(correlation_id)) is not None:
-            stream.put(message)
-        elif (replies := self._broadcasts.get(correlation_id)) is not None:
-            replies.append(message.body)
+            if sender != stream.sender.callee:
+                self._security_log.refuse_sender("reply", stream.route, sender)
+            else:
+                stream.put(reply_too_large() if message.oversized else message)
+        else:
+            self._on_shared_reply(message)
+
+    def _on_shared_reply(self, message: Delivered) -> None:
+        """Take the reply to a broadcast or the answer to a probe; each process may send one."""
+        correlation_id, sender = message.correlation_id, message.user_id
+        broadcast = self._broadcasts.get(correlation_id)
+        route = broadcast[0] if broadcast else self._lost_calls.probed(correlation_id)
+        if not route:
+            return
+        if sender != owner(route):
+            self._security_log.refuse_sender("reply", route, sender)
+        elif message.oversized:
+            return
+        elif broadcast:
+            broadcast[1].append(message.body)
         else:
             self._lost_calls.on_answer(correlation_id, message.body)
 
     def _on_batch(self, message: Delivered) -> None:
         with suppress(ServiceError):  # any client of the broker can send malformed batches
             for correlation_id, body in unpack(message.body):
-                pending = self._calls.get(correlation_id)
-                if pending is not None and not pending[0].done():
-                    pending[0].set_result(body)
+                if (pending := self._calls.get(correlation_id)) is None:
+                    continue
+                reply, route, _, _, callee = pending
+                if message.user_id != callee:
+                    self._security_log.refuse_sender("reply", route, message.user_id)
+                elif not reply.done():
+                    reply.set_result(body)
 
     def _on_returned(self, returned: Returned) -> None:
         if route := single_route(returned.routing_key):
@@ -264,7 +293,7 @@ class RpcClient:
 
     def _sent_before(self, moment: float) -> Iterator[tuple[str, str, float]]:
         """Yield correlation id, route and time of each call and stream sent before `moment`."""
-        for correlation_id, (_, route, _, sent) in self._calls.items():
+        for correlation_id, (_, route, _, sent, _) in self._calls.items():
             if sent > moment:  # the calls are in the order of sending
                 break
             yield correlation_id, route, sent

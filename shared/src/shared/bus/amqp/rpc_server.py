@@ -69,7 +69,9 @@ class RpcServer(QueueConsumer):
         connection, service = session.publishing, session.service
         self._service = service
         self._queues = MethodQueues(service, self.queue_name, self._routes)
-        self._replies = ReplyChannels(session.publishers, service, self._log)
+        self._replies = ReplyChannels(
+            session.publishers, service, self._log, security_log=session.security_log
+        )
         self._control_channel = await self._open_channel(connection)
         self._channel = await self._open_channel(connection, prefetch=_RPC_PREFETCH)
         name = f"{service}.control.{secrets.token_hex(16)}"
@@ -171,7 +173,7 @@ class RpcServer(QueueConsumer):
                     settled = True
                     return
                 request = spent
-            handling = self._handler(message.routing_key, request)
+            handling = self._handler(message.routing_key, request, replies.service)
             if isinstance(handling, AsyncGenerator):
                 await self._stream(replies, message, key, handling)
             else:
@@ -237,12 +239,12 @@ class RpcServer(QueueConsumer):
                         return
                     self._sender.send(channel, message, reply)
 
-    def _handle_broadcast(self, message: Delivered, control: Control) -> None:
+    def _handle_broadcast(self, message: Delivered, control: Control, caller: str) -> None:
         """Handle a broadcast without waiting for a slot; only for methods of postbus.bus."""
         route = message.routing_key
         if not route.startswith("postbus.bus.") or len(self._running) >= _MAX_CALLS:
             return
-        handling = self._handler(route, control.request)
+        handling = self._handler(route, control.request, caller)
         if isinstance(handling, AsyncGenerator):
             return
         header = self._sender.header(control.correlation_id)

@@ -17,7 +17,7 @@ from shared.bus.amqp.broker_errors import BROKER_ERRORS, broker_errors
 from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.declarations import Binding, Queue
 from shared.bus.amqp.message_channel import MessageChannel
-from shared.bus.amqp.queue_consumer import QueueConsumer, event_owner
+from shared.bus.amqp.queue_consumer import QueueConsumer, event_owner, log_forged_event
 from shared.bus.amqp.received_messages import Delivered
 from shared.bus.amqp.topology import event_bindings, event_stream, exchange
 from shared.bus.message_bus import EventHandler
@@ -143,7 +143,7 @@ class StreamReader(QueueConsumer):
                     self.complete = True
                     self._completed.set()
 
-                await self._handle_all(channel, arrived, mark, complete)
+                await self._handle_all(session, channel, arrived, mark, complete)
             finally:
                 if not session.lost.is_set():
                     with suppress(*BROKER_ERRORS):
@@ -162,20 +162,25 @@ class StreamReader(QueueConsumer):
         return mark
 
     async def _handle_all(
-        self, channel: MessageChannel, arrived: _Arrived, mark: str, complete: Callable[[], None]
+        self,
+        session: BrokerSession,
+        channel: MessageChannel,
+        arrived: _Arrived,
+        mark: str,
+        complete: Callable[[], None],
     ) -> None:
         while (message := await arrived.get()) is not None:
             if message.correlation_id == mark:
                 complete()
             # marks of other readers have another routing key
             elif message.routing_key in self._types and not message.oversized:
-                await self._handle_event(message)
+                if message.user_id == event_owner(message):
+                    await self._handle_event(message)
+                else:
+                    log_forged_event(session.security_log, message)
             channel.ack(message.tag)
 
     async def _handle_event(self, message: Delivered) -> None:
-        if message.user_id != event_owner(message):
-            self._log.write(logging.WARNING, "event.forged", stream=self.queue_name)
-            return
         try:
             await self._handler(message.body)
         except Exception as error:  # noqa: BLE001  # an event that fails must not stop the next ones
