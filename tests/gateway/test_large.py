@@ -303,7 +303,7 @@ async def test_deadline_counts_from_the_arrival_of_the_request(
         await asyncio.sleep(WAITING)
     await post
     [(_, request)] = worker.requests
-    assert 9 - (time.monotonic() - began) < request.budget_ms / 1000 <= 9 - WAITING
+    assert 8.999 - (time.monotonic() - began) < request.budget_ms / 1000 <= 9 - WAITING
 
 
 async def test_user_with_8_waiting_bodies_gets_429(app: Gateway, client: httpx.AsyncClient) -> None:
@@ -356,7 +356,7 @@ async def test_time_that_a_message_waits_counts_for_the_timeout_of_its_call(
         await asyncio.sleep(WAITING)
     await socket.frame()
     [(_, request)] = worker.requests
-    assert 9 - (time.monotonic() - began) < request.budget_ms / 1000 <= 9 - WAITING
+    assert 8.999 - (time.monotonic() - began) < request.budget_ms / 1000 <= 9 - WAITING
 
 
 async def test_user_with_8_waiting_inputs_gets_an_error_frame_for_a_large_message(
