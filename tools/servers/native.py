@@ -12,7 +12,7 @@ from tools.servers.errors import ServersUnavailableError
 from tools.servers.mongodb import MongoDB
 from tools.servers.postgres import Postgres
 from tools.servers.processes import Daemon, stop_all
-from tools.servers.rabbitmq import RabbitMQ
+from tools.servers.rabbitmq import RabbitMQ, running_nodes
 from tools.servers.report import Row
 
 _START_SECONDS = 120.0
@@ -44,8 +44,10 @@ class Native:
 
     title = "processes of this clone"
 
-    def __init__(self, secrets: Secrets) -> None:
-        self._rabbitmq = RabbitMQ(secrets.rabbitmq_password)
+    def __init__(self, secrets: Secrets, *, rabbitmq_nodes: int = 0) -> None:
+        """Without a number of nodes, RabbitMQ has as many as run, or one."""
+        nodes = rabbitmq_nodes or running_nodes() or 1
+        self._rabbitmq = RabbitMQ(secrets.rabbitmq_password, nodes=nodes)
         self._postgres = Postgres(secrets.postgres_password)
         self._mongodb = MongoDB(secrets.mongo_password, secrets.mongo_key)
         self._servers: tuple[_Server, ...] = (self._rabbitmq, self._mongodb, self._postgres)

@@ -4,7 +4,7 @@
 - server and consumers: `rpc_server`, `event_consumer` with `event_replay`, `stream_reader`
 - broker session: `broker_session`; beside it `queue_consumer` and `queue_migration`
 - connection: `broker_connection`, with `publishers`, and `batches` on `transport`
-- codec: `frames`; beside it `topology`
+- codec: `frames`; beside it `topology` and `broker_addresses`
 """
 
 from shared.bus.amqp.amqp_bus import AmqpBus, connect

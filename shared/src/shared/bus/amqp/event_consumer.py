@@ -133,7 +133,7 @@ class EventConsumer(QueueConsumer):
         return session.consuming if self.active else None
 
     def own(self) -> Sequence[topology.Queue]:
-        """See Watched.own."""
+        """See QueueConsumer.own."""
         service, name = self._service, self._queue
         if not self.queue_name:
             return [topology.Queue(name=name, arguments={}, exclusive=True, auto_delete=True)]

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, Final
 
+import structlog
 from pamqp.commands import Queue as QueueMethods
 
 from postbus.bus.v1 import Control, Outcome
@@ -18,6 +19,7 @@ from shared.bus.amqp.broker_connection import (
     BROKER_ERRORS,
     BrokerConnection,
     MessageChannel,
+    MissingError,
     broker_errors,
 )
 from shared.bus.amqp.broker_session import CONTENT_TYPE, BrokerSession
@@ -40,6 +42,7 @@ from shared.wire import decode
 
 __all__ = ["RpcServer"]
 
+_log = structlog.get_logger()
 
 _DRAIN_SECONDS: Final = 1.0
 """Longest time for which the last server of a queue waits until all calls have started."""
@@ -128,9 +131,26 @@ class RpcServer(QueueConsumer):
         """See Watched.connection."""
         return session.publishing if self.active and not self._stopping else None
 
+    async def restore(self, connection: BrokerConnection) -> bool:
+        """See Watched.restore. If a queue of calls is missing, the session ends and starts again.
+
+        As a node of a cluster goes down, RabbitMQ can delete a transient queue that has just been
+        declared at another node, without a message to its consumer (its issue 6271). The consumer
+        would not be that of a new queue, and the end of the old queue would delete the new one.
+        """
+        try:
+            await self._queue_states(connection, self._queues)
+        except MissingError:
+            if not self._stopping:
+                _log.warning("queue.calls_missing", queue=self.queue_name)
+                connection.mark_lost()
+            return False
+        return await connection.restore(*self.own())
+
     def own(self) -> Sequence[Queue | Binding]:
-        """See Watched.own."""
-        return [self._control_queue, *self._method_queues(), *self._bindings(self._queues)]
+        """See QueueConsumer.own. Leaves the queues of calls out; see `restore`."""
+        retry = (binding for queue in self._method_queues() for binding in queue.bindings)
+        return [self._control_queue, *retry, *self._bindings(self._queues)]
 
     def restored(self) -> None:
         """See Watched.restored."""
@@ -415,7 +435,7 @@ class RpcServer(QueueConsumer):
         # cancelled.
         end = self._loop.time() + _DRAIN_SECONDS
         while alone and self._loop.time() < end:
-            states = await self._queue_states(alone)
+            states = await self._queue_states(self._channel, alone)
             if not any(state.message_count for state in states) and not self._limit.waiting:
                 return
             await asyncio.sleep(0.02)
@@ -423,13 +443,15 @@ class RpcServer(QueueConsumer):
     async def _served_alone(self, routes: Iterable[str]) -> list[str]:
         """Return the routes that no other process serves."""
         routes = list(routes)
-        states = await self._queue_states(routes)
+        states = await self._queue_states(self._channel, routes)
         return [
             route for route, state in zip(routes, states, strict=True) if state.consumer_count == 1
         ]
 
-    async def _queue_states(self, routes: Iterable[str]) -> list[Any]:
-        return await self._channel.request_all(
+    async def _queue_states(
+        self, sender: BrokerConnection | MessageChannel, routes: Iterable[str]
+    ) -> list[Any]:
+        return await sender.request_all(
             [QueueMethods.Declare(queue=self._queues[route], passive=True) for route in routes]
         )
 

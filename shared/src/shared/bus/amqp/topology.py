@@ -64,7 +64,7 @@ DEAD_AT: Final = "x-postbus-time"
 _DELIVERY_LIMIT: Final = 10
 """Redeliveries of an event whose worker is lost each time, before it becomes a dead letter."""
 _ORPHAN_EXPIRES_MS: Final = 1000
-"""Expiry of a queue without consumers. Auto-delete does not apply after a restart of the broker."""
+"""Expiry of a queue without consumers. Auto-delete does not apply before the first consumer."""
 _SEGMENT_BYTES: Final = 2**20
 """Segments of streams. The broker deletes old events by whole segments, when a segment is full."""
 _DEAD_LETTER_MS: Final = 14 * 24 * 60 * 60 * 1000
@@ -171,6 +171,8 @@ class Queue:
     auto_delete: bool = False
     exclusive: bool = False
     """Whether the queue belongs to its connection and is deleted with it. It is not durable."""
+    transient: bool = False
+    """Whether the queue is deleted with its node. In a cluster, another node can then have it."""
     own_exchange: bool = False
     """Whether a fanout exchange of the same name belongs to the queue."""
 
@@ -181,7 +183,7 @@ class Queue:
         yield QueueClass.Declare(
             queue=self.name,
             passive=passive,
-            durable=not self.exclusive,
+            durable=not (self.exclusive or self.transient),
             exclusive=self.exclusive,
             auto_delete=self.auto_delete,
             arguments=dict(self.arguments),
@@ -258,11 +260,15 @@ def method_queue(service: str, name: str, route: str) -> Queue:
 
     It is bound to the calls exchange after the start of its consumer.
     """
+    # Transient: the name of a durable queue cannot be declared anywhere else while its node is
+    # down. A quorum queue would survive, but costs each call a write to disk; a queue for each
+    # process would get a copy of each call. docs/operations.md has the measurements.
     return Queue(
         name=name,
         arguments={"x-expires": _ORPHAN_EXPIRES_MS},
         bindings=[Binding(name, exchange("retry", service), route)],
         auto_delete=True,
+        transient=True,
     )
 
 
