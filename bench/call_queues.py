@@ -51,7 +51,7 @@ def _broker(nodes: int) -> Iterator[RabbitMQ]:
     broker = RabbitMQ("bench", nodes=nodes, folder=_FOLDER)
     try:
         broker.launch()
-        assert wait_until(broker.ready, seconds=60)
+        assert broker.wait_ready(60)
         secrets = Secrets.load_or_create(SECRETS)
         set_up_broker_accounts(broker.management_url, "/", secrets.accounts)
         yield broker

@@ -57,7 +57,7 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rab
 
 
 async def until_joined(cluster: RabbitMQ) -> None:
-    joined = await asyncio.to_thread(wait_until, cluster.ready, seconds=60)
+    joined = await asyncio.to_thread(cluster.wait_ready, 90)
     assert joined, [node.daemon.tail() for node in cluster.nodes]
 
 

@@ -18,6 +18,8 @@ from tools.servers.report import Row
 _START_SECONDS = 120.0
 _STOP_SECONDS = 2.0  # all data is on disk before; RabbitMQ 3.10 then waits 5 s
 _POLL_SECONDS = 0.05
+_STARTS = 3
+"""Attempts to start a server that ends while it starts; see also `RabbitMQ.wait_ready`."""
 
 
 class _Server(Protocol):
@@ -99,9 +101,9 @@ class Native:
         return [daemon for server in self._servers for daemon in server.daemons]
 
     def _wait(self, waiting: list[_Server]) -> None:
-        """Wait until all are ready. Restart a failed one once: its port may be taken."""
+        """Wait until all are ready. Start a failed one again: its port may be taken."""
         end = time.monotonic() + _START_SECONDS
-        again = set(waiting)
+        again = waiting * (_STARTS - 1)
         while waiting := [server for server in waiting if not server.ready()]:
             for server in waiting:
                 if all(daemon.pid() for daemon in server.daemons):

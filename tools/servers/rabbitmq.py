@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tools.paths import DEV
 from tools.servers import ports, rabbitmq_installation
-from tools.servers.processes import Daemon
+from tools.servers.processes import Daemon, wait_until
 from tools.servers.rabbitmq_node import USER, Common, Node
 
 _FOLDER = DEV / "rabbitmq"
@@ -88,6 +88,19 @@ class RabbitMQ:
         common = self._common()
         for node in nodes:
             node.launch(common)
+
+    def wait_ready(self, seconds: float) -> bool:
+        """Return True once `ready`, False at the timeout. Nodes that end start again.
+
+        Nodes of RabbitMQ 3.10 that start at the same time can find each other's feature flags
+        incompatible, because one has not read its own yet.
+        """
+
+        def ready() -> bool:
+            self.launch()
+            return self.ready()
+
+        return wait_until(ready, seconds=seconds)
 
     def ready(self) -> bool:
         """Return whether all nodes accept AMQP connections and have joined the cluster."""

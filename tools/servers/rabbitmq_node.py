@@ -126,6 +126,7 @@ class Node:
             "HOME": str(common.folder / "home"),  # Erlang's cookie
             "ERL_EPMD_ADDRESS": ports.HOST,
             "ERL_EPMD_PORT": str(common.epmd_port),
+            "ERL_CRASH_DUMP_BYTES": "0",
             "ERL_LIBS": plugins,
             "RABBITMQ_HOME": str(common.installation.home),
             "RABBITMQ_PLUGINS_DIR": plugins,

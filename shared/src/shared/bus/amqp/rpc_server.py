@@ -115,14 +115,28 @@ class RpcServer(QueueConsumer):
             name=controls, arguments={}, bindings=control, exclusive=True, auto_delete=True
         )
         await self._controls.consume([controls], self._on_control, declared=[own], no_ack=True)
-        await self._channel.consume(
-            self._queues.values(),
-            self._passing_to(self._channel),
-            declared=self._method_queues(),
-            # after the start of the consumer: a draining server unbinds if it sees no other
-            bound=self._bindings(self._queues),
-        )
+        try:
+            await self._channel.consume(
+                self._queues.values(),
+                self._passing_to(self._channel),
+                declared=self._method_queues(),
+                # after the start of the consumer: a draining server unbinds if it sees no other
+                bound=self._bindings(self._queues),
+            )
+        except MissingError:
+            await self._delete_stopped(connection)
+            raise
         self._connection = connection
+
+    async def _delete_stopped(self, connection: BrokerConnection) -> None:
+        """Delete the queues of calls that have no consumer, so that the next start can succeed.
+
+        A node that is stopped ends its queues seconds before itself, and keeps their names.
+        """
+        with suppress(*BROKER_ERRORS):  # such as: in use
+            await connection.request_all(
+                [QueueMethods.Delete(queue=name, if_unused=True) for name in self._queues.values()]
+            )
 
     def _method_queues(self) -> list[Queue]:
         return [method_queue(self._service, name, route) for route, name in self._queues.items()]
