@@ -9,7 +9,6 @@ results are in docs/operations.md.
 
 import asyncio
 import json
-import os
 import signal
 import statistics
 import sys
@@ -39,7 +38,7 @@ from tools.servers.rabbitmq_node import Node
 
 _IN_FLIGHT: Final = (1, 64)
 _LOAD: Final = Load(in_flight=_IN_FLIGHT, seconds=2.0)
-_ROUNDS: Final = 5
+_ROUNDS: Final = 3
 _FOLDER: Final = DEV / "bench" / "rabbitmq"
 _ROUTE: Final = "postbus.bench.v1.Call"
 _DOWN_SECONDS: Final = 10.0
@@ -51,7 +50,8 @@ def _broker(nodes: int) -> Iterator[RabbitMQ]:
     broker = RabbitMQ("bench", nodes=nodes, folder=_FOLDER)
     try:
         broker.launch()
-        assert broker.wait_ready(60)
+        if not broker.wait_ready(60):
+            sys.exit("RabbitMQ was not ready in 60 s")
         secrets = Secrets.load_or_create(SECRETS)
         set_up_broker_accounts(broker.management_url, "/", secrets.accounts)
         yield broker
@@ -69,9 +69,9 @@ def _cost(nodes: int) -> None:
                 for each in _measure(broker, name, ours):
                     found.setdefault((name, round(each["in_flight"])), []).append(each)
     print("| queues | in flight | calls/s | p50 (ms) | p99 (ms) | CPU (ms/call) |")
-    for (name, in_flight), each in sorted(found.items(), key=lambda item: item[0][1]):
+    for (name, in_flight), rounds in sorted(found.items(), key=lambda item: item[0][1]):
         rate, p50, p99, cpu = (
-            statistics.median(one[key] for one in each) for key in ("rate", "p50", "p99", "cpu")
+            statistics.median(each[key] for each in rounds) for key in ("rate", "p50", "p99", "cpu")
         )
         print(f"| {name} | {in_flight} | {rate:.0f} | {p50:.2f} | {p99:.2f} | {cpu:.3f} |")
 
@@ -103,9 +103,7 @@ def _measure(broker: RabbitMQ, name: str, ours: Contender) -> Iterator[dict[str,
 
 def _url(*nodes: Node) -> str:
     hosts = ",".join(f"127.0.0.1:{node.ports['amqp']}" for node in nodes)
-    return service_url(
-        f"amqp://{hosts}/", "rabbitmq", OPERATOR, Secrets.load_or_create(SECRETS)
-    )
+    return service_url(f"amqp://{hosts}/", "rabbitmq", OPERATOR, Secrets.load_or_create(SECRETS))
 
 
 async def _loss(name: str, number: signal.Signals) -> None:
@@ -121,9 +119,7 @@ async def _loss(name: str, number: signal.Signals) -> None:
                 if service == "bench":
                     await bus.serve("bench", [_ROUTE], _answer)
             node = _node_of_queue(broker)
-            pid = node.daemon.pid()
-            assert pid
-            os.kill(pid, number)
+            node.daemon.send(number)
             began = time.monotonic()
             down = await _served_after(bus, began, began + _DOWN_SECONDS)
             wait_until(lambda: node.daemon.pid() is None, seconds=30)

@@ -109,14 +109,12 @@ def _require_nodes(wanted: int) -> None:
         raise ServersUnavailableError(
             f"RabbitMQ runs with {running} node{'s' if running > 1 else ''}: run `just down` first."
         )
-    if wanted > 1 and not running and isinstance(backend := _backend(), Docker):
-        if backend.running():
-            raise ServersUnavailableError("RabbitMQ runs in Docker: run `just down` first.")
+    backend = _backend()
+    if wanted > 1 and isinstance(backend, Docker) and backend.running():
+        raise ServersUnavailableError("RabbitMQ runs in Docker: run `just down` first.")
 
 
-def _start(
-    prepare: Prepare = lambda addresses: None, *, rabbitmq_nodes: int = 0
-) -> Addresses:
+def _start(prepare: Prepare = lambda addresses: None, *, rabbitmq_nodes: int = 0) -> Addresses:
     backend = _backend(rabbitmq_nodes)
     if not backend.running():
         print(f"servers: starting RabbitMQ, PostgreSQL and MongoDB as {backend.title}", flush=True)

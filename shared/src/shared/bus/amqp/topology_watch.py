@@ -9,7 +9,7 @@ import structlog
 from shared.bus.amqp.broker_connection import BROKER_ERRORS, BrokerConnection, broker_errors
 from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.queue_migration import bind_present
-from shared.bus.amqp.topology import Binding, Exchange, Queue, all_bindings, all_events
+from shared.bus.amqp.topology import Binding, all_bindings, all_events
 
 __all__ = ["KeptEvents", "Watched", "watch"]
 
