@@ -38,7 +38,7 @@ from tools.servers.rabbitmq_node import Node
 
 _IN_FLIGHT: Final = (1, 64)
 _LOAD: Final = Load(in_flight=_IN_FLIGHT, seconds=2.0)
-_ROUNDS: Final = 3
+_ROUNDS: Final = 2
 _FOLDER: Final = DEV / "bench" / "rabbitmq"
 _ROUTE: Final = "postbus.bench.v1.Call"
 _DOWN_SECONDS: Final = 10.0
