@@ -3,8 +3,8 @@
 python -m bench.call_queues cost [NODES]: calls of one client to one worker, at different nodes
 python -m bench.call_queues loss: the node of the queues is stopped and killed, of three nodes
 
-The kinds are those of bench/rpc/peers/call_queues.py. The nodes are started for this program. The
-results are in docs/operations.md.
+The kinds are those of bench/rpc/peers/call_queues.py. The nodes are started for this program.
+docs/operations.md has the results of `loss`.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ from tools.servers.rabbitmq_node import Node
 
 _IN_FLIGHT: Final = (1, 64)
 _LOAD: Final = Load(in_flight=_IN_FLIGHT, seconds=2.0)
-_ROUNDS: Final = 2
+_ROUNDS: Final = 5
 _FOLDER: Final = DEV / "bench" / "rabbitmq"
 _ROUTE: Final = "postbus.bench.v1.Call"
 _DOWN_SECONDS: Final = 10.0

@@ -59,4 +59,4 @@ if __name__ == "__main__":
     import postbus_rpc
 
     use(os.environ["BENCH_QUEUES"])
-    loop.run(postbus_rpc.worker, postbus_rpc.client)
+    loop.run(postbus_rpc.bytes_worker, postbus_rpc.bytes_client)

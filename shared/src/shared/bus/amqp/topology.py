@@ -262,7 +262,7 @@ def method_queue(service: str, name: str, route: str) -> Queue:
     """
     # Transient: the name of a durable queue cannot be declared anywhere else while its node is
     # down. A quorum queue would survive, but costs each call a write to disk; a queue for each
-    # process would get a copy of each call. docs/operations.md has the measurements.
+    # process would get a copy of each call (docs/operations.md).
     return Queue(
         name=name,
         arguments={"x-expires": _ORPHAN_EXPIRES_MS},
