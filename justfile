@@ -124,11 +124,12 @@ sbom: _setup
 audit: _setup
     @exec {{ quote(python) }} -m tools audit
 
-# start the servers until `just down`: RabbitMQ, PostgreSQL, MongoDB
+# start RabbitMQ, PostgreSQL and MongoDB until `just down`: just up [--rabbitmq-nodes 3]
 [group('servers')]
 [no-exit-message]
-up: _setup
-    @exec {{ quote(python) }} -m tools up
+[positional-arguments]
+up *arguments: _setup
+    @exec {{ quote(python) }} -m tools up "$@"
 
 # stop the servers
 [group('servers')]

@@ -17,6 +17,7 @@ import pytest
 from pymongo import AsyncMongoClient
 
 from shared.access_tokens import TokenVerifier
+from shared.bus.amqp.broker_addresses import broker_addresses
 from tests.system import System, run_system
 from tests.tokens import TokenMaker
 from tools.accounts.rights import OPERATOR
@@ -84,7 +85,7 @@ async def new_vhost(name: str) -> AsyncIterator[str]:
     Yield its URL with the account of the operator, which has all rights and may name any service as
     the sender of a message.
     """
-    broker = httpx.URL(_server("AMQP"))
+    broker = httpx.URL(str(broker_addresses(_server("AMQP"))[0]))
     async with httpx.AsyncClient(base_url=_server("AMQP_MANAGEMENT")) as management:
         (await management.put(f"/api/vhosts/{name}")).raise_for_status()
         permissions = {"configure": ".*", "write": ".*", "read": ".*"}

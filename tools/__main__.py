@@ -54,6 +54,17 @@ def _parser() -> argparse.ArgumentParser:
             from tools.dlq import add_arguments
 
             add_arguments(command)
+        if name == "up":
+            from tools.servers.rabbitmq import MAX_NODES
+
+            command.add_argument(
+                "--rabbitmq-nodes",
+                type=int,
+                choices=range(1, MAX_NODES + 1),
+                default=0,
+                metavar="N",
+                help="start RabbitMQ as a cluster of N nodes, at most 9 (default: one node)",
+            )
         if name == "mutate":
             command.add_argument("words", nargs="*", metavar="WORD", help="in a file or a guard")
         if name == "remove-service":
@@ -62,10 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _up(_: argparse.Namespace) -> None:
+def _up(options: argparse.Namespace) -> None:
     from tools.servers import lifecycle
 
-    lifecycle.up()
+    lifecycle.up(rabbitmq_nodes=options.rabbitmq_nodes)
 
 
 def _down(_: argparse.Namespace) -> None:

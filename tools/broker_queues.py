@@ -1,22 +1,23 @@
 """Queues of the system at the broker, and their messages, for `just dlq`."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 from urllib.parse import quote
 
 import aio_pika
 import httpx
 from aio_pika.abc import AbstractConnection, AbstractExchange, AbstractIncomingMessage
-from aiormq.exceptions import ChannelNotFoundEntity
-from yarl import URL
+from aiormq.exceptions import AMQPError, ChannelNotFoundEntity
 
 from shared.bus.amqp import topology
+from shared.bus.amqp.broker_addresses import broker_addresses
 
 __all__ = [
     "MAX_MESSAGES",
     "durable_queues",
     "messages_of",
+    "open_connection",
     "open_retry_exchange",
     "return_to_consumer",
     "state_of",
@@ -27,12 +28,24 @@ MAX_MESSAGES: Final = 10_000
 _ANSWER_SECONDS: Final = 10.0
 
 
+async def open_connection(amqp_url: str) -> AbstractConnection:
+    """Connect to the first node of the broker that accepts a connection.
+
+    Raises the error of the last one: OSError or aiormq.AMQPError.
+    """
+    *urls, last = broker_addresses(amqp_url)
+    for url in urls:
+        with suppress(OSError, AMQPError):
+            return await aio_pika.connect(str(url))
+    return await aio_pika.connect(str(last))
+
+
 async def durable_queues(management_url: str, amqp_url: str) -> list[str]:
     """Return the names of the durable queues in the virtual host of `amqp_url`, without streams.
 
     Raises httpx.HTTPError if the management API is unavailable, or refuses the account.
     """
-    vhost = URL(amqp_url).path.removeprefix("/") or "/"
+    vhost = broker_addresses(amqp_url)[0].path.removeprefix("/") or "/"
     async with httpx.AsyncClient(timeout=_ANSWER_SECONDS, trust_env=False) as client:
         path = f"/api/queues/{quote(vhost, safe='')}"
         response = await client.get(

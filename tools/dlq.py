@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-import aio_pika
 import httpx
 from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 from google.protobuf.json_format import MessageToDict
@@ -20,6 +19,7 @@ from tools.accounts.rights import OPERATOR
 from tools.broker_queues import (
     durable_queues,
     messages_of,
+    open_connection,
     open_retry_exchange,
     return_to_consumer,
     state_of,
@@ -70,7 +70,7 @@ def dlq(options: argparse.Namespace) -> int:
 
 async def run(url: str, management_url: str, options: argparse.Namespace) -> int:
     """Run the command at the broker with these URLs; return the exit code."""
-    async with await aio_pika.connect(url) as connection:
+    async with await open_connection(url) as connection:
         if options.action in {None, "list", "release"}:
             try:
                 queues = await durable_queues(management_url, url)

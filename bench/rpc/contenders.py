@@ -12,6 +12,7 @@ from typing import Final
 
 import httpx
 
+from shared.bus.amqp.broker_addresses import broker_addresses
 from tools.accounts.rights import OPERATOR
 from tools.accounts.set_up import set_up_broker_accounts
 from tools.node import node_environment, npm
@@ -143,7 +144,7 @@ def virtual_host(addresses: Addresses) -> Iterator[str]:
 
     Yield its URL with the account of the operator, which may name any service as the sender.
     """
-    broker = httpx.URL(addresses.amqp_url)
+    broker = httpx.URL(str(broker_addresses(addresses.amqp_url)[0]))
     with httpx.Client(base_url=addresses.amqp_management_url, trust_env=False) as management:
         management.put("/api/vhosts/bench").raise_for_status()
         everything = {"configure": ".*", "write": ".*", "read": ".*"}

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import aio_pika
 import pytest
@@ -13,8 +13,12 @@ from aiormq.exceptions import ChannelNotFoundEntity
 from postbus.bus.v1 import Event
 from shared.bus.amqp import event_replay
 from shared.bus.amqp.amqp_bus import AmqpBus
+from shared.bus.amqp.broker_connection import BrokerConnection
 from shared.bus.amqp.broker_session import BrokerSession
+from shared.bus.amqp.declarations import Binding
 from shared.bus.amqp.event_consumer import EventConsumer
+from shared.bus.amqp.rpc_server import RpcServer
+from shared.bus.amqp.topology_watch import watch
 from shared.bus.message_bus import EventHandler, Failure
 from shared.errors import ServiceError
 from shared.wire import decode
@@ -306,3 +310,55 @@ async def test_replay_that_a_lost_connection_has_ended_begins_again(
     assert bus.incidents["consumer.replays"] == 2
     assert bus.incidents["consumer.lost_events"] == 0
     await subscription.cancel()
+
+
+async def test_worker_starts_again_if_a_queue_of_calls_is_missing(
+    bus: AmqpBus, unique: Unique
+) -> None:
+    """A node that goes down can delete a queue without a message to its consumer."""
+    await bus.serve(unique("test.queue."), ["postbus.test.v1.Route"], echo)
+    session, (server,) = bus._session, bus._consumers
+    assert session is not None
+    assert isinstance(server, RpcServer)
+    assert not await server.restore(session.publishing)
+    server._queues.names["postbus.test.v1.Route"] = "test.missing"
+
+    await server.restore(session.publishing)
+
+    assert session.lost.is_set()
+    async with asyncio.timeout(10):
+        while not server.active:  # noqa: ASYNC110  # polls
+            await asyncio.sleep(0.01)
+
+
+class Recorded:
+    """Records when it is checked."""
+
+    def __init__(self) -> None:
+        self.times = list[float]()
+
+    def connection(self, session: BrokerSession) -> BrokerConnection | None:
+        return session.publishing
+
+    async def restore(self, _connection: BrokerConnection) -> bool:
+        self.times.append(time.monotonic())
+        return False
+
+    def restored(self) -> None: ...
+
+    def foreign(self) -> Sequence[Binding]:
+        return []
+
+    def checked(self, _missing: bool) -> None: ...
+
+
+async def test_everything_is_checked_every_second_at_first(bus: AmqpBus) -> None:
+    assert bus._session is not None
+    recorded = Recorded()
+    watching = asyncio.create_task(watch(bus._session, lambda: [recorded]))
+    async with asyncio.timeout(10):
+        while len(recorded.times) < 3:  # noqa: ASYNC110  # polls
+            await asyncio.sleep(0.05)
+    watching.cancel()
+
+    assert recorded.times[2] - recorded.times[0] < 4

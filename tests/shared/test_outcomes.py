@@ -140,7 +140,7 @@ async def test_error_of_a_call_that_was_delivered_before_has_an_unknown_outcome(
         channel = await connection.channel()
         replies = await reply_queue(channel)
         first = await channel.declare_queue(
-            f"{queue}.{route}", durable=True, auto_delete=True, arguments={"x-expires": 1000}
+            f"{queue}.{route}", auto_delete=True, arguments={"x-expires": 1000}
         )
         for key in (route, f"{route}/batch"):
             await first.bind(CALLS, key)

@@ -10,6 +10,7 @@ import structlog
 import structlog.testing
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from aiormq.exceptions import ChannelNotFoundEntity, PublishError
+from pamqp.commands import Queue as QueueClass
 
 from postbus.bus.v1 import Event
 from shared.bus.amqp.amqp_bus import AmqpBus
@@ -175,6 +176,15 @@ async def test_queue_of_calls_without_a_consumer_is_deleted(vhost: str, unique: 
                 while True:
                     await publish()
                     await asyncio.sleep(0.1)
+
+
+def test_queue_of_calls_goes_with_its_node() -> None:
+    """The name of a durable queue cannot be declared elsewhere while its node is down."""
+    declare, _ = method_queue("test", "name", "route").methods()
+
+    assert isinstance(declare, QueueClass.Declare)
+    assert not declare.durable
+    assert not declare.exclusive
 
 
 def test_dead_letter_may_be_displayed_any_number_of_times() -> None:

@@ -12,6 +12,7 @@ from pymongo.errors import PyMongoError
 from tools.accounts.errors import MissingRightsError
 from tools.accounts.rights import OPERATOR
 from tools.accounts.set_up import set_up_broker_accounts, set_up_database_accounts
+from tools.broker_queues import open_connection
 from tools.paths import SERVICES
 from tools.secrets import Secrets
 from tools.servers.addresses import Addresses, in_database, owner_url, service_url
@@ -90,7 +91,7 @@ async def _require(error: MissingRightsError, logins: dict[str, LogIn]) -> None:
 
 
 async def _open_broker(url: str) -> None:
-    await (await aiormq.connect(url)).close()
+    await (await open_connection(url)).close()
 
 
 async def _open_postgres(url: str) -> None:

@@ -9,7 +9,9 @@ from tools.secrets import Secrets
 from tools.servers import docker, leases
 from tools.servers.addresses import Addresses, Prepare, without_password
 from tools.servers.docker import Docker
+from tools.servers.errors import ServersUnavailableError
 from tools.servers.native import Native
+from tools.servers.rabbitmq import running_nodes
 from tools.servers.report import Row, table
 from tools.servers.signals import deferred_signals
 
@@ -48,15 +50,19 @@ def servers(
             _stop_if_unused()
 
 
-def up() -> None:
-    """Start the servers until `down`."""
+def up(*, rabbitmq_nodes: int = 0) -> None:
+    """Start the servers until `down`. RabbitMQ has one node, or as many as are given.
+
+    Raises ServersUnavailableError if RabbitMQ runs with another number of nodes.
+    """
     if Addresses.from_environment(os.environ):
         print("servers: their addresses are in the environment, so there is nothing to start")
         return
     with leases.exclusively():
+        _require_nodes(rabbitmq_nodes)
         leases.acquire_until_down()
         try:
-            _start()
+            _start(rabbitmq_nodes=rabbitmq_nodes)
         except BaseException:
             with deferred_signals():
                 leases.release_until_down()
@@ -96,8 +102,20 @@ def server_log_command(names: list[str], *, follow: bool) -> list[str]:
     return _backend().log_command(names, follow=follow)
 
 
-def _start(prepare: Prepare = lambda addresses: None) -> Addresses:
+def _require_nodes(wanted: int) -> None:
+    """Raise if RabbitMQ runs with another number of nodes, or in a container."""
+    running = running_nodes()
+    if wanted and running not in (0, wanted):
+        raise ServersUnavailableError(
+            f"RabbitMQ runs with {running} node{'s' if running > 1 else ''}: run `just down` first."
+        )
     backend = _backend()
+    if wanted > 1 and isinstance(backend, Docker) and backend.running():
+        raise ServersUnavailableError("RabbitMQ runs in Docker: run `just down` first.")
+
+
+def _start(prepare: Prepare = lambda addresses: None, *, rabbitmq_nodes: int = 0) -> Addresses:
+    backend = _backend(rabbitmq_nodes)
     if not backend.running():
         print(f"servers: starting RabbitMQ, PostgreSQL and MongoDB as {backend.title}", flush=True)
     secrets = Secrets.load_or_create(SECRETS)
@@ -120,10 +138,13 @@ def _stop_if_unused() -> None:
         _backend().stop()
 
 
-def _backend() -> Docker | Native:
-    """Return the kind of the running servers or, if none runs, the kind to start."""
+def _backend(rabbitmq_nodes: int = 0) -> Docker | Native:
+    """Return the kind of the running servers or, if none runs, the kind to start.
+
+    A cluster of RabbitMQ consists of processes of this clone.
+    """
     secrets = Secrets.load_or_create(SECRETS)
-    native = Native(secrets)
-    if native.running() or not docker.engine_answers():
+    native = Native(secrets, rabbitmq_nodes=rabbitmq_nodes)
+    if native.running() or rabbitmq_nodes > 1 or not docker.engine_answers():
         return native
     return Docker(secrets, SECRETS)

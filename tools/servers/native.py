@@ -12,12 +12,14 @@ from tools.servers.errors import ServersUnavailableError
 from tools.servers.mongodb import MongoDB
 from tools.servers.postgres import Postgres
 from tools.servers.processes import Daemon, stop_all
-from tools.servers.rabbitmq import RabbitMQ
+from tools.servers.rabbitmq import RabbitMQ, running_nodes
 from tools.servers.report import Row
 
 _START_SECONDS = 120.0
 _STOP_SECONDS = 2.0  # all data is on disk before; RabbitMQ 3.10 then waits 5 s
 _POLL_SECONDS = 0.05
+_STARTS = 3
+"""Attempts to start a server that ends while it starts; see also `RabbitMQ.wait_ready`."""
 
 
 class _Server(Protocol):
@@ -44,8 +46,10 @@ class Native:
 
     title = "processes of this clone"
 
-    def __init__(self, secrets: Secrets) -> None:
-        self._rabbitmq = RabbitMQ(secrets.rabbitmq_password)
+    def __init__(self, secrets: Secrets, *, rabbitmq_nodes: int = 0) -> None:
+        """Without a number of nodes, RabbitMQ has as many as run, or one."""
+        nodes = rabbitmq_nodes or running_nodes() or 1
+        self._rabbitmq = RabbitMQ(secrets.rabbitmq_password, nodes=nodes)
         self._postgres = Postgres(secrets.postgres_password)
         self._mongodb = MongoDB(secrets.mongo_password, secrets.mongo_key)
         self._servers: tuple[_Server, ...] = (self._rabbitmq, self._mongodb, self._postgres)
@@ -97,9 +101,9 @@ class Native:
         return [daemon for server in self._servers for daemon in server.daemons]
 
     def _wait(self, waiting: list[_Server]) -> None:
-        """Wait until all are ready. Restart a failed one once: its port may be taken."""
+        """Wait until all are ready. Start a failed one again: its port may be taken."""
         end = time.monotonic() + _START_SECONDS
-        again = set(waiting)
+        again = waiting * (_STARTS - 1)
         while waiting := [server for server in waiting if not server.ready()]:
             for server in waiting:
                 if all(daemon.pid() for daemon in server.daemons):

@@ -97,6 +97,7 @@ class Daemon:
                 start_new_session=True,
             )
         self._pid_file.write_text(identity(process.pid) or f"{process.pid} ended")
+        process.returncode = 0  # it outlives the object, which would warn of that
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the process; SIGKILL goes to its whole process group."""

@@ -4,8 +4,10 @@ import sys
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import SecretStr, ValidationError
+from pydantic import SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from shared.bus.amqp.broker_addresses import broker_addresses
 
 __all__ = ["ServiceSettings", "load"]
 
@@ -22,11 +24,17 @@ class ServiceSettings(BaseSettings):
     )
 
     amqp_url: SecretStr
-    """RabbitMQ: amqp://user:password@host:port/vhost."""
+    """RabbitMQ: amqp://user:password@host:port/vhost, with `host:port,host:port` for a cluster."""
     verification_keys: str
     """The public keys of access tokens: a JSON Web Key Set (RFC 7517)."""
     log_format: Literal["console", "json"] = "json"
     """Format of log lines: for people, or JSON."""
+
+    @field_validator("amqp_url")
+    @classmethod
+    def _require_brokers(cls, url: SecretStr) -> SecretStr:
+        broker_addresses(url.get_secret_value())
+        return url
 
 
 S = TypeVar("S", bound=ServiceSettings)

@@ -14,7 +14,7 @@
    `publishers` (a channel for each foreign exchange), `batches`, `transport` (the socket),
    `broker_errors`
 5. codec: `frame_reader`, `frame_writer`, `frame_format`, `message_properties`, `received_messages`;
-   beside it `topology` (names and arguments) on `declarations`
+   beside it `topology` (names and arguments) on `declarations`, and `broker_addresses`
 """
 
 from shared.bus.amqp.amqp_bus import AmqpBus, connect

@@ -16,11 +16,13 @@ from typing import Any, Final
 
 import structlog
 from pydantic import SecretStr
+from yarl import URL
 
 from postbus.bus.v1 import Event
 from postbus.registry import EVENTS
 from shared import tasks
 from shared.bus.amqp import topology
+from shared.bus.amqp.broker_addresses import broker_addresses
 from shared.bus.amqp.broker_errors import BROKER_ERRORS, broker_errors
 from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.event_consumer import EventConsumer
@@ -41,6 +43,12 @@ _LAST_DELAY: Final = 2.0
 """Longest delay between two attempts, in seconds."""
 _STABLE_SECONDS: Final = 5.0
 """The delay starts again from the first one after a connection that lasted longer."""
+_DELETION_SECONDS: Final = 1.0
+"""Time after the loss of a node of a cluster in which a worker declares no queue for calls.
+
+The other nodes delete the queues of that node, by name, and callers learn that their calls in these
+queues are lost: no process of the worker is bound.
+"""
 
 _START_SECONDS: Final = 1.0
 """Time between two attempts to start consumers."""
@@ -79,7 +87,7 @@ class AmqpBus:
         self, url: SecretStr, service: str, delays: Sequence[float], *, keep_events: bool = False
     ) -> None:
         self.security_log = SecurityLog()
-        self._url = url
+        self._brokers = broker_addresses(url.get_secret_value())
         self._service = service
         owners = {service, *map(topology.owner, EVENTS)}
         self._kept = [KeptEvents(owners)] if keep_events else []
@@ -88,6 +96,8 @@ class AmqpBus:
         self._session: BrokerSession | None = None
         self._connected = asyncio.Event()
         self._consumers: list[_Consumer] = []
+        self._lost_at = -_DELETION_SECONDS
+        """When the last session was lost, by `time.monotonic()`."""
 
     @property
     def ready(self) -> bool:
@@ -181,27 +191,42 @@ class AmqpBus:
                 _log.warning("consumer.not_started", queue=consumer.queue_name, error=repr(error))
 
     async def run(self) -> None:
-        """Keep a session open until cancelled."""
-        url, delay = self._url.get_secret_value(), _FIRST_DELAY
+        """Keep a session open until cancelled.
+
+        Each attempt tries the nodes of the broker in random order, the next one as soon as one
+        fails; the delay begins when all have failed.
+        """
+        delay = _FIRST_DELAY
         while True:
-            try:
-                with broker_errors():
-                    began = time.monotonic()
-                    await self._run_session(url)
+            for url in random.sample(self._brokers, len(self._brokers)):
+                began = time.monotonic()
+                if await self._try_broker(url, delay):
                     if time.monotonic() - began > _STABLE_SECONDS:
                         delay = _FIRST_DELAY
-            except BROKER_ERRORS as error:
-                _log.warning("bus.not_connected", error=repr(error), retry_in=delay)
-            finally:
-                self._session = None
-                self._connected.clear()
+                    break
             await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  # jitter, not a secret
             delay = min(delay * 2, _LAST_DELAY)
 
-    async def _run_session(self, url: str) -> None:
-        async with BrokerSession.open(url, self._service, self.security_log) as session:
-            for kind in (StreamReader, RpcServer):  # calls first, but not before the revocations
-                await self._start_all(session, kind)
+    async def _try_broker(self, url: URL, delay: float) -> bool:
+        """Keep a session with one node open; return whether it could be opened."""
+        try:
+            with broker_errors():
+                await self._run_session(url)
+        except BROKER_ERRORS as error:
+            _log.warning("bus.not_connected", broker=_name(url), error=repr(error), retry_in=delay)
+            return False
+        finally:
+            self._session = None
+            self._connected.clear()
+        self._lost_at = time.monotonic()
+        return True
+
+    async def _run_session(self, url: URL) -> None:
+        async with BrokerSession.open(str(url), self._service, self.security_log) as session:
+            await self._start_all(session, StreamReader)
+            await self._outlast_deletions(session)
+            # calls first, but not before the revocations
+            await self._start_all(session, RpcServer)
             self._session = session
             self._connected.set()
             _log.info("bus.connected")
@@ -213,11 +238,19 @@ class AmqpBus:
                 task.add_done_callback(partial(_end_watch, session))
             try:
                 await session.lost.wait()
-                _log.warning("bus.connection_lost", reason=session.close_reason)
+                reason = session.close_reason
+                _log.warning("bus.connection_lost", broker=_name(url), reason=reason)
             finally:
                 self._session = None
                 self._connected.clear()
                 await tasks.end(*watching)
+
+    async def _outlast_deletions(self, session: BrokerSession) -> None:
+        """Wait until the queues of a lost node are deleted, unless this process serves no calls."""
+        if len(self._brokers) > 1 and any(isinstance(each, RpcServer) for each in self._consumers):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._lost_at + _DELETION_SECONDS - time.monotonic()):
+                    await session.lost.wait()
 
     async def _start_all(self, session: BrokerSession, kind: type[_Consumer]) -> None:
         ours = [consumer for consumer in self._consumers if isinstance(consumer, kind)]
@@ -264,3 +297,7 @@ def _end_watch(session: BrokerSession, watching: "asyncio.Task[None]") -> None:
     if not watching.cancelled() and (error := watching.exception()):
         _log.error("bus.watch_failed", exc_info=error)
         session.mark_lost()
+
+
+def _name(url: URL) -> str:
+    return f"{url.host}:{url.port}"

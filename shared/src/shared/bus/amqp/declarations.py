@@ -83,6 +83,8 @@ class Queue:
     auto_delete: bool = False
     exclusive: bool = False
     """Whether the queue belongs to its connection and is deleted with it. It is not durable."""
+    transient: bool = False
+    """Whether the queue is deleted with its node. In a cluster, another node can then have it."""
     own_exchange: bool = False
     """Whether a fanout exchange of the same name belongs to the queue."""
 
@@ -93,7 +95,7 @@ class Queue:
         yield QueueClass.Declare(
             queue=self.name,
             passive=passive,
-            durable=not self.exclusive,
+            durable=not (self.exclusive or self.transient),
             exclusive=self.exclusive,
             auto_delete=self.auto_delete,
             arguments=dict(self.arguments),

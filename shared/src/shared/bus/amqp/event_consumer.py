@@ -129,7 +129,7 @@ class EventConsumer(QueueConsumer):
         return session.consuming if self.active else None
 
     def own(self) -> Sequence[Queue]:
-        """See Watched.own."""
+        """See QueueConsumer.own."""
         service, name = self._service, self._queue
         if not self.queue_name:
             return [Queue(name=name, arguments={}, exclusive=True, auto_delete=True)]

@@ -9,6 +9,8 @@ from typing import Any, Final
 from pamqp.commands import Queue as QueueMethods
 
 from shared.bus.amqp.batches import batch_route
+from shared.bus.amqp.broker_connection import BrokerConnection
+from shared.bus.amqp.broker_errors import BROKER_ERRORS
 from shared.bus.amqp.declarations import Binding, Queue
 from shared.bus.amqp.message_channel import MessageChannel
 from shared.bus.amqp.message_properties import PROTOBUF, properties
@@ -61,6 +63,24 @@ class MethodQueues:
             for key in (route, batch_route(route))
         ]
 
+    def retry_bindings(self) -> list[Binding]:
+        """Return the bindings to the exchange of calls that a server hands on."""
+        return [binding for queue in self.declarations() for binding in queue.bindings]
+
+    async def check(self, connection: BrokerConnection) -> None:
+        """Raise MissingError if a queue does not exist."""
+        await self._states(connection, self.names)
+
+    async def delete_unused(self, connection: BrokerConnection) -> None:
+        """Delete the queues that have no consumer, so that the next start can succeed.
+
+        A node that is stopped ends its queues seconds before itself, and keeps their names.
+        """
+        with suppress(*BROKER_ERRORS):  # such as: in use
+            await connection.request_all(
+                [QueueMethods.Delete(queue=name, if_unused=True) for name in self.names.values()]
+            )
+
     async def drain(self, channel: MessageChannel, waiting: Callable[[], int]) -> None:
         """Unbind the queues of which this is the last server, and wait until their calls started.
 
@@ -93,8 +113,10 @@ class MethodQueues:
             route for route, state in zip(routes, states, strict=True) if state.consumer_count == 1
         ]
 
-    async def _states(self, channel: MessageChannel, routes: Iterable[str]) -> list[Any]:
-        return await channel.request_all(
+    async def _states(
+        self, sender: BrokerConnection | MessageChannel, routes: Iterable[str]
+    ) -> list[Any]:
+        return await sender.request_all(
             [QueueMethods.Declare(queue=self.names[route], passive=True) for route in routes]
         )
 

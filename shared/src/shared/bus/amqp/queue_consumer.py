@@ -1,11 +1,13 @@
 """The base class of everything that consumes a queue."""
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 
 from shared import tasks
 from shared.bus.amqp.broker_connection import BrokerConnection
+from shared.bus.amqp.declarations import Binding, Exchange, Queue
 from shared.bus.amqp.message_channel import MessageChannel
 from shared.bus.amqp.received_messages import Delivered
 from shared.bus.amqp.topology import owner
@@ -34,6 +36,14 @@ class QueueConsumer:
     def active(self) -> bool:
         """Whether it consumes at this moment."""
         return self._connection is not None and not self._connection.lost.is_set()
+
+    async def restore(self, connection: BrokerConnection) -> bool:
+        """See Watched.restore."""
+        return await connection.restore(*self.own())
+
+    def own(self) -> Sequence[Exchange | Queue | Binding]:
+        """Return the objects of this service that the consumer needs."""
+        raise NotImplementedError
 
     async def _open_channel(
         self, connection: BrokerConnection, *, prefetch: int = 0

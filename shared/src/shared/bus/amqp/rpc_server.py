@@ -11,6 +11,7 @@ from typing import Final
 from postbus.bus.v1 import Control, Outcome
 from shared.bus.amqp.batches import batch_route, unpack
 from shared.bus.amqp.broker_connection import BrokerConnection
+from shared.bus.amqp.broker_errors import MissingError
 from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.control_receiver import CallKey, ControlReceiver, control_queue
 from shared.bus.amqp.declarations import Binding, Queue
@@ -84,18 +85,38 @@ class RpcServer(QueueConsumer):
         await self._control_channel.consume(
             [name], self._controls.receive, declared=[own], no_ack=True
         )
-        await self._queues.consume(self._channel, self._passing_to(self._channel))
+        try:
+            await self._queues.consume(self._channel, self._passing_to(self._channel))
+        except MissingError:
+            await self._queues.delete_unused(connection)
+            raise
         self._connection = connection
 
     def connection(self, session: BrokerSession) -> BrokerConnection | None:
         """See Watched.connection."""
         return session.publishing if self.active and not self._stopping else None
 
+    async def restore(self, connection: BrokerConnection) -> bool:
+        """See Watched.restore. If a queue of calls is missing, the session ends and starts again.
+
+        As a node of a cluster goes down, RabbitMQ can delete a transient queue that has just been
+        declared at another node, without a message to its consumer (its issue 6271). The consumer
+        would not be that of a new queue, and the end of the old queue would delete the new one.
+        """
+        try:
+            await self._queues.check(connection)
+        except MissingError:
+            if not self._stopping:
+                self._log.write(logging.WARNING, "queue.calls_missing", queue=self.queue_name)
+                connection.mark_lost()
+            return False
+        return await connection.restore(*self.own())
+
     def own(self) -> Sequence[Queue | Binding]:
-        """See Watched.own."""
+        """See QueueConsumer.own. Leaves the queues of calls out; see `restore`."""
         return [
             self._control_queue,
-            *self._queues.declarations(),
+            *self._queues.retry_bindings(),
             *self._queues.bindings(self._routes),
         ]
 

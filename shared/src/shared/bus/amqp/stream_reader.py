@@ -93,7 +93,7 @@ class StreamReader(QueueConsumer):
         return session.consuming if self.complete else None
 
     def own(self) -> Sequence[Queue]:
-        """See Watched.own."""
+        """See QueueConsumer.own."""
         return [self._stream]
 
     def restored(self) -> None:

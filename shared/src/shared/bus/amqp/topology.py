@@ -55,7 +55,7 @@ DEAD_AT: Final = "x-postbus-time"
 _DELIVERY_LIMIT: Final = 10
 """Redeliveries of an event whose worker is lost each time, before it becomes a dead letter."""
 _ORPHAN_EXPIRES_MS: Final = 1000
-"""Expiry of a queue without consumers. Auto-delete does not apply after a restart of the broker."""
+"""Expiry of a queue without consumers. Auto-delete does not apply before the first consumer."""
 _SEGMENT_BYTES: Final = 2**20
 """Segments of streams. The broker deletes old events by whole segments, when a segment is full."""
 _DEAD_LETTER_MS: Final = 14 * 24 * 60 * 60 * 1000
@@ -160,11 +160,15 @@ def method_queue(service: str, name: str, route: str) -> Queue:
 
     It is bound to the calls exchange after the start of its consumer.
     """
+    # Transient: the name of a durable queue cannot be declared anywhere else while its node is
+    # down. A quorum queue would survive, but costs each call a write to disk; a queue for each
+    # process would get a copy of each call (docs/operations.md).
     return Queue(
         name=name,
         arguments={"x-expires": _ORPHAN_EXPIRES_MS},
         bindings=[Binding(name, exchange("retry", service), route)],
         auto_delete=True,
+        transient=True,
     )
 
 

@@ -9,7 +9,7 @@ import structlog
 from shared.bus.amqp.broker_connection import BrokerConnection
 from shared.bus.amqp.broker_errors import BROKER_ERRORS, broker_errors
 from shared.bus.amqp.broker_session import BrokerSession
-from shared.bus.amqp.declarations import Binding, Exchange, Queue
+from shared.bus.amqp.declarations import Binding
 from shared.bus.amqp.queue_migration import bind_present
 from shared.bus.amqp.topology import all_bindings, all_events
 
@@ -23,7 +23,7 @@ _SHORTEST_SECONDS: Final = 0.2
 _MAX_ERROR: Final = 500
 """Characters of an error in the log."""
 _TICKS: Final = 5
-"""Ticks between two declarations of everything else."""
+"""Ticks between two declarations of everything else, and the first ticks, which all have one."""
 
 
 class Watched(Protocol):
@@ -32,8 +32,8 @@ class Watched(Protocol):
     def connection(self, session: BrokerSession) -> BrokerConnection | None:
         """Return the connection of its queues; None while it has no queues."""
 
-    def own(self) -> Sequence[Exchange | Queue | Binding]:
-        """Return the objects of this service, to be declared again."""
+    async def restore(self, connection: BrokerConnection) -> bool:
+        """Restore the objects of this service; return whether something was missing."""
 
     def restored(self) -> None:
         """Take note that something was missing and has been declared again."""
@@ -50,7 +50,8 @@ async def watch(session: BrokerSession, watched: Callable[[], Iterable[Watched]]
 
     Bindings are made again every second, because a missed
     event cannot be detected, and everything else every five seconds, or as soon as the session
-    suspects a loss. Declarations of what exists change nothing.
+    suspects a loss, and in the first five seconds every second: the session may have begun while a
+    node of the broker went down. Declarations of what exists change nothing.
     """
     tick = 0
     while not session.lost.is_set():
@@ -58,7 +59,7 @@ async def watch(session: BrokerSession, watched: Callable[[], Iterable[Watched]]
             with broker_errors():
                 await session.events.restore()
                 active = [each for each in watched() if each.connection(session)]
-                if tick % _TICKS == 0 or session.suspicious.is_set():
+                if tick < _TICKS or tick % _TICKS == 0 or session.suspicious.is_set():
                     session.suspicious.clear()
                     await _restore_own(session, active)
                 await _restore_foreign(session, active)
@@ -74,7 +75,7 @@ async def _restore_own(session: BrokerSession, active: Sequence[Watched]) -> Non
     missing = [await session.restore()]
     for each in active:
         if connection := each.connection(session):
-            missing.append(await connection.restore(*each.own()))
+            missing.append(await each.restore(connection))
     if any(missing):  # the exchanges and the delay queues belong to all
         for each in active:
             each.restored()
@@ -96,9 +97,9 @@ class KeptEvents:
         """See Watched.connection."""
         return session.consuming
 
-    def own(self) -> Sequence[Exchange | Queue | Binding]:
-        """See Watched.own."""
-        return [all_events()]
+    async def restore(self, connection: BrokerConnection) -> bool:
+        """See Watched.restore."""
+        return await connection.restore(all_events())
 
     def restored(self) -> None:
         """See Watched.restored."""

@@ -1,0 +1,44 @@
+"""The address of the broker, which may name several nodes of one cluster."""
+
+import re
+from contextlib import suppress
+from typing import Final
+
+from yarl import URL
+
+__all__ = ["BrokerAddressError", "broker_addresses"]
+
+_SCHEMES: Final = ("amqp", "amqps")
+_FORM: Final = "amqp://user:password@host:port,host:port/vhost"
+_URL: Final = re.compile(r"(?P<scheme>[^:/]*)://(?P<authority>[^/?#]*)(?P<rest>.*)", re.DOTALL)
+
+
+class BrokerAddressError(ValueError):
+    """Raised if the address of the broker is malformed. The text has no password."""
+
+
+def broker_addresses(address: str) -> list[URL]:
+    """Return a URL for each host of `address`, in its order and without duplicates.
+
+    `amqp://user:password@host1:5672,host2:5673/vhost` names two nodes of a cluster; account,
+    virtual host and options are those of all. The scheme `amqps` stands for TLS. Raises
+    BrokerAddressError.
+    """
+    found = _URL.fullmatch(address)
+    if found is None or found["scheme"].lower() not in _SCHEMES:
+        raise BrokerAddressError(f"the address of the broker must have the form {_FORM}")
+    account, at, hosts = found["authority"].rpartition("@")
+    return [
+        _url(f"{found['scheme']}://{account}{at}{host}{found['rest']}", host)
+        for host in dict.fromkeys(each.strip() for each in hosts.split(","))
+    ]
+
+
+def _url(text: str, host: str) -> URL:
+    with suppress(ValueError):  # its text may contain the password
+        url = URL(text)
+        if url.host and url.port != 0:
+            return url
+    raise BrokerAddressError(
+        f"the address of the broker has an invalid host or port {host!r}; its form is {_FORM}"
+    )
