@@ -4,21 +4,25 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import httpx
 
 from tests.people import Person
 
-__all__ = ["History", "Load", "Try", "Write"]
+__all__ = ["NOTIFICATION_CREATED", "POST_CREATED", "History", "Load", "Socket", "Try", "Write"]
 
+POST_CREATED: Final = "postbus.posts.v1.PostCreated"
+NOTIFICATION_CREATED: Final = "postbus.posts.v1.NotificationCreated"
 REPEAT_SECONDS: Final = 40.0
 """Time for which a write is repeated until it has a final response."""
 ONCE: Final = 0.12
 """Share of the writes that are sent once, so that their outcome can be compared."""
 ASKED_AGAIN: Final = 0.05
 """Share of the acknowledged writes that are sent again: the response must be the same."""
+READ_BACK: Final = 0.3
+"""Share of the acknowledged writes that are read at once by their user."""
 _TRANSIENT: Final = (0, 409, 429, 499, 500, 502, 503, 504)
 
 
@@ -32,6 +36,8 @@ class Try:
     reason: str = ""
     outcome: str = "UNKNOWN"
     retry_after: bool = True
+    absent: bool = False
+    """Whether it is the response to a read of something that may be absent."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,6 +53,8 @@ class Write:
     """The response, if the write was acknowledged."""
     repeated: dict[str, Any] | None = None
     """The response to the same request, sent once more."""
+    unread: bool = False
+    """Whether its user did not see the acknowledged write in a read that followed."""
 
     @property
     def acknowledged(self) -> bool:
@@ -58,12 +66,26 @@ class Write:
         return not self.acknowledged and all(each.outcome == "NO_EFFECT" for each in self.tries)
 
 
+@dataclass(slots=True, kw_only=True)
+class Socket:
+    """A WebSocket of a user that subscribed at `opened`, and the subjects of its events by type."""
+
+    person: str
+    opened: float
+    closed: float | None = None
+    """The time at which the gateway closed it, None if it was open at the end."""
+    seen: dict[str, set[str]] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class History:
     """All writes in the order of their begin, and the responses to reads."""
 
     writes: list[Write] = field(default_factory=list)
     reads: list[Try] = field(default_factory=list)
+    delay: float = 0.0
+    """Longest time in seconds by which this machine has delayed the load itself."""
+    sockets: list[Socket] = field(default_factory=list)
 
     def tries(self) -> list[Try]:
         """Return every response."""
@@ -91,10 +113,18 @@ class Load:
 
     async def run(self, pause: float) -> None:
         """Run one loop per person, with `pause` seconds between its requests on average."""
+        delays = asyncio.create_task(self._measure_delays())
         try:
             await asyncio.gather(*(self._act(person, pause) for person in self._people))
         finally:
+            delays.cancel()
             await asyncio.gather(*(client.aclose() for client in self._clients))
+
+    async def _measure_delays(self) -> None:
+        while True:
+            due = time.monotonic() + 0.1
+            await asyncio.sleep(0.1)
+            self.history.delay = max(self.history.delay, time.monotonic() - due)
 
     async def _act(self, person: Person, pause: float) -> None:
         own: list[str] = []
@@ -162,7 +192,24 @@ class Load:
             answer, again = await self._send(person, *request, key)
             if 200 <= answer.status < 300:
                 write.repeated = again
+        if self._dice.random() < READ_BACK:
+            write.unread = not await self._sees(person, write)
         return write.body
+
+    async def _sees(self, person: Person, write: Write) -> bool:
+        """Return whether a user sees an own write; the users change nothing else meanwhile."""
+        match write.kind:
+            case "post" | "delete":
+                id_ = (write.body or {}).get("id", write.target)
+                answer, _ = await self._send(person, "GET", f"/v1/posts/{id_}", None, {})
+                self.history.reads.append(replace(answer, absent=answer.status == 404))
+                return answer.status != (404 if write.kind == "post" else 200)
+            case "profile":
+                answer, me = await self._send(person, "GET", "/v1/me", None, {})
+                self.history.reads.append(answer)
+                return answer.status != 200 or me["bio"] == write.target
+            case _:
+                return True
 
     async def _send(
         self,
@@ -179,7 +226,10 @@ class Load:
             )
         except httpx.HTTPError:
             return Try(at=began, seconds=time.monotonic() - began, status=0), {}
-        content: dict[str, Any] = answer.json() if answer.content else {}
+        try:
+            content: dict[str, Any] = answer.json() if answer.content else {}
+        except ValueError:
+            content = {}
         failed = answer.is_error
         recorded = Try(
             at=began,
