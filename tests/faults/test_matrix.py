@@ -137,6 +137,7 @@ async def test_interrupted_run_ends_its_processes_and_shows_its_results() -> Non
     output += (await chaos.stdout.read()).decode()
 
     assert await chaos.wait() == 130
+    assert "Interrupted before the comparison." in output
     assert "| 20 sockets that call and never read, for 10 s (27) | `sockets_never_read` |" in output
     with pytest.raises(ProcessLookupError):
         os.killpg(chaos.pid, 0)

@@ -9,11 +9,13 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 from tests.conftest import Place as Servers
 from tests.conftest import new_mongo_database, new_postgres_database
 from tests.faults.chaos import report
+from tests.faults.chaos.checker import Findings
 from tests.faults.chaos.rows import ROWS, SECONDS, all_runs, default_runs
 from tests.faults.chaos.run import Outcome, chaotic_system, compare, inject_under_load
 from tests.tokens import TokenMaker
@@ -83,10 +85,9 @@ async def _run(
 
 def _verdict(outcome: Outcome, seed: int) -> int:
     broken = report.late(outcome)
-    for name, count in outcome.findings.summary().items():
-        if count:
-            examples = "\n  ".join(getattr(outcome.findings, name)[:5])
-            broken.append(f"{name}: {count}\n  {examples}")
+    for name, found in asdict(outcome.findings or Findings()).items():
+        if found:
+            broken.append("\n  ".join([f"{name}: {len(found)}", *found[:5]]))
     for each in broken:
         print(f"chaos: {each}")
     print("chaos: failed" if broken else f"chaos: every promise was kept (seed {seed})")

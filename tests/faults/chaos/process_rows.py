@@ -7,14 +7,28 @@ from typing import Final
 
 from tests.clocks import clock_settings, find_faketime
 from tests.faults.chaos.matrix import GATEWAYS, WORKERS, NotPossibleError, Place, Row, row
+from tests.people import eventually
 from tools.servers.errors import ServersUnavailableError
 
 __all__ = ["PROCESS_ROWS"]
 
+_READY: Final = '"worker.ready"'
+"""The log event of a worker that serves."""
+_START_SECONDS: Final = 60.0
 
-async def _restart(place: Place, *names: str) -> None:
-    await place.system.start(*names)
-    await place.system.until_ready(40)
+
+async def _start(place: Place, *names: str, **settings: str) -> None:
+    """Start processes; return when each of them serves."""
+    before = {name: place.system.log(name).count(_READY) for name in names}
+    await place.system.start(*names, **settings)
+
+    async def all_serve() -> bool:
+        return all(place.system.log(name).count(_READY) > before[name] for name in names)
+
+    if names[0] in GATEWAYS:
+        await place.system.until_ready(_START_SECONDS, url=place.system.url_of(names[0]))
+    else:
+        await eventually(all_serve, _START_SECONDS)
 
 
 @row("1", "SIGKILL of one worker of two", part="processes", allowed=1)
@@ -22,7 +36,7 @@ async def one_worker_killed(place: Place) -> None:
     name = place.dice.choice(WORKERS)
     await place.system.kill(name)
     await asyncio.sleep(2)
-    await _restart(place, name)
+    await _start(place, name)
 
 
 @row("1", "SIGKILL of all workers of a service", part="processes", allowed=2)
@@ -31,7 +45,7 @@ async def all_workers_killed(place: Place) -> None:
     names = [name for name in WORKERS if name.startswith(service)]
     await asyncio.gather(*(place.system.kill(name) for name in names))
     await asyncio.sleep(2)
-    await _restart(place, *names)
+    await _start(place, *names)
 
 
 @row("2", "SIGKILL of all workers after the commit, before the reply", part="processes", allowed=2)
@@ -55,22 +69,20 @@ async def _kill_workers_while_held(place: Place) -> None:
     finally:
         broker.break_()
         broker.flow()
-    await _restart(place, *WORKERS)
+    await _start(place, *WORKERS)
 
 
 @row("4", "SIGKILL of a gateway", part="processes", allowed=2)
 async def gateway_killed(place: Place) -> None:
     await place.system.kill("gateway-2")
     await asyncio.sleep(1)
-    await place.system.start("gateway-2")
-    await place.system.until_ready(40, url=place.system.url_of("gateway-2"))
+    await _start(place, "gateway-2")
 
 
 @row("5", "SIGTERM of all processes in turn", part="processes", allowed=2)
 async def rolling_restart(place: Place) -> None:
     for name in (*WORKERS, *GATEWAYS):
-        await place.system.stop(name, 20)
-        await _restart(place, name)
+        await _run_again(place, name)
 
 
 @row("10", "SIGSTOP of a worker for 15 s", part="processes", allowed=3)
@@ -119,9 +131,7 @@ async def clocks_wrong(place: Place) -> None:
 
 async def _run_again(place: Place, name: str, **settings: str) -> None:
     await place.system.stop(name, 20)
-    await place.system.start(name, **settings)
-    url = place.system.url_of(name) if name in GATEWAYS else ""
-    await place.system.until_ready(40, url=url)
+    await _start(place, name, **settings)
 
 
 PROCESS_ROWS: Final[tuple[Row, ...]] = (

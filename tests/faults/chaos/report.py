@@ -93,12 +93,16 @@ def _errors(result: Result) -> str:
 
 
 def _summary(outcome: Outcome, seed: int) -> list[str]:
-    summary = outcome.findings.summary()
+    if outcome.findings is None:
+        return [f"Interrupted before the comparison. Seed {seed}."]
     return [
         f"{outcome.requests} requests with {outcome.writes} writes; every event had its effect"
         f" {outcome.settled:.0f} s after the last fault. Seed {seed}.",
         "",
         "| found by the comparison | count | required |",
         "| --- | --- | --- |",
-        *(f"| {name.replace('_', ' ')} | {count} | 0 |" for name, count in summary.items()),
+        *(
+            f"| {name.replace('_', ' ')} | {count} | 0 |"
+            for name, count in outcome.findings.summary().items()
+        ),
     ]

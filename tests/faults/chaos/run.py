@@ -73,7 +73,8 @@ class Outcome:
     """Seconds until no event was on its way."""
     left: list[str] = field(default_factory=list)
     """What was still on its way after a minute."""
-    findings: Findings = field(default_factory=Findings)
+    findings: Findings | None = None
+    """What the comparison found; None if there was none."""
 
 
 @asynccontextmanager
