@@ -58,6 +58,12 @@ def page(outcome: Outcome, seed: int) -> str:
         for each in ROWS.values()
         if each.when == "by name"
     ]
+    measured = {name for each in outcome.results for name in each.names}
+    lines += [
+        f"- {each.number}: {each.title} (`{each.name}`), not measured in this run."
+        for each in ROWS.values()
+        if each.when != "by name" and each.name not in measured
+    ]
     lines += ["", "## Comparison at the end", "", *_summary(outcome, seed)]
     return "\n".join(lines) + "\n"
 
