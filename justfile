@@ -85,12 +85,12 @@ breaking *arguments: _setup
 fuzz seconds="300": _setup
     @POSTBUS_FUZZ_SECONDS={{ quote(seconds) }} exec {{ quote(python) }} -m pytest -q tests/contract/test_fuzz.py
 
-# inject faults under load and write docs/faults.md: just chaos [ROW...]
+# inject faults under load for ten minutes, or all and write docs/faults.md: just chaos [--all] [ROW...]
 [group('build')]
 [no-exit-message]
 [positional-arguments]
-chaos *rows: _setup
-    @POSTBUS_CHAOS_ROWS="$*" POSTBUS_CHAOS_REPORT=docs/faults.md exec {{ quote(python) }} -m tools test tests/faults/test_matrix.py --long -q -s
+chaos *arguments: _setup
+    @exec {{ quote(python) }} -m tests.faults.chaos "$@"
 
 # measure Postbus beside its rivals: just bench [SUITE...]
 [group('build')]

@@ -1,7 +1,8 @@
-"""`just bench hot`: 32 concurrent writers that share one tag or post, or share nothing.
+"""`just bench hot`: 32 concurrent writers that share one tag, post or user, or share nothing.
 
 The rival of each measure is the same write without anything shared, in the same run. The writers
-like and unlike, so that each request changes a counter. BENCH_QUICK measures one short round.
+like and unlike, follow and unfollow, so that each request changes a counter. BENCH_QUICK measures
+one short round.
 """
 
 import asyncio
@@ -61,35 +62,34 @@ def run() -> list[Result]:
 
 
 async def _measure(environment: dict[str, str], logs: Path) -> dict[str, Any]:
-    """Return the rounds by kind of write and by sharing, in a system with two `posts` workers."""
+    """Return the rounds by kind of write and by sharing, in a system with two of each worker."""
     async with (
         run_system(environment, TokenMaker(), logs) as system,
         httpx.AsyncClient(base_url=system.url, timeout=30) as client,
     ):
-        second = await system.run("posts")
-        try:
-            people = [
-                Client(client, await sign_up(client, f"writer{number}"))
-                for number in range(_WRITERS)
-            ]
-            return await _rounds(system, people)
-        finally:
-            second.terminate()
-            await second.wait()
+        await system.start("posts-2", "users-2")
+        people = [
+            Client(client, await sign_up(client, f"writer{number}")) for number in range(_WRITERS)
+        ]
+        followed = [
+            (await sign_up(client, f"followed{number}")).username for number in range(_WRITERS)
+        ]
+        await system.until_ready()
+        return await _rounds(system, await _writes(people, followed))
 
 
-async def _rounds(system: System, people: list[Client]) -> dict[str, Any]:
-    writes = await _writes(people)
+async def _rounds(system: System, writes: dict[str, dict[str, Write]]) -> dict[str, Any]:
     measured: dict[str, Any] = {kind: {"shared": [], "apart": []} for kind in writes}
     for _ in range(_ROUNDS):
         for kind, by_sharing in writes.items():
             for sharing, write in by_sharing.items():
                 measured[kind][sharing].append(await _round(write))
-    print(f"bench: hot: {(await system.output('posts', 'repair')).splitlines()[-1]}")
+    for service in ("posts", "users"):
+        print(f"bench: hot: {(await system.output(service, 'repair')).splitlines()[-1]}")
     return measured
 
 
-async def _writes(people: list[Client]) -> dict[str, dict[str, Write]]:
+async def _writes(people: list[Client], followed: list[str]) -> dict[str, dict[str, Write]]:
     posts = [(await each.done("POST", "/v1/posts", {"title": "A post"}))["id"] for each in people]
 
     def post(tag: Callable[[int], str]) -> Write:
@@ -107,6 +107,11 @@ async def _writes(people: list[Client]) -> dict[str, dict[str, Write]]:
             "POST", f"/v1/posts/{on(writer)}/comments", {"body": "A comment"}
         )
 
+    def follow(of: Callable[[int], str]) -> Write:
+        return lambda writer, n: people[writer].done(
+            "DELETE" if n % 2 else "PUT", f"/v1/users/{of(writer)}/follow"
+        )
+
     return {
         "posts with a tag": {
             "shared": post(lambda _: "shared"),
@@ -119,6 +124,10 @@ async def _writes(people: list[Client]) -> dict[str, dict[str, Write]]:
         "comments": {
             "shared": comment(lambda _: posts[0]),
             "apart": comment(lambda writer: posts[writer]),
+        },
+        "follows": {
+            "shared": follow(lambda _: followed[0]),
+            "apart": follow(lambda writer: followed[writer]),
         },
     }
 

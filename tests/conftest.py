@@ -96,8 +96,10 @@ async def new_vhost(name: str) -> AsyncIterator[str]:
             set_up_broker_accounts, _server("AMQP_MANAGEMENT"), name, secrets.accounts
         )
         url = str(broker.copy_with(path=f"/{name}"))
-        yield service_url(url, "rabbitmq", OPERATOR, secrets)
-        await management.delete(f"/api/vhosts/{name}")
+        try:
+            yield service_url(url, "rabbitmq", OPERATOR, secrets)
+        finally:
+            await management.delete(f"/api/vhosts/{name}")
 
 
 @pytest.fixture(scope="session")
@@ -107,28 +109,46 @@ async def vhost(run_id: str) -> AsyncIterator[str]:
         yield url
 
 
+@asynccontextmanager
+async def new_postgres_database(run_id: str) -> AsyncIterator[str]:
+    """Yield the URL of a PostgreSQL database; it is deleted with its namesakes."""
+    server = _server("POSTGRES")
+    try:
+        yield str(httpx.URL(server).copy_with(path=f"/{run_id}"))
+    finally:
+        connection = await asyncpg.connect(server)
+        ours = "SELECT datname FROM pg_database WHERE starts_with(datname, $1)"
+        for (name,) in await connection.fetch(ours, run_id):
+            await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await connection.close()
+
+
 @pytest.fixture(scope="session")
 async def postgres_url(run_id: str) -> AsyncIterator[str]:
-    """Return the URL of a new PostgreSQL database, deleted with its namesakes."""
-    server = _server("POSTGRES")
-    yield str(httpx.URL(server).copy_with(path=f"/{run_id}"))
-    connection = await asyncpg.connect(server)
-    ours = "SELECT datname FROM pg_database WHERE starts_with(datname, $1)"
-    for (name,) in await connection.fetch(ours, run_id):
-        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    await connection.close()
+    """Return the URL of a new PostgreSQL database."""
+    async with new_postgres_database(run_id) as url:
+        yield url
+
+
+@asynccontextmanager
+async def new_mongo_database(run_id: str) -> AsyncIterator[str]:
+    """Yield the URL of a MongoDB database; it is deleted with its namesakes."""
+    server = httpx.URL(_server("MONGO"))
+    try:
+        yield str(server.copy_with(path=f"/{run_id}"))
+    finally:
+        async with AsyncMongoClient[dict[str, object]](str(server)) as client:
+            for name in await client.list_database_names():
+                if name.startswith(run_id):
+                    await client.drop_database(name)
+                    await client[name].command("dropAllUsersFromDatabase")
 
 
 @pytest.fixture(scope="session")
 async def mongo_url(run_id: str) -> AsyncIterator[str]:
-    """Return the URL of a new MongoDB database, deleted with its namesakes."""
-    server = httpx.URL(_server("MONGO"))
-    yield str(server.copy_with(path=f"/{run_id}"))
-    async with AsyncMongoClient[dict[str, object]](str(server)) as client:
-        for name in await client.list_database_names():
-            if name.startswith(run_id):
-                await client.drop_database(name)
-                await client[name].command("dropAllUsersFromDatabase")
+    """Return the URL of a new MongoDB database."""
+    async with new_mongo_database(run_id) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,17 @@
 """A TCP proxy in front of a server; a stopped proxy looks like a stopped server."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import random
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
+from typing import Final
 
 import httpx
 
 __all__ = ["Proxy"]
+
+SLICED_BYTES: Final = 64
+"""Bytes that are sent one at a time if `sliced`: heads of AMQP, PostgreSQL and MongoDB messages."""
 
 
 class Proxy:
@@ -21,6 +26,8 @@ class Proxy:
         self._flows.set()
         self._client_bytes_flow = asyncio.Event()
         self._client_bytes_flow.set()
+        self._server_bytes_flow = asyncio.Event()
+        self._server_bytes_flow.set()
         self.sent = b""
         """The latest bytes of the clients, 64 KiB at most."""
         self.port = 0
@@ -32,6 +39,10 @@ class Proxy:
         """Times at which a client has sent bytes after the server: round trips, of all together."""
         self.delay = 0.0
         """Seconds by which bytes are delayed in each direction."""
+        self.jitter = 0.0
+        """Further seconds of delay, at most: random for each piece."""
+        self.sliced = False
+        """Whether the first bytes of each piece are sent one at a time."""
         self._client_is_next = True
 
     @classmethod
@@ -72,10 +83,15 @@ class Proxy:
         """Forward nothing to the server until `flow`."""
         self._client_bytes_flow.clear()
 
+    def hold_server_bytes(self) -> None:
+        """Forward nothing to the clients until `flow`."""
+        self._server_bytes_flow.clear()
+
     def flow(self) -> None:
         """Forward the held bytes, and the following ones."""
         self._flows.set()
         self._client_bytes_flow.set()
+        self._server_bytes_flow.set()
 
     def tell_clients(self, data: bytes) -> None:
         """Send bytes to every client in place of the server."""
@@ -87,17 +103,20 @@ class Proxy:
         self._client_is_next = not of_client
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
+        try:
             server_reader, server_writer = await asyncio.open_connection(*self._target)
-            both = {writer, server_writer}
-            self._writers |= both
-            self._clients.add(writer)
-            await asyncio.gather(
-                self._copy(reader, server_writer, of_client=True),
-                self._copy(server_reader, writer, of_client=False),
-            )
-            self._writers -= both
-            self._clients.discard(writer)
+        except OSError:  # the server does not run
+            writer.transport.abort()
+            return
+        both = {writer, server_writer}
+        self._writers |= both
+        self._clients.add(writer)
+        await asyncio.gather(
+            self._copy(reader, server_writer, of_client=True),
+            self._copy(server_reader, writer, of_client=False),
+        )
+        self._writers -= both
+        self._clients.discard(writer)
 
     async def _copy(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, of_client: bool
@@ -105,14 +124,25 @@ class Proxy:
         with suppress(OSError):
             while data := await reader.read(65536):
                 self._count_turn(of_client=of_client)
-                if self.delay:
-                    await asyncio.sleep(self.delay)
+                if self.delay or self.jitter:
+                    await asyncio.sleep(self.delay + self.jitter * random.random())  # noqa: S311
                 if of_client:
                     self.received += len(data)
                     self.sent = data
                     await asyncio.sleep(0)  # a test may stall now
                     await self._client_bytes_flow.wait()
+                else:
+                    await self._server_bytes_flow.wait()
                 await self._flows.wait()
-                writer.write(data)
-                await writer.drain()
+                for piece in self._pieces(data):
+                    writer.write(piece)
+                    await writer.drain()
         writer.close()
+
+    def _pieces(self, data: bytes) -> Iterator[bytes]:
+        """Return the data as it is sent; asyncio sets TCP_NODELAY, so each piece is a segment."""
+        single = SLICED_BYTES if self.sliced else 0
+        for position in range(min(single, len(data))):
+            yield data[position : position + 1]
+        if len(data) > single:
+            yield data[single:]

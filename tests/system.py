@@ -6,7 +6,7 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -171,9 +171,13 @@ class System:
             assert await process.wait() == 0, "a migration failed"
 
     async def start(self, *names: str, **settings: str) -> None:
-        """Start processes, with further `settings`; `until_ready` waits for them."""
+        """Start processes, with further `settings`; `until_ready` waits for them.
+
+        A gateway that has run before gets its port again.
+        """
         for name in names:
-            self._ports[name] = free_port() if name.startswith("gateway-") else self.port
+            if name not in self._ports:
+                self._ports[name] = free_port() if name.startswith("gateway-") else self.port
             port = {"POSTBUS_PORT": str(self._ports[name])}
             self._processes[name] = await self.run(name, stdout=None, **port, **settings)
 
@@ -197,7 +201,8 @@ class System:
     async def stop(self, name: str, seconds: float = 5) -> int:
         """End a process with SIGTERM; return its exit code. TimeoutError after `seconds`."""
         process = self._processes.pop(name)
-        process.terminate()
+        with suppress(ProcessLookupError):  # Ctrl-C ends the processes too
+            process.terminate()
         async with asyncio.timeout(seconds):
             return await process.wait()
 
@@ -215,6 +220,18 @@ class System:
         file = self._logs / f"{service}.step"
         file.write_bytes(bytes(8))
         return file
+
+    def ended(self) -> list[str]:
+        """Return the processes that have ended by themselves, with their exit codes."""
+        return [
+            f"{name}: exit code {process.returncode}"
+            for name, process in self._processes.items()
+            if process.returncode is not None
+        ]
+
+    def log_sizes(self) -> dict[str, float]:
+        """Return the size of the log of each process in MiB."""
+        return {file.stem: file.stat().st_size / 2**20 for file in self._logs.glob("*.log")}
 
     def log(self, service: str) -> str:
         """Return the log of a service."""
@@ -242,6 +259,7 @@ class System:
         fields = {
             name: Path(f"/proc/{process.pid}/status").read_text().partition("VmRSS:")[2]
             for name, process in self._processes.items()
+            if process.returncode is None
         }
         return {name: int(field.split()[0]) / 1024 for name, field in fields.items()}
 

@@ -7,18 +7,17 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from pymongo import AsyncMongoClient
 
+from tests.clocks import clock_settings, find_faketime
 from tests.conftest import Place
 from tests.people import PASSWORD, Client, sign_up
 from tests.system import System
 from tools.servers.errors import ServersUnavailableError
-from tools.servers.packages import UNPACKED, provide
 
 pytestmark = pytest.mark.long
 
@@ -28,14 +27,10 @@ Unique = Callable[[str], str]
 @pytest.fixture(scope="session")
 def faketime() -> str:
     """Return libfaketime, of the system or from its package."""
-    pattern = "usr/lib/*/faketime/libfaketimeMT.so.1"
-    if not (found := list(Path("/").glob(pattern))):
-        try:
-            provide(["libfaketime"])
-        except ServersUnavailableError as error:
-            pytest.skip(f"libfaketime cannot be installed: {error}")
-        found = list(UNPACKED.glob(pattern))
-    return str(found[0])
+    try:
+        return find_faketime()
+    except ServersUnavailableError as error:
+        pytest.skip(f"libfaketime cannot be installed: {error}")
 
 
 @asynccontextmanager
@@ -44,13 +39,7 @@ async def wrong_clock(
 ) -> AsyncIterator[None]:
     """Run a service with its clock ahead by `seconds`; its monotonic clock is right."""
     await system.stop(service)
-    system._processes[service] = await system.run(
-        service,
-        LD_PRELOAD=faketime,
-        FAKETIME=f"{seconds:+}",
-        FAKETIME_DONT_FAKE_MONOTONIC="1",
-        DONT_FAKE_MONOTONIC="1",
-    )
+    await system.start(service, **clock_settings(faketime, seconds))
     try:
         await system.until_ready()  # readiness does not depend on clocks
         yield

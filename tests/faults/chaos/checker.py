@@ -1,34 +1,21 @@
 """Compare a history with the state of both databases."""
 
-from collections import Counter
 from dataclasses import dataclass, field, fields
-from typing import Any, Final
+from typing import Final
 
-import asyncpg
-from pymongo import AsyncMongoClient
-from pymongo.asynchronous.database import AsyncDatabase
+from tests.faults.chaos.history import NOTIFICATION_CREATED, POST_CREATED, History, Write
+from tests.faults.chaos.state import State
 
-from tests.faults.chaos.history import History, Write
-
-__all__ = ["Findings", "State", "check", "read_state"]
+__all__ = ["Findings", "check"]
 
 LONGEST_ANSWER: Final = 5.6
 """The budget of a call, and what the gateway needs to answer."""
-
-
-@dataclass(slots=True, kw_only=True)
-class State:
-    """What the databases hold."""
-
-    titles: Counter[str] = field(default_factory=Counter)
-    """Titles of posts."""
-    post_ids: set[str] = field(default_factory=set)
-    comments: Counter[str] = field(default_factory=Counter)
-    likes: set[tuple[str, str]] = field(default_factory=set)
-    """Person and post."""
-    follows: set[tuple[str, str]] = field(default_factory=set)
-    """Id of the follower, and name of the followed user."""
-    bios: dict[str, str] = field(default_factory=dict)
+LARGEST_PROCESS: Final = 400.0
+"""MiB."""
+LARGEST_LOG: Final = 8.0
+"""MiB of a process in one run."""
+_EXPECTED: Final = (404, 409, 429, 499)
+"""Client errors of correct requests: 404 only where something may be absent."""
 
 
 @dataclass(slots=True)
@@ -49,6 +36,24 @@ class Findings:
     """Errors without a reason, and 429 and 503 without `Retry-After`."""
     late: list[str] = field(default_factory=list)
     """Responses after the budget."""
+    refused: list[str] = field(default_factory=list)
+    """Client errors of correct requests."""
+    unread: list[str] = field(default_factory=list)
+    """Acknowledged writes that their own user did not see in the next read."""
+    missed: list[str] = field(default_factory=list)
+    """Events of acknowledged writes that a socket missed, although it stayed open."""
+    foreign: list[str] = field(default_factory=list)
+    """Private events of other users on a socket."""
+    unsettled: list[str] = field(default_factory=list)
+    """Queues, outboxes and differences of counters that are not empty in the end."""
+    dead: list[str] = field(default_factory=list)
+    """Dead letters that are not garbage."""
+    corrected: list[str] = field(default_factory=list)
+    """Corrections of derived data by `just repair`."""
+    ended: list[str] = field(default_factory=list)
+    """Processes that have ended by themselves."""
+    bloated: list[str] = field(default_factory=list)
+    """Processes with too much memory, and too long logs."""
 
     def summary(self) -> dict[str, int]:
         """Return the number of each kind."""
@@ -59,33 +64,6 @@ class Findings:
         return not any(self.summary().values())
 
 
-async def read_state(mongo_url: str, postgres_url: str) -> State:
-    """Read what the checker compares; the addresses contain the services' databases."""
-    state = State()
-    client: AsyncMongoClient[dict[str, Any]]
-    async with AsyncMongoClient(mongo_url) as client:
-        database: AsyncDatabase[dict[str, Any]] = client.get_default_database()
-        async for post in database["posts"].find({}, {"title": 1}):
-            state.titles[post["title"]] += 1
-            state.post_ids.add(post["_id"])
-        async for comment in database["comments"].find({}, {"body": 1}):
-            state.comments[comment["body"]] += 1
-        async for like in database["likes"].find({}, {"user_id": 1, "post_id": 1}):
-            state.likes.add((like["user_id"], like["post_id"]))
-    connection = await asyncpg.connect(postgres_url)
-    try:
-        names = {
-            row["id"]: row for row in await connection.fetch("SELECT id, username, bio FROM users")
-        }
-        state.bios = {id_: row["bio"] for id_, row in names.items()}
-        for row in await connection.fetch("SELECT follower_id, followed_id FROM follows"):
-            if row["followed_id"] in names:
-                state.follows.add((row["follower_id"], names[row["followed_id"]]["username"]))
-    finally:
-        await connection.close()
-    return state
-
-
 def check(history: History, state: State) -> Findings:
     """Return everything in which history and state differ, and every wrong response."""
     found = Findings()
@@ -94,6 +72,8 @@ def check(history: History, state: State) -> Findings:
     for write in history.writes:
         if write.repeated is not None and write.repeated != write.body:
             found.other_reply.append(_named(write))
+        if write.unread:
+            found.unread.append(_named(write))
         if write.kind in ("post", "comment"):
             created = state.titles if write.kind == "post" else state.comments
             if (write.body or {}).get("id") not in deleted:
@@ -103,6 +83,8 @@ def check(history: History, state: State) -> Findings:
     _check_flags(history, found, "like", "unlike", state.likes)
     _check_flags(history, found, "follow", "unfollow", state.follows)
     _check_profiles(history, found, state.bios)
+    _check_sockets(history, found)
+    _check_end(state, found)
     return found
 
 
@@ -112,6 +94,7 @@ def _named(write: Write) -> str:
 
 
 def _check_responses(history: History, found: Findings) -> None:
+    latest = LONGEST_ANSWER + history.delay
     for each in history.tries():
         text = f"{each.status} {each.reason} after {each.seconds:.2f} s"
         if each.status == 500:
@@ -120,8 +103,12 @@ def _check_responses(history: History, found: Findings) -> None:
             found.untyped.append(text)
         if each.status in (429, 503) and not each.retry_after:
             found.untyped.append(f"{text} without Retry-After")
-        if each.status and each.seconds > LONGEST_ANSWER:
+        if each.status and each.seconds > latest:
             found.late.append(text)
+        if 400 <= each.status < 500 and (
+            each.status not in _EXPECTED or (each.status == 404 and not each.absent)
+        ):
+            found.refused.append(text)
 
 
 def _check_count(write: Write, count: int, found: Findings) -> None:
@@ -170,3 +157,31 @@ def _check_profiles(history: History, found: Findings, bios: dict[str, str]) -> 
             found.lost.append(
                 f"profile of {person}: {bios.get(person)!r} is none of {sorted(texts)}"
             )
+
+
+def _check_sockets(history: History, found: Findings) -> None:
+    created = {
+        (write.body or {}).get("id", ""): write.tries[0].at
+        for write in history.writes
+        if write.kind == "post" and write.acknowledged
+    }
+    for socket in history.sockets:
+        others = socket.seen.get(NOTIFICATION_CREATED, set()) - {socket.person}
+        found.foreign += [f"notification of {each} on {socket.person}'s" for each in others]
+        if socket.closed is None:
+            seen = socket.seen.get(POST_CREATED, set())
+            due = {id_ for id_, began in created.items() if began > socket.opened}
+            found.missed += [f"post {id_} on {socket.person}'s socket" for id_ in due - seen]
+
+
+def _check_end(state: State, found: Findings) -> None:
+    found.unsettled += state.unsettled
+    found.dead += state.dead_letters
+    found.corrected += state.repairs
+    found.ended += state.ended
+    for name, size in state.memory.items():
+        if size > LARGEST_PROCESS:
+            found.bloated.append(f"{name}: {size:.0f} MiB of memory")
+    for name, size in state.logs.items():
+        if size > LARGEST_LOG:
+            found.bloated.append(f"{name}: {size:.0f} MiB of log")
