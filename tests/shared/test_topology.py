@@ -30,7 +30,7 @@ from shared.bus.amqp.topology import (
 from shared.bus.message_bus import Failure
 from shared.limited_log import LimitedLog
 from shared.wire import decode, encode
-from tests.buses import ignore, opened_bus
+from tests.buses import a_call, echo, ignore, opened_bus
 from tests.messages import EVENTS
 
 Unique = Callable[[str], str]
@@ -275,3 +275,26 @@ async def test_interrupted_replacement_of_a_queue_is_finished(
 )
 def test_owner_of_a_name_is_a_service(name: str, service: str) -> None:
     assert owner(name) == service
+
+
+async def test_worker_joins_the_durable_queues_of_calls_of_an_older_one(
+    vhost: str, unique: Unique
+) -> None:
+    """Both serve until the older one stops; the queue is deleted with its last consumer."""
+    route, name = f"postbus.bus.v1.{unique('Route')}.test", unique("queue.")
+    async with opened_bus(vhost) as bus, await aio_pika.connect(vhost) as connection:
+        channel = await connection.channel()
+        older = await channel.declare_queue(
+            f"{name}.{route}", durable=True, auto_delete=True, arguments={"x-expires": 1000}
+        )
+        tag = await older.consume(_ack)
+        async with asyncio.timeout(5):
+            server = await bus.serve(name, [route], echo)
+        await older.cancel(tag)
+
+        assert (await bus.call(route, a_call(b"x"))).payload == b"x"
+        # the start that failed has left no consumer of control messages
+        assert len(await bus.broadcast(route, a_call(seconds=0.3))) == 1
+        await server.cancel()
+        server = await bus.serve(name, [route], echo)
+        await server.cancel()

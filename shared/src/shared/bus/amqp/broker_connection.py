@@ -180,9 +180,9 @@ class BrokerConnection:
             try:
                 return await channel.request_all(methods)
             finally:
-                self._close_later(channel)
+                self.close_later(channel)
 
-    def _close_later(self, channel: MessageChannel) -> None:
+    def close_later(self, channel: MessageChannel) -> None:
         """Close a channel without waiting for the broker."""
         closed = channel.closed
         self.forget_channel(channel)

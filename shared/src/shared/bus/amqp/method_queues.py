@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Final
 
 from pamqp.commands import Queue as QueueMethods
@@ -28,14 +29,21 @@ _LONGEST_MS: Final = 60_000
 
 
 class MethodQueues:
-    """One queue for each route of a service, named after `prefix` and the route."""
+    """One queue for each route of a service, named after `prefix` and the route.
 
-    def __init__(self, service: str, prefix: str, routes: Iterable[str]) -> None:
+    Workers of versions before the transient queues have durable ones of the same names. They are
+    joined with `transient=False`, and deleted with their last consumer.
+    """
+
+    def __init__(
+        self, service: str, prefix: str, routes: Iterable[str], *, transient: bool = True
+    ) -> None:
         self.names = {route: f"{prefix}.{route}" for route in routes}
         """By route."""
         self.created: dict[str, float] = {}
         """The time of the creation of queues, by route, for those that this server has created."""
         self._service = service
+        self._transient = transient
 
     async def consume(self, channel: MessageChannel, handler: Callable[[Delivered], None]) -> None:
         """Declare, consume and bind the queues; raises BROKER_ERRORS."""
@@ -52,7 +60,10 @@ class MethodQueues:
 
     def declarations(self) -> list[Queue]:
         """Return the queues without their bindings to the calls exchange."""
-        return [method_queue(self._service, name, route) for route, name in self.names.items()]
+        return [
+            replace(method_queue(self._service, name, route), transient=self._transient)
+            for route, name in self.names.items()
+        ]
 
     def bindings(self, routes: Iterable[str]) -> list[Binding]:
         """Return the bindings of routes to the calls exchange: single calls and batches."""

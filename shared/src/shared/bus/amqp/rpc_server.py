@@ -11,10 +11,10 @@ from typing import Final
 from postbus.bus.v1 import Control, Outcome
 from shared.bus.amqp.batches import batch_route, unpack
 from shared.bus.amqp.broker_connection import BrokerConnection
-from shared.bus.amqp.broker_errors import MissingError
+from shared.bus.amqp.broker_errors import BROKER_ERRORS, MissingError
 from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.control_receiver import CallKey, ControlReceiver, control_queue
-from shared.bus.amqp.declarations import Binding, Queue
+from shared.bus.amqp.declarations import Binding, Queue, TopologyError
 from shared.bus.amqp.message_channel import MessageChannel
 from shared.bus.amqp.method_queues import MethodQueues
 from shared.bus.amqp.probe_answers import ProbeAnswers
@@ -60,6 +60,8 @@ class RpcServer(QueueConsumer):
         self._deleted: set[str] = set()
         """Routes whose queue was deleted when this server stopped."""
         self._stopping = False
+        self._transient = True
+        """Whether to declare transient queues: those of an older version are durable."""
         self._log = LimitedLog()
 
     async def start(self, session: BrokerSession) -> None:
@@ -69,7 +71,9 @@ class RpcServer(QueueConsumer):
         """
         connection, service = session.publishing, session.service
         self._service = service
-        self._queues = MethodQueues(service, self.queue_name, self._routes)
+        self._queues = MethodQueues(
+            service, self.queue_name, self._routes, transient=self._transient
+        )
         self._replies = ReplyChannels(
             session.publishers, service, self._log, security_log=session.security_log
         )
@@ -87,8 +91,13 @@ class RpcServer(QueueConsumer):
         )
         try:
             await self._queues.consume(self._channel, self._passing_to(self._channel))
-        except MissingError:
-            await self._queues.delete_unused(connection)
+        except BROKER_ERRORS as error:
+            if isinstance(error, MissingError):
+                await self._queues.delete_unused(connection)
+            elif isinstance(error, TopologyError):  # of another version: the next start joins them
+                self._transient = not self._transient
+            for channel in (self._control_channel, self._channel):
+                connection.close_later(channel)
             raise
         self._connection = connection
 
