@@ -108,13 +108,20 @@ async def delete_queue(url: str, name: str) -> None:
 async def test_no_token_is_accepted_until_the_stream_has_been_read(
     own_vhost: str, verifier: TokenVerifier, tokens: TokenMaker
 ) -> None:
-    async with await aio_pika.connect(own_vhost) as connection:  # another queue under its name
-        await (await connection.channel()).declare_queue("posts.revocations", durable=True)
+    streams = ("posts.revocations", "gateway.revocations")
+    async with await aio_pika.connect(own_vhost) as connection:  # other queues under their names
+        channel = await connection.channel()
+        for stream in streams:
+            await channel.declare_queue(stream, durable=True)
     token = tokens.token(ID)
     headers = {"Authorization": f"Bearer {token}"}
-    async with opened(own_vhost, "users"), opened(own_vhost, "posts") as bus:
+    async with (
+        opened(own_vhost, "users"),
+        opened(own_vhost, "posts") as bus,
+        opened(own_vhost, "gateway") as gateway,
+    ):
         application = Application(handlers=[Posts()], probes={})
-        app = build_app(bus, verifier, max_body_bytes=10_000)
+        app = build_app(gateway, verifier, max_body_bytes=10_000)
         transport = httpx.ASGITransport(app)
         async with (
             serve("posts", application, bus, verifier),
@@ -135,7 +142,8 @@ async def test_no_token_is_accepted_until_the_stream_has_been_read(
             await bus.call(PUBLIC, a_call())
             await until_sessions_ready(client, False)
 
-            await delete_queue(own_vhost, "posts.revocations")
+            for stream in streams:
+                await delete_queue(own_vhost, stream)
 
             await until_sessions_ready(client, True)
             assert (await client.get("/v1/posts", headers=headers)).status_code == 200
