@@ -15,6 +15,7 @@ from pymongo.write_concern import WriteConcern
 
 from shared.data.mongo_collection import Collection
 from shared.data.mongo_counters import Counters
+from shared.data.mongo_waits import make_cancellable
 from shared.errors import NotReadyError
 from shared.outbox.inbox import Operation, OperationResult
 from shared.outbox.mongo_errors import driver_errors
@@ -123,6 +124,7 @@ async def open_mongo(url: SecretStr) -> AsyncIterator[Mongo]:
     include the caller's own writes, and writes are acknowledged by a majority of the replica set,
     journaled.
     """
+    make_cancellable()
     client: AsyncMongoClient[Document] = AsyncMongoClient(
         url.get_secret_value(),
         retryReads=True,
