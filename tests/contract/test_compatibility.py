@@ -19,6 +19,7 @@ THIRD_PARTY = ROOT / ".dev/third_party"
 PACKAGE = "postbus.odd.v1."
 
 REST, WEBSOCKET, WORKER = "REST client", "WebSocket client", "worker"
+CODE = "generated code"
 CALLERS = f"{REST}, {WEBSOCKET}, {WORKER}"
 CLIENTS = f"{REST}, {WEBSOCKET}"
 BY_KEY = f"{WEBSOCKET}, {WORKER}"
@@ -127,29 +128,29 @@ ROUTES = {
         methods_of(rpc('get: "/v1/things/{name}"')),
         {
             "Odd.Do: path parameters renamed: GET /v1/things/{id} -> GET /v1/things/{name}": REST,
-            "Odd.Do: GET /v1/things/{name}: field id moved: path -> query": REST,
-            "Odd.Do: GET /v1/things/{name}: field name moved: query -> path": REST,
+            "Odd.Do: field moved: id of GET /v1/things/{name}: path -> query": REST,
+            "Odd.Do: field moved: name of GET /v1/things/{name}: query -> path": REST,
         },
         {
             "Odd.Do: path parameters renamed: GET /v1/things/{name} -> GET /v1/things/{id}": REST,
-            "Odd.Do: GET /v1/things/{id}: field id moved: query -> path": REST,
-            "Odd.Do: GET /v1/things/{id}: field name moved: path -> query": REST,
+            "Odd.Do: field moved: id of GET /v1/things/{id}: query -> path": REST,
+            "Odd.Do: field moved: name of GET /v1/things/{id}: path -> query": REST,
         },
     ),
     "body": (
         methods_of(rpc('post: "/v1/things"')),
         methods_of(rpc('post: "/v1/things" body: "*"')),
-        *both("Odd.Do: POST /v1/things: body changed: none <-> *", REST),
+        *both("Odd.Do: body changed: POST /v1/things: none <-> *", REST),
     ),
     "response body": (
         methods_of(rpc('get: "/v1/things"')),
         methods_of(rpc('get: "/v1/things" response_body: "ask"')),
-        *both("Odd.Do: GET /v1/things: response_body changed: none <-> ask", REST),
+        *both("Odd.Do: response_body changed: GET /v1/things: none <-> ask", REST),
     ),
     "status": (
         methods_of(rpc(rules="access: ACCESS_USER")),
         methods_of(rpc(rules="access: ACCESS_USER http_status: 201")),
-        *both("Odd.Do: POST /v1/things: status changed: 200 <-> 201", REST),
+        *both("Odd.Do: status changed: POST /v1/things: 200 <-> 201", REST),
     ),
     "another verb captures nothing": (
         methods_of(rpc('get: "/v1/{id}"')),
@@ -276,23 +277,23 @@ METHODS = {
     "timeout": (
         methods_of(rpc()),
         methods_of(rpc(rules="access: ACCESS_USER default_timeout_ms: 100")),
-        {"notice: Odd.Do: default timeout lowered: 5000 ms -> 100 ms": CALLERS},
+        {"notice: Odd.Do: default_timeout_ms lowered: 5000 -> 100": CALLERS},
         {},
     ),
     "version": (
         methods_of(rpc(rules='access: ACCESS_USER version: "ask.version"')),
         methods_of(rpc()),
-        {"Odd.Do: version lost: ask.version -> none": REST},
+        {"Odd.Do: version removed: ask.version -> none": REST},
         {},
     ),
     "expected version": (
         methods_of(rpc(rules='access: ACCESS_USER expected_version: "name"')),
         methods_of(rpc()),
         {
-            "Odd.Do: expected_version lost: name -> none": REST,
-            "Odd.Do: POST /v1/things: field name moved: If-Match -> body": REST,
+            "Odd.Do: expected_version removed: name -> none": REST,
+            "Odd.Do: field moved: name of POST /v1/things: If-Match -> body": REST,
         },
-        {"Odd.Do: POST /v1/things: field name moved: body -> If-Match": REST},
+        {"Odd.Do: field moved: name of POST /v1/things: body -> If-Match": REST},
     ),
 }
 
@@ -306,8 +307,14 @@ FIELDS = {
     "renamed": (
         request_of("string a_b = 1;"),
         request_of("string b = 1;"),
-        {"Ask.b: JSON name changed: aB -> b": CLIENTS},
-        {"Ask.a_b: JSON name changed: b -> aB": CLIENTS},
+        {
+            "Ask.b: JSON name changed: aB -> b": CLIENTS,
+            "Ask.b: number reused: a_b -> b": WORKER,
+        },
+        {
+            "Ask.a_b: JSON name changed: b -> aB": CLIENTS,
+            "Ask.a_b: number reused: b -> a_b": WORKER,
+        },
     ),
     "renamed in JSON": (
         response_of("string a = 1;"),
@@ -408,14 +415,20 @@ FIELDS = {
     "oneof extended": (
         response_of("oneof c { string a = 1; }"),
         response_of("oneof c { string a = 1; string b = 2; }"),
-        {"notice: Answer.b: case added to oneof c: none -> string": CALLERS},
+        {"notice: Answer.b: case added to oneof: c: none -> string": CALLERS},
         {"Answer.b: field removed: string -> removed": CALLERS},
     ),
     "enum value renamed": (
         request_of("E a = 1;", "enum E { Z = 0; }"),
         request_of("E a = 1;", "enum E { Y = 0; }"),
-        {"E.Y: enum value renamed: Z -> Y": CLIENTS},
-        {"E.Z: enum value renamed: Y -> Z": CLIENTS},
+        {
+            "E.Y: enum value renamed: Z -> Y": CLIENTS,
+            "E.Y: enum number reused: Z -> Y": WORKER,
+        },
+        {
+            "E.Z: enum value renamed: Y -> Z": CLIENTS,
+            "E.Z: enum number reused: Y -> Z": WORKER,
+        },
     ),
     "enum value with an alias": (
         request_of("E a = 1;", "enum E { Z = 0; }"),
@@ -654,7 +667,7 @@ CONSTRAINTS = {
             "string id = 1;", f"string id = 1 [{lay('string.max_len = 8')}];"
         ),
         {"Ask.id: constraint tightened: string.max_len: none -> 8": CALLERS},
-        {"Ask.id: constraint loosened: string.max_len: 8 -> none": CALLERS},
+        {"notice: Ask.id: limit relaxed: string.max_len: 8 -> none": CALLERS},
     ),
 }
 
@@ -674,7 +687,8 @@ EVENTS = {
     "subject": (
         event("string id = 1; string other = 2;"),
         event("string id = 1; string other = 2;", 'subject: "other"'),
-        *both("Done: event subject changed: id <-> other", SUBSCRIBERS),
+        {"Done: event subject changed: id -> other": SUBSCRIBERS, f"Done: {STALE}": SUBSCRIBERS},
+        {"Done: event subject changed: other -> id": SUBSCRIBERS, f"Done: {STALE}": SUBSCRIBERS},
     ),
     "version": (
         event(rules='subject: "id" version: 2'),
@@ -779,23 +793,26 @@ def breaks(before: str, after: str) -> Found:
         for finding in found
     ]
     assert len(texts) == len(set(texts))
-    order = [REST, WEBSOCKET, WORKER, CONSUMER]
+    order = [REST, WEBSOCKET, WORKER, CONSUMER, CODE]
     audiences = [", ".join(sorted(finding.audiences, key=order.index)) for finding in found]
     return dict(zip(texts, audiences, strict=True))
 
 
 @pytest.mark.parametrize(
-    ("message", "audience"),
+    ("message", "audiences"),
     [
-        ("postbus.realtime.v1.ClientFrame", WEBSOCKET),
-        ("postbus.realtime.v1.ServerFrame", WEBSOCKET),
-        ("postbus.bus.v1.Request", WORKER),
-        ("postbus.bus.v1.Reply", WORKER),
-        ("postbus.bus.v1.Event", CONSUMER),
-        ("postbus.bus.v1.Error", REST),
+        ("postbus.realtime.v1.ClientFrame", {WEBSOCKET}),
+        ("postbus.realtime.v1.ServerFrame", {WEBSOCKET}),
+        ("postbus.bus.v1.Request", {WORKER}),
+        ("postbus.bus.v1.Reply", {WORKER}),
+        ("postbus.bus.v1.Batch", {WORKER}),
+        ("postbus.bus.v1.Control", {WORKER}),
+        ("postbus.bus.v1.ProbeAnswer", {WORKER}),
+        ("postbus.bus.v1.Event", {WORKER, CONSUMER}),
+        ("postbus.bus.v1.Error", {WORKER, REST}),
     ],
 )
-def test_changed_frame_or_envelope_breaks_its_audience(message: str, audience: str) -> None:
+def test_changed_frame_or_envelope_breaks_its_audiences(message: str, audiences: set[str]) -> None:
     package, _, name = message.rpartition(".")
     before = compiled(f"message {name} {{ string a = 1; }}", package)
     after = compiled(f"message {name} {{ }}", package)
@@ -803,7 +820,7 @@ def test_changed_frame_or_envelope_breaks_its_audience(message: str, audience: s
     [finding] = compare(before, after)
 
     assert finding.text == f"{message}.a: field removed: string -> removed"
-    assert finding.audiences == {audience}
+    assert finding.audiences == audiences
 
 
 HEAD = """syntax = "proto3";
@@ -852,13 +869,17 @@ def test_command_reports_breaking_changes_by_audience_and_fails(tmp_path: Path) 
     file = "  proto/postbus/odd/v1/odd.proto"
     assert result.stdout.splitlines() == [
         "breaks REST client:",
-        f"{file}:9: postbus.odd.v1.Odd.Do: route removed: GET /v1/a -> GET /v1/b",
+        f"{file}:9: postbus.odd.v1.Odd.Do: route removed: GET /v1/a -> GET /v1/b. "
+        "Keep the old route as one of `additional_bindings`.",
         "breaks WebSocket client, event consumer:",
-        f"{file}:10: postbus.odd.v1.Done.a: field removed: string -> removed",
-        f"{file}:10: postbus.odd.v1.Done: {STALE}",
+        f"{file}:10: postbus.odd.v1.Done.a: field removed: string -> removed. "
+        "Keep the field with `deprecated = true` until no client uses it.",
+        f"{file}:10: postbus.odd.v1.Done: {STALE}. "
+        "Undo the breaking change, or raise `version` of the event.",
         "breaks generated code:",
-        f'{file}:10: Previously present field "2" with name "a" on message "Done" was deleted. '
-        "(FIELD_NO_DELETE)",
+        f'{file}:10: Previously present field "2" with name "a" on message "Done" was deleted '
+        "(FIELD_NO_DELETE). Keep the old element and add the new one beside it, or add a package "
+        "of the next version.",
         "breaking: 4 breaking, 0 notices; "
         "breaks REST client, WebSocket client, event consumer, generated code",
     ]
@@ -873,7 +894,8 @@ def test_command_reports_notices_and_succeeds(tmp_path: Path) -> None:
     assert result.stdout.splitlines() == [
         "notices for REST client, WebSocket client, worker:",
         "  proto/postbus/odd/v1/odd.proto:9: postbus.odd.v1.Odd.Do: "
-        "access loosened, check security: USER -> PUBLIC",
+        "access loosened, check security: USER -> PUBLIC. "
+        "Check that the additional callers may see and do everything that the rpc offers.",
         "breaking: 0 breaking, 1 notices; breaks no audience",
     ]
     assert (result.returncode, result.stderr) == (0, "")
