@@ -4,18 +4,15 @@ import subprocess
 import sys
 import tempfile
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
-from grpc_tools import protoc
 
+from tests.contract.compiled_contracts import compile_contracts
 from tools.contracts.compatibility import compare
-from tools.contracts.generate.third_party import lay_out
 
 ROOT = Path(__file__).parents[2]
-THIRD_PARTY = ROOT / ".dev/third_party"
 PACKAGE = "postbus.odd.v1."
 
 REST, WEBSOCKET, WORKER = "REST client", "WebSocket client", "worker"
@@ -29,12 +26,6 @@ UNDECIDED = "constraint changed, effect unknown"
 STALE = "event version not raised by a breaking change: 1 -> 1"
 
 Found = dict[str, str]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _imports() -> None:
-    if not THIRD_PARTY.exists():
-        lay_out(THIRD_PARTY)
 
 
 def rpc(
@@ -823,30 +814,11 @@ def test_changed_frame_or_envelope_breaks_its_audiences(message: str, audiences:
     assert finding.audiences == audiences
 
 
-HEAD = """syntax = "proto3";
-package {package};
-import "buf/validate/validate.proto";
-import "google/api/annotations.proto";
-import "google/api/field_behavior.proto";
-import "google/protobuf/duration.proto";
-import "google/protobuf/timestamp.proto";
-import "postbus/options/v1/options.proto";
-"""
-
-
 @cache
 def compiled(contract: str, package: str = "postbus.odd.v1") -> bytes:
     """Return the descriptor set that protoc makes of a contract."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        source, target = folder / "postbus/odd/v1/odd.proto", folder / "odd.binpb"
-        source.parent.mkdir(parents=True)
-        source.write_text(HEAD.replace("{package}", package) + contract)
-        well_known = files("grpc_tools").joinpath("_proto")
-        includes = [f"-I{path}" for path in (folder, ROOT / "proto", THIRD_PARTY, well_known)]
-        options = ["--include_imports", "--include_source_info", f"-o{target}"]
-        assert protoc.main(["protoc", *includes, *options, str(source)]) == 0, contract
-        return target.read_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        return compile_contracts(Path(folder), {package: contract})
 
 
 def breaking(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -869,15 +841,15 @@ def test_command_reports_breaking_changes_by_audience_and_fails(tmp_path: Path) 
     file = "  proto/postbus/odd/v1/odd.proto"
     assert result.stdout.splitlines() == [
         "breaks REST client:",
-        f"{file}:9: postbus.odd.v1.Odd.Do: route removed: GET /v1/a -> GET /v1/b. "
+        f"{file}:10: postbus.odd.v1.Odd.Do: route removed: GET /v1/a -> GET /v1/b. "
         "Keep the old route as one of `additional_bindings`.",
         "breaks WebSocket client, event consumer:",
-        f"{file}:10: postbus.odd.v1.Done.a: field removed: string -> removed. "
+        f"{file}:11: postbus.odd.v1.Done.a: field removed: string -> removed. "
         "Keep the field with `deprecated = true` until no client uses it.",
-        f"{file}:10: postbus.odd.v1.Done: {STALE}. "
+        f"{file}:11: postbus.odd.v1.Done: {STALE}. "
         "Undo the breaking change, or raise `version` of the event.",
         "breaks generated code:",
-        f'{file}:10: Previously present field "2" with name "a" on message "Done" was deleted '
+        f'{file}:11: Previously present field "2" with name "a" on message "Done" was deleted '
         "(FIELD_NO_DELETE). Keep the old element and add the new one beside it, or add a package "
         "of the next version.",
         "breaking: 4 breaking, 0 notices; "
@@ -893,7 +865,7 @@ def test_command_reports_notices_and_succeeds(tmp_path: Path) -> None:
 
     assert result.stdout.splitlines() == [
         "notices for REST client, WebSocket client, worker:",
-        "  proto/postbus/odd/v1/odd.proto:9: postbus.odd.v1.Odd.Do: "
+        "  proto/postbus/odd/v1/odd.proto:10: postbus.odd.v1.Odd.Do: "
         "access loosened, check security: USER -> PUBLIC. "
         "Check that the additional callers may see and do everything that the rpc offers.",
         "breaking: 0 breaking, 1 notices; breaks no audience",

@@ -138,10 +138,9 @@ class _Comparison:
             self._apply([event_meaning], pair, self._subscribers(pair.before.full_name))
         broken = self._record.broken_events()
         for pair in self._event_pairs():
-            uses = self._subscribers(pair.before.full_name)
-            self._apply([event_options], pair, uses)
-            if pair.before.full_name in broken:
-                self._record.add(version_not_raised(pair), uses)
+            name = pair.before.full_name
+            self._apply([event_options], pair, self._subscribers(name))
+            self._record.add(version_not_raised(pair), broken.get(name, set()))
 
     def _subscribers(self, event: str) -> Uses:
         outside = self._old.is_client_visible(self._old.events[event])

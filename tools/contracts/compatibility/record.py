@@ -30,10 +30,13 @@ class Record:
         for change in changes:
             self.add([change], uses_of(change.name))
 
-    def broken_events(self) -> set[str]:
-        """Return the names of the events with a change so far that is no notice."""
-        broken = (uses for change, uses in self._broken.items() if not change.notice)
-        return {use.event for uses in broken for use in uses}
+    def broken_events(self) -> dict[str, set[Use]]:
+        """Return the events with a change so far that is no notice, with the broken uses."""
+        broken: dict[str, set[Use]] = defaultdict(set)
+        for change, uses in self._broken.items():
+            for use in uses if not change.notice else ():
+                broken[use.event].add(use)
+        return broken
 
     def findings(self) -> list[Finding]:
         """Return all changes, each once."""
