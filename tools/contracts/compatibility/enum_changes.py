@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from google.protobuf.descriptor import EnumDescriptor, EnumValueDescriptor
+from google.protobuf.descriptor_pb2 import EnumDescriptorProto
 
 from tools.contracts.compatibility.findings import Breaks, Change, bus, callers, json, readers
 from tools.contracts.compatibility.kinds import Kind
@@ -71,6 +72,30 @@ def _numbers_changed(pair: Pair[EnumDescriptor]) -> Iterator[Change]:
         )
 
 
+def _reserved_reused(pair: Pair[EnumDescriptor]) -> Iterator[Change]:
+    """Yield new values with a reserved number or name, which earlier releases used otherwise."""
+    reserved = EnumDescriptorProto()
+    pair.before.CopyToProto(reserved)
+    numbers = [range(each.start, each.end + 1) for each in reserved.reserved_range]
+    for name, number in _numbers(pair.after).items():
+        if any(number in each for each in numbers):
+            yield _reused(pair, name, Kind.ENUM_NUMBER_REUSED, str(number), bus)
+        if name in reserved.reserved_name:
+            yield _reused(pair, name, Kind.NAME_REUSED, name, json)
+
+
+def _reused(
+    pair: Pair[EnumDescriptor], name: str, kind: Kind, reserved: str, breaks: Breaks
+) -> Change:
+    return Change(
+        name=f"{pair.after.full_name}.{name}",
+        kind=kind,
+        before=f"reserved {reserved}",
+        after=name,
+        breaks=breaks,
+    )
+
+
 def _values_added(pair: Pair[EnumDescriptor]) -> Iterator[Change]:
     """Yield new values, which are unknown to readers."""
     numbers, names_before = _names(pair.before), _numbers(pair.before)
@@ -105,4 +130,10 @@ def _numbers(enum: EnumDescriptor) -> dict[str, int]:
     return {value.name: value.number for value in enum.values}
 
 
-ENUM_RULES = (_values_removed, _values_renamed, _numbers_changed, _values_added)
+ENUM_RULES = (
+    _values_removed,
+    _values_renamed,
+    _numbers_changed,
+    _reserved_reused,
+    _values_added,
+)

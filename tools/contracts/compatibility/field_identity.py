@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from google.protobuf.descriptor_pb2 import FieldDescriptorProto
+from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto
 
 from postbus_runtime.fields import is_map
 from tools.contracts.compatibility.findings import Breaks, Change, bus, every_use, json
@@ -94,6 +94,28 @@ def _json_names_changed(pair: Pair[Descriptor]) -> Iterator[Change]:
             )
 
 
+def _reserved_reused(pair: Pair[Descriptor]) -> Iterator[Change]:
+    """Yield new fields with a reserved number or name, which earlier releases used otherwise."""
+    reserved = DescriptorProto()
+    pair.before.CopyToProto(reserved)
+    numbers = [range(each.start, each.end) for each in reserved.reserved_range]
+    for field in pair.after.fields:
+        if any(field.number in each for each in numbers):
+            yield _reused(field, Kind.NUMBER_REUSED, str(field.number), bus)
+        if field.name in reserved.reserved_name:
+            yield _reused(field, Kind.NAME_REUSED, field.name, json)
+
+
+def _reused(field: FieldDescriptor, kind: Kind, reserved: str, breaks: Breaks) -> Change:
+    return Change(
+        name=field.full_name,
+        kind=kind,
+        before=f"reserved {reserved}",
+        after=field.name,
+        breaks=breaks,
+    )
+
+
 def scalar_name(field: FieldDescriptor) -> str:
     """Return the type of a field as in .proto files: `int32`, `message`, `enum`."""
     names = FieldDescriptorProto.Type.DESCRIPTOR.values_by_number
@@ -108,4 +130,4 @@ def type_name(field: FieldDescriptor) -> str:
     return named.full_name if named else scalar_name(field)
 
 
-IDENTITY_RULES = (_fields_removed, _numbers_changed, _json_names_changed)
+IDENTITY_RULES = (_fields_removed, _numbers_changed, _json_names_changed, _reserved_reused)

@@ -120,6 +120,10 @@ class Kind(Enum):
         "Give the new field a new number. If this is only another name for the same field, keep "
         "`json_name`.",
     )
+    NAME_REUSED = (
+        "reserved name reused",
+        "Choose another name: clients of earlier releases use this one for the old field or value.",
+    )
     TYPE_CHANGED = ("type changed", "Add a field of the other type beside this one.")
     CARDINALITY_CHANGED = (
         "cardinality changed",
