@@ -293,7 +293,10 @@ FIELDS = {
         request_of("string a = 1;"),
         request_of("reserved 1; reserved 'a';"),
         {"Ask.a: field removed: string -> removed": CALLERS},
-        {},
+        {
+            "Ask.a: number reused: reserved 1 -> a": WORKER,
+            "Ask.a: reserved name reused: reserved a -> a": CLIENTS,
+        },
     ),
     "renamed": (
         request_of("string a_b = 1;"),
@@ -629,19 +632,19 @@ CONSTRAINTS = {
         {},
     ),
     "new field required": (
-        request_of("reserved 1;"),
+        request_of(""),
         ruled("(google.api.field_behavior) = REQUIRED"),
         {"Ask.a: new field required: none -> google.api.field_behavior REQUIRED": CALLERS},
         {"Ask.a: field removed: string -> removed": CALLERS},
     ),
     "new field that may not be empty": (
-        request_of("reserved 1;"),
+        request_of(""),
         ruled(lay("string.min_len = 1")),
         {"Ask.a: new field required: none -> string.min_len": CALLERS},
         {"Ask.a: field removed: string -> removed": CALLERS},
     ),
     "new field that may be left out": (
-        request_of("reserved 1;"),
+        request_of(""),
         ruled(lay("string.min_len = 1"), "optional string"),
         {},
         {"Ask.a: field removed: string -> removed": CALLERS},
