@@ -4,21 +4,19 @@ import subprocess
 import sys
 import tempfile
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
-from grpc_tools import protoc
 
+from tests.contract.compiled_contracts import compile_contracts
 from tools.contracts.compatibility import compare
-from tools.contracts.generate.third_party import lay_out
 
 ROOT = Path(__file__).parents[2]
-THIRD_PARTY = ROOT / ".dev/third_party"
 PACKAGE = "postbus.odd.v1."
 
 REST, WEBSOCKET, WORKER = "REST client", "WebSocket client", "worker"
+CODE = "generated code"
 CALLERS = f"{REST}, {WEBSOCKET}, {WORKER}"
 INTERNAL = "access: ACCESS_INTERNAL"
 CLIENTS = f"{REST}, {WEBSOCKET}"
@@ -29,12 +27,6 @@ UNDECIDED = "constraint changed, effect unknown"
 STALE = "event version not raised by a breaking change: 1 -> 1"
 
 Found = dict[str, str]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _imports() -> None:
-    if not THIRD_PARTY.exists():
-        lay_out(THIRD_PARTY)
 
 
 def rpc(
@@ -128,29 +120,29 @@ ROUTES = {
         methods_of(rpc('get: "/v1/things/{name}"')),
         {
             "Odd.Do: path parameters renamed: GET /v1/things/{id} -> GET /v1/things/{name}": REST,
-            "Odd.Do: GET /v1/things/{name}: field id moved: path -> query": REST,
-            "Odd.Do: GET /v1/things/{name}: field name moved: query -> path": REST,
+            "Odd.Do: field moved: id of GET /v1/things/{name}: path -> query": REST,
+            "Odd.Do: field moved: name of GET /v1/things/{name}: query -> path": REST,
         },
         {
             "Odd.Do: path parameters renamed: GET /v1/things/{name} -> GET /v1/things/{id}": REST,
-            "Odd.Do: GET /v1/things/{id}: field id moved: query -> path": REST,
-            "Odd.Do: GET /v1/things/{id}: field name moved: path -> query": REST,
+            "Odd.Do: field moved: id of GET /v1/things/{id}: query -> path": REST,
+            "Odd.Do: field moved: name of GET /v1/things/{id}: path -> query": REST,
         },
     ),
     "body": (
         methods_of(rpc('post: "/v1/things"')),
         methods_of(rpc('post: "/v1/things" body: "*"')),
-        *both("Odd.Do: POST /v1/things: body changed: none <-> *", REST),
+        *both("Odd.Do: body changed: POST /v1/things: none <-> *", REST),
     ),
     "response body": (
         methods_of(rpc('get: "/v1/things"')),
         methods_of(rpc('get: "/v1/things" response_body: "ask"')),
-        *both("Odd.Do: GET /v1/things: response_body changed: none <-> ask", REST),
+        *both("Odd.Do: response_body changed: GET /v1/things: none <-> ask", REST),
     ),
     "status": (
         methods_of(rpc(rules="access: ACCESS_USER")),
         methods_of(rpc(rules="access: ACCESS_USER http_status: 201")),
-        *both("Odd.Do: POST /v1/things: status changed: 200 <-> 201", REST),
+        *both("Odd.Do: status changed: POST /v1/things: 200 <-> 201", REST),
     ),
     "another verb captures nothing": (
         methods_of(rpc('get: "/v1/{id}"')),
@@ -277,7 +269,7 @@ METHODS = {
     "callers of an open method": (
         methods_of(rpc(rules=INTERNAL)),
         methods_of(rpc(rules=f'{INTERNAL} callers: "users"')),
-        {"notice: Odd.Do: callers restricted: all services -> users": WORKER},
+        {"notice: Odd.Do: callers restricted: none -> users": WORKER},
         {},
     ),
     "idempotency lost": (
@@ -289,23 +281,23 @@ METHODS = {
     "timeout": (
         methods_of(rpc()),
         methods_of(rpc(rules="access: ACCESS_USER default_timeout_ms: 100")),
-        {"notice: Odd.Do: default timeout lowered: 5000 ms -> 100 ms": CALLERS},
+        {"notice: Odd.Do: default_timeout_ms lowered: 5000 -> 100": CALLERS},
         {},
     ),
     "version": (
         methods_of(rpc(rules='access: ACCESS_USER version: "ask.version"')),
         methods_of(rpc()),
-        {"Odd.Do: version lost: ask.version -> none": REST},
+        {"Odd.Do: version removed: ask.version -> none": REST},
         {},
     ),
     "expected version": (
         methods_of(rpc(rules='access: ACCESS_USER expected_version: "name"')),
         methods_of(rpc()),
         {
-            "Odd.Do: expected_version lost: name -> none": REST,
-            "Odd.Do: POST /v1/things: field name moved: If-Match -> body": REST,
+            "Odd.Do: expected_version removed: name -> none": REST,
+            "Odd.Do: field moved: name of POST /v1/things: If-Match -> body": REST,
         },
-        {"Odd.Do: POST /v1/things: field name moved: body -> If-Match": REST},
+        {"Odd.Do: field moved: name of POST /v1/things: body -> If-Match": REST},
     ),
 }
 
@@ -314,13 +306,22 @@ FIELDS = {
         request_of("string a = 1;"),
         request_of("reserved 1; reserved 'a';"),
         {"Ask.a: field removed: string -> removed": CALLERS},
-        {},
+        {
+            "Ask.a: number reused: reserved 1 -> a": WORKER,
+            "Ask.a: reserved name reused: reserved a -> a": CLIENTS,
+        },
     ),
     "renamed": (
         request_of("string a_b = 1;"),
         request_of("string b = 1;"),
-        {"Ask.b: JSON name changed: aB -> b": CLIENTS},
-        {"Ask.a_b: JSON name changed: b -> aB": CLIENTS},
+        {
+            "Ask.b: JSON name changed: aB -> b": CLIENTS,
+            "Ask.b: number reused: a_b -> b": WORKER,
+        },
+        {
+            "Ask.a_b: JSON name changed: b -> aB": CLIENTS,
+            "Ask.a_b: number reused: b -> a_b": WORKER,
+        },
     ),
     "renamed in JSON": (
         response_of("string a = 1;"),
@@ -421,14 +422,20 @@ FIELDS = {
     "oneof extended": (
         response_of("oneof c { string a = 1; }"),
         response_of("oneof c { string a = 1; string b = 2; }"),
-        {"notice: Answer.b: case added to oneof c: none -> string": CALLERS},
+        {"notice: Answer.b: case added to oneof: c: none -> string": CALLERS},
         {"Answer.b: field removed: string -> removed": CALLERS},
     ),
     "enum value renamed": (
         request_of("E a = 1;", "enum E { Z = 0; }"),
         request_of("E a = 1;", "enum E { Y = 0; }"),
-        {"E.Y: enum value renamed: Z -> Y": CLIENTS},
-        {"E.Z: enum value renamed: Y -> Z": CLIENTS},
+        {
+            "E.Y: enum value renamed: Z -> Y": CLIENTS,
+            "E.Y: enum number reused: Z -> Y": WORKER,
+        },
+        {
+            "E.Z: enum value renamed: Y -> Z": CLIENTS,
+            "E.Z: enum number reused: Y -> Z": WORKER,
+        },
     ),
     "enum value with an alias": (
         request_of("E a = 1;", "enum E { Z = 0; }"),
@@ -638,19 +645,19 @@ CONSTRAINTS = {
         {},
     ),
     "new field required": (
-        request_of("reserved 1;"),
+        request_of(""),
         ruled("(google.api.field_behavior) = REQUIRED"),
         {"Ask.a: new field required: none -> google.api.field_behavior REQUIRED": CALLERS},
         {"Ask.a: field removed: string -> removed": CALLERS},
     ),
     "new field that may not be empty": (
-        request_of("reserved 1;"),
+        request_of(""),
         ruled(lay("string.min_len = 1")),
         {"Ask.a: new field required: none -> string.min_len": CALLERS},
         {"Ask.a: field removed: string -> removed": CALLERS},
     ),
     "new field that may be left out": (
-        request_of("reserved 1;"),
+        request_of(""),
         ruled(lay("string.min_len = 1"), "optional string"),
         {},
         {"Ask.a: field removed: string -> removed": CALLERS},
@@ -667,7 +674,7 @@ CONSTRAINTS = {
             "string id = 1;", f"string id = 1 [{lay('string.max_len = 8')}];"
         ),
         {"Ask.id: constraint tightened: string.max_len: none -> 8": CALLERS},
-        {"Ask.id: constraint loosened: string.max_len: 8 -> none": CALLERS},
+        {"notice: Ask.id: limit relaxed: string.max_len: 8 -> none": CALLERS},
     ),
 }
 
@@ -687,7 +694,8 @@ EVENTS = {
     "subject": (
         event("string id = 1; string other = 2;"),
         event("string id = 1; string other = 2;", 'subject: "other"'),
-        *both("Done: event subject changed: id <-> other", SUBSCRIBERS),
+        {"Done: event subject changed: id -> other": SUBSCRIBERS, f"Done: {STALE}": SUBSCRIBERS},
+        {"Done: event subject changed: other -> id": SUBSCRIBERS, f"Done: {STALE}": SUBSCRIBERS},
     ),
     "version": (
         event(rules='subject: "id" version: 2'),
@@ -792,23 +800,26 @@ def breaks(before: str, after: str) -> Found:
         for finding in found
     ]
     assert len(texts) == len(set(texts))
-    order = [REST, WEBSOCKET, WORKER, CONSUMER]
+    order = [REST, WEBSOCKET, WORKER, CONSUMER, CODE]
     audiences = [", ".join(sorted(finding.audiences, key=order.index)) for finding in found]
     return dict(zip(texts, audiences, strict=True))
 
 
 @pytest.mark.parametrize(
-    ("message", "audience"),
+    ("message", "audiences"),
     [
-        ("postbus.realtime.v1.ClientFrame", WEBSOCKET),
-        ("postbus.realtime.v1.ServerFrame", WEBSOCKET),
-        ("postbus.bus.v1.Request", WORKER),
-        ("postbus.bus.v1.Reply", WORKER),
-        ("postbus.bus.v1.Event", CONSUMER),
-        ("postbus.bus.v1.Error", REST),
+        ("postbus.realtime.v1.ClientFrame", {WEBSOCKET}),
+        ("postbus.realtime.v1.ServerFrame", {WEBSOCKET}),
+        ("postbus.bus.v1.Request", {WORKER}),
+        ("postbus.bus.v1.Reply", {WORKER}),
+        ("postbus.bus.v1.Batch", {WORKER}),
+        ("postbus.bus.v1.Control", {WORKER}),
+        ("postbus.bus.v1.ProbeAnswer", {WORKER}),
+        ("postbus.bus.v1.Event", {WORKER, CONSUMER}),
+        ("postbus.bus.v1.Error", {WORKER, REST}),
     ],
 )
-def test_changed_frame_or_envelope_breaks_its_audience(message: str, audience: str) -> None:
+def test_changed_frame_or_envelope_breaks_its_audiences(message: str, audiences: set[str]) -> None:
     package, _, name = message.rpartition(".")
     before = compiled(f"message {name} {{ string a = 1; }}", package)
     after = compiled(f"message {name} {{ }}", package)
@@ -816,33 +827,14 @@ def test_changed_frame_or_envelope_breaks_its_audience(message: str, audience: s
     [finding] = compare(before, after)
 
     assert finding.text == f"{message}.a: field removed: string -> removed"
-    assert finding.audiences == {audience}
-
-
-HEAD = """syntax = "proto3";
-package {package};
-import "buf/validate/validate.proto";
-import "google/api/annotations.proto";
-import "google/api/field_behavior.proto";
-import "google/protobuf/duration.proto";
-import "google/protobuf/timestamp.proto";
-import "postbus/options/v1/options.proto";
-"""
+    assert finding.audiences == audiences
 
 
 @cache
 def compiled(contract: str, package: str = "postbus.odd.v1") -> bytes:
     """Return the descriptor set that protoc makes of a contract."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        source, target = folder / "postbus/odd/v1/odd.proto", folder / "odd.binpb"
-        source.parent.mkdir(parents=True)
-        source.write_text(HEAD.replace("{package}", package) + contract)
-        well_known = files("grpc_tools").joinpath("_proto")
-        includes = [f"-I{path}" for path in (folder, ROOT / "proto", THIRD_PARTY, well_known)]
-        options = ["--include_imports", "--include_source_info", f"-o{target}"]
-        assert protoc.main(["protoc", *includes, *options, str(source)]) == 0, contract
-        return target.read_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        return compile_contracts(Path(folder), {package: contract})
 
 
 def breaking(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -865,13 +857,17 @@ def test_command_reports_breaking_changes_by_audience_and_fails(tmp_path: Path) 
     file = "  proto/postbus/odd/v1/odd.proto"
     assert result.stdout.splitlines() == [
         "breaks REST client:",
-        f"{file}:9: postbus.odd.v1.Odd.Do: route removed: GET /v1/a -> GET /v1/b",
+        f"{file}:10: postbus.odd.v1.Odd.Do: route removed: GET /v1/a -> GET /v1/b. "
+        "Keep the old route as one of `additional_bindings`.",
         "breaks WebSocket client, event consumer:",
-        f"{file}:10: postbus.odd.v1.Done.a: field removed: string -> removed",
-        f"{file}:10: postbus.odd.v1.Done: {STALE}",
+        f"{file}:11: postbus.odd.v1.Done.a: field removed: string -> removed. "
+        "Keep the field with `deprecated = true` until no client uses it.",
+        f"{file}:11: postbus.odd.v1.Done: {STALE}. "
+        "Undo the breaking change, or raise `version` of the event.",
         "breaks generated code:",
-        f'{file}:10: Previously present field "2" with name "a" on message "Done" was deleted. '
-        "(FIELD_NO_DELETE)",
+        f'{file}:11: Previously present field "2" with name "a" on message "Done" was deleted '
+        "(FIELD_NO_DELETE). Keep the old element and add the new one beside it, or add a package "
+        "of the next version.",
         "breaking: 4 breaking, 0 notices; "
         "breaks REST client, WebSocket client, event consumer, generated code",
     ]
@@ -885,8 +881,9 @@ def test_command_reports_notices_and_succeeds(tmp_path: Path) -> None:
 
     assert result.stdout.splitlines() == [
         "notices for REST client, WebSocket client, worker:",
-        "  proto/postbus/odd/v1/odd.proto:9: postbus.odd.v1.Odd.Do: "
-        "access loosened, check security: USER -> PUBLIC",
+        "  proto/postbus/odd/v1/odd.proto:10: postbus.odd.v1.Odd.Do: "
+        "access loosened, check security: USER -> PUBLIC. "
+        "Check that the additional callers may see and do everything that the rpc offers.",
         "breaking: 0 breaking, 1 notices; breaks no audience",
     ]
     assert (result.returncode, result.stderr) == (0, "")

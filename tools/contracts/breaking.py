@@ -2,8 +2,9 @@
 
 `python -m tools.contracts.breaking REVISION` compares proto/ with that of a git revision,
 `python -m tools.contracts.breaking BEFORE AFTER` compares two descriptor sets (`contracts.binpb`).
-The exit code is 1 if a change breaks an audience, 2 if the comparison fails. Source positions are
-those of AFTER.
+Each finding has its file and line (those of AFTER), its audiences, and what to do instead;
+docs/compatibility.md lists all kinds. The exit code is 1 if a change breaks an audience, 2 if the
+comparison fails.
 """
 
 import json
@@ -15,17 +16,20 @@ from collections.abc import Iterable, Sequence
 from io import BytesIO
 from itertools import groupby
 from pathlib import Path
+from typing import Final
 from zipfile import ZipFile
 
 from google.protobuf.message import DecodeError
 
-from tools.contracts.compatibility import Audience, Finding, compare
+from tools.contracts.compatibility import Audience, Finding, Kind, compare
 from tools.contracts.generate.third_party import lay_out
 from tools.paths import DEV, ROOT
 
 _BUF = Path(sys.executable).with_name("buf")
 _BUF_FOUND = 100
 """Exit code of buf if it has found breaking changes."""
+_OWN_RULES: Final = frozenset({"RPC_SAME_IDEMPOTENCY_LEVEL"})
+"""Rules of buf that our own replace: a stronger promise breaks no audience."""
 
 
 class BreakingError(Exception):
@@ -46,7 +50,12 @@ def main(arguments: Sequence[str]) -> int:
         print(f"breaking: {error}", file=sys.stderr)
         return 2
     print(_report(found))
-    return 1 if any(not finding.notice for finding in found) else 0
+    return exit_code(found)
+
+
+def exit_code(findings: Iterable[Finding]) -> int:
+    """Return 1 if a change breaks an audience, 0 if all are notices."""
+    return 1 if any(not finding.notice for finding in findings) else 0
 
 
 def _since(revision: str) -> list[Finding]:
@@ -83,7 +92,7 @@ def _between(before: Path, after: Path, *, source: str = "") -> list[Finding]:
         own = compare(*sets)
     except (DecodeError, TypeError, ValueError) as error:
         raise BreakingError(f"cannot compare {before} with {after}: {error}") from None
-    return own + list(_from_buf(_input(before), source or _input(after)))
+    return own + list(from_buf(_input(before), source or _input(after)))
 
 
 def _input(path: Path) -> str:
@@ -98,16 +107,18 @@ def _read(path: Path) -> bytes:
         raise BreakingError(f"{path}: {error.strerror}") from None
 
 
-def _from_buf(before: str, after: str) -> Iterable[Finding]:
+def from_buf(before: str, after: str) -> Iterable[Finding]:
     """Yield the changes that break code generated from the contracts."""
     options = ("--exclude-imports", "--error-format", "json")
     lines = _buf("breaking", after, "--against", before, *options)
     for found in map(json.loads, lines):
         path = found["path"].removeprefix("proto/")
-        if path.startswith("postbus/"):  # the output of protoc does not mark imports
+        imported = not path.startswith("postbus/")  # the output of protoc does not mark imports
+        if not imported and found["type"] not in _OWN_RULES:
             yield Finding(
                 where=f"proto/{path}:{found['start_line']}",
-                text=f"{found['message']} ({found['type']})",
+                text=f"{found['message'].removesuffix('.')} ({found['type']})",
+                kind=Kind.GENERATED_CODE,
                 audiences=frozenset({Audience.CODE}),
             )
 
@@ -150,7 +161,8 @@ def _position(finding: Finding) -> tuple[str, int]:
 
 
 def _line(finding: Finding) -> str:
-    return f"{finding.where}: {finding.text}" if finding.where else finding.text
+    where = f"{finding.where}: " if finding.where else ""
+    return f"{where}{finding.text}. {finding.kind.advice}"
 
 
 if __name__ == "__main__":

@@ -1,20 +1,26 @@
 """The comparison of two descriptor sets: every rule on every pair, for the pair's audiences."""
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
 from tools.contracts.compatibility.enum_changes import ENUM_RULES
-from tools.contracts.compatibility.event_changes import (
-    EVENT_RULES,
-    removed_events,
-    version_not_raised,
+from tools.contracts.compatibility.event_changes import removed_events, version_not_raised
+from tools.contracts.compatibility.field_identity import paired_fields
+from tools.contracts.compatibility.findings import (
+    Audience,
+    Breaks,
+    Change,
+    Direction,
+    Finding,
+    Use,
 )
-from tools.contracts.compatibility.findings import Audience, Change, Direction, Finding, Use
+from tools.contracts.compatibility.kinds import Kind
 from tools.contracts.compatibility.message_changes import FIELD_RULES, MESSAGE_RULES, same_type
 from tools.contracts.compatibility.method_changes import METHOD_RULES, removed_methods
+from tools.contracts.compatibility.option_changes import event_meaning, event_options
+from tools.contracts.compatibility.record import Record
 from tools.contracts.compatibility.route_changes import (
     ROUTE_RULES,
     removed_routes,
@@ -38,12 +44,12 @@ _REQUEST, _RESPONSE = Direction.REQUEST, Direction.RESPONSE
 _FIXED: Final = {
     "postbus.realtime.v1.ClientFrame": Use(Audience.WEBSOCKET, _REQUEST),
     "postbus.realtime.v1.ServerFrame": Use(Audience.WEBSOCKET, _RESPONSE),
-    "postbus.bus.v1.Request": Use(Audience.WORKER, _REQUEST),
-    "postbus.bus.v1.Reply": Use(Audience.WORKER, _RESPONSE),
     "postbus.bus.v1.Event": Use(Audience.CONSUMER, _RESPONSE),
     "postbus.bus.v1.Error": Use(Audience.REST, _RESPONSE),
 }
 """Messages in use that no method names; problem details have the member names of Error."""
+_ENVELOPES: Final = "postbus.bus."
+"""The packages of which workers write and read every message."""
 
 
 def compare(before: bytes, after: bytes) -> list[Finding]:
@@ -66,13 +72,13 @@ class _Comparison:
     def __init__(self, old: Surface, new: Surface) -> None:
         self._old, self._new = old, new
         self._contents: dict[tuple[str, str], tuple[Pair[Any], Uses]] = {}
-        self._broken: dict[tuple[str, str, str, str, bool], Uses] = defaultdict(set)
+        self._record = Record(old, new)
 
     def routes(self) -> None:
         """Compare the routes of REST clients, for which the names of methods do not matter."""
         rest = {Use(Audience.REST, _REQUEST)}
-        self._record(removed_routes(self._old, self._new), rest)
-        self._record(shadowed_routes(self._old, self._new), rest)
+        self._record.add(removed_routes(self._old, self._new), rest)
+        self._record.add(shadowed_routes(self._old, self._new), rest)
         for key, before in self._old.routes.items():
             if key in self._new.routes and not self._old.is_internal(before.method):
                 pair = Pair(self._old, self._new, before, self._new.routes[key])
@@ -90,7 +96,7 @@ class _Comparison:
 
     def methods(self) -> None:
         """Compare the methods of WebSocket clients and workers, by routing key."""
-        self._record_each(removed_methods(self._old, self._new), self._callers)
+        self._record.add_each(removed_methods(self._old, self._new), self._callers)
         for name, before in self._old.methods.items():
             if name in self._new.methods:
                 pair = Pair(self._old, self._new, before, self._new.methods[name])
@@ -107,10 +113,13 @@ class _Comparison:
 
     def fixed(self) -> None:
         """Compare frames and envelopes."""
-        for name, use in _FIXED.items():
-            if name in self._old.messages and name in self._new.messages:
-                messages = self._old.messages[name], self._new.messages[name]
-                self._use(Pair(self._old, self._new, *messages), {use})
+        for name, before in self._old.messages.items():
+            uses = _fixed_uses(name)
+            if uses and name in self._new.messages:
+                self._use(Pair(self._old, self._new, before, self._new.messages[name]), uses)
+            elif uses:
+                removed = Change(name=name, kind=Kind.MESSAGE_REMOVED, before=name, after="removed")
+                self._record.add([removed], uses)
 
     def contents(self) -> None:
         """Compare messages and enums, events included, after all their uses are known."""
@@ -119,20 +128,19 @@ class _Comparison:
         for pair, uses in self._contents.values():
             is_enum = isinstance(pair.before, EnumDescriptor)
             self._apply(ENUM_RULES if is_enum else _IN_MESSAGE, pair, uses)
-            for field in _fields(pair):
-                self._apply(_IN_FIELD, field, uses)
+            for field, same_for in _fields(pair):
+                self._apply(_IN_FIELD, field, set(filter(same_for, uses)))
 
     def events(self) -> None:
         """Compare the events of consumers and of WebSocket clients that subscribe."""
-        self._record_each(removed_events(self._old, self._new), self._subscribers)
-        broken = {
-            use.event for (*_, notice), uses in self._broken.items() if not notice for use in uses
-        }
+        self._record.add_each(removed_events(self._old, self._new), self._subscribers)
+        for pair in self._event_pairs():
+            self._apply([event_meaning], pair, self._subscribers(pair.before.full_name))
+        broken = self._record.broken_events()
         for pair in self._event_pairs():
             name = pair.before.full_name
-            self._apply(EVENT_RULES, pair, self._subscribers(name))
-            if name in broken:
-                self._record(version_not_raised(pair), self._subscribers(name))
+            self._apply([event_options], pair, self._subscribers(name))
+            self._record.add(version_not_raised(pair), broken.get(name, set()))
 
     def _subscribers(self, event: str) -> Uses:
         outside = self._old.is_client_visible(self._old.events[event])
@@ -145,15 +153,7 @@ class _Comparison:
 
     def findings(self) -> list[Finding]:
         """Return all changes, each once."""
-        return [
-            Finding(
-                where=self._new.position(name) or self._old.position(name),
-                text=f"{name}: {kind}: {before} -> {after}",
-                audiences=frozenset(use.audience for use in uses),
-                notice=notice,
-            )
-            for (name, kind, before, after, notice), uses in self._broken.items()
-        ]
+        return self._record.findings()
 
     def _use(self, pair: Pair[Any], uses: Uses) -> None:
         """Add uses to a message and, recursively, to the types of its fields."""
@@ -162,34 +162,28 @@ class _Comparison:
         if uses <= known:
             return
         known |= uses
-        for field in _fields(pair):
+        for field, same_for in _fields(pair):
             before, after = field.before, field.after
             if same_type(field) and (before.message_type or before.enum_type):
                 types = (field.message_type or field.enum_type for field in (before, after))
-                self._use(pair.of(*types), uses)
+                self._use(pair.of(*types), set(filter(same_for, uses)))
 
     def _apply(self, rules: Rules, pair: Pair[Any], uses: Uses) -> None:
         for rule in rules:
-            self._record(rule(pair), uses)
-
-    def _record_each(self, changes: Iterable[Change], users: Callable[[str], Uses]) -> None:
-        for change in changes:
-            self._record([change], users(change.name))
-
-    def _record(self, changes: Iterable[Change], uses: Uses) -> None:
-        for change in changes:
-            broken = {use for use in uses if change.breaks(use)}
-            if broken:
-                key = change.name, change.kind, change.before, change.after, change.notice
-                self._broken[key] |= broken
+            self._record.add(rule(pair), uses)
 
 
-def _fields(pair: Pair[Any]) -> Iterator[Pair[FieldDescriptor]]:
-    """Yield the fields that a message has before and after, by number; an enum has none."""
-    if isinstance(pair.before, Descriptor):
-        for field in pair.before.fields:
-            if field.number in pair.after.fields_by_number:
-                yield pair.of(field, pair.after.fields_by_number[field.number])
+def _fields(pair: Pair[Any]) -> Iterable[tuple[Pair[FieldDescriptor], Breaks]]:
+    """Return the paired fields of a message; an enum has none."""
+    return paired_fields(pair) if isinstance(pair.before, Descriptor) else ()
+
+
+def _fixed_uses(name: str) -> Uses:
+    """Return the uses of a frame or envelope that hold without a method."""
+    uses = {_FIXED[name]} if name in _FIXED else set()
+    if name.startswith(_ENVELOPES):
+        uses |= {Use(Audience.WORKER, _REQUEST), Use(Audience.WORKER, _RESPONSE)}
+    return uses
 
 
 def _response_body(route: Route) -> Descriptor | None:

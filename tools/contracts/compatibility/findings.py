@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import NamedTuple
 
+from tools.contracts.compatibility.kinds import Kind
+
 __all__ = [
     "Audience",
     "Breaks",
@@ -14,10 +16,13 @@ __all__ = [
     "Use",
     "bus",
     "callers",
+    "clients",
+    "consumers",
     "every_use",
     "json",
     "json_callers",
     "readers",
+    "rest",
 ]
 
 
@@ -80,16 +85,38 @@ def bus(use: Use) -> bool:
     return not json(use)
 
 
+def clients(use: Use) -> bool:
+    """Return whether the audience calls through the gateway."""
+    return use.audience in (Audience.REST, Audience.WEBSOCKET)
+
+
+def rest(use: Use) -> bool:
+    """Return whether the audience uses HTTP."""
+    return use.audience is Audience.REST
+
+
+def consumers(use: Use) -> bool:
+    """Return whether the audience consumes events on the bus."""
+    return use.audience is Audience.CONSUMER
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A difference of `name` that breaks the uses selected by `breaks`; a notice breaks none."""
+    """A difference of `name` that breaks the uses selected by `breaks`; a notice breaks none.
+
+    `detail` names the part that has changed, such as a rule or a route. `relaxes`: the change is
+    a looser limit, and only a notice if clients also write the message: no message that is both
+    written and read could ever get a looser limit otherwise.
+    """
 
     name: str
-    kind: str
+    kind: Kind
     before: str
     after: str
+    detail: str = ""
     breaks: Breaks = every_use
     notice: bool = False
+    relaxes: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,5 +125,6 @@ class Finding:
 
     where: str
     text: str
+    kind: Kind
     audiences: frozenset[Audience]
     notice: bool = False

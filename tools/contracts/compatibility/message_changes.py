@@ -1,4 +1,4 @@
-"""Rules on messages and fields: names in JSON, numbers in binary, types and presence."""
+"""Rules on fields: names, types, presence and oneofs."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -7,9 +7,13 @@ from google.protobuf.descriptor import (
     Descriptor,
     FieldDescriptor,
 )
-from google.protobuf.descriptor_pb2 import FieldDescriptorProto
 
-from postbus_runtime.fields import is_map, oneof_of
+from postbus_runtime.fields import WRAPPERS, is_map, oneof_of
+from tools.contracts.compatibility.field_identity import (
+    IDENTITY_RULES,
+    scalar_name,
+    type_name,
+)
 from tools.contracts.compatibility.findings import (
     Breaks,
     Change,
@@ -19,6 +23,7 @@ from tools.contracts.compatibility.findings import (
     json_callers,
     readers,
 )
+from tools.contracts.compatibility.kinds import Kind
 from tools.contracts.compatibility.surface import Pair
 
 __all__ = ["FIELD_RULES", "MESSAGE_RULES", "same_type"]
@@ -33,66 +38,51 @@ _JSON_KINDS: Final = (
 """Types with the same proto3 JSON."""
 
 
-def _fields_removed(pair: Pair[Descriptor]) -> Iterator[Change]:
-    """Yield removed fields: REST and WebSocket refuse them, the bus drops them."""
-    for field in _removed(pair):
-        if field.json_name not in {each.json_name for each in pair.after.fields}:
-            yield Change(
-                name=field.full_name, kind="field removed", before=_type(field), after="removed"
-            )
-
-
-def _fields_renumbered(pair: Pair[Descriptor]) -> Iterator[Change]:
-    """Yield fields with another number, which JSON does not contain."""
-    names = {each.json_name: each for each in pair.after.fields}
-    for field in _removed(pair):
-        if field.json_name in names:
-            yield Change(
-                name=field.full_name,
-                kind="number changed",
-                before=str(field.number),
-                after=str(names[field.json_name].number),
-                breaks=bus,
-            )
-
-
-def _removed(pair: Pair[Descriptor]) -> list[FieldDescriptor]:
-    kept = pair.after.fields_by_number
-    return [field for field in pair.before.fields if field.number not in kept]
-
-
 def _oneofs_extended(pair: Pair[Descriptor]) -> Iterator[Change]:
     """Yield new members of oneofs, which are unknown to readers."""
-    known = pair.before.fields_by_number
+    numbers = pair.before.fields_by_number
+    names = {each.json_name for each in pair.before.fields}
     for field in pair.after.fields:
-        oneof = oneof_of(field)
-        if oneof and field.number not in known and oneof.name in pair.before.oneofs_by_name:
+        oneof, known = oneof_of(field), field.number in numbers or field.json_name in names
+        if oneof and not known and oneof.name in pair.before.oneofs_by_name:
             yield Change(
                 name=field.full_name,
-                kind=f"case added to oneof {oneof.name}",
+                kind=Kind.ONEOF_EXTENDED,
+                detail=oneof.name,
                 before="none",
-                after=_type(field),
+                after=type_name(field),
                 breaks=readers,
                 notice=True,
             )
 
 
 def _renamed(pair: Pair[FieldDescriptor]) -> Iterator[Change]:
-    """Yield renamed fields. JSON has JSON names; requests and field masks may have proto names."""
+    """Yield renamed fields with the same JSON name: requests and masks may have proto names."""
     before, after = pair.before, pair.after
-    if before.json_name != after.json_name:
-        yield _of_field(pair, "JSON name changed", before.json_name, after.json_name, json)
-    elif before.name != after.name:
-        yield _of_field(pair, "field renamed", before.name, after.name, json_callers)
+    if before.json_name == after.json_name and before.name != after.name:
+        yield _of_field(pair, Kind.FIELD_RENAMED, before.name, after.name, json_callers)
+
+
+def _output_only(pair: Pair[FieldDescriptor]) -> Iterator[Change]:
+    """Yield a field that is now OUTPUT_ONLY: the gateway ignores it in requests (AIP-203)."""
+    name = "OUTPUT_ONLY"
+    if name in pair.new.behaviors(pair.after) and name not in pair.old.behaviors(pair.before):
+        yield _of_field(pair, Kind.OUTPUT_ONLY_ADDED, "writable", name, json_callers)
 
 
 def _type_changed(pair: Pair[FieldDescriptor]) -> Iterator[Change]:
     """Yield changed types: even if the bytes are compatible, values may change or be truncated."""
     if not same_type(pair):
-        before, after = _scalar(pair.before), _scalar(pair.after)
-        in_json = not any({before, after} <= kind for kind in _JSON_KINDS)
-        breaks = every_use if in_json else bus
-        yield _of_field(pair, "type changed", _type(pair.before), _type(pair.after), breaks)
+        before, after = type_name(pair.before), type_name(pair.after)
+        breaks = bus if _same_json(pair) else every_use
+        yield _of_field(pair, Kind.TYPE_CHANGED, before, after, breaks)
+
+
+def _same_json(pair: Pair[FieldDescriptor]) -> bool:
+    scalars = {_json_scalar(pair.before), _json_scalar(pair.after)}
+    if len(scalars) == 1:
+        return scalars != {"message"}
+    return any(scalars <= kind for kind in _JSON_KINDS)
 
 
 def same_type(pair: Pair[FieldDescriptor]) -> bool:
@@ -100,9 +90,9 @@ def same_type(pair: Pair[FieldDescriptor]) -> bool:
     before, after = pair.before, pair.after
     if before.type != after.type:
         return False
-    well_known = [name for name in map(_type, (before, after)) if name.startswith(_WELL_KNOWN)]
+    well_known = [name for name in map(type_name, (before, after)) if name.startswith(_WELL_KNOWN)]
     if well_known:
-        return _type(before) == _type(after)
+        return type_name(before) == type_name(after)
     return is_map(before) == is_map(after)
 
 
@@ -112,13 +102,13 @@ def _cardinality(pair: Pair[FieldDescriptor]) -> Iterator[Change]:
         before, after = (
             "repeated" if field.is_repeated else "singular" for field in (pair.before, pair.after)
         )
-        yield _of_field(pair, "cardinality changed", before, after, every_use)
+        yield _of_field(pair, Kind.CARDINALITY_CHANGED, before, after, every_use)
 
 
 def _presence_lost(pair: Pair[FieldDescriptor]) -> Iterator[Change]:
     """Yield lost presence: an unset field and its zero value become the same."""
     if pair.before.has_presence and not pair.after.has_presence and not pair.after.is_repeated:
-        yield _of_field(pair, "presence lost", "optional", "always there", every_use)
+        yield _of_field(pair, Kind.PRESENCE_LOST, "optional", "always there", every_use)
 
 
 def _presence_gained(pair: Pair[FieldDescriptor]) -> Iterator[Change]:
@@ -126,7 +116,7 @@ def _presence_gained(pair: Pair[FieldDescriptor]) -> Iterator[Change]:
     if pair.after.has_presence and not pair.before.has_presence and not pair.before.is_repeated:
         yield _of_field(
             pair,
-            "presence gained",
+            Kind.PRESENCE_GAINED,
             "always there",
             "optional",
             lambda use: json(use) and readers(use),
@@ -135,50 +125,44 @@ def _presence_gained(pair: Pair[FieldDescriptor]) -> Iterator[Change]:
 
 def _oneof_changed(pair: Pair[FieldDescriptor]) -> Iterator[Change]:
     """Yield a change of the fields that exclude this one; the name of a oneof is never sent."""
-    common = _siblings(pair.before).keys() & _siblings(pair.after).keys()
+    common = _siblings(pair.before) & _siblings(pair.after)
     before, after = (_excluding(field) & common for field in (pair.before, pair.after))
     if before != after:
-        old, new = _names_of(pair.before, before), _names_of(pair.after, after)
-        yield _of_field(pair, "oneof changed", old, new, every_use)
+        yield _of_field(pair, Kind.ONEOF_CHANGED, _excludes(before), _excludes(after), every_use)
 
 
-def _siblings(field: FieldDescriptor) -> dict[int, FieldDescriptor]:
+def _siblings(field: FieldDescriptor) -> set[str]:
     message = field.containing_type
-    return {each.number: each for each in message.fields} if message else {}
+    return {each.json_name for each in message.fields} if message else set()
 
 
-def _names_of(field: FieldDescriptor, excluding: set[int]) -> str:
-    siblings = _siblings(field)
-    names = sorted(siblings[number].name for number in excluding)
-    return f"excludes {', '.join(names)}" if names else "excludes none"
+def _excludes(names: set[str]) -> str:
+    return f"excludes {', '.join(sorted(names)) or 'none'}"
 
 
-def _excluding(field: FieldDescriptor) -> set[int]:
+def _excluding(field: FieldDescriptor) -> set[str]:
     oneof = oneof_of(field)
-    return {each.number for each in oneof.fields} - {field.number} if oneof else set()
+    return {each.json_name for each in oneof.fields} - {field.json_name} if oneof else set()
 
 
-def _scalar(field: FieldDescriptor) -> str:
-    names = FieldDescriptorProto.Type.DESCRIPTOR.values_by_number
-    return names[field.type].name.removeprefix("TYPE_").lower()
-
-
-def _type(field: FieldDescriptor) -> str:
-    if is_map(field):
-        return "map"
-    named = field.message_type or field.enum_type
-    return named.full_name if named else _scalar(field)
+def _json_scalar(field: FieldDescriptor) -> str:
+    """Return the type of a field in JSON: a wrapper has the JSON of its value."""
+    message = field.message_type
+    if message is not None and message.full_name in WRAPPERS:
+        field = message.fields_by_name["value"]
+    return scalar_name(field)
 
 
 def _of_field(
-    pair: Pair[FieldDescriptor], kind: str, before: str, after: str, breaks: Breaks
+    pair: Pair[FieldDescriptor], kind: Kind, before: str, after: str, breaks: Breaks
 ) -> Change:
     return Change(name=pair.after.full_name, kind=kind, before=before, after=after, breaks=breaks)
 
 
-MESSAGE_RULES = (_fields_removed, _fields_renumbered, _oneofs_extended)
+MESSAGE_RULES = (*IDENTITY_RULES, _oneofs_extended)
 FIELD_RULES = (
     _renamed,
+    _output_only,
     _type_changed,
     _cardinality,
     _presence_lost,

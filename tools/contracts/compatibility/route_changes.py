@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from gateway.routing import precedence
 from tools.contracts.compatibility.findings import Change
+from tools.contracts.compatibility.kinds import Kind
 from tools.contracts.compatibility.surface import Pair, Route, Surface
 
 __all__ = ["ROUTE_RULES", "removed_routes", "shadowed_routes"]
@@ -16,7 +17,7 @@ def removed_routes(old: Surface, new: Surface) -> Iterator[Change]:
             now = [str(each) for each in new.routes.values() if _replaces(each, route, old)]
             yield Change(
                 name=route.method.full_name,
-                kind="route removed",
+                kind=Kind.ROUTE_REMOVED,
                 before=str(route),
                 after=", ".join(now) or "removed",
             )
@@ -36,7 +37,7 @@ def shadowed_routes(old: Surface, new: Surface) -> Iterator[Change]:
                 whole = other.matches(route.url)
                 yield Change(
                     name=route.method.full_name,
-                    kind="route shadowed" if whole else "route shadowed in part",
+                    kind=Kind.ROUTE_SHADOWED if whole else Kind.ROUTE_SHADOWED_IN_PART,
                     before=str(route),
                     after=f"{other} of {other.method.full_name} is matched first",
                     notice=not whole,
@@ -62,20 +63,20 @@ def _earlier_routes(surface: Surface, route: Route) -> list[Route]:
 def _parameters(pair: Pair[Route]) -> Iterator[Change]:
     """Yield renamed path parameters: generated clients use them as names of arguments."""
     if pair.before.parameters != pair.after.parameters:
-        yield _of_route(pair, "path parameters renamed", pair.before, pair.after)
+        yield _of_route(pair, Kind.PARAMETERS_RENAMED, pair.before, pair.after)
 
 
 def _body(pair: Pair[Route]) -> Iterator[Change]:
     """Yield a change of the field of the request that is the body."""
     if pair.before.body != pair.after.body:
-        yield _of_route(pair, "body changed", pair.before.body, pair.after.body)
+        yield _of_route(pair, Kind.BODY_CHANGED, pair.before.body, pair.after.body)
 
 
 def _response_body(pair: Pair[Route]) -> Iterator[Change]:
     """Yield a change of the field of the response that is the body."""
     before, after = pair.before.response_body, pair.after.response_body
     if before != after:
-        yield _of_route(pair, "response_body changed", before, after)
+        yield _of_route(pair, Kind.RESPONSE_BODY_CHANGED, before, after)
 
 
 def _status(pair: Pair[Route]) -> Iterator[Change]:
@@ -87,7 +88,7 @@ def _status(pair: Pair[Route]) -> Iterator[Change]:
         for surface, route in ((pair.old, pair.before), (pair.new, pair.after))
     )
     if before != after:
-        yield _of_route(pair, "status changed", before, after)
+        yield _of_route(pair, Kind.STATUS_CHANGED, before, after)
 
 
 def _fields_moved(pair: Pair[Route]) -> Iterator[Change]:
@@ -96,7 +97,7 @@ def _fields_moved(pair: Pair[Route]) -> Iterator[Change]:
     for name in before.keys() & after.keys():
         moved = before[name] != after[name]
         if moved and ("path" in (before[name], after[name]) or pair.before.body == pair.after.body):
-            yield _of_route(pair, f"field {name} moved", before[name], after[name])
+            yield _of_route(pair, Kind.FIELD_MOVED, before[name], after[name], field=name)
 
 
 def _request_parts(surface: Surface, route: Route) -> dict[str, str]:
@@ -114,11 +115,14 @@ def _request_parts(surface: Surface, route: Route) -> dict[str, str]:
     return {field.name: part(field.name) for field in route.method.input_type.fields}
 
 
-def _of_route(pair: Pair[Route], kind: str, before: object, after: object) -> Change:
-    route = "" if isinstance(before, Route) else f"{pair.after}: "
+def _of_route(
+    pair: Pair[Route], kind: Kind, before: object, after: object, *, field: str = ""
+) -> Change:
+    route = "" if isinstance(before, Route) else str(pair.after)
     return Change(
         name=pair.after.method.full_name,
-        kind=route + kind,
+        kind=kind,
+        detail=f"{field} of {route}" if field else route,
         before=str(before) or "none",
         after=str(after) or "none",
     )

@@ -1,7 +1,8 @@
 """Rules on constraints: buf.validate and google.api.field_behavior.
 
 A tightened constraint breaks writers of the message; a loosened one breaks readers, who rely on it.
-Constraints in text (pattern, CEL) cannot be compared: their changes break both.
+A looser limit (length, items, bound) of a message that clients write, too, is a notice. Constraints
+in text (pattern, CEL) cannot be compared: their changes break both.
 """
 
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from tools.contracts.compatibility.constraint_facts import (
     split_rule,
 )
 from tools.contracts.compatibility.findings import Breaks, Change, callers, every_use, readers
+from tools.contracts.compatibility.kinds import Kind
 from tools.contracts.compatibility.message_changes import same_type
 from tools.contracts.compatibility.surface import Pair
 
@@ -58,7 +60,7 @@ def new_fields_required(pair: Pair[Descriptor]) -> Iterator[Change]:
         if oneof_of(field) is None and (behavior or name in missing):
             yield Change(
                 name=field.full_name,
-                kind="new field required",
+                kind=Kind.NEW_FIELD_REQUIRED,
                 before="none",
                 after="google.api.field_behavior REQUIRED" if behavior else missing[name],
                 breaks=callers,
@@ -83,9 +85,16 @@ def _compare(name: str, before: Facts, after: Facts) -> Iterator[Change]:
     for rule in sorted(before.keys() | after.keys()):
         old, new = (facts.get(rule, _implied(rule, facts)) for facts in (before, after))
         if old != new and not _is_idle(rule, before, after):
-            word, breaks = _verdict(split_rule(rule)[1], old, new)
-            kind = f"constraint {word}: {rule}"
-            yield Change(name=name, kind=kind, before=show(old), after=show(new), breaks=breaks)
+            kind, breaks = _verdict(split_rule(rule)[1], old, new)
+            yield Change(
+                name=name,
+                kind=kind,
+                detail=rule,
+                before=show(old),
+                after=show(new),
+                breaks=breaks,
+                relaxes=kind is Kind.RULE_LOOSENED and split_rule(rule)[1] in UPPER | LOWER,
+            )
 
 
 def _implied(rule: str, facts: Facts) -> int | None:
@@ -103,10 +112,10 @@ def _is_idle(rule: str, before: Facts, after: Facts) -> bool:
     return split_rule(rule)[1] == "cel" and rule not in other and expression in other.values()
 
 
-_Verdict = tuple[str, Breaks]
-_TIGHTENED: Final[_Verdict] = ("tightened", callers)
-_LOOSENED: Final[_Verdict] = ("loosened", readers)
-_CHANGED: Final[_Verdict] = ("changed, effect unknown", every_use)
+_Verdict = tuple[Kind, Breaks]
+_TIGHTENED: Final[_Verdict] = (Kind.RULE_TIGHTENED, callers)
+_LOOSENED: Final[_Verdict] = (Kind.RULE_LOOSENED, readers)
+_CHANGED: Final[_Verdict] = (Kind.RULE_CHANGED, every_use)
 
 
 def _verdict(rule: str, old: Any, new: Any) -> _Verdict:

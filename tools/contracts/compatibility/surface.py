@@ -7,15 +7,17 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
+from google.protobuf.message import Message
 
-from postbus_runtime.options import Access, EventOptions, MethodOptions
+from postbus_runtime.options import Access, EventOptions, MethodOptions, enum_name
 from tools.contracts.generate.descriptors import Contracts
 
-__all__ = ["Pair", "Route", "Surface", "access_rank"]
+__all__ = ["Pair", "Route", "Surface"]
 
 T = TypeVar("T")
 U = TypeVar("U")
 
+_OWN_OPTIONS = "postbus.options."
 _PARAMETER = re.compile(r"\{([^}=]+)(?:=([^}]+))?\}")
 
 
@@ -54,11 +56,6 @@ class Route:
             parts.get(part, re.escape(part)) for part in re.split(r"(\*\*?)", self.url)
         )
         return re.fullmatch(pattern, url) is not None
-
-
-def access_rank(access: Access | None) -> int:
-    """Return the position of an access level from wide to narrow; 0 if it is not stated."""
-    return 0 if access is None else 1 + list(Access).index(access)
 
 
 class Surface:
@@ -121,6 +118,21 @@ class Surface:
         """Return an option of another package; None if the set does not define it."""
         return self._contracts.options.foreign(owner, extension)
 
+    def own_options(self, owner: Any) -> dict[str, Any]:
+        """Return the options of postbus.options that are set, each by the name of its field.
+
+        The name is full: `postbus.options.v1.MethodRules.access`. Enums are names of values,
+        messages and lists are texts.
+        """
+        options = self._contracts.pool.FindMessageTypeByName(
+            owner.GetOptions().DESCRIPTOR.full_name
+        )
+        values: dict[str, Any] = {}
+        for extension in self._contracts.pool.FindAllExtensions(options):
+            if extension.full_name.startswith(_OWN_OPTIONS):
+                values |= _set_fields(self.foreign_option(owner, extension.full_name))
+        return values
+
     def position(self, name: str) -> str:
         """Return `proto/FILE:LINE` of a descriptor or of its parent; "" without source info."""
         while name and not (position := self._contracts.position(name)):
@@ -136,6 +148,19 @@ class Surface:
                 response_body=option.response_body,
                 method=method,
             )
+
+
+def _set_fields(rules: Message) -> dict[str, Any]:
+    return {field.full_name: _plain(rules, field, value) for field, value in rules.ListFields()}
+
+
+def _plain(rules: Message, field: FieldDescriptor, value: Any) -> Any:
+    """Return a value that can be compared with that of another descriptor set."""
+    if field.is_repeated:
+        return tuple(str(each) for each in value)
+    if field.message_type:
+        return str(value)
+    return enum_name(rules, field.name) if field.enum_type else value
 
 
 @dataclass(frozen=True, slots=True)
