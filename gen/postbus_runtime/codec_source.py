@@ -63,9 +63,8 @@ def _read(field: FieldDescriptor) -> str:
         return f"{value} if {chosen} else PLACEHOLDER"
     if field.message_type is None:
         return value
-    if field.message_type.full_name in TIMES:
-        return value.replace("(", "_or_unset(", 1)
-    unset = "None" if field.message_type.full_name in WRAPPERS else "PLACEHOLDER"
+    known = field.message_type.full_name in TIMES or field.message_type.full_name in WRAPPERS
+    unset = "None" if known else "PLACEHOLDER"
     return f'{value} if m.HasField("{field.name}") else {unset}'
 
 
@@ -135,8 +134,8 @@ def _write_message(field: FieldDescriptor, value: str, target: str) -> str:
 def _presence(field: FieldDescriptor) -> list[str]:
     """Return the statement that marks an empty message as present, if it is one to betterproto."""
     kind = message_of(field)
+    if kind.full_name in TIMES:
+        return []  # write_time and write_duration mark them
     if kind.full_name in WRAPPERS or field.containing_oneof or not kind.fields:
         return ["s.SetInParent()"]
-    if kind.full_name in TIMES:
-        return []
     return ['if _get_attribute(v, "_serialized_on_wire"):', "    s.SetInParent()"]
