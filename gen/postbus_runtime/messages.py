@@ -67,13 +67,13 @@ class GeneratedMessage(betterproto.Message):
             descriptor_pool=message.DESCRIPTOR.file.pool,
         )
 
-    @hybridmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Self:
+    @hybridmethod  # as in betterproto: of the class and of an object
+    def from_dict(cls, value: Mapping[str, Any]) -> Self:  # noqa: N805  # the class
         """Return the message in a ProtoJSON document; google's ParseError if it is refused."""
         return cls().from_dict(value)
 
-    @from_dict.instancemethod
-    def from_dict(self, value: Mapping[str, Any]) -> Self:  # type: ignore[no-redef]  # as betterproto
+    @from_dict.instancemethod  # type: ignore[no-redef]  # the second form of the same name
+    def from_dict(self, value: Mapping[str, Any]) -> Self:
         message = _codec_of(type(self)).upb()
         pool = message.DESCRIPTOR.file.pool
         return self._replace(json_format.ParseDict(dict(value), message, descriptor_pool=pool))
