@@ -7,6 +7,7 @@ import pytest
 from google.protobuf import json_format
 from hypothesis import HealthCheck, given, settings
 
+from shared.exact_times import find_inexact_times
 from tests.contract.kinds import DURATIONS, TIMES, Kinds, canonical, fill
 from tests.contract.pipeline import Pipeline
 
@@ -234,3 +235,9 @@ def test_violations_of_times_are_limited(pipeline: Pipeline) -> None:
         assert send(pipeline, message)[1] == [
             (f"value.lists.times[{index}]", "precision") for index in range(20)
         ]
+
+
+def test_walk_of_a_message_ends_after_21_violations(kinds: Kinds) -> None:
+    message = kinds.google("Lists", {"times": [NANO] * 900})
+
+    assert len(find_inexact_times(message)) == 21

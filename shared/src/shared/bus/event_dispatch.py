@@ -51,7 +51,7 @@ class EventDispatcher:
                 log_refused_message(self._security_log, shown_name(name), error.reason)
             return Failure(
                 reason=error.reason,
-                message=error.message,
+                message=_described(error),
                 retry=error.code in _TRANSIENT_CODES,
                 dependency_down=error.code is Code.UNAVAILABLE,
             )
@@ -84,6 +84,12 @@ class EventDispatcher:
             raise
         finally:
             consumed.metrics.end(began, code)
+
+
+def _described(error: ServiceError) -> str:
+    """Return the message of an error, with its first violation."""
+    first = "".join(f" {each.field}: {each.message}." for each in error.violations[:1])
+    return error.message + first
 
 
 def log_refused_message(log: SecurityLog, name: str, reason: str) -> None:
