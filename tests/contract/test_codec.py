@@ -2,6 +2,7 @@
 
 import betterproto
 import pytest
+from google.protobuf import json_format
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -40,6 +41,21 @@ def test_object_equals_that_of_betterproto(kinds: Kinds, name: str, data: st.Dat
 
     assert ours == theirs
     assert ours._group_current == theirs._group_current
+
+
+@pytest.mark.parametrize("name", READ_ALIKE)
+@many
+@given(data=st.data())
+def test_json_of_a_class_is_that_of_google(kinds: Kinds, name: str, data: st.DataObject) -> None:
+    codec = kinds.codecs[name]
+    google = kinds.google(name, data.draw(examples(codec.upb.DESCRIPTOR, tame=True)))
+    document = json_format.MessageToDict(google, descriptor_pool=google.DESCRIPTOR.file.pool)
+
+    ours = codec.read(google)
+
+    assert ours.to_dict() == document
+    assert canonical(kinds.encode(type(ours).from_dict(document))) == canonical(google)
+    assert type(ours).FromString(bytes(ours)) == ours
 
 
 @pytest.mark.parametrize("name", WRITTEN_ALIKE)
