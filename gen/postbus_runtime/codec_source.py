@@ -33,6 +33,8 @@ def _reader(message: Descriptor) -> str:
     chosen = "".join(f'    in_{name} = m.WhichOneof("{name}")\n' for name in oneofs)
     values = "".join(f'            "{field_name(f)}": {_read(f)},\n' for f in message.fields)
     groups = ", ".join(f'"{name}": {_current(name, oneofs[name])}' for name in oneofs)
+    if 'has("' in values:
+        chosen += "    has = m.HasField\n"
     return (
         f"{chosen}    o = _new(_class_{plain_name(message)})\n"
         f'    _set_attribute(\n        o,\n        "__dict__",\n        {{\n{values}'
@@ -57,7 +59,7 @@ def _read(field: FieldDescriptor) -> str:
         return f"list({source})" if value == "v" else f"[{value} for v in {source}]"
     value = _read_value(field, source)
     if is_optional(field):
-        return f'{value} if m.HasField("{field.name}") else None'
+        return f'{value} if has("{field.name}") else None'
     if field.containing_oneof:
         chosen = f'in_{field.containing_oneof.name} == "{field.name}"'
         return f"{value} if {chosen} else PLACEHOLDER"
@@ -65,7 +67,7 @@ def _read(field: FieldDescriptor) -> str:
         return value
     known = field.message_type.full_name in TIMES or field.message_type.full_name in WRAPPERS
     unset = "None" if known else "PLACEHOLDER"
-    return f'{value} if m.HasField("{field.name}") else {unset}'
+    return f'{value} if has("{field.name}") else {unset}'
 
 
 def _read_value(field: FieldDescriptor, source: str) -> str:

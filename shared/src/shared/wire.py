@@ -16,7 +16,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from postbus.codec import CODECS, POOL
 from postbus.described import DESCRIBED
-from postbus_runtime.conversions import Codec, InexactTimeError
+from postbus_runtime.conversions import InexactTimeError
 from shared.bounds import OverBoundError, count_elements
 from shared.errors import MAX_VIOLATIONS, Code, FieldViolation, ServiceError, shown_name
 from shared.exact_times import find_inexact_times
@@ -74,15 +74,14 @@ def decode(message_type: type[M], data: bytes) -> M:
     Duration that Python cannot represent exactly; see `shared.exact_times`.
     """
     codec = CODECS[message_type]
-    message: M = _converted(codec, parse_as(codec.upb, data))
-    return message
-
-
-def _converted(codec: Codec, message: Message) -> Any:
     try:
-        return codec.read(message)
+        message = codec.upb.FromString(data)
+        converted: M = codec.read(message)
+    except DecodeError:
+        raise _malformed(codec.upb.DESCRIPTOR.full_name) from None
     except (InexactTimeError, OverflowError):
         raise invalid_fields(find_inexact_times(message)) from None
+    return converted
 
 
 def parse(name: str, data: bytes) -> Message:
@@ -101,9 +100,14 @@ def parse_as(kind: type[Message], data: bytes) -> Message:
 def read_valid(message_type: type[M], data: bytes) -> M:
     """Return the message in `data`; raises like `decode`, and for a violation of a rule."""
     codec = CODECS[message_type]
-    message = parse_as(codec.upb, data)
-    require_valid(message)
-    valid: M = _converted(codec, message)
+    try:
+        message = codec.upb.FromString(data)
+        require_valid(message)
+        valid: M = codec.read(message)
+    except DecodeError:
+        raise _malformed(codec.upb.DESCRIPTOR.full_name) from None
+    except (InexactTimeError, OverflowError):
+        raise invalid_fields(find_inexact_times(message)) from None
     return valid
 
 
