@@ -3,15 +3,15 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Final
+from datetime import UTC
+from typing import Any, Final
 
 from aio_pika.abc import AbstractConnection, AbstractExchange, AbstractIncomingMessage
 from aiormq.exceptions import PublishError
 
-from postbus.bus.v1 import Event
 from shared.bus.amqp import topology
 from shared.errors import ServiceError
-from shared.wire import decode
+from shared.wire import parse
 from tools.broker_queues import MAX_MESSAGES, messages_of, open_retry_exchange, return_to_consumer
 
 __all__ = ["delay_queues", "list_delayed", "release"]
@@ -86,6 +86,7 @@ async def _release(
 
 def _time(message: AbstractIncomingMessage) -> str:
     try:
-        return decode(Event, message.body).time.isoformat(timespec="seconds")
-    except ServiceError:
+        event: Any = parse("postbus.bus.v1.Event", message.body)
+        return str(event.time.ToDatetime(UTC).isoformat(timespec="seconds"))
+    except (ServiceError, ValueError):  # ValueError: outside the years 1 to 9999
         return "unknown"

@@ -11,10 +11,9 @@ import httpx
 from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
 from google.protobuf.json_format import MessageToDict
 
-from postbus.bus.v1 import Event
 from shared.bus.amqp import topology
 from shared.errors import ServiceError
-from shared.wire import decode, parse
+from shared.wire import parse
 from tools.accounts.rights import OPERATOR
 from tools.broker_queues import (
     durable_queues,
@@ -188,15 +187,22 @@ def _document(letter: AbstractIncomingMessage) -> dict[str, Any]:
         "deadSince": _time(letter),
     }
     try:
-        event = decode(Event, letter.body)
+        event: Any = parse("postbus.bus.v1.Event", letter.body)
     except ServiceError:
         return document | {"body": letter.body[:_MAX_BODY].hex()}
     document |= {"id": event.id, "type": event.type, "subject": event.subject}
-    document |= {"time": event.time.isoformat(), "correlationId": event.correlation_id}
+    document |= {"time": _json_time(event.time), "correlationId": event.correlation_id}
     try:
         return document | {"data": MessageToDict(parse(event.type, event.data))}
-    except (KeyError, ServiceError):
+    except (KeyError, ServiceError, ValueError):  # ValueError: a time outside the years 1 to 9999
         return document | {"data": event.data[:_MAX_BODY].hex()}
+
+
+def _json_time(time: Any) -> str:
+    try:
+        return str(time.ToJsonString())
+    except ValueError:
+        return "unknown"
 
 
 def _reason(letter: AbstractIncomingMessage) -> str:

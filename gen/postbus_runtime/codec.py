@@ -19,9 +19,7 @@ from postbus_runtime.conversions import (
     Codec,
     EnumMembers,
     read_duration,
-    read_duration_or_unset,
     read_time,
-    read_time_or_unset,
     write_duration,
     write_time,
 )
@@ -36,9 +34,7 @@ _GLOBALS: Final = {
     "_set_attribute": object.__setattr__,
     "_get_attribute": object.__getattribute__,
     "read_duration": read_duration,
-    "read_duration_or_unset": read_duration_or_unset,
     "read_time": read_time,
-    "read_time_or_unset": read_time_or_unset,
     "write_duration": write_duration,
     "write_time": write_time,
 }

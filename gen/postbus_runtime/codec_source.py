@@ -33,6 +33,8 @@ def _reader(message: Descriptor) -> str:
     chosen = "".join(f'    in_{name} = m.WhichOneof("{name}")\n' for name in oneofs)
     values = "".join(f'            "{field_name(f)}": {_read(f)},\n' for f in message.fields)
     groups = ", ".join(f'"{name}": {_current(name, oneofs[name])}' for name in oneofs)
+    if 'has("' in values:
+        chosen += "    has = m.HasField\n"
     return (
         f"{chosen}    o = _new(_class_{plain_name(message)})\n"
         f'    _set_attribute(\n        o,\n        "__dict__",\n        {{\n{values}'
@@ -57,16 +59,15 @@ def _read(field: FieldDescriptor) -> str:
         return f"list({source})" if value == "v" else f"[{value} for v in {source}]"
     value = _read_value(field, source)
     if is_optional(field):
-        return f'{value} if m.HasField("{field.name}") else None'
+        return f'{value} if has("{field.name}") else None'
     if field.containing_oneof:
         chosen = f'in_{field.containing_oneof.name} == "{field.name}"'
         return f"{value} if {chosen} else PLACEHOLDER"
     if field.message_type is None:
         return value
-    if field.message_type.full_name in TIMES:
-        return value.replace("(", "_or_unset(", 1)
-    unset = "None" if field.message_type.full_name in WRAPPERS else "PLACEHOLDER"
-    return f'{value} if m.HasField("{field.name}") else {unset}'
+    known = field.message_type.full_name in TIMES or field.message_type.full_name in WRAPPERS
+    unset = "None" if known else "PLACEHOLDER"
+    return f'{value} if has("{field.name}") else {unset}'
 
 
 def _read_value(field: FieldDescriptor, source: str) -> str:
@@ -135,8 +136,8 @@ def _write_message(field: FieldDescriptor, value: str, target: str) -> str:
 def _presence(field: FieldDescriptor) -> list[str]:
     """Return the statement that marks an empty message as present, if it is one to betterproto."""
     kind = message_of(field)
+    if kind.full_name in TIMES:
+        return []  # write_time and write_duration mark them
     if kind.full_name in WRAPPERS or field.containing_oneof or not kind.fields:
         return ["s.SetInParent()"]
-    if kind.full_name in TIMES:
-        return []
     return ['if _get_attribute(v, "_serialized_on_wire"):', "    s.SetInParent()"]

@@ -3,31 +3,40 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
-
-from betterproto import PLACEHOLDER
+from typing import Any, Final
 
 __all__ = [
+    "MAX_DURATION_SECONDS",
     "Codec",
     "EnumMembers",
+    "InexactTimeError",
     "read_duration",
-    "read_duration_or_unset",
     "read_time",
-    "read_time_or_unset",
     "write_duration",
     "write_time",
 ]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_SECOND_MICROS: Final = 1_000_000
+MAX_DURATION_SECONDS: Final = 315_576_000_000
+"""Seconds of the longest Duration: 10,000 years."""
+
+
+class InexactTimeError(ValueError):
+    """Raised for a Timestamp or Duration that datetime or timedelta cannot represent exactly."""
+
+    def __init__(self) -> None:
+        super().__init__("a time is not valid, or does not have whole microseconds")
 
 
 @dataclass(frozen=True, slots=True)
 class Codec:
     """The conversions of a message class. `upb` is google's class of the same message.
 
-    `read` returns an object for a upb message, and raises OverflowError for a time that Python's
-    datetime cannot hold. `write` fills a new upb message from an object.
+    `read` returns an object for a upb message. It raises InexactTimeError for a time or duration
+    that has parts of a microsecond, or is not valid; OverflowError outside the years 1 to 9999.
+    `write` fills a new upb message from an object.
     """
 
     upb: Any
@@ -47,33 +56,34 @@ class EnumMembers(dict[int, Any]):
 
 
 def read_time(m: Any) -> datetime:
-    """Return the time of a Timestamp; OverflowError beyond the year 9999."""
-    return _EPOCH + timedelta(0, m.seconds, m.nanos // 1000)
-
-
-def read_time_or_unset(m: Any) -> Any:
-    """Return the time of a Timestamp; PLACEHOLDER for the epoch, which is unset to betterproto."""
-    seconds, nanos = m.seconds, m.nanos
-    return _EPOCH + timedelta(0, seconds, nanos // 1000) if seconds or nanos else PLACEHOLDER
+    """Return the time of a Timestamp; raises like `Codec.read`."""
+    nanos = m.nanos
+    micros = nanos // 1000
+    if micros * 1000 != nanos or not 0 <= micros < _SECOND_MICROS:
+        raise InexactTimeError
+    return _EPOCH + timedelta(0, m.seconds, micros)
 
 
 def write_time(value: datetime, m: Any) -> None:
-    """Fill a Timestamp."""
+    """Fill a Timestamp, which is then present even for the epoch."""
     since = value - _EPOCH
     if seconds := since.days * 86400 + since.seconds:
         m.seconds = seconds
     if since.microseconds:
         m.nanos = since.microseconds * 1000
+    elif not seconds:
+        m.SetInParent()
 
 
 def read_duration(m: Any) -> timedelta:
-    """Return the time span of a Duration, truncated to microseconds."""
-    return timedelta(0, m.seconds, int(m.nanos / 1000))
-
-
-def read_duration_or_unset(m: Any) -> Any:
-    """Return the time span of a Duration; PLACEHOLDER for zero, which is unset to betterproto."""
-    return read_duration(m) if m.seconds or m.nanos else PLACEHOLDER
+    """Return the time span of a Duration; raises like `Codec.read`."""
+    seconds, nanos = m.seconds, m.nanos
+    micros = nanos // 1000
+    if micros * 1000 != nanos or not -_SECOND_MICROS < micros < _SECOND_MICROS:
+        raise InexactTimeError
+    if seconds * nanos < 0 or not -MAX_DURATION_SECONDS <= seconds <= MAX_DURATION_SECONDS:
+        raise InexactTimeError
+    return timedelta(0, seconds, micros)
 
 
 def write_duration(value: timedelta, m: Any) -> None:
@@ -84,3 +94,5 @@ def write_duration(value: timedelta, m: Any) -> None:
         m.seconds = sign * seconds
     if rest := microseconds % 1_000_000:
         m.nanos = sign * rest * 1000
+    elif not seconds:
+        m.SetInParent()

@@ -12,10 +12,10 @@ from google.protobuf.message import Message
 from grpc_tools import protoc
 from hypothesis import strategies as st
 
-from tools.contracts.generate.message_classes import with_runtime_classes
+from tools.contracts.generate.message_classes import with_optional_times, with_runtime_classes
 from tools.contracts.generate.package_modules import write_package_modules
 
-__all__ = ["Kinds", "canonical", "examples", "fill", "without_epochs"]
+__all__ = ["DURATIONS", "TIMES", "Kinds", "canonical", "examples", "fill"]
 
 _F = FieldDescriptor
 _PROTO = Path(__file__).with_name("kinds.proto")
@@ -52,6 +52,8 @@ def _build(target: Path) -> tuple[ModuleType, ModuleType, ModuleType]:
     (target / "plain").mkdir()
     (target / "plain/__init__.py").touch()
     (target / "kinds/v1").rename(target / "plain/v1")
+    rival = target / "plain/v1/__init__.py"
+    rival.write_text(with_optional_times(rival.read_text()))
     _compile(source, target)
     module = target / "kinds/v1/__init__.py"
     module.write_text(with_runtime_classes(module.read_text()))
@@ -93,20 +95,41 @@ _SCALARS: Final[dict[int, st.SearchStrategy[Any]]] = {
     **dict.fromkeys((_F.TYPE_UINT64, _F.TYPE_FIXED64), _integers(64, signed=False)),
 }
 _MICROSECOND: Final = 1000
+_FIRST: Final = -62135596800
+_LAST: Final = 253402300799
+_LONGEST: Final = 315_576_000_000
+_TAME_SECONDS: Final = 2**32
+"""betterproto computes longer durations by inexact floats."""
+
+
+def _nanos(*, exact: bool) -> st.SearchStrategy[int]:
+    """Return a strategy for nanoseconds; `exact` for those that Python's datetime represents."""
+    micros = st.integers(0, 999_999).map(lambda micros: micros * _MICROSECOND)
+    some = micros | st.sampled_from([0, 1000, 999_999_000])
+    return some if exact else some | st.integers(0, 999_999_999) | st.sampled_from([1, 999_999_999])
+
+
+def _times(*, exact: bool) -> st.SearchStrategy[dict[str, int]]:
+    seconds = st.integers(_FIRST, _LAST) | st.sampled_from([_FIRST, -1, 0, 1, _LAST])
+    return st.fixed_dictionaries({"seconds": seconds, "nanos": _nanos(exact=exact)})
+
+
+def _durations(*, exact: bool) -> st.SearchStrategy[dict[str, int]]:
+    seconds = st.integers(0, _LONGEST) | st.sampled_from([0, 1, _LONGEST])
+    return st.builds(
+        lambda seconds, nanos, sign: {"seconds": sign * seconds, "nanos": sign * nanos},
+        seconds,
+        _nanos(exact=exact),
+        st.sampled_from([1, -1]),
+    )
+
+
+TIMES: Final = _times(exact=False)
+"""Fields of every valid Timestamp, nanoseconds and both bounds included."""
+DURATIONS: Final = _durations(exact=False)
 _WELL_KNOWN: Final = {
-    "google.protobuf.Timestamp": st.fixed_dictionaries(
-        {
-            "seconds": st.integers(-62135596800, 253402300799),
-            "nanos": st.integers(0, 999_999).map(lambda micros: micros * _MICROSECOND),
-        }
-    ),
-    "google.protobuf.Duration": st.builds(
-        lambda micros: {
-            "seconds": abs(micros) // 10**6 * (1 if micros > 0 else -1),
-            "nanos": abs(micros) % 10**6 * _MICROSECOND * (1 if micros > 0 else -1),
-        },
-        st.integers(-(10**14), 10**14),
-    ),
+    "google.protobuf.Timestamp": _times(exact=True),
+    "google.protobuf.Duration": _durations(exact=True),
 }
 """Values within the precision of Python's datetime."""
 
@@ -126,7 +149,7 @@ def examples(
     """Return a strategy for the values of some fields by name, as `fill` takes them.
 
     `tame` excludes the values that betterproto 2.0.0b7 handles wrongly: negative or unknown enum
-    values, -0.0, NaN, negative durations, and empty entries of maps.
+    values, -0.0, NaN, negative or long times, and empty entries of maps.
     """
     optional = {
         field.name: _field(field, depth, tame=tame)
@@ -163,7 +186,11 @@ def _value(field: FieldDescriptor, depth: int, *, tame: bool) -> st.SearchStrate
     known = _WELL_KNOWN.get(field.message_type.full_name)
     if known is None:
         return examples(field.message_type, depth=depth - 1, tame=tame)
-    return known.filter(lambda value: not tame or value.get("nanos", 0) >= 0 <= value["seconds"])
+    return known.filter(lambda value: not tame or _is_tame(value))
+
+
+def _is_tame(time: dict[str, int]) -> bool:
+    return 0 <= time["seconds"] < _TAME_SECONDS and time["nanos"] >= 0
 
 
 def fill(message: Message, values: dict[str, Any]) -> Message:
@@ -195,25 +222,3 @@ def canonical(message: Any) -> bytes:
     """Return bytes that are equal for equal messages, NaN included."""
     data: bytes = message.SerializeToString(deterministic=True)
     return data
-
-
-def without_epochs(message: Any) -> Any:
-    """Clear times that are present and zero: to betterproto they are unset."""
-    for field, value in list(message.ListFields()):
-        if field.message_type is None:
-            continue
-        if field.message_type.GetOptions().map_entry:
-            of_messages = field.message_type.fields_by_name["value"].message_type
-            entries = value.values() if of_messages else ()
-        else:
-            entries = value if field.is_repeated else [value]
-        for each in entries:
-            without_epochs(each)
-        if (
-            field.message_type.full_name in _WELL_KNOWN
-            and not field.is_repeated
-            and field.containing_oneof is None
-            and not value.ListFields()
-        ):
-            message.ClearField(field.name)
-    return message

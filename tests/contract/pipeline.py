@@ -54,6 +54,15 @@ class Pipeline:
         text = f'{{"id": "2", "call": {{"method": "{method}", "request": {request}}}}}'
         return self.request("CALL", self.token, text)[1]
 
+    def call_bytes(self, method: str, payload: bytes) -> tuple[bytes | None, list[tuple[str, str]]]:
+        """Call a method on the bus; return the response, None if refused, and the violations."""
+        route = f"postbus.kinds.v1.KindsService.{method}"
+        _, response = self.request("BYTES", route, payload.hex())
+        if "reason" in response:
+            assert response["reason"] == "INVALID_FIELDS"
+            return None, [(field, rule) for field, rule in response["violations"]]
+        return bytes.fromhex(response["payload"]), []
+
 
 @contextmanager
 def running(project: Path) -> Iterator[Pipeline]:

@@ -33,7 +33,7 @@ from gateway.services import Services
 from gateway.socket_limits import FrameBudget
 from gateway.websocket_connection import WebSocketConnection
 from shared.access_tokens import TokenVerifier
-from shared.bus import MessagePattern, ServiceChannel
+from shared.bus import Call, MessagePattern, ServiceChannel
 from shared.bus.memory import MemoryBus
 from shared.context import Context, current_context
 from shared.errors import Code, ServiceError
@@ -92,6 +92,8 @@ async def main() -> None:
                     got = [0, await converse(bus, verifier, json.loads(body))]
                 elif verb == "CALL":
                     got = [0, await call(bus, verifier, url, body)]
+                elif verb == "BYTES":
+                    got = [0, await call_bytes(bus, url, bytes.fromhex(body))]
                 elif verb == "STUB":
                     stub = KindsServiceStub(ServiceChannel(bus))
                     request = CountRequest(to=int(body))
@@ -143,6 +145,16 @@ async def call(bus: MemoryBus, verifier: TokenVerifier, token: str, text: str) -
     frame = await socket.frame()
     await connection.close()
     return frame
+
+
+async def call_bytes(bus: MemoryBus, route: str, payload: bytes) -> Any:
+    """Call a method on the bus as a foreign client does, with an encoded request."""
+    try:
+        result = await bus.call(route, Call.new(payload, budget=5))
+    except ServiceError as error:
+        found = [(each.field, each.rule) for each in error.violations]
+        return {"reason": error.reason, "violations": found}
+    return {"payload": result.payload.hex()}
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from shared.errors import Code, ServiceError
 from shared.protojson import read_json, read_message
 from shared.protojson.refusal import RefusedError
 from shared.protojson.text_violations import repeated_members
-from shared.wire import encode, find_violations, message_class, read_valid
+from shared.wire import encode, find_violations, message_class, read_valid, to_upb
 from tests.contract.kinds import Kinds
 from tools.contracts.generate.openapi import MAX_BODY_BYTES
 
@@ -149,7 +149,8 @@ def test_texts_of_errors_are_truncated() -> None:
     ours = ServiceError(
         Code.INVALID_ARGUMENT, "R" * 9_999, "m" * 9_999, violations=[violation] * 99
     )
-    received = ServiceError.from_message(Error(message="m" * 9_999, violations=[violation] * 99))
+    sent = Error(message="m" * 9_999, violations=[violation] * 99)
+    received = ServiceError.from_message(to_upb(sent))
 
     for error in (ours, received):
         assert len(error.message) == 500
@@ -160,7 +161,7 @@ def test_texts_of_errors_are_truncated() -> None:
         assert len(error.violations) == 20
         assert error.more_violations
         assert len(error_reply(error)) <= ANSWER_BYTES
-        assert ServiceError.from_message(error.to_message("")).more_violations
+        assert ServiceError.from_message(to_upb(error.to_message(""))).more_violations
 
 
 def test_reading_stops_after_21_violations(kinds: Kinds) -> None:

@@ -16,7 +16,7 @@ ACCEPTED = [
     '{"scalars": null, "lists": {"strings": null}, "maps": {"strings": null}}',
     '{"choices": {"text": "a", "number": null}}',
     '{"names": {"with_2_digits": "x", "camelCase": "y"}, "well_known": {"time": null}}',
-    '{"wellKnown": {"time": "2026-02-28T23:59:59.123456789+23:59", "duration": "-0.5s"}}',
+    '{"wellKnown": {"time": "2026-02-28T23:59:59.123456000+23:59", "duration": "-0.5s"}}',
     '{"wellKnown": {"mask": "fooBar,baz.qux", "value": null, "list": [null, 1, {"a": []}]}}',
     '{"wellKnown": {"struct": {"a": {"b": [1.5, "x", false, null]}}, "empty": {}}}',
     '{"wrappers": {"int64": "7", "bool": false, "string": "", "bytes": "AA"}}',

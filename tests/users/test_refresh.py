@@ -266,6 +266,7 @@ async def test_session_ends_after_180_days_however_often_it_is_refreshed(
 
     second = await worker.refresh(first)
 
+    assert second.refresh_expires_at is not None
     left = second.refresh_expires_at - datetime.now(UTC)
     assert timedelta(hours=23) < left < timedelta(days=1)
     stored = "SELECT expires_at FROM sessions WHERE id = $1"

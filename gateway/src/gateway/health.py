@@ -3,16 +3,18 @@
 import asyncio
 import logging
 import time
-from typing import Final
+from typing import Any, Final
 
 from gateway.cached_result import CachedResult
-from postbus.bus.v1 import CheckRequest, HealthServiceStub, Part
+from postbus.bus.v1 import Part
+from postbus.registry import METHODS
 from shared.access_tokens import LEEWAY_SECONDS
-from shared.bus import MessageBus, ServiceChannel
+from shared.bus import Call, MessageBus, call_method
 from shared.bus.handler_matching import WORKERS
 from shared.errors import ServiceError
 from shared.limited_log import LimitedLog
 from shared.runtime.session_verifier import SessionVerifier
+from shared.wire import parse
 
 __all__ = ["Health"]
 
@@ -20,8 +22,7 @@ _FRESH_SECONDS: Final = 0.2
 """Checks within this time share one result: each calls every worker."""
 _SKEW_LOG_SECONDS: Final = 60.0
 """Shortest time between two log lines about the clock of one worker."""
-_NO_TIME: Final = 10.0**9
-"""Seconds; a larger difference is that of a reply without a time."""
+_CHECK: Final = METHODS["postbus.bus.v1.HealthService.Check"]
 
 
 class Health:
@@ -47,13 +48,15 @@ class Health:
         return parts
 
     async def _check_worker(self, worker: str) -> list[Part]:
-        channel = ServiceChannel(self._bus, worker=worker)
-        sent = time.time()
+        call, sent = Call.new(b"", budget=_CHECK.timeout), time.time()
         try:
-            response = await HealthServiceStub(channel).check(CheckRequest())
+            result = await call_method(self._bus, _CHECK, call, f"{_CHECK.name}.{worker}")
+            response: Any = parse(_CHECK.response_name, result.payload)  # any worker's times
         except ServiceError as error:
             return [_part(worker, False, f"The worker does not respond: {error.reason}.")]
-        self._log_skew(worker, response.time.timestamp() - (sent + time.time()) / 2)
+        if response.HasField("time"):
+            worker_time = response.time.seconds + response.time.nanos / 1_000_000_000
+            self._log_skew(worker, worker_time - (sent + time.time()) / 2)
         dependencies = [
             Part(name=f"{worker}.{part.name}", ready=part.ready, message=part.message)
             for part in response.parts
@@ -61,11 +64,8 @@ class Health:
         return [Part(name=worker, ready=True), *dependencies]
 
     def _log_skew(self, worker: str, seconds: float) -> None:
-        """Log a difference between the clocks of a worker and the gateway: tokens depend on them.
-
-        A worker of the previous release sends no time, which reads as 1970.
-        """
-        if LEEWAY_SECONDS < abs(seconds) < _NO_TIME:
+        """Log a difference between the clocks of worker and gateway: tokens depend on them."""
+        if abs(seconds) > LEEWAY_SECONDS:
             self._log.write(
                 logging.WARNING, "clock.skew", key=worker, process=worker, seconds=round(seconds, 1)
             )

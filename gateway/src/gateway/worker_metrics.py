@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -13,17 +13,17 @@ from prometheus_client.core import (
     Metric,
 )
 
-from postbus.bus.v1 import GetStatisticsRequest, GetStatisticsResponse, Histogram
 from shared.bus import Call, MessageBus
 from shared.bus.handler_matching import WORKERS
 from shared.errors import ServiceError
-from shared.wire import decode, encode
+from shared.wire import parse
 
 __all__ = ["WorkerMetrics"]
 
 _SECONDS: Final = 0.25
 """Time for the replies of the workers."""
 _ROUTE: Final = "postbus.bus.v1.WorkerService.GetStatistics"
+_RESPONSE: Final = "postbus.bus.v1.GetStatisticsResponse"
 _LABELS: Final = ("worker", "instance", "handler")
 
 
@@ -45,11 +45,11 @@ class WorkerMetrics:
         registry.register(_Statistics(processes, self._security_events, self._bus.incidents))
         return registry
 
-    async def _collect_worker(self, worker: str) -> list[GetStatisticsResponse]:
-        call = Call.new(encode(GetStatisticsRequest()), budget=_SECONDS)
+    async def _collect_worker(self, worker: str) -> list[Any]:
+        call = Call.new(b"", budget=_SECONDS)
         try:
             payloads = await self._bus.broadcast(f"{_ROUTE}.{worker}", call)
-            return [decode(GetStatisticsResponse, payload) for payload in payloads]
+            return [parse(_RESPONSE, payload) for payload in payloads]
         except ServiceError:
             return []
 
@@ -59,7 +59,7 @@ class _Statistics:
 
     def __init__(
         self,
-        processes: Iterable[GetStatisticsResponse],
+        processes: Iterable[Any],
         security_events: Mapping[str, int],
         incidents: Mapping[str, int],
     ) -> None:
@@ -100,7 +100,8 @@ class _Statistics:
             incidents.add_metric(("gateway", "", incident), count)
         for process in self._processes:
             instance = (process.instance.worker, process.instance.id)
-            up.add_metric(instance, process.instance.started_at.timestamp())
+            started = process.instance.started_at
+            up.add_metric(instance, started.seconds + started.nanos / 1_000_000_000)
             for event, count in process.security_events.items():
                 security.add_metric((*instance, event), count)
             for incident, count in process.incidents.items():
@@ -116,7 +117,7 @@ class _Statistics:
         yield from (up, errors, in_flight, seconds, wait, security, incidents)
 
 
-def _buckets(bounds: Iterable[float], histogram: Histogram) -> list[tuple[str, float]]:
+def _buckets(bounds: Iterable[float], histogram: Any) -> list[tuple[str, float]]:
     """Return the cumulative buckets of Prometheus."""
     names = [*map(str, bounds), "+Inf"]
     return [(name, float(n)) for name, n in zip(names, accumulate(histogram.counts), strict=True)]

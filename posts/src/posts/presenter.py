@@ -97,7 +97,7 @@ def post_message(post: Post, author: AuthorMessage) -> PostMessage:
         status=PostStatus.PUBLISHED if post.published else PostStatus.DRAFT,  # type: ignore[arg-type]
         like_count=post.like_count,
         comment_count=post.comment_count,
-        published_at=None if published_at is None else from_micros(published_at),  # type: ignore[arg-type]
+        published_at=None if published_at is None else from_micros(published_at),
     )
 
 

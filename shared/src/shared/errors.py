@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 from postbus.bus.v1 import Code, Error, FieldViolation, Outcome
+from postbus_runtime.conversions import MAX_DURATION_SECONDS
 
 __all__ = [
     "MAX_VIOLATIONS",
@@ -65,16 +66,20 @@ class ServiceError(Exception):
         self.trace_id = trace_id
 
     @classmethod
-    def from_message(cls, error: Error) -> "ServiceError":
-        """Return the error in a Reply."""
-        seconds = error.retry_after.total_seconds()
+    def from_message(cls, error: Any) -> "ServiceError":
+        """Return the error in a Reply; `error` is google's Error of postbus.bus.v1."""
+        seconds = error.retry_after.seconds + error.retry_after.nanos / 1_000_000_000
+        violations = [
+            FieldViolation(field=each.field, rule=each.rule, message=each.message)
+            for each in error.violations[:MAX_VIOLATIONS]
+        ]
         return cls(
             error.code,
             error.reason,
             error.message,
-            violations=error.violations,
-            more_violations=error.more_violations,
-            retry_after=seconds or None,
+            violations=violations,
+            more_violations=error.more_violations or len(error.violations) > MAX_VIOLATIONS,
+            retry_after=seconds if 0 < seconds <= MAX_DURATION_SECONDS else None,
             outcome=error.outcome,
             trace_id=error.trace_id,
         )

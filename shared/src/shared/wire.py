@@ -16,8 +16,10 @@ from google.protobuf.message_factory import GetMessageClass
 
 from postbus.codec import CODECS, POOL
 from postbus.described import DESCRIBED
+from postbus_runtime.conversions import InexactTimeError
 from shared.bounds import OverBoundError, count_elements
 from shared.errors import MAX_VIOLATIONS, Code, FieldViolation, ServiceError, shown_name
+from shared.exact_times import find_inexact_times
 
 if TYPE_CHECKING:
     from protovalidate._gen.buf.validate.validate_pb import FieldPathElement, Violation
@@ -26,7 +28,6 @@ __all__ = [
     "decode",
     "encode",
     "find_violations",
-    "from_upb",
     "invalid_fields",
     "message_class",
     "parse",
@@ -50,10 +51,7 @@ def message_class(name: str) -> type[Message]:
 
 
 def encode(message: betterproto.Message) -> bytes:
-    """Return `message` in protobuf's binary format.
-
-    As with betterproto, a Timestamp of 1970-01-01 is not written; unknown fields are dropped.
-    """
+    """Return `message` in protobuf's binary format; unknown fields are dropped."""
     codec = CODECS[type(message)]
     target = codec.upb()
     codec.write(message, target)
@@ -70,21 +68,19 @@ def to_upb(message: betterproto.Message) -> Any:
 
 
 def decode(message_type: type[M], data: bytes) -> M:
-    """Return the message in `data`; INVALID_ARGUMENT, MALFORMED_MESSAGE if it is malformed."""
+    """Return the message in `data`.
+
+    Raises INVALID_ARGUMENT: MALFORMED_MESSAGE if it is malformed, INVALID_FIELDS for a Timestamp or
+    Duration that Python cannot represent exactly; see `shared.exact_times`.
+    """
     codec = CODECS[message_type]
     try:
-        message: M = codec.read(codec.upb.FromString(data))
-    except (DecodeError, OverflowError):  # OverflowError: a time beyond year 9999
+        message = codec.upb.FromString(data)
+        converted: M = codec.read(message)
+    except DecodeError:
         raise _malformed(codec.upb.DESCRIPTOR.full_name) from None
-    return message
-
-
-def from_upb(message_type: type[M], message: Message) -> M:
-    """Return upb's `message` as betterproto's; INVALID_ARGUMENT for a time beyond year 9999."""
-    try:
-        converted: M = CODECS[message_type].read(message)
-    except OverflowError:
-        raise _malformed(message.DESCRIPTOR.full_name) from None
+    except (InexactTimeError, OverflowError):
+        raise invalid_fields(find_inexact_times(message)) from None
     return converted
 
 
@@ -102,14 +98,16 @@ def parse_as(kind: type[Message], data: bytes) -> Message:
 
 
 def read_valid(message_type: type[M], data: bytes) -> M:
-    """Return the message in `data`; INVALID_ARGUMENT if it is malformed or violates a rule."""
+    """Return the message in `data`; raises like `decode`, and for a violation of a rule."""
     codec = CODECS[message_type]
     try:
         message = codec.upb.FromString(data)
         require_valid(message)
         valid: M = codec.read(message)
-    except (DecodeError, OverflowError):
+    except DecodeError:
         raise _malformed(codec.upb.DESCRIPTOR.full_name) from None
+    except (InexactTimeError, OverflowError):
+        raise invalid_fields(find_inexact_times(message)) from None
     return valid
 
 

@@ -29,6 +29,8 @@ _BASE64: Final = "[A-Za-z0-9+/_-]"
 _NOT_FINITE: Final = ["NaN", "Infinity", "-Infinity"]
 INTEGER: Final = "^-?[0-9]+$"
 """Pattern of an integer in a JSON string; JSON Schema cannot bound its value."""
+_FRACTION: Final = r"(?:\.[0-9]{1,6}0{0,3})?"
+"""Pattern of the fraction of a second: whole microseconds, which the services represent."""
 _FIELD: Final = r"[a-z][A-Za-z0-9]*(?:\.[a-z][A-Za-z0-9]*)*"
 
 
@@ -112,12 +114,12 @@ _KNOWN: Final[dict[str, Schema]] = {
         "type": "string",
         "format": "date-time",
         "pattern": r"^[0-9]{4}-[0-1][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9]"
-        r"(?:\.[0-9]{1,9})?(?:Z|[+-][0-2][0-9]:[0-5][0-9])$",
+        rf"{_FRACTION}(?:Z|[+-][0-2][0-9]:[0-5][0-9])$",
         "x-python": _python("Time"),
     },
     "Duration": {
         "type": "string",
-        "pattern": r"^-?[0-9]{1,11}(?:\.[0-9]{1,9})?s$",
+        "pattern": f"^-?[0-9]{{1,11}}{_FRACTION}s$",
         "x-python": _python("Duration"),
     },
     "FieldMask": {

@@ -1,9 +1,10 @@
 """gen/postbus/**/__init__.py: betterproto's classes, based on the classes of `postbus_runtime`."""
 
 import ast
-from typing import TypeGuard
+import re
+from typing import Final, TypeGuard
 
-__all__ = ["with_runtime_classes"]
+__all__ = ["with_optional_times", "with_runtime_classes"]
 
 _BASES = {
     "(betterproto.Message)": (
@@ -17,16 +18,28 @@ _BASES = {
 }
 """Base classes of betterproto, with those that replace them and their imports."""
 _IMPORT = "import betterproto\n"
+_TIME: Final = re.compile(
+    r"^(    \w+): (datetime|timedelta) = betterproto\.message_field\((\d+)\)", re.MULTILINE
+)
+"""A Timestamp or Duration that is neither `optional` nor a member of a oneof."""
 
 
 def with_runtime_classes(source: str) -> str:
     """Return betterproto's module `source` with other base classes, and without gRPC servers."""
-    source = _without_grpc(source)
+    source = with_optional_times(_without_grpc(source))
     for base, (replacement, statement) in _BASES.items():
         if base in source:
             source = source.replace(base, replacement)
             source = source.replace(_IMPORT, _IMPORT + statement, 1)
     return source
+
+
+def with_optional_times(source: str) -> str:
+    """Return a module in which an unset Timestamp or Duration is None.
+
+    To betterproto it is the epoch or zero, which are values: messages have presence in proto3.
+    """
+    return _TIME.sub(r"\1: \2 | None = betterproto.message_field(\3, optional=True)", source)
 
 
 def _without_grpc(source: str) -> str:

@@ -164,7 +164,7 @@ class Error(GeneratedMessage):
      request has no violations of form.
     """
 
-    retry_after: timedelta = betterproto.message_field(5)
+    retry_after: timedelta | None = betterproto.message_field(5, optional=True)
     """Time to wait before a retry. Set only if a retry may succeed."""
 
     outcome: "Outcome" = betterproto.enum_field(6)
@@ -361,7 +361,7 @@ class Event(GeneratedMessage):
     subject: str = betterproto.string_field(4)
     """Id of the aggregate that the event is about."""
 
-    time: datetime = betterproto.message_field(5)
+    time: datetime | None = betterproto.message_field(5, optional=True)
     """Time of the event."""
 
     data: bytes = betterproto.bytes_field(6)
@@ -399,7 +399,7 @@ class CheckResponse(GeneratedMessage):
     parts: List["Part"] = betterproto.message_field(1)
     """The dependencies of the worker."""
 
-    time: datetime = betterproto.message_field(2)
+    time: datetime | None = betterproto.message_field(2, optional=True)
     """
     Time of the reply by the worker's clock. The gateway logs the difference if it exceeds 30 seconds.
     """
@@ -446,7 +446,7 @@ class Instance(GeneratedMessage):
     id: str = betterproto.string_field(2)
     """Identifies the process: host and process id."""
 
-    started_at: datetime = betterproto.message_field(3)
+    started_at: datetime | None = betterproto.message_field(3, optional=True)
     """Time at which the process started."""
 
 

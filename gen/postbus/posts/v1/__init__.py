@@ -89,10 +89,10 @@ class Post(GeneratedMessage):
     body: str = betterproto.string_field(4)
     """The text; empty in lists."""
 
-    created_at: datetime = betterproto.message_field(5)
+    created_at: datetime | None = betterproto.message_field(5, optional=True)
     """Time of creation."""
 
-    updated_at: datetime = betterproto.message_field(6)
+    updated_at: datetime | None = betterproto.message_field(6, optional=True)
     """Time of the last change."""
 
     version: int = betterproto.int64_field(7)
@@ -120,7 +120,7 @@ class Post(GeneratedMessage):
     status: "PostStatus" = betterproto.enum_field(11)
     """The visibility of the post."""
 
-    published_at: datetime = betterproto.message_field(12)
+    published_at: datetime | None = betterproto.message_field(12, optional=True)
     """
     Time of the first publication. Unset for a post that was never published.
     """
@@ -523,10 +523,10 @@ class Comment(GeneratedMessage):
     body: str = betterproto.string_field(4)
     """The text."""
 
-    created_at: datetime = betterproto.message_field(5)
+    created_at: datetime | None = betterproto.message_field(5, optional=True)
     """Time of creation."""
 
-    updated_at: datetime = betterproto.message_field(6)
+    updated_at: datetime | None = betterproto.message_field(6, optional=True)
     """Time of the last change."""
 
     version: int = betterproto.int64_field(7)
@@ -660,7 +660,7 @@ class Notification(GeneratedMessage):
     comment_id: str = betterproto.string_field(5)
     """Id of the comment; empty if there is none."""
 
-    created_at: datetime = betterproto.message_field(6)
+    created_at: datetime | None = betterproto.message_field(6, optional=True)
     """Time of the action."""
 
     read: bool = betterproto.bool_field(7)
@@ -931,7 +931,7 @@ class Like(GeneratedMessage):
     post_id: str = betterproto.string_field(1)
     """The post."""
 
-    liked_at: datetime = betterproto.message_field(2)
+    liked_at: datetime | None = betterproto.message_field(2, optional=True)
     """Time of the like."""
 
 

@@ -91,7 +91,7 @@ class Authenticated(GeneratedMessage):
     user_id: str = betterproto.string_field(1)
     """Id of the user."""
 
-    expires_at: datetime = betterproto.message_field(2)
+    expires_at: datetime | None = betterproto.message_field(2, optional=True)
     """
     Time at which the token expires. The server then closes the connection.
     """
@@ -196,7 +196,7 @@ class Delivery(GeneratedMessage):
     subject: str = betterproto.string_field(2)
     """Id of the aggregate that the event is about."""
 
-    time: datetime = betterproto.message_field(3)
+    time: datetime | None = betterproto.message_field(3, optional=True)
     """Time of the event."""
 
     data: "betterproto_lib_google_protobuf.Any" = betterproto.message_field(4)

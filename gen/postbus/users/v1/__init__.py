@@ -41,7 +41,7 @@ class User(GeneratedMessage):
     Email address, unique without regard to case. The owner can log in with it.
     """
 
-    created_at: datetime = betterproto.message_field(4)
+    created_at: datetime | None = betterproto.message_field(4, optional=True)
     """Time at which the account was created."""
 
     display_name: str = betterproto.string_field(5)
@@ -53,7 +53,7 @@ class User(GeneratedMessage):
     image_url: str = betterproto.string_field(7)
     """URL of a picture."""
 
-    updated_at: datetime = betterproto.message_field(8)
+    updated_at: datetime | None = betterproto.message_field(8, optional=True)
     """Time of the last change of the account."""
 
     follower_count: int = betterproto.int32_field(9)
@@ -76,7 +76,7 @@ class Profile(GeneratedMessage):
     username: str = betterproto.string_field(2)
     """Username, unique without regard to case."""
 
-    created_at: datetime = betterproto.message_field(3)
+    created_at: datetime | None = betterproto.message_field(3, optional=True)
     """Time at which the account was created."""
 
     display_name: str = betterproto.string_field(4)
@@ -401,13 +401,13 @@ class LogInResponse(GeneratedMessage):
     access_token: str = betterproto.string_field(1)
     """JSON Web Token. Send it as `Authorization: Bearer ...`."""
 
-    expires_at: datetime = betterproto.message_field(2)
+    expires_at: datetime | None = betterproto.message_field(2, optional=True)
     """Time at which it expires."""
 
     refresh_token: str = betterproto.string_field(3)
     """Opaque. RefreshSession exchanges it once for new tokens."""
 
-    refresh_expires_at: datetime = betterproto.message_field(4)
+    refresh_expires_at: datetime | None = betterproto.message_field(4, optional=True)
     """Time at which it expires."""
 
     session_id: str = betterproto.string_field(5)
@@ -437,13 +437,13 @@ class RefreshSessionResponse(GeneratedMessage):
     access_token: str = betterproto.string_field(1)
     """JSON Web Token. Send it as `Authorization: Bearer ...`."""
 
-    expires_at: datetime = betterproto.message_field(2)
+    expires_at: datetime | None = betterproto.message_field(2, optional=True)
     """Time at which it expires."""
 
     refresh_token: str = betterproto.string_field(3)
     """Opaque. Replaces the refresh token of the request."""
 
-    refresh_expires_at: datetime = betterproto.message_field(4)
+    refresh_expires_at: datetime | None = betterproto.message_field(4, optional=True)
     """Time at which it expires."""
 
     session_id: str = betterproto.string_field(5)
@@ -502,13 +502,13 @@ class Session(GeneratedMessage):
     device: str = betterproto.string_field(2)
     """Name of the session, from LogIn."""
 
-    created_at: datetime = betterproto.message_field(3)
+    created_at: datetime | None = betterproto.message_field(3, optional=True)
     """Time of the log-in."""
 
-    refreshed_at: datetime = betterproto.message_field(4)
+    refreshed_at: datetime | None = betterproto.message_field(4, optional=True)
     """Time of the last LogIn or RefreshSession."""
 
-    expires_at: datetime = betterproto.message_field(5)
+    expires_at: datetime | None = betterproto.message_field(5, optional=True)
     """Time at which the session ends, unless it is refreshed before."""
 
     current: bool = betterproto.bool_field(6)
@@ -603,7 +603,7 @@ class FollowedUser(GeneratedMessage):
     username: str = betterproto.string_field(2)
     """Username of the user."""
 
-    followed_at: datetime = betterproto.message_field(3)
+    followed_at: datetime | None = betterproto.message_field(3, optional=True)
     """Time of the follow."""
 
 
@@ -617,7 +617,7 @@ class UserRegistered(GeneratedMessage):
     username: str = betterproto.string_field(2)
     """Its username."""
 
-    created_at: datetime = betterproto.message_field(3)
+    created_at: datetime | None = betterproto.message_field(3, optional=True)
     """Time of creation."""
 
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import aclosing, nullcontext
 from datetime import UTC, datetime
 from operator import attrgetter
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import betterproto
 from uuid_utils import uuid7
@@ -23,12 +23,13 @@ from shared.errors import Outcome, ServiceError, deadline_exceeded, internal
 from shared.limited_log import LimitedLog
 from shared.outbox.unit_of_work import current_unit_of_work
 from shared.trace import child_traceparent, new_traceparent
-from shared.wire import decode, encode
+from shared.wire import decode, encode, message_class, parse_as
 
 __all__ = ["ServiceChannel", "call_method", "publish", "typed_handler"]
 
 M = TypeVar("M", bound=betterproto.Message)
 
+_Event: Final[Any] = message_class("postbus.bus.v1.Event")
 _NO_SLOT: Final = nullcontext()
 _CONNECTION_REASONS: Final = ("CONNECTION_LOST", "NOT_CONNECTED", "WORKER_LOST")
 _RETRY_DELAY: Final = 0.05
@@ -197,7 +198,7 @@ def typed_handler(
 
     async def handler(body: bytes) -> None:
         try:
-            event = decode(Event, body)
+            event: Any = parse_as(_Event, body)
             message = decode(types[event.type], event.data)
         except (ServiceError, KeyError):
             log.write(logging.WARNING, "event.malformed")

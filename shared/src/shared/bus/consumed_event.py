@@ -1,9 +1,8 @@
 """An event with its consumer at one worker."""
 
 import time
-from typing import Final
+from typing import Any, Final
 
-from postbus.bus.v1 import Event
 from postbus.registry import EventType
 from shared.bus.decorators import handles_late
 from shared.bus.handler_metrics import HandlerMetrics
@@ -19,7 +18,7 @@ _BUDGET: Final = 30.0
 
 
 class ConsumedEvent:
-    """An event that `worker` consumes by `handler`."""
+    """An event that `worker` consumes by `handler`, with google's class for its envelope."""
 
     __slots__ = ("_late", "_name", "handler", "message", "metrics")
 
@@ -32,7 +31,7 @@ class ConsumedEvent:
         self._name = f"{worker}.{event.name}"
         self._late = handles_late(handler)
 
-    def context(self, event: Event) -> Context:
+    def context(self, event: Any) -> Context:
         """Return the context of one execution of the consumer."""
         return Context(
             name=self._name,
@@ -42,7 +41,7 @@ class ConsumedEvent:
             traceparent=valid_traceparent(event.traceparent),
         )
 
-    def operation(self, event: Event) -> Operation:
+    def operation(self, event: Any) -> Operation:
         """Return the operation of an event at this consumer, with the version of its subject."""
         return Operation(
             key=Operation.key_of("event", self._name, event.id),

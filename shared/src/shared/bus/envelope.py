@@ -14,9 +14,9 @@ from typing import Any, Final, NamedTuple, Self
 from google.protobuf.message import DecodeError
 from uuid_utils import uuid7
 
-from postbus.bus.v1 import Error, Outcome, Reply
+from postbus.bus.v1 import Outcome, Reply
 from shared.errors import Code, ServiceError, internal
-from shared.wire import encode, from_upb, message_class, parse_as
+from shared.wire import encode, message_class, parse_as
 
 __all__ = [
     "Call",
@@ -211,7 +211,7 @@ def _read(reply: bytes) -> Any:
     except DecodeError:  # the caller is not at fault, and the call may have had an effect
         raise internal() from None
     if message.HasField("error"):
-        raise ServiceError.from_message(from_upb(Error, message.error))
+        raise ServiceError.from_message(message.error)
     return message
 
 

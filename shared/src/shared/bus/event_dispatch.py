@@ -3,9 +3,8 @@
 import logging
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
-from postbus.bus.v1 import Event
 from shared.bus.consumed_event import ConsumedEvent
 from shared.bus.message_bus import Failure
 from shared.bus.served_method import run_in_unit
@@ -13,10 +12,11 @@ from shared.errors import Code, ServiceError, shown_name
 from shared.limited_log import LimitedLog
 from shared.outbox.unit_of_work import Perform
 from shared.security_log import SecurityEvent, SecurityLog
-from shared.wire import decode
+from shared.wire import decode, message_class, parse_as
 
 __all__ = ["EventDispatcher", "log_refused_message"]
 
+_Event: Final[Any] = message_class("postbus.bus.v1.Event")
 _TRANSIENT_CODES = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.ABORTED, Code.DEADLINE_EXCEEDED)
 """Codes of errors that a retry may cure."""
 
@@ -42,7 +42,7 @@ class EventDispatcher:
         """Execute the consumer of an encoded Event; return its failure, None for success."""
         name = ""
         try:
-            event = decode(Event, body)
+            event: Any = parse_as(_Event, body)  # upb converts only the fields that are read
             name = event.type
             await self._consume(event)
         except ServiceError as error:
@@ -51,7 +51,7 @@ class EventDispatcher:
                 log_refused_message(self._security_log, shown_name(name), error.reason)
             return Failure(
                 reason=error.reason,
-                message=error.message,
+                message=_described(error),
                 retry=error.code in _TRANSIENT_CODES,
                 dependency_down=error.code is Code.UNAVAILABLE,
             )
@@ -64,7 +64,7 @@ class EventDispatcher:
         known = name if name in self.consumed else ""
         self._log.write(level, "event.failed", key=known, event_type=shown_name(name), **values)
 
-    async def _consume(self, event: Event) -> None:
+    async def _consume(self, event: Any) -> None:
         consumed = self.consumed.get(event.type)
         if consumed is None:
             raise ServiceError(
@@ -73,7 +73,8 @@ class EventDispatcher:
         context, operation = consumed.context(event), consumed.operation(event)
         message = decode(consumed.message, event.data)
         execute = partial(run_in_unit, consumed.handler, message, context)
-        began, code = consumed.metrics.begin(event.time.timestamp()), Code.INTERNAL
+        published = event.time.seconds + event.time.nanos / 1_000_000_000  # 0 if unknown
+        began, code = consumed.metrics.begin(published), Code.INTERNAL
         try:
             with context:
                 await self._perform(operation, execute)
@@ -83,6 +84,12 @@ class EventDispatcher:
             raise
         finally:
             consumed.metrics.end(began, code)
+
+
+def _described(error: ServiceError) -> str:
+    """Return the message of an error, with its first violation."""
+    first = "".join(f" {each.field}: {each.message}." for each in error.violations[:1])
+    return error.message + first
 
 
 def log_refused_message(log: SecurityLog, name: str, reason: str) -> None:
