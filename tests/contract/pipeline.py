@@ -59,8 +59,7 @@ class Pipeline:
 def running(project: Path) -> Iterator[Pipeline]:
     """Generate the package of pipeline.proto in an empty folder, and run it."""
     shutil.copytree(ROOT / "proto", project / "proto")
-    for name in ("buf.yaml", "buf.gen.yaml"):
-        shutil.copy(ROOT / name, project)
+    shutil.copy(ROOT / "buf.yaml", project)
     target = project / "proto/postbus/kinds/v1"
     target.mkdir(parents=True)
     kinds = (

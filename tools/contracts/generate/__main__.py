@@ -18,7 +18,7 @@ from tools.contracts.generate.asyncapi import asyncapi
 from tools.contracts.generate.contract_checks import check_contracts
 from tools.contracts.generate.described import described_source
 from tools.contracts.generate.descriptors import Contracts
-from tools.contracts.generate.message_classes import with_runtime_classes
+from tools.contracts.generate.message_classes import message_classes
 from tools.contracts.generate.openapi import openapi
 from tools.contracts.generate.package_modules import write_package_modules
 from tools.contracts.generate.protos_zip import protos_zip
@@ -80,14 +80,14 @@ def _lint() -> None:
 
 
 def _write(contracts: Contracts, project: Path, target: Path) -> None:
-    _run("buf", "generate", "-o", str(target.parent / "buf"), cwd=project)
-    shutil.copytree(target.parent / "buf" / "betterproto" / "postbus", target)
+    for name, source in message_classes(contracts).items():
+        module = target.parent / name
+        module.parent.mkdir(parents=True, exist_ok=True)
+        module.write_text(source)
     (target / "py.typed").touch()
     lean = str(target / "contracts.binpb")
     _run("buf", "build", "--exclude-source-info", "-o", lean, cwd=project)
     (target / "protos.zip").write_bytes(protos_zip(contracts.file_names, project))
-    for module in target.rglob("__init__.py"):
-        module.write_text(with_runtime_classes(module.read_text()))
     write_package_modules(target)
     (target / "described.py").write_text(described_source(contracts))
     for name, document in (("openapi", openapi), ("asyncapi", asyncapi)):

@@ -23,6 +23,16 @@ class Contracts(Contract):
         """The names of all files, imports included, each after the files that it imports."""
         return [file.name for file in self._files]
 
+    @property
+    def own_protos(self) -> list[FileDescriptorProto]:
+        """The contract's own files with comments, each after the files that it imports."""
+        return [file for file in self._files if file.name.startswith(f"{self.root}/")]
+
+    @property
+    def google_protos(self) -> list[FileDescriptorProto]:
+        """The imported files of package google.protobuf."""
+        return [file for file in self._files if file.package == "google.protobuf"]
+
     def syntax(self, file: FileDescriptor) -> str:
         """Return the syntax of a file: `proto3` or `editions`; empty for proto2."""
         return next(each.syntax for each in self._files if each.name == file.name)
