@@ -5,13 +5,20 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Final
 
-from google.protobuf.descriptor import FieldDescriptor, FileDescriptor, MethodDescriptor
+from google.protobuf.descriptor import (
+    EnumDescriptor,
+    FieldDescriptor,
+    FileDescriptor,
+    MethodDescriptor,
+)
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
 from postbus_runtime.contract import Contract, ContractError
 
 __all__ = ["Contracts"]
 
+_PACKAGE: Final = [FileDescriptorProto.PACKAGE_FIELD_NUMBER]
+"""The path of the package's declaration in source info."""
 _QUOTED: Final = re.compile(r"`([a-z0-9]+(?:_[a-z0-9]+)+)`")
 
 
@@ -32,6 +39,12 @@ class Contracts(Contract):
     def google_protos(self) -> list[FileDescriptorProto]:
         """The imported files of package google.protobuf."""
         return [file for file in self._files if file.package == "google.protobuf"]
+
+    @cached_property
+    def enums(self) -> list[EnumDescriptor]:
+        """The contract's own enums, nested ones included."""
+        owners: list[Any] = [*self.files, *self.messages]
+        return [enum for owner in owners for enum in owner.enum_types_by_name.values()]
 
     def syntax(self, file: FileDescriptor) -> str:
         """Return the syntax of a file: `proto3` or `editions`; empty for proto2."""
@@ -62,7 +75,7 @@ class Contracts(Contract):
         """Return an error with the file and line of the descriptor at fault."""
         where = error.where
         if isinstance(where, FileDescriptor):
-            return f"proto/{where.name}: {error}"
+            return f"proto/{where.name}{self._package_line(where)}: {error}"
         file = where.containing_service.file if isinstance(where, MethodDescriptor) else where.file
         return f"{self.position(where.full_name) or f'proto/{file.name}'}: {error}"
 
@@ -70,6 +83,12 @@ class Contracts(Contract):
         """Return `proto/FILE:LINE` of a descriptor; "" without source info."""
         location = self._locations.get(full_name)
         return f"proto/{self._file_of[full_name]}:{location.span[0] + 1}" if location else ""
+
+    def _package_line(self, file: FileDescriptor) -> str:
+        """Return `:LINE` of the package's declaration; "" without source info."""
+        proto = next(each for each in self._files if each.name == file.name)
+        found = [each for each in proto.source_code_info.location if list(each.path) == _PACKAGE]
+        return f":{found[0].span[0] + 1}" if found else ""
 
     def _quoted(self, name: re.Match[str]) -> str:
         return f"`{self._json_names.get(name[1], name[1])}`"

@@ -45,18 +45,8 @@ class Names:
     """The names of a contract. Raises ContractError if two are equal in spite of the rules."""
 
     def __init__(self, contracts: Contracts) -> None:
-        self._in_responses = reachable(
-            chain(
-                (method.output_type for method in contracts.methods),
-                (each for each in contracts.messages if each.full_name in contracts.event_options),
-            )
-        )
-        sent = [each for each in contracts.messages if each.full_name not in self._in_responses]
-        in_requests = reachable(chain(sent, (method.input_type for method in contracts.methods)))
-        both = self._in_responses.keys() & in_requests.keys()
-        self._components = _choose(
-            "component", pascal_case, _messages(contracts.messages, both), _RESERVED
-        )
+        messages = _messages(contracts.messages, _in_both(contracts))
+        self._components = _choose("component", pascal_case, messages, _RESERVED)
         services = {each.containing_service.full_name: each for each in contracts.methods}
         owners = [each.containing_service for each in services.values()]
         first = _first_versions(owners)
@@ -68,16 +58,20 @@ class Names:
 
         A message that is part of both has two. KeyError for a message of another contract.
         """
-        both = request and message.full_name in self._in_responses
-        return self._components[message.full_name] + (_INPUT if both else "")
+        names = self.components(message)
+        return names[-1] if request else names[0]
 
     def tag(self, service: ServiceDescriptor) -> str:
         """Return the tag of a service."""
-        return self._tags[service.full_name]
+        return self._tags[service.full_name][0]
 
     def operation_id(self, method: MethodDescriptor, index: int) -> str:
         """Return the operationId of a binding; `index` is its number, 0 for the main one."""
-        return _numbered(self._operations[method.full_name], index)
+        return self._operations[method.full_name][index]
+
+    def components(self, message: Descriptor) -> tuple[str, ...]:
+        """Return the components of a message: one, or that of responses and that of requests."""
+        return self._components[message.full_name]
 
     def _of_methods(self, contracts: Contracts) -> list[_Named]:
         """Return the candidates of the methods that clients may call over REST."""
@@ -103,6 +97,15 @@ class Names:
         ]
 
 
+def _in_both(contracts: Contracts) -> set[str]:
+    """Return the full names of the messages that are part of requests and of responses."""
+    events = (each for each in contracts.messages if each.full_name in contracts.event_options)
+    received = reachable(chain((method.output_type for method in contracts.methods), events))
+    frames = (each for each in contracts.messages if each.full_name not in received)
+    sent = reachable(chain(frames, (method.input_type for method in contracts.methods)))
+    return received.keys() & sent.keys()
+
+
 def reachable(messages: Iterable[Descriptor]) -> dict[str, Descriptor]:
     """Return the messages and the types of their fields, recursively, by full name."""
     found: dict[str, Descriptor] = {}
@@ -119,9 +122,8 @@ def _numbered(name: str, index: int) -> str:
     return f"{name}_{index}" if index else name
 
 
-def _messages(messages: Sequence[Descriptor], both: Iterable[str]) -> list[_Named]:
+def _messages(messages: Sequence[Descriptor], both: Set[str]) -> list[_Named]:
     """Return the candidates of messages; those in `both` have two names."""
-    twice = set(both)
     first = _first_versions(messages)
     plain = [_qualified(each, first) for each in messages]
     return [
@@ -129,7 +131,7 @@ def _messages(messages: Sequence[Descriptor], both: Iterable[str]) -> list[_Name
             owner=each.owner,
             candidates=[(*names, *(name + _INPUT for name in names)) for names in each.candidates],
         )
-        if each.owner.full_name in twice
+        if each.owner.full_name in both
         else each
         for each in plain
     ]
@@ -180,8 +182,8 @@ def _first_versions(kinds: Iterable[Any]) -> set[str]:
 
 def _choose(
     output: str, fold: Callable[[str], str], named: Sequence[_Named], reserved: Iterable[str] = ()
-) -> Mapping[str, str]:
-    """Return the name of each owner by its full name, no two of them equal when folded."""
+) -> Mapping[str, tuple[str, ...]]:
+    """Return the names of each owner by its full name, no two of them equal when folded."""
     levels = [0] * len(named)
     while clashes := _clashes(fold, named, levels, reserved):
         longer = [i for i in clashes if levels[i] + 1 < len(named[i].candidates)]
@@ -194,7 +196,7 @@ def _choose(
         for index in longer:
             levels[index] += 1
     return {
-        each.owner.full_name: each.candidates[level][0] if each.candidates[level] else ""
+        each.owner.full_name: each.candidates[level]
         for each, level in zip(named, levels, strict=True)
     }
 
