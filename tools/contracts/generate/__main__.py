@@ -1,4 +1,6 @@
-"""`just gen`: write gen/postbus from proto/, without network, and reproducibly.
+"""Write gen/postbus from proto/, without network, and reproducibly.
+
+A document that changes is validated first; this installs the npm packages of tools/npm once.
 
 `python -m tools.contracts.generate --check` writes nothing and fails if gen/postbus is not up to
 date. The hand-written gen/postbus_runtime beside it is left alone.
@@ -14,10 +16,12 @@ import tempfile
 from pathlib import Path
 
 from postbus_runtime.contract import ContractError
+from tools.contracts.gen import remember
 from tools.contracts.generate.asyncapi import asyncapi
 from tools.contracts.generate.contract_checks import check_contracts
 from tools.contracts.generate.described import described_source
 from tools.contracts.generate.descriptors import Contracts
+from tools.contracts.generate.document_validators import DOCUMENTS, invalid_documents
 from tools.contracts.generate.message_classes import message_classes
 from tools.contracts.generate.openapi import openapi
 from tools.contracts.generate.package_modules import write_package_modules
@@ -30,7 +34,10 @@ _TARGET = ROOT / "gen" / "postbus"
 
 
 def main(arguments: list[str]) -> int:
-    """Generate into a temporary folder, and replace gen/postbus only if that succeeds."""
+    """Generate into a temporary folder, and replace gen/postbus only if the output is valid.
+
+    Return 1 if the contracts or documents are not valid, or if `just check` refuses the contracts.
+    """
     check = arguments == ["--check"]
     with tempfile.TemporaryDirectory(dir=DEV) as name:
         fresh = Path(name) / "postbus"
@@ -38,15 +45,29 @@ def main(arguments: list[str]) -> int:
             if not check:
                 _run("buf", "format", "-w", "proto", cwd=ROOT)
             generate(ROOT, fresh)
-            if not check:
-                _lint()
         except subprocess.CalledProcessError as error:
             return error.returncode
+        differences = _differences(fresh, _TARGET)
         if check:
-            return _report(_differences(fresh, _TARGET))
-        if _differences(fresh, _TARGET):
+            return _report(differences)
+        changed = tuple(name for name in DOCUMENTS if name in differences)
+        if errors := list(invalid_documents(fresh, changed)):
+            print("gen: nothing was written:", *errors, sep="\n", file=sys.stderr)
+            return 1
+        if differences:
             shutil.rmtree(_TARGET, ignore_errors=True)
             shutil.copytree(fresh, _TARGET)
+    return _finish()
+
+
+def _finish() -> int:
+    """Lint the contracts, and remember that gen/ is up to date if they pass."""
+    try:
+        _run("buf", "lint", cwd=ROOT)
+    except subprocess.CalledProcessError as error:
+        print("gen: gen/ is written, but just check refuses the contracts", file=sys.stderr)
+        return error.returncode
+    remember()
     print("gen: gen/ is up to date")
     return 0
 
@@ -69,14 +90,6 @@ def generate(project: Path, target: Path) -> None:
         _write(contracts, project, target)
     except ContractError as error:
         sys.exit(f"gen: {contracts.explain(error)}")
-
-
-def _lint() -> None:
-    """Print the errors of `buf lint`, which fail `just check` but not the generation."""
-    try:
-        _run("buf", "lint", cwd=ROOT)
-    except subprocess.CalledProcessError:
-        print("gen: just check fails with these errors", file=sys.stderr)
 
 
 def _write(contracts: Contracts, project: Path, target: Path) -> None:
