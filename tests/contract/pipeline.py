@@ -67,6 +67,8 @@ def running(project: Path) -> Iterator[Pipeline]:
     )
     (target / "kinds.proto").write_text(kinds)
     shutil.copy(HERE / "pipeline.proto", target)
+    target.with_name("v2").mkdir()
+    shutil.copy(HERE / "pipeline_v2.proto", target.with_name("v2"))
     package = project / "site/postbus"
     package.parent.mkdir()
     generate(project, package)

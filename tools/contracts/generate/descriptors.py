@@ -1,6 +1,7 @@
 """The contract as the generator reads it: with comments, source positions and validation rules."""
 
 import re
+import sys
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Final
@@ -23,7 +24,16 @@ _QUOTED: Final = re.compile(r"`([a-z0-9]+(?:_[a-z0-9]+)+)`")
 
 
 class Contracts(Contract):
-    """A contract from a descriptor set with source info."""
+    """A contract from a descriptor set with source info.
+
+    Raises SystemExit with the file if google's library refuses it although the compilers accept it.
+    """
+
+    def __init__(self, descriptor_set: bytes, root: str = "postbus") -> None:
+        try:
+            super().__init__(descriptor_set, root)
+        except TypeError as error:
+            sys.exit(f"gen: {self._refused(str(error))}")
 
     @cached_property
     def file_names(self) -> list[str]:
@@ -83,6 +93,13 @@ class Contracts(Contract):
         """Return `proto/FILE:LINE` of a descriptor; "" without source info."""
         location = self._locations.get(full_name)
         return f"proto/{self._file_of[full_name]}:{location.span[0] + 1}" if location else ""
+
+    def _refused(self, error: str) -> str:
+        """Return the error of the pool with file and line of the first field that it names."""
+        reason = error.partition(": ")[2]
+        name = re.search(r"\((\w+)\)", reason)
+        fields = (each for each in self._file_of if name and each.endswith(f".{name[1]}"))
+        return f"{self.position(next(fields, '')) or 'proto'}: {reason}"
 
     def _package_line(self, file: FileDescriptor) -> str:
         """Return `:LINE` of the package's declaration; "" without source info."""

@@ -28,8 +28,9 @@ __all__ = ["Names", "reachable"]
 
 _RESERVED: Final = ("Problem", *COMPONENTS)
 """Components that no message has."""
-_INPUT: Final = "Input"
-"""Suffix of the schema of a message in requests, if it is also part of responses."""
+_SUFFIXES: Final = ("Input", "Request", "Sent")
+"""The schema in requests of a message that is also part of responses has the first of these that no
+other message of the package has behind its name."""
 _VERSION: Final = re.compile(r"v([0-9]+)(?:p([0-9]+))?(?:(alpha|beta)([0-9]*))?")
 
 
@@ -125,29 +126,33 @@ def _numbered(name: str, index: int) -> str:
 def _messages(messages: Sequence[Descriptor], both: Set[str]) -> list[_Named]:
     """Return the candidates of messages; those in `both` have two names."""
     first = _first_versions(messages)
-    plain = [_qualified(each, first) for each in messages]
-    return [
-        _Named(
-            owner=each.owner,
-            candidates=[(*names, *(name + _INPUT for name in names)) for names in each.candidates],
-        )
-        if each.owner.full_name in both
-        else each
-        for each in plain
-    ]
+    taken = {(each.file.package, pascal_case(_short(each))) for each in messages}
+    found = []
+    for message in messages:
+        named = _qualified(message, first)
+        if message.full_name in both:
+            short, package = _short(message), message.file.package
+            free = (each for each in _SUFFIXES if (package, pascal_case(short + each)) not in taken)
+            suffix = next(free, _SUFFIXES[-1])
+            pairs = [(name, name + suffix) for (name,) in named.candidates]
+            named = _Named(owner=message, candidates=pairs)
+        found.append(named)
+    return found
+
+
+def _short(kind: Any) -> str:
+    """Return the name of a message or service without its package and without dots."""
+    return str(kind.full_name.removeprefix(f"{package_of(kind)}.").replace(".", ""))
 
 
 def _qualified(kind: Any, first: Set[str]) -> _Named:
     """Return the candidates of a message or service: alone, or with package and version."""
-    line, _ = _line(kind)
-    _, name = line
     _, *parts = package_of(kind).split(".")
     version = [parts.pop()] if parts and _VERSION.fullmatch(parts[-1]) else []
     fronts = [[], parts[:1], parts, [*parts, *version]]
     if kind.full_name not in first:
         fronts = fronts[-1:]
-    short = name.replace(".", "")
-    found = dict.fromkeys(pascal_case("_".join(front)) + short for front in fronts)
+    found = dict.fromkeys(pascal_case("_".join(front)) + _short(kind) for front in fronts)
     return _Named(owner=kind, candidates=[(each,) for each in found])
 
 
