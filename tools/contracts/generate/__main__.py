@@ -47,17 +47,24 @@ def main(arguments: list[str]) -> int:
             generate(ROOT, fresh)
         except subprocess.CalledProcessError as error:
             return error.returncode
-        differences = _differences(fresh, _TARGET)
         if check:
-            return _report(differences)
-        changed = tuple(name for name in DOCUMENTS if name in differences)
-        if errors := list(invalid_documents(fresh, changed)):
+            return _report(_differences(fresh, _TARGET))
+        if errors := replace(fresh, _TARGET):
             print("gen: nothing was written:", *errors, sep="\n", file=sys.stderr)
             return 1
-        if differences:
-            shutil.rmtree(_TARGET, ignore_errors=True)
-            shutil.copytree(fresh, _TARGET)
     return _finish()
+
+
+def replace(fresh: Path, target: Path) -> list[str]:
+    """Replace a package if it differs and its changed documents are valid; return their errors."""
+    differences = _differences(fresh, target)
+    changed = tuple(name for name in DOCUMENTS if name in differences)
+    if errors := list(invalid_documents(fresh, changed)):
+        return errors
+    if differences:
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(fresh, target)
+    return []
 
 
 def _finish() -> int:

@@ -35,11 +35,13 @@ def message_classes(contracts: Contracts) -> dict[str, str]:
     betterproto runs in this process and without black, which takes most of its time: the caller
     formats the package.
     """
-    monkey_patch_oneof_index()  # type: ignore[no-untyped-call]  # as the plugin does
     request = plugin_pb2.CodeGeneratorRequest(
         file_to_generate=[file.name for file in contracts.own_protos],
         proto_file=[*contracts.google_protos, *contracts.own_protos],
     )
+    for file in request.proto_file[: len(contracts.google_protos)]:
+        file.ClearField("source_code_info")  # long comments, which take a second to decode
+    monkey_patch_oneof_index()  # type: ignore[no-untyped-call]  # as the plugin does
     with (
         patch(
             "betterproto.plugin.compiler.black.format_str", lambda src_contents, mode: src_contents

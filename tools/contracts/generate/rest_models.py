@@ -94,7 +94,7 @@ def _oneofs(name: str, message: Descriptor) -> str:
     members = {
         oneof.name: tuple(field.json_name for field in oneof.fields) for oneof in choices(message)
     }
-    return f"{name}.oneofs = {members!r}\n" if members else ""
+    return f"{name}.__oneofs__ = {members!r}\n" if members else ""
 
 
 def _models(schemas: dict[str, Any]) -> str:
