@@ -23,7 +23,7 @@ demo: _setup
 [group('build')]
 [no-exit-message]
 gen: _setup
-    @exec {{ quote(python) }} -m tools.contracts.generate
+    @exec {{ quote(python) }} -m tools.contracts.gen
 
 # build the documents and packages of the contracts in dist/contracts
 [group('build')]

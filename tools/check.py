@@ -16,6 +16,7 @@ _CHECKS = {
     "imports": ("lint-imports", "--no-cache"),
     "language": ("python", "-m", "tools.language"),
     "contracts": ("buf", "lint"),
+    "documents": ("python", "-m", "tools.contracts.generate.document_validators"),
     "proto format": ("buf", "format", "--diff", "--exit-code", "proto"),
 }
 _BASE = "main"

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import Final
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
@@ -18,6 +19,7 @@ FieldPath = tuple[FieldDescriptor, ...]
 
 _VARIABLE: Final = re.compile(r"\{([^{}=]+)(?:=([^{}]*))?\}")
 _LITERAL: Final = r"[A-Za-z0-9._~-]+"
+_PARAMETER: Final = re.compile(r"[^{}/?#]+")
 _PATH: Final = re.compile(rf"(/({_LITERAL}|\{{[^{{}}]+\}}))+(:{_LITERAL})?")
 
 
@@ -90,32 +92,37 @@ class _Reader:
         )
 
     def _path(self, template: str) -> tuple[str, tuple[tuple[FieldPath, str], ...]]:
-        variables = []
-
-        def expand(match: re.Match[str]) -> str:
-            field = self._field(match[1])
-            parts = self._parameters(json_path(field), match[2] or "*")
-            variables.append((field, parts))
-            return parts
-
-        path = _VARIABLE.sub(expand, template)
+        found = [(self._field(name), rest or "*") for name, rest in _VARIABLE.findall(template)]
+        patterns = {json_path(field): pattern for field, pattern in found}
+        if len(patterns) < len(found):
+            raise self._error(f"the path {template!r} sets a field twice")
+        taken = {field.json_name for field in self._request.fields} | patterns.keys()
+        taken -= {name for name, pattern in patterns.items() if "/" in pattern}
+        expanded = [self._parameters(name, patterns[name], taken) for name in patterns]
+        parts = iter(expanded)
+        path = _VARIABLE.sub(lambda _: next(parts), template)
         if not _PATH.fullmatch(path):
             raise self._error(f"the path {template!r} is not supported")
-        return path, tuple(variables)
+        fields = [field for field, _ in found]
+        return path, tuple(zip(fields, expanded, strict=True))
 
-    def _parameters(self, name: str, pattern: str) -> str:
-        """Return the pattern with named wildcards: `shelves/{shelves}` for `shelves/*`."""
+    def _parameters(self, name: str, pattern: str, taken: set[str]) -> str:
+        """Return the pattern with named wildcards: `shelves/{shelves}` for `shelves/*`.
+
+        A wildcard has the name of the literal before it, or else that of the field, `name`; if both
+        are in `taken`, that of the field with a number.
+        """
         parts = pattern.split("/")
         if any(part != "*" and not re.fullmatch(_LITERAL, part) for part in parts):
             raise self._error(f"the pattern {pattern!r} of {name!r} is not supported")
+        if not _PARAMETER.fullmatch(name):
+            raise self._error(f"the JSON name {name!r} can't be the name of a path parameter")
         if len(parts) == 1:
             return f"{{{name}}}" if parts == ["*"] else pattern
         named = [
-            (f"{{{parts[index - 1] if index else name}}}" if part == "*" else part)
-            for index, part in enumerate(parts)
+            f"{{{_unused(before, name, taken)}}}" if part == "*" else part
+            for before, part in zip([name, *parts], parts, strict=False)
         ]
-        if len(set(named)) < len(named):
-            raise self._error(f"the pattern {pattern!r} of {name!r} is not supported")
         return "/".join(named)
 
     def _field(self, name: str) -> FieldPath:
@@ -156,6 +163,8 @@ class _Reader:
             path = (*outer, field)
             if json_path(path) in bound:
                 continue
+            if "." in field.json_name:
+                raise self._error(f"{json_path(path)} can't be a query parameter: it has a dot")
             if not is_structured(field):
                 yield path
             elif not is_plain_message(field) or field.message_type is None:
@@ -167,3 +176,11 @@ class _Reader:
 
     def _error(self, reason: str) -> ContractError:
         return ContractError(self._method, reason)
+
+
+def _unused(before: str, name: str, taken: set[str]) -> str:
+    """Return the name of a wildcard, and add it to `taken`; `before` may be a wildcard too."""
+    candidates = chain([before], [name], (f"{name}_{number}" for number in count(2)))
+    found = next(each for each in candidates if each not in {"*", *taken})
+    taken.add(found)
+    return found

@@ -5,10 +5,30 @@ from importlib import import_module
 from keyword import iskeyword
 from typing import Any, Final
 
-from betterproto.compile.naming import pythonize_class_name, pythonize_field_name
-from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from betterproto.compile.naming import (
+    pythonize_class_name,
+    pythonize_enum_member_name,
+    pythonize_field_name,
+    pythonize_method_name,
+)
+from google.protobuf.descriptor import (
+    Descriptor,
+    EnumDescriptor,
+    FieldDescriptor,
+    MethodDescriptor,
+    ServiceDescriptor,
+)
 
-__all__ = ["class_of", "field_name", "plain_name", "upb_field"]
+__all__ = [
+    "class_name",
+    "class_of",
+    "field_name",
+    "member_name",
+    "method_name",
+    "plain_name",
+    "service_class",
+    "upb_field",
+]
 
 _GOOGLE: Final = "google.protobuf"
 
@@ -18,8 +38,32 @@ def class_of(kind: Descriptor | EnumDescriptor) -> Any:
     """Return betterproto's class; nested types have the names of their parents in front."""
     package: str = kind.file.package
     module = import_module(f"betterproto.lib.{_GOOGLE}" if package == _GOOGLE else package)
-    nested = kind.full_name.removeprefix(f"{package}.")
-    return getattr(module, pythonize_class_name("_" + nested.replace(".", "_")))
+    return getattr(module, class_name(kind))
+
+
+def class_name(kind: Descriptor | EnumDescriptor) -> str:
+    """Return the name of the class of a message or enum."""
+    return str(pythonize_class_name(_flat(kind)))
+
+
+def member_name(enum: EnumDescriptor, value: str) -> str:
+    """Return the member of a value of an enum: without the enum's name."""
+    return str(pythonize_enum_member_name(value, _flat(enum)))
+
+
+def service_class(service: ServiceDescriptor) -> str:
+    """Return the name of a service's classes, which end with `Stub` and `Base`."""
+    return str(pythonize_class_name(service.name))
+
+
+def method_name(method: MethodDescriptor) -> str:
+    """Return the name of a method in its service's classes."""
+    return str(pythonize_method_name(method.name))
+
+
+def _flat(kind: Descriptor | EnumDescriptor) -> str:
+    """Return the name below the package, as betterproto's compiler sees it."""
+    return "_" + kind.full_name.removeprefix(f"{kind.file.package}.").replace(".", "_")
 
 
 def field_name(field: FieldDescriptor) -> str:

@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import betterproto
-from betterproto.casing import snake_case
 from google.protobuf.descriptor import Descriptor, MethodDescriptor
 
 from postbus_runtime.contract import Contract
 from postbus_runtime.fields import fields_along
 from postbus_runtime.http_rules import Binding, bindings, json_path
 from postbus_runtime.locations import location
-from postbus_runtime.names import class_of, field_name
+from postbus_runtime.names import class_of, field_name, method_name, service_class
 from postbus_runtime.options import Access, EventOptions, Idempotency
 
 __all__ = [
@@ -141,7 +140,7 @@ def _method(
         worker=service.file.package.split(".")[1],
         service=service.full_name,
         route=f"/{service.full_name}/{method.name}",
-        handler=f"{service.full_name}Base.{snake_case(method.name)}",
+        handler=f"{service.file.package}.{service_class(service)}Base.{method_name(method)}",
         request=class_of(method.input_type),
         response=class_of(method.output_type),
         request_name=method.input_type.full_name,

@@ -38,7 +38,7 @@ class Message(BaseModel):
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
-    oneofs: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    __oneofs__: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """The JSON names of the members of each oneof."""
 
     @model_validator(mode="before")
@@ -46,7 +46,7 @@ class Message(BaseModel):
     def _one_of_each(cls, document: Any) -> Any:
         if not isinstance(document, dict):
             return document
-        for name, members in cls.oneofs.items():
+        for name, members in cls.__oneofs__.items():
             given = [member for member in members if member in document]
             if len(given) > 1:
                 raise ValueError(f"only one of {name} may be set: {' or '.join(given)}")

@@ -68,8 +68,7 @@ class Pipeline:
 def running(project: Path) -> Iterator[Pipeline]:
     """Generate the package of pipeline.proto in an empty folder, and run it."""
     shutil.copytree(ROOT / "proto", project / "proto")
-    for name in ("buf.yaml", "buf.gen.yaml"):
-        shutil.copy(ROOT / name, project)
+    shutil.copy(ROOT / "buf.yaml", project)
     target = project / "proto/postbus/kinds/v1"
     target.mkdir(parents=True)
     kinds = (
@@ -77,6 +76,8 @@ def running(project: Path) -> Iterator[Pipeline]:
     )
     (target / "kinds.proto").write_text(kinds)
     shutil.copy(HERE / "pipeline.proto", target)
+    target.with_name("v2").mkdir()
+    shutil.copy(HERE / "pipeline_v2.proto", target.with_name("v2"))
     package = project / "site/postbus"
     package.parent.mkdir()
     generate(project, package)

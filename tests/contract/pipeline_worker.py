@@ -27,6 +27,10 @@ from postbus.kinds.v1 import (
     QueryRequest,
     QueryResponse,
 )
+from postbus.kinds.v2 import EchoRequest as EchoRequest2
+from postbus.kinds.v2 import EchoResponse as EchoResponse2
+from postbus.kinds.v2 import KindsServiceBase as KindsServiceBase2
+from postbus.kinds.v2 import PairRequest, PairResponse
 
 from gateway.app import build_app
 from gateway.services import Services
@@ -75,11 +79,24 @@ class Kinds:
         return CheckResponse()
 
 
+class KindsOfVersion2:
+    """Handlers of the service's second version."""
+
+    @MessagePattern(KindsServiceBase2.echo)
+    async def echo(self, request: EchoRequest2, _context: Context) -> EchoResponse2:
+        return EchoResponse2(text=request.text)
+
+    @MessagePattern(KindsServiceBase2.pair)
+    async def pair(self, request: PairRequest, _context: Context) -> PairResponse:
+        return PairResponse(a=request.a, b=request.b)
+
+
 async def main() -> None:
     """Serve until the input ends."""
     verifier = TokenVerifier(sys.argv[1])
     bus = MemoryBus()
-    async with serve("kinds", Application(handlers=[Kinds()], probes={}), bus, verifier):
+    handlers = [Kinds(), KindsOfVersion2()]
+    async with serve("kinds", Application(handlers=handlers, probes={}), bus, verifier):
         app = build_app(bus, verifier, max_body_bytes=10_000_000)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with (

@@ -351,7 +351,7 @@ def test_method_that_the_bus_cannot_serve_is_an_error(
             service("rpc Get(google.protobuf.Any) returns (google.protobuf.Any);"),
             r"OddService\.Get: wrap google\.protobuf\.Any in a message of your own",
         ),
-        ("message Optional {}", r"Optional: the generated module needs this name"),
+        ("message Optional {}", r"Optional: the generated code needs the Python class Optional"),
         (
             'message Odd { string a = 1 [(buf.validate.field).string.pattern = "(["]; }',
             r"Odd: failed to compile program string\.pattern: missing \]",

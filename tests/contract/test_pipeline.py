@@ -451,3 +451,30 @@ def test_cancelled_call_gets_an_error_frame(pipeline: Pipeline) -> None:
 
     errors = {frame["id"]: frame["error"]["reason"] for frame in frames if "error" in frame}
     assert errors == {"2": "CANCELLED", "4": "UNKNOWN_CALL"}
+
+
+def test_two_versions_of_a_package_are_served_and_documented_side_by_side(
+    pipeline: Pipeline,
+) -> None:
+    document = json.loads((pipeline.package / "openapi.json").read_text())
+    schemas, second = document["components"]["schemas"], document["paths"]["/v2/kinds"]["post"]
+
+    assert pipeline.request("POST", "/v1/kinds", {"scalars": {"string": "1"}})[0] == 200
+    assert pipeline.request("POST", "/v2/kinds", {"text": "2"}) == (200, {"text": "2"})
+    assert schemas["KindsV2EchoResponse"]["properties"].keys() == {"text"}
+    assert second["operationId"] == "KindsV2KindsService_Echo"
+    assert second["tags"] == ["KindsV2KindsService"]
+    assert document["paths"]["/v1/kinds"]["post"]["operationId"] == "Echo"
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v2/x/7/x/2", {"a": "x/7", "b": "x/2"}),
+        ("/v2/pairs/1/2/3", {"a": "1/2", "b": "3"}),
+    ],
+)
+def test_fields_of_several_segments_keep_their_own_values(
+    pipeline: Pipeline, path: str, fields: dict[str, str]
+) -> None:
+    assert pipeline.request("GET", path) == (200, fields)

@@ -244,8 +244,7 @@ def build_next_version(tree: Path) -> Mapping[str, Mapping[str, str]]:
 
     A process uses the environment of this version, with the contracts and its package from `tree`.
     """
-    for name in ("buf.yaml", "buf.gen.yaml"):
-        shutil.copy(ROOT / name, tree)
+    shutil.copy(ROOT / "buf.yaml", tree)
     for folder in ("proto", "gen", *(f"{service}/src" for service in SERVICES)):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / folder, tree / folder, ignore=ignored)

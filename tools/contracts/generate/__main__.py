@@ -1,4 +1,6 @@
-"""`just gen`: write gen/postbus from proto/, without network, and reproducibly.
+"""Write gen/postbus from proto/, without network, and reproducibly.
+
+A document that changes is validated first; this installs the npm packages of tools/npm once.
 
 `python -m tools.contracts.generate --check` writes nothing and fails if gen/postbus is not up to
 date. The hand-written gen/postbus_runtime beside it is left alone.
@@ -14,11 +16,13 @@ import tempfile
 from pathlib import Path
 
 from postbus_runtime.contract import ContractError
+from tools.contracts.gen import remember
 from tools.contracts.generate.asyncapi import asyncapi
 from tools.contracts.generate.contract_checks import check_contracts
 from tools.contracts.generate.described import described_source
 from tools.contracts.generate.descriptors import Contracts
-from tools.contracts.generate.message_classes import with_runtime_classes
+from tools.contracts.generate.document_validators import DOCUMENTS, invalid_documents
+from tools.contracts.generate.message_classes import message_classes
 from tools.contracts.generate.openapi import openapi
 from tools.contracts.generate.package_modules import write_package_modules
 from tools.contracts.generate.protos_zip import protos_zip
@@ -30,7 +34,10 @@ _TARGET = ROOT / "gen" / "postbus"
 
 
 def main(arguments: list[str]) -> int:
-    """Generate into a temporary folder, and replace gen/postbus only if that succeeds."""
+    """Generate into a temporary folder, and replace gen/postbus only if the output is valid.
+
+    Return 1 if the contracts or documents are not valid, or if `just check` refuses the contracts.
+    """
     check = arguments == ["--check"]
     with tempfile.TemporaryDirectory(dir=DEV) as name:
         fresh = Path(name) / "postbus"
@@ -38,15 +45,36 @@ def main(arguments: list[str]) -> int:
             if not check:
                 _run("buf", "format", "-w", "proto", cwd=ROOT)
             generate(ROOT, fresh)
-            if not check:
-                _lint()
         except subprocess.CalledProcessError as error:
             return error.returncode
         if check:
             return _report(_differences(fresh, _TARGET))
-        if _differences(fresh, _TARGET):
-            shutil.rmtree(_TARGET, ignore_errors=True)
-            shutil.copytree(fresh, _TARGET)
+        if errors := replace(fresh, _TARGET):
+            print("gen: nothing was written:", *errors, sep="\n", file=sys.stderr)
+            return 1
+    return _finish()
+
+
+def replace(fresh: Path, target: Path) -> list[str]:
+    """Replace a package if it differs and its changed documents are valid; return their errors."""
+    differences = _differences(fresh, target)
+    changed = tuple(name for name in DOCUMENTS if name in differences)
+    if errors := list(invalid_documents(fresh, changed)):
+        return errors
+    if differences:
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(fresh, target)
+    return []
+
+
+def _finish() -> int:
+    """Lint the contracts, and remember that gen/ is up to date if they pass."""
+    try:
+        _run("buf", "lint", cwd=ROOT)
+    except subprocess.CalledProcessError as error:
+        print("gen: gen/ is written, but just check refuses the contracts", file=sys.stderr)
+        return error.returncode
+    remember()
     print("gen: gen/ is up to date")
     return 0
 
@@ -71,23 +99,15 @@ def generate(project: Path, target: Path) -> None:
         sys.exit(f"gen: {contracts.explain(error)}")
 
 
-def _lint() -> None:
-    """Print the errors of `buf lint`, which fail `just check` but not the generation."""
-    try:
-        _run("buf", "lint", cwd=ROOT)
-    except subprocess.CalledProcessError:
-        print("gen: just check fails with these errors", file=sys.stderr)
-
-
 def _write(contracts: Contracts, project: Path, target: Path) -> None:
-    _run("buf", "generate", "-o", str(target.parent / "buf"), cwd=project)
-    shutil.copytree(target.parent / "buf" / "betterproto" / "postbus", target)
+    for name, source in message_classes(contracts).items():
+        module = target.parent / name
+        module.parent.mkdir(parents=True, exist_ok=True)
+        module.write_text(source)
     (target / "py.typed").touch()
     lean = str(target / "contracts.binpb")
     _run("buf", "build", "--exclude-source-info", "-o", lean, cwd=project)
     (target / "protos.zip").write_bytes(protos_zip(contracts.file_names, project))
-    for module in target.rglob("__init__.py"):
-        module.write_text(with_runtime_classes(module.read_text()))
     write_package_modules(target)
     (target / "described.py").write_text(described_source(contracts))
     for name, document in (("openapi", openapi), ("asyncapi", asyncapi)):

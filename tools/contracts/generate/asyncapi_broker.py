@@ -55,7 +55,7 @@ class BrokerMessages:
         self._operations[name] = {
             "action": "receive",
             "channel": {"$ref": f"#/channels/{name}"},
-            "tags": [{"name": method.containing_service.name}],
+            "tags": [{"name": self._schemas.names.tag(method.containing_service)}],
             "reply": {
                 "address": {"location": "$message.header#/replyTo"},
                 "channel": {"$ref": f"#/channels/{replies}"},

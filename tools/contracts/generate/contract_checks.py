@@ -9,17 +9,12 @@ from google.protobuf.message_factory import GetMessageClass
 from protovalidate import CompilationError, Validator
 
 from postbus_runtime.contract import ContractError
-from postbus_runtime.http_rules import bindings
 from postbus_runtime.options import Access, EventOptions
 from tools.contracts.generate.descriptors import Contracts
+from tools.contracts.generate.name_table import check_names
 
 __all__ = ["check_contracts"]
 
-_TAKEN: Final = {
-    *("AsyncIterable", "AsyncIterator", "Deadline", "Dict", "Iterable", "List", "MetadataLike"),
-    *("Optional", "ServiceBase", "TYPE_CHECKING", "Union", "dataclass", "datetime", "timedelta"),
-}
-"""Names that betterproto's modules import."""
 _RATE: Final = re.compile(r"[1-9][0-9]*/(second|minute|hour|day)")
 _INTEGERS: Final = {
     FieldDescriptor.CPPTYPE_INT32,
@@ -33,7 +28,7 @@ def check_contracts(contracts: Contracts) -> None:
     """Raise ContractError for the first part of the contracts that is not supported."""
     for error in _errors(contracts):
         raise error
-    bindings(contracts)
+    check_names(contracts)
     _compile_rules(contracts)
 
 
@@ -44,8 +39,6 @@ def _errors(contracts: Contracts) -> Iterator[ContractError]:
         if not file.package.startswith(f"{contracts.root}."):
             yield ContractError(file, f"its package must begin with {contracts.root}.")
     for message in contracts.messages:
-        if message.name in _TAKEN:
-            yield ContractError(message, "the generated module needs this name: choose another")
         if options := contracts.event_options.get(message.full_name):
             yield from _in_event(message, options)
     for method in contracts.methods:

@@ -1,27 +1,60 @@
 """The contract as the generator reads it: with comments, source positions and validation rules."""
 
 import re
+import sys
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Final
 
-from google.protobuf.descriptor import FieldDescriptor, FileDescriptor, MethodDescriptor
+from google.protobuf.descriptor import (
+    EnumDescriptor,
+    FieldDescriptor,
+    FileDescriptor,
+    MethodDescriptor,
+)
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
 from postbus_runtime.contract import Contract, ContractError
 
 __all__ = ["Contracts"]
 
+_PACKAGE: Final = [FileDescriptorProto.PACKAGE_FIELD_NUMBER]
+"""The path of the package's declaration in source info."""
 _QUOTED: Final = re.compile(r"`([a-z0-9]+(?:_[a-z0-9]+)+)`")
 
 
 class Contracts(Contract):
-    """A contract from a descriptor set with source info."""
+    """A contract from a descriptor set with source info.
+
+    Raises SystemExit with the file if google's library refuses it although the compilers accept it.
+    """
+
+    def __init__(self, descriptor_set: bytes, root: str = "postbus") -> None:
+        try:
+            super().__init__(descriptor_set, root)
+        except TypeError as error:
+            sys.exit(f"gen: {self._refused(str(error))}")
 
     @cached_property
     def file_names(self) -> list[str]:
         """The names of all files, imports included, each after the files that it imports."""
         return [file.name for file in self._files]
+
+    @property
+    def own_protos(self) -> list[FileDescriptorProto]:
+        """The contract's own files with comments, each after the files that it imports."""
+        return [file for file in self._files if file.name.startswith(f"{self.root}/")]
+
+    @property
+    def google_protos(self) -> list[FileDescriptorProto]:
+        """The imported files of package google.protobuf."""
+        return [file for file in self._files if file.package == "google.protobuf"]
+
+    @cached_property
+    def enums(self) -> list[EnumDescriptor]:
+        """The contract's own enums, nested ones included."""
+        owners: list[Any] = [*self.files, *self.messages]
+        return [enum for owner in owners for enum in owner.enum_types_by_name.values()]
 
     def syntax(self, file: FileDescriptor) -> str:
         """Return the syntax of a file: `proto3` or `editions`; empty for proto2."""
@@ -52,7 +85,7 @@ class Contracts(Contract):
         """Return an error with the file and line of the descriptor at fault."""
         where = error.where
         if isinstance(where, FileDescriptor):
-            return f"proto/{where.name}: {error}"
+            return f"proto/{where.name}{self._package_line(where)}: {error}"
         file = where.containing_service.file if isinstance(where, MethodDescriptor) else where.file
         return f"{self.position(where.full_name) or f'proto/{file.name}'}: {error}"
 
@@ -60,6 +93,19 @@ class Contracts(Contract):
         """Return `proto/FILE:LINE` of a descriptor; "" without source info."""
         location = self._locations.get(full_name)
         return f"proto/{self._file_of[full_name]}:{location.span[0] + 1}" if location else ""
+
+    def _refused(self, error: str) -> str:
+        """Return the error of the pool with file and line of the first field that it names."""
+        reason = error.partition(": ")[2]
+        name = re.search(r"\((\w+)\)", reason)
+        fields = (each for each in self._file_of if name and each.endswith(f".{name[1]}"))
+        return f"{self.position(next(fields, '')) or 'proto'}: {reason}"
+
+    def _package_line(self, file: FileDescriptor) -> str:
+        """Return `:LINE` of the package's declaration; "" without source info."""
+        proto = next(each for each in self._files if each.name == file.name)
+        found = [each for each in proto.source_code_info.location if list(each.path) == _PACKAGE]
+        return f":{found[0].span[0] + 1}" if found else ""
 
     def _quoted(self, name: re.Match[str]) -> str:
         return f"`{self._json_names.get(name[1], name[1])}`"

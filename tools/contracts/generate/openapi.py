@@ -57,7 +57,10 @@ def openapi(contracts: Contracts) -> dict[str, Any]:
             "license": {"name": "MIT"},
         },
         "tags": [
-            {"name": services[name].name, "description": contracts.comment(name)}
+            {
+                "name": schemas.names.tag(services[name]),
+                "description": contracts.comment(name),
+            }
             for name in sorted(services)
         ],
         "paths": paths,

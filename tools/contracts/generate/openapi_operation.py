@@ -38,12 +38,12 @@ class Operation:
         self._headers = headers
 
     def document(self, index: int) -> dict[str, Any]:
-        """Return the operation; `index` is the number of the binding, for a unique operationId."""
+        """Return the operation; `index` is the number of the binding, 0 for the main one."""
         method = self._method
         summary, _, description = self._contracts.comment(method.full_name).partition("\n\n")
         operation: dict[str, Any] = {
-            "operationId": method.name + (f"_{index}" if index else ""),
-            "tags": [method.containing_service.name],
+            "operationId": self._schemas.names.operation_id(method, index),
+            "tags": [self._schemas.names.tag(method.containing_service)],
             "summary": summary,
             "description": description,
             "parameters": [*self._path(), *self._query(), *self._headers.parameters()],

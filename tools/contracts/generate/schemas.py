@@ -1,7 +1,5 @@
 """JSON Schemas (2020-12) of messages, with the rules of proto3 JSON and buf.validate."""
 
-from collections.abc import Iterable
-from itertools import chain
 from typing import Any, Final
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescriptor
@@ -21,42 +19,11 @@ from tools.contracts.generate.json_values import (
     response_schema,
     scalar,
 )
+from tools.contracts.generate.names import Names
 
-__all__ = ["Schema", "Schemas", "names_of", "reachable"]
+__all__ = ["Schema", "Schemas"]
 
 _ANY: Final = "google.protobuf.Any"
-
-
-def reachable(messages: Iterable[Descriptor]) -> dict[str, Descriptor]:
-    """Return the messages and the types of their fields, recursively, by full name."""
-    found: dict[str, Descriptor] = {}
-    waiting = list(messages)
-    while waiting:
-        message = waiting.pop()
-        if message.full_name not in found:
-            found[message.full_name] = message
-            waiting += [each.message_type for each in message.fields if each.message_type]
-    return found
-
-
-def names_of(contracts: Contracts) -> dict[str, str]:
-    """Return the component name of each message: short, with the package if two are equal."""
-    short = {
-        message.full_name: message.full_name.removeprefix(f"{message.file.package}.").replace(
-            ".", ""
-        )
-        for message in contracts.messages
-    }
-    counts: dict[str, int] = dict.fromkeys(COMPONENTS, 1)
-    for name in short.values():
-        counts[name] = counts.get(name, 0) + 1
-    return {
-        full: name if counts[name] == 1 else _package(full) + name for full, name in short.items()
-    }
-
-
-def _package(full_name: str) -> str:
-    return full_name.split(".")[1].capitalize()
 
 
 class Schemas:
@@ -69,13 +36,7 @@ class Schemas:
     def __init__(self, contracts: Contracts, response_only: frozenset[str] = frozenset()) -> None:
         self._contracts = contracts
         self._response_only = response_only
-        self._names = names_of(contracts)
-        self._in_responses = reachable(
-            chain(
-                (method.output_type for method in contracts.methods),
-                (each for each in contracts.messages if each.full_name in contracts.event_options),
-            )
-        )
+        self.names = Names(contracts)
         self._validator = Validator()  # it caches messages by name, which differ between contracts
         self.components: dict[str, Schema] = {}
 
@@ -91,10 +52,10 @@ class Schemas:
 
     def name(self, message: Descriptor, *, request: bool) -> str:
         """Return the name of a message's component."""
-        name = self._names.get(message.full_name)
-        if name is None:
-            raise ContractError(message, "its JSON form is not supported")
-        return name + ("Input" if request and message.full_name in self._in_responses else "")
+        try:
+            return self.names.component(message, request=request)
+        except KeyError:
+            raise ContractError(message, "its JSON form is not supported") from None
 
     def message(
         self, message: Descriptor, *, request: bool, without: frozenset[str] = frozenset()

@@ -21,6 +21,7 @@ from postbus_runtime.messages import GeneratedMessage
 import grpclib
 from betterproto.grpc.grpclib_server import ServiceBase
 
+
 if TYPE_CHECKING:
     import grpclib.server
     from betterproto.grpc.grpclib_client import MetadataLike

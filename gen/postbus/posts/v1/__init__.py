@@ -22,6 +22,7 @@ from betterproto.grpc.grpclib_server import ServiceBase
 
 from ...users import v1 as __users_v1__
 
+
 if TYPE_CHECKING:
     import grpclib.server
     from betterproto.grpc.grpclib_client import MetadataLike
