@@ -111,7 +111,7 @@ def test_retry_time_of_an_error_that_is_no_duration_is_ignored(
 
 
 def replying(payload: Any) -> RpcHandler:
-    async def answer(_route: str, _body: bytes) -> bytes:
+    async def answer(_route: str, _body: bytes, _service: str) -> bytes:
         reply: bytes = google("Reply", payload=payload.SerializeToString()).SerializeToString()
         return reply
 
