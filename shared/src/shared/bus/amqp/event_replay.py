@@ -49,7 +49,7 @@ async def replay(
                 await channel.consume([EVENT_STREAM], arrived.put_nowait, arguments=arguments)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_MAX_SECONDS):
-                        while message := await asyncio.wait_for(arrived.get(), _IDLE_SECONDS):
+                        while message := await _next(arrived):
                             key, sender = message.routing_key, message.user_id
                             if key in types and sender == event_owner(message):
                                 await handle(message)
@@ -64,3 +64,9 @@ async def replay(
         _log.error("consumer.lost_events", queue=queue, error=repr(error)[:200])
         return
     _log.warning("consumer.replayed", queue=queue, events=count)
+
+
+async def _next(arrived: asyncio.Queue[Delivered | None]) -> Delivered | None:
+    """Return the next message, None after a loss of the channel; TimeoutError if there is none."""
+    async with asyncio.timeout(_IDLE_SECONDS):
+        return await arrived.get()
