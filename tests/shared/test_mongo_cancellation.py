@@ -33,15 +33,17 @@ async def cancel_as_the_first_one_fails(operation: Callable[[], Awaitable[Any]])
     return error.reason
 
 
-async def end_in_time(test: Coroutine[Any, Any, None]) -> None:
-    """Await a coroutine in a task that may never end: close() of a blocked client does not."""
-    running = asyncio.create_task(test)
-    await asyncio.wait([running], timeout=10)
+def run(test: Coroutine[Any, Any, None]) -> None:
+    """Run a test in a loop of its own, which a blocked client would never let end."""
+    loop = asyncio.new_event_loop()
+    running = loop.create_task(test)
+    loop.run_until_complete(asyncio.wait([running], timeout=10))
     assert running.done()
+    loop.close()
     running.result()
 
 
-async def test_cancelled_waits_for_a_server_do_not_block_the_client() -> None:
+def test_cancelled_waits_for_a_server_do_not_block_the_client() -> None:
     async def operations() -> None:
         async with open_mongo(SecretStr("mongodb://127.0.0.1:1/x?replicaSet=x")) as mongo:
             for _ in range(2):
@@ -49,10 +51,10 @@ async def test_cancelled_waits_for_a_server_do_not_block_the_client() -> None:
             with pytest.raises(ServiceError, match="unavailable"):
                 await mongo.ping()
 
-    await end_in_time(operations())
+    run(operations())
 
 
-async def test_cancelled_waits_for_a_connection_do_not_block_the_client(
+def test_cancelled_waits_for_a_connection_do_not_block_the_client(
     mongo_url: str, unique: Unique, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mongo_database, "_POOL_TIMEOUT_MS", 50)
@@ -70,4 +72,4 @@ async def test_cancelled_waits_for_a_connection_do_not_block_the_client(
             await slow
             await mongo.ping()
 
-    await end_in_time(operations())
+    run(operations())

@@ -24,7 +24,7 @@ T = TypeVar("T")
 def make_cancellable() -> None:
     """Make the waits of all clients cancellable; no effect from Python 3.12 on, or if repeated."""
     if sys.version_info < (3, 12):
-        pymongo.lock.wait_for = _wait_for  # type: ignore[attr-defined, assignment]  # an import of that module
+        pymongo.lock.wait_for = _wait_for  # type: ignore[assignment, attr-defined]  # an import there
 
 
 async def _wait_for(awaitable: Awaitable[T], timeout: float | None) -> T:  # noqa: ASYNC109

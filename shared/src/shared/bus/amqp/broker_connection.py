@@ -85,7 +85,8 @@ class BrokerConnection:
                 for closing in opened._closing:  # its own
                     closing.cancel()
             with suppress(*BROKER_ERRORS):
-                await asyncio.wait_for(connection.close(), _CLOSE_TIMEOUT)
+                async with asyncio.timeout(_CLOSE_TIMEOUT):
+                    await connection.close()
 
     async def channel(
         self,
