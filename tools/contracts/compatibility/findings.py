@@ -16,7 +16,6 @@ __all__ = [
     "Use",
     "bus",
     "callers",
-    "clients",
     "consumers",
     "every_use",
     "json",
@@ -83,11 +82,6 @@ def json_callers(use: Use) -> bool:
 def bus(use: Use) -> bool:
     """Return whether the audience uses binary messages, with numbers instead of names."""
     return not json(use)
-
-
-def clients(use: Use) -> bool:
-    """Return whether the audience calls through the gateway."""
-    return use.audience in (Audience.REST, Audience.WEBSOCKET)
 
 
 def rest(use: Use) -> bool:

@@ -9,9 +9,9 @@ from tools.contracts.compatibility.findings import (
     Audience,
     Breaks,
     Use,
-    clients,
     consumers,
     every_use,
+    json,
     rest,
 )
 from tools.contracts.compatibility.kinds import Kind
@@ -100,7 +100,7 @@ def _timeout(before: Any, after: Any) -> Iterator[Effect]:
 def _rate(before: Any, after: Any) -> Iterator[Effect]:
     """A lower rate refuses clients that made more calls; workers have none."""
     if _per_day(after) < _per_day(before):
-        yield Effect(kind=Kind.RATE_LOWERED, breaks=clients, notice=True)
+        yield Effect(kind=Kind.RATE_LOWERED, breaks=json, notice=True)
 
 
 def _per_day(rate: str | None) -> float:
