@@ -336,10 +336,19 @@ def test_package_without_a_folder_of_its_own_is_an_error_with_line_and_reason(
 
 
 @pytest.mark.parametrize(
-    "name", ["Message", "Field", "Time", "Literal", "MISSING", "StrictBool", "Foo_Bar", "thing"]
+    ("name", "kind"),
+    [
+        ("Message", "MessageModel"),
+        ("Field", "FieldModel"),
+        ("Time", "TimeModel"),
+        ("MISSING", "Missing"),
+        ("StrictBool", "StrictBoolModel"),
+        ("Foo_Bar", "FooBar"),
+        ("thing", "Thing"),
+    ],
 )
 def test_request_named_as_an_import_of_the_rest_models_has_its_own_model(
-    compiled: Compile, tmp_path: Path, name: str
+    compiled: Compile, tmp_path: Path, name: str, kind: str
 ) -> None:
     contracts = compiled(
         service(post("/v1/odd"))
@@ -351,6 +360,7 @@ def test_request_named_as_an_import_of_the_rest_models_has_its_own_model(
     package = GeneratedPackage(tmp_path, contracts)
     model = package.rest.REQUESTS[f"{contracts.root}.odd.v1.Ask"]
 
+    assert package.rest.REQUESTS[f"{contracts.root}.odd.v1.{name}"].__name__ == kind
     model.model_validate({"part": {"text": "x", "yes": True, "time": "2020-01-01T00:00:00Z"}})
     for refused in ({"text": "xx"}, {"no": 1}, {"a": "", "b": ""}, {"yes": 1}):
         with pytest.raises(ValueError, match="part"):
