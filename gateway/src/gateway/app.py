@@ -16,8 +16,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Route, WebSocketRoute
 
 from gateway.client_addresses import address_of
+from gateway.connect_endpoint import ConnectEndpoint, connect_endpoints
 from gateway.documentation_routes import documentation_routes
-from gateway.endpoint import endpoints
+from gateway.endpoint import Endpoint, endpoints
 from gateway.gateway import Gateway
 from gateway.health import Health
 from gateway.operator_networks import Network, OperatorNetworks
@@ -78,7 +79,10 @@ def build_app(
             *operators.routes(),
         ]
     )
-    return Gateway(ContractRoutes(endpoints(services)), inner, services)
+    routes = ContractRoutes[Endpoint | ConnectEndpoint](
+        {**endpoints(services), **connect_endpoints(services)}
+    )
+    return Gateway(routes, inner, services)
 
 
 def _inner_app(services: Services) -> FastAPI:

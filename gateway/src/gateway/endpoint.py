@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping
 from functools import partial
 
-import structlog
 from google.protobuf.message import Message
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
@@ -17,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.client_addresses import address_of, network_of
 from gateway.conditional import Conditions, contains_tag
 from gateway.disconnect import cancelled_by_disconnect
+from gateway.failures import failure_of
 from gateway.large_inputs import LARGE_BYTES
 from gateway.media_types import require_acceptable
 from gateway.method_access import authorize
@@ -33,13 +33,10 @@ from gateway.targets import query_parameters
 from gateway.transcoding import Transcoder
 from postbus.registry import METHODS, Access, HttpRule, Method
 from shared.bus import Call, call_method
-from shared.bus.envelope import unavailable
-from shared.errors import Code, Outcome, ServiceError, internal
+from shared.errors import Code, ServiceError
 from shared.wire import message_class
 
 __all__ = ["Endpoint", "endpoints"]
-
-_log = structlog.get_logger()
 
 
 def endpoints(services: Services) -> dict[tuple[str, str], "Endpoint"]:
@@ -108,27 +105,7 @@ class Endpoint:
 
     def _problem(self, error: BaseException, request: RestRequest) -> HttpResponse:
         """Return the response to a failed request."""
-        match error:
-            case ServiceError():
-                failure = error
-                address = address_of(request.scope)
-                self._security_log.record_refusal(
-                    error, method=self.method.name, address=address, trace_id=request.trace_id
-                )
-            case asyncio.CancelledError():  # by the server, after its time to shut down
-                failure = unavailable(
-                    "SERVER_STOPPED", "The gateway is shutting down.", Outcome.UNKNOWN
-                )
-            case _:
-                _log.error(
-                    "request.failed",
-                    method=self.method.name,
-                    trace_id=request.trace_id,
-                    exc_info=error,
-                )
-                failure = internal()
-        if not request.called:
-            failure.outcome = Outcome.try_value(Outcome.NO_EFFECT)
+        failure = failure_of(error, request, self.method, self._security_log)
         response = problem(failure, request.trace_id)
         response.headers.append(self._cors.vary)
         return response
