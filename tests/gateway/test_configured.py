@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import httpx
 import pytest
 import uvicorn
+from pydantic import ValidationError
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
@@ -16,6 +17,7 @@ from gateway import __main__ as main
 from gateway.settings import GatewaySettings
 from shared.bus.memory import MemoryBus
 from shared.runtime import gc_tuning
+from tests.gateway.conftest import Worker
 from tests.gateway.listening import serving
 from tests.tokens import TokenMaker
 
@@ -105,6 +107,22 @@ async def test_allowed_origins_take_effect(configured: Configure) -> None:
     for response, status in ((listed, 200), (by_protocol, 413)):
         assert response.status_code == status
         assert response.headers["access-control-allow-origin"] == PAGE
+
+
+async def test_metadata_headers_take_effect(configured: Configure, worker: Worker) -> None:
+    async with served(configured, metadata_headers="Accept-Language, x-tenant") as client:
+        await client.get("/v1/posts", headers={"X-Tenant": "7"})
+
+    [(_, request)] = worker.requests
+    assert [(each.name, each.values) for each in request.metadata] == [("x-tenant", ["7"])]
+
+
+def test_credentials_are_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTBUS_AMQP_URL", "amqp://memory")
+    monkeypatch.setenv("POSTBUS_VERIFICATION_KEYS", "{}")
+    monkeypatch.setenv("POSTBUS_METADATA_HEADERS", "x-tenant,Authorization")
+    with pytest.raises(ValidationError, match="no credentials"):
+        GatewaySettings()
 
 
 async def test_operators_networks_take_effect(configured: Configure) -> None:

@@ -11,9 +11,10 @@ from structlog.testing import capture_logs
 from gateway.gateway import Gateway
 from postbus.posts.v1 import ExportMeResponse
 from postbus.registry import METHODS
-from shared.bus.envelope import completed_reply, error_reply, payload_reply
+from shared.bus.envelope import completed_reply, error_reply, payload_reply, with_metadata
 from shared.bus.memory import MemoryBus
 from shared.errors import Code, ServiceError
+from shared.metadata import OutgoingMetadata
 from shared.wire import encode
 from tests.gateway.connect_client import STREAM, end_of, enveloped, envelopes, gzipped, reason_of
 from tests.gateway.listening import listening
@@ -256,3 +257,24 @@ async def test_body_is_not_read_beyond_the_limit(app: Gateway, headers: dict[str
 
     assert parts == 2
     assert b"resource_exhausted" in sent[-1]["body"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_metadata_is_in_the_head_and_in_the_end(
+    gateway: httpx.AsyncClient, streaming: StreamingWorker, headers: dict[str, str], fails: bool
+) -> None:
+    head, tail = OutgoingMetadata(), OutgoingMetadata()
+    head.add("x-head", "a", "b")
+    tail.add("x-tail", "z")
+
+    async def serve(_route: str, _body: bytes) -> AsyncGenerator[bytes, None]:
+        yield with_metadata(payload_reply(item("c"), 1), head, None)
+        error = ServiceError(Code.ABORTED, "OUT_OF_TEA", "No tea")
+        yield with_metadata(error_reply(error) if fails else completed_reply(2), None, tail)
+
+    streaming.serve = serve
+    response = await gateway.post(METHOD.route, content=REQUEST, headers=headers)
+
+    assert response.headers.get_list("x-head") == ["a", "b"]
+    assert end_of(response)["metadata"] == {"x-tail": ["z"]}
+    assert ("error" in end_of(response)) is fails

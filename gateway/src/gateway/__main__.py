@@ -46,6 +46,7 @@ async def _serve(settings: GatewaySettings) -> None:
             sockets=settings.socket_limits,
             unfinished=clients.unfinished,
             allowed_origins=settings.allowed_origins,
+            metadata_headers=settings.metadata_headers,
             operator_networks=settings.operator_networks,
             security_contact_uri=settings.security_contact,
         )

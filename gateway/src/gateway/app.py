@@ -51,6 +51,7 @@ def build_app(
     sockets: SocketLimits = SocketLimits(),  # noqa: B008  # frozen
     unfinished: UnfinishedInput | None = None,
     allowed_origins: tuple[str, ...] = (),
+    metadata_headers: tuple[str, ...] = (),
     operator_networks: tuple[Network, ...] = LOOPBACK,
     security_contact_uri: str = "",
 ) -> Gateway:
@@ -66,6 +67,7 @@ def build_app(
         socket_limits=sockets,
         unfinished=unfinished,
         allowed_origins=allowed_origins,
+        metadata_headers=metadata_headers,
     )
     inner = _inner_app(services)
     health = Health(bus, services.verifier)

@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from gateway.call_metadata import header_fields
 from gateway.client_addresses import address_of, network_of
 from gateway.connect_codecs import TooLargeError, compressed, decompressed
 from gateway.connect_errors import error_response
@@ -35,6 +36,7 @@ from postbus.registry import METHODS, Access, Method
 from shared.bus import Call, CallResult, call_method
 from shared.errors import ServiceError, internal
 from shared.limited_log import LimitedLog
+from shared.metadata import NO_METADATA, Metadata, read_metadata
 from shared.wire import message_class, parse, require_valid
 
 __all__ = ["ConnectEndpoint", "connect_endpoints"]
@@ -73,6 +75,7 @@ class ConnectEndpoint:
         self._rates = services.rates
         self._large_inputs = services.large_inputs
         self._cors = services.cors
+        self._request_metadata = services.metadata
         self._security_log = services.security_log
         self._max_bytes = services.max_body_bytes
         self._small_bytes = min(LARGE_BYTES, self._max_bytes)
@@ -113,8 +116,14 @@ class ConnectEndpoint:
             return response
         if self.method.streams and codec is not None:
             headers = self._headers(request.trace_id, media_type(codec, streams=True))
-            return HttpResponse(200, headers, end_of_stream(failure, request.trace_id))
-        return error_response(failure, request.trace_id, [self._cors.vary])
+            headers += header_fields(failure.reply_headers)
+            end = end_of_stream(failure, failure.reply_trailers, request.trace_id)
+            return HttpResponse(200, headers, end)
+        headers = [
+            self._cors.vary,
+            *_metadata_fields(failure.reply_headers, failure.reply_trailers),
+        ]
+        return error_response(failure, request.trace_id, headers)
 
     def _failure(self, request: RestRequest, error: BaseException) -> ServiceError:
         return failure_of(error, request, self.method, self._security_log)
@@ -141,6 +150,8 @@ class ConnectEndpoint:
             operation_id=key,
             caller_revision=self._revisions.highest(caller_id),
             client_address=address,
+            metadata=self._request_metadata.read(request.scope["headers"]),
+            has_client_timeout=b"connect-timeout-ms" in sent,
         )
         request.called = True
         headers = self._headers(request.trace_id, media_type(head.codec, streams=method.streams))
@@ -223,6 +234,8 @@ class ConnectEndpoint:
             headers.append((b"content-encoding", b"gzip"))
         if result.replayed:
             headers.append(REPLAYED)
+        if (reply := result.reply) is not None and (reply.headers or reply.trailers):
+            headers += _metadata_fields(read_metadata(reply.headers), read_metadata(reply.trailers))
         headers += ((b"vary", b"Accept-Encoding"), (b"content-length", b"%d" % len(content)))
         return HttpResponse(200, headers, content)
 
@@ -249,11 +262,18 @@ class ConnectEndpoint:
             first = await anext(payloads, None)
         if head.accepts_gzip:
             headers.append((b"connect-content-encoding", b"gzip"))
+        headers += header_fields(call.headers or NO_METADATA)
         return ConnectStream(
             headers,
             first,
             payloads,
+            call=call,
             encode=partial(self._encode, head),
             failure=partial(self._failure, request),
             trace_id=request.trace_id,
         )
+
+
+def _metadata_fields(headers: Metadata, trailers: Metadata) -> list[Header]:
+    """Return the header fields of a unary response; its trailers have a prefix."""
+    return header_fields(headers) + header_fields(trailers, "trailer-")

@@ -66,17 +66,20 @@ def error_document(error: ServiceError, trace_id: str) -> dict[str, Any]:
     document: dict[str, Any] = {"code": name}
     if error.message:
         document["message"] = error.message
-    if details := [_detail(each) for each in _details(error, trace_id)]:
+    details = [_encoded(each.type, each.value) for each in error.details]
+    details += [_detail(each) for each in _details(error, trace_id)]
+    if details:
         document["details"] = details
     return document
 
 
 def _detail(message: Message) -> dict[str, Any]:
-    return {
-        "type": message.DESCRIPTOR.full_name,
-        "value": b64encode(message.SerializeToString()).rstrip(b"=").decode(),
-        "debug": write_message(message),
-    }
+    encoded = _encoded(message.DESCRIPTOR.full_name, message.SerializeToString())
+    return encoded | {"debug": write_message(message)}
+
+
+def _encoded(name: str, value: bytes) -> dict[str, Any]:
+    return {"type": name, "value": b64encode(value).rstrip(b"=").decode()}
 
 
 def _details(error: ServiceError, trace_id: str) -> Iterator[Message]:

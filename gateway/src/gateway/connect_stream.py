@@ -12,7 +12,9 @@ from gateway.connect_codecs import TooLargeError
 from gateway.connect_errors import error_document
 from gateway.disconnect import cancelled_by_disconnect
 from gateway.response_headers import NO_STORE, Header
+from shared.bus import Call
 from shared.errors import Code, ServiceError
+from shared.metadata import Metadata
 
 __all__ = ["ConnectStream", "Encoded", "end_of_stream", "only_message"]
 
@@ -25,9 +27,9 @@ Encoded = tuple[bytes, bool]
 """An encoded message, and whether it is compressed."""
 
 
-def end_of_stream(error: ServiceError | None, trace_id: str) -> bytes:
-    """Return the last envelope of a stream, with the error of a failed call."""
-    document: dict[str, Any] = {}
+def end_of_stream(error: ServiceError | None, trailers: Metadata | None, trace_id: str) -> bytes:
+    """Return the last envelope of a stream, with the error of a failed call, and trailer fields."""
+    document: dict[str, Any] = {"metadata": trailers} if trailers else {}
     if error is not None:
         document["error"] = error_document(error, trace_id)
     return _frame(orjson.dumps(document), _END)
@@ -74,17 +76,19 @@ class ConnectStream:
         first: bytes | None,
         payloads: AsyncGenerator[bytes, None],
         *,
+        call: Call,
         encode: Callable[[bytes], Awaitable[Encoded]],
         failure: Callable[[Exception], ServiceError],
         trace_id: str,
     ) -> None:
-        """Take the first payload and the generator of the others.
+        """Take the first payload and the generator of the others; it sets the trailers of `call`.
 
         `encode` encodes a payload. `failure` returns the error to send for an exception.
         """
         self.headers = [*headers, NO_STORE]
         self._first = first
         self._payloads = payloads
+        self._call = call
         self._encode = encode
         self._failure = failure
         self._trace_id = trace_id
@@ -107,7 +111,7 @@ class ConnectStream:
                 await send({"type": "http.response.body", "body": b""})
 
     async def _frames(self) -> AsyncGenerator[bytes, None]:
-        failure = None
+        failure: ServiceError | None = None
         try:
             if self._first is not None:
                 yield await self._frame(self._first)
@@ -115,7 +119,8 @@ class ConnectStream:
                     yield await self._frame(payload)
         except Exception as error:  # noqa: BLE001  # every request gets a response
             failure = self._failure(error)
-        yield end_of_stream(failure, self._trace_id)
+        trailers = failure.reply_trailers if failure else self._call.trailers
+        yield end_of_stream(failure, trailers, self._trace_id)
 
     async def _frame(self, payload: bytes) -> bytes:
         data, is_compressed = await self._encode(payload)

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from gateway.call_metadata import header_fields
 from gateway.client_addresses import address_of, network_of
 from gateway.conditional import Conditions, contains_tag
 from gateway.disconnect import cancelled_by_disconnect
@@ -34,6 +35,7 @@ from gateway.transcoding import Transcoder
 from postbus.registry import METHODS, Access, HttpRule, Method
 from shared.bus import Call, call_method
 from shared.errors import Code, ServiceError
+from shared.metadata import NO_METADATA, read_metadata
 from shared.wire import message_class
 
 __all__ = ["Endpoint", "endpoints"]
@@ -67,6 +69,7 @@ class Endpoint:
         self._rates = services.rates
         self._large_inputs = services.large_inputs
         self._cors = services.cors
+        self._request_metadata = services.metadata
         self._security_log = services.security_log
         self._max_body_bytes = services.max_body_bytes
         self._transcoder = Transcoder(method, rule)
@@ -125,6 +128,9 @@ class Endpoint:
         if b"if-match" in sent or b"if-none-match" in sent:
             conditions = Conditions(method, request.scope["method"], sent)
         key, seconds = operation_id(sent), timeout(sent, method)
+        metadata = NO_METADATA
+        if self._request_metadata.names:
+            metadata = self._request_metadata.read(request.scope["headers"])
         message = await self._message(request, caller_id, seconds)
         if conditions is not None:
             conditions.put_expected_version(message)
@@ -136,6 +142,8 @@ class Endpoint:
             operation_id=key,
             caller_revision=self._revisions.highest(caller_id),
             client_address=address,
+            metadata=metadata,
+            has_client_timeout=b"request-timeout" in sent,
         )
         headers = self._success.headers(request.trace_id, private=bool(token))
         headers += rate_headers
@@ -148,6 +156,8 @@ class Endpoint:
             request.called = True
             result = await self._send(call)
         self._revisions.record(caller_id, result.caller_revision)
+        if result.reply is not None and result.reply.headers:
+            headers += header_fields(read_metadata(result.reply.headers))
         return self._success.build(result.payload, conditions, headers, replayed=result.replayed)
 
     async def _message(self, request: RestRequest, caller_id: str, seconds: float) -> Message:
