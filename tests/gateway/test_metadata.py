@@ -10,7 +10,7 @@ from postbus.bus.v1 import Code, Error, ErrorDetail, Metadata, Reply
 from shared.access_tokens import TokenVerifier
 from shared.bus.memory import MemoryBus
 from tests.gateway.conftest import Worker
-from tests.gateway.connect_client import POSTS
+from tests.gateway.connect_client import POSTS, error_of
 
 ID = "018f3f6e-0000-7000-8000-000000000001"
 CONNECT, REST = f"{POSTS}/GetPost", f"/v1/posts/{ID}"
@@ -70,7 +70,10 @@ async def test_header_fields_beyond_the_bounds_are_refused(
     response = await call(passing, path, headers=[(b"x-tenant", value)])
 
     assert response.status_code == 400
-    assert "METADATA_INVALID" in response.text
+    if path == REST:
+        assert response.json()["reason"] == "METADATA_INVALID"
+    else:
+        assert error_of(response)[1:] == ("invalid_argument", "METADATA_INVALID")
     assert worker.requests == []
 
 

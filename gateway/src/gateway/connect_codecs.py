@@ -9,6 +9,7 @@ from typing import Final
 import orjson
 from google.protobuf.message import Message
 
+from gateway.connect_errors import protocol_error
 from shared.errors import Code, ServiceError
 from shared.protojson import read_json, read_message, write_message
 from shared.wire import parse_as
@@ -56,11 +57,11 @@ CODECS: Final = MappingProxyType(
 
 
 class TooLargeError(ServiceError):
-    """RESOURCE_EXHAUSTED, MESSAGE_TOO_LARGE: a message has more bytes than the limit."""
+    """RESOURCE_EXHAUSTED: a message has more bytes than the limit."""
 
     def __init__(self, max_bytes: int) -> None:
-        message = f"The message is larger than {max_bytes} bytes."
-        super().__init__(Code.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE", message)
+        text = f"The message is larger than {max_bytes} bytes."
+        super().__init__(Code.RESOURCE_EXHAUSTED, "", text)
 
 
 def compressed(data: bytes) -> bytes:
@@ -71,7 +72,7 @@ def compressed(data: bytes) -> bytes:
 def decompressed(data: bytes, max_bytes: int) -> bytes:
     """Return `data` decompressed with gzip, without decompressing more than `max_bytes`.
 
-    Raises TooLargeError beyond them, and INVALID_ARGUMENT, MALFORMED_GZIP unless `data` is exactly
+    Raises TooLargeError beyond them, and INVALID_ARGUMENT unless `data` is exactly
     one member of gzip.
     """
     reader = zlib.decompressobj(_GZIP)
@@ -87,4 +88,4 @@ def decompressed(data: bytes, max_bytes: int) -> bytes:
 
 
 def _malformed() -> ServiceError:
-    return ServiceError(Code.INVALID_ARGUMENT, "MALFORMED_GZIP", "The message is not valid gzip.")
+    return protocol_error(Code.INVALID_ARGUMENT, "The message is not valid gzip.")

@@ -14,9 +14,8 @@ from gateway.problems import error_headers
 from gateway.response_headers import JSON, NO_STORE, SECURITY, Header
 from gateway.responses import HttpResponse
 from shared.errors import Code, ServiceError
-from shared.protojson import write_message
 
-__all__ = ["error_document", "error_response"]
+__all__ = ["error_document", "error_response", "protocol_error"]
 
 _DOMAIN: Final = "postbus"
 """`domain` of each ErrorInfo (AIP-193)."""
@@ -42,6 +41,11 @@ _NAME_AND_STATUS: Final = MappingProxyType(
     }
 )
 """The name of each code, and the HTTP status of a unary error with it."""
+
+
+def protocol_error(code: int, message: str) -> ServiceError:
+    """Return the error of a request that the Connect protocol does not allow; it has no reason."""
+    return ServiceError(code, "", message)
 
 
 def error_response(error: ServiceError, trace_id: str, headers: list[Header]) -> HttpResponse:
@@ -73,18 +77,20 @@ def error_document(error: ServiceError, trace_id: str) -> dict[str, Any]:
     return document
 
 
-def _detail(message: Message) -> dict[str, Any]:
-    encoded = _encoded(message.DESCRIPTOR.full_name, message.SerializeToString())
-    return encoded | {"debug": write_message(message)}
+def _detail(message: Message) -> dict[str, str]:
+    return _encoded(message.DESCRIPTOR.full_name, message.SerializeToString())
 
 
-def _encoded(name: str, value: bytes) -> dict[str, Any]:
+def _encoded(name: str, value: bytes) -> dict[str, str]:
     return {"type": name, "value": b64encode(value).rstrip(b"=").decode()}
 
 
 def _details(error: ServiceError, trace_id: str) -> Iterator[Message]:
-    """Yield the details in the types of google.rpc that clients know (AIP-193)."""
-    if error.reason:
+    """Yield the details in the types of google.rpc that clients know (AIP-193).
+
+    A reason that is only the name of the code, such as DEADLINE_EXCEEDED, adds nothing to it.
+    """
+    if error.reason not in ("", error.code.name):
         metadata = {"outcome": error.outcome.name or "", "traceId": error.trace_id or trace_id}
         if error.more_violations:
             metadata["moreViolations"] = "true"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from gateway.connect_codecs import CODECS, Codec
+from gateway.connect_errors import protocol_error
 from gateway.media_types import accepts_gzip
 from gateway.problems import HttpError
 from gateway.request_headers import MAX_TIMEOUT, Headers
@@ -128,11 +129,7 @@ def _is_gzip(coding: str) -> bool:
         return False
     if name == "gzip":
         return True
-    raise ServiceError(
-        Code.UNIMPLEMENTED,
-        "CONTENT_ENCODING_UNSUPPORTED",
-        "Compress messages with gzip, or not at all.",
-    )
+    raise protocol_error(Code.UNIMPLEMENTED, "Compress messages with gzip, or not at all.")
 
 
 def _accepts_gzip(headers: Headers, name: bytes) -> bool:
@@ -141,7 +138,7 @@ def _accepts_gzip(headers: Headers, name: bytes) -> bool:
 
 
 def _malformed(message: str) -> ServiceError:
-    return ServiceError(Code.INVALID_ARGUMENT, "MALFORMED_REQUEST", message)
+    return protocol_error(Code.INVALID_ARGUMENT, message)
 
 
 def _unsupported(method: Method) -> HttpError:

@@ -9,7 +9,7 @@ import orjson
 from starlette.types import Receive, Send
 
 from gateway.connect_codecs import TooLargeError
-from gateway.connect_errors import error_document
+from gateway.connect_errors import error_document, protocol_error
 from gateway.disconnect import cancelled_by_disconnect
 from gateway.response_headers import NO_STORE, Header
 from shared.bus import Call
@@ -51,7 +51,7 @@ def only_message(body: bytes, *, gzip: bool, max_bytes: int) -> Encoded:
         raise _malformed("An envelope has unknown flags.")
     if flags and not gzip:
         text = "A message is compressed, but Connect-Content-Encoding is missing."
-        raise ServiceError(Code.INTERNAL, "COMPRESSION_UNKNOWN", text)
+        raise protocol_error(Code.INTERNAL, text)
     if size > max_bytes:
         raise TooLargeError(max_bytes)
     end = _PREFIX.size + size
@@ -132,10 +132,8 @@ def _frame(data: bytes, flags: int) -> bytes:
 
 
 def _malformed(message: str) -> ServiceError:
-    return ServiceError(Code.INVALID_ARGUMENT, "MALFORMED_ENVELOPE", message)
+    return protocol_error(Code.INVALID_ARGUMENT, message)
 
 
 def _not_one() -> ServiceError:
-    return ServiceError(
-        Code.UNIMPLEMENTED, "NOT_ONE_MESSAGE", "The method takes exactly one message."
-    )
+    return protocol_error(Code.UNIMPLEMENTED, "The method takes exactly one message.")

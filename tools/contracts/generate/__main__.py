@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 from postbus_runtime.contract import ContractError
@@ -51,9 +52,10 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def generate(project: Path, target: Path) -> None:
+def generate(project: Path, target: Path, further: Collection[str] = ()) -> None:
     """Write the package `postbus` from `project`/proto into `target`, which must not exist.
 
+    The packages with the roots `further` are written beside it. The documents do not have them.
     Raises CalledProcessError, after buf's errors are printed, and SystemExit with the file, line
     and reason if the contract is not supported.
     """
@@ -61,12 +63,15 @@ def generate(project: Path, target: Path) -> None:
     documented = target.with_name("documented.binpb")
     _run("buf", "build", "-o", str(documented), cwd=project)
     contracts = Contracts(documented.read_bytes())
+    roots = tuple(f"{root}/" for root in ("postbus", *further))
     for name in contracts.file_names:
-        if (project / "proto" / name).exists() and not name.startswith("postbus/"):
+        if (project / "proto" / name).exists() and not name.startswith(roots):
             sys.exit(f"gen: proto/{name}: every contract belongs in proto/postbus")
     try:
         check_contracts(contracts)
         _write(contracts, project, target)
+        for root in further:
+            _write_messages(target.parent / "buf" / "betterproto" / root, target.with_name(root))
     except ContractError as error:
         sys.exit(f"gen: {contracts.explain(error)}")
 
@@ -81,13 +86,11 @@ def _lint() -> None:
 
 def _write(contracts: Contracts, project: Path, target: Path) -> None:
     _run("buf", "generate", "-o", str(target.parent / "buf"), cwd=project)
-    shutil.copytree(target.parent / "buf" / "betterproto" / "postbus", target)
+    _write_messages(target.parent / "buf" / "betterproto" / "postbus", target)
     (target / "py.typed").touch()
     lean = str(target / "contracts.binpb")
     _run("buf", "build", "--exclude-source-info", "-o", lean, cwd=project)
     (target / "protos.zip").write_bytes(protos_zip(contracts.file_names, project))
-    for module in target.rglob("__init__.py"):
-        module.write_text(with_runtime_classes(module.read_text()))
     write_package_modules(target)
     (target / "described.py").write_text(described_source(contracts))
     for name, document in (("openapi", openapi), ("asyncapi", asyncapi)):
@@ -95,6 +98,13 @@ def _write(contracts: Contracts, project: Path, target: Path) -> None:
         (target / f"{name}.json").write_text(text + "\n")
     (target / "rest.py").write_text(rest_models_source(contracts))
     _run("ruff", "format", "--isolated", "--line-length=100", "--quiet", str(target), cwd=ROOT)
+
+
+def _write_messages(generated: Path, target: Path) -> None:
+    """Copy betterproto's modules of a package root, with the classes of `postbus_runtime`."""
+    shutil.copytree(generated, target)
+    for module in target.rglob("__init__.py"):
+        module.write_text(with_runtime_classes(module.read_text()))
 
 
 def _run(*command: str, cwd: Path) -> None:
