@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import tracemalloc
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator
@@ -14,8 +15,10 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 
 from gateway.app import build_app
 from gateway.connect_codecs import TooLargeError, decompressed
+from gateway.connect_errors import error_document, error_response
 from gateway.gateway import Gateway
 from gateway.large_inputs import LARGE_BYTES
+from gateway.problems import problem
 from gateway.rate_limits import RateLimits, RateLimitSettings
 from gateway.rate_storage import BoundedStorage
 from postbus.bus.v1 import Code, Error, FieldViolation, Outcome, Reply
@@ -29,12 +32,15 @@ from postbus.posts.v1 import (
 from postbus.registry import METHODS, Access
 from shared.access_tokens import TokenVerifier
 from shared.bus.memory import MemoryBus
+from shared.errors import ServiceError
 from shared.wire import decode, encode
 from tests.gateway.conftest import Worker
 from tests.gateway.connect_client import JSON, POSTS, PROTO, details_of, error_of, gzipped
 from tests.gateway.listening import listening
 from tests.tokens import TokenMaker
+from tools.paths import ROOT
 
+TABLE = ROOT / "docs/connect.md"
 GET, CREATE = f"{POSTS}/GetPost", f"{POSTS}/CreatePost"
 ID = "018f3f6e-0000-7000-8000-000000000001"
 FOUND = GetPostResponse(post=Post(id=ID, title="Hé", version=3))
@@ -205,6 +211,18 @@ async def test_error_has_the_name_and_status_of_its_code(
 
     assert error_of(response) == (status, name, "OUT_OF_TEA")
     assert response.json()["message"] == "No tea\r\n☕"
+
+
+def test_table_of_statuses_is_documented() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\d+).* \| (\d+) \| `(\w+)` \|$", TABLE.read_text(), re.M)
+    names = [code for code, *_ in rows]
+
+    for code, rest, status, name in rows:
+        error = ServiceError(Code.from_string(code), "", "")
+        assert problem(error, "").status == int(rest)
+        assert error_response(error, "", []).status == int(status)
+        assert error_document(error, "") == {"code": name}
+    assert names == [code.name for code in Code if code]
 
 
 async def test_error_has_reason_violations_and_delay_as_details(
