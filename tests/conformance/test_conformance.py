@@ -5,14 +5,17 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+import httpx
 import pytest
 
 from postbus_runtime.options import Access
+from tests.system import WITHOUT_RATES, free_port
 from tests.tokens import TokenMaker
 from tools.contracts.generate.further import generate_further
 from tools.paths import DEV, ROOT
@@ -68,39 +71,45 @@ def environment(generated: Path, vhost: str, tokens: TokenMaker) -> dict[str, st
         "PYTHONPATH": os.pathsep.join([str(generated), str(ROOT)]),
         "POSTBUS_AMQP_URL": vhost,
         "POSTBUS_VERIFICATION_KEYS": tokens.key_set,
+        "POSTBUS_PORT": str(free_port()),
+        "POSTBUS_MAX_BODY_BYTES": str(_LIMIT),
+        "POSTBUS_METADATA_HEADERS": "x-conformance-test",
+        **WITHOUT_RATES,
     }
 
 
 @contextmanager
-def program(environment: dict[str, str], ready: str, *command: str) -> Iterator[str]:
-    """Run a program; yields the line of its output that contains `ready`."""
+def program(environment: dict[str, str], *command: str) -> Iterator[None]:
+    """Run a program of Python."""
     with subprocess.Popen(
-        [sys.executable, "-m", *command],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
+        [sys.executable, "-m", *command], env=environment, stdout=sys.stderr, cwd=ROOT
     ) as process:
-        assert process.stdout is not None
         try:
-            yield next(line for line in process.stdout if ready in line)
+            yield
         finally:
             process.terminate()
 
 
+def wait_until_served(url: str) -> None:
+    """Wait until a call gets the answer of the worker."""
+    path = f"{url}/connectrpc.conformance.v1.ConformanceService/Unimplemented"
+    while True:
+        with suppress(httpx.TransportError):
+            if httpx.post(path, json={}).json().get("code") == "unimplemented":
+                return
+        time.sleep(0.2)  # within the timeout of the test
+
+
 @pytest.mark.long
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(180)
 def test_every_case_of_the_connect_conformance_suite_passes(
     runner: Path, environment: dict[str, str]
 ) -> None:
     config = str(ROOT / "tests/conformance/config.yaml")
-    limit = str(_LIMIT)
-    with (
-        program(environment, "worker.ready", "tests.conformance.worker"),
-        program(environment, "listening", "tests.conformance.gateway", limit) as listening,
-    ):
-        server = [sys.executable, "-m", "tests.conformance.server", listening.split()[-1], limit]
+    port = environment["POSTBUS_PORT"]
+    server = [sys.executable, "-m", "tests.conformance.server", port, str(_LIMIT)]
+    with program(environment, "tests.conformance.worker"), program(environment, "gateway"):
+        wait_until_served(f"http://127.0.0.1:{port}")
         done = subprocess.run(
             [runner, "--mode", "server", "--conf", config, "-v", "--", *server],
             env=environment,

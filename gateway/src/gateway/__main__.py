@@ -22,6 +22,9 @@ from shared.runtime.settings import load
 
 _DRAIN_SECONDS: Final = 2
 """Time for running requests to end after SIGTERM."""
+_FRAMING_BYTES: Final = 1024
+"""Bytes by which a body may exceed the largest message: the message of a Connect stream is framed,
+and a slightly larger message is refused by the Connect protocol, not with a bare 413."""
 
 
 def main() -> None:
@@ -77,7 +80,9 @@ def _clients(settings: GatewaySettings) -> ConnectionCounts:
 def _uvicorn_config(
     app: ASGIApp, clients: ConnectionCounts, settings: GatewaySettings
 ) -> uvicorn.Config:
-    limits = HttpLimits(max_body_bytes=settings.max_body_bytes, idle_seconds=settings.idle_seconds)
+    limits = HttpLimits(
+        max_body_bytes=settings.max_body_bytes + _FRAMING_BYTES, idle_seconds=settings.idle_seconds
+    )
     return uvicorn.Config(
         app,
         http=http1(limits, clients, Cors(settings.allowed_origins)),

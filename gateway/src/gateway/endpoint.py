@@ -22,7 +22,7 @@ from gateway.large_inputs import LARGE_BYTES
 from gateway.media_types import require_acceptable
 from gateway.method_access import authorize
 from gateway.problems import problem
-from gateway.request_body import default_body, read_body
+from gateway.request_body import default_body, read_body, too_large
 from gateway.request_headers import bearer_token, operation_id, timeout
 from gateway.response_headers import Header
 from gateway.responses import HttpResponse
@@ -72,6 +72,7 @@ class Endpoint:
         self._request_metadata = services.metadata
         self._security_log = services.security_log
         self._max_body_bytes = services.max_body_bytes
+        self._checked_bytes = min(LARGE_BYTES, self._max_body_bytes)
         self._transcoder = Transcoder(method, rule)
         self._success = SuccessResponses(self._transcoder, services.cors)
         self._metrics = services.metrics.of(rule.path, rule.verb)
@@ -171,7 +172,9 @@ class Endpoint:
             body = await read_body(request.receive, self._max_body_bytes)
         request.arrived = time.monotonic()
         query = query_parameters(request.scope["query_string"])
-        if len(body) > LARGE_BYTES:
+        if len(body) > self._checked_bytes:
+            if len(body) > self._max_body_bytes:  # the protocol allows slightly more
+                raise too_large(self._max_body_bytes)
             read = partial(self._transcoder.read, request.parameters, query, body)
             client = caller_id or network_of(address_of(request.scope))
             with cancelled_by_disconnect(request.receive, request.exchange):
