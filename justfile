@@ -92,6 +92,12 @@ fuzz seconds="300": _setup
 chaos *arguments: _setup
     @exec {{ quote(python) }} -m tests.faults.chaos "$@"
 
+# run the official conformance suite of the Connect protocol, with the Go toolchain
+[group('build')]
+[no-exit-message]
+conformance: _setup
+    @exec {{ quote(python) }} -m tools test tests/conformance --long -q
+
 # measure Postbus beside its rivals: just bench [SUITE...]
 [group('build')]
 [no-exit-message]

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Final
 
 from bench.rpc.contenders import FailedError
+from postbus.posts.v1 import CreatePostRequest
+from postbus.registry import METHODS
+from shared.wire import encode
 from tests.system import WITHOUT_RATES, free_port
 from tests.tokens import TokenMaker
 from tools.node import node_environment, npm
@@ -71,6 +74,8 @@ class Contender:
     gateway: Sequence[str]
     worker: Sequence[str] = ()
     path: str = "/posts"
+    content_type: str = "application/json"
+    payload: bytes = (_HERE / "payload.json").read_bytes()
     install: Callable[[], None] = lambda: None
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -101,14 +106,23 @@ def _contenders() -> list[Contender]:
             install=_install_node,
         )
 
-    return [
-        Contender(
-            name="ours",
+    def ours(name: str, path: str, content_type: str, payload: bytes) -> Contender:
+        return Contender(
+            name=name,
             gateway=[sys.executable, str(_HERE / "postbus_gateway.py")],
             worker=[sys.executable, str(_HERE / "postbus_worker.py")],
-            path="/v1/posts",
+            path=path,
+            content_type=content_type,
+            payload=payload,
             environment=our_environment,
-        ),
+        )
+
+    document, binary = json.dumps(POST).encode(), encode(CreatePostRequest().from_dict(POST))
+    connect = METHODS["postbus.posts.v1.PostsService.CreatePost"].route
+    return [
+        ours("ours", "/v1/posts", "application/json", document),
+        ours("ours over Connect, JSON", connect, "application/json", document),
+        ours("ours over Connect, binary", connect, "application/proto", binary),
         nest("NestJS with Fastify", "fastify"),
         nest("NestJS with Express", "express"),
         fastapi("FastAPI alone", "alone"),
@@ -209,9 +223,9 @@ def _process(
 def load(contender: Contender, connections: int, seconds: int) -> dict[str, float]:
     """Run wrk; return `requests`, `rate`, `p50` and `p99`. FailedError if a response is not 2xx."""
     url = f"http://127.0.0.1:{os.environ['BENCH_PORT']}{contender.path}"
-    payload = json.dumps(POST) if contender.name == "ours" else (_HERE / "payload.json").read_text()
     environment = os.environ | {
-        "BENCH_PAYLOAD": payload,
+        "BENCH_PAYLOAD": os.fsdecode(contender.payload),
+        "BENCH_CONTENT_TYPE": contender.content_type,
         "BENCH_TOKEN": TOKEN,
         "LD_LIBRARY_PATH": packages.library_path(),
     }

@@ -1,15 +1,17 @@
 """A contract: the files, messages, methods and options of one descriptor set."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from importlib.resources import files
+from types import MappingProxyType
 from typing import Any, Self
 
 from google.protobuf.descriptor import Descriptor, FileDescriptor, MethodDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 
-from postbus_runtime.options import EventOptions, MethodOptions, OptionReader
+from postbus_runtime.options import Access, EventOptions, MethodOptions, OptionReader
 
 __all__ = ["Contract", "ContractError"]
 
@@ -26,11 +28,19 @@ class ContractError(Exception):
 class Contract:
     """A descriptor set. The files below `root` are the contract's own, the rest are imports.
 
-    Raises DecodeError or TypeError if the bytes are not a complete descriptor set.
+    `further` has other package roots whose files count as the contract's own too, with the access
+    of their methods that state none. Raises DecodeError or TypeError if the bytes are not a
+    complete descriptor set.
     """
 
-    def __init__(self, descriptor_set: bytes, root: str = "postbus") -> None:
+    def __init__(
+        self,
+        descriptor_set: bytes,
+        root: str = "postbus",
+        further: Mapping[str, Access] = MappingProxyType({}),
+    ) -> None:
         self.root = root
+        self._further = further
         self.pool = DescriptorPool()
         """Every descriptor of the contract, imports included."""
         self._files = FileDescriptorSet.FromString(descriptor_set).file
@@ -39,14 +49,15 @@ class Contract:
         self.options = OptionReader(self.pool)
 
     @classmethod
-    def of_package(cls, package: str) -> Self:
+    def of_package(cls, package: str, further: Mapping[str, Access] = MappingProxyType({})) -> Self:
         """Read `contracts.binpb` of a generated package."""
-        return cls(files(package).joinpath("contracts.binpb").read_bytes(), package)
+        return cls(files(package).joinpath("contracts.binpb").read_bytes(), package, further)
 
     @cached_property
     def files(self) -> list[FileDescriptor]:
         """The contract's own files, by name."""
-        names = sorted(file.name for file in self._files if file.name.startswith(f"{self.root}/"))
+        roots = tuple(f"{root}/" for root in (self.root, *self._further))
+        names = sorted(file.name for file in self._files if file.name.startswith(roots))
         return [self.pool.FindFileByName(name) for name in names]
 
     @cached_property
@@ -62,7 +73,20 @@ class Contract:
 
     @cached_property
     def methods(self) -> list[MethodDescriptor]:
-        """Every rpc, in the order of the files."""
+        """Every rpc, in the order of the files, except those that are not served."""
+        return [each for each in self._all_methods if each not in self.unserved]
+
+    @cached_property
+    def unserved(self) -> list[MethodDescriptor]:
+        """The methods of the further roots with a stream of requests: they have no route."""
+        return [
+            method
+            for method in self._all_methods
+            if method.client_streaming and _root(method) in self._further
+        ]
+
+    @cached_property
+    def _all_methods(self) -> list[MethodDescriptor]:
         return [
             method
             for file in self.files
@@ -73,13 +97,22 @@ class Contract:
     @cached_property
     def method_options(self) -> Mapping[str, MethodOptions]:
         """The options of each method, by its full name."""
-        return {method.full_name: self.options.method(method) for method in self.methods}
+        return {method.full_name: self._options(method) for method in self.methods}
+
+    def _options(self, method: MethodDescriptor) -> MethodOptions:
+        options = self.options.method(method)
+        default = self._further.get(_root(method))
+        return options if options.access or not default else replace(options, access=default)
 
     @cached_property
     def event_options(self) -> Mapping[str, EventOptions]:
         """The options of each event, by its full name; messages that are no events are missing."""
         found = ((message.full_name, self.options.event(message)) for message in self.messages)
         return {name: options for name, options in found if options}
+
+
+def _root(method: MethodDescriptor) -> str:
+    return method.full_name.partition(".")[0]
 
 
 def _with_nested(message: Descriptor) -> Iterator[Descriptor]:

@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import httpx
 import pytest
 import uvicorn
+from pydantic import ValidationError
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
@@ -16,6 +17,7 @@ from gateway import __main__ as main
 from gateway.settings import GatewaySettings
 from shared.bus.memory import MemoryBus
 from shared.runtime import gc_tuning
+from tests.gateway.conftest import Worker
 from tests.gateway.listening import serving
 from tests.tokens import TokenMaker
 
@@ -97,7 +99,7 @@ async def test_sockets_are_not_compressed(configured: Configure) -> None:
 async def test_allowed_origins_take_effect(configured: Configure) -> None:
     async with served(configured, allowed_origins=PAGE) as client:
         listed = await client.get("/v1/posts", headers={"Origin": PAGE})
-        too_large = b" " * (2 << 20) + b" "
+        too_large = b" " * (2 << 20) + b" " * 1025
         by_protocol = await client.post("/v1/posts", content=too_large, headers={"Origin": PAGE})
         async with connect(socket_url(client), origin=PAGE):  # type: ignore[arg-type]
             pass
@@ -105,6 +107,22 @@ async def test_allowed_origins_take_effect(configured: Configure) -> None:
     for response, status in ((listed, 200), (by_protocol, 413)):
         assert response.status_code == status
         assert response.headers["access-control-allow-origin"] == PAGE
+
+
+async def test_metadata_headers_take_effect(configured: Configure, worker: Worker) -> None:
+    async with served(configured, metadata_headers="Accept-Language, x-tenant") as client:
+        await client.get("/v1/posts", headers={"X-Tenant": "7"})
+
+    [(_, request)] = worker.requests
+    assert [(each.name, each.values) for each in request.metadata] == [("x-tenant", ["7"])]
+
+
+def test_credentials_are_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTBUS_AMQP_URL", "amqp://memory")
+    monkeypatch.setenv("POSTBUS_VERIFICATION_KEYS", "{}")
+    monkeypatch.setenv("POSTBUS_METADATA_HEADERS", "x-tenant,Authorization")
+    with pytest.raises(ValidationError, match="no credentials"):
+        GatewaySettings()
 
 
 async def test_operators_networks_take_effect(configured: Configure) -> None:
@@ -142,7 +160,9 @@ async def test_largest_body_takes_effect_in_protocol_and_application(
     configured: Configure, tokens: TokenMaker
 ) -> None:
     async with served(configured, max_body_bytes="9000") as client:
-        response = await client.post("/v1/auth/login", content=b" " * 9001)
+        by_protocol = await client.post("/v1/auth/login", content=b" " * (9001 + 1024))
+        json = {"content-type": "application/json"}
+        by_application = await client.post("/v1/auth/login", content=b" " * 9001, headers=json)
         async with connect(socket_url(client)) as connection:
             token = tokens.token("alice")
             await connection.send(f'{{"id":"1","authenticate":{{"accessToken":"{token}"}}}}')
@@ -150,8 +170,20 @@ async def test_largest_body_takes_effect_in_protocol_and_application(
             await connection.send(" " * 9001)
             await connection.wait_closed()
 
-    assert response.status_code == 413
+    assert (by_protocol.status_code, by_application.status_code) == (413, 413)
     assert connection.close_code == 1009
+
+
+async def test_slightly_too_large_message_is_refused_by_the_connect_protocol(
+    configured: Configure,
+) -> None:
+    path, kind = "/postbus.posts.v1.PostsService/GetPost", {"content-type": "application/proto"}
+    async with served(configured, max_body_bytes="9000") as client:
+        refused = await client.post(path, content=bytes(9010), headers=kind)
+        far_too_large = await client.post(path, content=bytes(9000 + 1025), headers=kind)
+
+    assert (refused.status_code, refused.json()["code"]) == (429, "resource_exhausted")
+    assert far_too_large.status_code == 413
 
 
 async def test_idle_time_takes_effect(configured: Configure) -> None:

@@ -500,6 +500,7 @@ async def test_preflight_of_an_allowed_origin_allows_every_request(
     read_by_requests = {
         *("accept", "authorization", "content-type", "idempotency-key", "if-match"),
         *("if-none-match", "request-timeout", "traceparent"),
+        *("connect-protocol-version", "connect-timeout-ms"),
     }
 
     response = await open_gateway.options(url(rule), headers=sent)

@@ -1,7 +1,7 @@
 -- wrk: POST the payload with the token; print a line of JSON at the end.
 wrk.method = "POST"
 wrk.body = os.getenv("BENCH_PAYLOAD")
-wrk.headers["Content-Type"] = "application/json"
+wrk.headers["Content-Type"] = os.getenv("BENCH_CONTENT_TYPE")
 wrk.headers["Authorization"] = "Bearer " .. os.getenv("BENCH_TOKEN")
 
 function done(summary, latency, requests)

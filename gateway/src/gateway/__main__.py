@@ -29,6 +29,9 @@ _DRAIN_SECONDS: Final = 2
 _START_SECONDS: Final = 5.0
 """Longest time without listening in which the gateway connects to the broker. It then listens
 without a connection: /healthz and /metrics must work, and /readyz names what is missing."""
+_FRAMING_BYTES: Final = 1024
+"""Bytes by which a body may exceed the largest message: the message of a Connect stream is framed,
+and a slightly larger message is refused by the Connect protocol, not with a bare 413."""
 
 
 class _Server(uvicorn.Server):
@@ -67,6 +70,7 @@ async def _serve(settings: GatewaySettings) -> None:
             sockets=settings.socket_limits,
             unfinished=clients.unfinished,
             allowed_origins=settings.allowed_origins,
+            metadata_headers=settings.metadata_headers,
             operator_networks=settings.operator_networks,
             security_contact_uri=settings.security_contact,
             start_seconds=_START_SECONDS,
@@ -98,7 +102,9 @@ def _clients(settings: GatewaySettings) -> ConnectionCounts:
 def _uvicorn_config(
     app: ASGIApp, clients: ConnectionCounts, settings: GatewaySettings
 ) -> uvicorn.Config:
-    limits = HttpLimits(max_body_bytes=settings.max_body_bytes, idle_seconds=settings.idle_seconds)
+    limits = HttpLimits(
+        max_body_bytes=settings.max_body_bytes + _FRAMING_BYTES, idle_seconds=settings.idle_seconds
+    )
     return uvicorn.Config(
         app,
         http=http1(limits, clients, Cors(settings.allowed_origins)),

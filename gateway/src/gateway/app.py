@@ -16,8 +16,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Route, WebSocketRoute
 
 from gateway.client_addresses import address_of
+from gateway.connect_endpoint import ConnectEndpoint, connect_endpoints
 from gateway.documentation_routes import documentation_routes
-from gateway.endpoint import endpoints
+from gateway.endpoint import Endpoint, endpoints
 from gateway.gateway import Gateway
 from gateway.health import Health
 from gateway.operator_networks import Network, OperatorNetworks
@@ -50,6 +51,7 @@ def build_app(
     sockets: SocketLimits = SocketLimits(),  # noqa: B008  # frozen
     unfinished: UnfinishedInput | None = None,
     allowed_origins: tuple[str, ...] = (),
+    metadata_headers: tuple[str, ...] = (),
     operator_networks: tuple[Network, ...] = LOOPBACK,
     security_contact_uri: str = "",
     start_seconds: float = 0,
@@ -67,6 +69,7 @@ def build_app(
         socket_limits=sockets,
         unfinished=unfinished,
         allowed_origins=allowed_origins,
+        metadata_headers=metadata_headers,
     )
     inner = _inner_app(services, start_seconds)
     health = Health(bus, services.verifier)
@@ -80,7 +83,10 @@ def build_app(
             *operators.routes(),
         ]
     )
-    return Gateway(ContractRoutes(endpoints(services)), inner, services)
+    routes = ContractRoutes[Endpoint | ConnectEndpoint](
+        {**endpoints(services), **connect_endpoints(services)}
+    )
+    return Gateway(routes, inner, services)
 
 
 def _inner_app(services: Services, start_seconds: float) -> FastAPI:

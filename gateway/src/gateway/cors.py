@@ -10,8 +10,8 @@ __all__ = ["Cors"]
 _MAX_AGE_SECONDS: Final = 600
 """How long browsers may cache the response to a preflight."""
 _REQUEST_HEADERS: Final = (
-    b"Accept, Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match,"
-    b" Request-Timeout, traceparent"
+    b"Accept, Authorization, Connect-Protocol-Version, Connect-Timeout-Ms, Content-Type,"
+    b" Idempotency-Key, If-Match, If-None-Match, Request-Timeout, traceparent"
 )
 _EXPOSED: Final = (
     b"ETag, Idempotency-Replayed, Location, RateLimit, RateLimit-Policy, Retry-After, Trace-Id"

@@ -9,19 +9,20 @@ import time
 from collections.abc import Mapping
 from functools import partial
 
-import structlog
 from google.protobuf.message import Message
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from gateway.call_metadata import header_fields
 from gateway.client_addresses import address_of, network_of
 from gateway.conditional import Conditions, contains_tag
 from gateway.disconnect import cancelled_by_disconnect
+from gateway.failures import failure_of
 from gateway.large_inputs import LARGE_BYTES
 from gateway.media_types import require_acceptable
 from gateway.method_access import authorize
 from gateway.problems import problem
-from gateway.request_body import default_body, read_body
+from gateway.request_body import default_body, read_body, too_large
 from gateway.request_headers import bearer_token, operation_id, timeout
 from gateway.response_headers import Header
 from gateway.responses import HttpResponse
@@ -33,13 +34,11 @@ from gateway.targets import query_parameters
 from gateway.transcoding import Transcoder
 from postbus.registry import METHODS, Access, HttpRule, Method
 from shared.bus import Call, call_method
-from shared.bus.envelope import unavailable
-from shared.errors import Code, Outcome, ServiceError, internal
+from shared.errors import Code, ServiceError
+from shared.metadata import NO_METADATA, read_metadata
 from shared.wire import message_class
 
 __all__ = ["Endpoint", "endpoints"]
-
-_log = structlog.get_logger()
 
 
 def endpoints(services: Services) -> dict[tuple[str, str], "Endpoint"]:
@@ -70,8 +69,10 @@ class Endpoint:
         self._rates = services.rates
         self._large_inputs = services.large_inputs
         self._cors = services.cors
+        self._request_metadata = services.metadata
         self._security_log = services.security_log
         self._max_body_bytes = services.max_body_bytes
+        self._checked_bytes = min(LARGE_BYTES, self._max_body_bytes)
         self._transcoder = Transcoder(method, rule)
         self._success = SuccessResponses(self._transcoder, services.cors)
         self._metrics = services.metrics.of(rule.path, rule.verb)
@@ -108,27 +109,7 @@ class Endpoint:
 
     def _problem(self, error: BaseException, request: RestRequest) -> HttpResponse:
         """Return the response to a failed request."""
-        match error:
-            case ServiceError():
-                failure = error
-                address = address_of(request.scope)
-                self._security_log.record_refusal(
-                    error, method=self.method.name, address=address, trace_id=request.trace_id
-                )
-            case asyncio.CancelledError():  # by the server, after its time to shut down
-                failure = unavailable(
-                    "SERVER_STOPPED", "The gateway is shutting down.", Outcome.UNKNOWN
-                )
-            case _:
-                _log.error(
-                    "request.failed",
-                    method=self.method.name,
-                    trace_id=request.trace_id,
-                    exc_info=error,
-                )
-                failure = internal()
-        if not request.called:
-            failure.outcome = Outcome.try_value(Outcome.NO_EFFECT)
+        failure = failure_of(error, request, self.method, self._security_log)
         response = problem(failure, request.trace_id)
         response.headers.append(self._cors.vary)
         return response
@@ -148,6 +129,9 @@ class Endpoint:
         if b"if-match" in sent or b"if-none-match" in sent:
             conditions = Conditions(method, request.scope["method"], sent)
         key, seconds = operation_id(sent), timeout(sent, method)
+        metadata = NO_METADATA
+        if self._request_metadata.names:
+            metadata = self._request_metadata.read(request.scope["headers"])
         message = await self._message(request, caller_id, seconds)
         if conditions is not None:
             conditions.put_expected_version(message)
@@ -159,6 +143,8 @@ class Endpoint:
             operation_id=key,
             caller_revision=self._revisions.highest(caller_id),
             client_address=address,
+            metadata=metadata,
+            has_client_timeout=b"request-timeout" in sent,
         )
         headers = self._success.headers(request.trace_id, private=bool(token))
         headers += rate_headers
@@ -171,6 +157,8 @@ class Endpoint:
             request.called = True
             result = await self._send(call)
         self._revisions.record(caller_id, result.caller_revision)
+        if result.reply is not None and result.reply.headers:
+            headers += header_fields(read_metadata(result.reply.headers))
         return self._success.build(result.payload, conditions, headers, replayed=result.replayed)
 
     async def _message(self, request: RestRequest, caller_id: str, seconds: float) -> Message:
@@ -184,7 +172,9 @@ class Endpoint:
             body = await read_body(request.receive, self._max_body_bytes)
         request.arrived = time.monotonic()
         query = query_parameters(request.scope["query_string"])
-        if len(body) > LARGE_BYTES:
+        if len(body) > self._checked_bytes:
+            if len(body) > self._max_body_bytes:  # the protocol allows slightly more
+                raise too_large(self._max_body_bytes)
             read = partial(self._transcoder.read, request.parameters, query, body)
             client = caller_id or network_of(address_of(request.scope))
             with cancelled_by_disconnect(request.receive, request.exchange):

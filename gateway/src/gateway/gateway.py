@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.client_addresses import address_of
+from gateway.connect_endpoint import ConnectEndpoint
 from gateway.endpoint import Endpoint
 from gateway.http1.exchange import EXCHANGE
 from gateway.problems import HttpError, problem
@@ -40,7 +41,10 @@ class Gateway:
     """
 
     def __init__(
-        self, routes: ContractRoutes[Endpoint], inner: FastAPI, services: Services
+        self,
+        routes: ContractRoutes[Endpoint | ConnectEndpoint],
+        inner: FastAPI,
+        services: Services,
     ) -> None:
         self._routes = routes
         self._inner = inner

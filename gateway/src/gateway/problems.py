@@ -11,7 +11,7 @@ from gateway.response_headers import NO_STORE, PROBLEM, SECURITY, Header
 from gateway.responses import HttpResponse
 from shared.errors import Code, Outcome, ServiceError
 
-__all__ = ["CLOSE_CODES", "HttpError", "problem"]
+__all__ = ["CLOSE_CODES", "HttpError", "error_headers", "problem"]
 
 _INTERNAL: Final = (500, 1011)
 """HTTP status and close code of all codes that the table below does not list."""
@@ -94,12 +94,13 @@ def problem(error: ServiceError, trace_id: str) -> HttpResponse:
         (b"trace-id", trace_id.encode()),
         NO_STORE,
         *SECURITY,
-        *_headers(error, status),
+        *error_headers(error, status),
     ]
     return HttpResponse(status, headers, content)
 
 
-def _headers(error: ServiceError, status: int) -> Iterator[Header]:
+def error_headers(error: ServiceError, status: int) -> Iterator[Header]:
+    """Yield the header fields that belong to an error: challenge, delay, and those of its own."""
     if isinstance(error, HttpError):
         yield from ((name.lower().encode(), each.encode()) for name, each in error.headers.items())
     if status == 401:  # RFC 9110, section 11.6.1

@@ -6,7 +6,18 @@ The choice follows the OWASP Secure Headers Project and its REST Security Cheat 
 
 from typing import Final
 
-__all__ = ["JSON", "NO_STORE", "PAGE", "PROBLEM", "SECURITY", "Header", "transport_security"]
+__all__ = [
+    "JSON",
+    "NO_CACHE",
+    "NO_STORE",
+    "PAGE",
+    "PRIVATE",
+    "PROBLEM",
+    "REPLAYED",
+    "SECURITY",
+    "Header",
+    "transport_security",
+]
 
 Header = tuple[bytes, bytes]
 """A header field in ASGI's form: lower-case name and value."""
@@ -25,6 +36,10 @@ PAGE: Final[tuple[Header, ...]] = (
 JSON: Final[Header] = (b"content-type", b"application/json")
 PROBLEM: Final[Header] = (b"content-type", b"application/problem+json")
 NO_STORE: Final[Header] = (b"cache-control", b"no-store")
+NO_CACHE: Final[Header] = (b"cache-control", b"no-cache")
+PRIVATE: Final[Header] = (b"cache-control", b"private, no-cache")
+"""For a response to one user: no shared cache may store it (RFC 9111, section 5.2.2.7)."""
+REPLAYED: Final[Header] = (b"idempotency-replayed", b"true")
 
 
 def transport_security(seconds: int) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from gateway.call_metadata import RequestMetadata
 from gateway.caller_revisions import CallerRevisions
 from gateway.cors import Cors
 from gateway.event_subscriptions import EventSubscriptions
@@ -39,6 +40,7 @@ class Services:
     metrics: Metrics
     security_log: SecurityLog
     cors: Cors
+    metadata: RequestMetadata
     socket_limits: SocketLimits
     socket_quotas: SocketQuotas
     frame_budgets: FrameBudgets
@@ -57,6 +59,7 @@ class Services:
         socket_limits: SocketLimits = SocketLimits(),  # noqa: B008  # frozen
         unfinished: UnfinishedInput | None = None,
         allowed_origins: tuple[str, ...] = (),
+        metadata_headers: tuple[str, ...] = (),
     ) -> Self:
         """Return the services of a gateway that calls over `bus`.
 
@@ -73,6 +76,7 @@ class Services:
             metrics=Metrics(bus, bus.security_log.counts),
             security_log=bus.security_log,
             cors=Cors(allowed_origins),
+            metadata=RequestMetadata(metadata_headers),
             socket_limits=socket_limits,
             socket_quotas=SocketQuotas(socket_limits),
             frame_budgets=FrameBudgets(socket_limits),

@@ -24,6 +24,7 @@ LOOPBACK: Final = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
 """The loopback networks."""
 
 _Origin = Annotated[str, StringConstraints(pattern=r"^https?://[a-z0-9.\-\[\]:]+$")]
+_HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]{1,100}$", to_lower=True)]
 _Contact = Annotated[str, StringConstraints(pattern=r"^((https://|mailto:|tel:)[\x21-\x7e]+)?$")]
 
 _HTTP: Final = HttpLimits()
@@ -73,6 +74,9 @@ class GatewaySettings(ServiceSettings):
     """Redis for the counts of all gateways, redis://host:port. Unset: each gateway counts alone."""
     allowed_origins: Annotated[tuple[_Origin, ...], NoDecode] = ()
     """Origins of web pages that may use the gateway, separated by commas: https://a.example."""
+    metadata_headers: Annotated[tuple[_HeaderName, ...], NoDecode] = ()
+    """Header fields of requests that handlers get as `context.metadata`, separated by commas:
+    accept-language, x-tenant. Handlers cannot trust them."""
     operator_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = LOOPBACK
     """Networks that may read /metrics and the parts of /readyz, separated by commas: 10.0.0.0/8."""
     hsts_seconds: int = Field(0, ge=0)
@@ -96,12 +100,21 @@ class GatewaySettings(ServiceSettings):
     subscriptions_per_user: int = Field(_SOCKETS.subscriptions_per_user, ge=1)
     """Subscriptions of one user on all WebSockets."""
 
-    @field_validator("trusted_proxies", "allowed_origins", "operator_networks", mode="before")
+    @field_validator(
+        "trusted_proxies", "allowed_origins", "metadata_headers", "operator_networks", mode="before"
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
         return tuple(part.strip() for part in value.split(",") if part.strip())
+
+    @field_validator("metadata_headers")
+    @classmethod
+    def _refuse_credentials(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if {"authorization", "cookie", "proxy-authorization"} & set(value):
+            raise ValueError("workers get no credentials of the client")
+        return value
 
     @field_validator("trusted_proxies")
     @classmethod

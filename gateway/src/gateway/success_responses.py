@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from gateway.conditional import Conditions, entity_tag
 from gateway.cors import Cors
-from gateway.response_headers import JSON, NO_STORE, SECURITY, Header
+from gateway.response_headers import JSON, NO_CACHE, NO_STORE, PRIVATE, REPLAYED, SECURITY, Header
 from gateway.responses import HttpResponse
 from gateway.transcoding import Transcoder
 from shared.errors import ServiceError, internal
@@ -19,10 +19,6 @@ from shared.limited_log import LimitedLog
 __all__ = ["SuccessResponses"]
 
 _UNRESERVED: Final = re.compile(r"[A-Za-z0-9._~-]+").fullmatch
-_REPLAYED: Final[Header] = (b"idempotency-replayed", b"true")
-_SHARED: Final[Header] = (b"cache-control", b"no-cache")
-_PRIVATE: Final[Header] = (b"cache-control", b"private, no-cache")
-"""For a response to one user: no shared cache may store it (RFC 9111, section 5.2.2.7)."""
 
 
 class SuccessResponses:
@@ -39,7 +35,7 @@ class SuccessResponses:
         self._version_of = attrgetter(".".join(method.version)) if method.version else None
         self._collection, *name = rule.location or ("",)
         self._name_of = attrgetter(".".join(name)) if name else None
-        cache = (NO_STORE, NO_STORE) if method.secret_response else (_SHARED, _PRIVATE)
+        cache = (NO_STORE, NO_STORE) if method.secret_response else (NO_CACHE, PRIVATE)
         self._headers = tuple((each, cors.vary, *SECURITY) for each in cache)
 
     def headers(self, trace_id: str, *, private: bool) -> list[Header]:
@@ -62,7 +58,7 @@ class SuccessResponses:
         message = self._parse(payload)
         content = self._transcoder.write(message)
         if replayed:
-            headers.append(_REPLAYED)
+            headers.append(REPLAYED)
         if not content:
             return HttpResponse(204, headers)
         if self._tagged:

@@ -12,6 +12,7 @@ from uuid_utils import NAMESPACE_OID, uuid5
 
 from shared.access_tokens import Caller, token_missing
 from shared.errors import Outcome, deadline_exceeded
+from shared.metadata import NO_METADATA, Metadata, OutgoingMetadata
 
 __all__ = ["Context", "current_context"]
 
@@ -45,6 +46,14 @@ class Context:
     """Highest known revision of the caller's account: from the Request, raised by the replies to
     nested calls. A handler that changes or reads the revision raises it by `raise_revision`; the
     Reply then carries it."""
+    received_metadata: Metadata | None = None
+    """See `metadata`; None for none."""
+    has_client_timeout: bool = False
+    """Whether the client has chosen the budget; else it is the default of the method."""
+    reply_headers: OutgoingMetadata | None = field(default=None, init=False)
+    """What the handler has added to `headers`."""
+    reply_trailers: OutgoingMetadata | None = field(default=None, init=False)
+    """What the handler has added to `trailers`."""
     late: bool = field(default=False, init=False)
     """Whether a later event of the same subject was handled before; see EventPattern."""
     has_changed: bool = field(default=False, init=False)
@@ -67,6 +76,32 @@ class Context:
         if self.caller is None:
             raise token_missing()
         return self.caller
+
+    @property
+    def metadata(self) -> Metadata:
+        """Header fields of the client's request that the gateway is set to pass on.
+
+        `context.metadata.get("accept-language", ["en"])`: the values of a name in lower case, in
+        order. Not verified; nested calls get them too.
+        """
+        return NO_METADATA if self.received_metadata is None else self.received_metadata
+
+    @property
+    def headers(self) -> OutgoingMetadata:
+        """Header fields for the client: `context.headers.add("x-quota", "7")`.
+
+        Those of a stream are sent with its first message. A stored reply has none.
+        """
+        if self.reply_headers is None:
+            self.reply_headers = OutgoingMetadata()
+        return self.reply_headers
+
+    @property
+    def trailers(self) -> OutgoingMetadata:
+        """Trailer fields for the client, sent after the last message."""
+        if self.reply_trailers is None:
+            self.reply_trailers = OutgoingMetadata()
+        return self.reply_trailers
 
     def raise_revision(self, revision: int) -> None:
         """Raise `caller_revision` to `revision`, unless it is higher."""

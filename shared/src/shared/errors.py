@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Final
 
-from postbus.bus.v1 import Code, Error, FieldViolation, Outcome
+from postbus.bus.v1 import Code, Error, ErrorDetail, FieldViolation, Outcome
 from postbus_runtime.conversions import MAX_DURATION_SECONDS
+from shared.metadata import NO_METADATA, Metadata
 
 __all__ = [
     "MAX_VIOLATIONS",
     "Code",
+    "ErrorDetail",
     "FieldViolation",
     "NotReadyError",
     "Outcome",
@@ -28,6 +30,10 @@ __all__ = [
 
 MAX_VIOLATIONS: Final = 20
 """Violations in one error."""
+_MAX_DETAILS: Final = 20
+"""Details in one error."""
+_MAX_DETAIL_BYTES: Final = 32 * 1024
+"""Bytes of all details of an error; those beyond are left out."""
 _MAX_TEXT: Final = 500
 """Characters of each text in an error, so that an error with 20 violations is below 64 KiB."""
 _SHOWN_CHARACTERS: Final = 64
@@ -41,6 +47,7 @@ class ServiceError(Exception):
     `reason` is UPPER_SNAKE_CASE and stable. `message` is for people; the caller sees it, so it must
     not contain internals. `retry_after` is in seconds. At most 20 violations are kept;
     `more_violations` is set if there are, or may be, more. Texts are truncated to 500 characters.
+    `details` are further messages for clients of the Connect protocol, at most 20 and 32 KiB.
     """
 
     def __init__(
@@ -54,6 +61,7 @@ class ServiceError(Exception):
         retry_after: float | None = None,
         outcome: int = Outcome.NO_EFFECT,
         trace_id: str = "",
+        details: Sequence[ErrorDetail] = (),
     ) -> None:
         self.code = Code.try_value(code)
         super().__init__(f"{self.code.name} {reason}: {message}"[: 2 * _MAX_TEXT])
@@ -64,6 +72,11 @@ class ServiceError(Exception):
         self.retry_after = retry_after
         self.outcome = Outcome.try_value(outcome)
         self.trace_id = trace_id
+        self.details = _bounded(details) if details else []
+        self.reply_headers: Metadata = NO_METADATA
+        """Header fields that came with the error, if it was raised by a call."""
+        self.reply_trailers: Metadata = NO_METADATA
+        """Trailer fields that came with the error, if it was raised by a call."""
 
     @classmethod
     def from_message(cls, error: Any) -> "ServiceError":
@@ -82,6 +95,7 @@ class ServiceError(Exception):
             retry_after=seconds if 0 < seconds <= MAX_DURATION_SECONDS else None,
             outcome=error.outcome,
             trace_id=error.trace_id,
+            details=[ErrorDetail(type=each.type, value=each.value) for each in error.details],
         )
 
     def to_message(self, trace_id: str) -> Error:
@@ -94,6 +108,7 @@ class ServiceError(Exception):
             more_violations=self.more_violations,
             outcome=self.outcome,
             trace_id=self.trace_id or trace_id,
+            details=self.details,
         )
         if self.retry_after is not None:
             error.retry_after = timedelta(seconds=self.retry_after)
@@ -111,6 +126,17 @@ def invalid_field(reason: str, field: str, rule: str, message: str) -> ServiceEr
     """Return INVALID_ARGUMENT for a field that violates a rule; `field` is its JSON path."""
     violation = FieldViolation(field=field, rule=rule, message=message)
     return ServiceError(Code.INVALID_ARGUMENT, reason, message, violations=[violation])
+
+
+def _bounded(details: Sequence[ErrorDetail]) -> list[ErrorDetail]:
+    kept: list[ErrorDetail] = []
+    size = 0
+    for detail in details[:_MAX_DETAILS]:
+        size += len(detail.type) + len(detail.value)
+        if size > _MAX_DETAIL_BYTES:
+            break
+        kept.append(detail)
+    return kept
 
 
 def _truncated(violation: FieldViolation) -> FieldViolation:

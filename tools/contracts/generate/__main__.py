@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 from postbus_runtime.contract import ContractError
@@ -79,9 +80,10 @@ def _finish() -> int:
     return 0
 
 
-def generate(project: Path, target: Path) -> None:
+def generate(project: Path, target: Path, further: Collection[str] = ()) -> None:
     """Write the package `postbus` from `project`/proto into `target`, which must not exist.
 
+    The packages with the roots `further` are written beside it. The documents do not have them.
     Raises CalledProcessError, after buf's errors are printed, and SystemExit with the file, line
     and reason if the contract is not supported.
     """
@@ -89,18 +91,19 @@ def generate(project: Path, target: Path) -> None:
     documented = target.with_name("documented.binpb")
     _run("buf", "build", "-o", str(documented), cwd=project)
     contracts = Contracts(documented.read_bytes())
+    roots = tuple(f"{root}/" for root in ("postbus", *further))
     for name in contracts.file_names:
-        if (project / "proto" / name).exists() and not name.startswith("postbus/"):
+        if (project / "proto" / name).exists() and not name.startswith(roots):
             sys.exit(f"gen: proto/{name}: every contract belongs in proto/postbus")
     try:
         check_contracts(contracts)
-        _write(contracts, project, target)
+        _write(contracts, project, target, further)
     except ContractError as error:
         sys.exit(f"gen: {contracts.explain(error)}")
 
 
-def _write(contracts: Contracts, project: Path, target: Path) -> None:
-    for name, source in message_classes(contracts).items():
+def _write(contracts: Contracts, project: Path, target: Path, further: Collection[str]) -> None:
+    for name, source in message_classes(contracts, further).items():
         module = target.parent / name
         module.parent.mkdir(parents=True, exist_ok=True)
         module.write_text(source)

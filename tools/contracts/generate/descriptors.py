@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from typing import Any, Final
 
@@ -44,6 +44,11 @@ class Contracts(Contract):
     def own_protos(self) -> list[FileDescriptorProto]:
         """The contract's own files with comments, each after the files that it imports."""
         return [file for file in self._files if file.name.startswith(f"{self.root}/")]
+
+    def protos_below(self, roots: Collection[str]) -> list[FileDescriptorProto]:
+        """The files of other package roots with comments, in the same order."""
+        folders = tuple(f"{root}/" for root in roots)
+        return [file for file in self._files if folders and file.name.startswith(folders)]
 
     @property
     def google_protos(self) -> list[FileDescriptorProto]:

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections.abc import Collection
 from contextlib import redirect_stderr
 from io import StringIO
 from typing import Final, TypeGuard
@@ -34,15 +35,18 @@ _TIME: Final = re.compile(
 """A Timestamp or Duration that is neither `optional` nor a member of a oneof."""
 
 
-def message_classes(contracts: Contracts) -> dict[str, str]:
+def message_classes(contracts: Contracts, further: Collection[str] = ()) -> dict[str, str]:
     """Return the source of each module by its path, such as `postbus/posts/v1/__init__.py`.
+
+    Those of the package roots `further` are included.
 
     betterproto runs in this process and without black, which takes most of its time: the caller
     formats the package.
     """
+    generated = [*contracts.own_protos, *contracts.protos_below(further)]
     request = plugin_pb2.CodeGeneratorRequest(
-        file_to_generate=[file.name for file in contracts.own_protos],
-        proto_file=[*contracts.google_protos, *contracts.own_protos],
+        file_to_generate=[file.name for file in generated],
+        proto_file=[*contracts.google_protos, *generated],
     )
     for file in request.proto_file[: len(contracts.google_protos)]:
         file.ClearField("source_code_info")  # long comments, which take a second to decode

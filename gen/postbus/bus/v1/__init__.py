@@ -177,6 +177,23 @@ class Error(GeneratedMessage):
     more_violations: bool = betterproto.bool_field(8)
     """Whether there may be more violations than the listed ones."""
 
+    details: List["ErrorDetail"] = betterproto.message_field(9)
+    """
+    Further messages about the error, at most 20 and 32 KiB. Only clients of the Connect protocol get
+     them over HTTP.
+    """
+
+
+@dataclass(eq=False, repr=False)
+class ErrorDetail(GeneratedMessage):
+    """A message about an error, of a type that sender and receiver know."""
+
+    type: str = betterproto.string_field(1)
+    """Full name of the message, such as `google.rpc.QuotaFailure`."""
+
+    value: bytes = betterproto.bytes_field(2)
+    """The message, binary."""
+
 
 @dataclass(eq=False, repr=False)
 class Request(GeneratedMessage):
@@ -237,6 +254,28 @@ class Request(GeneratedMessage):
      remains: in protobuf the last value counts.
     """
 
+    metadata: List["Metadata"] = betterproto.message_field(11)
+    """
+    Header fields of the client's request that the gateway is set to pass on, such as
+     `accept-language`; at most 8 KiB. Nested calls get those of their caller.
+    """
+
+    has_client_timeout: bool = betterproto.bool_field(12)
+    """
+    Whether the client has chosen the budget; otherwise it is the default of the method.
+    """
+
+
+@dataclass(eq=False, repr=False)
+class Metadata(GeneratedMessage):
+    """The values of one name of metadata."""
+
+    name: str = betterproto.string_field(1)
+    """Name in lower case, such as `accept-language`."""
+
+    values: List[str] = betterproto.string_field(2)
+    """Values in order, in ASCII."""
+
 
 @dataclass(eq=False, repr=False)
 class Reply(GeneratedMessage):
@@ -263,6 +302,17 @@ class Reply(GeneratedMessage):
     """
     Revision of the caller's account, if the call changed it or the callee has a higher one than the
      Request; else 0. The sender passes it on with the caller's next calls.
+    """
+
+    headers: List["Metadata"] = betterproto.message_field(9)
+    """
+    Header fields for the client, at most 8 KiB; in a stream only in the first Reply. A stored reply has
+     none.
+    """
+
+    trailers: List["Metadata"] = betterproto.message_field(10)
+    """
+    Trailer fields for the client, at most 8 KiB; in a stream only in the last Reply.
     """
 
 

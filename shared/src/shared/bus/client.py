@@ -151,6 +151,7 @@ def _new_call(request: betterproto.Message, method: Method, budget: float | None
         traceparent=child_traceparent(context.traceparent),
         correlation_id=context.correlation_id,
         caller_revision=context.caller_revision,
+        metadata=context.metadata,
     )
 
 

@@ -18,6 +18,7 @@ from shared.bus.envelope import (
     error_reply,
     payload_reply,
     read_request,
+    with_metadata,
 )
 from shared.bus.event_dispatch import EventDispatcher, log_refused_message
 from shared.bus.handler_matching import consumed_events, served_methods
@@ -32,6 +33,7 @@ from shared.bus.served_method import (
 from shared.context import Context
 from shared.errors import Code, Outcome, ServiceError, internal
 from shared.limited_log import LimitedLog
+from shared.metadata import read_metadata
 from shared.outbox.inbox import Operation, OperationResult
 from shared.outbox.unit_of_work import Execution, Perform
 from shared.security_log import SecurityLog
@@ -136,7 +138,10 @@ class Dispatcher:
                     replayed = False
             revision = context.caller_revision
             raised = revision if revision > request.caller_revision else 0
-            return payload_reply(payload, replayed=replayed, caller_revision=raised)
+            reply = payload_reply(payload, replayed=replayed, caller_revision=raised)
+            if replayed or (context.reply_headers is None and context.reply_trailers is None):
+                return reply
+            return with_metadata(reply, context.reply_headers, context.reply_trailers)
         except asyncio.CancelledError:
             code = Code.CANCELLED
             raise
@@ -159,8 +164,12 @@ class Dispatcher:
             async with aclosing(run_stream(served.handler, message, context)) as responses:
                 async for response in responses:
                     sequence += 1
-                    yield payload_reply(encode_response(response), sequence)
-            yield completed_reply(sequence + 1)
+                    reply = payload_reply(encode_response(response), sequence)
+                    if sequence == 1 and context.reply_headers is not None:
+                        reply = with_metadata(reply, context.reply_headers, None)
+                    yield reply
+            headers = None if sequence else context.reply_headers
+            yield with_metadata(completed_reply(sequence + 1), headers, context.reply_trailers)
         except Exception as error:  # noqa: BLE001  # a handler may raise anything; it is logged
             code, reply = self._failure(served, error, context, traceparent)
             yield reply
@@ -199,6 +208,10 @@ class Dispatcher:
             caller_revision=request.caller_revision,
             client_address=request.client_address,
         )
+        if request.metadata:
+            context.received_metadata = read_metadata(request.metadata)
+        if request.has_client_timeout:
+            context.has_client_timeout = True
         return context, read_valid(served.method.request, request.payload)
 
     def _log_skew(self, request: Any) -> None:
@@ -236,7 +249,10 @@ class Dispatcher:
         if context is None and error.reason == "MALFORMED_MESSAGE":
             log_refused_message(self._security_log, served.name, error.reason)
         self._security_log.record_refusal(error, context, method=served.name, trace_id=trace)
-        return error.code, error_reply(error, trace)
+        reply = error_reply(error, trace)
+        if context is not None:
+            reply = with_metadata(reply, context.reply_headers, context.reply_trailers)
+        return error.code, reply
 
     def consume(self, body: bytes) -> Coroutine[Any, Any, Failure | None]:
         """Execute the consumer of an encoded Event; return its failure, None for success."""

@@ -16,6 +16,7 @@ from uuid_utils import uuid7
 
 from postbus.bus.v1 import Outcome, Reply
 from shared.errors import Code, ServiceError, internal
+from shared.metadata import NO_METADATA, Metadata, OutgoingMetadata, read_metadata
 from shared.wire import encode, message_class, parse_as
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "spend_budget",
     "unavailable",
     "with_budget",
+    "with_metadata",
     "with_unknown_outcome",
 ]
 
@@ -55,6 +57,8 @@ class CallResult(NamedTuple):
     """Whether it is the stored reply of an earlier execution of the operation."""
     caller_revision: int
     """Revision of the caller's account; 0 if it is not higher than that of the Request."""
+    reply: Any = None
+    """The whole Reply, of upb's class, with `headers` and `trailers` for `read_metadata`."""
 
 
 @dataclass(slots=True)
@@ -65,6 +69,10 @@ class Call:
     """The encoded Request, without its budget; see `with_budget`."""
     deadline: float
     """When the caller stops waiting, by `time.monotonic()`."""
+    headers: Metadata | None = None
+    """Header fields of a stream, once its first reply has arrived; None for none."""
+    trailers: Metadata | None = None
+    """Trailer fields of a stream, once it has ended without an error; None for none."""
 
     @classmethod
     def new(
@@ -78,6 +86,8 @@ class Call:
         correlation_id: str = "",
         caller_revision: int = 0,
         client_address: str = "",
+        metadata: Metadata = NO_METADATA,
+        has_client_timeout: bool = False,
     ) -> Self:
         """Return a call with `payload`, an encoded request message; see postbus.bus.v1.Request.
 
@@ -98,6 +108,10 @@ class Call:
             request.caller_revision = caller_revision
         if client_address:
             request.client_address = client_address
+        if has_client_timeout:
+            request.has_client_timeout = True
+        for name in metadata:
+            request.metadata.add(name=name, values=metadata[name])
         return cls(request.SerializeToString(), time.monotonic() + budget)
 
     @property
@@ -191,18 +205,27 @@ def with_unknown_outcome(reply: bytes) -> bytes:
 def result_of(reply: bytes) -> CallResult:
     """Return the result in an encoded Reply, or raise its error."""
     message = _read(reply)
-    return CallResult(message.payload, message.replayed, message.caller_revision)
+    return CallResult(message.payload, message.replayed, message.caller_revision, message)
 
 
-def next_payload(reply: bytes, sequence: int) -> bytes | None:
+def next_payload(reply: bytes, sequence: int, call: Call) -> bytes | None:
     """Return the payload of an encoded Reply of a stream, None at its end, or raise its error.
+
+    Sets the metadata of `call`.
 
     Raises UNAVAILABLE, STREAM_BROKEN if its number is not `sequence`: a reply was lost.
     """
     message = _read(reply)
     if message.sequence != sequence:
         raise unavailable("STREAM_BROKEN", "A reply of the stream was lost.", Outcome.UNKNOWN)
-    return None if message.HasField("completed") else message.payload
+    if sequence == 1 and message.headers:
+        call.headers = read_metadata(message.headers)
+    if not message.HasField("completed"):
+        payload: bytes = message.payload
+        return payload
+    if message.trailers:
+        call.trailers = read_metadata(message.trailers)
+    return None
 
 
 def _read(reply: bytes) -> Any:
@@ -211,8 +234,25 @@ def _read(reply: bytes) -> Any:
     except DecodeError:  # the caller is not at fault, and the call may have had an effect
         raise internal() from None
     if message.HasField("error"):
-        raise ServiceError.from_message(message.error)
+        error = ServiceError.from_message(message.error)
+        error.reply_headers = read_metadata(message.headers)
+        error.reply_trailers = read_metadata(message.trailers)
+        raise error
     return message
+
+
+def with_metadata(
+    reply: bytes, headers: OutgoingMetadata | None, trailers: OutgoingMetadata | None
+) -> bytes:
+    """Return an encoded Reply with header and trailer fields: protobuf appends repeated fields."""
+    if headers is None and trailers is None:
+        return reply
+    more = _Reply()
+    for target, source in ((more.headers, headers), (more.trailers, trailers)):
+        for name, values in source.values.items() if source is not None else ():
+            target.add(name=name, values=values)
+    added: bytes = more.SerializeToString()
+    return reply + added
 
 
 def unavailable(reason: str, message: str, outcome: int = Outcome.NO_EFFECT) -> ServiceError:

@@ -115,7 +115,7 @@ class MemoryBus:
         try:
             for sequence in count(1):
                 async with asyncio.timeout(call.remaining):
-                    payload = next_payload(await replies.get(), sequence)
+                    payload = next_payload(await replies.get(), sequence, call)
                 if payload is None:
                     return
                 yield payload

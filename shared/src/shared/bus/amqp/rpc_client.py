@@ -130,7 +130,7 @@ class RpcClient:
             sender.send_single(route, call.request, correlation_id, call.remaining)
             for sequence in itertools.count(1):
                 async with asyncio.timeout(call.remaining):
-                    payload = next_payload(await stream.next(), sequence)
+                    payload = next_payload(await stream.next(), sequence, call)
                 if payload is None:
                     stream.ended = True
                     return
