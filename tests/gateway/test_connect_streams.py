@@ -36,8 +36,8 @@ class StreamingWorker:
     def __init__(self) -> None:
         self.serve: Serve = three
 
-    def handle(self, route: str, body: bytes) -> AsyncGenerator[bytes, None]:
-        return self.serve(route, body)
+    def handle(self, route: str, body: bytes, service: str) -> AsyncGenerator[bytes, None]:
+        return self.serve(route, body, service)
 
 
 @pytest.fixture
