@@ -28,8 +28,7 @@ def generate_further(folder: Path, root: str, access: Access, target: Path) -> l
         project = Path(name)
         shutil.copytree(ROOT / "proto", project / "proto")
         shutil.copytree(folder, project / "proto", dirs_exist_ok=True)
-        for file in ("buf.yaml", "buf.gen.yaml"):
-            shutil.copy(ROOT / file, project)
+        shutil.copy(ROOT / "buf.yaml", project)
         fresh = project / "generated"
         fresh.mkdir()
         generate(project, fresh / "postbus", (root,))
