@@ -31,7 +31,7 @@ REPLIES = "postbus.replies.test"
 
 
 def message(body: bytes, service: str = "test", **properties: Any) -> aio_pika.Message:
-    """Return a message whose sender is a service."""
+    """Return a message of a service."""
     return aio_pika.Message(body, user_id=service, **properties)
 
 

@@ -18,7 +18,7 @@ import uvloop
 
 
 def main(service: str) -> None:
-    """Run `python -m service` on asyncio's own loop, whose callbacks can be timed."""
+    """Run `python -m service` on asyncio's own loop, and time its callbacks."""
     with Path(os.environ["PROBE_FILE"]).open("r+b") as file:
         longest = memoryview(mmap.mmap(file.fileno(), 8)).cast("d")
     run = asyncio.Handle._run

@@ -27,7 +27,7 @@ _get_attribute = object.__getattribute__
 
 
 class GeneratedMessage(betterproto.Message):
-    """A message of betterproto whose constructor is compiled at its first call."""
+    """A message of betterproto with a constructor that is compiled at the first call."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

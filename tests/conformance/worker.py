@@ -89,7 +89,7 @@ async def _unary(request: Any, context: Context) -> ConformancePayload:
 
 
 def _info(request: betterproto.Message, context: Context) -> ConformancePayloadRequestInfo:
-    """Return what the suite compares: header fields, timeout and request."""
+    """Return the header fields, timeout and request, for the suite's comparison."""
     return ConformancePayloadRequestInfo(
         request_headers=[
             Header(name=name, value=list(values)) for name, values in context.metadata.items()

@@ -199,7 +199,7 @@ class Traffic:
             await asyncio.sleep(_PAUSE)
 
     async def _turn(self, client: httpx.AsyncClient) -> None:
-        """Create a post with all that belongs to it, and read what a client shows."""
+        """Create a post with comments and likes, and read them as a client."""
         author, reader = self._author, self._reader
         post = await self._create_twice(client)
         path = f"/v1/posts/{post['id']}"

@@ -20,7 +20,7 @@ _EXPECTED: Final = (404, 409, 429, 499)
 
 @dataclass(slots=True)
 class Findings:
-    """What is wrong; each list is empty if the system keeps its promises."""
+    """The faults that were found, by kind."""
 
     lost: list[str] = field(default_factory=list)
     """Acknowledged writes that are not there."""

@@ -42,7 +42,7 @@ _SERVERS: Final = ("rabbitmq", "postgresql", "mongodb")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What one fault, or several at the same time, did to clients."""
+    """The responses to clients during one fault, or during several at the same time."""
 
     names: tuple[str, ...]
     not_possible: str = ""
@@ -60,7 +60,7 @@ class Result:
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    """The results of all faults, and what the checker found."""
+    """The results of all faults, and the findings of the checker."""
 
     results: list[Result] = field(default_factory=list)
     omitted: list[tuple[str, ...]] = field(default_factory=list)

@@ -24,7 +24,7 @@ SETTLE_SECONDS: Final = 60.0
 
 @dataclass(slots=True, kw_only=True)
 class State:
-    """What databases, queues and processes hold in the end."""
+    """The contents of databases, queues and processes after the run."""
 
     titles: Counter[str] = field(default_factory=Counter)
     """Titles of posts."""
@@ -111,7 +111,7 @@ async def _dead_letters(place: Place) -> list[str]:
 
 
 async def read_state(place: Place) -> State:
-    """Read what the checker compares, and repair derived data."""
+    """Read the data for the checker, and repair derived data."""
     state = State(
         dead_letters=await _dead_letters(place),
         ended=place.system.ended(),
