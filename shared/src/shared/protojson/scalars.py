@@ -149,6 +149,8 @@ def _enum(kind: EnumDescriptor) -> Read:
         if value is None and may_be_null:
             return 0
         try:
+            if type(value) is str and not _INTEGER_TEXT.fullmatch(value):
+                raise RefusedError("format", "must be a name")
             number: int = _int32(value)
         except RefusedError as refused:
             if refused.found[0][1] == "range":
@@ -162,6 +164,7 @@ def _enum(kind: EnumDescriptor) -> Read:
     return read
 
 
+_INTEGER_TEXT: Final = re.compile("-?[0-9]+")
 _int32: Final = _integer(-(2**31), 2**31 - 1)
 _int64: Final = _integer(-(2**63), 2**63 - 1)
 _uint32: Final = _integer(0, 2**32 - 1)
