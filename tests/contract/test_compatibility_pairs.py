@@ -92,7 +92,7 @@ def test_pair_has_its_findings_audiences_and_exit_code(index: int, sets: Sets) -
 
 
 def only(contracts: FileDescriptorSet, name: str) -> bytes:
-    """Return a contract without those of the other pairs."""
+    """Return a descriptor set with the contract of one pair alone."""
     kept = [
         file
         for file in contracts.file

@@ -100,7 +100,7 @@ def problem(error: ServiceError, trace_id: str) -> HttpResponse:
 
 
 def error_headers(error: ServiceError, status: int) -> Iterator[Header]:
-    """Yield the header fields that belong to an error: challenge, delay, and those of its own."""
+    """Yield the header fields of an error: challenge, delay, and its own fields."""
     if isinstance(error, HttpError):
         yield from ((name.lower().encode(), each.encode()) for name, each in error.headers.items())
     if status == 401:  # RFC 9110, section 11.6.1

@@ -28,7 +28,7 @@ def connection_lost() -> ServiceError:
 
 
 def worker_lost() -> ServiceError:
-    """Return the error of a call whose worker has ended before its reply."""
+    """Return the error of a call if the worker has ended before the reply."""
     return unavailable(
         "WORKER_LOST",
         "The worker has stopped before it replied; the change may have happened.",

@@ -53,7 +53,7 @@ class Confirms:
         return True
 
     def fail_all(self) -> None:
-        """Fail every message whose confirm has not arrived: the channel is lost."""
+        """Fail every message without a confirm: the channel is lost."""
         for confirm in self._pending.values():
             if not confirm.done():
                 confirm.set_exception(ConnectionError("the broker is unavailable"))

@@ -37,7 +37,7 @@ SentBefore = Callable[[float], Iterable[tuple[str, str, float]]]
 
 @dataclass(slots=True)
 class Probe:
-    """A probe of a route, with its answers. Times are those of `time.monotonic()`."""
+    """A probe of a route, with its answers. Times are by `time.monotonic()`."""
 
     route: str
     sent: float
