@@ -23,6 +23,7 @@ from tools.contracts.generate.openapi import openapi
 from tools.contracts.generate.package_modules import write_package_modules
 from tools.contracts.generate.protos_zip import protos_zip
 from tools.contracts.generate.rest_models import rest_models_source
+from tools.contracts.generate.rule_checks import require_consistent_rules
 from tools.contracts.generate.third_party import lay_out
 from tools.paths import DEV, ROOT, VENV
 
@@ -61,6 +62,7 @@ def generate(project: Path, target: Path) -> None:
     documented = target.with_name("documented.binpb")
     _run("buf", "build", "-o", str(documented), cwd=project)
     contracts = Contracts(documented.read_bytes())
+    require_consistent_rules(contracts, project)
     for name in contracts.file_names:
         if (project / "proto" / name).exists() and not name.startswith("postbus/"):
             sys.exit(f"gen: proto/{name}: every contract belongs in proto/postbus")

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from google.protobuf.descriptor import FieldDescriptor, FileDescriptor, MethodDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.message_factory import GetMessageClass
 
 from postbus_runtime.contract import Contract, ContractError
 
@@ -38,6 +39,26 @@ class Contracts(Contract):
     def is_output_only(self, field: FieldDescriptor) -> bool:
         """Return whether google.api.field_behavior includes OUTPUT_ONLY."""
         return "OUTPUT_ONLY" in self.options.behaviors(field)
+
+    @cached_property
+    def parsed_files(self) -> list[Any]:
+        """Every file, imports included, as a message of the pool's class: options are parsed."""
+        name = "google.protobuf.FileDescriptorProto"
+        try:
+            kind: Any = GetMessageClass(self.pool.FindMessageTypeByName(name))
+        except KeyError:  # no file imports options
+            return list(self._files)
+        return [kind.FromString(file.SerializeToString()) for file in self._files]
+
+    def option_at(self, file_name: str, line: int, column: int) -> Any:
+        """Return the value of the option at a position, both from 0; None if there is none.
+
+        An option in an array, such as one expression of `cel`, is an option of its own.
+        """
+        file = next((each for each in self.parsed_files if each.name == file_name), None)
+        locations = file.source_code_info.location if file else ()
+        at = [each for each in locations if list(each.span[:2]) == [line, column]]
+        return _value_at(file, max((list(each.path) for each in at), key=len)) if at else None
 
     def comment(self, full_name: str) -> str:
         """Return the leading comment of a message, field, method or service, as one text.
@@ -96,6 +117,24 @@ def _name_at(file: FileDescriptorProto, path: list[int]) -> str:
         names.append(owner.name)
         path = path[2:]
     return "" if path or len(names) == 1 else ".".join(names)
+
+
+def _value_at(message: Any, path: list[int]) -> Any:
+    """Return the value at a path of field numbers and indexes (descriptor.proto); None if none."""
+    value = message
+    while path:
+        number, *path = path
+        kind = value.DESCRIPTOR
+        field = kind.fields_by_number.get(number)
+        if field is not None:
+            value = getattr(value, field.name)
+        else:
+            field = kind.file.pool.FindExtensionByNumber(kind, number)
+            value = value.Extensions[field]
+        if field.is_repeated and path:
+            index, *path = path
+            value = value[index]
+    return value
 
 
 def _text(comment: str) -> str:

@@ -124,10 +124,13 @@ class Operation:
         }
 
     def _responses(self) -> dict[str, Any]:
-        empty = self._binding.response_field is None and not self._method.output_type.fields
+        method = self._method
+        empty = not (
+            self._binding.response_field or method.output_type.fields or method.server_streaming
+        )
         done = {"description": "Done."} if empty else self._done()
         return {
-            "204" if empty else str(self._binding.status): done | self._headers.of_success(),
+            str(self._binding.status): done | self._headers.of_success(),
             **self._headers.responses(),
         }
 

@@ -5,12 +5,11 @@ from itertools import chain
 from typing import Any, Final
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescriptor
-from google.protobuf.message_factory import GetMessageClass
-from protovalidate import Validator
 
 from postbus_runtime.contract import ContractError
 from postbus_runtime.fields import choices, is_map, is_optional, message_of, value_of
 from tools.contracts.generate.descriptors import Contracts
+from tools.contracts.generate.empty_messages import EmptyMessages
 from tools.contracts.generate.json_schema_rules import constrain
 from tools.contracts.generate.json_values import (
     COMPONENTS,
@@ -76,7 +75,7 @@ class Schemas:
                 (each for each in contracts.messages if each.full_name in contracts.event_options),
             )
         )
-        self._validator = Validator()  # it caches messages by name, which differ between contracts
+        self._empty = EmptyMessages(contracts)
         self.components: dict[str, Schema] = {}
 
     def reference(self, message: Descriptor, *, request: bool = False) -> Schema:
@@ -132,7 +131,7 @@ class Schemas:
 
     def _refused(self, message: Any) -> set[str]:
         """Return the fields that protovalidate misses in an empty message."""
-        violations = self._validator.collect_violations(GetMessageClass(message)())
+        violations = self._empty.violations(message)
         refused = {
             violation.proto.field.elements[0].field_name
             for violation in violations
