@@ -77,7 +77,9 @@ class Endpoint:
         self._metrics = services.metrics.of(rule.path, rule.verb)
         self._head_metrics = services.metrics.of(rule.path, "HEAD")
         self._media_type = NDJSON if method.streams else "application/json"
-        self._has_response = bool(message_class(method.response_name).DESCRIPTOR.fields)
+        self._has_response = method.streams or bool(
+            message_class(method.response_name).DESCRIPTOR.fields
+        )
 
     async def __call__(
         self, scope: Scope, receive: Receive, send: Send, parameters: Mapping[str, str]

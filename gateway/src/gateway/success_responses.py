@@ -19,6 +19,8 @@ from shared.limited_log import LimitedLog
 __all__ = ["SuccessResponses"]
 
 _UNRESERVED: Final = re.compile(r"[A-Za-z0-9._~-]+").fullmatch
+_NO_CONTENT: Final = 204
+_EMPTY: Final[Header] = (b"content-length", b"0")
 _REPLAYED: Final[Header] = (b"idempotency-replayed", b"true")
 _SHARED: Final[Header] = (b"cache-control", b"no-cache")
 _PRIVATE: Final[Header] = (b"cache-control", b"private, no-cache")
@@ -64,7 +66,9 @@ class SuccessResponses:
         if replayed:
             headers.append(_REPLAYED)
         if not content:
-            return HttpResponse(204, headers)
+            if self._status != _NO_CONTENT:
+                headers.append(_EMPTY)
+            return HttpResponse(self._status, headers)
         if self._tagged:
             version = self._version_of(message) if self._version_of else None
             etag = entity_tag(content, version)

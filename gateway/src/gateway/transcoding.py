@@ -5,7 +5,7 @@ The conversion is that of google.api.http and ProtoJSON. The rules of the contra
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 import orjson
@@ -16,6 +16,7 @@ from gateway.problems import HttpError
 from gateway.update_masks import Resource, derive_mask, resource_of, unknown_paths
 from postbus.registry import HttpRule, Method
 from shared.errors import Code, FieldViolation, ServiceError
+from shared.output_only import remover
 from shared.protojson import read_json, read_message, write_message
 from shared.wire import find_violations, invalid_fields, message_class, parse
 
@@ -54,7 +55,8 @@ class Transcoder:
         """Fields that the path, the body or If-Match sets, and so no query parameter."""
         if rule.body:
             self._bound_fields.add(rule.body)
-        self._resource = resource_of(method) if rule.verb == "PATCH" else None
+        self._resource = resource_of(method)
+        self._remove_output_only = remover(self._descriptor)
 
     def read(
         self, parameters: Mapping[str, str], query: Collection[tuple[str, str]], body: bytes
@@ -77,6 +79,8 @@ class Transcoder:
             message = read_message(self._request, document)
         except ServiceError as error:
             raise invalid_fields([*found, *error.violations], more=error.more_violations) from None
+        if self._remove_output_only is not None:
+            self._remove_output_only(message)
         if self._resource is not None and self._resource.has_mask:
             found += self._set_mask(message, self._resource, client_fields)
         broken, more = find_violations(message)
@@ -116,7 +120,7 @@ class Transcoder:
         return found
 
     def _read_body(self, body: bytes) -> tuple[Document, Document]:
-        """Return the part of the request in the body, and for a PATCH its writable members."""
+        """Return the part of the request in the body, and the members of a resource in it."""
         whole = self.rule.body == "*"
         try:
             value = _read_json(body)
@@ -125,7 +129,7 @@ class Transcoder:
         members = {}
         if isinstance(value, dict):
             if self._resource is not None:
-                value = _without(value, self._resource.read_only)
+                value = self._resource.without_read_only(value)
                 members = value.copy()
         elif whole:
             raise HttpError(
@@ -138,8 +142,8 @@ class Transcoder:
     def _set_mask(
         self, message: Any, resource: Resource, client_fields: Document
     ) -> list[FieldViolation]:
-        """Without an update mask, set it to the members that the client sent; else check it."""
-        if message.update_mask.paths:
+        """Check the update mask; a PATCH without one gets the members that the client sent."""
+        if message.update_mask.paths or self.rule.verb != "PATCH":
             return unknown_paths(resource, message)
         before = "" if self.rule.body == "*" else f"{self.rule.body}."
         in_path = {path.removeprefix(before) for path, _ in self.rule.variables}
@@ -162,12 +166,6 @@ class Transcoder:
 
 def _expand_template(template: str, parameters: Mapping[str, str]) -> str:
     return _PARAMETER.sub(lambda match: parameters[match[1]], template)
-
-
-def _without(document: Document, names: Set[str]) -> Document:
-    if document.keys().isdisjoint(names):
-        return document
-    return {name: value for name, value in document.items() if name not in names}
 
 
 def _inside(error: ServiceError, field: str) -> ServiceError:

@@ -118,10 +118,11 @@ class SocketCalls:
 
     def _new_call(self, frame: CallFrame, traceparent: str, late: float) -> Call:
         milliseconds = frame.content.timeout_ms
-        seconds = milliseconds / 1000 if milliseconds else frame.method.timeout
+        asked = min(milliseconds / 1000, MAX_TIMEOUT)
+        seconds = asked if milliseconds else frame.method.timeout
         return Call.new(
             frame.request.SerializeToString(),
-            budget=min(seconds, MAX_TIMEOUT) - late,
+            budget=seconds - late,
             access_token=self._access_token,
             operation_id=frame.content.operation_id,
             traceparent=traceparent,

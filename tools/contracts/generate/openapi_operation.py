@@ -18,6 +18,8 @@ __all__ = ["Operation"]
 
 _DERIVED: Final = frozenset({"update_mask"})
 """Fields that the gateway sets for a PATCH."""
+_CHANGES: Final = ("PATCH", "PUT")
+"""Verbs that change a resource, which may be sent as it was read."""
 
 
 class Operation:
@@ -114,12 +116,13 @@ class Operation:
 
     def _read_only(self, writable: set[str]) -> dict[str, Schema]:
         """Return the read-only members of the resource, which a change ignores (AIP-203)."""
-        resource = self._binding.response_field
-        if self._binding.verb != "PATCH" or resource is None or resource.message_type is None:
+        field = self._binding.response_field
+        resource = field.message_type if field else self._method.output_type
+        if self._binding.verb not in _CHANGES or resource is None:
             return {}
         return {
             field.json_name: self._schemas.field(field, request=False) | {"readOnly": True}
-            for field in resource.message_type.fields
+            for field in resource.fields
             if field.json_name not in writable and self._contracts.is_output_only(field)
         }
 

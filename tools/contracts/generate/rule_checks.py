@@ -1,4 +1,4 @@
-"""Checks of the rules of `buf.validate`: they compile for their types, and some value keeps them."""
+"""Checks of the rules of `buf.validate`: they compile for their types, and can be kept."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def _explained(contracts: Contracts, fault: dict[str, Any]) -> str:
     line, column = fault.get("start_line", 1), fault.get("start_column", 1)
     name = Path(fault["path"]).relative_to("proto").as_posix()
     rule = contracts.option_at(name, line - 1, column - 1)
-    id_ = f"rule {rule.id!r}: " if rule is not None and getattr(rule, "id", "") else ""
+    id_ = f"rule {rule.id!r}: " if rule is not None and getattr(rule, "id", None) else ""
     return f"{fault['path']}:{line}: {id_}{fault['message']}"
 
 

@@ -138,6 +138,12 @@ class Schemas:
             if violation.proto.field and violation.proto.field.elements
         }
         for field in message.fields:
+            if self._contracts.is_output_only(field) and field.name in refused:
+                raise ContractError(
+                    field,
+                    "OUTPUT_ONLY, so requests lack it, but a rule refuses that: set"
+                    " (buf.validate.field).ignore = IGNORE_IF_ZERO_VALUE",
+                )
             if self._contracts.is_required(field) and field.name not in refused:
                 raise ContractError(
                     field, "REQUIRED, but no rule of buf.validate refuses it when it is missing"
@@ -145,7 +151,12 @@ class Schemas:
         return refused
 
     def field(self, field: FieldDescriptor, *, request: bool, required: bool = False) -> Schema:
-        """Return the schema of a field with its comment and, in a request, its rules."""
+        """Return the schema of a field with its comment and, in a request, its rules.
+
+        A request may have an output-only field, whose value is ignored (AIP-203).
+        """
+        if request and self._contracts.is_output_only(field):
+            return self.field(field, request=False) | {"readOnly": True}
         schema = self._value(field, request=request)
         if request:
             schema = constrain(schema, self._contracts.rules(field), field)
