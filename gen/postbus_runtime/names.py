@@ -14,10 +14,18 @@ _GOOGLE: Final = "google.protobuf"
 
 
 @cache
-def class_of(kind: Descriptor | EnumDescriptor) -> Any:
-    """Return betterproto's class; nested types have the names of their parents in front."""
+def class_of(kind: Descriptor | EnumDescriptor, root: str) -> Any:
+    """Return betterproto's class; nested types have the names of their parents in front.
+
+    The classes of third-party messages are in the package `root`.imported.
+    """
     package: str = kind.file.package
-    module = import_module(f"betterproto.lib.{_GOOGLE}" if package == _GOOGLE else package)
+    if package == _GOOGLE:
+        module = import_module(f"betterproto.lib.{_GOOGLE}")
+    elif package == root or package.startswith(f"{root}."):
+        module = import_module(package)
+    else:
+        module = import_module(f"{root}.imported.{package}")
     nested = kind.full_name.removeprefix(f"{package}.")
     return getattr(module, pythonize_class_name("_" + nested.replace(".", "_")))
 

@@ -18,6 +18,7 @@ from tools.contracts.generate.asyncapi import asyncapi
 from tools.contracts.generate.contract_checks import check_contracts
 from tools.contracts.generate.described import described_source
 from tools.contracts.generate.descriptors import Contracts
+from tools.contracts.generate.imported_classes import copy_imported, with_moved_imports
 from tools.contracts.generate.message_classes import with_runtime_classes
 from tools.contracts.generate.openapi import openapi
 from tools.contracts.generate.package_modules import write_package_modules
@@ -58,9 +59,9 @@ def generate(project: Path, target: Path) -> None:
     Raises CalledProcessError, after buf's errors are printed, and SystemExit with the file, line
     and reason if the contract is not supported.
     """
-    lay_out(project / ".dev/third_party")
+    lay_out(project / ".dev/third_party", project / "third_party")
     documented = target.with_name("documented.binpb")
-    _run("buf", "build", "-o", str(documented), cwd=project)
+    _run("buf", "build", "proto", "-o", str(documented), cwd=project)
     contracts = Contracts(documented.read_bytes())
     require_consistent_rules(contracts, project)
     for name in contracts.file_names:
@@ -86,8 +87,12 @@ def _write(contracts: Contracts, project: Path, target: Path) -> None:
     shutil.copytree(target.parent / "buf" / "betterproto" / "postbus", target)
     (target / "py.typed").touch()
     lean = str(target / "contracts.binpb")
-    _run("buf", "build", "--exclude-source-info", "-o", lean, cwd=project)
+    _run("buf", "build", "proto", "--exclude-source-info", "-o", lean, cwd=project)
     (target / "protos.zip").write_bytes(protos_zip(contracts.file_names, project))
+    for module in target.rglob("__init__.py"):
+        depth = len(module.relative_to(target.parent).parent.parts)
+        module.write_text(with_moved_imports(module.read_text(), depth))
+    copy_imported(contracts, target.parent / "buf" / "betterproto", target)
     for module in target.rglob("__init__.py"):
         module.write_text(with_runtime_classes(module.read_text()))
     write_package_modules(target)

@@ -6,6 +6,7 @@ from typing import Final
 from google.protobuf.descriptor import MethodDescriptor
 
 from postbus_runtime.contract import ContractError
+from postbus_runtime.fields import value_of
 from postbus_runtime.http_rules import bindings
 from tools.contracts.generate.descriptors import Contracts
 from tools.contracts.generate.http_checks import binding_errors, http_errors
@@ -38,20 +39,36 @@ def _errors(contracts: Contracts) -> Iterator[ContractError]:
             yield ContractError(file, 'only syntax = "proto3" is supported')
         if not file.package.startswith(f"{contracts.root}."):
             yield ContractError(file, f"its package must begin with {contracts.root}.")
+        if f"{file.package}.".startswith(f"{contracts.root}.imported."):
+            text = f"{contracts.root}.imported has the classes of third-party messages"
+            yield ContractError(file, text)
     for message in contracts.messages:
         if message.name in _TAKEN:
             yield ContractError(message, "the generated module needs this name: choose another")
         if options := contracts.event_options.get(message.full_name):
             yield from event_errors(message, options)
+    yield from _in_imports(contracts)
     for method in contracts.methods:
         yield from _in_types(method)
         yield from method_errors(contracts, method)
         yield from http_errors(contracts, method)
 
 
+def _in_imports(contracts: Contracts) -> Iterator[ContractError]:
+    for message in contracts.messages:
+        for field in message.fields:
+            kind = value_of(field).message_type or value_of(field).enum_type
+            if kind is None or kind.full_name not in contracts.imported:
+                continue
+            if contracts.syntax(kind.file) != "proto3":
+                text = f"{kind.full_name} is not proto3: use a message of your own"
+                yield ContractError(field, text)
+
+
 def _in_types(method: MethodDescriptor) -> Iterator[ContractError]:
     for kind in (method.input_type, method.output_type):
-        if kind.full_name.startswith("google.") and kind.full_name != "google.protobuf.Empty":
+        known = kind.full_name.startswith("google.protobuf.")
+        if known and kind.full_name != "google.protobuf.Empty":
             yield ContractError(method, f"wrap {kind.full_name} in a message of your own")
     if method.client_streaming:
         yield ContractError(method, "a stream of requests is not supported: only of responses")

@@ -5,7 +5,13 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Final
 
-from google.protobuf.descriptor import FieldDescriptor, FileDescriptor, MethodDescriptor
+from google.protobuf.descriptor import (
+    Descriptor,
+    EnumDescriptor,
+    FieldDescriptor,
+    FileDescriptor,
+    MethodDescriptor,
+)
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.message_factory import GetMessageClass
 
@@ -27,6 +33,28 @@ class Contracts(Contract):
     def syntax(self, file: FileDescriptor) -> str:
         """Return the syntax of a file: `proto3` or `editions`; empty for proto2."""
         return next(each.syntax for each in self._files if each.name == file.name)
+
+    @cached_property
+    def imported(self) -> dict[str, Descriptor | EnumDescriptor]:
+        """The third-party messages and enums in messages and methods, by full name."""
+        found: dict[str, Descriptor | EnumDescriptor] = {}
+        waiting = [*self.messages]
+        waiting += [kind for each in self.methods for kind in (each.input_type, each.output_type)]
+        seen: set[str] = set()
+        while waiting:
+            message = waiting.pop()
+            if message.full_name in seen:
+                continue
+            seen.add(message.full_name)
+            enums = [field.enum_type for field in message.fields if field.enum_type]
+            found |= {each.full_name: each for each in (message, *enums) if self._is_foreign(each)}
+            waiting += [field.message_type for field in message.fields if field.message_type]
+        return {name: found[name] for name in sorted(found)}
+
+    def _is_foreign(self, kind: Descriptor | EnumDescriptor) -> bool:
+        package = f"{kind.file.package}."
+        own = package.startswith((f"{self.root}.", "google.protobuf."))
+        return not own and not (isinstance(kind, Descriptor) and kind.GetOptions().map_entry)
 
     def rules(self, field: FieldDescriptor) -> Any:
         """Return the buf.validate rules of a field."""
@@ -74,6 +102,7 @@ class Contracts(Contract):
         where = error.where
         if isinstance(where, FileDescriptor):
             return f"proto/{where.name}: {error}"
+        where = _declared(where)
         file = where.containing_service.file if isinstance(where, MethodDescriptor) else where.file
         return f"{self.position(where.full_name) or f'proto/{file.name}'}: {error}"
 
@@ -135,6 +164,14 @@ def _value_at(message: Any, path: list[int]) -> Any:
             index, *path = path
             value = value[index]
     return value
+
+
+def _declared(where: Any) -> Any:
+    """Return the map field for a field of its entry, which stands in no source."""
+    owner = where.containing_type if isinstance(where, FieldDescriptor) else None
+    if owner is None or not owner.GetOptions().map_entry:
+        return where
+    return next(each for each in owner.containing_type.fields if each.message_type is owner)
 
 
 def _text(comment: str) -> str:

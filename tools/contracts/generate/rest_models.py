@@ -33,7 +33,7 @@ def rest_models_source(contracts: Contracts) -> str:
             schemas.reference(method.input_type, request=True)
     requests = {
         schemas.name(message, request=True): message
-        for message in contracts.messages
+        for message in (*contracts.messages, *_imported(contracts))
         if schemas.name(message, request=True) in schemas.components
     }
     models = {
@@ -46,6 +46,10 @@ def rest_models_source(contracts: Contracts) -> str:
     )
     unions = "".join(_oneofs(name, message) for name, message in sorted(requests.items()))
     return f"{_models(models)}\n\n{unions}\nREQUESTS: dict[str, type[Message]] = {{\n{entries}}}\n"
+
+
+def _imported(contracts: Contracts) -> list[Descriptor]:
+    return [each for each in contracts.imported.values() if isinstance(each, Descriptor)]
 
 
 def _without_unions(schema: Schema) -> Schema:

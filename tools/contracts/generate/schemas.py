@@ -49,9 +49,15 @@ def names_of(contracts: Contracts) -> dict[str, str]:
     counts: dict[str, int] = dict.fromkeys(COMPONENTS, 1)
     for name in short.values():
         counts[name] = counts.get(name, 0) + 1
-    return {
+    own = {
         full: name if counts[name] == 1 else _package(full) + name for full, name in short.items()
     }
+    return own | {name: _imported_name(name) for name in contracts.imported}
+
+
+def _imported_name(full_name: str) -> str:
+    """Return the component name of a third-party message: `GoogleTypeMoney`."""
+    return "".join(part[:1].upper() + part[1:] for part in full_name.split("."))
 
 
 def _package(full_name: str) -> str:
@@ -156,7 +162,7 @@ class Schemas:
         A request may have an output-only field, whose value is ignored (AIP-203).
         """
         if request and self._contracts.is_output_only(field):
-            return self.field(field, request=False) | {"readOnly": True}
+            return self.field(field, request=False) | {"readOnly": True, "x-python": {}}
         schema = self._value(field, request=request)
         if request:
             schema = constrain(schema, self._contracts.rules(field), field)
@@ -179,12 +185,17 @@ class Schemas:
         if field.message_type is None:
             return self._shared(scalar(field), request=request)
         name = field.message_type.full_name
-        if name == _ANY and not request:
-            return {"type": "object", "properties": {"@type": {"type": "string"}}}
+        if name == _ANY:
+            return {
+                "type": "object",
+                "properties": {"@type": {"type": "string"}},
+                **({"x-python": {}} if request else {}),
+            }
         if (known := known_value(name)) is not None:
             return self._shared(known, request=request)
         if name.startswith("google.protobuf."):
-            raise ContractError(field, f"{name} is not supported")
+            text = f"{name} has no JSON form: use a message of your own"
+            raise ContractError(field, text)
         return self.reference(field.message_type, request=request)
 
     def _shared(self, schema: Schema, *, request: bool) -> Schema:
