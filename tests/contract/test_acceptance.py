@@ -7,6 +7,7 @@ import pytest
 from starlette.routing import Route
 
 from gateway.app import build_app
+from postbus_runtime.contract import ContractError
 from shared.access_tokens import TokenVerifier
 from shared.bus import dispatch
 from shared.bus.memory import MemoryBus
@@ -16,6 +17,7 @@ from tools.contracts.generate import option_checks
 from tools.contracts.generate.http_checks import OWN_FOLDERS, OWN_PATHS
 from tools.contracts.generate.rule_checks import require_consistent_rules
 from tools.contracts.generate.schemas import Schemas
+from tools.contracts.generate.third_party import lay_out
 
 
 @pytest.fixture(scope="module")
@@ -263,3 +265,65 @@ def test_rule_that_fails_only_on_the_empty_message_is_accepted(
         contracts.pool.FindMessageTypeByName("postbus.odd.v1.Odd"), request=True
     )
     assert schema["required"] == ["name", "odd"]
+
+
+def test_output_only_field_that_a_rule_requires_is_an_error(project: Path) -> None:
+    contracts = compile_text(
+        project,
+        """message Odd {
+          string id = 1 [
+            (google.api.field_behavior) = OUTPUT_ONLY,
+            (buf.validate.field).string.uuid = true
+          ];
+        }""",
+    )
+    message = contracts.pool.FindMessageTypeByName("postbus.odd.v1.Odd")
+
+    with pytest.raises(ContractError, match=r"Odd\.id: OUTPUT_ONLY, so requests lack it"):
+        Schemas(contracts).message(message, request=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("google/type/money.proto", "a package of the project has this file"),
+        ("google/protobuf/any.proto", "a package of the project has this file"),
+        ("postbus/odd/v1/odd.proto", "the project's own contracts belong in proto/postbus"),
+    ],
+)
+def test_vendored_file_that_stands_elsewhere_is_an_error(
+    tmp_path: Path, name: str, why: str
+) -> None:
+    source = tmp_path / "third_party" / name
+    source.parent.mkdir(parents=True)
+    source.write_text('syntax = "proto3";')
+
+    with pytest.raises(SystemExit, match=re.escape(f"third_party/{name}: {why}")):
+        lay_out(tmp_path / "all", tmp_path / "third_party")
+
+
+def test_third_party_message_that_is_not_proto3_is_an_error(project: Path) -> None:
+    vendored = project / ".dev/third_party/acme/old.proto"
+    vendored.parent.mkdir()
+    vendored.write_text('syntax = "proto2"; package acme; message Old { optional string a = 1; }')
+
+    contracts = compile_text(
+        project,
+        "message Odd { map<string, acme.Old> olds = 1; }",
+        f'{HEAD}import "acme/old.proto";',
+    )
+
+    line = f"{HEAD}\n".count("\n") + 1
+    place = f"proto/postbus/odd/v1/odd.proto:{line}: "
+    assert fault_of(contracts).startswith(place)
+    assert "acme.Old is not proto3: use a message of your own" in fault_of(contracts)
+
+
+def test_package_of_third_party_classes_is_taken(tmp_path: Path) -> None:
+    project = new_project(tmp_path)
+
+    contracts = compile_text(
+        project, "message Odd {}", HEAD.replace("postbus.odd.v1", "postbus.imported.v1")
+    )
+
+    assert "postbus.imported has the classes of third-party messages" in fault_of(contracts)

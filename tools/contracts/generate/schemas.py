@@ -20,6 +20,7 @@ from tools.contracts.generate.json_values import (
     response_schema,
     scalar,
 )
+from tools.contracts.generate.rule_remarks import field_remarks, message_remarks
 
 __all__ = ["Schema", "Schemas", "names_of", "reachable"]
 
@@ -120,7 +121,7 @@ class Schemas:
         ]
         schema: Schema = {
             "type": "object",
-            "description": self._contracts.comment(message.full_name),
+            "description": self._description(message) if request else self._comment(message),
             "properties": {
                 field.json_name: self.field(field, request=request, required=field.name in refused)
                 for field in fields
@@ -169,8 +170,17 @@ class Schemas:
             choice = field.containing_oneof is not None and not is_optional(field)
             if field.has_presence and not required and not choice:
                 schema = _nullable(schema)
-        comment = self._contracts.comment(field.full_name)
-        return schema | ({"description": comment} if comment else {})
+        text = self._comment(field) or schema.get("description", "")
+        remarks = field_remarks(self._contracts, field) if request else ""
+        text = _paragraphs(text, remarks)
+        return schema | ({"description": text} if text else {})
+
+    def _description(self, message: Descriptor) -> str:
+        """Return the comment of a message, and its rules that no schema expresses."""
+        return _paragraphs(self._comment(message), message_remarks(self._contracts, message))
+
+    def _comment(self, described: Descriptor | FieldDescriptor) -> str:
+        return self._contracts.comment(described.full_name)
 
     def _value(self, field: FieldDescriptor, *, request: bool) -> Schema:
         single = self._single(value_of(field), request=request)
@@ -213,6 +223,10 @@ class Schemas:
         if rules is not None and rules.required:
             return {"oneOf": members}
         return {"oneOf": [*members, {"not": {"anyOf": members}}]}
+
+
+def _paragraphs(*texts: str) -> str:
+    return "\n\n".join(text for text in texts if text)
 
 
 def _nullable(schema: Schema) -> Schema:
