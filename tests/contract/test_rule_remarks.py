@@ -172,7 +172,8 @@ def test_bound_of_a_float_includes_the_text_that_a_response_has(
     project = new_project(tmp_path)
     compile_text(
         project,
-        f"message Odd {{ float f = 1 [(buf.validate.field).float = {{gte: {bound} lte: {bound}}}]; }}",
+        f"message Odd {{ float f = 1 [(buf.validate.field).float = {{gte: {bound} lte: {bound}}}"
+        "]; }",
     )
     message: Any = build(project).pool.FindMessageTypeByName("postbus.odd.v1.Odd")
     kind = GetMessageClass(message)

@@ -46,8 +46,9 @@ class Contracts(Contract):
             if message.full_name in seen:
                 continue
             seen.add(message.full_name)
-            enums = [field.enum_type for field in message.fields if field.enum_type]
-            found |= {each.full_name: each for each in (message, *enums) if self._is_foreign(each)}
+            used: list[Descriptor | EnumDescriptor] = [message]
+            used += [field.enum_type for field in message.fields if field.enum_type]
+            found |= {each.full_name: each for each in used if self._is_foreign(each)}
             waiting += [field.message_type for field in message.fields if field.message_type]
         return {name: found[name] for name in sorted(found)}
 
@@ -168,10 +169,10 @@ def _value_at(message: Any, path: list[int]) -> Any:
 
 def _declared(where: Any) -> Any:
     """Return the map field for a field of its entry, which stands in no source."""
-    owner = where.containing_type if isinstance(where, FieldDescriptor) else None
-    if owner is None or not owner.GetOptions().map_entry:
+    entry: Any = where.containing_type if isinstance(where, FieldDescriptor) else None
+    if entry is None or not entry.GetOptions().map_entry:
         return where
-    return next(each for each in owner.containing_type.fields if each.message_type is owner)
+    return next(each for each in entry.containing_type.fields if each.message_type is entry)
 
 
 def _text(comment: str) -> str:

@@ -153,7 +153,8 @@ def _is_inverted(rules: Any) -> bool:
 
 
 def _order(bound: Any) -> Any:
-    return (bound.seconds, bound.nanos) if isinstance(bound, Message) else bound
+    is_number = isinstance(bound, int | float)
+    return bound if is_number else (bound.seconds, bound.nanos)
 
 
 def _id(field: FieldDescriptor, value: Any) -> str:
