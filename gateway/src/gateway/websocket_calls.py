@@ -7,7 +7,6 @@ from typing import Final
 
 import structlog
 
-from gateway.request_headers import MAX_TIMEOUT
 from gateway.services import Services
 from gateway.websocket_frames import CallFrame, member_frame, result_frame
 from gateway.websocket_sender import FrameSender
@@ -118,8 +117,7 @@ class SocketCalls:
 
     def _new_call(self, frame: CallFrame, traceparent: str, late: float) -> Call:
         milliseconds = frame.content.timeout_ms
-        asked = min(milliseconds / 1000, MAX_TIMEOUT)
-        seconds = asked if milliseconds else frame.method.timeout
+        seconds = milliseconds / 1000 if milliseconds else frame.method.timeout
         return Call.new(
             frame.request.SerializeToString(),
             budget=seconds - late,
