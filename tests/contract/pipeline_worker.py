@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 from betterproto.lib.google.protobuf import Empty
+from postbus.imported.google.api import HttpBody
 from postbus.imported.google.type import Money
 from postbus.kinds.v1 import (
     ChangeRequest,
@@ -42,6 +43,8 @@ from postbus.kinds.v1 import (
     RenameResponse,
     StoreRequest,
     StoreResponse,
+    UploadRequest,
+    UploadResponse,
 )
 
 from gateway.app import build_app
@@ -131,6 +134,14 @@ class Kinds:
     async def price(self, request: PriceRequest, _context: Context) -> Money:
         return request.price
 
+    @MessagePattern(KindsServiceBase.upload)
+    async def upload(self, request: UploadRequest, _context: Context) -> UploadResponse:
+        return UploadResponse(name=request.name, file=request.file)
+
+    @MessagePattern(KindsServiceBase.mirror)
+    async def mirror(self, request: HttpBody, _context: Context) -> HttpBody:
+        return request
+
 
 def stored(record: Record) -> Record:
     """Return a record with values in its output-only fields, which it must not have yet."""
@@ -180,7 +191,13 @@ async def main() -> None:
 
 async def respond(client: httpx.AsyncClient, verb: str, url: str, body: str | None) -> list[Any]:
     headers = {} if body is None else {"Content-Type": "application/json"}
+    raw = verb.startswith("RAW ")
+    if raw:  # with the media type as the first line of the body
+        verb = verb.removeprefix("RAW ")
+        headers["Content-Type"], _, body = (body or "").partition("\n")
     response = await client.request(verb, url, content=body, headers=headers)
+    if raw and "problem" not in response.headers.get("content-type", ""):
+        return [response.status_code, [dict(response.headers), response.text]]
     if response.headers.get("content-type") == "application/x-ndjson":
         return [response.status_code, [json.loads(line) for line in response.text.splitlines()]]
     return [response.status_code, response.json() if response.content else None]

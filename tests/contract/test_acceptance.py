@@ -15,6 +15,7 @@ from tests.contract.odd import HEAD, PLACE, build, compile_text, fault_of, new_p
 from tests.tokens import TokenMaker
 from tools.contracts.generate import option_checks
 from tools.contracts.generate.http_checks import OWN_FOLDERS, OWN_PATHS
+from tools.contracts.generate.message_classes import with_runtime_classes
 from tools.contracts.generate.rule_checks import require_consistent_rules
 from tools.contracts.generate.schemas import Schemas
 from tools.contracts.generate.third_party import lay_out
@@ -327,3 +328,12 @@ def test_package_of_third_party_classes_is_taken(tmp_path: Path) -> None:
     )
 
     assert "postbus.imported has the classes of third-party messages" in fault_of(contracts)
+
+
+def test_backslashes_in_a_comment_are_no_escapes_in_the_docstring() -> None:
+    source = with_runtime_classes('"""Takes \\x, \\N, \\u and A\\B."""\n')
+
+    names: dict[str, str] = {}
+    exec(compile(source, "odd", "exec"), names)  # noqa: S102  # a docstring
+
+    assert names["__doc__"] == "Takes \\x, \\N, \\u and A\\B."

@@ -258,4 +258,49 @@ def test_third_party_classes_and_sources_are_published(pipeline: Pipeline) -> No
         for path in pipeline.package.glob("imported/**/__init__.py")
         if "class " in path.read_text()
     }
-    assert classes == {"google/type", "google/rpc", "acme/units/v1"}
+    assert classes == {"google/api", "google/rpc", "google/type", "acme/units/v1"}
+
+
+@pytest.mark.parametrize(
+    ("verb", "url"), [("POST", "/v1/files/a"), ("PUT", "/v1/mirror")], ids=["field", "message"]
+)
+@pytest.mark.parametrize(
+    ("media_type", "shown"),
+    [
+        ("text/csv; charset=utf-8", "text/csv; charset=utf-8"),
+        ("image/svg+xml", "image/svg+xml"),
+        ("application/json", "application/json"),
+        ("nonsense", "application/octet-stream"),
+        ("text/html/more", "application/octet-stream"),
+    ],
+)
+@pytest.mark.parametrize("body", ["a,b\n1,2", "{", ""], ids=["text", "not JSON", "empty"])
+def test_raw_body_is_served_with_its_own_media_type(
+    pipeline: Pipeline, verb: str, url: str, media_type: str, shown: str, body: str
+) -> None:
+    status, [headers, text] = pipeline.request(f"RAW {verb}", url, f"{media_type}\n{body}")
+
+    assert (status, text) == (200, body)
+    assert headers["content-type"] == shown
+    assert headers["content-length"] == str(len(body))
+    assert headers["content-security-policy"] == "default-src 'none'; sandbox"
+
+
+def test_raw_body_is_a_message_beside_other_fields_and_over_the_websocket(
+    pipeline: Pipeline,
+) -> None:
+    file = {"contentType": "text/plain", "data": "YWJj", "extensions": []}
+
+    described = pipeline.request("RAW POST", "/v1/files/b:describe", "text/plain\nabc")
+    called = pipeline.call("Upload", json.dumps({"name": "b", "file": file}))
+
+    assert described[0] == 200
+    assert json.loads(described[1][1]) == {"name": "b", "file": file}
+    assert called["result"]["response"]["file"] == file
+    content = operation(pipeline, "POST", "/v1/files/{name}")
+    assert content["requestBody"]["content"] == {"*/*": {}}
+    assert content["responses"]["200"]["content"] == {"*/*": {}}
+    assert (
+        "application/json"
+        in (operation(pipeline, "POST", "/v1/files/{name}:describe")["responses"]["200"]["content"])
+    )

@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 
 from gateway.conditional import Conditions, entity_tag
 from gateway.cors import Cors
+from gateway.raw_bodies import RAW_POLICY, media_type_header
 from gateway.response_headers import JSON, NO_STORE, SECURITY, Header
 from gateway.responses import HttpResponse
 from gateway.transcoding import Transcoder
@@ -35,6 +36,7 @@ class SuccessResponses:
         self._transcoder = transcoder
         self._log = LimitedLog()
         self._status = rule.status
+        self._is_raw = transcoder.raw_response is not None
         self._tagged = rule.status in (200, 201) and (
             bool(method.version) or not method.has_side_effects
         )
@@ -65,7 +67,7 @@ class SuccessResponses:
         content = self._transcoder.write(message)
         if replayed:
             headers.append(_REPLAYED)
-        if not content:
+        if not content and not self._is_raw:
             if self._status != _NO_CONTENT:
                 headers.append(_EMPTY)
             return HttpResponse(self._status, headers)
@@ -79,7 +81,11 @@ class SuccessResponses:
                     return HttpResponse(304, headers)
         if self._name_of:
             headers.append((b"location", self._location(str(self._name_of(message)))))
-        headers += (JSON, (b"content-length", b"%d" % len(content)))
+        kind = JSON
+        if self._is_raw:
+            kind = media_type_header(self._transcoder.raw_body(message).content_type)
+            headers.append(RAW_POLICY)
+        headers += (kind, (b"content-length", b"%d" % len(content)))
         return HttpResponse(self._status, headers, content)
 
     def etag(self, payload: bytes) -> str:

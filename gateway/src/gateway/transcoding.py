@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 
 from gateway.parameters import Document, FieldPath, find_field_path, violation
 from gateway.problems import HttpError
+from gateway.raw_bodies import request_field, response_field
 from gateway.update_masks import Resource, derive_mask, resource_of, unknown_paths
 from postbus.registry import HttpRule, Method
 from shared.errors import Code, FieldViolation, ServiceError
@@ -55,19 +56,30 @@ class Transcoder:
         """Fields that the path, the body or If-Match sets, and so no query parameter."""
         if rule.body:
             self._bound_fields.add(rule.body)
+        self.raw_request = request_field(method, rule)
+        """The field that takes the body as it is, see `raw_bodies`; None if the body is JSON."""
+        self.raw_response = response_field(method, rule)
+        """The field with the body of a response as it is; None if the body is JSON."""
         self._resource = resource_of(method)
         self._remove_output_only = remover(self._descriptor)
 
     def read(
-        self, parameters: Mapping[str, str], query: Collection[tuple[str, str]], body: bytes
+        self,
+        parameters: Mapping[str, str],
+        query: Collection[tuple[str, str]],
+        body: bytes,
+        *,
+        media_type: str = "",
     ) -> Message:
-        """Return the request message.
+        """Return the request message; `media_type` is that of a raw body.
 
         Raises 400 for a body that is not JSON, and INVALID_ARGUMENT with all violations of
         parameters and ProtoJSON; the rules of the contract are checked only if the ProtoJSON is
         valid.
         """
-        document, client_fields = self._read_body(body) if self.rule.body else ({}, {})
+        raw = self.raw_request
+        reads_body = raw is None and self.rule.body
+        document, client_fields = self._read_body(body) if reads_body else ({}, {})
         found: list[FieldViolation] = []
         if self._header_names:
             found += self._remove_header_field(document)
@@ -79,6 +91,8 @@ class Transcoder:
             message = read_message(self._request, document)
         except ServiceError as error:
             raise invalid_fields([*found, *error.violations], more=error.more_violations) from None
+        if raw is not None:
+            _set_raw(message, raw, body, media_type)
         if self._remove_output_only is not None:
             self._remove_output_only(message)
         if self._resource is not None and self._resource.has_mask:
@@ -154,14 +168,28 @@ class Transcoder:
         """Return the response message in the payload of a reply."""
         return parse(self.method.response_name, payload)
 
+    def raw_body(self, response: Any) -> Any:
+        """Return the google.api.HttpBody in a response."""
+        return getattr(response, self.raw_response) if self.raw_response else response
+
     def write(self, response: Message) -> bytes:
-        """Return the body of a response, empty for an empty message."""
+        """Return the body of a response, empty for an empty message or an empty raw body."""
         if not response.DESCRIPTOR.fields:
             return b""
+        if self.raw_response is not None:
+            data: bytes = self.raw_body(response).data
+            return data
         document = write_message(response)
         if self.rule.response_body:
             return orjson.dumps(document.get(self.rule.response_body))
         return orjson.dumps(document)
+
+
+def _set_raw(message: Any, field: str, body: bytes, media_type: str) -> None:
+    target = getattr(message, field) if field else message
+    target.SetInParent()
+    target.content_type = media_type
+    target.data = body
 
 
 def _expand_template(template: str, parameters: Mapping[str, str]) -> str:

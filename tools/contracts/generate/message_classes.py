@@ -1,6 +1,7 @@
 """gen/postbus/**/__init__.py: betterproto's classes, based on the classes of `postbus_runtime`."""
 
 import ast
+import re
 from typing import TypeGuard
 
 __all__ = ["with_runtime_classes"]
@@ -17,10 +18,13 @@ _BASES = {
 }
 """Base classes of betterproto, with those that replace them and their imports."""
 _IMPORT = "import betterproto\n"
+_DOCSTRING = re.compile(r'""".*?"""', re.DOTALL)
 
 
 def with_runtime_classes(source: str) -> str:
     """Return betterproto's module `source` with other base classes, and without gRPC servers."""
+    # a comment may have backslashes, which begin escapes in a docstring
+    source = _DOCSTRING.sub(lambda found: found[0].replace("\\", "\\\\"), source)
     source = _without_grpc(source)
     for base, (replacement, statement) in _BASES.items():
         if base in source:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
-from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.descriptor import Descriptor, MethodDescriptor
 
 from postbus_runtime.contract import ContractError
 from postbus_runtime.http_rules import Binding, json_path
@@ -18,6 +18,8 @@ __all__ = ["Operation"]
 
 _DERIVED: Final = frozenset({"update_mask"})
 """Fields that the gateway sets for a PATCH."""
+_RAW_CONTENT: Final[Schema] = {"*/*": {}}
+"""The content of a google.api.HttpBody: any media type."""
 _CHANGES: Final = ("PATCH", "PUT")
 """Verbs that change a resource, which may be sent as it was read."""
 
@@ -85,6 +87,9 @@ class Operation:
 
     def _request_body(self) -> Schema:
         """Return the body, which is optional if `{}` has all required members."""
+        request, name = self._method.input_type, self._binding.body
+        if _is_raw(request, "" if name == "*" else name):
+            return {"required": False, "content": _RAW_CONTENT}
         schema = self._body()
         kinds = ["application/json"]
         if self._binding.verb == "PATCH":
@@ -139,6 +144,9 @@ class Operation:
 
     def _done(self) -> Schema:
         field = self._binding.response_field
+        raw = _is_raw(self._method.output_type, field.json_name if field else "")
+        if raw and not self._method.server_streaming:
+            return {"description": "Done.", "content": _RAW_CONTENT}
         schema = (
             self._schemas.reference(self._method.output_type)
             if field is None
@@ -152,3 +160,10 @@ class Operation:
                 "content": content,
             }
         return {"description": "Done.", "content": {"application/json": {"schema": schema}}}
+
+
+def _is_raw(message: Descriptor, body: str) -> bool:
+    """Return whether a body, a field of a message or the whole one, is a google.api.HttpBody."""
+    field = next((each for each in message.fields if each.json_name == body), None)
+    kind = field.message_type if field and not field.is_repeated else None if body else message
+    return kind is not None and kind.full_name == "google.api.HttpBody"
