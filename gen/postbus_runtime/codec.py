@@ -44,10 +44,13 @@ _GLOBALS: Final = {
 def build_codecs(contract: Contract) -> Mapping[type, Codec]:
     """Return the codec of each message class that methods, events and their fields use."""
     messages = _with_imported(contract)
-    classes = {message.full_name: class_of(message) for message in messages}
+    classes = {message.full_name: class_of(message, contract.roots) for message in messages}
     names: dict[str, Any] = dict(_GLOBALS)
     names |= {f"_class_{plain_name(each)}": classes[each.full_name] for each in messages}
-    names |= {f"_{plain_name(enum)}": EnumMembers(class_of(enum)) for enum in _enums(messages)}
+    names |= {
+        f"_{plain_name(enum)}": EnumMembers(class_of(enum, contract.roots))
+        for enum in _enums(messages)
+    }
     source = "".join(functions_of(message) for message in messages)
     file = f"<codec of {contract.root}>"
     linecache.cache[file] = len(source), None, source.splitlines(keepends=True), file  # tracebacks

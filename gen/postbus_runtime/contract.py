@@ -39,7 +39,7 @@ class Contract:
         root: str = "postbus",
         further: Mapping[str, Access] = MappingProxyType({}),
     ) -> None:
-        self.root = root
+        self.roots = (root, *further)
         self._further = further
         self.pool = DescriptorPool()
         """Every descriptor of the contract, imports included."""
@@ -47,6 +47,11 @@ class Contract:
         for file in self._files:
             self.pool.Add(file)
         self.options = OptionReader(self.pool)
+
+    @property
+    def root(self) -> str:
+        """The package root of the contract itself."""
+        return self.roots[0]
 
     @classmethod
     def of_package(cls, package: str, further: Mapping[str, Access] = MappingProxyType({})) -> Self:
@@ -56,7 +61,7 @@ class Contract:
     @cached_property
     def files(self) -> list[FileDescriptor]:
         """The contract's own files, by name."""
-        roots = tuple(f"{root}/" for root in (self.root, *self._further))
+        roots = tuple(f"{root}/" for root in self.roots)
         names = sorted(file.name for file in self._files if file.name.startswith(roots))
         return [self.pool.FindFileByName(name) for name in names]
 

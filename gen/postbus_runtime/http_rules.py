@@ -88,7 +88,7 @@ class _Reader:
             query=query,
             body=body,
             response_field=self._response_field(option.response_body),
-            status=self._options.http_status or (200 if self._method.output_type.fields else 204),
+            status=self._options.http_status or self._default_status(),
         )
 
     def _path(self, template: str) -> tuple[str, tuple[tuple[FieldPath, str], ...]]:
@@ -173,6 +173,11 @@ class _Reader:
                 raise self._error(f"{json_path(path)} contains itself: no query parameter")
             else:
                 yield from self._query(field.message_type, path, bound)
+
+    def _default_status(self) -> int:
+        """Return 200, or 204 for a response that is always empty."""
+        content = self._method.output_type.fields or self._method.server_streaming
+        return 200 if content else 204
 
     def _error(self, reason: str) -> ContractError:
         return ContractError(self._method, reason)

@@ -34,10 +34,18 @@ _GOOGLE: Final = "google.protobuf"
 
 
 @cache
-def class_of(kind: Descriptor | EnumDescriptor) -> Any:
-    """Return betterproto's class; nested types have the names of their parents in front."""
+def class_of(kind: Descriptor | EnumDescriptor, roots: tuple[str, ...]) -> Any:
+    """Return betterproto's class; nested types have the names of their parents in front.
+
+    The classes of messages outside the package roots `roots` are in the first root's `imported`.
+    """
     package: str = kind.file.package
-    module = import_module(f"betterproto.lib.{_GOOGLE}" if package == _GOOGLE else package)
+    if package == _GOOGLE:
+        module = import_module(f"betterproto.lib.{_GOOGLE}")
+    elif package.partition(".")[0] in roots:
+        module = import_module(package)
+    else:
+        module = import_module(f"{roots[0]}.imported.{package}")
     return getattr(module, class_name(kind))
 
 

@@ -118,11 +118,11 @@ class OptionReader:
 
     def event(self, message: Descriptor) -> EventOptions | None:
         """Return the options of an event; None if the message is not an event."""
-        values = _values(self._option(message, _EVENT))
-        if not values.get("subject"):
+        if not self._has(message, _EVENT):
             return None
+        values = _values(self._option(message, _EVENT))
         return EventOptions(
-            subject=values["subject"],
+            subject=values.get("subject", ""),
             version=values.get("version") or 1,
             aggregate_version=values.get("aggregate_version", ""),
             access=_access(values) or Access.INTERNAL,
@@ -147,16 +147,26 @@ class OptionReader:
         rules = () if rule is None else (rule, *rule.additional_bindings)
         return tuple(_http_option(each) for each in rules if each.WhichOneof("pattern"))
 
+    def _has(self, owner: Any, extension: str) -> bool:
+        """Return whether a singular option is set."""
+        found = self._extension(extension)
+        return found is not None and self._options(owner).HasExtension(found)
+
     def _option(self, owner: Any, extension: str) -> Any:
-        options = owner.GetOptions()
-        name = options.DESCRIPTOR.full_name
+        found = self._extension(extension)
+        return None if found is None else self._options(owner).Extensions[found]
+
+    def _extension(self, name: str) -> Any:
         try:
-            field = self._pool.FindExtensionByName(extension)
+            return self._pool.FindExtensionByName(name)
         except KeyError:  # no file of the set imports the option
             return None
-        # unlike descriptor_pb2's class, the pool's own class parses the extensions of the pool
-        kind: Any = GetMessageClass(self._pool.FindMessageTypeByName(name))
-        return kind.FromString(options.SerializeToString()).Extensions[field]
+
+    def _options(self, owner: Any) -> Any:
+        """Return the options of the pool's own class, which parses the extensions of the pool."""
+        options = owner.GetOptions()
+        kind: Any = GetMessageClass(self._pool.FindMessageTypeByName(options.DESCRIPTOR.full_name))
+        return kind.FromString(options.SerializeToString())
 
     @cached_property
     def _behavior_names(self) -> dict[int, str]:

@@ -113,7 +113,7 @@ def read_methods(contract: Contract) -> Mapping[str, Method]:
 def read_events(contract: Contract) -> Mapping[str, EventType]:
     """Return every event by its full name."""
     return {
-        message.full_name: _event(message, contract.event_options[message.full_name])
+        message.full_name: _event(message, contract.event_options[message.full_name], contract.roots)
         for message in contract.messages
         if message.full_name in contract.event_options
     }
@@ -125,7 +125,7 @@ def read_messages(contract: Contract) -> Mapping[str, type[betterproto.Message]]
     for method in contract.methods:
         for message in (method.input_type, method.output_type):
             known.setdefault(message.full_name, message)
-    return {name: class_of(known[name]) for name in sorted(known)}
+    return {name: class_of(known[name], contract.roots) for name in sorted(known)}
 
 
 def _method(
@@ -141,8 +141,8 @@ def _method(
         service=service.full_name,
         route=f"/{service.full_name}/{method.name}",
         handler=f"{service.file.package}.{service_class(service)}Base.{method_name(method)}",
-        request=class_of(method.input_type),
-        response=class_of(method.output_type),
+        request=class_of(method.input_type, contract.roots),
+        response=class_of(method.output_type, contract.roots),
         request_name=method.input_type.full_name,
         response_name=method.output_type.full_name,
         access=options.access,
@@ -174,12 +174,12 @@ def _http_rule(binding: Binding, location: tuple[str, ...]) -> HttpRule:
     )
 
 
-def _event(message: Descriptor, options: EventOptions) -> EventType:
+def _event(message: Descriptor, options: EventOptions, roots: tuple[str, ...]) -> EventType:
     version = fields_along(message, options.aggregate_version)
     ended = fields_along(message, options.ended_sessions)
     return EventType(
         name=message.full_name,
-        message=class_of(message),
+        message=class_of(message, roots),
         subject=options.subject,
         version=options.version,
         aggregate_version=tuple(field_name(each) for each in version),

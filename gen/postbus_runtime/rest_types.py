@@ -29,7 +29,8 @@ __all__ = [
     "WideInteger",
 ]
 
-_FLOAT_MAX = 3.4028234663852886e38
+_FLOAT_END = 3.4028235677973366e38
+"""The smallest number that rounds to infinity in 32 bits."""
 _NOT_FINITE = {"NaN", "Infinity", "-Infinity"}
 
 
@@ -67,7 +68,7 @@ def _number(value: Any) -> Any:
 
 
 def _single(value: float) -> float:
-    if math.isfinite(value) and abs(value) > _FLOAT_MAX:
+    if math.isfinite(value) and abs(value) >= _FLOAT_END:
         raise ValueError("too large for 32 bits")
     return value
 

@@ -22,6 +22,13 @@ __all__ = ["Pipeline", "running"]
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 
+_LENGTH = """
+syntax = "proto3";
+package acme.units.v1;
+message Length { double meters = 1; Unit unit = 2; }
+enum Unit { UNIT_UNSPECIFIED = 0; UNIT_METER = 1; }
+"""
+
 
 class Pipeline:
     """The generated package, and the process of the gateway that serves it."""
@@ -78,6 +85,9 @@ def running(project: Path) -> Iterator[Pipeline]:
     shutil.copy(HERE / "pipeline.proto", target)
     target.with_name("v2").mkdir()
     shutil.copy(HERE / "pipeline_v2.proto", target.with_name("v2"))
+    vendored = project / "third_party/acme/units/v1/length.proto"
+    vendored.parent.mkdir(parents=True)
+    vendored.write_text(_LENGTH)
     package = project / "site/postbus"
     package.parent.mkdir()
     generate(project, package)

@@ -8,9 +8,13 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncGenerator
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
+from betterproto.lib.google.protobuf import Empty
+from postbus.imported.google.api import HttpBody
+from postbus.imported.google.type import Money
 from postbus.kinds.v1 import (
     ChangeRequest,
     ChangeResponse,
@@ -22,10 +26,25 @@ from postbus.kinds.v1 import (
     DivideResponse,
     EchoRequest,
     EchoResponse,
+    ForeignRequest,
+    ForeignResponse,
+    GetItemRequest,
+    GetItemResponse,
     KindsServiceBase,
     KindsServiceStub,
+    MaskRequest,
+    MaskResponse,
+    Place,
+    PriceRequest,
     QueryRequest,
     QueryResponse,
+    Record,
+    RenameRequest,
+    RenameResponse,
+    StoreRequest,
+    StoreResponse,
+    UploadRequest,
+    UploadResponse,
 )
 from postbus.kinds.v2 import EchoRequest as EchoRequest2
 from postbus.kinds.v2 import EchoResponse as EchoResponse2
@@ -78,6 +97,73 @@ class Kinds:
     async def check(self, _request: CheckRequest, _context: Context) -> CheckResponse:
         return CheckResponse()
 
+    @MessagePattern(KindsServiceBase.ping)
+    async def ping(self, _request: Empty, _context: Context) -> Empty:
+        return Empty()
+
+    @MessagePattern(KindsServiceBase.accept)
+    async def accept(self, _request: Empty, _context: Context) -> Empty:
+        return Empty()
+
+    @MessagePattern(KindsServiceBase.beat)
+    async def beat(self, _request: Empty, _context: Context) -> AsyncGenerator[Empty, None]:
+        yield Empty()
+        yield Empty()
+
+    @MessagePattern(KindsServiceBase.store)
+    async def store(self, request: StoreRequest, _context: Context) -> StoreResponse:
+        return StoreResponse(record=stored(request.record), request=request)
+
+    @MessagePattern(KindsServiceBase.rename)
+    async def rename(self, request: RenameRequest, _context: Context) -> RenameResponse:
+        return RenameResponse(record=stored(Record(id=request.id, title=request.title)))
+
+    @MessagePattern(KindsServiceBase.mask)
+    async def mask(self, request: MaskRequest, _context: Context) -> MaskResponse:
+        return MaskResponse(request=request)
+
+    @MessagePattern(KindsServiceBase.get_item)
+    async def get_item(self, request: GetItemRequest, _context: Context) -> GetItemResponse:
+        return GetItemResponse(id=request.id)
+
+    @MessagePattern(KindsServiceBase.post_latest)
+    async def post_latest(self, _request: Empty, _context: Context) -> Empty:
+        return Empty()
+
+    @MessagePattern(KindsServiceBase.foreign)
+    async def foreign(self, request: ForeignRequest, _context: Context) -> ForeignResponse:
+        return ForeignResponse(request=request)
+
+    @MessagePattern(KindsServiceBase.price)
+    async def price(self, request: PriceRequest, _context: Context) -> Money:
+        return request.price
+
+    @MessagePattern(KindsServiceBase.upload)
+    async def upload(self, request: UploadRequest, _context: Context) -> UploadResponse:
+        return UploadResponse(name=request.name, file=request.file)
+
+    @MessagePattern(KindsServiceBase.mirror)
+    async def mirror(self, request: HttpBody, _context: Context) -> HttpBody:
+        return request
+
+
+def stored(record: Record) -> Record:
+    """Return a record with values in its output-only fields, which it must not have yet."""
+    assert (record.version, record.tags) == (0, [])
+    place = Place(name="a", formatted="A, B")
+    return Record(
+        id=record.id,
+        title=record.title,
+        version=7,
+        changed_at=datetime(2026, 1, 1, tzinfo=UTC),
+        place=place,
+        places=[place, place],
+        by_name={"a": place},
+        derived=place,
+        parent=Record(version=6, place=place, tags=["x"]),
+        tags=["x", "y"],
+    )
+
 
 class KindsOfVersion2:
     """Handlers of the service's second version."""
@@ -124,7 +210,13 @@ async def main() -> None:
 
 async def respond(client: httpx.AsyncClient, verb: str, url: str, body: str | None) -> list[Any]:
     headers = {} if body is None else {"Content-Type": "application/json"}
+    raw = verb.startswith("RAW ")
+    if raw:  # with the media type as the first line of the body
+        verb = verb.removeprefix("RAW ")
+        headers["Content-Type"], _, body = (body or "").partition("\n")
     response = await client.request(verb, url, content=body, headers=headers)
+    if raw and "problem" not in response.headers.get("content-type", ""):
+        return [response.status_code, [dict(response.headers), response.text]]
     if response.headers.get("content-type") == "application/x-ndjson":
         return [response.status_code, [json.loads(line) for line in response.text.splitlines()]]
     return [response.status_code, response.json() if response.content else None]

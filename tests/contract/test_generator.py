@@ -55,6 +55,7 @@ package postbus.odd.v1;
 import "google/api/annotations.proto";
 import "google/api/field_behavior.proto";
 import "google/protobuf/any.proto";
+import "google/protobuf/api.proto";
 import "buf/validate/validate.proto";
 import "postbus/options/v1/options.proto";
 """
@@ -288,8 +289,13 @@ def error_of(contracts: Contracts, output: Callable[[Contracts], object]) -> str
             r"OddService\.Get: again contains itself",
         ),
         (
-            service(POST) + "message Request { google.protobuf.Any any = 1; } message Response {}",
-            r"Request\.any: google\.protobuf\.Any is not supported",
+            service(POST) + "message Request { google.protobuf.Api api = 1; } message Response {}",
+            r"Request\.api: google\.protobuf\.Api has no JSON form: use a message of your own",
+        ),
+        (
+            service(POST) + "message Request { map<string, google.protobuf.Method> methods = 1; }"
+            "message Response {}",
+            r"Request\.MethodsEntry\.value: google\.protobuf\.Method has no JSON form",
         ),
         (
             service(POST) + "message Response {}"

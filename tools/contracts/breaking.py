@@ -65,7 +65,7 @@ def _since(revision: str) -> list[Finding]:
         before, after = folder / "before.binpb", folder / "after.binpb"
         _extract(revision, folder)
         if not (DEV / "third_party").exists():
-            lay_out(DEV / "third_party")
+            lay_out(DEV / "third_party", ROOT / "third_party")
         shutil.copytree(DEV / "third_party", folder / ".dev" / "third_party")
         _buf("build", "proto", "-o", str(before), cwd=folder)
         _buf("build", "proto", "-o", str(after), cwd=ROOT)

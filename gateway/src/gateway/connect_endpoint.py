@@ -37,6 +37,7 @@ from shared.bus import Call, CallResult, call_method
 from shared.errors import ServiceError, internal
 from shared.limited_log import LimitedLog
 from shared.metadata import NO_METADATA, Metadata, read_metadata
+from shared.output_only import remover
 from shared.wire import message_class, parse, require_valid
 
 __all__ = ["ConnectEndpoint", "connect_endpoints"]
@@ -80,6 +81,7 @@ class ConnectEndpoint:
         self._max_bytes = services.max_body_bytes
         self._small_bytes = min(LARGE_BYTES, self._max_bytes)
         self._request = message_class(method.request_name)
+        self._remove_output_only = remover(self._request.DESCRIPTOR)
         self._metrics = services.metrics
         self._log = LimitedLog()
 
@@ -210,6 +212,8 @@ class ConnectEndpoint:
 
     def _read(self, head: ConnectHead, data: bytes) -> Message:
         message = head.codec.read(self._request, data)
+        if self._remove_output_only is not None:
+            self._remove_output_only(message)
         require_valid(message)
         return message
 

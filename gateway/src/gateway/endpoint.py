@@ -78,7 +78,11 @@ class Endpoint:
         self._metrics = services.metrics.of(rule.path, rule.verb)
         self._head_metrics = services.metrics.of(rule.path, "HEAD")
         self._media_type = NDJSON if method.streams else "application/json"
-        self._has_response = bool(message_class(method.response_name).DESCRIPTOR.fields)
+        self._has_response = method.streams or bool(
+            self._transcoder.raw_response is None
+            and message_class(method.response_name).DESCRIPTOR.fields
+        )
+        self._is_raw = self._transcoder.raw_request is not None
 
     async def __call__(
         self, scope: Scope, receive: Receive, send: Send, parameters: Mapping[str, str]
@@ -165,16 +169,19 @@ class Endpoint:
         """Return the request message of the method, valid by the rules of the contract."""
         if self._has_response:
             require_acceptable(request.headers, self._media_type)
-        body = default_body(self._rule, request.headers)
+        body = default_body(self._rule, request.headers, raw=self._is_raw)
         if body is None and request.exchange is not None:
             body = request.exchange.take_body()
         if body is None:
             body = await read_body(request.receive, self._max_body_bytes)
         request.arrived = time.monotonic()
         query = query_parameters(request.scope["query_string"])
+        if len(body) > self._max_body_bytes:  # the protocol allows slightly more
+            raise too_large(self._max_body_bytes)
+        if self._is_raw:
+            media_type = request.headers.get(b"content-type", b"").decode("latin-1")
+            return self._transcoder.read(request.parameters, query, body, media_type=media_type)
         if len(body) > self._checked_bytes:
-            if len(body) > self._max_body_bytes:  # the protocol allows slightly more
-                raise too_large(self._max_body_bytes)
             read = partial(self._transcoder.read, request.parameters, query, body)
             client = caller_id or network_of(address_of(request.scope))
             with cancelled_by_disconnect(request.receive, request.exchange):

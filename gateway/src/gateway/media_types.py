@@ -6,7 +6,7 @@ from gateway.problems import HttpError
 from gateway.request_headers import Headers
 from shared.errors import Code
 
-__all__ = ["accepts_gzip", "has_content", "require_acceptable", "require_json"]
+__all__ = ["accepts_gzip", "has_content", "require_acceptable", "require_json", "require_uncoded"]
 
 _PATCHES: Final = (b"application/json", b"application/merge-patch+json")
 _BODIES: Final = (b"application/json",)
@@ -53,11 +53,8 @@ def has_content(headers: Headers) -> bool:
     return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
 
 
-def require_json(headers: Headers, *, patch: bool) -> None:
-    """Raise 415 unless the body is uncompressed JSON.
-
-    With `patch`, a merge patch (RFC 7396) is accepted too.
-    """
+def require_uncoded(headers: Headers) -> None:
+    """Raise 415 if the body has a content coding."""
     coding = headers.get(b"content-encoding", b"identity")
     if coding.strip().lower() not in (b"identity", b""):
         raise HttpError(
@@ -67,6 +64,14 @@ def require_json(headers: Headers, *, patch: bool) -> None:
             "Send the body without a content coding.",
             headers={"Accept-Encoding": "identity"},
         )
+
+
+def require_json(headers: Headers, *, patch: bool) -> None:
+    """Raise 415 unless the body is uncompressed JSON.
+
+    With `patch`, a merge patch (RFC 7396) is accepted too.
+    """
+    require_uncoded(headers)
     accepted = _PATCHES if patch else _BODIES
     if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() not in accepted:
         names = b", ".join(accepted).decode()

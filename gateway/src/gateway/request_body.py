@@ -3,7 +3,7 @@
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from gateway.media_types import has_content, require_json
+from gateway.media_types import has_content, require_json, require_uncoded
 from gateway.problems import HttpError
 from gateway.request_headers import Headers
 from postbus.registry import HttpRule
@@ -12,10 +12,11 @@ from shared.errors import Code, Outcome
 __all__ = ["default_body", "read_body", "too_large"]
 
 
-def default_body(rule: HttpRule, headers: Headers) -> bytes | None:
+def default_body(rule: HttpRule, headers: Headers, *, raw: bool = False) -> bytes | None:
     """Return the body to use for a request without one (`{}` or nothing); None if it has a body.
 
-    Raises 400 if the method takes no body but the request has one, 415 if the body is not JSON.
+    Raises 400 if the method takes no body but the request has one, 415 if the body is not JSON. A
+    `raw` body may have any media type.
     """
     if not rule.body:
         if has_content(headers):
@@ -23,6 +24,9 @@ def default_body(rule: HttpRule, headers: Headers) -> bytes | None:
                 400, Code.INVALID_ARGUMENT, "BODY_UNEXPECTED", "The method takes no request body."
             )
         return b""
+    if raw:
+        require_uncoded(headers)
+        return None if has_content(headers) else b""
     if b"content-type" not in headers and not has_content(headers):
         return b"{}"  # all members are unset; the rules decide whether one is required
     require_json(headers, patch=rule.verb == "PATCH")

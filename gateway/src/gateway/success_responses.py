@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 
 from gateway.conditional import Conditions, entity_tag
 from gateway.cors import Cors
+from gateway.raw_bodies import RAW_POLICY, media_type_header
 from gateway.response_headers import JSON, NO_CACHE, NO_STORE, PRIVATE, REPLAYED, SECURITY, Header
 from gateway.responses import HttpResponse
 from gateway.transcoding import Transcoder
@@ -19,6 +20,8 @@ from shared.limited_log import LimitedLog
 __all__ = ["SuccessResponses"]
 
 _UNRESERVED: Final = re.compile(r"[A-Za-z0-9._~-]+").fullmatch
+_NO_CONTENT: Final = 204
+_EMPTY: Final[Header] = (b"content-length", b"0")
 
 
 class SuccessResponses:
@@ -29,6 +32,7 @@ class SuccessResponses:
         self._transcoder = transcoder
         self._log = LimitedLog()
         self._status = rule.status
+        self._is_raw = transcoder.raw_response is not None
         self._tagged = rule.status in (200, 201) and (
             bool(method.version) or not method.has_side_effects
         )
@@ -59,8 +63,10 @@ class SuccessResponses:
         content = self._transcoder.write(message)
         if replayed:
             headers.append(REPLAYED)
-        if not content:
-            return HttpResponse(204, headers)
+        if not content and not self._is_raw:
+            if self._status != _NO_CONTENT:
+                headers.append(_EMPTY)
+            return HttpResponse(self._status, headers)
         if self._tagged:
             version = self._version_of(message) if self._version_of else None
             etag = entity_tag(content, version)
@@ -71,7 +77,11 @@ class SuccessResponses:
                     return HttpResponse(304, headers)
         if self._name_of:
             headers.append((b"location", self._location(str(self._name_of(message)))))
-        headers += (JSON, (b"content-length", b"%d" % len(content)))
+        kind = JSON
+        if self._is_raw:
+            kind = media_type_header(self._transcoder.raw_body(message).content_type)
+            headers.append(RAW_POLICY)
+        headers += (kind, (b"content-length", b"%d" % len(content)))
         return HttpResponse(self._status, headers, content)
 
     def etag(self, payload: bytes) -> str:

@@ -5,7 +5,7 @@ The conversion is that of google.api.http and ProtoJSON. The rules of the contra
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 import orjson
@@ -13,9 +13,11 @@ from google.protobuf.message import Message
 
 from gateway.parameters import Document, FieldPath, find_field_path, violation
 from gateway.problems import HttpError
+from gateway.raw_bodies import request_field, response_field
 from gateway.update_masks import Resource, derive_mask, resource_of, unknown_paths
 from postbus.registry import HttpRule, Method
 from shared.errors import Code, FieldViolation, ServiceError
+from shared.output_only import remover
 from shared.protojson import read_json, read_message, write_message
 from shared.wire import find_violations, invalid_fields, message_class, parse
 
@@ -54,18 +56,30 @@ class Transcoder:
         """Fields that the path, the body or If-Match sets, and so no query parameter."""
         if rule.body:
             self._bound_fields.add(rule.body)
-        self._resource = resource_of(method) if rule.verb == "PATCH" else None
+        self.raw_request = request_field(method, rule)
+        """The field that takes the body as it is, see `raw_bodies`; None if the body is JSON."""
+        self.raw_response = response_field(method, rule)
+        """The field with the body of a response as it is; None if the body is JSON."""
+        self._resource = resource_of(method)
+        self._remove_output_only = remover(self._descriptor)
 
     def read(
-        self, parameters: Mapping[str, str], query: Collection[tuple[str, str]], body: bytes
+        self,
+        parameters: Mapping[str, str],
+        query: Collection[tuple[str, str]],
+        body: bytes,
+        *,
+        media_type: str = "",
     ) -> Message:
-        """Return the request message.
+        """Return the request message; `media_type` is that of a raw body.
 
         Raises 400 for a body that is not JSON, and INVALID_ARGUMENT with all violations of
         parameters and ProtoJSON; the rules of the contract are checked only if the ProtoJSON is
         valid.
         """
-        document, client_fields = self._read_body(body) if self.rule.body else ({}, {})
+        raw = self.raw_request
+        reads_body = raw is None and self.rule.body
+        document, client_fields = self._read_body(body) if reads_body else ({}, {})
         found: list[FieldViolation] = []
         if self._header_names:
             found += self._remove_header_field(document)
@@ -77,6 +91,10 @@ class Transcoder:
             message = read_message(self._request, document)
         except ServiceError as error:
             raise invalid_fields([*found, *error.violations], more=error.more_violations) from None
+        if raw is not None:
+            _set_raw(message, raw, body, media_type)
+        if self._remove_output_only is not None:
+            self._remove_output_only(message)
         if self._resource is not None and self._resource.has_mask:
             found += self._set_mask(message, self._resource, client_fields)
         broken, more = find_violations(message)
@@ -116,7 +134,7 @@ class Transcoder:
         return found
 
     def _read_body(self, body: bytes) -> tuple[Document, Document]:
-        """Return the part of the request in the body, and for a PATCH its writable members."""
+        """Return the part of the request in the body, and the members of a resource in it."""
         whole = self.rule.body == "*"
         try:
             value = _read_json(body)
@@ -125,7 +143,7 @@ class Transcoder:
         members = {}
         if isinstance(value, dict):
             if self._resource is not None:
-                value = _without(value, self._resource.read_only)
+                value = self._resource.without_read_only(value)
                 members = value.copy()
         elif whole:
             raise HttpError(
@@ -138,8 +156,8 @@ class Transcoder:
     def _set_mask(
         self, message: Any, resource: Resource, client_fields: Document
     ) -> list[FieldViolation]:
-        """Without an update mask, set it to the members that the client sent; else check it."""
-        if message.update_mask.paths:
+        """Check the update mask; a PATCH without one gets the members that the client sent."""
+        if message.update_mask.paths or self.rule.verb != "PATCH":
             return unknown_paths(resource, message)
         before = "" if self.rule.body == "*" else f"{self.rule.body}."
         in_path = {path.removeprefix(before) for path, _ in self.rule.variables}
@@ -150,24 +168,32 @@ class Transcoder:
         """Return the response message in the payload of a reply."""
         return parse(self.method.response_name, payload)
 
+    def raw_body(self, response: Any) -> Any:
+        """Return the google.api.HttpBody in a response."""
+        return getattr(response, self.raw_response) if self.raw_response else response
+
     def write(self, response: Message) -> bytes:
-        """Return the body of a response, empty for an empty message."""
+        """Return the body of a response, empty for an empty message or an empty raw body."""
         if not response.DESCRIPTOR.fields:
             return b""
+        if self.raw_response is not None:
+            data: bytes = self.raw_body(response).data
+            return data
         document = write_message(response)
         if self.rule.response_body:
             return orjson.dumps(document.get(self.rule.response_body))
         return orjson.dumps(document)
 
 
+def _set_raw(message: Any, field: str, body: bytes, media_type: str) -> None:
+    target = getattr(message, field) if field else message
+    target.SetInParent()
+    target.content_type = media_type
+    target.data = body
+
+
 def _expand_template(template: str, parameters: Mapping[str, str]) -> str:
     return _PARAMETER.sub(lambda match: parameters[match[1]], template)
-
-
-def _without(document: Document, names: Set[str]) -> Document:
-    if document.keys().isdisjoint(names):
-        return document
-    return {name: value for name, value in document.items() if name not in names}
 
 
 def _inside(error: ServiceError, field: str) -> ServiceError:

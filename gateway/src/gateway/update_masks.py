@@ -1,4 +1,4 @@
-"""Update masks of requests (AIP-134, AIP-161), and output-only members (AIP-203)."""
+"""Update masks of requests (AIP-134, AIP-161), and read-only members of resources (AIP-203)."""
 
 import re
 from collections.abc import Container, Mapping
@@ -6,70 +6,87 @@ from functools import cache
 from typing import Any, Final
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from google.protobuf.message_factory import GetMessageClass
 
-from gateway.parameters import field_named, violation
-from postbus.codec import POOL
-from postbus.registry import Method
+from gateway.parameters import Document, field_named, violation
+from postbus.registry import HttpRule, Method
 from shared.errors import FieldViolation, shown_name
+from shared.output_only import is_output_only
 from shared.wire import message_class
 
 __all__ = ["Resource", "derive_mask", "resource_of", "unknown_paths"]
 
 MASK: Final = "update_mask"
-_OUTPUT_ONLY: Final = 3
-"""Number in google.api.FieldBehavior."""
+_CHANGES: Final = ("PATCH", "PUT")
+"""Verbs that change a resource; a client may send it as it was read."""
 _CAPITAL: Final = re.compile("[A-Z]")
-_FieldOptions: Any = GetMessageClass(POOL.FindMessageTypeByName("google.protobuf.FieldOptions"))
-_BEHAVIOR: Any = POOL.FindExtensionByName("google.api.field_behavior")
 
 
 class Resource:
     """The resource that a method changes.
 
     `writable` describes the message of the request that holds its fields, `readable` the resource
-    in the response. `read_only` has the names of the members that a change ignores. `has_mask`: the
-    request has an update mask.
+    in the response. `read_only` has the names of output-only members that are no fields of the
+    request: a change ignores them. `has_mask`: the request has an update mask.
     """
 
     def __init__(self, writable: Descriptor, readable: Descriptor, *, has_mask: bool) -> None:
         self.writable = writable
         self.readable = readable
         self.has_mask = has_mask
-        own = set() if writable is readable else {field.name for field in writable.fields}
+        own = {field.name for field in writable.fields}
         self.read_only = frozenset(
             name
             for field in readable.fields
-            if field.name not in own and _is_output_only(field)
+            if field.name not in own and is_output_only(field)
             for name in (field.name, field.json_name)
         )
+
+    def without_read_only(self, document: Document) -> Document:
+        """Return a document of the resource without the members in `read_only`."""
+        if document.keys().isdisjoint(self.read_only):
+            return document
+        return {name: value for name, value in document.items() if name not in self.read_only}
 
 
 @cache
 def resource_of(method: Method) -> Resource | None:
-    """Return the resource that a method with a PATCH changes; None for other methods."""
+    """Return the resource that a method changes by PATCH, PUT or an update mask; None if none."""
     request: Any = message_class(method.request_name).DESCRIPTOR
-    rule = next((rule for rule in method.http if rule.verb == "PATCH"), None)
-    if rule is None:
-        return None
     has_mask = MASK in request.fields_by_name
-    if rule.body != "*":
-        body = _message_of_field(request, rule.body)
+    rule = next((rule for rule in method.http if rule.verb in _CHANGES and rule.body), None)
+    if rule is None and not has_mask:
+        return None
+    if name := _resource_field(request, rule):
+        body = _message_of_field(request, name)
         return Resource(body, body, has_mask=has_mask)
     response: Any = message_class(method.response_name).DESCRIPTOR
-    readable = _message_of_field(response, rule.response_body)
+    readable = _message_of_field(response, rule.response_body if rule else _only_message(response))
     return Resource(request, readable, has_mask=has_mask)
+
+
+def _resource_field(request: Descriptor, rule: HttpRule | None) -> str:
+    """Return the name of the request's field with the resource; "" if the request has its fields.
+
+    Without a rule for HTTP it is the only message beside the mask (AIP-134).
+    """
+    if rule is not None:
+        return "" if rule.body == "*" else rule.body
+    return _only_message(request)
+
+
+def _only_message(message: Descriptor) -> str:
+    found = [
+        field.name
+        for field in message.fields
+        if field.name != MASK and not field.is_repeated and _is_contract_message(field)
+    ]
+    return found[0] if len(found) == 1 else ""
 
 
 def _message_of_field(message: Descriptor, name: str) -> Descriptor:
     """Return the message in a field, or `message` itself if it has no such field."""
     field = field_named(message, name)
     return field.message_type if field and field.message_type else message
-
-
-def _is_output_only(field: FieldDescriptor) -> bool:
-    options = _FieldOptions.FromString(field.GetOptions().SerializeToString())
-    return _OUTPUT_ONLY in options.Extensions[_BEHAVIOR]
 
 
 def unknown_paths(resource: Resource, message: Any) -> list[FieldViolation]:
@@ -131,7 +148,7 @@ def _paths(message: Descriptor, document: Mapping[str, Any], prefix: str = "") -
     """Return the paths of the fields in a document; messages of the contract are descended into."""
     paths = []
     for name, value in document.items():
-        if (field := field_named(message, name)) is None:
+        if (field := field_named(message, name)) is None or is_output_only(field):
             continue
         path = prefix + field.name
         if isinstance(value, dict) and value and _is_contract_message(field):

@@ -7,7 +7,6 @@ from typing import Final
 
 import structlog
 
-from gateway.request_headers import MAX_TIMEOUT
 from gateway.services import Services
 from gateway.websocket_frames import CallFrame, member_frame, result_frame
 from gateway.websocket_sender import FrameSender
@@ -121,7 +120,7 @@ class SocketCalls:
         seconds = milliseconds / 1000 if milliseconds else frame.method.timeout
         return Call.new(
             frame.request.SerializeToString(),
-            budget=min(seconds, MAX_TIMEOUT) - late,
+            budget=seconds - late,
             access_token=self._access_token,
             operation_id=frame.content.operation_id,
             traceparent=traceparent,

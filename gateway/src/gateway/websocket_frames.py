@@ -14,6 +14,7 @@ from gateway.parameters import Document
 from gateway.update_masks import resource_of, unknown_paths
 from postbus.registry import Method
 from shared.errors import Code, FieldViolation, ServiceError
+from shared.output_only import remover
 from shared.protojson import packed, parse_json, read_message, require_unique, write_message
 from shared.wire import find_violations, invalid_fields, message_class, require_valid, to_upb
 
@@ -116,8 +117,13 @@ def _read_request(method: Method, document: Any) -> Message:
                 "WRONG_REQUEST_TYPE",
                 f"{method.name} takes a {method.request_name}.",
             )
-    request = read_message(message_class(method.request_name), document)
     resource = resource_of(method)
+    if resource is not None:
+        document = resource.without_read_only(document)
+    request = read_message(message_class(method.request_name), document)
+    remove_output_only = remover(request.DESCRIPTOR)
+    if remove_output_only is not None:
+        remove_output_only(request)
     found = unknown_paths(resource, request) if resource and resource.has_mask else []
     broken, more = find_violations(request)
     if found or broken:

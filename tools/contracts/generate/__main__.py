@@ -28,6 +28,7 @@ from tools.contracts.generate.openapi import openapi
 from tools.contracts.generate.package_modules import write_package_modules
 from tools.contracts.generate.protos_zip import protos_zip
 from tools.contracts.generate.rest_models import rest_models_source
+from tools.contracts.generate.rule_checks import require_consistent_rules
 from tools.contracts.generate.third_party import lay_out
 from tools.paths import DEV, ROOT, VENV
 
@@ -87,10 +88,11 @@ def generate(project: Path, target: Path, further: Collection[str] = ()) -> None
     Raises CalledProcessError, after buf's errors are printed, and SystemExit with the file, line
     and reason if the contract is not supported.
     """
-    lay_out(project / ".dev/third_party")
+    lay_out(project / ".dev/third_party", project / "third_party")
     documented = target.with_name("documented.binpb")
-    _run("buf", "build", "-o", str(documented), cwd=project)
+    _run("buf", "build", "proto", "-o", str(documented), cwd=project)
     contracts = Contracts(documented.read_bytes())
+    require_consistent_rules(contracts, project)
     roots = tuple(f"{root}/" for root in ("postbus", *further))
     for name in contracts.file_names:
         if (project / "proto" / name).exists() and not name.startswith(roots):
@@ -109,7 +111,7 @@ def _write(contracts: Contracts, project: Path, target: Path, further: Collectio
         module.write_text(source)
     (target / "py.typed").touch()
     lean = str(target / "contracts.binpb")
-    _run("buf", "build", "--exclude-source-info", "-o", lean, cwd=project)
+    _run("buf", "build", "proto", "--exclude-source-info", "-o", lean, cwd=project)
     (target / "protos.zip").write_bytes(protos_zip(contracts.file_names, project))
     write_package_modules(target)
     (target / "described.py").write_text(described_source(contracts))

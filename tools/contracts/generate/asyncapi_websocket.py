@@ -20,11 +20,12 @@ _REPLIES: Final = {
 _SOCKET: Final = """\
 Frames are [ProtoJSON](https://protobuf.dev/programming-guides/json) in text messages. The server
 sends its canonical form, as in the schemas. Clients may also send `null` for a member that is not
-set, the names of the `.proto`, the numbers of enum values, and numbers as strings. The first frame
-of a client must be `authenticate`: any other frame closes the connection. The server closes with
-1003 after a binary message, 1009 after a message that is too large, 1013 if events may have been
-missed, 4401 for a missing or expired token or an ended session, and 4429 for a client that sends
-too much or reads too slowly; `frames.proto` lists all codes."""
+set, the names of the `.proto`, the numbers of enum values, and numbers as strings. Read-only
+members of a resource in a request are ignored, so that it can be sent as it was read. The first
+frame of a client must be `authenticate`: any other frame closes the connection. The server closes
+with 1003 after a binary message, 1009 after a message that is too large, 1013 if events may have
+been missed, 4401 for a missing or expired token or an ended session, and 4429 for a client that
+sends too much or reads too slowly; `frames.proto` lists all codes."""
 
 
 class WebSocketFrames:

@@ -1,27 +1,20 @@
 """Checks of a contract: everything that some output cannot express is refused before generation."""
 
-import re
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
-from google.protobuf.message_factory import GetMessageClass
-from protovalidate import CompilationError, Validator
+from google.protobuf.descriptor import MethodDescriptor
 
 from postbus_runtime.contract import ContractError
-from postbus_runtime.options import Access, EventOptions
+from postbus_runtime.fields import value_of
+from postbus_runtime.http_rules import bindings
 from tools.contracts.generate.descriptors import Contracts
+from tools.contracts.generate.http_checks import binding_errors, http_errors
 from tools.contracts.generate.name_table import check_names
+from tools.contracts.generate.option_checks import event_errors, method_errors
+from tools.contracts.generate.rule_checks import compile_rules
 
 __all__ = ["check_contracts"]
-
-_RATE: Final = re.compile(r"[1-9][0-9]*/(second|minute|hour|day)")
-_INTEGERS: Final = {
-    FieldDescriptor.CPPTYPE_INT32,
-    FieldDescriptor.CPPTYPE_INT64,
-    FieldDescriptor.CPPTYPE_UINT32,
-    FieldDescriptor.CPPTYPE_UINT64,
-}
 
 
 def check_contracts(contracts: Contracts) -> None:
@@ -29,7 +22,11 @@ def check_contracts(contracts: Contracts) -> None:
     for error in _errors(contracts):
         raise error
     check_names(contracts)
-    _compile_rules(contracts)
+    found = bindings(contracts)
+    for method in contracts.methods:
+        for error in binding_errors(contracts, method, found[method.full_name]):
+            raise error
+    compile_rules(contracts)
 
 
 def _errors(contracts: Contracts) -> Iterator[ContractError]:
@@ -38,82 +35,34 @@ def _errors(contracts: Contracts) -> Iterator[ContractError]:
             yield ContractError(file, 'only syntax = "proto3" is supported')
         if not file.package.startswith(f"{contracts.root}."):
             yield ContractError(file, f"its package must begin with {contracts.root}.")
+        if f"{file.package}.".startswith(f"{contracts.root}.imported."):
+            text = f"{contracts.root}.imported has the classes of third-party messages"
+            yield ContractError(file, text)
     for message in contracts.messages:
         if options := contracts.event_options.get(message.full_name):
-            yield from _in_event(message, options)
+            yield from event_errors(message, options)
+    yield from _in_imports(contracts)
     for method in contracts.methods:
         yield from _in_types(method)
-        yield from _in_method(contracts, method)
+        yield from method_errors(contracts, method)
+        yield from http_errors(contracts, method)
+
+
+def _in_imports(contracts: Contracts) -> Iterator[ContractError]:
+    for message in contracts.messages:
+        for field in message.fields:
+            kind = value_of(field).message_type or value_of(field).enum_type
+            if kind is None or kind.full_name not in contracts.imported:
+                continue
+            if contracts.syntax(kind.file) != "proto3":
+                text = f"{kind.full_name} is not proto3: use a message of your own"
+                yield ContractError(field, text)
 
 
 def _in_types(method: MethodDescriptor) -> Iterator[ContractError]:
     for kind in (method.input_type, method.output_type):
-        if kind.full_name.startswith("google.") and kind.full_name != "google.protobuf.Empty":
+        known = kind.full_name.startswith("google.protobuf.")
+        if known and kind.full_name != "google.protobuf.Empty":
             yield ContractError(method, f"wrap {kind.full_name} in a message of your own")
     if method.client_streaming:
         yield ContractError(method, "a stream of requests is not supported: only of responses")
-
-
-def _in_method(contracts: Contracts, method: MethodDescriptor) -> Iterator[ContractError]:
-    options = contracts.method_options[method.full_name]
-    if options.access is None:
-        yield ContractError(method, "state its access: (postbus.options.v1.method).access")
-    if options.rate_limit and not _RATE.fullmatch(options.rate_limit):
-        yield ContractError(method, f"rate_limit is not like `20/minute`: {options.rate_limit}")
-    if options.callers and options.access is not Access.INTERNAL:
-        yield ContractError(method, "a method with callers has access: ACCESS_INTERNAL")
-    if fault := _integer_fault(method.output_type, options.version):
-        yield ContractError(method, f"the version of the response is {fault}: {options.version}")
-    name = options.expected_version
-    field = method.input_type.fields_by_name.get(name)
-    if name and not _is_single(field, FieldDescriptor.TYPE_INT64):
-        yield ContractError(method, f"expected_version is not an int64 of the request: {name}")
-
-
-def _in_event(event: Descriptor, options: EventOptions) -> Iterator[ContractError]:
-    if options.subject not in event.fields_by_name:
-        text = f"the event's subject is not a field of it: {options.subject}"
-        yield ContractError(event, text)
-    if fault := _integer_fault(event, options.aggregate_version):
-        text = f"the event's aggregate_version is {fault}: {options.aggregate_version}"
-        yield ContractError(event, text)
-    for_a_user = options.access is Access.USER
-    if options.recipient and not for_a_user:
-        yield ContractError(event, "an event with a recipient has access: ACCESS_USER")
-    recipient = event.fields_by_name.get(options.recipient)
-    if for_a_user and not _is_single(recipient, FieldDescriptor.TYPE_STRING):
-        text = f"the event's recipient is not a string of it: {options.recipient or 'none'}"
-        yield ContractError(event, text)
-    ended = event.fields_by_name.get(options.ended_sessions)
-    if options.ended_sessions and not _is_list(ended, FieldDescriptor.TYPE_STRING):
-        text = f"ended_sessions is not a repeated string of the event: {options.ended_sessions}"
-        yield ContractError(event, text)
-
-
-def _is_single(field: FieldDescriptor | None, kind: int) -> bool:
-    return field is not None and field.type == kind and not field.is_repeated
-
-
-def _is_list(field: FieldDescriptor | None, kind: int) -> bool:
-    return field is not None and field.type == kind and field.is_repeated
-
-
-def _integer_fault(message: Descriptor, path: str) -> str:
-    """Return the fault of a path that must lead to one integer; "" if it has none."""
-    field: Any = None
-    kind: Descriptor | None = message
-    for part in path.split(".") if path else ():
-        field = kind.fields_by_name.get(part) if kind else None
-        if field is None or field.is_repeated:
-            return "not a field"
-        kind = field.message_type
-    return "not an integer" if field is not None and field.cpp_type not in _INTEGERS else ""
-
-
-def _compile_rules(contracts: Contracts) -> None:
-    validator = Validator()  # it caches messages by name, which differ between contracts
-    for message in contracts.messages:
-        try:
-            validator.collect_violations(GetMessageClass(message)())
-        except CompilationError as error:
-            raise ContractError(message, str(error).splitlines()[0]) from None

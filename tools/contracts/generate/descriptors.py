@@ -7,12 +7,14 @@ from functools import cached_property
 from typing import Any, Final
 
 from google.protobuf.descriptor import (
+    Descriptor,
     EnumDescriptor,
     FieldDescriptor,
     FileDescriptor,
     MethodDescriptor,
 )
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.message_factory import GetMessageClass
 
 from postbus_runtime.contract import Contract, ContractError
 
@@ -41,6 +43,11 @@ class Contracts(Contract):
         return [file.name for file in self._files]
 
     @property
+    def protos(self) -> list[FileDescriptorProto]:
+        """All files with comments, imports included, each after the files that it imports."""
+        return list(self._files)
+
+    @property
     def own_protos(self) -> list[FileDescriptorProto]:
         """The contract's own files with comments, each after the files that it imports."""
         return [file for file in self._files if file.name.startswith(f"{self.root}/")]
@@ -65,6 +72,34 @@ class Contracts(Contract):
         """Return the syntax of a file: `proto3` or `editions`; empty for proto2."""
         return next(each.syntax for each in self._files if each.name == file.name)
 
+    @cached_property
+    def imported_messages(self) -> list[Descriptor]:
+        """The third-party messages in messages and methods, by full name."""
+        return [each for each in self.imported.values() if isinstance(each, Descriptor)]
+
+    @cached_property
+    def imported(self) -> dict[str, Descriptor | EnumDescriptor]:
+        """The third-party messages and enums in messages and methods, by full name."""
+        found: dict[str, Descriptor | EnumDescriptor] = {}
+        waiting = [*self.messages]
+        waiting += [kind for each in self.methods for kind in (each.input_type, each.output_type)]
+        seen: set[str] = set()
+        while waiting:
+            message = waiting.pop()
+            if message.full_name in seen:
+                continue
+            seen.add(message.full_name)
+            used: list[Descriptor | EnumDescriptor] = [message]
+            used += [field.enum_type for field in message.fields if field.enum_type]
+            found |= {each.full_name: each for each in used if self._is_foreign(each)}
+            waiting += [field.message_type for field in message.fields if field.message_type]
+        return {name: found[name] for name in sorted(found)}
+
+    def _is_foreign(self, kind: Descriptor | EnumDescriptor) -> bool:
+        package = f"{kind.file.package}."
+        own = package.startswith((f"{self.root}.", "google.protobuf."))
+        return not own and not (isinstance(kind, Descriptor) and kind.GetOptions().map_entry)
+
     def rules(self, field: FieldDescriptor) -> Any:
         """Return the buf.validate rules of a field."""
         return self.options.foreign(field, "buf.validate.field")
@@ -76,6 +111,26 @@ class Contracts(Contract):
     def is_output_only(self, field: FieldDescriptor) -> bool:
         """Return whether google.api.field_behavior includes OUTPUT_ONLY."""
         return "OUTPUT_ONLY" in self.options.behaviors(field)
+
+    @cached_property
+    def parsed_files(self) -> list[Any]:
+        """Every file, imports included, as a message of the pool's class: options are parsed."""
+        name = "google.protobuf.FileDescriptorProto"
+        try:
+            kind: Any = GetMessageClass(self.pool.FindMessageTypeByName(name))
+        except KeyError:  # no file imports options
+            return list(self._files)
+        return [kind.FromString(file.SerializeToString()) for file in self._files]
+
+    def option_at(self, file_name: str, line: int, column: int) -> Any:
+        """Return the value of the option at a position, both from 0; None if there is none.
+
+        An option in an array, such as one expression of `cel`, is an option of its own.
+        """
+        file = next((each for each in self.parsed_files if each.name == file_name), None)
+        locations = file.source_code_info.location if file else ()
+        at = [each for each in locations if list(each.span[:2]) == [line, column]]
+        return _value_at(file, max((list(each.path) for each in at), key=len)) if at else None
 
     def comment(self, full_name: str) -> str:
         """Return the leading comment of a message, field, method or service, as one text.
@@ -91,6 +146,7 @@ class Contracts(Contract):
         where = error.where
         if isinstance(where, FileDescriptor):
             return f"proto/{where.name}{self._package_line(where)}: {error}"
+        where = _declared(where)
         file = where.containing_service.file if isinstance(where, MethodDescriptor) else where.file
         return f"{self.position(where.full_name) or f'proto/{file.name}'}: {error}"
 
@@ -147,6 +203,32 @@ def _name_at(file: FileDescriptorProto, path: list[int]) -> str:
         names.append(owner.name)
         path = path[2:]
     return "" if path or len(names) == 1 else ".".join(names)
+
+
+def _value_at(message: Any, path: list[int]) -> Any:
+    """Return the value at a path of field numbers and indexes (descriptor.proto); None if none."""
+    value = message
+    while path:
+        number, *path = path
+        kind = value.DESCRIPTOR
+        field = kind.fields_by_number.get(number)
+        if field is not None:
+            value = getattr(value, field.name)
+        else:
+            field = kind.file.pool.FindExtensionByNumber(kind, number)
+            value = value.Extensions[field]
+        if field.is_repeated and path:
+            index, *path = path
+            value = value[index]
+    return value
+
+
+def _declared(where: Any) -> Any:
+    """Return the map field for a field of its entry, which stands in no source."""
+    entry: Any = where.containing_type if isinstance(where, FieldDescriptor) else None
+    if entry is None or not entry.GetOptions().map_entry:
+        return where
+    return next(each for each in entry.containing_type.fields if each.message_type is entry)
 
 
 def _text(comment: str) -> str:

@@ -3,7 +3,9 @@
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.wrappers_pb2 import FloatValue
 
+from shared.protojson import write_message
 from tools.contracts.generate.json_schema_keywords import set_values
 from tools.contracts.generate.json_values import Schema, wide_integer
 
@@ -41,8 +43,10 @@ def _bound_integer(schema: Schema, bounds: dict[str, int]) -> None:
 
 def _bound_float(schema: Schema, bounds: dict[str, float], *, finite: bool) -> None:
     names = {"gt": "exclusiveMinimum", "gte": "minimum", "lt": "exclusiveMaximum", "lte": "maximum"}
-    keywords = {names[name]: value for name, value in bounds.items()}
     number, texts = schema["anyOf"]
+    if number["format"] == "float":
+        bounds = {name: _as_shown(name, value) for name, value in bounds.items()}
+    keywords = {names[name]: value for name, value in bounds.items()}
     number |= keywords
     schema["x-python"] |= keywords
     excluded = {"NaN"} if bounds or finite else set()
@@ -52,3 +56,11 @@ def _bound_float(schema: Schema, bounds: dict[str, float], *, finite: bool) -> N
     if not texts["enum"]:
         schema |= number
         del schema["anyOf"]
+
+
+def _as_shown(rule: str, bound: float) -> float:
+    """Return a bound of 32 bits that includes its shortest text: a response shows 0.1 as `0.1`."""
+    shown = float(write_message(FloatValue(value=bound)))
+    if rule == "gte":
+        return min(bound, shown)
+    return max(bound, shown) if rule == "lte" else bound

@@ -24,7 +24,8 @@ Schema = dict[str, Any]
 
 _F = FieldDescriptor
 _TYPES: Final = "postbus_runtime.rest_types"
-_FLOAT_MAX: Final = 3.4028234663852886e38
+_FLOAT_END: Final = 3.4028235677973366e38
+"""The smallest number that rounds to infinity in 32 bits; a response may have 3.4028235e38."""
 _BASE64: Final = "[A-Za-z0-9+/_-]"
 _NOT_FINITE: Final = ["NaN", "Infinity", "-Infinity"]
 INTEGER: Final = "^-?[0-9]+$"
@@ -95,7 +96,7 @@ _BOOL: Final = {
 }
 _STRING: Final = {"type": "string", "x-python": {"type": "string"}}
 _DOUBLE: Final = _float("double", {})
-_SINGLE: Final = _float("float", {"minimum": -_FLOAT_MAX, "maximum": _FLOAT_MAX})
+_SINGLE: Final = _float("float", {"exclusiveMinimum": -_FLOAT_END, "exclusiveMaximum": _FLOAT_END})
 _INT64: Final = _reference("Int64")
 _UINT64: Final = _reference("Uint64")
 _SCALARS: Final[dict[int, Schema]] = {

@@ -14,6 +14,7 @@ from betterproto.plugin.parser import generate_code
 from google.protobuf.compiler import plugin_pb2
 
 from tools.contracts.generate.descriptors import Contracts
+from tools.contracts.generate.imported_classes import imported_protos, with_moved_packages
 
 __all__ = ["message_classes", "with_optional_times", "with_runtime_classes"]
 
@@ -29,6 +30,7 @@ _BASES = {
 }
 """Base classes of betterproto, with those that replace them and their imports."""
 _IMPORT = "import betterproto\n"
+_DOCSTRING: Final = re.compile(r'""".*?"""', re.DOTALL)
 _TIME: Final = re.compile(
     r"^(    \w+): (datetime|timedelta) = betterproto\.message_field\((\d+)\)", re.MULTILINE
 )
@@ -38,12 +40,14 @@ _TIME: Final = re.compile(
 def message_classes(contracts: Contracts, further: Collection[str] = ()) -> dict[str, str]:
     """Return the source of each module by its path, such as `postbus/posts/v1/__init__.py`.
 
-    Those of the package roots `further` are included.
+    Those of the package roots `further` are included, and below `postbus/imported` those of the
+    third-party packages that contracts use.
 
     betterproto runs in this process and without black, which takes most of its time: the caller
     formats the package.
     """
-    generated = [*contracts.own_protos, *contracts.protos_below(further)]
+    own = [*contracts.own_protos, *contracts.protos_below(further)]
+    generated = [*imported_protos(contracts), *own]
     request = plugin_pb2.CodeGeneratorRequest(
         file_to_generate=[file.name for file in generated],
         proto_file=[*contracts.google_protos, *generated],
@@ -58,11 +62,14 @@ def message_classes(contracts: Contracts, further: Collection[str] = ()) -> dict
         redirect_stderr(StringIO()),  # the names of the files
     ):
         response = generate_code(CodeGeneratorRequest().parse(request.SerializeToString()))
-    return {file.name: with_runtime_classes(file.content) for file in response.file}
+    sources = {file.name: with_runtime_classes(file.content) for file in response.file}
+    return with_moved_packages(sources, contracts.root, further)
 
 
 def with_runtime_classes(source: str) -> str:
     """Return betterproto's module `source` with other base classes, and without gRPC servers."""
+    # a comment may have backslashes, which begin escapes in a docstring
+    source = _DOCSTRING.sub(lambda found: found[0].replace("\\", "\\\\"), source)
     source = with_optional_times(_without_grpc(source))
     for base, (replacement, statement) in _BASES.items():
         if base in source:

@@ -176,7 +176,7 @@ def _of_method(method: MethodDescriptor) -> Iterator[GeneratedName]:
 def _of_documents(contracts: Contracts) -> Iterator[GeneratedName]:
     """Yield the names in the OpenAPI document; the rules of `Names` make them unique."""
     names = Names(contracts)
-    for message in contracts.messages:
+    for message in (*contracts.messages, *contracts.imported_messages):
         yield from (_name("component", name, message) for name in names.components(message))
     for method in contracts.methods:
         service = method.containing_service

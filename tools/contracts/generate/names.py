@@ -3,7 +3,8 @@
 A message has its own name: `Post`. If several packages have a message of this name, each has the
 name of its package in front: `PostsPost`. If earlier versions of the package have one, the package
 and the version are in front: `PostsV2Post`. So a new version renames nothing of an older one. The
-same holds for the tags of services. The operationId of a method is its name; it is preceded by the
+same holds for the tags of services. A third-party message has its whole package in front:
+`GoogleTypeMoney`. The operationId of a method is its name; it is preceded by the
 tag, `PostsService_GetPost`, if methods of several services have this name, or those of several
 versions.
 """
@@ -46,7 +47,9 @@ class Names:
     """The names of a contract. Raises ContractError if two are equal in spite of the rules."""
 
     def __init__(self, contracts: Contracts) -> None:
-        messages = _messages(contracts.messages, _in_both(contracts))
+        both = _in_both(contracts)
+        messages = _messages(contracts.messages, both, _qualified)
+        messages += _messages(contracts.imported_messages, both, _imported)
         self._components = _choose("component", pascal_case, messages, _RESERVED)
         services = {each.containing_service.full_name: each for each in contracts.methods}
         owners = [each.containing_service for each in services.values()]
@@ -123,13 +126,15 @@ def _numbered(name: str, index: int) -> str:
     return f"{name}_{index}" if index else name
 
 
-def _messages(messages: Sequence[Descriptor], both: Set[str]) -> list[_Named]:
+def _messages(
+    messages: Sequence[Descriptor], both: Set[str], name: Callable[[Descriptor, Set[str]], _Named]
+) -> list[_Named]:
     """Return the candidates of messages; those in `both` have two names."""
     first = _first_versions(messages)
     taken = {(each.file.package, pascal_case(_short(each))) for each in messages}
     found = []
     for message in messages:
-        named = _qualified(message, first)
+        named = name(message, first)
         if message.full_name in both:
             short, package = _short(message), message.file.package
             free = (each for each in _SUFFIXES if (package, pascal_case(short + each)) not in taken)
@@ -154,6 +159,12 @@ def _qualified(kind: Any, first: Set[str]) -> _Named:
         fronts = fronts[-1:]
     found = dict.fromkeys(pascal_case("_".join(front)) + _short(kind) for front in fronts)
     return _Named(owner=kind, candidates=[(each,) for each in found])
+
+
+def _imported(message: Descriptor, _: Set[str]) -> _Named:
+    """Return the candidate of a third-party message: with its whole package, `GoogleTypeMoney`."""
+    name = "".join(part[:1].upper() + part[1:] for part in message.full_name.split("."))
+    return _Named(owner=message, candidates=[(name,)])
 
 
 def package_of(kind: Any) -> str:

@@ -25,9 +25,9 @@ have its canonical form. Requests may also have: `null` for a member that is not
 the `.proto` (`page_size`) in place of the names shown; the numbers of enum values, known or not;
 numbers as strings, and integers as `5.0` or `1e2`; base64 in both alphabets, with or without
 padding. Unknown members are refused, and so are members that appear twice, under one name or under
-both. A response can be sent back in a change: read-only members are ignored. A body has at most
-{max_body_bytes} bytes, 100 levels and 20,000 values. Unless stated otherwise, a list has at most
-1,000 items, and a map as many members.
+both. Read-only members in a request are ignored: a resource can be sent back as it was read. A body
+has at most {max_body_bytes} bytes, 100 levels and 20,000 values. Unless stated otherwise, a list
+has at most 1,000 items, and a map as many members.
 
 Every error is a problem (RFC 9457) with a code and a stable reason. The request header
 `Request-Timeout` sets the time to wait for the response, from 0.001 to 30 seconds; `traceparent`

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
-from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.descriptor import Descriptor, MethodDescriptor
 
 from postbus_runtime.contract import ContractError
 from postbus_runtime.http_rules import Binding, json_path
@@ -18,6 +18,10 @@ __all__ = ["Operation"]
 
 _DERIVED: Final = frozenset({"update_mask"})
 """Fields that the gateway sets for a PATCH."""
+_RAW_CONTENT: Final[Schema] = {"*/*": {}}
+"""The content of a google.api.HttpBody: any media type."""
+_CHANGES: Final = ("PATCH", "PUT")
+"""Verbs that change a resource, which may be sent as it was read."""
 
 
 class Operation:
@@ -83,6 +87,9 @@ class Operation:
 
     def _request_body(self) -> Schema:
         """Return the body, which is optional if `{}` has all required members."""
+        request, name = self._method.input_type, self._binding.body
+        if _is_raw(request, "" if name == "*" else name):
+            return {"required": False, "content": _RAW_CONTENT}
         schema = self._body()
         kinds = ["application/json"]
         if self._binding.verb == "PATCH":
@@ -114,25 +121,32 @@ class Operation:
 
     def _read_only(self, writable: set[str]) -> dict[str, Schema]:
         """Return the read-only members of the resource, which a change ignores (AIP-203)."""
-        resource = self._binding.response_field
-        if self._binding.verb != "PATCH" or resource is None or resource.message_type is None:
+        field = self._binding.response_field
+        resource = field.message_type if field else self._method.output_type
+        if self._binding.verb not in _CHANGES or resource is None:
             return {}
         return {
             field.json_name: self._schemas.field(field, request=False) | {"readOnly": True}
-            for field in resource.message_type.fields
+            for field in resource.fields
             if field.json_name not in writable and self._contracts.is_output_only(field)
         }
 
     def _responses(self) -> dict[str, Any]:
-        empty = self._binding.response_field is None and not self._method.output_type.fields
+        method = self._method
+        empty = not (
+            self._binding.response_field or method.output_type.fields or method.server_streaming
+        )
         done = {"description": "Done."} if empty else self._done()
         return {
-            "204" if empty else str(self._binding.status): done | self._headers.of_success(),
+            str(self._binding.status): done | self._headers.of_success(),
             **self._headers.responses(),
         }
 
     def _done(self) -> Schema:
         field = self._binding.response_field
+        raw = _is_raw(self._method.output_type, field.json_name if field else "")
+        if raw and not self._method.server_streaming:
+            return {"description": "Done.", "content": _RAW_CONTENT}
         schema = (
             self._schemas.reference(self._method.output_type)
             if field is None
@@ -146,3 +160,10 @@ class Operation:
                 "content": content,
             }
         return {"description": "Done.", "content": {"application/json": {"schema": schema}}}
+
+
+def _is_raw(message: Descriptor, body: str) -> bool:
+    """Return whether a body, a field of a message or the whole one, is a google.api.HttpBody."""
+    field = next((each for each in message.fields if each.json_name == body), None)
+    kind = field.message_type if field and not field.is_repeated else None if body else message
+    return kind is not None and kind.full_name == "google.api.HttpBody"

@@ -90,7 +90,7 @@ class RestHeaders:
     ) -> None:
         options = contracts.method_options[method.full_name]
         safe = options.idempotency is Idempotency.NO_SIDE_EFFECTS
-        self._content = bool(method.output_type.fields)
+        self._content = bool(method.output_type.fields) or method.server_streaming
         has_body = self._content and not method.server_streaming
         versioned = bool(options.version)
         tagged = has_body and binding.status in (200, 201) and (safe or versioned)

@@ -42,7 +42,7 @@ def rest_models_source(contracts: Contracts) -> str:
             schemas.reference(method.input_type, request=True)
     components = {
         schemas.name(message, request=True): message
-        for message in contracts.messages
+        for message in (*contracts.messages, *contracts.imported_messages)
         if schemas.name(message, request=True) in schemas.components
     }
     classes = _classes(components)

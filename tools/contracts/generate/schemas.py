@@ -3,12 +3,11 @@
 from typing import Any, Final
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescriptor
-from google.protobuf.message_factory import GetMessageClass
-from protovalidate import Validator
 
 from postbus_runtime.contract import ContractError
 from postbus_runtime.fields import choices, is_map, is_optional, message_of, value_of
 from tools.contracts.generate.descriptors import Contracts
+from tools.contracts.generate.empty_messages import EmptyMessages
 from tools.contracts.generate.json_schema_rules import constrain
 from tools.contracts.generate.json_values import (
     COMPONENTS,
@@ -20,6 +19,7 @@ from tools.contracts.generate.json_values import (
     scalar,
 )
 from tools.contracts.generate.names import Names
+from tools.contracts.generate.rule_remarks import field_remarks, message_remarks
 
 __all__ = ["Schema", "Schemas"]
 
@@ -37,7 +37,7 @@ class Schemas:
         self._contracts = contracts
         self._response_only = response_only
         self.names = Names(contracts)
-        self._validator = Validator()  # it caches messages by name, which differ between contracts
+        self._empty = EmptyMessages(contracts)
         self.components: dict[str, Schema] = {}
 
     def reference(self, message: Descriptor, *, request: bool = False) -> Schema:
@@ -76,7 +76,7 @@ class Schemas:
         ]
         schema: Schema = {
             "type": "object",
-            "description": self._contracts.comment(message.full_name),
+            "description": self._description(message) if request else self._comment(message),
             "properties": {
                 field.json_name: self.field(field, request=request, required=field.name in refused)
                 for field in fields
@@ -93,13 +93,19 @@ class Schemas:
 
     def _refused(self, message: Any) -> set[str]:
         """Return the fields that protovalidate misses in an empty message."""
-        violations = self._validator.collect_violations(GetMessageClass(message)())
+        violations = self._empty.violations(message)
         refused = {
             violation.proto.field.elements[0].field_name
             for violation in violations
             if violation.proto.field and violation.proto.field.elements
         }
         for field in message.fields:
+            if self._contracts.is_output_only(field) and field.name in refused:
+                raise ContractError(
+                    field,
+                    "OUTPUT_ONLY, so requests lack it, but a rule refuses that: set"
+                    " (buf.validate.field).ignore = IGNORE_IF_ZERO_VALUE",
+                )
             if self._contracts.is_required(field) and field.name not in refused:
                 raise ContractError(
                     field, "REQUIRED, but no rule of buf.validate refuses it when it is missing"
@@ -107,15 +113,29 @@ class Schemas:
         return refused
 
     def field(self, field: FieldDescriptor, *, request: bool, required: bool = False) -> Schema:
-        """Return the schema of a field with its comment and, in a request, its rules."""
+        """Return the schema of a field with its comment and, in a request, its rules.
+
+        A request may have an output-only field, whose value is ignored (AIP-203).
+        """
+        if request and self._contracts.is_output_only(field):
+            return self.field(field, request=False) | {"readOnly": True, "x-python": {}}
         schema = self._value(field, request=request)
         if request:
             schema = constrain(schema, self._contracts.rules(field), field)
             choice = field.containing_oneof is not None and not is_optional(field)
             if field.has_presence and not required and not choice:
                 schema = _nullable(schema)
-        comment = self._contracts.comment(field.full_name)
-        return schema | ({"description": comment} if comment else {})
+        text = self._comment(field) or schema.get("description", "")
+        remarks = field_remarks(self._contracts, field) if request else ""
+        text = _paragraphs(text, remarks)
+        return schema | ({"description": text} if text else {})
+
+    def _description(self, message: Descriptor) -> str:
+        """Return the comment of a message, and its rules that no schema expresses."""
+        return _paragraphs(self._comment(message), message_remarks(self._contracts, message))
+
+    def _comment(self, described: Descriptor | FieldDescriptor) -> str:
+        return self._contracts.comment(described.full_name)
 
     def _value(self, field: FieldDescriptor, *, request: bool) -> Schema:
         single = self._single(value_of(field), request=request)
@@ -130,12 +150,17 @@ class Schemas:
         if field.message_type is None:
             return self._shared(scalar(field), request=request)
         name = field.message_type.full_name
-        if name == _ANY and not request:
-            return {"type": "object", "properties": {"@type": {"type": "string"}}}
+        if name == _ANY:
+            return {
+                "type": "object",
+                "properties": {"@type": {"type": "string"}},
+                **({"x-python": {}} if request else {}),
+            }
         if (known := known_value(name)) is not None:
             return self._shared(known, request=request)
         if name.startswith("google.protobuf."):
-            raise ContractError(field, f"{name} is not supported")
+            text = f"{name} has no JSON form: use a message of your own"
+            raise ContractError(field, text)
         return self.reference(field.message_type, request=request)
 
     def _shared(self, schema: Schema, *, request: bool) -> Schema:
@@ -153,6 +178,10 @@ class Schemas:
         if rules is not None and rules.required:
             return {"oneOf": members}
         return {"oneOf": [*members, {"not": {"anyOf": members}}]}
+
+
+def _paragraphs(*texts: str) -> str:
+    return "\n\n".join(text for text in texts if text)
 
 
 def _nullable(schema: Schema) -> Schema:

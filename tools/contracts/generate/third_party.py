@@ -1,6 +1,11 @@
-"""Lay out the .proto files of Google and Buf from the Python packages that contain them."""
+"""Lay out the third-party .proto files: of Google and Buf from Python packages, and vendored ones.
+
+Contracts import google/api, google/rpc and google/type from `googleapis-common-protos`, and
+buf/validate from `protovalidate`. Files of others stand below `third_party`, beside `proto`.
+"""
 
 import shutil
+import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -13,15 +18,33 @@ from tools.contracts.generate.proto_text import proto_text
 
 __all__ = ["lay_out"]
 
-_GOOGLE = ("annotations.proto", "field_behavior.proto", "http.proto")
+_GOOGLE = ("google.api", "google.rpc", "google.type")
+_WELL_KNOWN = "google/protobuf/"
+"""Files that every compiler has."""
 
 
-def lay_out(target: Path) -> None:
-    """Replace `target` by a folder with google/api and buf/validate."""
+def lay_out(target: Path, vendored: Path | None = None) -> None:
+    """Replace `target` by a folder with the files of the packages and those below `vendored`.
+
+    Raises SystemExit for a vendored file that a package or the project has too.
+    """
     shutil.rmtree(target, ignore_errors=True)
-    for name in _GOOGLE:
-        _write(target / "google/api" / name, files("google.api").joinpath(name).read_text())
+    for package in _GOOGLE:
+        for source in files(package).iterdir():
+            if source.name.endswith(".proto"):
+                _write(target / package.replace(".", "/") / source.name, source.read_text())
     _write(target / "buf/validate/validate.proto", _validate_text())
+    for path in sorted(vendored.rglob("*.proto")) if vendored else ():
+        name = path.relative_to(vendored).as_posix()  # type: ignore[arg-type]  # it has files
+        _require_new(name, target)
+        _write(target / name, path.read_text())
+
+
+def _require_new(name: str, target: Path) -> None:
+    if (target / name).exists() or name.startswith(_WELL_KNOWN):
+        sys.exit(f"gen: third_party/{name}: a package of the project has this file: remove it")
+    if name.startswith("postbus/"):
+        sys.exit(f"gen: third_party/{name}: the project's own contracts belong in proto/postbus")
 
 
 def _validate_text() -> str:

@@ -35,12 +35,13 @@ class MethodRules(GeneratedMessage):
 
     default_timeout_ms: int = betterproto.uint32_field(2)
     """
-    Budget of a call in milliseconds, unless the caller sets one; 5000 if unset.
+    Budget of a call in milliseconds, unless the caller sets one; 5000 if unset, at most 60000.
     """
 
     http_status: int = betterproto.uint32_field(3)
     """
-    Status of a successful HTTP response; 200 if unset, 204 for an empty message.
+    Status of a successful HTTP response: 200 to 204. If unset, it is 200, or 204 for a response without
+     fields. 204 is only for such a response; with another status it has no content either.
     """
 
     secret_response: bool = betterproto.bool_field(4)

@@ -8,6 +8,7 @@ from postbus.registry import EVENTS, METHODS, Method
 from shared.bus.consumed_event import ConsumedEvent
 from shared.bus.decorators import event_type, method_handler
 from shared.bus.handler_metrics import Statistics
+from shared.bus.handler_types import type_fault
 from shared.bus.served_method import Handler, ServedMethod
 
 __all__ = [
@@ -54,8 +55,8 @@ def served_methods(
 ) -> dict[str, ServedMethod]:
     """Return the methods of `worker` with their handlers in `owners`, by route.
 
-    Raises ContractMismatchError if a handler is missing, ambiguous, of another worker, or not an
-    async generator as streaming methods need.
+    Raises ContractMismatchError if a handler is missing, ambiguous, of another worker, not an
+    async generator as streaming methods need, or annotated with other types than its method.
     """
     served: dict[str, ServedMethod] = {}
     routes = _routes_of(worker)
@@ -67,6 +68,7 @@ def served_methods(
             method = routes[name]
             if method.streams != inspect.isasyncgenfunction(function):
                 raise ContractMismatchError(f"{name}: only streams are async generators")
+            _require_types(name, function, method.request, method.response, streams=method.streams)
             handled = ServedMethod(name, method, function, statistics.of(name))
             _add_once(served, name, handled)
     missing = sorted(routes.keys() - served.keys())
@@ -83,7 +85,8 @@ def consumed_events(
 ) -> dict[str, ConsumedEvent]:
     """Return the events that `owners` consume, by type.
 
-    Raises ContractMismatchError for a message that is not an event, and for a second consumer.
+    Raises ContractMismatchError for a message that is not an event, for a second consumer, and for
+    one that is annotated with other types.
     """
     types = {event.message: event for event in EVENTS.values()}
     consumed: dict[str, ConsumedEvent] = {}
@@ -91,9 +94,17 @@ def consumed_events(
         event = types.get(message)
         if event is None:
             raise ContractMismatchError(f"{message.__name__} is not an event of the contract")
+        _require_types(event.name, function, message, None)
         handled = ConsumedEvent(worker, event, function, statistics.of(event.name))
         _add_once(consumed, event.name, handled)
     return consumed
+
+
+def _require_types(
+    name: str, function: Handler, request: type, response: type | None, *, streams: bool = False
+) -> None:
+    if fault := type_fault(function, request=request, response=response, streams=streams):
+        raise ContractMismatchError(f"{name}: the handler {fault}")
 
 
 def _marked(
