@@ -91,7 +91,7 @@ def _write(contracts: Contracts, project: Path, target: Path) -> None:
     write_package_modules(target)
     (target / "described.py").write_text(described_source(contracts))
     for name, document in (("openapi", openapi), ("asyncapi", asyncapi)):
-        text = json.dumps(document(contracts), indent=2, ensure_ascii=False)
+        text = json.dumps(document(contracts), indent=2)
         (target / f"{name}.json").write_text(text + "\n")
     (target / "rest.py").write_text(rest_models_source(contracts))
     _run("ruff", "format", "--isolated", "--line-length=100", "--quiet", str(target), cwd=ROOT)

@@ -9,6 +9,7 @@ from postbus_runtime.http_rules import Binding, bindings
 from postbus_runtime.locations import location
 from postbus_runtime.options import Access
 from tools.contracts.generate.descriptors import Contracts
+from tools.contracts.generate.examples import Examples
 from tools.contracts.generate.json_values import select_variant
 from tools.contracts.generate.openapi_operation import Operation
 from tools.contracts.generate.rest_headers import RestHeaders, header_fields
@@ -54,7 +55,7 @@ def openapi(contracts: Contracts) -> dict[str, Any]:
             "title": "Postbus",
             "version": "1",
             "description": _INFO,
-            "license": {"name": "MIT"},
+            "license": {"name": "MIT", "identifier": "MIT"},
         },
         "tags": [
             {"name": services[name].name, "description": contracts.comment(name)}
@@ -90,6 +91,7 @@ def _paths(contracts: Contracts, schemas: Schemas) -> dict[str, dict[str, Any]]:
     rules, public = bindings(contracts), _public(contracts)
     read = {each.path for _, found in public for each in found if each.verb == "GET"}
     paths: dict[str, dict[str, Any]] = {}
+    examples = Examples(contracts)
     for method, found in public:
         for index, binding in enumerate(found):
             headers = RestHeaders(
@@ -99,6 +101,8 @@ def _paths(contracts: Contracts, schemas: Schemas) -> dict[str, dict[str, Any]]:
                 created=bool(location(contracts, rules, method, binding)),
                 readable=binding.path in read,
             )
-            operation = Operation(contracts, schemas, method, binding, headers).document(index)
+            operation = Operation(contracts, schemas, method, binding, headers, examples).document(
+                index
+            )
             paths.setdefault(binding.path, {})[binding.verb.lower()] = operation
     return paths

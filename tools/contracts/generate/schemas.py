@@ -4,14 +4,19 @@ from collections.abc import Iterable
 from itertools import chain
 from typing import Any, Final
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescriptor
+from google.protobuf.descriptor import (
+    Descriptor,
+    EnumDescriptor,
+    FieldDescriptor,
+    OneofDescriptor,
+)
 from google.protobuf.message_factory import GetMessageClass
 from protovalidate import Validator
 
 from postbus_runtime.contract import ContractError
 from postbus_runtime.fields import choices, is_map, is_optional, message_of, value_of
 from tools.contracts.generate.descriptors import Contracts
-from tools.contracts.generate.json_schema_rules import constrain
+from tools.contracts.generate.json_schema_rules import constrain, set_formats
 from tools.contracts.generate.json_values import (
     COMPONENTS,
     INTEGER,
@@ -40,12 +45,10 @@ def reachable(messages: Iterable[Descriptor]) -> dict[str, Descriptor]:
 
 
 def names_of(contracts: Contracts) -> dict[str, str]:
-    """Return the component name of each message: short, with the package if two are equal."""
+    """Return the component name of each message and enum: with the package if two are equal."""
     short = {
-        message.full_name: message.full_name.removeprefix(f"{message.file.package}.").replace(
-            ".", ""
-        )
-        for message in contracts.messages
+        kind.full_name: kind.full_name.removeprefix(f"{kind.file.package}.").replace(".", "")
+        for kind in chain(contracts.messages, _enums(contracts))
     }
     counts: dict[str, int] = dict.fromkeys(COMPONENTS, 1)
     for name in short.values():
@@ -53,6 +56,13 @@ def names_of(contracts: Contracts) -> dict[str, str]:
     return {
         full: name if counts[name] == 1 else _package(full) + name for full, name in short.items()
     }
+
+
+def _enums(contracts: Contracts) -> Iterable[EnumDescriptor]:
+    """Return the enums of the fields of all messages."""
+    fields = (field for message in contracts.messages for field in message.fields)
+    found = {value_of(field).enum_type for field in fields}
+    return sorted((enum for enum in found if enum is not None), key=lambda enum: enum.full_name)
 
 
 def _package(full_name: str) -> str:
@@ -101,8 +111,8 @@ class Schemas:
     ) -> Schema:
         """Return the schema of a message without the fields `without`.
 
-        A response has every field without presence. A request must have the fields whose absence
-        breaks a rule, and may have no members other than fields.
+        A response has every field without presence, and those that a rule requires. A request must
+        have the fields whose absence breaks a rule, and may have no members other than fields.
         """
         fields = [field for field in message.fields if field.name not in without]
         if request:
@@ -111,7 +121,7 @@ class Schemas:
         required = [
             field.json_name
             for field in fields
-            if (field.name in refused if request else not field.has_presence)
+            if (field.name in refused if request else self._always_sent(field))
         ]
         schema: Schema = {
             "type": "object",
@@ -125,6 +135,9 @@ class Schemas:
         schema |= {"additionalProperties": False} if request else {}
         unions = [self._union(oneof, fields) for oneof in choices(message)] if request else []
         return schema | ({"allOf": unions} if len(unions) > 1 else unions[0] if unions else {})
+
+    def _always_sent(self, field: FieldDescriptor) -> bool:
+        return not field.has_presence or bool(self._contracts.rules(field).required)
 
     def required(self, field: FieldDescriptor) -> bool:
         """Return whether a request without the field breaks a rule."""
@@ -148,8 +161,10 @@ class Schemas:
     def field(self, field: FieldDescriptor, *, request: bool, required: bool = False) -> Schema:
         """Return the schema of a field with its comment and, in a request, its rules."""
         schema = self._value(field, request=request)
+        rules = self._contracts.rules(field)
+        schema = constrain(schema, rules, field) if request else set_formats(schema, rules)
+        self._name_enums(schema)
         if request:
-            schema = constrain(schema, self._contracts.rules(field), field)
             choice = field.containing_oneof is not None and not is_optional(field)
             if field.has_presence and not required and not choice:
                 schema = _nullable(schema)
@@ -176,6 +191,31 @@ class Schemas:
         if name.startswith("google.protobuf."):
             raise ContractError(field, f"{name} is not supported")
         return self.reference(field.message_type, request=request)
+
+    def _name_enums(self, schema: Schema) -> None:
+        """Replace each enum with all its values by a reference, in the documents only."""
+        enum = schema.pop("x-enum", None)
+        if enum is not None and schema["enum"] == [value.name for value in enum.values]:
+            name = self._names[enum.full_name]
+            self.components[name] = self._enum(enum)
+            del schema["type"], schema["enum"]
+            schema["$ref"] = f"#/components/schemas/{name}"
+        for part in ("items", "additionalProperties"):
+            if isinstance(schema.get(part), dict):
+                self._name_enums(schema[part])
+        for each in schema.get("anyOf", ()):
+            self._name_enums(each)
+
+    def _enum(self, enum: EnumDescriptor) -> Schema:
+        """Return the schema of an enum, with the comment of each value."""
+        values = [
+            f"- `{value.name}`: {self._contracts.comment(f'{enum.full_name}.{value.name}')}"
+            for value in enum.values
+        ]
+        about = "\n".join([self._contracts.comment(enum.full_name), "", *values])
+        return {"type": "string", "enum": [value.name for value in enum.values]} | {
+            "description": about
+        }
 
     def _shared(self, schema: Schema, *, request: bool) -> Schema:
         if not request:
