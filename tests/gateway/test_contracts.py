@@ -40,11 +40,14 @@ class References(HTMLParser):
 @pytest.mark.parametrize("path", DOCUMENTS)
 async def test_documents_are_the_generated_files(gateway: httpx.AsyncClient, path: str) -> None:
     name, media_type = DOCUMENTS[path]
+    generated = files("postbus").joinpath(name).read_bytes()
+    for address in (b'"url": "http://localhost:8000"', b'"host": "localhost:8000"'):
+        generated = generated.replace(address, address.replace(b"localhost:8000", b"gateway"))
 
     response = await gateway.get(path)
 
     assert response.status_code == 200
-    assert response.content == files("postbus").joinpath(name).read_bytes()
+    assert response.content == generated
     assert response.headers["content-type"] == media_type
     assert response.headers["x-content-type-options"] == "nosniff"
     assert response.headers["cache-control"] == "no-cache"
@@ -66,6 +69,33 @@ async def test_document_is_compressed_for_clients_that_accept_it(
     for response, coding in ((plain, "identity"), (packed, "gzip")):
         known = {"If-None-Match": response.headers["etag"], "Accept-Encoding": coding}
         assert (await gateway.get(path, headers=known)).status_code == 304
+
+
+@pytest.mark.parametrize("coding", ["identity", "gzip"])
+async def test_documents_name_the_host_of_the_request(
+    gateway: httpx.AsyncClient, coding: str
+) -> None:
+    headers = {"Host": "api.example.com:8443", "Accept-Encoding": coding}
+    rest = await gateway.get("/openapi.json", headers=headers)
+    socket = await gateway.get("/asyncapi.json", headers=headers)
+    usual = await gateway.get("/openapi.json", headers={"Accept-Encoding": coding})
+
+    assert rest.json()["servers"][0]["url"] == "http://api.example.com:8443"
+    gateway_server = socket.json()["servers"]["gateway"]
+    assert gateway_server == {"host": "api.example.com:8443", "protocol": "ws"}
+    assert rest.headers["etag"] != usual.headers["etag"]
+    assert rest.headers["cache-control"] == "no-cache"
+
+
+async def test_document_over_tls_names_the_protocol_with_tls(verifier: TokenVerifier) -> None:
+    app = build_app(MemoryBus(), verifier, max_body_bytes=10_000)
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="https://gateway") as client:
+        rest = (await client.get("/openapi.json")).json()
+        socket = (await client.get("/asyncapi.json")).json()
+
+    assert rest["servers"][0]["url"] == "https://gateway"
+    assert socket["servers"]["gateway"] == {"host": "gateway", "protocol": "wss"}
 
 
 @pytest.mark.parametrize("coding", ["", "br", "gzip;q=0", "*;q=0", "identity"])

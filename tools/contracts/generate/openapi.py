@@ -40,6 +40,8 @@ returns the verbs of a path; web pages of other origins need a setting of the op
 Events, and the same methods over a WebSocket, are described in `/asyncapi.json`; the contracts are
 at `/contracts`.""".replace("{max_body_bytes}", f"{MAX_BODY_BYTES:,}")
 
+_SERVER: Final = "The gateway. The document that a gateway serves has its address."
+
 
 def openapi(contracts: Contracts) -> dict[str, Any]:
     """Return the document: every method that clients may call."""
@@ -57,6 +59,7 @@ def openapi(contracts: Contracts) -> dict[str, Any]:
             "description": _INFO,
             "license": {"name": "MIT", "identifier": "MIT"},
         },
+        "servers": [{"url": "http://localhost:8000", "description": _SERVER}],
         "tags": [
             {"name": services[name].name, "description": contracts.comment(name)}
             for name in sorted(services)
