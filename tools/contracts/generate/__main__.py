@@ -18,6 +18,7 @@ from tools.contracts.generate.asyncapi import asyncapi
 from tools.contracts.generate.contract_checks import check_contracts
 from tools.contracts.generate.described import described_source
 from tools.contracts.generate.descriptors import Contracts
+from tools.contracts.generate.language_options import add_options
 from tools.contracts.generate.message_classes import with_runtime_classes
 from tools.contracts.generate.openapi import openapi
 from tools.contracts.generate.package_modules import write_package_modules
@@ -83,8 +84,9 @@ def _write(contracts: Contracts, project: Path, target: Path) -> None:
     _run("buf", "generate", "-o", str(target.parent / "buf"), cwd=project)
     shutil.copytree(target.parent / "buf" / "betterproto" / "postbus", target)
     (target / "py.typed").touch()
-    lean = str(target / "contracts.binpb")
-    _run("buf", "build", "--exclude-source-info", "-o", lean, cwd=project)
+    lean = target / "contracts.binpb"
+    _run("buf", "build", "--exclude-source-info", "-o", str(lean), cwd=project)
+    lean.write_bytes(add_options(lean.read_bytes()))
     (target / "protos.zip").write_bytes(protos_zip(contracts.file_names, project))
     for module in target.rglob("__init__.py"):
         module.write_text(with_runtime_classes(module.read_text()))
