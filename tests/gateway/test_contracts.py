@@ -276,3 +276,16 @@ async def test_viewer_keeps_no_access_token(gateway: httpx.AsyncClient) -> None:
     script = (await gateway.get("/docs/rest.js")).text
 
     assert "persistAuthorization: false" in script
+
+
+async def test_problem_has_a_page_about_its_reason(gateway: httpx.AsyncClient) -> None:
+    problem = (await gateway.get("/nowhere")).json()
+
+    assert problem["type"] == "/problems/UNKNOWN_PATH"
+    page = await gateway.get(problem["type"])
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert "There is nothing at this path." in page.text
+    assert page.headers["content-security-policy"].startswith("default-src 'none';")
+    for reference in References(page.text).found:
+        assert (await gateway.get(urljoin(problem["type"], reference))).status_code == 200
+    assert (await gateway.get("/problems/NONE")).status_code == 404

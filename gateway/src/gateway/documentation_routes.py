@@ -11,11 +11,13 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from gateway.static_documents import AddressedDocument, StaticDocument
+from postbus.reasons import REASONS
 
 __all__ = ["contracts_page", "documentation_routes"]
 
@@ -60,6 +62,7 @@ def documentation_routes() -> list[Route]:
     return [
         Route("/", _to_docs),
         Route("/contracts", _contracts),
+        Route("/problems/{reason}", _reason),
         *(Route(path, document.serve) for path, document in _documents().items()),
     ]
 
@@ -79,10 +82,23 @@ def contracts_page(folder: str, more: str) -> str:
 async def _contracts(request: Request) -> Response:
     origin = html.escape(_origin(request))
     page = contracts_page("contracts/", Template(_page("served.html")).substitute(origin=origin))
+    return await _styled(page).serve(request)
+
+
+async def _reason(request: Request) -> Response:
+    reason = request.path_params["reason"]
+    if reason not in REASONS:
+        raise HTTPException(404)
+    meaning = html.escape(REASONS[reason])
+    page = Template(_page("reason.html")).substitute(reason=reason, meaning=meaning)
+    return await _styled(page).serve(request)
+
+
+def _styled(page: str) -> StaticDocument:
+    """Return a page that may use its own style only."""
     policy = f"{_SELF_CONTAINED}; style-src '{_style_hash(page)}'"
     headers = {"Content-Security-Policy": policy}
-    document = StaticDocument(page.encode(), _HTML, headers, compressed=False)
-    return await document.serve(request)
+    return StaticDocument(page.encode(), _HTML, headers, compressed=False)
 
 
 async def _to_docs(_request: Request) -> Response:

@@ -23,6 +23,7 @@ from tools.contracts.generate.message_classes import with_runtime_classes
 from tools.contracts.generate.openapi import openapi
 from tools.contracts.generate.package_modules import write_package_modules
 from tools.contracts.generate.protos_zip import protos_zip
+from tools.contracts.generate.reasons import reasons_source
 from tools.contracts.generate.rest_models import rest_models_source
 from tools.contracts.generate.third_party import lay_out
 from tools.paths import DEV, ROOT, VENV
@@ -91,6 +92,7 @@ def _write(contracts: Contracts, project: Path, target: Path) -> None:
     for module in target.rglob("__init__.py"):
         module.write_text(with_runtime_classes(module.read_text()))
     write_package_modules(target)
+    (target / "reasons.py").write_text(reasons_source(contracts))
     (target / "described.py").write_text(described_source(contracts))
     for name, document in (("openapi", openapi), ("asyncapi", asyncapi)):
         text = json.dumps(document(contracts), indent=2)
