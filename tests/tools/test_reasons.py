@@ -31,4 +31,6 @@ def test_every_reason_is_named_in_a_test() -> None:
 
 def test_every_reason_has_a_meaning_in_the_contracts() -> None:
     assert sorted(set(raised(("gateway", "posts", "shared", "users"))) - REASONS.keys()) == []
+    others = {"CANCELLED", "EMAIL_TAKEN", "INTERNAL", "OVERLOADED", "USERNAME_TAKEN"}
+    assert others <= REASONS.keys()  # of another form, or raised from a table
     assert all(REASONS.values())

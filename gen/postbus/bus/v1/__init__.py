@@ -121,15 +121,15 @@ class Reason(betterproto.Enum):
     """A resource with the same unique value exists."""
 
     ALREADY_SUBSCRIBED = 3
-    """The connection has a subscription to this event already."""
+    """
+    The connection has a subscription to an event of these types already.
+    """
 
     ALREADY_THERE = 4
     """The resource has an ETag of `If-None-Match`, so nothing was changed."""
 
     AUTHENTICATED_BEFORE = 5
-    """
-    The connection has the session of another user. Open a new connection.
-    """
+    """The WebSocket is authenticated already."""
 
     BATCH_TOO_LARGE = 6
     """A batch on the bus has too many messages."""
@@ -147,313 +147,334 @@ class Reason(betterproto.Enum):
     The message broker accepts no messages at the moment. Repeat the request later.
     """
 
-    CALL_ID_TAKEN = 10
+    CANCELLED = 10
+    """
+    The client has cancelled the call, or the connection of the client has ended.
+    """
+
+    CALL_ID_TAKEN = 11
     """
     A call with this id is still running on the connection. Choose another id.
     """
 
-    CLIENT_TOO_SLOW = 11
+    CLIENT_TOO_SLOW = 12
     """
     The client reads more slowly than messages arrive. The connection is closed; connect again.
     """
 
-    CODING_UNKNOWN = 12
+    CODING_UNKNOWN = 13
     """
     The transfer coding of the body is not supported. Send the body with a length, or chunked.
     """
 
-    CONNECTION_LOST = 13
+    CONNECTION_LOST = 14
     """The connection to the message broker was lost during the call."""
 
-    CONTENT_ENCODING_UNSUPPORTED = 14
+    CONTENT_ENCODING_UNSUPPORTED = 15
     """
     The body has a content coding that is not supported. Send it without one.
     """
 
-    DATABASE_BUSY = 15
+    DATABASE_BUSY = 16
     """
     The database has no free connection, or a lock was not free in time. Repeat the request later.
     """
 
-    DATABASE_CONFLICT = 16
+    DATABASE_CONFLICT = 17
     """A concurrent change conflicts with this one. Repeat the request."""
 
-    DATABASE_UNAVAILABLE = 17
+    DATABASE_UNAVAILABLE = 18
     """The database cannot be reached. Repeat the request later."""
 
-    DEADLINE_EXCEEDED = 18
+    DEADLINE_EXCEEDED = 19
     """
     The response did not arrive in time. Repeat a change with the same `Idempotency-Key` only.
     """
 
-    EVENTS_INTERRUPTED = 19
+    EVENTS_INTERRUPTED = 20
     """
     Events may have been missed. Connect again and read the current state.
     """
 
-    EVENTS_UNAVAILABLE = 20
+    EVENTS_UNAVAILABLE = 21
     """The gateway receives no events at the moment. Subscribe again later."""
 
-    EVENT_REFUSED = 21
+    EVENT_REFUSED = 22
     """The message broker has refused an event."""
 
-    EVENT_UNROUTED = 22
-    """The exchange of an event does not exist."""
+    EVENT_UNROUTED = 23
+    """No queue has taken the event."""
 
-    EXPECTATION_UNKNOWN = 23
+    EXPECTATION_UNKNOWN = 24
     """The header `Expect` has a value other than `100-continue`."""
 
-    EXTENSIONS_TOO_LARGE = 24
+    EXTENSIONS_TOO_LARGE = 25
     """The chunk extensions of the body are too large."""
 
-    FIELD_REPEATED = 25
+    FIELD_REPEATED = 26
     """A header that may occur once occurs more than once."""
 
-    FIELD_TOO_LARGE = 26
+    FIELD_TOO_LARGE = 27
     """A header is too large."""
 
-    FRAMING_INVALID = 27
+    FRAMING_INVALID = 28
     """The length of the body is stated in two ways, or wrongly."""
 
-    HANDSHAKE_INVALID = 28
+    HANDSHAKE_INVALID = 29
     """The request to open a WebSocket is malformed."""
 
-    HEAD_TOO_LARGE = 29
+    HEAD_TOO_LARGE = 30
     """The headers of the request are too large."""
 
-    HEAD_TOO_SLOW = 30
+    HEAD_TOO_SLOW = 31
     """The headers of the request did not arrive in time."""
 
-    HOST_INVALID = 31
+    HOST_INVALID = 32
     """The header `Host` is missing or malformed."""
 
-    IDEMPOTENCY_KEY_INVALID = 32
+    IDEMPOTENCY_KEY_INVALID = 33
     """
     The header `Idempotency-Key` is malformed: send 1 to 128 visible ASCII characters.
     """
 
-    IF_MATCH_INVALID = 33
+    IF_MATCH_INVALID = 34
     """The header `If-Match` is malformed."""
 
-    IF_MATCH_UNSUPPORTED = 34
+    IF_MATCH_UNSUPPORTED = 35
     """The method does not support `If-Match`."""
 
-    INVALID_FIELDS = 35
+    INTERNAL = 36
+    """
+    An error of the service. Report it with the trace id; it is in the logs.
+    """
+
+    INVALID_FIELDS = 37
     """
     The request violates rules of the contract. `violations` names each field and its rule.
     """
 
-    INVALID_UTF8 = 36
+    INVALID_UTF8 = 38
     """A text message of the WebSocket is not UTF-8."""
 
-    LENGTH_INVALID = 37
+    LENGTH_INVALID = 39
     """The header `Content-Length` is malformed."""
 
-    MALFORMED_BATCH = 38
+    MALFORMED_BATCH = 40
     """A batch on the bus cannot be decoded."""
 
-    MALFORMED_HTTP = 39
+    MALFORMED_HTTP = 41
     """The request is not valid HTTP/1.1."""
 
-    MALFORMED_JSON = 40
+    MALFORMED_JSON = 42
     """The text is not valid JSON."""
 
-    MALFORMED_MESSAGE = 41
+    MALFORMED_MESSAGE = 43
     """The bytes are not a valid message of the contract."""
 
-    MALFORMED_URL = 42
+    MALFORMED_URL = 44
     """The URL is malformed."""
 
-    MESSAGE_TOO_SLOW = 43
+    MESSAGE_TOO_SLOW = 45
     """A message of the WebSocket did not arrive in time."""
 
-    METHOD_NOT_ALLOWED = 44
+    METHOD_NOT_ALLOWED = 46
     """
     The path does not have this HTTP method. The header `Allow` has those that it has.
     """
 
-    METHOD_UNKNOWN = 45
+    METHOD_UNKNOWN = 47
     """The HTTP method is unknown."""
 
-    NOT_ACCEPTABLE = 46
+    NOT_ACCEPTABLE = 48
     """The header `Accept` excludes the media type of the response."""
 
-    NOT_AN_OBJECT = 47
+    NOT_AN_OBJECT = 49
     """The JSON text is not an object."""
 
-    NOT_CONNECTED = 48
+    NOT_CONNECTED = 50
     """
     The service has no connection to the message broker. Repeat the request later.
     """
 
-    NOT_JSON = 49
+    NOT_JSON = 51
     """The media type of the body is not JSON. Send `application/json`."""
 
-    NO_ROUTE = 50
+    NO_ROUTE = 52
     """
     No worker serves this method at the moment. Repeat the request later.
     """
 
-    OPERATION_ID_REUSED = 51
+    OPERATION_ID_REUSED = 53
     """
     The `Idempotency-Key` (`operation_id` outside REST) was used for a different request. Choose a
      new one.
     """
 
-    OPERATION_RUNNING = 52
+    OPERATION_RUNNING = 54
     """
     The operation with this `Idempotency-Key` is still running. Repeat the request after `Retry-
      After`.
     """
 
-    OPERATORS_ONLY = 53
+    OPERATORS_ONLY = 55
     """The path is open to addresses of operators only."""
 
-    ORIGIN_REFUSED = 54
+    ORIGIN_REFUSED = 56
     """Web pages of this origin may not open a WebSocket."""
 
-    PAGE_TOKEN_INVALID = 55
+    OVERLOADED = 57
+    """The worker has too many running calls. Repeat the request later."""
+
+    PAGE_TOKEN_INVALID = 58
     """
     The page token is malformed, or belongs to another list or other filters. Begin with the first
      page.
     """
 
-    PING_TIMEOUT = 56
+    PING_TIMEOUT = 59
     """The client has not answered a ping in time."""
 
-    RATE_LIMITED = 57
+    RATE_LIMITED = 60
     """
     The client has made too many requests. Repeat the request after `Retry-After`.
     """
 
-    REPLY_TOO_LARGE = 58
+    REPLY_TOO_LARGE = 61
     """
     The response is too large for a message. Request less, such as a shorter page.
     """
 
-    REQUEST_TIMEOUT_INVALID = 59
+    REQUEST_TIMEOUT_INVALID = 62
     """
     The header `Request-Timeout` is malformed: send seconds from 0.001 to 30.
     """
 
-    REQUEST_TOO_LARGE = 60
+    REQUEST_TOO_LARGE = 63
     """The request is too large for a message."""
 
-    REQUEST_TOO_SLOW = 61
+    REQUEST_TOO_SLOW = 64
     """The body of the request did not arrive in time."""
 
-    SERVER_STOPPED = 62
+    SERVER_STOPPED = 65
     """
     The process stopped before the call ended. Repeat a change with the same `Idempotency-Key`
      only.
     """
 
-    SERVICE_NOT_ALLOWED = 63
+    SERVICE_NOT_ALLOWED = 66
     """The calling service may not call this method."""
 
-    SESSIONS_UNKNOWN = 64
+    SESSIONS_UNKNOWN = 67
     """
     The process does not know yet which sessions have ended. Repeat the request later.
     """
 
-    SESSION_REVOKED = 65
+    SESSION_REVOKED = 68
     """The session of the access token has ended. Log in again."""
 
-    STREAM_BROKEN = 66
+    STREAM_BROKEN = 69
     """A message of the stream was lost. Begin the stream again."""
 
-    SUBPROTOCOL_UNKNOWN = 67
+    SUBPROTOCOL_UNKNOWN = 70
     """The WebSocket subprotocol is not supported."""
 
-    SUBSCRIPTION_ID_TAKEN = 68
+    SUBSCRIPTION_ID_TAKEN = 71
     """
     The connection has a subscription with this id already. Choose another id.
     """
 
-    TARGET_INVALID = 69
+    TARGET_INVALID = 72
     """The target of the request is malformed."""
 
-    TARGET_TOO_LONG = 70
+    TARGET_TOO_LONG = 73
     """The URL is too long."""
 
-    TEXT_ONLY = 71
+    TEXT_ONLY = 74
     """The WebSocket takes text messages only."""
 
-    TOKEN_EXPIRED = 72
+    TOKEN_EXPIRED = 75
     """
     The access token has expired. Exchange the refresh token for a new one.
     """
 
-    TOKEN_INVALID = 73
+    TOKEN_INVALID = 76
     """The access token is malformed, or its signature is not valid."""
 
-    TOKEN_MISSING = 74
+    TOKEN_MISSING = 77
     """The method needs an access token. Send `Authorization: Bearer ...`."""
 
-    TOO_MANY_CALLS = 75
+    TOO_MANY_CALLS = 78
     """The connection has too many running calls. Wait for a result."""
 
-    TOO_MANY_CONNECTIONS = 76
+    TOO_MANY_CONNECTIONS = 79
     """The gateway or this address has too many connections."""
 
-    TOO_MANY_FIELDS = 77
+    TOO_MANY_FIELDS = 80
     """The request has too many headers."""
 
-    TOO_MANY_FRAMES = 78
+    TOO_MANY_FRAMES = 81
     """
     The client sends frames faster than the gateway allows. The connection is closed.
     """
 
-    TOO_MANY_LARGE_INPUTS = 79
+    TOO_MANY_LARGE_INPUTS = 82
     """
     The gateway reads too many large requests at the moment. Repeat the request later.
     """
 
-    TOO_MANY_SUBSCRIPTIONS = 80
+    TOO_MANY_SOCKETS = 83
+    """The gateway, the address or the user has too many WebSockets."""
+
+    TOO_MANY_SUBSCRIPTIONS = 84
     """
     The connection, the address or the gateway has too many subscriptions.
     """
 
-    TRAILERS_TOO_LARGE = 81
+    TOO_MUCH_UNFINISHED_INPUT = 85
+    """
+    The clients of the gateway have sent too much that is not complete. Repeat the request later.
+    """
+
+    TRAILERS_TOO_LARGE = 86
     """The trailers of the request are too large."""
 
-    UNKNOWN_CALL = 82
+    UNKNOWN_CALL = 87
     """The connection has no running call with this id. It may have ended."""
 
-    UNKNOWN_EVENT = 83
+    UNKNOWN_EVENT = 88
     """There is no such event, or clients may not subscribe to it."""
 
-    UNKNOWN_METHOD = 84
+    UNKNOWN_METHOD = 89
     """There is no such method, or clients may not call it."""
 
-    UNKNOWN_PATH = 85
+    UNKNOWN_PATH = 90
     """There is nothing at this path."""
 
-    UNKNOWN_SUBSCRIPTION = 86
+    UNKNOWN_SUBSCRIPTION = 91
     """The connection has no subscription with this id."""
 
-    UPDATE_MASK_INVALID = 87
+    UPDATE_MASK_INVALID = 92
     """
     The update mask names a field that does not exist or cannot be changed.
     """
 
-    UPGRADE_REQUIRED = 88
+    UPGRADE_REQUIRED = 93
     """The path is for WebSockets. Connect with one."""
 
-    VERSION_MISMATCH = 89
+    VERSION_MISMATCH = 94
     """
     The resource has another version than the expected one. Read it again, then repeat the change.
     """
 
-    VERSION_NOT_SUPPORTED = 90
+    VERSION_NOT_SUPPORTED = 95
     """The version of HTTP or of the WebSocket protocol is not supported."""
 
-    WORKER_LOST = 91
+    WORKER_LOST = 96
     """
     The worker ended during the call. Repeat a change with the same `Idempotency-Key` only.
     """
 
-    WRONG_REQUEST_TYPE = 92
+    WRONG_REQUEST_TYPE = 97
     """The `@type` of the request is not the type that the method takes."""
 
 

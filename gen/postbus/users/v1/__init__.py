@@ -35,58 +35,62 @@ class Reason(betterproto.Enum):
     UNSPECIFIED = 0
     """Never the reason of an error."""
 
-    FOLLOWS_SELF = 1
+    EMAIL_TAKEN = 1
+    """Another account has this email address."""
+
+    FOLLOWS_SELF = 2
     """Users cannot follow themselves."""
 
-    FOLLOWS_TOO_MANY = 2
+    FOLLOWS_TOO_MANY = 3
     """The caller follows as many users as possible. Unfollow one first."""
 
-    LOGIN_THROTTLED = 3
+    LOGIN_THROTTLED = 4
     """
     Too many log-ins to this account have failed. Repeat the request after `Retry-After`.
     """
 
-    PASSWORDS_BUSY = 4
+    PASSWORDS_BUSY = 5
     """
     Too many passwords are being checked at the moment. Repeat the request later.
     """
 
-    PASSWORD_TOO_COMMON = 5
+    PASSWORD_TOO_COMMON = 6
     """The password is a common one. Choose another one."""
 
-    RECENT_LOGIN_REQUIRED = 6
-    """
-    The change needs a session that has logged in recently. Log in again.
-    """
+    RECENT_LOGIN_REQUIRED = 7
+    """The call needs a log-in within the last 15 minutes. Log in again."""
 
-    REFRESHED_MEANWHILE = 7
+    REFRESHED_MEANWHILE = 8
     """
     Another request has exchanged the refresh token. Use the tokens of its response.
     """
 
-    REFRESH_TOKEN_INVALID = 8
+    REFRESH_TOKEN_INVALID = 9
     """
     The refresh token is malformed, or its session has ended. Log in again.
     """
 
-    REFRESH_TOKEN_REUSED = 9
+    REFRESH_TOKEN_REUSED = 10
     """
     The refresh token was used before, so its session has ended. Log in again.
     """
 
-    SESSION_NOT_FOUND = 10
+    SESSION_NOT_FOUND = 11
     """The caller has no open session with this id."""
 
-    USERNAME_RESERVED = 11
+    USERNAME_RESERVED = 12
     """The username is reserved. Choose another one."""
 
-    USER_NOT_FOUND = 12
+    USERNAME_TAKEN = 13
+    """Another account has this username."""
+
+    USER_NOT_FOUND = 14
     """There is no such user."""
 
-    WRONG_CREDENTIALS = 13
+    WRONG_CREDENTIALS = 15
     """Username, email address or password is wrong."""
 
-    WRONG_PASSWORD = 14
+    WRONG_PASSWORD = 16
     """The current password is wrong."""
 
 
