@@ -118,6 +118,22 @@ def test_only_methods_that_use_a_token_ask_for_one() -> None:
             assert OPERATIONS[name]["security"] == [{"bearer": []}]
 
 
+def test_header_tells_what_a_repeated_request_gets() -> None:
+    texts = {
+        name: parameter["description"]
+        for name, operation in OPERATIONS.items()
+        for parameter in operation["parameters"]
+        if parameter["name"] == "Idempotency-Key"
+    }
+
+    assert {name for name, text in texts.items() if "ALREADY_DONE" in text} == {
+        "LogIn",
+        "RefreshSession",
+    }
+    assert "gets the stored response" in texts["CreatePost"]
+    assert "gets the stored response" not in texts["LogIn"]
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operation_has_an_example_that_its_schema_accepts(name: str) -> None:
     operation = OPERATIONS[name]
