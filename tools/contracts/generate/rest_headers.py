@@ -20,7 +20,7 @@ _IDEMPOTENCY_KEY: Final = (
     " `OPERATION_RUNNING`."
 )
 _STORED: Final = " and gets the stored response."
-_SECRET: Final = (
+_NOT_STORED: Final = (
     ". Its response has secrets and is not stored: a repeated request is 409 `ALREADY_DONE`, unless"
     " the description of the operation says otherwise."
 )
@@ -119,7 +119,7 @@ class RestHeaders:
         return {
             "name": "Idempotency-Key",
             "in": "header",
-            "description": _IDEMPOTENCY_KEY.format(effect=_SECRET if self._secret else _STORED),
+            "description": _IDEMPOTENCY_KEY.format(effect=_NOT_STORED if self._secret else _STORED),
             "schema": {"type": "string", "pattern": "^[\\x21-\\x7e]{1,128}$"},
         }
 

@@ -16,6 +16,7 @@ from protovalidate import Validator
 from postbus_runtime.contract import ContractError
 from postbus_runtime.fields import choices, is_map, is_optional, message_of, value_of
 from tools.contracts.generate.descriptors import Contracts
+from tools.contracts.generate.enum_components import share_enums
 from tools.contracts.generate.json_schema_rules import constrain, set_formats
 from tools.contracts.generate.json_values import (
     COMPONENTS,
@@ -163,7 +164,7 @@ class Schemas:
         schema = self._value(field, request=request)
         rules = self._contracts.rules(field)
         schema = constrain(schema, rules, field) if request else set_formats(schema, rules)
-        self._name_enums(schema)
+        share_enums(schema, self.components, names=self._names, contracts=self._contracts)
         if request:
             choice = field.containing_oneof is not None and not is_optional(field)
             if field.has_presence and not required and not choice:
@@ -191,31 +192,6 @@ class Schemas:
         if name.startswith("google.protobuf."):
             raise ContractError(field, f"{name} is not supported")
         return self.reference(field.message_type, request=request)
-
-    def _name_enums(self, schema: Schema) -> None:
-        """Replace each enum with all its values by a reference, in the documents only."""
-        enum = schema.pop("x-enum", None)
-        if enum is not None and schema["enum"] == [value.name for value in enum.values]:
-            name = self._names[enum.full_name]
-            self.components[name] = self._enum(enum)
-            del schema["type"], schema["enum"]
-            schema["$ref"] = f"#/components/schemas/{name}"
-        for part in ("items", "additionalProperties"):
-            if isinstance(schema.get(part), dict):
-                self._name_enums(schema[part])
-        for each in schema.get("anyOf", ()):
-            self._name_enums(each)
-
-    def _enum(self, enum: EnumDescriptor) -> Schema:
-        """Return the schema of an enum, with the comment of each value."""
-        values = [
-            f"- `{value.name}`: {self._contracts.comment(f'{enum.full_name}.{value.name}')}"
-            for value in enum.values
-        ]
-        about = "\n".join([self._contracts.comment(enum.full_name), "", *values])
-        return {"type": "string", "enum": [value.name for value in enum.values]} | {
-            "description": about
-        }
 
     def _shared(self, schema: Schema, *, request: bool) -> Schema:
         if not request:
