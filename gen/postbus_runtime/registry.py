@@ -113,7 +113,9 @@ def read_methods(contract: Contract) -> Mapping[str, Method]:
 def read_events(contract: Contract) -> Mapping[str, EventType]:
     """Return every event by its full name."""
     return {
-        message.full_name: _event(message, contract.event_options[message.full_name], contract.roots)
+        message.full_name: _event(
+            message, contract.event_options[message.full_name], contract.roots
+        )
         for message in contract.messages
         if message.full_name in contract.event_options
     }

@@ -17,6 +17,7 @@ CREATE = "postbus.posts.v1.PostsService.CreatePost"
 UUID = "018f3f6e-0000-7000-8000-000000000001"
 
 
+@pytest.mark.long
 def test_official_parser_accepts_the_document_and_refuses_an_invalid_one() -> None:
     broken = DOCUMENT | {"operations": {"x": {"action": "nonsense"}}}
 

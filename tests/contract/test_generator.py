@@ -17,6 +17,7 @@ from shared.wire import message_class
 from tools.contracts.generate.__main__ import main
 from tools.contracts.generate.contract_checks import check_contracts
 from tools.contracts.generate.descriptors import Contracts
+from tools.contracts.generate.examples import Examples
 from tools.contracts.generate.openapi import openapi
 
 ROOT = Path(__file__).parents[2]
@@ -89,9 +90,10 @@ def test_comments_of_the_contract_are_the_documentation() -> None:
     operation = document["paths"]["/v1/auth/signup"]["post"]
     assert operation["summary"] == "Creates an account."
     assert "USERNAME_TAKEN" in operation["description"]
-    username = operation["requestBody"]["content"]["application/json"]["schema"]["properties"][
-        "username"
-    ]
+    assert operation["requestBody"]["content"]["application/json"]["schema"] == {
+        "$ref": "#/components/schemas/SignUpRequest"
+    }
+    username = document["components"]["schemas"]["SignUpRequest"]["properties"]["username"]
     assert username["description"].startswith("3 to 40 ASCII letters")
     assert username["pattern"] == "^[A-Za-z][A-Za-z0-9_-]{2,39}$"
 
@@ -513,3 +515,43 @@ def test_event_schema_version_is_1_unless_stated(compile_proto: Compile) -> None
     versions = {name: event.version for name, event in contracts.event_options.items()}
 
     assert (versions["postbus.odd.v1.Old"], versions["postbus.odd.v1.Raised"]) == (1, 3)
+
+
+def test_examples_have_one_member_of_a_oneof_and_end_in_recursive_messages(
+    compile_proto: Compile,
+) -> None:
+    contracts = compile_proto(
+        """
+        message Node {
+          Node next = 1;
+          repeated Node children = 2;
+          google.protobuf.Any any = 3;
+          oneof kind { string word = 4; string text = 5; }
+          map<string, int64> counts = 6;
+          int64 size = 7;
+        }
+        message Request {
+          oneof kind {
+            string word = 1 [(buf.validate.field).string.example = "one"];
+            string text = 2 [(buf.validate.field).string.example = "two"];
+          }
+          Node node = 3;
+          string secret = 4 [
+            (google.api.field_behavior) = REQUIRED,
+            (buf.validate.field).string.pattern = "^x+$"
+          ];
+        }
+        message Response { Node node = 1; }
+        """
+    )
+    request, response, node = (
+        next(each for each in contracts.messages if each.name == name)
+        for name in ("Request", "Response", "Node")
+    )
+
+    examples = Examples(contracts)
+
+    assert examples.of_request(request, frozenset({"secret"})) == {"word": "one"}
+    assert examples.of_request(request, frozenset()) is None, "no text is known for the pattern"
+    assert examples.of_request(node, frozenset()) == {"word": "one"}
+    assert examples.of_response(response) == {"node": {"word": "one", "counts": {}, "size": "1"}}

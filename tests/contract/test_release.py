@@ -3,8 +3,10 @@
 import base64
 import re
 import subprocess
+import tarfile
 from importlib.resources import files
 from pathlib import Path
+from zipfile import ZipFile
 
 import grpc_tools
 import pytest
@@ -13,6 +15,7 @@ from postbus.posts.v1 import Author, Post
 from shared.wire import decode
 from tools.contracts.release import release
 from tools.node import node_environment, node_modules, npm
+from tools.paths import ROOT
 from tools.uv import uv
 
 pytestmark = pytest.mark.long
@@ -69,13 +72,22 @@ def encoded(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     project = tmp_path_factory.mktemp("javascript")
     (project / "package.json").write_text('{"type": "module"}')
     (project / "write.ts").write_text(WRITE)
+    (project / "readme.ts").write_text(example("ts"))
     [tarball] = folder.glob("*.tgz")
     runtime = node_modules() / "@bufbuild" / "protobuf"
     npm("install", "--offline", "--ignore-scripts", str(tarball), str(runtime), cwd=project)
     compiler = str(node_modules() / "typescript" / "bin" / "tsc")
     options = ["--strict", "--module", "nodenext", "--target", "es2022"]
-    run(project, "node", compiler, *options, "--lib", "es2022,dom", "write.ts")
+    run(project, "node", compiler, *options, "--lib", "es2022,dom", "write.ts", "readme.ts")
+    assert run(project, "node", "readme.js") == example("text", of="ts")
     return run(project, "node", "write.js").strip()
+
+
+def example(language: str, of: str = "") -> str:
+    """Return the code, or its output, of the README of the package for a language."""
+    name = "gen/README.md" if "python" in (language, of) else "tools/contracts/npm_readme.md"
+    [code] = re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / name).read_text(), re.M | re.S)
+    return str(code)
 
 
 def run(folder: Path, *command: str, **environment: str) -> str:
@@ -120,6 +132,19 @@ def test_release_is_reproducible(folder: Path, tmp_path: Path) -> None:
     assert again == (folder / "SHA256SUMS").read_text()
 
 
+def test_packages_have_their_readme(folder: Path) -> None:
+    [wheel], [tarball] = folder.glob("*.whl"), folder.glob("*.tgz")
+    with ZipFile(wheel) as archive:
+        [metadata] = [name for name in archive.namelist() if name.endswith("/METADATA")]
+        assert example("python") in archive.read(metadata).decode()
+    with tarfile.open(tarball) as archive:
+        readme = archive.extractfile("package/README.md")
+        assert readme is not None
+        assert example("ts") in readme.read().decode()
+    for package, name in ((wheel, "gen/README.md"), (tarball, "tools/contracts/npm_readme.md")):
+        assert f" install ./{package.name}\n" in (ROOT / name).read_text()
+
+
 def test_python_reads_what_typescript_wrote(encoded: str) -> None:
     assert decode(Post, base64.b64decode(encoded)) == POST
 
@@ -136,6 +161,8 @@ def test_wheel_without_this_repository_reads_what_typescript_wrote(
 
     printed = run(tmp_path, str(python), "-c", READ, encoded, PYTHONPATH=dependencies).split()
 
+    printed_example = run(tmp_path, str(python), "-c", example("python"), PYTHONPATH=dependencies)
+    assert printed_example == example("text", of="python")
     assert all(Path(module).is_relative_to(tmp_path / "scratch") for module in printed[:2])
     assert printed[2:] == ["Notes", "9007199254740993", "ada"]
     package = Path(printed[0]).parent

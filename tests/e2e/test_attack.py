@@ -14,9 +14,10 @@ from tests.system import System
 Unique = Callable[[str], str]
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("examples", [4, pytest.param(40, marks=pytest.mark.long)])
 async def test_schemathesis_finds_no_contradiction_to_the_document(
-    system: System, client: httpx.AsyncClient, unique: Unique, tmp_path: Path
+    system: System, client: httpx.AsyncClient, unique: Unique, tmp_path: Path, examples: int
 ) -> None:
     alice = await sign_up(client, unique("alice"))
     await client.post("/v1/posts", json={"title": "A target"}, headers=alice.headers)
@@ -26,7 +27,7 @@ async def test_schemathesis_finds_no_contradiction_to_the_document(
         "run",
         f"{system.url}/openapi.json",
         f"--header=Authorization: Bearer {alice.token}",
-        "--max-examples=15",
+        f"--max-examples={examples}",
         "--request-timeout=20",
         "--generation-database=none",
         # These operations would end the session of the test.

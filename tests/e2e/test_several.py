@@ -52,6 +52,7 @@ async def test_two_of_each_share_the_work_and_one_of_each_is_enough(
     assert [response.status_code for response in responses] == [201, 201]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 async def test_just_dev_runs_several_of_each_on_consecutive_ports(
     run_id: str, tmp_path: Path, unique: Unique

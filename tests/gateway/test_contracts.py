@@ -40,11 +40,14 @@ class References(HTMLParser):
 @pytest.mark.parametrize("path", DOCUMENTS)
 async def test_documents_are_the_generated_files(gateway: httpx.AsyncClient, path: str) -> None:
     name, media_type = DOCUMENTS[path]
+    generated = files("postbus").joinpath(name).read_bytes()
+    for address in (b'"url": "http://localhost:8000"', b'"host": "localhost:8000"'):
+        generated = generated.replace(address, address.replace(b"localhost:8000", b"gateway"))
 
     response = await gateway.get(path)
 
     assert response.status_code == 200
-    assert response.content == files("postbus").joinpath(name).read_bytes()
+    assert response.content == generated
     assert response.headers["content-type"] == media_type
     assert response.headers["x-content-type-options"] == "nosniff"
     assert response.headers["cache-control"] == "no-cache"
@@ -66,6 +69,33 @@ async def test_document_is_compressed_for_clients_that_accept_it(
     for response, coding in ((plain, "identity"), (packed, "gzip")):
         known = {"If-None-Match": response.headers["etag"], "Accept-Encoding": coding}
         assert (await gateway.get(path, headers=known)).status_code == 304
+
+
+@pytest.mark.parametrize("coding", ["identity", "gzip"])
+async def test_documents_name_the_host_of_the_request(
+    gateway: httpx.AsyncClient, coding: str
+) -> None:
+    headers = {"Host": "api.example.com:8443", "Accept-Encoding": coding}
+    rest = await gateway.get("/openapi.json", headers=headers)
+    socket = await gateway.get("/asyncapi.json", headers=headers)
+    usual = await gateway.get("/openapi.json", headers={"Accept-Encoding": coding})
+
+    assert rest.json()["servers"][0]["url"] == "http://api.example.com:8443"
+    gateway_server = socket.json()["servers"]["gateway"]
+    assert gateway_server == {"host": "api.example.com:8443", "protocol": "ws"}
+    assert rest.headers["etag"] != usual.headers["etag"]
+    assert rest.headers["cache-control"] == "no-cache"
+
+
+async def test_document_over_tls_names_the_protocol_with_tls(verifier: TokenVerifier) -> None:
+    app = build_app(MemoryBus(), verifier, max_body_bytes=10_000)
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="https://gateway") as client:
+        rest = (await client.get("/openapi.json")).json()
+        socket = (await client.get("/asyncapi.json")).json()
+
+    assert rest["servers"][0]["url"] == "https://gateway"
+    assert socket["servers"]["gateway"] == {"host": "gateway", "protocol": "wss"}
 
 
 @pytest.mark.parametrize("coding", ["", "br", "gzip;q=0", "*;q=0", "identity"])
@@ -202,7 +232,7 @@ async def test_host_cannot_become_markup(gateway: httpx.AsyncClient, host: str) 
 
     assert page.status_code == 200
     assert "<script" not in page.text
-    assert "&lt;" not in page.text
+    assert "&lt;script" not in page.text
 
 
 async def test_page_allows_its_own_style_and_nothing_else(gateway: httpx.AsyncClient) -> None:
@@ -246,3 +276,16 @@ async def test_viewer_keeps_no_access_token(gateway: httpx.AsyncClient) -> None:
     script = (await gateway.get("/docs/rest.js")).text
 
     assert "persistAuthorization: false" in script
+
+
+async def test_problem_has_a_page_about_its_reason(gateway: httpx.AsyncClient) -> None:
+    problem = (await gateway.get("/nowhere")).json()
+
+    assert problem["type"] == "/problems/UNKNOWN_PATH"
+    page = await gateway.get(problem["type"])
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert "There is nothing at this path." in page.text
+    assert page.headers["content-security-policy"].startswith("default-src 'none';")
+    for reference in References(page.text).found:
+        assert (await gateway.get(urljoin(problem["type"], reference))).status_code == 200
+    assert (await gateway.get("/problems/NONE")).status_code == 404

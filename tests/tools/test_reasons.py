@@ -2,16 +2,17 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
+from postbus.reasons import REASONS
 from tools.paths import ROOT, SERVICES
 
 _REASON = re.compile(r"[A-Z][A-Z0-9]+(_[A-Z0-9]+)+")
 
 
-def raised() -> Iterator[str]:
+def raised(packages: Collection[str] = ("shared", *SERVICES)) -> Iterator[str]:
     """Yield each constant in the form of a reason that a call of the sources passes on."""
-    for package in ("shared", *SERVICES):
+    for package in packages:
         for file in (ROOT / package / "src").rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text())):
                 for argument in node.args if isinstance(node, ast.Call) else ():
@@ -26,3 +27,10 @@ def test_every_reason_is_named_in_a_test() -> None:
 
     assert "POST_NOT_FOUND" in reasons
     assert sorted(reasons - named) == []
+
+
+def test_every_reason_has_a_meaning_in_the_contracts() -> None:
+    assert sorted(set(raised(("gateway", "posts", "shared", "users"))) - REASONS.keys()) == []
+    others = {"CANCELLED", "EMAIL_TAKEN", "INTERNAL", "OVERLOADED", "USERNAME_TAKEN"}
+    assert others <= REASONS.keys()  # of another form, or raised from a table
+    assert all(REASONS.values())

@@ -25,6 +25,7 @@ _FILES = {
     "protos.zip": "protos.zip",
 }
 _ABOUT = """<h2>Install the types</h2>
+<p>Each package has a README with an example.</p>
 <h3>Python</h3>
 <pre>pip install ./{wheel}</pre>
 <h3>JavaScript and TypeScript</h3>
@@ -67,6 +68,8 @@ def _npm_package(work: Path, target: Path) -> str:
     protoc = [sys.executable, "-m", "grpc_tools.protoc", f"-I{work / 'protos'}", plugin, *options]
     subprocess.run([*protoc, *names], env=node_environment(), check=True)
     (types / "package.json").write_text(json.dumps(_manifest(modules), indent=2) + "\n")
+    readme = Path(__file__).with_name("npm_readme.md").read_text()
+    (types / "README.md").write_text(readme)
     packed = npm("pack", "--json", "--pack-destination", str(target), cwd=types)
     return str(json.loads(packed)[0]["filename"])
 

@@ -3,26 +3,27 @@
 import base64
 import hashlib
 import html
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import distribution
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from gateway.static_documents import StaticDocument
+from gateway.static_documents import AddressedDocument, StaticDocument
+from postbus.reasons import REASONS
 
 __all__ = ["contracts_page", "documentation_routes"]
 
 _HTML = "text/html; charset=utf-8"
 _SCRIPT = "text/javascript; charset=utf-8"
 _GENERATED = {
-    "/openapi.json": ("openapi.json", "application/json"),
-    "/asyncapi.json": ("asyncapi.json", "application/json"),
     "/contracts/descriptor.binpb": ("contracts.binpb", "application/protobuf"),
     "/contracts/protos.zip": ("protos.zip", "application/zip"),
 }
@@ -61,6 +62,7 @@ def documentation_routes() -> list[Route]:
     return [
         Route("/", _to_docs),
         Route("/contracts", _contracts),
+        Route("/problems/{reason}", _reason),
         *(Route(path, document.serve) for path, document in _documents().items()),
     ]
 
@@ -78,12 +80,25 @@ def contracts_page(folder: str, more: str) -> str:
 
 
 async def _contracts(request: Request) -> Response:
-    origin = html.escape(str(request.base_url).rstrip("/"))
+    origin = html.escape(_origin(request))
     page = contracts_page("contracts/", Template(_page("served.html")).substitute(origin=origin))
+    return await _styled(page).serve(request)
+
+
+async def _reason(request: Request) -> Response:
+    reason = request.path_params["reason"]
+    if reason not in REASONS:
+        raise HTTPException(404)
+    meaning = html.escape(REASONS[reason])
+    page = Template(_page("reason.html")).substitute(reason=reason, meaning=meaning)
+    return await _styled(page).serve(request)
+
+
+def _styled(page: str) -> StaticDocument:
+    """Return a page that may use its own style only."""
     policy = f"{_SELF_CONTAINED}; style-src '{_style_hash(page)}'"
     headers = {"Content-Security-Policy": policy}
-    document = StaticDocument(page.encode(), _HTML, headers, compressed=False)
-    return await document.serve(request)
+    return StaticDocument(page.encode(), _HTML, headers, compressed=False)
 
 
 async def _to_docs(_request: Request) -> Response:
@@ -91,7 +106,13 @@ async def _to_docs(_request: Request) -> Response:
 
 
 def _generated() -> dict[str, StaticDocument]:
-    return {
+    described: dict[str, StaticDocument] = {
+        f"/{name}": AddressedDocument(
+            files("postbus").joinpath(name).read_bytes(), "application/json", placeholder, address
+        )
+        for name, (placeholder, address) in _ADDRESSED.items()
+    }
+    return described | {
         path: StaticDocument(
             files("postbus").joinpath(name).read_bytes(), media_type, _disposition(path)
         )
@@ -99,10 +120,33 @@ def _generated() -> dict[str, StaticDocument]:
     }
 
 
+def _origin(request: Request) -> str:
+    return str(request.base_url).rstrip("/")
+
+
+def _rest_address(request: Request) -> str:
+    """Return the URL of the gateway, in OpenAPI's list of servers."""
+    return f'"url": {json.dumps(_origin(request))}'
+
+
+def _websocket_address(request: Request) -> str:
+    """Return the host and the protocol of the gateway, in AsyncAPI's servers."""
+    protocol = "wss" if request.url.scheme == "https" else "ws"
+    return f'"host": {json.dumps(request.base_url.netloc)},\n      "protocol": "{protocol}"'
+
+
+_ADDRESSED: Mapping[str, tuple[bytes, Callable[[Request], str]]] = {
+    "openapi.json": (b'"url": "http://localhost:8000"', _rest_address),
+    "asyncapi.json": (
+        b'"host": "localhost:8000",\n      "protocol": "ws"',
+        _websocket_address,
+    ),
+}
+"""By document: the address that the generator writes, and that of the gateway."""
+
+
 def _disposition(path: str) -> dict[str, str]:
-    """Return the header with which a browser saves a file; none for JSON, which it displays."""
-    if path.endswith(".json"):
-        return {}
+    """Return the header with which a browser saves a file under its name."""
     return {"Content-Disposition": f'attachment; filename="{path.rpartition("/")[2]}"'}
 
 

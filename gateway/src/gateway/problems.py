@@ -9,6 +9,7 @@ import orjson
 
 from gateway.response_headers import NO_STORE, PROBLEM, SECURITY, Header
 from gateway.responses import HttpResponse
+from postbus.reasons import REASONS
 from shared.errors import Code, Outcome, ServiceError
 
 __all__ = ["CLOSE_CODES", "HttpError", "error_headers", "problem"]
@@ -73,7 +74,7 @@ def problem(error: ServiceError, trace_id: str) -> HttpResponse:
     """Return the response that describes an error."""
     status = _status(error)
     body = {
-        "type": "about:blank",
+        "type": f"/problems/{error.reason}" if error.reason in REASONS else "about:blank",
         "title": error.reason.replace("_", " ").capitalize(),
         "status": status,
         "detail": error.message,

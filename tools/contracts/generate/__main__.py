@@ -23,10 +23,12 @@ from tools.contracts.generate.contract_checks import check_contracts
 from tools.contracts.generate.described import described_source
 from tools.contracts.generate.descriptors import Contracts
 from tools.contracts.generate.document_validators import DOCUMENTS, invalid_documents
+from tools.contracts.generate.language_options import add_options
 from tools.contracts.generate.message_classes import message_classes
 from tools.contracts.generate.openapi import openapi
 from tools.contracts.generate.package_modules import write_package_modules
 from tools.contracts.generate.protos_zip import protos_zip
+from tools.contracts.generate.reasons import reasons_source
 from tools.contracts.generate.rest_models import rest_models_source
 from tools.contracts.generate.rule_checks import require_consistent_rules
 from tools.contracts.generate.third_party import lay_out
@@ -110,13 +112,15 @@ def _write(contracts: Contracts, project: Path, target: Path, further: Collectio
         module.parent.mkdir(parents=True, exist_ok=True)
         module.write_text(source)
     (target / "py.typed").touch()
-    lean = str(target / "contracts.binpb")
-    _run("buf", "build", "proto", "--exclude-source-info", "-o", lean, cwd=project)
+    lean = target / "contracts.binpb"
+    _run("buf", "build", "proto", "--exclude-source-info", "-o", str(lean), cwd=project)
+    lean.write_bytes(add_options(lean.read_bytes()))
     (target / "protos.zip").write_bytes(protos_zip(contracts.file_names, project))
     write_package_modules(target)
+    (target / "reasons.py").write_text(reasons_source(contracts))
     (target / "described.py").write_text(described_source(contracts))
     for name, document in (("openapi", openapi), ("asyncapi", asyncapi)):
-        text = json.dumps(document(contracts), indent=2, ensure_ascii=False)
+        text = json.dumps(document(contracts), indent=2)
         (target / f"{name}.json").write_text(text + "\n")
     (target / "rest.py").write_text(rest_models_source(contracts))
     _run("ruff", "format", "--isolated", "--line-length=100", "--quiet", str(target), cwd=ROOT)

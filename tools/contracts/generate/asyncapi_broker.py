@@ -73,7 +73,11 @@ class BrokerMessages:
             self._envelope("Event", "data", message, request=False),
             content_type=_CONTENT_TYPE,
         )
-        self._operations[name] = {"action": "send", "channel": {"$ref": f"#/channels/{name}"}}
+        self._operations[name] = {
+            "action": "send",
+            "channel": {"$ref": f"#/channels/{name}"},
+            "tags": [{"name": "Events on the broker"}],
+        }
 
     def _add_channel(self, name: str, exchange: str, about: str) -> None:
         self._channels[name] = {

@@ -10,6 +10,7 @@ from tools.contracts.generate.schemas import Schema
 __all__ = ["WebSocketFrames"]
 
 _WEBSOCKET: Final = "websocket"
+_TAG: Final = "WebSocket"
 _REALTIME: Final = "postbus.realtime.v1"
 _REPLIES: Final = {
     "authenticate": ("authenticated", "error"),
@@ -110,6 +111,7 @@ class WebSocketFrames:
     ) -> None:
         operation: Schema = {
             "action": action,
+            "tags": [{"name": _TAG}],
             "channel": {"$ref": f"#/channels/{_WEBSOCKET}"},
             "messages": _references(_WEBSOCKET, messages),
         }

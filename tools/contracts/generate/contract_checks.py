@@ -1,7 +1,6 @@
 """Checks of a contract: everything that some output cannot express is refused before generation."""
 
 from collections.abc import Iterator
-from typing import Final
 
 from google.protobuf.descriptor import MethodDescriptor
 

@@ -19,7 +19,7 @@ from tools.contracts.generate.json_schema_zero_values import or_zero, refuse_zer
 from tools.contracts.generate.json_values import Schema
 from tools.contracts.generate.regular_expressions import FORMATS, WELL_KNOWN, escaped, is_portable
 
-__all__ = ["constrain"]
+__all__ = ["constrain", "set_formats"]
 
 
 def constrain(schema: Schema, rules: Any, field: FieldDescriptor) -> Schema:
@@ -36,6 +36,17 @@ def constrain(schema: Schema, rules: Any, field: FieldDescriptor) -> Schema:
         refuse_zero(schema, field)
     if ignore == "IGNORE_IF_ZERO_VALUE" and not field.has_presence:
         return or_zero(schema, field)
+    return schema
+
+
+def set_formats(schema: Schema, rules: Any) -> Schema:
+    """Return the schema of a field of a response with its formats, such as `uuid`."""
+    if enum_name(rules, "ignore") == "IGNORE_UNSPECIFIED":
+        well_known = rules.string.WhichOneof("well_known")
+        if well_known in FORMATS:
+            schema["format"] = FORMATS[well_known]
+        if rules.WhichOneof("type") == "repeated":
+            set_formats(schema["items"], rules.repeated.items)
     return schema
 
 

@@ -39,6 +39,9 @@ def or_zero(schema: Schema, field: FieldDescriptor) -> Schema:
         text = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
         zero = "" if field.type in text else 0
     python = schema.pop("x-python", dict(schema))
+    if zero == "" and schema.keys() <= {"type", "format", "pattern"} and "pattern" in schema:
+        pattern = f"^(?:{schema['pattern'].removeprefix('^').removesuffix('$')})?$"
+        return {"type": "string", "pattern": pattern, "x-python": _loose(python)}
     return {
         "anyOf": [schema, {"const": zero}],
         "x-python": _loose(python),

@@ -156,11 +156,12 @@ def known_value(name: str) -> Schema | None:
 
 
 def enum_values(enum: EnumDescriptor) -> Schema:
-    """Return the schema of an enum: the names of its values."""
+    """Return the schema of an enum: the names of its values; `x-enum` is the enum itself."""
     if enum.full_name == "google.protobuf.NullValue":
         return {"type": "null"}
     names = [value.name for value in enum.values]
-    return {"type": "string", "enum": names, "x-python": {"type": "string", "enum": names}}
+    python = {"type": "string", "enum": names}
+    return {"type": "string", "enum": list(names), "x-enum": enum, "x-python": python}
 
 
 _RESPONSES: Final[dict[str, Schema]] = {

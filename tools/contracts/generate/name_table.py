@@ -34,7 +34,7 @@ from postbus_runtime.names import (
 )
 from postbus_runtime.options import Access
 from tools.contracts.generate.descriptors import Contracts
-from tools.contracts.generate.names import Names
+from tools.contracts.generate.names import Names, enums_of_fields
 
 __all__ = ["GeneratedName", "check_names", "generated_names"]
 
@@ -178,6 +178,8 @@ def _of_documents(contracts: Contracts) -> Iterator[GeneratedName]:
     names = Names(contracts)
     for message in (*contracts.messages, *contracts.imported_messages):
         yield from (_name("component", name, message) for name in names.components(message))
+    for enum in enums_of_fields(contracts):
+        yield _name("component", names.enum(enum), enum)
     for method in contracts.methods:
         service = method.containing_service
         yield _name("tag", names.tag(service), service)

@@ -1,12 +1,12 @@
 """Names in OpenAPI and AsyncAPI documents: the shortest ones that are unique in the contract.
 
-A message has its own name: `Post`. If several packages have a message of this name, each has the
-name of its package in front: `PostsPost`. If earlier versions of the package have one, the package
-and the version are in front: `PostsV2Post`. So a new version renames nothing of an older one. The
-same holds for the tags of services. A third-party message has its whole package in front:
-`GoogleTypeMoney`. The operationId of a method is its name; it is preceded by the
-tag, `PostsService_GetPost`, if methods of several services have this name, or those of several
-versions.
+A message or an enum has its own name: `Post`. If several packages have this name, each has its
+package in front: `PostsPost`. If earlier versions of the package have it, the package and the
+version are in front: `PostsV2Post`. So a new version renames nothing of an older one. The same
+holds for the tags of services. A third-party message has its whole package in front:
+`GoogleTypeMoney`. A request body that is a part of the request message is `CreateCommentBody`,
+after its operation. The operationId of a method is its name; it is preceded by the tag,
+`PostsService_GetPost`, if methods of several services have this name, or those of several versions.
 """
 
 import re
@@ -17,16 +17,23 @@ from itertools import chain
 from typing import Any, Final
 
 from betterproto.casing import pascal_case, snake_case
-from google.protobuf.descriptor import Descriptor, MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import (
+    Descriptor,
+    EnumDescriptor,
+    MethodDescriptor,
+    ServiceDescriptor,
+)
 
 from postbus_runtime.contract import ContractError
+from postbus_runtime.fields import value_of
 from postbus_runtime.http_rules import bindings
 from postbus_runtime.options import Access
 from tools.contracts.generate.descriptors import Contracts
 from tools.contracts.generate.json_values import COMPONENTS
 
-__all__ = ["Names", "reachable"]
+__all__ = ["Names", "body_component", "enums_of_fields", "reachable"]
 
+_GOOGLE: Final = "google.protobuf"
 _RESERVED: Final = ("Problem", *COMPONENTS)
 """Components that no message has."""
 _SUFFIXES: Final = ("Input", "Request", "Sent")
@@ -47,15 +54,14 @@ class Names:
     """The names of a contract. Raises ContractError if two are equal in spite of the rules."""
 
     def __init__(self, contracts: Contracts) -> None:
-        both = _in_both(contracts)
-        messages = _messages(contracts.messages, both, _qualified)
-        messages += _messages(contracts.imported_messages, both, _imported)
-        self._components = _choose("component", pascal_case, messages, _RESERVED)
         services = {each.containing_service.full_name: each for each in contracts.methods}
         owners = [each.containing_service for each in services.values()]
         first = _first_versions(owners)
         self._tags = _choose("tag", pascal_case, [_qualified(each, first) for each in owners])
         self._operations = _choose("operationId", snake_case, self._of_methods(contracts))
+        operations = chain.from_iterable(self._operations.values())
+        reserved = [*_RESERVED, *map(body_component, operations)]
+        self._components = _choose("component", pascal_case, _schemas(contracts), reserved)
 
     def component(self, message: Descriptor, *, request: bool) -> str:
         """Return the component of a message as part of a request or a response.
@@ -64,6 +70,10 @@ class Names:
         """
         names = self.components(message)
         return names[-1] if request else names[0]
+
+    def enum(self, enum: EnumDescriptor) -> str:
+        """Return the component of an enum that a field has."""
+        return self._components[enum.full_name][0]
 
     def tag(self, service: ServiceDescriptor) -> str:
         """Return the tag of a service."""
@@ -99,6 +109,32 @@ class Names:
             )
             for method in public
         ]
+
+
+def body_component(operation: str) -> str:
+    """Return the component of a request body that is a part of the request message."""
+    return f"{operation}Body"
+
+
+def enums_of_fields(contracts: Contracts) -> list[EnumDescriptor]:
+    """Return the enums that fields have, by full name."""
+    messages = (*contracts.messages, *contracts.imported_messages)
+    enums = {value_of(field).enum_type for message in messages for field in message.fields}
+    found = [each for each in enums if each is not None and each.file.package != _GOOGLE]
+    return sorted(found, key=lambda enum: enum.full_name)
+
+
+def _schemas(contracts: Contracts) -> list[_Named]:
+    """Return the candidates of messages and enums."""
+    both = _in_both(contracts)
+    found = _messages(contracts.messages, both, _qualified)
+    found += _messages(contracts.imported_messages, both, _imported)
+    enums = enums_of_fields(contracts)
+    first = _first_versions(enums)
+    return found + [
+        (_imported if each.full_name in contracts.imported else _qualified)(each, first)
+        for each in enums
+    ]
 
 
 def _in_both(contracts: Contracts) -> set[str]:
@@ -161,10 +197,10 @@ def _qualified(kind: Any, first: Set[str]) -> _Named:
     return _Named(owner=kind, candidates=[(each,) for each in found])
 
 
-def _imported(message: Descriptor, _: Set[str]) -> _Named:
-    """Return the candidate of a third-party message: with its whole package, `GoogleTypeMoney`."""
-    name = "".join(part[:1].upper() + part[1:] for part in message.full_name.split("."))
-    return _Named(owner=message, candidates=[(name,)])
+def _imported(kind: Any, _: Set[str]) -> _Named:
+    """Return the candidate of a third-party message or enum, with its whole package."""
+    name = "".join(part[:1].upper() + part[1:] for part in kind.full_name.split("."))
+    return _Named(owner=kind, candidates=[(name,)])
 
 
 def package_of(kind: Any) -> str:

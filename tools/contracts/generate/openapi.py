@@ -9,6 +9,7 @@ from postbus_runtime.http_rules import Binding, bindings
 from postbus_runtime.locations import location
 from postbus_runtime.options import Access
 from tools.contracts.generate.descriptors import Contracts
+from tools.contracts.generate.examples import Examples
 from tools.contracts.generate.json_values import select_variant
 from tools.contracts.generate.openapi_operation import Operation
 from tools.contracts.generate.rest_headers import RestHeaders, header_fields
@@ -39,6 +40,8 @@ returns the verbs of a path; web pages of other origins need a setting of the op
 Events, and the same methods over a WebSocket, are described in `/asyncapi.json`; the contracts are
 at `/contracts`.""".replace("{max_body_bytes}", f"{MAX_BODY_BYTES:,}")
 
+_SERVER: Final = "The gateway. The document that a gateway serves has its address."
+
 
 def openapi(contracts: Contracts) -> dict[str, Any]:
     """Return the document: every method that clients may call."""
@@ -54,8 +57,9 @@ def openapi(contracts: Contracts) -> dict[str, Any]:
             "title": "Postbus",
             "version": "1",
             "description": _INFO,
-            "license": {"name": "MIT"},
+            "license": {"name": "MIT", "identifier": "MIT"},
         },
+        "servers": [{"url": "http://localhost:8000", "description": _SERVER}],
         "tags": [
             {
                 "name": schemas.names.tag(services[name]),
@@ -93,6 +97,7 @@ def _paths(contracts: Contracts, schemas: Schemas) -> dict[str, dict[str, Any]]:
     rules, public = bindings(contracts), _public(contracts)
     read = {each.path for _, found in public for each in found if each.verb == "GET"}
     paths: dict[str, dict[str, Any]] = {}
+    examples = Examples(contracts)
     for method, found in public:
         for index, binding in enumerate(found):
             headers = RestHeaders(
@@ -102,6 +107,8 @@ def _paths(contracts: Contracts, schemas: Schemas) -> dict[str, dict[str, Any]]:
                 created=bool(location(contracts, rules, method, binding)),
                 readable=binding.path in read,
             )
-            operation = Operation(contracts, schemas, method, binding, headers).document(index)
+            operation = Operation(contracts, schemas, method, binding, headers, examples).document(
+                index
+            )
             paths.setdefault(binding.path, {})[binding.verb.lower()] = operation
     return paths

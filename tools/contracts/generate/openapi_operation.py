@@ -4,12 +4,14 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
-from google.protobuf.descriptor import Descriptor, MethodDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 
 from postbus_runtime.contract import ContractError
 from postbus_runtime.http_rules import Binding, json_path
-from postbus_runtime.options import Access
+from postbus_runtime.options import Access, Idempotency
 from tools.contracts.generate.descriptors import Contracts
+from tools.contracts.generate.examples import Examples
+from tools.contracts.generate.names import body_component
 from tools.contracts.generate.rest_headers import RestHeaders
 from tools.contracts.generate.rest_responses import PROBLEM_REFERENCE
 from tools.contracts.generate.schemas import Schema, Schemas
@@ -34,12 +36,14 @@ class Operation:
         method: MethodDescriptor,
         binding: Binding,
         headers: RestHeaders,
+        examples: Examples,
     ) -> None:
         self._contracts = contracts
         self._schemas = schemas
         self._method = method
         self._binding = binding
         self._headers = headers
+        self._examples = examples
 
     def document(self, index: int) -> dict[str, Any]:
         """Return the operation; `index` is the number of the binding, 0 for the main one."""
@@ -53,10 +57,18 @@ class Operation:
             "parameters": [*self._path(), *self._query(), *self._headers.parameters()],
         }
         if self._binding.body:
-            operation["requestBody"] = self._request_body()
+            operation["requestBody"] = self._request_body(operation["operationId"])
         operation["responses"] = self._responses()
-        for_users = self._contracts.method_options[method.full_name].access is Access.USER
-        return operation | {"security": [{"bearer": []}] if for_users else [{}, {"bearer": []}]}
+        return operation | {"security": self._security()}
+
+    def _security(self) -> list[dict[str, list[str]]]:
+        """Return the access that the method needs: for sign-up and log-in, none."""
+        options = self._contracts.method_options[self._method.full_name]
+        if options.access is Access.USER:
+            return [{"bearer": []}]
+        if options.idempotency is not Idempotency.NO_SIDE_EFFECTS:
+            return []
+        return [{}, {"bearer": []}]  # a response may depend on the user, such as `liked`
 
     def _path(self) -> Iterator[Schema]:
         for path, parts in self._binding.variables:
@@ -64,14 +76,15 @@ class Operation:
             whole = self._schemas.field(path[-1], request=True, required=True)
             description = whole.pop("description", "")
             for name in names:
-                schema = whole if parts == f"{{{name}}}" else {"type": "string"}
+                alone = parts == f"{{{name}}}"
+                example = self._examples.of_field(path[-1]) if alone else None
                 yield {
                     "name": name,
                     "in": "path",
                     "required": True,
                     "description": description,
-                    "schema": schema,
-                }
+                    "schema": whole if alone else {"type": "string"},
+                } | ({} if example is None else {"example": example})
 
     def _query(self) -> Iterator[Schema]:
         for path in self._binding.query:
@@ -85,17 +98,33 @@ class Operation:
                 "schema": schema,
             }
 
-    def _request_body(self) -> Schema:
+    def _request_body(self, operation: str) -> Schema:
         """Return the body, which is optional if `{}` has all required members."""
         request, name = self._method.input_type, self._binding.body
         if _is_raw(request, "" if name == "*" else name):
             return {"required": False, "content": _RAW_CONTENT}
-        schema = self._body()
+        schema = self._body(operation)
         kinds = ["application/json"]
         if self._binding.verb == "PATCH":
             kinds.append("application/merge-patch+json")  # RFC 7396
-        content = {kind: {"schema": schema} for kind in kinds}
+        media: dict[str, Any] = {"schema": schema}
+        example = self._request_example()
+        if example is not None:
+            media["example"] = example
+        content = dict.fromkeys(kinds, media)
         return {"required": not self._accepts_empty(schema), "content": content}
+
+    def _request_example(self) -> Any:
+        request, binding = self._method.input_type, self._binding
+        if binding.body != "*":
+            field = next(each for each in request.fields if each.json_name == binding.body)
+            return self._examples.of_field(field)
+        return self._examples.of_request(request, self._outside_body())
+
+    def _outside_body(self) -> frozenset[str]:
+        """Return the fields that are not in the body: those of the path, and derived ones."""
+        derived = _DERIVED if self._binding.verb == "PATCH" else frozenset()
+        return derived | {path[0].name for path, _ in self._binding.variables}
 
     def _accepts_empty(self, schema: Schema) -> bool:
         name = schema.get("$ref", "").rpartition("/")[2]
@@ -103,21 +132,28 @@ class Operation:
         required = {"required", "allOf", "anyOf", "oneOf"}
         return resolved.get("type") == "object" and required.isdisjoint(resolved)
 
-    def _body(self) -> Schema:
+    def _body(self, operation: str) -> Schema:
+        """Return the body's schema: a component, named after the operation if it is a part.
+
+        A part is the request message without the fields of the path, headers and derived fields.
+        """
         request, binding = self._method.input_type, self._binding
         if binding.body != "*":
             field = next(each for each in request.fields if each.json_name == binding.body)
             return self._schemas.field(field, request=True, required=True)
-        derived = _DERIVED if binding.verb == "PATCH" else frozenset()
-        in_path = frozenset(path[0].name for path, _ in binding.variables)
         for path, _ in binding.variables:
             if len(path) > 1:
                 raise ContractError(
                     self._method, f'{json_path(path)} is in the path: name the body field, not "*"'
                 )
-        schema = self._schemas.message(request, request=True, without=in_path | derived)
-        schema["properties"] |= self._read_only(set(schema["properties"]))
-        return schema
+        schema = self._schemas.message(request, request=True, without=self._outside_body())
+        read_only = self._read_only(set(schema["properties"]))
+        if not read_only and len(schema["properties"]) == len(request.fields):
+            return self._schemas.reference(request, request=True)
+        schema["properties"] |= read_only
+        name = body_component(operation)
+        self._schemas.components[name] = schema
+        return {"$ref": f"#/components/schemas/{name}"}
 
     def _read_only(self, writable: set[str]) -> dict[str, Schema]:
         """Return the read-only members of the resource, which a change ignores (AIP-203)."""
@@ -152,14 +188,20 @@ class Operation:
             if field is None
             else self._schemas.field(field, request=False)
         )
+        example = self._response_example(field)
         if self._method.server_streaming:
             lines = {"type": "object", "properties": {"result": schema, "error": PROBLEM_REFERENCE}}
-            content = {"application/x-ndjson": {"schema": lines}}
+            media = {"schema": lines, "example": {"result": example}}
             return {
                 "description": "One line for each message, sent immediately.",
-                "content": content,
+                "content": {"application/x-ndjson": media},
             }
-        return {"description": "Done.", "content": {"application/json": {"schema": schema}}}
+        media = {"schema": schema, "example": example}
+        return {"description": "Done.", "content": {"application/json": media}}
+
+    def _response_example(self, field: FieldDescriptor | None) -> Any:
+        whole = self._examples.of_response(self._method.output_type)
+        return whole if field is None else whole.get(field.json_name)
 
 
 def _is_raw(message: Descriptor, body: str) -> bool:

@@ -7,6 +7,8 @@ from io import BytesIO
 from pathlib import Path
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
+from tools.contracts.generate.language_options import with_options
+
 __all__ = ["protos_zip"]
 
 _REGULAR_FILE = 0o100644 << 16
@@ -27,7 +29,9 @@ def protos_zip(names: Iterable[str], project: Path) -> bytes:
             entry = ZipInfo(name)  # with a fixed date in 1980
             entry.create_system = 3
             entry.external_attr = _REGULAR_FILE
-            archive.writestr(entry, _source(name, roots))
+            source = _source(name, roots)
+            own = name.startswith("postbus/")
+            archive.writestr(entry, with_options(source) if own else source)
     return target.getvalue()
 
 

@@ -12,17 +12,18 @@ from tools.contracts.generate.rest_responses import RESPONSES, failures
 
 __all__ = ["RestHeaders", "header_fields"]
 
-_IDEMPOTENCY_KEY: Final = {
-    "name": "Idempotency-Key",
-    "in": "header",
-    "description": "Identifies the operation: for 24 hours, a repeated request with the same key"
-    " has no second effect and gets the stored response. Each caller and method has its own keys."
-    " The same key with another body is refused (422); without an access token it is another"
-    " operation, so choose keys at random. Responses of a log-in are not stored: a repeated request"
-    " is 409 `ALREADY_DONE`. While the first request is still running, a repeated request is 409"
-    " `OPERATION_RUNNING`.",
-    "schema": {"type": "string", "pattern": "^[\\x21-\\x7e]{1,128}$"},
-}
+_IDEMPOTENCY_KEY: Final = (
+    "Identifies the operation: for 24 hours, a repeated request with the same key has no second"
+    " effect{effect} Each caller and method has its own keys. The same key with another body is"
+    " refused (422 `OPERATION_ID_REUSED`); without an access token it is another operation, so"
+    " choose keys at random. While the first request is still running, a repeated request is 409"
+    " `OPERATION_RUNNING`."
+)
+_STORED: Final = " and gets the stored response."
+_NOT_STORED: Final = (
+    ". Its response has secrets and is not stored: a repeated request is 409 `ALREADY_DONE`, unless"
+    " the description of the operation says otherwise."
+)
 _IF_MATCH: Final = {
     "name": "If-Match",
     "in": "header",
@@ -103,15 +104,24 @@ class RestHeaders:
         self._matched = expects or (tagged and safe and versioned)
         self._body = bool(binding.body)
         self._created = created
+        self._secret = options.secret_response
 
     def parameters(self) -> list[Schema]:
         """Return the headers of the request, as parameters."""
         return [
-            *([_IDEMPOTENCY_KEY] if self._repeatable else []),
+            *([self._idempotency_key()] if self._repeatable else []),
             *([_IF_MATCH] if self._matched else []),
             *([_IF_NONE_MATCH] if self._cacheable else []),
             *([_IF_ABSENT] if self._creates else []),
         ]
+
+    def _idempotency_key(self) -> Schema:
+        return {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "description": _IDEMPOTENCY_KEY.format(effect=_NOT_STORED if self._secret else _STORED),
+            "schema": {"type": "string", "pattern": "^[\\x21-\\x7e]{1,128}$"},
+        }
 
     def of_success(self) -> dict[str, Any]:
         """Return the headers of a successful response, in its member `headers`."""

@@ -10,7 +10,12 @@ PROBLEM: Final[Schema] = {
     "type": "object",
     "description": "Why a request failed (RFC 9457).",
     "properties": {
-        "type": {"type": "string"},
+        "type": {
+            "type": "string",
+            "format": "uri-reference",
+            "description": "The path of a page about the reason, at the gateway; `about:blank` if"
+            " there is none.",
+        },
         "title": {"type": "string", "description": "The reason, as text."},
         "status": {"type": "integer", "description": "The HTTP status."},
         "detail": {

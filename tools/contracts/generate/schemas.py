@@ -8,7 +8,8 @@ from postbus_runtime.contract import ContractError
 from postbus_runtime.fields import choices, is_map, is_optional, message_of, value_of
 from tools.contracts.generate.descriptors import Contracts
 from tools.contracts.generate.empty_messages import EmptyMessages
-from tools.contracts.generate.json_schema_rules import constrain
+from tools.contracts.generate.enum_components import share_enums
+from tools.contracts.generate.json_schema_rules import constrain, set_formats
 from tools.contracts.generate.json_values import (
     COMPONENTS,
     INTEGER,
@@ -62,8 +63,8 @@ class Schemas:
     ) -> Schema:
         """Return the schema of a message without the fields `without`.
 
-        A response has every field without presence. A request must have the fields whose absence
-        breaks a rule, and may have no members other than fields.
+        A response has every field without presence, and those that a rule requires. A request must
+        have the fields whose absence breaks a rule, and may have no members other than fields.
         """
         fields = [field for field in message.fields if field.name not in without]
         if request:
@@ -72,7 +73,7 @@ class Schemas:
         required = [
             field.json_name
             for field in fields
-            if (field.name in refused if request else not field.has_presence)
+            if (field.name in refused if request else self._always_sent(field))
         ]
         schema: Schema = {
             "type": "object",
@@ -86,6 +87,9 @@ class Schemas:
         schema |= {"additionalProperties": False} if request else {}
         unions = [self._union(oneof, fields) for oneof in choices(message)] if request else []
         return schema | ({"allOf": unions} if len(unions) > 1 else unions[0] if unions else {})
+
+    def _always_sent(self, field: FieldDescriptor) -> bool:
+        return not field.has_presence or bool(self._contracts.rules(field).required)
 
     def required(self, field: FieldDescriptor) -> bool:
         """Return whether a request without the field breaks a rule."""
@@ -120,8 +124,10 @@ class Schemas:
         if request and self._contracts.is_output_only(field):
             return self.field(field, request=False) | {"readOnly": True, "x-python": {}}
         schema = self._value(field, request=request)
+        rules = self._contracts.rules(field)
+        schema = constrain(schema, rules, field) if request else set_formats(schema, rules)
+        share_enums(schema, self.components, names=self.names, contracts=self._contracts)
         if request:
-            schema = constrain(schema, self._contracts.rules(field), field)
             choice = field.containing_oneof is not None and not is_optional(field)
             if field.has_presence and not required and not choice:
                 schema = _nullable(schema)
