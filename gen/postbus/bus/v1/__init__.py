@@ -478,6 +478,16 @@ class Reason(betterproto.Enum):
     WRONG_REQUEST_TYPE = 97
     """The `@type` of the request is not the type that the method takes."""
 
+    CODEC_UNSUPPORTED = 98
+    """
+    The request over the Connect protocol has a content type that the method does not take.
+    """
+
+    METADATA_INVALID = 99
+    """
+    The header fields that are passed on to services are not ASCII, or too large.
+    """
+
 
 @dataclass(eq=False, repr=False)
 class FieldViolation(GeneratedMessage):
