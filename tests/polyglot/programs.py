@@ -48,6 +48,14 @@ LANGUAGES: Final = (
         build=[["go", "build", "-o", "program", "."]],
         run=["./program"],
     ),
+    Language(
+        name="typescript",
+        title="TypeScript",
+        needs=[],
+        install="",
+        build=[["tsc"]],
+        run=["node", "build/main.js"],
+    ),
 )
 
 
@@ -62,6 +70,9 @@ def build(language: Language) -> Path:
     folder = DEV / "polyglot" / language.name
     shutil.copytree(SOURCES / language.name, folder, dirs_exist_ok=True)
     environment = environment_of(language)
+    if (folder / "package.json").exists():
+        (folder / "node_modules").unlink(missing_ok=True)
+        (folder / "node_modules").symlink_to(node_modules())
     if (folder / "buf.gen.yaml").exists():
         paths = [part for path in _PATHS for part in ("--path", path)]
         _run(["buf", "generate", str(DESCRIPTORS), *paths], folder, environment)
@@ -78,7 +89,6 @@ def environment_of(language: Language) -> dict[str, str]:
         **os.environ,
         **node_environment(),
         "PATH": os.pathsep.join(folders),
-        "NODE_PATH": str(modules),
         **language.environment,
     }
 
