@@ -1,5 +1,6 @@
 """Programs in other languages, each in a folder of its own, built with generated types."""
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -14,14 +15,18 @@ import pytest
 from tools.node import node_environment, node_modules
 from tools.paths import DEV, ROOT
 
-__all__ = ["LANGUAGES", "Language", "build"]
+__all__ = ["LANGUAGES", "Language", "build", "environment_of"]
 
 DESCRIPTORS: Final = ROOT / "gen/postbus/contracts.binpb"
 SOURCES: Final = Path(__file__).parent
-_PATHS: Final = ("postbus", "buf", "google/api", "google/rpc")
-"""The packages of the contracts that no runtime has."""
-
+PROTOS: Final = ROOT / "gen/postbus/protos.zip"
 Command = Sequence[str]
+
+GENERATE: Final[Command] = [
+    *("buf", "generate", str(DESCRIPTORS)),
+    *("--path", "postbus", "--path", "buf", "--path", "google/api"),
+]
+"""Generates the types that no runtime has, as the program's buf.gen.yaml says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,40 +50,61 @@ LANGUAGES: Final = (
         title="Go",
         needs=["go"],
         install="Go 1.26 or later (go.dev)",
-        build=[["go", "build", "-o", "program", "."]],
+        build=[GENERATE, ["go", "build", "-o", "program", "."]],
         run=["./program"],
+    ),
+    Language(
+        name="java",
+        title="Java",
+        needs=["java", "javac", "mvn"],
+        install="a JDK 17 or later, and Maven (apt install openjdk-17-jdk-headless maven)",
+        build=[
+            ["python", "-m", "zipfile", "-e", str(PROTOS), "protos"],
+            ["mvn", "-q", "-B", "compile", "dependency:copy-dependencies"],
+        ],
+        run=["java", "-cp", "target/classes:target/dependency/*", "program.Main"],
     ),
     Language(
         name="typescript",
         title="TypeScript",
         needs=[],
         install="",
-        build=[["tsc"]],
+        build=[GENERATE, ["tsc"]],
         run=["node", "build/main.js"],
     ),
 )
 
 
 def build(language: Language) -> Path:
-    """Build the program of a language in .dev; return its folder. Skip without its toolchain.
+    """Build the program of a language in .dev, once for each change; return its folder.
 
-    What a toolchain has built there before, it does not build again.
+    Skips the test if the toolchain is missing.
     """
     missing = [name for name in language.needs if shutil.which(name) is None]
     if missing:
         pytest.skip(f"no {language.title} toolchain: install {language.install}")
     folder = DEV / "polyglot" / language.name
+    built, version = folder / ".built", _version(language)
+    if built.exists() and built.read_text() == version:
+        return folder
     shutil.copytree(SOURCES / language.name, folder, dirs_exist_ok=True)
     environment = environment_of(language)
     if (folder / "package.json").exists():
         (folder / "node_modules").unlink(missing_ok=True)
         (folder / "node_modules").symlink_to(node_modules())
-    if (folder / "buf.gen.yaml").exists():
-        paths = [part for path in _PATHS for part in ("--path", path)]
-        _run(["buf", "generate", str(DESCRIPTORS), *paths], folder, environment)
     for command in language.build:
         _run(command, folder, environment)
+    built.write_text(version)
     return folder
+
+
+def _version(language: Language) -> str:
+    """Return a hash of the sources of a program and of the contracts."""
+    sources = sorted(each for each in (SOURCES / language.name).rglob("*") if each.is_file())
+    hashed = hashlib.sha256(repr(language).encode())
+    for file in (DESCRIPTORS, ROOT / "tools/npm/package-lock.json", *sources):
+        hashed.update(file.read_bytes())
+    return hashed.hexdigest()
 
 
 def environment_of(language: Language) -> dict[str, str]:
