@@ -72,6 +72,15 @@ LANGUAGES: Final = (
         build=[GENERATE, ["tsc"]],
         run=["node", "build/main.js"],
     ),
+    Language(
+        name="rust",
+        title="Rust",
+        needs=["cargo"],
+        install="Rust 1.89 or later (rustup.rs)",
+        build=[["cargo", "build", "--quiet"]],
+        run=["target/debug/program"],
+        environment={"DESCRIPTORS": str(DESCRIPTORS)},
+    ),
 )
 
 
