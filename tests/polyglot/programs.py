@@ -15,7 +15,7 @@ import pytest
 from tools.node import node_environment, node_modules
 from tools.paths import DEV, ROOT
 
-__all__ = ["LANGUAGES", "Language", "build", "environment_of"]
+__all__ = ["GO", "LANGUAGES", "Language", "build", "environment_of"]
 
 DESCRIPTORS: Final = ROOT / "gen/postbus/contracts.binpb"
 SOURCES: Final = Path(__file__).parent
@@ -44,15 +44,16 @@ class Language:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
+GO: Final = Language(
+    name="go",
+    title="Go",
+    needs=["go"],
+    install="Go 1.26 or later (go.dev)",
+    build=[GENERATE, ["go", "build", "-o", "program", "."]],
+    run=["./program"],
+)
 LANGUAGES: Final = (
-    Language(
-        name="go",
-        title="Go",
-        needs=["go"],
-        install="Go 1.26 or later (go.dev)",
-        build=[GENERATE, ["go", "build", "-o", "program", "."]],
-        run=["./program"],
-    ),
+    GO,
     Language(
         name="java",
         title="Java",

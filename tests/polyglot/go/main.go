@@ -2,6 +2,7 @@
 //
 //	program serve AMQP_URL                 serves GetPost of the service of the account, until it is killed
 //	program call AMQP_URL GATEWAY_URL ID   calls by REST, Connect and AMQP; prints the results as JSON
+//	program connect GATEWAY_URL TOKEN      calls by Connect in both formats; prints the results as JSON
 package main
 
 import (
@@ -31,16 +32,24 @@ const (
 )
 
 func main() {
-	bus, err := Open(os.Args[2])
-	if err == nil && os.Args[1] == "serve" {
-		err = serve(bus)
-	} else if err == nil {
-		err = call(bus, os.Args[3], os.Args[4])
-	}
-	if err != nil {
+	if err := run(os.Args[1], os.Args[2:]); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+}
+
+func run(command string, arguments []string) error {
+	if command == "connect" {
+		return callByConnect(arguments[0], arguments[1])
+	}
+	bus, err := Open(arguments[0])
+	if err != nil {
+		return err
+	}
+	if command == "serve" {
+		return serve(bus)
+	}
+	return call(bus, arguments[1], arguments[2])
 }
 
 // posts serves one post for each user that has registered; its author's name comes from `users`.
