@@ -1,27 +1,37 @@
 """The README for other languages describes the topology and the envelopes as they are."""
 
+import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from operator import itemgetter
 from typing import Final
 
+import aio_pika
 import pytest
+from aio_pika.abc import AbstractIncomingMessage
 
+from postbus.bus.v1 import Event
 from postbus.registry import EVENTS, METHODS
 from shared.access_tokens import AUDIENCE, ISSUER, LEEWAY_SECONDS, TOKEN_TYPE
 from shared.bus.amqp import topology
 from shared.bus.amqp.control_receiver import control_queue
 from shared.bus.amqp.declarations import Binding, Queue
+from shared.bus.amqp.message_properties import PROTOBUF
 from shared.bus.amqp.method_queues import MethodQueues
 from shared.bus.message_bus import CREDIT, DELAYS
 from shared.metadata import MAX_METADATA_BYTES
 from shared.runtime.session_verifier import REMEMBERED_SECONDS
 from shared.wire import message_class
+from tests.buses import a_call, echo, opened_bus
+from tests.messages import CALLS, CONTROL, REPLIES
+from tests.messages import EVENTS as EVENTS_OF_TEST
 from tools.accounts.rights import broker_rights
 from tools.paths import ROOT
 
 README: Final = (ROOT / "proto/postbus/bus/v1/README.md").read_text()
 TEXT: Final = " ".join(README.split())
+EXCHANGES: Final = {CALLS: "Request", REPLIES: "Reply", CONTROL: "Control", EVENTS_OF_TEST: "Event"}
+PROPERTIES: Final = ("reply_to", "correlation_id", "expiration", "message_id", "type")
 ENVELOPES: Final = ("Request", "Reply", "Error", "Control", "Event")
 
 
@@ -109,6 +119,42 @@ def test_table_of_an_envelope_has_each_field_with_its_number(name: str) -> None:
 
     rows = [(codes(row[0])[0], int(row[1])) for row in table(name)]
     assert rows == sorted(((each.name, each.number) for each in fields), key=itemgetter(1))
+
+
+async def test_table_of_messages_has_the_properties_of_each(
+    vhost: str, unique: Callable[[str], str]
+) -> None:
+    route, event = unique("postbus.test.v1.Route"), unique("postbus.test.v1.Event")
+    found: dict[str, set[str]] = {}
+    all_found = asyncio.Event()
+
+    async def take(message: AbstractIncomingMessage) -> None:
+        found[EXCHANGES[str(message.exchange)]] = {
+            name for name in PROPERTIES if getattr(message, name) is not None
+        }
+        assert (message.user_id, message.content_type) == ("test", PROTOBUF)
+        if len(found) == len(EXCHANGES):
+            all_found.set()
+
+    async with opened_bus(vhost) as bus, await aio_pika.connect(vhost) as connection:
+        channel = await connection.channel()
+        queue, session = await channel.declare_queue(exclusive=True), bus._session
+        assert session is not None
+        keys = (route, session.rpc.reply_queue.name, route, event)
+        for exchange, key in zip(EXCHANGES, keys, strict=True):
+            await queue.bind(exchange, key)
+        server = await bus.serve(unique("test.own"), [route], echo)
+        await queue.consume(take, no_ack=True)
+        await bus.call(route, a_call())
+        session.rpc._cancel(route, "1")
+        await bus.publish(Event(id="1", type=event))
+        async with asyncio.timeout(5):
+            await all_found.wait()
+        await server.cancel()
+
+    found["Event"].discard("correlation_id")  # by which its sender finds a returned event
+    rows = {codes(row[0])[0]: {*codes(row[2])} & {*PROPERTIES} for row in table("Messages")}
+    assert found == {name: rows[name] for name in EXCHANGES.values()}
 
 
 def test_table_of_batches_and_answers_to_probes_has_each_field() -> None:
