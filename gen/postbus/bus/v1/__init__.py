@@ -854,7 +854,7 @@ class Part(GeneratedMessage):
 
     message: str = betterproto.string_field(3)
     """
-    What is missing and the command that mends it, for operators; empty if the dependency is ready.
+    What is missing and the command that mends it, for operators; a warning if the dependency is ready.
     """
 
 
@@ -917,9 +917,7 @@ class GetStatisticsResponse(GeneratedMessage):
     incidents: Dict[str, int] = betterproto.map_field(
         5, betterproto.TYPE_STRING, betterproto.TYPE_UINT64
     )
-    """
-    Number of incidents of the consumers by name, such as `consumer.paused`.
-    """
+    """Number of incidents of the bus by name, such as `consumer.paused`."""
 
 
 @dataclass(eq=False, repr=False)
