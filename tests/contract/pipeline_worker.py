@@ -55,6 +55,7 @@ from gateway.app import build_app
 from gateway.services import Services
 from gateway.socket_limits import FrameBudget
 from gateway.websocket_connection import WebSocketConnection
+from postbus_runtime.reasons import Reason
 from shared.access_tokens import TokenVerifier
 from shared.bus import Call, MessagePattern, ServiceChannel
 from shared.bus.memory import MemoryBus
@@ -86,7 +87,7 @@ class Kinds:
         assert current_context() is context
         for number in range(1, request.to + 1):
             if number == request.fail_at:
-                raise ServiceError(Code.ABORTED, "TOLD_TO_FAIL", "As you wished.")
+                raise ServiceError(Reason("TOLD_TO_FAIL", Code.ABORTED), "As you wished.")
             yield CountResponse(number=number)
 
     @MessagePattern(KindsServiceBase.divide)

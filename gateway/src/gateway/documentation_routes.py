@@ -89,7 +89,7 @@ async def _reason(request: Request) -> Response:
     reason = request.path_params["reason"]
     if reason not in REASONS:
         raise HTTPException(404)
-    meaning = html.escape(REASONS[reason])
+    meaning = html.escape(REASONS[reason].meaning)
     page = Template(_page("reason.html")).substitute(reason=reason, meaning=meaning)
     return await _styled(page).serve(request)
 
