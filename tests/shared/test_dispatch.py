@@ -447,14 +447,14 @@ async def test_failure_after_a_nested_call_with_side_effects_has_an_unknown_outc
         @MessagePattern(PostsServiceBase.get_post)
         async def get_post(self, _request: GetPostRequest, _context: Context) -> GetPostResponse:
             await stub.create_post(CreatePostRequest(title="nested"))
-            raise ServiceError(Reason("LATER", Code.ABORTED), "Later.")
+            raise ServiceError(reasons.DATABASE_CONFLICT, "Later.")
 
     dispatcher = Dispatcher("posts", [Nesting(), Health({})], sessions, without_store(bus.publish))
     body = a_call(encode(GetPostRequest(id=POST_ID)), token=tokens.token("alice")).request
     reply = await reply_of(dispatcher, body)
 
     assert posts.seen == [("nested", "alice")]
-    assert (reply.error.reason, reply.error.outcome) == ("LATER", Outcome.UNKNOWN)
+    assert (reply.error.reason, reply.error.outcome) == ("DATABASE_CONFLICT", Outcome.UNKNOWN)
 
 
 @pytest.mark.parametrize(("known", "replied"), [(0, 7), (6, 7), (7, 0), (8, 0)])

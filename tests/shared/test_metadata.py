@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from postbus import reasons
 from postbus.bus.v1 import ErrorDetail, Metadata
 from postbus.posts.v1 import (
     CreatePostRequest,
@@ -113,7 +114,7 @@ async def test_error_has_header_and_trailer_fields_and_details(
     bus: MemoryBus, posts: Posts
 ) -> None:
     details = [ErrorDetail(type="a.B", value=b"1"), ErrorDetail(type="a.C", value=b"2")]
-    posts.failure = ServiceError(Reason("OUT_OF_TEA", Code.ABORTED), "No tea", details=details)
+    posts.failure = ServiceError(reasons.DATABASE_CONFLICT, "No tea", details=details)
 
     with pytest.raises(ServiceError) as raised:
         await bus.call(GET, get())
@@ -140,7 +141,7 @@ async def test_stream_has_headers_at_its_begin_and_trailers_at_its_end(
 async def test_error_of_a_stream_has_trailers(
     bus: MemoryBus, posts: Posts, tokens: TokenMaker
 ) -> None:
-    posts.failure = ServiceError(Reason("OUT_OF_TEA", Code.ABORTED), "No tea")
+    posts.failure = ServiceError(reasons.DATABASE_CONFLICT, "No tea")
     call = Call.new(b"", budget=5, access_token=tokens.token("alice"))
 
     with pytest.raises(ServiceError) as raised:

@@ -47,23 +47,37 @@ def reasons_source(contracts: Contracts) -> str:
 
 def reason_errors(contracts: Contracts) -> Iterator[ContractError]:
     """Yield an error for each reason that is not complete, or not unique."""
-    bus, packages = f"{contracts.root}.bus.", dict[str, str]()
+    first: dict[str, EnumValueDescriptor] = {}
     for name, value in _values(contracts):
-        enum, options = value.type, contracts.options.reason(value)
-        package = enum.file.package.rpartition(".")[0]
-        if not options.code:
-            text = "state its code: (postbus.options.v1.reason).code"
-            yield ContractError(enum, text, value.name)
-        if options.http_status and not 400 <= options.http_status < 600:
-            yield ContractError(enum, f"http_status: {options.http_status}", value.name)
-        if options.scope is not Scope.NAMED and not enum.full_name.startswith(bus):
-            yield ContractError(enum, f"only reasons of {bus}v1 have a scope", value.name)
-        if not name.isidentifier() or name == _ALL:
-            yield ContractError(enum, f"{name} cannot be a constant of Python", value.name)
-        if packages.setdefault(name, package) != package:
-            text = f"{name} is also a reason of {packages[name]}"
-            yield ContractError(enum, text, value.name)
+        faults = (
+            *_faults(contracts, name, value),
+            *_shared_faults(contracts, name, value, first.setdefault(name, value)),
+        )
+        for fault in faults:
+            yield ContractError(value.type, fault, value.name)
     yield from _without_effect(contracts)
+
+
+def _faults(contracts: Contracts, name: str, value: EnumValueDescriptor) -> Iterator[str]:
+    options, bus = contracts.options.reason(value), f"{contracts.root}.bus."
+    if not options.code:
+        yield "state its code: (postbus.options.v1.reason).code"
+    if options.http_status and not 400 <= options.http_status < 600:
+        yield f"http_status: {options.http_status}"
+    if options.scope is not Scope.NAMED and not value.type.full_name.startswith(bus):
+        yield f"only reasons of {bus}v1 have a scope"
+    if not name.isidentifier() or name == _ALL:
+        yield f"{name} cannot be a constant of Python"
+
+
+def _shared_faults(
+    contracts: Contracts, name: str, value: EnumValueDescriptor, first: EnumValueDescriptor
+) -> Iterator[str]:
+    package, other = (each.type.file.package.rpartition(".")[0] for each in (value, first))
+    if package != other:
+        yield f"{name} is also a reason of {other}"
+    elif contracts.options.reason(value) != contracts.options.reason(first):
+        yield "another version of the package has it with other rules"
 
 
 def unnamed_errors(

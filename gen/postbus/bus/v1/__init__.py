@@ -930,7 +930,7 @@ class GetStatisticsResponse(GeneratedMessage):
         5, betterproto.TYPE_STRING, betterproto.TYPE_UINT64
     )
     """
-    Number of incidents of the consumers by name, such as `consumer.paused`.
+    Number of incidents of the process by name, such as `consumer.paused`.
     """
 
 

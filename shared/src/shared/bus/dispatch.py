@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping
+from collections import Counter
+from collections.abc import AsyncGenerator, Coroutine, Iterable
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from uuid_utils import uuid7
 
 from postbus import reasons
 from shared.access_tokens import LEEWAY_SECONDS, Caller, token_missing
+from shared.bus.declared_reasons import DeclaredReasons
 from shared.bus.envelope import (
     budget_of,
     completed_reply,
@@ -77,10 +79,12 @@ class Dispatcher:
         perform: Perform,
         *,
         security_log: SecurityLog | None = None,
-        incidents: Mapping[str, int] | None = None,
+        incidents: Counter[str] | None = None,
     ) -> None:
         self._security_log = security_log or SecurityLog()
-        self.statistics = Statistics(self._security_log.counts, incidents or {})
+        incidents = Counter() if incidents is None else incidents
+        self.statistics = Statistics(self._security_log.counts, incidents)
+        self._declared = DeclaredReasons(incidents)
         worker_service = WorkerServiceHandlers(
             worker, self.statistics, lambda: self.routes, lambda: self.events
         )
@@ -247,6 +251,7 @@ class Dispatcher:
             error = internal()
         elif context is not None and context.has_changed:
             error.outcome = Outcome.try_value(Outcome.UNKNOWN)
+        self._declared.check(served.method, error)
         if context is None and error.reason == reasons.MALFORMED_MESSAGE:
             log_refused_message(self._security_log, served.name, error.reason)
         self._security_log.record_refusal(error, context, method=served.name, trace_id=trace)
