@@ -95,7 +95,7 @@ CODEC_UNSUPPORTED: Final = Reason(
     3,
     scope=Scope.HTTP,
     http_status=415,
-    meaning="The media type of the body is none of the Connect protocol for the method. `Accept-Post` has those.",
+    meaning="The request over the Connect protocol has a content type that the method does not take.",
 )
 CODING_UNKNOWN: Final = Reason(
     "CODING_UNKNOWN",
@@ -376,7 +376,7 @@ METADATA_INVALID: Final = Reason(
     3,
     scope=Scope.HTTP,
     http_status=400,
-    meaning="The header fields for services are not ASCII, or too large.",
+    meaning="The header fields that are passed on to services are not ASCII, or too large.",
 )
 METHOD_NOT_ALLOWED: Final = Reason(
     "METHOD_NOT_ALLOWED",

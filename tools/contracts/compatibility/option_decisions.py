@@ -126,7 +126,10 @@ def _elsewhere(_before: Any, _after: Any) -> Iterator[Effect]:
 _METHOD: Final = "postbus.options.v1.MethodRules."
 _EVENT: Final = "postbus.options.v1.EventRules."
 MEANING: Final[Mapping[str, Decision]] = {
-    f"{_EVENT}subject": _decide(changed=Effect(kind=Kind.SUBJECT_CHANGED)),
+    f"{_EVENT}subject": _decide(
+        removed=Effect(kind=Kind.SUBJECT_CHANGED),
+        changed=Effect(kind=Kind.SUBJECT_CHANGED),
+    ),
     f"{_EVENT}aggregate_version": _decide(
         removed=Effect(kind=Kind.AGGREGATE_VERSION_REMOVED, breaks=consumers),
         changed=Effect(kind=Kind.AGGREGATE_VERSION_CHANGED, breaks=consumers),

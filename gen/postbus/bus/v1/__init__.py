@@ -480,17 +480,19 @@ class Reason(betterproto.Enum):
 
     CODEC_UNSUPPORTED = 98
     """
-    The media type of the body is none of the Connect protocol for the method. `Accept-Post` has those.
+    The request over the Connect protocol has a content type that the method does not take.
     """
 
-    GATEWAY_FULL = 99
+    METADATA_INVALID = 99
+    """
+    The header fields that are passed on to services are not ASCII, or too large.
+    """
+
+    GATEWAY_FULL = 100
     """
     The gateway has too many connections, or too much input that is not complete. Repeat the request
      later.
     """
-
-    METADATA_INVALID = 100
-    """The header fields for services are not ASCII, or too large."""
 
     WEBSOCKET_VERSION_UNSUPPORTED = 101
     """The version of the WebSocket protocol is not supported."""
