@@ -9,7 +9,7 @@ from postbus_runtime.contract import ContractError
 from postbus_runtime.reasons import Reason, Scope
 from tools.contracts.generate.descriptors import Contracts
 
-__all__ = ["reason_errors", "reasons_of", "reasons_source", "unnamed_errors"]
+__all__ = ["reason_errors", "reason_values", "reasons_of", "reasons_source", "unnamed_errors"]
 
 _ENUM: Final = "Reason"
 _PREFIX: Final = "REASON_"
@@ -28,7 +28,7 @@ from postbus_runtime.reasons import Reason, Scope
 
 def reasons_of(contracts: Contracts) -> dict[str, Reason]:
     """Return every reason by its name, sorted; two versions of a package may share one."""
-    found = {name: _reason(contracts, value) for name, value in _values(contracts)}
+    found = {name: _reason(contracts, value) for name, value in reason_values(contracts)}
     return {name: found[name] for name in sorted(found)}
 
 
@@ -48,7 +48,7 @@ def reasons_source(contracts: Contracts) -> str:
 def reason_errors(contracts: Contracts) -> Iterator[ContractError]:
     """Yield an error for each reason that is not complete, or not unique."""
     first: dict[str, EnumValueDescriptor] = {}
-    for name, value in _values(contracts):
+    for name, value in reason_values(contracts):
         faults = (
             *_faults(contracts, name, value),
             *_shared_faults(contracts, name, value, first.setdefault(name, value)),
@@ -95,7 +95,7 @@ def unnamed_errors(
             yield ContractError(method, f"reasons: {name} occurs more than once")
 
 
-def _values(contracts: Contracts) -> Iterator[tuple[str, EnumValueDescriptor]]:
+def reason_values(contracts: Contracts) -> Iterator[tuple[str, EnumValueDescriptor]]:
     """Yield the name and the value of each reason, in the order of the files."""
     for file in contracts.files:
         enum = file.enum_types_by_name.get(_ENUM)
