@@ -220,7 +220,7 @@ FIELD_REPEATED: Final = Reason(
     meaning="A header that may occur once occurs more than once.",
 )
 FIELD_TOO_LARGE: Final = Reason(
-    "FIELD_TOO_LARGE", 3, scope=Scope.HTTP, http_status=431, meaning="A header is too large."
+    "FIELD_TOO_LARGE", 3, scope=Scope.WEBSOCKET, http_status=431, meaning="A header is too large."
 )
 FOLLOWS_SELF: Final = Reason(
     "FOLLOWS_SELF", 3, scope=Scope.NAMED, http_status=422, meaning="Users cannot follow themselves."
@@ -256,7 +256,7 @@ GATEWAY_FULL: Final = Reason(
 HANDSHAKE_INVALID: Final = Reason(
     "HANDSHAKE_INVALID",
     3,
-    scope=Scope.HTTP,
+    scope=Scope.WEBSOCKET,
     http_status=400,
     meaning="The request to open a WebSocket is malformed.",
 )
@@ -446,7 +446,7 @@ OPERATORS_ONLY: Final = Reason(
 ORIGIN_REFUSED: Final = Reason(
     "ORIGIN_REFUSED",
     7,
-    scope=Scope.HTTP,
+    scope=Scope.WEBSOCKET,
     http_status=403,
     meaning="Web pages of this origin may not open a WebSocket.",
 )
@@ -600,7 +600,7 @@ STREAM_BROKEN: Final = Reason(
 SUBPROTOCOL_UNKNOWN: Final = Reason(
     "SUBPROTOCOL_UNKNOWN",
     3,
-    scope=Scope.HTTP,
+    scope=Scope.WEBSOCKET,
     http_status=400,
     meaning="The WebSocket subprotocol is not supported.",
 )
@@ -619,7 +619,7 @@ TARGET_INVALID: Final = Reason(
     meaning="The target of the request is malformed.",
 )
 TARGET_TOO_LONG: Final = Reason(
-    "TARGET_TOO_LONG", 3, scope=Scope.HTTP, http_status=414, meaning="The URL is too long."
+    "TARGET_TOO_LONG", 3, scope=Scope.WEBSOCKET, http_status=414, meaning="The URL is too long."
 )
 TEXT_ONLY: Final = Reason(
     "TEXT_ONLY",
@@ -756,7 +756,7 @@ UPDATE_MASK_INVALID: Final = Reason(
 UPGRADE_REQUIRED: Final = Reason(
     "UPGRADE_REQUIRED",
     3,
-    scope=Scope.HTTP,
+    scope=Scope.WEBSOCKET,
     http_status=426,
     meaning="The path is for WebSockets. Connect with one.",
 )
@@ -808,7 +808,7 @@ VERSION_NOT_SUPPORTED: Final = Reason(
 WEBSOCKET_VERSION_UNSUPPORTED: Final = Reason(
     "WEBSOCKET_VERSION_UNSUPPORTED",
     3,
-    scope=Scope.HTTP,
+    scope=Scope.WEBSOCKET,
     http_status=426,
     meaning="The version of the WebSocket protocol is not supported.",
 )

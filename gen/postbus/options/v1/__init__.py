@@ -44,7 +44,7 @@ class Scope(betterproto.Enum):
 
     WEBSOCKET = 3
     """
-    Errors of the frames and connections of WebSockets, from the gateway.
+    Errors of the handshakes, frames and connections of WebSockets, from the gateway.
     """
 
     BUS = 4
