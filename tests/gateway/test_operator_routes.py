@@ -14,6 +14,7 @@ from gateway.cached_result import CachedResult
 from gateway.gateway import Gateway
 from gateway.operator_networks import OperatorNetworks
 from postbus.bus.v1 import CheckResponse, GetStatisticsResponse, Instance, Part, Reply, Request
+from postbus_runtime.reasons import Reason
 from shared.access_tokens import TokenVerifier
 from shared.bus import Call
 from shared.bus.memory import MemoryBus
@@ -185,7 +186,7 @@ async def test_concurrent_probes_and_scrapes_call_workers_once(
 async def test_metrics_lack_the_workers_that_cannot_be_reached(verifier: TokenVerifier) -> None:
     class Bus(MemoryBus):
         async def broadcast(self, route: str, call: Call) -> list[bytes]:
-            raise ServiceError(Code.UNAVAILABLE, "NO_CONNECTION", route)
+            raise ServiceError(Reason("NO_CONNECTION", Code.UNAVAILABLE), route)
 
     app = build_app(Bus(), verifier, max_body_bytes=1000)
     async with from_address(app, "127.0.0.1") as client:

@@ -70,7 +70,7 @@ async def test_address_without_token_is_refused_after_its_rate_and_others_are_no
     await rates.admit("192.0.2.1")
     await rates.admit("192.0.2.1")
     error = await _refused(rates, "192.0.2.1")
-    assert (error.status, error.code, error.reason) == (
+    assert (error.reason.http_status, error.code, error.reason) == (
         429,
         Code.RESOURCE_EXHAUSTED,
         "RATE_LIMITED",

@@ -11,7 +11,9 @@ import aio_pika
 import pytest
 import structlog.testing
 
+from postbus import reasons
 from postbus.bus.v1 import Batch, Code, Control, Event, FieldViolation, Outcome, Reply, Request
+from postbus_runtime.reasons import Reason
 from shared.bus.amqp import AmqpBus, frame_reader
 from shared.bus.amqp.message_properties import properties
 from shared.bus.amqp.stream_credit import StreamCredit
@@ -250,8 +252,7 @@ async def test_messages_of_more_than_16_mib_are_refused(
 def test_error_reply_is_at_most_64_kib(reason: str, message: str, violations: int) -> None:
     long = "\U0001f600" * 500
     error = ServiceError(
-        Code.INVALID_ARGUMENT,
-        reason,
+        Reason(reason, Code.INVALID_ARGUMENT),
         message,
         violations=[FieldViolation(field=long, rule=long, message=long)] * violations,
         outcome=Outcome.UNKNOWN,
@@ -272,7 +273,7 @@ def test_error_reply_is_at_most_64_kib(reason: str, message: str, violations: in
 
 def test_error_reply_that_fits_keeps_its_violations() -> None:
     violations = [FieldViolation(field=f"tags[{n}]", rule="string.min_len") for n in range(20)]
-    error = ServiceError(Code.INVALID_ARGUMENT, "INVALID_FIELDS", "No.", violations=violations)
+    error = ServiceError(reasons.INVALID_FIELDS, "No.", violations=violations)
 
     assert decode(Reply, error_reply(error)).error.violations == violations
 

@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from postbus import reasons
 from postbus.bus.v1 import Batch, Code, Error, Event, Outcome, Reply, Request
 from postbus.posts.v1 import CreatePostRequest, PostsServiceStub
 from postbus.registry import METHODS
+from postbus_runtime.reasons import Reason
 from shared.bus import Call, CallResult, ServiceChannel, call_method
 from shared.bus.amqp import connect
 from shared.bus.memory import MemoryBus
@@ -94,7 +96,7 @@ class Trying(MemoryBus):
     async def call(self, _route: str, _call: Call) -> CallResult:
         reason, outcome = self._tries[len(self.made)]
         self.made.append((reason, outcome))
-        raise ServiceError(Code.UNAVAILABLE, reason, "", outcome=outcome)
+        raise ServiceError(Reason(reason, Code.UNAVAILABLE), "", outcome=outcome)
 
 
 REPEATED: Final = ("CONNECTION_LOST", "NOT_CONNECTED", "WORKER_LOST", "OPERATION_RUNNING")
@@ -181,7 +183,7 @@ async def test_event_that_cannot_be_published_after_the_handler_is_an_unknown_ou
     """A service without a database cannot undo what its handler has done."""
 
     async def refuse(_event: Event) -> None:
-        raise ServiceError(Code.UNAVAILABLE, "EVENT_REFUSED", "", outcome=Outcome.NO_EFFECT)
+        raise ServiceError(reasons.EVENT_REFUSED, "", outcome=Outcome.NO_EFFECT)
 
     async def execute() -> bytes:
         unit = current_unit_of_work()
@@ -239,7 +241,9 @@ PROOFS: Final = {
     "errors.py database_busy": ROLLED_BACK,
     "errors.py invalid_field": ROLLED_BACK,
     "errors.py version_mismatch": ROLLED_BACK,
-    "access_tokens.py _unauthenticated": NOT_STARTED,
+    "access_tokens.py TokenVerifier._verify": NOT_STARTED,
+    "access_tokens.py session_revoked": NOT_STARTED,
+    "access_tokens.py token_missing": NOT_STARTED,
     "outbox/inbox.py stored_reply": "another request had the key, and this one is not executed",
     "errors.py database_conflict": ROLLED_BACK,
     "outbox/mongo_errors.py _answer": ROLLED_BACK,

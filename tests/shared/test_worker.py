@@ -9,13 +9,14 @@ import pytest
 import sqlalchemy as sa
 import structlog.testing
 
+from postbus import reasons
 from postbus.bus.v1 import CheckRequest, HealthServiceStub
 from shared.access_tokens import TokenVerifier
 from shared.bus import ServiceChannel
 from shared.bus.memory import MemoryBus
 from shared.context import Context
 from shared.data.postgres_sessions import Postgres
-from shared.errors import Code, NotReadyError, ServiceError
+from shared.errors import NotReadyError, ServiceError
 from shared.outbox.outbox import EncodedEvent
 from shared.runtime.session_verifier import SessionVerifier
 from shared.runtime.worker import Application, Health, serve
@@ -44,7 +45,7 @@ class UnreliableBus(MemoryBus):
     async def publish_encoded(self, event: EncodedEvent) -> None:
         if not self.refused:
             self.refused += 1
-            raise ServiceError(Code.UNAVAILABLE, "NOT_CONNECTED", "Unavailable.")
+            raise ServiceError(reasons.NOT_CONNECTED, "Unavailable.")
         self.event_ids.append(event.id)
 
 

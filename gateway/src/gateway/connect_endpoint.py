@@ -112,7 +112,7 @@ class ConnectEndpoint:
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # every request gets a response
             failure = self._failure(request, error)
         codec = codec_of(request.headers, self.method)
-        if isinstance(failure, HttpError) and failure.status == 415:
+        if isinstance(failure, HttpError) and failure.reason.http_status == 415:
             response = problem(failure, request.trace_id)
             response.headers.append(self._cors.vary)
             return response

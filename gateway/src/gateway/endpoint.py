@@ -32,6 +32,7 @@ from gateway.streaming import NDJSON, NdjsonResponse
 from gateway.success_responses import SuccessResponses
 from gateway.targets import query_parameters
 from gateway.transcoding import Transcoder
+from postbus import reasons
 from postbus.registry import METHODS, Access, HttpRule, Method
 from shared.bus import Call, call_method
 from shared.errors import Code, ServiceError
@@ -223,7 +224,6 @@ class Endpoint:
             raise
         if contains_tag(tags, read_endpoint._success.etag(result.payload)):
             raise ServiceError(
-                Code.FAILED_PRECONDITION,
-                "ALREADY_THERE",
+                reasons.ALREADY_THERE,
                 "If-None-Match contains the current ETag.",
             )

@@ -6,6 +6,7 @@ import structlog
 
 from gateway.client_addresses import address_of
 from gateway.rest_request import RestRequest
+from postbus import reasons
 from postbus.registry import Method
 from shared.bus.envelope import unavailable
 from shared.errors import Outcome, ServiceError, internal
@@ -32,7 +33,7 @@ def failure_of(
             )
         case asyncio.CancelledError():  # by the server, after its time to shut down
             failure = unavailable(
-                "SERVER_STOPPED", "The gateway is shutting down.", Outcome.UNKNOWN
+                reasons.SERVER_STOPPED, "The gateway is shutting down.", Outcome.UNKNOWN
             )
         case _:
             _log.error(

@@ -4,7 +4,7 @@ from typing import Final
 
 from gateway.problems import HttpError
 from gateway.request_headers import Headers
-from shared.errors import Code
+from postbus import reasons
 
 __all__ = ["accepts_gzip", "has_content", "require_acceptable", "require_json", "require_uncoded"]
 
@@ -19,9 +19,7 @@ def require_acceptable(headers: Headers, media_type: str) -> None:
         return
     if not _accepts(accept.decode("latin-1"), media_type):
         raise HttpError(
-            406,
-            Code.INVALID_ARGUMENT,
-            "NOT_ACCEPTABLE",
+            reasons.NOT_ACCEPTABLE,
             f"The response is {media_type}, which Accept excludes.",
         )
 
@@ -58,9 +56,7 @@ def require_uncoded(headers: Headers) -> None:
     coding = headers.get(b"content-encoding", b"identity")
     if coding.strip().lower() not in (b"identity", b""):
         raise HttpError(
-            415,
-            Code.INVALID_ARGUMENT,
-            "CONTENT_ENCODING_UNSUPPORTED",
+            reasons.CONTENT_ENCODING_UNSUPPORTED,
             "Send the body without a content coding.",
             headers={"Accept-Encoding": "identity"},
         )
@@ -77,9 +73,7 @@ def require_json(headers: Headers, *, patch: bool) -> None:
         names = b", ".join(accepted).decode()
         header = "Accept-Patch" if patch else "Accept"
         raise HttpError(
-            415,
-            Code.INVALID_ARGUMENT,
-            "NOT_JSON",
+            reasons.NOT_JSON,
             "Send the body as application/json.",
             headers={header: names},
         )

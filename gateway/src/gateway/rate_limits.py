@@ -18,8 +18,8 @@ from gateway.client_addresses import network_of
 from gateway.problems import HttpError
 from gateway.rate_storage import BoundedStorage
 from gateway.response_headers import Header
+from postbus import reasons
 from postbus.registry import METHODS, Access, Method
-from shared.errors import Code
 from shared.limited_log import LimitedLog
 
 __all__ = ["RateLimitSettings", "RateLimits"]
@@ -144,9 +144,7 @@ def _policies(name: str, rate: str, *, by_user: bool) -> list[_Policy]:
 
 def _limited(policy: _Policy, reset: int, plan: _Plan, limits: str) -> HttpError:
     error = HttpError(
-        429,
-        Code.RESOURCE_EXHAUSTED,
-        "RATE_LIMITED",
+        reasons.RATE_LIMITED,
         f"At most {policy.amount} requests in {policy.seconds} seconds: wait {reset} seconds.",
         headers={"RateLimit-Policy": plan.header[1].decode(), "RateLimit": limits},
     )

@@ -6,8 +6,9 @@ from starlette.types import Receive
 from gateway.media_types import has_content, require_json, require_uncoded
 from gateway.problems import HttpError
 from gateway.request_headers import Headers
+from postbus import reasons
 from postbus.registry import HttpRule
-from shared.errors import Code, Outcome
+from shared.errors import Outcome
 
 __all__ = ["default_body", "read_body", "too_large"]
 
@@ -20,9 +21,7 @@ def default_body(rule: HttpRule, headers: Headers, *, raw: bool = False) -> byte
     """
     if not rule.body:
         if has_content(headers):
-            raise HttpError(
-                400, Code.INVALID_ARGUMENT, "BODY_UNEXPECTED", "The method takes no request body."
-            )
+            raise HttpError(reasons.BODY_UNEXPECTED, "The method takes no request body.")
         return b""
     if raw:
         require_uncoded(headers)
@@ -56,4 +55,4 @@ async def read_body(receive: Receive, max_bytes: int) -> bytes:
 def too_large(max_bytes: int, outcome: int = Outcome.NO_EFFECT) -> HttpError:
     """Return the error of a body of more than `max_bytes`: 413."""
     message = f"The body is larger than {max_bytes} bytes."
-    return HttpError(413, Code.INVALID_ARGUMENT, "BODY_TOO_LARGE", message, outcome=outcome)
+    return HttpError(reasons.BODY_TOO_LARGE, message, outcome=outcome)

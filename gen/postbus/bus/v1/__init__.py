@@ -313,8 +313,8 @@ class Reason(betterproto.Enum):
 
     OPERATION_RUNNING = 54
     """
-    The operation with this `Idempotency-Key` is still running. Repeat the request after `Retry-
-     After`.
+    The operation with this `Idempotency-Key` is still running. Repeat the request after
+     `Retry-After`.
     """
 
     OPERATORS_ONLY = 55
@@ -408,7 +408,7 @@ class Reason(betterproto.Enum):
     """The connection has too many running calls. Wait for a result."""
 
     TOO_MANY_CONNECTIONS = 79
-    """The gateway or this address has too many connections."""
+    """This address has too many connections."""
 
     TOO_MANY_FIELDS = 80
     """The request has too many headers."""
@@ -433,7 +433,7 @@ class Reason(betterproto.Enum):
 
     TOO_MUCH_UNFINISHED_INPUT = 85
     """
-    The clients of the gateway have sent too much that is not complete. Repeat the request later.
+    The address has sent too much that is not complete. Repeat the request later.
     """
 
     TRAILERS_TOO_LARGE = 86
@@ -468,7 +468,7 @@ class Reason(betterproto.Enum):
     """
 
     VERSION_NOT_SUPPORTED = 95
-    """The version of HTTP or of the WebSocket protocol is not supported."""
+    """The version of HTTP is not supported."""
 
     WORKER_LOST = 96
     """
@@ -486,6 +486,20 @@ class Reason(betterproto.Enum):
     METADATA_INVALID = 99
     """
     The header fields that are passed on to services are not ASCII, or too large.
+    """
+
+    GATEWAY_FULL = 100
+    """
+    The gateway has too many connections, or too much input that is not complete. Repeat the request
+     later.
+    """
+
+    WEBSOCKET_VERSION_UNSUPPORTED = 101
+    """The version of the WebSocket protocol is not supported."""
+
+    FORGED = 102
+    """
+    The event was not sent by the service that owns it, or has a version that the owner does not have.
     """
 
 
@@ -917,7 +931,9 @@ class GetStatisticsResponse(GeneratedMessage):
     incidents: Dict[str, int] = betterproto.map_field(
         5, betterproto.TYPE_STRING, betterproto.TYPE_UINT64
     )
-    """Number of incidents of the bus by name, such as `consumer.paused`."""
+    """
+    Number of incidents of the process by name, such as `consumer.paused`.
+    """
 
 
 @dataclass(eq=False, repr=False)

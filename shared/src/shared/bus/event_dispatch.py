@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
+from postbus import reasons
 from shared.bus.consumed_event import ConsumedEvent
 from shared.bus.message_bus import Failure
 from shared.bus.served_method import run_in_unit
@@ -20,7 +21,7 @@ _Event: Final[Any] = message_class("postbus.bus.v1.Event")
 _TRANSIENT_CODES = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.ABORTED, Code.DEADLINE_EXCEEDED)
 """Codes of errors that a retry may cure."""
 
-_REFUSED_EVENT = ("MALFORMED_MESSAGE", "UNKNOWN_EVENT", "FORGED")
+_REFUSED_EVENT = (reasons.MALFORMED_MESSAGE, reasons.UNKNOWN_EVENT, reasons.FORGED)
 """Reasons of errors that only the sender of an event can cause."""
 
 
@@ -57,7 +58,7 @@ class EventDispatcher:
             )
         except Exception as error:  # noqa: BLE001  # a handler may raise anything
             self._log_failed_event(logging.ERROR, name, exc_info=error)
-            return Failure(reason="INTERNAL", message=type(error).__name__, retry=True)
+            return Failure(reason=reasons.INTERNAL, message=type(error).__name__, retry=True)
         return None
 
     def _log_failed_event(self, level: int, name: str, **values: Any) -> None:
@@ -67,9 +68,7 @@ class EventDispatcher:
     async def _consume(self, event: Any) -> None:
         consumed = self.consumed.get(event.type)
         if consumed is None:
-            raise ServiceError(
-                Code.UNIMPLEMENTED, "UNKNOWN_EVENT", "The worker does not consume this event."
-            )
+            raise ServiceError(reasons.UNKNOWN_EVENT, "The worker does not consume this event.")
         context, operation = consumed.context(event), consumed.operation(event)
         message = decode(consumed.message, event.data)
         execute = partial(run_in_unit, consumed.handler, message, context)

@@ -94,7 +94,7 @@ class MessageBus(Protocol):
     """Calls and serves methods, publishes and subscribes to events. Safe for concurrent use."""
 
     incidents: Counter[str]
-    """Number of incidents of the bus since the start, by name, such as `consumer.paused`;
+    """Number of incidents of the process since the start, by name, such as `consumer.paused`;
     docs/operations.md lists them."""
     security_log: SecurityLog
     """The security log of the process, which has the messages that the bus refuses."""

@@ -21,8 +21,8 @@ from pymongo.errors import (
     WriteConcernError,
 )
 
+from postbus import reasons
 from shared.errors import (
-    Code,
     NotReadyError,
     Outcome,
     ServiceError,
@@ -154,9 +154,7 @@ def _answer(row: _Row, error: Exception, outcome: int) -> ServiceError:
             conflict.outcome = Outcome.try_value(outcome)
             return conflict
         case _Answer.TAKEN:
-            return ServiceError(
-                Code.ALREADY_EXISTS, "ALREADY_EXISTS", "The resource exists already."
-            )
+            return ServiceError(reasons.ALREADY_EXISTS, "The resource exists already.")
         case _Answer.INTERNAL:
             _write_log("database.failed", error)
             return internal()

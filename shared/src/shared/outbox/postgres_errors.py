@@ -11,6 +11,7 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, InterfaceError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from postbus import reasons
 from shared.context import current_context
 from shared.errors import (
     NotReadyError,
@@ -102,7 +103,7 @@ runs again."""
 
 
 def _unless_conflict(error: Exception) -> Exception:
-    is_conflict = isinstance(error, ServiceError) and error.reason == "DATABASE_CONFLICT"
+    is_conflict = isinstance(error, ServiceError) and error.reason == reasons.DATABASE_CONFLICT
     return database_unavailable(Outcome.NO_EFFECT) if is_conflict else error
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
+from postbus import reasons
 from shared import tasks
 from shared.bus.amqp import topology
 from shared.bus.amqp.broker_connection import BrokerConnection
@@ -36,7 +37,9 @@ A handler has 30 seconds, so an event that was unprocessed at the check is young
 _MAX_REPLAY_SECONDS: Final = float(KEEP_SECONDS)
 """The inbox recognises an event that was handled before for so long."""
 _FORGED: Final = Failure(
-    reason="FORGED", message="The event was not sent by the service that owns it.", retry=False
+    reason=reasons.FORGED,
+    message="The event was not sent by the service that owns it.",
+    retry=False,
 )
 
 

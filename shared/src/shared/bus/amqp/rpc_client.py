@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import suppress
 from typing import Final
 
+from postbus import reasons
 from postbus.bus.v1 import Control, Outcome
 from shared.bus.amqp.batches import single_route, unpack
 from shared.bus.amqp.broker_connection import BrokerConnection
@@ -37,7 +38,7 @@ from shared.security_log import SecurityLog
 
 __all__ = ["RpcClient"]
 
-_CALLER_ERRORS: Final = ("STREAM_BROKEN", "MALFORMED_MESSAGE", "REPLY_TOO_LARGE")
+_CALLER_ERRORS: Final = (reasons.STREAM_BROKEN, reasons.MALFORMED_MESSAGE, reasons.REPLY_TOO_LARGE)
 """Errors after which the caller cancels the stream, because the server may still send."""
 
 

@@ -8,7 +8,9 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Final
 
+from postbus import reasons
 from postbus.bus.v1 import Control, Outcome
+from postbus_runtime.reasons import Reason
 from shared.bus.amqp.batches import batch_route, unpack
 from shared.bus.amqp.broker_connection import BrokerConnection
 from shared.bus.amqp.broker_errors import BROKER_ERRORS, MissingError
@@ -25,7 +27,7 @@ from shared.bus.amqp.reply_sender import ReplyChannels, ReplySender
 from shared.bus.concurrency_limit import ConcurrencyLimit
 from shared.bus.envelope import error_reply, spend_budget, unavailable
 from shared.bus.message_bus import RpcHandler
-from shared.errors import Code, ServiceError, deadline_exceeded
+from shared.errors import ServiceError, deadline_exceeded
 from shared.limited_log import LimitedLog
 
 __all__ = ["RpcServer"]
@@ -143,9 +145,11 @@ class RpcServer(QueueConsumer):
         if message.routing_key in self._batch_routes:
             self._start_batch(channel, message)
         elif message.oversized:
-            self._refuse(channel, message, "REQUEST_TOO_LARGE", "The request is larger than 4 MiB.")
+            self._refuse(
+                channel, message, reasons.REQUEST_TOO_LARGE, "The request is larger than 4 MiB."
+            )
         elif len(self._running) >= _MAX_CALLS or self._bytes > _MAX_BYTES:
-            self._refuse(channel, message, "OVERLOADED", "The worker is overloaded.")
+            self._refuse(channel, message, reasons.OVERLOADED, "The worker is overloaded.")
         else:
             self._bytes += len(message.body)
             self._running[message] = self._loop.create_task(self._handle(channel, message))
@@ -164,10 +168,10 @@ class RpcServer(QueueConsumer):
             call = BatchedCall(batch, route, correlation_id, message, request)
             self._start_handling(channel, call)
 
-    def _refuse(self, channel: MessageChannel, message: Delivered, reason: str, text: str) -> None:
-        error = ServiceError(
-            Code.RESOURCE_EXHAUSTED, reason, text, retry_after=1, outcome=Outcome.NO_EFFECT
-        )
+    def _refuse(
+        self, channel: MessageChannel, message: Delivered, reason: Reason, text: str
+    ) -> None:
+        error = ServiceError(reason, text, retry_after=1)
 
         async def refuse() -> None:
             try:
@@ -245,7 +249,7 @@ class RpcServer(QueueConsumer):
             # this server stops: the caller needs a reply
             if started or message.routing_key in self._deleted:
                 outcome = Outcome.UNKNOWN if started else Outcome.NO_EFFECT
-                stopped = unavailable("SERVER_STOPPED", "The worker has stopped.", outcome)
+                stopped = unavailable(reasons.SERVER_STOPPED, "The worker has stopped.", outcome)
                 if replies is not None:
                     self._sender.send(replies, message, error_reply(stopped))
             elif request := spend_budget(message.body, waited):
