@@ -1,6 +1,5 @@
 """HTTP responses of successful calls: status, ETag, caching, Location and replay headers."""
 
-import logging
 import re
 from operator import attrgetter
 from typing import Final
@@ -14,8 +13,6 @@ from gateway.raw_bodies import RAW_POLICY, media_type_header
 from gateway.response_headers import JSON, NO_CACHE, NO_STORE, PRIVATE, REPLAYED, SECURITY, Header
 from gateway.responses import HttpResponse
 from gateway.transcoding import Transcoder
-from shared.errors import ServiceError, internal
-from shared.limited_log import LimitedLog
 
 __all__ = ["SuccessResponses"]
 
@@ -30,7 +27,6 @@ class SuccessResponses:
     def __init__(self, transcoder: Transcoder, cors: Cors) -> None:
         method, rule = transcoder.method, transcoder.rule
         self._transcoder = transcoder
-        self._log = LimitedLog()
         self._status = rule.status
         self._is_raw = transcoder.raw_response is not None
         self._tagged = rule.status in (200, 201) and (
@@ -40,15 +36,12 @@ class SuccessResponses:
         self._collection, *name = rule.location or ("",)
         self._name_of = attrgetter(".".join(name)) if name else None
         cache = (NO_STORE, NO_STORE) if method.secret_response else (NO_CACHE, PRIVATE)
-        self._headers = tuple((each, cors.vary, *SECURITY) for each in cache)
-
-    def headers(self, trace_id: str, *, private: bool) -> list[Header]:
-        """Return the headers of every success response; `private` if the caller has a token."""
-        return [(b"trace-id", trace_id.encode()), *self._headers[private]]
+        self.headers = tuple((each, cors.vary, *SECURITY) for each in cache)
+        """The headers of every success response: without a token, and with one."""
 
     def build(
         self,
-        payload: bytes,
+        message: Message,
         conditions: Conditions | None,
         headers: list[Header],
         *,
@@ -56,10 +49,9 @@ class SuccessResponses:
     ) -> HttpResponse:
         """Return the response with a message, or 304 if If-None-Match contains its ETag.
 
-        Appends to `headers`. `replayed`: the payload is the stored reply of an earlier execution.
+        Appends to `headers`. `replayed`: the message is the stored reply of an earlier execution.
         Raises 412 if If-Match does not accept the version of the message.
         """
-        message = self._parse(payload)
         content = self._transcoder.write(message)
         if replayed:
             headers.append(REPLAYED)
@@ -84,18 +76,10 @@ class SuccessResponses:
         headers += (kind, (b"content-length", b"%d" % len(content)))
         return HttpResponse(self._status, headers, content)
 
-    def etag(self, payload: bytes) -> str:
+    def etag(self, message: Message) -> str:
         """Return the ETag of a response."""
-        message = self._parse(payload)
         version = self._version_of(message) if self._version_of else None
         return entity_tag(self._transcoder.write(message), version)
-
-    def _parse(self, payload: bytes) -> Message:
-        try:
-            return self._transcoder.response(payload)
-        except ServiceError:  # a fault of the worker; the call may have had an effect
-            self._log.write(logging.WARNING, "reply.malformed", method=self._transcoder.method.name)
-            raise internal() from None
 
     def _location(self, name: str) -> bytes:
         """Return the path of the created resource (RFC 9110, section 15.3.2)."""

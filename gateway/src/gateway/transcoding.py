@@ -19,7 +19,7 @@ from postbus.registry import HttpRule, Method
 from shared.errors import Code, FieldViolation, ServiceError
 from shared.output_only import remover
 from shared.protojson import read_json, read_message, write_message
-from shared.wire import find_violations, invalid_fields, message_class, parse
+from shared.wire import find_violations, invalid_fields, message_class
 
 __all__ = ["Transcoder"]
 
@@ -163,10 +163,6 @@ class Transcoder:
         in_path = {path.removeprefix(before) for path, _ in self.rule.variables}
         derive_mask(message, resource, client_fields, without=in_path)
         return []
-
-    def response(self, payload: bytes) -> Message:
-        """Return the response message in the payload of a reply."""
-        return parse(self.method.response_name, payload)
 
     def raw_body(self, response: Any) -> Any:
         """Return the google.api.HttpBody in a response."""
