@@ -60,7 +60,7 @@ REASONS: Mapping[str, str] = {
     "NOT_ACCEPTABLE": "The header `Accept` excludes the media type of the response.",
     "NOT_AN_OBJECT": "The JSON text is not an object.",
     "NOT_CONNECTED": "The service has no connection to the message broker. Repeat the request later.",
-    "NOT_JSON": "The media type of the body is not JSON. Send `application/json`.",
+    "NOT_JSON": "The media type of the body is not supported. Send `application/json`, or `application/protobuf`.",
     "NOT_THE_AUTHOR": "Only the author may do this.",
     "NO_ROUTE": "No worker serves this method at the moment. Repeat the request later.",
     "OPERATION_ID_REUSED": "The `Idempotency-Key` (`operationId` outside REST) was used for a different request. Choose a new one.",

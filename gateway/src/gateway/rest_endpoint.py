@@ -2,7 +2,6 @@
 
 import time
 from functools import partial
-from typing import Final
 
 from google.protobuf.message import Message
 
@@ -11,7 +10,7 @@ from gateway.conditional import Conditions, contains_tag
 from gateway.disconnect import cancelled_by_disconnect
 from gateway.endpoint import Endpoint, Response
 from gateway.large_inputs import LARGE_BYTES
-from gateway.media_types import require_acceptable
+from gateway.media_types import NDJSON, accepted
 from gateway.problems import problem
 from gateway.request_body import default_body, read_body, too_large
 from gateway.request_headers import timeout
@@ -29,9 +28,6 @@ from shared.errors import Code, ServiceError
 from shared.metadata import read_metadata
 
 __all__ = ["RestEndpoint", "rest_endpoints"]
-
-NDJSON: Final = "application/x-ndjson"
-"""The media type of a stream: one line of JSON for each message."""
 
 
 def rest_endpoints(services: Services) -> dict[tuple[str, str], "RestEndpoint"]:
@@ -58,11 +54,8 @@ class RestEndpoint(Endpoint):
         self._checked_bytes = min(LARGE_BYTES, self._max_body_bytes)
         self._transcoder = Transcoder(method, rule)
         self._success = SuccessResponses(self._transcoder, services.cors)
-        self._media_type = NDJSON if method.streams else "application/json"
-        self._has_response = method.streams or bool(
-            self._transcoder.raw_response is None and self._response_class.DESCRIPTOR.fields
-        )
-        self._is_raw = self._transcoder.raw_request is not None
+        raw = self._transcoder.raw_request is not None
+        self._request_types = None if raw else self._transcoder.request_types
 
     def _error_response(self, failure: ServiceError, request: RpcRequest) -> HttpResponse:
         response = problem(failure, request.trace_id)
@@ -76,6 +69,8 @@ class RestEndpoint(Endpoint):
         if b"if-match" in sent or b"if-none-match" in sent:
             conditions = Conditions(self.method, request.scope["method"], sent)
         seconds = timeout(sent, self.method)
+        offered = self._success.media_types
+        media_type = accepted(sent, offered) if offered else ""
         message = await self._message(request, seconds)
         if conditions is not None:
             conditions.put_expected_version(message)
@@ -98,13 +93,14 @@ class RestEndpoint(Endpoint):
         if result.reply is not None and result.reply.headers:
             headers += header_fields(read_metadata(result.reply.headers))
         reply = self._reply(result.payload)
-        return self._success.build(reply, conditions, headers, replayed=result.replayed)
+        return self._success.build(
+            reply, conditions, headers, media_type=media_type, replayed=result.replayed
+        )
 
     async def _message(self, request: RpcRequest, seconds: float) -> Message:
         """Return the request message of the method, valid by the rules of the contract."""
-        if self._has_response:
-            require_acceptable(request.headers, self._media_type)
-        body = default_body(self._rule, request.headers, raw=self._is_raw)
+        patch = self._rule.verb == "PATCH"
+        body, media_type = default_body(request.headers, self._request_types, patch=patch)
         if body is None and request.exchange is not None:
             body = request.exchange.take_body()
         if body is None:
@@ -114,15 +110,10 @@ class RestEndpoint(Endpoint):
             raise too_large(self._max_body_bytes)
         query = request.scope["query_string"]
         parameters = query_parameters(query) if query else ()
-        if self._is_raw:
-            media_type = request.headers.get(b"content-type", b"").decode("latin-1")
-            return self._transcoder.read(
-                request.parameters, parameters, body, media_type=media_type
-            )
-        if len(body) > self._checked_bytes:
-            read = partial(self._transcoder.read, request.parameters, parameters, body)
+        read = partial(self._transcoder.read, request.parameters, parameters, body, media_type)
+        if len(body) > self._checked_bytes and self._transcoder.raw_request is None:
             return await self._read_large(request, seconds, read)
-        return self._transcoder.read(request.parameters, parameters, body)
+        return read()
 
     async def _lines(
         self, request: RpcRequest, call: Call, headers: list[Header]
@@ -131,7 +122,7 @@ class RestEndpoint(Endpoint):
 
         async def encode(payload: bytes) -> bytes:
             content = self._transcoder.write(self._reply(payload))
-            return b'{"result":' + (content or b"{}") + b"}\n"
+            return b'{"result":' + (content) + b"}\n"
 
         def end(failure: ServiceError | None) -> bytes:
             if failure is None:
@@ -165,7 +156,8 @@ class RestEndpoint(Endpoint):
             if error.code is Code.NOT_FOUND:
                 return
             raise
-        if contains_tag(tags, read_endpoint._success.etag(read_endpoint._reply(result.payload))):
+        etags = read_endpoint._success.etags(read_endpoint._reply(result.payload))
+        if any(contains_tag(tags, each) for each in etags):
             raise ServiceError(
                 Code.FAILED_PRECONDITION,
                 "ALREADY_THERE",

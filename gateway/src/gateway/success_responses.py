@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from gateway.conditional import Conditions, entity_tag
 from gateway.cors import Cors
 from gateway.raw_bodies import RAW_POLICY, media_type_header
-from gateway.response_headers import JSON, NO_CACHE, NO_STORE, PRIVATE, REPLAYED, SECURITY, Header
+from gateway.response_headers import NO_CACHE, NO_STORE, PRIVATE, REPLAYED, SECURITY, Header
 from gateway.responses import HttpResponse
 from gateway.transcoding import Transcoder
 
@@ -36,7 +36,14 @@ class SuccessResponses:
         self._collection, *name = rule.location or ("",)
         self._name_of = attrgetter(".".join(name)) if name else None
         cache = (NO_STORE, NO_STORE) if method.secret_response else (NO_CACHE, PRIVATE)
-        self.headers = tuple((each, cors.vary, *SECURITY) for each in cache)
+        types = transcoder.response_types if transcoder.has_content and not self._is_raw else ()
+        self.media_types = types
+        """The media types that Accept can choose from; empty if it is ignored."""
+        self._kinds: dict[str, Header] = {
+            each: (b"content-type", each.encode()) for each in self.media_types
+        }
+        vary = (b"vary", cors.vary[1] + b", Accept") if len(types) > 1 else cors.vary
+        self.headers = tuple((each, vary, *SECURITY) for each in cache)
         """The headers of every success response: without a token, and with one."""
 
     def build(
@@ -45,20 +52,22 @@ class SuccessResponses:
         conditions: Conditions | None,
         headers: list[Header],
         *,
+        media_type: str,
         replayed: bool,
     ) -> HttpResponse:
         """Return the response with a message, or 304 if If-None-Match contains its ETag.
 
-        Appends to `headers`. `replayed`: the message is the stored reply of an earlier execution.
+        Appends to `headers`. `media_type` is one of `media_types`. `replayed`: the message is the
+        stored reply of an earlier execution.
         Raises 412 if If-Match does not accept the version of the message.
         """
-        content = self._transcoder.write(message)
         if replayed:
             headers.append(REPLAYED)
-        if not content and not self._is_raw:
+        if not self._transcoder.has_content:
             if self._status != _NO_CONTENT:
                 headers.append(_EMPTY)
             return HttpResponse(self._status, headers)
+        content = self._transcoder.write(message, media_type)
         if self._tagged:
             version = self._version_of(message) if self._version_of else None
             etag = entity_tag(content, version)
@@ -69,17 +78,19 @@ class SuccessResponses:
                     return HttpResponse(304, headers)
         if self._name_of:
             headers.append((b"location", self._location(str(self._name_of(message)))))
-        kind = JSON
         if self._is_raw:
             kind = media_type_header(self._transcoder.raw_body(message).content_type)
             headers.append(RAW_POLICY)
+        else:
+            kind = self._kinds[media_type]
         headers += (kind, (b"content-length", b"%d" % len(content)))
         return HttpResponse(self._status, headers, content)
 
-    def etag(self, message: Message) -> str:
-        """Return the ETag of a response."""
+    def etags(self, message: Message) -> list[str]:
+        """Return the ETag of a response in each of its media types."""
         version = self._version_of(message) if self._version_of else None
-        return entity_tag(self._transcoder.write(message), version)
+        written = {self._transcoder.write(message, each) for each in self.media_types or ("",)}
+        return [entity_tag(content, version) for content in written]
 
     def _location(self, name: str) -> bytes:
         """Return the path of the created resource (RFC 9110, section 15.3.2)."""
