@@ -298,7 +298,10 @@ class Reason(betterproto.Enum):
     """
 
     NOT_JSON = 51
-    """The media type of the body is not JSON. Send `application/json`."""
+    """
+    The media type of the body is not supported. Send `application/json`, or
+     `application/protobuf`.
+    """
 
     NO_ROUTE = 52
     """
