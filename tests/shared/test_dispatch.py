@@ -215,6 +215,19 @@ async def test_malformed_envelope_is_an_invalid_argument(
     assert reply.error.code == Code.INVALID_ARGUMENT
 
 
+async def test_error_with_a_reason_that_the_rpc_does_not_name_is_reported(
+    bus: MemoryBus, posts: Posts, undeclared_reasons: list[str]
+) -> None:
+    posts.failure = ServiceError(reasons.EMAIL_TAKEN, "No.")
+
+    error = await failure_of(bus, GET, a_call(encode(GetPostRequest(id=POST_ID))))
+
+    assert error.reason == "EMAIL_TAKEN"
+    assert bus.incidents == {"error.undeclared_reason": 1}
+    assert undeclared_reasons == [f"{GET}: ALREADY_EXISTS EMAIL_TAKEN"]
+    undeclared_reasons.clear()
+
+
 async def test_unexpected_exception_reveals_no_details(bus: MemoryBus, posts: Posts) -> None:
     posts.failure = RuntimeError("password=hunter2")
 
