@@ -84,7 +84,7 @@ async def statuses(client: httpx.AsyncClient, path: str) -> list[int]:
 
 
 async def test_program_serves_a_method_consumes_an_event_and_calls(
-    without_posts: System, language: Language, folder: Path
+    language: Language, folder: Path, without_posts: System
 ) -> None:
     account = without_posts.accounts("posts")["POSTBUS_AMQP_URL"]
     async with (
@@ -115,7 +115,7 @@ async def test_program_serves_a_method_consumes_an_event_and_calls(
 
 
 async def test_program_and_our_worker_share_the_queue_of_a_method(
-    without_posts: System, language: Language, folder: Path
+    language: Language, folder: Path, without_posts: System
 ) -> None:
     account = without_posts.accounts("posts")["POSTBUS_AMQP_URL"]
     async with (

@@ -9,14 +9,14 @@ import pytest
 from aio_pika.abc import AbstractIncomingMessage
 from structlog.testing import capture_logs
 
-from postbus.bus.v1 import Completed, Reply
+from postbus.bus.v1 import Batch, Completed, Reply
 from shared.bus.amqp.amqp_bus import AmqpBus
 from shared.bus.amqp.received_messages import Delivered
 from shared.bus.amqp.second_replies import SecondReplies
 from shared.errors import ServiceError
 from shared.wire import encode
 from tests.buses import a_call, echo, opened_bus
-from tests.messages import CALLS, REPLIES
+from tests.messages import CALLS, REPLIES, message
 from tests.people import eventually
 
 Unique = Callable[[str], str]
@@ -89,13 +89,9 @@ async def test_worker_in_another_language_beside_ours_is_noticed(
         await queue.bind(CALLS, route)
         replies = await channel.get_exchange(REPLIES)
 
-        async def reply(message: AbstractIncomingMessage) -> None:
-            found = aio_pika.Message(
-                encode(Reply(payload=b"foreign")),
-                correlation_id=message.correlation_id,
-                user_id="test",
-            )
-            await replies.publish(found, str(message.reply_to))
+        async def reply(request: AbstractIncomingMessage) -> None:
+            found = message(encode(Reply()), correlation_id=request.correlation_id)
+            await replies.publish(found, str(request.reply_to))
 
         await queue.consume(reply, no_ack=True)
         with capture_logs() as lines:
@@ -105,6 +101,28 @@ async def test_worker_in_another_language_beside_ours_is_noticed(
     [line] = [each for each in lines if each["event"] == INCIDENT]
     assert "" in line["workers"]
     await server.cancel()
+
+
+async def test_second_reply_in_a_batch_after_the_call_is_noticed(
+    bus: AmqpBus, vhost: str, unique: Unique
+) -> None:
+    route = unique("postbus.test.v1.Route")
+    async with await aio_pika.connect(vhost) as connection:
+        channel = await connection.channel()
+        queue = await channel.declare_queue(unique("test.foreign"), auto_delete=True)
+        await queue.bind(CALLS, route)
+        replies = await channel.get_exchange(REPLIES)
+        async with asyncio.timeout(5), queue.iterator() as requests:
+            call = asyncio.create_task(bus.call(route, a_call()))
+            request = await anext(requests)
+            id_, reply_to, reply = request.correlation_id, request.reply_to, encode(Reply())
+            await replies.publish(message(reply, correlation_id=id_), str(reply_to))
+            await call
+            batch = Batch(correlation_ids=[str(id_)], messages=[reply])
+            await replies.publish(message(encode(batch)), str(reply_to))
+            await eventually(counted(bus, 1))
+
+    assert bus.incidents == {INCIDENT: 1}
 
 
 async def test_two_workers_that_share_the_queue_of_a_method_are_no_incident(
