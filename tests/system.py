@@ -319,4 +319,5 @@ async def run_system(
         yield system
     finally:
         await system.stop_all()
-    assert system.undeclared_reasons() == []
+    undeclared = system.undeclared_reasons()
+    assert not undeclared, undeclared[:3]
