@@ -34,6 +34,8 @@ _MAX_CHANNELS: Final = 2047
 async def _connect(connection: Connection, factory: Factory) -> Transport:
     try:
         await connection.connect(timeout=_CONNECT_TIMEOUT)
+    except TimeoutError:
+        raise ConnectionError(f"no reply within {_CONNECT_TIMEOUT} seconds") from None
     except BROKER_ERRORS:
         if factory.transport is not None and factory.transport.close_reason:
             # for most reasons aiormq only reports an unexpected frame

@@ -19,6 +19,8 @@ __all__ = ["QueueConsumer", "event_owner", "log_forged_event"]
 
 _STOP_SECONDS: Final = 2.0
 _FINISH_SECONDS: Final = 2.5
+_MAX_TYPE: Final = 255
+"""Characters of the type of an event: those of a routing key (4.2.5.3)."""
 
 
 class QueueConsumer:
@@ -118,9 +120,10 @@ def event_owner(message: Delivered) -> str:
     RabbitMQ validates the user id of a message, so a consumer compares it with this service.
     """
     try:
-        return owner(EncodedEvent.read(message.body).type)
+        type_ = EncodedEvent.read(message.body).type
     except ServiceError:  # the handler refuses it
-        return owner(message.routing_key)
+        type_ = message.routing_key
+    return owner(type_[:_MAX_TYPE])  # `owner` keeps the names in memory
 
 
 def log_forged_event(log: SecurityLog, message: Delivered) -> None:

@@ -1,0 +1,174 @@
+"""Messages by which a compromised service tries to harm another one."""
+
+import asyncio
+import struct
+import time
+from collections.abc import AsyncIterator, Callable
+
+import aio_pika
+import pytest
+from aio_pika.abc import AbstractChannel
+from pamqp import encode as amqp
+
+from gateway.worker_metrics import WorkerMetrics
+from postbus.bus.v1 import (
+    Code,
+    Error,
+    Event,
+    GetStatisticsResponse,
+    HandlerStatistics,
+    Histogram,
+    Instance,
+    Outcome,
+    Reply,
+)
+from shared.bus.amqp import AmqpBus, rpc_client
+from shared.bus.amqp.queue_consumer import event_owner
+from shared.bus.amqp.received_messages import Delivered
+from shared.bus.envelope import result_of
+from shared.bus.memory import MemoryBus
+from shared.errors import ServiceError
+from shared.security_log import SecurityEvent
+from shared.wire import decode, encode
+from tests.buses import a_call, opened_bus
+from tests.messages import CONTROL, message
+
+Unique = Callable[[str], str]
+
+
+@pytest.fixture
+async def bus(vhost: str) -> AsyncIterator[AmqpBus]:
+    async with opened_bus(vhost) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def channel(vhost: str) -> AsyncIterator[AbstractChannel]:
+    async with await aio_pika.connect(vhost) as connection:
+        yield await connection.channel()
+
+
+async def test_event_that_claims_an_old_delay_queue_is_not_believed(
+    vhost: str, bus: AmqpBus, channel: AbstractChannel, unique: Unique
+) -> None:
+    """Events of the old delay queues have no sender; any service can set their header."""
+    own, foreign = unique("postbus.neighbour.v1.Event"), unique("postbus.owner.v1.Event")
+    handled = asyncio.Queue[str]()
+
+    async def keep(body: bytes) -> None:
+        handled.put_nowait(decode(Event, body).id)
+
+    async with opened_bus(vhost, "owner"), opened_bus(vhost, "neighbour") as neighbour:
+        by_all = await bus.subscribe([own, foreign], keep)
+        named = await bus.subscribe([own, foreign], keep, queue=unique("queue."))
+        exchange = await channel.get_exchange("postbus.events.neighbour")
+        body = encode(Event(id="forged", type=foreign))
+        old = {"x-first-death-queue": "postbus.delay.5"}
+        await exchange.publish(aio_pika.Message(body, headers=dict(old)), own)
+        await neighbour.publish(Event(id="genuine", type=own))
+
+        async with asyncio.timeout(5):
+            assert [await handled.get() for _ in range(2)] == ["genuine"] * 2
+            while bus.security_log.counts[SecurityEvent.SENDER_REFUSED] < 2:  # noqa: ASYNC110  # polls
+                await asyncio.sleep(0.01)
+        assert handled.empty()
+        await asyncio.gather(by_all.cancel(), named.cancel())
+
+
+@pytest.mark.parametrize("type_", ["x" * 10**6, "postbus.users." + "x" * 10**6])
+def test_owner_of_a_long_type_is_short_because_it_is_kept(type_: str) -> None:
+    delivered = Delivered(1, "postbus.users.v1.Event", "", "", b"", encode(Event(type=type_)))
+
+    assert len(event_owner(delivered)) <= 255
+
+
+@pytest.mark.parametrize("count", [30_000, 500])
+def test_headers_that_take_long_to_parse_are_ignored(count: int) -> None:
+    entries = b"".join(b"\1%cV" % (97 + number % 26) for number in range(count))
+    table = struct.pack(">I", len(entries)) + entries + amqp.field_table({"x": 1})[4:]
+    delivered = Delivered(1, "", "", "", table, b"")
+
+    began = time.process_time()
+    headers = delivered.headers
+
+    assert len(headers) == (0 if count == 30_000 else 26)
+    assert time.process_time() - began < 0.02
+
+
+async def test_replies_to_a_broadcast_are_bounded_in_number_and_size(
+    bus: AmqpBus, channel: AbstractChannel, unique: Unique, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (rpc_client._MAX_SHARED_REPLIES, rpc_client._MAX_SHARED_REPLY) == (128, 2**18)
+    route, queue = f"postbus.bus.v1.{unique('Route')}.test", await channel.declare_queue()
+    await queue.bind(CONTROL, route)
+    replies = await channel.get_exchange("postbus.replies.test")
+    broadcasting = asyncio.create_task(bus.broadcast(route, a_call(seconds=1)))
+    session = bus._session
+    assert session is not None
+    while not session.rpc._broadcasts:  # noqa: ASYNC110  # polls
+        await asyncio.sleep(0.01)
+    [id_] = session.rpc._broadcasts
+    for size in (2**18, *[1] * 150):
+        reply = message(encode(Reply(payload=bytes(size))), correlation_id=id_)
+        await replies.publish(reply, session.rpc._reply_to)
+
+    assert [len(each) for each in await broadcasting] == [1] * 128
+
+
+def _statistics(**values: object) -> bytes:
+    response = GetStatisticsResponse(instance=Instance(worker="users", id="1"), bounds=[1.0])
+    counts = Histogram(counts=[1, 2], sum=1.0)
+    handler = HandlerStatistics(name="h", duration=counts, wait=counts)
+    for name, value in values.items():
+        setattr(handler, name, value)
+    response.handlers = [handler]
+    return encode(response)
+
+
+async def test_statistics_of_a_worker_count_for_itself_and_only_if_they_are_consistent() -> None:
+    bus, route = MemoryBus(), "postbus.bus.v1.WorkerService.GetStatistics.posts"
+    responses = [
+        _statistics(duration=Histogram(counts=[1] * 9)),
+        _statistics(wait=Histogram()),
+        b"\xff",
+        _statistics(name="good"),
+        _statistics(name="again"),
+    ]
+
+    def answering(response: bytes) -> Callable[..., object]:
+        async def answer(_route: str, _body: bytes, _service: str) -> bytes:
+            return encode(Reply(payload=response))
+
+        return answer
+
+    for response in responses:
+        await bus.serve("posts", [route], answering(response))  # type: ignore[arg-type]  # a handler
+
+    families = list((await WorkerMetrics(bus, {}).collect()).collect())
+    labels = [sample.labels for family in families for sample in family.samples]
+
+    assert {each["worker"] for each in labels} == {"posts"}
+    assert {each.get("handler", "good") for each in labels} == {"good"}
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome", "expected"),
+    [
+        (77, 0, (Code.UNKNOWN, Outcome.UNSPECIFIED)),
+        (0, 1, (Code.UNKNOWN, Outcome.NO_EFFECT)),
+        (-1, 9, (Code.UNKNOWN, Outcome.UNKNOWN)),
+        (10, 1, (Code.ABORTED, Outcome.NO_EFFECT)),
+    ],
+)
+def test_unknown_numbers_of_an_error_are_named_unknown(
+    code: int, outcome: int, expected: tuple[Code, Outcome]
+) -> None:
+    error = Error(code=Code.try_value(code), outcome=Outcome.try_value(outcome))
+    error.reason, error.trace_id = "R" * 10**6, "t" * 10**6
+
+    with pytest.raises(ServiceError) as raised:
+        result_of(encode(Reply(error=error)))
+
+    assert (raised.value.code, raised.value.outcome) == expected
+    assert raised.value.code.name == expected[0].name
+    assert (len(raised.value.reason), len(raised.value.trace_id)) == (500, 500)
