@@ -1,12 +1,9 @@
 """Servers of a kind that nobody expects behind an address."""
 
 import asyncio
-import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final
-
-from pamqp import commands, frame
 
 __all__ = ["KINDS", "Serve", "other_server", "says"]
 
@@ -53,13 +50,6 @@ async def _echoes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
         writer.write(data)
 
 
-def _start_with_table(table: bytes) -> bytes:
-    """Return connection.start with `table` as the properties of the server."""
-    start = frame.marshal(commands.Connection.Start(0, 9, {}, "PLAIN", "en_US"), 0)
-    payload = start[7:-1].replace(bytes(4), struct.pack(">I", len(table)) + table, 1)
-    return start[:3] + struct.pack(">I", len(payload)) + payload + start[-1:]
-
-
 KINDS: Final[dict[str, Serve]] = {
     "HTTP": says(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"),
     "SMTP": says(b"220 mail.example ESMTP\r\n", greets=True),
@@ -68,7 +58,7 @@ KINDS: Final[dict[str, Serve]] = {
     "AMQP 1.0": says(b"AMQP\0\1\0\0", closes=True),
     "TLS": says(bytes.fromhex("15030100020246"), closes=True),
     "PostgreSQL": says(b"E\0\0\0\x1fSFATAL\0C08P01\0Munsupported\0\0", closes=True),
-    "malformed AMQP": says(_start_with_table(b"\1tT" + b"\xff" * 8)),
+    "unknown method of AMQP": says(b"\1\0\0\0\0\0\4\0\x63\0\1\xce"),
     "zeros": says(bytes(4096)),
     "ones": says(b"\xff" * 4096),
     "letters without end": _floods(b"H" * 2**16),

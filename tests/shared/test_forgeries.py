@@ -12,6 +12,7 @@ from pamqp import encode as amqp
 
 from gateway.worker_metrics import WorkerMetrics
 from postbus.bus.v1 import (
+    Batch,
     Code,
     Error,
     Event,
@@ -31,7 +32,7 @@ from shared.errors import ServiceError
 from shared.security_log import SecurityEvent
 from shared.wire import decode, encode
 from tests.buses import a_call, opened_bus
-from tests.messages import CONTROL, message
+from tests.messages import CALLS, CONTROL, message
 
 Unique = Callable[[str], str]
 
@@ -73,6 +74,69 @@ async def test_event_that_claims_an_old_delay_queue_is_not_believed(
                 await asyncio.sleep(0.01)
         assert handled.empty()
         await asyncio.gather(by_all.cancel(), named.cancel())
+
+
+async def dead_letter(
+    channel: AbstractChannel, letter: aio_pika.Message, exchange: str, key: str
+) -> None:
+    """Let a queue pass a message on to an exchange, as its owner chooses; wait until it has."""
+    arguments: dict[str, str | int] = {
+        "x-dead-letter-exchange": exchange,
+        "x-dead-letter-routing-key": key,
+        "x-message-ttl": 0,
+    }
+    queue = await channel.declare_queue(exclusive=True, arguments=dict(arguments))
+    await channel.default_exchange.publish(letter, queue.name)
+
+
+@pytest.mark.parametrize("batched", [False, True], ids=["single", "batch"])
+async def test_call_that_a_queue_passes_on_is_not_that_of_its_sender(
+    bus: AmqpBus, channel: AbstractChannel, unique: Unique, batched: bool
+) -> None:
+    """A service could pass the calls that it gets on to another one, as any of its methods."""
+    route, callers = unique("postbus.test.v1.Route"), list[str]()
+
+    async def answer(_route: str, _body: bytes, service: str) -> bytes:
+        callers.append(service)
+        return encode(Reply())
+
+    server = await bus.serve(unique("queue."), [route], answer)
+    await bus.call(route, a_call())
+    reply_to = bus._session.rpc._reply_to if bus._session else ""
+    body = a_call().request
+    if batched:
+        body = encode(Batch(correlation_ids=["1"], messages=[body]))
+    sent = message(body, reply_to=reply_to, correlation_id="1")
+    await dead_letter(channel, sent, CALLS, f"{route}/batch" if batched else route)
+    async with asyncio.timeout(5):
+        while not bus.security_log.counts[SecurityEvent.SENDER_REFUSED]:  # noqa: ASYNC110  # polls
+            await asyncio.sleep(0.01)
+    await bus.call(route, a_call())
+
+    assert callers == ["test"] * 2
+    await server.cancel()
+
+
+async def test_event_that_a_queue_passes_on_is_not_genuine(
+    vhost: str, bus: AmqpBus, channel: AbstractChannel, unique: Unique
+) -> None:
+    """A consumer of an event could repeat it later."""
+    type_, handled = unique("postbus.owner.v1.Event"), asyncio.Queue[str]()
+
+    async def keep(body: bytes) -> None:
+        handled.put_nowait(decode(Event, body).id)
+
+    async with opened_bus(vhost, "owner") as owner:
+        subscription = await bus.subscribe([type_], keep)
+        repeated = message(encode(Event(id="repeated", type=type_)), "owner")
+        await dead_letter(channel, repeated, "postbus.events.owner", type_)
+        async with asyncio.timeout(5):
+            while not bus.security_log.counts[SecurityEvent.SENDER_REFUSED]:  # noqa: ASYNC110  # polls
+                await asyncio.sleep(0.01)
+        await owner.publish(Event(id="genuine", type=type_))
+
+        assert await handled.get() == "genuine"
+        await subscription.cancel()
 
 
 @pytest.mark.parametrize("type_", ["x" * 10**6, "postbus.users." + "x" * 10**6])

@@ -123,7 +123,9 @@ async def test_control_that_is_too_large_is_refused(bus: AmqpBus, unique: Unique
 
     server = await bus.serve(unique("queue."), [route], answer)
 
-    assert await bus.broadcast(route, a_call(bytes(64 * 2**10), 0.3)) == []
+    with structlog.testing.capture_logs() as lines:
+        assert await bus.broadcast(route, a_call(bytes(64 * 2**10), 0.3)) == []
+    assert [(each["name"], each["reason"]) for each in lines] == [(route, "CONTROL_TOO_LARGE")]
     assert await bus.broadcast(route, a_call(bytes(63 * 2**10), 0.3)) == [b"here"]
     assert len(handled) == 1
     assert bus.security_log.counts[SecurityEvent.BUS_MESSAGE_REFUSED] == 1

@@ -137,7 +137,7 @@ async def test_server_that_is_not_rabbitmq_is_named_in_the_log(
         errors = " ".join(line["error"] for line in lines)
         assert "the server does not speak AMQP 0-9-1" in errors
         assert "no reply within 1 seconds" in errors
-        assert "Could not unmarshal" in errors
+        assert "UnmarshalingException" in errors or "InvalidFrameError" in errors
 
 
 async def test_unusable_option_of_the_address_is_named_in_the_log() -> None:

@@ -15,7 +15,7 @@ from shared.errors import ServiceError
 from shared.outbox.outbox import EncodedEvent
 from shared.security_log import SecurityLog
 
-__all__ = ["QueueConsumer", "event_owner", "log_forged_event"]
+__all__ = ["QueueConsumer", "event_owner", "is_from_owner", "log_forged_event"]
 
 _STOP_SECONDS: Final = 2.0
 _FINISH_SECONDS: Final = 2.5
@@ -114,11 +114,16 @@ class QueueConsumer:
         """Cancel the messages that wait for a slot."""
 
 
-def event_owner(message: Delivered) -> str:
-    """Return the service that owns the event in a message: only its own events are genuine.
+def is_from_owner(message: Delivered) -> bool:
+    """Return whether the service that owns the event in a message has sent it to its exchange.
 
-    RabbitMQ validates the user id of a message, so a consumer compares it with this service.
+    RabbitMQ validates the user id of a message.
     """
+    return message.user_id == event_owner(message) and not message.dead_lettered
+
+
+def event_owner(message: Delivered) -> str:
+    """Return the service that owns the event in a message."""
     try:
         type_ = EncodedEvent.read(message.body).type
     except ServiceError:  # the handler refuses it

@@ -185,7 +185,7 @@ class RpcServer(QueueConsumer):
     async def _handle(self, channel: MessageChannel, message: Delivered) -> None:
         key = (message.reply_to, message.correlation_id)
         started = settled = False
-        replies = self._replies.by_user.get(message.user_id)
+        replies = None if message.encoded_headers else self._replies.by_user.get(message.user_id)
         request, arrived = message.body, 0.0
         try:
             if replies is None or replies.closed or not message.reply_to.startswith(replies.prefix):
