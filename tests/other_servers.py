@@ -79,10 +79,11 @@ KINDS: Final[dict[str, Serve]] = {
 async def other_server(serve: Serve) -> AsyncIterator[tuple[int, list[asyncio.StreamWriter]]]:
     """Run a server; give its port and its connections."""
     accepted: list[asyncio.StreamWriter] = []
-    ended = asyncio.Event()
+    ended, tasks = asyncio.Event(), set[asyncio.Task[None] | None]()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         accepted.append(writer)
+        tasks.add(asyncio.current_task())
         serving = [asyncio.ensure_future(serve(reader, writer)), asyncio.create_task(ended.wait())]
         await asyncio.wait(serving, return_when=asyncio.FIRST_COMPLETED)
         for task in serving:
@@ -98,4 +99,4 @@ async def other_server(serve: Serve) -> AsyncIterator[tuple[int, list[asyncio.St
         ended.set()
         for writer in accepted:
             writer.transport.abort()
-        await asyncio.sleep(0)
+        await asyncio.gather(*(task for task in tasks if task is not None))

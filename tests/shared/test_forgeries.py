@@ -4,15 +4,18 @@ import asyncio
 import struct
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 import aio_pika
 import pytest
 from aio_pika.abc import AbstractChannel
 from pamqp import encode as amqp
 
+from gateway.health import Health
 from gateway.worker_metrics import WorkerMetrics
 from postbus.bus.v1 import (
     Batch,
+    CheckResponse,
     Code,
     Error,
     Event,
@@ -21,14 +24,17 @@ from postbus.bus.v1 import (
     Histogram,
     Instance,
     Outcome,
+    Part,
     Reply,
 )
+from shared.access_tokens import TokenVerifier
 from shared.bus.amqp import AmqpBus, rpc_client
 from shared.bus.amqp.queue_consumer import event_owner
 from shared.bus.amqp.received_messages import Delivered
 from shared.bus.envelope import result_of
 from shared.bus.memory import MemoryBus
 from shared.errors import ServiceError
+from shared.runtime.session_verifier import SessionVerifier
 from shared.security_log import SecurityEvent
 from shared.wire import decode, encode
 from tests.buses import a_call, opened_bus
@@ -213,6 +219,47 @@ async def test_statistics_of_a_worker_count_for_itself_and_only_if_they_are_cons
 
     assert {each["worker"] for each in labels} == {"posts"}
     assert {each.get("handler", "good") for each in labels} == {"good"}
+
+
+async def test_handlers_in_the_statistics_of_a_worker_are_bounded() -> None:
+    bus, route = MemoryBus(), "postbus.bus.v1.WorkerService.GetStatistics.posts"
+    counts = Histogram(counts=[1], sum=1.0)
+    many = [HandlerStatistics(name=f"h{n}", duration=counts, wait=counts) for n in range(5001)]
+    for number, handlers in enumerate((many[:10], many, many[10:20])):
+        response = GetStatisticsResponse(instance=Instance(id=f"{number}"), handlers=handlers)
+
+        async def answer(_route: str, _body: bytes, _service: str, response: bytes) -> bytes:
+            return encode(Reply(payload=response))
+
+        await bus.serve("posts", [route], partial(answer, response=encode(response)))
+
+    families = list((await WorkerMetrics(bus, {}).collect()).collect())
+
+    instances = {sample.labels["instance"] for family in families for sample in family.samples}
+    assert instances == {"0"}
+
+
+@pytest.mark.parametrize(("parts", "shown"), [(60, 51), (70_000, 1)])
+async def test_parts_of_a_worker_are_bounded(
+    sessions: SessionVerifier, parts: int, shown: int
+) -> None:
+    bus = MemoryBus()
+
+    async def answer(_route: str, _body: bytes, _service: str) -> bytes:
+        return encode(Reply(payload=encode(CheckResponse(parts=[Part()] * parts))))
+
+    await bus.serve("posts", ["postbus.bus.v1.HealthService.Check.posts"], answer)
+
+    found = await Health(bus, sessions).parts()
+
+    names = [part.name for part in found if part.name.startswith("posts")]
+    assert len(names) == shown
+    assert {part.name: part.ready for part in found}["posts"] is (parts == 60)
+
+
+@pytest.fixture
+async def sessions(verifier: TokenVerifier) -> SessionVerifier:
+    return SessionVerifier(MemoryBus(), verifier)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ __all__ = ["WorkerMetrics"]
 
 _SECONDS: Final = 0.25
 """Time for the replies of the workers."""
+_MAX_HANDLERS: Final = 5000
+"""Handlers of all processes of a worker, at about 50 us each. Further processes are missing."""
 _ROUTE: Final = "postbus.bus.v1.WorkerService.GetStatistics"
 _RESPONSE: Final = "postbus.bus.v1.GetStatisticsResponse"
 _LABELS: Final = ("worker", "instance", "handler")
@@ -48,13 +50,14 @@ class WorkerMetrics:
 
     async def _collect_worker(self, worker: str) -> list[Any]:
         """Return the consistent statistics of the processes of a worker, each once."""
-        call, found = Call.new(b"", budget=_SECONDS), dict[str, Any]()
+        call, found, handlers = Call.new(b"", budget=_SECONDS), dict[str, Any](), 0
         with suppress(ServiceError):
             for payload in await self._bus.broadcast(f"{_ROUTE}.{worker}", call):
                 with suppress(ServiceError):  # that of one process must not hide the others
                     process: Any = parse(_RESPONSE, payload)
                     process.instance.worker = worker  # not the name of another service
-                    if _is_consistent(process):
+                    handlers += len(process.handlers)
+                    if handlers <= _MAX_HANDLERS and _is_consistent(process):
                         found.setdefault(process.instance.id, process)
         return list(found.values())
 

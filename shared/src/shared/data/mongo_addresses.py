@@ -29,7 +29,7 @@ def _checked(url: SecretStr) -> SecretStr:
     except _ERRORS:
         raise ValueError(_MALFORMED) from None
     if not database:
-        raise ValueError(f"the address of MongoDB lacks the name of a database: {_MALFORMED}")
+        raise ValueError(f"{_MALFORMED}; the name of the database is missing")
     if scheme == "mongodb":
         _require_valid_options(address, options)
     return SecretStr(address)
