@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 from starlette.requests import ClientDisconnect
 from structlog.testing import capture_logs
@@ -248,6 +249,29 @@ async def test_disconnect_during_a_stream_cancels_it() -> None:
 
     assert ended.is_set()
     assert [b'"total":' in message["body"] for message in sent[1:]] == [True] * 4
+
+
+async def test_malformed_message_of_a_worker_ends_the_stream_with_an_internal_error() -> None:
+    method = METHODS["postbus.posts.v1.PostsService.ListPosts"]
+    sent: list[Any] = []
+
+    async def payloads() -> AsyncGenerator[bytes, None]:
+        yield encode(ListPostsResponse())
+        yield b"\x0a\x05a"
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        raise AssertionError("never reached")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    transcoder = Transcoder(method, method.http[0])
+    response = await NdjsonResponse.begin(payloads(), transcoder, "trace", receive)
+    await response.send(receive, send)
+
+    error = orjson.loads(sent[2]["body"])["error"]
+    assert (error["code"], error["outcome"]) == ("INTERNAL", "UNKNOWN")
 
 
 async def test_disconnect_before_the_first_message_cancels_the_stream() -> None:

@@ -1,19 +1,36 @@
 """The error with which a failed request to an rpc is answered."""
 
 import asyncio
+import logging
 
 import structlog
+from google.protobuf.message import Message
 
 from gateway.client_addresses import address_of
 from gateway.rest_request import RestRequest
 from postbus.registry import Method
 from shared.bus.envelope import unavailable
 from shared.errors import Outcome, ServiceError, internal
+from shared.limited_log import LimitedLog
 from shared.security_log import SecurityLog
+from shared.wire import parse
 
-__all__ = ["failure_of"]
+__all__ = ["failure_of", "parse_response"]
 
 _log = structlog.get_logger()
+_limited_log = LimitedLog()
+
+
+def parse_response(method: Method, payload: bytes) -> Message:
+    """Return the response in a reply; INTERNAL with outcome UNKNOWN if it is malformed.
+
+    That is a fault of the worker, and the call may have had an effect.
+    """
+    try:
+        return parse(method.response_name, payload)
+    except ServiceError:
+        _limited_log.write(logging.WARNING, "reply.malformed", key=method.name, method=method.name)
+        raise internal() from None
 
 
 def failure_of(

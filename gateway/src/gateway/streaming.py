@@ -8,6 +8,7 @@ import structlog
 from starlette.types import Receive, Send
 
 from gateway.disconnect import cancelled_by_disconnect
+from gateway.failures import parse_response
 from gateway.problems import problem
 from gateway.response_headers import Header
 from gateway.transcoding import Transcoder
@@ -86,7 +87,7 @@ class NdjsonResponse:
 
     def _result_line(self, payload: bytes) -> bytes:
         transcoder = self._transcoder
-        content = transcoder.write(transcoder.response(payload))
+        content = transcoder.write(parse_response(transcoder.method, payload))
         return b'{"result":' + (content or b"{}") + b"}\n"
 
     def _error_line(self, error: ServiceError) -> bytes:

@@ -7,6 +7,7 @@ from typing import Final
 
 import structlog
 
+from gateway.failures import parse_response
 from gateway.request_headers import MAX_TIMEOUT
 from gateway.services import Services
 from gateway.websocket_frames import CallFrame, member_frame, result_frame
@@ -15,7 +16,7 @@ from postbus.registry import Method
 from shared.bus import Call, call_method
 from shared.errors import Code, Outcome, ServiceError, internal
 from shared.trace import child_traceparent, new_traceparent, trace_id
-from shared.wire import message_class, parse
+from shared.wire import message_class
 
 __all__ = ["SocketCalls"]
 
@@ -140,5 +141,5 @@ class SocketCalls:
     def _send_result(
         self, method: Method, payload: bytes, id_: str, *, replayed: bool = False
     ) -> None:
-        response = parse(method.response_name, payload)
+        response = parse_response(method, payload)
         self._sender.send(result_frame(response, id_=id_, replayed=replayed))
