@@ -630,7 +630,7 @@ async def test_settled_call_is_not_delivered_again(
                 )
             await server.cancel()
     assert set(again) == {b"last"}
-    assert [line["event"] for line in lines].count("bus.bad_batch") <= 1
+    assert [line["event"] for line in lines].count("security.bus_message_refused") <= 1
 
 
 async def test_call_whose_server_dies_is_answered_by_another(vhost: str, unique: Unique) -> None:
