@@ -1,6 +1,6 @@
 """Check that a server is PostgreSQL before asyncpg reads its bytes.
 
-A message with a length below 4, such as zeros, makes asyncpg 0.31 loop for ever, and with it the
+A message with a length below 4, such as zeros, makes asyncpg 0.32 loop for ever, and with it the
 event loop of the process. A long one is kept in memory until the connection times out.
 """
 
