@@ -11,14 +11,14 @@ from typing import Any, Final
 import orjson
 from google.protobuf.message import Message
 
-from gateway.parameters import Document, FieldPath, find_field_path, violation
+from gateway.parameters import Document, FieldPath, field_named, find_field_path, violation
 from gateway.problems import HttpError
 from gateway.raw_bodies import request_field, response_field
 from gateway.update_masks import Resource, derive_mask, resource_of, unknown_paths
 from postbus.registry import HttpRule, Method
 from shared.errors import Code, FieldViolation, ServiceError
 from shared.output_only import remover
-from shared.protojson import read_json, read_message, write_message
+from shared.protojson import read_json, read_message, takes_null, write_message
 from shared.wire import find_violations, invalid_fields, message_class, parse
 
 __all__ = ["Transcoder"]
@@ -54,6 +54,8 @@ class Transcoder:
         """Names of the field that only If-Match sets."""
         self._bound_fields = {field.path for field, _ in self._variables} | self._header_names
         """Fields that the path, the body or If-Match sets, and so no query parameter."""
+        body = field_named(self._descriptor, rule.body) if rule.body not in ("", "*") else None
+        self._takes_null = body is not None and takes_null(body)
         if rule.body:
             self._bound_fields.add(rule.body)
         self.raw_request = request_field(method, rule)
@@ -149,7 +151,7 @@ class Transcoder:
             raise HttpError(
                 400, Code.INVALID_ARGUMENT, "NOT_AN_OBJECT", "The body must be a JSON object."
             )
-        elif value is None:
+        elif value is None and not self._takes_null:
             raise invalid_fields([violation(self.rule.body, "type", "must not be null")])
         return (value if whole else {self.rule.body: value}), members
 
