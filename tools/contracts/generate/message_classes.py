@@ -54,6 +54,7 @@ def message_classes(contracts: Contracts, further: Collection[str] = ()) -> dict
     )
     for file in request.proto_file[: len(contracts.google_protos)]:
         file.ClearField("source_code_info")  # long comments, which take a second to decode
+    _make_docstrings(request)
     monkey_patch_oneof_index()  # type: ignore[no-untyped-call]  # as the plugin does
     with (
         patch(
@@ -64,6 +65,14 @@ def message_classes(contracts: Contracts, further: Collection[str] = ()) -> dict
         response = generate_code(CodeGeneratorRequest().parse(request.SerializeToString()))
     sources = {file.name: with_runtime_classes(file.content) for file in response.file}
     return with_moved_packages(sources, contracts.root, further)
+
+
+def _make_docstrings(request: plugin_pb2.CodeGeneratorRequest) -> None:
+    """Replace the quotes in comments that would end a docstring: betterproto copies comments."""
+    for file in request.proto_file:
+        for location in file.source_code_info.location:
+            if '"""' in location.leading_comments:
+                location.leading_comments = location.leading_comments.replace('"""', "'''")
 
 
 def with_runtime_classes(source: str) -> str:
