@@ -24,8 +24,8 @@ from tests.contract.kinds import Kinds, canonical, examples, fill
 many = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=5)
 more = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=30)
 KINDS = [
-    "Scalars", "Optionals", "Lists", "Maps", "Choices", "Nested", "WellKnown", "Anything", "Documents",
-    "Wrappers", "Names", "Nothing",
+    "Scalars", "Optionals", "Lists", "Maps", "Choices", "Nested", "WellKnown", "Anything",
+    "Documents", "Wrappers", "Names", "Nothing",
 ]  # fmt: skip
 ANY = "type.googleapis.com/"
 LEAF = f"{ANY}kinds.v1.Leaf"

@@ -54,7 +54,8 @@ class Transcoder:
         """Names of the field that only If-Match sets."""
         self._bound_fields = {field.path for field, _ in self._variables} | self._header_names
         """Fields that the path, the body or If-Match sets, and so no query parameter."""
-        body = field_named(self._descriptor, rule.body) if rule.body not in ("", "*") else None
+        kind: Any = self._descriptor
+        body = None if rule.body in ("", "*") else field_named(kind, rule.body)
         self._takes_null = body is not None and takes_null(body)
         if rule.body:
             self._bound_fields.add(rule.body)

@@ -120,13 +120,15 @@ class Operation:
         if binding.body != "*":
             field = next(each for each in request.fields if each.json_name == binding.body)
             example = self._examples.of_field(field)
-            parts, whole = {field.name}, {field.json_name: example}
+            whole: dict[str, Any] | None = {field.json_name: example}
+            parts: set[str] = {field.name}
         else:
             outside = self._outside_body()
             example = whole = self._examples.of_request(request, outside)
-            parts = {part.name for part in (*request.fields, *request.oneofs)} - outside
+            members: tuple[Any, ...] = (*request.fields, *request.oneofs)
+            parts = {member.name for member in members} - outside
             parts |= set() if outside else {""}
-        if example is None or not self._examples.is_valid(request, whole, parts):
+        if example is None or whole is None or not self._examples.is_valid(request, whole, parts):
             return None
         return example
 
