@@ -30,6 +30,8 @@ from postbus.kinds.v1 import (
     ForeignResponse,
     GetItemRequest,
     GetItemResponse,
+    HoldRequest,
+    HoldResponse,
     KindsServiceBase,
     KindsServiceStub,
     MaskRequest,
@@ -122,6 +124,10 @@ class Kinds:
     @MessagePattern(KindsServiceBase.mask)
     async def mask(self, request: MaskRequest, _context: Context) -> MaskResponse:
         return MaskResponse(request=request)
+
+    @MessagePattern(KindsServiceBase.hold)
+    async def hold(self, request: HoldRequest, _context: Context) -> HoldResponse:
+        return HoldResponse(value=request.value)
 
     @MessagePattern(KindsServiceBase.get_item)
     async def get_item(self, request: GetItemRequest, _context: Context) -> GetItemResponse:

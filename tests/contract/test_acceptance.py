@@ -15,7 +15,7 @@ from tests.contract.odd import HEAD, PLACE, build, compile_text, fault_of, new_p
 from tests.tokens import TokenMaker
 from tools.contracts.generate import option_checks
 from tools.contracts.generate.http_checks import OWN_FOLDERS, OWN_PATHS
-from tools.contracts.generate.message_classes import with_runtime_classes
+from tools.contracts.generate.message_classes import message_classes, with_runtime_classes
 from tools.contracts.generate.rule_checks import require_consistent_rules
 from tools.contracts.generate.schemas import Schemas
 from tools.contracts.generate.third_party import lay_out
@@ -337,3 +337,48 @@ def test_backslashes_in_a_comment_are_no_escapes_in_the_docstring() -> None:
     exec(compile(source, "odd", "exec"), names)  # noqa: S102  # a docstring
 
     assert names["__doc__"] == "Takes \\x, \\N, \\u and A\\B."
+
+
+def test_quotes_in_a_comment_do_not_end_the_docstring(project: Path) -> None:
+    comments = ['a """ b', '"""', '""""""', '"a" """', 'at the end """""', '\\"""', '"', 'x \\"']
+    text = "".join(
+        f"// {comment}{more}\nmessage Odd{index}{len(more)} {{\n"
+        f"// {comment}{more}\nstring id = 1; }}\n"
+        for index, comment in enumerate(comments)
+        for more in ("", "\n// Another line.")
+    )
+
+    source = message_classes(compile_text(project, text))["postbus/odd/v1/__init__.py"]
+
+    compile(source, "odd", "exec")
+
+
+@pytest.mark.parametrize("name", ["$ref", "__proto__", "hasOwnProperty"])
+def test_json_name_that_tools_cannot_use_is_refused(project: Path, name: str) -> None:
+    text = f'message Odd {{\nstring id = 1 [json_name = "{name}"]; }}'
+
+    fault = fault_of(compile_text(project, text))
+
+    assert re.match(PLACE, fault)
+    assert name in fault
+
+
+@pytest.mark.parametrize("name", ["[x]", "[]"])
+def test_json_name_of_an_extension_which_buf_accepts_is_refused(project: Path, name: str) -> None:
+    source = project / "proto/postbus/odd/v1/odd.proto"
+    source.parent.mkdir(parents=True, exist_ok=True)
+    source.write_text(f'{HEAD}\nmessage Odd {{\nstring id = 1 [json_name = "{name}"]; }}')
+
+    fault = fault_of(build(project))
+
+    assert re.match(PLACE, fault)
+    assert f"the JSON name {name} is that of an extension" in fault
+
+
+@pytest.mark.parametrize(
+    "name", ["$id", "constructor", "x-y", "a b", "[x", "x]", "1", "toString", "type", "%20"]
+)
+def test_unusual_json_name_is_accepted(project: Path, name: str) -> None:
+    text = f'message Odd {{ string id = 1 [json_name = "{name}"]; }}'
+
+    assert fault_of(compile_text(project, text)) == ""

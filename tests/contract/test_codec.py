@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.contract.kinds import Kinds, canonical, examples
 
 READ_ALIKE = ["Scalars", "Optionals", "Lists", "Maps", "Choices", "Nested", "Names", "Wrappers"]
-ALL = [*READ_ALIKE, "WellKnown", "Anything"]
+ALL = [*READ_ALIKE, "WellKnown", "Anything", "Documents"]
 WRITTEN_ALIKE = ["Scalars", "Optionals", "Lists", "Maps", "Choices", "Names", "Wrappers"]
 many = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=25)
 

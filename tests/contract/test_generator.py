@@ -2,13 +2,16 @@
 
 import json
 import re
+import subprocess
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from grpc_tools import protoc
+from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
 from postbus.registry import EVENTS, MESSAGES, METHODS, Access
@@ -19,6 +22,7 @@ from tools.contracts.generate.contract_checks import check_contracts
 from tools.contracts.generate.descriptors import Contracts
 from tools.contracts.generate.examples import Examples
 from tools.contracts.generate.openapi import openapi
+from tools.contracts.generate.regular_expressions import escaped, is_portable, literal
 
 ROOT = Path(__file__).parents[2]
 THIRD_PARTY = ROOT / ".dev/third_party"
@@ -56,6 +60,7 @@ package postbus.odd.v1;
 import "google/api/annotations.proto";
 import "google/api/field_behavior.proto";
 import "google/protobuf/any.proto";
+import "google/protobuf/struct.proto";
 import "google/protobuf/api.proto";
 import "buf/validate/validate.proto";
 import "postbus/options/v1/options.proto";
@@ -554,4 +559,119 @@ def test_examples_have_one_member_of_a_oneof_and_end_in_recursive_messages(
     assert examples.of_request(request, frozenset({"secret"})) == {"word": "one"}
     assert examples.of_request(request, frozenset()) is None, "no text is known for the pattern"
     assert examples.of_request(node, frozenset()) == {"word": "one"}
-    assert examples.of_response(response) == {"node": {"word": "one", "counts": {}, "size": "1"}}
+    assert examples.of_response(response) == {
+        "node": {"children": [], "word": "one", "counts": {}, "size": "1"}
+    }
+
+
+ODD_METHOD = """
+service OddService {
+  rpc Do(Ask) returns (Answer) {
+    option (google.api.http) = {post: "/v1/odd" body: "*"};
+    option (postbus.options.v1.method) = {access: ACCESS_PUBLIC};
+  }
+}
+"""
+
+
+def checked_body(document: dict[str, Any], *keys: str) -> tuple[Draft202012Validator, Any]:
+    """Return the validator of a body, found below an operation by keys, and its example."""
+    found = document["paths"]["/v1/odd"]["post"]
+    for key in keys:
+        found = found[key]
+    media = found["content"]["application/json"]
+    schema = {**media["schema"], "components": document["components"]}
+    return Draft202012Validator(schema), media.get("example")
+
+
+def test_example_of_a_response_has_all_its_required_members(compile_proto: Compile) -> None:
+    contracts = compile_proto(
+        """
+        message Ask {}
+        message Answer {
+          repeated Answer children = 1;
+          repeated google.protobuf.Any anys = 2;
+          repeated google.protobuf.Value values = 3;
+          map<string, Answer> by_name = 4;
+          google.protobuf.NullValue nothing = 5;
+          optional google.protobuf.NullValue perhaps = 6;
+          repeated google.protobuf.NullValue nothings = 7;
+        }
+        """
+        + ODD_METHOD
+    )
+    document = openapi(contracts)
+    validate(document)
+
+    validator, example = checked_body(document, "responses", "200")
+
+    validator.validate(example)
+    assert example["nothings"] == [None]
+
+
+@pytest.mark.parametrize(
+    ("rules", "example"),
+    [
+        ("double = {gt: 0.5 lt: 0.6}", None),
+        ("double.gt = 5", {"size": 6}),
+        ("double = {gte: 1 not_in: [1]}", None),
+        ('cel = {id: "x" message: "m" expression: "this > 7.0"}', None),
+    ],
+)
+def test_example_of_a_request_keeps_every_rule_or_is_left_out(
+    compile_proto: Compile, rules: str, example: Any
+) -> None:
+    text = f"message Ask {{ double size = 1 [(buf.validate.field).{rules}]; }} message Answer {{}}"
+    document = openapi(compile_proto(text + ODD_METHOD))
+
+    assert checked_body(document, "requestBody")[1] == example
+
+
+def test_example_of_a_request_has_the_first_member_of_a_required_oneof(
+    compile_proto: Compile,
+) -> None:
+    contracts = compile_proto(
+        """
+        message Ask {
+          oneof one { option (buf.validate.oneof).required = true; int32 a = 1; bool b = 2; }
+        }
+        message Answer {}
+        """
+        + ODD_METHOD
+    )
+
+    assert checked_body(openapi(contracts), "requestBody")[1] == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *("(?i)a", r"\pL", r"[\p{L}]", "[[:alpha:]]", r"a\-b", r"\_", r"\x{1F600}", r"\a"),
+        *("[]a]", "[^]a]", "a{", "a}", "a{,3}", "a]", r"\Aa\z", r"\Q.\E", "(?P<n>a)", r"\123"),
+        r"[\w-.]",
+    ],
+)
+def test_pattern_that_ecma_262_lacks_is_not_portable(pattern: str) -> None:
+    assert not is_portable(pattern)
+
+
+def test_patterns_in_documents_are_those_of_ecma_262(tmp_path: Path) -> None:
+    portable = ["^[a-z]+(?:-[a-z]+)*$", r"\d{2,}-\w{3}", r"[\-a]", r"[^\]x]", "[[a]", r"\x20\/"]
+    texts = ["post-", "a b", "#&~@,", "/v1", "(c)", "^$.*+?[]{}|\\", "\n", "é", "😀"]
+    patterns = tmp_path / "patterns.json"
+    patterns.write_text(json.dumps([[f"^{escaped(literal(text))}$", text] for text in texts]))
+    assert all(map(is_portable, portable))
+
+    script = """
+    const [patterns, portable] = process.argv.slice(1).map((each) => JSON.parse(each));
+    for (const each of portable) new RegExp(each, "u");
+    console.log(patterns.filter(([pattern, text]) => !new RegExp(pattern, "u").test(text)));
+    """
+    result = subprocess.run(
+        ["node", "-e", script, patterns.read_text(), json.dumps(portable)],  # noqa: S607  # on the path
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert result.stdout.strip() == "[]"

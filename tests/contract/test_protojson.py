@@ -25,7 +25,7 @@ many = settings(deadline=None, suppress_health_check=list(HealthCheck), max_exam
 more = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=30)
 KINDS = [
     "Scalars", "Optionals", "Lists", "Maps", "Choices", "Nested", "WellKnown", "Anything",
-    "Wrappers", "Names", "Nothing",
+    "Documents", "Wrappers", "Names", "Nothing",
 ]  # fmt: skip
 ANY = "type.googleapis.com/"
 LEAF = f"{ANY}kinds.v1.Leaf"

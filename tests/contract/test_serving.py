@@ -305,3 +305,8 @@ def test_raw_body_is_a_message_beside_other_fields_and_over_the_websocket(
         "application/json"
         in (operation(pipeline, "POST", "/v1/files/{name}:describe")["responses"]["200"]["content"])
     )
+
+
+@pytest.mark.parametrize("value", [None, 1, "", False, [], {}, {"a": [None]}])
+def test_body_of_any_value_may_be_null(pipeline: Pipeline, value: Any) -> None:
+    assert pipeline.request("POST", "/v1/kinds:hold", json.dumps(value)) == (200, value)

@@ -21,7 +21,7 @@ from postbus import reasons
 from postbus.registry import HttpRule, Method
 from shared.errors import FieldViolation, ServiceError
 from shared.output_only import remover
-from shared.protojson import read_json, read_message, write_message
+from shared.protojson import read_json, read_message, takes_null, write_message
 from shared.wire import find_violations, invalid_fields, message_class
 
 __all__ = ["Transcoder"]
@@ -57,6 +57,9 @@ class Transcoder:
         """Names of the field that only If-Match sets."""
         self._bound_fields = {field.path for field, _ in self._variables} | self._header_names
         """Fields that the path, the body or If-Match sets, and so no query parameter."""
+        kind: Any = self._descriptor
+        body = None if rule.body in ("", "*") else field_named(kind, rule.body)
+        self._takes_null = body is not None and takes_null(body)
         if rule.body:
             self._bound_fields.add(rule.body)
         self.raw_request = request_field(method, rule)
@@ -164,7 +167,7 @@ class Transcoder:
                 members = value.copy()
         elif whole:
             raise HttpError(reasons.NOT_AN_OBJECT, "The body must be a JSON object.")
-        elif value is None:
+        elif value is None and not self._takes_null:
             raise invalid_fields([violation(self.rule.body, "type", "must not be null")])
         return (value if whole else {self.rule.body: value}), members
 

@@ -1,11 +1,16 @@
 """Examples of messages in JSON, for the documents: they keep the rules of the contract."""
 
+from collections.abc import Set
 from typing import Any, Final
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf.json_format import ParseDict, ParseError
+from google.protobuf.message_factory import GetMessageClass
+from protovalidate import EvaluationError, Validator, Violation
 
-from postbus_runtime.fields import choices, is_map, message_of, value_of
+from postbus_runtime.fields import choices, is_map, message_of
 from tools.contracts.generate.descriptors import Contracts
+from tools.contracts.generate.empty_messages import EmptyMessages
 
 __all__ = ["Examples"]
 
@@ -16,6 +21,7 @@ _KNOWN: Final[dict[str, Any]] = {
     "google.protobuf.Empty": {},
     "google.protobuf.Struct": {},
 }
+_NULL: Final = "google.protobuf.NullValue"
 _F = FieldDescriptor
 _WIDE: Final = (_F.TYPE_INT64, _F.TYPE_SINT64, _F.TYPE_SFIXED64, _F.TYPE_UINT64, _F.TYPE_FIXED64)
 
@@ -28,6 +34,8 @@ class Examples:
 
     def __init__(self, contracts: Contracts) -> None:
         self._contracts = contracts
+        self._empty = EmptyMessages(contracts)
+        self._validator = Validator()  # it caches messages by name
         self._by_name: dict[str, str] = {}
         for message in contracts.messages:
             for field in message.fields:
@@ -40,8 +48,11 @@ class Examples:
         It has the required fields, and the strings that have an example.
         """
         document: dict[str, Any] = {}
+        needed = self._needed(message)
         for field in _first_members(message):
-            required = self._contracts.is_required(field)
+            oneof = field.containing_oneof
+            required = self._contracts.is_required(field) or field.name in needed
+            required |= oneof is not None and oneof.name in needed
             if field.name in without or not (required or field.type == _F.TYPE_STRING):
                 continue
             example = self.of_field(field)
@@ -51,38 +62,57 @@ class Examples:
                 return None
         return document
 
+    def is_valid(self, message: Descriptor, document: dict[str, Any], parts: Set[str]) -> bool:
+        """Return whether a request with this JSON keeps the rules of its fields and oneofs `parts`.
+
+        With "" in `parts`, also the rules of the message itself.
+        """
+        request = GetMessageClass(message)()
+        try:
+            ParseDict(document, request, descriptor_pool=self._contracts.pool)
+            broken = self._validator.collect_violations(request)
+        except (EvaluationError, ParseError):
+            return False
+        return parts.isdisjoint(map(_part_of, broken))
+
+    def _needed(self, message: Descriptor) -> set[str]:
+        """Return the fields and oneofs whose rules an empty message breaks."""
+        return {_part_of(each) for each in self._empty.violations(message)}
+
     def of_response(self, message: Descriptor, outer: tuple[str, ...] = ()) -> dict[str, Any]:
         """Return a response with a value for every field, and the first member of each oneof."""
         outer = (*outer, message.full_name)
         document = {}
         for field in _first_members(message):
-            kind = value_of(field).message_type
-            if kind is None or kind.full_name not in outer:
-                document[field.json_name] = self._response_value(field, outer)
-        return {name: value for name, value in document.items() if value is not None}
+            value = self._response_value(field, outer)
+            if value is not None or _is_null(field):
+                document[field.json_name] = value
+        return document
 
     def of_field(self, field: FieldDescriptor) -> Any:
         """Return the value of a field in a request; None if no example is known."""
         rules = self._contracts.rules(field)
         if field.is_repeated:
-            value = None if is_map(field) else self._value(field, rules.repeated.items)
+            value = None if is_map(field) else self._request_value(field, rules.repeated.items)
             return None if value is None else [value]
+        return self._request_value(field, rules)
+
+    def _request_value(self, field: FieldDescriptor, rules: Any) -> Any:
         if field.message_type is None or field.message_type.full_name.startswith("google."):
             return self._value(field, rules)
         return self.of_request(field.message_type, frozenset())
 
     def _response_value(self, field: FieldDescriptor, outer: tuple[str, ...]) -> Any:
-        value = value_of(field)
-        rules = self._contracts.rules(field)
-        if value.message_type is not None and value.message_type.full_name not in _KNOWN:
-            if value.message_type.full_name.startswith("google."):
-                return None
-            found: Any = self.of_response(message_of(value), outer)
-        else:
-            found = self._value(value, rules.repeated.items if field.is_repeated else rules)
-            found = "" if found is None else found
         if is_map(field):
             return {}
+        rules, kind = self._contracts.rules(field), field.message_type
+        if kind is None or kind.full_name in _KNOWN:
+            found = self._value(field, rules.repeated.items if field.is_repeated else rules)
+            found = "" if found is None and not _is_null(field) else found
+        elif kind.full_name.startswith("google.") or kind.full_name in outer:
+            return [] if field.is_repeated else None
+        else:
+            found = self.of_response(message_of(field), outer)
         return [found] if field.is_repeated else found
 
     def _value(self, field: FieldDescriptor, rules: Any) -> Any:
@@ -90,6 +120,8 @@ class Examples:
         own = getattr(getattr(rules, kind), "example", ()) if kind else ()
         if field.message_type is not None:
             return _KNOWN.get(field.message_type.full_name)
+        if _is_null(field):
+            return None
         if field.enum_type is not None:
             return _enum_value(field.enum_type, rules)
         if field.type == _F.TYPE_BOOL:
@@ -103,6 +135,16 @@ class Examples:
 
     def _string(self, field: FieldDescriptor, rules: Any) -> str | None:
         return _UUID if rules.string.uuid else self._by_name.get(field.name)
+
+
+def _part_of(violation: Violation) -> str:
+    """Return the field of the message in which a rule is broken; "" for a rule of the message."""
+    path = violation.proto.field
+    return path.elements[0].field_name if path is not None and path.elements else ""
+
+
+def _is_null(field: FieldDescriptor) -> bool:
+    return field.enum_type is not None and field.enum_type.full_name == _NULL
 
 
 def _strings(rules: Any) -> Any:

@@ -4,7 +4,6 @@ Rules that JSON Schema cannot express (CEL, lengths in bytes, limits of times) a
 documents; the gateway and the worker enforce every rule.
 """
 
-import re
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -17,7 +16,13 @@ from tools.contracts.generate.json_schema_keywords import set_keywords, set_valu
 from tools.contracts.generate.json_schema_numbers import constrain_number
 from tools.contracts.generate.json_schema_zero_values import or_zero, refuse_zero
 from tools.contracts.generate.json_values import Schema
-from tools.contracts.generate.regular_expressions import FORMATS, WELL_KNOWN, escaped, is_portable
+from tools.contracts.generate.regular_expressions import (
+    FORMATS,
+    WELL_KNOWN,
+    escaped,
+    is_portable,
+    literal,
+)
 
 __all__ = ["constrain", "set_formats"]
 
@@ -76,9 +81,9 @@ def _string(schema: Schema, rules: Any, _field: FieldDescriptor) -> None:
     if rules.pattern:
         schema["x-python"]["pattern"] = rules.pattern
         patterns += [rules.pattern] if is_portable(rules.pattern) else []
-    patterns += [f"^{re.escape(rules.prefix)}"] if rules.prefix else []
-    patterns += [f"{re.escape(rules.suffix)}$"] if rules.suffix else []
-    patterns += [re.escape(rules.contains)] if rules.contains else []
+    patterns += [f"^{literal(rules.prefix)}"] if rules.prefix else []
+    patterns += [f"{literal(rules.suffix)}$"] if rules.suffix else []
+    patterns += [literal(rules.contains)] if rules.contains else []
     if patterns:
         schema["pattern"] = escaped(patterns[0])
         schema["x-python"].setdefault("pattern", patterns[0])

@@ -53,6 +53,7 @@ def message_classes(contracts: Contracts, further: Collection[str] = ()) -> dict
     )
     for file in request.proto_file[: len(contracts.google_protos)]:
         file.ClearField("source_code_info")  # long comments, which take a second to decode
+    _make_docstrings(request)
     monkey_patch_oneof_index()  # type: ignore[no-untyped-call]  # as the plugin does
     with _without_formatter(), redirect_stderr(StringIO()):  # stderr gets the names of the files
         response = generate_code(CodeGeneratorRequest().parse(request.SerializeToString()))
@@ -73,6 +74,12 @@ def _without_formatter() -> Iterator[None]:
 
 def _unformatted(src_contents: str, **_options: Any) -> str:
     return src_contents
+def _make_docstrings(request: plugin_pb2.CodeGeneratorRequest) -> None:
+    """Replace the quotes in comments that would end a docstring: betterproto copies comments."""
+    for file in request.proto_file:
+        for location in file.source_code_info.location:
+            if '"""' in location.leading_comments:
+                location.leading_comments = location.leading_comments.replace('"""', "'''")
 
 
 def with_runtime_classes(source: str) -> str:

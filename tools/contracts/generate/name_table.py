@@ -16,6 +16,7 @@ from betterproto.compile.naming import pythonize_class_name, pythonize_field_nam
 from google.protobuf.descriptor import (
     Descriptor,
     EnumDescriptor,
+    FieldDescriptor,
     FileDescriptor,
     MethodDescriptor,
 )
@@ -60,6 +61,8 @@ _RESERVED: Final[Mapping[str, frozenset[str]]] = {
     _FIELD: frozenset(dir(Empty)),
 }
 """Names that the generated code itself uses, by kind: modules, imports, parameters, attributes."""
+_JSON_NAMES: Final = frozenset({"$ref", "__proto__", "hasOwnProperty"})
+"""JSON names with a meaning of their own in JSON Schema or in JavaScript."""
 _PYTHON: Final = (_FOLDER, _SUBFOLDER, _CLASS, _ATTRIBUTE, _METHOD)
 
 
@@ -76,6 +79,9 @@ class GeneratedName:
 
 def check_names(contracts: Contracts) -> None:
     """Raise ContractError for the first name that is not unique, or that cannot be used."""
+    for message in (*contracts.messages, *contracts.imported_messages):
+        for field in message.fields:
+            _require_json_name(field)
     taken: dict[tuple[str, str, str], GeneratedName] = {}
     for each in generated_names(contracts):
         if each.name in _RESERVED.get(each.kind, ()):
@@ -90,6 +96,14 @@ def check_names(contracts: Contracts) -> None:
             where = f"{other.source} ({position})" if position else other.source
             reason = f"its {each.kind} {each.name} is also that of {where}: rename one"
             raise ContractError(each.owner, reason)
+
+
+def _require_json_name(field: FieldDescriptor) -> None:
+    name = str(field.json_name)
+    if name in _JSON_NAMES:
+        raise ContractError(field, f"tools for the documents cannot use the JSON name {name}")
+    if name.startswith("[") and name.endswith("]"):
+        raise ContractError(field, f"the JSON name {name} is that of an extension in ProtoJSON")
 
 
 def generated_names(contracts: Contracts) -> Iterator[GeneratedName]:

@@ -115,11 +115,22 @@ class Operation:
         return {"required": not self._accepts_empty(schema), "content": content}
 
     def _request_example(self) -> Any:
+        """Return the example of the body; None if no value is known that keeps the rules."""
         request, binding = self._method.input_type, self._binding
         if binding.body != "*":
             field = next(each for each in request.fields if each.json_name == binding.body)
-            return self._examples.of_field(field)
-        return self._examples.of_request(request, self._outside_body())
+            example = self._examples.of_field(field)
+            whole: dict[str, Any] | None = {field.json_name: example}
+            parts: set[str] = {field.name}
+        else:
+            outside = self._outside_body()
+            example = whole = self._examples.of_request(request, outside)
+            members: tuple[Any, ...] = (*request.fields, *request.oneofs)
+            parts = {member.name for member in members} - outside
+            parts |= set() if outside else {""}
+        if example is None or whole is None or not self._examples.is_valid(request, whole, parts):
+            return None
+        return example
 
     def _outside_body(self) -> frozenset[str]:
         """Return the fields that are not in the body: those of the path, and derived ones."""

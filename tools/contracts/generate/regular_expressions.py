@@ -3,10 +3,20 @@
 import re
 from typing import Final
 
-__all__ = ["FORMATS", "WELL_KNOWN", "escaped", "is_portable"]
+__all__ = ["FORMATS", "WELL_KNOWN", "escaped", "is_portable", "literal"]
 
-_NOT_PORTABLE: Final = re.compile(r"\(\?[^:]|\\[AzQECpP]|\[\[:")
-"""Syntax of RE2 (used by buf.validate) that ECMA-262 lacks: flags, anchors, classes."""
+_SYNTAX: Final = r"\^\$\\.*+?()\[\]{}|/"
+"""The characters, inside brackets, that ECMA-262 lets a backslash precede (Unicode mode)."""
+_HEXADECIMAL: Final = "x[0-9A-Fa-f]{2}"
+_MEMBER: Final = rf"\\(?:[{_SYNTAX}tnrfv-]|[dDwWsS](?!-[^\]])|{_HEXADECIMAL})|\[(?!:)|[^\\\[\]]"
+"""A part of a class: `[...]`."""
+_PORTABLE: Final = re.compile(
+    rf"(?:\\(?:[{_SYNTAX}dDwWsSbBtnrfv]|{_HEXADECIMAL})|\[\^?(?:{_MEMBER})+\]"
+    r"|\{[0-9]+(?:,[0-9]*)?\}|\((?:\?:|(?!\?))|[^\\\[\]{}(])*"
+)
+"""Syntax that RE2 (used by buf.validate) and ECMA-262 share. It has no flags, named classes, braces
+as characters, or escapes of further punctuation.
+"""
 _LABEL: Final = "[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
 _HEX: Final = "[0-9a-fA-F]"
 _NAME: Final = r"[A-Za-z_][A-Za-z_0-9]*(?:\.[A-Za-z_][A-Za-z_0-9]*)*"
@@ -33,7 +43,12 @@ FORMATS: Final = {  # not email: the format of JSON Schema is narrower
 
 def is_portable(pattern: str) -> bool:
     """Return whether a pattern of RE2 means the same in JSON Schema (ECMA-262)."""
-    return not _NOT_PORTABLE.search(pattern)
+    return _PORTABLE.fullmatch(pattern) is not None
+
+
+def literal(text: str) -> str:
+    """Return the pattern of a text; `re.escape` escapes more than ECMA-262 permits."""
+    return re.sub(rf"[{_SYNTAX}]", r"\\\g<0>", text)
 
 
 def escaped(pattern: str) -> str:

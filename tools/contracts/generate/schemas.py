@@ -192,7 +192,7 @@ def _paragraphs(*texts: str) -> str:
 
 def _nullable(schema: Schema) -> Schema:
     """Return a schema that also takes null, which means that the field is not set."""
-    if not schema:
+    if not schema or schema.get("type") == "null":
         return schema
     python = schema.pop("x-python", None)
     nullable: Schema = {"anyOf": [schema, {"type": "null"}]}

@@ -12,6 +12,7 @@ from google.protobuf.message import Error, Message
 
 from shared.errors import ServiceError, internal
 from shared.limited_log import LimitedLog
+from shared.protojson.containers import takes_null
 from shared.protojson.reader import Reader
 from shared.protojson.text import parse_json, read_json, require_unique
 from shared.protojson.writer import to_document, to_packed
@@ -22,6 +23,7 @@ __all__ = [
     "read_json",
     "read_message",
     "require_unique",
+    "takes_null",
     "write_message",
 ]
 

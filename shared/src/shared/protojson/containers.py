@@ -10,7 +10,7 @@ from shared.errors import shown_name
 from shared.protojson.refusal import Found, RefusedError, full, note
 from shared.protojson.scalars import NULL_VALUE, Read, scalar_reader
 
-__all__ = ["list_reader", "map_reader", "object_reader"]
+__all__ = ["list_reader", "map_reader", "object_reader", "takes_null"]
 
 
 def object_reader(kind: Descriptor, readers: Mapping[str, Read]) -> Read:
@@ -18,7 +18,7 @@ def object_reader(kind: Descriptor, readers: Mapping[str, Read]) -> Read:
     table: dict[str, tuple[str, str, Read, bool]] = {}
     for names in ("name", "json_name"):
         for field in kind.fields:
-            entry = (field.name, field.json_name, readers[field.name], _takes_null(field))
+            entry = (field.name, field.json_name, readers[field.name], takes_null(field))
             table[getattr(field, names)] = entry
     get = table.get
     oneofs = [oneof for oneof in kind.oneofs if len(oneof.fields) > 1]
@@ -107,7 +107,7 @@ def map_reader(field: FieldDescriptor, read_one: Read) -> Read:
     return read
 
 
-def _takes_null(field: FieldDescriptor) -> bool:
+def takes_null(field: FieldDescriptor) -> bool:
     """Return whether null is a value of the field; for other fields null means "unset"."""
     if field.is_repeated:
         return False

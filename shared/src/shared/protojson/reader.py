@@ -31,6 +31,8 @@ _SPECIAL_READERS: Final[dict[str, Read]] = {
     _VALUE: structs.read_value,
 }
 
+_DOCUMENTS: Final = (f"{_GOOGLE}Struct", f"{_GOOGLE}ListValue")
+
 
 class Reader:
     """Reads JSON documents as messages, in any thread. An Any may contain every message type."""
@@ -57,12 +59,7 @@ class Reader:
     def _message(self, kind: type[Message], values: Any) -> Message:
         """Return a message with these values; RefusedError beyond the nesting of protobuf."""
         descriptor: Any = kind.DESCRIPTOR
-        name = descriptor.full_name
-        if name == f"{_GOOGLE}Struct":  # the constructor takes documents of its fields only
-            values = {"fields": {key: structs.read_value(each) for key, each in values.items()}}
-        elif name == f"{_GOOGLE}ListValue":
-            values = {"values": [structs.read_value(each) for each in values]}
-        message = kind(**values)
+        message = kind(**_arguments(descriptor, values))
         recursive = self._recursive.get(descriptor)
         if recursive is None:
             recursive = self._recursive[descriptor] = _is_recursive(descriptor, ())
@@ -102,8 +99,14 @@ class Reader:
     def _field(self, field: FieldDescriptor) -> Read:
         if is_map(field):
             value = field.message_type.fields_by_name["value"]  # type: ignore[union-attr]  # a map's entry
-            return map_reader(field, self._single(value))
+            return map_reader(field, self._map_value(value))
         return list_reader(field, self._single(field)) if field.is_repeated else self._single(field)
+
+    def _map_value(self, field: FieldDescriptor) -> Read:
+        read, kind = self._single(field), field.message_type
+        if kind is None or kind.full_name not in _DOCUMENTS:
+            return read
+        return lambda document: _arguments(kind, read(document))
 
     def _single(self, field: FieldDescriptor) -> Read:
         if field.message_type is None:
@@ -143,6 +146,19 @@ class Reader:
             return GetMessageClass(pool.FindMessageTypeByName(name))
         except KeyError:
             raise RefusedError("unknown_type", "has an unknown @type") from None
+
+
+def _arguments(kind: Descriptor, values: Any) -> dict[str, Any]:
+    """Return the arguments of a message's constructor.
+
+    upb converts the documents of Struct and ListValue only in fields that are not maps.
+    """
+    if kind.full_name == f"{_GOOGLE}Struct":
+        return {"fields": {key: structs.read_value(each) for key, each in values.items()}}
+    if kind.full_name == f"{_GOOGLE}ListValue":
+        return {"values": [structs.read_value(each) for each in values]}
+    arguments: dict[str, Any] = values
+    return arguments
 
 
 def _is_special(kind: Descriptor) -> bool:
