@@ -1,4 +1,4 @@
-"""Buses over RabbitMQ, with calls and handlers that most tests of the bus need."""
+"""Open buses over RabbitMQ, and build the calls and handlers of their tests."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -358,7 +358,7 @@ MALFORMED_MESSAGE: Final = Reason(
     "MALFORMED_MESSAGE",
     3,
     scope=Scope.CALL,
-    http_status=422,
+    http_status=400,
     meaning="The bytes are not a valid message of the contract.",
 )
 MALFORMED_URL: Final = Reason(
@@ -410,7 +410,7 @@ NOT_JSON: Final = Reason(
     3,
     scope=Scope.HTTP,
     http_status=415,
-    meaning="The media type of the body is not JSON. Send `application/json`.",
+    meaning="The media type of the body is not supported. Send `application/json`, or `application/protobuf`.",
 )
 NOT_THE_AUTHOR: Final = Reason(
     "NOT_THE_AUTHOR", 7, scope=Scope.NAMED, http_status=403, meaning="Only the author may do this."

@@ -55,6 +55,16 @@ class Pipeline:
         status, response = json.loads(self._worker.stdout.readline())
         return status, response
 
+    def request_binary(self, verb: str, url: str, message: Any, response: str) -> tuple[int, Any]:
+        """Send a message in binary; return the status, and the message received or the problem."""
+        data = None if message is None else message.SerializeToString().hex()
+        status, got = self.request(f"BINARY {verb}", url, data)
+        if isinstance(got, dict):
+            return status, got
+        media_type, content = got
+        assert media_type == "application/protobuf"
+        return status, self.google(response).FromString(bytes.fromhex(content))
+
     def call(self, method: str, request: str) -> Any:
         """Call a method over the WebSocket with a JSON text; return the result or error frame."""
         method = f"postbus.kinds.v1.KindsService.{method}"

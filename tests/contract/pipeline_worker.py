@@ -211,6 +211,8 @@ async def main() -> None:
 
 async def respond(client: httpx.AsyncClient, verb: str, url: str, body: str | None) -> list[Any]:
     headers = {} if body is None else {"Content-Type": "application/json"}
+    if verb.startswith("BINARY "):
+        return await respond_binary(client, verb.removeprefix("BINARY "), url, body)
     raw = verb.startswith("RAW ")
     if raw:  # with the media type as the first line of the body
         verb = verb.removeprefix("RAW ")
@@ -221,6 +223,18 @@ async def respond(client: httpx.AsyncClient, verb: str, url: str, body: str | No
     if response.headers.get("content-type") == "application/x-ndjson":
         return [response.status_code, [json.loads(line) for line in response.text.splitlines()]]
     return [response.status_code, response.json() if response.content else None]
+
+
+async def respond_binary(
+    client: httpx.AsyncClient, verb: str, url: str, body: str | None
+) -> list[Any]:
+    """Send a binary message in hexadecimal; return the status, and media type and bytes or JSON."""
+    headers = {"Accept": "application/protobuf"}
+    headers |= {} if body is None else {"Content-Type": "application/protobuf"}
+    response = await client.request(verb, url, content=bytes.fromhex(body or ""), headers=headers)
+    if response.headers.get("content-type") == "application/problem+json":
+        return [response.status_code, response.json()]
+    return [response.status_code, [response.headers.get("content-type"), response.content.hex()]]
 
 
 async def converse(bus: MemoryBus, verifier: TokenVerifier, frames: list[Any]) -> list[Any]:

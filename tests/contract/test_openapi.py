@@ -42,7 +42,12 @@ def success(operation: dict[str, Any]) -> dict[str, Any]:
 
 
 def media_of(content: dict[str, Any]) -> list[dict[str, Any]]:
-    return list(content.get("content", {}).values())
+    """Return the media types that are JSON."""
+    return [
+        media
+        for kind, media in content.get("content", {}).items()
+        if kind != "application/protobuf"
+    ]
 
 
 def validator(schema: dict[str, Any]) -> Draft202012Validator:

@@ -136,6 +136,26 @@ async def test_megabyte_to_any_route_costs_little(probed: System, tokens: TokenM
     assert probed.cost("gateway").resident - start.resident <= MAX_GROWTH_MIB
 
 
+async def test_binary_megabyte_to_any_route_costs_little(
+    probed: System, tokens: TokenMaker
+) -> None:
+    start = probed.cost("gateway")
+    kinds = ("application/protobuf", "application/proto")
+    async with httpx.AsyncClient(base_url=probed.url, timeout=30) as client:
+        for method, rule in ROUTES:
+            for body in _binary_bombs(method) if rule.body else ():
+                for kind, verb, path in (
+                    (kinds[0], rule.verb, path_of(rule)),
+                    (kinds[1], "POST", method.route),
+                ):
+                    before = probed.cost("gateway")
+                    headers = {"Content-Type": kind, **bearer(tokens)}
+                    response = await client.request(verb, path, content=body, headers=headers)
+                    assert response.status_code < 500 or response.status_code == 503
+                    require_bounded(before, probed.cost("gateway"), len(response.content))
+    assert probed.cost("gateway").resident - start.resident <= MAX_GROWTH_MIB
+
+
 def costly_bodies() -> Iterator[bytes]:
     """Yield bodies of up to a megabyte that take the gateway 10 to 20 ms to read."""
     objects = b",".join([b'{"b":{"c":1}}'] * 6_600)

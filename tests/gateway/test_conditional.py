@@ -414,13 +414,13 @@ async def test_running_operation_is_409_with_a_retry_hint(
 
 
 @pytest.mark.parametrize(
-    ("verb", "path", "status", "kept"),
+    ("verb", "path", "status", "kept", "vary"),
     [
-        ("GET", POST, 200, "private, no-cache"),
-        ("GET", f"{POST}?nonsense=1", 422, "no-store"),
-        ("DELETE", POST, 204, "private, no-cache"),
-        ("PUT", POST, 405, "no-store"),
-        ("POST", "/v1/auth/login", 200, "no-store"),
+        ("GET", POST, 200, "private, no-cache", "Authorization, Accept"),
+        ("GET", f"{POST}?nonsense=1", 422, "no-store", "Authorization"),
+        ("DELETE", POST, 204, "private, no-cache", "Authorization"),
+        ("PUT", POST, 405, "no-store", "Authorization"),
+        ("POST", "/v1/auth/login", 200, "no-store", "Authorization, Accept"),
     ],
 )
 async def test_response_has_vary_and_cache_control(
@@ -430,13 +430,14 @@ async def test_response_has_vary_and_cache_control(
     path: str,
     status: int,
     kept: str,
+    vary: str,
 ) -> None:
     body = {"login": "a", "password": "b"} if verb == "POST" else None
 
     response = await gateway.request(verb, path, json=body, headers=headers)
 
     assert response.status_code == status
-    assert response.headers["vary"] == "Authorization"
+    assert response.headers["vary"] == vary
     assert response.headers["cache-control"] == kept
 
 
@@ -444,7 +445,7 @@ async def test_304_has_vary_and_cache_control(gateway: httpx.AsyncClient) -> Non
     response = await gateway.get(POST, headers={"If-None-Match": "*"})
 
     assert response.status_code == 304
-    assert response.headers["vary"] == "Authorization"
+    assert response.headers["vary"] == "Authorization, Accept"
     assert response.headers["cache-control"] == "no-cache"
 
 

@@ -317,6 +317,17 @@ async def test_malformed_request_is_invalid(
     assert worker.requests == []
 
 
+async def test_unknown_fields_of_a_binary_message_reach_no_worker(
+    gateway: httpx.AsyncClient, worker: Worker
+) -> None:
+    """Readers of protobuf ignore them; a worker with a later contract would not."""
+    sent = encode(GetPostRequest(id=ID))
+
+    await gateway.post(GET, content=sent + b"\xfa\x7f\x01x", headers=PROTO)
+
+    assert worker.requests[0][1].payload == sent
+
+
 @pytest.mark.parametrize(
     "kind", ["text/plain", "application/connect+json", "application/grpc", "application/xml", None]
 )

@@ -137,6 +137,19 @@ async def test_worker_that_has_no_sessions_reports_it(verifier: TokenVerifier) -
     assert [(part.name, part.ready) for part in response.parts] == [("sessions", False)]
 
 
+async def test_worker_reports_a_warning_of_its_bus_and_is_ready(verifier: TokenVerifier) -> None:
+    bus, application = MemoryBus(), Application(handlers=[Posts()], probes={})
+    health = HealthServiceStub(ServiceChannel(bus, worker="posts"))
+    async with serve("posts", application, bus, verifier):
+        bus.warning = "Two workers have replied."
+        parts = (await health.check(CheckRequest())).parts
+
+    assert [(part.name, part.ready, part.message) for part in parts] == [
+        ("sessions", True, ""),
+        ("calls", True, "Two workers have replied."),
+    ]
+
+
 async def test_token_that_was_accepted_is_refused_once_it_expires(
     verifier: TokenVerifier, tokens: TokenMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

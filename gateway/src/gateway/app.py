@@ -16,9 +16,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Route, WebSocketRoute
 
 from gateway.client_addresses import address_of
-from gateway.connect_endpoint import ConnectEndpoint, connect_endpoints
+from gateway.connect_endpoint import connect_endpoints
 from gateway.documentation_routes import documentation_routes
-from gateway.endpoint import Endpoint, endpoints
+from gateway.endpoint import Endpoint
 from gateway.gateway import Gateway
 from gateway.health import Health
 from gateway.operator_networks import Network, OperatorNetworks
@@ -26,6 +26,7 @@ from gateway.operator_routes import OperatorRoutes, security_txt_routes
 from gateway.problems import HttpError, problem
 from gateway.rate_limits import RateLimits
 from gateway.responses import HttpResponse
+from gateway.rest_endpoint import rest_endpoints
 from gateway.routing import ContractRoutes
 from gateway.services import Services
 from gateway.settings import LOOPBACK
@@ -84,9 +85,7 @@ def build_app(
             *operators.routes(),
         ]
     )
-    routes = ContractRoutes[Endpoint | ConnectEndpoint](
-        {**endpoints(services), **connect_endpoints(services)}
-    )
+    routes = ContractRoutes[Endpoint]({**rest_endpoints(services), **connect_endpoints(services)})
     return Gateway(routes, inner, services)
 
 

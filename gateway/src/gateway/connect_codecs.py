@@ -9,6 +9,7 @@ from typing import Final
 import orjson
 from google.protobuf.message import Message
 
+from gateway.binary_messages import remove_unknown
 from gateway.connect_errors import protocol_error
 from postbus_runtime.reasons import Reason
 from shared.errors import Code, ServiceError
@@ -41,6 +42,12 @@ def _write_json(message: Message) -> bytes:
     return orjson.dumps(write_message(message))
 
 
+def _read_binary(kind: type[Message], data: bytes) -> Message:
+    message = parse_as(kind, data)
+    remove_unknown(message)  # protobuf's own readers ignore them
+    return message
+
+
 def _write_binary(message: Message) -> bytes:
     return message.SerializeToString()
 
@@ -50,7 +57,7 @@ CODECS: Final = MappingProxyType(
         each.name: each
         for each in (
             Codec("json", _read_json, _write_json),
-            Codec("proto", parse_as, _write_binary),
+            Codec("proto", _read_binary, _write_binary),
         )
     }
 )

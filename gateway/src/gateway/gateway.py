@@ -10,7 +10,6 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.client_addresses import address_of
-from gateway.connect_endpoint import ConnectEndpoint
 from gateway.endpoint import Endpoint
 from gateway.http1.exchange import EXCHANGE
 from gateway.problems import HttpError, problem
@@ -43,7 +42,7 @@ class Gateway:
 
     def __init__(
         self,
-        routes: ContractRoutes[Endpoint | ConnectEndpoint],
+        routes: ContractRoutes[Endpoint],
         inner: FastAPI,
         services: Services,
     ) -> None:

@@ -43,6 +43,8 @@ class Health:
             _part("rabbitmq", self._bus.ready, "The gateway is not connected to RabbitMQ."),
             _part("gateway.sessions", self._sessions.ready, "The revocations are not read yet."),
         ]
+        if warning := self._bus.warning:
+            parts.append(Part(name="gateway.calls", ready=True, message=warning))
         for worker_parts in await asyncio.gather(*map(self._check_worker, WORKERS)):
             parts += worker_parts
         return parts

@@ -1,49 +1,78 @@
 """Media types and content codings (RFC 9110, sections 8 and 12.5)."""
 
+import re
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from gateway.problems import HttpError
 from gateway.request_headers import Headers
 from postbus import reasons
 
-__all__ = ["accepts_gzip", "has_content", "require_acceptable", "require_json", "require_uncoded"]
+__all__ = [
+    "BINARY",
+    "JSON",
+    "MERGE_PATCH",
+    "NDJSON",
+    "PROTOBUF",
+    "accepted",
+    "accepts_gzip",
+    "has_content",
+    "require_media_type",
+    "require_uncoded",
+]
 
-_PATCHES: Final = (b"application/json", b"application/merge-patch+json")
-_BODIES: Final = (b"application/json",)
+JSON: Final = "application/json"
+MERGE_PATCH: Final = "application/merge-patch+json"
+"""A JSON merge patch (RFC 7396)."""
+PROTOBUF: Final = "application/protobuf"
+"""The binary format of protobuf, as it is registered at IANA."""
+BINARY: Final = (PROTOBUF, "application/x-protobuf")
+"""PROTOBUF and its older name, which OpenTelemetry, Spring and Google's APIs use."""
+NDJSON: Final = "application/x-ndjson"
+"""A stream: one line of JSON for each message."""
+_WEIGHT: Final = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
 
 
-def require_acceptable(headers: Headers, media_type: str) -> None:
-    """Raise 406 if Accept excludes the media type, the only one of the response."""
+def accepted(headers: Headers, offered: Sequence[str]) -> str:
+    """Return the media type for the response that Accept prefers, of several the first offered.
+
+    Raises 406 if Accept excludes all of them.
+    """
     accept = headers.get(b"accept")
-    if accept is None or accept == b"*/*" or accept == media_type.encode():
-        return
-    if not _accepts(accept.decode("latin-1"), media_type):
-        raise HttpError(
-            reasons.NOT_ACCEPTABLE,
-            f"The response is {media_type}, which Accept excludes.",
-        )
-
-
-def _accepts(accept: str, media_type: str) -> bool:
-    """Return whether the most specific matching range has a weight above 0 (section 12.5.1)."""
-    ranges = dict(map(_range, accept.lower().split(",")))
+    if accept is None or accept == b"*/*":
+        return offered[0]
+    text = accept.decode("latin-1").lower()
+    if text in offered:
+        return text
+    ranges = dict(map(_range, text.split(",")))
     ranges.pop("", None)
+    best = max(offered, key=lambda each: _weight(ranges, each))
+    if _weight(ranges, best):
+        return best
+    raise HttpError(
+        reasons.NOT_ACCEPTABLE,
+        f"The response is {' or '.join(offered[:2])}, which Accept excludes.",
+    )
+
+
+def _weight(ranges: Mapping[str, float], media_type: str) -> float:
+    """Return the weight of the most specific range of Accept that matches (section 12.5.1)."""
     family = media_type.partition("/")[0] + "/*"
     matching = [ranges[each] for each in (media_type, family, "*/*") if each in ranges]
-    return matching[0] if matching else not ranges
+    return matching[0] if matching else float(not ranges)
 
 
-def _range(text: str) -> tuple[str, bool]:
-    """Return a media range without parameters, and whether its weight is above 0."""
+def _range(text: str) -> tuple[str, float]:
+    """Return a range without parameters, and its weight: 1 if it is missing or malformed."""
     kind, *parameters = (part.strip() for part in text.split(";"))
     weight = next((each[2:] for each in parameters if each.startswith("q=")), "1")
-    return kind, bool(weight.strip("0."))
+    return kind, float(weight) if _WEIGHT.fullmatch(weight) else 1.0
 
 
 def accepts_gzip(accept_encoding: str) -> bool:
     """Return whether a response may be compressed with gzip (section 12.5.3)."""
     codings = dict(map(_range, accept_encoding.lower().split(",")))
-    return codings.get("gzip", codings.get("*", False))
+    return codings.get("gzip", codings.get("*", 0.0)) > 0
 
 
 def has_content(headers: Headers) -> bool:
@@ -62,18 +91,18 @@ def require_uncoded(headers: Headers) -> None:
         )
 
 
-def require_json(headers: Headers, *, patch: bool) -> None:
-    """Raise 415 unless the body is uncompressed JSON.
+def require_media_type(headers: Headers, supported: Sequence[str], *, patch: bool) -> str:
+    """Return the media type of a body; 415 unless it is supported and has no content coding.
 
-    With `patch`, a merge patch (RFC 7396) is accepted too.
+    The response to a `patch` names the supported types in Accept-Patch (RFC 5789, section 3.1).
     """
     require_uncoded(headers)
-    accepted = _PATCHES if patch else _BODIES
-    if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() not in accepted:
-        names = b", ".join(accepted).decode()
-        header = "Accept-Patch" if patch else "Accept"
-        raise HttpError(
-            reasons.NOT_JSON,
-            "Send the body as application/json.",
-            headers={header: names},
-        )
+    given = headers.get(b"content-type", b"").partition(b";")[0].decode("latin-1").strip().lower()
+    if given in supported:
+        return given
+    simple = [each for each in (JSON, PROTOBUF) if each in supported]
+    raise HttpError(
+        reasons.NOT_JSON,
+        f"Send the body as {' or '.join(simple)}.",
+        headers={"Accept-Patch" if patch else "Accept": ", ".join(supported)},
+    )

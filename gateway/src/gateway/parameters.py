@@ -57,6 +57,14 @@ class FieldPath:
             return violation(self.path, "duplicate", "differs from the path")
         return None
 
+    def differs(self, body: Any, parameters: Any) -> bool:
+        """Return whether a message has a different value than the parameters, as in `replace`."""
+        for parent in self._parents:
+            body, parameters = getattr(body, parent.name), getattr(parameters, parent.name)
+        given = dict(body.ListFields())
+        value = getattr(parameters, self._field.name)
+        return self._field in given and value not in given.values()
+
     def _holder(self, document: Document) -> Document | None:
         """Return the object that holds the field, created if missing; None if it is no object."""
         for parent in self._parents:

@@ -1,35 +1,39 @@
 """The body of a request: whether it is read, and its size. `gateway.http1` keeps its deadline."""
 
+from collections.abc import Sequence
+
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from gateway.media_types import has_content, require_json, require_uncoded
+from gateway.media_types import JSON, has_content, require_media_type, require_uncoded
 from gateway.problems import HttpError
 from gateway.request_headers import Headers
 from postbus import reasons
-from postbus.registry import HttpRule
 from shared.errors import Outcome
 
 __all__ = ["default_body", "read_body", "too_large"]
 
 
-def default_body(rule: HttpRule, headers: Headers, *, raw: bool = False) -> bytes | None:
-    """Return the body to use for a request without one (`{}` or nothing); None if it has a body.
+def default_body(
+    headers: Headers, supported: Sequence[str] | None, *, patch: bool = False
+) -> tuple[bytes | None, str]:
+    """Return the body to use for a request without one, None if it has a body; and its media type.
 
-    Raises 400 if the method takes no body but the request has one, 415 if the body is not JSON. A
-    `raw` body may have any media type.
+    `supported` are the media types of the method, empty if it takes no body, None if it takes any.
+    Raises 400 for a body that the method does not take, 415 for another media type. A body of JSON
+    may be absent: all its members are unset, and the rules decide whether one is required.
     """
-    if not rule.body:
+    if supported is None:
+        require_uncoded(headers)
+        media_type = headers.get(b"content-type", b"").decode("latin-1")
+        return None if has_content(headers) else b"", media_type
+    if not supported:
         if has_content(headers):
             raise HttpError(reasons.BODY_UNEXPECTED, "The method takes no request body.")
-        return b""
-    if raw:
-        require_uncoded(headers)
-        return None if has_content(headers) else b""
+        return b"", ""
     if b"content-type" not in headers and not has_content(headers):
-        return b"{}"  # all members are unset; the rules decide whether one is required
-    require_json(headers, patch=rule.verb == "PATCH")
-    return None
+        return b"{}", JSON
+    return None, require_media_type(headers, supported, patch=patch)
 
 
 async def read_body(receive: Receive, max_bytes: int) -> bytes:

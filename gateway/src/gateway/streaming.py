@@ -1,64 +1,52 @@
-"""Streams over REST: one line of JSON for each message (application/x-ndjson)."""
+"""Responses of streaming methods, for REST and the Connect protocol."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Final
 
-import structlog
 from starlette.types import Receive, Send
 
 from gateway.disconnect import cancelled_by_disconnect
-from gateway.problems import problem
 from gateway.response_headers import Header
-from gateway.transcoding import Transcoder
-from shared.errors import ServiceError, internal
+from shared.errors import ServiceError
 
-__all__ = ["NDJSON", "NdjsonResponse"]
-
-_log = structlog.get_logger()
-NDJSON: Final = "application/x-ndjson"
+__all__ = ["StreamResponse"]
 
 
-class NdjsonResponse:
+class StreamResponse:
     """The response of a streaming method, with the interface of HttpResponse.
 
-    Each line is `{"result": ...}`. After a failure in the middle, when the status is already sent,
-    the last line is `{"error": ...}` with the problem.
+    `encode` returns the part of the body for a payload. `failure` returns the error to send for an
+    exception in the middle, when the status is already sent. `end` returns the last part, with that
+    error if there is one; it may be empty.
     """
 
     def __init__(
         self,
-        first: bytes | None,
         payloads: AsyncGenerator[bytes, None],
-        transcoder: Transcoder,
-        trace_id: str,
+        *,
+        encode: Callable[[bytes], Awaitable[bytes]],
+        failure: Callable[[Exception], ServiceError],
+        end: Callable[[ServiceError | None], bytes],
     ) -> None:
-        self.status = transcoder.rule.status
-        self.headers: list[Header] = [(b"content-type", NDJSON.encode())]
-        self._first = first
+        self.status = 200
+        self.headers: list[Header] = []
         self._payloads = payloads
-        self._transcoder = transcoder
-        self._trace_id = trace_id
+        self._encode = encode
+        self._failure = failure
+        self._end = end
+        self._first: bytes | None = None
 
-    @classmethod
-    async def begin(
-        cls,
-        payloads: AsyncGenerator[bytes, None],
-        transcoder: Transcoder,
-        trace_id: str,
-        receive: Receive,
-    ) -> "NdjsonResponse":
-        """Return the response once the first message is received, or raise the call's error."""
+    async def begin(self, receive: Receive) -> None:
+        """Wait for the first payload; raise the call's error if there is none."""
         with cancelled_by_disconnect(receive):
-            first = await anext(payloads, None)
-        return cls(first, payloads, transcoder, trace_id)
+            self._first = await anext(self._payloads, None)
 
     def respond(self, _exchange: object) -> bool:
         """Return False: a stream cannot be written at once."""
         return False
 
     async def send(self, receive: Receive, send: Send) -> None:
-        """Send each line when its message is received.
+        """Send each part when its payload is received.
 
         If the client disconnects, cancel the call and raise ClientDisconnect.
         """
@@ -66,28 +54,18 @@ class NdjsonResponse:
         async with aclosing(self._payloads):
             with cancelled_by_disconnect(receive, after=0):
                 await send(start)
-                async for line in self._lines():
-                    await send({"type": "http.response.body", "body": line, "more_body": True})
+                async for part in self._parts():
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
                 await send({"type": "http.response.body", "body": b""})
 
-    async def _lines(self) -> AsyncGenerator[bytes, None]:
+    async def _parts(self) -> AsyncGenerator[bytes, None]:
+        failure: ServiceError | None = None
         try:
             if self._first is not None:
-                yield self._result_line(self._first)
+                yield await self._encode(self._first)
                 async for payload in self._payloads:
-                    yield self._result_line(payload)
-        except ServiceError as error:
-            yield self._error_line(error)
-        except Exception:  # noqa: BLE001  # every request gets a response
-            _log.exception(
-                "request.failed", method=self._transcoder.method.name, trace_id=self._trace_id
-            )
-            yield self._error_line(internal())
-
-    def _result_line(self, payload: bytes) -> bytes:
-        transcoder = self._transcoder
-        content = transcoder.write(transcoder.response(payload))
-        return b'{"result":' + (content or b"{}") + b"}\n"
-
-    def _error_line(self, error: ServiceError) -> bytes:
-        return b'{"error":' + problem(error, self._trace_id).body + b"}\n"
+                    yield await self._encode(payload)
+        except Exception as error:  # noqa: BLE001  # every request gets a response
+            failure = self._failure(error)
+        if last := self._end(failure):
+            yield last

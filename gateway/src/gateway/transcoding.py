@@ -1,4 +1,4 @@
-"""Convert HTTP requests to valid messages, and messages to JSON.
+"""Convert HTTP requests to valid messages, and messages to the bodies of responses.
 
 The conversion is that of google.api.http and ProtoJSON. The rules of the contract are checked by
 `shared.wire.find_violations`.
@@ -11,7 +11,9 @@ from typing import Any, Final
 import orjson
 from google.protobuf.message import Message
 
-from gateway.parameters import Document, FieldPath, find_field_path, violation
+from gateway.binary_messages import BinaryBody, request_types, response_types
+from gateway.media_types import BINARY, JSON
+from gateway.parameters import Document, FieldPath, field_named, find_field_path, violation
 from gateway.problems import HttpError
 from gateway.raw_bodies import request_field, response_field
 from gateway.update_masks import Resource, derive_mask, resource_of, unknown_paths
@@ -20,7 +22,7 @@ from postbus.registry import HttpRule, Method
 from shared.errors import FieldViolation, ServiceError
 from shared.output_only import remover
 from shared.protojson import read_json, read_message, write_message
-from shared.wire import find_violations, invalid_fields, message_class, parse
+from shared.wire import find_violations, invalid_fields, message_class
 
 __all__ = ["Transcoder"]
 
@@ -38,7 +40,7 @@ def _read_json(body: bytes) -> Any:
 
 
 class Transcoder:
-    """Converts HTTP requests to request messages and responses to JSON, for one HTTP binding."""
+    """Converts HTTP requests to request messages, and responses to bodies, for one HTTP binding."""
 
     def __init__(self, method: Method, rule: HttpRule) -> None:
         self.method = method
@@ -50,7 +52,7 @@ class Transcoder:
             for path, template in rule.variables
             if (field := find_field_path(self._descriptor, path))
         ]
-        expected = self._descriptor.fields_by_name.get(method.expected_version)
+        expected: Any = self._descriptor.fields_by_name.get(method.expected_version)
         self._header_names = frozenset((expected.name, expected.json_name) if expected else ())
         """Names of the field that only If-Match sets."""
         self._bound_fields = {field.path for field, _ in self._variables} | self._header_names
@@ -61,6 +63,16 @@ class Transcoder:
         """The field that takes the body as it is, see `raw_bodies`; None if the body is JSON."""
         self.raw_response = response_field(method, rule)
         """The field with the body of a response as it is; None if the body is JSON."""
+        self.request_types = request_types(method, rule)
+        """The media types of a request; empty if it has no body."""
+        self.response_types = response_types(method, rule)
+        """The media types of a response, the preferred one first; a raw body has its own."""
+        response: Any = message_class(method.response_name).DESCRIPTOR
+        self.has_content = bool(response.fields) or method.streams or self.raw_response is not None
+        """Whether a response has a body."""
+        self._response_field = field_named(response, rule.response_body)
+        variables = [field for field, _ in self._variables]
+        self._binary_body = BinaryBody(self._request, rule, variables, expected)
         self._resource = resource_of(method)
         self._remove_output_only = remover(self._descriptor)
 
@@ -69,18 +81,19 @@ class Transcoder:
         parameters: Mapping[str, str],
         query: Collection[tuple[str, str]],
         body: bytes,
-        *,
-        media_type: str = "",
+        media_type: str = JSON,
     ) -> Message:
-        """Return the request message; `media_type` is that of a raw body.
+        """Return the request message; `media_type` is one of `request_types`, or any if raw.
 
-        Raises 400 for a body that is not JSON, and INVALID_ARGUMENT with all violations of
-        parameters and ProtoJSON; the rules of the contract are checked only if the ProtoJSON is
-        valid.
+        Raises 400 for a malformed body, and INVALID_ARGUMENT with all violations of parameters and
+        ProtoJSON; the rules of the contract are checked only if the ProtoJSON is valid.
         """
         raw = self.raw_request
-        reads_body = raw is None and self.rule.body
-        document, client_fields = self._read_body(body) if reads_body else ({}, {})
+        binary = raw is None and media_type in BINARY
+        document: Document = {}
+        client_fields: Document | None = None if binary else {}
+        if self.rule.body and raw is None and not binary:
+            document, client_fields = self._read_body(body)
         found: list[FieldViolation] = []
         if self._header_names:
             found += self._remove_header_field(document)
@@ -94,6 +107,9 @@ class Transcoder:
             raise invalid_fields([*found, *error.violations], more=error.more_violations) from None
         if raw is not None:
             _set_raw(message, raw, body, media_type)
+        elif binary:
+            message, broken = self._binary_body.read(body, message)
+            found += broken
         if self._remove_output_only is not None:
             self._remove_output_only(message)
         if self._resource is not None and self._resource.has_mask:
@@ -153,31 +169,34 @@ class Transcoder:
         return (value if whole else {self.rule.body: value}), members
 
     def _set_mask(
-        self, message: Any, resource: Resource, client_fields: Document
+        self, message: Any, resource: Resource, client_fields: Document | None
     ) -> list[FieldViolation]:
-        """Check the update mask; a PATCH without one gets the members that the client sent."""
+        """Check the update mask; a PATCH without one gets the members that the client sent.
+
+        A binary body does not show which fields the client means.
+        """
         if message.update_mask.paths or self.rule.verb != "PATCH":
             return unknown_paths(resource, message)
+        if client_fields is None:
+            return [violation("updateMask", "required", "must name the fields to change")]
         before = "" if self.rule.body == "*" else f"{self.rule.body}."
         in_path = {path.removeprefix(before) for path, _ in self.rule.variables}
         derive_mask(message, resource, client_fields, without=in_path)
         return []
 
-    def response(self, payload: bytes) -> Message:
-        """Return the response message in the payload of a reply."""
-        return parse(self.method.response_name, payload)
-
     def raw_body(self, response: Any) -> Any:
         """Return the google.api.HttpBody in a response."""
         return getattr(response, self.raw_response) if self.raw_response else response
 
-    def write(self, response: Message) -> bytes:
-        """Return the body of a response, empty for an empty message or an empty raw body."""
-        if not response.DESCRIPTOR.fields:
-            return b""
+    def write(self, response: Any, media_type: str = JSON) -> bytes:
+        """Return the body of a response, as one of `response_types` or raw."""
         if self.raw_response is not None:
             data: bytes = self.raw_body(response).data
             return data
+        if media_type in BINARY:
+            field = self._response_field
+            part = response if field is None else getattr(response, field.name)
+            return bytes(part.SerializeToString(deterministic=True))  # for the ETag
         document = write_message(response)
         if self.rule.response_body:
             return orjson.dumps(document.get(self.rule.response_body))

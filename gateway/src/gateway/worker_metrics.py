@@ -91,7 +91,7 @@ class _Statistics:
         )
         incidents = CounterMetricFamily(
             "postbus_bus_incidents",
-            "Incidents of consumers of events.",
+            "Incidents of the bus.",
             labels=(*_LABELS[:2], "incident"),
         )
         for event, count in self._security_events.items():

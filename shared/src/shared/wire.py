@@ -34,6 +34,7 @@ __all__ = [
     "parse",
     "parse_as",
     "read_valid",
+    "require_few_elements",
     "require_valid",
     "to_upb",
 ]
@@ -127,6 +128,14 @@ def require_valid(message: Message) -> None:
         raise invalid_fields(violations, more=more)
 
 
+def require_few_elements(message: Message) -> None:
+    """Raise INVALID_FIELDS if a list or map, or all of a message together, are too long."""
+    try:
+        count_elements(message)
+    except OverBoundError as error:
+        raise invalid_fields([_over_bound(error)], more=True) from None
+
+
 def invalid_fields(violations: Sequence[FieldViolation], *, more: bool = False) -> ServiceError:
     """Return INVALID_ARGUMENT, INVALID_FIELDS with these violations."""
     return ServiceError(
@@ -146,7 +155,7 @@ def find_violations(message: Message) -> tuple[list[FieldViolation], bool]:
         elements = count_elements(message)
         found = _collect_violations(message, fail_fast=elements > _MANY_ELEMENTS)
     except OverBoundError as error:
-        return [FieldViolation(field=error.path, rule=error.rule, message=error.message)], True
+        return [_over_bound(error)], True
     except protovalidate.EvaluationError as error:
         return [_not_evaluated(error)], True
     if not found:
@@ -166,6 +175,10 @@ def _violation(kind: Any, violation: "Violation") -> FieldViolation:
 
 def _ascii(message: str) -> str:
     return message.encode("ascii", "backslashreplace").decode()
+
+
+def _over_bound(error: OverBoundError) -> FieldViolation:
+    return FieldViolation(field=error.path, rule=error.rule, message=error.message)
 
 
 def _not_evaluated(error: Exception) -> FieldViolation:

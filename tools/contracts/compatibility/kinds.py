@@ -1,4 +1,4 @@
-"""The kinds of changes, each with the way to avoid it; docs/compatibility.md lists them."""
+"""The kinds of incompatible changes, each with advice; docs/compatibility.md lists them."""
 
 from enum import Enum
 

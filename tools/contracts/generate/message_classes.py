@@ -2,12 +2,12 @@
 
 import ast
 import re
-from collections.abc import Collection
-from contextlib import redirect_stderr
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, redirect_stderr
 from io import StringIO
-from typing import Final, TypeGuard
-from unittest.mock import patch
+from typing import Any, Final, TypeGuard
 
+import black
 from betterproto.lib.google.protobuf.compiler import CodeGeneratorRequest
 from betterproto.plugin.models import monkey_patch_oneof_index
 from betterproto.plugin.parser import generate_code
@@ -43,8 +43,7 @@ def message_classes(contracts: Contracts, further: Collection[str] = ()) -> dict
     Those of the package roots `further` are included, and below `postbus/imported` those of the
     third-party packages that contracts use.
 
-    betterproto runs in this process and without black, which takes most of its time: the caller
-    formats the package.
+    betterproto runs in this process and does not format: the caller formats the package.
     """
     own = [*contracts.own_protos, *contracts.protos_below(further)]
     generated = [*imported_protos(contracts), *own]
@@ -55,15 +54,25 @@ def message_classes(contracts: Contracts, further: Collection[str] = ()) -> dict
     for file in request.proto_file[: len(contracts.google_protos)]:
         file.ClearField("source_code_info")  # long comments, which take a second to decode
     monkey_patch_oneof_index()  # type: ignore[no-untyped-call]  # as the plugin does
-    with (
-        patch(
-            "betterproto.plugin.compiler.black.format_str", lambda src_contents, mode: src_contents
-        ),
-        redirect_stderr(StringIO()),  # the names of the files
-    ):
+    with _without_formatter(), redirect_stderr(StringIO()):  # stderr gets the names of the files
         response = generate_code(CodeGeneratorRequest().parse(request.SerializeToString()))
     sources = {file.name: with_runtime_classes(file.content) for file in response.file}
     return with_moved_packages(sources, contracts.root, further)
+
+
+@contextmanager
+def _without_formatter() -> Iterator[None]:
+    """Keep betterproto from calling black, which takes most of its time."""
+    formatter = black.format_str
+    black.format_str = _unformatted
+    try:
+        yield
+    finally:
+        black.format_str = formatter
+
+
+def _unformatted(src_contents: str, **_options: Any) -> str:
+    return src_contents
 
 
 def with_runtime_classes(source: str) -> str:

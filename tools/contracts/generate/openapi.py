@@ -31,11 +31,15 @@ both. Read-only members in a request are ignored: a resource can be sent back as
 has at most {max_body_bytes} bytes, 100 levels and 20,000 values. Unless stated otherwise, a list
 has at most 1,000 items, and a map as many members.
 
+Bodies that are messages may also be binary: `application/protobuf` as `Content-Type` of a request,
+or in `Accept` for the response; the schema names the message. The rules are those of JSON, but a
+PATCH has to name its fields in `updateMask`. Errors and streams are JSON.
+
 Every error is a problem (RFC 9457) with a code and a stable reason. The request header
 `Request-Timeout` sets the time to wait for the response, from 0.001 to 30 seconds; `traceparent`
 (W3C Trace Context) is propagated. Responses to reads have an ETag: with `If-None-Match` they are
 sent again only if they have changed, and with `If-Match` a change applies only to the given version
-of a resource. The body of a request is JSON without a content coding; methods without a described
+of a resource. The body of a request has no content coding; methods without a described
 body refuse one. Percent-encoding in a URL is UTF-8, and a query has at most 200 parameters. OPTIONS
 returns the verbs of a path; web pages of other origins need a setting of the operator (CORS).
 Events, and the same methods over a WebSocket, are described in `/asyncapi.json`; the contracts are

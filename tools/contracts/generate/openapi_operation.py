@@ -111,7 +111,7 @@ class Operation:
         example = self._request_example()
         if example is not None:
             media["example"] = example
-        content = dict.fromkeys(kinds, media)
+        content = dict.fromkeys(kinds, media) | _binary(request, "" if name == "*" else name)
         return {"required": not self._accepts_empty(schema), "content": content}
 
     def _request_example(self) -> Any:
@@ -197,11 +197,23 @@ class Operation:
                 "content": {"application/x-ndjson": media},
             }
         media = {"schema": schema, "example": example}
-        return {"description": "Done.", "content": {"application/json": media}}
+        content = {"application/json": media} | _binary(
+            self._method.output_type, field.json_name if field else ""
+        )
+        return {"description": "Done.", "content": content}
 
     def _response_example(self, field: FieldDescriptor | None) -> Any:
         whole = self._examples.of_response(self._method.output_type)
         return whole if field is None else whole.get(field.json_name)
+
+
+def _binary(message: Descriptor, body: str) -> dict[str, Schema]:
+    """Return the binary content of a body that is a message, which JSON Schema cannot describe."""
+    field = next((each for each in message.fields if each.json_name == body), None)
+    kind = message if field is None else None if field.is_repeated else field.message_type
+    if kind is None:
+        return {}
+    return {"application/protobuf": {"schema": {"description": f"A binary `{kind.full_name}`."}}}
 
 
 def _is_raw(message: Descriptor, body: str) -> bool:

@@ -298,7 +298,10 @@ class Reason(betterproto.Enum):
     """
 
     NOT_JSON = 51
-    """The media type of the body is not JSON. Send `application/json`."""
+    """
+    The media type of the body is not supported. Send `application/json`, or
+     `application/protobuf`.
+    """
 
     NO_ROUTE = 52
     """
@@ -868,7 +871,7 @@ class Part(GeneratedMessage):
 
     message: str = betterproto.string_field(3)
     """
-    What is missing and the command that mends it, for operators; empty if the dependency is ready.
+    What is missing and the command that mends it, for operators; a warning if the dependency is ready.
     """
 
 

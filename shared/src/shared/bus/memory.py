@@ -78,6 +78,7 @@ class MemoryBus:
 
     def __init__(self, delays: Sequence[float] = DELAYS, *, service: str = "gateway") -> None:
         self.ready = True
+        self.warning = ""
         self.incidents: Counter[str] = Counter()
         self.security_log = SecurityLog()
         self.service = service

@@ -103,6 +103,13 @@ class MessageBus(Protocol):
     def ready(self) -> bool:
         """Whether the broker is connected."""
 
+    @property
+    def warning(self) -> str:
+        """A fault at the broker that an operator must correct, in a sentence; empty for none.
+
+        It was found in the last minute: two queues serve one method.
+        """
+
     def call(self, route: str, call: Call) -> Coroutine[Any, Any, CallResult]:
         """Send `call` to a server of `route` and return the result in its reply.
 

@@ -48,16 +48,25 @@ class Application:
 
 
 class Health:
-    """The handler of HealthService; `probes` by the name of the dependency."""
+    """The handler of HealthService; `probes` by the name of the dependency.
 
-    def __init__(self, probes: Mapping[str, Probe]) -> None:
+    `warning` returns that of the bus; see MessageBus.warning.
+    """
+
+    def __init__(
+        self, probes: Mapping[str, Probe], warning: Callable[[], str] = lambda: ""
+    ) -> None:
         self._probes = probes
+        self._warning = warning
         self._messages = dict.fromkeys(probes, "")
 
     @MessagePattern(HealthServiceBase.check)
     async def check(self, _request: CheckRequest, _context: Context) -> CheckResponse:
         """Run all probes concurrently; half a second at most."""
-        return CheckResponse(parts=await self.check_parts(), time=datetime.now(UTC))
+        parts = await self.check_parts()
+        if warning := self._warning():
+            parts.append(Part(name="calls", ready=True, message=warning))
+        return CheckResponse(parts=parts, time=datetime.now(UTC))
 
     async def check_parts(self) -> list[Part]:
         """Run all probes concurrently, and log each message that has changed."""
@@ -106,7 +115,7 @@ async def serve(
     """
     sessions = SessionVerifier(bus, verifier)
     probes = {**application.probes, "sessions": sessions.require_ready}
-    health = Health(probes)
+    health = Health(probes, lambda: bus.warning)
     handlers = [*application.handlers, health]
     store = application.store
     perform = store.perform if store else without_store(bus.publish)

@@ -1,4 +1,4 @@
-"""The bus over RabbitMQ, in five layers; each module uses only its own layer and those below.
+"""The bus over RabbitMQ, in five layers: a module imports only its own layer and lower layers.
 
 1. bus: `amqp_bus` reconnects and starts everything again; `topology_watch` restores what is missing
 2. server and consumers, on `queue_consumer`

@@ -27,6 +27,7 @@ from shared.bus.amqp.broker_errors import BROKER_ERRORS, broker_errors
 from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.event_consumer import EventConsumer
 from shared.bus.amqp.rpc_server import RpcServer
+from shared.bus.amqp.second_replies import SecondReplies
 from shared.bus.amqp.stream_reader import StreamReader
 from shared.bus.amqp.topology_watch import KeptEvents, Watched, watch
 from shared.bus.envelope import Call, CallResult, not_connected
@@ -93,6 +94,7 @@ class AmqpBus:
         self._kept = [KeptEvents(owners)] if keep_events else []
         self._delays = delays
         self.incidents: Counter[str] = Counter()
+        self._second_replies = SecondReplies(self.incidents)
         self._session: BrokerSession | None = None
         self._connected = asyncio.Event()
         self._consumers: list[_Consumer] = []
@@ -103,6 +105,11 @@ class AmqpBus:
     def ready(self) -> bool:
         """Whether the broker is connected and accepts messages."""
         return self._session is not None and self._session.ready
+
+    @property
+    def warning(self) -> str:
+        """See MessageBus.warning."""
+        return self._second_replies.warning
 
     async def wait_ready(self) -> None:
         """Return once the broker is connected."""
@@ -222,7 +229,9 @@ class AmqpBus:
         return True
 
     async def _run_session(self, url: URL) -> None:
-        async with BrokerSession.open(str(url), self._service, self.security_log) as session:
+        async with BrokerSession.open(
+            str(url), self._service, self.security_log, self._second_replies
+        ) as session:
             await self._start_all(session, StreamReader)
             await self._outlast_deletions(session)
             # calls first, but not before the revocations

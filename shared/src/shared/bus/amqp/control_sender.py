@@ -29,11 +29,11 @@ class ControlSender:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def cancel(self, route: str, correlation_id: str) -> None:
-        """Cancel a call at all servers of its route: any of them may run it."""
+        """Publish the cancellation of a call to every server of its route, as any may run it."""
         self.send(owner(route), route, Control(correlation_id=correlation_id, cancel=True))
 
     def send(self, service: str, routing_key: str, control: Control) -> None:
-        """Publish a control message to a service."""
+        """Publish a control message to the processes of a service, by the routing key."""
         control.reply_to = self._reply_to
         self._publish(service, routing_key, encode(control))
 

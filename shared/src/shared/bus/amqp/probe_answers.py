@@ -36,7 +36,10 @@ class ProbeAnswers:
         """By the user id of the caller: one answer at a time waits for its channel."""
 
     def answer(self, message: Delivered, probe: Control) -> None:
-        """Answer a probe, if there is something to say: silence means no change."""
+        """Answer a probe if this process holds calls of its caller, or has a younger queue.
+
+        No answer means that nothing has changed. The answer is sent in a task.
+        """
         route, caller = message.routing_key, message.user_id
         held = [
             id_

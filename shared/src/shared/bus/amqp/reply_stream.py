@@ -26,6 +26,8 @@ class ReplyStream:
         self.sent = time.monotonic()
         self.ended = False
         self.sender = sender
+        self.worker: str | None = None
+        """The queue of controls of the worker that has sent the first reply."""
         self._controls = controls
         self._service = owner(route)
         self._correlation_id = correlation_id

@@ -6,22 +6,28 @@ from starlette.types import Receive, Scope
 
 from gateway.http1.exchange import EXCHANGE, Exchange
 from gateway.request_headers import headers_of
+from shared.metadata import NO_METADATA
 from shared.trace import child_traceparent, new_traceparent
 
-__all__ = ["RestRequest"]
+__all__ = ["RpcRequest"]
 
 
-class RestRequest:
-    """A request, with the values that several steps of the endpoint need."""
+class RpcRequest:
+    """A request, with the values that several steps of its endpoint need."""
 
     __slots__ = (
+        "address",
         "arrived",
         "called",
+        "caller_id",
         "exchange",
         "headers",
+        "metadata",
+        "operation_id",
         "parameters",
         "receive",
         "scope",
+        "token",
         "trace_id",
         "traceparent",
     )
@@ -43,3 +49,5 @@ class RestRequest:
         extensions = scope.get("extensions")
         self.exchange: Exchange | None = extensions.get(EXCHANGE) if extensions else None
         """The exchange of `gateway.http1`; None with another server."""
+        self.token = self.address = self.caller_id = self.operation_id = ""
+        self.metadata = NO_METADATA
