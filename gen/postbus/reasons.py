@@ -125,6 +125,13 @@ CONTENT_ENCODING_UNSUPPORTED: Final = Reason(
     http_status=415,
     meaning="The body has a content coding that is not supported. Send it without one.",
 )
+CONTROL_TOO_LARGE: Final = Reason(
+    "CONTROL_TOO_LARGE",
+    3,
+    scope=Scope.BUS,
+    http_status=422,
+    meaning="A control message is larger than 64 KiB.",
+)
 CURSOR_INVALID: Final = Reason(
     "CURSOR_INVALID",
     3,
@@ -287,6 +294,13 @@ IDEMPOTENCY_KEY_INVALID: Final = Reason(
     scope=Scope.HTTP,
     http_status=400,
     meaning="The header `Idempotency-Key` is malformed: send 1 to 128 visible ASCII characters.",
+)
+ID_TOO_LONG: Final = Reason(
+    "ID_TOO_LONG",
+    3,
+    scope=Scope.BUS,
+    http_status=422,
+    meaning="An id or the name of a queue in a control message is longer than 255 bytes.",
 )
 IF_MATCH_INVALID: Final = Reason(
     "IF_MATCH_INVALID",
@@ -860,6 +874,7 @@ REASONS: Final[Mapping[str, Reason]] = {
         COMMENT_NOT_FOUND,
         CONNECTION_LOST,
         CONTENT_ENCODING_UNSUPPORTED,
+        CONTROL_TOO_LARGE,
         CURSOR_INVALID,
         DATABASE_BUSY,
         DATABASE_CONFLICT,
@@ -885,6 +900,7 @@ REASONS: Final[Mapping[str, Reason]] = {
         HEAD_TOO_SLOW,
         HOST_INVALID,
         IDEMPOTENCY_KEY_INVALID,
+        ID_TOO_LONG,
         IF_MATCH_INVALID,
         IF_MATCH_UNSUPPORTED,
         INTERNAL,

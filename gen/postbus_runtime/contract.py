@@ -83,7 +83,7 @@ class Contract:
 
     @cached_property
     def methods(self) -> list[MethodDescriptor]:
-        """Every rpc, in the order of the files, except those that are not served."""
+        """Every served rpc, in the order of the files."""
         return [each for each in self._all_methods if each not in self.unserved]
 
     @cached_property

@@ -1,4 +1,4 @@
-"""The stable reasons of errors: names with what the contract states about them."""
+"""The stable reasons of errors, with the options of the contract."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -33,7 +33,7 @@ _FAULT: Final = 500
 
 
 class Scope(StrEnum):
-    """The errors that have a reason: those of the methods that name it, or all of one kind."""
+    """The methods or the layer whose errors have a reason."""
 
     NAMED = "NAMED"
     CALL = "CALL"

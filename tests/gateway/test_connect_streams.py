@@ -124,9 +124,12 @@ async def test_malformed_message_of_a_worker_ends_the_stream(
     streaming.serve = serve
     with capture_logs() as logs:
         response = await gateway.post(METHOD.route, content=REQUEST, headers=headers)
+        over_rest = await gateway.get(METHOD.http[0].path, headers=headers)
 
     assert end_of(response)["error"]["code"] == "internal"
-    assert [each["event"] for each in logs] == ["reply.malformed"]
+    error = over_rest.json()["error"]
+    assert (error["reason"], error["outcome"]) == ("INTERNAL", "UNKNOWN")
+    assert [each["event"] for each in logs] == ["reply.malformed"]  # one line in ten seconds
 
 
 @pytest.mark.parametrize(

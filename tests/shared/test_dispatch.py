@@ -624,6 +624,23 @@ async def test_flood_of_failing_events_writes_one_line(
     assert max(len(line.get("name", "")) for line in refused) == 67
 
 
+async def test_event_with_a_version_beyond_63_bits_is_refused_at_once(
+    posts: Posts, sessions: SessionVerifier
+) -> None:
+    dispatcher = Dispatcher(
+        "posts", [posts, Health({})], sessions, without_store(MemoryBus().publish)
+    )
+    event = _registered()
+    event.version = 2**63
+
+    failure = await dispatcher.consume(encode(event))
+
+    assert failure is not None
+    assert (failure.reason, failure.retry) == ("MALFORMED_MESSAGE", False)
+    event.version -= 1
+    assert await dispatcher.consume(encode(event)) is None
+
+
 async def test_flood_of_calls_that_fail_unexpectedly_writes_ten_lines(
     posts: Posts, sessions: SessionVerifier
 ) -> None:

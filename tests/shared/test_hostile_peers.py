@@ -20,6 +20,7 @@ from shared.bus.amqp.stream_credit import StreamCredit
 from shared.bus.envelope import error_reply
 from shared.bus.message_bus import CREDIT
 from shared.errors import ServiceError
+from shared.security_log import SecurityEvent
 from shared.wire import decode, encode
 from tests.buses import a_call, opened_bus
 from tests.messages import CALLS, CONTROL, EVENTS, REPLIES
@@ -114,7 +115,7 @@ def test_credit_of_a_stream_is_bounded_and_its_stalled_caller_times_out() -> Non
     assert 29 < seconds < 32
 
 
-async def test_control_that_is_too_large_is_ignored(bus: AmqpBus, unique: Unique) -> None:
+async def test_control_that_is_too_large_is_refused(bus: AmqpBus, unique: Unique) -> None:
     route = f"postbus.bus.v1.{unique('Route')}.test"
     handled: list[int] = []
 
@@ -124,13 +125,16 @@ async def test_control_that_is_too_large_is_ignored(bus: AmqpBus, unique: Unique
 
     server = await bus.serve(unique("queue."), [route], answer)
 
-    assert await bus.broadcast(route, a_call(bytes(64 * 2**10), 0.3)) == []
+    with structlog.testing.capture_logs() as lines:
+        assert await bus.broadcast(route, a_call(bytes(64 * 2**10), 0.3)) == []
+    assert [(each["name"], each["reason"]) for each in lines] == [(route, "CONTROL_TOO_LARGE")]
     assert await bus.broadcast(route, a_call(bytes(63 * 2**10), 0.3)) == [b"here"]
     assert len(handled) == 1
+    assert bus.security_log.counts[SecurityEvent.BUS_MESSAGE_REFUSED] == 1
     await server.cancel()
 
 
-async def test_malformed_control_is_ignored(
+async def test_malformed_control_is_refused(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
     route = f"postbus.bus.v1.{unique('Route')}.test"
@@ -140,12 +144,18 @@ async def test_malformed_control_is_ignored(
 
     server = await bus.serve(unique("queue."), [route], answer)
     exchange = await channel.get_exchange(CONTROL)
-    for body in (b"", b"\xff", encode(Control(correlation_id="unknown", credit=5))):
-        await exchange.publish(new_message(body), route)
+    unknown = Control(correlation_id="unknown", reply_to="test.none", credit=5)
+    malformed = [b"\xff", encode(Control(correlation_id="x" * 256)), encode(unknown)[:-1]]
 
     with structlog.testing.capture_logs() as lines:
+        for body in (*malformed, encode(unknown)):
+            await exchange.publish(new_message(body), route)
         assert await bus.broadcast(route, a_call(seconds=0.3)) == [b"here"]
-    assert lines == []
+    assert [(each["event"], each["name"], each["reason"]) for each in lines] == [
+        ("security.bus_message_refused", route, "MALFORMED_MESSAGE"),
+        ("security.bus_message_refused", route, "ID_TOO_LONG"),
+        ("security.bus_message_refused", route, "MALFORMED_MESSAGE"),
+    ]
     await server.cancel()
 
 

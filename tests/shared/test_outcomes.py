@@ -210,13 +210,14 @@ NOT_STARTED: Final = "the handler is not started; a redelivered call gets UNKNOW
 ROLLED_BACK: Final = (
     "raised in the unit of work, which is rolled back; after its commit no error is raised"
 )
-NO_CALL: Final = "concerns an event or a subscription, not a call"
+NO_CALL: Final = "concerns an event, a subscription or a control message, not a call"
 GIVEN: Final = "a default: the callers of the function are in this list, or state the outcome"
 
 PROOFS: Final = {
     "bus/amqp/batches.py unpack": NOT_STARTED,
     "bus/amqp/call_errors.py broker_blocked": GIVEN,
     "bus/amqp/call_errors.py no_route": "returned by the broker, or raised before it is sent",
+    "bus/amqp/control_receiver.py _read": NO_CALL,
     "bus/amqp/event_publisher.py EventPublisher.publish_confirmed": NO_CALL,
     "bus/amqp/event_publisher.py _unrouted": NO_CALL,
     "bus/amqp/rpc_client.py RpcClient._budget": BEFORE_SENDING,
@@ -225,6 +226,7 @@ PROOFS: Final = {
     "bus/amqp/rpc_server.py RpcServer._refuse": NOT_STARTED,
     "bus/amqp/rpc_server.py _expired": NOT_STARTED,
     "bus/client.py _retry": "compares the outcomes of all tries",
+    "bus/consumed_event.py ConsumedEvent.operation": NO_CALL,
     "bus/event_dispatch.py EventDispatcher._consume": NO_CALL,
     "bus/dispatch.py _not_a_caller": NOT_STARTED,
     "bus/dispatch.py _not_served": NOT_STARTED,

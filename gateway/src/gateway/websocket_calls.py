@@ -7,6 +7,7 @@ from typing import Final
 
 import structlog
 
+from gateway.malformed_replies import malformed_reply
 from gateway.services import Services
 from gateway.websocket_frames import CallFrame, member_frame, result_frame
 from gateway.websocket_sender import FrameSender
@@ -136,5 +137,8 @@ class SocketCalls:
     def _send_result(
         self, method: Method, payload: bytes, id_: str, *, replayed: bool = False
     ) -> None:
-        response = parse(method.response_name, payload)
+        try:
+            response = parse(method.response_name, payload)
+        except ServiceError:
+            raise malformed_reply(method) from None
         self._sender.send(result_frame(response, id_=id_, replayed=replayed))

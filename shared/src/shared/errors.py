@@ -40,6 +40,8 @@ _MAX_DETAIL_BYTES: Final = 32 * 1024
 """Bytes of all details of an error; those beyond are left out."""
 _MAX_TEXT: Final = 500
 """Characters of each text in an error, so that an error with 20 violations is below 64 KiB."""
+_CODES: Final = frozenset(map(int, Code)) - {int(Code.UNSPECIFIED)}
+_OUTCOMES: Final = frozenset(map(int, Outcome))
 _SHOWN_CHARACTERS: Final = 64
 """Characters of a name in an error that the client has sent, such as that of a member."""
 
@@ -84,20 +86,23 @@ class ServiceError(Exception):
 
     @classmethod
     def from_message(cls, error: Any) -> "ServiceError":
-        """Return the error in a Reply; `error` is google's Error of postbus.bus.v1."""
+        """Return the error in a Reply; `error` is google's Error of postbus.bus.v1.
+
+        The numbers of a later contract count as unknown.
+        """
         seconds = error.retry_after.seconds + error.retry_after.nanos / 1_000_000_000
         violations = [
             FieldViolation(field=each.field, rule=each.rule, message=each.message)
             for each in error.violations[:MAX_VIOLATIONS]
         ]
         return cls(
-            _reason(error.reason, error.code),
+            _reason(error.reason, error.code if error.code in _CODES else Code.UNKNOWN),
             error.message,
             violations=violations,
             more_violations=error.more_violations or len(error.violations) > MAX_VIOLATIONS,
             retry_after=seconds if 0 < seconds <= MAX_DURATION_SECONDS else None,
-            outcome=error.outcome,
-            trace_id=error.trace_id,
+            outcome=error.outcome if error.outcome in _OUTCOMES else Outcome.UNKNOWN,
+            trace_id=error.trace_id[:_MAX_TEXT],
             details=[ErrorDetail(type=each.type, value=each.value) for each in error.details],
         )
 

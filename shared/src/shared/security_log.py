@@ -76,6 +76,12 @@ class SecurityLog:
         name, sender = shown_name(name), shown_name(sender)
         self.write(SecurityEvent.SENDER_REFUSED, kind=kind, name=name, sender=sender)
 
+    def refuse_message(self, name: str, reason: str) -> None:
+        """Write that a malformed message of the bus was refused; `name` is that of its method or
+        event, or "reply".
+        """
+        self.write(SecurityEvent.BUS_MESSAGE_REFUSED, name=shown_name(name), reason=reason)
+
     def record_refusal(
         self, error: ServiceError, context: Context | None = None, **fields: Any
     ) -> None:

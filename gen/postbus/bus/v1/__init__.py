@@ -505,6 +505,14 @@ class Reason(betterproto.Enum):
     The event was not sent by the service that owns it, or has a version that the owner does not have.
     """
 
+    CONTROL_TOO_LARGE = 103
+    """A control message is larger than 64 KiB."""
+
+    ID_TOO_LONG = 104
+    """
+    An id or the name of a queue in a control message is longer than 255 bytes.
+    """
+
 
 @dataclass(eq=False, repr=False)
 class FieldViolation(GeneratedMessage):

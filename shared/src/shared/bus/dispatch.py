@@ -23,7 +23,7 @@ from shared.bus.envelope import (
     read_request,
     with_metadata,
 )
-from shared.bus.event_dispatch import EventDispatcher, log_refused_message
+from shared.bus.event_dispatch import EventDispatcher
 from shared.bus.handler_matching import consumed_events, served_methods
 from shared.bus.handler_metrics import Statistics, WorkerServiceHandlers
 from shared.bus.message_bus import Failure
@@ -120,7 +120,7 @@ class Dispatcher:
         if served is None:
             return _not_served()
         if len(body) > _MAX_REQUEST_BYTES:
-            log_refused_message(self._security_log, route, reasons.REQUEST_TOO_LARGE)
+            self._security_log.refuse_message(route, reasons.REQUEST_TOO_LARGE)
             return _too_large()
         if served.method.streams:
             return self._replies(served, body, service)
@@ -253,7 +253,7 @@ class Dispatcher:
             error.outcome = Outcome.try_value(Outcome.UNKNOWN)
         self._declared.check(served.method, error)
         if context is None and error.reason == reasons.MALFORMED_MESSAGE:
-            log_refused_message(self._security_log, served.name, error.reason)
+            self._security_log.refuse_message(served.name, error.reason)
         self._security_log.record_refusal(error, context, method=served.name, trace_id=trace)
         reply = error_reply(error, trace)
         if context is not None:

@@ -12,10 +12,10 @@ from shared.bus.served_method import run_in_unit
 from shared.errors import Code, ServiceError, shown_name
 from shared.limited_log import LimitedLog
 from shared.outbox.unit_of_work import Perform
-from shared.security_log import SecurityEvent, SecurityLog
+from shared.security_log import SecurityLog
 from shared.wire import decode, message_class, parse_as
 
-__all__ = ["EventDispatcher", "log_refused_message"]
+__all__ = ["EventDispatcher"]
 
 _Event: Final[Any] = message_class("postbus.bus.v1.Event")
 _TRANSIENT_CODES = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.ABORTED, Code.DEADLINE_EXCEEDED)
@@ -49,7 +49,7 @@ class EventDispatcher:
         except ServiceError as error:
             self._log_failed_event(logging.WARNING, name, reason=error.reason)
             if error.reason in _REFUSED_EVENT:
-                log_refused_message(self._security_log, shown_name(name), error.reason)
+                self._security_log.refuse_message(name, error.reason)
             return Failure(
                 reason=error.reason,
                 message=_described(error),
@@ -89,8 +89,3 @@ def _described(error: ServiceError) -> str:
     """Return the message of an error, with its first violation."""
     first = "".join(f" {each.field}: {each.message}." for each in error.violations[:1])
     return error.message + first
-
-
-def log_refused_message(log: SecurityLog, name: str, reason: str) -> None:
-    """Log a message that no service of the system sends."""
-    log.write(SecurityEvent.BUS_MESSAGE_REFUSED, name=name, reason=reason)

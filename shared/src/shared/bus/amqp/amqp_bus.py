@@ -51,6 +51,8 @@ The other nodes delete the queues of that node, by name, and callers learn that 
 queues are lost: no process of the worker is bound.
 """
 
+_MAX_ERROR: Final = 500
+"""Characters of an error in the log."""
 _START_SECONDS: Final = 1.0
 """Time between two attempts to start consumers."""
 
@@ -219,8 +221,14 @@ class AmqpBus:
         try:
             with broker_errors():
                 await self._run_session(url)
-        except BROKER_ERRORS as error:
-            _log.warning("bus.not_connected", broker=_name(url), error=repr(error), retry_in=delay)
+        except Exception as error:  # noqa: BLE001  # a server of another kind, or an option of the address, makes aiormq raise anything
+            _log.warning(
+                "bus.not_connected",
+                broker=_name(url),
+                setting="POSTBUS_AMQP_URL",
+                error=repr(error)[:_MAX_ERROR],
+                retry_in=delay,
+            )
             return False
         finally:
             self._session = None

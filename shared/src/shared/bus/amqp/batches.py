@@ -58,14 +58,16 @@ class Batch:
 def unpack(data: bytes) -> Sequence[tuple[str, bytes]]:
     """Return the messages of an encoded batch with their correlation ids.
 
-    INVALID_ARGUMENT if the batch is malformed or too large.
+    INVALID_ARGUMENT if the batch is malformed, empty or too large.
     """
     count, size = _MAX_READ
     if len(data) > size:
         raise ServiceError(reasons.BATCH_TOO_LARGE, "The batch is too large.")
     batch: Any = parse(_BATCH, data)
     ids, messages = batch.correlation_ids, batch.messages
-    if not len(ids) == len(messages) <= count or any(len(each.encode()) > _MAX_ID for each in ids):
+    if not 0 < len(ids) == len(messages) <= count or any(
+        len(each.encode()) > _MAX_ID for each in ids
+    ):
         raise ServiceError(reasons.MALFORMED_BATCH, "The batch is malformed.")
     return list(zip(ids, messages, strict=True))
 

@@ -40,6 +40,10 @@ __all__ = ["RpcClient"]
 
 _CALLER_ERRORS: Final = (reasons.STREAM_BROKEN, reasons.MALFORMED_MESSAGE, reasons.REPLY_TOO_LARGE)
 """Errors after which the caller cancels the stream, because the server may still send."""
+_MAX_SHARED_REPLIES: Final = 128
+"""Replies to a broadcast that are kept: more than a service has processes."""
+_MAX_SHARED_REPLY: Final = 256 * 2**10
+"""Bytes of a reply to a broadcast; a larger one is ignored."""
 
 
 class RpcClient:
@@ -265,30 +269,35 @@ class RpcClient:
             self._second_replies.check(correlation_id, message)
         elif sender != owner(route):
             self._security_log.refuse_sender("reply", route, sender)
-        elif message.oversized:
+        elif message.oversized or len(message.body) > _MAX_SHARED_REPLY:
             return
         elif broadcast:
-            broadcast[1].append(message.body)
+            if len(broadcast[1]) < _MAX_SHARED_REPLIES:
+                broadcast[1].append(message.body)
         else:
             self._lost_calls.on_answer(correlation_id, message.body)
 
     def _on_batch(self, message: Delivered) -> None:
-        with suppress(ServiceError):  # any client of the broker can send malformed batches
-            for correlation_id, body in unpack(message.body):
-                if (pending := self._calls.get(correlation_id)) is None:
-                    self._second_replies.check(correlation_id, message)
-                    continue
-                reply, route, _, _, callee = pending
-                if message.user_id != callee:
-                    self._security_log.refuse_sender("reply", route, message.user_id)
-                elif not reply.done():
-                    reply.set_result(body)
-                    answered = self._second_replies.answered  # inline: for each reply
-                    answered[correlation_id] = route, message.reply_to
-                    if len(answered) > REMEMBERED:
-                        self._second_replies.renew()
-                else:
-                    self._second_replies.check(correlation_id, message)
+        try:
+            replies = unpack(message.body)
+        except ServiceError as error:  # any service that is called can send malformed batches
+            self._security_log.refuse_message("reply", error.reason)
+            return
+        for correlation_id, body in replies:
+            if (pending := self._calls.get(correlation_id)) is None:
+                self._second_replies.check(correlation_id, message)
+                continue
+            reply, route, _, _, callee = pending
+            if message.user_id != callee:
+                self._security_log.refuse_sender("reply", route, message.user_id)
+            elif not reply.done():
+                reply.set_result(body)
+                answered = self._second_replies.answered  # inline: for each reply
+                answered[correlation_id] = route, message.reply_to
+                if len(answered) > REMEMBERED:
+                    self._second_replies.renew()
+            else:
+                self._second_replies.check(correlation_id, message)
 
     def _on_returned(self, returned: Returned) -> None:
         if route := single_route(returned.routing_key):

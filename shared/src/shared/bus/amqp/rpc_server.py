@@ -72,7 +72,7 @@ class RpcServer(QueueConsumer):
         Calls and replies share a connection, so that an acknowledgement follows its reply.
         """
         connection, service = session.publishing, session.service
-        self._service = service
+        self._service, self._security_log = service, session.security_log
         self._queues = MethodQueues(
             service, self.queue_name, self._routes, transient=self._transient
         )
@@ -85,7 +85,11 @@ class RpcServer(QueueConsumer):
         self._sender = ReplySender(name, service)
         probes = ProbeAnswers(self._queues.created, self._calls, self._replies, self._sender.header)
         self._controls = ControlReceiver(
-            self._replies, self._cancel, self._handle_broadcast, probes.answer
+            self._replies,
+            self._cancel,
+            self._handle_broadcast,
+            probes.answer,
+            security_log=session.security_log,
         )
         own = self._control_queue = control_queue(name, service, self._routes)
         await self._control_channel.consume(
@@ -159,11 +163,10 @@ class RpcServer(QueueConsumer):
         try:
             calls = unpack(message.body)
         except ServiceError as error:  # without ids no caller can get a reply
-            self._log.write(logging.WARNING, "batch.malformed", route=route, reason=error.reason)
-            calls = []
-        batch = ReceivedBatch(message.tag, len(calls), redelivered=message.redelivered)
-        if not calls:
+            self._security_log.refuse_message(route, error.reason)
             channel.ack(message.tag)
+            return
+        batch = ReceivedBatch(message.tag, len(calls), redelivered=message.redelivered)
         for correlation_id, request in calls:
             call = BatchedCall(batch, route, correlation_id, message, request)
             self._start_handling(channel, call)
@@ -186,7 +189,7 @@ class RpcServer(QueueConsumer):
     async def _handle(self, channel: MessageChannel, message: Delivered) -> None:
         key = (message.reply_to, message.correlation_id)
         started = settled = False
-        replies = self._replies.by_user.get(message.user_id)
+        replies = None if message.encoded_headers else self._replies.by_user.get(message.user_id)
         request, arrived = message.body, 0.0
         try:
             if replies is None or replies.closed or not message.reply_to.startswith(replies.prefix):
