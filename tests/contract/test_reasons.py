@@ -57,8 +57,13 @@ REFUSED = [
     (value("FULL", 1, ""), "Reason.REASON_FULL: state its code"),
     (value("FULL", 1, "http_status: 400"), "Reason.REASON_FULL: state its code"),
     (value("FULL", 1, "code: OK"), "Reason.REASON_FULL: state its code"),
-    (value("FULL", 1, "code: ABORTED http_status: 200"), "Reason.REASON_FULL: http_status: 200"),
-    (value("FULL", 1, "code: ABORTED http_status: 600"), "Reason.REASON_FULL: http_status: 600"),
+    *(
+        (
+            value("FULL", 1, f"code: ABORTED http_status: {status}"),
+            f"Reason.REASON_FULL: http_status is not from 400 to 599: {status}",
+        )
+        for status in (200, 600)
+    ),
     (
         value("FULL", 1, "code: ABORTED scope: SCOPE_CALL"),
         "Reason.REASON_FULL: only reasons of postbus.bus.v1 have a scope",

@@ -24,7 +24,7 @@ Command = Sequence[str]
 
 GENERATE: Final[Command] = [
     *("buf", "generate", str(DESCRIPTORS)),
-    *("--path", "postbus", "--path", "buf", "--path", "google/api"),
+    *("--path", "postbus", "--path", "buf", "--path", "google/api", "--path", "google/rpc"),
 ]
 """Generates the types that no runtime has, as the program's buf.gen.yaml says."""
 

@@ -9,7 +9,7 @@ from postbus_runtime.contract import ContractError
 from postbus_runtime.reasons import Reason, Scope
 from tools.contracts.generate.descriptors import Contracts
 
-__all__ = ["reason_errors", "reason_values", "reasons_of", "reasons_source", "unnamed_errors"]
+__all__ = ["naming_errors", "reason_errors", "reason_values", "reasons_of", "reasons_source"]
 
 _ENUM: Final = "Reason"
 _PREFIX: Final = "REASON_"
@@ -63,7 +63,7 @@ def _faults(contracts: Contracts, name: str, value: EnumValueDescriptor) -> Iter
     if not options.code:
         yield "state its code: (postbus.options.v1.reason).code"
     if options.http_status and not 400 <= options.http_status < 600:
-        yield f"http_status: {options.http_status}"
+        yield f"http_status is not from 400 to 599: {options.http_status}"
     if options.scope is not Scope.NAMED and not value.type.full_name.startswith(bus):
         yield f"only reasons of {bus}v1 have a scope"
     if not name.isidentifier() or name == _ALL:
@@ -80,10 +80,10 @@ def _shared_faults(
         yield "another version of the package has it with other rules"
 
 
-def unnamed_errors(
+def naming_errors(
     method: MethodDescriptor, names: tuple[str, ...], reasons: Mapping[str, Reason]
 ) -> Iterator[ContractError]:
-    """Yield an error for each name in the option `reasons` of a method that is not one to name."""
+    """Yield an error for each name in the option `reasons` of a method that it cannot have."""
     for name in names:
         if name not in reasons:
             yield ContractError(method, f"reasons: no enum {_ENUM} has {_PREFIX}{name}")

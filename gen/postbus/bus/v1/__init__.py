@@ -564,7 +564,8 @@ class Error(GeneratedMessage):
 
     reason: str = betterproto.string_field(2)
     """
-    Stable, machine-readable cause in UPPER_SNAKE_CASE, such as `USERNAME_TAKEN`.
+    Stable, machine-readable cause: the name of a value of an enum `Reason`, without `REASON_`, such as
+     `USERNAME_TAKEN`. The code of an error follows from it; the documents list the reasons of each method.
     """
 
     message: str = betterproto.string_field(3)
