@@ -6,7 +6,7 @@ host and databases, named after itself, and removes them at the end: runs do not
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from secrets import token_hex
@@ -16,8 +16,11 @@ import httpx
 import pytest
 from pymongo import AsyncMongoClient
 
+from postbus.registry import Method
 from shared.access_tokens import TokenVerifier
 from shared.bus.amqp.broker_addresses import broker_addresses
+from shared.bus.declared_reasons import DeclaredReasons
+from shared.errors import ServiceError
 from tests.system import System, run_system
 from tests.tokens import TokenMaker
 from tools.accounts.rights import OPERATOR
@@ -64,6 +67,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     long = [item for item in items if item.get_closest_marker("long")]
     config.hook.pytest_deselected(items=long)
     items[:] = [item for item in items if not item.get_closest_marker("long")]
+
+
+@pytest.fixture(autouse=True)
+def undeclared_reasons(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Fail a test in which a method answers with a reason that the contract does not name for it.
+
+    A test that expects it empties the list. The logs of worker processes are searched by
+    `run_system`.
+    """
+    reported: list[str] = []
+    original = DeclaredReasons.report
+
+    def report(self: DeclaredReasons, method: Method, error: ServiceError) -> None:
+        reported.append(f"{method.name}: {error.code.name} {error.reason}")
+        original(self, method, error)
+
+    monkeypatch.setattr(DeclaredReasons, "report", report)
+    yield reported
+    assert reported == []
 
 
 @pytest.fixture(scope="session")

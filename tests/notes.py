@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from pymongo import AsyncMongoClient
 
 from postbus.bus.v1 import Event
+from postbus_runtime.reasons import Reason
 from shared.data.mongo_database import Mongo, open_mongo
 from shared.data.postgres_connections import create_engine
 from shared.data.postgres_sessions import Postgres, open_postgres
@@ -52,7 +53,7 @@ class Broker:
         if self.unavailable or event.id in self.refused:
             self.failed.release()
             reason = "NOT_CONNECTED" if self.unavailable else "EVENT_REFUSED"
-            raise ServiceError(Code.UNAVAILABLE, reason, "Unavailable.")
+            raise ServiceError(Reason(reason, Code.UNAVAILABLE), "Unavailable.")
         self.event_ids.append(event.id)
 
 

@@ -237,6 +237,11 @@ class System:
         """Return the log of a service."""
         return (self._logs / f"{service}.log").read_text()
 
+    def undeclared_reasons(self) -> list[str]:
+        """Return the log lines about errors whose reasons the contract does not have."""
+        logs = "".join(file.read_text() for file in self._logs.glob("*.log"))
+        return [line for line in logs.splitlines() if "error.undeclared_reason" in line]
+
     def cost(self, service: str) -> Cost:
         """Return the cost of a probed service, and reset its longest step."""
         pid, file = self._processes[service].pid, self._logs / f"{service}.step"
@@ -314,3 +319,5 @@ async def run_system(
         yield system
     finally:
         await system.stop_all()
+    undeclared = system.undeclared_reasons()
+    assert not undeclared, undeclared[:3]

@@ -12,6 +12,7 @@ from aiormq.exceptions import AMQPError, ChannelNotFoundEntity
 
 from shared.bus.amqp import topology
 from shared.bus.amqp.broker_addresses import broker_addresses
+from shared.bus.amqp.foreign_properties import accept_any_properties
 
 __all__ = [
     "MAX_MESSAGES",
@@ -33,6 +34,7 @@ async def open_connection(amqp_url: str) -> AbstractConnection:
 
     Raises the error of the last one: OSError or aiormq.AMQPError.
     """
+    accept_any_properties()
     *urls, last = broker_addresses(amqp_url)
     for url in urls:
         with suppress(OSError, AMQPError):

@@ -2,126 +2,989 @@
 """The stable reasons of errors, from the enums `Reason` of the contracts."""
 
 from collections.abc import Mapping
+from typing import Final
 
-REASONS: Mapping[str, str] = {
-    "ALREADY_DONE": "The operation was executed before, and its response, which has secrets, was not stored. Do not repeat it; log in again if you need new tokens.",
-    "ALREADY_EXISTS": "A resource with the same unique value exists.",
-    "ALREADY_SUBSCRIBED": "The connection has a subscription to an event of these types already.",
-    "ALREADY_THERE": "The resource has an ETag of `If-None-Match`, so nothing was changed.",
-    "AUTHENTICATED_BEFORE": "The WebSocket is authenticated already.",
-    "BATCH_TOO_LARGE": "A batch on the bus has too many messages.",
-    "BODY_TOO_LARGE": "The body of the request is larger than the gateway allows. Send less.",
-    "BODY_UNEXPECTED": "The method takes no body. Send the request without one.",
-    "BROKER_BLOCKED": "The message broker accepts no messages at the moment. Repeat the request later.",
-    "CALL_ID_TAKEN": "A call with this id is still running on the connection. Choose another id.",
-    "CANCELLED": "The client has cancelled the call, or the connection of the client has ended.",
-    "CLIENT_TOO_SLOW": "The client reads more slowly than messages arrive. The connection is closed; connect again.",
-    "CODING_UNKNOWN": "The transfer coding of the body is not supported. Send the body with a length, or chunked.",
-    "COMMENT_NOT_FOUND": "The comment does not exist, or belongs to a post that is not visible to the caller.",
-    "CONNECTION_LOST": "The connection to the message broker was lost during the call.",
-    "CONTENT_ENCODING_UNSUPPORTED": "The body has a content coding that is not supported. Send it without one.",
-    "CURSOR_INVALID": "The cursor of the export is malformed, or belongs to another user. Begin again without one.",
-    "DATABASE_BUSY": "The database has no free connection, or a lock was not free in time. Repeat the request later.",
-    "DATABASE_CONFLICT": "A concurrent change conflicts with this one. Repeat the request.",
-    "DATABASE_UNAVAILABLE": "The database cannot be reached. Repeat the request later.",
-    "DEADLINE_EXCEEDED": "The response did not arrive in time. Repeat a change with the same `Idempotency-Key` only.",
-    "EMAIL_TAKEN": "Another account has this email address.",
-    "EVENTS_INTERRUPTED": "Events may have been missed. Connect again and read the current state.",
-    "EVENTS_UNAVAILABLE": "The gateway receives no events at the moment. Subscribe again later.",
-    "EVENT_REFUSED": "The message broker has refused an event.",
-    "EVENT_UNROUTED": "No queue has taken the event.",
-    "EXPECTATION_UNKNOWN": "The header `Expect` has a value other than `100-continue`.",
-    "EXTENSIONS_TOO_LARGE": "The chunk extensions of the body are too large.",
-    "FIELD_REPEATED": "A header that may occur once occurs more than once.",
-    "FIELD_TOO_LARGE": "A header is too large.",
-    "FOLLOWS_SELF": "Users cannot follow themselves.",
-    "FOLLOWS_TOO_MANY": "The caller follows as many users as possible. Unfollow one first.",
-    "FRAMING_INVALID": "The length of the body is stated in two ways, or wrongly.",
-    "HANDSHAKE_INVALID": "The request to open a WebSocket is malformed.",
-    "HEAD_TOO_LARGE": "The headers of the request are too large.",
-    "HEAD_TOO_SLOW": "The headers of the request did not arrive in time.",
-    "HOST_INVALID": "The header `Host` is missing or malformed.",
-    "IDEMPOTENCY_KEY_INVALID": "The header `Idempotency-Key` is malformed: send 1 to 128 visible ASCII characters.",
-    "IF_MATCH_INVALID": "The header `If-Match` is malformed.",
-    "IF_MATCH_UNSUPPORTED": "The method does not support `If-Match`.",
-    "INTERNAL": "An error of the service. Report it with the trace id; it is in the logs.",
-    "INVALID_FIELDS": "The request violates rules of the contract. `violations` names each field and its rule.",
-    "INVALID_UTF8": "A text message of the WebSocket is not UTF-8.",
-    "LENGTH_INVALID": "The header `Content-Length` is malformed.",
-    "LOGIN_THROTTLED": "Too many log-ins to this account have failed. Repeat the request after `Retry-After`.",
-    "MALFORMED_BATCH": "A batch on the bus cannot be decoded.",
-    "MALFORMED_HTTP": "The request is not valid HTTP/1.1.",
-    "MALFORMED_JSON": "The text is not valid JSON.",
-    "MALFORMED_MESSAGE": "The bytes are not a valid message of the contract.",
-    "MALFORMED_URL": "The URL is malformed.",
-    "MESSAGE_TOO_SLOW": "A message of the WebSocket did not arrive in time.",
-    "METHOD_NOT_ALLOWED": "The path does not have this HTTP method. The header `Allow` has those that it has.",
-    "METHOD_UNKNOWN": "The HTTP method is unknown.",
-    "NOT_ACCEPTABLE": "The header `Accept` excludes the media type of the response.",
-    "NOT_AN_OBJECT": "The JSON text is not an object.",
-    "NOT_CONNECTED": "The service has no connection to the message broker. Repeat the request later.",
-    "NOT_JSON": "The media type of the body is not supported. Send `application/json`, or `application/protobuf`.",
-    "NOT_THE_AUTHOR": "Only the author may do this.",
-    "NO_ROUTE": "No worker serves this method at the moment. Repeat the request later.",
-    "OPERATION_ID_REUSED": "The `Idempotency-Key` (`operationId` outside REST) was used for a different request. Choose a new one.",
-    "OPERATION_RUNNING": "The operation with this `Idempotency-Key` is still running. Repeat the request after `Retry- After`.",
-    "OPERATORS_ONLY": "The path is open to addresses of operators only.",
-    "ORIGIN_REFUSED": "Web pages of this origin may not open a WebSocket.",
-    "OVERLOADED": "The worker has too many running calls. Repeat the request later.",
-    "PAGE_TOKEN_INVALID": "The page token is malformed, or belongs to another list or other filters. Begin with the first page.",
-    "PASSWORDS_BUSY": "Too many passwords are being checked at the moment. Repeat the request later.",
-    "PASSWORD_TOO_COMMON": "The password is a common one. Choose another one.",
-    "PING_TIMEOUT": "The client has not answered a ping in time.",
-    "POST_NOT_FOUND": "The post does not exist, or is not visible to the caller.",
-    "RATE_LIMITED": "The client has made too many requests. Repeat the request after `Retry-After`.",
-    "RECENT_LOGIN_REQUIRED": "The call needs a log-in within the last 15 minutes. Log in again.",
-    "REFRESHED_MEANWHILE": "Another request has exchanged the refresh token. Use the tokens of its response.",
-    "REFRESH_TOKEN_INVALID": "The refresh token is malformed, or its session has ended. Log in again.",
-    "REFRESH_TOKEN_REUSED": "The refresh token was used before, so its session has ended. Log in again.",
-    "REPLY_TOO_LARGE": "The response is too large for a message. Request less, such as a shorter page.",
-    "REQUEST_TIMEOUT_INVALID": "The header `Request-Timeout` is malformed: send seconds from 0.001 to 30.",
-    "REQUEST_TOO_LARGE": "The request is too large for a message.",
-    "REQUEST_TOO_SLOW": "The body of the request did not arrive in time.",
-    "SERVER_STOPPED": "The process stopped before the call ended. Repeat a change with the same `Idempotency-Key` only.",
-    "SERVICE_NOT_ALLOWED": "The calling service may not call this method.",
-    "SESSIONS_UNKNOWN": "The process does not know yet which sessions have ended. Repeat the request later.",
-    "SESSION_NOT_FOUND": "The caller has no open session with this id.",
-    "SESSION_REVOKED": "The session of the access token has ended. Log in again.",
-    "STREAM_BROKEN": "A message of the stream was lost. Begin the stream again.",
-    "SUBPROTOCOL_UNKNOWN": "The WebSocket subprotocol is not supported.",
-    "SUBSCRIPTION_ID_TAKEN": "The connection has a subscription with this id already. Choose another id.",
-    "TARGET_INVALID": "The target of the request is malformed.",
-    "TARGET_TOO_LONG": "The URL is too long.",
-    "TEXT_ONLY": "The WebSocket takes text messages only.",
-    "TITLE_MISSING": "A post must have a title.",
-    "TOKEN_EXPIRED": "The access token has expired. Exchange the refresh token for a new one.",
-    "TOKEN_INVALID": "The access token is malformed, or its signature is not valid.",
-    "TOKEN_MISSING": "The method needs an access token. Send `Authorization: Bearer ...`.",
-    "TOO_MANY_CALLS": "The connection has too many running calls. Wait for a result.",
-    "TOO_MANY_CONNECTIONS": "The gateway or this address has too many connections.",
-    "TOO_MANY_FIELDS": "The request has too many headers.",
-    "TOO_MANY_FRAMES": "The client sends frames faster than the gateway allows. The connection is closed.",
-    "TOO_MANY_LARGE_INPUTS": "The gateway reads too many large requests at the moment. Repeat the request later.",
-    "TOO_MANY_SOCKETS": "The gateway, the address or the user has too many WebSockets.",
-    "TOO_MANY_SUBSCRIPTIONS": "The connection, the address or the gateway has too many subscriptions.",
-    "TOO_MUCH_UNFINISHED_INPUT": "The clients of the gateway have sent too much that is not complete. Repeat the request later.",
-    "TRAILERS_TOO_LARGE": "The trailers of the request are too large.",
-    "UNKNOWN_CALL": "The connection has no running call with this id. It may have ended.",
-    "UNKNOWN_EVENT": "There is no such event, or clients may not subscribe to it.",
-    "UNKNOWN_METHOD": "There is no such method, or clients may not call it.",
-    "UNKNOWN_PATH": "There is nothing at this path.",
-    "UNKNOWN_SUBSCRIPTION": "The connection has no subscription with this id.",
-    "UPDATE_MASK_INVALID": "The update mask names a field that does not exist or cannot be changed.",
-    "UPGRADE_REQUIRED": "The path is for WebSockets. Connect with one.",
-    "USERNAME_RESERVED": "The username is reserved. Choose another one.",
-    "USERNAME_TAKEN": "Another account has this username.",
-    "USERS_UNAVAILABLE": "The data of a user cannot be read at the moment. Repeat the request later.",
-    "USER_NOT_FOUND": "There is no such user.",
-    "VERSION_MISMATCH": "The resource has another version than the expected one. Read it again, then repeat the change.",
-    "VERSION_NOT_SUPPORTED": "The version of HTTP or of the WebSocket protocol is not supported.",
-    "WORKER_LOST": "The worker ended during the call. Repeat a change with the same `Idempotency-Key` only.",
-    "WRONG_CREDENTIALS": "Username, email address or password is wrong.",
-    "WRONG_PASSWORD": "The current password is wrong.",
-    "WRONG_REQUEST_TYPE": "The `@type` of the request is not the type that the method takes.",
+from postbus_runtime.reasons import Reason, Scope
+
+ALREADY_DONE: Final = Reason(
+    "ALREADY_DONE",
+    6,
+    scope=Scope.CALL,
+    http_status=409,
+    meaning="The operation was executed before, and its response, which has secrets, was not stored. Do not repeat it; log in again if you need new tokens.",
+)
+ALREADY_EXISTS: Final = Reason(
+    "ALREADY_EXISTS",
+    6,
+    scope=Scope.NAMED,
+    http_status=409,
+    meaning="A resource with the same unique value exists.",
+)
+ALREADY_SUBSCRIBED: Final = Reason(
+    "ALREADY_SUBSCRIBED",
+    6,
+    scope=Scope.WEBSOCKET,
+    http_status=409,
+    meaning="The connection has a subscription to an event of these types already.",
+)
+ALREADY_THERE: Final = Reason(
+    "ALREADY_THERE",
+    9,
+    scope=Scope.HTTP,
+    http_status=412,
+    meaning="The resource has an ETag of `If-None-Match`, so nothing was changed.",
+)
+AUTHENTICATED_BEFORE: Final = Reason(
+    "AUTHENTICATED_BEFORE",
+    9,
+    scope=Scope.WEBSOCKET,
+    http_status=412,
+    meaning="The WebSocket is authenticated already.",
+)
+BATCH_TOO_LARGE: Final = Reason(
+    "BATCH_TOO_LARGE",
+    3,
+    scope=Scope.BUS,
+    http_status=422,
+    meaning="A batch on the bus has too many messages.",
+)
+BODY_TOO_LARGE: Final = Reason(
+    "BODY_TOO_LARGE",
+    3,
+    scope=Scope.HTTP,
+    http_status=413,
+    meaning="The body of the request is larger than the gateway allows. Send less.",
+)
+BODY_UNEXPECTED: Final = Reason(
+    "BODY_UNEXPECTED",
+    3,
+    scope=Scope.HTTP,
+    http_status=400,
+    meaning="The method takes no body. Send the request without one.",
+)
+BROKER_BLOCKED: Final = Reason(
+    "BROKER_BLOCKED",
+    14,
+    scope=Scope.CALL,
+    http_status=503,
+    meaning="The message broker accepts no messages at the moment. Repeat the request later.",
+)
+CALL_ID_TAKEN: Final = Reason(
+    "CALL_ID_TAKEN",
+    6,
+    scope=Scope.WEBSOCKET,
+    http_status=409,
+    meaning="A call with this id is still running on the connection. Choose another id.",
+)
+CANCELLED: Final = Reason(
+    "CANCELLED",
+    1,
+    scope=Scope.CALL,
+    http_status=499,
+    meaning="The client has cancelled the call, or the connection of the client has ended.",
+)
+CLIENT_TOO_SLOW: Final = Reason(
+    "CLIENT_TOO_SLOW",
+    8,
+    scope=Scope.WEBSOCKET,
+    http_status=429,
+    meaning="The client reads more slowly than messages arrive. The connection is closed; connect again.",
+)
+CODEC_UNSUPPORTED: Final = Reason(
+    "CODEC_UNSUPPORTED",
+    3,
+    scope=Scope.HTTP,
+    http_status=415,
+    meaning="The request over the Connect protocol has a content type that the method does not take.",
+)
+CODING_UNKNOWN: Final = Reason(
+    "CODING_UNKNOWN",
+    3,
+    scope=Scope.HTTP,
+    http_status=501,
+    meaning="The transfer coding of the body is not supported. Send the body with a length, or chunked.",
+)
+COMMENT_NOT_FOUND: Final = Reason(
+    "COMMENT_NOT_FOUND",
+    5,
+    scope=Scope.NAMED,
+    http_status=404,
+    meaning="The comment does not exist, or belongs to a post that is not visible to the caller.",
+)
+CONNECTION_LOST: Final = Reason(
+    "CONNECTION_LOST",
+    14,
+    scope=Scope.CALL,
+    http_status=503,
+    meaning="The connection to the message broker was lost during the call.",
+)
+CONTENT_ENCODING_UNSUPPORTED: Final = Reason(
+    "CONTENT_ENCODING_UNSUPPORTED",
+    3,
+    scope=Scope.HTTP,
+    http_status=415,
+    meaning="The body has a content coding that is not supported. Send it without one.",
+)
+CONTROL_TOO_LARGE: Final = Reason(
+    "CONTROL_TOO_LARGE",
+    3,
+    scope=Scope.BUS,
+    http_status=422,
+    meaning="A control message is larger than 64 KiB.",
+)
+CURSOR_INVALID: Final = Reason(
+    "CURSOR_INVALID",
+    3,
+    scope=Scope.NAMED,
+    http_status=422,
+    meaning="The cursor of the export is malformed, or belongs to another user. Begin again without one.",
+)
+DATABASE_BUSY: Final = Reason(
+    "DATABASE_BUSY",
+    8,
+    scope=Scope.CALL,
+    http_status=429,
+    meaning="The database has no free connection, or a lock was not free in time. Repeat the request later.",
+)
+DATABASE_CONFLICT: Final = Reason(
+    "DATABASE_CONFLICT",
+    10,
+    scope=Scope.CALL,
+    http_status=409,
+    meaning="A concurrent change conflicts with this one. Repeat the request.",
+)
+DATABASE_UNAVAILABLE: Final = Reason(
+    "DATABASE_UNAVAILABLE",
+    14,
+    scope=Scope.CALL,
+    http_status=503,
+    meaning="The database cannot be reached. Repeat the request later.",
+)
+DEADLINE_EXCEEDED: Final = Reason(
+    "DEADLINE_EXCEEDED",
+    4,
+    scope=Scope.CALL,
+    http_status=504,
+    meaning="The response did not arrive in time. Repeat a change with the same `Idempotency-Key` only.",
+)
+EMAIL_MISSING: Final = Reason(
+    "EMAIL_MISSING",
+    3,
+    scope=Scope.NAMED,
+    http_status=422,
+    meaning="An account must have an email address.",
+)
+EMAIL_TAKEN: Final = Reason(
+    "EMAIL_TAKEN",
+    6,
+    scope=Scope.NAMED,
+    http_status=409,
+    meaning="Another account has this email address.",
+)
+EVENTS_INTERRUPTED: Final = Reason(
+    "EVENTS_INTERRUPTED",
+    14,
+    scope=Scope.WEBSOCKET,
+    http_status=503,
+    meaning="Events may have been missed. Connect again and read the current state.",
+)
+EVENTS_UNAVAILABLE: Final = Reason(
+    "EVENTS_UNAVAILABLE",
+    14,
+    scope=Scope.WEBSOCKET,
+    http_status=503,
+    meaning="The gateway receives no events at the moment. Subscribe again later.",
+)
+EVENT_REFUSED: Final = Reason(
+    "EVENT_REFUSED",
+    14,
+    scope=Scope.BUS,
+    http_status=503,
+    meaning="The message broker has refused an event.",
+)
+EVENT_UNROUTED: Final = Reason(
+    "EVENT_UNROUTED", 14, scope=Scope.BUS, http_status=503, meaning="No queue has taken the event."
+)
+EXPECTATION_UNKNOWN: Final = Reason(
+    "EXPECTATION_UNKNOWN",
+    3,
+    scope=Scope.HTTP,
+    http_status=417,
+    meaning="The header `Expect` has a value other than `100-continue`.",
+)
+EXTENSIONS_TOO_LARGE: Final = Reason(
+    "EXTENSIONS_TOO_LARGE",
+    3,
+    scope=Scope.HTTP,
+    http_status=431,
+    meaning="The chunk extensions of the body are too large.",
+)
+FIELD_REPEATED: Final = Reason(
+    "FIELD_REPEATED",
+    3,
+    scope=Scope.HTTP,
+    http_status=400,
+    meaning="A header that may occur once occurs more than once.",
+)
+FIELD_TOO_LARGE: Final = Reason(
+    "FIELD_TOO_LARGE", 3, scope=Scope.WEBSOCKET, http_status=431, meaning="A header is too large."
+)
+FOLLOWS_SELF: Final = Reason(
+    "FOLLOWS_SELF", 3, scope=Scope.NAMED, http_status=422, meaning="Users cannot follow themselves."
+)
+FOLLOWS_TOO_MANY: Final = Reason(
+    "FOLLOWS_TOO_MANY",
+    8,
+    scope=Scope.NAMED,
+    http_status=429,
+    meaning="The caller follows as many users as possible. Unfollow one first.",
+)
+FORGED: Final = Reason(
+    "FORGED",
+    9,
+    scope=Scope.BUS,
+    http_status=412,
+    meaning="The event was not sent by the service that owns it, or has a version that the owner does not have.",
+)
+FRAMING_INVALID: Final = Reason(
+    "FRAMING_INVALID",
+    3,
+    scope=Scope.HTTP,
+    http_status=400,
+    meaning="The length of the body is stated in two ways, or wrongly.",
+)
+GATEWAY_FULL: Final = Reason(
+    "GATEWAY_FULL",
+    14,
+    scope=Scope.CALL,
+    http_status=503,
+    meaning="The gateway has too many connections, or too much input that is not complete. Repeat the request later.",
+)
+HANDSHAKE_INVALID: Final = Reason(
+    "HANDSHAKE_INVALID",
+    3,
+    scope=Scope.WEBSOCKET,
+    http_status=400,
+    meaning="The request to open a WebSocket is malformed.",
+)
+HEAD_TOO_LARGE: Final = Reason(
+    "HEAD_TOO_LARGE",
+    3,
+    scope=Scope.HTTP,
+    http_status=431,
+    meaning="The headers of the request are too large.",
+)
+HEAD_TOO_SLOW: Final = Reason(
+    "HEAD_TOO_SLOW",
+    3,
+    scope=Scope.HTTP,
+    http_status=408,
+    meaning="The headers of the request did not arrive in time.",
+)
+HOST_INVALID: Final = Reason(
+    "HOST_INVALID",
+    3,
+    scope=Scope.HTTP,
+    http_status=400,
+    meaning="The header `Host` is missing or malformed.",
+)
+IDEMPOTENCY_KEY_INVALID: Final = Reason(
+    "IDEMPOTENCY_KEY_INVALID",
+    3,
+    scope=Scope.HTTP,
+    http_status=400,
+    meaning="The header `Idempotency-Key` is malformed: send 1 to 128 visible ASCII characters.",
+)
+ID_TOO_LONG: Final = Reason(
+    "ID_TOO_LONG",
+    3,
+    scope=Scope.BUS,
+    http_status=422,
+    meaning="An id or the name of a queue in a control message is longer than 255 bytes.",
+)
+IF_MATCH_INVALID: Final = Reason(
+    "IF_MATCH_INVALID",
+    3,
+    scope=Scope.HTTP,
+    http_status=400,
+    meaning="The header `If-Match` is malformed.",
+)
+IF_MATCH_UNSUPPORTED: Final = Reason(
+    "IF_MATCH_UNSUPPORTED",
+    3,
+    scope=Scope.HTTP,
+    http_status=400,
+    meaning="The method does not support `If-Match`.",
+)
+INTERNAL: Final = Reason(
+    "INTERNAL",
+    13,
+    scope=Scope.CALL,
+    http_status=500,
+    meaning="An error of the service. Report it with the trace id; it is in the logs.",
+)
+INVALID_FIELDS: Final = Reason(
+    "INVALID_FIELDS",
+    3,
+    scope=Scope.CALL,
+    http_status=422,
+    meaning="The request violates rules of the contract. `violations` names each field and its rule.",
+)
+INVALID_UTF8: Final = Reason(
+    "INVALID_UTF8",
+    3,
+    scope=Scope.WEBSOCKET,
+    http_status=422,
+    meaning="A text message of the WebSocket is not UTF-8.",
+)
+LENGTH_INVALID: Final = Reason(
+    "LENGTH_INVALID",
+    3,
+    scope=Scope.HTTP,
+    http_status=400,
+    meaning="The header `Content-Length` is malformed.",
+)
+LOGIN_THROTTLED: Final = Reason(
+    "LOGIN_THROTTLED",
+    8,
+    scope=Scope.NAMED,
+    http_status=429,
+    meaning="Too many log-ins to this account have failed. Repeat the request after `Retry-After`.",
+)
+MALFORMED_BATCH: Final = Reason(
+    "MALFORMED_BATCH",
+    3,
+    scope=Scope.BUS,
+    http_status=422,
+    meaning="A batch on the bus cannot be decoded.",
+)
+MALFORMED_HTTP: Final = Reason(
+    "MALFORMED_HTTP",
+    3,
+    scope=Scope.HTTP,
+    http_status=400,
+    meaning="The request is not valid HTTP/1.1.",
+)
+MALFORMED_JSON: Final = Reason(
+    "MALFORMED_JSON", 3, scope=Scope.CALL, http_status=400, meaning="The text is not valid JSON."
+)
+MALFORMED_MESSAGE: Final = Reason(
+    "MALFORMED_MESSAGE",
+    3,
+    scope=Scope.CALL,
+    http_status=400,
+    meaning="The bytes are not a valid message of the contract.",
+)
+MALFORMED_URL: Final = Reason(
+    "MALFORMED_URL", 3, scope=Scope.HTTP, http_status=400, meaning="The URL is malformed."
+)
+MESSAGE_TOO_SLOW: Final = Reason(
+    "MESSAGE_TOO_SLOW",
+    3,
+    scope=Scope.WEBSOCKET,
+    http_status=422,
+    meaning="A message of the WebSocket did not arrive in time.",
+)
+METADATA_INVALID: Final = Reason(
+    "METADATA_INVALID",
+    3,
+    scope=Scope.HTTP,
+    http_status=400,
+    meaning="The header fields that are passed on to services are not ASCII, or too large.",
+)
+METHOD_NOT_ALLOWED: Final = Reason(
+    "METHOD_NOT_ALLOWED",
+    12,
+    scope=Scope.HTTP,
+    http_status=405,
+    meaning="The path does not have this HTTP method. The header `Allow` has those that it has.",
+)
+METHOD_UNKNOWN: Final = Reason(
+    "METHOD_UNKNOWN", 3, scope=Scope.HTTP, http_status=501, meaning="The HTTP method is unknown."
+)
+NOT_ACCEPTABLE: Final = Reason(
+    "NOT_ACCEPTABLE",
+    3,
+    scope=Scope.HTTP,
+    http_status=406,
+    meaning="The header `Accept` excludes the media type of the response.",
+)
+NOT_AN_OBJECT: Final = Reason(
+    "NOT_AN_OBJECT", 3, scope=Scope.CALL, http_status=400, meaning="The JSON text is not an object."
+)
+NOT_CONNECTED: Final = Reason(
+    "NOT_CONNECTED",
+    14,
+    scope=Scope.CALL,
+    http_status=503,
+    meaning="The service has no connection to the message broker. Repeat the request later.",
+)
+NOT_JSON: Final = Reason(
+    "NOT_JSON",
+    3,
+    scope=Scope.HTTP,
+    http_status=415,
+    meaning="The media type of the body is not supported. Send `application/json`, or `application/protobuf`.",
+)
+NOT_THE_AUTHOR: Final = Reason(
+    "NOT_THE_AUTHOR", 7, scope=Scope.NAMED, http_status=403, meaning="Only the author may do this."
+)
+NO_ROUTE: Final = Reason(
+    "NO_ROUTE",
+    14,
+    scope=Scope.CALL,
+    http_status=503,
+    meaning="No worker serves this method at the moment. Repeat the request later.",
+)
+OPERATION_ID_REUSED: Final = Reason(
+    "OPERATION_ID_REUSED",
+    3,
+    scope=Scope.CALL,
+    http_status=422,
+    meaning="The `Idempotency-Key` (`operationId` outside REST) was used for a different request. Choose a new one.",
+)
+OPERATION_RUNNING: Final = Reason(
+    "OPERATION_RUNNING",
+    10,
+    scope=Scope.CALL,
+    http_status=409,
+    meaning="The operation with this `Idempotency-Key` is still running. Repeat the request after `Retry-After`.",
+)
+OPERATORS_ONLY: Final = Reason(
+    "OPERATORS_ONLY",
+    7,
+    scope=Scope.HTTP,
+    http_status=403,
+    meaning="The path is open to addresses of operators only.",
+)
+ORIGIN_REFUSED: Final = Reason(
+    "ORIGIN_REFUSED",
+    7,
+    scope=Scope.WEBSOCKET,
+    http_status=403,
+    meaning="Web pages of this origin may not open a WebSocket.",
+)
+OVERLOADED: Final = Reason(
+    "OVERLOADED",
+    8,
+    scope=Scope.CALL,
+    http_status=429,
+    meaning="The worker has too many running calls. Repeat the request later.",
+)
+PAGE_TOKEN_INVALID: Final = Reason(
+    "PAGE_TOKEN_INVALID",
+    3,
+    scope=Scope.NAMED,
+    http_status=422,
+    meaning="The page token is malformed, or belongs to another list or other filters. Begin with the first page.",
+)
+PASSWORDS_BUSY: Final = Reason(
+    "PASSWORDS_BUSY",
+    8,
+    scope=Scope.NAMED,
+    http_status=429,
+    meaning="Too many passwords are being checked at the moment. Repeat the request later.",
+)
+PASSWORD_TOO_COMMON: Final = Reason(
+    "PASSWORD_TOO_COMMON",
+    3,
+    scope=Scope.NAMED,
+    http_status=422,
+    meaning="The password is a common one. Choose another one.",
+)
+PING_TIMEOUT: Final = Reason(
+    "PING_TIMEOUT",
+    4,
+    scope=Scope.WEBSOCKET,
+    http_status=504,
+    meaning="The client has not answered a ping in time.",
+)
+POST_NOT_FOUND: Final = Reason(
+    "POST_NOT_FOUND",
+    5,
+    scope=Scope.NAMED,
+    http_status=404,
+    meaning="The post does not exist, or is not visible to the caller.",
+)
+RATE_LIMITED: Final = Reason(
+    "RATE_LIMITED",
+    8,
+    scope=Scope.CALL,
+    http_status=429,
+    meaning="The client has made too many requests. Repeat the request after `Retry-After`.",
+)
+RECENT_LOGIN_REQUIRED: Final = Reason(
+    "RECENT_LOGIN_REQUIRED",
+    7,
+    scope=Scope.NAMED,
+    http_status=403,
+    meaning="The call needs a log-in within the last 15 minutes. Log in again.",
+)
+REFRESHED_MEANWHILE: Final = Reason(
+    "REFRESHED_MEANWHILE",
+    10,
+    scope=Scope.NAMED,
+    http_status=409,
+    meaning="Another request has exchanged the refresh token. Use the tokens of its response.",
+)
+REFRESH_TOKEN_INVALID: Final = Reason(
+    "REFRESH_TOKEN_INVALID",
+    16,
+    scope=Scope.NAMED,
+    http_status=401,
+    meaning="The refresh token is malformed, or its session has ended. Log in again.",
+)
+REFRESH_TOKEN_REUSED: Final = Reason(
+    "REFRESH_TOKEN_REUSED",
+    16,
+    scope=Scope.NAMED,
+    http_status=401,
+    meaning="The refresh token was used before, so its session has ended. Log in again.",
+)
+REPLY_TOO_LARGE: Final = Reason(
+    "REPLY_TOO_LARGE",
+    11,
+    scope=Scope.CALL,
+    http_status=422,
+    meaning="The response is too large for a message. Request less, such as a shorter page.",
+)
+REQUEST_TIMEOUT_INVALID: Final = Reason(
+    "REQUEST_TIMEOUT_INVALID",
+    3,
+    scope=Scope.HTTP,
+    http_status=400,
+    meaning="The header `Request-Timeout` is malformed: send seconds from 0.001 to 30.",
+)
+REQUEST_TOO_LARGE: Final = Reason(
+    "REQUEST_TOO_LARGE",
+    8,
+    scope=Scope.CALL,
+    http_status=429,
+    meaning="The request is too large for a message.",
+)
+REQUEST_TOO_SLOW: Final = Reason(
+    "REQUEST_TOO_SLOW",
+    3,
+    scope=Scope.HTTP,
+    http_status=408,
+    meaning="The body of the request did not arrive in time.",
+)
+SERVER_STOPPED: Final = Reason(
+    "SERVER_STOPPED",
+    14,
+    scope=Scope.CALL,
+    http_status=503,
+    meaning="The process stopped before the call ended. Repeat a change with the same `Idempotency-Key` only.",
+)
+SERVICE_NOT_ALLOWED: Final = Reason(
+    "SERVICE_NOT_ALLOWED",
+    7,
+    scope=Scope.CALL,
+    http_status=403,
+    meaning="The calling service may not call this method.",
+)
+SESSIONS_UNKNOWN: Final = Reason(
+    "SESSIONS_UNKNOWN",
+    14,
+    scope=Scope.CALL,
+    http_status=503,
+    meaning="The process does not know yet which sessions have ended. Repeat the request later.",
+)
+SESSION_NOT_FOUND: Final = Reason(
+    "SESSION_NOT_FOUND",
+    5,
+    scope=Scope.NAMED,
+    http_status=404,
+    meaning="The caller has no open session with this id.",
+)
+SESSION_REVOKED: Final = Reason(
+    "SESSION_REVOKED",
+    16,
+    scope=Scope.CALL,
+    http_status=401,
+    meaning="The session of the access token has ended. Log in again.",
+)
+STREAM_BROKEN: Final = Reason(
+    "STREAM_BROKEN",
+    14,
+    scope=Scope.CALL,
+    http_status=503,
+    meaning="A message of the stream was lost. Begin the stream again.",
+)
+SUBPROTOCOL_UNKNOWN: Final = Reason(
+    "SUBPROTOCOL_UNKNOWN",
+    3,
+    scope=Scope.WEBSOCKET,
+    http_status=400,
+    meaning="The WebSocket subprotocol is not supported.",
+)
+SUBSCRIPTION_ID_TAKEN: Final = Reason(
+    "SUBSCRIPTION_ID_TAKEN",
+    6,
+    scope=Scope.WEBSOCKET,
+    http_status=409,
+    meaning="The connection has a subscription with this id already. Choose another id.",
+)
+TARGET_INVALID: Final = Reason(
+    "TARGET_INVALID",
+    3,
+    scope=Scope.HTTP,
+    http_status=400,
+    meaning="The target of the request is malformed.",
+)
+TARGET_TOO_LONG: Final = Reason(
+    "TARGET_TOO_LONG", 3, scope=Scope.WEBSOCKET, http_status=414, meaning="The URL is too long."
+)
+TEXT_ONLY: Final = Reason(
+    "TEXT_ONLY",
+    3,
+    scope=Scope.WEBSOCKET,
+    http_status=422,
+    meaning="The WebSocket takes text messages only.",
+)
+TITLE_MISSING: Final = Reason(
+    "TITLE_MISSING", 3, scope=Scope.NAMED, http_status=422, meaning="A post must have a title."
+)
+TOKEN_EXPIRED: Final = Reason(
+    "TOKEN_EXPIRED",
+    16,
+    scope=Scope.CALL,
+    http_status=401,
+    meaning="The access token has expired. Exchange the refresh token for a new one.",
+)
+TOKEN_INVALID: Final = Reason(
+    "TOKEN_INVALID",
+    16,
+    scope=Scope.CALL,
+    http_status=401,
+    meaning="The access token is malformed, or its signature is not valid.",
+)
+TOKEN_MISSING: Final = Reason(
+    "TOKEN_MISSING",
+    16,
+    scope=Scope.CALL,
+    http_status=401,
+    meaning="The method needs an access token. Send `Authorization: Bearer ...`.",
+)
+TOO_MANY_CALLS: Final = Reason(
+    "TOO_MANY_CALLS",
+    8,
+    scope=Scope.WEBSOCKET,
+    http_status=429,
+    meaning="The connection has too many running calls. Wait for a result.",
+)
+TOO_MANY_CONNECTIONS: Final = Reason(
+    "TOO_MANY_CONNECTIONS",
+    8,
+    scope=Scope.HTTP,
+    http_status=429,
+    meaning="This address has too many connections.",
+)
+TOO_MANY_FIELDS: Final = Reason(
+    "TOO_MANY_FIELDS",
+    3,
+    scope=Scope.HTTP,
+    http_status=431,
+    meaning="The request has too many headers.",
+)
+TOO_MANY_FRAMES: Final = Reason(
+    "TOO_MANY_FRAMES",
+    8,
+    scope=Scope.WEBSOCKET,
+    http_status=429,
+    meaning="The client sends frames faster than the gateway allows. The connection is closed.",
+)
+TOO_MANY_LARGE_INPUTS: Final = Reason(
+    "TOO_MANY_LARGE_INPUTS",
+    8,
+    scope=Scope.CALL,
+    http_status=429,
+    meaning="The gateway reads too many large requests at the moment. Repeat the request later.",
+)
+TOO_MANY_SOCKETS: Final = Reason(
+    "TOO_MANY_SOCKETS",
+    8,
+    scope=Scope.WEBSOCKET,
+    http_status=429,
+    meaning="The gateway, the address or the user has too many WebSockets.",
+)
+TOO_MANY_SUBSCRIPTIONS: Final = Reason(
+    "TOO_MANY_SUBSCRIPTIONS",
+    8,
+    scope=Scope.WEBSOCKET,
+    http_status=429,
+    meaning="The connection, the address or the gateway has too many subscriptions.",
+)
+TOO_MUCH_UNFINISHED_INPUT: Final = Reason(
+    "TOO_MUCH_UNFINISHED_INPUT",
+    8,
+    scope=Scope.CALL,
+    http_status=429,
+    meaning="The address has sent too much that is not complete. Repeat the request later.",
+)
+TRAILERS_TOO_LARGE: Final = Reason(
+    "TRAILERS_TOO_LARGE",
+    3,
+    scope=Scope.HTTP,
+    http_status=431,
+    meaning="The trailers of the request are too large.",
+)
+UNKNOWN_CALL: Final = Reason(
+    "UNKNOWN_CALL",
+    5,
+    scope=Scope.WEBSOCKET,
+    http_status=404,
+    meaning="The connection has no running call with this id. It may have ended.",
+)
+UNKNOWN_EVENT: Final = Reason(
+    "UNKNOWN_EVENT",
+    3,
+    scope=Scope.WEBSOCKET,
+    http_status=422,
+    meaning="There is no such event, or clients may not subscribe to it.",
+)
+UNKNOWN_METHOD: Final = Reason(
+    "UNKNOWN_METHOD",
+    12,
+    scope=Scope.CALL,
+    http_status=501,
+    meaning="There is no such method, or clients may not call it.",
+)
+UNKNOWN_PATH: Final = Reason(
+    "UNKNOWN_PATH", 5, scope=Scope.HTTP, http_status=404, meaning="There is nothing at this path."
+)
+UNKNOWN_SUBSCRIPTION: Final = Reason(
+    "UNKNOWN_SUBSCRIPTION",
+    5,
+    scope=Scope.WEBSOCKET,
+    http_status=404,
+    meaning="The connection has no subscription with this id.",
+)
+UPDATE_MASK_INVALID: Final = Reason(
+    "UPDATE_MASK_INVALID",
+    3,
+    scope=Scope.NAMED,
+    http_status=422,
+    meaning="The update mask names a field that does not exist or cannot be changed.",
+)
+UPGRADE_REQUIRED: Final = Reason(
+    "UPGRADE_REQUIRED",
+    3,
+    scope=Scope.WEBSOCKET,
+    http_status=426,
+    meaning="The path is for WebSockets. Connect with one.",
+)
+USERNAME_MISSING: Final = Reason(
+    "USERNAME_MISSING",
+    3,
+    scope=Scope.NAMED,
+    http_status=422,
+    meaning="An account must have a username.",
+)
+USERNAME_RESERVED: Final = Reason(
+    "USERNAME_RESERVED",
+    3,
+    scope=Scope.NAMED,
+    http_status=422,
+    meaning="The username is reserved. Choose another one.",
+)
+USERNAME_TAKEN: Final = Reason(
+    "USERNAME_TAKEN",
+    6,
+    scope=Scope.NAMED,
+    http_status=409,
+    meaning="Another account has this username.",
+)
+USERS_UNAVAILABLE: Final = Reason(
+    "USERS_UNAVAILABLE",
+    14,
+    scope=Scope.NAMED,
+    http_status=503,
+    meaning="The data of a user cannot be read at the moment. Repeat the request later.",
+)
+USER_NOT_FOUND: Final = Reason(
+    "USER_NOT_FOUND", 5, scope=Scope.NAMED, http_status=404, meaning="There is no such user."
+)
+VERSION_MISMATCH: Final = Reason(
+    "VERSION_MISMATCH",
+    9,
+    scope=Scope.NAMED,
+    http_status=412,
+    meaning="The resource has another version than the expected one. Read it again, then repeat the change.",
+)
+VERSION_NOT_SUPPORTED: Final = Reason(
+    "VERSION_NOT_SUPPORTED",
+    3,
+    scope=Scope.HTTP,
+    http_status=505,
+    meaning="The version of HTTP is not supported.",
+)
+WEBSOCKET_VERSION_UNSUPPORTED: Final = Reason(
+    "WEBSOCKET_VERSION_UNSUPPORTED",
+    3,
+    scope=Scope.WEBSOCKET,
+    http_status=426,
+    meaning="The version of the WebSocket protocol is not supported.",
+)
+WORKER_LOST: Final = Reason(
+    "WORKER_LOST",
+    14,
+    scope=Scope.CALL,
+    http_status=503,
+    meaning="The worker ended during the call. Repeat a change with the same `Idempotency-Key` only.",
+)
+WRONG_CREDENTIALS: Final = Reason(
+    "WRONG_CREDENTIALS",
+    16,
+    scope=Scope.NAMED,
+    http_status=401,
+    meaning="Username, email address or password is wrong.",
+)
+WRONG_PASSWORD: Final = Reason(
+    "WRONG_PASSWORD",
+    7,
+    scope=Scope.NAMED,
+    http_status=403,
+    meaning="The current password is wrong.",
+)
+WRONG_REQUEST_TYPE: Final = Reason(
+    "WRONG_REQUEST_TYPE",
+    3,
+    scope=Scope.WEBSOCKET,
+    http_status=422,
+    meaning="The `@type` of the request is not the type that the method takes.",
+)
+REASONS: Final[Mapping[str, Reason]] = {
+    each: each
+    for each in (
+        ALREADY_DONE,
+        ALREADY_EXISTS,
+        ALREADY_SUBSCRIBED,
+        ALREADY_THERE,
+        AUTHENTICATED_BEFORE,
+        BATCH_TOO_LARGE,
+        BODY_TOO_LARGE,
+        BODY_UNEXPECTED,
+        BROKER_BLOCKED,
+        CALL_ID_TAKEN,
+        CANCELLED,
+        CLIENT_TOO_SLOW,
+        CODEC_UNSUPPORTED,
+        CODING_UNKNOWN,
+        COMMENT_NOT_FOUND,
+        CONNECTION_LOST,
+        CONTENT_ENCODING_UNSUPPORTED,
+        CONTROL_TOO_LARGE,
+        CURSOR_INVALID,
+        DATABASE_BUSY,
+        DATABASE_CONFLICT,
+        DATABASE_UNAVAILABLE,
+        DEADLINE_EXCEEDED,
+        EMAIL_MISSING,
+        EMAIL_TAKEN,
+        EVENTS_INTERRUPTED,
+        EVENTS_UNAVAILABLE,
+        EVENT_REFUSED,
+        EVENT_UNROUTED,
+        EXPECTATION_UNKNOWN,
+        EXTENSIONS_TOO_LARGE,
+        FIELD_REPEATED,
+        FIELD_TOO_LARGE,
+        FOLLOWS_SELF,
+        FOLLOWS_TOO_MANY,
+        FORGED,
+        FRAMING_INVALID,
+        GATEWAY_FULL,
+        HANDSHAKE_INVALID,
+        HEAD_TOO_LARGE,
+        HEAD_TOO_SLOW,
+        HOST_INVALID,
+        IDEMPOTENCY_KEY_INVALID,
+        ID_TOO_LONG,
+        IF_MATCH_INVALID,
+        IF_MATCH_UNSUPPORTED,
+        INTERNAL,
+        INVALID_FIELDS,
+        INVALID_UTF8,
+        LENGTH_INVALID,
+        LOGIN_THROTTLED,
+        MALFORMED_BATCH,
+        MALFORMED_HTTP,
+        MALFORMED_JSON,
+        MALFORMED_MESSAGE,
+        MALFORMED_URL,
+        MESSAGE_TOO_SLOW,
+        METADATA_INVALID,
+        METHOD_NOT_ALLOWED,
+        METHOD_UNKNOWN,
+        NOT_ACCEPTABLE,
+        NOT_AN_OBJECT,
+        NOT_CONNECTED,
+        NOT_JSON,
+        NOT_THE_AUTHOR,
+        NO_ROUTE,
+        OPERATION_ID_REUSED,
+        OPERATION_RUNNING,
+        OPERATORS_ONLY,
+        ORIGIN_REFUSED,
+        OVERLOADED,
+        PAGE_TOKEN_INVALID,
+        PASSWORDS_BUSY,
+        PASSWORD_TOO_COMMON,
+        PING_TIMEOUT,
+        POST_NOT_FOUND,
+        RATE_LIMITED,
+        RECENT_LOGIN_REQUIRED,
+        REFRESHED_MEANWHILE,
+        REFRESH_TOKEN_INVALID,
+        REFRESH_TOKEN_REUSED,
+        REPLY_TOO_LARGE,
+        REQUEST_TIMEOUT_INVALID,
+        REQUEST_TOO_LARGE,
+        REQUEST_TOO_SLOW,
+        SERVER_STOPPED,
+        SERVICE_NOT_ALLOWED,
+        SESSIONS_UNKNOWN,
+        SESSION_NOT_FOUND,
+        SESSION_REVOKED,
+        STREAM_BROKEN,
+        SUBPROTOCOL_UNKNOWN,
+        SUBSCRIPTION_ID_TAKEN,
+        TARGET_INVALID,
+        TARGET_TOO_LONG,
+        TEXT_ONLY,
+        TITLE_MISSING,
+        TOKEN_EXPIRED,
+        TOKEN_INVALID,
+        TOKEN_MISSING,
+        TOO_MANY_CALLS,
+        TOO_MANY_CONNECTIONS,
+        TOO_MANY_FIELDS,
+        TOO_MANY_FRAMES,
+        TOO_MANY_LARGE_INPUTS,
+        TOO_MANY_SOCKETS,
+        TOO_MANY_SUBSCRIPTIONS,
+        TOO_MUCH_UNFINISHED_INPUT,
+        TRAILERS_TOO_LARGE,
+        UNKNOWN_CALL,
+        UNKNOWN_EVENT,
+        UNKNOWN_METHOD,
+        UNKNOWN_PATH,
+        UNKNOWN_SUBSCRIPTION,
+        UPDATE_MASK_INVALID,
+        UPGRADE_REQUIRED,
+        USERNAME_MISSING,
+        USERNAME_RESERVED,
+        USERNAME_TAKEN,
+        USERS_UNAVAILABLE,
+        USER_NOT_FOUND,
+        VERSION_MISMATCH,
+        VERSION_NOT_SUPPORTED,
+        WEBSOCKET_VERSION_UNSUPPORTED,
+        WORKER_LOST,
+        WRONG_CREDENTIALS,
+        WRONG_PASSWORD,
+        WRONG_REQUEST_TYPE,
+    )
 }
-"""The meaning of each reason."""
+"""Every reason, by its name."""

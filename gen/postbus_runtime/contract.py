@@ -17,12 +17,17 @@ __all__ = ["Contract", "ContractError"]
 
 
 class ContractError(Exception):
-    """A contract that is not supported; `where` is the descriptor at fault."""
+    """A contract that is not supported; `where` is the descriptor at fault.
 
-    def __init__(self, where: Any, reason: str) -> None:
-        prefix = "" if isinstance(where, FileDescriptor) else f"{where.full_name}: "
-        super().__init__(prefix + reason)
+    `value` is the name of the value at fault, if `where` is an enum.
+    """
+
+    def __init__(self, where: Any, reason: str, value: str = "") -> None:
         self.where = where
+        self.name = "" if isinstance(where, FileDescriptor) else where.full_name
+        if value:
+            self.name += f".{value}"
+        super().__init__(f"{self.name}: {reason}" if self.name else reason)
 
 
 class Contract:
@@ -78,7 +83,7 @@ class Contract:
 
     @cached_property
     def methods(self) -> list[MethodDescriptor]:
-        """Every rpc, in the order of the files, except those that are not served."""
+        """Every served rpc, in the order of the files."""
         return [each for each in self._all_methods if each not in self.unserved]
 
     @cached_property

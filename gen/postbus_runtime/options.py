@@ -11,10 +11,17 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any, Final
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
+from google.protobuf.descriptor import (
+    Descriptor,
+    EnumValueDescriptor,
+    FieldDescriptor,
+    MethodDescriptor,
+)
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+
+from postbus_runtime.reasons import Scope
 
 __all__ = [
     "Access",
@@ -23,11 +30,13 @@ __all__ = [
     "Idempotency",
     "MethodOptions",
     "OptionReader",
+    "ReasonOptions",
     "enum_name",
 ]
 
 _METHOD: Final = "postbus.options.v1.method"
 _EVENT: Final = "postbus.options.v1.event"
+_REASON: Final = "postbus.options.v1.reason"
 _HTTP: Final = "google.api.http"
 _BEHAVIOR: Final = "google.api.field_behavior"
 _DEFAULT_TIMEOUT_MS: Final = 5000
@@ -76,6 +85,7 @@ class MethodOptions:
     ends_session: bool
     rate_limit: str
     callers: frozenset[str]
+    reasons: tuple[str, ...]
     idempotency: Idempotency
     http: tuple[HttpOption, ...]
 
@@ -90,6 +100,17 @@ class EventOptions:
     access: Access
     recipient: str
     ended_sessions: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReasonOptions:
+    """The options of a reason."""
+
+    code: int
+    """The number of a google.rpc.Code; 0 if unset."""
+    scope: Scope
+    http_status: int
+    """0 if unset."""
 
 
 class OptionReader:
@@ -112,6 +133,7 @@ class OptionReader:
             ends_session=values.get("ends_session", False),
             rate_limit=values.get("rate_limit", ""),
             callers=frozenset(values.get("callers", ())),
+            reasons=tuple(values.get("reasons", ())),
             idempotency=Idempotency(level.removeprefix("IDEMPOTENCY_")),
             http=self._http(method),
         )
@@ -128,6 +150,16 @@ class OptionReader:
             access=_access(values) or Access.INTERNAL,
             recipient=values.get("recipient", ""),
             ended_sessions=values.get("ended_sessions", ""),
+        )
+
+    def reason(self, value: EnumValueDescriptor) -> ReasonOptions:
+        """Return the options of a value of an enum `Reason`."""
+        option = self._option(value, _REASON)
+        scope = _values(option).get("scope", "SCOPE_UNSPECIFIED").removeprefix("SCOPE_")
+        return ReasonOptions(
+            code=option.code if option else 0,
+            scope=Scope.NAMED if scope == "UNSPECIFIED" else Scope(scope),
+            http_status=option.http_status if option else 0,
         )
 
     def behaviors(self, field: FieldDescriptor) -> frozenset[str]:

@@ -53,7 +53,8 @@ class Method:
     the response, `expected_version` the field of the request with the version that must be
     current; both have the names of proto, and are empty if there is none. `rate_limit` is the
     number of calls that a client may make in a period, such as `20/minute`. `callers` are the
-    services that may call the method; empty: every service that may send to the worker.
+    services that may call the method; empty: every service that may send to the worker. `reasons`
+    are those that the method names; it may also answer every reason with `Scope.CALL`.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Method:
     expected_version: str
     rate_limit: str
     callers: frozenset[str]
+    reasons: frozenset[str]
     http: tuple[HttpRule, ...]
     has_side_effects: bool = field(init=False)
 
@@ -157,6 +159,7 @@ def _method(
         expected_version=options.expected_version,
         rate_limit=options.rate_limit,
         callers=options.callers,
+        reasons=frozenset(options.reasons),
         http=tuple(
             _http_rule(binding, location(contract, rules, method, binding))
             for binding in rules[method.full_name]

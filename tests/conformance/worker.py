@@ -28,6 +28,7 @@ from connectrpc.conformance.v1 import (
 )
 
 from postbus.bus.v1 import ErrorDetail
+from postbus_runtime.reasons import Reason
 from shared.bus import MessageBus, MessagePattern
 from shared.context import Context
 from shared.errors import Code, ServiceError
@@ -72,7 +73,7 @@ class ConformanceHandlers:
     async def unimplemented(
         self, _request: UnimplementedRequest, _context: Context
     ) -> UnimplementedResponse:
-        raise ServiceError(Code.UNIMPLEMENTED, "", "This method is not implemented.")
+        raise ServiceError(Reason("", Code.UNIMPLEMENTED), "This method is not implemented.")
 
 
 async def _unary(request: Any, context: Context) -> ConformancePayload:
@@ -118,7 +119,7 @@ def _error(error: Any, info: ConformancePayloadRequestInfo | None) -> ServiceErr
     if info is not None:
         name = f"{_PACKAGE}.ConformancePayload.RequestInfo"
         details.append(ErrorDetail(type=name, value=encode(info)))
-    return ServiceError(error.code, "", error.message or "", details=details)
+    return ServiceError(Reason("", error.code), error.message or "", details=details)
 
 
 @asynccontextmanager

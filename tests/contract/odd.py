@@ -34,7 +34,7 @@ def new_project(folder: Path) -> Path:
     options = folder / "proto/postbus/options/v1/options.proto"
     options.parent.mkdir(parents=True)
     options.write_text((ROOT / "proto/postbus/options/v1/options.proto").read_text())
-    for name in ("buf.yaml", "buf.gen.yaml"):
+    for name in ("buf.yaml",):
         (folder / name).write_text((ROOT / name).read_text())
     return folder
 

@@ -55,11 +55,12 @@ from gateway.app import build_app
 from gateway.services import Services
 from gateway.socket_limits import FrameBudget
 from gateway.websocket_connection import WebSocketConnection
+from postbus.reasons import REASONS
 from shared.access_tokens import TokenVerifier
 from shared.bus import Call, MessagePattern, ServiceChannel
 from shared.bus.memory import MemoryBus
 from shared.context import Context, current_context
-from shared.errors import Code, ServiceError
+from shared.errors import ServiceError
 from shared.runtime.worker import Application, serve
 from tests.sockets import MemorySocket
 
@@ -86,7 +87,7 @@ class Kinds:
         assert current_context() is context
         for number in range(1, request.to + 1):
             if number == request.fail_at:
-                raise ServiceError(Code.ABORTED, "TOLD_TO_FAIL", "As you wished.")
+                raise ServiceError(REASONS["TOLD_TO_FAIL"], "As you wished.")
             yield CountResponse(number=number)
 
     @MessagePattern(KindsServiceBase.divide)

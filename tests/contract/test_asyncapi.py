@@ -128,3 +128,18 @@ def test_event_frame_of_the_gateway_matches_its_schema() -> None:
 
     assert payload_of("event.postbus.posts.v1.PostDeleted").is_valid(frame)
     assert not payload_of("event.postbus.posts.v1.PostCreated").is_valid(frame)
+
+
+def test_methods_and_the_error_frame_list_their_reasons() -> None:
+    update = "postbus.posts.v1.PostsService.UpdatePost"
+    error = DOCUMENT["components"]["messages"]["error"]["description"]
+
+    for about in (
+        DOCUMENT["channels"][update]["description"],
+        DOCUMENT["components"]["messages"][f"call.{update}"]["description"],
+    ):
+        assert (
+            "Reasons of its errors: `POST_NOT_FOUND`, `NOT_THE_AUTHOR`, `VERSION_MISMATCH`" in about
+        )
+    assert "Reasons of the errors of every method: `ALREADY_DONE`, " in error
+    assert "Reasons of the errors of frames and connections: `ALREADY_SUBSCRIBED`, " in error

@@ -17,6 +17,7 @@ from postbus.bus.v1 import Error, FieldViolation
 from postbus.posts.v1 import CreatePostRequest
 from postbus.registry import METHODS
 from postbus.users.v1 import BatchGetUsersRequest
+from postbus_runtime.reasons import Reason
 from shared import bounds
 from shared.bounds import OverBoundError, count_elements
 from shared.bus.envelope import error_reply
@@ -147,7 +148,7 @@ def test_error_has_20_violations_at_most_and_reports_that_there_are_more() -> No
 def test_texts_of_errors_are_truncated() -> None:
     violation = FieldViolation(field="f" * 9_999, rule="r" * 9_999, message="\u20ac" * 9_999)
     ours = ServiceError(
-        Code.INVALID_ARGUMENT, "R" * 9_999, "m" * 9_999, violations=[violation] * 99
+        Reason("R" * 9_999, Code.INVALID_ARGUMENT), "m" * 9_999, violations=[violation] * 99
     )
     sent = Error(message="m" * 9_999, violations=[violation] * 99)
     received = ServiceError.from_message(to_upb(sent))

@@ -183,7 +183,7 @@ def test_registry_has_access_and_recipient_of_an_event(
             "/v1/posts/{id}",
             {"If-Match", "If-None-Match"},
             {"ETag"},
-            {"200", "304", "406", "412"},
+            {"200", "304", "404", "406", "412"},
         ),
         (
             "post",
@@ -197,21 +197,21 @@ def test_registry_has_access_and_recipient_of_an_event(
             "/v1/posts/{id}",
             {"If-Match", "If-None-Match", "Idempotency-Key"},
             {"ETag", "Idempotency-Replayed"},
-            {"200", "406", "408", "409", "412", "413", "415"},
+            {"200", "403", "404", "406", "408", "409", "412", "413", "415"},
         ),
         (
             "delete",
             "/v1/posts/{id}",
             {"If-Match", "If-None-Match", "Idempotency-Key"},
             {"Idempotency-Replayed"},
-            {"204", "409", "412"},
+            {"204", "403", "404", "409", "412"},
         ),
         (
             "put",
             "/v1/posts/{id}/like",
             {"Idempotency-Key"},
             {"ETag", "Idempotency-Replayed"},
-            {"200", "406", "409"},
+            {"200", "404", "406", "409"},
         ),
     ],
 )

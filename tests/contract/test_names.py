@@ -126,7 +126,8 @@ def test_messages_of_several_packages_have_the_package_in_front(compiled: Compil
     contracts = compiled(service(post("/v1/odd")) + ASK, other_v1=other + ASK)
     document = checked_document(contracts)
 
-    assert document["components"]["schemas"].keys() == {"Problem", "OddAnswer", "OtherAnswer"}
+    names = {"Problem", "OddAsk", "OddAnswer", "OtherAsk", "OtherAnswer"}
+    assert document["components"]["schemas"].keys() == names
     assert operation_ids(document) == ["OddService_Do", "OtherService_Do"]
 
 

@@ -9,7 +9,9 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from gateway.transcoding import Transcoder
+from postbus.reasons import REASONS
 from postbus.registry import METHODS, Access, HttpRule
+from postbus_runtime.reasons import Scope
 
 DOCUMENTS = {
     name: json.loads(files("postbus").joinpath(f"{name}.json").read_text())
@@ -167,3 +169,27 @@ def test_example_of_a_request_is_accepted_by_the_gateway(name: str, rule: HttpRu
     request = Transcoder(METHODS[name], rule).read(path, [], body)
 
     assert request.DESCRIPTOR.full_name == METHODS[name].request_name
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_operations_list_the_reasons_of_their_method_by_status(name: str) -> None:
+    method = METHODS[name]
+    for rule in method.http if method.access is not Access.INTERNAL else ():
+        responses = DOCUMENT["paths"][rule.path][rule.verb.lower()]["responses"]
+        for reason in sorted(method.reasons):
+            response = responses[str(REASONS[reason].http_status)]
+            assert reason in response["x-reasons"]
+            assert f"- `{reason}`: " in response["description"]
+
+
+def test_shared_responses_list_the_reasons_of_every_method() -> None:
+    listed = [
+        reason
+        for response in DOCUMENT["components"]["responses"].values()
+        for reason in response["x-reasons"]
+    ]
+
+    assert len(listed) == len(set(listed))
+    assert {name for name, each in REASONS.items() if each.scope is Scope.CALL} <= set(listed)
+    assert "BATCH_TOO_LARGE" not in listed
+    assert "UNKNOWN_CALL" not in listed

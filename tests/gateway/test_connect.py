@@ -30,6 +30,7 @@ from postbus.posts.v1 import (
     Post,
 )
 from postbus.registry import METHODS, Access
+from postbus_runtime.reasons import Reason
 from shared.access_tokens import TokenVerifier
 from shared.bus.memory import MemoryBus
 from shared.errors import ServiceError
@@ -218,7 +219,7 @@ def test_table_of_statuses_is_documented() -> None:
     names = [code for code, *_ in rows]
 
     for code, rest, status, name in rows:
-        error = ServiceError(Code.from_string(code), "", "")
+        error = ServiceError(Reason("", Code.from_string(code)), "")
         assert problem(error, "").status == int(rest)
         assert error_response(error, "", []).status == int(status)
         assert error_document(error, "") == {"code": name}

@@ -13,6 +13,7 @@ from gateway.connect_envelopes import only_message
 from gateway.gateway import Gateway
 from postbus.posts.v1 import ExportMeResponse
 from postbus.registry import METHODS
+from postbus_runtime.reasons import Reason
 from shared.bus.envelope import completed_reply, error_reply, payload_reply, with_metadata
 from shared.bus.memory import MemoryBus
 from shared.errors import Code, ServiceError
@@ -104,7 +105,7 @@ async def test_error_is_in_the_end_of_the_stream(
     async def serve(_route: str, _body: bytes, _service: str) -> AsyncGenerator[bytes, None]:
         for sequence in range(after):
             yield payload_reply(item("c"), sequence + 1)
-        yield error_reply(ServiceError(Code.ABORTED, "OUT_OF_TEA", "No tea", retry_after=1))
+        yield error_reply(ServiceError(Reason("OUT_OF_TEA", Code.ABORTED), "No tea", retry_after=1))
 
     streaming.serve = serve
     response = await gateway.post(METHOD.route, content=REQUEST, headers=headers)
@@ -125,9 +126,12 @@ async def test_malformed_message_of_a_worker_ends_the_stream(
     streaming.serve = serve
     with capture_logs() as logs:
         response = await gateway.post(METHOD.route, content=REQUEST, headers=headers)
+        over_rest = await gateway.get(METHOD.http[0].path, headers=headers)
 
     assert end_of(response)["error"]["code"] == "internal"
-    assert [each["event"] for each in logs] == ["reply.malformed"]
+    error = over_rest.json()["error"]
+    assert (error["reason"], error["outcome"]) == ("INTERNAL", "UNKNOWN")
+    assert [each["event"] for each in logs] == ["reply.malformed"]  # one line in ten seconds
 
 
 @pytest.mark.parametrize(
@@ -277,7 +281,7 @@ async def test_metadata_is_in_the_head_and_in_the_end(
 
     async def serve(_route: str, _body: bytes, _service: str) -> AsyncGenerator[bytes, None]:
         yield with_metadata(payload_reply(item("c"), 1), head, None)
-        error = ServiceError(Code.ABORTED, "OUT_OF_TEA", "No tea")
+        error = ServiceError(Reason("OUT_OF_TEA", Code.ABORTED), "No tea")
         yield with_metadata(error_reply(error) if fails else completed_reply(2), None, tail)
 
     streaming.serve = serve

@@ -289,3 +289,22 @@ async def test_problem_has_a_page_about_its_reason(gateway: httpx.AsyncClient) -
     for reference in References(page.text).found:
         assert (await gateway.get(urljoin(problem["type"], reference))).status_code == 200
     assert (await gateway.get("/problems/NONE")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("reason", "code", "status", "text"),
+    [
+        ("NOT_THE_AUTHOR", "PERMISSION_DENIED", 403, "postbus.posts.v1.PostsService.UpdatePost"),
+        ("BODY_TOO_LARGE", "INVALID_ARGUMENT", 413, "Errors of HTTP requests have it"),
+        ("OVERLOADED", "RESOURCE_EXHAUSTED", 429, "Errors of every method may have it."),
+    ],
+)
+async def test_page_of_a_reason_has_its_code_status_and_methods(
+    gateway: httpx.AsyncClient, reason: str, code: str, status: int, text: str
+) -> None:
+    page = (await gateway.get(f"/problems/{reason}")).text
+
+    assert f"<code>{code}</code>" in page
+    assert f"<td>{status}</td>" in page
+    assert text in page
+    assert ("PostsService.GetPost<" in page) is False

@@ -16,9 +16,10 @@ from gateway.websocket_frames import (
     parse_frame,
     read_client_frame,
 )
+from postbus import reasons
 from postbus.codec import POOL
 from postbus.registry import METHODS
-from shared.errors import Code, FieldViolation, ServiceError
+from shared.errors import FieldViolation, ServiceError
 from shared.protojson import packed
 from shared.wire import message_class
 
@@ -52,7 +53,7 @@ def test_packed_message_equals_the_json_of_any(name: str) -> None:
 
 def test_error_frame_has_at_most_20_violations() -> None:
     violations = [FieldViolation(field=f"f{i}", rule="r", message="m") for i in range(1000)]
-    error = ServiceError(Code.INVALID_ARGUMENT, "INVALID_FIELDS", "No.", violations=violations)
+    error = ServiceError(reasons.INVALID_FIELDS, "No.", violations=violations)
 
     frame = json.loads(error_frame(error, id_="1", trace=""))
 

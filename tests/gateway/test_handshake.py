@@ -104,7 +104,7 @@ REFUSED = [
     (changed(PROTOCOL, "chat"), (400, "SUBPROTOCOL_UNKNOWN")),
     # The version.
     *(
-        (changed(VERSION, value), (426, "VERSION_NOT_SUPPORTED"))
+        (changed(VERSION, value), (426, "WEBSOCKET_VERSION_UNSUPPORTED"))
         for value in (
             "",
             "8",
@@ -115,7 +115,7 @@ REFUSED = [
             "x" * 8000,
         )
     ),
-    (changed(VERSION), (426, "VERSION_NOT_SUPPORTED")),
+    (changed(VERSION), (426, "WEBSOCKET_VERSION_UNSUPPORTED")),
     (changed(VERSION, "13", "13"), (400, "FIELD_REPEATED")),
     # Connection and Upgrade: one is an offer, with a part that is malformed.
     *(

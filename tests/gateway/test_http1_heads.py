@@ -406,7 +406,7 @@ async def test_refusal_of_another_websocket_version_names_the_supported_one(
 
     (response,) = await exchange(server, request("GET /ws HTTP/1.1", *fields))
 
-    assert response.outline == (426, "VERSION_NOT_SUPPORTED")
+    assert response.outline == (426, "WEBSOCKET_VERSION_UNSUPPORTED")
     assert response.fields["sec-websocket-version"] == "13"
 
 

@@ -261,7 +261,7 @@ async def test_total_number_of_connections_is_limited() -> None:
     async with serve(clients=ConnectionCounts(total=2, per_address=9)) as server:
         async with connect(server), connect(server), connect(server) as third:
             response = await third.response()
-            assert response.outline == (503, "TOO_MANY_CONNECTIONS")
+            assert response.outline == (503, "GATEWAY_FULL")
             assert response.fields["retry-after"] == "5"
             assert await third.is_closed()
         await until(lambda: server.clients.open == 0)
@@ -392,7 +392,7 @@ async def test_unfinished_input_is_limited_in_total() -> None:
         await until(lambda: clients.unfinished.total == 60_000)
         await second.send(UNFINISHED)
         await third.send(request("POST /echo HTTP/1.1", "Content-Length: 16001", body=b"x" * 16000))
-        assert (await second.response()).outline == (503, TOO_MUCH)
+        assert (await second.response()).outline == (503, "GATEWAY_FULL")
         await third.send(b"x")
         assert (await third.response()).status == 200
 

@@ -14,6 +14,7 @@ from gateway.cached_result import CachedResult
 from gateway.gateway import Gateway
 from gateway.operator_networks import OperatorNetworks
 from postbus.bus.v1 import CheckResponse, GetStatisticsResponse, Instance, Part, Reply, Request
+from postbus_runtime.reasons import Reason
 from shared.access_tokens import TokenVerifier
 from shared.bus import Call
 from shared.bus.memory import MemoryBus
@@ -52,7 +53,9 @@ async def test_only_loopback_clients_are_operators_by_default(
 
     assert metrics.status_code == (200 if allowed else 403)
     assert ("postbus_" in metrics.text) is allowed
-    assert ready.json().keys() == ({"ready", "parts", "missing"} if allowed else {"ready"})
+    assert ready.json().keys() == (
+        {"ready", "parts", "missing", "warnings"} if allowed else {"ready"}
+    )
     assert alive.status_code == 200
 
 
@@ -128,6 +131,30 @@ async def test_operators_see_what_a_worker_lacks(verifier: TokenVerifier) -> Non
     }
 
 
+async def test_warnings_of_the_gateway_and_of_workers_leave_the_system_ready(
+    verifier: TokenVerifier,
+) -> None:
+    part = Part(name="calls", ready=True, message="Two workers have replied.")
+
+    async def warning(_route: str, _body: bytes, _service: str) -> bytes:
+        return encode(Reply(payload=encode(CheckResponse(parts=[part]))))
+
+    bus = MemoryBus()
+    bus.warning = "Two workers have replied to the gateway."
+    for worker in ("posts", "users"):
+        await bus.serve(worker, [f"postbus.bus.v1.HealthService.Check.{worker}"], warning)
+    app = build_app(bus, verifier, max_body_bytes=1000)
+    async with app.running(), from_address(app, "127.0.0.1") as client:
+        response = await client.get("/readyz")
+
+    assert (response.status_code, response.json()["missing"]) == (200, {})
+    assert response.json()["warnings"] == {
+        "gateway.calls": "Two workers have replied to the gateway.",
+        "posts.calls": "Two workers have replied.",
+        "users.calls": "Two workers have replied.",
+    }
+
+
 async def test_concurrent_probes_and_scrapes_call_workers_once(
     verifier: TokenVerifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,7 +186,7 @@ async def test_concurrent_probes_and_scrapes_call_workers_once(
 async def test_metrics_lack_the_workers_that_cannot_be_reached(verifier: TokenVerifier) -> None:
     class Bus(MemoryBus):
         async def broadcast(self, route: str, call: Call) -> list[bytes]:
-            raise ServiceError(Code.UNAVAILABLE, "NO_CONNECTION", route)
+            raise ServiceError(Reason("NO_CONNECTION", Code.UNAVAILABLE), route)
 
     app = build_app(Bus(), verifier, max_body_bytes=1000)
     async with from_address(app, "127.0.0.1") as client:

@@ -5,6 +5,7 @@ import json
 import secrets
 import shutil
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from ipaddress import IPv4Address
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 from structlog.testing import capture_logs
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
@@ -28,6 +29,7 @@ from shared.access_tokens import TokenVerifier
 from shared.bus.memory import MemoryBus
 from shared.errors import Code
 from tests.gateway.listening import listening, open_socket
+from tests.other_servers import KINDS, Serve, other_server
 from tests.people import eventually
 from tests.system import free_port
 from tests.tokens import TokenMaker
@@ -70,7 +72,7 @@ async def test_address_without_token_is_refused_after_its_rate_and_others_are_no
     await rates.admit("192.0.2.1")
     await rates.admit("192.0.2.1")
     error = await _refused(rates, "192.0.2.1")
-    assert (error.status, error.code, error.reason) == (
+    assert (error.reason.http_status, error.code, error.reason) == (
         429,
         Code.RESOURCE_EXHAUSTED,
         "RATE_LIMITED",
@@ -243,6 +245,77 @@ async def silent_store(*, accepts: bool) -> AsyncIterator[tuple[SecretStr, list[
         ended.set()
         if server is not None:
             server.close()
+
+
+async def test_server_that_is_not_redis_delays_no_request_and_is_named_in_the_log() -> None:
+    async def count(serve: Serve) -> float:
+        async with other_server(serve) as (port, _):
+            url = SecretStr(f"redis://user:hunter2@127.0.0.1:{port}")
+            async with open_storage(url) as storage:
+                rates = RateLimits(RateLimitSettings(address="1/minute"), storage, lambda: 600.0)
+                began = time.monotonic()
+                await rates.admit("192.0.2.1")
+                seconds = time.monotonic() - began
+                await _refused(rates, "192.0.2.1")
+        return seconds
+
+    with capture_logs() as lines:
+        seconds = [await count(serve) for serve in KINDS.values()]
+
+    assert max(seconds) < 1
+    assert {line["event"] for line in lines} == {"rate_limits.redis_unavailable"}
+    assert {line["setting"] for line in lines} == {"POSTBUS_RATE_STORAGE_URL"}
+    assert len(lines) == len(KINDS)
+    assert "hunter2" not in json.dumps(lines)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "redis://[::1]:6379/1",
+        "rediss://user:p%40ss@redis.example",
+        "redis://:password@redis.example",
+        "unix:///run/redis.sock?db=1",
+        " redis://redis.example ",
+    ],
+)
+def test_address_of_redis_is_accepted(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    url = settings_with(monkeypatch, address).rate_storage_url
+
+    assert url is not None
+    assert url.get_secret_value() == address.strip()
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "redis.example:6379",
+        "http://redis.example",
+        "redis://redis.example:0",
+        "redis://redis.example:70000",
+        "redis://user:hunter2/x@redis.example",
+        "redis://user:hunter2#x@redis.example",
+        "redis://user:hunter2?x@redis.example",
+        "redis://user:1234#hunter2@redis.example",
+        "redis://redis.example?colour=hunter2",
+        "redis://redis.example?socket_timeout=hunter2",
+    ],
+)
+def test_malformed_address_of_redis_is_refused_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    with pytest.raises(ValidationError, match="the address of Redis must have") as raised:
+        settings_with(monkeypatch, address)
+
+    assert raised.value.errors()[0]["loc"] == ("rate_storage_url",)
+    assert "hunter2" not in str(raised.value)
+
+
+def settings_with(monkeypatch: pytest.MonkeyPatch, address: str) -> GatewaySettings:
+    given = {"amqp_url": "amqp://a", "verification_keys": "{}", "rate_storage_url": address}
+    for name, value in given.items():
+        monkeypatch.setenv(f"POSTBUS_{name.upper()}", value)
+    return GatewaySettings()
 
 
 @pytest.mark.parametrize("accepts", [True, False])

@@ -102,7 +102,7 @@ def test_limits_of_unfinished_input_are_those_of_the_settings(
     with pytest.raises(HttpError) as in_total:
         unfinished.change("192.0.2.2", held=0, size=30_001)
 
-    assert (of_address.value.status, in_total.value.status) == (429, 503)
+    assert (of_address.value.reason.http_status, in_total.value.reason.http_status) == (429, 503)
 
 
 def test_settings_of_sockets_are_the_limits_of_sockets(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from gateway.socket_limits import FrameBudget, FrameBudgets, Quota, SocketLimits
 from gateway.websocket import WebSocketEndpoint
 from gateway.websocket_connection import WebSocketConnection
 from gateway.websocket_protocol import WebSocketProtocol
+from postbus import reasons
 from shared.bus.memory import MemoryBus
 from shared.errors import ServiceError
 from tests.gateway.listening import listening
@@ -497,7 +498,7 @@ async def test_unfinished_messages_are_limited_in_total(here: Gateway) -> None:
     async with here.user() as socket:
         socket.connection.transport.write(masked(b"x" * 700_000)[:-1])
 
-        assert await socket.closed() == (1013, "TOO_MUCH_UNFINISHED_INPUT")
+        assert await socket.closed() == (1013, "GATEWAY_FULL")
 
 
 @pytest.mark.parametrize(
@@ -558,10 +559,10 @@ async def test_time_of_a_message_ends_with_the_message(
 
 
 def test_released_quota_is_free_and_keeps_no_key() -> None:
-    quota = Quota(2, "TOO_MANY", "Too many.")
+    quota = Quota(2, reasons.TOO_MANY_SOCKETS, "Too many.")
     quota.take("a")
     quota.take("a")
-    with pytest.raises(ServiceError, match="TOO_MANY"):
+    with pytest.raises(ServiceError, match="TOO_MANY_SOCKETS"):
         quota.take("a")
     quota.take("b")
 

@@ -59,6 +59,21 @@ async def test_socket_has_at_most_64_calls_at_once(
         assert "result" in await socket.request({"id": "0", "call": {"method": LIST}})
 
 
+async def test_malformed_response_of_a_worker_is_internal_with_an_unknown_outcome(
+    verifier: TokenVerifier, tokens: TokenMaker
+) -> None:
+    async def answer(_route: str, _body: bytes, _service: str) -> bytes:
+        return encode(Reply(payload=b"\x0a\x05a"))
+
+    bus = MemoryBus()
+    await bus.serve("everything", list(METHODS), answer)
+    async with gateway_with(bus, verifier, tokens) as here, here.user() as socket:
+        frame = await socket.request({"id": "1", "call": {"method": LIST}})
+
+    error = frame["error"]
+    assert (error["code"], error["outcome"]) == ("CODE_INTERNAL", "OUTCOME_UNKNOWN")
+
+
 async def test_id_of_a_call_is_taken_until_the_call_ends(
     held: tuple[MemoryBus, Held], verifier: TokenVerifier, tokens: TokenMaker
 ) -> None:

@@ -2,9 +2,10 @@
 // connect.mjs DESCRIPTORS URL TOKEN. Prints a line of JSON for each transport and format.
 import { createFileRegistry, fromBinary } from "@bufbuild/protobuf";
 import { FileDescriptorSetSchema } from "@bufbuild/protobuf/wkt";
-import { Code, ConnectError, createClient } from "@connectrpc/connect";
+import { ConnectError, createClient } from "@connectrpc/connect";
 import { createConnectTransport as nodeTransport } from "@connectrpc/connect-node";
 import { createConnectTransport as webTransport } from "@connectrpc/connect-web";
+import { codeToString } from "@connectrpc/connect/protocol-connect";
 import { readFileSync } from "node:fs";
 
 const [descriptors, baseUrl, token] = process.argv.slice(2);
@@ -18,7 +19,7 @@ async function failure(call) {
     return null;
   } catch (error) {
     const failed = ConnectError.from(error);
-    return { code: Code[failed.code], details: failed.details.map((each) => each.type) };
+    return { code: codeToString(failed.code), details: failed.details.map((each) => each.type) };
   }
 }
 

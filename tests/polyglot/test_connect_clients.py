@@ -5,7 +5,7 @@ import json
 import shutil
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from typing import Any, Final
 
 import httpx
 import pytest
@@ -19,6 +19,7 @@ from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
 from postbus.registry import METHODS
 from shared.wire import message_class
 from tests.people import sign_up
+from tests.polyglot.programs import GO, build
 from tests.system import System
 from tools.node import node_environment, node_modules
 from tools.paths import ROOT
@@ -36,31 +37,46 @@ def script(tmp_path: Path) -> Path:
     return Path(shutil.copy(Path(__file__).with_name("connect.mjs"), tmp_path))
 
 
-async def test_javascript_clients_call_and_stream(system: System, script: Path) -> None:
+async def answers_of(system: System, *program: str) -> dict[str, list[dict[str, Any]]]:
+    """Run a program with the gateway's URL and a token; return its answers by their names."""
     async with httpx.AsyncClient(base_url=system.url) as client:
-        alice = await sign_up(client, f"js{token_hex(6)}")
-
+        user = await sign_up(client, f"connect{token_hex(6)}")
     process = await asyncio.create_subprocess_exec(
-        *("node", str(script), str(DESCRIPTORS), system.url, alice.token),
-        env=node_environment(),
-        stdout=asyncio.subprocess.PIPE,
+        *(*program, system.url, user.token), env=node_environment(), stdout=asyncio.subprocess.PIPE
     )
     async with asyncio.timeout(60):
         output, _ = await process.communicate()
-
     assert process.returncode == 0
-    answers: list[dict[str, Any]] = [json.loads(line) for line in output.splitlines()]
-    assert [each.pop("name") for each in answers] == ["web", "node"] * 2
-    for answer in answers:
-        assert answer == {
-            "title": "Hé",
-            "body": 3000,
-            "cases": ["account", "post", "session"],
-            "invalid": {"code": "InvalidArgument", "details": [INFO, REQUEST]},
-            "anonymous": {"code": "Unauthenticated", "details": [INFO]},
-            "missing": {"code": "NotFound", "details": [INFO]},
-            "cancelled": {"code": "Canceled", "details": []},
-        }
+    answers: dict[str, list[dict[str, Any]]] = {}
+    for answer in map(json.loads, output.splitlines()):
+        answers.setdefault(answer.pop("name"), []).append(answer)
+    return answers
+
+
+EXPECTED: Final = {
+    "title": "Hé",
+    "body": 3000,
+    "cases": ["account", "post", "session"],
+    "invalid": {"code": "invalid_argument", "details": [INFO, REQUEST]},
+    "anonymous": {"code": "unauthenticated", "details": [INFO]},
+    "missing": {"code": "not_found", "details": [INFO]},
+    "cancelled": {"code": "canceled", "details": []},
+}
+
+
+async def test_javascript_clients_call_and_stream(system: System, script: Path) -> None:
+    answers = await answers_of(system, "node", str(script), str(DESCRIPTORS))
+
+    assert answers == {"web": [EXPECTED] * 2, "node": [EXPECTED] * 2}  # in JSON and binary
+
+
+@pytest.mark.timeout(600)  # the first build takes minutes
+async def test_go_client_calls_and_streams(system: System) -> None:
+    program = await asyncio.to_thread(build, GO)
+
+    answers = await answers_of(system, str(program / "program"), "connect")
+
+    assert answers == {"binary": [EXPECTED], "json": [EXPECTED]}
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from postbus.users.v1 import (
     UserRegistered,
     UsersServiceStub,
 )
+from postbus_runtime.reasons import Reason
 from posts.author_handlers import AuthorHandlers
 from posts.authors import AuthorCache, AuthorProjection, AuthorRepository, Resync
 from posts.caller_state import CallerReader
@@ -273,7 +274,7 @@ async def test_projection_answers_after_a_second_if_users_does_not_respond(
 
 async def failing_users(code: int, reason: str = "FAILED") -> MemoryBus:
     """Return a bus on which `users` answers every call with an error of this code."""
-    bus, error = MemoryBus(), ServiceError(code, reason, "Failed.")
+    bus, error = MemoryBus(), ServiceError(Reason(reason, code), "Failed.")
 
     async def fail(_route: str, _body: bytes, _service: str) -> bytes:
         return error_reply(error)

@@ -8,7 +8,7 @@ import pytest
 import structlog.testing
 from pydantic import SecretStr
 
-from postbus.bus.v1 import Completed, Reply
+from postbus.bus.v1 import Batch, Completed, Reply
 from shared.bus.amqp import connect
 from shared.bus.amqp.broker_connection import BrokerConnection
 from shared.bus.amqp.call_sender import CallSender
@@ -96,6 +96,7 @@ def test_route_gets_batches_again_after_10_seconds() -> None:
         wire = Wire()
         sender = CallSender(MessageChannel(None, Numbered(), wire, "calls"), "back", "test")  # type: ignore[arg-type]  # the parts that it uses
         batched = list[bool]()
+        batch = encode(Batch(correlation_ids=["unknown"], messages=[b""]))
 
         async def send() -> None:
             for number in range(2):
@@ -103,7 +104,7 @@ def test_route_gets_batches_again_after_10_seconds() -> None:
             batched.append(len(wire.tick()) == 1)
 
         await send()
-        sender.resend_unbatched("a.route", b"", {})
+        sender.resend_unbatched("a.route", batch, {})
         await send()
         await asyncio.sleep(9)
         await send()

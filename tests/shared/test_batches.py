@@ -336,7 +336,7 @@ async def test_stopping_server_hands_on_calls_of_any_deadline(
          ["BATCH_TOO_LARGE"]),
         (bytes(Batch(correlation_ids=["x" * 256], messages=[b"bad"])), ["MALFORMED_BATCH"]),
         (bytes(Batch(correlation_ids=["é" * 128], messages=[b"bad"])), ["MALFORMED_BATCH"]),
-        (b"", []),
+        (b"", ["MALFORMED_BATCH"]),
     ],
     ids=["malformed", "uneven", "too many", "too large", "long id", "long id in UTF-8", "empty"],
 )  # fmt: skip
@@ -362,12 +362,13 @@ async def test_bad_batch_is_dropped_unhandled(
         assert await call_all(bus, route, numbered(3)) == numbered(3)
 
     assert handled == 3
-    assert [line["reason"] for line in lines if line["event"] == "batch.malformed"] == reasons
+    refusals = [each for each in lines if each["event"] == "security.bus_message_refused"]
+    assert [(each["name"], each["reason"]) for each in refusals] == [(route, *reasons)]
     await server.cancel()
     assert (await channel.declare_queue(f"{queue}.{route}")).declaration_result.message_count == 0
 
 
-async def test_flood_of_bad_batches_writes_one_line(
+async def test_flood_of_bad_batches_is_counted_and_writes_a_hundred_lines(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
     route, queue = unique("postbus.test.v1.Route"), unique("queue.")
@@ -375,12 +376,13 @@ async def test_flood_of_bad_batches_writes_one_line(
     exchange = await channel.get_exchange(CALLS)
 
     with capture_logs() as lines:
-        for _ in range(20):
+        for _ in range(120):
             await exchange.publish(new_message(b"\xff", reply_to="test.none"), f"{route}/batch")
         assert await call_all(bus, route, numbered(3)) == numbered(3)
         await server.cancel()
 
-    assert [line["event"] for line in lines] == ["batch.malformed"]
+    assert [line["event"] for line in lines] == ["security.bus_message_refused"] * 100
+    assert bus.security_log.counts["security.bus_message_refused"] == 120
 
 
 async def test_batch_at_the_bounds_is_answered(
@@ -628,7 +630,7 @@ async def test_settled_call_is_not_delivered_again(
                 )
             await server.cancel()
     assert set(again) == {b"last"}
-    assert [line["event"] for line in lines].count("bus.bad_batch") <= 1
+    assert [line["event"] for line in lines].count("security.bus_message_refused") <= 1
 
 
 async def test_call_whose_server_dies_is_answered_by_another(vhost: str, unique: Unique) -> None:

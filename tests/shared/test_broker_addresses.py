@@ -29,6 +29,7 @@ from tests.skipping_loop import run_without_waiting
         ),
         ("amqp://[::1]:5672,[::2]/v", ["amqp://[::1]:5672/v", "amqp://[::2]/v"]),
         ("amqp://u:p@a, b,a/v", ["amqp://u:p@a/v", "amqp://u:p@b/v"]),
+        (" amqp://u:p@a/v \n", ["amqp://u:p@a/v"]),
     ],
 )
 def test_each_host_of_an_address_is_a_broker(address: str, expected: list[str]) -> None:
@@ -56,6 +57,13 @@ def test_password_may_contain_commas_and_at_signs() -> None:
         "amqp://u:secret@a:70000,b/vhost",
         "amqp://u:secret@a:0/vhost",
         "amqp://u:secret@[::1/vhost",
+        "amqp://u:secret",
+        "amqp://u:secret/vhost",
+        "amqp://u:secret/2@a/vhost",
+        "amqp://u:secret?2@a/vhost",
+        "amqp://u:secret#2@a/vhost",
+        "amqp://u:1234/secret@a/vhost",
+        "amqp://u:1234#secret@a/vhost",
     ],
 )
 def test_malformed_address_is_an_error_with_the_form_and_without_the_password(

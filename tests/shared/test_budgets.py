@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 import aio_pika
 import pytest
 
+from postbus import reasons
 from postbus.bus.v1 import Batch, Code, Completed, Control, Outcome, Reply, Request
 from shared.bus import Call, MessageBus, call_method
 from shared.bus.amqp.amqp_bus import AmqpBus
@@ -277,7 +278,7 @@ async def test_repeated_call_carries_the_remaining_budget(
     async def fail_first(_route: str, body: bytes, _service: str) -> bytes:
         received.append(budget(body))
         if len(received) == 1:
-            error = unavailable("CONNECTION_LOST", "Lost.", Outcome.UNKNOWN)
+            error = unavailable(reasons.CONNECTION_LOST, "Lost.", Outcome.UNKNOWN)
             return encode(Reply(error=error.to_message("")))
         return encode(Reply())
 

@@ -7,17 +7,17 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 import pytest
 from pydantic import SecretStr
 
-from postbus.bus.v1 import Code, Completed, Outcome, PingRequest, PingResponse, Reply, Request
+from postbus.bus.v1 import Completed, Outcome, PingRequest, PingResponse, Reply, Request
 from postbus.posts.v1 import (
     CreatePostRequest,
     GetPostRequest,
     PostDeleted,
     PostsServiceStub,
 )
+from postbus.reasons import REASONS
 from postbus.registry import METHODS, Method
 from shared.bus import Call, CallResult, MessageBus, ServiceChannel, call_method, publish
 from shared.bus.amqp import connect
-from shared.bus.envelope import unavailable
 from shared.bus.memory import MemoryBus
 from shared.context import Context
 from shared.errors import ServiceError
@@ -44,10 +44,8 @@ class Breaking(MemoryBus):
     async def call(self, route: str, call: Call) -> CallResult:
         self.sent.append(call)
         reason = self._reasons.pop(0) if self._reasons else self._always
-        if reason == "OPERATION_RUNNING":
-            raise ServiceError(Code.ABORTED, reason, "Running.", outcome=Outcome.UNKNOWN)
         if reason:
-            raise unavailable(reason, "Broken.", Outcome.UNKNOWN)
+            raise ServiceError(REASONS[reason], "Broken.", outcome=Outcome.UNKNOWN)
         return CallResult(b"", replayed=False, caller_revision=0)
 
 

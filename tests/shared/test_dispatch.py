@@ -9,6 +9,7 @@ import betterproto
 import pytest
 from structlog.testing import capture_logs
 
+from postbus import reasons
 from postbus.bus.v1 import (
     Code,
     Event,
@@ -29,6 +30,7 @@ from postbus.posts.v1 import (
     PostsServiceStub,
 )
 from postbus.users.v1 import SessionsRevoked, UserRegistered
+from postbus_runtime.reasons import Reason
 from shared.access_tokens import TokenVerifier
 from shared.bus import Call, Dispatcher, EventPattern, MessagePattern, ServiceChannel
 from shared.bus.handler_matching import ContractMismatchError
@@ -213,6 +215,19 @@ async def test_malformed_envelope_is_an_invalid_argument(
     assert reply.error.code == Code.INVALID_ARGUMENT
 
 
+async def test_error_with_a_reason_that_the_rpc_does_not_name_is_reported(
+    bus: MemoryBus, posts: Posts, undeclared_reasons: list[str]
+) -> None:
+    posts.failure = ServiceError(reasons.EMAIL_TAKEN, "No.")
+
+    error = await failure_of(bus, GET, a_call(encode(GetPostRequest(id=POST_ID))))
+
+    assert error.reason == "EMAIL_TAKEN"
+    assert bus.incidents == {"error.undeclared_reason": 1}
+    assert undeclared_reasons == [f"{GET}: ALREADY_EXISTS EMAIL_TAKEN"]
+    undeclared_reasons.clear()
+
+
 async def test_unexpected_exception_reveals_no_details(bus: MemoryBus, posts: Posts) -> None:
     posts.failure = RuntimeError("password=hunter2")
 
@@ -387,7 +402,7 @@ async def test_handler_is_told_whether_its_event_is_late(sessions: SessionVerifi
 async def test_failure_of_a_consumer_reports_whether_a_dependency_is_unavailable(
     posts: Posts, sessions: SessionVerifier, code: Code, dependency_down: bool
 ) -> None:
-    posts.failure = ServiceError(code, "FAILED", "Failed.")
+    posts.failure = ServiceError(Reason("FAILED", code), "Failed.")
     dispatcher = Dispatcher(
         "posts", [posts, Health({})], sessions, without_store(MemoryBus().publish)
     )
@@ -445,14 +460,14 @@ async def test_failure_after_a_nested_call_with_side_effects_has_an_unknown_outc
         @MessagePattern(PostsServiceBase.get_post)
         async def get_post(self, _request: GetPostRequest, _context: Context) -> GetPostResponse:
             await stub.create_post(CreatePostRequest(title="nested"))
-            raise ServiceError(Code.ABORTED, "LATER", "Later.")
+            raise ServiceError(reasons.DATABASE_CONFLICT, "Later.")
 
     dispatcher = Dispatcher("posts", [Nesting(), Health({})], sessions, without_store(bus.publish))
     body = a_call(encode(GetPostRequest(id=POST_ID)), token=tokens.token("alice")).request
     reply = await reply_of(dispatcher, body)
 
     assert posts.seen == [("nested", "alice")]
-    assert (reply.error.reason, reply.error.outcome) == ("LATER", Outcome.UNKNOWN)
+    assert (reply.error.reason, reply.error.outcome) == ("DATABASE_CONFLICT", Outcome.UNKNOWN)
 
 
 @pytest.mark.parametrize(("known", "replied"), [(0, 7), (6, 7), (7, 0), (8, 0)])
@@ -519,7 +534,7 @@ def _registered() -> Event:
 async def test_worker_reports_its_handlers_and_statistics(bus: MemoryBus, posts: Posts) -> None:
     stub = WorkerServiceStub(ServiceChannel(bus, worker="posts"))
     await failure_of(bus, CREATE, a_call(encode(CreatePostRequest(title="Hi"))))
-    posts.failure = ServiceError(Code.NOT_FOUND, "POST_NOT_FOUND", "No.")
+    posts.failure = ServiceError(reasons.POST_NOT_FOUND, "No.")
     await failure_of(bus, GET, a_call(encode(GetPostRequest(id=POST_ID))))
     posts.failure = None
     await bus.call(GET, a_call(encode(GetPostRequest(id=POST_ID))))
@@ -541,7 +556,7 @@ async def test_worker_reports_its_handlers_and_statistics(bus: MemoryBus, posts:
 async def test_event_is_retried_while_a_dependency_is_unavailable(
     bus: MemoryBus, posts: Posts
 ) -> None:
-    posts.failure = ServiceError(Code.UNAVAILABLE, "DATABASE_UNAVAILABLE", "Unavailable.")
+    posts.failure = ServiceError(reasons.DATABASE_UNAVAILABLE, "Unavailable.")
 
     await bus.publish(_registered())
 
@@ -562,7 +577,7 @@ async def test_event_is_retried_after_an_unexpected_exception(bus: MemoryBus, po
 
 
 async def test_refused_event_is_a_dead_letter(bus: MemoryBus, posts: Posts) -> None:
-    posts.failure = ServiceError(Code.INVALID_ARGUMENT, "NONSENSE", "No.")
+    posts.failure = ServiceError(Reason("NONSENSE", Code.INVALID_ARGUMENT), "No.")
 
     await bus.publish(_registered())
 
@@ -607,6 +622,23 @@ async def test_flood_of_failing_events_writes_one_line(
     refused = [line for line in lines if line["event"] == "security.bus_message_refused"]
     assert len(refused) == 60
     assert max(len(line.get("name", "")) for line in refused) == 67
+
+
+async def test_event_with_a_version_beyond_63_bits_is_refused_at_once(
+    posts: Posts, sessions: SessionVerifier
+) -> None:
+    dispatcher = Dispatcher(
+        "posts", [posts, Health({})], sessions, without_store(MemoryBus().publish)
+    )
+    event = _registered()
+    event.version = 2**63
+
+    failure = await dispatcher.consume(encode(event))
+
+    assert failure is not None
+    assert (failure.reason, failure.retry) == ("MALFORMED_MESSAGE", False)
+    event.version -= 1
+    assert await dispatcher.consume(encode(event)) is None
 
 
 async def test_flood_of_calls_that_fail_unexpectedly_writes_ten_lines(

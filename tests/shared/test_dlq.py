@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import json
 import os
+import struct
 from datetime import UTC, datetime
 
 import aio_pika
@@ -17,8 +18,10 @@ from postbus.posts.v1 import PostDeleted
 from shared.bus.amqp import connect
 from shared.bus.message_bus import Failure
 from shared.wire import decode, encode
+from tests.buses import opened_bus
 from tests.conftest import new_vhost
 from tools import dlq
+from tools.broker_queues import open_connection, state_of
 
 TYPE = "postbus.posts.v1.PostDeleted"
 QUEUE = f"users.{TYPE}"
@@ -63,6 +66,53 @@ async def test_dead_letters_are_listed_shown_replayed_and_dropped(
         with pytest.raises(PublishError):
             await run(url, "replay", DEAD, "e1")
         assert await ids_in(url, DEAD) == ["e1"]
+
+
+def deep_table() -> bytes:
+    value = b"V"
+    for _ in range(5000):
+        value = b"A" + struct.pack(">I", len(value)) + value
+    return b"\1a" + value
+
+
+def with_headers(table: bytes) -> bytes:
+    return b"\x20\x10" + struct.pack(">I", len(table)) + table + b"\4test"
+
+
+PROPERTIES = {
+    "time in the headers beyond the year 9999": with_headers(b"\1tT" + b"\x7f" * 8),
+    "time beyond the year 9999": b"\0\x50" + b"\x7f" * 8 + b"\4test",
+    "headers without end": with_headers(deep_table()),
+    "header with a name in Latin-1": with_headers(b"\2\xff\xfeV"),
+    "deaths of another type": with_headers(b"\7x-deathV"),
+    "deaths that are no tables": with_headers(b"\7x-deathA\0\0\0\2VV"),
+    "time of another type": with_headers(b"\x0ex-postbus-timeI\0\0\0\1"),
+    "type in Latin-1": b"\0\x30\2\xff\xfe\4test",
+}
+
+
+async def test_dead_letters_with_any_properties_are_listed_shown_replayed_and_dropped(
+    run_id: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with new_vhost(f"{run_id}_odd") as url:
+        await make_dead_letters(url, "e1")
+        async with opened_bus(url, "users") as bus:
+            assert bus._session is not None
+            dead = await bus._session.publishers.open("postbus.dead.users")
+            for header in PROPERTIES.values():
+                dead.publish("postbus.dead.users", QUEUE, header, encode(Event(id="odd")))
+            letters = 1 + len(PROPERTIES)
+            async with await open_connection(url) as connection, asyncio.timeout(5):
+                while await state_of(connection, DEAD) != (letters, 0):  # noqa: ASYNC110  # polls
+                    await asyncio.sleep(0.02)
+
+        assert await run(url) == 0
+        assert f"{letters}  {DEAD}" in capsys.readouterr().out
+        assert await run(url, "show", DEAD) == 0
+        assert capsys.readouterr().out.count('"id"') == letters
+        assert await run(url, "replay", DEAD) == 0
+        assert await run(url, "drop", DEAD, "--yes") == 0
+        assert f"{letters} returned to {QUEUE}" in capsys.readouterr().out
 
 
 async def test_flood_of_dead_letters_writes_one_line(run_id: str) -> None:

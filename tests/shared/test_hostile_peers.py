@@ -11,13 +11,16 @@ import aio_pika
 import pytest
 import structlog.testing
 
+from postbus import reasons
 from postbus.bus.v1 import Batch, Code, Control, Event, FieldViolation, Outcome, Reply, Request
+from postbus_runtime.reasons import Reason
 from shared.bus.amqp import AmqpBus, frame_reader
 from shared.bus.amqp.message_properties import properties
 from shared.bus.amqp.stream_credit import StreamCredit
 from shared.bus.envelope import error_reply
 from shared.bus.message_bus import CREDIT
 from shared.errors import ServiceError
+from shared.security_log import SecurityEvent
 from shared.wire import decode, encode
 from tests.buses import a_call, opened_bus
 from tests.messages import CALLS, CONTROL, EVENTS, REPLIES
@@ -112,7 +115,7 @@ def test_credit_of_a_stream_is_bounded_and_its_stalled_caller_times_out() -> Non
     assert 29 < seconds < 32
 
 
-async def test_control_that_is_too_large_is_ignored(bus: AmqpBus, unique: Unique) -> None:
+async def test_control_that_is_too_large_is_refused(bus: AmqpBus, unique: Unique) -> None:
     route = f"postbus.bus.v1.{unique('Route')}.test"
     handled: list[int] = []
 
@@ -122,13 +125,16 @@ async def test_control_that_is_too_large_is_ignored(bus: AmqpBus, unique: Unique
 
     server = await bus.serve(unique("queue."), [route], answer)
 
-    assert await bus.broadcast(route, a_call(bytes(64 * 2**10), 0.3)) == []
+    with structlog.testing.capture_logs() as lines:
+        assert await bus.broadcast(route, a_call(bytes(64 * 2**10), 0.3)) == []
+    assert [(each["name"], each["reason"]) for each in lines] == [(route, "CONTROL_TOO_LARGE")]
     assert await bus.broadcast(route, a_call(bytes(63 * 2**10), 0.3)) == [b"here"]
     assert len(handled) == 1
+    assert bus.security_log.counts[SecurityEvent.BUS_MESSAGE_REFUSED] == 1
     await server.cancel()
 
 
-async def test_malformed_control_is_ignored(
+async def test_malformed_control_is_refused(
     bus: AmqpBus, channel: aio_pika.abc.AbstractChannel, unique: Unique
 ) -> None:
     route = f"postbus.bus.v1.{unique('Route')}.test"
@@ -138,12 +144,18 @@ async def test_malformed_control_is_ignored(
 
     server = await bus.serve(unique("queue."), [route], answer)
     exchange = await channel.get_exchange(CONTROL)
-    for body in (b"", b"\xff", encode(Control(correlation_id="unknown", credit=5))):
-        await exchange.publish(new_message(body), route)
+    unknown = Control(correlation_id="unknown", reply_to="test.none", credit=5)
+    malformed = [b"\xff", encode(Control(correlation_id="x" * 256)), encode(unknown)[:-1]]
 
     with structlog.testing.capture_logs() as lines:
+        for body in (*malformed, encode(unknown)):
+            await exchange.publish(new_message(body), route)
         assert await bus.broadcast(route, a_call(seconds=0.3)) == [b"here"]
-    assert lines == []
+    assert [(each["event"], each["name"], each["reason"]) for each in lines] == [
+        ("security.bus_message_refused", route, "MALFORMED_MESSAGE"),
+        ("security.bus_message_refused", route, "ID_TOO_LONG"),
+        ("security.bus_message_refused", route, "MALFORMED_MESSAGE"),
+    ]
     await server.cancel()
 
 
@@ -250,8 +262,7 @@ async def test_messages_of_more_than_16_mib_are_refused(
 def test_error_reply_is_at_most_64_kib(reason: str, message: str, violations: int) -> None:
     long = "\U0001f600" * 500
     error = ServiceError(
-        Code.INVALID_ARGUMENT,
-        reason,
+        Reason(reason, Code.INVALID_ARGUMENT),
         message,
         violations=[FieldViolation(field=long, rule=long, message=long)] * violations,
         outcome=Outcome.UNKNOWN,
@@ -272,7 +283,7 @@ def test_error_reply_is_at_most_64_kib(reason: str, message: str, violations: in
 
 def test_error_reply_that_fits_keeps_its_violations() -> None:
     violations = [FieldViolation(field=f"tags[{n}]", rule="string.min_len") for n in range(20)]
-    error = ServiceError(Code.INVALID_ARGUMENT, "INVALID_FIELDS", "No.", violations=violations)
+    error = ServiceError(reasons.INVALID_FIELDS, "No.", violations=violations)
 
     assert decode(Reply, error_reply(error)).error.violations == violations
 

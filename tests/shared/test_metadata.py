@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from postbus import reasons
 from postbus.bus.v1 import ErrorDetail, Metadata
 from postbus.posts.v1 import (
     CreatePostRequest,
@@ -17,6 +18,7 @@ from postbus.posts.v1 import (
     PostsServiceBase,
     PostsServiceStub,
 )
+from postbus_runtime.reasons import Reason
 from shared.access_tokens import TokenVerifier
 from shared.bus import Call, MessagePattern, ServiceChannel
 from shared.bus.memory import MemoryBus
@@ -112,7 +114,7 @@ async def test_error_has_header_and_trailer_fields_and_details(
     bus: MemoryBus, posts: Posts
 ) -> None:
     details = [ErrorDetail(type="a.B", value=b"1"), ErrorDetail(type="a.C", value=b"2")]
-    posts.failure = ServiceError(Code.ABORTED, "OUT_OF_TEA", "No tea", details=details)
+    posts.failure = ServiceError(reasons.DATABASE_CONFLICT, "No tea", details=details)
 
     with pytest.raises(ServiceError) as raised:
         await bus.call(GET, get())
@@ -139,7 +141,7 @@ async def test_stream_has_headers_at_its_begin_and_trailers_at_its_end(
 async def test_error_of_a_stream_has_trailers(
     bus: MemoryBus, posts: Posts, tokens: TokenMaker
 ) -> None:
-    posts.failure = ServiceError(Code.ABORTED, "OUT_OF_TEA", "No tea")
+    posts.failure = ServiceError(reasons.DATABASE_CONFLICT, "No tea")
     call = Call.new(b"", budget=5, access_token=tokens.token("alice"))
 
     with pytest.raises(ServiceError) as raised:
@@ -195,5 +197,5 @@ def test_details_of_an_error_are_bounded() -> None:
     small = [ErrorDetail(type="a.B", value=b"1")] * 30
     large = [ErrorDetail(type="a.B", value=b"1" * 20_000)] * 3
 
-    assert len(ServiceError(Code.ABORTED, "A", "a", details=small).details) == 20
-    assert len(ServiceError(Code.ABORTED, "A", "a", details=large).details) == 1
+    assert len(ServiceError(Reason("A", Code.ABORTED), "a", details=small).details) == 20
+    assert len(ServiceError(Reason("A", Code.ABORTED), "a", details=large).details) == 1

@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from postbus import reasons
 from postbus.bus.v1 import Batch, Code, Error, Event, Outcome, Reply, Request
 from postbus.posts.v1 import CreatePostRequest, PostsServiceStub
 from postbus.registry import METHODS
+from postbus_runtime.reasons import Reason
 from shared.bus import Call, CallResult, ServiceChannel, call_method
 from shared.bus.amqp import connect
 from shared.bus.memory import MemoryBus
@@ -94,7 +96,7 @@ class Trying(MemoryBus):
     async def call(self, _route: str, _call: Call) -> CallResult:
         reason, outcome = self._tries[len(self.made)]
         self.made.append((reason, outcome))
-        raise ServiceError(Code.UNAVAILABLE, reason, "", outcome=outcome)
+        raise ServiceError(Reason(reason, Code.UNAVAILABLE), "", outcome=outcome)
 
 
 REPEATED: Final = ("CONNECTION_LOST", "NOT_CONNECTED", "WORKER_LOST", "OPERATION_RUNNING")
@@ -181,7 +183,7 @@ async def test_event_that_cannot_be_published_after_the_handler_is_an_unknown_ou
     """A service without a database cannot undo what its handler has done."""
 
     async def refuse(_event: Event) -> None:
-        raise ServiceError(Code.UNAVAILABLE, "EVENT_REFUSED", "", outcome=Outcome.NO_EFFECT)
+        raise ServiceError(reasons.EVENT_REFUSED, "", outcome=Outcome.NO_EFFECT)
 
     async def execute() -> bytes:
         unit = current_unit_of_work()
@@ -208,13 +210,14 @@ NOT_STARTED: Final = "the handler is not started; a redelivered call gets UNKNOW
 ROLLED_BACK: Final = (
     "raised in the unit of work, which is rolled back; after its commit no error is raised"
 )
-NO_CALL: Final = "concerns an event or a subscription, not a call"
+NO_CALL: Final = "concerns an event, a subscription or a control message, not a call"
 GIVEN: Final = "a default: the callers of the function are in this list, or state the outcome"
 
 PROOFS: Final = {
     "bus/amqp/batches.py unpack": NOT_STARTED,
     "bus/amqp/call_errors.py broker_blocked": GIVEN,
     "bus/amqp/call_errors.py no_route": "returned by the broker, or raised before it is sent",
+    "bus/amqp/control_receiver.py _read": NO_CALL,
     "bus/amqp/event_publisher.py EventPublisher.publish_confirmed": NO_CALL,
     "bus/amqp/event_publisher.py _unrouted": NO_CALL,
     "bus/amqp/rpc_client.py RpcClient._budget": BEFORE_SENDING,
@@ -223,6 +226,7 @@ PROOFS: Final = {
     "bus/amqp/rpc_server.py RpcServer._refuse": NOT_STARTED,
     "bus/amqp/rpc_server.py _expired": NOT_STARTED,
     "bus/client.py _retry": "compares the outcomes of all tries",
+    "bus/consumed_event.py ConsumedEvent.operation": NO_CALL,
     "bus/event_dispatch.py EventDispatcher._consume": NO_CALL,
     "bus/dispatch.py _not_a_caller": NOT_STARTED,
     "bus/dispatch.py _not_served": NOT_STARTED,
@@ -239,7 +243,9 @@ PROOFS: Final = {
     "errors.py database_busy": ROLLED_BACK,
     "errors.py invalid_field": ROLLED_BACK,
     "errors.py version_mismatch": ROLLED_BACK,
-    "access_tokens.py _unauthenticated": NOT_STARTED,
+    "access_tokens.py TokenVerifier._verify": NOT_STARTED,
+    "access_tokens.py session_revoked": NOT_STARTED,
+    "access_tokens.py token_missing": NOT_STARTED,
     "outbox/inbox.py stored_reply": "another request had the key, and this one is not executed",
     "errors.py database_conflict": ROLLED_BACK,
     "outbox/mongo_errors.py _answer": ROLLED_BACK,

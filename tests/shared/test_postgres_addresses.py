@@ -130,7 +130,7 @@ async def test_silent_hosts_are_tried_for_five_seconds_in_all(
         with pytest.raises(ServiceError) as raised:
             await opened.stored_revision()
 
-    assert str(raised.value.__cause__) == "PostgreSQL does not respond."
+    assert str(raised.value.__cause__) == "PostgreSQL does not respond. Check POSTBUS_POSTGRES_URL."
     assert 2 <= len(accepted) <= 3
 
 

@@ -14,10 +14,11 @@ import sqlalchemy as sa
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.monitoring import CommandListener
 
+from postbus import reasons
 from postbus.bus.v1 import Event
 from shared.data.mongo_database import Mongo
 from shared.data.postgres_sessions import Postgres
-from shared.errors import Code, ServiceError
+from shared.errors import ServiceError
 from shared.outbox import relay as relay_module
 from shared.outbox.outbox import EncodedEvent, retry_delay
 from shared.outbox.relay import flush, relay
@@ -422,7 +423,7 @@ async def test_old_operations_are_purged_about_every_five_minutes_whatever_fails
 
     async def fail() -> None:
         purges.append("purge")
-        raise ServiceError(Code.UNAVAILABLE, "DATABASE_UNAVAILABLE", "Unavailable.")
+        raise ServiceError(reasons.DATABASE_UNAVAILABLE, "Unavailable.")
 
     monkeypatch.setattr(notes.store, "purge", fail)
 

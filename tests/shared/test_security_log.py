@@ -2,8 +2,9 @@
 
 from structlog.testing import capture_logs
 
+from postbus import reasons
 from shared.context import Context
-from shared.errors import Code, ServiceError
+from shared.errors import ServiceError
 from shared.security_log import SecurityEvent, SecurityLog
 from shared.trace import new_traceparent
 
@@ -30,10 +31,10 @@ def test_flood_of_security_events_writes_few_lines_and_is_counted() -> None:
 
 def test_refusal_is_an_event_of_the_process_that_raised_it() -> None:
     log = SecurityLog()
-    own = ServiceError(Code.UNAUTHENTICATED, "TOKEN_INVALID", "")
-    of_worker = ServiceError(Code.UNAUTHENTICATED, "TOKEN_INVALID", "", trace_id="1")
-    expired = ServiceError(Code.UNAUTHENTICATED, "TOKEN_EXPIRED", "")
-    forbidden = ServiceError(Code.PERMISSION_DENIED, "NOT_THE_AUTHOR", "")
+    own = ServiceError(reasons.TOKEN_INVALID, "")
+    of_worker = ServiceError(reasons.TOKEN_INVALID, "", trace_id="1")
+    expired = ServiceError(reasons.TOKEN_EXPIRED, "")
+    forbidden = ServiceError(reasons.NOT_THE_AUTHOR, "")
     for error in (own, of_worker, expired, forbidden):
         log.record_refusal(error)
 

@@ -7,6 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 from postbus.bus.v1 import Event
+from postbus_runtime.reasons import Reason
 from shared.data.postgres_sessions import Postgres
 from shared.errors import Code, ServiceError
 from shared.outbox.inbox import Operation, OperationResult
@@ -141,7 +142,7 @@ async def test_failed_operation_has_no_effect_and_can_be_repeated(notes: Notes) 
     async def failing() -> bytes:
         await notes.add("undone")
         publish("undone")
-        raise ServiceError(Code.FAILED_PRECONDITION, "NOT_NOW", "Not now.")
+        raise ServiceError(Reason("NOT_NOW", Code.FAILED_PRECONDITION), "Not now.")
 
     async def succeeding() -> bytes:
         await notes.add("undone")
@@ -174,7 +175,7 @@ async def test_handler_that_stores_its_replies_itself_marks_them_as_replayed(not
 async def test_tasks_of_one_handler_share_its_transaction(notes: Notes) -> None:
     async def handler() -> bytes:
         await asyncio.gather(*(notes.add("together") for _ in range(5)))
-        raise ServiceError(Code.ABORTED, "ABORTED", "Rolled back.")
+        raise ServiceError(Reason("ABORTED", Code.ABORTED), "Rolled back.")
 
     with pytest.raises(ServiceError, match="ABORTED"):
         await notes.store.perform(an_operation("together"), handler)
@@ -252,7 +253,7 @@ async def test_task_that_outlives_its_handler_holds_no_connection(notes: Notes) 
         async def leave() -> bytes:
             late.append(asyncio.create_task(notes.add("late")))
             await asyncio.sleep(0)  # the task runs until it waits for a connection
-            raise ServiceError(Code.ABORTED, "LATER", "Later.")
+            raise ServiceError(Reason("LATER", Code.ABORTED), "Later.")
 
         holders = [
             asyncio.create_task(notes.store.perform(an_operation(f"{round_} {number}"), hold))
@@ -357,7 +358,7 @@ async def test_separate_operations_of_all_connections_do_not_wait_for_each_other
             await notes.add("undone")
             await begun.wait()  # every connection is in use
             await perform_separately(notes.store, an_operation(f"kept {number}"), separately)
-            raise ServiceError(Code.ABORTED, "ABORTED", "Rolled back.")
+            raise ServiceError(Reason("ABORTED", Code.ABORTED), "Rolled back.")
 
         with pytest.raises(ServiceError, match="ABORTED"):
             await notes.store.perform(an_operation(f"fails {number}"), handler)
@@ -375,7 +376,7 @@ async def test_service_without_a_store_publishes_no_event_of_a_failed_handler() 
 
     async def handler() -> bytes:
         publish("undone")
-        raise ServiceError(Code.ABORTED, "ABORTED", "Fails.")
+        raise ServiceError(Reason("ABORTED", Code.ABORTED), "Fails.")
 
     with pytest.raises(ServiceError, match="ABORTED"):
         await without_store(drop)(an_operation("fails"), handler)

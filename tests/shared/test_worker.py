@@ -9,13 +9,14 @@ import pytest
 import sqlalchemy as sa
 import structlog.testing
 
+from postbus import reasons
 from postbus.bus.v1 import CheckRequest, HealthServiceStub
 from shared.access_tokens import TokenVerifier
 from shared.bus import ServiceChannel
 from shared.bus.memory import MemoryBus
 from shared.context import Context
 from shared.data.postgres_sessions import Postgres
-from shared.errors import Code, NotReadyError, ServiceError
+from shared.errors import NotReadyError, ServiceError
 from shared.outbox.outbox import EncodedEvent
 from shared.runtime.session_verifier import SessionVerifier
 from shared.runtime.worker import Application, Health, serve
@@ -44,7 +45,7 @@ class UnreliableBus(MemoryBus):
     async def publish_encoded(self, event: EncodedEvent) -> None:
         if not self.refused:
             self.refused += 1
-            raise ServiceError(Code.UNAVAILABLE, "NOT_CONNECTED", "Unavailable.")
+            raise ServiceError(reasons.NOT_CONNECTED, "Unavailable.")
         self.event_ids.append(event.id)
 
 
@@ -134,6 +135,19 @@ async def test_worker_that_has_no_sessions_reports_it(verifier: TokenVerifier) -
     response = await Health({"sessions": sessions.require_ready}).check(CheckRequest(), CONTEXT)
 
     assert [(part.name, part.ready) for part in response.parts] == [("sessions", False)]
+
+
+async def test_worker_reports_a_warning_of_its_bus_and_is_ready(verifier: TokenVerifier) -> None:
+    bus, application = MemoryBus(), Application(handlers=[Posts()], probes={})
+    health = HealthServiceStub(ServiceChannel(bus, worker="posts"))
+    async with serve("posts", application, bus, verifier):
+        bus.warning = "Two workers have replied."
+        parts = (await health.check(CheckRequest())).parts
+
+    assert [(part.name, part.ready, part.message) for part in parts] == [
+        ("sessions", True, ""),
+        ("calls", True, "Two workers have replied."),
+    ]
 
 
 async def test_token_that_was_accepted_is_refused_once_it_expires(

@@ -8,8 +8,9 @@ import asyncpg
 import pytest
 from pydantic import SecretStr
 
+from postbus import reasons
 from shared.data.postgres_sessions import Postgres, open_postgres
-from shared.errors import Code, ServiceError
+from shared.errors import ServiceError
 from shared.outbox.inbox import Operation
 from users import periodic_purge as periodic_module
 from users import throttle as module
@@ -136,15 +137,15 @@ async def test_attempt_counts_even_if_its_call_fails(postgres: Postgres, unique:
 
     async def attempt() -> bytes:
         await throttle.record_attempt(throttle.of_unknown_device(account, "192.0.2.80"))
-        raise ServiceError(Code.UNAUTHENTICATED, "WRONG_CREDENTIALS", "Wrong.")
+        raise ServiceError(reasons.WRONG_CREDENTIALS, "Wrong.")
 
-    reasons = []
+    raised_reasons = []
     for _ in range(6):
         with pytest.raises(ServiceError) as raised:
             await postgres.perform(Operation(key=unique("key")), attempt)
-        reasons.append(raised.value.reason)
+        raised_reasons.append(raised.value.reason)
 
-    assert reasons == ["WRONG_CREDENTIALS"] * 5 + ["LOGIN_THROTTLED"]
+    assert raised_reasons == ["WRONG_CREDENTIALS"] * 5 + ["LOGIN_THROTTLED"]
 
 
 async def test_address_is_unlimited_if_the_setting_is_zero(

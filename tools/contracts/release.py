@@ -12,6 +12,8 @@ from pathlib import Path
 from zipfile import ZipFile
 
 from gateway.documentation_routes import contracts_page
+from postbus.reasons import REASONS
+from tools.contracts.npm_reasons import write_npm_reasons
 from tools.node import node_environment, node_modules, npm
 from tools.paths import ROOT
 from tools.uv import uv
@@ -67,6 +69,7 @@ def _npm_package(work: Path, target: Path) -> str:
     options = [f"--es_out={types}", "--es_opt=target=js+dts,import_extension=js"]
     protoc = [sys.executable, "-m", "grpc_tools.protoc", f"-I{work / 'protos'}", plugin, *options]
     subprocess.run([*protoc, *names], env=node_environment(), check=True)
+    write_npm_reasons(types / "postbus", REASONS.values())
     (types / "package.json").write_text(json.dumps(_manifest(modules), indent=2) + "\n")
     readme = Path(__file__).with_name("npm_readme.md").read_text()
     (types / "README.md").write_text(readme)

@@ -49,6 +49,7 @@ class Names:
             "a_thing": f"{article} {words}",
             "A_thing": f"{article} {words}".capitalize(),
             "extra": self.database,
+            "Url": f"{self.database.capitalize()}Url",
             "database": _TITLES[self.database],
             "libraries": "".join(f'    "{each}",\n' for each in _LIBRARIES[self.database]),
             "url": _URLS[self.database],

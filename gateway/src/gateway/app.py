@@ -33,9 +33,10 @@ from gateway.settings import LOOPBACK
 from gateway.socket_limits import SocketLimits
 from gateway.unfinished_input import UnfinishedInput
 from gateway.websocket import SOCKET_PATH, WebSocketEndpoint, upgrade_required
+from postbus import reasons
 from shared.access_tokens import TokenVerifier
 from shared.bus import MessageBus
-from shared.errors import Code, ServiceError, internal
+from shared.errors import ServiceError, internal
 from shared.trace import new_traceparent, trace_id
 
 __all__ = ["build_app"]
@@ -113,10 +114,9 @@ def _inner_app(services: Services, start_seconds: float) -> FastAPI:
 async def _http_problem(_request: Request, error: HTTPException) -> HttpResponse:
     """Return the problem of a request that the router refuses, such as one with an unknown path."""
     status = HTTPStatus(error.status_code)
-    code = Code.NOT_FOUND if status is HTTPStatus.NOT_FOUND else Code.UNIMPLEMENTED
-    reason = "UNKNOWN_PATH" if status is HTTPStatus.NOT_FOUND else status.name
-    headers = dict(error.headers or {})
-    refused = HttpError(status, code, reason, status.description, headers=headers)
+    known = status is HTTPStatus.METHOD_NOT_ALLOWED
+    reason = reasons.METHOD_NOT_ALLOWED if known else reasons.UNKNOWN_PATH
+    refused = HttpError(reason, status.description, headers=dict(error.headers or {}))
     return problem(refused, trace_id(new_traceparent()))
 
 

@@ -7,9 +7,8 @@ from google.protobuf.message import Message
 
 from gateway.media_types import BINARY, JSON, MERGE_PATCH, NDJSON
 from gateway.parameters import FieldPath, field_named, violation
-from gateway.problems import HttpError
 from postbus.registry import HttpRule, Method
-from shared.errors import FieldViolation, ServiceError
+from shared.errors import FieldViolation
 from shared.wire import message_class, parse_as, require_few_elements
 
 __all__ = ["BinaryBody", "remove_unknown", "request_types", "response_types"]
@@ -71,15 +70,12 @@ class BinaryBody:
     def read(self, data: bytes, parameters: Message) -> tuple[Message, list[FieldViolation]]:
         """Return the request message with body and parameters, and the violations of the body.
 
-        Raises 400 for malformed bytes. Fields that JSON refuses are refused too: unknown ones, the
-        one of If-Match, and those that differ from the path.
+        Raises MALFORMED_MESSAGE. Fields that JSON refuses are refused too: unknown ones, the one of
+        If-Match, and those that differ from the path.
         """
         message: Any = self._request()
         target = message if self._field is None else getattr(message, self._field.name)
-        try:
-            target.CopyFrom(parse_as(type(target), data))
-        except ServiceError as error:
-            raise HttpError(400, error.code, error.reason, error.message) from None
+        target.CopyFrom(parse_as(type(target), data))
         found = []
         if remove_unknown(message):
             path = "" if self._field is None else self._field.json_name

@@ -5,7 +5,7 @@ from typing import Final
 
 from gateway.problems import HttpError
 from gateway.response_headers import Header
-from shared.errors import Code
+from postbus import reasons
 from shared.metadata import MAX_METADATA_BYTES, Metadata, OutgoingMetadata
 
 __all__ = ["RequestMetadata", "header_fields"]
@@ -45,9 +45,7 @@ class RequestMetadata:
                     found.add(name.decode(), value.decode("latin-1"))
         except ValueError:
             raise HttpError(
-                400,
-                Code.INVALID_ARGUMENT,
-                "METADATA_INVALID",
+                reasons.METADATA_INVALID,
                 f"The header fields for services take ASCII, at most {MAX_METADATA_BYTES} bytes.",
             ) from None
         return found.values

@@ -12,8 +12,9 @@ from google.protobuf.message import Message
 
 from gateway.problems import HttpError
 from gateway.request_headers import Headers
+from postbus import reasons
 from postbus.registry import Method
-from shared.errors import Code, ServiceError, version_mismatch
+from shared.errors import ServiceError, version_mismatch
 
 __all__ = ["Conditions", "contains_tag", "entity_tag"]
 
@@ -86,12 +87,12 @@ class Conditions:
 
 def _accepted_versions(method: Method, if_match: str) -> Versions:
     if method.has_side_effects and not method.expected_version:
-        raise _bad_request("IF_MATCH_UNSUPPORTED", "The method compares no version.")
+        raise HttpError(reasons.IF_MATCH_UNSUPPORTED, "The method compares no version.")
     if not (method.expected_version or method.version):
         return None
     versions = _versions_of_tags(if_match)
     if method.expected_version and versions is not None and len(versions) > 1:
-        raise _bad_request("IF_MATCH_INVALID", "If-Match has several versions: send one.")
+        raise HttpError(reasons.IF_MATCH_INVALID, "If-Match has several versions: send one.")
     return versions
 
 
@@ -104,7 +105,7 @@ def _versions_of_tags(if_match: str) -> Versions:
         return None
     tags = _entity_tags(if_match)
     if tags is None:
-        raise _bad_request("IF_MATCH_INVALID", "If-Match takes * or a list of entity tags.")
+        raise HttpError(reasons.IF_MATCH_INVALID, "If-Match takes * or a list of entity tags.")
     matches = [_VERSION.fullmatch(tag) for tag in tags]
     versions = [int(match[1]) for match in matches if match]
     return frozenset(version for version in versions if version <= _MAX_VERSION)
@@ -125,12 +126,7 @@ def _entity_tags(field: str) -> list[str] | None:
 def _weak_tag() -> ServiceError:
     """Return the error of an If-Match that has only weak tags (section 13.1.1)."""
     return ServiceError(
-        Code.FAILED_PRECONDITION,
-        "VERSION_MISMATCH",
+        reasons.VERSION_MISMATCH,
         "If-Match compares strongly, and a weak tag (W/) never matches: send the ETag without W/,"
         ' or "<version>".',
     )
-
-
-def _bad_request(reason: str, message: str) -> HttpError:
-    return HttpError(400, Code.INVALID_ARGUMENT, reason, message)

@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 from gateway.binary_messages import remove_unknown
 from gateway.connect_errors import protocol_error
+from postbus_runtime.reasons import Reason
 from shared.errors import Code, ServiceError
 from shared.protojson import read_json, read_message, write_message
 from shared.wire import parse_as
@@ -68,7 +69,7 @@ class TooLargeError(ServiceError):
 
     def __init__(self, max_bytes: int) -> None:
         text = f"The message is larger than {max_bytes} bytes."
-        super().__init__(Code.RESOURCE_EXHAUSTED, "", text)
+        super().__init__(Reason("", Code.RESOURCE_EXHAUSTED), text)
 
 
 def compressed(data: bytes) -> bytes:

@@ -66,7 +66,7 @@ class ConnectEndpoint(Endpoint):
         self._remove_output_only = remover(self._request_class.DESCRIPTOR)
 
     def _error_response(self, failure: ServiceError, request: RpcRequest) -> HttpResponse:
-        if isinstance(failure, HttpError) and failure.status == 415:
+        if isinstance(failure, HttpError) and failure.reason.http_status == 415:
             response = problem(failure, request.trace_id)
             response.headers.append(self._cors.vary)
             return response

@@ -13,6 +13,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from gateway.problems import error_headers
 from gateway.response_headers import JSON, NO_STORE, SECURITY, Header
 from gateway.responses import HttpResponse
+from postbus_runtime.reasons import Reason
 from shared.errors import Code, ServiceError
 
 __all__ = ["error_document", "error_response", "protocol_error"]
@@ -45,7 +46,7 @@ _NAME_AND_STATUS: Final = MappingProxyType(
 
 def protocol_error(code: int, message: str) -> ServiceError:
     """Return the error of a request that the Connect protocol does not allow; it has no reason."""
-    return ServiceError(code, "", message)
+    return ServiceError(Reason("", code), message)
 
 
 def error_response(error: ServiceError, trace_id: str, headers: list[Header]) -> HttpResponse:

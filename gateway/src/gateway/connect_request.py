@@ -13,6 +13,7 @@ from gateway.media_types import accepts_gzip
 from gateway.problems import HttpError
 from gateway.request_headers import MAX_TIMEOUT, Headers
 from gateway.targets import query_parameters
+from postbus import reasons
 from postbus.registry import Method
 from shared.errors import Code, ServiceError
 
@@ -145,9 +146,7 @@ def _unsupported(method: Method) -> HttpError:
     """Return 415: Connect clients read the status, because there is no common codec."""
     names = b", ".join(media_type(each, streams=method.streams) for each in CODECS.values())
     return HttpError(
-        415,
-        Code.INVALID_ARGUMENT,
-        "CODEC_UNSUPPORTED",
+        reasons.CODEC_UNSUPPORTED,
         f"Send the message as {names.decode().replace(', ', ' or ')}.",
         headers={"Accept-Post": names.decode()},
     )

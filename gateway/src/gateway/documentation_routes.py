@@ -18,6 +18,9 @@ from starlette.routing import Route
 
 from gateway.static_documents import AddressedDocument, StaticDocument
 from postbus.reasons import REASONS
+from postbus.registry import METHODS, Access
+from postbus_runtime.reasons import Reason, Scope
+from shared.errors import Code
 
 __all__ = ["contracts_page", "documentation_routes"]
 
@@ -31,6 +34,14 @@ _VIEWERS = {
     "/docs": "rest.html",
     "/docs/events": "events.html",
 }
+_ORIGINS = {
+    Scope.NAMED: "Errors of these methods have it:",
+    Scope.CALL: "Errors of every method may have it.",
+    Scope.HTTP: "Errors of HTTP requests have it, whatever their method is.",
+    Scope.WEBSOCKET: "Errors of the WebSocket have it, whatever method is called.",
+    Scope.BUS: "Errors on the message broker have it; clients do not get them.",
+}
+"""The errors that have a reason, by its scope."""
 _OWN_ASSETS = {
     "/docs/viewer.css": ("viewer.css", "text/css"),
     "/docs/rest.js": ("rest.js", _SCRIPT),
@@ -89,9 +100,24 @@ async def _reason(request: Request) -> Response:
     reason = request.path_params["reason"]
     if reason not in REASONS:
         raise HTTPException(404)
-    meaning = html.escape(REASONS[reason])
-    page = Template(_page("reason.html")).substitute(reason=reason, meaning=meaning)
-    return await _styled(page).serve(request)
+    return await _styled(_reason_page(REASONS[reason])).serve(request)
+
+
+def _reason_page(reason: Reason) -> str:
+    """Return the page about a reason, with the methods that clients may call and that name it."""
+    methods = [
+        f"<li><code>{method.name}</code></li>"
+        for method in METHODS.values()
+        if reason in method.reasons and method.access is not Access.INTERNAL
+    ]
+    return Template(_page("reason.html")).substitute(
+        reason=reason,
+        meaning=html.escape(reason.meaning),
+        code=Code.try_value(reason.code).name,
+        status=reason.http_status,
+        origin=_ORIGINS[reason.scope],
+        methods="".join(methods),
+    )
 
 
 def _styled(page: str) -> StaticDocument:

@@ -5,7 +5,6 @@ needs: a route of FastAPI costs several times as much as the call itself.
 """
 
 import asyncio
-import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -20,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.call_metadata import header_fields
 from gateway.client_addresses import address_of, network_of
 from gateway.disconnect import cancelled_by_disconnect
+from gateway.malformed_replies import malformed_reply
 from gateway.method_access import authorize
 from gateway.request_headers import bearer_token, operation_id
 from gateway.response_headers import Header
@@ -27,11 +27,11 @@ from gateway.responses import HttpResponse
 from gateway.rpc_request import RpcRequest
 from gateway.services import Services
 from gateway.streaming import StreamResponse
+from postbus import reasons
 from postbus.registry import Method
 from shared.bus import Call, CallResult, call_method
 from shared.bus.envelope import unavailable
 from shared.errors import Outcome, ServiceError, internal
-from shared.limited_log import LimitedLog
 from shared.metadata import NO_METADATA
 from shared.wire import message_class, parse_as
 
@@ -53,7 +53,6 @@ class Endpoint(ABC):
         self._send = own or partial(call_method, services.bus, method)
         self._response_class = message_class(method.response_name)
         self._metrics = {verb: services.metrics.of(path, verb) for verb in verbs}
-        self._limited_log = LimitedLog()
 
     @abstractmethod
     async def _answer(self, request: RpcRequest) -> Response:
@@ -104,7 +103,7 @@ class Endpoint(ABC):
                 )
             case asyncio.CancelledError():  # by the server, after its time to shut down
                 failure = unavailable(
-                    "SERVER_STOPPED", "The gateway is shutting down.", Outcome.UNKNOWN
+                    reasons.SERVER_STOPPED, "The gateway is shutting down.", Outcome.UNKNOWN
                 )
             case _:
                 _log.error("request.failed", method=name, trace_id=trace_id, exc_info=error)
@@ -193,6 +192,5 @@ class Endpoint(ABC):
         """Return the response message in a reply; INTERNAL if the worker sent a malformed one."""
         try:
             return parse_as(self._response_class, payload)
-        except ServiceError:  # the call may have had an effect
-            self._limited_log.write(logging.WARNING, "reply.malformed", method=self.method.name)
-            raise internal() from None
+        except ServiceError:
+            raise malformed_reply(self.method) from None

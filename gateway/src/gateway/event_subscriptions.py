@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 
 import orjson
 
+from postbus import reasons
 from postbus.registry import EVENTS, Access
 from shared.bus import MessageBus
 from shared.bus.envelope import unavailable
@@ -72,7 +73,7 @@ class EventSubscriptions:
         UNAVAILABLE with reason EVENTS_UNAVAILABLE while the bus delivers no events.
         """
         if not (self._active and self._bus.ready):
-            raise unavailable("EVENTS_UNAVAILABLE", "Events are unavailable at the moment.")
+            raise unavailable(reasons.EVENTS_UNAVAILABLE, "Events are unavailable at the moment.")
         key = event_type, user_id if CLIENT_EVENTS[event_type].recipient else ""
         self._listeners[key][listener] = None
         self._keys[listener].add(key)

@@ -20,7 +20,8 @@ from gateway.routing import ContractRoutes
 from gateway.services import Services
 from gateway.targets import normalized_path
 from gateway.websocket import SOCKET_PATH
-from shared.errors import Code, ServiceError
+from postbus import reasons
+from shared.errors import ServiceError
 from shared.trace import child_traceparent, new_traceparent, trace_id
 
 __all__ = ["Gateway"]
@@ -97,9 +98,7 @@ class Gateway:
         try:
             await self._rates.admit(address_of(scope))
             if scope["path"] != SOCKET_PATH:
-                raise HttpError(
-                    404, Code.NOT_FOUND, "UNKNOWN_PATH", f"WebSockets connect to {SOCKET_PATH}."
-                )
+                raise HttpError(reasons.UNKNOWN_PATH, f"WebSockets connect to {SOCKET_PATH}.")
         except ServiceError as error:
             trace = trace_id(new_traceparent())
             self._security_log.record_refusal(error, address=address_of(scope), trace_id=trace)
@@ -114,9 +113,7 @@ class Gateway:
         allowed = ", ".join(sorted([*verbs, "OPTIONS"]))
         if scope["method"] != "OPTIONS":
             error = HttpError(
-                405,
-                Code.UNIMPLEMENTED,
-                "METHOD_NOT_ALLOWED",
+                reasons.METHOD_NOT_ALLOWED,
                 f"This path does not support {scope['method'][:20]}.",
                 headers={"Allow": allowed},
             )

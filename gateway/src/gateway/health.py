@@ -22,6 +22,10 @@ _FRESH_SECONDS: Final = 0.2
 """Checks within this time share one result: each calls every worker."""
 _SKEW_LOG_SECONDS: Final = 60.0
 """Shortest time between two log lines about the clock of one worker."""
+_MAX_RESPONSE: Final = 64 * 2**10
+"""Bytes of the response of a worker."""
+_MAX_PARTS: Final = 50
+"""Dependencies of a worker that are shown."""
 _CHECK: Final = METHODS["postbus.bus.v1.HealthService.Check"]
 
 
@@ -43,6 +47,8 @@ class Health:
             _part("rabbitmq", self._bus.ready, "The gateway is not connected to RabbitMQ."),
             _part("gateway.sessions", self._sessions.ready, "The revocations are not read yet."),
         ]
+        if warning := self._bus.warning:
+            parts.append(Part(name="gateway.calls", ready=True, message=warning))
         for worker_parts in await asyncio.gather(*map(self._check_worker, WORKERS)):
             parts += worker_parts
         return parts
@@ -51,6 +57,8 @@ class Health:
         call, sent = Call.new(b"", budget=_CHECK.timeout), time.time()
         try:
             result = await call_method(self._bus, _CHECK, call, f"{_CHECK.name}.{worker}")
+            if len(result.payload) > _MAX_RESPONSE:
+                return [_part(worker, False, "The response of the worker is too large.")]
             response: Any = parse(_CHECK.response_name, result.payload)  # any worker's times
         except ServiceError as error:
             return [_part(worker, False, f"The worker does not respond: {error.reason}.")]
@@ -59,7 +67,7 @@ class Health:
             self._log_skew(worker, worker_time - (sent + time.time()) / 2)
         dependencies = [
             Part(name=f"{worker}.{part.name}", ready=part.ready, message=part.message)
-            for part in response.parts
+            for part in response.parts[:_MAX_PARTS]
         ]
         return [Part(name=worker, ready=True), *dependencies]
 

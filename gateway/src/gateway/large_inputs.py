@@ -11,7 +11,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar, cast
 
-from shared.errors import Code, Outcome, ServiceError, deadline_exceeded
+from postbus import reasons
+from shared.errors import Outcome, ServiceError, deadline_exceeded
 
 __all__ = ["LARGE_BYTES", "MAX_WAITING", "SWITCH_SECONDS", "LargeInputs"]
 
@@ -109,8 +110,7 @@ class LargeInputs:
             line = self._lines[client] = deque()
         if len(line) >= MAX_WAITING:
             raise ServiceError(
-                Code.RESOURCE_EXHAUSTED,
-                "TOO_MANY_LARGE_INPUTS",
+                reasons.TOO_MANY_LARGE_INPUTS,
                 f"You have {MAX_WAITING} bodies or messages above 16 KiB that wait to be read.",
                 retry_after=_RETRY_SECONDS,
             )

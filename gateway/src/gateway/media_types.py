@@ -6,7 +6,7 @@ from typing import Final
 
 from gateway.problems import HttpError
 from gateway.request_headers import Headers
-from shared.errors import Code
+from postbus import reasons
 
 __all__ = [
     "BINARY",
@@ -50,9 +50,7 @@ def accepted(headers: Headers, offered: Sequence[str]) -> str:
     if _weight(ranges, best):
         return best
     raise HttpError(
-        406,
-        Code.INVALID_ARGUMENT,
-        "NOT_ACCEPTABLE",
+        reasons.NOT_ACCEPTABLE,
         f"The response is {' or '.join(offered[:2])}, which Accept excludes.",
     )
 
@@ -87,9 +85,7 @@ def require_uncoded(headers: Headers) -> None:
     coding = headers.get(b"content-encoding", b"identity")
     if coding.strip().lower() not in (b"identity", b""):
         raise HttpError(
-            415,
-            Code.INVALID_ARGUMENT,
-            "CONTENT_ENCODING_UNSUPPORTED",
+            reasons.CONTENT_ENCODING_UNSUPPORTED,
             "Send the body without a content coding.",
             headers={"Accept-Encoding": "identity"},
         )
@@ -106,9 +102,7 @@ def require_media_type(headers: Headers, supported: Sequence[str], *, patch: boo
         return given
     simple = [each for each in (JSON, PROTOBUF) if each in supported]
     raise HttpError(
-        415,
-        Code.INVALID_ARGUMENT,
-        "NOT_JSON",
+        reasons.NOT_JSON,
         f"Send the body as {' or '.join(simple)}.",
         headers={"Accept-Patch" if patch else "Accept": ", ".join(supported)},
     )

@@ -1,8 +1,9 @@
 """Methods that clients may call, and the authorization of callers, for REST and WebSocket."""
 
+from postbus import reasons
 from postbus.registry import METHODS, Access, Method
 from shared.access_tokens import Caller, token_missing
-from shared.errors import Code, ServiceError
+from shared.errors import ServiceError
 from shared.runtime.session_verifier import SessionVerifier
 
 __all__ = ["authorize", "public_method"]
@@ -12,7 +13,7 @@ def public_method(name: str) -> Method:
     """Return a method that clients may call; UNIMPLEMENTED, UNKNOWN_METHOD for any other name."""
     method = METHODS.get(name)
     if method is None or method.access is Access.INTERNAL:
-        raise ServiceError(Code.UNIMPLEMENTED, "UNKNOWN_METHOD", "There is no such method.")
+        raise ServiceError(reasons.UNKNOWN_METHOD, "There is no such method.")
     return method
 
 

@@ -8,7 +8,7 @@ from starlette.types import Scope
 
 from gateway.problems import HttpError
 from gateway.request_headers import headers_of
-from shared.errors import Code
+from postbus import reasons
 
 __all__ = ["Network", "OperatorNetworks"]
 
@@ -46,8 +46,6 @@ class OperatorNetworks:
         """Raise 403 unless the request comes from an operator."""
         if not self.include(scope):
             raise HttpError(
-                403,
-                Code.PERMISSION_DENIED,
-                "OPERATORS_ONLY",
+                reasons.OPERATORS_ONLY,
                 "Only the networks of operators may read this.",
             )

@@ -40,14 +40,17 @@ class OperatorRoutes:
     async def _ready(self, request: Request) -> Response:
         """Return 200 if every part is ready, else 503.
 
-        Operators get the state of each part, and the messages of those that are not ready.
+        Operators get the state of each part, the messages of those that are not ready, and the
+        warnings of those that are.
         """
         parts = await self._health.parts()
         ready = all(part.ready for part in parts)
         body: dict[str, object] = {"ready": ready}
         if self._operators.include(request.scope):
             body["parts"] = {part.name: part.ready for part in parts}
-            body["missing"] = {part.name: part.message for part in parts if not part.ready}
+            for key, with_ready in (("missing", False), ("warnings", True)):
+                found = [part for part in parts if part.ready is with_ready and part.message]
+                body[key] = {part.name: part.message for part in found}
         return JSONResponse(body, 200 if ready else 503)
 
     async def _expose(self, request: Request) -> Response:

@@ -9,70 +9,53 @@ import orjson
 
 from gateway.response_headers import NO_STORE, PROBLEM, SECURITY, Header
 from gateway.responses import HttpResponse
+from postbus import reasons
 from postbus.reasons import REASONS
+from postbus_runtime.reasons import HTTP_STATUSES, Reason
 from shared.errors import Code, Outcome, ServiceError
 
 __all__ = ["CLOSE_CODES", "HttpError", "error_headers", "problem"]
 
-_INTERNAL: Final = (500, 1011)
-"""HTTP status and close code of all codes that the table below does not list."""
 _CHALLENGE: Final = b'Bearer realm="postbus"'
 _BAD_TOKEN: Final = _CHALLENGE + b', error="invalid_token"'
-_TOKEN_ERRORS: Final = frozenset({"SESSION_REVOKED", "TOKEN_EXPIRED", "TOKEN_INVALID"})
-"""Reasons of an invalid token, unlike a missing one (RFC 6750, section 3.1)."""
-_STATUS_AND_CLOSE_CODE: Final = MappingProxyType(
-    {
-        Code.CANCELLED: (499, 4499),
-        Code.INVALID_ARGUMENT: (422, 4422),
-        Code.DEADLINE_EXCEEDED: (504, 4504),
-        Code.NOT_FOUND: (404, 4404),
-        Code.ALREADY_EXISTS: (409, 4409),
-        Code.PERMISSION_DENIED: (403, 4403),
-        Code.RESOURCE_EXHAUSTED: (429, 4429),
-        Code.FAILED_PRECONDITION: (412, 4412),
-        Code.ABORTED: (409, 4409),
-        Code.OUT_OF_RANGE: (422, 4422),
-        Code.UNIMPLEMENTED: (501, 4501),
-        Code.UNAVAILABLE: (503, 1013),
-        Code.UNAUTHENTICATED: (401, 4401),
-    }
+_TOKEN_ERRORS: Final = frozenset(
+    {reasons.SESSION_REVOKED, reasons.TOKEN_EXPIRED, reasons.TOKEN_INVALID}
 )
+"""Reasons of an invalid token, unlike a missing one (RFC 6750, section 3.1)."""
+
+
+def _close_code(status: int) -> int:
+    """Return the close code for an HTTP status: 4000 + status, unless the RFC has one."""
+    return {500: 1011, 503: 1013}.get(status, 4000 + status)
+
+
 CLOSE_CODES: Final = MappingProxyType(
-    {code: _STATUS_AND_CLOSE_CODE.get(code, _INTERNAL)[1] for code in Code}
+    {code: _close_code(HTTP_STATUSES.get(code, 500)) for code in Code}
 )
 """Close codes of the WebSocket for an error that ends the connection (RFC 6455, section 7.4)."""
 
 
 class HttpError(ServiceError):
-    """An error of the HTTP layer, with a status that is not derived from its code.
+    """An error of the HTTP layer, with header fields.
 
     With the outcome NO_EFFECT, raise it only before the method is called.
     """
 
     def __init__(
         self,
-        status: int,
-        code: int,
-        reason: str,
+        reason: Reason,
         message: str,
         *,
         headers: dict[str, str] | None = None,
         outcome: int = Outcome.NO_EFFECT,
     ) -> None:
-        super().__init__(code, reason, message, outcome=Outcome.try_value(outcome))
-        self.status = status
+        super().__init__(reason, message, outcome=outcome)
         self.headers = headers or {}
 
 
-def _status(error: ServiceError) -> int:
-    if isinstance(error, HttpError):
-        return error.status
-    return _STATUS_AND_CLOSE_CODE.get(error.code, _INTERNAL)[0]
-
-
 def problem(error: ServiceError, trace_id: str) -> HttpResponse:
-    """Return the response that describes an error."""
-    status = _status(error)
+    """Return the response that describes an error, with the status of its reason."""
+    status = error.reason.http_status
     body = {
         "type": f"/problems/{error.reason}" if error.reason in REASONS else "about:blank",
         "title": error.reason.replace("_", " ").capitalize(),

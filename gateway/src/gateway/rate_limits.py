@@ -5,24 +5,28 @@ Windows are fixed and aligned to the clock: one operation of the store decides a
 table of all limits with their defaults is docs/limits.md.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from limits import parse
 from limits.aio.storage import Storage
-from limits.errors import StorageError
 
 from gateway.client_addresses import network_of
 from gateway.problems import HttpError
 from gateway.rate_storage import BoundedStorage
 from gateway.response_headers import Header
+from postbus import reasons
 from postbus.registry import METHODS, Access, Method
-from shared.errors import Code
 from shared.limited_log import LimitedLog
 
 __all__ = ["RateLimitSettings", "RateLimits"]
+
+_SHARED_SECONDS: Final = 0.3
+"""Longest time to count a request in Redis, with the connection to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,10 +135,17 @@ class RateLimits:
         return [plan.header, (b"ratelimit", limits.encode())]
 
     async def _count_shared(self, shared: Storage, key: str, seconds: int) -> int:
+        """Count in Redis, or in memory if it does not return a number in time."""
         try:
-            return await shared.incr(key, seconds)
-        except StorageError:
-            self._log.write(logging.WARNING, "rate_limits.redis_unavailable")
+            async with asyncio.timeout(_SHARED_SECONDS):  # the driver's limit is that of one read
+                return int(await shared.incr(key, seconds))
+        except Exception as error:  # noqa: BLE001  # the driver raises anything if the server is not Redis
+            self._log.write(
+                logging.WARNING,
+                "rate_limits.redis_unavailable",
+                setting="POSTBUS_RATE_STORAGE_URL",
+                error=type(getattr(error, "storage_error", error)).__name__,
+            )
             return self._memory.count(key)
 
 
@@ -144,9 +155,7 @@ def _policies(name: str, rate: str, *, by_user: bool) -> list[_Policy]:
 
 def _limited(policy: _Policy, reset: int, plan: _Plan, limits: str) -> HttpError:
     error = HttpError(
-        429,
-        Code.RESOURCE_EXHAUSTED,
-        "RATE_LIMITED",
+        reasons.RATE_LIMITED,
         f"At most {policy.amount} requests in {policy.seconds} seconds: wait {reset} seconds.",
         headers={"RateLimit-Policy": plan.header[1].decode(), "RateLimit": limits},
     )

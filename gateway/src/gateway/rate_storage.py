@@ -3,14 +3,16 @@
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Final
+from contextlib import asynccontextmanager, suppress
+from typing import Annotated, Final
 
 from limits.aio.storage import RedisStorage, Storage
-from pydantic import SecretStr
+from pydantic import AfterValidator, SecretStr
 from redis.asyncio import BlockingConnectionPool
 
-__all__ = ["BoundedStorage", "open_storage"]
+from shared.server_addresses import split_address
+
+__all__ = ["BoundedStorage", "RedisUrl", "open_storage"]
 
 _MAX_KEYS: Final = 50_000
 """Windows counted in memory, of about 200 bytes each; the oldest is dropped first."""
@@ -18,6 +20,24 @@ _STORE_SECONDS: Final = 0.1
 """Longest wait for Redis; the request is then counted in memory."""
 _STORE_CONNECTIONS: Final = 16
 """Connections of one gateway to Redis."""
+_MALFORMED: Final = (
+    "the address of Redis must have the form redis://user:password@host:port/number, with known"
+    " parameters, and with the characters : / ? # @ and % of its parts percent-encoded"
+)
+
+
+def _checked(url: SecretStr) -> SecretStr:
+    """Return an address without the spaces around it; ValueError if it is malformed."""
+    address = url.get_secret_value().strip()
+    with suppress(ValueError, TypeError):  # their texts may contain the password
+        split_address(address)
+        _pool(address).make_connection()  # type: ignore[no-untyped-call]  # TypeError for an unknown parameter
+        return SecretStr(address)
+    raise ValueError(_MALFORMED)
+
+
+RedisUrl = Annotated[SecretStr, AfterValidator(_checked)]
+"""The address of a Redis. A malformed one is refused, with an error that does not quote it."""
 
 
 class BoundedStorage(Storage):
@@ -79,13 +99,7 @@ async def open_storage(url: SecretStr | None) -> AsyncIterator[Storage]:
         yield BoundedStorage()
         return
     address = url.get_secret_value()
-    pool = BlockingConnectionPool.from_url(
-        address,
-        max_connections=_STORE_CONNECTIONS,
-        timeout=_STORE_SECONDS,
-        socket_timeout=_STORE_SECONDS,
-        socket_connect_timeout=_STORE_SECONDS,
-    )
+    pool = _pool(address)
     try:
         yield RedisStorage(
             f"async+{address}",
@@ -95,3 +109,13 @@ async def open_storage(url: SecretStr | None) -> AsyncIterator[Storage]:
         )
     finally:
         await pool.aclose()
+
+
+def _pool(address: str) -> BlockingConnectionPool:
+    return BlockingConnectionPool.from_url(
+        address,
+        max_connections=_STORE_CONNECTIONS,
+        timeout=_STORE_SECONDS,
+        socket_timeout=_STORE_SECONDS,
+        socket_connect_timeout=_STORE_SECONDS,
+    )

@@ -8,7 +8,8 @@ from starlette.types import Receive
 from gateway.media_types import JSON, has_content, require_media_type, require_uncoded
 from gateway.problems import HttpError
 from gateway.request_headers import Headers
-from shared.errors import Code, Outcome
+from postbus import reasons
+from shared.errors import Outcome
 
 __all__ = ["default_body", "read_body", "too_large"]
 
@@ -28,9 +29,7 @@ def default_body(
         return None if has_content(headers) else b"", media_type
     if not supported:
         if has_content(headers):
-            raise HttpError(
-                400, Code.INVALID_ARGUMENT, "BODY_UNEXPECTED", "The method takes no request body."
-            )
+            raise HttpError(reasons.BODY_UNEXPECTED, "The method takes no request body.")
         return b"", ""
     if b"content-type" not in headers and not has_content(headers):
         return b"{}", JSON
@@ -60,4 +59,4 @@ async def read_body(receive: Receive, max_bytes: int) -> bytes:
 def too_large(max_bytes: int, outcome: int = Outcome.NO_EFFECT) -> HttpError:
     """Return the error of a body of more than `max_bytes`: 413."""
     message = f"The body is larger than {max_bytes} bytes."
-    return HttpError(413, Code.INVALID_ARGUMENT, "BODY_TOO_LARGE", message, outcome=outcome)
+    return HttpError(reasons.BODY_TOO_LARGE, message, outcome=outcome)

@@ -6,8 +6,9 @@ from typing import Final
 
 from gateway.problems import HttpError
 from gateway.response_headers import Header
+from postbus import reasons
 from postbus.registry import Method
-from shared.errors import Code, ServiceError
+from shared.errors import ServiceError
 
 __all__ = ["MAX_TIMEOUT", "Headers", "bearer_token", "headers_of", "operation_id", "timeout"]
 
@@ -45,9 +46,7 @@ def bearer_token(headers: Headers) -> str:
     scheme, _, token = value.partition(b" ")
     token = token.strip()
     if scheme.lower() != b"bearer" or not token:
-        raise ServiceError(
-            Code.UNAUTHENTICATED, "TOKEN_INVALID", "Send the access token as `Bearer <token>`."
-        )
+        raise ServiceError(reasons.TOKEN_INVALID, "Send the access token as `Bearer <token>`.")
     return token.decode("latin-1")
 
 
@@ -58,9 +57,7 @@ def timeout(headers: Headers, method: Method) -> float:
     value = headers[b"request-timeout"]
     if not _SECONDS.fullmatch(value) or not _MIN_TIMEOUT <= float(value) <= MAX_TIMEOUT:
         raise HttpError(
-            400,
-            Code.INVALID_ARGUMENT,
-            "REQUEST_TIMEOUT_INVALID",
+            reasons.REQUEST_TIMEOUT_INVALID,
             f"Request-Timeout takes seconds, from {_MIN_TIMEOUT} to {MAX_TIMEOUT:.0f}.",
         )
     return float(value)
@@ -73,9 +70,7 @@ def operation_id(headers: Headers) -> str:
     value = headers[b"idempotency-key"]
     if not _OPERATION_ID.fullmatch(value):
         raise HttpError(
-            400,
-            Code.INVALID_ARGUMENT,
-            "IDEMPOTENCY_KEY_INVALID",
+            reasons.IDEMPOTENCY_KEY_INVALID,
             "Idempotency-Key takes 1 to 128 visible ASCII characters.",
         )
     return value.decode("ascii")

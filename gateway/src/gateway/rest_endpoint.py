@@ -22,6 +22,7 @@ from gateway.streaming import StreamResponse
 from gateway.success_responses import SuccessResponses
 from gateway.targets import query_parameters
 from gateway.transcoding import Transcoder
+from postbus import reasons
 from postbus.registry import METHODS, Access, HttpRule, Method
 from shared.bus import Call
 from shared.errors import Code, ServiceError
@@ -157,8 +158,4 @@ class RestEndpoint(Endpoint):
             raise
         etags = read_endpoint._success.etags(read_endpoint._reply(result.payload))
         if any(contains_tag(tags, each) for each in etags):
-            raise ServiceError(
-                Code.FAILED_PRECONDITION,
-                "ALREADY_THERE",
-                "If-None-Match contains the current ETag.",
-            )
+            raise ServiceError(reasons.ALREADY_THERE, "If-None-Match contains the current ETag.")

@@ -7,7 +7,6 @@ from typing import Annotated, Final
 from pydantic import (
     Field,
     FilePath,
-    SecretStr,
     StringConstraints,
     ValidationInfo,
     field_validator,
@@ -15,6 +14,7 @@ from pydantic import (
 from pydantic_settings import NoDecode
 
 from gateway.http1 import HttpLimits
+from gateway.rate_storage import RedisUrl
 from gateway.socket_limits import SocketLimits, cost_of
 from shared.runtime.settings import ServiceSettings
 
@@ -70,7 +70,7 @@ class GatewaySettings(ServiceSettings):
     counts them too."""
     rate_methods: dict[str, str] = Field(default_factory=dict)
     """Rates of single methods by full name, as JSON; they override the contract's `rate_limit`."""
-    rate_storage_url: SecretStr | None = None
+    rate_storage_url: RedisUrl | None = None
     """Redis for the counts of all gateways, redis://host:port. Unset: each gateway counts alone."""
     allowed_origins: Annotated[tuple[_Origin, ...], NoDecode] = ()
     """Origins of web pages that may use the gateway, separated by commas: https://a.example."""

@@ -4,7 +4,9 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
-from shared.errors import Code, ServiceError
+from postbus import reasons
+from postbus_runtime.reasons import Reason
+from shared.errors import ServiceError
 
 __all__ = ["FrameBudget", "FrameBudgets", "Quota", "SocketLimits", "SocketQuotas", "cost_of"]
 
@@ -93,18 +95,16 @@ class FrameBudgets:
 class Quota:
     """Limits the number of sockets or subscriptions of each key."""
 
-    def __init__(self, limit: int, reason: str, message: str) -> None:
+    def __init__(self, limit: int, reason: Reason, message: str) -> None:
         self._limit = limit
         self._reason = reason
         self._message = message
         self._counts: Counter[str] = Counter()
 
     def take(self, key: str) -> None:
-        """Add one; RESOURCE_EXHAUSTED with `reason` if the key has `limit` already."""
+        """Add one; raise ServiceError with `reason` if the key has `limit` already."""
         if self._counts[key] >= self._limit:
-            raise ServiceError(
-                Code.RESOURCE_EXHAUSTED, self._reason, self._message, retry_after=_RETRY_SECONDS
-            )
+            raise ServiceError(self._reason, self._message, retry_after=_RETRY_SECONDS)
         self._counts[key] += 1
 
     def release(self, key: str) -> None:
@@ -122,7 +122,7 @@ class SocketQuotas:
     """The quotas that all sockets of one gateway share."""
 
     def __init__(self, limits: SocketLimits) -> None:
-        reason = "TOO_MANY_SOCKETS"
+        reason = reasons.TOO_MANY_SOCKETS
         self.addresses = Quota(
             limits.sockets_per_address, reason, "This address has too many WebSockets."
         )
@@ -131,7 +131,7 @@ class SocketQuotas:
         """Authenticated sockets by user id."""
         self.subscriptions = Quota(
             limits.subscriptions_per_user,
-            "TOO_MANY_SUBSCRIPTIONS",
+            reasons.TOO_MANY_SUBSCRIPTIONS,
             "You have too many subscriptions on all your WebSockets.",
         )
         """Subscriptions by user id."""

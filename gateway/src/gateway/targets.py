@@ -5,7 +5,7 @@ from typing import Final
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 from gateway.problems import HttpError
-from shared.errors import Code
+from postbus import reasons
 
 __all__ = [
     "MAX_PARAMETERS",
@@ -73,4 +73,4 @@ def query_parameters(query: bytes) -> list[tuple[str, str]]:
 
 
 def _malformed(message: str) -> HttpError:
-    return HttpError(400, Code.INVALID_ARGUMENT, "MALFORMED_URL", message)
+    return HttpError(reasons.MALFORMED_URL, message)

@@ -17,8 +17,9 @@ from gateway.parameters import Document, FieldPath, field_named, find_field_path
 from gateway.problems import HttpError
 from gateway.raw_bodies import request_field, response_field
 from gateway.update_masks import Resource, derive_mask, resource_of, unknown_paths
+from postbus import reasons
 from postbus.registry import HttpRule, Method
-from shared.errors import Code, FieldViolation, ServiceError
+from shared.errors import FieldViolation, ServiceError
 from shared.output_only import remover
 from shared.protojson import read_json, read_message, write_message
 from shared.wire import find_violations, invalid_fields, message_class
@@ -33,9 +34,9 @@ def _read_json(body: bytes) -> Any:
     try:
         return read_json(body)
     except ServiceError as error:
-        if error.reason != "MALFORMED_JSON":
+        if error.reason != reasons.MALFORMED_JSON:
             raise
-        raise HttpError(400, error.code, error.reason, "The body is not valid JSON.") from None
+        raise HttpError(error.reason, "The body is not valid JSON.") from None
 
 
 class Transcoder:
@@ -162,9 +163,7 @@ class Transcoder:
                 value = self._resource.without_read_only(value)
                 members = value.copy()
         elif whole:
-            raise HttpError(
-                400, Code.INVALID_ARGUMENT, "NOT_AN_OBJECT", "The body must be a JSON object."
-            )
+            raise HttpError(reasons.NOT_AN_OBJECT, "The body must be a JSON object.")
         elif value is None:
             raise invalid_fields([violation(self.rule.body, "type", "must not be null")])
         return (value if whole else {self.rule.body: value}), members
@@ -217,7 +216,7 @@ def _expand_template(template: str, parameters: Mapping[str, str]) -> str:
 
 def _inside(error: ServiceError, field: str) -> ServiceError:
     """Return an INVALID_FIELDS error with `field` before its paths; other errors unchanged."""
-    if error.reason != "INVALID_FIELDS":
+    if error.reason != reasons.INVALID_FIELDS:
         return error
     return invalid_fields(
         [

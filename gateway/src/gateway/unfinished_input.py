@@ -5,7 +5,9 @@ from collections.abc import Callable
 from typing import Final
 
 from gateway.problems import HttpError
-from shared.errors import Code, Outcome
+from postbus import reasons
+from postbus_runtime.reasons import Reason
+from shared.errors import Outcome
 
 __all__ = ["FREE_BYTES", "UnfinishedInput"]
 
@@ -13,7 +15,6 @@ FREE_BYTES: Final = 16 * 1024
 """Unfinished bytes of one connection that do not count: small requests are never refused."""
 _RETRY_SECONDS: Final = 5
 """`Retry-After` of refused input."""
-_REASON: Final = "TOO_MUCH_UNFINISHED_INPUT"
 
 
 class UnfinishedInput:
@@ -57,17 +58,15 @@ class UnfinishedInput:
 
     def _require_room(self, network: str, more: int) -> None:
         if self.total + more > self._max_total:
-            raise _refusal(503, Code.UNAVAILABLE, "in total")
+            raise _refusal(reasons.GATEWAY_FULL, "in total")
         of_network = self._by_network[network] + more
         if of_network > self._max_per_address and not self._is_exempt(network):
-            raise _refusal(429, Code.RESOURCE_EXHAUSTED, "of this address")
+            raise _refusal(reasons.TOO_MUCH_UNFINISHED_INPUT, "of this address")
 
 
-def _refusal(status: int, code: int, scope: str) -> HttpError:
+def _refusal(reason: Reason, scope: str) -> HttpError:
     error = HttpError(
-        status,
-        code,
-        _REASON,
+        reason,
         f"Too many bytes {scope} belong to requests or messages that are incomplete.",
         outcome=Outcome.UNKNOWN,
     )

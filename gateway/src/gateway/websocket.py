@@ -1,7 +1,6 @@
 """The WebSocket at /ws: handshakes, and the lifetime of connections."""
 
 from functools import partial
-from http import HTTPStatus
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -15,7 +14,8 @@ from gateway.services import Services
 from gateway.socket_limits import FrameBudget
 from gateway.websocket_connection import AUTHENTICATION_BYTES, WebSocketConnection
 from gateway.websocket_protocol import WebSocketProtocol
-from shared.errors import Code, ServiceError
+from postbus import reasons
+from shared.errors import ServiceError
 from shared.trace import new_traceparent, trace_id
 
 __all__ = ["SOCKET_PATH", "WebSocketEndpoint", "upgrade_required"]
@@ -70,17 +70,13 @@ class WebSocketEndpoint:
         origin = headers.get("origin")
         if origin is not None and not self._may_connect(origin, headers.get("host", "")):
             raise HttpError(
-                HTTPStatus.FORBIDDEN,
-                Code.PERMISSION_DENIED,
-                "ORIGIN_REFUSED",
+                reasons.ORIGIN_REFUSED,
                 "Pages of this origin may not open WebSockets.",
             )
         offered = scope.get("subprotocols") or []
         if offered and SUBPROTOCOL not in offered:
             raise HttpError(
-                HTTPStatus.BAD_REQUEST,
-                Code.INVALID_ARGUMENT,
-                "SUBPROTOCOL_UNKNOWN",
+                reasons.SUBPROTOCOL_UNKNOWN,
                 f"The supported subprotocol is {SUBPROTOCOL}.",
             )
         return SUBPROTOCOL if offered else None
@@ -94,9 +90,7 @@ class WebSocketEndpoint:
 async def upgrade_required(_request: Request) -> Response:
     """Refuse a request for /ws that is no WebSocket handshake (RFC 9110, section 15.5.22)."""
     raise HttpError(
-        426,
-        Code.INVALID_ARGUMENT,
-        "UPGRADE_REQUIRED",
+        reasons.UPGRADE_REQUIRED,
         "Connect with a WebSocket.",
         headers={"Upgrade": "websocket", "Connection": "Upgrade"},
     )

@@ -7,12 +7,14 @@ from typing import Final
 
 import structlog
 
+from gateway.malformed_replies import malformed_reply
 from gateway.services import Services
 from gateway.websocket_frames import CallFrame, member_frame, result_frame
 from gateway.websocket_sender import FrameSender
+from postbus import reasons
 from postbus.registry import Method
 from shared.bus import Call, call_method
-from shared.errors import Code, Outcome, ServiceError, internal
+from shared.errors import Outcome, ServiceError, internal
 from shared.trace import child_traceparent, new_traceparent, trace_id
 from shared.wire import message_class, parse
 
@@ -53,26 +55,22 @@ class SocketCalls:
         """
         if len(self._running) >= _MAX_CALLS:
             raise ServiceError(
-                Code.RESOURCE_EXHAUSTED,
-                "TOO_MANY_CALLS",
+                reasons.TOO_MANY_CALLS,
                 f"A WebSocket has at most {_MAX_CALLS} concurrent calls.",
                 retry_after=1,
             )
         if frame.id in self._running:
-            raise ServiceError(
-                Code.ALREADY_EXISTS, "CALL_ID_TAKEN", "A call with this id is running."
-            )
+            raise ServiceError(reasons.CALL_ID_TAKEN, "A call with this id is running.")
         self._running[frame.id] = asyncio.get_running_loop().create_task(self._run(frame, late))
 
     def cancel(self, id_: str) -> None:
         """Cancel a call and send its error frame; NOT_FOUND if no such call is running."""
         call = self._running.pop(id_, None)
         if call is None:
-            raise ServiceError(Code.NOT_FOUND, "UNKNOWN_CALL", "No such call is running.")
+            raise ServiceError(reasons.UNKNOWN_CALL, "No such call is running.")
         call.cancel()
         cancelled = ServiceError(
-            Code.CANCELLED,
-            "CANCELLED",
+            reasons.CANCELLED,
             "The client has cancelled the call.",
             outcome=Outcome.UNKNOWN,
         )
@@ -139,5 +137,8 @@ class SocketCalls:
     def _send_result(
         self, method: Method, payload: bytes, id_: str, *, replayed: bool = False
     ) -> None:
-        response = parse(method.response_name, payload)
+        try:
+            response = parse(method.response_name, payload)
+        except ServiceError:
+            raise malformed_reply(method) from None
         self._sender.send(result_frame(response, id_=id_, replayed=replayed))

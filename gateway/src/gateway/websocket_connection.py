@@ -25,9 +25,10 @@ from gateway.websocket_frames import (
 from gateway.websocket_interface import Socket
 from gateway.websocket_sender import FrameSender
 from gateway.websocket_subscriptions import SocketSubscriptions
+from postbus import reasons
 from shared import tasks
 from shared.access_tokens import Caller
-from shared.errors import Code, ServiceError, internal
+from shared.errors import ServiceError, internal
 from shared.trace import new_traceparent, trace_id
 from shared.wire import message_class
 
@@ -189,9 +190,7 @@ class WebSocketConnection:
 
     def _close_at_expiry(self, caller: Caller) -> None:
         self._timer.cancel()
-        expired = ServiceError(
-            Code.UNAUTHENTICATED, "TOKEN_EXPIRED", "The access token has expired."
-        )
+        expired = ServiceError(reasons.TOKEN_EXPIRED, "The access token has expired.")
         self._timer = self._loop.call_later(caller.remaining, self._sender.close, expired)
 
     async def _close_when_revoked(self, caller: Caller) -> None:
@@ -216,13 +215,10 @@ class WebSocketConnection:
                 self._sender.send(member_frame("unsubscribed", _UNSUBSCRIBED, id_=frame.id))
             case _:
                 raise ServiceError(
-                    Code.FAILED_PRECONDITION,
-                    "AUTHENTICATED_BEFORE",
+                    reasons.AUTHENTICATED_BEFORE,
                     "The WebSocket is authenticated already.",
                 )
 
 
 def _unauthenticated() -> ServiceError:
-    return ServiceError(
-        Code.UNAUTHENTICATED, "TOKEN_MISSING", "The first frame must be `authenticate`."
-    )
+    return ServiceError(reasons.TOKEN_MISSING, "The first frame must be `authenticate`.")

@@ -12,8 +12,9 @@ from google.protobuf.message import Message
 from gateway.method_access import public_method
 from gateway.parameters import Document
 from gateway.update_masks import resource_of, unknown_paths
+from postbus import reasons
 from postbus.registry import Method
-from shared.errors import Code, FieldViolation, ServiceError
+from shared.errors import FieldViolation, ServiceError
 from shared.output_only import remover
 from shared.protojson import packed, parse_json, read_message, require_unique, write_message
 from shared.wire import find_violations, invalid_fields, message_class, require_valid, to_upb
@@ -78,7 +79,7 @@ def read_client_frame(document: Any, text: bytes) -> ClientFrame:
     of its method; the paths of its violations are the same as over REST.
     """
     if not isinstance(document, dict):
-        raise ServiceError(Code.INVALID_ARGUMENT, "NOT_AN_OBJECT", "A frame is a JSON object.")
+        raise ServiceError(reasons.NOT_AN_OBJECT, "A frame is a JSON object.")
     with _paths_in_request():
         require_unique(text, document)
     call = document.get("call")
@@ -108,13 +109,12 @@ def _read_request(method: Method, document: Any) -> Message:
     if document is None:
         document = {}
     if not isinstance(document, dict):
-        raise ServiceError(Code.INVALID_ARGUMENT, "NOT_AN_OBJECT", "A request is a JSON object.")
+        raise ServiceError(reasons.NOT_AN_OBJECT, "A request is a JSON object.")
     if "@type" in document:
         document = dict(document)
         if str(document.pop("@type")).rpartition("/")[2] != method.request_name:
             raise ServiceError(
-                Code.INVALID_ARGUMENT,
-                "WRONG_REQUEST_TYPE",
+                reasons.WRONG_REQUEST_TYPE,
                 f"{method.name} takes a {method.request_name}.",
             )
     resource = resource_of(method)

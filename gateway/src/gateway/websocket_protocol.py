@@ -20,6 +20,7 @@ from gateway.unfinished_input import FREE_BYTES
 from gateway.unfinished_message import UnfinishedMessage
 from gateway.websocket_interface import Receiver
 from gateway.websocket_output import WebSocketOutput
+from postbus import reasons
 from shared.errors import ServiceError
 
 __all__ = ["WebSocketProtocol"]
@@ -151,7 +152,7 @@ class WebSocketProtocol(WebSocketOutput):
             unfinished.began = None
 
     def _close_slow(self) -> None:
-        self.close(4408, "MESSAGE_TOO_SLOW")
+        self.close(4408, reasons.MESSAGE_TOO_SLOW)
 
     def _next_frame(self) -> Any:
         while not self._frames and self._received and self.conn.parser_exc is None:
@@ -172,7 +173,7 @@ class WebSocketProtocol(WebSocketOutput):
 
     def _receive_frame(self, frame: Any) -> None:
         if not self._budget.spend(len(frame.data), self.loop.time()):
-            self.close(4429, "TOO_MANY_FRAMES")
+            self.close(4429, reasons.TOO_MANY_FRAMES)
             return
         if self.conn.current_size is None:  # after the parsed bytes, no message is incomplete
             self._unfinished.began = None
@@ -182,7 +183,7 @@ class WebSocketProtocol(WebSocketOutput):
                 if frame.fin:
                     self._receive_message()
             case Opcode.BINARY:
-                self.close(1003, "TEXT_ONLY")
+                self.close(1003, reasons.TEXT_ONLY)
             case Opcode.PONG:
                 self.handle_pong(frame)
             case Opcode.CLOSE:
@@ -195,7 +196,7 @@ class WebSocketProtocol(WebSocketOutput):
         try:
             message.decode()
         except UnicodeDecodeError:
-            self.close(1007, "INVALID_UTF8")
+            self.close(1007, reasons.INVALID_UTF8)
             return
         if self._receiver is not None:
             self._reading = self._receiver.receive(message)
@@ -260,7 +261,7 @@ class WebSocketProtocol(WebSocketOutput):
     def keepalive_timeout(self) -> None:
         """Close because the client has not sent a pong in time."""
         self.pong_timer = None
-        self.close(1011, "PING_TIMEOUT")
+        self.close(1011, reasons.PING_TIMEOUT)
 
     def _discard_received(self) -> None:
         self._received.clear()

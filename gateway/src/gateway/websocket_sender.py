@@ -5,7 +5,8 @@ from typing import Final
 from gateway.problems import CLOSE_CODES
 from gateway.websocket_frames import error_frame
 from gateway.websocket_interface import Socket
-from shared.errors import Code, ServiceError
+from postbus import reasons
+from shared.errors import ServiceError
 from shared.trace import trace_id
 
 __all__ = ["FrameSender"]
@@ -27,8 +28,7 @@ class FrameSender:
         if self._socket.waiting_bytes > _MAX_WAITING_BYTES:
             self.close(
                 ServiceError(
-                    Code.RESOURCE_EXHAUSTED,
-                    "CLIENT_TOO_SLOW",
+                    reasons.CLIENT_TOO_SLOW,
                     "The client reads its frames too slowly.",
                 )
             )

@@ -6,7 +6,8 @@ from gateway.event_subscriptions import CLIENT_EVENTS
 from gateway.services import Services
 from gateway.websocket_frames import EVENT_SUFFIX, event_prefix
 from gateway.websocket_sender import FrameSender
-from shared.errors import Code, ServiceError
+from postbus import reasons
+from shared.errors import ServiceError
 
 __all__ = ["SocketSubscriptions"]
 
@@ -32,8 +33,7 @@ class SocketSubscriptions:
         names = set(types)
         if not names <= CLIENT_EVENTS.keys():
             raise ServiceError(
-                Code.INVALID_ARGUMENT,
-                "UNKNOWN_EVENT",
+                reasons.UNKNOWN_EVENT,
                 "Clients cannot subscribe to one of these event types.",
             )
         self._require_new(id_, names)
@@ -50,29 +50,24 @@ class SocketSubscriptions:
         limit = self._services.socket_limits.subscriptions_per_socket
         if id_ in self._by_id:
             raise ServiceError(
-                Code.ALREADY_EXISTS,
-                "SUBSCRIPTION_ID_TAKEN",
+                reasons.SUBSCRIPTION_ID_TAKEN,
                 "This WebSocket has a subscription with this id.",
             )
         if len(self._by_id) >= limit:
             raise ServiceError(
-                Code.RESOURCE_EXHAUSTED,
-                "TOO_MANY_SUBSCRIPTIONS",
+                reasons.TOO_MANY_SUBSCRIPTIONS,
                 f"A WebSocket has at most {limit} subscriptions.",
             )
         if any(names & subscription.types for subscription in self._by_id.values()):
             raise ServiceError(
-                Code.ALREADY_EXISTS,
-                "ALREADY_SUBSCRIBED",
+                reasons.ALREADY_SUBSCRIBED,
                 "This WebSocket has a subscription to an event of these types.",
             )
 
     def remove(self, id_: str) -> None:
         """End a subscription; NOT_FOUND if there is none with this id."""
         if id_ not in self._by_id:
-            raise ServiceError(
-                Code.NOT_FOUND, "UNKNOWN_SUBSCRIPTION", "There is no such subscription."
-            )
+            raise ServiceError(reasons.UNKNOWN_SUBSCRIPTION, "There is no such subscription.")
         self._end(id_)
 
     def remove_all(self) -> None:
@@ -99,6 +94,4 @@ class _Subscription:
         self._sender.send(self._prefix, delivery, EVENT_SUFFIX)
 
     def interrupt(self) -> None:
-        self._sender.close(
-            ServiceError(Code.UNAVAILABLE, "EVENTS_INTERRUPTED", "Events may have been missed.")
-        )
+        self._sender.close(ServiceError(reasons.EVENTS_INTERRUPTED, "Events may have been missed."))

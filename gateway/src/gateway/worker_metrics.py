@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import accumulate
 from typing import Any, Final
 
@@ -22,6 +23,8 @@ __all__ = ["WorkerMetrics"]
 
 _SECONDS: Final = 0.25
 """Time for the replies of the workers."""
+_MAX_HANDLERS: Final = 5000
+"""Handlers of all processes of a worker, at about 50 us each. Further processes are missing."""
 _ROUTE: Final = "postbus.bus.v1.WorkerService.GetStatistics"
 _RESPONSE: Final = "postbus.bus.v1.GetStatisticsResponse"
 _LABELS: Final = ("worker", "instance", "handler")
@@ -46,12 +49,17 @@ class WorkerMetrics:
         return registry
 
     async def _collect_worker(self, worker: str) -> list[Any]:
-        call = Call.new(b"", budget=_SECONDS)
-        try:
-            payloads = await self._bus.broadcast(f"{_ROUTE}.{worker}", call)
-            return [parse(_RESPONSE, payload) for payload in payloads]
-        except ServiceError:
-            return []
+        """Return the consistent statistics of the processes of a worker, each once."""
+        call, found, handlers = Call.new(b"", budget=_SECONDS), dict[str, Any](), 0
+        with suppress(ServiceError):
+            for payload in await self._bus.broadcast(f"{_ROUTE}.{worker}", call):
+                with suppress(ServiceError):  # that of one process must not hide the others
+                    process: Any = parse(_RESPONSE, payload)
+                    process.instance.worker = worker  # not the name of another service
+                    handlers += len(process.handlers)
+                    if handlers <= _MAX_HANDLERS and _is_consistent(process):
+                        found.setdefault(process.instance.id, process)
+        return list(found.values())
 
 
 class _Statistics:
@@ -91,7 +99,7 @@ class _Statistics:
         )
         incidents = CounterMetricFamily(
             "postbus_bus_incidents",
-            "Incidents of consumers of events.",
+            "Incidents of the bus.",
             labels=(*_LABELS[:2], "incident"),
         )
         for event, count in self._security_events.items():
@@ -115,6 +123,12 @@ class _Statistics:
                     buckets = _buckets(process.bounds, histogram)
                     family.add_metric(labels, buckets, histogram.sum)
         yield from (up, errors, in_flight, seconds, wait, security, incidents)
+
+
+def _is_consistent(process: Any) -> bool:
+    """Return whether each histogram has a count for each bucket."""
+    histograms = (each for handler in process.handlers for each in (handler.duration, handler.wait))
+    return all(len(each.counts) == len(process.bounds) + 1 for each in histograms)
 
 
 def _buckets(bounds: Iterable[float], histogram: Any) -> list[tuple[str, float]]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
+from postbus import reasons
 from postbus.posts.v1 import UserContentErasureContinued
 from postbus.users.v1 import (
     BatchGetUsersRequest,
@@ -16,7 +17,7 @@ from posts.authors.resync import USERS_TIMEOUT
 from posts.models import Author
 from shared.bus import EventPattern, publish
 from shared.context import Context
-from shared.errors import Code, ServiceError
+from shared.errors import ServiceError
 
 __all__ = ["AuthorHandlers"]
 
@@ -57,9 +58,7 @@ class AuthorHandlers:
         request = BatchGetUsersRequest(ids=[event.user_id])
         response = await self.users.batch_get_users(request, timeout=USERS_TIMEOUT)
         if all(profile.version < event.version for profile in response.profiles):
-            raise ServiceError(
-                Code.FAILED_PRECONDITION, "FORGED", "The owner has no such version of the user."
-            )
+            raise ServiceError(reasons.FORGED, "The owner has no such version of the user.")
 
     @EventPattern(UserDeleted)
     async def user_deleted(self, event: UserDeleted, _context: Context) -> None:

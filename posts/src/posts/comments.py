@@ -6,6 +6,7 @@ from betterproto.lib.google.protobuf import Empty
 from odmantic.query import and_, eq, lt
 from uuid_utils.compat import uuid7
 
+from postbus import reasons
 from postbus.posts.v1 import (
     CommentCreated,
     CommentDeleted,
@@ -32,7 +33,7 @@ from shared.bus import MessagePattern, publish
 from shared.context import Context
 from shared.data.mongo_database import Mongo
 from shared.data.pages import Page, Pages, Position
-from shared.errors import Code, ServiceError, require_version, version_mismatch
+from shared.errors import ServiceError, require_version, version_mismatch
 
 __all__ = ["CommentHandlers", "CommentRepository"]
 
@@ -164,7 +165,7 @@ class CommentHandlers:
     async def _get(self, comment_id: str) -> Comment:
         comment = await self.comments.get(comment_id.lower())
         if comment is None:
-            raise ServiceError(Code.NOT_FOUND, "COMMENT_NOT_FOUND", "The comment does not exist.")
+            raise ServiceError(reasons.COMMENT_NOT_FOUND, "The comment does not exist.")
         return comment
 
 
@@ -182,7 +183,6 @@ def _new_comment(body: str, post_id: str, author_id: str) -> Comment:
 
 def _not_the_author() -> ServiceError:
     return ServiceError(
-        Code.PERMISSION_DENIED,
-        "NOT_THE_AUTHOR",
+        reasons.NOT_THE_AUTHOR,
         "Only its author may change a comment. The author of the post may delete it, too.",
     )

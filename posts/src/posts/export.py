@@ -10,6 +10,7 @@ import betterproto
 from odmantic import Model
 from odmantic.query import QueryExpression, and_, eq, lt
 
+from postbus import reasons
 from postbus.posts.v1 import ExportMeRequest, ExportMeResponse, ExportServiceBase
 from postbus.posts.v1 import Like as LikeMessage
 from postbus.users.v1 import AccountExportServiceStub, ExportAccountRequest
@@ -169,4 +170,4 @@ def _like_message(like: Like) -> LikeMessage:
 
 def _invalid_cursor() -> ServiceError:
     message = "The cursor does not belong to an export. Start again without it."
-    return invalid_field("CURSOR_INVALID", "after", "cursor", message)
+    return invalid_field(reasons.CURSOR_INVALID, "after", "cursor", message)

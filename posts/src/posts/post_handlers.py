@@ -6,6 +6,7 @@ from typing import Any, Final
 from betterproto.lib.google.protobuf import Empty
 from uuid_utils.compat import uuid7
 
+from postbus import reasons
 from postbus.posts.v1 import (
     CreatePostRequest,
     CreatePostResponse,
@@ -221,7 +222,7 @@ def _changes(request: UpdatePostRequest, post: Post) -> dict[str, Any]:
     """Return the fields in the mask that have a new value."""
     paths = require_paths(request.update_mask, _CHANGEABLE)
     if "title" in paths and not request.title:
-        raise invalid_field("TITLE_MISSING", "title", "required", "A post needs a title.")
+        raise invalid_field(reasons.TITLE_MISSING, "title", "required", "A post needs a title.")
     values: dict[str, Any] = {path: getattr(request, path) or "" for path in paths - {"tags"}}
     if "tags" in paths:
         values["tags"] = list(distinct_tags(request.tags).values())

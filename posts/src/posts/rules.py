@@ -1,8 +1,9 @@
 """Access rules for posts and their comments and likes."""
 
+from postbus import reasons
 from posts.models import Post
 from shared.context import Context
-from shared.errors import Code, ServiceError, require_version
+from shared.errors import ServiceError, require_version
 
 __all__ = ["require_author", "require_published", "require_readable"]
 
@@ -31,9 +32,7 @@ def require_author(post: Post | None, context: Context, expected_version: int) -
     """
     post = require_readable(post, context)
     if not _is_author(post, context):
-        raise ServiceError(
-            Code.PERMISSION_DENIED, "NOT_THE_AUTHOR", "Only the author of a post may change it."
-        )
+        raise ServiceError(reasons.NOT_THE_AUTHOR, "Only the author of a post may change it.")
     require_version(post.version, expected_version)
     return post
 
@@ -43,4 +42,4 @@ def _is_author(post: Post, context: Context) -> bool:
 
 
 def _not_found() -> ServiceError:
-    return ServiceError(Code.NOT_FOUND, "POST_NOT_FOUND", "The post does not exist.")
+    return ServiceError(reasons.POST_NOT_FOUND, "The post does not exist.")

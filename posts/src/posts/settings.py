@@ -2,6 +2,7 @@
 
 from pydantic import SecretStr
 
+from shared.data.mongo_addresses import MongoUrl
 from shared.runtime.settings import ServiceSettings
 
 __all__ = ["PostsSettings"]
@@ -12,5 +13,5 @@ class PostsSettings(ServiceSettings):
 
     page_token_key: SecretStr
     """The key that signs page tokens: a long random text, the same in all processes."""
-    mongo_url: SecretStr
+    mongo_url: MongoUrl
     """The database: mongodb://host:port/name of a replica set."""

@@ -12,7 +12,8 @@ from typing import Any, Final
 import jwt
 import structlog
 
-from shared.errors import Code, ServiceError
+from postbus import reasons
+from shared.errors import ServiceError
 
 __all__ = [
     "ACCESS_TOKEN_SECONDS",
@@ -98,12 +99,12 @@ class TokenVerifier:
         try:
             return _caller(self._claims(token))
         except jwt.ExpiredSignatureError:
-            raise _unauthenticated("TOKEN_EXPIRED", "The access token has expired.") from None
+            raise ServiceError(reasons.TOKEN_EXPIRED, "The access token has expired.") from None
         except jwt.ImmatureSignatureError:
             self._log_clock_skew(token)
         except _MALFORMED:
             pass
-        raise _unauthenticated("TOKEN_INVALID", "The access token is not valid.")
+        raise ServiceError(reasons.TOKEN_INVALID, "The access token is not valid.")
 
     def _claims(self, token: str) -> dict[str, Any]:
         header = jwt.get_unverified_header(token)
@@ -144,13 +145,9 @@ def _caller(claims: dict[str, Any]) -> Caller:
 
 def token_missing() -> ServiceError:
     """Return UNAUTHENTICATED, TOKEN_MISSING."""
-    return _unauthenticated("TOKEN_MISSING", "An access token is required: log in.")
+    return ServiceError(reasons.TOKEN_MISSING, "An access token is required: log in.")
 
 
 def session_revoked() -> ServiceError:
     """Return UNAUTHENTICATED, SESSION_REVOKED."""
-    return _unauthenticated("SESSION_REVOKED", "The session has ended: log in again.")
-
-
-def _unauthenticated(reason: str, message: str) -> ServiceError:
-    return ServiceError(Code.UNAUTHENTICATED, reason, message)
+    return ServiceError(reasons.SESSION_REVOKED, "The session has ended: log in again.")

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Final
 
+from postbus import reasons
 from postbus.bus.v1 import Code, Error, ErrorDetail, FieldViolation, Outcome
+from postbus.reasons import REASONS
 from postbus_runtime.conversions import MAX_DURATION_SECONDS
+from postbus_runtime.reasons import Reason
 from shared.metadata import NO_METADATA, Metadata
 
 __all__ = [
@@ -15,6 +18,7 @@ __all__ = [
     "FieldViolation",
     "NotReadyError",
     "Outcome",
+    "Reason",
     "ServiceError",
     "database_busy",
     "database_conflict",
@@ -36,6 +40,8 @@ _MAX_DETAIL_BYTES: Final = 32 * 1024
 """Bytes of all details of an error; those beyond are left out."""
 _MAX_TEXT: Final = 500
 """Characters of each text in an error, so that an error with 20 violations is below 64 KiB."""
+_CODES: Final = frozenset(map(int, Code)) - {int(Code.UNSPECIFIED)}
+_OUTCOMES: Final = frozenset(map(int, Outcome))
 _SHOWN_CHARACTERS: Final = 64
 """Characters of a name in an error that the client has sent, such as that of a member."""
 
@@ -44,16 +50,16 @@ class ServiceError(Exception):
     """The failure of a call: raised by a handler, sent as `postbus.bus.v1.Error`, and raised again
     at the caller.
 
-    `reason` is UPPER_SNAKE_CASE and stable. `message` is for people; the caller sees it, so it must
-    not contain internals. `retry_after` is in seconds. At most 20 violations are kept;
-    `more_violations` is set if there are, or may be, more. Texts are truncated to 500 characters.
+    `reason` is one of `postbus.reasons`; the code follows from it. `message` is for people; the
+    caller sees it, so it must not contain internals. `retry_after` is in seconds. At most 20
+    violations are kept; `more_violations` is set if there are, or may be, more. Texts are truncated
+    to 500 characters.
     `details` are further messages for clients of the Connect protocol, at most 20 and 32 KiB.
     """
 
     def __init__(
         self,
-        code: int,  # a Code; betterproto's enum members are plain int to type checkers
-        reason: str,
+        reason: Reason,
         message: str,
         *,
         violations: Sequence[FieldViolation] = (),
@@ -63,9 +69,9 @@ class ServiceError(Exception):
         trace_id: str = "",
         details: Sequence[ErrorDetail] = (),
     ) -> None:
-        self.code = Code.try_value(code)
+        self.code = Code.try_value(reason.code)
         super().__init__(f"{self.code.name} {reason}: {message}"[: 2 * _MAX_TEXT])
-        self.reason = reason[:_MAX_TEXT]
+        self.reason = reason if len(reason) <= _MAX_TEXT else _truncated_reason(reason)
         self.message = message[:_MAX_TEXT]
         self.violations = [_truncated(each) for each in violations[:MAX_VIOLATIONS]]
         self.more_violations = more_violations or len(violations) > MAX_VIOLATIONS
@@ -80,21 +86,23 @@ class ServiceError(Exception):
 
     @classmethod
     def from_message(cls, error: Any) -> "ServiceError":
-        """Return the error in a Reply; `error` is google's Error of postbus.bus.v1."""
+        """Return the error in a Reply; `error` is google's Error of postbus.bus.v1.
+
+        The numbers of a later contract count as unknown.
+        """
         seconds = error.retry_after.seconds + error.retry_after.nanos / 1_000_000_000
         violations = [
             FieldViolation(field=each.field, rule=each.rule, message=each.message)
             for each in error.violations[:MAX_VIOLATIONS]
         ]
         return cls(
-            error.code,
-            error.reason,
+            _reason(error.reason, error.code if error.code in _CODES else Code.UNKNOWN),
             error.message,
             violations=violations,
             more_violations=error.more_violations or len(error.violations) > MAX_VIOLATIONS,
             retry_after=seconds if 0 < seconds <= MAX_DURATION_SECONDS else None,
-            outcome=error.outcome,
-            trace_id=error.trace_id,
+            outcome=error.outcome if error.outcome in _OUTCOMES else Outcome.UNKNOWN,
+            trace_id=error.trace_id[:_MAX_TEXT],
             details=[ErrorDetail(type=each.type, value=each.value) for each in error.details],
         )
 
@@ -122,10 +130,16 @@ class NotReadyError(Exception):
     """
 
 
-def invalid_field(reason: str, field: str, rule: str, message: str) -> ServiceError:
-    """Return INVALID_ARGUMENT for a field that violates a rule; `field` is its JSON path."""
+def _reason(name: str, code: int) -> Reason:
+    """Return the reason of a received error: a constant, or one that this release does not have."""
+    known = REASONS.get(name)
+    return known if known is not None and known.code == code else Reason(name, code)
+
+
+def invalid_field(reason: Reason, field: str, rule: str, message: str) -> ServiceError:
+    """Return the error of a field that violates a rule; `field` is its JSON path."""
     violation = FieldViolation(field=field, rule=rule, message=message)
-    return ServiceError(Code.INVALID_ARGUMENT, reason, message, violations=[violation])
+    return ServiceError(reason, message, violations=[violation])
 
 
 def _bounded(details: Sequence[ErrorDetail]) -> list[ErrorDetail]:
@@ -137,6 +151,10 @@ def _bounded(details: Sequence[ErrorDetail]) -> list[ErrorDetail]:
             break
         kept.append(detail)
     return kept
+
+
+def _truncated_reason(reason: Reason) -> Reason:
+    return Reason(reason[:_MAX_TEXT], reason.code)
 
 
 def _truncated(violation: FieldViolation) -> FieldViolation:
@@ -157,23 +175,18 @@ def shown_name(name: str) -> str:
 
 def internal() -> ServiceError:
     """Return INTERNAL, for an unexpected exception; the cause is logged and not sent."""
-    return ServiceError(
-        Code.INTERNAL, "INTERNAL", "An internal error occurred.", outcome=Outcome.UNKNOWN
-    )
+    return ServiceError(reasons.INTERNAL, "An internal error occurred.", outcome=Outcome.UNKNOWN)
 
 
 def deadline_exceeded(outcome: int = Outcome.UNKNOWN) -> ServiceError:
     """Return DEADLINE_EXCEEDED."""
-    return ServiceError(
-        Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "The deadline has passed.", outcome=outcome
-    )
+    return ServiceError(reasons.DEADLINE_EXCEEDED, "The deadline has passed.", outcome=outcome)
 
 
 def version_mismatch() -> ServiceError:
     """Return FAILED_PRECONDITION, VERSION_MISMATCH: the expected version is not the current one."""
     return ServiceError(
-        Code.FAILED_PRECONDITION,
-        "VERSION_MISMATCH",
+        reasons.VERSION_MISMATCH,
         "The resource has changed since it was read. Read it again.",
     )
 
@@ -187,8 +200,7 @@ def require_version(current: int, expected: int) -> None:
 def database_unavailable(outcome: int) -> ServiceError:
     """Return UNAVAILABLE: the database cannot be reached, or the connection was lost."""
     return ServiceError(
-        Code.UNAVAILABLE,
-        "DATABASE_UNAVAILABLE",
+        reasons.DATABASE_UNAVAILABLE,
         "The database is unavailable.",
         retry_after=1,
         outcome=outcome,
@@ -198,8 +210,7 @@ def database_unavailable(outcome: int) -> ServiceError:
 def database_busy() -> ServiceError:
     """Return RESOURCE_EXHAUSTED: no connection of the database's pool was free in time."""
     return ServiceError(
-        Code.RESOURCE_EXHAUSTED,
-        "DATABASE_BUSY",
+        reasons.DATABASE_BUSY,
         "Too many concurrent calls use the database.",
         retry_after=1,
     )
@@ -208,8 +219,7 @@ def database_busy() -> ServiceError:
 def database_conflict() -> ServiceError:
     """Return ABORTED: the database has rolled the work back, and may accept it if it runs again."""
     return ServiceError(
-        Code.ABORTED,
-        "DATABASE_CONFLICT",
+        reasons.DATABASE_CONFLICT,
         "Concurrent changes prevented the operation. Repeat the request.",
         retry_after=1,
     )

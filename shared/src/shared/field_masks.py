@@ -4,6 +4,7 @@ from collections.abc import Set as AbstractSet
 
 from betterproto.lib.google.protobuf import FieldMask
 
+from postbus import reasons
 from shared.errors import invalid_field
 
 __all__ = ["require_paths"]
@@ -17,5 +18,5 @@ def require_paths(mask: FieldMask, changeable: AbstractSet[str]) -> set[str]:
     paths = set(mask.paths)
     if not paths <= changeable:
         message = f"The update mask may contain: {', '.join(sorted(changeable))}."
-        raise invalid_field("UPDATE_MASK_INVALID", "updateMask", "field_mask.in", message)
+        raise invalid_field(reasons.UPDATE_MASK_INVALID, "updateMask", "field_mask.in", message)
     return paths

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, Final
 
+from postbus import reasons
 from shared.context import Context
 from shared.errors import Code, ServiceError, shown_name
 from shared.limited_log import LimitedLog
@@ -40,9 +41,9 @@ class SecurityEvent(StrEnum):
 
 
 _EVENT_OF_REASON: Final = {
-    "TOKEN_INVALID": SecurityEvent.TOKEN_REFUSED,
-    "SESSION_REVOKED": SecurityEvent.TOKEN_REFUSED,
-    "RATE_LIMITED": SecurityEvent.THROTTLED,
+    reasons.TOKEN_INVALID: SecurityEvent.TOKEN_REFUSED,
+    reasons.SESSION_REVOKED: SecurityEvent.TOKEN_REFUSED,
+    reasons.RATE_LIMITED: SecurityEvent.THROTTLED,
 }
 """TOKEN_EXPIRED is not an event: every client that is not used for ten minutes gets it."""
 
@@ -74,6 +75,12 @@ class SecurityLog:
         """
         name, sender = shown_name(name), shown_name(sender)
         self.write(SecurityEvent.SENDER_REFUSED, kind=kind, name=name, sender=sender)
+
+    def refuse_message(self, name: str, reason: str) -> None:
+        """Write that a malformed message of the bus was refused; `name` is that of its method or
+        event, or "reply".
+        """
+        self.write(SecurityEvent.BUS_MESSAGE_REFUSED, name=shown_name(name), reason=reason)
 
     def record_refusal(
         self, error: ServiceError, context: Context | None = None, **fields: Any

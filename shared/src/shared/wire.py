@@ -14,11 +14,12 @@ import protovalidate
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
+from postbus import reasons
 from postbus.codec import CODECS, POOL
 from postbus.described import DESCRIBED
 from postbus_runtime.conversions import InexactTimeError
 from shared.bounds import OverBoundError, count_elements
-from shared.errors import MAX_VIOLATIONS, Code, FieldViolation, ServiceError, shown_name
+from shared.errors import MAX_VIOLATIONS, FieldViolation, ServiceError, shown_name
 from shared.exact_times import find_inexact_times
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def read_valid(message_type: type[M], data: bytes) -> M:
 
 
 def _malformed(name: str) -> ServiceError:
-    return ServiceError(Code.INVALID_ARGUMENT, "MALFORMED_MESSAGE", f"Not a valid {name}.")
+    return ServiceError(reasons.MALFORMED_MESSAGE, f"Not a valid {name}.")
 
 
 def require_valid(message: Message) -> None:
@@ -138,8 +139,7 @@ def require_few_elements(message: Message) -> None:
 def invalid_fields(violations: Sequence[FieldViolation], *, more: bool = False) -> ServiceError:
     """Return INVALID_ARGUMENT, INVALID_FIELDS with these violations."""
     return ServiceError(
-        Code.INVALID_ARGUMENT,
-        "INVALID_FIELDS",
+        reasons.INVALID_FIELDS,
         "The request violates rules of the contract.",
         violations=violations,
         more_violations=more,

@@ -20,6 +20,11 @@ from tools.contracts.compatibility.kinds import Kind
 from tools.contracts.compatibility.message_changes import FIELD_RULES, MESSAGE_RULES, same_type
 from tools.contracts.compatibility.method_changes import METHOD_RULES, removed_methods
 from tools.contracts.compatibility.option_changes import event_meaning, event_options
+from tools.contracts.compatibility.reason_changes import (
+    REASON_RULES,
+    reason_uses,
+    removed_reasons,
+)
 from tools.contracts.compatibility.record import Record
 from tools.contracts.compatibility.route_changes import (
     ROUTE_RULES,
@@ -60,6 +65,7 @@ def compare(before: bytes, after: bytes) -> list[Finding]:
     comparison = _Comparison(Surface(before), Surface(after))
     comparison.routes()
     comparison.methods()
+    comparison.reasons()
     comparison.fixed()
     comparison.contents()
     comparison.events()
@@ -110,6 +116,16 @@ class _Comparison:
         internal = self._old.is_internal(self._old.methods[method])
         websocket = set() if internal else {Use(Audience.WEBSOCKET, _REQUEST)}
         return {Use(Audience.WORKER, _REQUEST)} | websocket
+
+    def reasons(self) -> None:
+        """Compare the reasons of errors, which are texts in errors: their numbers do not matter."""
+        for name, change in removed_reasons(self._old, self._new):
+            self._record.add([change], reason_uses(self._old, name))
+        for name, before in self._old.reasons.items():
+            if name in self._new.reasons:
+                pair = Pair(self._old, self._new, before, self._new.reasons[name])
+                uses = reason_uses(self._old, name) | reason_uses(self._new, name)
+                self._apply(REASON_RULES, pair, uses)
 
     def fixed(self) -> None:
         """Compare frames and envelopes."""

@@ -103,6 +103,32 @@ class Kind(Enum):
         "rate_limit lowered",
         "Check that no client makes more calls; announce the lower rate.",
     )
+    REASON_ADDED = (
+        "reason added",
+        "Check that callers accept a reason that they do not know: they have its code.",
+    )
+    REASON_WITHDRAWN = (
+        "reason withdrawn",
+        "Check that the cause of the error cannot occur any more: callers react to the reason.",
+    )
+    REASONS_REPLACED = (
+        "reasons replaced",
+        "Keep the reasons of the old causes. Withdraw a reason whose cause cannot occur any more "
+        "in a change of its own.",
+    )
+    REASON_REMOVED = ("reason removed", "Keep the value with `deprecated = true`.")
+    REASON_CODE_CHANGED = (
+        "code of the reason changed",
+        "Add a reason with the other code: callers decide by the code whether to repeat a call.",
+    )
+    REASON_STATUS_CHANGED = (
+        "HTTP status of the reason changed",
+        "Add a reason with the other status.",
+    )
+    REASON_SCOPE_CHANGED = (
+        "scope of the reason changed",
+        "Check that callers accept the reason from methods that did not have it.",
+    )
     OPTION_UNDECIDED = (
         "option changed, effect unknown",
         "Add a decision to tools/contracts/compatibility/option_decisions.py.",

@@ -6,7 +6,7 @@ An option without a decision breaks every audience when it changes, so that it g
 from collections.abc import Iterator
 from typing import Any, Final
 
-from google.protobuf.descriptor import Descriptor, MethodDescriptor
+from google.protobuf.descriptor import Descriptor, EnumValueDescriptor, MethodDescriptor
 
 from postbus_runtime.options import Idempotency
 from tools.contracts.compatibility.findings import Change
@@ -14,7 +14,7 @@ from tools.contracts.compatibility.kinds import Kind
 from tools.contracts.compatibility.option_decisions import DECISIONS, MEANING, UNSET, Effect
 from tools.contracts.compatibility.surface import Pair
 
-__all__ = ["event_meaning", "event_options", "method_options"]
+__all__ = ["event_meaning", "event_options", "method_options", "reason_options"]
 
 _UNSTORED: Final = "postbus.options.v1.MethodRules.secret_response"
 
@@ -39,6 +39,15 @@ def event_options(pair: Pair[Descriptor]) -> Iterator[Change]:
     for option, before, after in _changed(pair):
         if option in DECISIONS and option not in MEANING:
             yield from _effects(pair.after.full_name, option, before, after)
+
+
+def reason_options(pair: Pair[EnumValueDescriptor]) -> Iterator[Change]:
+    """Yield the effects of changed options of a reason that had options."""
+    if not pair.reason_options()[0].code:
+        return
+    name = f"{pair.after.type.full_name}.{pair.after.name}"
+    for option, before, after in _changed(pair):
+        yield from _effects(name, option, before, after)
 
 
 def _changed(pair: Pair[Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -68,4 +77,4 @@ def _effects(name: str, option: str, before: Any, after: Any) -> Iterator[Change
 def _show(value: Any) -> str:
     if isinstance(value, tuple | list):
         return ", ".join(value)
-    return "none" if value is None else str(value).removeprefix("ACCESS_")
+    return "none" if value is None else str(value).removeprefix("ACCESS_").removeprefix("SCOPE_")

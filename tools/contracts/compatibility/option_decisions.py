@@ -118,15 +118,31 @@ def _event_version(before: Any, after: Any) -> Iterator[Effect]:
         yield Effect(kind=Kind.EVENT_VERSION_RAISED, notice=True)
 
 
+def _reasons(before: Any, after: Any) -> Iterator[Effect]:
+    """Clients react to a reason, so another one in its place breaks them; alone it is a notice."""
+    lost, new = set(before or ()) - set(after or ()), set(after or ()) - set(before or ())
+    if lost and new:
+        yield Effect(kind=Kind.REASONS_REPLACED)
+    elif lost:
+        yield Effect(kind=Kind.REASON_WITHDRAWN, notice=True)
+    elif new:
+        yield Effect(kind=Kind.REASON_ADDED, notice=True)
+
+
 def _elsewhere(_before: Any, _after: Any) -> Iterator[Effect]:
-    """The rules on routes compare the status, since an empty response has its own."""
+    """The rules on routes and on reasons compare the status: there is one if it is unset."""
     yield from ()
 
 
 _METHOD: Final = "postbus.options.v1.MethodRules."
 _EVENT: Final = "postbus.options.v1.EventRules."
+_REASON: Final = "postbus.options.v1.ReasonRules."
+_SCOPE: Final = Effect(kind=Kind.REASON_SCOPE_CHANGED, notice=True)
 MEANING: Final[Mapping[str, Decision]] = {
-    f"{_EVENT}subject": _decide(changed=Effect(kind=Kind.SUBJECT_CHANGED)),
+    f"{_EVENT}subject": _decide(
+        removed=Effect(kind=Kind.SUBJECT_CHANGED),
+        changed=Effect(kind=Kind.SUBJECT_CHANGED),
+    ),
     f"{_EVENT}aggregate_version": _decide(
         removed=Effect(kind=Kind.AGGREGATE_VERSION_REMOVED, breaks=consumers),
         changed=Effect(kind=Kind.AGGREGATE_VERSION_CHANGED, breaks=consumers),
@@ -161,6 +177,13 @@ DECISIONS: Final[Mapping[str, Decision]] = {
         added=Effect(kind=Kind.ENDS_SESSION_ADDED, notice=True),
     ),
     f"{_METHOD}rate_limit": _rate,
+    f"{_METHOD}reasons": _reasons,
+    f"{_REASON}code": _decide(
+        removed=Effect(kind=Kind.REASON_CODE_CHANGED),
+        changed=Effect(kind=Kind.REASON_CODE_CHANGED),
+    ),
+    f"{_REASON}scope": _decide(removed=_SCOPE, added=_SCOPE, changed=_SCOPE),
+    f"{_REASON}http_status": _elsewhere,
     **MEANING,
     f"{_EVENT}version": _event_version,
     f"{_EVENT}access": _event_access,

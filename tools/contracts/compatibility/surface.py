@@ -6,11 +6,23 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
+from google.protobuf.descriptor import (
+    Descriptor,
+    EnumValueDescriptor,
+    FieldDescriptor,
+    MethodDescriptor,
+)
 from google.protobuf.message import Message
 
-from postbus_runtime.options import Access, EventOptions, MethodOptions, enum_name
+from postbus_runtime.options import (
+    Access,
+    EventOptions,
+    MethodOptions,
+    ReasonOptions,
+    enum_name,
+)
 from tools.contracts.generate.descriptors import Contracts
+from tools.contracts.generate.reasons import reason_values
 
 __all__ = ["Pair", "Route", "Surface"]
 
@@ -86,6 +98,11 @@ class Surface:
         return {name: self.messages[name] for name in self._contracts.event_options}
 
     @cached_property
+    def reasons(self) -> dict[str, EnumValueDescriptor]:
+        """Every reason of errors, by its name in errors: `POST_NOT_FOUND`."""
+        return dict(reason_values(self._contracts))
+
+    @cached_property
     def routes(self) -> dict[str, Route]:
         """Every HTTP binding, by verb and URL."""
         return {
@@ -101,6 +118,10 @@ class Surface:
     def event_options(self, event: Descriptor) -> EventOptions:
         """Return the options of an event."""
         return self._contracts.event_options[event.full_name]
+
+    def reason_options(self, reason: EnumValueDescriptor) -> ReasonOptions:
+        """Return the options of a reason."""
+        return self._contracts.options.reason(reason)
 
     def is_internal(self, method: MethodDescriptor) -> bool:
         """Return whether a method is not reachable through the gateway."""
@@ -179,6 +200,12 @@ class Pair(Generic[T]):
     def method_options(self: "Pair[MethodDescriptor]") -> tuple[MethodOptions, MethodOptions]:
         """Return the options of a method, before and after."""
         return self.old.method_options(self.before), self.new.method_options(self.after)
+
+    def reason_options(
+        self: "Pair[EnumValueDescriptor]",
+    ) -> tuple[ReasonOptions, ReasonOptions]:
+        """Return the options of a reason, before and after."""
+        return self.old.reason_options(self.before), self.new.reason_options(self.after)
 
     def event_options(self: "Pair[Descriptor]") -> tuple[EventOptions, EventOptions]:
         """Return the options of an event, before and after."""

@@ -1,12 +1,15 @@
 """The parts of the AsyncAPI document that the WebSocket and the broker share."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 
 from postbus_runtime.contract import ContractError
 from postbus_runtime.options import Access
+from postbus_runtime.reasons import Scope
 from tools.contracts.generate.descriptors import Contracts
+from tools.contracts.generate.reasons import reasons_of
 from tools.contracts.generate.schemas import Schema, Schemas
 
 __all__ = ["AsyncApiDocument"]
@@ -15,6 +18,10 @@ _CALLERS: Final = {
     Access.PUBLIC: "anyone",
     Access.USER: "users with an access token",
     Access.INTERNAL: "services on the bus only",
+}
+_SCOPES: Final = {
+    Scope.CALL: "Reasons of the errors of every method",
+    Scope.WEBSOCKET: "Reasons of the errors of frames and connections",
 }
 _INFO: Final = """\
 Over the WebSocket, clients call the same methods as over REST, and receive events. The messages on
@@ -75,13 +82,24 @@ class AsyncApiDocument:
         self.channels[channel]["messages"][full] = {"$ref": f"#/components/messages/{full}"}
 
     def about(self, method: MethodDescriptor) -> str:
-        """Return the comment, with the allowed callers and the default timeout."""
+        """Return the comment, with the allowed callers, the default timeout and the reasons."""
         options = self.contracts.method_options[method.full_name]
         if options.access is None:
             raise ContractError(method, "it states no access")
         comment, seconds = self.contracts.comment(method.full_name), options.timeout_ms / 1000
-        return f"{comment}\n\nFor {_CALLERS[options.access]}. Default timeout: {seconds:g} s."
+        about = f"{comment}\n\nFor {_CALLERS[options.access]}. Default timeout: {seconds:g} s."
+        return f"{about}\n\n{_listed('Reasons of its errors', options.reasons)}".rstrip()
+
+    def common_reasons(self, scope: Scope) -> str:
+        """Return the reasons of errors with a scope, as a text."""
+        found = [each for each in reasons_of(self.contracts).values() if each.scope is scope]
+        return _listed(_SCOPES[scope], found)
 
     def comment(self, owner: Descriptor | FieldDescriptor) -> str:
         """Return the comment of a message or field."""
         return self.contracts.comment(owner.full_name)
+
+
+def _listed(title: str, names: Sequence[str]) -> str:
+    """Return the names of reasons as a text; "" without names."""
+    return f"{title}: {', '.join(f'`{name}`' for name in names)}." if names else ""

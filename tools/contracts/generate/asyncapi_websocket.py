@@ -4,6 +4,7 @@ from typing import Final
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 
+from postbus_runtime.reasons import Scope
 from tools.contracts.generate.asyncapi_document import AsyncApiDocument
 from tools.contracts.generate.schemas import Schema
 
@@ -54,9 +55,16 @@ class WebSocketFrames:
             for field in self._document.own[f"{_REALTIME}.{kind}"].fields:
                 if field.containing_oneof and field.name not in special.split():
                     schema = self._schemas.field(field, request=request, required=True)
-                    self._add_frame(field.name, field, schema, request=request)
+                    about = self._about_errors(field) if field.name == "error" else ""
+                    self._add_frame(field.name, field, schema, request=request, about=about)
         for frame, replies in _REPLIES.items():
             self._operate(f"{_WEBSOCKET}.{frame}", "receive", [frame], replies)
+
+    def _about_errors(self, field: FieldDescriptor) -> str:
+        """Return the comment of the error frame with the reasons that do not depend on a method."""
+        scopes = (Scope.CALL, Scope.WEBSOCKET)
+        reasons = (self._document.common_reasons(scope) for scope in scopes)
+        return "\n\n".join([self._document.comment(field), *reasons])
 
     def add_call(self, method: MethodDescriptor) -> None:
         """Add the frames of a call and of its result."""

@@ -11,6 +11,7 @@ from tools.contracts.generate.descriptors import Contracts
 from tools.contracts.generate.http_checks import binding_errors, http_errors
 from tools.contracts.generate.name_table import check_names
 from tools.contracts.generate.option_checks import event_errors, method_errors
+from tools.contracts.generate.reasons import reason_errors, reasons_of, unnamed_errors
 from tools.contracts.generate.rule_checks import compile_rules
 
 __all__ = ["check_contracts"]
@@ -41,9 +42,13 @@ def _errors(contracts: Contracts) -> Iterator[ContractError]:
         if options := contracts.event_options.get(message.full_name):
             yield from event_errors(message, options)
     yield from _in_imports(contracts)
+    yield from reason_errors(contracts)
+    reasons = reasons_of(contracts)
     for method in contracts.methods:
         yield from _in_types(method)
         yield from method_errors(contracts, method)
+        named = contracts.method_options[method.full_name].reasons
+        yield from unnamed_errors(method, named, reasons)
         yield from http_errors(contracts, method)
 
 

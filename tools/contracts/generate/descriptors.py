@@ -146,9 +146,10 @@ class Contracts(Contract):
         where = error.where
         if isinstance(where, FileDescriptor):
             return f"proto/{where.name}{self._package_line(where)}: {error}"
-        where = _declared(where)
+        declared = _declared(where)
+        name = error.name if declared is where else declared.full_name
         file = where.containing_service.file if isinstance(where, MethodDescriptor) else where.file
-        return f"{self.position(where.full_name) or f'proto/{file.name}'}: {error}"
+        return f"{self.position(name) or f'proto/{file.name}'}: {error}"
 
     def position(self, full_name: str) -> str:
         """Return `proto/FILE:LINE` of a descriptor; "" without source info."""

@@ -18,7 +18,7 @@ OWN_PATHS: Final = (
     *("/healthz", "/readyz", "/metrics", "/.well-known/security.txt"),
 )
 """Paths that the gateway serves itself."""
-OWN_FOLDERS: Final = ("/contracts/", "/docs/")
+OWN_FOLDERS: Final = ("/contracts/", "/docs/", "/problems/")
 """Beginnings of further paths that the gateway serves itself."""
 _STATUSES: Final = (200, 201, 202, 203, 204)
 """Statuses of success for a response of any content (RFC 9110, section 15.3)."""

@@ -9,12 +9,9 @@ after its operation. The operationId of a method is its name; it is preceded by 
 `PostsService_GetPost`, if methods of several services have this name, or those of several versions.
 """
 
-import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence, Set
 from itertools import chain
-from typing import Any, Final
+from typing import Final
 
 from betterproto.casing import pascal_case, snake_case
 from google.protobuf.descriptor import (
@@ -24,12 +21,18 @@ from google.protobuf.descriptor import (
     ServiceDescriptor,
 )
 
-from postbus_runtime.contract import ContractError
 from postbus_runtime.fields import value_of
 from postbus_runtime.http_rules import bindings
 from postbus_runtime.options import Access
 from tools.contracts.generate.descriptors import Contracts
 from tools.contracts.generate.json_values import COMPONENTS
+from tools.contracts.generate.qualified_names import (
+    first_versions,
+    qualified,
+    short_name,
+    with_whole_package,
+)
+from tools.contracts.generate.unique_names import Named, choose
 
 __all__ = ["Names", "body_component", "enums_of_fields", "reachable"]
 
@@ -39,15 +42,6 @@ _RESERVED: Final = ("Problem", *COMPONENTS)
 _SUFFIXES: Final = ("Input", "Request", "Sent")
 """The schema in requests of a message that is also part of responses has the first of these that no
 other message of the package has behind its name."""
-_VERSION: Final = re.compile(r"v([0-9]+)(?:p([0-9]+))?(?:(alpha|beta)([0-9]*))?")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Named:
-    """A descriptor with its candidates, the shortest first; each is a set of names."""
-
-    owner: Any
-    candidates: Sequence[tuple[str, ...]]
 
 
 class Names:
@@ -56,12 +50,12 @@ class Names:
     def __init__(self, contracts: Contracts) -> None:
         services = {each.containing_service.full_name: each for each in contracts.methods}
         owners = [each.containing_service for each in services.values()]
-        first = _first_versions(owners)
-        self._tags = _choose("tag", pascal_case, [_qualified(each, first) for each in owners])
-        self._operations = _choose("operationId", snake_case, self._of_methods(contracts))
+        first = first_versions(owners)
+        self._tags = choose("tag", pascal_case, [qualified(each, first) for each in owners])
+        self._operations = choose("operationId", snake_case, self._of_methods(contracts))
         operations = chain.from_iterable(self._operations.values())
         reserved = [*_RESERVED, *map(body_component, operations)]
-        self._components = _choose("component", pascal_case, _schemas(contracts), reserved)
+        self._components = choose("component", pascal_case, _schemas(contracts), reserved)
 
     def component(self, message: Descriptor, *, request: bool) -> str:
         """Return the component of a message as part of a request or a response.
@@ -87,7 +81,7 @@ class Names:
         """Return the components of a message: one, or that of responses and that of requests."""
         return self._components[message.full_name]
 
-    def _of_methods(self, contracts: Contracts) -> list[_Named]:
+    def _of_methods(self, contracts: Contracts) -> list[Named]:
         """Return the candidates of the methods that clients may call over REST."""
         rules = bindings(contracts)
         public = [
@@ -95,9 +89,9 @@ class Names:
             for method in contracts.methods
             if contracts.method_options[method.full_name].access is not Access.INTERNAL
         ]
-        first = _first_versions(public)
+        first = first_versions(public)
         return [
-            _Named(
+            Named(
                 owner=method,
                 candidates=[
                     tuple(_numbered(name, index) for index in range(len(rules[method.full_name])))
@@ -124,15 +118,15 @@ def enums_of_fields(contracts: Contracts) -> list[EnumDescriptor]:
     return sorted(found, key=lambda enum: enum.full_name)
 
 
-def _schemas(contracts: Contracts) -> list[_Named]:
+def _schemas(contracts: Contracts) -> list[Named]:
     """Return the candidates of messages and enums."""
     both = _in_both(contracts)
-    found = _messages(contracts.messages, both, _qualified)
-    found += _messages(contracts.imported_messages, both, _imported)
+    found = _messages(contracts.messages, both, qualified)
+    found += _messages(contracts.imported_messages, both, with_whole_package)
     enums = enums_of_fields(contracts)
-    first = _first_versions(enums)
+    first = first_versions(enums)
     return found + [
-        (_imported if each.full_name in contracts.imported else _qualified)(each, first)
+        (with_whole_package if each.full_name in contracts.imported else qualified)(each, first)
         for each in enums
     ]
 
@@ -163,114 +157,19 @@ def _numbered(name: str, index: int) -> str:
 
 
 def _messages(
-    messages: Sequence[Descriptor], both: Set[str], name: Callable[[Descriptor, Set[str]], _Named]
-) -> list[_Named]:
+    messages: Sequence[Descriptor], both: Set[str], name: Callable[[Descriptor, Set[str]], Named]
+) -> list[Named]:
     """Return the candidates of messages; those in `both` have two names."""
-    first = _first_versions(messages)
-    taken = {(each.file.package, pascal_case(_short(each))) for each in messages}
+    first = first_versions(messages)
+    taken = {(each.file.package, pascal_case(short_name(each))) for each in messages}
     found = []
     for message in messages:
         named = name(message, first)
         if message.full_name in both:
-            short, package = _short(message), message.file.package
+            short, package = short_name(message), message.file.package
             free = (each for each in _SUFFIXES if (package, pascal_case(short + each)) not in taken)
             suffix = next(free, _SUFFIXES[-1])
             pairs = [(name, name + suffix) for (name,) in named.candidates]
-            named = _Named(owner=message, candidates=pairs)
+            named = Named(owner=message, candidates=pairs)
         found.append(named)
-    return found
-
-
-def _short(kind: Any) -> str:
-    """Return the name of a message or service without its package and without dots."""
-    return str(kind.full_name.removeprefix(f"{package_of(kind)}.").replace(".", ""))
-
-
-def _qualified(kind: Any, first: Set[str]) -> _Named:
-    """Return the candidates of a message or service: alone, or with package and version."""
-    _, *parts = package_of(kind).split(".")
-    version = [parts.pop()] if parts and _VERSION.fullmatch(parts[-1]) else []
-    fronts = [[], parts[:1], parts, [*parts, *version]]
-    if kind.full_name not in first:
-        fronts = fronts[-1:]
-    found = dict.fromkeys(pascal_case("_".join(front)) + _short(kind) for front in fronts)
-    return _Named(owner=kind, candidates=[(each,) for each in found])
-
-
-def _imported(kind: Any, _: Set[str]) -> _Named:
-    """Return the candidate of a third-party message or enum, with its whole package."""
-    name = "".join(part[:1].upper() + part[1:] for part in kind.full_name.split("."))
-    return _Named(owner=kind, candidates=[(name,)])
-
-
-def package_of(kind: Any) -> str:
-    """Return the package of a message, service or method."""
-    owner = kind.containing_service if isinstance(kind, MethodDescriptor) else kind
-    return str(owner.file.package)
-
-
-def _line(kind: Any) -> tuple[tuple[str, str], tuple[int, int, int, int]]:
-    """Return the name without the version, as package and rest, and the sort key of the version."""
-    package = package_of(kind)
-    rest = kind.full_name.removeprefix(f"{package}.")
-    *parts, last = package.split(".")
-    found = _VERSION.fullmatch(last)
-    if found is None:
-        return (package, rest), (0, 0, 0, 0)
-    major, point, stage, number = found.groups(default="0")
-    stages = {"alpha": 1, "beta": 2, "0": 3}
-    version = (int(major), int(point), stages[stage], int(number or 0))
-    return (".".join(parts), rest), version
-
-
-def _first_versions(kinds: Iterable[Any]) -> set[str]:
-    """Return the full names of those that no earlier version of their package has."""
-    first: dict[tuple[str, str], tuple[tuple[int, int, int, int], str]] = {}
-    for kind in kinds:
-        line, version = _line(kind)
-        first[line] = min(first.get(line, (version, kind.full_name)), (version, kind.full_name))
-    return {name for _, name in first.values()}
-
-
-def _choose(
-    output: str, fold: Callable[[str], str], named: Sequence[_Named], reserved: Iterable[str] = ()
-) -> Mapping[str, tuple[str, ...]]:
-    """Return the names of each owner by its full name, no two of them equal when folded."""
-    levels = [0] * len(named)
-    while clashes := _clashes(fold, named, levels, reserved):
-        longer = [i for i in clashes if levels[i] + 1 < len(named[i].candidates)]
-        if not longer:
-            index, other = clashes.popitem()
-            name = named[index].candidates[levels[index]][0]
-            raise ContractError(
-                named[index].owner, f"its {output} {name} is also that of {other}: rename one"
-            )
-        for index in longer:
-            levels[index] += 1
-    return {
-        each.owner.full_name: each.candidates[level]
-        for each, level in zip(named, levels, strict=True)
-    }
-
-
-def _clashes(
-    fold: Callable[[str], str],
-    named: Sequence[_Named],
-    levels: Sequence[int],
-    reserved: Iterable[str],
-) -> dict[int, str]:
-    """Return the indexes of those whose names others have too, with the name of one of them."""
-    owners: dict[str, list[int]] = defaultdict(list)
-    for index, each in enumerate(named):
-        for name in set(map(fold, each.candidates[levels[index]])):
-            owners[name.lower()].append(index)
-    ours = {fold(name).lower() for name in reserved}
-    found: dict[int, str] = {}
-    for name, indexes in owners.items():
-        if name in ours:
-            found |= dict.fromkeys(indexes, "every document")
-        elif len(indexes) > 1:
-            first, *rest = indexes
-            found[first] = named[rest[0]].owner.full_name
-            found |= dict.fromkeys(rest, named[first].owner.full_name)
     return found

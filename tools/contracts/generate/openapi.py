@@ -12,8 +12,9 @@ from tools.contracts.generate.descriptors import Contracts
 from tools.contracts.generate.examples import Examples
 from tools.contracts.generate.json_values import select_variant
 from tools.contracts.generate.openapi_operation import Operation
+from tools.contracts.generate.reasons import reasons_of
 from tools.contracts.generate.rest_headers import RestHeaders, header_fields
-from tools.contracts.generate.rest_responses import HEADERS, PROBLEM, RESPONSES
+from tools.contracts.generate.rest_responses import HEADERS, PROBLEM, ErrorResponses
 from tools.contracts.generate.schemas import Schemas
 
 __all__ = ["MAX_BODY_BYTES", "openapi"]
@@ -50,7 +51,8 @@ _SERVER: Final = "The gateway. The document that a gateway serves has its addres
 def openapi(contracts: Contracts) -> dict[str, Any]:
     """Return the document: every method that clients may call."""
     schemas = Schemas(contracts, header_fields(contracts))
-    paths = _paths(contracts, schemas)
+    errors = ErrorResponses(reasons_of(contracts))
+    paths = _paths(contracts, schemas, errors)
     services = {
         method.containing_service.full_name: method.containing_service
         for method, _ in _public(contracts)
@@ -75,7 +77,7 @@ def openapi(contracts: Contracts) -> dict[str, Any]:
         "components": {
             "schemas": {"Problem": PROBLEM} | dict(sorted(schemas.components.items())),
             "headers": HEADERS,
-            "responses": RESPONSES,
+            "responses": errors.shared(),
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
             },
@@ -96,7 +98,9 @@ def _public(contracts: Contracts) -> list[tuple[MethodDescriptor, Sequence[Bindi
     ]
 
 
-def _paths(contracts: Contracts, schemas: Schemas) -> dict[str, dict[str, Any]]:
+def _paths(
+    contracts: Contracts, schemas: Schemas, errors: ErrorResponses
+) -> dict[str, dict[str, Any]]:
     """Return the operations by path and verb; the schemas that they use are added to `schemas`."""
     rules, public = bindings(contracts), _public(contracts)
     read = {each.path for _, found in public for each in found if each.verb == "GET"}
@@ -108,6 +112,7 @@ def _paths(contracts: Contracts, schemas: Schemas) -> dict[str, dict[str, Any]]:
                 contracts,
                 method,
                 binding,
+                errors=errors,
                 created=bool(location(contracts, rules, method, binding)),
                 readable=binding.path in read,
             )

@@ -1,5 +1,6 @@
 """REST headers in the OpenAPI document: idempotency keys and conditional requests."""
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 from google.protobuf.descriptor import MethodDescriptor
@@ -8,7 +9,7 @@ from postbus_runtime.http_rules import Binding
 from postbus_runtime.options import Idempotency
 from tools.contracts.generate.descriptors import Contracts
 from tools.contracts.generate.json_values import Schema
-from tools.contracts.generate.rest_responses import RESPONSES, failures
+from tools.contracts.generate.rest_responses import ErrorResponses
 
 __all__ = ["RestHeaders", "header_fields"]
 
@@ -62,6 +63,8 @@ _REPLAYED: Final = {
     "description": "Sent if the operation was executed before: this is its stored response.",
     "schema": {"type": "string", "const": "true"},
 }
+_MISMATCH: Final = "VERSION_MISMATCH"
+"""The reason for another version than that in If-Match: the gateway compares it for reads."""
 _TRACED: Final = {"Trace-Id": {"$ref": "#/components/headers/TraceId"}}
 
 
@@ -77,7 +80,8 @@ def header_fields(contracts: Contracts) -> frozenset[str]:
 class RestHeaders:
     """The headers of one binding of a method, and the statuses that they lead to.
 
-    `created`: a response has the path of a new resource. `readable`: a GET has the same path.
+    `errors` has the error responses. `created`: a response has the path of a new resource.
+    `readable`: a GET has the same path.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class RestHeaders:
         method: MethodDescriptor,
         binding: Binding,
         *,
+        errors: ErrorResponses,
         created: bool,
         readable: bool,
     ) -> None:
@@ -105,6 +110,8 @@ class RestHeaders:
         self._body = bool(binding.body)
         self._created = created
         self._secret = options.secret_response
+        self._errors = errors
+        self._reasons = options.reasons
 
     def parameters(self) -> list[Schema]:
         """Return the headers of the request, as parameters."""
@@ -136,11 +143,19 @@ class RestHeaders:
             "description": "The response still has an ETag of If-None-Match.",
             "headers": {"ETag": self._etag} | _TRACED,
         }
-        stale = RESPONSES["Failure"] | {
-            "description": "The version is not current, the resource exists, or another"
-            " precondition is not met."
-        }
+        names = dict.fromkeys([*self._reasons, *([_MISMATCH] if self._matched else [])])
+        failures = self._errors.of_operation(self._failed_statuses(), names)
         special = {"304": unchanged} if self._cacheable else {}
-        special |= {"412": stale} if self._matched or self._creates else {}
-        common = failures(content=self._content, body=self._body, changes=self._repeatable)
-        return dict(sorted((special | common).items()))
+        return dict(sorted((special | failures).items()))
+
+    def _failed_statuses(self) -> Iterator[str]:
+        """Yield the statuses of the errors that do not depend on the method."""
+        yield from ("400", "401", "422", "429", "503", "504")
+        if self._content:
+            yield "406"
+        if self._repeatable:
+            yield "409"
+        if self._matched or self._creates:
+            yield "412"
+        if self._body:
+            yield from ("408", "413", "415")

@@ -1,10 +1,13 @@
 """REST errors in the OpenAPI document: the responses that several operations share."""
 
-from typing import Any, Final
+from collections.abc import Iterable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Final
 
+from postbus_runtime.reasons import Reason, Scope
 from tools.contracts.generate.json_values import Schema
 
-__all__ = ["HEADERS", "PROBLEM", "PROBLEM_REFERENCE", "RESPONSES", "failures"]
+__all__ = ["HEADERS", "PROBLEM", "PROBLEM_REFERENCE", "ErrorResponses"]
 
 PROBLEM: Final[Schema] = {
     "type": "object",
@@ -23,7 +26,11 @@ PROBLEM: Final[Schema] = {
             "description": "The error as text. May change: do not parse it.",
         },
         "code": {"type": "string", "description": "Canonical code, such as `NOT_FOUND`."},
-        "reason": {"type": "string", "description": "Stable cause, such as `USERNAME_TAKEN`."},
+        "reason": {
+            "type": "string",
+            "description": "Stable cause, such as `USERNAME_TAKEN`; the responses of an operation"
+            " list them. Treat an unknown reason by its `code`.",
+        },
         "outcome": {
             "enum": ["NO_EFFECT", "UNKNOWN"],
             "description": "Whether the failed request may have had an effect.",
@@ -111,62 +118,98 @@ def _response(description: str, *headers: str) -> Schema:
     }
 
 
-RESPONSES: Final[dict[str, Schema]] = {
-    "Failure": _response("The request failed.", "Retry-After"),
-    "Malformed": _response(
-        "The URL, a header or the body is malformed, or the method takes no body."
-    ),
-    "Unauthenticated": _response("The access token is missing or invalid.", "WWW-Authenticate"),
-    "NotAcceptable": _response("`Accept` excludes the media type of the response."),
-    "BodyTooSlow": _response("The body did not arrive in time; the connection is closed."),
-    "Repeated": _response(
-        "The request conflicts with the current state. `OPERATION_RUNNING`: the operation with this"
-        " `Idempotency-Key` is still running; repeat the request after `Retry-After`."
-        " `ALREADY_DONE`: the operation was executed, and its response, which holds secrets, was"
-        " not stored.",
+_SHARED: Final[dict[str, Schema]] = {
+    "400": _response("The URL, a header or the body is malformed, or the method takes no body."),
+    "401": _response("The access token is missing or invalid.", "WWW-Authenticate"),
+    "406": _response("`Accept` excludes the media type of the response."),
+    "408": _response("The body did not arrive in time; the connection is closed."),
+    "409": _response("The request conflicts with the current state.", "Retry-After"),
+    "412": _response(
+        "The version is not current, the resource exists, or another precondition is not met.",
         "Retry-After",
     ),
-    "BodyTooLarge": _response(
-        "The body is larger than the limit of the gateway, by default 2 MiB."
-    ),
-    "UnsupportedMedia": _response(
+    "413": _response("The body is larger than the limit of the gateway, by default 2 MiB."),
+    "415": _response(
         "The media type or the content coding of the body is not supported.",
         "Accept",
         "Accept-Patch",
         "Accept-Encoding",
     ),
-    "Invalid": _response(
-        "Fields break rules: see `violations`. `OPERATION_ID_REUSED`: the `Idempotency-Key` was"
-        " used for a different request."
-    ),
-    "TooManyRequests": _response(
+    "422": _response("Fields break rules: see `violations`."),
+    "429": _response(
         "Too many requests from this address or user, or the service is overloaded.",
         "Retry-After",
         "RateLimit",
         "RateLimit-Policy",
     ),
-    "Unavailable": _response("A service or the message broker is unavailable.", "Retry-After"),
-    "TooLate": _response("The deadline passed without a response."),
+    "503": _response("A service or the message broker is unavailable.", "Retry-After"),
+    "504": _response("The deadline passed without a response."),
+    "default": _response("The request failed.", "Retry-After"),
 }
+"""The responses of several operations, without their reasons."""
+_NAMES: Final = {
+    "400": "Malformed",
+    "401": "Unauthenticated",
+    "406": "NotAcceptable",
+    "408": "BodyTooSlow",
+    "409": "Repeated",
+    "412": "PreconditionFailed",
+    "413": "BodyTooLarge",
+    "415": "UnsupportedMedia",
+    "422": "Invalid",
+    "429": "TooManyRequests",
+    "503": "Unavailable",
+    "504": "TooLate",
+    "default": "Failure",
+}
+"""The names of these responses, by status."""
 
 
-def failures(*, content: bool, body: bool, changes: bool) -> dict[str, Any]:
-    """Return the error responses of an operation by status, as references to RESPONSES.
+class ErrorResponses:
+    """The error responses of operations, with the reasons that occur."""
 
-    `content`: the response has a body. `body`: the request may have one. `changes`: the method is
-    not safe.
-    """
-    names = {
-        "400": "Malformed",
-        "401": "Unauthenticated",
-        **({"406": "NotAcceptable"} if content else {}),
-        **({"408": "BodyTooSlow"} if body else {}),
-        **({"409": "Repeated"} if changes else {}),
-        **({"413": "BodyTooLarge", "415": "UnsupportedMedia"} if body else {}),
-        "422": "Invalid",
-        "429": "TooManyRequests",
-        "503": "Unavailable",
-        "504": "TooLate",
-        "default": "Failure",
-    }
-    return {status: {"$ref": f"#/components/responses/{name}"} for status, name in names.items()}
+    def __init__(self, reasons: Mapping[str, Reason]) -> None:
+        self._reasons = reasons
+        self._common: dict[str, list[Reason]] = {status: [] for status in _SHARED}
+        for reason in reasons.values():
+            status = str(reason.http_status)
+            if status in _SHARED and reason.scope in (Scope.CALL, Scope.HTTP):
+                self._common[status].append(reason)
+            elif reason.scope is Scope.CALL:
+                self._common["default"].append(reason)
+
+    def shared(self) -> dict[str, Schema]:
+        """Return the responses that several operations share, by name."""
+        return {
+            name: _with_reasons(_SHARED[status], self._common[status])
+            for status, name in _NAMES.items()
+        }
+
+    def of_operation(self, statuses: Iterable[str], names: Iterable[str]) -> dict[str, Schema]:
+        """Return the responses with these shared statuses, and those of the reasons of a method.
+
+        A response with a reason of the method is not a reference to the shared one. Names that the
+        contracts do not have are left out.
+        """
+        responses = {status: _reference(_NAMES[status]) for status in (*statuses, "default")}
+        own: dict[str, list[Reason]] = {}
+        for reason in filter(None, map(self._reasons.get, names)):
+            own.setdefault(str(reason.http_status), []).append(reason)
+        for status, reasons in own.items():
+            known = _SHARED.get(status) or _response(HTTPStatus(int(status)).phrase + ".")
+            common = self._common[status] if status in responses else []
+            responses[status] = _with_reasons(known, [*reasons, *common])
+        return responses
+
+
+def _reference(name: str) -> Schema:
+    return {"$ref": f"#/components/responses/{name}"}
+
+
+def _with_reasons(response: Schema, reasons: Sequence[Reason]) -> Schema:
+    """Return a response with the reasons that it may have, in its description and as a list."""
+    listed = "\n".join(f"- `{each}`: {each.meaning}" for each in reasons)
+    if not listed:
+        return response
+    description = f"{response['description']}\n\n{listed}"
+    return response | {"description": description, "x-reasons": [str(each) for each in reasons]}

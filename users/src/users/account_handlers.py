@@ -7,6 +7,7 @@ from typing import Any
 from betterproto.lib.google.protobuf import Empty
 from uuid_utils.compat import uuid7
 
+from postbus import reasons
 from postbus.users.v1 import (
     AuthServiceBase,
     ChangePasswordRequest,
@@ -23,7 +24,7 @@ from postbus.users.v1 import (
 )
 from shared.bus import MessagePattern, publish
 from shared.context import Context
-from shared.errors import Code, ServiceError, invalid_field, require_version
+from shared.errors import ServiceError, invalid_field, require_version
 from shared.field_masks import require_paths
 from shared.outbox.unit_of_work import outside_unit_of_work, set_reply_owner
 from shared.security_log import SecurityEvent, SecurityLog
@@ -41,6 +42,8 @@ __all__ = ["AccountHandlers"]
 _CHANGEABLE = {"username", "email", "display_name", "bio", "image_url"}
 _IDENTIFYING = {"username", "email"}
 """Columns that identify the account in a log-in; their change needs a recent log-in."""
+_REQUIRED = {"username": reasons.USERNAME_MISSING, "email": reasons.EMAIL_MISSING}
+"""The reason of the error if a change removes a column."""
 _PUBLISHED = {"username", "display_name", "image_url"}
 """Columns whose change is published to other services."""
 
@@ -127,9 +130,7 @@ class AccountHandlers:
             password_hash = await slot.hash(request.new_password) if verdict.matches else ""
         user = await self.accounts.get_caller(context, lock=True)
         if not verdict.matches or user.password_version != checked.password_version:
-            raise ServiceError(
-                Code.PERMISSION_DENIED, "WRONG_PASSWORD", "The current password is wrong."
-            )
+            raise ServiceError(reasons.WRONG_PASSWORD, "The current password is wrong.")
         version = user.password_version + 1
         await self.accounts.update(
             user, {"password_hash": password_hash, "password_version": version}
@@ -172,10 +173,10 @@ def _changes(request: UpdateMeRequest, user: User) -> dict[str, Any]:
     """Return the columns in the mask that change, with their new values."""
     paths = require_paths(request.update_mask, _CHANGEABLE)
     values = {path: getattr(request, path) or "" for path in paths}
-    for name in ("username", "email"):
+    for name, reason in _REQUIRED.items():
         if name in values and not values[name]:
             message = f"The {name} of an account cannot be removed."
-            raise invalid_field(f"{name.upper()}_MISSING", name, "required", message)
+            raise invalid_field(reason, name, "required", message)
     return {path: value for path, value in values.items() if value != getattr(user, path)}
 
 

@@ -7,12 +7,13 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, TextClause, text
 from sqlmodel import col, delete, func, or_, select, update
 
+from postbus import reasons
 from shared.access_tokens import session_revoked
 from shared.context import Context
 from shared.data.pages import Page
 from shared.data.postgres_sessions import Postgres
 from shared.data.search_terms import words
-from shared.errors import Code, ServiceError
+from shared.errors import ServiceError
 from shared.outbox.postgres_errors import DatabaseFaultError
 from shared.outbox.unit_of_work import outside_unit_of_work
 from users.models import EMAIL_INDEX, USERNAME_INDEX, Session, User
@@ -25,8 +26,8 @@ _FEW: Final = 2000
 """Up to this number of matches, a search uses the search index and sorts the result."""
 
 _TAKEN = {
-    USERNAME_INDEX: ("USERNAME_TAKEN", "The username is taken."),
-    EMAIL_INDEX: ("EMAIL_TAKEN", "The email address is taken."),
+    USERNAME_INDEX: (reasons.USERNAME_TAKEN, "The username is taken."),
+    EMAIL_INDEX: (reasons.EMAIL_TAKEN, "The email address is taken."),
 }
 _lower_name: ColumnElement[str] = func.lower(User.username)
 
@@ -165,4 +166,4 @@ def _unique_violations() -> Iterator[None]:
 
 def _taken(index: str) -> ServiceError:
     reason, message = _TAKEN[index]
-    return ServiceError(Code.ALREADY_EXISTS, reason, message)
+    return ServiceError(reason, message)

@@ -5,6 +5,7 @@ from typing import Final
 
 from zxcvbn.frequency_lists import FREQUENCY_LISTS
 
+from postbus import reasons
 from shared.errors import invalid_field
 from users.passwords import normalized
 
@@ -45,7 +46,7 @@ def require_uncommon(password: str, *, username: str, email: str, field: str) ->
         or len(set(lower)) < _MIN_DISTINCT
     ):
         message = "This password is too easy to guess. Choose another one."
-        raise invalid_field("PASSWORD_TOO_COMMON", field, "password.common", message)
+        raise invalid_field(reasons.PASSWORD_TOO_COMMON, field, "password.common", message)
 
 
 def _without_context(password: str, username: str, email: str) -> str:
@@ -60,4 +61,4 @@ def require_unreserved(username: str) -> None:
     """Raise INVALID_ARGUMENT with USERNAME_RESERVED if the name suggests the operator."""
     if re.sub("[_-]", "", username.lower()) in _RESERVED:
         message = "This username is reserved. Choose another one."
-        raise invalid_field("USERNAME_RESERVED", "username", "username.reserved", message)
+        raise invalid_field(reasons.USERNAME_RESERVED, "username", "username.reserved", message)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from postbus import reasons
 from postbus.users.v1 import (
     FollowChanged,
     FollowRequest,
@@ -47,7 +48,7 @@ class FollowHandlers:
         user = await self.profiles.find(request.username)
         if user.id == caller.id:
             message = "Users cannot follow themselves."
-            raise invalid_field("FOLLOWS_SELF", "username", "not_caller", message)
+            raise invalid_field(reasons.FOLLOWS_SELF, "username", "not_caller", message)
         change = await self.follows.add(caller.id, user.id)
         context.raise_revision(change.revision)
         await _publish_change(caller.id, user.id, following=True, change=change)

@@ -13,9 +13,10 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, delete, func, or_, select, tuple_, update
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from postbus import reasons
 from shared.data.pages import Page
 from shared.data.postgres_sessions import Postgres
-from shared.errors import Code, ServiceError
+from shared.errors import ServiceError
 from users.models import Follow, User
 
 __all__ = ["FollowChange", "FollowRepository", "ListedUser", "sort_key"]
@@ -185,12 +186,11 @@ def _version(at: datetime) -> int:
 
 
 def _not_found() -> ServiceError:
-    return ServiceError(Code.NOT_FOUND, "USER_NOT_FOUND", "There is no such user.")
+    return ServiceError(reasons.USER_NOT_FOUND, "There is no such user.")
 
 
 def _too_many() -> ServiceError:
     return ServiceError(
-        Code.RESOURCE_EXHAUSTED,
-        "FOLLOWS_TOO_MANY",
+        reasons.FOLLOWS_TOO_MANY,
         f"A user can follow {_MAX_FOLLOWED} users at most. Unfollow another user first.",
     )

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
+from postbus import reasons
 from postbus.users.v1 import AuthServiceBase, LogInRequest, LogInResponse
 from shared.bus import MessagePattern
 from shared.context import Context
-from shared.errors import Code, ServiceError
+from shared.errors import ServiceError
 from shared.outbox.unit_of_work import outside_unit_of_work
 from shared.security_log import SecurityEvent, SecurityLog
 from users.account_repository import AccountRepository
@@ -47,9 +48,7 @@ class LogInHandlers:
         token = RefreshToken.new()
         opened = user and verdict.matches and await self.sessions.open(user, request.device, token)
         if user is None or not opened:
-            raise ServiceError(
-                Code.UNAUTHENTICATED, "WRONG_CREDENTIALS", "Unknown account or wrong password."
-            )
+            raise ServiceError(reasons.WRONG_CREDENTIALS, "Unknown account or wrong password.")
         await publish_revocations(user.id, await self.sessions.delete_surplus(user.id))
         event, session_id = SecurityEvent.LOG_IN_SUCCEEDED, token.session_id
         self.log.write(event, context, user_id=user.id, session_id=session_id)

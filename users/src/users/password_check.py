@@ -3,6 +3,7 @@
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from postbus import reasons
 from postbus.users.v1 import LogInRequest
 from shared.context import Context
 from shared.errors import ServiceError
@@ -70,7 +71,7 @@ class PasswordCheck:
         try:
             await self.throttle.record_attempt(attempt)
         except ServiceError as error:
-            if error.reason == "LOGIN_THROTTLED":
+            if error.reason == reasons.LOGIN_THROTTLED:
                 event = SecurityEvent.THROTTLED
                 self.log.write(event, context, user_id=user_id, reason=error.reason)
             raise

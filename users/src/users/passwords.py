@@ -15,7 +15,8 @@ from typing import Final, TypeVar
 from argon2 import PasswordHasher
 from argon2.exceptions import VerificationError
 
-from shared.errors import Code, ServiceError
+from postbus import reasons
+from shared.errors import ServiceError
 
 T = TypeVar("T")
 
@@ -76,8 +77,7 @@ class Passwords:
         other work of the call, so that a refused call costs nothing."""
         if self._slots[purpose] >= _PLACES[purpose]:
             raise ServiceError(
-                Code.RESOURCE_EXHAUSTED,
-                "PASSWORDS_BUSY",
+                reasons.PASSWORDS_BUSY,
                 f"Too many clients are trying to {purpose.value}.",
                 retry_after=1,
             )

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+from postbus import reasons
 from postbus.users.v1 import Profile
 from shared.context import Context
-from shared.errors import Code, ServiceError
+from shared.errors import ServiceError
 from users.account_messages import to_profile
 from users.account_repository import AccountRepository
 from users.follow_repository import FollowRepository
@@ -32,7 +33,7 @@ class Profiles:
         else:
             user = await self._accounts.find_by_username(name)
         if user is None:
-            raise ServiceError(Code.NOT_FOUND, "USER_NOT_FOUND", "There is no such user.")
+            raise ServiceError(reasons.USER_NOT_FOUND, "There is no such user.")
         return user
 
     async def to_messages(self, users: Sequence[User], context: Context) -> list[Profile]:

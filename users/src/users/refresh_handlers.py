@@ -3,10 +3,11 @@
 import time
 from dataclasses import dataclass
 
+from postbus import reasons
 from postbus.users.v1 import AuthServiceBase, RefreshSessionRequest, RefreshSessionResponse
 from shared.bus import MessagePattern
 from shared.context import Context
-from shared.errors import Code, Outcome, ServiceError
+from shared.errors import Outcome, ServiceError
 from shared.outbox.inbox import Operation
 from shared.outbox.unit_of_work import (
     Store,
@@ -58,8 +59,7 @@ class RefreshHandlers:
             return response
         if presented.exchanged_during_call or lost_race:
             raise ServiceError(
-                Code.ABORTED,
-                "REFRESHED_MEANWHILE",
+                reasons.REFRESHED_MEANWHILE,
                 "A concurrent call has received the new tokens. Use these.",
             )
         raise await self._handle_reuse(presented.session, context)
@@ -101,8 +101,7 @@ class RefreshHandlers:
         self.log.write(SecurityEvent.REFRESH_REUSED, context, **ids)
         self.log.write(SecurityEvent.SESSION_ENDED, context, **ids, ended_sessions=1)
         return ServiceError(
-            Code.UNAUTHENTICATED,
-            "REFRESH_TOKEN_REUSED",
+            reasons.REFRESH_TOKEN_REUSED,
             "The refresh token was used before, so its session has ended. Log in again.",
             outcome=Outcome.UNKNOWN,
         )
@@ -123,7 +122,6 @@ def _stored_response(
 
 def _invalid() -> ServiceError:
     return ServiceError(
-        Code.UNAUTHENTICATED,
-        "REFRESH_TOKEN_INVALID",
+        reasons.REFRESH_TOKEN_INVALID,
         "The refresh token is not valid. Log in again.",
     )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from betterproto.lib.google.protobuf import Empty
 
+from postbus import reasons
 from postbus.users.v1 import (
     AuthServiceBase,
     ListSessionsRequest,
@@ -16,7 +17,7 @@ from postbus.users.v1 import Session as SessionMessage
 from shared.bus import MessagePattern
 from shared.context import Context
 from shared.data.pages import Pages, Position
-from shared.errors import Code, ServiceError
+from shared.errors import ServiceError
 from shared.security_log import SecurityEvent, SecurityLog
 from users.account_repository import AccountRepository
 from users.models import Session
@@ -71,7 +72,7 @@ class SessionHandlers:
         """End one session of the caller; NOT_FOUND with SESSION_NOT_FOUND if there is none."""
         user = await self.accounts.get_caller(context)
         if not await self._end(user.id, context, only=request.id.lower()):
-            raise ServiceError(Code.NOT_FOUND, "SESSION_NOT_FOUND", "There is no such session.")
+            raise ServiceError(reasons.SESSION_NOT_FOUND, "There is no such session.")
         return Empty()
 
     async def _end(self, user_id: str, context: Context, *, only: str | None = None) -> list[str]:

@@ -9,10 +9,11 @@ from typing import Final
 from sqlalchemy import ColumnElement
 from sqlmodel import col, delete, func, or_, select, update
 
+from postbus import reasons
 from shared.context import Context
 from shared.data.pages import Page
 from shared.data.postgres_sessions import Postgres
-from shared.errors import Code, ServiceError
+from shared.errors import ServiceError
 from users.models import Session, User
 from users.refresh_tokens import RefreshToken
 
@@ -147,8 +148,7 @@ class SessionRepository:
         async with self._postgres.reading() as session:
             if (await session.exec(query)).first() is None:
                 raise ServiceError(
-                    Code.PERMISSION_DENIED,
-                    "RECENT_LOGIN_REQUIRED",
+                    reasons.RECENT_LOGIN_REQUIRED,
                     "The call needs a log-in within the last 15 minutes. Log in again.",
                 )
 

@@ -2,6 +2,7 @@
 
 from pydantic import Field, SecretStr
 
+from shared.data.postgres_addresses import PostgresUrl
 from shared.runtime.settings import ServiceSettings
 
 __all__ = ["UsersSettings"]
@@ -10,7 +11,7 @@ __all__ = ["UsersSettings"]
 class UsersSettings(ServiceSettings):
     """See ServiceSettings."""
 
-    postgres_url: SecretStr
+    postgres_url: PostgresUrl
     """URL of the database: postgresql://user:password@host:port/name, with the parameters of libpq
     that asyncpg supports, such as sslmode, sslrootcert, application_name and several hosts."""
     postgres_pooled: bool = False

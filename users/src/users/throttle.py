@@ -13,9 +13,10 @@ from sqlalchemy import delete
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, func, select
 
+from postbus import reasons
 from shared.addresses import network_of
 from shared.data.postgres_sessions import Postgres
-from shared.errors import Code, ServiceError
+from shared.errors import ServiceError
 from shared.outbox.unit_of_work import outside_unit_of_work
 from users.models import LoginFailures
 
@@ -201,8 +202,7 @@ class _Count:
 def _require_no_wait(wait: float) -> None:
     if wait > 0:
         raise ServiceError(
-            Code.RESOURCE_EXHAUSTED,
-            "LOGIN_THROTTLED",
+            reasons.LOGIN_THROTTLED,
             "Too many failed attempts. Wait before the next one.",
             retry_after=wait,
         )

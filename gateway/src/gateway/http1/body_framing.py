@@ -4,8 +4,10 @@ import re
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from gateway.http1.head_fields import TOKEN, refusal
+from gateway.http1.head_fields import TOKEN
 from gateway.problems import HttpError
+from postbus import reasons
+from postbus_runtime.reasons import Reason
 from shared.errors import Outcome
 
 __all__ = ["EXTENSION_BYTES", "STEP_CHUNKS", "TRAILER_BYTES", "Body", "ChunkedBody", "SizedBody"]
@@ -95,7 +97,7 @@ class ChunkedBody:
             return at
         self._extension_bytes += len(match[2])
         if self._extension_bytes > EXTENSION_BYTES:
-            raise _too_large("EXTENSIONS_TOO_LARGE", "chunk extensions")
+            raise _too_large(reasons.EXTENSIONS_TOO_LARGE, "chunk extensions")
         self._remaining = int(match[1], 16)
         self._step = ChunkedBody._read_content if self._remaining else ChunkedBody._read_trailer
         return match.end()
@@ -103,7 +105,7 @@ class ChunkedBody:
     def _require_size_beginning(self, data: bytes, at: int) -> None:
         """Raise unless `data` can be the beginning of a line with a size."""
         if len(data) - at > EXTENSION_BYTES + 10:
-            raise _too_large("EXTENSIONS_TOO_LARGE", "chunk extensions")
+            raise _too_large(reasons.EXTENSIONS_TOO_LARGE, "chunk extensions")
         if not _SIZE_BEGINNING.fullmatch(data, at):
             raise _malformed("The size of a chunk is not a hexadecimal number.")
 
@@ -131,7 +133,7 @@ class ChunkedBody:
             return at + 2
         length = (len(data) if end < 0 else end + 2) - at
         if self._trailer_bytes + length > TRAILER_BYTES:
-            raise _too_large("TRAILERS_TOO_LARGE", "trailer fields")
+            raise _too_large(reasons.TRAILERS_TOO_LARGE, "trailer fields")
         if end < 0:
             return at
         if not _TRAILER.fullmatch(data, at, end + 2):
@@ -141,8 +143,9 @@ class ChunkedBody:
 
 
 def _malformed(message: str) -> HttpError:
-    return refusal(400, "MALFORMED_HTTP", message, Outcome.UNKNOWN)
+    return HttpError(reasons.MALFORMED_HTTP, message, outcome=Outcome.UNKNOWN)
 
 
-def _too_large(reason: str, parts: str) -> HttpError:
-    return refusal(431, reason, f"The {parts} of the body are too large.", Outcome.UNKNOWN)
+def _too_large(reason: Reason, parts: str) -> HttpError:
+    text = f"The {parts} of the body are too large."
+    return HttpError(reason, text, outcome=Outcome.UNKNOWN)

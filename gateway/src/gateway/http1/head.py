@@ -18,11 +18,11 @@ from gateway.http1.head_fields import (
     malformed,
     parse_fields,
     read_content_length,
-    refusal,
     require_continue,
 )
 from gateway.problems import HttpError
 from gateway.targets import has_bad_escape, without_needless_escapes
+from postbus import reasons
 
 __all__ = ["Head", "parse_head"]
 
@@ -61,7 +61,7 @@ def parse_head(data: bytes) -> Head:
     lines = data.split(b"\r\n")
     ends = len(lines) - 1
     if ends > MAX_FIELDS:
-        raise refusal(431, "TOO_MANY_FIELDS", f"A head has at most {MAX_FIELDS} fields.")
+        raise HttpError(reasons.TOO_MANY_FIELDS, f"A head has at most {MAX_FIELDS} fields.")
     if data.translate(None, FIELD_TEXT) != _LINE_ENDS[ends]:
         raise malformed("The head has a control character, or a line without CR LF.")
     method, target, minor = _parse_request_line(lines[0])
@@ -108,7 +108,7 @@ def _parse_request_line(line: bytes) -> tuple[bytes, bytes, int]:
     if method not in _METHODS:
         if not _TOKEN.fullmatch(method):
             raise malformed("The method is not a token.")
-        raise refusal(501, "METHOD_UNKNOWN", "The server does not support the method.")
+        raise HttpError(reasons.METHOD_UNKNOWN, "The server does not support the method.")
     # Browsers send some characters that RFC 3986 excludes, such as "|" and "{".
     if not target.isascii() or b"#" in target or b"\t" in target or has_bad_escape(target):
         raise _bad_target()
@@ -120,7 +120,7 @@ def _minor(version: bytes) -> int:
     if match is None:
         raise malformed("The version is not a version of HTTP.")
     if match[1] != b"1":
-        raise refusal(505, "VERSION_NOT_SUPPORTED", "The server supports HTTP/1.1.")
+        raise HttpError(reasons.VERSION_NOT_SUPPORTED, "The server supports HTTP/1.1.")
     return 0 if match[2] == b"0" else 1
 
 
@@ -145,7 +145,7 @@ def _parse_other_form(
 def _require_host(host: bytes) -> None:
     """Raise 400 for an invalid or empty host (RFC 9112, section 3.2; RFC 9110, section 4.2.1)."""
     if not _HOST.fullmatch(host):
-        raise refusal(400, "HOST_INVALID", "A request has one Host field: a host and a port.")
+        raise HttpError(reasons.HOST_INVALID, "A request has one Host field: a host and a port.")
 
 
 def _normalize(raw_path: bytes) -> tuple[bytes, str]:
@@ -153,9 +153,9 @@ def _normalize(raw_path: bytes) -> tuple[bytes, str]:
     try:
         path = unquote_to_bytes(raw_path).decode()
     except UnicodeDecodeError:
-        raise refusal(400, "TARGET_INVALID", "The path is not UTF-8.") from None
+        raise HttpError(reasons.TARGET_INVALID, "The path is not UTF-8.") from None
     return without_needless_escapes(raw_path), path
 
 
 def _bad_target() -> HttpError:
-    return refusal(400, "TARGET_INVALID", "The request target is neither a path nor a URL.")
+    return HttpError(reasons.TARGET_INVALID, "The request target is neither a path nor a URL.")

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Final
 
 from gateway.problems import HttpError
-from shared.errors import Code, Outcome
+from postbus import reasons
 
 __all__ = [
     "CHUNKED",
@@ -20,7 +20,6 @@ __all__ = [
     "malformed",
     "parse_fields",
     "read_content_length",
-    "refusal",
     "require_continue",
 ]
 
@@ -87,11 +86,6 @@ FIELD_TEXT: Final = bytes((0x09, *range(0x20, 0x7F), *range(0x80, 0x100)))
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
 
 
-def refusal(status: int, reason: str, message: str, outcome: int = Outcome.NO_EFFECT) -> HttpError:
-    """Return the error of a request that the protocol refuses."""
-    return HttpError(status, Code.INVALID_ARGUMENT, reason, message, outcome=outcome)
-
-
 def parse_fields(lines: Iterable[bytes]) -> FieldLines:
     """Parse field lines (RFC 9112, section 5); HttpError 400."""
     fields: FieldLines = []
@@ -120,7 +114,7 @@ def joined_values(fields: FieldLines) -> dict[bytes, bytes]:
         if name not in values:
             values[name] = value
         elif name in _SINGLETONS:
-            raise refusal(400, "FIELD_REPEATED", f"{name.decode()} occurs more than once.")
+            raise HttpError(reasons.FIELD_REPEATED, f"{name.decode()} occurs more than once.")
         else:
             values[name] += b", " + value
     return values
@@ -140,17 +134,19 @@ def read_content_length(values: dict[bytes, bytes], minor: int) -> int:
     coding = values.get(b"transfer-encoding")
     if coding is None and length is not None:
         if not _LENGTH.fullmatch(length):
-            raise refusal(400, "LENGTH_INVALID", "Content-Length is not a number of bytes.")
+            raise HttpError(reasons.LENGTH_INVALID, "Content-Length is not a number of bytes.")
         return int(length)
     if length is not None or not minor:
-        raise refusal(
-            400, "FRAMING_INVALID", "Transfer-Encoding excludes Content-Length and HTTP/1.0."
+        raise HttpError(
+            reasons.FRAMING_INVALID, "Transfer-Encoding excludes Content-Length and HTTP/1.0."
         )
     codings = list_members(coding or b"")
     if codings[-1] != b"chunked" or b"chunked" in codings[:-1]:
-        raise refusal(400, "FRAMING_INVALID", "The last transfer coding must be chunked.")
+        raise HttpError(reasons.FRAMING_INVALID, "The last transfer coding must be chunked.")
     if len(codings) > 1:
-        raise refusal(501, "CODING_UNKNOWN", "The server supports no transfer coding but chunked.")
+        raise HttpError(
+            reasons.CODING_UNKNOWN, "The server supports no transfer coding but chunked."
+        )
     return CHUNKED
 
 
@@ -162,12 +158,12 @@ def require_continue(value: bytes, minor: int) -> bool:
     if not minor:
         return False
     if value.lower() != b"100-continue":
-        raise refusal(
-            417, "EXPECTATION_UNKNOWN", "The server supports no expectation but 100-continue."
+        raise HttpError(
+            reasons.EXPECTATION_UNKNOWN, "The server supports no expectation but 100-continue."
         )
     return True
 
 
 def malformed(message: str) -> HttpError:
     """Return the error of a head or body that is not HTTP/1.1."""
-    return refusal(400, "MALFORMED_HTTP", message)
+    return HttpError(reasons.MALFORMED_HTTP, message)

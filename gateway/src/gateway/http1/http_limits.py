@@ -8,7 +8,8 @@ from typing import Final
 
 from gateway.problems import HttpError
 from gateway.unfinished_input import UnfinishedInput
-from shared.errors import Code
+from postbus import reasons
+from postbus_runtime.reasons import Reason
 
 __all__ = ["ConnectionCounts", "HttpLimits"]
 
@@ -65,11 +66,9 @@ class ConnectionCounts:
         Call `release` once for each admitted connection.
         """
         if self.open >= self._total:
-            return _refusal(503, Code.UNAVAILABLE, "TOO_MANY_CONNECTIONS", "in total")
+            return _refusal(reasons.GATEWAY_FULL, "in total")
         if self._by_network[network] >= self._per_address and not self._is_proxy(network):
-            return _refusal(
-                429, Code.RESOURCE_EXHAUSTED, "TOO_MANY_CONNECTIONS", "from this address"
-            )
+            return _refusal(reasons.TOO_MANY_CONNECTIONS, "from this address")
         self.open += 1
         self._by_network[network] += 1
         return None
@@ -90,7 +89,7 @@ class ConnectionCounts:
         )
 
 
-def _refusal(status: int, code: int, reason: str, scope: str) -> HttpError:
-    error = HttpError(status, code, reason, f"There are too many connections {scope}.")
+def _refusal(reason: Reason, scope: str) -> HttpError:
+    error = HttpError(reason, f"There are too many connections {scope}.")
     error.retry_after = _RETRY_SECONDS
     return error

@@ -19,12 +19,13 @@ from gateway.http1.buffered_connection import BufferedConnection
 from gateway.http1.deadlines import NEVER
 from gateway.http1.exchange import Exchange
 from gateway.http1.head import Head, parse_head
-from gateway.http1.head_fields import CHUNKED, HEAD_BYTES, refusal
+from gateway.http1.head_fields import CHUNKED, HEAD_BYTES
 from gateway.http1.http_limits import ConnectionCounts, HttpLimits
 from gateway.http1.response_writer import ResponseWriter
 from gateway.http1.upgrade import hand_over, is_handshake, rebuild, require_handshake
 from gateway.problems import HttpError
 from gateway.request_body import too_large
+from postbus import reasons
 from shared.errors import Outcome, ServiceError
 
 __all__ = ["http1"]
@@ -148,9 +149,9 @@ class Http1Protocol(BufferedConnection):
 
     def _await_head(self) -> None:
         if len(self._buffer) >= HEAD_BYTES:
-            raise refusal(431, "HEAD_TOO_LARGE", "The request's head is larger than 64 KiB.")
+            raise HttpError(reasons.HEAD_TOO_LARGE, "The request's head is larger than 64 KiB.")
         if _BARE_LINE_END.search(self._buffer):
-            raise refusal(400, "MALFORMED_HTTP", "A line of the head does not end with CR LF.")
+            raise HttpError(reasons.MALFORMED_HTTP, "A line of the head does not end with CR LF.")
         if not self._head_begun:
             self._head_begun = True
             self._began = self._loop.time()
@@ -270,10 +271,10 @@ class Http1Protocol(BufferedConnection):
         elif self._exchange is not None:
             seconds = self._limits.request_seconds
             message = f"The request was not received within {seconds:g} seconds."
-            self._fail(refusal(408, "REQUEST_TOO_SLOW", message, Outcome.UNKNOWN))
+            self._fail(HttpError(reasons.REQUEST_TOO_SLOW, message, outcome=Outcome.UNKNOWN))
         elif self._head_begun:
             seconds = self._limits.head_seconds
             message = f"The request's head was not received within {seconds:g} seconds."
-            self.refuse(refusal(408, "HEAD_TOO_SLOW", message))
+            self.refuse(HttpError(reasons.HEAD_TOO_SLOW, message))
         else:
             self.close()

@@ -11,8 +11,8 @@ from websockets.exceptions import HeaderLineTooLong, InvalidHeader, RequestLineT
 from websockets.server import ServerProtocol
 
 from gateway.http1.head import Head
-from gateway.http1.head_fields import refusal
 from gateway.problems import HttpError
+from postbus import reasons
 
 __all__ = ["hand_over", "is_handshake", "rebuild", "require_handshake"]
 
@@ -46,18 +46,20 @@ def require_handshake(head: Head) -> None:
 
 def _invalid(error: Exception | None) -> HttpError:
     if isinstance(error, RequestLineTooLong):
-        return refusal(414, "TARGET_TOO_LONG", "The target of a handshake is limited to 8 KiB.")
+        return HttpError(reasons.TARGET_TOO_LONG, "The target of a handshake is limited to 8 KiB.")
     if isinstance(error, HeaderLineTooLong):
-        return refusal(431, "FIELD_TOO_LARGE", "A field of a handshake is limited to 8 KiB.")
+        return HttpError(reasons.FIELD_TOO_LARGE, "A field of a handshake is limited to 8 KiB.")
     field = f" {error.name} is missing or invalid." if isinstance(error, InvalidHeader) else ""
-    return refusal(400, "HANDSHAKE_INVALID", f"The WebSocket handshake is invalid.{field}")
+    return HttpError(reasons.HANDSHAKE_INVALID, f"The WebSocket handshake is invalid.{field}")
 
 
 def _require_version(head: Head) -> None:
     """Raise HttpError 426 unless the version is 13 (RFC 6455, section 4.2.2)."""
     versions = [value for name, value in head.fields if name == b"sec-websocket-version"]
     if versions != [b"13"]:
-        error = refusal(426, "VERSION_NOT_SUPPORTED", "The supported version of WebSocket is 13.")
+        error = HttpError(
+            reasons.WEBSOCKET_VERSION_UNSUPPORTED, "The supported version of WebSocket is 13."
+        )
         error.headers = {"Sec-WebSocket-Version": "13", "Upgrade": "websocket"}
         raise error
 

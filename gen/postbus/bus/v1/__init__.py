@@ -316,8 +316,8 @@ class Reason(betterproto.Enum):
 
     OPERATION_RUNNING = 54
     """
-    The operation with this `Idempotency-Key` is still running. Repeat the request after `Retry-
-     After`.
+    The operation with this `Idempotency-Key` is still running. Repeat the request after
+     `Retry-After`.
     """
 
     OPERATORS_ONLY = 55
@@ -411,7 +411,7 @@ class Reason(betterproto.Enum):
     """The connection has too many running calls. Wait for a result."""
 
     TOO_MANY_CONNECTIONS = 79
-    """The gateway or this address has too many connections."""
+    """This address has too many connections."""
 
     TOO_MANY_FIELDS = 80
     """The request has too many headers."""
@@ -436,7 +436,7 @@ class Reason(betterproto.Enum):
 
     TOO_MUCH_UNFINISHED_INPUT = 85
     """
-    The clients of the gateway have sent too much that is not complete. Repeat the request later.
+    The address has sent too much that is not complete. Repeat the request later.
     """
 
     TRAILERS_TOO_LARGE = 86
@@ -471,7 +471,7 @@ class Reason(betterproto.Enum):
     """
 
     VERSION_NOT_SUPPORTED = 95
-    """The version of HTTP or of the WebSocket protocol is not supported."""
+    """The version of HTTP is not supported."""
 
     WORKER_LOST = 96
     """
@@ -480,6 +480,38 @@ class Reason(betterproto.Enum):
 
     WRONG_REQUEST_TYPE = 97
     """The `@type` of the request is not the type that the method takes."""
+
+    CODEC_UNSUPPORTED = 98
+    """
+    The request over the Connect protocol has a content type that the method does not take.
+    """
+
+    METADATA_INVALID = 99
+    """
+    The header fields that are passed on to services are not ASCII, or too large.
+    """
+
+    GATEWAY_FULL = 100
+    """
+    The gateway has too many connections, or too much input that is not complete. Repeat the request
+     later.
+    """
+
+    WEBSOCKET_VERSION_UNSUPPORTED = 101
+    """The version of the WebSocket protocol is not supported."""
+
+    FORGED = 102
+    """
+    The event was not sent by the service that owns it, or has a version that the owner does not have.
+    """
+
+    CONTROL_TOO_LARGE = 103
+    """A control message is larger than 64 KiB."""
+
+    ID_TOO_LONG = 104
+    """
+    An id or the name of a queue in a control message is longer than 255 bytes.
+    """
 
 
 @dataclass(eq=False, repr=False)
@@ -847,7 +879,7 @@ class Part(GeneratedMessage):
 
     message: str = betterproto.string_field(3)
     """
-    What is missing and the command that mends it, for operators; empty if the dependency is ready.
+    What is missing and the command that mends it, for operators; a warning if the dependency is ready.
     """
 
 
@@ -911,7 +943,7 @@ class GetStatisticsResponse(GeneratedMessage):
         5, betterproto.TYPE_STRING, betterproto.TYPE_UINT64
     )
     """
-    Number of incidents of the consumers by name, such as `consumer.paused`.
+    Number of incidents of the process by name, such as `consumer.paused`.
     """
 
 

@@ -9,6 +9,8 @@ from typing import List
 import betterproto
 from postbus_runtime.messages import GeneratedMessage
 
+from ...imported.google import rpc as ___google_rpc__
+
 
 class Access(betterproto.Enum):
     """The callers that a method or event is open to."""
@@ -24,6 +26,29 @@ class Access(betterproto.Enum):
 
     INTERNAL = 3
     """Services on the bus; never reachable through the gateway."""
+
+
+class Scope(betterproto.Enum):
+    """The errors that have a reason."""
+
+    UNSPECIFIED = 0
+    """Errors of the methods that name the reason."""
+
+    CALL = 1
+    """
+    Errors of every method: from its worker, from the gateway, or on the way between them.
+    """
+
+    HTTP = 2
+    """Errors of HTTP requests, from the gateway."""
+
+    WEBSOCKET = 3
+    """
+    Errors of the handshakes, frames and connections of WebSockets, from the gateway.
+    """
+
+    BUS = 4
+    """Errors of events and batches on the bus; clients never get them."""
 
 
 @dataclass(eq=False, repr=False)
@@ -83,6 +108,13 @@ class MethodRules(GeneratedMessage):
      PERMISSION_DENIED, SERVICE_NOT_ALLOWED. If unset, every service that may send to the worker.
     """
 
+    reasons: List[str] = betterproto.string_field(10)
+    """
+    Reasons of the errors of the method, such as `POST_NOT_FOUND`: of the package of the method, of packages
+     of the services that it calls, or of postbus.bus.v1. Reasons with SCOPE_CALL need not be named: every
+     method has them. An error with another reason is logged as `error.undeclared_reason`.
+    """
+
 
 @dataclass(eq=False, repr=False)
 class EventRules(GeneratedMessage):
@@ -120,4 +152,22 @@ class EventRules(GeneratedMessage):
     """
     Name of the repeated string field with the ids of the sessions that have ended. Every process that
      verifies access tokens then refuses the tokens of these sessions.
+    """
+
+
+@dataclass(eq=False, repr=False)
+class ReasonRules(GeneratedMessage):
+    """The rules of a reason: of a value of the enum `Reason` of a package."""
+
+    code: "___google_rpc__.Code" = betterproto.enum_field(1)
+    """The code of every error with the reason."""
+
+    scope: "Scope" = betterproto.enum_field(2)
+    """
+    The errors that have the reason without being named by a method. Only for reasons of postbus.bus.v1.
+    """
+
+    http_status: int = betterproto.uint32_field(3)
+    """
+    Status of an HTTP response with the reason, from 400 to 599. If unset, that of the code.
     """

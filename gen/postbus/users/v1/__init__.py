@@ -94,6 +94,12 @@ class Reason(betterproto.Enum):
     WRONG_PASSWORD = 16
     """The current password is wrong."""
 
+    EMAIL_MISSING = 17
+    """An account must have an email address."""
+
+    USERNAME_MISSING = 18
+    """An account must have a username."""
+
 
 @dataclass(eq=False, repr=False)
 class User(GeneratedMessage):

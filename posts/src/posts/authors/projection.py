@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+from postbus import reasons
 from postbus.posts.v1 import Author as AuthorMessage
 from postbus.users.v1 import (
     BatchGetUsersRequest,
@@ -26,7 +27,7 @@ from shared.outbox.unit_of_work import outside_unit_of_work
 __all__ = ["AuthorProjection"]
 
 T = TypeVar("T")
-_NOT_FOUND: Final = "USER_NOT_FOUND"
+_NOT_FOUND: Final = reasons.USER_NOT_FOUND
 Authors = Mapping[str, Author | Profile]
 """Authors by id, from the projection or from `users`."""
 
@@ -204,8 +205,7 @@ async def _required(call: Coroutine[Any, Any, T]) -> T:
         if error.code in (Code.UNAUTHENTICATED, Code.UNAVAILABLE) or error.reason == _NOT_FOUND:
             raise
         raise ServiceError(
-            Code.UNAVAILABLE,
-            "USERS_UNAVAILABLE",
+            reasons.USERS_UNAVAILABLE,
             "The data of users are unavailable.",
             retry_after=error.retry_after or 1,
             trace_id=error.trace_id,

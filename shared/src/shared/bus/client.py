@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 import betterproto
 from uuid_utils import uuid7
 
+from postbus import reasons
 from postbus.bus.v1 import Event
 from postbus.registry import EVENTS, METHODS, EventType, Idempotency, Method
 from shared.bus.concurrency_limit import current_slot
@@ -31,7 +32,7 @@ M = TypeVar("M", bound=betterproto.Message)
 
 _Event: Final[Any] = message_class("postbus.bus.v1.Event")
 _NO_SLOT: Final = nullcontext()
-_CONNECTION_REASONS: Final = ("CONNECTION_LOST", "NOT_CONNECTED", "WORKER_LOST")
+_CONNECTION_REASONS: Final = (reasons.CONNECTION_LOST, reasons.NOT_CONNECTED, reasons.WORKER_LOST)
 _RETRY_DELAY: Final = 0.05
 """Seconds before the first retry; doubled for each further one."""
 _RETRY_SECONDS: Final = 1.0
@@ -74,7 +75,7 @@ async def _retry(bus: MessageBus, route: str, call: Call, outcome: Outcome) -> C
             if outcome != Outcome.NO_EFFECT:
                 error.outcome = Outcome.try_value(Outcome.UNKNOWN)
             outcome = error.outcome
-            running = error.reason == "OPERATION_RUNNING"  # an earlier attempt has arrived
+            running = error.reason == reasons.OPERATION_RUNNING  # an earlier attempt has arrived
             transient = running or error.reason in _CONNECTION_REASONS
             if not transient or time.monotonic() + delay > last:
                 raise

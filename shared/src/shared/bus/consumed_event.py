@@ -3,11 +3,13 @@
 import time
 from typing import Any, Final
 
+from postbus import reasons
 from postbus.registry import EventType
 from shared.bus.decorators import handles_late
 from shared.bus.handler_metrics import HandlerMetrics
 from shared.bus.served_method import Handler
 from shared.context import Context
+from shared.errors import ServiceError
 from shared.outbox.inbox import Operation
 from shared.trace import valid_traceparent
 
@@ -15,6 +17,8 @@ __all__ = ["ConsumedEvent"]
 
 _BUDGET: Final = 30.0
 """Seconds for one execution of a consumer."""
+_MAX_VERSION: Final = 2**63 - 1
+"""Largest version: the integers of the databases have a sign."""
 
 
 class ConsumedEvent:
@@ -42,7 +46,12 @@ class ConsumedEvent:
         )
 
     def operation(self, event: Any) -> Operation:
-        """Return the operation of an event at this consumer, with the version of its subject."""
+        """Return the operation of an event at this consumer, with the version of its subject.
+
+        INVALID_ARGUMENT, MALFORMED_MESSAGE if a database cannot store the version.
+        """
+        if event.version > _MAX_VERSION:
+            raise ServiceError(reasons.MALFORMED_MESSAGE, "The version exceeds 63 bits.")
         return Operation(
             key=Operation.key_of("event", self._name, event.id),
             begin_immediately=True,

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping
+from collections import Counter
+from collections.abc import AsyncGenerator, Coroutine, Iterable
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Protocol
@@ -11,7 +12,9 @@ from typing import Any, Protocol
 import betterproto
 from uuid_utils import uuid7
 
+from postbus import reasons
 from shared.access_tokens import LEEWAY_SECONDS, Caller, token_missing
+from shared.bus.declared_reasons import DeclaredReasons
 from shared.bus.envelope import (
     budget_of,
     completed_reply,
@@ -20,7 +23,7 @@ from shared.bus.envelope import (
     read_request,
     with_metadata,
 )
-from shared.bus.event_dispatch import EventDispatcher, log_refused_message
+from shared.bus.event_dispatch import EventDispatcher
 from shared.bus.handler_matching import consumed_events, served_methods
 from shared.bus.handler_metrics import Statistics, WorkerServiceHandlers
 from shared.bus.message_bus import Failure
@@ -76,10 +79,12 @@ class Dispatcher:
         perform: Perform,
         *,
         security_log: SecurityLog | None = None,
-        incidents: Mapping[str, int] | None = None,
+        incidents: Counter[str] | None = None,
     ) -> None:
         self._security_log = security_log or SecurityLog()
-        self.statistics = Statistics(self._security_log.counts, incidents or {})
+        incidents = Counter() if incidents is None else incidents
+        self.statistics = Statistics(self._security_log.counts, incidents)
+        self._declared = DeclaredReasons(incidents)
         worker_service = WorkerServiceHandlers(
             worker, self.statistics, lambda: self.routes, lambda: self.events
         )
@@ -115,7 +120,7 @@ class Dispatcher:
         if served is None:
             return _not_served()
         if len(body) > _MAX_REQUEST_BYTES:
-            log_refused_message(self._security_log, route, "REQUEST_TOO_LARGE")
+            self._security_log.refuse_message(route, reasons.REQUEST_TOO_LARGE)
             return _too_large()
         if served.method.streams:
             return self._replies(served, body, service)
@@ -246,8 +251,9 @@ class Dispatcher:
             error = internal()
         elif context is not None and context.has_changed:
             error.outcome = Outcome.try_value(Outcome.UNKNOWN)
-        if context is None and error.reason == "MALFORMED_MESSAGE":
-            log_refused_message(self._security_log, served.name, error.reason)
+        self._declared.check(served.method, error)
+        if context is None and error.reason == reasons.MALFORMED_MESSAGE:
+            self._security_log.refuse_message(served.name, error.reason)
         self._security_log.record_refusal(error, context, method=served.name, trace_id=trace)
         reply = error_reply(error, trace)
         if context is not None:
@@ -267,8 +273,7 @@ class Dispatcher:
         """
         if operation.key in self._running:
             raise ServiceError(
-                Code.ABORTED,
-                "OPERATION_RUNNING",
+                reasons.OPERATION_RUNNING,
                 "The operation is still running. Repeat the request with the same idempotency key.",
                 retry_after=1,
                 outcome=Outcome.UNKNOWN,
@@ -282,18 +287,14 @@ class Dispatcher:
 
 def _not_a_caller() -> ServiceError:
     text = "The contract does not list this service as a caller of the method."
-    return ServiceError(Code.PERMISSION_DENIED, "SERVICE_NOT_ALLOWED", text)
+    return ServiceError(reasons.SERVICE_NOT_ALLOWED, text)
 
 
 async def _not_served() -> bytes:
-    error = ServiceError(
-        Code.UNIMPLEMENTED, "UNKNOWN_METHOD", "The worker does not serve this method."
-    )
+    error = ServiceError(reasons.UNKNOWN_METHOD, "The worker does not serve this method.")
     return error_reply(error)
 
 
 async def _too_large() -> bytes:
-    error = ServiceError(
-        Code.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE", "The request is larger than 4 MiB."
-    )
+    error = ServiceError(reasons.REQUEST_TOO_LARGE, "The request is larger than 4 MiB.")
     return error_reply(error)

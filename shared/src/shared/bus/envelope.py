@@ -14,8 +14,10 @@ from typing import Any, Final, NamedTuple, Self
 from google.protobuf.message import DecodeError
 from uuid_utils import uuid7
 
+from postbus import reasons
 from postbus.bus.v1 import Outcome, Reply
-from shared.errors import Code, ServiceError, internal
+from postbus_runtime.reasons import Reason
+from shared.errors import ServiceError, internal
 from shared.metadata import NO_METADATA, Metadata, OutgoingMetadata, read_metadata
 from shared.wire import encode, message_class, parse_as
 
@@ -217,7 +219,7 @@ def next_payload(reply: bytes, sequence: int, call: Call) -> bytes | None:
     """
     message = _read(reply)
     if message.sequence != sequence:
-        raise unavailable("STREAM_BROKEN", "A reply of the stream was lost.", Outcome.UNKNOWN)
+        raise unavailable(reasons.STREAM_BROKEN, "A reply of the stream was lost.", Outcome.UNKNOWN)
     if sequence == 1 and message.headers:
         call.headers = read_metadata(message.headers)
     if not message.HasField("completed"):
@@ -255,11 +257,11 @@ def with_metadata(
     return reply + added
 
 
-def unavailable(reason: str, message: str, outcome: int = Outcome.NO_EFFECT) -> ServiceError:
-    """Return UNAVAILABLE: a call could not be delivered, or has no reply."""
-    return ServiceError(Code.UNAVAILABLE, reason, message, retry_after=1, outcome=outcome)
+def unavailable(reason: Reason, message: str, outcome: int = Outcome.NO_EFFECT) -> ServiceError:
+    """Return the error of a call that could not be delivered, or that has no reply."""
+    return ServiceError(reason, message, retry_after=1, outcome=outcome)
 
 
 def not_connected() -> ServiceError:
     """Return UNAVAILABLE, NOT_CONNECTED: the call was not sent, the broker is unreachable."""
-    return unavailable("NOT_CONNECTED", "The message broker is unavailable.")
+    return unavailable(reasons.NOT_CONNECTED, "The message broker is unavailable.")

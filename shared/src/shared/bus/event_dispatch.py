@@ -5,22 +5,23 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
+from postbus import reasons
 from shared.bus.consumed_event import ConsumedEvent
 from shared.bus.message_bus import Failure
 from shared.bus.served_method import run_in_unit
 from shared.errors import Code, ServiceError, shown_name
 from shared.limited_log import LimitedLog
 from shared.outbox.unit_of_work import Perform
-from shared.security_log import SecurityEvent, SecurityLog
+from shared.security_log import SecurityLog
 from shared.wire import decode, message_class, parse_as
 
-__all__ = ["EventDispatcher", "log_refused_message"]
+__all__ = ["EventDispatcher"]
 
 _Event: Final[Any] = message_class("postbus.bus.v1.Event")
 _TRANSIENT_CODES = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.ABORTED, Code.DEADLINE_EXCEEDED)
 """Codes of errors that a retry may cure."""
 
-_REFUSED_EVENT = ("MALFORMED_MESSAGE", "UNKNOWN_EVENT", "FORGED")
+_REFUSED_EVENT = (reasons.MALFORMED_MESSAGE, reasons.UNKNOWN_EVENT, reasons.FORGED)
 """Reasons of errors that only the sender of an event can cause."""
 
 
@@ -48,7 +49,7 @@ class EventDispatcher:
         except ServiceError as error:
             self._log_failed_event(logging.WARNING, name, reason=error.reason)
             if error.reason in _REFUSED_EVENT:
-                log_refused_message(self._security_log, shown_name(name), error.reason)
+                self._security_log.refuse_message(name, error.reason)
             return Failure(
                 reason=error.reason,
                 message=_described(error),
@@ -57,7 +58,7 @@ class EventDispatcher:
             )
         except Exception as error:  # noqa: BLE001  # a handler may raise anything
             self._log_failed_event(logging.ERROR, name, exc_info=error)
-            return Failure(reason="INTERNAL", message=type(error).__name__, retry=True)
+            return Failure(reason=reasons.INTERNAL, message=type(error).__name__, retry=True)
         return None
 
     def _log_failed_event(self, level: int, name: str, **values: Any) -> None:
@@ -67,9 +68,7 @@ class EventDispatcher:
     async def _consume(self, event: Any) -> None:
         consumed = self.consumed.get(event.type)
         if consumed is None:
-            raise ServiceError(
-                Code.UNIMPLEMENTED, "UNKNOWN_EVENT", "The worker does not consume this event."
-            )
+            raise ServiceError(reasons.UNKNOWN_EVENT, "The worker does not consume this event.")
         context, operation = consumed.context(event), consumed.operation(event)
         message = decode(consumed.message, event.data)
         execute = partial(run_in_unit, consumed.handler, message, context)
@@ -90,8 +89,3 @@ def _described(error: ServiceError) -> str:
     """Return the message of an error, with its first violation."""
     first = "".join(f" {each.field}: {each.message}." for each in error.violations[:1])
     return error.message + first
-
-
-def log_refused_message(log: SecurityLog, name: str, reason: str) -> None:
-    """Log a message that no service of the system sends."""
-    log.write(SecurityEvent.BUS_MESSAGE_REFUSED, name=name, reason=reason)

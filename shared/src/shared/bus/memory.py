@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Final
 
+from postbus import reasons
 from postbus.bus.v1 import Event, Outcome
 from shared import tasks
 from shared.bus.envelope import (
@@ -77,6 +78,7 @@ class MemoryBus:
 
     def __init__(self, delays: Sequence[float] = DELAYS, *, service: str = "gateway") -> None:
         self.ready = True
+        self.warning = ""
         self.incidents: Counter[str] = Counter()
         self.security_log = SecurityLog()
         self.service = service
@@ -134,7 +136,7 @@ class MemoryBus:
     def _server(self, route: str) -> _Server:
         servers = [server for server in self._servers if route in server.routes]
         if not servers:
-            raise unavailable("NO_ROUTE", "No worker serves the method at the moment.")
+            raise unavailable(reasons.NO_ROUTE, "No worker serves the method at the moment.")
         self._calls[route] += 1
         return servers[self._calls[route] % len(servers)]  # round robin, as RabbitMQ
 

@@ -94,7 +94,7 @@ class MessageBus(Protocol):
     """Calls and serves methods, publishes and subscribes to events. Safe for concurrent use."""
 
     incidents: Counter[str]
-    """Number of incidents of the consumers since the start, by name, such as `consumer.paused`;
+    """Number of incidents of the process since the start, by name, such as `consumer.paused`;
     docs/operations.md lists them."""
     security_log: SecurityLog
     """The security log of the process, which has the messages that the bus refuses."""
@@ -102,6 +102,13 @@ class MessageBus(Protocol):
     @property
     def ready(self) -> bool:
         """Whether the broker is connected."""
+
+    @property
+    def warning(self) -> str:
+        """A fault at the broker that an operator must correct, in a sentence; empty for none.
+
+        It was found in the last minute: two queues serve one method.
+        """
 
     def call(self, route: str, call: Call) -> Coroutine[Any, Any, CallResult]:
         """Send `call` to a server of `route` and return the result in its reply.

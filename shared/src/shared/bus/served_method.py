@@ -7,10 +7,11 @@ from typing import Any, Final
 
 import betterproto
 
+from postbus import reasons
 from postbus.registry import Access, Method
 from shared.bus.handler_metrics import HandlerMetrics
 from shared.context import Context
-from shared.errors import Code, ServiceError
+from shared.errors import ServiceError
 from shared.outbox.inbox import Operation
 from shared.outbox.unit_of_work import current_unit_of_work
 from shared.wire import encode
@@ -74,9 +75,7 @@ def encode_response(response: betterproto.Message) -> bytes:
     """Return a response encoded; OUT_OF_RANGE, REPLY_TOO_LARGE if it is too large for a Reply."""
     payload = encode(response)
     if len(payload) > _MAX_REPLY_BYTES:  # the broker would close the channel, with all its calls
-        raise ServiceError(
-            Code.OUT_OF_RANGE, "REPLY_TOO_LARGE", "The response is too large. Request less."
-        )
+        raise ServiceError(reasons.REPLY_TOO_LARGE, "The response is too large. Request less.")
     return payload
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 import betterproto
 from pydantic import SecretStr
 
+from postbus import reasons
 from shared.errors import ServiceError, invalid_field
 from shared.wire import to_upb
 
@@ -135,7 +136,7 @@ def _scope(request: betterproto.Message) -> bytes:
 
 def _invalid() -> ServiceError:
     return invalid_field(
-        "PAGE_TOKEN_INVALID",
+        reasons.PAGE_TOKEN_INVALID,
         "pageToken",
         "page_token",
         "The page token does not belong to this list. Start again without a token.",

@@ -12,6 +12,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from shared.data.postgres_protocol import refuse_other_servers
 from shared.outbox.postgres_errors import connection_errors, replace_connections
 
 __all__ = ["connect", "create_engine"]
@@ -82,6 +83,7 @@ async def connect(
     hosts, `sslmode`, certificates, `application_name`, a Unix socket as `host`. SQLAlchemy's
     spellings `postgresql+asyncpg://` and `ssl=` are accepted too.
     """
+    refuse_other_servers()
     url = re.sub(r"^postgres(ql)?\+asyncpg://", "postgresql://", address.get_secret_value())
     url = re.sub(r"([?&])ssl=", r"\1sslmode=", url)
     if timeout is None:

@@ -7,7 +7,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from shared.errors import Code, Outcome, ServiceError
+from postbus import reasons
+from shared.errors import Outcome, ServiceError
 
 __all__ = ["KEEP_SECONDS", "AlreadyDone", "Operation", "OperationResult", "stored_reply"]
 
@@ -69,14 +70,12 @@ def stored_reply(operation: Operation, fingerprint: bytes, reply: bytes | None) 
     """
     if fingerprint != operation.fingerprint:
         raise ServiceError(
-            Code.INVALID_ARGUMENT,
-            "OPERATION_ID_REUSED",
+            reasons.OPERATION_ID_REUSED,
             "The idempotency key belongs to another request. Use a new key.",
         )
     if reply is None:
         raise ServiceError(
-            Code.ALREADY_EXISTS,
-            "ALREADY_DONE",
+            reasons.ALREADY_DONE,
             "The operation was executed before, and its reply is not stored.",
             outcome=Outcome.UNKNOWN,
         )

@@ -5,6 +5,7 @@ values, so no such message is logged, sent, or chained to the ServiceError.
 """
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ from pymongo.errors import (
     WriteConcernError,
 )
 
+from postbus import reasons
 from shared.errors import (
-    Code,
     NotReadyError,
     Outcome,
     ServiceError,
@@ -36,6 +37,8 @@ from shared.limited_log import LimitedLog
 __all__ = ["driver_errors", "is_transient", "service_error"]
 
 _log = LimitedLog()
+_MAX_TEXT: Final = 300
+"""Characters of the text of an error of the driver."""
 
 
 class _Answer(Enum):
@@ -137,12 +140,20 @@ def service_error(error: Exception, *, committing: bool = False) -> ServiceError
     if isinstance(error, WaitQueueTimeoutError):
         return database_busy()
     if isinstance(error, ServerSelectionTimeoutError):  # nothing was sent
-        return database_unavailable(Outcome.UNKNOWN if committing else Outcome.NO_EFFECT)
+        unavailable = database_unavailable(Outcome.UNKNOWN if committing else Outcome.NO_EFFECT)
+        unavailable.__cause__ = NotReadyError(_unreachable(error))
+        return unavailable
     if _has_label(error, "UnknownTransactionCommitResult"):
         return database_unavailable(Outcome.UNKNOWN)
     row = _row_of(error)
     unknown = committing or (row.unknown and not is_transient(error))
     return _answer(row, error, Outcome.UNKNOWN if unknown else Outcome.NO_EFFECT)
+
+
+def _unreachable(error: ServerSelectionTimeoutError) -> str:
+    """Return why no server can be reached. This text of the driver has no stored values."""
+    text = re.split(r" \(configured|, Timeout:", str(error), maxsplit=1)[0]
+    return f"MongoDB cannot be reached: {text[:_MAX_TEXT]}. Check POSTBUS_MONGO_URL."
 
 
 def _answer(row: _Row, error: Exception, outcome: int) -> ServiceError:
@@ -154,9 +165,7 @@ def _answer(row: _Row, error: Exception, outcome: int) -> ServiceError:
             conflict.outcome = Outcome.try_value(outcome)
             return conflict
         case _Answer.TAKEN:
-            return ServiceError(
-                Code.ALREADY_EXISTS, "ALREADY_EXISTS", "The resource exists already."
-            )
+            return ServiceError(reasons.ALREADY_EXISTS, "The resource exists already.")
         case _Answer.INTERNAL:
             _write_log("database.failed", error)
             return internal()

@@ -9,6 +9,7 @@ import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple, Self
 
+from postbus import reasons
 from postbus.bus.v1 import Event
 from shared.errors import ServiceError
 from shared.limited_log import LimitedLog
@@ -18,7 +19,7 @@ __all__ = ["EncodedEvent", "Publish", "Published", "publish_all", "retry_delay"]
 
 _log = LimitedLog()
 _Event: Final[Any] = message_class("postbus.bus.v1.Event")
-_REFUSED: Final = ("EVENT_REFUSED", "EVENT_UNROUTED")
+_REFUSED: Final = (reasons.EVENT_REFUSED, reasons.EVENT_UNROUTED)
 """Reasons that concern one event; all others concern every event, such as a lost connection."""
 _LONGEST_RETRY: Final = 60.0
 """Longest time between two attempts to publish a refused event, in seconds."""

@@ -11,6 +11,7 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, InterfaceError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from postbus import reasons
 from shared.context import current_context
 from shared.errors import (
     NotReadyError,
@@ -40,6 +41,9 @@ _DRIVER: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Interna
 """The base classes of the driver's errors."""
 _MAX_STATEMENT: Final = 500
 """Characters of a statement in the log."""
+_MAX_TEXT: Final = 300
+"""Characters of the text of a server, which may be one of another kind."""
+_CHECK: Final = "Check POSTBUS_POSTGRES_URL."
 
 
 class DatabaseFaultError(LoggableError):
@@ -102,7 +106,7 @@ runs again."""
 
 
 def _unless_conflict(error: Exception) -> Exception:
-    is_conflict = isinstance(error, ServiceError) and error.reason == "DATABASE_CONFLICT"
+    is_conflict = isinstance(error, ServiceError) and error.reason == reasons.DATABASE_CONFLICT
     return database_unavailable(Outcome.NO_EFFECT) if is_conflict else error
 
 
@@ -128,12 +132,13 @@ def _refused(error: Exception) -> ServiceError:
     if isinstance(error, asyncpg.PostgresError):
         rule = rule_of(error)
         heals = rule.answer is not Answer.FAULT and not rule.mend
-        cause = f"PostgreSQL refuses connections: {error.args[0]}. {rule.mend}".rstrip()
+        text = str(error.args[0])[:_MAX_TEXT]
+        cause = f"PostgreSQL refuses connections: {text}. {rule.mend or _CHECK}"
         return _unavailable(cause, error.sqlstate, logging.WARNING if heals else logging.ERROR)
     if isinstance(error, TimeoutError):
-        return _unavailable("PostgreSQL does not respond.")
+        return _unavailable(f"PostgreSQL does not respond. {_CHECK}")
     if isinstance(error, (OSError, asyncpg.InternalClientError)):
-        return _unavailable(f"PostgreSQL cannot be reached: {error}.")
+        return _unavailable(f"PostgreSQL cannot be reached: {str(error)[:_MAX_TEXT]}. {_CHECK}")
     cause = f"POSTBUS_POSTGRES_URL is invalid ({type(error).__name__})."
     return _unavailable(cause, level=logging.ERROR)
 

@@ -10,6 +10,7 @@ from typing import Final
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from postbus import reasons
 from shared.context import current_context
 from shared.errors import Outcome, ServiceError, database_busy
 from shared.outbox.inbox import Operation, OperationResult
@@ -153,7 +154,7 @@ async def perform(
         try:
             return await unit.run(execute), bool(unit.events)
         except ServiceError as error:
-            if error.reason != "DATABASE_CONFLICT" or time.monotonic() + delay > last:
+            if error.reason != reasons.DATABASE_CONFLICT or time.monotonic() + delay > last:
                 raise
         finally:
             await unit.close()

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, Final, NoReturn
 
-from shared.errors import MAX_VIOLATIONS, Code, ServiceError, shown_name
+from postbus import reasons
+from shared.errors import MAX_VIOLATIONS, ServiceError, shown_name
 from shared.protojson.refusal import Found, full, refusal
 from shared.protojson.text_limits import require_few_levels
 
@@ -37,7 +38,7 @@ def unreadable(data: bytes) -> ServiceError:
         faults = []
     if faults:
         return refusal(faults)
-    return ServiceError(Code.INVALID_ARGUMENT, "MALFORMED_JSON", "The text is not valid JSON.")
+    return ServiceError(reasons.MALFORMED_JSON, "The text is not valid JSON.")
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -9,6 +9,7 @@ from weakref import WeakValueDictionary
 
 import betterproto
 
+from postbus import reasons
 from postbus.registry import EVENTS
 from shared.access_tokens import ACCESS_TOKEN_SECONDS, Caller, TokenVerifier, session_revoked
 from shared.bus import MessageBus, StreamSubscription, Subscription, typed_handler
@@ -118,4 +119,4 @@ class SessionVerifier:
 
 
 def _unknown() -> ServiceError:
-    return unavailable("SESSIONS_UNKNOWN", "Access tokens cannot be verified at the moment.")
+    return unavailable(reasons.SESSIONS_UNKNOWN, "Access tokens cannot be verified at the moment.")

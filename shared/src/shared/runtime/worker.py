@@ -1,10 +1,12 @@
 """Run a worker: connect, serve, report health, stop without losing work."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Final
 
 import structlog
 import uvloop
@@ -16,6 +18,7 @@ from shared.bus import Dispatcher, MessageBus, MessagePattern, Subscription
 from shared.bus.amqp import connect
 from shared.context import Context
 from shared.errors import NotReadyError, ServiceError
+from shared.limited_log import LimitedLog
 from shared.outbox.relay import flush, relay
 from shared.outbox.unit_of_work import Store, without_store
 from shared.runtime import gc_tuning
@@ -29,6 +32,8 @@ __all__ = ["Application", "Health", "run_worker", "serve"]
 _log = structlog.get_logger()
 _PROBE_TIMEOUT = 0.5
 """Seconds."""
+_LINES: Final = 10
+"""Lines about one dependency in ten seconds: the text of its error can change with each check."""
 
 Probe = Callable[[], Awaitable[None]]
 """Returns if the worker can do its work with a dependency, else raises: NotReadyError, whose text
@@ -48,16 +53,26 @@ class Application:
 
 
 class Health:
-    """The handler of HealthService; `probes` by the name of the dependency."""
+    """The handler of HealthService; `probes` by the name of the dependency.
 
-    def __init__(self, probes: Mapping[str, Probe]) -> None:
+    `warning` returns that of the bus; see MessageBus.warning.
+    """
+
+    def __init__(
+        self, probes: Mapping[str, Probe], warning: Callable[[], str] = lambda: ""
+    ) -> None:
         self._probes = probes
+        self._warning = warning
         self._messages = dict.fromkeys(probes, "")
+        self._log = LimitedLog(_LINES)
 
     @MessagePattern(HealthServiceBase.check)
     async def check(self, _request: CheckRequest, _context: Context) -> CheckResponse:
         """Run all probes concurrently; half a second at most."""
-        return CheckResponse(parts=await self.check_parts(), time=datetime.now(UTC))
+        parts = await self.check_parts()
+        if warning := self._warning():
+            parts.append(Part(name="calls", ready=True, message=warning))
+        return CheckResponse(parts=parts, time=datetime.now(UTC))
 
     async def check_parts(self) -> list[Part]:
         """Run all probes concurrently, and log each message that has changed."""
@@ -73,9 +88,11 @@ class Health:
     def _log_change(self, name: str, message: str) -> None:
         self._messages[name] = message
         if message:
-            _log.warning("dependency.not_ready", dependency=name, message=message)
+            self._log.write(
+                logging.WARNING, "dependency.not_ready", key=name, dependency=name, message=message
+            )
         else:
-            _log.info("dependency.ready", dependency=name)
+            self._log.write(logging.INFO, "dependency.ready", key=name, dependency=name)
 
 
 async def _message(probe: Probe) -> str:
@@ -106,7 +123,7 @@ async def serve(
     """
     sessions = SessionVerifier(bus, verifier)
     probes = {**application.probes, "sessions": sessions.require_ready}
-    health = Health(probes)
+    health = Health(probes, lambda: bus.warning)
     handlers = [*application.handlers, health]
     store = application.store
     perform = store.perform if store else without_store(bus.publish)

@@ -27,6 +27,7 @@ from shared.bus.amqp.broker_errors import BROKER_ERRORS, broker_errors
 from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.event_consumer import EventConsumer
 from shared.bus.amqp.rpc_server import RpcServer
+from shared.bus.amqp.second_replies import SecondReplies
 from shared.bus.amqp.stream_reader import StreamReader
 from shared.bus.amqp.topology_watch import KeptEvents, Watched, watch
 from shared.bus.envelope import Call, CallResult, not_connected
@@ -50,6 +51,8 @@ The other nodes delete the queues of that node, by name, and callers learn that 
 queues are lost: no process of the worker is bound.
 """
 
+_MAX_ERROR: Final = 500
+"""Characters of an error in the log."""
 _START_SECONDS: Final = 1.0
 """Time between two attempts to start consumers."""
 
@@ -93,6 +96,7 @@ class AmqpBus:
         self._kept = [KeptEvents(owners)] if keep_events else []
         self._delays = delays
         self.incidents: Counter[str] = Counter()
+        self._second_replies = SecondReplies(self.incidents)
         self._session: BrokerSession | None = None
         self._connected = asyncio.Event()
         self._consumers: list[_Consumer] = []
@@ -103,6 +107,11 @@ class AmqpBus:
     def ready(self) -> bool:
         """Whether the broker is connected and accepts messages."""
         return self._session is not None and self._session.ready
+
+    @property
+    def warning(self) -> str:
+        """See MessageBus.warning."""
+        return self._second_replies.warning
 
     async def wait_ready(self) -> None:
         """Return once the broker is connected."""
@@ -212,8 +221,14 @@ class AmqpBus:
         try:
             with broker_errors():
                 await self._run_session(url)
-        except BROKER_ERRORS as error:
-            _log.warning("bus.not_connected", broker=_name(url), error=repr(error), retry_in=delay)
+        except Exception as error:  # noqa: BLE001  # a server of another kind, or an option of the address, makes aiormq raise anything
+            _log.warning(
+                "bus.not_connected",
+                broker=_name(url),
+                setting="POSTBUS_AMQP_URL",
+                error=repr(error)[:_MAX_ERROR],
+                retry_in=delay,
+            )
             return False
         finally:
             self._session = None
@@ -222,7 +237,9 @@ class AmqpBus:
         return True
 
     async def _run_session(self, url: URL) -> None:
-        async with BrokerSession.open(str(url), self._service, self.security_log) as session:
+        async with BrokerSession.open(
+            str(url), self._service, self.security_log, self._second_replies
+        ) as session:
             await self._start_all(session, StreamReader)
             await self._outlast_deletions(session)
             # calls first, but not before the revocations

@@ -7,8 +7,9 @@ than on their bytes.
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Final, Generic, TypeVar
 
+from postbus import reasons
 from shared.bus.amqp.transport import Transport
-from shared.errors import Code, ServiceError
+from shared.errors import ServiceError
 from shared.wire import message_class, parse
 
 __all__ = ["MAX_BATCHED", "Batch", "BatchCollector", "batch_route", "single_route", "unpack"]
@@ -57,15 +58,17 @@ class Batch:
 def unpack(data: bytes) -> Sequence[tuple[str, bytes]]:
     """Return the messages of an encoded batch with their correlation ids.
 
-    INVALID_ARGUMENT if the batch is malformed or too large.
+    INVALID_ARGUMENT if the batch is malformed, empty or too large.
     """
     count, size = _MAX_READ
     if len(data) > size:
-        raise ServiceError(Code.INVALID_ARGUMENT, "BATCH_TOO_LARGE", "The batch is too large.")
+        raise ServiceError(reasons.BATCH_TOO_LARGE, "The batch is too large.")
     batch: Any = parse(_BATCH, data)
     ids, messages = batch.correlation_ids, batch.messages
-    if not len(ids) == len(messages) <= count or any(len(each.encode()) > _MAX_ID for each in ids):
-        raise ServiceError(Code.INVALID_ARGUMENT, "MALFORMED_BATCH", "The batch is malformed.")
+    if not 0 < len(ids) == len(messages) <= count or any(
+        len(each.encode()) > _MAX_ID for each in ids
+    ):
+        raise ServiceError(reasons.MALFORMED_BATCH, "The batch is malformed.")
     return list(zip(ids, messages, strict=True))
 
 

@@ -10,7 +10,11 @@ __all__ = ["BrokerAddressError", "broker_addresses"]
 
 _SCHEMES: Final = ("amqp", "amqps")
 _FORM: Final = "amqp://user:password@host:port,host:port/vhost"
-_URL: Final = re.compile(r"(?P<scheme>[^:/]*)://(?P<authority>[^/?#]*)(?P<rest>.*)", re.DOTALL)
+_URL: Final = re.compile(r"(?P<scheme>[^:/]*)://(?P<authority>[^/?#]*)(?P<rest>[^#]*)")
+_MALFORMED: Final = (
+    f"the address of the broker must have the form {_FORM}, with the characters / ? # and % of its"
+    " parts percent-encoded"
+)
 
 
 class BrokerAddressError(ValueError):
@@ -21,24 +25,26 @@ def broker_addresses(address: str) -> list[URL]:
     """Return a URL for each host of `address`, in its order and without duplicates.
 
     `amqp://user:password@host1:5672,host2:5673/vhost` names two nodes of a cluster; account,
-    virtual host and options are those of all. The scheme `amqps` stands for TLS. Raises
-    BrokerAddressError.
+    virtual host and options are those of all. The scheme `amqps` stands for TLS. Spaces around the
+    address are ignored. Raises BrokerAddressError.
     """
-    found = _URL.fullmatch(address)
+    found = _URL.fullmatch(address.strip())
     if found is None or found["scheme"].lower() not in _SCHEMES:
-        raise BrokerAddressError(f"the address of the broker must have the form {_FORM}")
+        raise BrokerAddressError(_MALFORMED)
     account, at, hosts = found["authority"].rpartition("@")
+    if not at and "@" in found["rest"]:  # the account has one of the characters
+        raise BrokerAddressError(_MALFORMED)
     return [
-        _url(f"{found['scheme']}://{account}{at}{host}{found['rest']}", host)
+        _url(f"{found['scheme']}://{account}{at}{host}{found['rest']}", host if at else "")
         for host in dict.fromkeys(each.strip() for each in hosts.split(","))
     ]
 
 
 def _url(text: str, host: str) -> URL:
+    """Return a URL; `host` is quoted in the error, so it must not be a part of the account."""
     with suppress(ValueError):  # its text may contain the password
         url = URL(text)
         if url.host and url.port != 0:
             return url
-    raise BrokerAddressError(
-        f"the address of the broker has an invalid host or port {host!r}; its form is {_FORM}"
-    )
+    named = f"; it has an invalid host or port {host!r}" if host else ""
+    raise BrokerAddressError(_MALFORMED + named)

@@ -19,6 +19,7 @@ from yarl import URL
 
 from shared.bus.amqp.broker_errors import BROKER_ERRORS, MissingError, declaration_errors
 from shared.bus.amqp.declarations import Binding, Exchange, Queue
+from shared.bus.amqp.foreign_properties import accept_any_properties
 from shared.bus.amqp.message_channel import MessageChannel, retrieve_exception
 from shared.bus.amqp.transport import Factory, Transport
 
@@ -34,6 +35,8 @@ _MAX_CHANNELS: Final = 2047
 async def _connect(connection: Connection, factory: Factory) -> Transport:
     try:
         await connection.connect(timeout=_CONNECT_TIMEOUT)
+    except TimeoutError:
+        raise ConnectionError(f"no reply within {_CONNECT_TIMEOUT} seconds") from None
     except BROKER_ERRORS:
         if factory.transport is not None and factory.transport.close_reason:
             # for most reasons aiormq only reports an unexpected frame
@@ -71,6 +74,7 @@ class BrokerConnection:
 
         If the broker refuses, ConnectionError with its reason, such as "403 ACCESS_REFUSED - …".
         """
+        accept_any_properties()
         connection = Connection(
             URL(url).update_query(heartbeat=_HEARTBEAT), client_properties={"connection_name": name}
         )

@@ -1,6 +1,7 @@
 """A broker session: the two connections of one process, until one of them is lost."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Final
@@ -9,6 +10,7 @@ from shared.bus.amqp.broker_connection import BrokerConnection
 from shared.bus.amqp.event_publisher import EventPublisher
 from shared.bus.amqp.publishers import Publishers
 from shared.bus.amqp.rpc_client import RpcClient
+from shared.bus.amqp.second_replies import SecondReplies
 from shared.bus.amqp.topology import exchange, service_exchanges
 from shared.security_log import SecurityLog
 
@@ -31,6 +33,7 @@ class BrokerSession:
         consuming: BrokerConnection,
         service: str,
         security_log: SecurityLog | None = None,
+        second_replies: SecondReplies | None = None,
     ) -> None:
         self.publishing = publishing
         self.consuming = consuming
@@ -46,20 +49,25 @@ class BrokerSession:
             service,
             suspicious=self.suspicious,
             security_log=self.security_log,
+            second_replies=second_replies or SecondReplies(Counter()),
         )
         self.events = EventPublisher(publishing, service, self.suspicious)
 
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, url: str, service: str, security_log: SecurityLog | None = None
+        cls,
+        url: str,
+        service: str,
+        security_log: SecurityLog | None = None,
+        second_replies: SecondReplies | None = None,
     ) -> AsyncIterator["BrokerSession"]:
         """Connect and declare the exchanges of `service`; raises BROKER_ERRORS."""
         async with (
             BrokerConnection.open(url, service) as publishing,
             BrokerConnection.open(url, f"{service} (events)") as consuming,
         ):
-            session = cls(publishing, consuming, service, security_log)
+            session = cls(publishing, consuming, service, security_log, second_replies)
             publishing.on_lost = consuming.on_lost = session.mark_lost
             async with asyncio.timeout(_DECLARE_TIMEOUT):
                 await session.rpc.start(service_exchanges(service))

@@ -1,27 +1,28 @@
 """The errors of calls that got no reply, or none that can be read."""
 
+from postbus import reasons
 from postbus.bus.v1 import Outcome
 from shared.bus.envelope import unavailable
-from shared.errors import Code, ServiceError
+from shared.errors import ServiceError
 
 __all__ = ["broker_blocked", "connection_lost", "no_route", "reply_too_large", "worker_lost"]
 
 
 def no_route() -> ServiceError:
     """Return the error of a call that was not sent or was returned: no queue has taken it."""
-    return unavailable("NO_ROUTE", "No worker serves the method at the moment.")
+    return unavailable(reasons.NO_ROUTE, "No worker serves the method at the moment.")
 
 
 def broker_blocked(outcome: int = Outcome.NO_EFFECT) -> ServiceError:
     """Return the error of a message that the broker does not read."""
     text = "The message broker is short of memory or disk."
-    return unavailable("BROKER_BLOCKED", text, outcome)
+    return unavailable(reasons.BROKER_BLOCKED, text, outcome)
 
 
 def connection_lost() -> ServiceError:
     """Return the error of a message that was sent on a connection before its loss."""
     return unavailable(
-        "CONNECTION_LOST",
+        reasons.CONNECTION_LOST,
         "The connection to the message broker was lost; the change may have happened.",
         Outcome.UNKNOWN,
     )
@@ -30,7 +31,7 @@ def connection_lost() -> ServiceError:
 def worker_lost() -> ServiceError:
     """Return the error of a call if the worker has ended before the reply."""
     return unavailable(
-        "WORKER_LOST",
+        reasons.WORKER_LOST,
         "The worker has stopped before it replied; the change may have happened.",
         Outcome.UNKNOWN,
     )
@@ -39,4 +40,4 @@ def worker_lost() -> ServiceError:
 def reply_too_large() -> ServiceError:
     """Return the error of a call whose reply is too large to be read: more than 16 MiB."""
     text = "The reply exceeds 16 MiB."
-    return ServiceError(Code.OUT_OF_RANGE, "REPLY_TOO_LARGE", text, outcome=Outcome.UNKNOWN)
+    return ServiceError(reasons.REPLY_TOO_LARGE, text, outcome=Outcome.UNKNOWN)

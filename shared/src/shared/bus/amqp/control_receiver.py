@@ -2,9 +2,10 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Final
 
+from postbus import reasons
 from postbus.bus.v1 import Control
 from shared.bus.amqp.declarations import Binding, Queue
 from shared.bus.amqp.received_messages import Delivered
@@ -12,6 +13,7 @@ from shared.bus.amqp.reply_sender import ReplyChannels
 from shared.bus.amqp.stream_credit import StreamCredit
 from shared.bus.amqp.topology import exchange
 from shared.errors import ServiceError
+from shared.security_log import SecurityLog
 from shared.wire import decode
 
 __all__ = ["CallKey", "ControlReceiver", "control_queue"]
@@ -40,6 +42,8 @@ class ControlReceiver:
         cancel: Callable[[CallKey], None],
         handle: Callable[[Delivered, Control, str], None],
         answer: Callable[[Delivered, Control], None],
+        *,
+        security_log: SecurityLog,
     ) -> None:
         self.cancelled: OrderedDict[CallKey, None] = OrderedDict()
         """The last cancellations: a cancellation can arrive before its call."""
@@ -47,28 +51,28 @@ class ControlReceiver:
         self._on_cancel = cancel
         self._handle = handle
         self._answer = answer
+        self._security_log = security_log
         self._credits: dict[CallKey, StreamCredit] = {}
 
     def receive(self, message: Delivered) -> None:
-        """Take a control message."""
-        if len(message.body) > _MAX_CONTROL:
+        """Take a control message. A malformed one is logged as refused."""
+        try:
+            control = _read(message)
+        except ServiceError as error:
+            self._security_log.refuse_message(message.routing_key, error.reason)
             return
-        with suppress(ServiceError):  # any client of the broker can send malformed controls
-            control = decode(Control, message.body)
-            key = (control.reply_to, control.correlation_id)
-            if any(len(each.encode()) > _MAX_ID for each in key):
-                return
-            caller = self._replies.calling_service("control", message, control.reply_to)
-            if not caller:
-                return
-            if control.request:
-                self._handle(message, control, caller)
-            elif control.cancel:
-                self._cancel(key)
-            elif control.waiting_ms:
-                self._answer(message, control)
-            elif credit := self._credits.get(key):
-                credit.grant(control.credit)
+        caller = self._replies.calling_service("control", message, control.reply_to)
+        if not caller:
+            return
+        key = (control.reply_to, control.correlation_id)
+        if control.request:
+            self._handle(message, control, caller)
+        elif control.cancel:
+            self._cancel(key)
+        elif control.waiting_ms:
+            self._answer(message, control)
+        elif credit := self._credits.get(key):
+            credit.grant(control.credit)
 
     def _cancel(self, key: CallKey) -> None:
         self.cancelled[key] = None
@@ -85,6 +89,16 @@ class ControlReceiver:
         finally:
             if self._credits.get(key) is credit:
                 del self._credits[key]
+
+
+def _read(message: Delivered) -> Control:
+    """Return a control message; INVALID_ARGUMENT if it is malformed or too large."""
+    if message.oversized or len(message.body) > _MAX_CONTROL:
+        raise ServiceError(reasons.CONTROL_TOO_LARGE, "More than 64 KiB.")
+    control = decode(Control, message.body)
+    if any(len(each.encode()) > _MAX_ID for each in (control.reply_to, control.correlation_id)):
+        raise ServiceError(reasons.ID_TOO_LONG, "More than 255 bytes.")
+    return control
 
 
 def control_queue(name: str, service: str, routes: Sequence[str]) -> Queue:

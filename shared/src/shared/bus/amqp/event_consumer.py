@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
+from postbus import reasons
 from shared import tasks
 from shared.bus.amqp import topology
 from shared.bus.amqp.broker_connection import BrokerConnection
@@ -18,7 +19,7 @@ from shared.bus.amqp.event_replay import LOST, replay
 from shared.bus.amqp.failed_events import FailedEvents, names
 from shared.bus.amqp.message_channel import MessageChannel
 from shared.bus.amqp.pause import HOLD_SECONDS, RETURNED, Pause
-from shared.bus.amqp.queue_consumer import QueueConsumer, event_owner, log_forged_event
+from shared.bus.amqp.queue_consumer import QueueConsumer, is_from_owner, log_forged_event
 from shared.bus.amqp.queue_migration import bind_present, declare_or_replace
 from shared.bus.amqp.received_messages import Delivered
 from shared.bus.message_bus import EventHandler, Failure
@@ -36,7 +37,9 @@ A handler has 30 seconds, so an event that was unprocessed at the check is young
 _MAX_REPLAY_SECONDS: Final = float(KEEP_SECONDS)
 """The inbox recognises an event that was handled before for so long."""
 _FORGED: Final = Failure(
-    reason="FORGED", message="The event was not sent by the service that owns it.", retry=False
+    reason=reasons.FORGED,
+    message="The event was not sent by the service that owns it.",
+    retry=False,
 )
 
 
@@ -257,13 +260,16 @@ class EventConsumer(QueueConsumer):
         """Return whether the owner of the event has sent it, or this service to itself (a retry).
 
         RabbitMQ validates the user id. Messages of delay queues from before the services had
-        accounts have none; only their exchange could lead to this queue.
+        accounts have none, but the name of the queue as routing key: no exchange of events leads
+        there by this key, and no service may write to the default exchange.
         """
         sender = message.user_id
         if self._publisher is not None and sender == self._publisher.service:
             return True
         if sender:
-            return sender == event_owner(message)
+            return is_from_owner(message)
+        if not self.queue_name or message.routing_key != self.queue_name:
+            return False
         old = str(message.headers.get("x-first-death-queue", ""))
         return old.startswith(topology.OLD_DELAYS) and _type(message) in self._types
 

@@ -6,6 +6,7 @@ from typing import Any, Final
 import structlog
 from pamqp.commands import Exchange as ExchangeMethods
 
+from postbus import reasons
 from postbus.bus.v1 import Outcome
 from shared.bus.amqp.broker_connection import BrokerConnection
 from shared.bus.amqp.broker_errors import (
@@ -87,7 +88,7 @@ class EventPublisher:
                 await channel.publish_confirmed(exchange, routing_key, properties, body)
         except RefusedError:
             text = "The message broker refused the event."
-            raise unavailable("EVENT_REFUSED", text) from None
+            raise unavailable(reasons.EVENT_REFUSED, text) from None
         except UnroutedError:
             self._suspicious.set()
             raise _unrouted() from None
@@ -131,4 +132,4 @@ class EventPublisher:
 
 
 def _unrouted(outcome: int = Outcome.NO_EFFECT) -> ServiceError:
-    return unavailable("EVENT_UNROUTED", "No queue has taken the event.", outcome)
+    return unavailable(reasons.EVENT_UNROUTED, "No queue has taken the event.", outcome)

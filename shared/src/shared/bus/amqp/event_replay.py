@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from shared.bus.amqp.broker_connection import BrokerConnection
 from shared.bus.amqp.broker_errors import BROKER_ERRORS, broker_errors
-from shared.bus.amqp.queue_consumer import event_owner, log_forged_event
+from shared.bus.amqp.queue_consumer import is_from_owner, log_forged_event
 from shared.bus.amqp.received_messages import Delivered
 from shared.bus.amqp.topology import EVENT_STREAM
 from shared.limited_log import LimitedLog
@@ -59,8 +59,8 @@ async def replay(
                 try:
                     async with asyncio.timeout(_MAX_SECONDS):
                         while message := await _next(arrived):
-                            key, sender = message.routing_key, message.user_id
-                            if key in types and sender != event_owner(message):
+                            key = message.routing_key
+                            if key in types and not is_from_owner(message):
                                 log_forged_event(security_log, message)
                             elif key in types:
                                 await handle(message)

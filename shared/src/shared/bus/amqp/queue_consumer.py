@@ -15,10 +15,12 @@ from shared.errors import ServiceError
 from shared.outbox.outbox import EncodedEvent
 from shared.security_log import SecurityLog
 
-__all__ = ["QueueConsumer", "event_owner", "log_forged_event"]
+__all__ = ["QueueConsumer", "event_owner", "is_from_owner", "log_forged_event"]
 
 _STOP_SECONDS: Final = 2.0
 _FINISH_SECONDS: Final = 2.5
+_MAX_TYPE: Final = 255
+"""Characters of the type of an event: those of a routing key (4.2.5.3)."""
 
 
 class QueueConsumer:
@@ -112,15 +114,21 @@ class QueueConsumer:
         """Cancel the messages that wait for a slot."""
 
 
-def event_owner(message: Delivered) -> str:
-    """Return the service that owns the event in a message: only its own events are genuine.
+def is_from_owner(message: Delivered) -> bool:
+    """Return whether the service that owns the event in a message has sent it to its exchange.
 
-    RabbitMQ validates the user id of a message, so a consumer compares it with this service.
+    RabbitMQ validates the user id of a message.
     """
+    return message.user_id == event_owner(message) and not message.dead_lettered
+
+
+def event_owner(message: Delivered) -> str:
+    """Return the service that owns the event in a message."""
     try:
-        return owner(EncodedEvent.read(message.body).type)
+        type_ = EncodedEvent.read(message.body).type
     except ServiceError:  # the handler refuses it
-        return owner(message.routing_key)
+        type_ = message.routing_key
+    return owner(type_[:_MAX_TYPE])  # `owner` keeps the names in memory
 
 
 def log_forged_event(log: SecurityLog, message: Delivered) -> None:

@@ -31,7 +31,13 @@ class BatchedCall(Delivered):
         request: bytes,
     ) -> None:
         super().__init__(
-            batch.tag, route, correlation_id, message.reply_to, b"", request, message.user_id
+            batch.tag,
+            route,
+            correlation_id,
+            message.reply_to,
+            message.encoded_headers,
+            request,
+            message.user_id,
         )
         self.redelivered = batch.redelivered
         self.batch = batch

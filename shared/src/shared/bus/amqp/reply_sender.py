@@ -91,7 +91,8 @@ class ReplyChannels:
         logged as refused.
         """
         service = reply_to.partition(".")[0]
-        if service and message.user_id in (service, self._service):
+        known = service and message.user_id in (service, self._service)
+        if known and not message.dead_lettered:  # no queue of calls or controls has dead letters
             return service
         self._security_log.refuse_sender(kind, message.routing_key, message.user_id)
         return ""

@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+from postbus import reasons
 from postbus.bus.v1 import Control, Outcome
 from shared.bus.amqp.call_sender import CallSender
 from shared.bus.amqp.control_sender import ControlSender
@@ -25,6 +26,8 @@ class ReplyStream:
         self.sent = time.monotonic()
         self.ended = False
         self.sender = sender
+        self.worker: str | None = None
+        """The queue of controls of the worker that has sent the first reply."""
         self._controls = controls
         self._service = owner(route)
         self._correlation_id = correlation_id
@@ -38,7 +41,7 @@ class ReplyStream:
             self._replies.put_nowait(reply)
         elif waiting == CREDIT:
             text = "The worker sent more replies than the caller allowed."
-            self._replies.put_nowait(unavailable("STREAM_BROKEN", text, Outcome.UNKNOWN))
+            self._replies.put_nowait(unavailable(reasons.STREAM_BROKEN, text, Outcome.UNKNOWN))
 
     async def next(self) -> bytes:
         """Wait for the next reply and return it; raise the error that ends the stream."""

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import suppress
 from typing import Final
 
+from postbus import reasons
 from postbus.bus.v1 import Control, Outcome
 from shared.bus.amqp.batches import single_route, unpack
 from shared.bus.amqp.broker_connection import BrokerConnection
@@ -22,6 +23,7 @@ from shared.bus.amqp.message_channel import MessageChannel
 from shared.bus.amqp.publishers import Publishers
 from shared.bus.amqp.received_messages import Delivered, Returned
 from shared.bus.amqp.reply_stream import ReplyStream
+from shared.bus.amqp.second_replies import REMEMBERED, SecondReplies
 from shared.bus.amqp.topology import exchange, owner
 from shared.bus.envelope import (
     Call,
@@ -36,8 +38,12 @@ from shared.security_log import SecurityLog
 
 __all__ = ["RpcClient"]
 
-_CALLER_ERRORS: Final = ("STREAM_BROKEN", "MALFORMED_MESSAGE", "REPLY_TOO_LARGE")
+_CALLER_ERRORS: Final = (reasons.STREAM_BROKEN, reasons.MALFORMED_MESSAGE, reasons.REPLY_TOO_LARGE)
 """Errors after which the caller cancels the stream, because the server may still send."""
+_MAX_SHARED_REPLIES: Final = 128
+"""Replies to a broadcast that are kept: more than a service has processes."""
+_MAX_SHARED_REPLY: Final = 256 * 2**10
+"""Bytes of a reply to a broadcast; a larger one is ignored."""
 
 
 class RpcClient:
@@ -55,6 +61,7 @@ class RpcClient:
         *,
         suspicious: asyncio.Event,
         security_log: SecurityLog,
+        second_replies: SecondReplies,
     ) -> None:
         # A fresh name: the queue of a lost connection may still exist.
         self._reply_to = name = f"{service}.replies.{secrets.token_hex(16)}"
@@ -65,6 +72,7 @@ class RpcClient:
         self._service = service
         self._suspicious = suspicious
         self._security_log = security_log
+        self._second_replies = second_replies
         self._connection = connection
         self._lost = connection.lost
         self._transport = connection.transport
@@ -231,13 +239,26 @@ class RpcClient:
                 self._fail_call(correlation_id, reply_too_large())
             elif not reply.done():
                 reply.set_result(message.body)
+                answered = self._second_replies.answered  # inline: for each reply
+                answered[correlation_id] = route, message.reply_to
+                if len(answered) > REMEMBERED:
+                    self._second_replies.renew()
+            else:
+                self._second_replies.check(correlation_id, message)
         elif (stream := self._streams.get(correlation_id)) is not None:
             if sender != stream.sender.callee:
                 self._security_log.refuse_sender("reply", stream.route, sender)
             else:
-                stream.put(reply_too_large() if message.oversized else message)
+                self._put(stream, message)
         else:
             self._on_shared_reply(message)
+
+    def _put(self, stream: ReplyStream, message: Delivered) -> None:
+        """Add a reply to its stream. Replies of two workers break it, by their numbers."""
+        first = stream.worker = message.reply_to if stream.worker is None else stream.worker
+        if message.reply_to != first:
+            self._second_replies.write(stream.route, first, message.reply_to)
+        stream.put(reply_too_large() if message.oversized else message)
 
     def _on_shared_reply(self, message: Delivered) -> None:
         """Take the reply to a broadcast or the answer to a probe; each process may send one."""
@@ -245,26 +266,38 @@ class RpcClient:
         broadcast = self._broadcasts.get(correlation_id)
         route = broadcast[0] if broadcast else self._lost_calls.probed(correlation_id)
         if not route:
-            return
-        if sender != owner(route):
+            self._second_replies.check(correlation_id, message)
+        elif sender != owner(route):
             self._security_log.refuse_sender("reply", route, sender)
-        elif message.oversized:
+        elif message.oversized or len(message.body) > _MAX_SHARED_REPLY:
             return
         elif broadcast:
-            broadcast[1].append(message.body)
+            if len(broadcast[1]) < _MAX_SHARED_REPLIES:
+                broadcast[1].append(message.body)
         else:
             self._lost_calls.on_answer(correlation_id, message.body)
 
     def _on_batch(self, message: Delivered) -> None:
-        with suppress(ServiceError):  # any client of the broker can send malformed batches
-            for correlation_id, body in unpack(message.body):
-                if (pending := self._calls.get(correlation_id)) is None:
-                    continue
-                reply, route, _, _, callee = pending
-                if message.user_id != callee:
-                    self._security_log.refuse_sender("reply", route, message.user_id)
-                elif not reply.done():
-                    reply.set_result(body)
+        try:
+            replies = unpack(message.body)
+        except ServiceError as error:  # any service that is called can send malformed batches
+            self._security_log.refuse_message("reply", error.reason)
+            return
+        for correlation_id, body in replies:
+            if (pending := self._calls.get(correlation_id)) is None:
+                self._second_replies.check(correlation_id, message)
+                continue
+            reply, route, _, _, callee = pending
+            if message.user_id != callee:
+                self._security_log.refuse_sender("reply", route, message.user_id)
+            elif not reply.done():
+                reply.set_result(body)
+                answered = self._second_replies.answered  # inline: for each reply
+                answered[correlation_id] = route, message.reply_to
+                if len(answered) > REMEMBERED:
+                    self._second_replies.renew()
+            else:
+                self._second_replies.check(correlation_id, message)
 
     def _on_returned(self, returned: Returned) -> None:
         if route := single_route(returned.routing_key):

@@ -8,7 +8,9 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Final
 
+from postbus import reasons
 from postbus.bus.v1 import Control, Outcome
+from postbus_runtime.reasons import Reason
 from shared.bus.amqp.batches import batch_route, unpack
 from shared.bus.amqp.broker_connection import BrokerConnection
 from shared.bus.amqp.broker_errors import BROKER_ERRORS, MissingError
@@ -25,7 +27,7 @@ from shared.bus.amqp.reply_sender import ReplyChannels, ReplySender
 from shared.bus.concurrency_limit import ConcurrencyLimit
 from shared.bus.envelope import error_reply, spend_budget, unavailable
 from shared.bus.message_bus import RpcHandler
-from shared.errors import Code, ServiceError, deadline_exceeded
+from shared.errors import ServiceError, deadline_exceeded
 from shared.limited_log import LimitedLog
 
 __all__ = ["RpcServer"]
@@ -70,7 +72,7 @@ class RpcServer(QueueConsumer):
         Calls and replies share a connection, so that an acknowledgement follows its reply.
         """
         connection, service = session.publishing, session.service
-        self._service = service
+        self._service, self._security_log = service, session.security_log
         self._queues = MethodQueues(
             service, self.queue_name, self._routes, transient=self._transient
         )
@@ -83,7 +85,11 @@ class RpcServer(QueueConsumer):
         self._sender = ReplySender(name, service)
         probes = ProbeAnswers(self._queues.created, self._calls, self._replies, self._sender.header)
         self._controls = ControlReceiver(
-            self._replies, self._cancel, self._handle_broadcast, probes.answer
+            self._replies,
+            self._cancel,
+            self._handle_broadcast,
+            probes.answer,
+            security_log=session.security_log,
         )
         own = self._control_queue = control_queue(name, service, self._routes)
         await self._control_channel.consume(
@@ -143,9 +149,11 @@ class RpcServer(QueueConsumer):
         if message.routing_key in self._batch_routes:
             self._start_batch(channel, message)
         elif message.oversized:
-            self._refuse(channel, message, "REQUEST_TOO_LARGE", "The request is larger than 4 MiB.")
+            self._refuse(
+                channel, message, reasons.REQUEST_TOO_LARGE, "The request is larger than 4 MiB."
+            )
         elif len(self._running) >= _MAX_CALLS or self._bytes > _MAX_BYTES:
-            self._refuse(channel, message, "OVERLOADED", "The worker is overloaded.")
+            self._refuse(channel, message, reasons.OVERLOADED, "The worker is overloaded.")
         else:
             self._bytes += len(message.body)
             self._running[message] = self._loop.create_task(self._handle(channel, message))
@@ -155,19 +163,18 @@ class RpcServer(QueueConsumer):
         try:
             calls = unpack(message.body)
         except ServiceError as error:  # without ids no caller can get a reply
-            self._log.write(logging.WARNING, "batch.malformed", route=route, reason=error.reason)
-            calls = []
-        batch = ReceivedBatch(message.tag, len(calls), redelivered=message.redelivered)
-        if not calls:
+            self._security_log.refuse_message(route, error.reason)
             channel.ack(message.tag)
+            return
+        batch = ReceivedBatch(message.tag, len(calls), redelivered=message.redelivered)
         for correlation_id, request in calls:
             call = BatchedCall(batch, route, correlation_id, message, request)
             self._start_handling(channel, call)
 
-    def _refuse(self, channel: MessageChannel, message: Delivered, reason: str, text: str) -> None:
-        error = ServiceError(
-            Code.RESOURCE_EXHAUSTED, reason, text, retry_after=1, outcome=Outcome.NO_EFFECT
-        )
+    def _refuse(
+        self, channel: MessageChannel, message: Delivered, reason: Reason, text: str
+    ) -> None:
+        error = ServiceError(reason, text, retry_after=1)
 
         async def refuse() -> None:
             try:
@@ -182,7 +189,7 @@ class RpcServer(QueueConsumer):
     async def _handle(self, channel: MessageChannel, message: Delivered) -> None:
         key = (message.reply_to, message.correlation_id)
         started = settled = False
-        replies = self._replies.by_user.get(message.user_id)
+        replies = None if message.encoded_headers else self._replies.by_user.get(message.user_id)
         request, arrived = message.body, 0.0
         try:
             if replies is None or replies.closed or not message.reply_to.startswith(replies.prefix):
@@ -245,7 +252,7 @@ class RpcServer(QueueConsumer):
             # this server stops: the caller needs a reply
             if started or message.routing_key in self._deleted:
                 outcome = Outcome.UNKNOWN if started else Outcome.NO_EFFECT
-                stopped = unavailable("SERVER_STOPPED", "The worker has stopped.", outcome)
+                stopped = unavailable(reasons.SERVER_STOPPED, "The worker has stopped.", outcome)
                 if replies is not None:
                     self._sender.send(replies, message, error_reply(stopped))
             elif request := spend_budget(message.body, waited):

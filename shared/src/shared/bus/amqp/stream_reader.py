@@ -17,7 +17,7 @@ from shared.bus.amqp.broker_errors import BROKER_ERRORS, broker_errors
 from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.declarations import Binding, Queue
 from shared.bus.amqp.message_channel import MessageChannel
-from shared.bus.amqp.queue_consumer import QueueConsumer, event_owner, log_forged_event
+from shared.bus.amqp.queue_consumer import QueueConsumer, is_from_owner, log_forged_event
 from shared.bus.amqp.received_messages import Delivered
 from shared.bus.amqp.topology import event_bindings, event_stream, exchange
 from shared.bus.message_bus import EventHandler
@@ -174,7 +174,7 @@ class StreamReader(QueueConsumer):
                 complete()
             # marks of other readers have another routing key
             elif message.routing_key in self._types and not message.oversized:
-                if message.user_id == event_owner(message):
+                if is_from_owner(message):
                     await self._handle_event(message)
                 else:
                     log_forged_event(session.security_log, message)

@@ -39,7 +39,8 @@ class Transport(asyncio.Protocol):
         self.writable = True
         """Whether the socket's send buffer has space."""
         self.close_reason = ""
-        """Why the broker has closed the connection: reply code and text; empty if it has not."""
+        """Why the connection was closed: the broker's reply code and text, or that the bytes were
+        not AMQP; empty if neither is known."""
         self.on_lost: Callable[[], None] = lambda: None
         self._inner = inner
         self._reader = FrameReader(inner.data_received, self._on_blocked, self._on_closing)
@@ -143,8 +144,8 @@ class Transport(asyncio.Protocol):
         """Parse frames, and pass the messages to their channels and the rest to aiormq."""
         try:
             found = self._reader.read(data)
-        except ProtocolError:
-            _log.exception("bus.protocol_error")
+        except ProtocolError as error:
+            self.close_reason = f"the server does not speak AMQP 0-9-1: {error}"
             self._socket.abort()
             return
         if found and (now := self._loop.time()) - self._heartbeat_at > _HEARTBEAT_SECONDS:
