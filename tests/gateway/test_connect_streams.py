@@ -8,6 +8,8 @@ import pytest
 from starlette.types import Message
 from structlog.testing import capture_logs
 
+from gateway.connect_codecs import TooLargeError
+from gateway.connect_envelopes import only_message
 from gateway.gateway import Gateway
 from postbus.posts.v1 import ExportMeResponse
 from postbus.registry import METHODS
@@ -234,6 +236,12 @@ async def test_disconnect_in_the_middle_cancels_the_call(
         await reader.readuntil(b'{"cursor":"c"}')
         writer.close()
         await cancelled.wait()
+
+
+def test_limit_of_a_message_in_a_stream_is_without_its_envelope() -> None:
+    assert only_message(enveloped(b"x" * 10), gzip=False, max_bytes=10) == (b"x" * 10, False)
+    with pytest.raises(TooLargeError):
+        only_message(enveloped(b"x" * 11), gzip=False, max_bytes=10)
 
 
 async def test_body_is_not_read_beyond_the_limit(app: Gateway, headers: dict[str, str]) -> None:

@@ -52,7 +52,6 @@ class RestEndpoint(Endpoint):
         super().__init__(method, rule.path, (rule.verb, "HEAD"), services)
         self._rule = rule
         self._max_body_bytes = services.max_body_bytes
-        self._checked_bytes = min(LARGE_BYTES, self._max_body_bytes)
         self._transcoder = Transcoder(method, rule)
         self._success = SuccessResponses(self._transcoder, services.cors)
         raw = self._transcoder.raw_request is not None
@@ -112,7 +111,7 @@ class RestEndpoint(Endpoint):
         query = request.scope["query_string"]
         parameters = query_parameters(query) if query else ()
         read = partial(self._transcoder.read, request.parameters, parameters, body, media_type)
-        if len(body) > self._checked_bytes and self._transcoder.raw_request is None:
+        if len(body) > LARGE_BYTES and self._transcoder.raw_request is None:
             return await self._read_large(request, seconds, read)
         return read()
 
