@@ -71,6 +71,7 @@ async def test_stream_is_messages_and_an_end(
     response = await gateway.post(METHOD.route, content=REQUEST, headers=headers)
 
     assert response.headers["content-type"] == "application/connect+json"
+    assert response.headers["cache-control"] == "no-store"
     assert response.headers["trace-id"]
     frames = envelopes(response.content)
     assert [flags for flags, _ in frames] == [0, 0, 0, 2]

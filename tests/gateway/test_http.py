@@ -9,6 +9,7 @@ from unittest.mock import ANY
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.app import build_app
 from gateway.gateway import Gateway
@@ -584,6 +585,18 @@ async def test_malformed_reply_of_a_worker_is_internal_with_outcome_unknown(
         assert problem_of(response) == (500, "INTERNAL")
         assert response.json()["outcome"] == "UNKNOWN"
         assert response.headers["trace-id"] == response.json()["traceId"]
+
+
+async def test_malformed_replies_of_a_worker_are_one_line_of_the_log(
+    gateway: httpx.AsyncClient, worker: Worker, headers: dict[str, str]
+) -> None:
+    worker.reply = Reply(payload=b"\xff")
+
+    with capture_logs() as lines:
+        for _ in range(3):
+            await gateway.post("/v1/posts", json={"title": "Hi"}, headers=headers)
+
+    assert [line["event"] for line in lines] == ["reply.malformed"]
 
 
 async def test_path_with_a_slash_at_its_end_is_another_path(gateway: httpx.AsyncClient) -> None:

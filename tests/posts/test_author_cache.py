@@ -13,6 +13,8 @@ from posts.authors import AuthorCache
 from posts.models import Author
 from shared.bus.memory import MemoryBus
 from shared.wire import encode
+from tests.buses import opened_bus
+from tests.proxy import Proxy
 
 ID = "0199f3f6-0000-7000-8000-000000000001"
 
@@ -126,3 +128,18 @@ async def test_deletion_event_caches_a_tombstone(cache: AuthorCache, bus: Memory
     await publish(bus, UserDeleted(user_id=ID))
 
     await until(cache, "")
+
+
+async def test_break_of_the_connection_empties_the_cache(cache: AuthorCache, vhost: str) -> None:
+    async with (
+        Proxy.open(vhost) as proxy,
+        opened_bus(vhost, "users"),  # has the exchange of the events
+        opened_bus(proxy.url, "posts") as broken,
+        cache.subscribed(broken),
+    ):
+        cache.put([an_author(1)])
+        proxy.break_()
+
+        async with asyncio.timeout(10):
+            while cached_name(cache) is not None:  # noqa: ASYNC110  # nothing reports a gap
+                await asyncio.sleep(0.01)

@@ -8,6 +8,8 @@ import pytest
 from pymongo import AsyncMongoClient
 
 from posts import likes, notification_repository, post_search
+from posts.authors import AuthorCache, AuthorRepository
+from posts.comments import CommentRepository
 from posts.likes import LikeRepository
 from posts.models import PUBLISHED, create_indexes
 from posts.notification_repository import NotificationRepository
@@ -221,6 +223,53 @@ async def test_total_of_posts_has_a_bound(
     assert await examined_by(opened, sent, "keys") < 4010
     assert await posts.count(PostFilter(q="even"), NEWEST) == 2501
     assert await posts.count_all(halves, NEWEST) is None
+
+
+async def test_lists_read_one_document_more_than_their_page(
+    mongo: tuple[Mongo, SentCommands],
+) -> None:
+    opened, sent = mongo
+    page, search = a_page(7), PostSearch(opened)
+    likes_, comments = LikeRepository(opened), CommentRepository(opened)
+    sent.take()
+
+    await search.find(PostFilter(), page, NEWEST)
+    await likes_.of_post("post", page)
+    await likes_.posts(FAN, PostFilter(), page)
+    await comments.of_post("post", page)
+    await NotificationRepository(opened).of_user("reader", page)
+    await TagRepository(opened).most_used(page)
+
+    limits = [
+        (command.get("find") or command["aggregate"], limit_of(command)) for command in sent.take()
+    ]
+    assert limits == [
+        ("posts", 8),
+        ("likes", 8),
+        ("likes", 1),  # the last one that is examined
+        ("likes", 8),
+        ("comments", 8),
+        ("notifications", 8),
+        ("tags", 8),
+    ]
+
+
+async def test_names_are_looked_up_in_a_bounded_number_of_authors(
+    mongo: tuple[Mongo, SentCommands],
+) -> None:
+    opened, sent = mongo
+    sent.take()
+
+    await AuthorRepository(opened, AuthorCache()).by_names(["ann", "bea", "cid"])
+
+    assert [limit_of(command) for command in sent.take()] == [6]
+
+
+def limit_of(command: Document) -> int | None:
+    """Return the limit of a command: its own, or that of its last stage."""
+    stages = command.get("pipeline") or [{}]
+    limit: int | None = command.get("limit") or stages[-1].get("$limit")
+    return limit
 
 
 async def test_totals_of_tags_and_notifications_have_bounds(

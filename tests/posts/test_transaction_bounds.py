@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 from pydantic import SecretStr
 from pymongo import AsyncMongoClient
 
-from postbus.bus.v1 import Reply
+from postbus.bus.v1 import Reply, Request
 from postbus.posts.v1 import ListFeedRequest, NotificationKind, PostDeleted
 from postbus.posts.v1 import UserContentErasureContinued as UserErasureStep
 from postbus.users.v1 import (
@@ -52,7 +52,7 @@ from shared.data.pages import Pages
 from shared.errors import Code, Outcome, ServiceError
 from shared.outbox.inbox import Operation
 from shared.outbox.unit_of_work import current_unit_of_work
-from shared.wire import encode
+from shared.wire import decode, encode
 from tests.posts.sent_commands import SentCommands
 from tests.posts.test_query_plans import a_post
 
@@ -270,6 +270,40 @@ async def test_projection_answers_after_a_second_if_users_does_not_respond(
         )
 
     assert (author.username, followed) == ("Name", [BOB])
+
+
+async def test_each_call_to_users_has_a_budget_of_a_second(
+    mongo: Mongo, authors: AuthorRepository
+) -> None:
+    bus, budgets = MemoryBus(), []
+
+    async def answer(route: str, body: bytes, _service: str) -> bytes:
+        budgets.append((route.rpartition(".")[2], decode(Request, body).budget_ms))
+        return encode(Reply())
+
+    routes = ["ListFollowedIds", "BatchGetUsers", "GetUser"]
+    await bus.serve("users", [f"postbus.users.v1.UsersService.{each}" for each in routes], answer)
+    await authors.upsert_if_newer(an_author(version=1))
+    projection, context = a_projection(mongo, authors, bus), a_context(caller_revision=1)
+    handlers = AuthorHandlers(authors, projection.users)
+    ahead = UserProfileUpdated(user_id=ALICE, username="ahead", version=2_000_000)
+
+    for call in (
+        projection.find_id("nobody"),
+        projection.followed_by_caller(context),
+        projection.author_of_caller(context),
+        projection.resync.run(context),
+        handlers.user_profile_updated(ahead, context),
+    ):
+        with suppress(ServiceError):  # the answers are empty
+            await call
+
+    called = [route for route, _ in budgets]
+    assert called == [
+        *("GetUser", "ListFollowedIds", "BatchGetUsers"),
+        *("BatchGetUsers", "ListFollowedIds", "BatchGetUsers"),
+    ]
+    assert all(0 < budget <= 1000 for _, budget in budgets), budgets
 
 
 async def failing_users(code: int, reason: str = "FAILED") -> MemoryBus:

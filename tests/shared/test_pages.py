@@ -62,6 +62,7 @@ async def test_total_is_counted_only_if_the_request_includes_it() -> None:
         ListPostsRequest(tag="a", page_token=token(1)[:-1]),
         ListPostsRequest(tag="a", page_token=token(1) + "A"),
         ListPostsRequest(tag="a", page_token="x" + token(1)[1:]),
+        ListPostsRequest(tag="a", page_token=f"{token(1)[:8]}!!!!{token(1)[8:]}"),
         ListPostsRequest(tag="a", page_token="****"),  # noqa: S106  # no password
         ListPostsRequest(tag="a", page_token="é"),  # noqa: S106  # no password
         ListPostsRequest(tag="a", page_token="A" * 400),

@@ -245,10 +245,10 @@ async def test_repeated_work_waits_longer_each_time(
 
     await fail(notes, "40P01", times=8)
     monkeypatch.setattr("shared.outbox.postgres_unit_of_work.asyncio.sleep", sleep)
-    monkeypatch.setattr("random.uniform", lambda _low, high: high)
+    monkeypatch.setattr("random.uniform", lambda low, _high: low)
     await add_in_unit(notes, "waits")
 
-    assert pauses == [0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.2, 0.2]
+    assert pauses == [0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.1, 0.1]
 
 
 async def test_read_that_is_rolled_back_is_unavailable(notes: PostgresNotes) -> None:

@@ -345,6 +345,7 @@ async def test_delays_of_a_refused_event_grow_up_to_a_minute() -> None:
 
     for delay, longest in zip(delays, (1, 2, 4, 60, 60), strict=True):
         assert longest / 2 <= delay <= longest
+    assert len({retry_delay(3) for _ in range(20)}) > 1  # so that relays do not try at once
 
 
 async def test_operations_with_many_events_are_published_in_bounded_batches(notes: Notes) -> None:
@@ -414,6 +415,7 @@ async def test_relay_waits_longer_after_each_failure_up_to_five_seconds(
 
     longest = [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5]
     assert all(most / 2 <= delay <= most for delay, most in zip(delays, longest, strict=True))
+    assert delays != longest  # the delays of several relays are spread
 
 
 async def test_old_operations_are_purged_about_every_five_minutes_whatever_fails(
@@ -431,6 +433,7 @@ async def test_old_operations_are_purged_about_every_five_minutes_whatever_fails
 
     assert len(purges) >= 7
     assert all(150 <= seconds <= 300 for seconds in sleeps)
+    assert len(set(sleeps)) > 1  # the purges of several processes are spread
 
 
 async def test_flush_ends_after_a_second_and_leaves_the_events_in_the_outbox(notes: Notes) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +74,26 @@ class Worker:
         return response
 
 
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
+    database = await asyncpg.connect(url)
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+async def until_waiting(url: str, number: int) -> None:
+    """Wait until this number of sessions wait for a lock in the database."""
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    async with connected(url) as watcher, asyncio.timeout(10):
+        while await watcher.fetchval(waiting) < number:  # noqa: ASYNC110  # nothing reports a wait
+            await asyncio.sleep(0.01)
+
+
 async def reason(call: Any) -> str:
     """Return the reason of the error of a call; empty if it succeeds."""
     try:
@@ -92,13 +113,17 @@ async def worker_database(postgres_url: str) -> str:
 
 
 @pytest.fixture
-def settings(worker_database: str, tokens: TokenMaker) -> UsersSettings:
+def settings(
+    worker_database: str, tokens: TokenMaker, request: pytest.FixtureRequest
+) -> UsersSettings:
+    """Return the settings of the worker; the parameter of a test has further ones."""
     return UsersSettings(
         amqp_url=SecretStr("amqp://nowhere"),
         verification_keys=tokens.key_set,
         postgres_url=SecretStr(worker_database),
         page_token_key=SecretStr("of the tests alone"),
         signing_key=SecretStr(tokens.signing_key),
+        **getattr(request, "param", {}),
     )
 
 

@@ -41,5 +41,12 @@ def test_device_token_is_valid_for_one_account_password_and_key() -> None:
     assert TOKENS.read(account("bob"), token) is None
     assert TOKENS.read(account(password_version=2), token) is None
     assert DeviceTokens(SecretStr("another key")).read(account(), token) is None
-    for malformed in (changed, token[:20], "x", "é", ""):
+    for malformed in (changed, token[:20], f"{token[:9]}!{token[9:]}", "x", "é", ""):
         assert TOKENS.read(account(), malformed) is None
+
+
+def test_mac_of_a_device_token_has_a_key_of_its_own() -> None:
+    """The token was computed by hand, from HMAC alone (RFC 5869, RFC 2104)."""
+    token = "AAECAwQFBgcICQoLDA0OD27iC8E_SDtrvgz-mF72-w_lDZHKbtiYVwcN_-HJ4MYf"  # noqa: S105
+
+    assert TOKENS.issue(account(), bytes(range(16))) == token

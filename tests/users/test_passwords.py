@@ -77,3 +77,10 @@ def test_password_has_eight_characters_besides_the_context_and_three_different_o
     else:
         with pytest.raises(ServiceError, match="PASSWORD_TOO_COMMON"):
             check()
+
+
+def test_longest_word_of_the_context_is_removed_first() -> None:
+    with pytest.raises(ServiceError, match="PASSWORD_TOO_COMMON"):  # seven characters are left
+        require_uncommon(
+            "ann2026x7!qw2e", username="ann", email="ann2026@example.com", field="password"
+        )

@@ -238,6 +238,21 @@ async def test_old_sealed_responses_are_purged_and_recent_ones_kept(
     assert await worker.database.fetchval(stored, session_of(recent)) is True
 
 
+async def test_purge_leaves_the_response_of_a_session_that_a_call_has_locked(
+    worker: Worker, first: str, sessions: SessionRepository
+) -> None:
+    await worker.refresh(first)
+    await age(worker, first, "refreshed_at", 61)
+
+    async with worker.database.transaction(), asyncio.timeout(10):
+        locked = "SELECT FROM sessions WHERE id = $1 FOR UPDATE"
+        await worker.database.execute(locked, session_of(first))
+        await sessions.purge_responses()
+
+    stored = "SELECT answer IS NOT NULL FROM sessions WHERE id = $1"
+    assert await worker.database.fetchval(stored, session_of(first)) is True
+
+
 async def test_worker_purges_expired_rows_periodically(
     settings: UsersSettings, worker: Worker, first: str, unique: Unique
 ) -> None:

@@ -1,18 +1,29 @@
 """Bounds of the stored data of one user, and of the changes of one transaction."""
 
 import asyncio
+import hashlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
+import jwt
 import pytest
 from pydantic import SecretStr
 
+from postbus.bus.v1 import Event
+from postbus.users.v1 import FollowChanged, FollowRequest, UnfollowRequest
+from shared.access_tokens import Caller
+from shared.context import Context
+from shared.data.pages import Page
 from shared.data.postgres_sessions import Postgres, open_postgres
 from shared.errors import ServiceError
+from shared.outbox.inbox import Operation
+from shared.wire import decode
+from tests.tokens import TokenMaker
+from tests.users.conftest import Worker, until_waiting
 from users import repair as repair_module
 from users.account_repository import AccountRepository
 from users.follow_repository import FollowRepository
@@ -22,6 +33,7 @@ from users.repair import repair
 from users.sealed_responses import open_response, seal_response
 from users.session_repository import SessionRepository
 from users.settings import UsersSettings
+from users.token_signer import TokenSigner
 
 Unique = Callable[[str], str]
 NOW = datetime.now(UTC)
@@ -155,6 +167,31 @@ async def test_versions_of_a_follow_increase_with_each_change(
     assert [change.revision for change in changes] == [1, 1, 2, 2, 3, 3, 4, 4]
 
 
+async def test_follow_that_changes_nothing_publishes_no_event(
+    worker: Worker, unique: Unique
+) -> None:
+    ann, bea = unique("ann"), unique("bea")
+    for name in (ann, bea):
+        await worker.sign_up(name)
+    token = (await worker.log_in(ann)).access_token
+    events: asyncio.Queue[FollowChanged] = asyncio.Queue()
+
+    async def receive(body: bytes) -> None:
+        events.put_nowait(decode(FollowChanged, decode(Event, body).data))
+
+    types = ["postbus.users.v1.FollowChanged"]
+    subscription = await worker.bus.subscribe(types, receive, queue=unique("queue"))
+    follow, unfollow = FollowRequest(username=bea), UnfollowRequest(username=bea)
+    for request in (follow, follow, unfollow, unfollow, follow):
+        method = type(request).__name__.removesuffix("Request")
+        await worker.call(f"postbus.users.v1.UsersService.{method}", request, access_token=token)
+    async with asyncio.timeout(10):
+        changes = [await events.get() for _ in range(3)]
+    await subscription.cancel()
+
+    assert [change.following for change in changes] == [True, False, True]
+
+
 async def test_user_has_at_most_a_hundred_sessions_and_no_expired_ones(
     stored: Stored, unique: Unique
 ) -> None:
@@ -186,6 +223,30 @@ def test_refresh_token_lives_30_days_and_its_session_180() -> None:
         abs(lifetime - expected) < timedelta(minutes=1)
         for lifetime, expected in zip(lifetimes, days, strict=True)
     )
+
+
+def test_access_token_lives_ten_minutes(tokens: TokenMaker) -> None:
+    token, expires_at = TokenSigner(SecretStr(tokens.signing_key)).sign("user", "session")
+    claims = jwt.decode(token, options={"verify_signature": False})
+
+    assert claims["exp"] - claims["iat"] in (599, 600)  # the expiry has no fraction
+    assert claims["exp"] == expires_at.timestamp()
+
+
+def test_refresh_token_is_random_stored_as_hashes_and_read_strictly() -> None:
+    token, other = RefreshToken.new(), RefreshToken.new()
+    text = str(token)
+
+    assert (len(token.family), len(token.secret)) == (16, 32)
+    assert len({token.family, other.family, token.secret, other.secret, token.next().secret}) == 5
+    assert token.next().family == token.family
+    assert (token.family_hash, token.secret_hash) == (
+        hashlib.sha256(token.family).digest(),
+        hashlib.sha256(token.secret).digest(),
+    )
+    assert RefreshToken.read(text) == token
+    for malformed in (f"{text[:9]}!{text[9:]}", f" {text}", text[:20], ""):
+        assert RefreshToken.read(malformed) is None
 
 
 async def test_session_is_opened_only_for_the_verified_password(
@@ -220,6 +281,90 @@ async def test_session_is_found_by_its_family_until_it_expires(
     states.append(await stored.sessions.rotate(token, token.next(), **rotation))
 
     assert states == [True, True, False, False, False]
+
+
+async def test_session_waits_for_a_concurrent_change_of_the_password(
+    stored: Stored, worker_database: str, unique: Unique
+) -> None:
+    user = await stored.account(unique("ann"))
+    change = stored.database.transaction()
+    await change.start()
+    changed = "UPDATE users SET password_version = password_version + 1 WHERE id = $1"
+    await stored.database.execute(changed, user.id)
+
+    opening = asyncio.create_task(stored.sessions.open(user, "", RefreshToken.new()))
+    await until_waiting(worker_database, 1)
+    await change.commit()
+
+    assert await opening is False
+
+
+async def test_account_that_a_call_changes_is_locked(stored: Stored, unique: Unique) -> None:
+    user, token = await stored.account(unique("ann")), RefreshToken.new()
+    await stored.sessions.open(user, "", token)
+    caller = Caller(user_id=user.id, session_id=token.session_id, expires_at=NOW)
+    context = Context(name="test", caller=caller, deadline=time.monotonic() + 20, traceparent="")
+    locked = []
+
+    async def change() -> bytes:
+        for lock in (False, True):
+            await stored.accounts.get_caller(context, lock=lock)
+            query = "SELECT FROM users WHERE id = $1 FOR NO KEY UPDATE NOWAIT"
+            try:
+                await stored.database.execute(query, user.id)
+            except asyncpg.LockNotAvailableError:
+                locked.append(True)
+            else:
+                locked.append(False)
+        return b""
+
+    await stored.postgres.perform(Operation(key=unique("key")), change)
+
+    assert locked == [False, True]
+
+
+async def test_lists_read_one_row_more_than_their_page(stored: Stored, unique: Unique) -> None:
+    word = unique("word")
+    ann = await stored.account(f"{word}ann")
+    for number in range(4):
+        other = await stored.account(f"{word}{number}")
+        await stored.follows.add(ann.id, other.id)
+        await stored.follows.add(other.id, ann.id)
+        await stored.sessions.open(ann, "", RefreshToken.new())
+    page = Page(2, (), str)
+
+    lists: list[Sequence[object]] = [
+        await stored.accounts.search(word, page),
+        await stored.accounts.search("", page),
+        await stored.follows.list_followers(ann.id, page),
+        await stored.follows.list_following(ann.id, page),
+        await stored.sessions.list_open(ann.id, page),
+    ]
+
+    assert [len(each) for each in lists] == [3] * 5
+
+
+async def test_expired_sessions_are_neither_listed_nor_counted(
+    stored: Stored, unique: Unique
+) -> None:
+    user = await stored.account(unique("ann"))
+    tokens = [RefreshToken.new() for _ in range(2)]
+    for token in tokens:
+        await stored.sessions.open(user, "", token)
+    expire = "UPDATE sessions SET expires_at = now() - interval '1 s' WHERE id = $1"
+    await stored.database.execute(expire, tokens[0].session_id)
+
+    listed = await stored.sessions.list_open(user.id, Page(10, (), str))
+
+    assert [session.id for session in listed] == [tokens[1].session_id]
+    assert await stored.sessions.count_open(user.id) == 1
+
+
+async def test_account_that_does_not_exist_is_not_followed(stored: Stored, unique: Unique) -> None:
+    ann = await stored.account(unique("ann"))
+
+    with pytest.raises(ServiceError, match="USER_NOT_FOUND"):
+        await stored.follows.add(ann.id, unique("nobody"))
 
 
 async def test_hash_is_not_replaced_after_the_password_was_changed(

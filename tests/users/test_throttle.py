@@ -1,6 +1,7 @@
 """The log-in throttle: back-off, decay of counts, bound of rows; and the security log."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 
@@ -12,9 +13,10 @@ from postbus import reasons
 from shared.data.postgres_sessions import Postgres, open_postgres
 from shared.errors import ServiceError
 from shared.outbox.inbox import Operation
+from tests.users.conftest import connected, until_waiting
 from users import periodic_purge as periodic_module
 from users import throttle as module
-from users.throttle import Allowance, LoginThrottle, Streak
+from users.throttle import Allowance, Attempt, LoginThrottle, Streak
 
 Unique = Callable[[str], str]
 COUNT_BATCHES = """
@@ -25,6 +27,9 @@ CREATE TRIGGER purged AFTER DELETE ON login_failures REFERENCING OLD TABLE AS de
     FOR EACH STATEMENT EXECUTE FUNCTION count_purged();
 """
 """Records how many rows each statement deletes."""
+
+
+SELECT = "SELECT count FROM login_failures WHERE login_hash = $1"
 
 
 @pytest.fixture
@@ -117,6 +122,97 @@ async def test_rows_are_purged_by_time_and_bounded_in_number(
     await database.close()
 
 
+async def test_purge_leaves_a_row_that_a_log_in_has_locked(
+    postgres: Postgres, worker_database: str, unique: Unique
+) -> None:
+    locked, free = unique("locked"), unique("free")
+    async with connected(worker_database) as database:
+        await database.execute(
+            "INSERT INTO login_failures SELECT unnest($1::text[]), 1, now() - interval '2 h'",
+            [locked, free],
+        )
+        async with database.transaction(), asyncio.timeout(10):
+            await database.execute(f"{SELECT} FOR UPDATE", locked)
+            await LoginThrottle(postgres, 50).purge()
+
+        assert await database.fetchval(SELECT, free) is None
+        assert await database.fetchval(SELECT, locked) == 1
+
+
+async def test_attempts_lock_their_counts_in_one_order(
+    postgres: Postgres, worker_database: str, unique: Unique
+) -> None:
+    throttle, prefix = LoginThrottle(postgres, 0), unique("key")
+    first, middle, last = (f"{prefix}{name}" for name in ("a", "b", "c"))
+    attempts = [
+        Attempt(dict.fromkeys(keys, Allowance(free=100, seconds=36)))
+        for keys in ((first, middle, last), (last, middle, first))
+    ]
+    await throttle.record_attempt(attempts[0])
+
+    async with connected(worker_database) as database:
+        held = database.transaction()
+        await held.start()
+        await database.execute(f"{SELECT} FOR UPDATE", middle)
+        running = [asyncio.create_task(throttle.record_attempt(each)) for each in attempts]
+        await until_waiting(worker_database, 2)
+        await held.rollback()
+        await asyncio.gather(*running)
+
+        assert await database.fetchval(SELECT, middle) == pytest.approx(3, abs=0.5)
+
+
+async def test_success_keeps_a_concurrent_failure(
+    postgres: Postgres, worker_database: str, unique: Unique
+) -> None:
+    throttle, key = LoginThrottle(postgres, 0), unique("key")
+    attempt = Attempt({key: Allowance(free=100, seconds=36)})
+    await throttle.record_attempt(attempt)
+
+    async with connected(worker_database) as database:
+        failure = database.transaction()
+        await failure.start()
+        await database.execute("UPDATE login_failures SET count = 8 WHERE login_hash = $1", key)
+        success = asyncio.create_task(throttle.reset(attempt))
+        await until_waiting(worker_database, 1)
+        await failure.commit()
+        await success
+
+        assert await database.fetchval(SELECT, key) == 7
+
+
+async def test_failures_of_some_time_ago_do_not_count(
+    postgres: Postgres, worker_database: str, unique: Unique
+) -> None:
+    throttle, key = LoginThrottle(postgres, 0), unique("key")
+    attempt = Attempt({key: Allowance(free=3, seconds=12)})
+    for _ in range(3):
+        await throttle.record_attempt(attempt)
+    with pytest.raises(ServiceError, match="LOGIN_THROTTLED"):
+        await throttle.record_attempt(attempt)
+
+    async with connected(worker_database) as database:
+        earlier = "UPDATE login_failures SET last_at = last_at - interval '13 s'"
+        await database.execute(f"{earlier} WHERE login_hash = $1", key)
+
+    await throttle.record_attempt(attempt)
+
+
+async def test_keys_of_counts_are_hashes_of_delimited_parts(postgres: Postgres) -> None:
+    throttle = LoginThrottle(postgres, 0)
+    keys = throttle.of_unknown_device("name ann", "192.0.2.1").rules.keys()
+    similar = throttle.of_unknown_device("name ann1", "92.0.2.1").rules.keys()
+
+    assert not keys & similar
+    assert all(re.fullmatch("[0-9a-f]{64}", key) for key in keys | similar)
+
+
+async def test_clients_without_an_address_have_no_common_count(postgres: Postgres) -> None:
+    attempt = LoginThrottle(postgres, 3).of_unknown_device("name ann", "")
+
+    assert set(attempt.rules.values()) == {Streak(free=5), Allowance(free=100, seconds=36)}
+
+
 async def test_attempt_counts_before_its_result_is_known(
     postgres: Postgres, unique: Unique
 ) -> None:
@@ -181,4 +277,5 @@ async def test_purges_repeat_about_once_a_minute_whatever_fails(
         await enough.wait()
 
     assert all(30 <= seconds <= 60 for seconds in sleeps)
+    assert len(set(sleeps)) > 1  # so that the purges of several processes are spread
     assert runs[:4] == ["fails", "succeeds"] * 2

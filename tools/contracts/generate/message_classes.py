@@ -74,6 +74,8 @@ def _without_formatter() -> Iterator[None]:
 
 def _unformatted(src_contents: str, **_options: Any) -> str:
     return src_contents
+
+
 def _make_docstrings(request: plugin_pb2.CodeGeneratorRequest) -> None:
     """Replace the quotes in comments that would end a docstring: betterproto copies comments."""
     for file in request.proto_file:
