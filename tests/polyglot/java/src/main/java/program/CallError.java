@@ -1,8 +1,8 @@
 package program;
 
-import postbus.bus.v1.ErrorOuterClass.Code;
-import postbus.bus.v1.ErrorOuterClass.Error;
-import postbus.bus.v1.ErrorOuterClass.Outcome;
+import postbus.bus.v1.Code;
+import postbus.bus.v1.Error;
+import postbus.bus.v1.Outcome;
 
 /** The error in a reply. */
 final class CallError extends Exception {
