@@ -72,6 +72,7 @@ KINDS: Final[dict[str, Serve]] = {
     "slow zeros": _drips(b"\0"),
     "slow letters": _drips(b"HTTP/1.1 200 OK\r\n"),
     "slow digits": _drips(b"1"),
+    "slow number of Redis": _drips(b":1"),
 }
 
 

@@ -129,7 +129,7 @@ def _assignment(source: str, name: str) -> str:
 def mutate(words: Sequence[str]) -> int:
     """Remove, one at a time, the guards whose file or name has one of `words`; all without words.
 
-    Each guard takes a run of its tests: all of them take about half an hour.
+    Each guard takes a run of its tests: all of them take about three hours.
     """
     guards = [
         guard

@@ -1,5 +1,6 @@
 """Each security event is provoked in the running system, logged without secrets, and counted."""
 
+import asyncio
 import json
 import re
 from collections import Counter
@@ -23,6 +24,8 @@ from tests.system import System
 
 Unique = Callable[[str], str]
 OPERATIONS: Final = Path(__file__).parents[2] / "docs" / "operations.md"
+METRICS_SECONDS: Final = 1.1
+"""Longer than the gateway keeps /metrics."""
 GET_POST: Final = METHODS["postbus.posts.v1.PostsService.GetPost"]
 NEW_PASSWORD: Final = f"{PASSWORD} 2"
 FORGED: Final = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJmb3JnZWQifQ."
@@ -97,6 +100,7 @@ async def test_every_event_is_logged_without_secrets_and_counted(
     client: httpx.AsyncClient, system: System, bus: AmqpBus, place: Place, unique: Unique
 ) -> None:
     alice, bob = [await sign_up(client, unique(name)) for name in ("alice", "bob")]
+    await asyncio.sleep(METRICS_SECONDS)
     before, counted_before, tried = counts(system), await counted(client), unique("tried")
     refresh_token = await provoke_at_log_in(client, alice, tried)
     await provoke_with_a_token(client, alice, bob)

@@ -193,4 +193,4 @@ class Endpoint(ABC):
         try:
             return parse_as(self._response_class, payload)
         except ServiceError:
-            raise malformed_reply(self.method) from None
+            raise malformed_reply(self.method, self._services.log) from None

@@ -1,7 +1,6 @@
 """Replies of workers whose response is malformed."""
 
 import logging
-from typing import Final
 
 from postbus.registry import Method
 from shared.errors import ServiceError, internal
@@ -9,10 +8,8 @@ from shared.limited_log import LimitedLog
 
 __all__ = ["malformed_reply"]
 
-_log: Final = LimitedLog()
 
-
-def malformed_reply(method: Method) -> ServiceError:
+def malformed_reply(method: Method, log: LimitedLog) -> ServiceError:
     """Log the fault of the worker and return INTERNAL: the call may have had an effect."""
-    _log.write(logging.WARNING, "reply.malformed", key=method.name, method=method.name)
+    log.write(logging.WARNING, "reply.malformed", key=method.name, method=method.name)
     return internal()

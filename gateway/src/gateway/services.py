@@ -19,6 +19,7 @@ from gateway.unfinished_input import UnfinishedInput
 from shared.access_tokens import TokenVerifier
 from shared.bus import Call, MessageBus
 from shared.bus.envelope import CallResult
+from shared.limited_log import LimitedLog
 from shared.runtime.session_verifier import SessionVerifier
 from shared.security_log import SecurityLog
 
@@ -39,6 +40,8 @@ class Services:
     large_inputs: LargeInputs
     metrics: Metrics
     security_log: SecurityLog
+    log: LimitedLog
+    """For faults of workers that any request can repeat."""
     cors: Cors
     metadata: RequestMetadata
     socket_limits: SocketLimits
@@ -75,6 +78,7 @@ class Services:
             large_inputs=LargeInputs(),
             metrics=Metrics(bus, bus.security_log.counts),
             security_log=bus.security_log,
+            log=LimitedLog(),
             cors=Cors(allowed_origins),
             metadata=RequestMetadata(metadata_headers),
             socket_limits=socket_limits,

@@ -140,5 +140,5 @@ class SocketCalls:
         try:
             response = parse(method.response_name, payload)
         except ServiceError:
-            raise malformed_reply(method) from None
+            raise malformed_reply(method, self._services.log) from None
         self._sender.send(result_frame(response, id_=id_, replayed=replayed))
