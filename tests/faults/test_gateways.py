@@ -108,7 +108,13 @@ async def test_first_request_to_a_new_gateway_is_served(
         assert await gateway.wait() == 0
 
 
-@pytest.mark.parametrize("listens", [False, True], ids=["starting", "listening"])
+@pytest.mark.parametrize(
+    "listens",
+    [
+        pytest.param(False, id="starting", marks=pytest.mark.long),
+        pytest.param(True, id="listening"),
+    ],
+)
 async def test_gateway_without_a_broker_listens_after_5_seconds_and_ends_normally(
     system: System, listens: bool
 ) -> None:
