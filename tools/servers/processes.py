@@ -1,6 +1,7 @@
 """Background processes that outlive their command, identified by pid files."""
 
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -10,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _POLL_SECONDS = 0.02
+_OPEN_FILES = 64_000
+"""Open files of a server, unless the system allows fewer. MongoDB ends if it cannot open a file; it
+has one for each collection and index, and ordinary users begin with a limit of 1024."""
 
 
 def identity(pid: int) -> str | None:
@@ -55,6 +59,14 @@ def wait_until(condition: Callable[[], bool], *, seconds: float) -> bool:
     return True
 
 
+def _raise_file_limit() -> None:
+    """Raise the limit of this process, which those that it starts inherit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Daemon:
     """A background process in its own session, with `NAME.pid` and `NAME.log`."""
@@ -83,6 +95,7 @@ class Daemon:
 
     def spawn(self, command: Sequence[str | Path], environment: Mapping[str, str]) -> None:
         """Start the process; the previous log is kept as NAME.log.1."""
+        _raise_file_limit()
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.log.exists():
             self.log.replace(self.folder / f"{self.name}.log.1")
