@@ -60,7 +60,7 @@ def wait_until(condition: Callable[[], bool], *, seconds: float) -> bool:
 
 
 def _raise_file_limit() -> None:
-    """Raise the limit of this process, which those that it starts inherit."""
+    """Raise the limit of this process; its children inherit it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
