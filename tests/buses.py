@@ -19,7 +19,7 @@ __all__ = ["a_call", "echo", "ignore", "opened_bus", "until_reconnected"]
 
 @asynccontextmanager
 async def opened_bus(url: str, service: str = "test", **options: Any) -> AsyncIterator[AmqpBus]:
-    """Open a bus and wait for its connection; `options` are those of `connect`."""
+    """Open a bus and wait for its connection; `options` are the keyword arguments of `connect`."""
     async with connect(SecretStr(url), service, **options) as bus:
         await bus.wait_ready()
         yield bus

@@ -103,7 +103,7 @@ _TAME_SECONDS: Final = 2**32
 
 
 def _nanos(*, exact: bool) -> st.SearchStrategy[int]:
-    """Return a strategy for nanoseconds; `exact` for those that Python's datetime represents."""
+    """Return a strategy for nanoseconds; `exact` for whole microseconds."""
     micros = st.integers(0, 999_999).map(lambda micros: micros * _MICROSECOND)
     some = micros | st.sampled_from([0, 1000, 999_999_000])
     return some if exact else some | st.integers(0, 999_999_999) | st.sampled_from([1, 999_999_999])

@@ -1,4 +1,4 @@
-"""`just gen` refuses options and rules that have no effect, or contradict others."""
+"""`just gen` refuses options and rules that have no effect, or contradict another rule."""
 
 import re
 from pathlib import Path

@@ -175,7 +175,7 @@ def test_document_has_the_row_of_each_pair() -> None:
 
 
 def rows(pairs: Iterator[Pair]) -> Iterator[str]:
-    """Yield the table of a section: change, audiences that break, what to do instead."""
+    """Yield the table of a section: change, broken audiences, instruction."""
     yield "| change | breaks | instead |"
     yield "| --- | --- | --- |"
     for pair in pairs:

@@ -16,7 +16,7 @@ BUS = 'import "postbus/bus/v1/shared.proto";'
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a project whose package postbus.bus.v1 has a reason of each scope."""
+    """Return a project with a reason of each scope in the package postbus.bus.v1."""
     project = new_project(tmp_path_factory.mktemp("project"))
     source = project / "proto/postbus/bus/v1/shared.proto"
     source.parent.mkdir(parents=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from limits.aio.storage import RedisStorage
 from pydantic import SecretStr, ValidationError
 from structlog.testing import capture_logs
 from websockets.asyncio.client import connect
@@ -245,6 +246,24 @@ async def silent_store(*, accepts: bool) -> AsyncIterator[tuple[SecretStr, list[
         ended.set()
         if server is not None:
             server.close()
+
+
+class EndlessStorage(RedisStorage):
+    """A store whose driver never returns."""
+
+    async def incr(self, *_arguments: object, **_options: object) -> int:
+        """Wait for ever."""
+        await asyncio.Event().wait()
+        return 0
+
+
+async def test_driver_that_never_returns_delays_a_request_for_a_moment() -> None:
+    storage = EndlessStorage("async+redis://127.0.0.1:1", implementation="redispy")
+    rates = RateLimits(RateLimitSettings(address="1/minute"), storage, lambda: 600.0)
+
+    async with asyncio.timeout(5):
+        await rates.admit("192.0.2.1")
+        await _refused(rates, "192.0.2.1")
 
 
 async def test_server_that_is_not_redis_delays_no_request_and_is_named_in_the_log() -> None:

@@ -1,4 +1,4 @@
-"""Replies of workers whose response is malformed."""
+"""Malformed responses in the replies of workers."""
 
 import logging
 

@@ -96,7 +96,7 @@ async def _administrator(place: Place) -> AsyncIterator[Any]:
 
 @asynccontextmanager
 async def _altered(place: Place, change: str, undo: str) -> AsyncIterator[None]:
-    """Change the database for new sessions, end the others, and undo it after the block."""
+    """Change the database for new sessions, end the present ones, and undo it after the block."""
     async with _administrator(place) as connection:
         name = await connection.fetchval("SELECT current_database()")
         try:

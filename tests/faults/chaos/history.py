@@ -197,7 +197,7 @@ class Load:
         return write.body
 
     async def _sees(self, person: Person, write: Write) -> bool:
-        """Return whether a user sees an own write; the users change nothing else meanwhile."""
+        """Return whether a user sees an own write; the users change nothing else."""
         match write.kind:
             case "post" | "delete":
                 id_ = (write.body or {}).get("id", write.target)

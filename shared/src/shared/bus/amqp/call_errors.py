@@ -38,6 +38,6 @@ def worker_lost() -> ServiceError:
 
 
 def reply_too_large() -> ServiceError:
-    """Return the error of a call whose reply is too large to be read: more than 16 MiB."""
+    """Return the error of a call with a reply of more than 16 MiB, which is not read."""
     text = "The reply exceeds 16 MiB."
     return ServiceError(reasons.REPLY_TOO_LARGE, text, outcome=Outcome.UNKNOWN)

@@ -17,7 +17,7 @@ __all__ = ["ControlSender"]
 
 
 class ControlSender:
-    """Publishes the control messages of a client, whose replies go to the queue `reply_to`.
+    """Publishes the control messages of a client; its replies go to the queue `reply_to`.
 
     The messages are lost, without an error, while their service or the broker is unavailable.
     """

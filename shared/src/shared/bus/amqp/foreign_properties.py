@@ -37,7 +37,7 @@ def _table_length(value: bytes) -> int:
 
 
 def accept_any_properties() -> None:
-    """Make pamqp decode what it would refuse: headers and texts as empty, a time as 1970.
+    """Make pamqp decode malformed properties: headers and texts as empty, a time as 1970.
 
     Repeated calls have no effect.
     """

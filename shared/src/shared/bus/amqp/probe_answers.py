@@ -1,4 +1,4 @@
-"""Answers the probes of callers whose calls have had no reply for a while; see `lost_calls`."""
+"""Answers the probes of callers about calls without a reply; see `lost_calls`."""
 
 import asyncio
 import math
