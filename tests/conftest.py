@@ -5,6 +5,7 @@ host and databases, named after itself, and removes them at the end: runs do not
 """
 
 import asyncio
+import gc
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -212,3 +213,12 @@ async def client(system: System) -> AsyncIterator[httpx.AsyncClient]:
 def unique() -> Callable[[str], str]:
     """Return a function that makes unique names."""
     return lambda prefix: f"{prefix}{token_hex(5)}"
+
+
+@pytest.fixture(scope="module")
+def frozen_heap() -> Iterator[None]:
+    """Keep what earlier tests left out of garbage collections, which would count as time of a test."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

@@ -29,6 +29,8 @@ from shared.wire import encode, find_violations, message_class, read_valid, to_u
 from tests.contract.kinds import Kinds
 from tools.contracts.generate.openapi import MAX_BODY_BYTES
 
+pytestmark = pytest.mark.usefixtures("frozen_heap")
+
 ANSWER_BYTES = 64 * 1024
 CPU_SECONDS = 0.3
 """Several times the slowest case on an idle machine; without limits it takes 4 to 40 seconds."""

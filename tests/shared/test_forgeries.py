@@ -152,6 +152,7 @@ def test_owner_of_a_long_type_is_short_because_it_is_kept(type_: str) -> None:
     assert len(event_owner(delivered)) <= 255
 
 
+@pytest.mark.usefixtures("frozen_heap")
 @pytest.mark.parametrize("count", [30_000, 500])
 def test_headers_that_take_long_to_parse_are_ignored(count: int) -> None:
     entries = b"".join(b"\1%cV" % (97 + number % 26) for number in range(count))

@@ -29,7 +29,7 @@ is skipped with its reason.
 the most frequent status and reason; each write with an error was repeated with its
 `Idempotency-Key`. “Back” is the time from the end of the fault until a read and a write of each
 service succeed, and “promised” its bound. The numbers are those of one run on a machine with two
-processors and other work: the errors and times vary, the bounds and the last table do not.
+processors: the errors and times vary, the bounds and the last table do not.
 """
 
 
