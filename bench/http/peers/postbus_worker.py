@@ -67,8 +67,10 @@ for _method in METHODS.values():
 async def main() -> None:
     verifier = TokenVerifier(os.environ["POSTBUS_VERIFICATION_KEYS"])
     application = Application(handlers=[Posts()], probes={})
+    url = SecretStr(os.environ["BENCH_URL"])
     async with (
-        connect(SecretStr(os.environ["BENCH_URL"]), "posts") as bus,
+        connect(url, "users"),  # owns the exchange of ended sessions, which the gateway reads
+        connect(url, "posts") as bus,
         serve("posts", application, bus, verifier),
     ):
         gc_tuning.freeze()
