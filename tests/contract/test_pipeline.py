@@ -4,16 +4,10 @@ import json
 from typing import Any
 
 import pytest
-from google.protobuf import json_format
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
-from tests.contract.kinds import canonical, examples, fill
 from tests.contract.pipeline import Pipeline
-
-many = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=25)
 
 
 def test_document_of_the_new_service_is_valid(pipeline: Pipeline) -> None:
@@ -24,26 +18,6 @@ def test_document_of_the_new_service_is_valid(pipeline: Pipeline) -> None:
         document["paths"]
     )
     assert "/v1/shelves/{shelves}/books/{books}" in document["paths"]
-
-
-PARTS = ["Scalars", "Optionals", "Lists", "Maps", "Choices", "Nested", "Wrappers", "Names"]
-
-
-@pytest.mark.parametrize("part", PARTS)
-@many
-@given(data=st.data())
-def test_message_with_every_kind_of_field_is_returned_unchanged(
-    pipeline: Pipeline, part: str, data: st.DataObject
-) -> None:
-    every, kind = pipeline.google("Every"), pipeline.google(part)
-    drawn = data.draw(examples(kind.DESCRIPTOR, tame=True))
-    message = fill(every(), {part.lower(): drawn})
-
-    status, response = pipeline.request("POST", "/v1/kinds", json_format.MessageToDict(message))
-
-    assert status == 200, response
-    back = json_format.ParseDict(response, every())
-    assert canonical(back) == canonical(message)
 
 
 EDGES: list[tuple[str, Any, Any]] = [

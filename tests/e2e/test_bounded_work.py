@@ -7,14 +7,15 @@ their event loops in processor time. The bounds are about three times the most t
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from functools import cache
 from typing import Any, Final
 
 import aio_pika
 import httpx
 import pytest
 import websockets
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 
 from postbus.bus.v1 import Request
 from postbus.registry import METHODS, Access, HttpRule, Method
@@ -29,6 +30,8 @@ from tools.accounts.rights import OPERATOR
 pytestmark = pytest.mark.timeout(300)
 
 MEGABYTE: Final = 1_000_000
+SIZE: Final = MEGABYTE - 1000
+"""Bytes of a document: a frame with it has a megabyte at most."""
 MAX_ANSWER_BYTES: Final = 64 * 1024
 MAX_GROWTH_MIB: Final = 32
 MAX_STEP_SECONDS: Final = 0.06
@@ -40,7 +43,6 @@ CALLABLE: Final = {
     name: method for name, method in METHODS.items() if method.access is not Access.INTERNAL
 }
 ROUTES: Final = [(method, rule) for method in CALLABLE.values() for rule in method.http]
-Document = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +55,9 @@ async def probed(
     async with run_system(environment, tokens, logs, probed=("gateway", "posts")) as system:
         async with httpx.AsyncClient(base_url=system.url) as client:
             for _ in range(3):
-                for document in bombs(
-                    METHODS["postbus.posts.v1.PostsService.CreatePost"], MEGABYTE
-                ):
-                    await client.post("/v1/posts", json=document, headers=bearer(tokens))
+                for body in bombs("postbus.posts.v1.CreatePostRequest"):
+                    headers = {"Content-Type": "application/json", **bearer(tokens)}
+                    await client.post("/v1/posts", content=body, headers=headers)
         system.cost("gateway"), system.cost("posts")
         yield system
 
@@ -66,39 +67,53 @@ def bearer(tokens: TokenMaker) -> dict[str, str]:
     return {"Authorization": f"Bearer {tokens.token(USER)}"}
 
 
-def bombs(method: Method, size: int) -> Iterator[Document]:
-    """Yield documents of about `size` bytes, each invalid or large in one way."""
-    kind = message_class(method.request_name).DESCRIPTOR
-    yield {f"unknown{number}": 0 for number in range(size // 16)}
-    yield {"u" * size: 0}
-    yield {"nested": _nested(size // 6)}
-    for field in kind.fields:
-        yield {field.json_name: value} if (value := _large(field, size)) is not None else {}
+@cache
+def bombs(request_name: str) -> list[bytes]:
+    """Return JSON documents of about a megabyte, each invalid or large in one way."""
+    large = [_json_of(field.json_name, _kind(field)) for field in _fields(request_name)]
+    return [_many_unknown(), _json_of("u" * SIZE, "zero"), _json_of("nested", "nested"), *large]
 
 
-def _large(field: Any, size: int) -> Any:
-    """Return a value for a field that has about `size` bytes."""
+def _fields(request_name: str) -> Sequence[Any]:
+    return message_class(request_name).DESCRIPTOR.fields
+
+
+def _kind(field: FieldDescriptor) -> str:
+    """Return the kind of the large value for a field."""
     if field.is_repeated:
-        return [""] * (size // 3)
+        return "list"
     if field.message_type is not None:
-        return _of_message(field.message_type, size)
-    if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
-        return "x" * size
-    return "1" * size
+        is_mask = field.message_type.full_name == "google.protobuf.FieldMask"
+        return "mask" if is_mask else "message"
+    return "text" if field.cpp_type == FieldDescriptor.CPPTYPE_STRING else "number"
 
 
-def _of_message(kind: Descriptor, size: int) -> Any:
-    if kind.full_name == "google.protobuf.FieldMask":
-        return "bio," * (size // 4)
-    return {f"unknown{number}": 0 for number in range(size // 16)}
+@cache
+def _many_unknown() -> bytes:
+    return json.dumps({f"unknown{number}": 0 for number in range(SIZE // 16)}).encode()
 
 
-def _nested(depth: int) -> Any:
-    """Return nested lists, as deep as the JSON encoder of this test can write."""
-    value: list[Any] = []
-    for _ in range(min(depth, 900)):
-        value = [value]
-    return value
+@cache
+def _large(kind: str) -> bytes:
+    """Return the JSON of a value of about a megabyte."""
+    match kind:
+        case "zero":
+            return b"0"
+        case "nested":  # as deep as an encoder of JSON in Python writes
+            return b"[" * 901 + b"]" * 901
+        case "list":
+            return json.dumps([""] * (SIZE // 3)).encode()
+        case "mask":
+            return b'"' + b"bio," * (SIZE // 4) + b'"'
+        case "message":
+            return _many_unknown()
+        case "text":
+            return b'"' + b"x" * SIZE + b'"'
+    return b'"' + b"1" * SIZE + b'"'
+
+
+def _json_of(name: str, kind: str) -> bytes:
+    return b'{"%s":%s}' % (name.encode(), _large(kind))
 
 
 def path_of(rule: HttpRule) -> str:
@@ -121,12 +136,12 @@ async def test_megabyte_to_any_route_costs_little(probed: System, tokens: TokenM
     async with httpx.AsyncClient(base_url=probed.url, timeout=30) as client:
         for method, rule in ROUTES:
             for headers in ({}, bearer(tokens)):
-                for document in bombs(method, MEGABYTE):
+                for body in bombs(method.request_name):
                     before = probed.cost("gateway")
                     response = await client.request(
                         rule.verb,
                         path_of(rule),
-                        content=json.dumps(document),
+                        content=body,
                         headers={"Content-Type": "application/json", **headers},
                     )
                     assert response.status_code < 500 or response.status_code == 503, response.text[
@@ -252,9 +267,9 @@ async def test_anything_over_any_transport_costs_little(probed: System, tokens: 
             )
             assert response.status_code < 500, response.text[:300]
             require_bounded(before, probed.cost("gateway"), len(response.content))
-            call = {"id": "1", "call": {"method": method.name, "request": document}}
             before = probed.cost("gateway")
-            size = await _response_size(probed, tokens, call, dice.random() < 0.5)
+            frame = _call(method, json.dumps(document).encode())
+            size = await _response_size(probed, tokens, frame, dice.random() < 0.5)
             require_bounded(before, probed.cost("gateway"), size)
     assert probed.cost("gateway").resident - start.resident <= MAX_GROWTH_MIB
 
@@ -281,16 +296,20 @@ async def test_megabyte_in_a_frame_costs_little(
 ) -> None:
     start = probed.cost("gateway")
     for method in CALLABLE.values():
-        for request in bombs(method, MEGABYTE - 1000):
+        for request in bombs(method.request_name):
             before = probed.cost("gateway")
-            call = {"id": "1", "call": {"method": method.name, "request": request}}
-            size = await _response_size(probed, tokens, call, authenticated)
+            size = await _response_size(probed, tokens, _call(method, request), authenticated)
             require_bounded(before, probed.cost("gateway"), size)
     assert probed.cost("gateway").resident - start.resident <= MAX_GROWTH_MIB
 
 
+def _call(method: Method, request: bytes) -> bytes:
+    """Return the frame of a call."""
+    return b'{"id":"1","call":{"method":"%s","request":%s}}' % (method.name.encode(), request)
+
+
 async def _response_size(
-    probed: System, tokens: TokenMaker, frame: Document, authenticated: bool
+    probed: System, tokens: TokenMaker, frame: bytes, authenticated: bool
 ) -> int:
     """Send a frame on a new socket; return the bytes of its response, 0 if the socket is closed."""
     async with websockets.connect(probed.websocket_url, max_size=None) as socket:
@@ -299,7 +318,7 @@ async def _response_size(
             await socket.send(json.dumps({"id": "a", "authenticate": {"accessToken": token}}))
             await socket.recv()
         try:
-            await socket.send(json.dumps(frame))
+            await socket.send(frame, text=True)
             async with asyncio.timeout(20):
                 return len(await socket.recv())
         except websockets.ConnectionClosed:

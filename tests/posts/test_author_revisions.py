@@ -1,37 +1,23 @@
 """Revisions of the author projection, for every order of events, and the state of callers."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
 from itertools import permutations
 from typing import Any
 
-import httpx
 import pytest
-from pymongo import AsyncMongoClient
 
 from posts.authors import AuthorCache, AuthorRepository
 from posts.authors.storage import MAX_AHEAD, has_stored, with_revision
 from posts.caller_state import CallerReader
 from posts.follow_repository import FollowRepository
 from posts.likes import LikeRepository
-from posts.models import Author, Follow, Like, create_indexes
+from posts.models import Author, Follow, Like
 from posts.post_repository import PostRepository
 from shared.data.mongo_database import Mongo
 from tests.posts.sent_commands import SentCommands
 from tests.posts.test_query_plans import a_post
 
-Unique = Callable[[str], str]
 ALICE, BOB = "018f3f6e-0000-7000-8000-0000000000a1", "018f3f6e-0000-7000-8000-0000000000b2"
-
-
-@pytest.fixture
-async def mongo(mongo_url: str, unique: Unique) -> AsyncIterator[tuple[Mongo, SentCommands]]:
-    """A separate database, with its recorded commands."""
-    sent, url = SentCommands(), httpx.URL(mongo_url)
-    own = str(url.copy_with(path=unique(f"{url.path}_")))
-    async with AsyncMongoClient[dict[str, Any]](own, event_listeners=[sent]) as client:
-        yield Mongo(client.get_default_database()), sent
-        await client.drop_database(client.get_default_database())
 
 
 def an_author(id_: str = ALICE, **fields: Any) -> Author:
@@ -76,9 +62,9 @@ def test_changes_beyond_the_bound_after_a_missing_one_are_missing_too() -> None:
 
 
 async def test_author_keeps_a_revision_that_was_stored_first(
-    mongo: tuple[Mongo, SentCommands],
+    mongo: Mongo,
 ) -> None:
-    authors = AuthorRepository(mongo[0], AuthorCache())
+    authors = AuthorRepository(mongo, AuthorCache())
 
     stored = [await authors.add_revision(ALICE, revision) for revision in (0, 2, 1, 2)]
     assert await authors.by_ids([ALICE]) == {}  # the name is not stored yet
@@ -91,25 +77,23 @@ async def test_author_keeps_a_revision_that_was_stored_first(
 
 
 async def test_post_with_author_follow_and_like_is_one_query(
-    mongo: tuple[Mongo, SentCommands],
+    mongo: Mongo, sent: SentCommands
 ) -> None:
-    opened, sent = mongo
     post = a_post(1)
     post.author_id = BOB
-    await create_indexes(opened)
-    await PostRepository(opened).add(post)
+    await PostRepository(mongo).add(post)
     for id_, revision in ((ALICE, 3), (BOB, 0)):
-        await opened.collection(Author).insert(an_author(id_, revision=revision))
-    await opened.collection(Follow).insert(
+        await mongo.collection(Author).insert(an_author(id_, revision=revision))
+    await mongo.collection(Follow).insert(
         Follow(id=f"{ALICE}/{BOB}", follower_id=ALICE, followed_id=BOB)
     )
-    await opened.collection(Like).insert(
+    await mongo.collection(Like).insert(
         Like(id=f"{post.id}/{ALICE}", post_id=post.id, user_id=ALICE, place="1")
     )
     sent.take()
 
-    for_alice = await CallerReader(opened).read_post(post.id, ALICE)
-    for_bob = await CallerReader(opened).read_post(post.id, BOB)
+    for_alice = await CallerReader(mongo).read_post(post.id, ALICE)
+    for_bob = await CallerReader(mongo).read_post(post.id, BOB)
 
     assert len(sent.take()) == 2
     assert for_alice.post is not None
@@ -124,15 +108,14 @@ async def test_post_with_author_follow_and_like_is_one_query(
 
 
 async def test_concurrent_reads_of_many_callers_and_posts_are_not_mixed_up(
-    mongo: tuple[Mongo, SentCommands],
+    mongo: Mongo, sent: SentCommands
 ) -> None:
-    opened, sent = mongo
-    states, posts = CallerReader(opened), [a_post(number) for number in range(1, 5)]
+    states, posts = CallerReader(mongo), [a_post(number) for number in range(1, 5)]
     for number, post in enumerate(posts):
         post.author_id = f"018f3f6e-0000-7000-8000-00000000000{number}"
-        await PostRepository(opened).add(post)
-    follows, likes = FollowRepository(opened), LikeRepository(opened)
-    lock = AuthorRepository(opened, AuthorCache()).lock
+        await PostRepository(mongo).add(post)
+    follows, likes = FollowRepository(mongo), LikeRepository(mongo)
+    lock = AuthorRepository(mongo, AuthorCache()).lock
     for user, post in ((ALICE, posts[0]), (BOB, posts[1]), (BOB, posts[2])):
         assert await follows.replace(user, {post.author_id}, lock) is True
         await likes.add(post.id, user)
@@ -158,8 +141,8 @@ async def test_concurrent_reads_of_many_callers_and_posts_are_not_mixed_up(
     }
 
 
-async def test_follows_are_replaced_in_batches(mongo: tuple[Mongo, SentCommands]) -> None:
-    follows, lock = FollowRepository(mongo[0]), AuthorRepository(mongo[0], AuthorCache()).lock
+async def test_follows_are_replaced_in_batches(mongo: Mongo) -> None:
+    follows, lock = FollowRepository(mongo), AuthorRepository(mongo, AuthorCache()).lock
     many = {f"u{number:03}" for number in range(250)}
 
     steps = [await follows.replace(ALICE, many, lock)]
@@ -176,13 +159,12 @@ async def test_follows_are_replaced_in_batches(mongo: tuple[Mongo, SentCommands]
     assert await follows.ids_followed_by(BOB) == ["u001"]
 
 
-async def test_no_more_than_5000_followed_users_are_read(mongo: tuple[Mongo, SentCommands]) -> None:
-    opened = mongo[0]
-    await opened.database["follows"].insert_many(
+async def test_no_more_than_5000_followed_users_are_read(mongo: Mongo) -> None:
+    await mongo.database["follows"].insert_many(
         {"_id": f"{ALICE}/u{n:04}", "follower_id": ALICE, "followed_id": f"u{n:04}"}
         for n in range(5001)
     )
 
-    followed = await FollowRepository(opened).ids_followed_by(ALICE)
+    followed = await FollowRepository(mongo).ids_followed_by(ALICE)
 
     assert followed == [f"u{n:04}" for n in range(5000)]

@@ -1,14 +1,17 @@
 """The feed, which shows a user's own follows immediately."""
 
-import asyncio
-from collections.abc import Callable
+from typing import Any
 
-import httpx
+from pymongo.asynchronous.database import AsyncDatabase
+from uuid_utils.compat import uuid7
 
-from tests.people import Client, Person, eventually, sign_up
+from posts.models import PUBLISHED, Author
+from posts.stored_times import sort_key
+from tests.people import Client, Person, eventually
+from tests.posts.test_query_plans import a_post
 from tests.system import System
 
-Unique = Callable[[str], str]
+Database = AsyncDatabase[dict[str, Any]]
 FOLLOWED = 105  # one query selects at most 100 authors
 
 
@@ -32,15 +35,30 @@ async def test_follow_shows_in_the_feed_at_once(
         assert await titles(as_bob, "/v1/feed") == []
 
 
+async def store_followed_author(database: Database, follower_id: str, number: int) -> None:
+    """Store an author with a post, and a follow of the author."""
+    author_id, post_id = f"author {number} of {follower_id}", str(uuid7())
+    author = Author(id=author_id, username=f"author{number}", name_key=f"author{number}")
+    post = a_post(number).model_dump_doc() | {
+        "_id": post_id,
+        "author_id": author_id,
+        "title": str(number),
+        "slugs": [post_id],
+        "status": PUBLISHED,
+        "place": sort_key(number, post_id),
+    }
+    follow = {"follower_id": follower_id, "followed_id": author_id}
+    await database["authors"].insert_one(author.model_dump_doc())
+    await database["posts"].insert_one(post)
+    await database["follows"].insert_one({"_id": f"{follower_id}/{author_id}", **follow})
+
+
 async def test_feed_has_the_latest_posts_of_all_followed_users(
-    client: httpx.AsyncClient, as_alice: Client, as_anonymous: Client, unique: Unique
+    database: Database, alice: Person, as_alice: Client, as_anonymous: Client
 ) -> None:
-    people: list[Person] = []
-    while len(people) < FOLLOWED:
-        people += await asyncio.gather(*(sign_up(client, unique("author")) for _ in range(3)))
-    for number, person in enumerate(people):
-        await Client(client, person).done("POST", "/v1/posts", {"title": str(number)})
-        await as_alice.done("PUT", f"/v1/users/{person.username}/follow")
+    await as_alice.done("POST", "/v1/posts", {"title": "Mine"})  # stores Alice as an author
+    for number in range(FOLLOWED):
+        await store_followed_author(database, alice.id, number)
 
     found = await as_alice.all("/v1/feed", "posts", size=50)
     page = await as_alice.done("GET", "/v1/feed?pageSize=1&includeTotal=true")

@@ -1,14 +1,13 @@
 """Concurrent deletions: no notification, follow or content stays without the document it needs."""
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-import httpx
 import pytest
-from pymongo import AsyncMongoClient
+from odmantic.query import eq
 
 from postbus.posts.v1 import Author as AuthorMessage
 from postbus.posts.v1 import Comment as CommentMessage
@@ -25,15 +24,14 @@ from postbus.posts.v1 import (
 )
 from postbus.posts.v1 import Post as PostMessage
 from postbus.users.v1 import FollowChanged, UserDeleted, UsersServiceStub
-from posts.author_handlers import AuthorHandlers
+from posts.author_handlers import AuthorHandlers, FollowHandlers
 from posts.authors import AuthorCache, AuthorProjection, AuthorRepository, Resync
 from posts.caller_state import CallerReader
 from posts.comments import CommentRepository
 from posts.erasure import PostErasure, UserErasure
-from posts.follow_handlers import FollowHandlers
 from posts.follow_repository import FollowRepository
 from posts.likes import LikeRepository
-from posts.models import Author, Comment, create_indexes
+from posts.models import Author, Comment
 from posts.notification_handlers import NotificationTriggers, Notifier
 from posts.notification_repository import NotificationRepository
 from posts.post_handlers import PostHandlers
@@ -50,7 +48,6 @@ from shared.outbox.inbox import Operation
 from shared.outbox.unit_of_work import current_unit_of_work, outside_unit_of_work
 from tests.posts.test_query_plans import a_post
 
-Unique = Callable[[str], str]
 Handler = Callable[[Any, Context], Awaitable[None]]
 ALICE, BOB = "018f3f6e-0000-7000-8000-0000000000a1", "018f3f6e-0000-7000-8000-0000000000b2"
 CAROL = "018f3f6e-0000-7000-8000-0000000000c3"
@@ -139,7 +136,7 @@ class Worker:
     async def comment(self, body: str = "Text", post_id: str = "") -> CommentCreated:
         """Store Bob's comment; return the event."""
         post_id = post_id or self.post.id
-        await self.comments.add(
+        await self.comments.insert(
             Comment(
                 id=COMMENT, post_id=post_id, author_id=BOB, body=body, created_at=1, updated_at=1
             )
@@ -151,7 +148,7 @@ class Worker:
 
     async def delete_comment(self) -> None:
         """Delete the comment, and handle the event."""
-        await self.comments.delete(COMMENT)
+        await self.comments.delete_one(eq(Comment.id, COMMENT))
         await self.posts.add_to_count(self.post.id, "comment_count", -1)
         await self.consume(self.triggers.comment_deleted, CommentDeleted(comment_id=COMMENT))
 
@@ -189,15 +186,10 @@ class Worker:
 
 
 @pytest.fixture
-async def worker(mongo_url: str, unique: Unique) -> AsyncIterator[Worker]:
-    url = httpx.URL(mongo_url)
-    own = str(url.copy_with(path=unique(f"{url.path}_")))
-    async with AsyncMongoClient[dict[str, Any]](own) as client:
-        opened = Worker(Mongo(client.get_default_database()))
-        await create_indexes(opened.mongo)
-        await opened.fill()
-        yield opened
-        await client.drop_database(client.get_default_database())
+async def worker(mongo: Mongo) -> Worker:
+    opened = Worker(mongo)
+    await opened.fill()
+    return opened
 
 
 async def test_like_that_is_removed_meanwhile_is_not_notified(worker: Worker) -> None:
@@ -299,7 +291,7 @@ async def test_draft_of_a_user_who_is_deleted_meanwhile_is_refused(worker: Worke
         Author(id=BOB, username="bob", name_key="bob")
     )
     projection = replace(worker.projection, states=CallerReader(stale))
-    handlers = PostHandlers(worker.posts, projection, Presenter(projection, worker.posts))
+    handlers = PostHandlers(worker.posts, projection, Presenter(projection))
     request = CreatePostRequest(title="Draft", status=PostStatus(PostStatus.DRAFT))
 
     async def create(_event: object, context: Context) -> None:

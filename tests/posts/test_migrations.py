@@ -15,7 +15,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 from postbus.bus.v1 import Event
 from posts.authors import AuthorCache, AuthorRepository
 from posts.migrations import MIGRATIONS
-from posts.models import create_indexes
+from posts.models import Author, create_indexes
 from posts.post_filters import NEWEST, PostFilter
 from posts.post_repository import PostRepository
 from posts.post_search import PostSearch
@@ -103,7 +103,7 @@ async def test_downgrade_restores_the_first_version_without_drafts(database: Dat
     draft = await posts.get(old_post(2)["_id"])
     assert draft is not None
     await posts.update(draft, {"status": "draft"})
-    await AuthorRepository(mongo, AuthorCache()).mark_deleted("deleted")
+    await mongo.collection(Author).put(Author.tombstone("deleted"))
 
     await migrate(mongo, MIGRATIONS, 0)
 

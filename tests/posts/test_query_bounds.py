@@ -140,7 +140,7 @@ async def test_page_of_liked_posts_examines_a_bounded_number(
 
     posts, rest = await repository.posts(FAN, PostFilter(tag="rare"), a_page())
     work = await examined_by(opened, sent)
-    total = await repository.count(FAN, PostFilter(tag="rare"))
+    total = await repository.count_posts(FAN, PostFilter(tag="rare"))
 
     assert (posts, bool(rest), total) == ([], True, None)
     assert work < 2010  # 1000 likes with their posts
@@ -283,7 +283,7 @@ async def test_totals_of_tags_and_notifications_have_bounds(
     for number in range(40):
         await notifications.add(1, "reader", "actor", post_id=str(number))
     sent.take()
-    assert (await tags.total(), await notifications.count("reader", unread_only=False)) == (40, 40)
+    assert (await tags.total(), await notifications.total("reader", unread_only=False)) == (40, 40)
     assert await notifications.unread("reader") == 40
     limits = [stage["$limit"] for command in sent.take() for stage in command["pipeline"][1:2]]
     assert limits == [50_001, 50_001, 10_000]
@@ -293,6 +293,6 @@ async def test_totals_of_tags_and_notifications_have_bounds(
     sent.take()
 
     assert await tags.total() is None
-    assert await notifications.count("reader", unread_only=True) is None
+    assert await notifications.total("reader", unread_only=True) is None
     assert await notifications.unread("reader") == 4
     assert await examined_by(opened, sent, "keys") < 20

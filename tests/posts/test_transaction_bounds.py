@@ -2,15 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import httpx
 import pytest
 from pydantic import SecretStr
-from pymongo import AsyncMongoClient
 
 from postbus.bus.v1 import Reply, Request
 from postbus.posts.v1 import ListFeedRequest, NotificationKind, PostDeleted
@@ -26,18 +24,17 @@ from postbus.users.v1 import (
     UsersServiceStub,
 )
 from postbus_runtime.reasons import Reason
-from posts.author_handlers import AuthorHandlers
+from posts.author_handlers import AuthorHandlers, FollowHandlers
 from posts.authors import AuthorCache, AuthorProjection, AuthorRepository, Resync
 from posts.caller_state import CallerReader
 from posts.comments import CommentRepository
 from posts.erasure import PostErasure, UserErasure
-from posts.feed import FeedHandlers
-from posts.follow_handlers import FollowHandlers
 from posts.follow_repository import FollowRepository
 from posts.likes import LikeRepository
-from posts.models import Author, Comment, Like, create_indexes
+from posts.models import Author, Comment, Like
 from posts.notification_handlers import Notifier
 from posts.notification_repository import NotificationRepository
+from posts.post_lists import PostListHandlers
 from posts.post_repository import PostRepository
 from posts.post_search import PostSearch
 from posts.presenter import Presenter
@@ -56,27 +53,8 @@ from shared.wire import decode, encode
 from tests.posts.sent_commands import SentCommands
 from tests.posts.test_query_plans import a_post
 
-Unique = Callable[[str], str]
 ALICE, BOB = "018f3f6e-0000-7000-8000-0000000000a1", "018f3f6e-0000-7000-8000-0000000000b2"
 POST = "018f3f6e-0000-7000-8000-000000000001"
-
-
-@pytest.fixture
-async def stored(mongo_url: str, unique: Unique) -> AsyncIterator[tuple[Mongo, SentCommands]]:
-    """A database with indexes, and its recorded commands."""
-    sent, url = SentCommands(), httpx.URL(mongo_url)
-    own = str(url.copy_with(path=unique(f"{url.path}_")))
-    async with AsyncMongoClient[dict[str, Any]](own, event_listeners=[sent]) as client:
-        opened = Mongo(client.get_default_database())
-        await create_indexes(opened)
-        sent.take()
-        yield opened, sent
-        await client.drop_database(client.get_default_database())
-
-
-@pytest.fixture
-def mongo(stored: tuple[Mongo, SentCommands]) -> Mongo:
-    return stored[0]
 
 
 @pytest.fixture
@@ -224,19 +202,23 @@ async def test_content_of_a_deleted_user_is_erased_in_bounded_steps(mongo: Mongo
 
 
 async def test_feed_reads_at_most_100_authors_in_one_query(
-    stored: tuple[Mongo, SentCommands], authors: AuthorRepository
+    mongo: Mongo, sent: SentCommands, authors: AuthorRepository
 ) -> None:
-    mongo, sent = stored
     projection = a_projection(mongo, authors, MemoryBus())
     await authors.upsert_if_newer(an_author())
     await mongo.database["follows"].insert_many(
         {"_id": f"{ALICE}/{n}", "follower_id": ALICE, "followed_id": str(n)} for n in range(250)
     )
-    presenter = Presenter(projection, PostRepository(mongo))
-    feed = FeedHandlers(PostSearch(mongo), projection, presenter, Pages(SecretStr("key")))
+    lists = PostListHandlers(
+        PostSearch(mongo),
+        LikeRepository(mongo),
+        projection,
+        Presenter(projection),
+        Pages(SecretStr("key")),
+    )
     sent.take()
 
-    await feed.list_feed(ListFeedRequest(), a_context())
+    await lists.list_feed(ListFeedRequest(), a_context())
 
     sizes = [
         len(query["author_id"]["$in"])
@@ -483,7 +465,7 @@ async def test_follow_of_a_deleted_user_is_neither_stored_nor_notified(
     mongo: Mongo, follow_handlers: FollowHandlers, authors: AuthorRepository
 ) -> None:
     await authors.upsert_if_newer(an_author())
-    await authors.mark_deleted(BOB)
+    await authors.put(Author.tombstone(BOB))
     event = a_follow(1)
 
     published = await consume(mongo, lambda context: follow_handlers.follow_changed(event, context))
@@ -515,7 +497,7 @@ async def test_no_user_is_notified_of_an_own_action_or_by_a_deleted_user(
     mongo: Mongo, authors: AuthorRepository
 ) -> None:
     notifier = Notifier(NotificationRepository(mongo), authors)
-    await authors.mark_deleted(BOB)
+    await authors.put(Author.tombstone(BOB))
     like = NotificationKind.LIKE
 
     published = []
@@ -540,7 +522,7 @@ async def test_like_is_stored_and_counted_once(mongo: Mongo) -> None:
 async def test_concurrent_change_of_a_comment_is_not_overwritten(mongo: Mongo) -> None:
     comments = CommentRepository(mongo)
     read = Comment(id="c", post_id=POST, author_id=ALICE, body="first", created_at=1, updated_at=1)
-    await comments.add(read)
+    await comments.insert(read)
 
     changed = [await comments.update(read, body) for body in ("second", "third")]
 
@@ -564,10 +546,10 @@ async def test_update_of_a_post_keeps_concurrent_counts(mongo: Mongo) -> None:
 
 async def test_tag_is_deleted_with_its_last_post(mongo: Mongo) -> None:
     tags = TagRepository(mongo)
-    await tags.count({}, {"a": "A", "b": "B"})
-    await tags.count({}, {"a": "A"})
+    await tags.count_posts({}, {"a": "A", "b": "B"})
+    await tags.count_posts({}, {"a": "A"})
 
-    await tags.count({"a": "A", "b": "B"}, {})
+    await tags.count_posts({"a": "A", "b": "B"}, {})
 
     left = await mongo.database["tags"].find().to_list()
     assert [(tag["_id"], tag["post_count"]) for tag in left] == [("a", 1)]
@@ -575,7 +557,7 @@ async def test_tag_is_deleted_with_its_last_post(mongo: Mongo) -> None:
 
 async def test_deleted_caller_is_refused(mongo: Mongo, authors: AuthorRepository) -> None:
     projection = a_projection(mongo, authors, MemoryBus())
-    await authors.mark_deleted(ALICE)
+    await authors.put(Author.tombstone(ALICE))
 
     for call in (
         projection.author_of_caller(a_context()),
@@ -627,7 +609,7 @@ async def test_copy_of_a_user_does_not_replace_later_changes(
 async def test_copy_of_a_user_does_not_restore_a_tombstone(
     mongo: Mongo, authors: AuthorRepository
 ) -> None:
-    await authors.mark_deleted(ALICE)
+    await authors.put(Author.tombstone(ALICE))
 
     author = await copy(mongo, authors, 5, follows=[BOB])
 

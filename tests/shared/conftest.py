@@ -1,9 +1,12 @@
-"""Fixtures of the tests that change something in a database."""
+"""Fixtures of several modules: a database with notes, and verifiers of sessions."""
 
 from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from shared.access_tokens import TokenVerifier
+from shared.bus.memory import MemoryBus
+from shared.runtime.session_verifier import SessionVerifier
 from tests.notes import Notes, mongo_notes, postgres_notes
 
 Unique = Callable[[str], str]
@@ -20,3 +23,11 @@ async def notes(
     else:
         async with mongo_notes(mongo_url, unique) as opened:
             yield opened
+
+
+@pytest.fixture
+async def sessions(verifier: TokenVerifier) -> SessionVerifier:
+    """A verifier that has received no revocation."""
+    sessions = SessionVerifier(MemoryBus(), verifier)
+    await sessions.run()
+    return sessions

@@ -86,14 +86,6 @@ class Posts:
 
 
 @pytest.fixture
-async def sessions(verifier: TokenVerifier) -> SessionVerifier:
-    """A verifier that has received no revocation."""
-    sessions = SessionVerifier(MemoryBus(), verifier)
-    await sessions.run()
-    return sessions
-
-
-@pytest.fixture
 def posts() -> Posts:
     return Posts()
 

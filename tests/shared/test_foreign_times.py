@@ -11,7 +11,6 @@ from gateway import health
 from gateway.worker_metrics import WorkerMetrics
 from postbus.bus.v1 import Code, Event
 from postbus.users.v1 import UserRegistered
-from shared.access_tokens import TokenVerifier
 from shared.bus import Dispatcher
 from shared.bus.envelope import result_of
 from shared.bus.memory import MemoryBus
@@ -36,14 +35,6 @@ def event(**fields: Any) -> bytes:
     values = {"id": "1", "type": "postbus.users.v1.UserRegistered", "data": data, **fields}
     encoded: bytes = google("Event", **values).SerializeToString()
     return encoded
-
-
-@pytest.fixture
-async def sessions(verifier: TokenVerifier) -> SessionVerifier:
-    """Return a verifier that has received no revocation."""
-    sessions = SessionVerifier(MemoryBus(), verifier)
-    await sessions.run()
-    return sessions
 
 
 @pytest.fixture

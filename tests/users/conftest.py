@@ -35,6 +35,7 @@ from users.settings import UsersSettings
 
 Unique = Callable[[str], str]
 AUTH = "postbus.users.v1.AuthService"
+MIGRATIONS = "users:migrations"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,13 +104,24 @@ async def reason(call: Any) -> str:
     return ""
 
 
+@pytest.fixture
+def url(postgres_url: str, unique: Unique) -> str:
+    """Return the URL of a database that does not exist yet."""
+    server = httpx.URL(postgres_url)
+    return str(server.copy_with(path=unique(f"{server.path}_")))
+
+
+async def migrated(url: str, back_to: str | None = None) -> str:
+    """Migrate a database to the newest revision, or back to an older one; return its URL."""
+    await asyncio.to_thread(migrate, SecretStr(url), MIGRATIONS, back_to=back_to)
+    return url
+
+
 @pytest.fixture(scope="session")
 async def worker_database(postgres_url: str) -> str:
     """Create the database that all tests of the worker share, and return its URL."""
     server = httpx.URL(postgres_url)
-    url = str(server.copy_with(path=f"{server.path}_worker"))
-    await asyncio.to_thread(migrate, SecretStr(url), "users:migrations")
-    return url
+    return await migrated(str(server.copy_with(path=f"{server.path}_worker")))
 
 
 @pytest.fixture

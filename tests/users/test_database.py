@@ -2,12 +2,11 @@
 
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
-import httpx
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -22,6 +21,7 @@ from shared.context import Context
 from shared.data.pages import Page, Pages
 from shared.data.postgres_connections import create_engine
 from shared.data.postgres_sessions import Postgres
+from tests.users.conftest import migrated
 from tools.paths import ROOT
 from users.account_repository import AccountRepository
 from users.follow_repository import FollowRepository
@@ -30,18 +30,11 @@ from users.refresh_tokens import RefreshToken
 from users.session_repository import SessionRepository
 from users.throttle import LoginThrottle
 
-Unique = Callable[[str], str]
 NOW = datetime.now(UTC)
 
 
-@pytest.fixture
-async def url(postgres_url: str, unique: Unique) -> str:
-    """A database of its own, that is not there yet."""
-    server = httpx.URL(postgres_url)
-    return str(server.copy_with(path=unique(f"{server.path}_")))
-
-
-def migrate(url: str, *arguments: str) -> None:
+def run_migrate(url: str, *arguments: str) -> None:
+    """Run the command `migrate` of the worker."""
     environment = {
         "POSTBUS_AMQP_URL": "amqp://nowhere",
         "POSTBUS_POSTGRES_URL": url,
@@ -54,17 +47,17 @@ def migrate(url: str, *arguments: str) -> None:
 
 
 async def test_accounts_of_the_first_version_stay_through_both_ways(url: str) -> None:
-    migrate(url)
-    migrate(url, "0002")
+    await migrated(url)
+    await migrated(url, "0002")
     database = await asyncpg.connect(url)
     row = ("id", "Ada_B", "a@example.com", "hash", NOW)
     await database.execute("INSERT INTO users VALUES ($1, $2, $3, $4, $5)", *row)
-    migrate(url)
+    run_migrate(url)
     new = await database.fetchrow(
         "SELECT search, version, follower_count, updated_at FROM users WHERE id = 'id'"
     )
     await database.execute("UPDATE users SET username = repeat('x', 40)")
-    migrate(url, "0002")
+    run_migrate(url, "0002")
     old = await database.fetchrow("SELECT * FROM users")
     await database.close()
 
@@ -75,7 +68,7 @@ async def test_accounts_of_the_first_version_stay_through_both_ways(url: str) ->
 
 
 async def test_migrated_schema_equals_the_models(url: str) -> None:
-    migrate(url)
+    await migrated(url)
     engine = create_engine(SecretStr(url))
 
     def differences(connection: sa.Connection) -> list[Any]:
@@ -92,7 +85,7 @@ async def test_migrated_schema_equals_the_models(url: str) -> None:
 
 
 async def test_accounts_survive_downgrade_and_upgrade(url: str) -> None:
-    migrate(url)
+    await migrated(url)
     database = await asyncpg.connect(url)
     await database.execute(
         "INSERT INTO users (id, username, email, password_hash, display_name, bio, image_url,"
@@ -104,9 +97,9 @@ async def test_accounts_survive_downgrade_and_upgrade(url: str) -> None:
     )
     await database.execute("INSERT INTO login_failures VALUES ('k', 2.5, now())")
     versions = [await database.fetchval("SELECT password_version FROM users")]
-    migrate(url, "0003")
+    await migrated(url, "0003")
     failures = await database.fetchval("SELECT count(*) FROM login_failures")
-    migrate(url)
+    await migrated(url)
     versions.append(await database.fetchval("SELECT password_version FROM users"))
     stored = await database.fetchval("SELECT answer FROM sessions")
     await database.close()
@@ -132,7 +125,7 @@ class RecordedStatements:
 
 @pytest.fixture
 async def recorded(url: str) -> AsyncIterator[tuple[AsyncEngine, RecordedStatements]]:
-    migrate(url)
+    await migrated(url)
     engine = create_engine(SecretStr(url))
     yield engine, RecordedStatements(engine)
     await engine.dispose()

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Callable
 from typing import Any
 
 import asyncpg
@@ -13,22 +12,12 @@ from alembic.script import ScriptDirectory
 from pydantic import SecretStr
 
 from shared.data import alembic_migrations
-from shared.data.alembic_migrations import migrate
 from shared.data.postgres_readiness import newest_revision, postgres_probe
 from shared.data.postgres_sessions import open_postgres
 from shared.errors import NotReadyError, ServiceError
 from tests.people import eventually
+from tests.users.conftest import MIGRATIONS, migrated
 from tools.paths import ROOT
-
-Unique = Callable[[str], str]
-MIGRATIONS = "users:migrations"
-
-
-@pytest.fixture
-def url(postgres_url: str, unique: Unique) -> str:
-    """A database of its own, that is not there yet."""
-    server = httpx.URL(postgres_url)
-    return str(server.copy_with(path=unique(f"{server.path}_")))
 
 
 async def fetch(url: str, query: str) -> Any:
@@ -72,9 +61,8 @@ async def three_at_once(*urls: str) -> list[int | None]:
 
 
 async def old_database(url: str, revision: str) -> str:
-    await asyncio.to_thread(migrate, SecretStr(url), MIGRATIONS)
-    await asyncio.to_thread(migrate, SecretStr(url), MIGRATIONS, back_to=revision)
-    return url
+    await migrated(url)
+    return await migrated(url, revision)
 
 
 async def test_three_migrations_at_once_succeed_on_missing_empty_and_old_databases(
@@ -106,7 +94,7 @@ async def test_migration_that_waits_for_a_table_lets_readers_pass(
     held = holder.transaction()
     await held.start()
     await holder.fetch("SELECT FROM users")
-    migration = asyncio.create_task(asyncio.to_thread(migrate, SecretStr(url), MIGRATIONS))
+    migration = asyncio.create_task(migrated(url))
 
     async def waits() -> bool:
         query = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation IS NOT NULL)"
@@ -140,7 +128,7 @@ async def test_migration_gives_up_a_locked_table_with_a_message(
     async with holder.transaction():
         await holder.fetch("SELECT FROM users")
         with pytest.raises(SystemExit, match="keeps a table locked"):
-            await asyncio.to_thread(migrate, SecretStr(url), MIGRATIONS)
+            await migrated(url)
     await holder.close()
 
     assert await fetch(url, "SELECT version_num FROM alembic_version") == "0002"
@@ -152,7 +140,7 @@ async def test_newest_revision_leaves_every_column_and_adds_only_columns_with_a_
     """Workers of the previous release read and insert rows of the new schema."""
     await old_database(url, "-1")
     before = await columns(url)
-    await asyncio.to_thread(migrate, SecretStr(url), MIGRATIONS)
+    await migrated(url)
     after = await columns(url)
 
     assert after | before == after
@@ -203,7 +191,7 @@ async def test_database_that_is_missing_or_old_is_not_ready_until_it_is_migrated
         server = str(httpx.URL(url).copy_with(path="/postgres"))
         await fetch(server, f'CREATE DATABASE "{name}"')
         texts.append(await missing())
-        await asyncio.to_thread(migrate, SecretStr(url), MIGRATIONS)
+        await migrated(url)
         texts.append(await missing())
         await fetch(url, "UPDATE alembic_version SET version_num = '0004'")
         texts.append(await missing())

@@ -13,21 +13,20 @@ from functools import partial
 from typing import Final
 
 from postbus.users.v1 import AccountExportServiceStub, UsersServiceStub
-from posts.author_handlers import AuthorHandlers
+from posts.author_handlers import AuthorHandlers, FollowHandlers
 from posts.authors import AuthorCache, AuthorProjection, AuthorRepository, Resync
 from posts.caller_state import CallerReader
 from posts.comments import CommentHandlers, CommentRepository
 from posts.erasure import PostErasure, UserErasure
-from posts.export import ExportHandlers, ExportRepository
-from posts.feed import FeedHandlers
-from posts.follow_handlers import FollowHandlers
+from posts.export import ExportHandlers
 from posts.follow_repository import FollowRepository
 from posts.likes import LikeHandlers, LikeRepository
 from posts.migrations import MIGRATIONS
 from posts.models import create_indexes
 from posts.notification_handlers import NotificationHandlers, NotificationTriggers, Notifier
 from posts.notification_repository import NotificationRepository
-from posts.post_handlers import PostHandlers, PostListHandlers
+from posts.post_handlers import PostHandlers
+from posts.post_lists import PostListHandlers
 from posts.post_repository import PostRepository
 from posts.post_search import PostSearch
 from posts.presenter import Presenter
@@ -93,18 +92,19 @@ def _handlers(
         users=users,
         resync=Resync(mongo, stored, follows, users),
     )
-    presenter, notifier = Presenter(authors, posts), Notifier(notifications, stored)
-    export = ExportHandlers(
-        stored=ExportRepository(mongo),
-        authors=authors,
-        presenter=presenter,
-        users=AccountExportServiceStub(channel),
-    )
+    presenter, notifier = Presenter(authors), Notifier(notifications, stored)
     return [
-        export,
+        ExportHandlers(
+            posts=posts,
+            comments=comments,
+            likes=likes,
+            notifications=notifications,
+            authors=authors,
+            presenter=presenter,
+            users=AccountExportServiceStub(channel),
+        ),
         PostHandlers(posts, authors, presenter),
         PostListHandlers(search, likes, authors, presenter, pages),
-        FeedHandlers(search, authors, presenter, pages),
         LikeHandlers(likes, posts, authors, presenter, pages),
         TagHandlers(TagRepository(mongo), pages),
         CommentHandlers(comments, posts, authors, presenter, pages),

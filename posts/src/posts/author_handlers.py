@@ -1,12 +1,13 @@
-"""Consumers of the events of `users` about accounts. They keep the author projection."""
+"""Consumers of the events of `users`. They keep the projection of authors and follows."""
 
 from dataclasses import dataclass
 from typing import Final
 
 from postbus import reasons
-from postbus.posts.v1 import UserContentErasureContinued
+from postbus.posts.v1 import NotificationKind, UserContentErasureContinued
 from postbus.users.v1 import (
     BatchGetUsersRequest,
+    FollowChanged,
     UserDeleted,
     UserProfileUpdated,
     UserRegistered,
@@ -14,12 +15,14 @@ from postbus.users.v1 import (
 )
 from posts.authors import AuthorRepository
 from posts.authors.resync import USERS_TIMEOUT
+from posts.follow_repository import FollowRepository
 from posts.models import Author
+from posts.notification_handlers import Notifier
 from shared.bus import EventPattern, publish
 from shared.context import Context
 from shared.errors import ServiceError
 
-__all__ = ["AuthorHandlers"]
+__all__ = ["AuthorHandlers", "FollowHandlers"]
 
 _MAX_VERSION_STEP: Final = 1_000_000
 """Each change of an account adds one to its version, and events are lost rarely."""
@@ -63,5 +66,32 @@ class AuthorHandlers:
     @EventPattern(UserDeleted)
     async def user_deleted(self, event: UserDeleted, _context: Context) -> None:
         """Store a tombstone, then start the erasure of the user's content."""
-        await self.authors.mark_deleted(event.user_id)
+        await self.authors.put(Author.tombstone(event.user_id))
         await publish(UserContentErasureContinued(user_id=event.user_id))
+
+
+@dataclass(frozen=True, slots=True)
+class FollowHandlers:
+    """Keeps follows up to date."""
+
+    authors: AuthorRepository
+    follows: FollowRepository
+    notifier: Notifier
+
+    @EventPattern(FollowChanged, late=True)
+    async def follow_changed(self, event: FollowChanged, context: Context) -> None:
+        """Store or delete the follow, and notify the followed user.
+
+        Only the revision is stored if the event is late, or for a new follow if a user is deleted.
+        """
+        is_new = await self.authors.add_revision(event.follower_id, event.follower_revision)
+        if context.late or not is_new:
+            return
+        pair = [event.follower_id, event.followed_id]
+        if event.following and await self.authors.lock(pair) != pair:
+            return
+        await self.follows.apply(event)
+        if event.following:
+            await self.notifier.notify(
+                NotificationKind.FOLLOW, event.followed_id, event.follower_id
+            )

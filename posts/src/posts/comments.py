@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from betterproto.lib.google.protobuf import Empty
-from odmantic.query import and_, eq, lt
+from odmantic.query import and_, eq
 from uuid_utils.compat import uuid7
 
 from postbus import reasons
@@ -23,64 +23,36 @@ from postbus.posts.v1 import (
     UpdateCommentResponse,
 )
 from posts.authors import AuthorProjection, author_message
-from posts.locks import lock
 from posts.models import Comment
 from posts.post_repository import PostRepository
 from posts.presenter import Presenter, comment_message
+from posts.repository import Repository
 from posts.rules import require_published, require_readable
 from posts.stored_times import now
 from shared.bus import MessagePattern, publish
 from shared.context import Context
 from shared.data.mongo_database import Mongo
-from shared.data.pages import Page, Pages, Position
+from shared.data.pages import Page, Pages
 from shared.errors import ServiceError, require_version, version_mismatch
 
 __all__ = ["CommentHandlers", "CommentRepository"]
 
 
-def _position(comment: Comment) -> Position:
-    """Return the sort key of a comment: ids increase with time."""
-    return (comment.id,)
-
-
-class CommentRepository:
-    """Stores and finds comments."""
+class CommentRepository(Repository[Comment]):
+    """Stores and finds comments. Their ids increase with time."""
 
     def __init__(self, mongo: Mongo) -> None:
-        self._comments = mongo.collection(Comment)
-
-    async def add(self, comment: Comment) -> None:
-        """Store a new comment."""
-        await self._comments.insert(comment)
-
-    async def get(self, comment_id: str) -> Comment | None:
-        """Return the comment with this id, or None."""
-        return await self._comments.get(comment_id)
-
-    async def lock(self, comment_id: str) -> Comment | None:
-        """Lock a comment, see `posts.locks`, and return it; None if it does not exist."""
-        return await self._comments.update_one(eq(Comment.id, comment_id), lock())
+        super().__init__(mongo, Comment)
 
     async def of_post(self, post_id: str, page: Page) -> list[Comment]:
         """Return comments on a post, the latest first."""
-        query = eq(Comment.post_id, post_id)
-        if page.after:
-            query = and_(query, lt(Comment.id, page.after[0]))
-        return await self._comments.find(query, sort=[("_id", -1)], limit=page.limit)
+        return await self.latest(page, Comment.id, eq(Comment.post_id, post_id))
 
     async def update(self, comment: Comment, body: str) -> Comment | None:
         """Change the text of a comment and return it; None if its version is no longer current."""
         query = and_(eq(Comment.id, comment.id), eq(Comment.version, comment.version))
         changes = {"$set": {"body": body, "updated_at": now()}, "$inc": {"version": 1}}
-        return await self._comments.update_one(query, changes)
-
-    async def delete(self, comment_id: str) -> None:
-        """Delete a comment."""
-        await self._comments.delete_one(eq(Comment.id, comment_id))
-
-    async def delete_batch(self, field: str, id_: str, limit: int) -> list[Comment]:
-        """Delete up to `limit` comments by `post_id` or `author_id`; return them."""
-        return await self._comments.delete_batch(eq(getattr(Comment, field), id_), limit)
+        return await self.update_one(query, changes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +74,7 @@ class CommentHandlers:
         post = require_published(await self.posts.get(request.post_id))
         comment = _new_comment(request.body, post.id, author.id)
         message = comment_message(comment, author_message(author.id, author))
-        await self.comments.add(comment)
+        await self.comments.insert(comment)
         await publish(
             CommentCreated(comment_id=comment.id, comment=message, post_author_id=post.author_id)
         )
@@ -116,7 +88,8 @@ class CommentHandlers:
         """Return a page of the comments on a post that the caller may read."""
         post = require_readable(await self.posts.get(request.post_id), context)
         page = self.pages.of(request)
-        comments, token = page.cut(await self.comments.of_post(post.id, page), _position)
+        found = await self.comments.of_post(post.id, page)
+        comments, token = page.cut(found, lambda comment: (comment.id,))
         return ListCommentsResponse(
             comments=await self.presenter.comments(comments, context),
             next_page_token=token,
@@ -157,7 +130,7 @@ class CommentHandlers:
         if context.user_id not in (comment.author_id, post and post.author_id):
             raise _not_the_author()
         require_version(comment.version, request.expected_version)
-        await self.comments.delete(comment.id)
+        await self.comments.delete_one(eq(Comment.id, comment.id))
         await publish(CommentDeleted(comment_id=comment.id, post_id=comment.post_id))
         await self.posts.add_to_count(comment.post_id, "comment_count", -1)
         return Empty()

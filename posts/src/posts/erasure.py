@@ -7,6 +7,8 @@ crash. `posts.repair` deletes and reports the rest if events are lost.
 from dataclasses import dataclass
 from typing import Final
 
+from odmantic.query import eq, or_
+
 from postbus.posts.v1 import (
     CommentDeleted,
     PostDeleted,
@@ -16,6 +18,7 @@ from postbus.posts.v1 import (
 from posts.comments import CommentRepository
 from posts.follow_repository import FollowRepository
 from posts.likes import LikeRepository
+from posts.models import Comment, Follow, Like, Notification, Post
 from posts.notification_repository import NotificationRepository
 from posts.post_repository import PostRepository
 from shared.bus import EventPattern, publish
@@ -50,9 +53,9 @@ class PostErasure:
 
     async def _erase(self, post_id: str) -> None:
         found = [
-            bool(await self.comments.delete_batch("post_id", post_id, _BATCH)),
-            bool(await self.likes.delete_batch("post_id", post_id, _BATCH)),
-            bool(await self.notifications.delete_batch("post_id", post_id, _BATCH)),
+            await self.comments.delete_batch(eq(Comment.post_id, post_id), _BATCH),
+            await self.likes.delete_batch(eq(Like.post_id, post_id), _BATCH),
+            await self.notifications.delete_batch(eq(Notification.post_id, post_id), _BATCH),
         ]
         if any(found):
             await publish(PostErasureContinued(post_id=post_id))
@@ -75,20 +78,22 @@ class UserErasure:
     ) -> None:
         """Erase the next batch of the user's content."""
         user_id = event.user_id
+        follows = or_(eq(Follow.follower_id, user_id), eq(Follow.followed_id, user_id))
         found = [
             await self._erase_posts(user_id),
             await self._erase_comments(user_id),
             await self._erase_likes(user_id),
-            bool(await self.follows.delete_batch(user_id, _BATCH)),
-            bool(await self.notifications.delete_batch("user_id", user_id, _BATCH)),
-            bool(await self.notifications.delete_batch("actor_id", user_id, _BATCH)),
+            await self.follows.delete_batch(follows, _BATCH),
+            await self.notifications.delete_batch(eq(Notification.user_id, user_id), _BATCH),
+            await self.notifications.delete_batch(eq(Notification.actor_id, user_id), _BATCH),
             await self.store.erase_replies(user_id),
         ]
         if any(found):
             await publish(UserContentErasureContinued(user_id=user_id))
 
     async def _erase_posts(self, user_id: str) -> bool:
-        posts = await self.posts.batch_of_author(user_id, _POSTS)
+        own = eq(Post.author_id, user_id)
+        posts = await self.posts.find(own, sort=[("_id", 1)], limit=_POSTS, without=["body"])
         for post in posts:
             await self.posts.delete(post)
             if post.published_at is not None:
@@ -97,14 +102,14 @@ class UserErasure:
         return bool(posts)
 
     async def _erase_comments(self, user_id: str) -> bool:
-        comments = await self.comments.delete_batch("author_id", user_id, _BATCH)
+        comments = await self.comments.delete_batch(eq(Comment.author_id, user_id), _BATCH)
         for comment in comments:
             await publish(CommentDeleted(comment_id=comment.id, post_id=comment.post_id))
         post_ids = [comment.post_id for comment in comments]
-        await self.posts.decrement_counts(post_ids, "comment_count")
+        await self.posts.add_to_counts(post_ids, "comment_count", -1)
         return bool(comments)
 
     async def _erase_likes(self, user_id: str) -> bool:
-        post_ids = await self.likes.delete_batch("user_id", user_id, _BATCH)
-        await self.posts.decrement_counts(post_ids, "like_count")
-        return bool(post_ids)
+        likes = await self.likes.delete_batch(eq(Like.user_id, user_id), _BATCH)
+        await self.posts.add_to_counts([like.post_id for like in likes], "like_count", -1)
+        return bool(likes)

@@ -3,10 +3,11 @@
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final
 
-from odmantic.query import eq, in_, or_
+from odmantic.query import eq, in_
 
 from postbus.users.v1 import FollowChanged
 from posts.models import Follow
+from posts.repository import Repository
 from shared.data.mongo_database import Mongo
 
 __all__ = ["FollowRepository"]
@@ -19,27 +20,24 @@ _REPLACED: Final = 200
 """Follows that one `replace` inserts at most, and that it deletes at most."""
 
 
-class FollowRepository:
+class FollowRepository(Repository[Follow]):
     """Stores and finds follows."""
 
     def __init__(self, mongo: Mongo) -> None:
-        self._follows = mongo.collection(Follow)
+        super().__init__(mongo, Follow)
 
     async def apply(self, event: FollowChanged) -> None:
         """Store or delete the follow of an event."""
         if event.following:
-            await self._follows.put(
-                Follow(
-                    id=event.follow_id, follower_id=event.follower_id, followed_id=event.followed_id
-                )
-            )
+            pair = {"follower_id": event.follower_id, "followed_id": event.followed_id}
+            await self.put(Follow(id=event.follow_id, **pair))
         else:
-            await self._follows.delete_one(eq(Follow.id, event.follow_id))
+            await self.delete_one(eq(Follow.id, event.follow_id))
 
     async def ids_followed_by(self, user_id: str) -> list[str]:
         """Return the ids of the users that this user follows, as far as they are stored."""
         query = eq(Follow.follower_id, user_id)
-        found = await self._follows.find(query, sort=[("_id", 1)], limit=_MAX_FOLLOWED)
+        found = await self.find(query, sort=[("_id", 1)], limit=_MAX_FOLLOWED)
         return [follow.followed_id for follow in found]
 
     async def replace(self, user_id: str, ids: Collection[str], lock: Lock) -> bool:
@@ -52,12 +50,7 @@ class FollowRepository:
         missing, surplus = sorted(set(ids) - stored), sorted(stored - set(ids))
         for id_ in await lock(missing[:_REPLACED]):
             follow = Follow(id=f"{user_id}/{id_}", follower_id=user_id, followed_id=id_)
-            await self._follows.put(follow)
+            await self.put(follow)
         deleted = [f"{user_id}/{id_}" for id_ in surplus[:_REPLACED]]
-        await self._follows.delete_many(in_(Follow.id, deleted))
+        await self.delete_many(in_(Follow.id, deleted))
         return max(len(missing), len(surplus)) <= _REPLACED
-
-    async def delete_batch(self, user_id: str, limit: int) -> int:
-        """Delete up to `limit` follows of and by a user; return their number."""
-        query = or_(eq(Follow.follower_id, user_id), eq(Follow.followed_id, user_id))
-        return len(await self._follows.delete_batch(query, limit))

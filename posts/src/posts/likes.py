@@ -17,12 +17,12 @@ from postbus.posts.v1 import (
     UnlikePostResponse,
 )
 from posts.authors import AuthorProjection
-from posts.locks import lock
 from posts.models import Like, Post
 from posts.post_filters import PostFilter
 from posts.post_repository import PostRepository
 from posts.post_search import UNLISTED
 from posts.presenter import Presenter
+from posts.repository import Repository
 from posts.rules import require_published, require_readable
 from posts.stored_times import now, sort_key
 from shared.bus import MessagePattern, publish
@@ -30,45 +30,36 @@ from shared.context import Context
 from shared.data.mongo_database import Mongo
 from shared.data.pages import Page, Pages, Position
 
-__all__ = ["EXAMINED", "LikeHandlers", "LikeRepository"]
+__all__ = ["EXAMINED", "LikeHandlers", "LikeRepository", "like_id"]
 
 EXAMINED: Final = 1000
 """Likes that one page or one total of liked posts examines, each with its post."""
 
 
-def _position(like: Like) -> Position:
-    """Return the sort key of a like among the likes of its post."""
-    return like.place, like.id
+def like_id(post_id: str, user_id: str) -> str:
+    """Return the id of the like of a post by a user."""
+    return f"{post_id}/{user_id}"
 
 
-class LikeRepository:
+class LikeRepository(Repository[Like]):
     """Stores and finds likes."""
 
     def __init__(self, mongo: Mongo) -> None:
-        self._likes = mongo.collection(Like)
+        super().__init__(mongo, Like)
         self._posts = mongo.collection(Post)
 
     async def add(self, post_id: str, user_id: str) -> bool:
         """Add a like; False if it exists."""
-        id_ = f"{post_id}/{user_id}"
-        if await self._likes.get(id_):
+        id_ = like_id(post_id, user_id)
+        if await self.get(id_):
             return False
         key = sort_key(now(), post_id)
-        await self._likes.insert(Like(id=id_, post_id=post_id, user_id=user_id, place=key))
+        await self.insert(Like(id=id_, post_id=post_id, user_id=user_id, place=key))
         return True
 
     async def remove(self, post_id: str, user_id: str) -> bool:
         """Remove a like; False if it does not exist."""
-        return await self._likes.delete_one(eq(Like.id, f"{post_id}/{user_id}"))
-
-    async def lock(self, post_id: str, user_id: str) -> bool:
-        """Lock a like, see `posts.locks`; False if it does not exist."""
-        like = await self._likes.update_one(eq(Like.id, f"{post_id}/{user_id}"), lock())
-        return like is not None
-
-    async def exists(self, post_id: str, user_id: str) -> bool:
-        """Return whether a user likes a post."""
-        return await self._likes.get(f"{post_id}/{user_id}") is not None
+        return await self.delete_one(eq(Like.id, like_id(post_id, user_id)))
 
     async def posts(
         self, user_id: str, wanted: PostFilter, page: Page
@@ -82,19 +73,19 @@ class LikeRepository:
             return [], ()
         last = await self._last_examined(user_id, page.after)
         pipeline = _liked_posts(user_id, wanted, page.after, last)
-        found = await self._likes.aggregate([*pipeline, {"$limit": page.limit}])
+        found = await self.aggregate([*pipeline, {"$limit": page.limit}])
         items = found[: page.size]
         next_ = (items[-1]["place"],) if len(found) > page.size else last
         return self._posts.read(each["post"] for each in items), next_
 
-    async def count(self, user_id: str, wanted: PostFilter) -> int | None:
+    async def count_posts(self, user_id: str, wanted: PostFilter) -> int | None:
         """Count the posts that `posts` returns on all pages; None for more than EXAMINED likes."""
         if wanted.matches_nothing:
             return 0
         if await self._last_examined(user_id, ()):
             return None
         pipeline = [*_liked_posts(user_id, wanted, (), ()), {"$count": "n"}]
-        counted = await self._likes.aggregate(pipeline)
+        counted = await self.aggregate(pipeline)
         return counted[0]["n"] if counted else 0
 
     async def _last_examined(self, user_id: str, after: Position) -> Position:
@@ -102,7 +93,7 @@ class LikeRepository:
         query = eq(Like.user_id, user_id)
         if after:
             query = and_(query, lt(Like.place, after[0]))
-        found = await self._likes.find(query, sort=[("place", -1)], skip=EXAMINED - 1, limit=1)
+        found = await self.find(query, sort=[("place", -1)], skip=EXAMINED - 1, limit=1)
         return (found[0].place,) if found else ()
 
     async def of_post(self, post_id: str, page: Page) -> list[Like]:
@@ -112,12 +103,7 @@ class LikeRepository:
             key, id_ = page.after
             earlier = or_(lt(Like.place, key), lt(Like.id, id_))
             query = and_(query, lte(Like.place, key), earlier)
-        return await self._likes.find(query, sort=[("place", -1), ("_id", -1)], limit=page.limit)
-
-    async def delete_batch(self, field: str, id_: str, limit: int) -> list[str]:
-        """Delete up to `limit` likes by `post_id` or `user_id`; return the ids of their posts."""
-        batch = await self._likes.delete_batch(eq(getattr(Like, field), id_), limit)
-        return [like.post_id for like in batch]
+        return await self.find(query, sort=[("place", -1), ("_id", -1)], limit=page.limit)
 
 
 def _liked_posts(
@@ -153,7 +139,7 @@ class LikeHandlers:
     @MessagePattern(PostsServiceBase.like_post)
     async def like_post(self, request: LikePostRequest, context: Context) -> LikePostResponse:
         """Add the caller's like. Nothing changes if it exists."""
-        await self.authors.require_account(context)
+        await self.authors.author_of_caller(context)  # refuses a deleted account
         post = require_published(await self.posts.get(request.id))
         message = await self.presenter.post(post, context)
         user_id = context.user_id
@@ -182,7 +168,9 @@ class LikeHandlers:
         """Return a page of the likers of a post that the caller may read."""
         post = require_readable(await self.posts.get(request.id), context)
         page = self.pages.of(request)
-        likes, token = page.cut(await self.likes.of_post(post.id, page), _position)
+        likes, token = page.cut(
+            await self.likes.of_post(post.id, page), lambda like: (like.place, like.id)
+        )
         authors = await self.authors.messages_for((like.user_id for like in likes), context)
         return ListLikersResponse(
             likers=[authors.by_id[like.user_id] for like in likes],

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from odmantic.query import eq
+
 from postbus.posts.v1 import (
     CommentCreated,
     CommentDeleted,
@@ -21,8 +23,9 @@ from postbus.posts.v1 import (
 from postbus.posts.v1 import Post as PostMessage
 from posts.authors import AuthorRepository, author_message
 from posts.comments import CommentRepository
-from posts.likes import LikeRepository
-from posts.notification_repository import NotificationRepository, notification_position
+from posts.likes import LikeRepository, like_id
+from posts.models import Comment, Notification
+from posts.notification_repository import NotificationRepository
 from posts.post_repository import PostRepository
 from posts.post_texts import mentions
 from posts.presenter import Presenter, notification_message
@@ -48,12 +51,11 @@ class NotificationHandlers:
         """Return a page of the caller's notifications."""
         user_id, page, unread = context.user_id, self.pages.of(request), request.unread_only
         found = await self.notifications.of_user(user_id, page, unread_only=unread)
-        notifications, token = page.cut(found, notification_position)
-        count = self.notifications.count
+        notifications, token = page.cut(found, lambda each: (each.id,))
         return ListNotificationsResponse(
             notifications=await self.presenter.notifications(notifications, context),
             next_page_token=token,
-            total=await page.total(count, user_id, unread_only=unread),
+            total=await page.total(self.notifications.total, user_id, unread_only=unread),
             unread_count=await self.notifications.unread(user_id),
         )
 
@@ -122,7 +124,7 @@ class NotificationTriggers:
     async def post_liked(self, event: PostLiked, _context: Context) -> None:
         """Notify the author, if the like still exists."""
         post_id, user_id = event.post_id, event.user_id
-        if not await self.likes.lock(post_id, user_id):
+        if await self.likes.lock(like_id(post_id, user_id)) is None:
             return
         if not await self.posts.exists(post_id):
             await self.likes.remove(post_id, user_id)
@@ -133,7 +135,7 @@ class NotificationTriggers:
     @EventPattern(PostUnliked)
     async def post_unliked(self, event: PostUnliked, _context: Context) -> None:
         """Withdraw the notification, unless the like exists again."""
-        if not await self.likes.exists(event.post_id, event.user_id):
+        if await self.likes.get(like_id(event.post_id, event.user_id)) is None:
             await self.notifications.withdraw_like(event.author_id, event.user_id, event.post_id)
 
     @EventPattern(CommentCreated)
@@ -143,7 +145,7 @@ class NotificationTriggers:
         if await self.comments.lock(comment.id) is None:
             return
         if not await self.posts.exists(comment.post_id):
-            await self.comments.delete(comment.id)
+            await self.comments.delete_one(eq(Comment.id, comment.id))
         elif not await self._is_deleted(actor_id):
             about = {"post_id": comment.post_id, "comment_id": comment.id}
             kind = NotificationKind.COMMENT
@@ -153,7 +155,7 @@ class NotificationTriggers:
     @EventPattern(CommentDeleted)
     async def comment_deleted(self, event: CommentDeleted, _context: Context) -> None:
         """Delete the notifications about the comment."""
-        await self.notifications.delete_batch("comment_id", event.comment_id)
+        await self.notifications.delete_many(eq(Notification.comment_id, event.comment_id))
 
     @EventPattern(PostCreated)
     async def post_created(self, event: PostCreated, _context: Context) -> None:

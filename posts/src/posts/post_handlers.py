@@ -1,4 +1,4 @@
-"""Handlers of the rpcs of PostsService that read, change and list posts."""
+"""Handlers of the rpcs of PostsService that read or change one post."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,11 +13,8 @@ from postbus.posts.v1 import (
     DeletePostRequest,
     GetPostRequest,
     GetPostResponse,
-    ListPostsRequest,
-    ListPostsResponse,
     PostCreated,
     PostDeleted,
-    PostOrder,
     PostPublished,
     PostsServiceBase,
     PostStatus,
@@ -31,22 +28,19 @@ from postbus.posts.v1 import (
     UpdatePostResponse,
 )
 from posts.authors import AuthorProjection, author_message
-from posts.likes import LikeRepository
+from posts.caller_state import PostData
 from posts.models import DRAFT, PUBLISHED, Post
-from posts.post_filters import NEWEST, OLDEST, UPDATED, Order, PostFilter
 from posts.post_repository import PostRepository
-from posts.post_search import PostSearch
 from posts.post_texts import distinct_tags, is_id
 from posts.presenter import Presenter, post_message
 from posts.rules import require_author, require_readable
-from posts.stored_times import now, sort_key, to_micros
+from posts.stored_times import now, sort_key
 from shared.bus import MessagePattern, publish
 from shared.context import Context
-from shared.data.pages import Page, Pages
 from shared.errors import invalid_field
 from shared.field_masks import require_paths
 
-__all__ = ["PostHandlers", "PostListHandlers"]
+__all__ = ["PostHandlers"]
 
 _CHANGEABLE: Final = frozenset({"title", "summary", "body", "tags"})
 
@@ -75,7 +69,7 @@ class PostHandlers:
     @MessagePattern(PostsServiceBase.get_post)
     async def get_post(self, request: GetPostRequest, context: Context) -> GetPostResponse:
         """Return a post that the caller may read."""
-        state = await self.presenter.read_post(request.id, context)
+        state = await self._read(request.id, context)
         post = require_readable(state.post, context)
         return GetPostResponse(post=await self.presenter.post(post, context, state))
 
@@ -133,67 +127,19 @@ class PostHandlers:
             )
         return UnpublishPostResponse(post=await self.presenter.post(post, context))
 
+    async def _read(self, name: str, context: Context) -> PostData:
+        """Return the post with this id or slug, and the data that its message needs.
+
+        One query if `name` is an id and there is a caller, else two.
+        """
+        folded = name.casefold()
+        if context.caller is not None and is_id(folded):
+            return await self.authors.states.read_post(folded, context.caller.user_id)
+        post, author = await self.posts.with_author(name)
+        return PostData(post=post, author=author)
+
     async def _own_post(self, name: str, context: Context, expected_version: int) -> Post:
         return require_author(await self.posts.get(name), context, expected_version)
-
-
-@dataclass(frozen=True, slots=True)
-class PostListHandlers:
-    """Handlers of lists of posts. Listed posts have no body, which bounds the size of a page."""
-
-    search: PostSearch
-    likes: LikeRepository
-    authors: AuthorProjection
-    presenter: Presenter
-    pages: Pages
-
-    @MessagePattern(PostsServiceBase.list_posts)
-    async def list_posts(self, request: ListPostsRequest, context: Context) -> ListPostsResponse:
-        """Return a page of the posts that match the filter."""
-        wanted, page = await self._filter(request, context), self.pages.of(request)
-        if request.liked_by:
-            return await self._list_liked(request.liked_by, wanted, page, context)
-        order = _order(request)
-        posts, next_ = await self.search.find(wanted, page, order)
-        return ListPostsResponse(
-            posts=await self.presenter.posts(posts, context),
-            next_page_token=page.token(next_) if next_ else "",
-            total=await page.total(self.search.count, wanted, order),
-        )
-
-    async def _list_liked(
-        self, user: str, wanted: PostFilter, page: Page, context: Context
-    ) -> ListPostsResponse:
-        """Return a page of the posts that a user likes, in the order of the likes."""
-        user_id = await self._user_id(user)
-        posts, next_ = await self.likes.posts(user_id, wanted, page)
-        return ListPostsResponse(
-            posts=await self.presenter.posts(posts, context),
-            next_page_token=page.token(next_) if next_ else "",
-            total=await page.total(self.likes.count, user_id, wanted),
-        )
-
-    async def _filter(self, request: ListPostsRequest, context: Context) -> PostFilter:
-        """Return the filter of the request. Drafts are limited to the caller's own."""
-        drafts = request.status == PostStatus.DRAFT
-        authors = [request.author_id.lower()] if request.author_id else []
-        if request.author:
-            authors.append(await self._user_id(request.author))
-        if drafts:
-            authors.append(context.user_id)
-        common = authors[:1] if len(set(authors)) == 1 else []
-        since = request.updated_since
-        return PostFilter(
-            status=DRAFT if drafts else PUBLISHED,
-            author_ids=common if authors else None,
-            tag=request.tag,
-            q=request.q,
-            updated_since=None if since is None else to_micros(since),
-        )
-
-    async def _user_id(self, user: str) -> str:
-        """Return the id of the user with this name or id, or an empty string."""
-        return user.lower() if is_id(user) else await self.authors.find_id(user) or ""
 
 
 def _new_post(request: CreatePostRequest, author_id: str) -> Post:
@@ -227,9 +173,3 @@ def _changes(request: UpdatePostRequest, post: Post) -> dict[str, Any]:
     if "tags" in paths:
         values["tags"] = list(distinct_tags(request.tags).values())
     return {path: value for path, value in values.items() if value != getattr(post, path)}
-
-
-def _order(request: ListPostsRequest) -> Order:
-    if request.updated_since is not None:
-        return UPDATED
-    return OLDEST if request.order == PostOrder.OLDEST else NEWEST

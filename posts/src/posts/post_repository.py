@@ -6,9 +6,9 @@ from typing import Any, Final
 
 from odmantic.query import eq
 
-from posts.locks import lock
 from posts.models import Author, Post
 from posts.post_texts import distinct_tags, is_id, is_slug_of, slug_of, with_suffix
+from posts.repository import Repository
 from posts.stored_times import now
 from posts.tags import TagRepository
 from shared.data.mongo_counters import CountChange
@@ -21,11 +21,11 @@ FORMER_SLUGS: Final = 100
 """Former slugs that a post keeps. At this number its slug no longer changes."""
 
 
-class PostRepository:
+class PostRepository(Repository[Post]):
     """Stores and finds posts."""
 
     def __init__(self, mongo: Mongo) -> None:
-        self._posts = mongo.collection(Post)
+        super().__init__(mongo, Post)
         self._authors = mongo.collection(Author)
         self._tags = TagRepository(mongo)
         self._counters = mongo.counters
@@ -40,35 +40,25 @@ class PostRepository:
         post.slug = with_suffix(plain) if is_draft else await self._unused_slug(plain)
         post.slugs = [post.slug]
         _set_search_fields(post)
-        await self._posts.insert(post)
-        await self._tags.count({}, _tags_to_count(post))
+        await self.insert(post)
+        await self._tags.count_posts({}, _tags_to_count(post))
 
-    async def get(self, name: str) -> Post | None:
-        """Return the post with this id, or with this current or former slug.
-
-        Resolves the `id` of a post in requests. Events carry the id of the post itself.
-        """
-        folded = name.casefold()  # slugs are stored case-folded
+    async def get(self, id_: str) -> Post | None:
+        """Return the post with this id, or with this current or former slug, as in requests."""
+        folded = id_.casefold()  # slugs are stored case-folded
         if is_id(folded):
-            return await self._posts.get(folded)
-        return await self._posts.find_one(eq(Post.slugs, folded))
+            return await super().get(folded)
+        return await self.find_one(eq(Post.slugs, folded))
 
     async def exists(self, post_id: str) -> bool:
         """Return whether there is a post with this id."""
-        return await self._posts.count(eq(Post.id, post_id), limit=1) == 1
-
-    async def lock(self, post_id: str) -> Post | None:
-        """Lock a post, see `posts.locks`, and return it; None if it does not exist.
-
-        Only for changes that happen once per post.
-        """
-        return await self._posts.update_one(eq(Post.id, post_id), lock())
+        return await self.count(eq(Post.id, post_id), limit=1) == 1
 
     async def with_author(self, name: str) -> tuple[Post | None, Author | None]:
         """Return a post as `get` does, and its author if `name` is an id."""
         folded = name.casefold()
         if is_id(folded):
-            return await self._posts.get_joined(folded, "author_id", self._authors)
+            return await self.get_joined(folded, "author_id", self._authors)
         return await self.get(name), None
 
     async def update(self, post: Post, changes: Mapping[str, Any]) -> None:
@@ -85,8 +75,8 @@ class PostRepository:
         document = post.model_dump_doc()
         for name in ("_id", "like_count", "comment_count"):
             del document[name]
-        await self._posts.update_one(eq(Post.id, post.id), {"$set": document})
-        await self._tags.count(before, _tags_to_count(post))
+        await self.update_one(eq(Post.id, post.id), {"$set": document})
+        await self._tags.count_posts(before, _tags_to_count(post))
 
     async def _update_slug(self, post: Post, *, first_published: bool) -> None:
         """Set the slug for the title; a current or former slug for the same title is used again.
@@ -110,7 +100,14 @@ class PostRepository:
 
     async def add_to_count(self, post_id: str, name: str, step: int) -> None:
         """Add `step` to the counter `name` of a post."""
-        await self._counters.add([_change(post_id, name, step)])
+        await self.add_to_counts([post_id], name, step)
+
+    async def add_to_counts(self, post_ids: Sequence[str], name: str, step: int) -> None:
+        """Add `step` to the counter `name` of posts, once per occurrence of their id."""
+        await self._counters.add(
+            CountChange(collection="posts", id=id_, counter=name, step=step * times)
+            for id_, times in Counter(post_ids).items()
+        )
 
     async def like_count(self, post: Post) -> int:
         """Return the number of likes of a post that was read in this transaction.
@@ -119,25 +116,10 @@ class PostRepository:
         """
         return post.like_count + await self._counters.unfolded(f"posts/{post.id}", "like_count")
 
-    async def decrement_counts(self, post_ids: Sequence[str], name: str) -> None:
-        """Decrement the counter `name` of posts, once per occurrence of their id."""
-        await self._counters.add(
-            _change(post_id, name, -count) for post_id, count in Counter(post_ids).items()
-        )
-
     async def delete(self, post: Post) -> None:
         """Delete a post, and decrement the counters of its tags."""
-        await self._posts.delete_one(eq(Post.id, post.id))
-        await self._tags.count(_tags_to_count(post), {})
-
-    async def batch_of_author(self, author_id: str, limit: int) -> list[Post]:
-        """Return up to `limit` posts of a user with any status, without their bodies."""
-        query = eq(Post.author_id, author_id)
-        return await self._posts.find(query, sort=[("_id", 1)], limit=limit, without=["body"])
-
-
-def _change(post_id: str, name: str, step: int) -> CountChange:
-    return CountChange(collection="posts", id=post_id, counter=name, step=step)
+        await self.delete_one(eq(Post.id, post.id))
+        await self._tags.count_posts(_tags_to_count(post), {})
 
 
 def _set_search_fields(post: Post) -> None:

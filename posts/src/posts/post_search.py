@@ -5,17 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from odmantic.query import QueryExpression
+
 from posts.models import Post
-from posts.post_filters import Condition, Index, Order, PostFilter
+from posts.post_filters import Index, Order, PostFilter
+from posts.repository import COUNTED
 from shared.data.mongo_database import Mongo
 from shared.data.pages import Page, Position
 
-__all__ = ["COUNTED", "EXAMINED", "UNLISTED", "PostSearch"]
+__all__ = ["EXAMINED", "UNLISTED", "PostSearch"]
 
 EXAMINED: Final = 2000
 """Posts that one page or one total examines if no index has exactly the posts of the list."""
-COUNTED: Final = 50_000
-"""The largest total that is counted; counting reads that many index entries."""
 UNLISTED: Final = ("body", "slugs", "tag_keys", "words")
 """Fields of posts that lists do not return."""
 
@@ -66,7 +67,7 @@ class PostSearch:
         """Count the posts that `find` returns on all pages; None if a bound is exceeded."""
         if wanted.matches_nothing:
             return 0
-        if _has_exact_index(wanted, order):
+        if order.has_exact_index(wanted):
             return await self._posts.count_at_most(COUNTED, *wanted.queries())
         scan = await self._scan(wanted, order, ())
         if scan.last:
@@ -86,7 +87,7 @@ class PostSearch:
     async def _scan(self, wanted: PostFilter, order: Order, after: Position) -> _Scan:
         """Return a scan that includes the end of the list, else the one with the furthest bound."""
         conditions = order.indexable_conditions(wanted)
-        if _has_exact_index(wanted, order):
+        if order.has_exact_index(wanted):
             [condition] = conditions
             return _Scan(order.index(condition), ())
         scans = await asyncio.gather(
@@ -97,14 +98,13 @@ class PostSearch:
         return ending or furthest(scans, key=lambda scan: scan.last)
 
     async def _scan_by(
-        self, condition: Condition | None, wanted: PostFilter, order: Order, after: Position
+        self, condition: QueryExpression | None, wanted: PostFilter, order: Order, after: Position
     ) -> _Scan:
         """Return the scan of at most EXAMINED posts by the index of one condition."""
         index = order.index(condition)
-        by_condition = [condition.query] if condition else []
         last = await self._posts.find(
             *wanted.base(),
-            *by_condition,
+            *([condition] if condition else []),
             *order.after(after),
             sort=order.sort,
             skip=EXAMINED - 1,
@@ -113,11 +113,3 @@ class PostSearch:
             hint=index,
         )
         return _Scan(index, order.position(last[0]) if last else ())
-
-
-def _has_exact_index(wanted: PostFilter, order: Order) -> bool:
-    """Return whether an index has exactly the posts of the filter in this order."""
-    conditions = wanted.conditions
-    if order.field == "updated_at":
-        return all(each.field == "author_id" for each in conditions)
-    return len(conditions) <= 1

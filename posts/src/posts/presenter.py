@@ -1,6 +1,7 @@
 """Messages of the contract for stored documents, with authors, as the caller sees them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from postbus.posts.v1 import Author as AuthorMessage
 from postbus.posts.v1 import Comment as CommentMessage
@@ -10,40 +11,24 @@ from postbus.posts.v1 import Post as PostMessage
 from posts.authors import AuthorProjection
 from posts.caller_state import PostData
 from posts.models import Comment, Notification, Post
-from posts.post_repository import PostRepository
-from posts.post_texts import is_id
 from posts.stored_times import from_micros
 from shared.context import Context
 
 __all__ = ["Presenter", "comment_message", "notification_message", "post_message"]
 
 
+@dataclass(frozen=True, slots=True)
 class Presenter:
     """Builds the messages of replies."""
 
-    def __init__(self, authors: AuthorProjection, stored: PostRepository) -> None:
-        self._authors = authors
-        self._stored = stored
-
-    async def read_post(self, name: str, context: Context) -> PostData:
-        """Return the post with this id or slug, and data that `post` needs.
-
-        One query if `name` is an id and there is a caller, else two.
-        """
-        folded = name.casefold()
-        if context.caller is not None and is_id(folded):
-            return await self._authors.states.read_post(folded, context.caller.user_id)
-        post, author = await self._stored.with_author(name)
-        return PostData(post=post, author=author)
+    authors: AuthorProjection
 
     async def posts(
         self, posts: Sequence[Post], context: Context, state: PostData | None = None
     ) -> list[PostMessage]:
         """Return the messages of posts; `state` as in `post`."""
-        if not posts:
-            return []
         ids, author_ids = [post.id for post in posts], [post.author_id for post in posts]
-        authors = await self._authors.messages_for(author_ids, context, posts=ids, state=state)
+        authors = await self.authors.messages_for(author_ids, context, posts=ids, state=state)
         messages = [post_message(post, authors.by_id[post.author_id]) for post in posts]
         for message in messages if authors.liked else ():
             message.liked = message.id in authors.liked
@@ -52,16 +37,14 @@ class Presenter:
     async def post(
         self, post: Post, context: Context, state: PostData | None = None
     ) -> PostMessage:
-        """Return the message of a post; `state` is the result of `read_post`, if it was called."""
+        """Return the message of a post; `state` is the data read with it, if any."""
         [message] = await self.posts([post], context, state)
         return message
 
     async def comments(self, comments: Sequence[Comment], context: Context) -> list[CommentMessage]:
         """Return the messages of comments."""
-        if not comments:
-            return []
-        ids = (comment.author_id for comment in comments)
-        authors = (await self._authors.messages_for(ids, context)).by_id
+        ids = [comment.author_id for comment in comments]
+        authors = (await self.authors.messages_for(ids, context)).by_id
         return [comment_message(comment, authors[comment.author_id]) for comment in comments]
 
     async def comment(self, comment: Comment, context: Context) -> CommentMessage:
@@ -73,10 +56,8 @@ class Presenter:
         self, notifications: Sequence[Notification], context: Context
     ) -> list[NotificationMessage]:
         """Return the messages of the caller's notifications."""
-        if not notifications:
-            return []
-        ids = (each.actor_id for each in notifications)
-        actors = (await self._authors.messages_for(ids, context)).by_id
+        ids = [each.actor_id for each in notifications]
+        actors = (await self.authors.messages_for(ids, context)).by_id
         return [notification_message(each, actors[each.actor_id]) for each in notifications]
 
 

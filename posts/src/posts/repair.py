@@ -5,7 +5,7 @@ in a transaction that counts again. A counter is right if it and its differences
 yet, see `shared.data.mongo_counters`, have the sum of what they count.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 from pymongo.asynchronous.client_session import AsyncClientSession
@@ -92,30 +92,14 @@ async def _recount_posts(mongo: Mongo) -> AsyncIterator[str]:
             {"$match": {"$expr": {"$ne": ["$n", f"${counter}"]}}},
         ]
         async for post in await mongo.database["posts"].aggregate(wrong):
-            if correction := await _recount_post(mongo, post["_id"], counter):
-                yield correction
+            id_ = post["_id"]
+            query = {"post_id": id_}
+            if found := await _recount(mongo, f"posts/{id_}", counter, of=collection, query=query):
+                yield f"post {id_}: {counter} {found[0]} instead of {found[1]}"
 
 
 def _lookup(collection: str, local: str, foreign: str) -> Document:
     return {"from": collection, "localField": local, "foreignField": foreign, "as": "found"}
-
-
-async def _recount_post(mongo: Mongo, post_id: str, counter: str) -> str:
-    database = mongo.database
-
-    async def recount(session: AsyncClientSession) -> str:
-        post = await database["posts"].find_one({"_id": post_id}, session=session)
-        unfolded = await mongo.counters.unfolded(f"posts/{post_id}", counter, session)
-        query = {"post_id": post_id}
-        count = await database[_COUNTERS[counter]].count_documents(query, session=session)
-        if post is None or post[counter] + unfolded == count:
-            return ""
-        await database["posts"].update_one(
-            {"_id": post_id}, {"$set": {counter: count - unfolded}}, session=session
-        )
-        return f"post {post_id}: {counter} {count} instead of {post[counter] + unfolded}"
-
-    return await _in_transaction(database, recount)
 
 
 async def _recount_tags(mongo: Mongo) -> AsyncIterator[str]:
@@ -129,32 +113,42 @@ async def _recount_tags(mongo: Mongo) -> AsyncIterator[str]:
     counts = {each["_id"]: each["n"] async for each in counted}
     stored = {tag["_id"]: tag["post_count"] async for tag in database["tags"].find()}
     for key in counts.keys() | stored.keys():
-        if counts.get(key, 0) != stored.get(key, 0) and (
-            correction := await _recount_tag(mongo, key)
-        ):
-            yield correction
+        if counts.get(key, 0) == stored.get(key, 0):
+            continue
+        query, new = {"tag_keys": key, "status": PUBLISHED}, {"name": key}
+        found = await _recount(mongo, f"tags/{key}", "post_count", of="posts", query=query, new=new)
+        if found:
+            yield f"tag {key}: {found[0]} posts instead of {found[1]}"
 
 
-async def _recount_tag(mongo: Mongo, key: str) -> str:
-    database = mongo.database
+async def _recount(
+    mongo: Mongo,
+    key: str,
+    counter: str,
+    *,
+    of: str,
+    query: Document,
+    new: Document | None = None,
+) -> tuple[int, int] | None:
+    """Correct a counter; return the right number and the stored one, or None if it is right.
 
-    async def recount(session: AsyncClientSession) -> str:
-        tag = await database["tags"].find_one({"_id": key}, session=session)
-        unfolded = await mongo.counters.unfolded(f"tags/{key}", "post_count", session)
-        query = {"tag_keys": key, "status": PUBLISHED}
-        count = await database["posts"].count_documents(query, session=session)
-        stored = (tag["post_count"] if tag else 0) + unfolded
-        if stored == count:
-            return ""
-        changes = {"$set": {"post_count": count - unfolded}, "$setOnInsert": {"name": key}}
-        await database["tags"].update_one({"_id": key}, changes, upsert=True, session=session)
-        return f"tag {key}: {count} posts instead of {stored}"
+    It counts the documents in the collection `of` that match `query`. If its own document is
+    missing, one with the fields `new` is inserted, if they are given.
+    """
+    database, (collection, _, id_) = mongo.database, key.partition("/")
 
-    return await _in_transaction(database, recount)
+    async def recount(session: AsyncClientSession) -> tuple[int, int] | None:
+        document = await database[collection].find_one({"_id": id_}, session=session)
+        unfolded = await mongo.counters.unfolded(key, counter, session)
+        count = await database[of].count_documents(query, session=session)
+        stored = (document[counter] if document else 0) + unfolded
+        if stored == count or (document is None and new is None):
+            return None
+        changes = {"$set": {counter: count - unfolded}, "$setOnInsert": new or {}}
+        await database[collection].update_one(
+            {"_id": id_}, changes, upsert=new is not None, session=session
+        )
+        return count, stored
 
-
-async def _in_transaction(
-    database: Database, recount: Callable[[AsyncClientSession], Awaitable[str]]
-) -> str:
     async with database.client.start_session() as session:
-        return str(await session.with_transaction(recount))
+        return await session.with_transaction(recount)

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from postbus import reasons
 from postbus.posts.v1 import Author as AuthorMessage
@@ -27,7 +27,6 @@ from shared.outbox.unit_of_work import outside_unit_of_work
 __all__ = ["AuthorProjection"]
 
 T = TypeVar("T")
-_NOT_FOUND: Final = reasons.USER_NOT_FOUND
 Authors = Mapping[str, Author | Profile]
 """Authors by id, from the projection or from `users`."""
 
@@ -58,12 +57,8 @@ class AuthorProjection:
     users: UsersServiceStub
     resync: Resync
 
-    async def require_account(self, context: Context) -> None:
-        """Raise UNAUTHENTICATED if the caller's account is deleted."""
-        await self.author_of_caller(context)
-
     async def lock_account(self, context: Context) -> None:
-        """Lock the caller, see `posts.locks`. UNAUTHENTICATED if the account is deleted."""
+        """Lock the caller, see `posts.repository`. UNAUTHENTICATED if the account is deleted."""
         if not await self.authors.lock([context.user_id]):
             raise session_revoked()
 
@@ -99,9 +94,12 @@ class AuthorProjection:
     ) -> AuthorMessages:
         """Return an Author message per id, and the ids of the `posts` that the caller likes.
 
-        `state` is passed if `posts` has one post: the state that was read with it.
+        `state` is passed if `posts` has one post: the state that was read with it. Without ids
+        nothing is read.
         """
         wanted, author = sorted(set(ids)), state and state.author
+        if not wanted:
+            return AuthorMessages(by_id={})
         found: Authors = {author.id: author} if author and author.has_profile else {}
         if context.caller is None:
             found = await self._read_missing(wanted, found)
@@ -148,7 +146,7 @@ class AuthorProjection:
         try:
             response = await _required(call)
         except ServiceError as error:
-            if error.reason == _NOT_FOUND:
+            if error.reason == reasons.USER_NOT_FOUND:
                 return None
             raise
         return response.profile.id
@@ -202,7 +200,8 @@ async def _required(call: Coroutine[Any, Any, T]) -> T:
     try:
         return await call
     except ServiceError as error:
-        if error.code in (Code.UNAUTHENTICATED, Code.UNAVAILABLE) or error.reason == _NOT_FOUND:
+        unknown = error.reason == reasons.USER_NOT_FOUND
+        if unknown or error.code in (Code.UNAUTHENTICATED, Code.UNAVAILABLE):
             raise
         raise ServiceError(
             reasons.USERS_UNAVAILABLE,

@@ -8,8 +8,9 @@ from odmantic.query import and_, eq, in_, lt
 from postbus.posts.v1 import Author as AuthorMessage
 from postbus.users.v1 import Profile
 from posts.authors.cache import AuthorCache
-from posts.locks import lock
 from posts.models import Author
+from posts.repository import lock
+from shared.data.mongo_collection import Collection
 from shared.data.mongo_database import Mongo
 
 __all__ = ["MAX_AHEAD", "AuthorRepository", "author_message", "has_stored", "with_revision"]
@@ -18,28 +19,26 @@ MAX_AHEAD: Final = 100
 """Revisions stored after a missing one. Further revisions are not stored and count as missing."""
 
 
-class AuthorRepository:
+class AuthorRepository(Collection[Author]):
     """Stores and finds authors."""
 
     def __init__(self, mongo: Mongo, cache: AuthorCache) -> None:
+        super().__init__(mongo.database, Author)
         self._cache = cache
-        self._authors = mongo.collection(Author)
 
     async def upsert_if_newer(self, author: Author) -> None:
         """Insert or update an author, unless the stored version is newer or the user is deleted.
 
         An update keeps the stored revision.
         """
-        if await self._authors.get(author.id) is None:
-            await self._authors.insert(author)
+        if await self.get(author.id) is None:
+            await self.insert(author)
             return
         older = and_(lt(Author.version, author.version), eq(Author.deleted, False))
         changes = author.model_dump_doc()
         for name in ("revision", "ahead"):
             del changes[name]
-        await self._authors.update_one(
-            and_(eq(Author.id, changes.pop("_id")), older), {"$set": changes}
-        )
+        await self.update_one(and_(eq(Author.id, changes.pop("_id")), older), {"$set": changes})
 
     async def add_revision(self, user_id: str, revision: int) -> bool:
         """Record that the change with this revision is stored; False if that is recorded already.
@@ -48,41 +47,35 @@ class AuthorRepository:
         """
         if revision == 0:
             return True
-        author = await self._authors.get(user_id)
+        author = await self.get(user_id)
         if author is None:
             author = Author.unnamed(user_id)
-            await self._authors.insert(author)
+            await self.insert(author)
         if has_stored(author, revision):
             return False
         await self.set_revision(user_id, *with_revision(author, revision))
         return True
 
     async def lock(self, ids: Sequence[str]) -> list[str]:
-        """Lock users, see `posts.locks`, and return the ids of the users that are not deleted.
+        """Lock users, see `posts.repository`, and return the ids of the users that are not deleted.
 
         A user that is not stored yet is inserted without a name.
         """
-        await self._authors.update_many(
-            and_(in_(Author.id, ids), eq(Author.deleted, False)), lock()
-        )
-        found = await self._authors.get_many(ids)
+        await self.update_many(and_(in_(Author.id, ids), eq(Author.deleted, False)), lock())
+        found = await self.get_many(ids)
         for id_ in ids:
             if id_ not in found:
-                await self._authors.insert(Author.unnamed(id_))
+                await self.insert(Author.unnamed(id_))
         return [id_ for id_ in ids if id_ not in found or not found[id_].deleted]
 
     async def set_revision(self, user_id: str, revision: int, ahead: list[int] | None) -> None:
         """Set the revisions that are stored; see `posts.authors`."""
         stored = {"revision": revision, "ahead": ahead}
-        await self._authors.update_one(eq(Author.id, user_id), {"$set": stored})
-
-    async def mark_deleted(self, user_id: str) -> None:
-        """Replace the author by a tombstone, so that a late event cannot restore it."""
-        await self._authors.put(Author.tombstone(user_id))
+        await self.update_one(eq(Author.id, user_id), {"$set": stored})
 
     async def by_ids(self, ids: Sequence[str]) -> dict[str, Author]:
         """Return the stored authors and tombstones by id."""
-        found = await self._authors.get_many(ids)
+        found = await self.get_many(ids)
         return {id_: author for id_, author in found.items() if author.has_profile}
 
     async def by_ids_cached(self, ids: Sequence[str]) -> Mapping[str, Author]:
@@ -101,7 +94,7 @@ class AuthorRepository:
         """
         keys = [name.lower() for name in names]
         query = in_(Author.name_key, keys)
-        return await self._authors.find(query, sort=[("name_key", 1)], limit=2 * len(keys))
+        return await self.find(query, sort=[("name_key", 1)], limit=2 * len(keys))
 
 
 def has_stored(author: Author, revision: int) -> bool:
