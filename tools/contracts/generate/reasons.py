@@ -40,8 +40,8 @@ def reasons_source(contracts: Contracts) -> str:
         f" http_status={each.http_status}, meaning={each.meaning!r})\n"
         for name, each in reasons.items()
     )
-    entries = ", ".join(reasons)
-    mapping = f"{_ALL}: Final[Mapping[str, Reason]] = {{each: each for each in ({entries},)}}\n"
+    entries = "".join(f"{name}, " for name in reasons)
+    mapping = f"{_ALL}: Final[Mapping[str, Reason]] = {{each: each for each in ({entries})}}\n"
     return f'{_HEADER}{constants}{mapping}"""Every reason, by its name."""\n'
 
 
