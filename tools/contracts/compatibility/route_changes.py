@@ -64,7 +64,7 @@ def _earlier_routes(surface: Surface, route: Route) -> list[Route]:
 
 def _parameters(pair: Pair[Route]) -> Iterator[Change]:
     """Yield renamed path parameters: generated clients use them as names of arguments."""
-    if pair.before.parameters != pair.after.parameters:
+    if pair.before.patterns != pair.after.patterns:
         yield _of_route(pair, Kind.PARAMETERS_RENAMED, pair.before, pair.after)
 
 

@@ -60,6 +60,11 @@ class Route:
         """The fields in the path, in its order."""
         return [match[1] for match in _PARAMETER.finditer(self.path)]
 
+    @property
+    def patterns(self) -> list[str]:
+        """The fields in the path with their segments, `id=orders/*`, which name the parameters."""
+        return [f"{match[1]}={match[2] or '*'}" for match in _PARAMETER.finditer(self.path)]
+
     def __str__(self) -> str:
         return f"{self.verb} {self.path}"
 
