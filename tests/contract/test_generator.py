@@ -26,7 +26,9 @@ from tools.contracts.generate.contract_checks import check_contracts
 from tools.contracts.generate.descriptors import Contracts
 from tools.contracts.generate.examples import Examples
 from tools.contracts.generate.openapi import openapi
+from tools.contracts.generate.reasons import reasons_source
 from tools.contracts.generate.regular_expressions import escaped, is_portable, literal
+from tools.contracts.generate.rest_models import rest_models_source
 
 ROOT = Path(__file__).parents[2]
 THIRD_PARTY = ROOT / ".dev/third_party"
@@ -680,6 +682,32 @@ def test_example_of_a_request_has_the_first_member_of_a_required_oneof(
     )
 
     assert checked_body(openapi(contracts), "requestBody")[1] == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "message Odd { string id = 1; }",
+        service(
+            "rpc Do(Odd) returns (Odd) { option (postbus.options.v1.method) = {access: "
+            "ACCESS_PUBLIC}; }"
+        )
+        + "message Odd { string id = 1; }",
+    ],
+)
+def test_contract_without_routes_and_reasons_is_generated(
+    compile_proto: Compile, body: str
+) -> None:
+    contracts = compile_proto(body)
+    check_contracts(contracts)
+    names: dict[str, Any] = {}
+
+    for source in (rest_models_source(contracts), reasons_source(contracts)):
+        exec(compile(source, "odd", "exec"), names)  # noqa: S102  # generated here
+
+    assert (names["REQUESTS"], names["REASONS"]) == ({}, {})
+    validate(openapi(contracts))
 
 
 RULES = "(buf.validate.field)"
