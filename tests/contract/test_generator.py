@@ -728,6 +728,7 @@ NEEDED = f"{RULES}.required = true"
         (f"double a = 1 [{RULES}.double.lt = inf];", [1.5, "-Infinity"], ["Infinity", "NaN"]),
         (f"float a = 1 [{RULES}.float = {{finite: true lte: inf}}];", [0.1], ["Infinity", "NaN"]),
         ("oneof one { string b = 2; int32 a = 1; }", [1], []),
+        ("google.protobuf.Duration a = 1;", ["315576000000s", "-315576000000s", "0s"], []),
     ],
 )
 def test_schema_of_a_request_accepts_exactly_what_the_rules_accept(
