@@ -404,6 +404,26 @@ def test_backslashes_in_a_comment_are_no_escapes_in_the_docstring() -> None:
     assert names["__doc__"] == "Takes \\x, \\N, \\u and A\\B."
 
 
+@pytest.mark.parametrize("end", ["\u2028", "\x0b", "\x0c", "\x85", "\u2029", "\x1c"])
+def test_character_in_a_comment_that_some_programs_take_for_the_end_of_a_line_is_kept(
+    project: Path, end: str
+) -> None:
+    text = f"""
+    // A service.
+    service OddService {{
+      // One{end}line.
+      rpc First(Odd) returns (Odd);
+      // One{end}line.
+      rpc Second(Odd) returns (stream Odd);
+    }}
+    message Odd {{ string id = 1; }}"""
+
+    source = message_classes(compile_text(project, text))["postbus/odd/v1/__init__.py"]
+
+    compile(source, "odd", "exec")
+    assert "__mapping__" not in source
+
+
 @pytest.mark.parametrize("comment", ["", "// Nothing yet.\n"])
 def test_service_without_rpcs_is_a_class(project: Path, comment: str) -> None:
     text = f"{comment}service First {{}}\nservice Last {{}}\nmessage Odd {{ string id = 1; }}"

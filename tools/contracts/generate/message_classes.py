@@ -106,7 +106,7 @@ def with_optional_times(source: str) -> str:
 
 def _without_grpc(source: str) -> str:
     """Return a module whose service classes only declare the methods: the bus serves them."""
-    lines = source.splitlines(keepends=True)
+    lines = StringIO(source, newline=None).readlines()  # as Python counts lines
     services = [node for node in ast.parse(source).body if _is_service(node)]
     for service in reversed(services):
         methods = [node for node in service.body if _serves_grpc(node)]
