@@ -20,6 +20,8 @@ FieldPath = tuple[FieldDescriptor, ...]
 _VARIABLE: Final = re.compile(r"\{([^{}=]+)(?:=([^{}]*))?\}")
 _LITERAL: Final = r"[A-Za-z0-9._~-]+"
 _PARAMETER: Final = re.compile(r"[^{}/?#]+")
+_DOTS: Final = frozenset({".", ".."})
+"""Segments that are removed before a URL is sent (RFC 3986, section 5.2.4)."""
 _PATH: Final = re.compile(rf"(/({_LITERAL}|\{{[^{{}}]+\}}))+(:{_LITERAL})?")
 
 
@@ -103,6 +105,8 @@ class _Reader:
         path = _VARIABLE.sub(lambda _: next(parts), template)
         if not _PATH.fullmatch(path):
             raise self._error(f"the path {template!r} is not supported")
+        if not _DOTS.isdisjoint(path.split("/")):
+            raise self._error(f"the path {template!r} has a segment that clients remove")
         fields = [field for field, _ in found]
         return path, tuple(zip(fields, expanded, strict=True))
 
@@ -133,7 +137,7 @@ class _Reader:
             if field is None:
                 raise self._error(f"the path parameter {name} is not a field of the request")
             path.append(field)
-            message = field.message_type
+            message = field.message_type if is_plain_message(field) else None
         if path[-1].is_repeated or is_structured(path[-1]):
             raise self._error(f"the path parameter {name} is not a single value")
         return tuple(path)

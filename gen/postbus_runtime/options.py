@@ -5,7 +5,7 @@ gateway and `shared.bounds` also read options of other packages. It does not val
 refuses invalid options before it writes the descriptors.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -174,6 +174,14 @@ class OptionReader:
         """
         return self._option(owner, extension)
 
+    def unknown_values(self, owner: Any) -> Iterator[str]:
+        """Yield each number in our options of a descriptor that its enum lacks, with its field."""
+        for extension, rules in self._options(owner).ListFields():
+            if extension.full_name in (_METHOD, _EVENT, _REASON):
+                for field, value in rules.ListFields():
+                    if field.enum_type and value not in field.enum_type.values_by_number:
+                        yield f"{field.name} has no value {value}"
+
     def _http(self, method: MethodDescriptor) -> tuple[HttpOption, ...]:
         rule = self._option(method, _HTTP)
         rules = () if rule is None else (rule, *rule.additional_bindings)
@@ -207,11 +215,13 @@ class OptionReader:
 
 
 def enum_name(message: Message, field: str) -> str:
-    """Return the name of the value of an enum field."""
+    """Return the name of the value of an enum field; a number that the enum lacks as text."""
     enum = message.DESCRIPTOR.fields_by_name[field].enum_type
     if enum is None:
         raise TypeError(f"{field} is not an enum")
-    return enum.values_by_number[getattr(message, field)].name
+    number = getattr(message, field)
+    known = enum.values_by_number.get(number)
+    return str(number) if known is None else known.name
 
 
 def _values(option: Message | None) -> Mapping[str, Any]:

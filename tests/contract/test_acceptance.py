@@ -139,6 +139,31 @@ def event(options: str) -> str:
 
 
 @pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (method("access: 9"), "OddService.Do: access has no value 9"),
+        (event('subject: "id" access: 9'), "Happened: access has no value 9"),
+        (
+            "enum Reason { REASON_NONE = 0;"
+            " REASON_ODD = 1 [(postbus.options.v1.reason) = {code: ABORTED scope: 9}]; }",
+            "Reason.REASON_ODD: scope has no value 9",
+        ),
+        (
+            "enum Reason { REASON_NONE = 0;"
+            " REASON_ODD = 1 [(postbus.options.v1.reason) = {code: 99}]; }",
+            "Reason.REASON_ODD: code has no value 99",
+        ),
+    ],
+)
+def test_option_with_a_number_that_its_enum_lacks_is_an_error(
+    project: Path, body: str, why: str
+) -> None:
+    fault = fault_of(compile_text(project, body))
+
+    assert re.fullmatch(rf"{PLACE}postbus\.odd\.v1\.{re.escape(why)}", fault)
+
+
+@pytest.mark.parametrize(
     ("options", "why"),
     [
         ("", "subject is not a field of it: none"),
@@ -233,6 +258,33 @@ def _rule_errors(project: Path, body: str) -> list[str]:
     return str(raised.value).splitlines()
 
 
+@pytest.mark.parametrize(
+    ("field", "why"),
+    [
+        ("Kind a = 1 [(buf.validate.field).enum.const = 7];", "a rule names 7, which"),
+        ("Kind a = 1 [(buf.validate.field).enum = {in: [1, 8]}];", "a rule names 8, which"),
+        (
+            "repeated Kind a = 1 [(buf.validate.field).repeated.items.enum.in = 7];",
+            "a rule names 7, which",
+        ),
+        (
+            "map<string, Kind> a = 1 [(buf.validate.field).map.values.enum.in = 7];",
+            "a rule names 7, which",
+        ),
+        ("Kind a = 1 [(buf.validate.field).enum = {not_in: [0, 1]}];", "its rules exclude every"),
+        ("Kind a = 1 [(buf.validate.field).enum = {in: 1 not_in: 1}];", "its rules exclude every"),
+    ],
+)
+def test_rule_of_an_enum_that_names_no_value_is_an_error(
+    project: Path, field: str, why: str
+) -> None:
+    text = f"message Odd {{\n{field} }} enum Kind {{ KIND_A = 0; KIND_B = 1; }}"
+
+    fault = fault_of(compile_text(project, text))
+
+    assert re.match(rf"{PLACE}postbus\.odd\.v1\.Odd\.a: {why}", fault)
+
+
 NOT_FOR_EMPTY = [
     "this.words[0] != '' && 10 / this.n > 1",
     "10 / this.n > 1",
@@ -303,16 +355,29 @@ def test_vendored_file_that_stands_elsewhere_is_an_error(
         lay_out(tmp_path / "all", tmp_path / "third_party")
 
 
-def test_third_party_message_that_is_not_proto3_is_an_error(project: Path) -> None:
-    vendored = project / ".dev/third_party/acme/old.proto"
-    vendored.parent.mkdir()
-    vendored.write_text('syntax = "proto2"; package acme; message Old { optional string a = 1; }')
+VENDORED = {
+    "old": 'syntax = "proto2"; package acme; message Old { required string a = 1; }',
+    "new": 'syntax = "proto3"; package acme; import "acme/old.proto"; message New { Old o = 1; }',
+}
 
-    contracts = compile_text(
-        project,
+
+@pytest.mark.parametrize(
+    "use",
+    [
         "message Odd { map<string, acme.Old> olds = 1; }",
-        f'{HEAD}import "acme/old.proto";',
-    )
+        "message Odd { repeated acme.New new = 1; }",
+        "service OddService { rpc Do(acme.Old) returns (acme.Old); }",
+        "service OddService { rpc Do(Odd) returns (acme.New); } message Odd {}",
+    ],
+)
+def test_third_party_message_that_is_not_proto3_is_an_error(project: Path, use: str) -> None:
+    for name, text in VENDORED.items():
+        vendored = project / f".dev/third_party/acme/{name}.proto"
+        vendored.parent.mkdir(exist_ok=True)
+        vendored.write_text(text)
+    imports = "".join(f'import "acme/{name}.proto";' for name in VENDORED)
+
+    contracts = compile_text(project, use, f"{HEAD}{imports}")
 
     line = f"{HEAD}\n".count("\n") + 1
     place = f"proto/postbus/odd/v1/odd.proto:{line}: "
@@ -337,6 +402,36 @@ def test_backslashes_in_a_comment_are_no_escapes_in_the_docstring() -> None:
     exec(compile(source, "odd", "exec"), names)  # noqa: S102  # a docstring
 
     assert names["__doc__"] == "Takes \\x, \\N, \\u and A\\B."
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\x0b", "\x0c", "\x85", "\u2029", "\x1c"])
+def test_character_in_a_comment_that_some_programs_take_for_the_end_of_a_line_is_kept(
+    project: Path, end: str
+) -> None:
+    text = f"""
+    // A service.
+    service OddService {{
+      // One{end}line.
+      rpc First(Odd) returns (Odd);
+      // One{end}line.
+      rpc Second(Odd) returns (stream Odd);
+    }}
+    message Odd {{ string id = 1; }}"""
+
+    source = message_classes(compile_text(project, text))["postbus/odd/v1/__init__.py"]
+
+    compile(source, "odd", "exec")
+    assert "__mapping__" not in source
+
+
+@pytest.mark.parametrize("comment", ["", "// Nothing yet.\n"])
+def test_service_without_rpcs_is_a_class(project: Path, comment: str) -> None:
+    text = f"{comment}service First {{}}\nservice Last {{}}\nmessage Odd {{ string id = 1; }}"
+
+    source = message_classes(compile_text(project, text))["postbus/odd/v1/__init__.py"]
+
+    compile(source, "odd", "exec")
+    assert source.count("class FirstBase") == source.count("class LastBase") == 1
 
 
 def test_quotes_in_a_comment_do_not_end_the_docstring(project: Path) -> None:

@@ -458,6 +458,14 @@ FIELDS = {
 }
 
 CEL = '(buf.validate.field).cel = {{id: "{}", message: "m", expression: "{}"}}'
+THIS = "this != 'a'"
+DIVIDES = """option (buf.validate.message).cel = {
+  id: "x" message: "m" expression: "this.words[0] != '' && 10 / this.n > 1"
+};"""
+NAME = "string name = 3 [(buf.validate.field).string.min_len = 1];"
+REQUIRED = "option (buf.validate.oneof).required = true;"
+HEADER = "(buf.validate.field).string = {well_known_regex: KNOWN_REGEX_HTTP_HEADER_NAME"
+SECONDS = "seconds: 1700000000"
 CONSTRAINTS = {
     "longest": (
         ruled(lay("string.max_len = 9")),
@@ -558,7 +566,7 @@ CONSTRAINTS = {
     "duration": (
         ruled(lay("duration.lte = {seconds: 3}"), "google.protobuf.Duration"),
         ruled(lay("duration.lte = {seconds: 2, nanos: 500000000}"), "google.protobuf.Duration"),
-        *tighter("duration.lte", "3.0", "2.5"),
+        *tighter("duration.lte", "3", "2.5"),
     ),
     "known enum values only": (
         request_of("E a = 1;", "enum E { Z = 0; }"),
@@ -618,8 +626,27 @@ CONSTRAINTS = {
     "CEL under another id": (
         ruled(CEL.format("x", "this != 'a'")),
         ruled(CEL.format("y", "this != 'a'")),
+        *both("Ask.a: id of a rule changed: x <-> y", CALLERS),
+    ),
+    "CEL twice": (
+        ruled(f"{CEL.format('x', THIS)}, {CEL.format('y', THIS)}"),
+        ruled(CEL.format("x", THIS)),
         {},
         {},
+    ),
+    "CEL of items instead of the list": (
+        ruled(CEL.format("x", "size(this) != 1"), "repeated string"),
+        ruled(
+            lay('repeated.items.cel = {id: "x" expression: "size(this) != 1"}'), "repeated string"
+        ),
+        {"Ask.a: constraint tightened: repeated.items.cel x: none -> size(this) != 1": CALLERS},
+        {"Ask.a: constraint tightened: cel x: none -> size(this) != 1": CALLERS},
+    ),
+    "new field beside CEL that an empty message cannot have": (
+        request_of(f"{DIVIDES} repeated string words = 1; int32 n = 2;"),
+        request_of(f"{DIVIDES} repeated string words = 1; int32 n = 2; {NAME}"),
+        {"Ask.name: new field required: none -> string.min_len": CALLERS},
+        {"Ask.name: field removed: string -> removed": CALLERS},
     ),
     "CEL of the message": (
         request_of("string a = 1;"),
@@ -641,8 +668,44 @@ CONSTRAINTS = {
     "oneof": (
         request_of("oneof c { string a = 1; }"),
         request_of("oneof c { option (buf.validate.oneof).required = true; string a = 1; }"),
-        {"Ask: constraint tightened: oneof c required: none -> True": CALLERS},
+        {"Ask: constraint tightened: oneof with a required: none -> True": CALLERS},
         {},
+    ),
+    "required oneof renamed and extended": (
+        request_of(f"oneof c {{ {REQUIRED} string a = 1; }}"),
+        request_of(f"oneof d {{ {REQUIRED} string b = 2; string a = 1; }}"),
+        {},
+        {"Ask.b: field removed: string -> removed": CALLERS},
+    ),
+    "constant false": (
+        request_of("bool a = 1;"),
+        ruled(lay("bool.const = false"), "bool"),
+        *tighter("bool.const", "none", "False"),
+    ),
+    "header name that need not be strict": (
+        ruled(f"{HEADER} strict: false}}"),
+        ruled(f"{HEADER}}}"),
+        *tighter("string.strict", "False", "none"),
+    ),
+    "constant in a list": (
+        ruled(lay('string.const = "b"')),
+        ruled(lay('string = {in: ["b"]}')),
+        {},
+        {},
+    ),
+    "constant in a longer list": (
+        ruled(lay('string = {in: ["b", "c"]}')),
+        ruled(lay('string.const = "b"')),
+        *tighter("string.in", "[b, c]", "[b]"),
+    ),
+    "nanosecond": (
+        ruled(lay(f"timestamp.lt = {{{SECONDS} nanos: 2}}"), "google.protobuf.Timestamp"),
+        ruled(lay(f"timestamp.lt = {{{SECONDS} nanos: 1}}"), "google.protobuf.Timestamp"),
+        *tighter(
+            "timestamp.lte",
+            "1700000000.000000002 excluded",
+            "1700000000.000000001 excluded",
+        ),
     ),
     "new field required": (
         request_of(""),

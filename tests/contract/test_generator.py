@@ -1,6 +1,7 @@
 """The output of `just gen`, and its errors for unsupported contracts."""
 
 import json
+import random
 import re
 import subprocess
 from collections.abc import Callable
@@ -10,9 +11,12 @@ from typing import Any
 
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message_factory import GetMessageClass
 from grpc_tools import protoc
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
+from protovalidate import EvaluationError, Validator
 
 from postbus.registry import EVENTS, MESSAGES, METHODS, Access
 from postbus_runtime.contract import ContractError
@@ -22,7 +26,9 @@ from tools.contracts.generate.contract_checks import check_contracts
 from tools.contracts.generate.descriptors import Contracts
 from tools.contracts.generate.examples import Examples
 from tools.contracts.generate.openapi import openapi
+from tools.contracts.generate.reasons import reasons_source
 from tools.contracts.generate.regular_expressions import escaped, is_portable, literal
+from tools.contracts.generate.rest_models import rest_models_source
 
 ROOT = Path(__file__).parents[2]
 THIRD_PARTY = ROOT / ".dev/third_party"
@@ -62,6 +68,11 @@ import "google/api/field_behavior.proto";
 import "google/protobuf/any.proto";
 import "google/protobuf/struct.proto";
 import "google/protobuf/api.proto";
+import "google/protobuf/timestamp.proto";
+import "google/protobuf/wrappers.proto";
+import "google/protobuf/field_mask.proto";
+import "google/protobuf/duration.proto";
+import "google/type/money.proto";
 import "buf/validate/validate.proto";
 import "postbus/options/v1/options.proto";
 """
@@ -324,6 +335,24 @@ def error_of(contracts: Contracts, output: Callable[[Contracts], object]) -> str
             + "message Request { string name = 1; } message Response {}",
             r"OddService\.Get: the pattern '\*\*' of 'name' is not supported",
         ),
+        *(
+            (
+                service(GET.replace("/v1/odd", f"/v1/{{{path}}}"))
+                + "message Part { string id = 1; } message Response {} message Request {"
+                " repeated Part parts = 1; map<string, string> labels = 2;"
+                " google.protobuf.Timestamp time = 3; google.protobuf.Any any = 4; }",
+                rf"OddService\.Get: the path parameter {path} is not a field of the request",
+            )
+            for path in ("parts.id", "labels.key", "time.seconds", "any.type_url")
+        ),
+        *(
+            (
+                service(GET.replace("/v1/odd", path))
+                + "message Request { string name = 1; } message Response {}",
+                r"OddService\.Get: the path '.*' has a segment that clients remove",
+            )
+            for path in ("/v1/../odd", "/v1/./odd", "/v1/{name=../*}", "/v1/odd/..")
+        ),
         (
             service(GET.replace('get: "/v1/odd"', 'custom: {kind: "HEAD" path: "/v1/odd"}'))
             + "message Request {} message Response {}",
@@ -413,7 +442,9 @@ def test_subject_that_is_not_a_field_is_an_error(compile_proto: Compile) -> None
 VERSIONED = """
 message Part { string name = 1; repeated int64 versions = 2; int64 version = 3; }
 message Request { int32 small = 1; string text = 2; repeated int64 many = 3; int64 fits = 4; }
-message Response { Part part = 1; repeated Part parts = 2; }
+message Response {
+  Part part = 1; repeated Part parts = 2; google.protobuf.Timestamp time = 3;
+}
 """
 
 
@@ -425,6 +456,7 @@ message Response { Part part = 1; repeated Part parts = 2; }
         ('version: "part.name"', r"the version of the response is not an integer: part\.name"),
         ('version: "part.versions"', r"the version of the response is not a field: part\.versions"),
         ('version: "parts.version"', r"the version of the response is not a field: parts\.version"),
+        ('version: "time.seconds"', r"the version of the response is not a field: time\.seconds"),
         ('version: "part.name.x"', r"the version of the response is not a field: part\.name\.x"),
         ('expected_version: "no"', "expected_version is not an int64 of the request: no"),
         ('expected_version: "small"', "expected_version is not an int64 of the request: small"),
@@ -560,7 +592,13 @@ def test_examples_have_one_member_of_a_oneof_and_end_in_recursive_messages(
     assert examples.of_request(request, frozenset()) is None, "no text is known for the pattern"
     assert examples.of_request(node, frozenset()) == {"word": "one"}
     assert examples.of_response(response) == {
-        "node": {"children": [], "word": "one", "counts": {}, "size": "1"}
+        "node": {
+            "children": [],
+            "any": {"@type": "type.googleapis.com/google.protobuf.Duration", "value": "1.500s"},
+            "word": "one",
+            "counts": {},
+            "size": "1",
+        }
     }
 
 
@@ -612,9 +650,12 @@ def test_example_of_a_response_has_all_its_required_members(compile_proto: Compi
 @pytest.mark.parametrize(
     ("rules", "example"),
     [
-        ("double = {gt: 0.5 lt: 0.6}", None),
+        ("double = {gt: 0.5 lt: 0.6}", {"size": 0.55}),
         ("double.gt = 5", {"size": 6}),
-        ("double = {gte: 1 not_in: [1]}", None),
+        ("double = {gte: 1 not_in: [1]}", {"size": 2}),
+        ("double = {gt: 5 not_in: [6]}", None),
+        ("double.const = 7", {"size": 7}),
+        ("double = {in: [8, 9]}", {"size": 8}),
         ('cel = {id: "x" message: "m" expression: "this > 7.0"}', None),
     ],
 )
@@ -644,15 +685,232 @@ def test_example_of_a_request_has_the_first_member_of_a_required_oneof(
 
 
 @pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "message Odd { string id = 1; }",
+        service(
+            "rpc Do(Odd) returns (Odd) { option (postbus.options.v1.method) = {access: "
+            "ACCESS_PUBLIC}; }"
+        )
+        + "message Odd { string id = 1; }",
+    ],
+)
+def test_contract_without_routes_and_reasons_is_generated(
+    compile_proto: Compile, body: str
+) -> None:
+    contracts = compile_proto(body)
+    check_contracts(contracts)
+    names: dict[str, Any] = {}
+
+    for source in (rest_models_source(contracts), reasons_source(contracts)):
+        exec(compile(source, "odd", "exec"), names)  # noqa: S102  # generated here
+
+    assert (names["REQUESTS"], names["REASONS"]) == ({}, {})
+    validate(openapi(contracts))
+
+
+RULES = "(buf.validate.field)"
+ZERO = f"{RULES}.ignore = IGNORE_IF_ZERO_VALUE"
+NEEDED = f"{RULES}.required = true"
+
+
+@pytest.mark.parametrize(
+    ("field", "accepted", "refused"),
+    [
+        (f'string a = 1 [{RULES}.string.pattern = "b|^c", {ZERO}];', ["", "xb", "cx"], ["a"]),
+        (f'string a = 1 [{RULES}.string.pattern = "a\\\\$", {ZERO}];', ["", "ba$"], ["a"]),
+        (f'string a = 1 [{RULES}.string.pattern = "^\\\\S+$"];', ["a\u00a0b\v"], ["a b", ""]),
+        (f'string a = 1 [{RULES}.string.pattern = "^[\\\\sx]$"];', ["x", "\f"], ["\v", "\u2028"]),
+        (f'string a = 1 [{RULES}.string.pattern = "^.$"];', ["\r", "\u2028", "é"], ["\n"]),
+        (f"double a = 1 [{RULES}.double.gt = -inf];", [1.5, "Infinity"], ["-Infinity", "NaN"]),
+        (f"double a = 1 [{RULES}.double.gte = -inf];", [1.5, "-Infinity"], ["NaN"]),
+        (f"double a = 1 [{RULES}.double.lt = inf];", [1.5, "-Infinity"], ["Infinity", "NaN"]),
+        (f"float a = 1 [{RULES}.float = {{finite: true lte: inf}}];", [0.1], ["Infinity", "NaN"]),
+        ("oneof one { string b = 2; int32 a = 1; }", [1], []),
+        ("google.protobuf.Duration a = 1;", ["315576000000s", "-315576000000s", "0s"], []),
+    ],
+)
+def test_schema_of_a_request_accepts_exactly_what_the_rules_accept(
+    compile_proto: Compile, field: str, accepted: list[Any], refused: list[Any]
+) -> None:
+    contracts = compile_proto(f"message Ask {{ {field} }} message Answer {{}} {ODD_METHOD}")
+    document = openapi(contracts)
+    validate(document)
+    schema, _ = checked_body(document, "requestBody")
+    ask = GetMessageClass(contracts.pool.FindMessageTypeByName("postbus.odd.v1.Ask"))
+
+    for value in (*accepted, *refused):
+        broken = Validator().collect_violations(ParseDict({"a": value}, ask()))
+        assert schema.is_valid({"a": value}) == (not broken) == (value in accepted), value
+    json.dumps(document, allow_nan=False)
+
+
+def test_member_of_a_oneof_in_the_path_excludes_the_others_from_the_body(
+    compile_proto: Compile,
+) -> None:
+    required = "option (buf.validate.oneof).required = true;"
+    contracts = compile_proto(
+        f"message Ask {{ oneof one {{ {required} string id = 1; string name = 2; }}"
+        f" oneof two {{ {required} string key = 3; }} string text = 4; }} message Answer {{}}"
+        + ODD_METHOD.replace("/v1/odd", "/v1/odd/{id}/{key}")
+    )
+    document = openapi(contracts)
+    validate(document)
+    schema = document["components"]["schemas"]["DoBody"]
+
+    assert schema["not"] == {"anyOf": [{"required": ["name"]}]}
+    assert "oneOf" not in schema
+
+
+def test_double_that_is_not_finite_is_a_string_in_an_example(compile_proto: Compile) -> None:
+    text = f"message Ask {{}} message Answer {{ double a = 1 [{RULES}.double.example = -inf]; }}"
+    document = openapi(compile_proto(text + ODD_METHOD))
+
+    validator, example = checked_body(document, "responses", "200")
+
+    assert example == {"a": "-Infinity"}
+    validator.validate(example)
+
+
+REQUIRED = f"[{RULES}.required = true]"
+
+
+@pytest.mark.parametrize(
+    ("fields", "example"),
+    [
+        (f"google.protobuf.Int64Value a = 1 [{RULES}.required = true, {RULES}.int64.gt = 5];", "6"),
+        (f"google.protobuf.StringValue a = 1 [{RULES}.string.const = 'b', {NEEDED}];", "b"),
+        (f"google.protobuf.BytesValue a = 1 [{RULES}.bytes.const = 'b', {NEEDED}];", "Yg=="),
+        (f"google.protobuf.FieldMask a = 1 [{RULES}.field_mask.in = 'b_c', {NEEDED}];", "bC"),
+        (f"google.protobuf.FieldMask a = 1 {REQUIRED};", "name"),
+        (f"google.protobuf.Value a = 1 {REQUIRED};", "text"),
+        (
+            f"google.protobuf.Any a = 1 {REQUIRED};",
+            {"@type": "type.googleapis.com/google.protobuf.Duration", "value": "1.500s"},
+        ),
+        (
+            f"google.protobuf.Duration a = 1 [{RULES}.duration.const = {{seconds: 9}}, {NEEDED}];",
+            "9s",
+        ),
+        (f"google.type.Money a = 1 {REQUIRED};", {}),
+        (f"Kind a = 1 [{RULES}.enum.const = 2];", "KIND_C"),
+        (f"Expression a = 1 {REQUIRED};", {"leaf": "x"}),
+        (f"Endless a = 1 {REQUIRED};", None),
+    ],
+)
+def test_example_of_a_required_field_has_its_form_and_keeps_its_rules(
+    compile_proto: Compile, fields: str, example: Any
+) -> None:
+    contracts = compile_proto(
+        f"""
+        enum Kind {{ KIND_A = 0; KIND_B = 1; KIND_C = 2; }}
+        message Ask {{ {fields} }}
+        message Answer {{}}
+        message Expression {{
+          oneof kind {{
+            option (buf.validate.oneof).required = true;
+            Expression not = 1;
+            string leaf = 2 [{RULES}.string.example = "x"];
+          }}
+        }}
+        message Endless {{ Endless again = 1 {REQUIRED}; }}
+        {ODD_METHOD}"""
+    )
+    document = openapi(contracts)
+
+    validator, found = checked_body(document, "requestBody")
+
+    assert found == (None if example is None else {"a": example})
+    if found is not None:
+        validator.validate(found)
+
+
+def test_response_has_an_example_of_every_message_with_a_form_of_its_own(
+    compile_proto: Compile,
+) -> None:
+    kinds = ("Any", "FieldMask", "ListValue", "StringValue", "Int64Value", "BoolValue", "Value")
+    fields = "".join(f"google.protobuf.{kind} f{i} = {i};" for i, kind in enumerate(kinds, 1))
+    contracts = compile_proto(
+        f"message Ask {{}} message Answer {{ {fields} google.type.Money money = 9; }} {ODD_METHOD}"
+    )
+    document = openapi(contracts)
+
+    validator, example = checked_body(document, "responses", "200")
+
+    validator.validate(example)
+    assert example.keys() == {*(f"f{i}" for i in range(1, 8)), "money"}
+    assert (example["f4"], example["f5"], example["f6"]) == ("", "1", False)
+
+
+@pytest.mark.parametrize(
     "pattern",
     [
         *("(?i)a", r"\pL", r"[\p{L}]", "[[:alpha:]]", r"a\-b", r"\_", r"\x{1F600}", r"\a"),
         *("[]a]", "[^]a]", "a{", "a}", "a{,3}", "a]", r"\Aa\z", r"\Q.\E", "(?P<n>a)", r"\123"),
-        r"[\w-.]",
+        *(r"[\w-.]", r"[\S]", r"\B", "^*", r"\b?", "(?:^+)", "a**", "a{2}{3}"),
     ],
 )
 def test_pattern_that_ecma_262_lacks_is_not_portable(pattern: str) -> None:
     assert not is_portable(pattern)
+
+
+PARTS = (
+    *("a", "b", "-", "é", "😀", ".", r"\d", r"\w", r"\s", r"\S", r"\W", r"\b", r"\B", "^", "$"),
+    *("[a-c]", "[^a]", r"[\s-]", r"[^\s]", r"[\w.]", r"[\]\-x]", "[.]", "(", ")", "(?:", "|", "*"),
+    *("+", "?", "{2}", "{1,2}", "{0,}", r"\x41", r"\n", r"\v", r"\.", "\n", "\u2028", r"\\s"),
+)
+TEXTS = (
+    *("", "a", "b", "ab", "a b", "a\u00a0b", "\n", "\r", "\u2028", "\v", "a\n", "é", "😀", "A"),
+    *("-", "aa", "a1", "_", "\ufeff", ".", "x]", "\\s", "\f\t"),
+)
+
+
+MATCH = """
+message Match {
+  option (buf.validate.message).cel = {
+    id: "match" message: "m" expression: "this.text.matches(this.pattern)"
+  };
+  string text = 1;
+  string pattern = 2;
+}
+"""
+
+
+def test_random_portable_pattern_matches_the_same_texts_in_ecma_262(
+    compile_proto: Compile,
+) -> None:
+    match = GetMessageClass(compile_proto(MATCH).messages[0])
+    validator = Validator()
+    choose = random.Random(7)  # noqa: S311  # a test's choice
+    texts = ("".join(choose.choices(PARTS, k=choose.randint(1, 6))) for _ in range(2000))
+    found = {text: matches(validator, match, text) for text in texts if is_portable(text)}
+    expected = {text: each for text, each in found.items() if each is not None}
+    script = """
+    const [patterns, texts] = process.argv.slice(1).map((each) => JSON.parse(each));
+    const found = patterns.map((each) => texts.map((text) => new RegExp(each, "u").test(text)));
+    console.log(JSON.stringify(found));
+    """
+    arguments = [json.dumps([escaped(text) for text in expected]), json.dumps(TEXTS)]
+    result = subprocess.run(
+        ["node", "-e", script, *arguments],  # noqa: S607  # on the path
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert len(expected) > 400
+    in_ecma = dict(zip(expected, json.loads(result.stdout), strict=True))
+    assert {text: each for text, each in in_ecma.items() if each != expected[text]} == {}
+
+
+def matches(validator: Validator, match: Any, pattern: str) -> list[bool] | None:
+    """Return whether each of the texts matches, as rules do; None if RE2 refuses the pattern."""
+    try:
+        broken = [validator.collect_violations(match(pattern=pattern, text=text)) for text in TEXTS]
+    except EvaluationError:
+        return None
+    return [not each for each in broken]
 
 
 def test_patterns_in_documents_are_those_of_ecma_262(tmp_path: Path) -> None:

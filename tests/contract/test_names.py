@@ -277,6 +277,14 @@ DO: Final = service(post("/v1/odd")) + ASK
             r"odd\.Part: the message around it must begin with a capital letter",
         ),
         (
+            DO + "message Odd { oneof _a { string a = 1; string b = 2; } }",
+            r"Odd\.a: no other field or oneof of the message may be named _a",
+        ),
+        (
+            DO + "message Odd { optional string a = 1; string _a = 2; }",
+            r"Odd\.a: no other field or oneof of the message may be named _a",
+        ),
+        (
             DO + "message odd { map<string, string> a = 1; }",
             r"odd: a message with a map must begin with a capital letter",
         ),
@@ -321,6 +329,7 @@ def test_swapped_json_names_are_an_error_with_line_and_reason(compiled: Compile)
     ("package", "why"),
     [
         ("rest.v1", "the generated code needs the folder rest"),
+        ("reasons.v1", "the generated code needs the folder reasons"),
         ("import.v1", "its folder 'import' is no name in Python"),
         ("odd_v1", r"its module alias generated\d+_odd_v1 is also that of generated\d+\.odd"),
         ("Odd2.v1", r"the package generated\d+\.Odd2\.v1 is not in lower case"),

@@ -4,10 +4,13 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from zipfile import ZipFile
 
+import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 from grpc_tools import protoc
+
+from tools.contracts.generate.language_options import add_options, with_options
 
 PUBLISHED = files("postbus").joinpath("contracts.binpb").read_bytes()
 
@@ -55,3 +58,40 @@ def test_archive_has_the_comments_of_the_contracts() -> None:
         "// Posts: create, read, list, change, publish and like them.\nservice PostsService {"
         in text
     )
+
+
+PACKAGE = "package postbus.odd.v1;"
+OWN = """option go_package = "example.com/odd;odd"; option java_package = "com.example";
+option java_multiple_files = false; option csharp_namespace = "Odd";"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{PACKAGE}\n",
+        f"{PACKAGE} // The package, without option go_package\n",
+        f"/*\npackage wrong.v1;\n*/\n{PACKAGE} /* more\n*/\n",
+        f"// option java_package is missing.\n{PACKAGE} message Other {{}}\n",
+        f"{PACKAGE}\n{OWN}",
+        f'{PACKAGE}\noption java_package = "com.example";\n',
+    ],
+)
+def test_archive_has_the_options_of_the_descriptor_set(tmp_path: Path, text: str) -> None:
+    source = tmp_path / "postbus/odd/v1/odd.proto"
+    source.parent.mkdir(parents=True)
+
+    def compiled(data: bytes) -> bytes:
+        source.write_bytes(data)
+        target = tmp_path / "odd.binpb"
+        arguments = ["protoc", f"-I{tmp_path}", "--include_source_info", f"-o{target}"]
+        assert protoc.main([*arguments, str(source)]) == 0
+        return target.read_bytes()
+
+    data = f'syntax = "proto3";\n{text}message Odd {{}}\n'.encode()
+    descriptors = compiled(data)
+    [file] = FileDescriptorSet.FromString(descriptors).file
+    [published] = FileDescriptorSet.FromString(add_options(descriptors)).file
+    [archived] = FileDescriptorSet.FromString(compiled(with_options(data, file))).file
+
+    assert archived.options == published.options
+    assert all(published.options.HasField(name) for name in ("go_package", "java_package"))

@@ -69,7 +69,13 @@ REFUSED = [
         "Reason.REASON_FULL: only reasons of postbus.bus.v1 have a scope",
     ),
     (value("2FAST", 1, "code: ABORTED"), "Reason.REASON_2FAST: 2FAST cannot be a constant"),
-    (value("REASONS", 1, "code: ABORTED"), "Reason.REASON_REASONS: REASONS cannot be a constant"),
+    *(
+        (
+            value(name, 1, "code: ABORTED"),
+            f"Reason.REASON_{name}: {name} cannot be a constant",
+        )
+        for name in ("REASONS", "None", "class", "Mapping", "Scope")
+    ),
     (
         value("BUSY", 1, "code: UNAVAILABLE"),
         "Reason.REASON_BUSY: BUSY is also a reason of postbus.bus",

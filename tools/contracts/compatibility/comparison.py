@@ -96,9 +96,15 @@ class _Comparison:
         before, after = pair.before, pair.after
         request, response = Use(Audience.REST, _REQUEST), Use(Audience.REST, _RESPONSE)
         self._use(pair.of(before.method.input_type, after.method.input_type), {request})
-        bodies = _response_body(before), _response_body(after)
-        if before.response_body == after.response_body and all(bodies):
-            self._use(pair.of(*bodies), {response})
+        if before.response_body != after.response_body:
+            return
+        if not before.response_body:
+            self._use(pair.of(before.method.output_type, after.method.output_type), {response})
+            return
+        old, new = _response_body(before), _response_body(after)
+        if old and new:  # the field is the body: its name is not sent
+            self._apply(_IN_FIELD, pair.of(old, new), {response})
+            self._use_type(pair.of(old, new), {response})
 
     def methods(self) -> None:
         """Compare the methods of WebSocket clients and workers, by routing key."""
@@ -179,10 +185,13 @@ class _Comparison:
             return
         known |= uses
         for field, same_for in _fields(pair):
-            before, after = field.before, field.after
-            if same_type(field) and (before.message_type or before.enum_type):
-                types = (field.message_type or field.enum_type for field in (before, after))
-                self._use(pair.of(*types), set(filter(same_for, uses)))
+            self._use_type(field, set(filter(same_for, uses)))
+
+    def _use_type(self, pair: Pair[FieldDescriptor], uses: Uses) -> None:
+        """Add uses to the message or enum of a field."""
+        before, after = (each.message_type or each.enum_type for each in (pair.before, pair.after))
+        if before and same_type(pair):
+            self._use(pair.of(before, after), uses)
 
     def _apply(self, rules: Rules, pair: Pair[Any], uses: Uses) -> None:
         for rule in rules:
@@ -202,9 +211,6 @@ def _fixed_uses(name: str) -> Uses:
     return uses
 
 
-def _response_body(route: Route) -> Descriptor | None:
-    """Return the message in the response body of a route."""
-    if not route.response_body:
-        return route.method.output_type
-    field = route.method.output_type.fields_by_name.get(route.response_body)
-    return field.message_type if field else None
+def _response_body(route: Route) -> FieldDescriptor | None:
+    """Return the field of the response that is the body of a route."""
+    return route.method.output_type.fields_by_name.get(route.response_body)

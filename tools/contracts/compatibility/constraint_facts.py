@@ -1,5 +1,7 @@
 """The constraints of fields and messages as comparable values."""
 
+from collections.abc import Set
+from decimal import Decimal
 from typing import Any, Final
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -25,6 +27,8 @@ IGNORE: Final = ("IGNORE_UNSPECIFIED", "IGNORE_IF_ZERO_VALUE", "IGNORE_ALWAYS")
 """From the strictest to the loosest."""
 UPPER: Final = frozenset({"max_len", "max_bytes", "max_items", "max_pairs", "lte"})
 LOWER: Final = frozenset({"min_len", "min_bytes", "min_items", "min_pairs", "gte"})
+_FALSE: Final = ("const", "strict")
+"""Flags that differ from unset ones if they are false."""
 _EXACT: Final = {"len": ("min_len", "max_len"), "len_bytes": ("min_bytes", "max_bytes")}
 _STRICT: Final = {"gt": ("gte", 1), "lt": ("lte", -1)}
 
@@ -38,14 +42,18 @@ def facts_of_field(surface: Surface, field: FieldDescriptor) -> Facts:
     return facts
 
 
-def facts_of_message(surface: Surface, message: Descriptor) -> Facts:
-    """Return the rules of a message and its oneofs."""
+def facts_of_message(surface: Surface, message: Descriptor, common: Set[str]) -> Facts:
+    """Return the rules of a message and its oneofs.
+
+    A oneof has the JSON name of its first member that is in `common`: its own is never sent.
+    """
     rules = surface.foreign_option(message, "buf.validate.message")
     facts = {} if rules is None else _flat(rules)
     for oneof in message.oneofs:
         oneof_rules = surface.foreign_option(oneof, "buf.validate.oneof")
         if oneof_rules is not None and oneof_rules.required:
-            facts[f"oneof {oneof.name} required"] = True
+            members = sorted(each.json_name for each in oneof.fields if each.json_name in common)
+            facts[f"oneof with {(*members, oneof.name)[0]} required"] = True
     return facts
 
 
@@ -60,7 +68,7 @@ def _flat(rules: Any, prefix: str = "") -> Facts:
             facts |= {f"{prefix}cel {expression}": expression for expression in value}
         elif field.name == "oneof":
             facts |= _message_oneofs(value)
-        elif field.name == "example" or value is False:
+        elif field.name == "example" or (value is False and field.name not in _FALSE):
             continue
         elif field.is_repeated:
             facts[name] = frozenset(_plain(each) for each in value)
@@ -88,8 +96,12 @@ def _is_time(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Return durations and timestamps as comparable numbers, and other values unchanged."""
-    return value.seconds + value.nanos / 1e9 if hasattr(value, "DESCRIPTOR") else value
+    """Return durations and timestamps as exact numbers, and other values unchanged."""
+    if not hasattr(value, "DESCRIPTOR"):
+        return value
+    if not value.nanos:
+        return Decimal(value.seconds)
+    return (value.seconds + Decimal(value.nanos).scaleb(-9)).normalize()
 
 
 def _canonical(facts: Facts) -> Facts:

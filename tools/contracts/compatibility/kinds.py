@@ -206,6 +206,10 @@ class Kind(Enum):
         "constraint changed, effect unknown",
         "Keep the rule, or compare both by hand and let the reviewer decide.",
     )
+    RULE_RENAMED = (
+        "id of a rule changed",
+        "Keep the `id`: callers find it as the `rule` of a violation.",
+    )
     NEW_FIELD_REQUIRED = (
         "new field required",
         "Let the field be left out, and give its absence a meaning.",

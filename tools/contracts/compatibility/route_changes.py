@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+from google.protobuf.descriptor import MethodDescriptor
+
 from gateway.routing import precedence
 from tools.contracts.compatibility.findings import Change
 from tools.contracts.compatibility.kinds import Kind
@@ -62,7 +64,7 @@ def _earlier_routes(surface: Surface, route: Route) -> list[Route]:
 
 def _parameters(pair: Pair[Route]) -> Iterator[Change]:
     """Yield renamed path parameters: generated clients use them as names of arguments."""
-    if pair.before.parameters != pair.after.parameters:
+    if pair.before.patterns != pair.after.patterns:
         yield _of_route(pair, Kind.PARAMETERS_RENAMED, pair.before, pair.after)
 
 
@@ -82,13 +84,15 @@ def _response_body(pair: Pair[Route]) -> Iterator[Change]:
 def _status(pair: Pair[Route]) -> Iterator[Change]:
     """Yield a change of the status of success."""
     before, after = (
-        (surface.method_options(route.method).http_status or 200)
-        if route.method.output_type.fields
-        else 204
+        surface.method_options(route.method).http_status or _default_status(route.method)
         for surface, route in ((pair.old, pair.before), (pair.new, pair.after))
     )
     if before != after:
         yield _of_route(pair, Kind.STATUS_CHANGED, before, after)
+
+
+def _default_status(method: MethodDescriptor) -> int:
+    return 200 if method.output_type.fields or method.server_streaming else 204
 
 
 def _fields_moved(pair: Pair[Route]) -> Iterator[Change]:

@@ -8,9 +8,8 @@ in text (pattern, CEL) cannot be compared: their changes break both.
 from collections.abc import Iterator
 from typing import Any, Final
 
-import protovalidate
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from google.protobuf.message_factory import GetMessageClass
+from protovalidate import CompilationError
 
 from postbus_runtime.fields import oneof_of
 from tools.contracts.compatibility.constraint_facts import (
@@ -42,7 +41,10 @@ def field_constraints(pair: Pair[FieldDescriptor]) -> Iterator[Change]:
 
 def message_constraints(pair: Pair[Descriptor]) -> Iterator[Change]:
     """Yield changes of the rules of a message and its oneofs."""
-    before, after = facts_of_message(pair.old, pair.before), facts_of_message(pair.new, pair.after)
+    common = {each.json_name for each in pair.before.fields}
+    common &= {each.json_name for each in pair.after.fields}
+    before = facts_of_message(pair.old, pair.before, common)
+    after = facts_of_message(pair.new, pair.after, common)
     yield from _compare(pair.after.full_name, before, after)
 
 
@@ -54,7 +56,7 @@ def new_fields_required(pair: Pair[Descriptor]) -> Iterator[Change]:
         if field.number not in pair.before.fields_by_number
         and field.json_name not in {each.json_name for each in pair.before.fields}
     }
-    missing = _missing_in_empty(pair.after) if added else {}
+    missing = _missing_in_empty(pair) if added else {}
     for name, field in added.items():
         behavior = "REQUIRED" in pair.new.behaviors(field)
         if oneof_of(field) is None and (behavior or name in missing):
@@ -67,13 +69,12 @@ def new_fields_required(pair: Pair[Descriptor]) -> Iterator[Change]:
             )
 
 
-def _missing_in_empty(message: Descriptor) -> dict[str, str]:
+def _missing_in_empty(pair: Pair[Descriptor]) -> dict[str, str]:
     """Return the fields that an empty message lacks, with the rule that requires them."""
     try:
-        # A validator caches types by name, and they differ between the sets.
-        found = protovalidate.Validator().collect_violations(GetMessageClass(message)())
-    except (protovalidate.CompilationError, protovalidate.EvaluationError) as error:
-        raise ValueError(f"{message.full_name}: {error}") from None
+        found = pair.new.violations_of_empty(pair.after)
+    except CompilationError as error:
+        raise ValueError(f"{pair.after.full_name}: {error}") from None
     return {
         violation.proto.field.elements[0].field_name: violation.proto.rule_id
         for violation in found
@@ -82,6 +83,8 @@ def _missing_in_empty(message: Descriptor) -> dict[str, str]:
 
 
 def _compare(name: str, before: Facts, after: Facts) -> Iterator[Change]:
+    yield from _renamed(name, before, after)
+    before, after = _comparable(before, after), _comparable(after, before)
     for rule in sorted(before.keys() | after.keys()):
         old, new = (facts.get(rule, _implied(rule, facts)) for facts in (before, after))
         if old != new and not _is_idle(rule, before, after):
@@ -93,8 +96,34 @@ def _compare(name: str, before: Facts, after: Facts) -> Iterator[Change]:
                 before=show(old),
                 after=show(new),
                 breaks=breaks,
-                relaxes=kind is Kind.RULE_LOOSENED and split_rule(rule)[1] in UPPER | LOWER,
+                relaxes=kind is Kind.RULE_LOOSENED and _is_limit(split_rule(rule)[1], new),
             )
+
+
+def _is_limit(rule: str, after: Any) -> bool:
+    """Return whether a rule that is now looser only limits the values: a list may get longer."""
+    return rule in UPPER | LOWER | {"not_in"} or (rule == "in" and after is not None)
+
+
+def _comparable(facts: Facts, other: Facts) -> Facts:
+    """Return rules with a constant as a list of one value, if the other rules have a list."""
+    found = {}
+    for rule, value in facts.items():
+        prefix, name = split_rule(rule)
+        listed = name == "const" and f"{prefix}in" in other
+        found[f"{prefix}in" if listed else rule] = frozenset({value}) if listed else value
+    return found
+
+
+def _renamed(name: str, before: Facts, after: Facts) -> Iterator[Change]:
+    """Yield CEL expressions with another id, which violations have."""
+    for rule, expression in before.items():
+        new = (each for each in after if each not in before and after[each] == expression)
+        now = next((each for each in new if split_rule(each) == split_rule(rule)), None)
+        if split_rule(rule)[1] == "cel" and rule not in after and now is not None:
+            ids = (each.partition(" ")[2] for each in (rule, now))
+            kind = Kind.RULE_RENAMED
+            yield Change(name=name, kind=kind, before=next(ids), after=next(ids), breaks=callers)
 
 
 def _implied(rule: str, facts: Facts) -> int | None:
@@ -109,7 +138,12 @@ def _is_idle(rule: str, before: Facts, after: Facts) -> bool:
     if split_rule(rule)[1] == "ignore":
         return not (before.keys() - {rule} and after.keys() - {rule})
     expression, other = (before[rule], after) if rule in before else (after[rule], before)
-    return split_rule(rule)[1] == "cel" and rule not in other and expression in other.values()
+    same = (each for each in other if split_rule(each) == split_rule(rule))
+    return (
+        split_rule(rule)[1] == "cel"
+        and rule not in other
+        and expression in (other[each] for each in same)
+    )
 
 
 _Verdict = tuple[Kind, Breaks]
@@ -121,6 +155,8 @@ _CHANGED: Final[_Verdict] = (Kind.RULE_CHANGED, every_use)
 def _verdict(rule: str, old: Any, new: Any) -> _Verdict:
     if rule == "ignore":
         return _LOOSENED if _ignore_rank(new) > _ignore_rank(old) else _TIGHTENED
+    if rule == "strict":
+        return _LOOSENED if new is False else _TIGHTENED
     if old is None or new is None:
         return _TIGHTENED if old is None else _LOOSENED
     if rule in UPPER:

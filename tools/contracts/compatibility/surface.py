@@ -1,7 +1,7 @@
 """The public surface of a descriptor set: methods, routes, messages and events."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar
@@ -13,6 +13,7 @@ from google.protobuf.descriptor import (
     MethodDescriptor,
 )
 from google.protobuf.message import Message
+from protovalidate import Violation
 
 from postbus_runtime.options import (
     Access,
@@ -22,6 +23,7 @@ from postbus_runtime.options import (
     enum_name,
 )
 from tools.contracts.generate.descriptors import Contracts
+from tools.contracts.generate.empty_messages import EmptyMessages
 from tools.contracts.generate.reasons import reason_values
 
 __all__ = ["Pair", "Route", "Surface"]
@@ -58,6 +60,11 @@ class Route:
         """The fields in the path, in its order."""
         return [match[1] for match in _PARAMETER.finditer(self.path)]
 
+    @property
+    def patterns(self) -> list[str]:
+        """The fields in the path with their segments, `id=orders/*`, which name the parameters."""
+        return [f"{match[1]}={match[2] or '*'}" for match in _PARAMETER.finditer(self.path)]
+
     def __str__(self) -> str:
         return f"{self.verb} {self.path}"
 
@@ -79,6 +86,7 @@ class Surface:
 
     def __init__(self, descriptor_set: bytes) -> None:
         self._contracts = Contracts(descriptor_set)
+        self._empty = EmptyMessages(self._contracts)
         if not self._contracts.files:
             raise ValueError("no contracts below postbus/")
 
@@ -138,6 +146,10 @@ class Surface:
     def foreign_option(self, owner: Any, extension: str) -> Any:
         """Return an option of another package; None if the set does not define it."""
         return self._contracts.options.foreign(owner, extension)
+
+    def violations_of_empty(self, message: Descriptor) -> Sequence[Violation]:
+        """Return the rules that an empty message breaks; CompilationError if one is faulty."""
+        return self._empty.violations(message)
 
     def own_options(self, owner: Any) -> dict[str, Any]:
         """Return the options of postbus.options that are set, each by the name of its field.

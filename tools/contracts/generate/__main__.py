@@ -94,6 +94,9 @@ def generate(project: Path, target: Path, further: Collection[str] = ()) -> None
     documented = target.with_name("documented.binpb")
     _run("buf", "build", "proto", "-o", str(documented), cwd=project)
     contracts = Contracts(documented.read_bytes())
+    for name in contracts.file_names:
+        if not name.isascii():
+            sys.exit(f"gen: proto/{name}: tools need a file name in ASCII")
     require_consistent_rules(contracts, project)
     roots = tuple(f"{root}/" for root in ("postbus", *further))
     for name in contracts.file_names:
@@ -115,7 +118,7 @@ def _write(contracts: Contracts, project: Path, target: Path, further: Collectio
     lean = target / "contracts.binpb"
     _run("buf", "build", "proto", "--exclude-source-info", "-o", str(lean), cwd=project)
     lean.write_bytes(add_options(lean.read_bytes()))
-    (target / "protos.zip").write_bytes(protos_zip(contracts.file_names, project))
+    (target / "protos.zip").write_bytes(protos_zip(contracts.protos, project))
     write_package_modules(target)
     (target / "reasons.py").write_text(reasons_source(contracts))
     (target / "described.py").write_text(described_source(contracts))

@@ -1,29 +1,21 @@
 """Examples of messages in JSON, for the documents: they keep the rules of the contract."""
 
-from collections.abc import Set
+from collections.abc import Iterator, Sequence, Set
 from typing import Any, Final
 
-from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.message_factory import GetMessageClass
 from protovalidate import EvaluationError, Validator, Violation
 
-from postbus_runtime.fields import choices, is_map, message_of
+from postbus_runtime.fields import WRAPPERS, choices, is_map, message_of, oneof_of
 from tools.contracts.generate.descriptors import Contracts
 from tools.contracts.generate.empty_messages import EmptyMessages
+from tools.contracts.generate.example_values import KNOWN, example_value, is_null
 
 __all__ = ["Examples"]
 
-_UUID: Final = "01981f3a-7c00-7000-8000-000000000001"
-_KNOWN: Final[dict[str, Any]] = {
-    "google.protobuf.Timestamp": "2026-01-15T09:30:00Z",
-    "google.protobuf.Duration": "1.500s",
-    "google.protobuf.Empty": {},
-    "google.protobuf.Struct": {},
-}
-_NULL: Final = "google.protobuf.NullValue"
-_F = FieldDescriptor
-_WIDE: Final = (_F.TYPE_INT64, _F.TYPE_SINT64, _F.TYPE_SFIXED64, _F.TYPE_UINT64, _F.TYPE_FIXED64)
+_STRING: Final = FieldDescriptor.TYPE_STRING
 
 
 class Examples:
@@ -42,22 +34,23 @@ class Examples:
                 for example in _strings(contracts.rules(field)).example[:1]:
                     self._by_name.setdefault(field.name, example)
 
-    def of_request(self, message: Descriptor, without: frozenset[str]) -> dict[str, Any] | None:
+    def of_request(
+        self, message: Descriptor, without: frozenset[str], outer: tuple[str, ...] = ()
+    ) -> dict[str, Any] | None:
         """Return a request without the fields `without`; None if a required field has no example.
 
-        It has the required fields, and the strings that have an example.
+        It has the required fields, and the strings that have an example. `outer` has the full names
+        of the messages around it: a message that has to contain itself has no example.
         """
+        if message.full_name in outer:
+            return None
+        outer = (*outer, message.full_name)
         document: dict[str, Any] = {}
-        needed = self._needed(message)
-        for field in _first_members(message):
-            oneof = field.containing_oneof
-            required = self._contracts.is_required(field) or field.name in needed
-            required |= oneof is not None and oneof.name in needed
-            if field.name in without or not (required or field.type == _F.TYPE_STRING):
-                continue
-            example = self.of_field(field)
-            if example is not None:
-                document[field.json_name] = example
+        for fields, required in self._parts(message, without):
+            examples = ((each.json_name, self.of_field(each, outer)) for each in fields)
+            found = next(((name, value) for name, value in examples if value is not None), None)
+            if found is not None:
+                document[found[0]] = found[1]
             elif required:
                 return None
         return document
@@ -75,9 +68,22 @@ class Examples:
             return False
         return parts.isdisjoint(map(_part_of, broken))
 
-    def _needed(self, message: Descriptor) -> set[str]:
-        """Return the fields and oneofs whose rules an empty message breaks."""
-        return {_part_of(each) for each in self._empty.violations(message)}
+    def _parts(
+        self, message: Descriptor, without: Set[str]
+    ) -> Iterator[tuple[Sequence[FieldDescriptor], bool]]:
+        """Yield the fields of an example, in turn those of which it has one; and if it must.
+
+        Of a oneof that may be unset, it has the first member or none.
+        """
+        needed = {_part_of(each) for each in self._empty.violations(message)}
+        for field in message.fields:
+            oneof = oneof_of(field)
+            fields: Sequence[FieldDescriptor] = oneof.fields if oneof is not None else [field]
+            required = (field if oneof is None else oneof).name in needed
+            required |= self._contracts.is_required(field)
+            excluded = any(each.name in without for each in fields)
+            if not excluded and field == fields[0] and (required or field.type == _STRING):
+                yield fields if required else [field], required
 
     def of_response(self, message: Descriptor, outer: tuple[str, ...] = ()) -> dict[str, Any]:
         """Return a response with a value for every field, and the first member of each oneof."""
@@ -85,66 +91,46 @@ class Examples:
         document = {}
         for field in _first_members(message):
             value = self._response_value(field, outer)
-            if value is not None or _is_null(field):
+            if value is not None or is_null(field):
                 document[field.json_name] = value
         return document
 
-    def of_field(self, field: FieldDescriptor) -> Any:
+    def of_field(self, field: FieldDescriptor, outer: tuple[str, ...] = ()) -> Any:
         """Return the value of a field in a request; None if no example is known."""
         rules = self._contracts.rules(field)
         if field.is_repeated:
-            value = None if is_map(field) else self._request_value(field, rules.repeated.items)
+            value = None if is_map(field) else self._one(field, rules.repeated.items, outer)
             return None if value is None else [value]
-        return self._request_value(field, rules)
+        return self._one(field, rules, outer)
 
-    def _request_value(self, field: FieldDescriptor, rules: Any) -> Any:
-        if field.message_type is None or field.message_type.full_name.startswith("google."):
+    def _one(self, field: FieldDescriptor, rules: Any, outer: tuple[str, ...]) -> Any:
+        kind = field.message_type
+        if kind is None or kind.full_name in KNOWN:
             return self._value(field, rules)
-        return self.of_request(field.message_type, frozenset())
+        return self.of_request(kind, frozenset(), outer)
 
     def _response_value(self, field: FieldDescriptor, outer: tuple[str, ...]) -> Any:
         if is_map(field):
             return {}
         rules, kind = self._contracts.rules(field), field.message_type
-        if kind is None or kind.full_name in _KNOWN:
+        if kind is None or kind.full_name in KNOWN:
             found = self._value(field, rules.repeated.items if field.is_repeated else rules)
-            found = "" if found is None and not _is_null(field) else found
-        elif kind.full_name.startswith("google.") or kind.full_name in outer:
-            return [] if field.is_repeated else None
+            if found is None and (kind is None or kind.full_name in WRAPPERS):
+                found = None if is_null(field) else ""
         else:
-            found = self.of_response(message_of(field), outer)
-        return [found] if field.is_repeated else found
+            found = None if kind.full_name in outer else self.of_response(message_of(field), outer)
+        if field.is_repeated:
+            return [found] if found is not None or is_null(field) else []
+        return found
 
     def _value(self, field: FieldDescriptor, rules: Any) -> Any:
-        kind = rules.WhichOneof("type")
-        own = getattr(getattr(rules, kind), "example", ()) if kind else ()
-        if field.message_type is not None:
-            return _KNOWN.get(field.message_type.full_name)
-        if _is_null(field):
-            return None
-        if field.enum_type is not None:
-            return _enum_value(field.enum_type, rules)
-        if field.type == _F.TYPE_BOOL:
-            return own[0] if own else False
-        if field.type == _F.TYPE_STRING:
-            return own[0] if own else self._string(field, rules)
-        if field.type == _F.TYPE_BYTES:
-            return None if rules.HasField("bytes") else ""
-        number = own[0] if own else _lowest(rules)
-        return str(number) if field.type in _WIDE else number
-
-    def _string(self, field: FieldDescriptor, rules: Any) -> str | None:
-        return _UUID if rules.string.uuid else self._by_name.get(field.name)
+        return example_value(field, rules, self._by_name.get(field.name))
 
 
 def _part_of(violation: Violation) -> str:
     """Return the field of the message in which a rule is broken; "" for a rule of the message."""
     path = violation.proto.field
     return path.elements[0].field_name if path is not None and path.elements else ""
-
-
-def _is_null(field: FieldDescriptor) -> bool:
-    return field.enum_type is not None and field.enum_type.full_name == _NULL
 
 
 def _strings(rules: Any) -> Any:
@@ -156,31 +142,3 @@ def _first_members(message: Descriptor) -> list[FieldDescriptor]:
     """Return the fields, of each oneof the first only."""
     left_out = {each.name for oneof in choices(message) for each in oneof.fields[1:]}
     return [field for field in message.fields if field.name not in left_out]
-
-
-def _enum_value(enum: EnumDescriptor, rules: Any) -> str:
-    """Return the first allowed name, other than zero if there is another."""
-    allowed = [
-        value.name
-        for value in enum.values
-        if value.number not in rules.enum.not_in
-        and (not getattr(rules.enum, "in") or value.number in getattr(rules.enum, "in"))
-    ]
-    return (
-        allowed[1] if len(allowed) > 1 and enum.values_by_number[0].name in allowed else allowed[0]
-    )
-
-
-def _lowest(rules: Any) -> Any:
-    """Return 1, or the lower bound of a number if it is greater."""
-    kind = rules.WhichOneof("type")
-    bounds = getattr(rules, kind) if kind else None
-    if bounds is None:
-        return 1
-    if bounds.HasField("const"):
-        return bounds.const
-    if getattr(bounds, "in"):
-        return getattr(bounds, "in")[0]
-    low = bounds.gte if bounds.HasField("gte") else bounds.gt + 1 if bounds.HasField("gt") else 1
-    high = bounds.lte if bounds.HasField("lte") else bounds.lt - 1 if bounds.HasField("lt") else 1
-    return min(max(1, low), max(high, low))

@@ -1,6 +1,7 @@
 """The rules of `buf.validate` for numbers as JSON Schema."""
 
-from typing import Any
+from math import inf, isfinite
+from typing import Any, Final
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.wrappers_pb2 import FloatValue
@@ -10,6 +11,9 @@ from tools.contracts.generate.json_schema_keywords import set_values
 from tools.contracts.generate.json_values import Schema, wide_integer
 
 __all__ = ["constrain_number"]
+
+_NARROW: Final = ("int32", "uint32")
+"""Formats of numbers that are equal in JSON and in binary, and have no second form as a string."""
 
 
 def constrain_number(schema: Schema, rules: Any, _field: FieldDescriptor) -> None:
@@ -26,7 +30,7 @@ def constrain_number(schema: Schema, rules: Any, _field: FieldDescriptor) -> Non
             _bound_float(schema, bounds, finite=rules.finite)
         elif bounds:
             _bound_integer(schema, bounds)
-    if "$ref" not in schema and "anyOf" not in schema and "int64" not in schema.get("format", ""):
+    if schema.get("format") in _NARROW:
         set_values(schema, rules)
 
 
@@ -46,16 +50,21 @@ def _bound_float(schema: Schema, bounds: dict[str, float], *, finite: bool) -> N
     number, texts = schema["anyOf"]
     if number["format"] == "float":
         bounds = {name: _as_shown(name, value) for name, value in bounds.items()}
-    keywords = {names[name]: value for name, value in bounds.items()}
+    keywords = {names[name]: value for name, value in bounds.items() if isfinite(value)}
     number |= keywords
     schema["x-python"] |= keywords
     excluded = {"NaN"} if bounds or finite else set()
-    excluded |= {"-Infinity"} if finite or bounds.keys() & {"gt", "gte"} else set()
-    excluded |= {"Infinity"} if finite or bounds.keys() & {"lt", "lte"} else set()
+    excluded |= {"-Infinity"} if finite or _excludes(bounds, "gt", -inf) else set()
+    excluded |= {"Infinity"} if finite or _excludes(bounds, "lt", inf) else set()
     texts["enum"] = [text for text in texts["enum"] if text not in excluded]
     if not texts["enum"]:
         schema |= number
         del schema["anyOf"]
+
+
+def _excludes(bounds: dict[str, float], rule: str, infinite: float) -> bool:
+    """Return whether a bound, `rule` or the same with `e` for its value, excludes infinity."""
+    return rule in bounds or bounds.get(f"{rule}e", infinite) != infinite
 
 
 def _as_shown(rule: str, bound: float) -> float:

@@ -40,7 +40,7 @@ def or_zero(schema: Schema, field: FieldDescriptor) -> Schema:
         zero = "" if field.type in text else 0
     python = schema.pop("x-python", dict(schema))
     if zero == "" and schema.keys() <= {"type", "format", "pattern"} and "pattern" in schema:
-        pattern = f"^(?:{schema['pattern'].removeprefix('^').removesuffix('$')})?$"
+        pattern = f"^$|{schema['pattern']}"
         return {"type": "string", "pattern": pattern, "x-python": _loose(python)}
     return {
         "anyOf": [schema, {"const": zero}],

@@ -120,7 +120,7 @@ _KNOWN: Final[dict[str, Schema]] = {
     },
     "Duration": {
         "type": "string",
-        "pattern": f"^-?[0-9]{{1,11}}{_FRACTION}s$",
+        "pattern": f"^-?[0-9]{{1,12}}{_FRACTION}s$",
         "x-python": _python("Duration"),
     },
     "FieldMask": {

@@ -4,14 +4,20 @@ They follow from the package, so no contract states them: `protoc-gen-go` refuse
 import path, and Java would put all messages of a file into one class.
 """
 
-import re
 from typing import Final
 
-from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 
 __all__ = ["add_options", "with_options"]
 
-_PACKAGE: Final = re.compile(rb"^package ([a-z0-9_.]+);$", re.MULTILINE)
+_PACKAGE: Final = [FileDescriptorProto.PACKAGE_FIELD_NUMBER]
+"""The path of the package's declaration in source info."""
+
+
+def _missing(file: FileDescriptorProto) -> dict[str, str | bool]:
+    """Return the options that a file does not state, by name."""
+    found = _options(file.package).items()
+    return {name: value for name, value in found if not file.options.HasField(name)}  # type: ignore[arg-type]  # of _options
 
 
 def _options(package: str) -> dict[str, str | bool]:
@@ -25,18 +31,24 @@ def _options(package: str) -> dict[str, str | bool]:
     }
 
 
-def with_options(source: bytes) -> bytes:
-    """Return the text of a .proto file with the options of its package."""
-    package = _PACKAGE.search(source)
-    if package is None:
-        return source
+def with_options(source: bytes, file: FileDescriptorProto) -> bytes:
+    """Return the text of a .proto file with the options of its package, after the package.
+
+    `file` is the descriptor of the text, with source info.
+    """
     lines = [
         f'option {name} = "{value}";' if isinstance(value, str) else f"option {name} = true;"
-        for name, value in _options(package[1].decode()).items()
-        if f"option {name}".encode() not in source
+        for name, value in _missing(file).items()
     ]
-    options = "\n".join(lines).encode()
-    return source[: package.end()] + b"\n\n" + options + source[package.end() :]
+    if not lines:
+        return source
+    locations = file.source_code_info.location
+    line, _, column = next(each.span for each in locations if list(each.path) == _PACKAGE)
+    rows = source.split(b"\n")
+    rows[line] = b"\n\n".join(
+        (rows[line][:column], "\n".join(lines).encode() + rows[line][column:])
+    )
+    return b"\n".join(rows)
 
 
 def add_options(data: bytes) -> bytes:
@@ -44,7 +56,6 @@ def add_options(data: bytes) -> bytes:
     descriptors = FileDescriptorSet.FromString(data)
     for file in descriptors.file:
         if file.name.startswith("postbus/"):
-            for name, value in _options(file.package).items():
-                if not file.options.HasField(name):  # type: ignore[arg-type]  # of _options
-                    setattr(file.options, name, value)
+            for name, value in _missing(file).items():
+                setattr(file.options, name, value)
     return descriptors.SerializeToString(deterministic=True)

@@ -106,11 +106,14 @@ def with_optional_times(source: str) -> str:
 
 def _without_grpc(source: str) -> str:
     """Return a module whose service classes only declare the methods: the bus serves them."""
-    lines = source.splitlines(keepends=True)
+    lines = StringIO(source, newline=None).readlines()  # as Python counts lines
     services = [node for node in ast.parse(source).body if _is_service(node)]
-    methods = [node for service in services for node in service.body if _serves_grpc(node)]
-    for method in reversed(methods):
-        del lines[method.lineno - 1 : method.end_lineno]
+    for service in reversed(services):
+        methods = [node for node in service.body if _serves_grpc(node)]
+        for method in reversed(methods):
+            del lines[method.lineno - 1 : method.end_lineno]
+        if len(methods) == len(service.body):  # a service without rpcs and without a comment
+            lines.insert(service.lineno, "    pass\n")
     return "".join(lines)
 
 

@@ -47,7 +47,7 @@ _METHOD: Final = "Python method"
 _ARGUMENT: Final = "Python argument"
 _FIELD: Final = "attribute in google's classes"
 _RESERVED: Final[Mapping[str, frozenset[str]]] = {
-    _FOLDER: frozenset({"codec", "contract", "described", "registry", "rest"}),
+    _FOLDER: frozenset({"codec", "contract", "described", "reasons", "registry", "rest"}),
     _CLASS: frozenset(
         (
             *("AsyncIterable", "AsyncIterator", "Deadline", "DeprecationWarning", "Dict"),

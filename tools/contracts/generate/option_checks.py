@@ -7,6 +7,7 @@ from typing import Any, Final
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 
 from postbus_runtime.contract import ContractError
+from postbus_runtime.fields import is_plain_message
 from postbus_runtime.options import Access, EventOptions
 from tools.contracts.generate.descriptors import Contracts
 
@@ -85,5 +86,5 @@ def _integer_fault(message: Descriptor, path: str) -> str:
         field = kind.fields_by_name.get(part) if kind else None
         if field is None or field.is_repeated:
             return "not a field"
-        kind = field.message_type
+        kind = field.message_type if is_plain_message(field) else None
     return "not an integer" if field is not None and field.cpp_type not in _INTEGERS else ""

@@ -7,6 +7,8 @@ from io import BytesIO
 from pathlib import Path
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+
 from tools.contracts.generate.language_options import with_options
 
 __all__ = ["protos_zip"]
@@ -14,8 +16,8 @@ __all__ = ["protos_zip"]
 _REGULAR_FILE = 0o100644 << 16
 
 
-def protos_zip(names: Iterable[str], project: Path) -> bytes:
-    """Return a reproducible archive of these files of a project."""
+def protos_zip(protos: Iterable[FileDescriptorProto], project: Path) -> bytes:
+    """Return a reproducible archive of these files of a project, which have source info."""
     roots: Sequence[Traversable] = (
         project / "proto",
         project / ".dev/third_party",
@@ -25,13 +27,13 @@ def protos_zip(names: Iterable[str], project: Path) -> bytes:
     with ZipFile(
         target, "w", ZIP_STORED
     ) as archive:  # the output of deflate depends on the version of zlib
-        for name in sorted(names):
-            entry = ZipInfo(name)  # with a fixed date in 1980
+        for file in sorted(protos, key=lambda file: file.name):
+            entry = ZipInfo(file.name)  # with a fixed date in 1980
             entry.create_system = 3
             entry.external_attr = _REGULAR_FILE
-            source = _source(name, roots)
-            own = name.startswith("postbus/")
-            archive.writestr(entry, with_options(source) if own else source)
+            source = _source(file.name, roots)
+            own = file.name.startswith("postbus/")
+            archive.writestr(entry, with_options(source, file) if own else source)
     return target.getvalue()
 
 

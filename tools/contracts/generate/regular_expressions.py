@@ -8,15 +8,21 @@ __all__ = ["FORMATS", "WELL_KNOWN", "escaped", "is_portable", "literal"]
 _SYNTAX: Final = r"\^\$\\.*+?()\[\]{}|/"
 """The characters, inside brackets, that ECMA-262 lets a backslash precede (Unicode mode)."""
 _HEXADECIMAL: Final = "x[0-9A-Fa-f]{2}"
-_MEMBER: Final = rf"\\(?:[{_SYNTAX}tnrfv-]|[dDwWsS](?!-[^\]])|{_HEXADECIMAL})|\[(?!:)|[^\\\[\]]"
+_MEMBER: Final = rf"\\(?:[{_SYNTAX}tnrfv-]|[dDwWs](?!-[^\]])|{_HEXADECIMAL})|\[(?!:)|[^\\\[\]]"
 """A part of a class: `[...]`."""
+_QUANTIFIER: Final = r"(?:[*+?]|\{[0-9]+(?:,[0-9]*)?\})\??(?![*+?{])"
 _PORTABLE: Final = re.compile(
-    rf"(?:\\(?:[{_SYNTAX}dDwWsSbBtnrfv]|{_HEXADECIMAL})|\[\^?(?:{_MEMBER})+\]"
-    r"|\{[0-9]+(?:,[0-9]*)?\}|\((?:\?:|(?!\?))|[^\\\[\]{}(])*"
+    rf"(?:\\(?:[{_SYNTAX}dDwWsStnrfv]|{_HEXADECIMAL})|\[\^?(?:{_MEMBER})+\]"
+    rf"|(?:\^|\$|\\b)(?![*+?{{])|{_QUANTIFIER}|\((?:\?:|(?![?*]))|[^\\\[\]{{}}(^$*+?])*"
 )
 """Syntax that RE2 (used by buf.validate) and ECMA-262 share. It has no flags, named classes, braces
-as characters, or escapes of further punctuation.
+as characters, repeated assertions, or escapes of further punctuation. It lacks \\B, which in RE2
+also matches between the bytes of a character.
 """
+_TOKEN: Final = re.compile(r"\\.|\[\^?(?:\\.|[^\\\]])*\]|.", re.DOTALL)
+_SPACES: Final = r"\t\n\f\r "
+_IN_ECMA: Final = {".": r"[^\n]", r"\s": f"[{_SPACES}]", r"\S": f"[^{_SPACES}]"}
+"""Parts that match other characters in ECMA-262 than in RE2: more spaces, more ends of a line."""
 _LABEL: Final = "[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
 _HEX: Final = "[0-9a-fA-F]"
 _NAME: Final = r"[A-Za-z_][A-Za-z_0-9]*(?:\.[A-Za-z_][A-Za-z_0-9]*)*"
@@ -52,5 +58,12 @@ def literal(text: str) -> str:
 
 
 def escaped(pattern: str) -> str:
-    """Return a pattern with escapes of ECMA-262 for its non-ASCII characters."""
-    return "".join(c if c.isascii() or ord(c) > 0xFFFF else f"\\u{ord(c):04x}" for c in pattern)
+    """Return a portable pattern in ECMA-262, with escapes for its non-ASCII characters."""
+    text = _TOKEN.sub(lambda found: _IN_ECMA.get(found[0]) or _in_class(found[0]), pattern)
+    return "".join(c if c.isascii() or ord(c) > 0xFFFF else f"\\u{ord(c):04x}" for c in text)
+
+
+def _in_class(token: str) -> str:
+    if not token.startswith("["):
+        return token
+    return re.sub(r"\\.", lambda found: _SPACES if found[0] == r"\s" else found[0], token)

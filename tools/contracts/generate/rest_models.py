@@ -98,6 +98,8 @@ def _oneofs(name: str, message: Descriptor) -> str:
 
 
 def _models(schemas: dict[str, Any]) -> str:
+    if not schemas:  # no method has a route
+        return f"{_HEADER}\n\nfrom postbus_runtime.rest_types import Message\n"
     document = {
         "openapi": "3.1.0",
         "info": {"title": "internal", "version": "1"},

@@ -4,17 +4,20 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message_factory import GetMessageClass
 from protovalidate import CompilationError, EvaluationError, Validator
 
 from postbus_runtime.contract import ContractError
+from postbus_runtime.fields import is_map, value_of
 from tools.contracts.generate.descriptors import Contracts
 from tools.paths import VENV
 
-__all__ = ["compile_rules", "require_consistent_rules"]
+__all__ = ["compile_rules", "enum_errors", "require_consistent_rules"]
 
 _LINT: Final = json.dumps(
     {
@@ -55,6 +58,31 @@ def _explained(contracts: Contracts, fault: dict[str, Any]) -> str:
     rule = contracts.option_at(name, line - 1, column - 1)
     id_ = f"rule {rule.id!r}: " if rule is not None and getattr(rule, "id", None) else ""
     return f"{fault['path']}:{line}: {id_}{fault['message']}"
+
+
+def enum_errors(contracts: Contracts) -> Iterator[ContractError]:
+    """Yield an error for each enum field whose rules name no value, or leave none."""
+    for message in contracts.messages:
+        for field in message.fields:
+            enum = value_of(field).enum_type
+            if enum is not None:
+                yield from _of_enum(field, enum, _rules_of_value(contracts, field).enum)
+
+
+def _rules_of_value(contracts: Contracts, field: FieldDescriptor) -> Any:
+    rules = contracts.rules(field)
+    if is_map(field):
+        return rules.map.values
+    return rules.repeated.items if field.is_repeated else rules
+
+
+def _of_enum(field: FieldDescriptor, enum: EnumDescriptor, rules: Any) -> Iterator[ContractError]:
+    known = set(enum.values_by_number)
+    wanted = {rules.const} if rules.HasField("const") else set(getattr(rules, "in"))
+    for number in sorted(wanted - known):
+        yield ContractError(field, f"a rule names {number}, which {enum.full_name} does not have")
+    if not (wanted or known) - set(rules.not_in):
+        yield ContractError(field, f"its rules exclude every value of {enum.full_name}")
 
 
 def compile_rules(contracts: Contracts) -> None:

@@ -86,6 +86,7 @@ class Schemas:
         schema |= {"required": required} if required else {}
         schema |= {"additionalProperties": False} if request else {}
         unions = [self._union(oneof, fields) for oneof in choices(message)] if request else []
+        unions = [union for union in unions if union]
         return schema | ({"allOf": unions} if len(unions) > 1 else unions[0] if unions else {})
 
     def _always_sent(self, field: FieldDescriptor) -> bool:
@@ -178,8 +179,13 @@ class Schemas:
         return schema
 
     def _union(self, oneof: OneofDescriptor, fields: list[FieldDescriptor]) -> Schema:
-        """Return a tagged union: one member, or at most one if the oneof is not required."""
+        """Return a tagged union: one member, or at most one if the oneof is not required.
+
+        If a member is not in `fields`, the path or a header sets it, and there is no other one.
+        """
         members = [{"required": [field.json_name]} for field in oneof.fields if field in fields]
+        if len(members) < len(oneof.fields):
+            return {"not": {"anyOf": members}} if members else {}
         rules = self._contracts.options.foreign(oneof, "buf.validate.oneof")
         if rules is not None and rules.required:
             return {"oneOf": members}
