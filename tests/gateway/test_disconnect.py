@@ -388,7 +388,7 @@ async def test_request_that_fails_unexpectedly_before_its_call_has_no_effect(
     def fail(*_: Any) -> None:
         raise RecursionError
 
-    monkeypatch.setattr("gateway.transcoding.read_json", fail)
+    monkeypatch.setattr("gateway.json_bodies.read_json", fail)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
         with capture_logs() as logs:
