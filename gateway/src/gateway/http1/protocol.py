@@ -49,6 +49,7 @@ class Http1Protocol(ApplicationConnection):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._head_begun = False
+        self._searched = 0  # bytes of an incomplete head in which its end is not
         self._discarded = 0
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -104,13 +105,14 @@ class Http1Protocol(ApplicationConnection):
         if self._buffer.startswith(b"\r\n"):  # RFC 9112, section 2.2
             self._buffer = _EMPTY_LINES.sub(b"", self._buffer, count=1)
             return True
-        end = self._buffer.find(b"\r\n\r\n", 0, HEAD_BYTES)
+        end = self._buffer.find(b"\r\n\r\n", self._searched, HEAD_BYTES)
         if end < 0:
             self._await_head()
             return False
         if not self._head_begun:
             self._began = self._loop.time()
         self._head_begun = False
+        self._searched = 0
         self._expects_body = not self._buffer.startswith(b"HEAD ")
         self._fields = []
         head = parse_head(self._buffer[:end])
@@ -127,8 +129,9 @@ class Http1Protocol(ApplicationConnection):
     def _await_head(self) -> None:
         if len(self._buffer) >= HEAD_BYTES:
             raise HttpError(reasons.HEAD_TOO_LARGE, "The request's head is larger than 64 KiB.")
-        if _BARE_LINE_END.search(self._buffer):
+        if _BARE_LINE_END.search(self._buffer, self._searched):
             raise HttpError(reasons.MALFORMED_HTTP, "A line of the head does not end with CR LF.")
+        self._searched = max(0, len(self._buffer) - 3)  # all but a part of CR LF CR LF
         if not self._head_begun:
             self._head_begun = True
             self._began = self._loop.time()
