@@ -1,6 +1,7 @@
 """Heads of requests over HTTP/1.1, and upgrades to other protocols."""
 
 import time
+from typing import Any
 
 import h11
 import pytest
@@ -307,7 +308,7 @@ async def test_head_in_many_parts_is_searched_once() -> None:
         await client.send(b"GET /echo HTTP/1.1\r\nHost: a\r\nConnection: close\r\n")
         await client.send(b"a: bcdefghij\r\n" * 90 + b"b: " + b"x" * 60_000)
         await until(lambda: len(server.uvicorn.server_state.connections) == 1)
-        [connection] = server.uvicorn.server_state.connections
+        connection: Any = next(iter(server.uvicorn.server_state.connections))
         await until(lambda: len(connection._buffer) > 60_000)
 
         began = time.process_time()
