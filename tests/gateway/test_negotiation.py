@@ -111,6 +111,7 @@ def test_media_type_is_that_of_the_rfc(
         ("application/json;version=2;q=0, */*", JSON),
         ('application/json;a=";q=0", application/protobuf;q=0.5', JSON),
         ('application/json;a="', JSON),
+        ('application/json;a=";q=0;", application/protobuf;q=0.5', JSON),
         ("application/json, application/json;q=0", JSON),
         (",, ,", JSON),
         (";q=0", JSON),
