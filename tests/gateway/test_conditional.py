@@ -203,9 +203,11 @@ async def test_change_of_a_missing_resource_is_refused_by_its_worker(
 ) -> None:
     worker.reply = Reply(error=Error(code=Code.try_value(Code.NOT_FOUND), reason="POST_NOT_FOUND"))
 
-    response = await gateway.delete(POST, headers=headers | {"If-None-Match": "*"})
+    conditions = {"If-None-Match": "*", "Request-Timeout": "20"}
+    response = await gateway.delete(POST, headers=headers | conditions)
 
     assert refusal(response) == (404, "POST_NOT_FOUND")
+    assert 0 < worker.requests[0][1].budget_ms <= 20_000
     assert [route.rpartition(".")[2] for route, _ in worker.requests] == ["GetPost", "DeletePost"]
 
 

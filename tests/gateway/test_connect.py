@@ -340,6 +340,7 @@ async def test_other_content_type_is_415(gateway: httpx.AsyncClient, kind: str |
     assert response.headers["content-type"] == "application/problem+json"
     assert response.json()["reason"] == "CODEC_UNSUPPORTED"
     assert response.headers["accept-post"] == "application/json, application/proto"
+    assert response.headers["vary"] == "Authorization"
 
 
 async def test_content_type_has_parameters_and_any_case(gateway: httpx.AsyncClient) -> None:
@@ -439,6 +440,25 @@ async def test_malformed_query_is_refused(
     response = await gateway.get(GET, params=parameters)
 
     assert error_of(response)[0::2] == (status, reason)
+
+
+@pytest.mark.parametrize("padding", ["", "="])
+async def test_base64_of_a_message_may_be_padded(
+    gateway: httpx.AsyncClient, worker: Worker, padding: str
+) -> None:
+    response = await gateway.get(GET, params=query(b"", message=f"CgNhYmI{padding}"))
+
+    assert response.status_code == 200
+    assert decode(GetPostRequest, worker.requests[0][1].payload).id == "abb"
+
+
+async def test_empty_message_is_not_compressed(gateway: httpx.AsyncClient, worker: Worker) -> None:
+    """As clients send it, see the protocol's Unary-Request."""
+    headers = PROTO | {"content-encoding": "gzip"}
+    response = await gateway.post(f"{POSTS}/ListPosts", content=b"", headers=headers)
+
+    assert response.status_code == 200
+    assert worker.requests[0][1].payload == b""
 
 
 async def test_get_with_another_encoding_is_415(gateway: httpx.AsyncClient) -> None:

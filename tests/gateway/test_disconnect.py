@@ -26,6 +26,8 @@ from shared.wire import encode
 from tests.gateway.listening import listening
 from tests.tokens import TokenMaker
 
+POST_ID = "018f3f6e-0000-7000-8000-000000000001"
+
 SCOPE = {
     "type": "http",
     "asgi": {"version": "3.0"},
@@ -74,7 +76,11 @@ async def test_disconnect_cancels_the_call(verifier: TokenVerifier) -> None:
     assert asyncio.get_running_loop().time() - began < 4  # else the time above cancelled the call
 
 
-async def test_disconnect_of_a_connection_cancels_the_call(verifier: TokenVerifier) -> None:
+@pytest.mark.parametrize("line", ["GET /v1/posts", f"DELETE /v1/posts/{POST_ID}"])
+async def test_disconnect_of_a_connection_cancels_the_call(
+    verifier: TokenVerifier, tokens: TokenMaker, line: str
+) -> None:
+    """A change with If-None-Match reads the resource first."""
     begun, cancelled = asyncio.Event(), asyncio.Event()
 
     async def handler(_route: str, _body: bytes, _service: str) -> bytes:
@@ -87,11 +93,18 @@ async def test_disconnect_of_a_connection_cancels_the_call(verifier: TokenVerifi
         return b""
 
     bus = MemoryBus()
-    await bus.serve("posts", ["postbus.posts.v1.PostsService.ListPosts"], handler)
+    posts = "postbus.posts.v1.PostsService"
+    await bus.serve("posts", [f"{posts}.ListPosts", f"{posts}.GetPost"], handler)
     app = build_app(bus, verifier, max_body_bytes=10_000)
-    async with listening(app) as port, asyncio.timeout(4):  # less than the timeout of the call
+    async with (
+        app.running(),
+        listening(app) as port,
+        asyncio.timeout(4),  # less than the timeout of the call
+    ):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"GET /v1/posts HTTP/1.1\r\nHost: a\r\nRequest-Timeout: 20\r\n\r\n")
+        fields = f'Authorization: Bearer {tokens.token("alice")}\r\nIf-None-Match: "x"\r\n'
+        head = f"{line} HTTP/1.1\r\nHost: a\r\nRequest-Timeout: 20\r\n{fields}\r\n"
+        writer.write(head.encode())
         await begun.wait()
         writer.close()
         await cancelled.wait()
@@ -388,7 +401,7 @@ async def test_request_that_fails_unexpectedly_before_its_call_has_no_effect(
     def fail(*_: Any) -> None:
         raise RecursionError
 
-    monkeypatch.setattr("gateway.transcoding.read_json", fail)
+    monkeypatch.setattr("gateway.json_bodies.read_json", fail)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
         with capture_logs() as logs:

@@ -1,5 +1,8 @@
 """Heads of requests over HTTP/1.1, and upgrades to other protocols."""
 
+import time
+from typing import Any
+
 import h11
 import pytest
 from hypothesis import given, settings
@@ -22,6 +25,7 @@ from tests.gateway.http1_server import (
     connect,
     exchange,
     request,
+    serve,
     until,
 )
 
@@ -297,6 +301,25 @@ async def test_line_end_that_is_invalid_is_refused_before_the_head_is_complete(
         await client.send(sent)
 
         assert (await client.response()).outline == (400, "MALFORMED_HTTP")
+
+
+async def test_head_in_many_parts_is_searched_once() -> None:
+    async with serve() as server, connect(server) as client:
+        await client.send(b"GET /echo HTTP/1.1\r\nHost: a\r\nConnection: close\r\n")
+        await client.send(b"a: bcdefghij\r\n" * 90 + b"b: " + b"x" * 60_000)
+        await until(lambda: len(server.uvicorn.server_state.connections) == 1)
+        connection: Any = next(iter(server.uvicorn.server_state.connections))
+        await until(lambda: len(connection._buffer) > 60_000)
+
+        began = time.process_time()
+        for _ in range(1000):
+            connection.data_received(b"x")
+        spent = time.process_time() - began
+
+        assert spent < 0.1
+        for part in (b"\r", b"\n", b"\r", b"\n"):
+            connection.data_received(part)
+        assert (await client.response()).status == 200
 
 
 async def test_bytes_of_a_body_do_not_count_as_head(server: Server) -> None:

@@ -17,6 +17,7 @@ from gateway import (
     unfinished_input,
     unfinished_message,
     websocket_calls,
+    websocket_closing,
     websocket_connection,
     websocket_protocol,
     websocket_sender,
@@ -68,7 +69,7 @@ def test_bound_has_the_documented_value(documented: str) -> None:
         (rate_storage._STORE_CONNECTIONS, 1, 100),
         # time until a client is disconnected
         (HTTP.linger_seconds, 1, 30),
-        (websocket_protocol._CLOSE_SECONDS, 1, 10),
+        (websocket_closing._CLOSE_SECONDS, 1, 10),
         # time for which other tasks wait
         (body_framing.STEP_CHUNKS, 1, 1000),
         (event_subscriptions._SLICE, 1, 200),

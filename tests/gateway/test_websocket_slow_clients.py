@@ -121,7 +121,7 @@ async def test_few_frames_are_parsed_at_a_time(
 async def test_socket_stays_open_until_the_client_has_sent_its_close_frame(
     here: Gateway, started: list[WebSocketProtocol], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.websocket_protocol._CLOSE_SECONDS", 60)
+    monkeypatch.setattr("gateway.websocket_closing._CLOSE_SECONDS", 60)
     reader, writer = await here.accepted()
     writer.write(masked(b"{}"))
     code, reason, _ = await closed_with(reader)
@@ -141,7 +141,7 @@ async def test_client_that_never_reads_the_close_frame_is_read_from_and_then_dis
     started: list[WebSocketProtocol],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gateway.websocket_protocol._CLOSE_SECONDS", 0.5)
+    monkeypatch.setattr("gateway.websocket_closing._CLOSE_SECONDS", 0.5)
     async with here.user(max_queue=1, close_timeout=0.1) as socket:
         [protocol] = started
         await socket.request(subscribe("1", PUBLIC))
@@ -185,7 +185,7 @@ async def test_server_shutdown_closes_sockets_with_1012(
 async def test_client_that_sends_no_close_frame_is_disconnected(
     here: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.websocket_protocol._CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr("gateway.websocket_closing._CLOSE_SECONDS", 0.2)
     reader, writer = await here.accepted()
     writer.write(masked(b"{}"))
     await closed_with(reader)

@@ -13,7 +13,7 @@ import users
 
 KEYS_OF_THE_PROGRAM = {
     "gateway.documentation_routes._documents",
-    "gateway.documentation_routes._page",
+    "gateway.static_documents.page_text",
     "gateway.update_masks.resource_of",
     "shared.bounds._counter",
     "shared.bounds.max_elements",

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 
 import pytest
 import structlog.testing
@@ -160,6 +160,35 @@ async def test_each_purpose_has_a_queue_of_its_own(purpose: Purpose, size: int) 
             pass
 
     assert raised.value.retry_after == 1
+
+
+def places(passwords: Passwords) -> int:
+    """Return the number of log-ins that may hash or wait at the same time."""
+    acquired = 0
+    with ExitStack() as slots, suppress(ServiceError):
+        while acquired < 100:
+            slots.enter_context(passwords.acquire_slot(Purpose.LOG_IN))
+            acquired += 1
+    return acquired
+
+
+async def test_slow_hashes_leave_fewer_places_until_they_are_fast_again() -> None:
+    with closing(Passwords()) as passwords:
+        before = places(passwords)
+        await passwords._run(Purpose.LOG_IN, lambda: time.sleep(1))
+        slow = places(passwords)
+        for _ in range(60):
+            await passwords._run(Purpose.LOG_IN, lambda: None)
+
+        assert before == places(passwords) == 32
+        assert 1 <= slow <= 15
+
+
+def test_very_slow_hashes_leave_one_place() -> None:
+    with closing(Passwords()) as passwords:
+        passwords._seconds = 60.0
+
+        assert places(passwords) == 1
 
 
 async def test_log_ins_have_priority_and_other_purposes_are_not_starved() -> None:

@@ -102,7 +102,6 @@ def _message(parameters: Mapping[str, str]) -> bytes:
         raise _malformed("The query has no parameter `message`.")
     if parameters.get("base64", "0") != "1":
         return text.encode()
-    text = text.rstrip("=")
     try:
         return b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True)
     except (binascii.Error, ValueError):

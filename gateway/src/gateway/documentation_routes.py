@@ -6,9 +6,7 @@ import html
 import json
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib.metadata import distribution
 from importlib.resources import files
-from pathlib import Path
 from string import Template
 
 from starlette.exceptions import HTTPException
@@ -16,7 +14,14 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from gateway.static_documents import AddressedDocument, StaticDocument
+from gateway.documentation_viewers import viewer_documents
+from gateway.static_documents import (
+    HTML,
+    SELF_CONTAINED,
+    AddressedDocument,
+    StaticDocument,
+    page_text,
+)
 from postbus.reasons import REASONS
 from postbus.registry import METHODS, Access
 from postbus_runtime.reasons import Reason, Scope
@@ -24,15 +29,9 @@ from shared.errors import Code
 
 __all__ = ["contracts_page", "documentation_routes"]
 
-_HTML = "text/html; charset=utf-8"
-_SCRIPT = "text/javascript; charset=utf-8"
 _GENERATED = {
     "/contracts/descriptor.binpb": ("contracts.binpb", "application/protobuf"),
     "/contracts/protos.zip": ("protos.zip", "application/zip"),
-}
-_VIEWERS = {
-    "/docs": "rest.html",
-    "/docs/events": "events.html",
 }
 _ORIGINS = {
     Scope.NAMED: "Errors of these methods have it:",
@@ -42,30 +41,6 @@ _ORIGINS = {
     Scope.BUS: "Errors on the message broker have it; clients do not get them.",
 }
 """The errors that have a reason, by its scope."""
-_OWN_ASSETS = {
-    "/docs/viewer.css": ("viewer.css", "text/css"),
-    "/docs/rest.js": ("rest.js", _SCRIPT),
-}
-_SWAGGER = "fastapi_swagger/resources"
-_ASSETS = {
-    "/docs/swagger-ui.css": ("fastapi-swagger", f"{_SWAGGER}/swagger-ui.css", "text/css"),
-    "/docs/swagger-ui-bundle.js": (
-        "fastapi-swagger",
-        f"{_SWAGGER}/swagger-ui-bundle.js",
-        _SCRIPT,
-    ),
-    "/docs/favicon.png": ("fastapi-swagger", f"{_SWAGGER}/favicon-32x32.png", "image/png"),
-    "/docs/asyncapi-viewer.js": (
-        "asyncapi-viewer",
-        "asyncapi_viewer/static/asyncapi-viewer.iife.js",
-        _SCRIPT,
-    ),
-}
-_SELF_CONTAINED = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-_VIEWER_POLICY = (
-    f"{_SELF_CONTAINED}; script-src 'self'; style-src 'self'; connect-src 'self';"
-    " img-src 'self' data:"
-)
 
 
 def documentation_routes() -> list[Route]:
@@ -81,18 +56,18 @@ def documentation_routes() -> list[Route]:
 @cache
 def _documents() -> Mapping[str, StaticDocument]:
     """Return all documents by path, which are read and compressed once per process."""
-    assets = _assets()
-    return _generated() | assets | _viewers(assets)
+    return _generated() | viewer_documents()
 
 
 def contracts_page(folder: str, more: str) -> str:
     """Return the page that lists the files in `folder`; `more` is HTML that follows the list."""
-    return Template(_page("contracts.html")).substitute(folder=folder, more=more)
+    return Template(page_text("contracts.html")).substitute(folder=folder, more=more)
 
 
 async def _contracts(request: Request) -> Response:
     origin = html.escape(_origin(request))
-    page = contracts_page("contracts/", Template(_page("served.html")).substitute(origin=origin))
+    more = Template(page_text("served.html")).substitute(origin=origin)
+    page = contracts_page("contracts/", more)
     return await _styled(page).serve(request)
 
 
@@ -110,7 +85,7 @@ def _reason_page(reason: Reason) -> str:
         for method in METHODS.values()
         if reason in method.reasons and method.access is not Access.INTERNAL
     ]
-    return Template(_page("reason.html")).substitute(
+    return Template(page_text("reason.html")).substitute(
         reason=reason,
         meaning=html.escape(reason.meaning),
         code=Code.try_value(reason.code).name,
@@ -122,9 +97,9 @@ def _reason_page(reason: Reason) -> str:
 
 def _styled(page: str) -> StaticDocument:
     """Return a page that may use its own style only."""
-    policy = f"{_SELF_CONTAINED}; style-src '{_style_hash(page)}'"
+    policy = f"{SELF_CONTAINED}; style-src '{_style_hash(page)}'"
     headers = {"Content-Security-Policy": policy}
-    return StaticDocument(page.encode(), _HTML, headers, compressed=False)
+    return StaticDocument(page.encode(), HTML, headers, compressed=False)
 
 
 async def _to_docs(_request: Request) -> Response:
@@ -174,42 +149,6 @@ _ADDRESSED: Mapping[str, tuple[bytes, Callable[[Request], str]]] = {
 def _disposition(path: str) -> dict[str, str]:
     """Return the header with which a browser saves a file under its name."""
     return {"Content-Disposition": f'attachment; filename="{path.rpartition("/")[2]}"'}
-
-
-def _viewers(assets: Mapping[str, StaticDocument]) -> dict[str, StaticDocument]:
-    policy = {"Content-Security-Policy": _VIEWER_POLICY}
-    return {
-        path: StaticDocument(_versioned(_page(name), assets).encode(), _HTML, policy)
-        for path, name in _VIEWERS.items()
-    }
-
-
-def _versioned(page: str, assets: Mapping[str, StaticDocument]) -> str:
-    """Add its version to the URL of each asset of a page, so that browsers cache it."""
-    for path, asset in assets.items():
-        name = path.rpartition("/")[2]
-        page = page.replace(f'{name}"', f'{name}?v={asset.version}"')
-    return page
-
-
-def _assets() -> dict[str, StaticDocument]:
-    """Read scripts and styles, without importing their packages, which would take longer."""
-    found = {
-        path: StaticDocument(
-            Path(str(distribution(package).locate_file(name))).read_bytes(), media_type
-        )
-        for path, (package, name, media_type) in _ASSETS.items()
-    }
-    own = {
-        path: StaticDocument(_page(name).encode(), media_type)
-        for path, (name, media_type) in _OWN_ASSETS.items()
-    }
-    return found | own
-
-
-@cache
-def _page(name: str) -> str:
-    return files("gateway").joinpath("pages", name).read_text()
 
 
 def _style_hash(page: str) -> str:

@@ -5,6 +5,8 @@ import hashlib
 import struct
 import zlib
 from collections.abc import Callable
+from functools import cache
+from importlib.resources import files
 from typing import Final, NamedTuple
 
 from starlette.requests import Request
@@ -14,15 +16,24 @@ from gateway.conditional import contains_tag
 from gateway.media_types import accepts_gzip
 from gateway.response_headers import PAGE
 
-__all__ = ["AddressedDocument", "StaticDocument"]
+__all__ = ["HTML", "SELF_CONTAINED", "AddressedDocument", "StaticDocument", "page_text"]
 
+HTML: Final = "text/html; charset=utf-8"
+SELF_CONTAINED: Final = (
+    "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""The Content-Security-Policy of a page that loads nothing and is in no frame."""
 _IMMUTABLE: Final = "public, max-age=31536000, immutable"
 _REVALIDATED: Final = "no-cache"
 """A cache may store the document, but revalidates it before each use."""
-
-
 _GZIP_HEADER: Final = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 """Of a member without name and time (RFC 1952, section 2.3)."""
+
+
+@cache
+def page_text(name: str) -> str:
+    """Return the text of a file in the folder `pages`."""
+    return files("gateway").joinpath("pages", name).read_text()
 
 
 class _Content(NamedTuple):

@@ -12,31 +12,20 @@ import orjson
 from google.protobuf.message import Message
 
 from gateway.binary_messages import BinaryBody, request_types, response_types
+from gateway.json_bodies import JsonBody
 from gateway.media_types import BINARY, JSON
 from gateway.parameters import Document, FieldPath, field_named, find_field_path, violation
-from gateway.problems import HttpError
 from gateway.raw_bodies import request_field, response_field
 from gateway.update_masks import Resource, derive_mask, resource_of, unknown_paths
-from postbus import reasons
 from postbus.registry import HttpRule, Method
 from shared.errors import FieldViolation, ServiceError
 from shared.output_only import remover
-from shared.protojson import read_json, read_message, takes_null, write_message
+from shared.protojson import read_message, write_message
 from shared.wire import find_violations, invalid_fields, message_class
 
 __all__ = ["Transcoder"]
 
 _PARAMETER: Final = re.compile(r"\{([^}]+)\}")
-
-
-def _read_json(body: bytes) -> Any:
-    """Return the value of a body; 400 if it is not JSON, 422 beyond the bounds of `read_json`."""
-    try:
-        return read_json(body)
-    except ServiceError as error:
-        if error.reason != reasons.MALFORMED_JSON:
-            raise
-        raise HttpError(error.reason, "The body is not valid JSON.") from None
 
 
 class Transcoder:
@@ -57,9 +46,6 @@ class Transcoder:
         """Names of the field that only If-Match sets."""
         self._bound_fields = {field.path for field, _ in self._variables} | self._header_names
         """Fields that the path, the body or If-Match sets, and so no query parameter."""
-        kind: Any = self._descriptor
-        body = None if rule.body in ("", "*") else field_named(kind, rule.body)
-        self._takes_null = body is not None and takes_null(body)
         if rule.body:
             self._bound_fields.add(rule.body)
         self.raw_request = request_field(method, rule)
@@ -77,6 +63,7 @@ class Transcoder:
         variables = [field for field, _ in self._variables]
         self._binary_body = BinaryBody(self._request, rule, variables, expected)
         self._resource = resource_of(method)
+        self._json_body = JsonBody(self._descriptor, rule, self._resource)
         self._remove_output_only = remover(self._descriptor)
 
     def read(
@@ -96,7 +83,7 @@ class Transcoder:
         document: Document = {}
         client_fields: Document | None = None if binary else {}
         if self.rule.body and raw is None and not binary:
-            document, client_fields = self._read_body(body)
+            document, client_fields = self._json_body.read(body)
         found: list[FieldViolation] = []
         if self._header_names:
             found += self._remove_header_field(document)
@@ -153,24 +140,6 @@ class Transcoder:
                 found.append(repeated)
         return found
 
-    def _read_body(self, body: bytes) -> tuple[Document, Document]:
-        """Return the part of the request in the body, and the members of a resource in it."""
-        whole = self.rule.body == "*"
-        try:
-            value = _read_json(body)
-        except ServiceError as error:
-            raise error if whole else _inside(error, self.rule.body) from None
-        members = {}
-        if isinstance(value, dict):
-            if self._resource is not None:
-                value = self._resource.without_read_only(value)
-                members = value.copy()
-        elif whole:
-            raise HttpError(reasons.NOT_AN_OBJECT, "The body must be a JSON object.")
-        elif value is None and not self._takes_null:
-            raise invalid_fields([violation(self.rule.body, "type", "must not be null")])
-        return (value if whole else {self.rule.body: value}), members
-
     def _set_mask(
         self, message: Any, resource: Resource, client_fields: Document | None
     ) -> list[FieldViolation]:
@@ -215,20 +184,3 @@ def _set_raw(message: Any, field: str, body: bytes, media_type: str) -> None:
 
 def _expand_template(template: str, parameters: Mapping[str, str]) -> str:
     return _PARAMETER.sub(lambda match: parameters[match[1]], template)
-
-
-def _inside(error: ServiceError, field: str) -> ServiceError:
-    """Return an INVALID_FIELDS error with `field` before its paths; other errors unchanged."""
-    if error.reason != reasons.INVALID_FIELDS:
-        return error
-    return invalid_fields(
-        [
-            FieldViolation(
-                field=f"{field}.{each.field}" if each.field else field,
-                rule=each.rule,
-                message=each.message,
-            )
-            for each in error.violations
-        ],
-        more=error.more_violations,
-    )

@@ -1,7 +1,6 @@
-"""One WebSocket client: authentication, and the dispatch of its frames."""
+"""One WebSocket: the time to authenticate, the reading of frames, and the end of the token."""
 
 import asyncio
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -11,26 +10,20 @@ from gateway.large_inputs import LARGE_BYTES
 from gateway.request_headers import MAX_TIMEOUT
 from gateway.services import Services
 from gateway.socket_limits import FrameBudget
-from gateway.websocket_calls import SocketCalls
+from gateway.websocket_client import WebSocketClient
 from gateway.websocket_frames import (
-    CallFrame,
-    ClientFrame,
     first_member_id,
     frame_id,
-    member_frame,
     parse_frame,
     read_client_frame,
     read_frame,
 )
 from gateway.websocket_interface import Socket
 from gateway.websocket_sender import FrameSender
-from gateway.websocket_subscriptions import SocketSubscriptions
 from postbus import reasons
-from shared import tasks
 from shared.access_tokens import Caller
 from shared.errors import ServiceError, internal
 from shared.trace import new_traceparent, trace_id
-from shared.wire import message_class
 
 __all__ = ["AUTHENTICATION_BYTES", "WebSocketConnection"]
 
@@ -40,20 +33,6 @@ AUTHENTICATION_BYTES: Final = 8192
 """Largest message of a client that has not authenticated."""
 _AUTHENTICATION_SECONDS: Final = 10.0
 """Time from the handshake to the frame `authenticate`."""
-_REALTIME: Final = "postbus.realtime.v1."
-_Authenticated: Any = message_class(_REALTIME + "Authenticated")
-_SUBSCRIBED: Final = message_class(_REALTIME + "Subscribed")()
-_UNSUBSCRIBED: Final = message_class(_REALTIME + "Unsubscribed")()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Client:
-    """An authenticated client."""
-
-    caller: Caller
-    calls: SocketCalls
-    subscriptions: SocketSubscriptions
-    revocation: asyncio.Task[None]
 
 
 class WebSocketConnection:
@@ -84,7 +63,7 @@ class WebSocketConnection:
         self._socket = socket
         self._sender = FrameSender(socket)
         self._services = services
-        self._client: _Client | None = None
+        self._client: WebSocketClient | None = None
         self._reading: asyncio.Task[None] | None = None
         self._timer = self._loop.call_later(
             _AUTHENTICATION_SECONDS, self._sender.close, _unauthenticated()
@@ -98,14 +77,9 @@ class WebSocketConnection:
     async def close(self) -> None:
         """End all calls and subscriptions, once the socket is closed."""
         self._timer.cancel()
-        running = [self._reading] if self._reading is not None else []
         client, self._client = self._client, None
         if client is not None:
-            client.subscriptions.remove_all()
-            running += [client.revocation, *client.calls.running]
-        await tasks.end(*running)
-        if client is not None:
-            self._services.socket_quotas.users.release(client.caller.user_id)
+            await client.end(*([self._reading] if self._reading is not None else []))
 
     def receive(self, message: bytes) -> asyncio.Task[None] | None:
         """Handle a frame; send an error frame if it is refused.
@@ -123,14 +97,14 @@ class WebSocketConnection:
             if self._client is None:
                 self._authenticate(document, message)
             else:
-                self._handle(read_client_frame(document, message), self._client)
+                self._client.handle(read_client_frame(document, message))
         except Exception as error:  # noqa: BLE001  # every frame gets a response
             failure = self._send_failure(error, id_)
             if self._client is None:
                 self._sender.close(failure)
         return None
 
-    async def _receive_large(self, message: bytes, client: _Client) -> None:
+    async def _receive_large(self, message: bytes, client: WebSocketClient) -> None:
         """Handle a large frame. It counts as a request before it is parsed."""
         user_id = client.caller.user_id
         arrived = self._loop.time()
@@ -143,7 +117,7 @@ class WebSocketConnection:
             if isinstance(frame, ServiceError):  # raised here, it would refer to itself by `frame`
                 self._sender.send_error(frame, id_=id_, traceparent=new_traceparent())
             else:
-                self._handle(frame, client, late=self._loop.time() - arrived)
+                client.handle(frame, late=self._loop.time() - arrived)
         except Exception as error:  # noqa: BLE001  # every frame gets a response
             self._send_failure(error, id_)
 
@@ -164,60 +138,22 @@ class WebSocketConnection:
         frame = read_client_frame(document, text)
         token = frame.content.access_token
         caller = self._services.verifier.verify(token)
-        self._services.socket_quotas.users.take(caller.user_id)
-        self._budget.shared = self._services.frame_budgets.of_user(caller.user_id)
-        self._client = self._new_client(caller, token)
-        self._socket.max_bytes = self._services.max_body_bytes
-        self._close_at_expiry(caller)
-        authenticated = _Authenticated(user_id=caller.user_id)
-        authenticated.expires_at.FromDatetime(caller.expires_at)
-        self._sender.send(member_frame("authenticated", authenticated, id_=frame.id))
-
-    def _new_client(self, caller: Caller, token: str) -> _Client:
-        calls = SocketCalls(
+        self._client = client = WebSocketClient(
             self._services,
             self._sender,
-            user_id=caller.user_id,
+            caller=caller,
             access_token=token,
             address=self._address,
         )
-        return _Client(
-            caller=caller,
-            calls=calls,
-            subscriptions=SocketSubscriptions(self._services, self._sender, user_id=caller.user_id),
-            revocation=self._loop.create_task(self._close_when_revoked(caller)),
-        )
+        self._budget.shared = self._services.frame_budgets.of_user(caller.user_id)
+        self._socket.max_bytes = self._services.max_body_bytes
+        self._close_at_expiry(caller)
+        client.greet(frame.id)
 
     def _close_at_expiry(self, caller: Caller) -> None:
         self._timer.cancel()
         expired = ServiceError(reasons.TOKEN_EXPIRED, "The access token has expired.")
         self._timer = self._loop.call_later(caller.remaining, self._sender.close, expired)
-
-    async def _close_when_revoked(self, caller: Caller) -> None:
-        try:
-            await self._services.verifier.until_revoked(caller)
-        except ServiceError as error:
-            self._sender.close(error)
-
-    def _handle(self, frame: ClientFrame, client: _Client, *, late: float = 0.0) -> None:
-        self._services.verifier.require_open(client.caller)
-        if isinstance(frame, CallFrame):
-            client.calls.start(frame, late=late)
-            return
-        match frame.kind:
-            case "cancel":
-                client.calls.cancel(frame.content.call)
-            case "subscribe":
-                client.subscriptions.add(frame.id, frame.content.types)
-                self._sender.send(member_frame("subscribed", _SUBSCRIBED, id_=frame.id))
-            case "unsubscribe":
-                client.subscriptions.remove(frame.content.subscription)
-                self._sender.send(member_frame("unsubscribed", _UNSUBSCRIBED, id_=frame.id))
-            case _:
-                raise ServiceError(
-                    reasons.AUTHENTICATED_BEFORE,
-                    "The WebSocket is authenticated already.",
-                )
 
 
 def _unauthenticated() -> ServiceError:

@@ -1,4 +1,4 @@
-"""The transport of a WebSocket: received frames, their rate, fair scheduling, closing.
+"""The transport of a WebSocket: received frames, their rate, and fair scheduling.
 
 uvicorn's protocol class does the handshake, the ASGI events up to `websocket.accept` and the pings;
 `websockets` parses the frames. Messages are not passed as ASGI events: a queue, a task switch and a
@@ -8,18 +8,16 @@ dictionary for each frame would cost more than the frame itself.
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Final
 
-from websockets.exceptions import InvalidState
 from websockets.frames import Opcode
 
 from gateway.problems import CLOSE_CODES
 from gateway.socket_limits import FrameBudget
 from gateway.unfinished_input import FREE_BYTES
 from gateway.unfinished_message import UnfinishedMessage
+from gateway.websocket_closing import WebSocketClosing
 from gateway.websocket_interface import Receiver
-from gateway.websocket_output import WebSocketOutput
 from postbus import reasons
 from shared.errors import ServiceError
 
@@ -29,21 +27,17 @@ _PARSE_BYTES: Final = 1024
 """Bytes that are parsed before their frames are handled: at most 170 frames, about 0.5 ms."""
 _TURN_SECONDS: Final = 0.002
 """Longest time for which one socket is served before other tasks run."""
-_CLOSE_SECONDS: Final = 3.0
-"""Time for a client to read everything that was sent, and to send its close frame."""
 
 
-class WebSocketProtocol(WebSocketOutput):
+class WebSocketProtocol(WebSocketClosing):
     """A Socket, which the application gets in `scope["state"]["socket"]`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._receiver: Receiver | None = None
         self._budget = FrameBudget(1, 1)
         self._received = bytearray()
         self._frames: list[Any] = []
         self._message = bytearray()
-        self._continuation: asyncio.Handle | None = None
         self._reading: asyncio.Future[None] | None = None
         self._unfinished = UnfinishedMessage(self.loop)
 
@@ -80,8 +74,6 @@ class WebSocketProtocol(WebSocketOutput):
         else:
             self._handle_frames()
 
-    # Receiving
-
     @property
     def max_bytes(self) -> int:
         """See Socket."""
@@ -100,21 +92,11 @@ class WebSocketProtocol(WebSocketOutput):
         if not self.handshake_initiated:
             super().data_received(data)  # gateway.http1 has validated it, and passes it alone
         elif self.close_sent:
-            if self._ends_with_close_frame(data):
-                self.transport.close()
+            self._receive_after_close(data)
         else:
             self._received += data
             if self._continuation is None:
                 self._handle_frames()
-
-    def _ends_with_close_frame(self, data: bytes) -> bool:
-        """Return whether `data` ends with the client's close frame, which usually repeats ours.
-
-        The bytes before it are not parsed. If the frame is not found, _CLOSE_SECONDS apply.
-        """
-        reason = self.conn.close_sent.reason if self.conn.close_sent else ""
-        sizes = (0, 2, 2 + len(reason.encode()))
-        return any(data[-6 - size :].startswith(bytes((0x88, 0x80 | size))) for size in sizes)
 
     def _handle_frames(self) -> None:
         """Handle frames for a short time, then let other tasks run.
@@ -166,11 +148,6 @@ class WebSocketProtocol(WebSocketOutput):
         open_ = self._receiver is not None and not self.close_sent
         return open_ and self._reading is None and self.writable.is_set()
 
-    def _read_on(self, on: bool) -> None:
-        if on is self.read_paused and not self.transport.is_closing():
-            self.read_paused = not on
-            (self.transport.resume_reading if on else self.transport.pause_reading)()
-
     def _receive_frame(self, frame: Any) -> None:
         if not self._budget.spend(len(frame.data), self.loop.time()):
             self.close(4429, reasons.TOO_MANY_FRAMES)
@@ -215,62 +192,9 @@ class WebSocketProtocol(WebSocketOutput):
         if (self._received or self._frames) and self._continuation is None:
             self._handle_frames()
 
-    # Closing
-
-    def close(self, code: int, reason: str) -> None:
-        """See Socket. The frame is sent even if the transport's buffer is full."""
-        if self.close_sent or self.disconnected:
-            return
-        with suppress(InvalidState):  # the client has sent a close frame
-            self.conn.send_close(code, reason)
-        self._finish_close()
-
-    def _finish_close(self) -> None:
-        """Send the prepared close frame; wait for the client to close the connection.
-
-        Until then, bytes are read and discarded: with unread bytes the kernel would reset the
-        connection, and the close frame could be lost (RFC 6455, section 7.1.1).
-        """
-        self._flush()
-        self.close_sent = True
-        self._discard_received()
-        self.stop_keepalive()
-        if self.conn.close_rcvd is not None:
-            self.transport.close()
-        self._read_on(True)
-        self.close_timer = self.loop.call_later(_CLOSE_SECONDS, self.transport.abort)
-        self._end_receiver()
-
-    def shutdown(self) -> None:
-        """Close because the server shuts down."""
-        if self._receiver is None:
-            super().shutdown()
-        else:
-            self.close(1012, "RESTART")
-            self.transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel the callbacks of the connection, and discard its buffers."""
-        super().connection_lost(exc)
-        for handle in (self._continuation, self._flushing):
-            if handle is not None:
-                handle.cancel()
-        self._discard_received()
-        self._end_receiver()
-
-    def keepalive_timeout(self) -> None:
-        """Close because the client has not sent a pong in time."""
-        self.pong_timer = None
-        self.close(1011, reasons.PING_TIMEOUT)
-
     def _discard_received(self) -> None:
         self._received.clear()
         self._frames.clear()
         self._message.clear()
         self.conn.reader.buffer.clear()
         self._unfinished.discard()
-
-    def _end_receiver(self) -> None:
-        receiver, self._receiver = self._receiver, None
-        if receiver is not None:
-            receiver.disconnected()

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 import unicodedata
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -38,6 +39,11 @@ _PLACES: Final[Mapping[Purpose, int]] = {
 }
 """Calls per purpose that may hash or wait at the same time: about a second of work. More would only
 hold handlers and database connections."""
+_FULL_SECONDS: Final = 0.06
+"""Average time of a hash up to which a purpose has all its places. While hashes are slower, it has
+fewer: the last waiting calls would do their work in vain, because their deadline ends first."""
+_SAMPLES: Final = 8
+"""Hashes after which the average time follows a change."""
 _CONSECUTIVE_LOG_INS: Final = 3
 """Log-ins in a row, after which another purpose gets a thread, so that log-ins cannot starve it."""
 
@@ -68,6 +74,7 @@ class Passwords:
             purpose: deque() for purpose in Purpose
         }
         self._consecutive_log_ins = 0
+        self._seconds = 0.0  # average time of a hash
 
     @contextmanager
     def acquire_slot(self, purpose: Purpose) -> Iterator["HashSlot"]:
@@ -75,7 +82,7 @@ class Passwords:
 
         RESOURCE_EXHAUSTED with PASSWORDS_BUSY if the queue is full. Acquire the slot before any
         other work of the call, so that a refused call costs nothing."""
-        if self._slots[purpose] >= _PLACES[purpose]:
+        if self._slots[purpose] >= self._places(purpose):
             raise ServiceError(
                 reasons.PASSWORDS_BUSY,
                 f"Too many clients are trying to {purpose.value}.",
@@ -86,6 +93,10 @@ class Passwords:
             yield HashSlot(self, purpose)
         finally:
             self._slots[purpose] -= 1
+
+    def _places(self, purpose: Purpose) -> int:
+        slower = max(1.0, self._seconds / _FULL_SECONDS)
+        return max(1, int(_PLACES[purpose] / slower))
 
     async def hash(self, purpose: Purpose, password: str) -> str:
         """See HashSlot.hash."""
@@ -118,9 +129,15 @@ class Passwords:
             with suppress(RuntimeError):  # the loop is closed: the process ends
                 loop.call_soon_threadsafe(self._release_thread)
 
-        work = self._threads.submit(function, *args)
+        work = self._threads.submit(self._measured, function, *args)
         work.add_done_callback(release)
         return await asyncio.wrap_future(work)
+
+    def _measured(self, function: Callable[..., T], *args: str) -> T:
+        began = time.perf_counter()
+        result = function(*args)
+        self._seconds += (time.perf_counter() - began - self._seconds) / _SAMPLES
+        return result
 
     async def _acquire_thread(self, purpose: Purpose) -> None:
         if self._free_threads > 0:
