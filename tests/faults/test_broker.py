@@ -20,7 +20,7 @@ from pydantic import SecretStr
 
 from postbus.bus.v1 import Event, Outcome, Reply
 from shared.bus import Call
-from shared.bus.amqp import amqp_bus, connect
+from shared.bus.amqp import connect, reconnection
 from shared.bus.amqp.amqp_bus import AmqpBus
 from shared.bus.amqp.broker_connection import BrokerConnection
 from shared.bus.amqp.broker_errors import BROKER_ERRORS, broker_errors
@@ -287,7 +287,7 @@ async def test_delays_start_again_after_a_stable_connection_only(
 ) -> None:
     ahead = 0.0
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + ahead)
-    monkeypatch.setattr(amqp_bus, "time", clock)
+    monkeypatch.setattr(reconnection, "time", clock)
 
     async def next_delays(count: int) -> list[float]:
         """Break the connection; return the delays after the failed attempts to connect."""
