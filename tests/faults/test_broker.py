@@ -337,10 +337,12 @@ async def test_bus_connects_again_after_the_loss_of_a_channel(
     route = unique("postbus.test.v1.Route")
     server = await bus.serve(unique("queue."), [route], echo)
     session = bus._session
+    consumer = bus._consumers[0]
     assert session is not None
+    assert isinstance(consumer, RpcServer)
 
     with suppress(Exception):  # the broker closes the channel
-        await bus._consumers[0]._channel.channel.declare_queue(unique("no."), passive=True)
+        await consumer._channel.channel.declare_queue(unique("no."), passive=True)
 
     await until_reconnected(bus, session)
     await until_answered(bus, route)

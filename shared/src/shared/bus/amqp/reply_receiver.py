@@ -1,5 +1,6 @@
 """Takes the replies from the queue of a process, and passes them to its pending calls."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from shared.bus.amqp.batches import unpack
@@ -43,7 +44,7 @@ class ReplyReceiver:
     def receive(self, message: Delivered) -> None:
         """Take a message with a reply, or with a batch of replies to calls."""
         if message.correlation_id:
-            replies = [(message.correlation_id, message.body)]
+            replies: Sequence[tuple[str, bytes]] = [(message.correlation_id, message.body)]
         else:
             try:
                 replies = unpack(message.body)
