@@ -25,7 +25,7 @@ from bench.rpc.peers.call_queues import QUEUES, use
 from shared.bus import Call
 from shared.bus.amqp import connect
 from shared.bus.amqp.amqp_bus import AmqpBus
-from shared.bus.envelope import payload_reply
+from shared.bus.reply import payload_reply
 from shared.errors import ServiceError
 from tools.accounts.rights import OPERATOR
 from tools.accounts.set_up import set_up_broker_accounts

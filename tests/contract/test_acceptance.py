@@ -9,7 +9,7 @@ from starlette.routing import Route
 from gateway.app import build_app
 from postbus_runtime.contract import ContractError
 from shared.access_tokens import TokenVerifier
-from shared.bus import dispatch
+from shared.bus import request_verification
 from shared.bus.memory import MemoryBus
 from tests.contract.odd import HEAD, PLACE, build, compile_text, fault_of, new_project
 from tests.tokens import TokenMaker
@@ -126,7 +126,7 @@ def test_paths_of_the_gateway_are_those_that_it_serves() -> None:
 
 
 def test_longest_budget_of_the_contract_is_that_of_the_workers() -> None:
-    assert option_checks._MAX_TIMEOUT_MS == dispatch._MAX_BUDGET * 1000
+    assert option_checks._MAX_TIMEOUT_MS == request_verification._MAX_BUDGET * 1000
 
 
 def event(options: str) -> str:

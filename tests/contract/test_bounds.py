@@ -20,7 +20,7 @@ from postbus.users.v1 import BatchGetUsersRequest
 from postbus_runtime.reasons import Reason
 from shared import bounds
 from shared.bounds import OverBoundError, count_elements
-from shared.bus.envelope import error_reply
+from shared.bus.reply import error_reply
 from shared.errors import Code, ServiceError
 from shared.protojson import read_json, read_message
 from shared.protojson.refusal import RefusedError

@@ -20,7 +20,7 @@ from pydantic import SecretStr
 
 from postbus.bus.v1 import Event, Outcome, Reply
 from shared.bus import Call
-from shared.bus.amqp import amqp_bus, connect
+from shared.bus.amqp import connect, reconnection
 from shared.bus.amqp.amqp_bus import AmqpBus
 from shared.bus.amqp.broker_connection import BrokerConnection
 from shared.bus.amqp.broker_errors import BROKER_ERRORS, broker_errors
@@ -287,7 +287,7 @@ async def test_delays_start_again_after_a_stable_connection_only(
 ) -> None:
     ahead = 0.0
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + ahead)
-    monkeypatch.setattr(amqp_bus, "time", clock)
+    monkeypatch.setattr(reconnection, "time", clock)
 
     async def next_delays(count: int) -> list[float]:
         """Break the connection; return the delays after the failed attempts to connect."""
@@ -337,10 +337,12 @@ async def test_bus_connects_again_after_the_loss_of_a_channel(
     route = unique("postbus.test.v1.Route")
     server = await bus.serve(unique("queue."), [route], echo)
     session = bus._session
+    consumer = bus._consumers[0]
     assert session is not None
+    assert isinstance(consumer, RpcServer)
 
     with suppress(Exception):  # the broker closes the channel
-        await bus._consumers[0]._channel.channel.declare_queue(unique("no."), passive=True)
+        await consumer._channel.channel.declare_queue(unique("no."), passive=True)
 
     await until_reconnected(bus, session)
     await until_answered(bus, route)

@@ -174,7 +174,7 @@ async def test_replay_reads_at_most_the_events_of_a_day(bus: AmqpBus, unique: Un
     subscription = await bus.subscribe([event], consumer_of([]), queue=unique("queue."))
     consumer = bus._consumers[-1]
     assert isinstance(consumer, EventConsumer)
-    consumer._good_at = time.monotonic() - 10**6
+    consumer._replay.good_at = time.monotonic() - 10**6
 
     with structlog.testing.capture_logs() as lines:
         consumer.restored()

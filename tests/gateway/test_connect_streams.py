@@ -14,8 +14,8 @@ from gateway.gateway import Gateway
 from postbus.posts.v1 import ExportMeResponse
 from postbus.registry import METHODS
 from postbus_runtime.reasons import Reason
-from shared.bus.envelope import completed_reply, error_reply, payload_reply, with_metadata
 from shared.bus.memory import MemoryBus
+from shared.bus.reply import completed_reply, error_reply, payload_reply, with_metadata
 from shared.errors import Code, ServiceError
 from shared.metadata import OutgoingMetadata
 from shared.wire import encode

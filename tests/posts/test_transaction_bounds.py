@@ -41,8 +41,8 @@ from posts.presenter import Presenter
 from posts.tags import TagRepository
 from shared.access_tokens import Caller
 from shared.bus import ServiceChannel
-from shared.bus.envelope import error_reply
 from shared.bus.memory import MemoryBus
+from shared.bus.reply import error_reply
 from shared.context import Context
 from shared.data.mongo_database import Mongo
 from shared.data.pages import Pages

@@ -166,8 +166,8 @@ async def test_session_keeps_nothing_of_ended_calls(vhost: str, unique: Unique) 
         await left.aclose()
         await bus.broadcast(route, a_call(seconds=0.05))
         assert bus._session is not None
-        client = bus._session.rpc
-        assert (client._calls, client._streams, client._broadcasts) == ({}, {}, {})
+        pending = bus._session.rpc._pending
+        assert (pending.calls, pending.streams, pending.broadcasts) == ({}, {}, {})
         await server.cancel()
 
 

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from postbus.bus.v1 import Batch, Control, Outcome, Reply, Request
 from shared.bus import CallResult
-from shared.bus.amqp import method_queues, rpc_server
+from shared.bus.amqp import call_receiver, method_queues
 from shared.bus.amqp.amqp_bus import AmqpBus
 from shared.bus.amqp.broker_connection import BrokerConnection
 from shared.bus.amqp.message_channel import MessageChannel
@@ -555,7 +555,7 @@ async def settle_batches(bus: AmqpBus, route: str, _: pytest.MonkeyPatch) -> Non
 
 async def settle_refused(bus: AmqpBus, route: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(rpc_server, "_MAX_BYTES", -1)
+        patch.setattr(call_receiver, "_MAX_BYTES", -1)
         for failure in await asyncio.gather(
             *(bus.call(route, a_call(b"x")) for _ in range(4)), return_exceptions=True
         ):

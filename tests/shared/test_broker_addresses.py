@@ -11,7 +11,7 @@ import structlog
 from pydantic import SecretStr, ValidationError
 from yarl import URL
 
-from shared.bus.amqp import amqp_bus, connect
+from shared.bus.amqp import connect, reconnection
 from shared.bus.amqp.broker_addresses import BrokerAddressError, broker_addresses
 from shared.runtime.settings import ServiceSettings
 from tests.skipping_loop import run_without_waiting
@@ -91,8 +91,8 @@ async def test_next_node_is_tried_as_soon_as_one_fails(
     hosts = f"127.0.0.1:1,127.0.0.1:2,{broker.host}:{broker.port}"
     url = vhost.replace(f"{broker.host}:{broker.port}", hosts)
     in_order = SimpleNamespace(sample=lambda urls, count: urls[:count], uniform=lambda _, end: end)
-    monkeypatch.setattr(amqp_bus, "random", in_order)
-    monkeypatch.setattr(amqp_bus, "_FIRST_DELAY", 60.0)
+    monkeypatch.setattr(reconnection, "random", in_order)
+    monkeypatch.setattr(reconnection, "_FIRST_DELAY", 60.0)
 
     async with connect(SecretStr(url), "test") as bus, asyncio.timeout(5):
         await bus.wait_ready()

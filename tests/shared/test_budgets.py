@@ -11,7 +11,8 @@ from postbus import reasons
 from postbus.bus.v1 import Batch, Code, Completed, Control, Outcome, Reply, Request
 from shared.bus import Call, MessageBus, call_method
 from shared.bus.amqp.amqp_bus import AmqpBus
-from shared.bus.envelope import budget_of, read_request, spend_budget, unavailable, with_budget
+from shared.bus.call import budget_of, read_request, spend_budget, with_budget
+from shared.bus.call_errors import unavailable
 from shared.bus.memory import MemoryBus
 from shared.errors import ServiceError
 from shared.wire import decode, encode

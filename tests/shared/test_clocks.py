@@ -37,11 +37,13 @@ CLOCKS: Final = {
     "posts/stored_times.py now": ORDER,
     "shared/bus/amqp/failed_events.py FailedEvents._destination": SHOWN,
     "shared/bus/client.py publish": SHOWN,
-    "shared/bus/dispatch.py Dispatcher._log_skew": "measures the difference, for the log",
-    "shared/bus/envelope.py Call.new": "for callees of the previous release",
-    "shared/bus/envelope.py budget_of": "for callers of the previous release",
+    "shared/bus/call.py Call.new": "for callees of the previous release",
+    "shared/bus/call.py budget_of": "for callers of the previous release",
     "shared/bus/handler_metrics.py HandlerMetrics.begin": "statistics",
     "shared/bus/handler_metrics.py WorkerServiceHandlers.__init__": SHOWN,
+    "shared/bus/request_verification.py RequestVerification._log_skew": (
+        "measures the difference, for the log"
+    ),
     "shared/access_tokens.py Caller.remaining": TOKENS,
     "shared/access_tokens.py TokenVerifier._log_clock_skew": "measures the difference, for the log",
     "shared/outbox/mongo_inbox.py MongoInbox._now": "never without a reply of the database",

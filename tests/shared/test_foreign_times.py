@@ -12,9 +12,9 @@ from gateway.worker_metrics import WorkerMetrics
 from postbus.bus.v1 import Code, Event
 from postbus.users.v1 import UserRegistered
 from shared.bus import Dispatcher
-from shared.bus.envelope import result_of
 from shared.bus.memory import MemoryBus
 from shared.bus.message_bus import RpcHandler
+from shared.bus.reply import result_of
 from shared.errors import ServiceError
 from shared.outbox.unit_of_work import without_store
 from shared.runtime.session_verifier import SessionVerifier

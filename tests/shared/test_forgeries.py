@@ -28,11 +28,11 @@ from postbus.bus.v1 import (
     Reply,
 )
 from shared.access_tokens import TokenVerifier
-from shared.bus.amqp import AmqpBus, rpc_client
-from shared.bus.amqp.queue_consumer import event_owner
+from shared.bus.amqp import AmqpBus, reply_receiver
+from shared.bus.amqp.event_senders import event_owner
 from shared.bus.amqp.received_messages import Delivered
-from shared.bus.envelope import result_of
 from shared.bus.memory import MemoryBus
+from shared.bus.reply import result_of
 from shared.errors import ServiceError
 from shared.runtime.session_verifier import SessionVerifier
 from shared.security_log import SecurityEvent
@@ -169,16 +169,16 @@ def test_headers_that_take_long_to_parse_are_ignored(count: int) -> None:
 async def test_replies_to_a_broadcast_are_bounded_in_number_and_size(
     bus: AmqpBus, channel: AbstractChannel, unique: Unique, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert (rpc_client._MAX_SHARED_REPLIES, rpc_client._MAX_SHARED_REPLY) == (128, 2**18)
+    assert (reply_receiver._MAX_SHARED_REPLIES, reply_receiver._MAX_SHARED_REPLY) == (128, 2**18)
     route, queue = f"postbus.bus.v1.{unique('Route')}.test", await channel.declare_queue()
     await queue.bind(CONTROL, route)
     replies = await channel.get_exchange("postbus.replies.test")
     broadcasting = asyncio.create_task(bus.broadcast(route, a_call(seconds=1)))
     session = bus._session
     assert session is not None
-    while not session.rpc._broadcasts:  # noqa: ASYNC110  # polls
+    while not session.rpc._pending.broadcasts:  # noqa: ASYNC110  # polls
         await asyncio.sleep(0.01)
-    [id_] = session.rpc._broadcasts
+    [id_] = session.rpc._pending.broadcasts
     for size in (2**18, *[1] * 150):
         reply = message(encode(Reply(payload=bytes(size))), correlation_id=id_)
         await replies.publish(reply, session.rpc._reply_to)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from shared.bus.amqp import frame_writer
 from shared.bus.amqp.broker_errors import RefusedError
-from shared.bus.amqp.frame_reader import FrameReader, ProtocolError
+from shared.bus.amqp.frame_format import ProtocolError
+from shared.bus.amqp.frame_reader import FrameReader
 from shared.bus.amqp.message_channel import MessageChannel
 from shared.bus.amqp.message_properties import Header, properties
 from shared.bus.amqp.received_messages import Confirmed, Delivered, Message, Returned

@@ -14,11 +14,11 @@ import structlog.testing
 from postbus import reasons
 from postbus.bus.v1 import Batch, Code, Control, Event, FieldViolation, Outcome, Reply, Request
 from postbus_runtime.reasons import Reason
-from shared.bus.amqp import AmqpBus, frame_reader
+from shared.bus.amqp import AmqpBus, message_frames
 from shared.bus.amqp.message_properties import properties
 from shared.bus.amqp.stream_credit import StreamCredit
-from shared.bus.envelope import error_reply
 from shared.bus.message_bus import CREDIT
+from shared.bus.reply import error_reply
 from shared.errors import ServiceError
 from shared.security_log import SecurityEvent
 from shared.wire import decode, encode
@@ -209,7 +209,7 @@ async def test_messages_of_more_than_16_mib_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The broker of the tests accepts no such message: the limit of the frames is lowered."""
-    monkeypatch.setattr(frame_reader, "MAX_BODY", 2**18)
+    monkeypatch.setattr(message_frames, "MAX_BODY", 2**18)
     route, event, name = (
         unique("postbus.test.v1.Route"),
         unique("postbus.test.v1.Event"),

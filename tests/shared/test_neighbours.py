@@ -11,12 +11,13 @@ import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from structlog.testing import capture_logs
 
-from postbus.bus.v1 import Batch, Completed, Control, Event, ProbeAnswer, Reply
+from postbus.bus.v1 import Batch, Completed, Control, Event, Outcome, ProbeAnswer, Reply
 from shared.bus.amqp import publishers as publishers_module
 from shared.bus.amqp.amqp_bus import AmqpBus
 from shared.bus.amqp.broker_connection import BrokerConnection
 from shared.bus.amqp.lost_calls import Probe
 from shared.bus.amqp.message_channel import MessageChannel
+from shared.bus.amqp.message_properties import properties
 from shared.bus.message_bus import Failure
 from shared.errors import ServiceError
 from shared.security_log import SecurityEvent
@@ -228,7 +229,7 @@ async def test_reply_of_another_service_than_the_called_one_is_refused(
     async with asyncio.timeout(5):
         await begun.wait()
     assert bus._session is not None
-    [correlation_id], reply_to = bus._session.rpc._calls, bus._session.rpc._reply_to
+    [correlation_id], reply_to = bus._session.rpc._pending.calls, bus._session.rpc._reply_to
     forged = encode(Reply(payload=b"forged"))
     if batched:
         forged = encode(Batch(correlation_ids=[correlation_id], messages=[forged]))
@@ -270,7 +271,7 @@ async def test_replies_of_another_service_are_no_part_of_a_stream_or_a_broadcast
     assert session is not None
     replies = await channel.get_exchange("postbus.replies.test")
     forged = encode(Reply(payload=b"forged", sequence=1))
-    for id_ in (*session.rpc._streams, *session.rpc._broadcasts):
+    for id_ in (*session.rpc._pending.streams, *session.rpc._pending.broadcasts):
         sent = aio_pika.Message(forged, user_id="neighbour", correlation_id=id_)
         await replies.publish(sent, session.rpc._reply_to)
 
@@ -363,6 +364,16 @@ async def test_control_message_without_a_proven_sender_is_ignored(
     await server.cancel()
 
 
+async def answered(bus: AmqpBus, route: str) -> bytes:
+    """Repeat a call until it has a route, and return its response."""
+    while True:
+        try:
+            return (await bus.call(route, a_call())).payload
+        except ServiceError as error:
+            assert error.reason == "NO_ROUTE"  # noqa: PT017
+            await asyncio.sleep(0.05)
+
+
 async def test_missing_exchange_of_a_service_is_no_route_for_that_service_only(
     bus: AmqpBus, unique: Unique
 ) -> None:
@@ -381,6 +392,53 @@ async def test_missing_exchange_of_a_service_is_no_route_for_that_service_only(
     await server.cancel()
 
 
+async def test_loss_of_the_channel_to_a_service_fails_only_the_calls_to_it(
+    vhost: str, bus: AmqpBus, unique: Unique
+) -> None:
+    routes = [f"postbus.{service}.v1.{unique('Route')}" for service in ("owner", "test")]
+    begun, release = asyncio.Queue[str](), asyncio.Event()
+
+    async def hold(route: str, _body: bytes, _service: str) -> bytes:
+        begun.put_nowait(route)
+        await release.wait()
+        return encode(Reply(payload=b"late"))
+
+    async def hold_stream(route: str, _body: bytes, _service: str) -> AsyncGenerator[bytes, None]:
+        begun.put_nowait(route)
+        await release.wait()
+        yield encode(Reply(payload=b"late", sequence=1))
+        yield encode(Reply(completed=Completed(), sequence=2))
+
+    async def streamed(route: str) -> list[bytes]:
+        return [payload async for payload in bus.stream(route, a_call())]
+
+    async with opened_bus(vhost, "owner") as owner, asyncio.timeout(10):
+        for server, route in zip((owner, bus), routes, strict=True):
+            await server.serve(unique("queue."), [route], hold)
+            await server.serve(unique("queue."), [f"{route}s"], hold_stream)
+        calls = [asyncio.create_task(bus.call(route, a_call())) for route in routes]
+        streams = [asyncio.create_task(streamed(f"{route}s")) for route in routes]
+        for _ in (*calls, *streams):
+            await begun.get()
+        session = bus._session
+        assert session is not None
+        lost = await session.publishers.open("postbus.calls.owner")
+        lost.publish(unique("no.exchange."), "", properties(""), b"")  # the broker closes it
+
+        for failing in (calls[0], streams[0]):
+            with pytest.raises(ServiceError) as raised:
+                await failing
+            assert (raised.value.reason, raised.value.outcome) == (
+                "CONNECTION_LOST",
+                Outcome.UNKNOWN,
+            )
+        release.set()
+        assert (await calls[1]).payload == b"late"
+        assert await streams[1] == [b"late"]
+        assert await answered(bus, routes[0])  # on a new channel
+        assert bus._session is session
+
+
 async def test_service_that_starts_later_is_called(
     vhost: str, bus: AmqpBus, unique: Unique
 ) -> None:
@@ -392,14 +450,7 @@ async def test_service_that_starts_later_is_called(
     async with opened_bus(vhost, service) as late:
         server = await late.serve("late", [route], recorded([]))
         async with asyncio.timeout(5):
-            while True:
-                try:
-                    await bus.call(route, a_call())
-                except ServiceError as error:
-                    assert error.reason == "NO_ROUTE"  # noqa: PT017
-                    await asyncio.sleep(0.05)
-                else:
-                    break
+            assert await answered(bus, route)
         await server.cancel()
 
 

@@ -205,7 +205,6 @@ def test_no_streaming_method_has_side_effects() -> None:
 
 
 BEFORE_SENDING: Final = "raised before the call is sent"
-RETURNED: Final = "the broker has returned the call: no queue has it"
 NOT_STARTED: Final = "the handler is not started; a redelivered call gets UNKNOWN"
 ROLLED_BACK: Final = (
     "raised in the unit of work, which is rolled back; after its commit no error is raised"
@@ -215,28 +214,26 @@ GIVEN: Final = "a default: the callers of the function are in this list, or stat
 
 PROOFS: Final = {
     "bus/amqp/batches.py unpack": NOT_STARTED,
-    "bus/amqp/call_errors.py broker_blocked": GIVEN,
-    "bus/amqp/call_errors.py no_route": "returned by the broker, or raised before it is sent",
+    "bus/amqp/call_execution.py CallExecution._end_cancelled": NOT_STARTED,
+    "bus/amqp/call_execution.py _expired": NOT_STARTED,
+    "bus/amqp/call_receiver.py CallReceiver._refuse": NOT_STARTED,
+    "bus/amqp/call_sender.py CallSenders.open": BEFORE_SENDING,
     "bus/amqp/control_receiver.py _read": NO_CALL,
     "bus/amqp/event_publisher.py EventPublisher.publish_confirmed": NO_CALL,
     "bus/amqp/event_publisher.py _unrouted": NO_CALL,
     "bus/amqp/rpc_client.py RpcClient._budget": BEFORE_SENDING,
-    "bus/amqp/rpc_client.py RpcClient._open_sender": BEFORE_SENDING,
-    "bus/amqp/rpc_server.py RpcServer._end_cancelled": NOT_STARTED,
-    "bus/amqp/rpc_server.py RpcServer._refuse": NOT_STARTED,
-    "bus/amqp/rpc_server.py _expired": NOT_STARTED,
+    "bus/call_errors.py broker_blocked": GIVEN,
+    "bus/call_errors.py no_route": "returned by the broker, or raised before it is sent",
+    "bus/call_errors.py not_connected": BEFORE_SENDING,
+    "bus/call_errors.py unavailable": GIVEN,
     "bus/client.py _retry": "compares the outcomes of all tries",
     "bus/consumed_event.py ConsumedEvent.operation": NO_CALL,
     "bus/event_dispatch.py EventDispatcher._consume": NO_CALL,
-    "bus/dispatch.py _not_a_caller": NOT_STARTED,
     "bus/dispatch.py _not_served": NOT_STARTED,
     "bus/dispatch.py _too_large": NOT_STARTED,
-    "bus/envelope.py not_connected": BEFORE_SENDING,
-    "bus/envelope.py unavailable": GIVEN,
-    "bus/memory.py MemoryBus._server": RETURNED,
-    "bus/memory.py _answer": NOT_STARTED,
+    "bus/memory.py _replies": NOT_STARTED,
     "bus/memory.py _request": BEFORE_SENDING,
-    "bus/memory.py _stream": NOT_STARTED,
+    "bus/request_verification.py _not_a_caller": NOT_STARTED,
     "bus/served_method.py encode_response": ROLLED_BACK,
     "context.py Context.__enter__": NOT_STARTED,
     "errors.py ServiceError.__init__": GIVEN,

@@ -413,14 +413,14 @@ async def test_paused_queue_counts_as_one_with_a_backlog(bus: AmqpBus, unique: U
     await publish(bus, event, "1")
     await handler.until_taken(2)
 
-    good_at = consumer._good_at
+    good_at = consumer._replay.good_at
     consumer.checked(missing=False)
-    assert consumer._good_at == good_at
+    assert consumer._replay.good_at == good_at
 
     handler.down.clear()
     await handler.until("1")
     async with asyncio.timeout(5):
-        while consumer._good_at == good_at:
+        while consumer._replay.good_at == good_at:
             consumer.checked(missing=False)
             await asyncio.sleep(0.01)
     await subscription.cancel()

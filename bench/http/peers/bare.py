@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from shared.bus import Call
 from shared.bus.amqp import connect
-from shared.bus.envelope import payload_reply
+from shared.bus.reply import payload_reply
 from shared.runtime import gc_tuning
 
 URL = SecretStr(os.environ["BENCH_URL"])

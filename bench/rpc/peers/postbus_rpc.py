@@ -23,7 +23,7 @@ from postbus.registry import METHODS, Method
 from shared.access_tokens import TokenVerifier
 from shared.bus import Call, MessagePattern, ServiceChannel
 from shared.bus.amqp import connect
-from shared.bus.envelope import payload_reply
+from shared.bus.reply import payload_reply
 from shared.context import Context
 from shared.runtime import gc_tuning
 from shared.runtime.worker import Application, serve

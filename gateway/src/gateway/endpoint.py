@@ -30,7 +30,7 @@ from gateway.streaming import StreamResponse
 from postbus import reasons
 from postbus.registry import Method
 from shared.bus import Call, CallResult, call_method
-from shared.bus.envelope import unavailable
+from shared.bus.call_errors import unavailable
 from shared.errors import Outcome, ServiceError, internal
 from shared.metadata import NO_METADATA
 from shared.wire import message_class, parse_as

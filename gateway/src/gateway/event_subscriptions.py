@@ -11,7 +11,7 @@ import orjson
 from postbus import reasons
 from postbus.registry import EVENTS, Access
 from shared.bus import MessageBus
-from shared.bus.envelope import unavailable
+from shared.bus.call_errors import unavailable
 from shared.errors import ServiceError
 from shared.limited_log import LimitedLog
 from shared.protojson import packed, write_message

@@ -18,7 +18,7 @@ from gateway.socket_limits import FrameBudgets, SocketLimits, SocketQuotas
 from gateway.unfinished_input import UnfinishedInput
 from shared.access_tokens import TokenVerifier
 from shared.bus import Call, MessageBus
-from shared.bus.envelope import CallResult
+from shared.bus.reply import CallResult
 from shared.limited_log import LimitedLog
 from shared.runtime.session_verifier import SessionVerifier
 from shared.security_log import SecurityLog

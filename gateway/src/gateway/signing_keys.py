@@ -10,7 +10,7 @@ from typing import Final
 from google.protobuf.json_format import ParseDict
 
 from shared.bus import Call
-from shared.bus.envelope import CallResult
+from shared.bus.reply import CallResult
 from shared.wire import message_class
 
 __all__ = ["GET_SIGNING_KEYS", "signing_keys"]

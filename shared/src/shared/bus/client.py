@@ -16,9 +16,10 @@ from uuid_utils import uuid7
 from postbus import reasons
 from postbus.bus.v1 import Event
 from postbus.registry import EVENTS, METHODS, EventType, Idempotency, Method
+from shared.bus.call import Call
 from shared.bus.concurrency_limit import current_slot
-from shared.bus.envelope import Call, CallResult
 from shared.bus.message_bus import EventHandler, MessageBus
+from shared.bus.reply import CallResult
 from shared.context import current_context
 from shared.errors import Outcome, ServiceError, deadline_exceeded, internal
 from shared.limited_log import LimitedLog

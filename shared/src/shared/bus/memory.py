@@ -14,20 +14,12 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Final
 
-from postbus import reasons
 from postbus.bus.v1 import Event, Outcome
 from shared import tasks
-from shared.bus.envelope import (
-    Call,
-    CallResult,
-    error_reply,
-    next_payload,
-    result_of,
-    spend_budget,
-    unavailable,
-    with_budget,
-)
+from shared.bus.call import Call, spend_budget, with_budget
+from shared.bus.call_errors import no_route
 from shared.bus.message_bus import CREDIT, DELAYS, EventHandler, RpcHandler, require_kept
+from shared.bus.reply import CallResult, error_reply, next_payload, result_of
 from shared.errors import deadline_exceeded
 from shared.outbox.outbox import EncodedEvent
 from shared.security_log import SecurityLog
@@ -101,11 +93,9 @@ class MemoryBus:
             async with asyncio.timeout(call.remaining):
                 return result_of(await asyncio.shield(task))
         except TimeoutError:
-            task.cancel()
             raise deadline_exceeded() from None
-        except asyncio.CancelledError:
+        finally:
             task.cancel()
-            raise
 
     async def stream(self, route: str, call: Call) -> AsyncGenerator[bytes, None]:
         """See MessageBus.stream."""
@@ -136,7 +126,7 @@ class MemoryBus:
     def _server(self, route: str) -> _Server:
         servers = [server for server in self._servers if route in server.routes]
         if not servers:
-            raise unavailable(reasons.NO_ROUTE, "No worker serves the method at the moment.")
+            raise no_route()
         self._calls[route] += 1
         return servers[self._calls[route] % len(servers)]  # round robin, as RabbitMQ
 
@@ -217,30 +207,32 @@ def _request(call: Call) -> bytes:
 
 
 async def _answer(server: _Server, route: str, body: bytes, service: str) -> bytes:
-    arrived = time.monotonic()
-    async with server.limit:
-        request = spend_budget(body, time.monotonic() - arrived)
-        if request is None:
-            return error_reply(deadline_exceeded(Outcome.NO_EFFECT))
-        handling = server.handler(route, request, service)
-        if isinstance(handling, AsyncGenerator):
-            raise TypeError(f"{route} streams")
-        return await handling
+    async with aclosing(_replies(server, route, body, service)) as replies:
+        return await anext(replies)
 
 
 async def _stream(
-    server: _Server, route: str, body: bytes, service: str, replies: asyncio.Queue[bytes]
+    server: _Server, route: str, body: bytes, service: str, queue: asyncio.Queue[bytes]
 ) -> None:
+    async with aclosing(_replies(server, route, body, service)) as replies:
+        async for reply in replies:
+            await queue.put(reply)
+
+
+async def _replies(
+    server: _Server, route: str, body: bytes, service: str
+) -> AsyncGenerator[bytes, None]:
+    """Yield the replies of a server to a call, once it has a slot."""
     arrived = time.monotonic()
     async with server.limit:
         request = spend_budget(body, time.monotonic() - arrived)
         if request is None:
-            replies.put_nowait(error_reply(deadline_exceeded(Outcome.NO_EFFECT)))
+            yield error_reply(deadline_exceeded(Outcome.NO_EFFECT))
             return
         handling = server.handler(route, request, service)
         if not isinstance(handling, AsyncGenerator):
-            replies.put_nowait(await handling)
+            yield await handling
             return
         async with aclosing(handling):
             async for reply in handling:
-                await replies.put(reply)
+                yield reply

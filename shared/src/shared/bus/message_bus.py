@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from postbus.bus.v1 import Event
-from shared.bus.envelope import Call, CallResult
+from shared.bus.call import Call
+from shared.bus.reply import CallResult
 from shared.outbox.outbox import EncodedEvent
 from shared.security_log import SecurityLog
 

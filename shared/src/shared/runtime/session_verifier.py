@@ -13,7 +13,7 @@ from postbus import reasons
 from postbus.registry import EVENTS
 from shared.access_tokens import ACCESS_TOKEN_SECONDS, Caller, TokenVerifier, session_revoked
 from shared.bus import MessageBus, StreamSubscription, Subscription, typed_handler
-from shared.bus.envelope import unavailable
+from shared.bus.call_errors import unavailable
 from shared.errors import ServiceError
 
 __all__ = ["REMEMBERED_SECONDS", "SessionVerifier"]

@@ -1,25 +1,31 @@
-"""Publishes calls: in batches, or each in a message of its own."""
+"""Publishes calls: in batches, or each in a message of its own. Each service has a channel."""
 
 import asyncio
 import time
 from collections.abc import Mapping
 from typing import Final
 
+from postbus.bus.v1 import Outcome
 from shared.bus.amqp.batches import MAX_BATCHED, Batch, BatchCollector, batch_route, unpack
+from shared.bus.amqp.broker_errors import BROKER_ERRORS, MissingError
 from shared.bus.amqp.message_channel import MessageChannel
 from shared.bus.amqp.message_properties import PROTOBUF, Header
-from shared.bus.envelope import with_budget
+from shared.bus.amqp.publishers import Publishers
+from shared.bus.amqp.topology import exchange, owner
+from shared.bus.call import with_budget
+from shared.bus.call_errors import no_route, not_connected
+from shared.errors import ServiceError, deadline_exceeded
 
-__all__ = ["CallSender", "PendingCall"]
+__all__ = ["CallSender", "CallSenders", "PendingCall"]
 
 _UNBATCHED_SECONDS: Final = 10
 """How long a route gets no batches after one was returned as unroutable."""
 _BUDGETS_PER_SECOND: Final = 10
 """Budgets that differ by more than 100 ms are in different batches."""
 
-PendingCall = tuple["asyncio.Future[bytes]", str, float, float, str]
-"""Reply, route, deadline and time of sending (by `time.monotonic()`), and the service that may
-reply; a plain tuple is fast."""
+PendingCall = tuple["asyncio.Future[bytes]", str, float, float, "CallSender"]
+"""Reply, route, deadline and time of sending (by `time.monotonic()`), and sender; a plain tuple is
+fast."""
 
 
 class CallSender:
@@ -30,11 +36,9 @@ class CallSender:
     """
 
     def __init__(self, channel: MessageChannel, reply_to: str, service: str) -> None:
-        self.channel = self._channel = channel
+        self.channel = channel
         self.callee = channel.service
-        """The service that owns the routes."""
-        self.pending: dict[str, asyncio.Future[bytes]] = {}
-        """The calls that were sent and have no reply, by correlation id."""
+        """The service that owns the routes, and may reply."""
         self._exchange = channel.exchange
         self._header = Header(PROTOBUF, reply_to, service)
         self._batches: BatchCollector[tuple[str, int]] = BatchCollector(self._send_batch)
@@ -53,7 +57,7 @@ class CallSender:
         else:
             target = route, int(budget * _BUDGETS_PER_SECOND)
             request = with_budget(request, budget)
-            self._batches.add(self._channel.transport, target, correlation_id, request, budget)
+            self._batches.add(self.channel.transport, target, correlation_id, request, budget)
 
     def send_single(
         self,
@@ -67,7 +71,7 @@ class CallSender:
         """Send a call in a message of its own; it expires after `budget` seconds."""
         header = self._header(correlation_id, max(int(budget * 1000), 1))
         request = with_budget(request, budget)
-        self._channel.publish(
+        self.channel.publish(
             self._exchange, route, header, request, mandatory=True, immediately=immediately
         )
 
@@ -92,4 +96,56 @@ class CallSender:
             return
         header = self._header("", max(int(batch.budget * 1000), 1))
         key = batch_route(route)
-        self._channel.publish(self._exchange, key, header, batch.pack(), mandatory=True)
+        self.channel.publish(self._exchange, key, header, batch.pack(), mandatory=True)
+
+
+class CallSenders:
+    """The senders of the calls of `service`, whose replies go to the queue `reply_to`.
+
+    The routes of a callee share a sender, and with it a channel, whose loss concerns only the calls
+    to this callee. `suspicious` is set once a method of `service` itself is unroutable.
+    """
+
+    def __init__(
+        self, publishers: Publishers, service: str, reply_to: str, suspicious: asyncio.Event
+    ) -> None:
+        self.by_route: dict[str, CallSender] = {}
+        self._publishers = publishers
+        self._service = service
+        self._reply_to = reply_to
+        self._suspicious = suspicious
+
+    async def open(self, route: str, budget: float) -> CallSender:
+        """Return the sender of the calls of a route, at the latest after `budget` seconds.
+
+        UNAVAILABLE, NO_ROUTE if the service that owns the route has no exchange.
+        """
+        name = exchange("calls", owner(route))
+        try:
+            async with asyncio.timeout(budget):
+                channel = await self._publishers.open(name)
+        except MissingError:
+            raise self.no_route(route) from None
+        except TimeoutError:
+            raise deadline_exceeded(Outcome.NO_EFFECT) from None
+        except BROKER_ERRORS:
+            raise not_connected() from None
+        for sender in self.by_route.values():
+            if sender.channel is channel:
+                break
+        else:
+            sender = CallSender(channel, self._reply_to, self._service)
+        self.by_route[route] = sender
+        return sender
+
+    def no_route(self, route: str) -> ServiceError:
+        """Return the error of an unroutable call."""
+        if owner(route) == self._service:  # a queue or binding of this process may be missing
+            self._suspicious.set()
+        return no_route()
+
+    def forget(self, channel: MessageChannel) -> None:
+        """Keep no sender of a channel that is lost."""
+        for route, sender in list(self.by_route.items()):
+            if sender.channel is channel:
+                del self.by_route[route]

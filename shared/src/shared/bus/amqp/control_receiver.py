@@ -8,6 +8,7 @@ from typing import Final
 from postbus import reasons
 from postbus.bus.v1 import Control
 from shared.bus.amqp.declarations import Binding, Queue
+from shared.bus.amqp.received_calls import CallKey
 from shared.bus.amqp.received_messages import Delivered
 from shared.bus.amqp.reply_sender import ReplyChannels
 from shared.bus.amqp.stream_credit import StreamCredit
@@ -16,7 +17,7 @@ from shared.errors import ServiceError
 from shared.security_log import SecurityLog
 from shared.wire import decode
 
-__all__ = ["CallKey", "ControlReceiver", "control_queue"]
+__all__ = ["ControlReceiver", "control_queue"]
 
 _MAX_CANCELS: Final = 1024
 """Cancellations of calls that have not arrived yet."""
@@ -24,9 +25,6 @@ _MAX_CONTROL: Final = 64 * 2**10
 """Largest control message in bytes; the requests in them are small."""
 _MAX_ID: Final = 255
 """Bytes of a correlation id or a reply-to (4.2.5.3)."""
-
-CallKey = tuple[str, str]
-"""A call, by its reply-to and correlation id."""
 
 
 class ControlReceiver:

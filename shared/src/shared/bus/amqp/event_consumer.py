@@ -7,35 +7,28 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from postbus import reasons
-from shared import tasks
 from shared.bus.amqp import topology
 from shared.bus.amqp.broker_connection import BrokerConnection
 from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.declarations import Binding, Queue, TopologyError
-from shared.bus.amqp.event_replay import LOST, replay
-from shared.bus.amqp.failed_events import FailedEvents, names
+from shared.bus.amqp.event_replay import EventReplay
+from shared.bus.amqp.event_senders import is_genuine, log_forged_event
+from shared.bus.amqp.failed_events import FailedEvents
 from shared.bus.amqp.message_channel import MessageChannel
 from shared.bus.amqp.pause import HOLD_SECONDS, RETURNED, Pause
-from shared.bus.amqp.queue_consumer import QueueConsumer, is_from_owner, log_forged_event
+from shared.bus.amqp.queue_consumer import ConcurrentConsumer
 from shared.bus.amqp.queue_migration import bind_present, declare_or_replace
 from shared.bus.amqp.received_messages import Delivered
 from shared.bus.message_bus import EventHandler, Failure
 from shared.limited_log import LimitedLog
-from shared.outbox.inbox import KEEP_SECONDS
 
 __all__ = ["EventConsumer"]
 
 _PREFETCH: Final = 32
-_MARGIN_SECONDS: Final = 60.0
-"""Events that were published earlier than a good check by more are not read again.
-
-A handler has 30 seconds, so an event that was unprocessed at the check is younger.
-"""
-_MAX_REPLAY_SECONDS: Final = float(KEEP_SECONDS)
-"""The inbox recognises an event that was handled before for so long."""
 _FORGED: Final = Failure(
     reason=reasons.FORGED,
     message="The event was not sent by the service that owns it.",
@@ -43,8 +36,8 @@ _FORGED: Final = Failure(
 )
 
 
-class EventConsumer(QueueConsumer):
-    """Passes the events of a queue to a handler."""
+class EventConsumer(ConcurrentConsumer):
+    """Passes the events of a queue to a handler. Without a name, the queue is an exclusive one."""
 
     def __init__(
         self,
@@ -57,7 +50,7 @@ class EventConsumer(QueueConsumer):
         incidents: Counter[str],
         hold_seconds: float = HOLD_SECONDS,
     ) -> None:
-        super().__init__(queue or "", prefetch=_PREFETCH)
+        super().__init__(queue or "")
         self._types = types
         self._handler = handler
         self._on_gap = on_gap
@@ -65,20 +58,16 @@ class EventConsumer(QueueConsumer):
         self._hold_seconds = hold_seconds
         self._log = LimitedLog(counts=incidents)
         self._failed = FailedEvents(self.queue_name, delays, self._log)
+        self._replay = EventReplay(self.queue_name, types, self._handle_again, self._log)
         self._pause: Pause | None = None
         """The pause of the current channel; exclusive queues have none."""
-        self._publisher: BrokerSession | None = None
+        self._session: BrokerSession | None = None
         self._missing = False
         """Whether the exchange of an event was missing at the last check."""
-        self._good_at = time.monotonic()
-        """Time of the last check at which nothing was missing and no event had to wait."""
-        self._replaying: asyncio.Task[None] | None = None
-        self._unread = False
-        """Whether a replay has begun and has not ended."""
 
     async def start(self, session: BrokerSession) -> None:
         """Consume in this session; call `on_gap` if it is not the first; raises BROKER_ERRORS."""
-        again = self._publisher is not None
+        again = self._session is not None
         connection = session.consuming
         self._service = session.service
         self._queue = self.queue_name or f"{self._service}.subscription.{secrets.token_hex(16)}"
@@ -88,13 +77,13 @@ class EventConsumer(QueueConsumer):
         )
         await self._declare(connection, again=again)
         self._missing = bool(await bind_present(connection, self._events))
-        self._publisher = session
-        self._channel = await self._open_channel(connection, prefetch=self._prefetch)
+        self._session = session
+        self._channel = await self._open_channel(connection, prefetch=_PREFETCH)
         self._pause = self._new_pause()
-        await self._channel.consume([self._queue], self._passing_to(self._channel))
+        await self._channel.consume([self._queue], partial(self._receive, self._channel))
         self._connection = connection
-        if lost or self._unread:
-            self._replay()
+        if lost or self._replay.unread:
+            self._replay.begin(session)
         if again and self._on_gap is not None:
             self._on_gap()
 
@@ -105,7 +94,7 @@ class EventConsumer(QueueConsumer):
             self._queue,
             self._channel,
             self._handler,
-            prefetch=self._prefetch,
+            prefetch=_PREFETCH,
             log=self._log,
             hold_seconds=self._hold_seconds,
         )
@@ -143,9 +132,15 @@ class EventConsumer(QueueConsumer):
     def restored(self) -> None:
         """Read the recent events again: some may have been in a queue that was missing.
 
-        An event whose delay ends while its exchange is missing would be late by minutes.
+        An event whose delay ends while its exchange is missing would be late by minutes. For an
+        exclusive queue, `on_gap` is called instead.
         """
-        self._replay()
+        if self._session is None:
+            return
+        if self.queue_name:
+            self._replay.begin(self._session)
+        elif self._on_gap is not None:
+            self._on_gap()
 
     def foreign(self) -> Sequence[Binding]:
         """See Watched.foreign."""
@@ -157,47 +152,13 @@ class EventConsumer(QueueConsumer):
         Once a missing exchange has come back, the events since the last good check are read again.
         """
         if self._missing and not missing:
-            self._replay()
+            self.restored()
         self._missing = missing
         paused = self._pause is not None and self._pause.suspended
         if (
-            not (missing or paused or self._unread) and len(self._running) < _PREFETCH
+            not (missing or paused or self._replay.unread) and len(self._running) < _PREFETCH
         ):  # the queue has no backlog
-            self._good_at = time.monotonic()
-
-    def _replay(self) -> None:
-        """Read the events that the queue may have missed from the stream of all events."""
-        session = self._publisher
-        if session is None:
-            return
-        if not self.queue_name:
-            if self._on_gap is not None:
-                self._on_gap()
-            return
-        missed = time.monotonic() - self._good_at + _MARGIN_SECONDS
-        seconds = min(missed, _MAX_REPLAY_SECONDS)
-        if missed > seconds:
-            reason = f"events of more than {round(seconds)} seconds ago are not read again"
-            self._log.write(logging.ERROR, LOST, queue=self.queue_name, reason=reason)
-        self._log.write(
-            logging.WARNING, "consumer.replays", queue=self.queue_name, seconds=round(seconds)
-        )
-        if self._replaying is not None:
-            self._replaying.cancel()
-        self._unread = True
-        self._replaying = asyncio.create_task(self._read_again(session, seconds))
-
-    async def _read_again(self, session: BrokerSession, seconds: float) -> None:
-        if await replay(
-            session.consuming,
-            self.queue_name,
-            self._types,
-            self._handle_again,
-            seconds=seconds,
-            log=self._log,
-            security_log=session.security_log,
-        ):
-            self._unread = False
+            self._replay.good_at = time.monotonic()
 
     async def _handle_again(self, message: Delivered) -> None:
         """Handle an event of the stream; the inbox ignores it if it was handled before."""
@@ -206,8 +167,7 @@ class EventConsumer(QueueConsumer):
             await self._publish_failed(message, RETURNED if failure.dependency_down else failure)
 
     async def _stop_consuming(self, connection: BrokerConnection) -> None:
-        if self._replaying is not None:
-            await tasks.end(self._replaying)
+        await self._replay.stop()
         tag = self._queue
         if self._pause is not None:
             await self._pause.stop()
@@ -217,6 +177,11 @@ class EventConsumer(QueueConsumer):
     def _cancel_waiting(self) -> None:
         if self._pause is not None:
             self._pause.end()
+
+    def _receive(self, channel: MessageChannel, message: Delivered) -> None:
+        """Handle an event in a task. After a reconnection, `channel` is not the current one."""
+        handling = self._handle(channel, message)
+        self._running[message] = asyncio.get_running_loop().create_task(handling)
 
     async def _handle(self, channel: MessageChannel, message: Delivered) -> None:
         try:
@@ -237,15 +202,14 @@ class EventConsumer(QueueConsumer):
             del self._running[message]
 
     async def _publish_failed(self, message: Delivered, failure: Failure) -> bool:
-        session = self._publisher
-        assert session is not None  # noqa: S101  # it has delivered the message
-        return await self._failed.publish(session, message, failure)
+        assert self._session is not None  # noqa: S101  # it has delivered the message
+        return await self._failed.publish(self._session, message, failure)
 
     async def _result(self, channel: MessageChannel, message: Delivered) -> Failure | None:
         """Handle an event, as often as the unavailability of a dependency requires."""
-        if not self._is_genuine(message):
-            if self._publisher is not None:
-                log_forged_event(self._publisher.security_log, message)
+        if not is_genuine(message, self._service, queue=self.queue_name, types=self._types):
+            if self._session is not None:
+                log_forged_event(self._session.security_log, message)
             return _FORGED
         failure = await self._handler(message.body)
         if self._pause is None or channel is not self._channel:
@@ -255,24 +219,3 @@ class EventConsumer(QueueConsumer):
         if failure is None:
             self._pause.succeeded()
         return failure
-
-    def _is_genuine(self, message: Delivered) -> bool:
-        """Return whether the owner of the event has sent it, or this service to itself (a retry).
-
-        RabbitMQ validates the user id. Messages of delay queues from before the services had
-        accounts have none, but the name of the queue as routing key: no exchange of events leads
-        there by this key, and no service may write to the default exchange.
-        """
-        sender = message.user_id
-        if self._publisher is not None and sender == self._publisher.service:
-            return True
-        if sender:
-            return is_from_owner(message)
-        if not self.queue_name or message.routing_key != self.queue_name:
-            return False
-        old = str(message.headers.get("x-first-death-queue", ""))
-        return old.startswith(topology.OLD_DELAYS) and _type(message) in self._types
-
-
-def _type(message: Delivered) -> str:
-    return str(names(message).get("type_", ""))

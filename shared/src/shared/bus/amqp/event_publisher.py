@@ -15,11 +15,10 @@ from shared.bus.amqp.broker_errors import (
     RefusedError,
     UnroutedError,
 )
-from shared.bus.amqp.call_errors import broker_blocked, connection_lost
 from shared.bus.amqp.message_channel import MessageChannel
 from shared.bus.amqp.message_properties import PROTOBUF
 from shared.bus.amqp.topology import exchange, service_exchanges
-from shared.bus.envelope import unavailable
+from shared.bus.call_errors import broker_blocked, connection_lost, unavailable
 from shared.errors import ServiceError
 from shared.outbox.outbox import EncodedEvent
 

@@ -1,92 +1,133 @@
-"""Read events again from the stream of all events."""
+"""Reads events again from the stream of all events."""
 
 import asyncio
 import logging
-import math
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
-from shared.bus.amqp.broker_connection import BrokerConnection
+from shared import tasks
 from shared.bus.amqp.broker_errors import BROKER_ERRORS, broker_errors
-from shared.bus.amqp.queue_consumer import is_from_owner, log_forged_event
+from shared.bus.amqp.broker_session import BrokerSession
+from shared.bus.amqp.event_senders import is_from_owner, log_forged_event
+from shared.bus.amqp.message_channel import MessageChannel
 from shared.bus.amqp.received_messages import Delivered
+from shared.bus.amqp.stream_channel import Arrived, open_stream
 from shared.bus.amqp.topology import EVENT_STREAM
 from shared.limited_log import LimitedLog
-from shared.security_log import SecurityLog
+from shared.outbox.inbox import KEEP_SECONDS
 
-__all__ = ["LOST", "replay"]
+__all__ = ["EventReplay"]
 
-_PREFETCH: Final = 64
 _IDLE_SECONDS: Final = 3.0
 """A replay ends once the stream has had no event for so long,"""
 _MAX_SECONDS: Final = 120.0
 """or at the latest after this time."""
+_MARGIN_SECONDS: Final = 60.0
+"""Events that were published earlier than a good check by more are not read again.
+
+A handler has 30 seconds, so an event that was unprocessed at the check is younger.
+"""
+_OLDEST_SECONDS: Final = float(KEEP_SECONDS)
+"""The inbox recognises an event that was handled before for so long."""
 _MAX_ERROR: Final = 200
 """Characters of an error in the log."""
-
-LOST: Final = "consumer.lost_events"
+_LOST: Final = "consumer.lost_events"
 """The log event of a consumer that may never handle events."""
 
 
-async def replay(
-    connection: BrokerConnection,
-    queue: str,
-    types: Sequence[str],
-    handle: Callable[[Delivered], Awaitable[None]],
-    *,
-    seconds: float,
-    log: LimitedLog,
-    security_log: SecurityLog,
-) -> bool:
-    """Pass the events of `types` of the last `seconds` to `handle`, one after the other.
+class EventReplay:
+    """Passes the events of `types` that a durable queue may have missed to `handle`.
 
-    A missing stream is a loss of events, which is logged. Returns False if the connection was lost
-    before the end: the events must be read again.
+    The inbox ignores those that were handled before.
     """
-    arrived: asyncio.Queue[Delivered | None] = asyncio.Queue()
 
-    def on_lost(*_reason: Any) -> None:
-        arrived.put_nowait(None)
+    def __init__(
+        self,
+        queue: str,
+        types: Sequence[str],
+        handle: Callable[[Delivered], Awaitable[None]],
+        log: LimitedLog,
+    ) -> None:
+        self.good_at = time.monotonic()
+        """Time of the last check at which nothing was missing and no event had to wait."""
+        self.unread = False
+        """Whether a replay has begun and has not ended."""
+        self._queue = queue
+        self._types = types
+        self._handle = handle
+        self._log = log
+        self._reading: asyncio.Task[None] | None = None
 
-    count, error = 0, ""
-    try:
-        with broker_errors():
-            channel = await connection.channel(prefetch=_PREFETCH, on_lost=on_lost)
-            try:
-                arguments = {"x-stream-offset": f"{math.ceil(seconds)}s"}
-                await channel.consume([EVENT_STREAM], arrived.put_nowait, arguments=arguments)
-                try:
-                    async with asyncio.timeout(_MAX_SECONDS):
-                        while message := await _next(arrived):
-                            key = message.routing_key
-                            if key in types and not is_from_owner(message):
-                                log_forged_event(security_log, message)
-                            elif key in types:
-                                await handle(message)
-                                count += 1
-                            channel.ack(message.tag)
-                except TimeoutError:
-                    log.write(logging.WARNING, "consumer.replay_timed_out", queue=queue)
-                if channel.closed:
-                    error = "the stream was lost"
-            finally:
-                if not channel.closed:
-                    # no message may arrive while the channel closes
-                    await channel.stop_consuming([EVENT_STREAM])
-                    await connection.close_channel(channel)
-    except BROKER_ERRORS as raised:
-        error = repr(raised)[:_MAX_ERROR]
-    if error and connection.lost.is_set():
-        return False
-    if error:
-        log.write(logging.ERROR, LOST, queue=queue, reason=error)
-    else:
-        log.write(logging.WARNING, "consumer.replayed", queue=queue, events=count)
-    return True
+    def begin(self, session: BrokerSession) -> None:
+        """Read the events since the last good check, in a task, instead of an earlier replay."""
+        missed = time.monotonic() - self.good_at + _MARGIN_SECONDS
+        seconds = min(missed, _OLDEST_SECONDS)
+        if missed > seconds:
+            reason = f"events of more than {round(seconds)} seconds ago are not read again"
+            self._log.write(logging.ERROR, _LOST, queue=self._queue, reason=reason)
+        self._log.write(
+            logging.WARNING, "consumer.replays", queue=self._queue, seconds=round(seconds)
+        )
+        if self._reading is not None:
+            self._reading.cancel()
+        self.unread = True
+        self._reading = asyncio.create_task(self._replay(session, seconds))
+
+    async def stop(self) -> None:
+        """End the replay."""
+        if self._reading is not None:
+            await tasks.end(self._reading)
+
+    async def _replay(self, session: BrokerSession, seconds: float) -> None:
+        """Read the events of the last `seconds`. If they are not in the stream, log their loss.
+
+        They stay unread if the connection is lost before the end.
+        """
+        count, error = 0, ""
+        try:
+            with broker_errors():
+                count = await self._read(session, seconds)
+        except BROKER_ERRORS as raised:
+            error = repr(raised)[:_MAX_ERROR]
+        if error and session.consuming.lost.is_set():
+            return
+        if error:
+            self._log.write(logging.ERROR, _LOST, queue=self._queue, reason=error)
+        else:
+            self._log.write(logging.WARNING, "consumer.replayed", queue=self._queue, events=count)
+        self.unread = False
+
+    async def _read(self, session: BrokerSession, seconds: float) -> int:
+        """Handle the events of the last `seconds`; return their number; raises BROKER_ERRORS."""
+        async with open_stream(session.consuming, EVENT_STREAM, seconds) as (channel, arrived):
+            count = await self._handle_all(session, channel, arrived)
+            if channel.closed:
+                raise ConnectionError("the stream was lost")
+            return count
+
+    async def _handle_all(
+        self, session: BrokerSession, channel: MessageChannel, arrived: Arrived
+    ) -> int:
+        """Handle one event after the other until the end of the stream; return their number."""
+        count = 0
+        try:
+            async with asyncio.timeout(_MAX_SECONDS):
+                while message := await _next(arrived):
+                    if message.routing_key in self._types:
+                        if is_from_owner(message):
+                            await self._handle(message)
+                            count += 1
+                        else:
+                            log_forged_event(session.security_log, message)
+                    channel.ack(message.tag)
+        except TimeoutError:
+            self._log.write(logging.WARNING, "consumer.replay_timed_out", queue=self._queue)
+        return count
 
 
-async def _next(arrived: "asyncio.Queue[Delivered | None]") -> Delivered | None:
+async def _next(arrived: Arrived) -> Delivered | None:
     """Return the next message; None at the end of the stream, and once the channel is lost."""
     with suppress(TimeoutError):
         async with asyncio.timeout(_IDLE_SECONDS):

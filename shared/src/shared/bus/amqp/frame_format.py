@@ -36,3 +36,7 @@ HEADER_FRAME: Final = struct.Struct(">BHIHHQ")  # the same, class, weight and bo
 ACK_FRAME: Final = struct.Struct(">BHIHHQBB")  # the same, delivery tag, multiple or requeue, end
 TAG: Final = struct.Struct(">Q")
 OVERHEAD: Final = 8
+
+
+class ProtocolError(Exception):
+    """The bytes from the broker are not valid AMQP 0-9-1."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from postbus.bus.v1 import ProbeAnswer
-from shared.bus.amqp.call_errors import worker_lost
+from shared.bus.call_errors import worker_lost
 from shared.errors import ServiceError
 from shared.wire import decode
 

@@ -17,7 +17,7 @@ from shared.bus.amqp.message_channel import MessageChannel
 from shared.bus.amqp.message_properties import PROTOBUF, properties
 from shared.bus.amqp.received_messages import Delivered
 from shared.bus.amqp.topology import exchange, method_queue
-from shared.bus.envelope import budget_of, read_request
+from shared.bus.call import budget_of, read_request
 from shared.errors import ServiceError
 
 __all__ = ["MethodQueues"]

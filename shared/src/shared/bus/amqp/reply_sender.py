@@ -8,10 +8,10 @@ from shared.bus.amqp.broker_errors import BROKER_ERRORS, broker_errors
 from shared.bus.amqp.message_channel import MessageChannel
 from shared.bus.amqp.message_properties import PROTOBUF, Header
 from shared.bus.amqp.publishers import Publishers
-from shared.bus.amqp.received_batch import BatchedCall
+from shared.bus.amqp.received_calls import BatchedCall
 from shared.bus.amqp.received_messages import Delivered
 from shared.bus.amqp.topology import exchange
-from shared.bus.envelope import with_unknown_outcome
+from shared.bus.reply import with_unknown_outcome
 from shared.limited_log import LimitedLog
 from shared.security_log import SecurityLog
 

@@ -9,7 +9,7 @@ from shared.bus.amqp.call_sender import CallSender
 from shared.bus.amqp.control_sender import ControlSender
 from shared.bus.amqp.received_messages import Delivered
 from shared.bus.amqp.topology import owner
-from shared.bus.envelope import unavailable
+from shared.bus.call_errors import unavailable
 from shared.bus.message_bus import CREDIT
 from shared.errors import ServiceError
 

@@ -1,38 +1,32 @@
-"""The client side of calls: sends calls, streaming calls and broadcasts, and takes the replies."""
+"""The client side of calls: sends calls, streaming calls and broadcasts, and awaits the replies."""
 
 import asyncio
 import itertools
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import suppress
 from typing import Final
 
 from postbus import reasons
 from postbus.bus.v1 import Control, Outcome
-from shared.bus.amqp.batches import single_route, unpack
+from shared.bus.amqp.batches import single_route
 from shared.bus.amqp.broker_connection import BrokerConnection
-from shared.bus.amqp.broker_errors import BROKER_ERRORS, MissingError
-from shared.bus.amqp.call_errors import broker_blocked, connection_lost, no_route, reply_too_large
-from shared.bus.amqp.call_sender import CallSender, PendingCall
+from shared.bus.amqp.call_sender import CallSenders
 from shared.bus.amqp.control_sender import ControlSender
-from shared.bus.amqp.correlation_ids import correlation_ids
 from shared.bus.amqp.declarations import Binding, Exchange, Queue
 from shared.bus.amqp.lost_calls import LostCalls
 from shared.bus.amqp.message_channel import MessageChannel
+from shared.bus.amqp.pending_calls import PendingCalls, correlation_ids
 from shared.bus.amqp.publishers import Publishers
-from shared.bus.amqp.received_messages import Delivered, Returned
+from shared.bus.amqp.received_messages import Returned
+from shared.bus.amqp.reply_receiver import ReplyReceiver
 from shared.bus.amqp.reply_stream import ReplyStream
-from shared.bus.amqp.second_replies import REMEMBERED, SecondReplies
+from shared.bus.amqp.second_replies import SecondReplies
 from shared.bus.amqp.topology import exchange, owner
-from shared.bus.envelope import (
-    Call,
-    CallResult,
-    next_payload,
-    not_connected,
-    result_of,
-    with_budget,
-)
+from shared.bus.call import Call, with_budget
+from shared.bus.call_errors import broker_blocked, not_connected
+from shared.bus.reply import CallResult, next_payload, result_of
 from shared.errors import ServiceError, deadline_exceeded
 from shared.security_log import SecurityLog
 
@@ -40,17 +34,12 @@ __all__ = ["RpcClient"]
 
 _CALLER_ERRORS: Final = (reasons.STREAM_BROKEN, reasons.MALFORMED_MESSAGE, reasons.REPLY_TOO_LARGE)
 """Errors after which the caller cancels the stream, because the server may still send."""
-_MAX_SHARED_REPLIES: Final = 128
-"""Replies to a broadcast that are kept: more than a service has processes."""
-_MAX_SHARED_REPLY: Final = 256 * 2**10
-"""Bytes of a reply to a broadcast; a larger one is ignored."""
 
 
 class RpcClient:
     """Makes the calls of a process on one connection, with an exclusive queue for the replies.
 
-    Each exchange of another service has a channel of its own, whose loss concerns only the calls to
-    that service. `suspicious` is set once a method of this service itself is unroutable.
+    `suspicious` is set once a method of this service itself is unroutable.
     """
 
     def __init__(
@@ -69,33 +58,27 @@ class RpcClient:
         self.reply_queue = Queue(
             name=name, arguments={}, bindings=[binding], exclusive=True, auto_delete=True
         )
-        self._service = service
-        self._suspicious = suspicious
-        self._security_log = security_log
-        self._second_replies = second_replies
         self._connection = connection
         self._lost = connection.lost
         self._transport = connection.transport
-        self._publishers = publishers
         publishers.on_returned = self._on_returned
         publishers.on_lost = self._on_channel_lost
+        self._senders = CallSenders(publishers, service, name, suspicious)
         self._controls = ControlSender(publishers, service, name)
-        self._senders: dict[str, CallSender] = {}
-        """By route; the routes of a service share one."""
-        self._loop = asyncio.get_running_loop()
-        self._calls: dict[str, PendingCall] = {}
-        self._streams: dict[str, ReplyStream] = {}
-        self._broadcasts: dict[str, tuple[str, list[bytes]]] = {}
-        """Route and replies, by correlation id."""
         self._ids = correlation_ids()
-        self._lost_calls = LostCalls(self._probe, self._sent_before, self._fail_call, self._ids)
+        self._pending = pending = PendingCalls()
+        self._lost_calls = LostCalls(self._probe, pending.sent_before, pending.fail, self._ids)
+        self._receiver = ReplyReceiver(
+            pending, self._lost_calls, security_log=security_log, second_replies=second_replies
+        )
+        self._loop = asyncio.get_running_loop()
 
     async def start(self, exchanges: Iterable[Exchange]) -> None:
         """Declare the exchanges of the service, and take replies; raises BROKER_ERRORS."""
         replies = await self._connection.channel()
         await replies.consume(
             [self._reply_to],
-            self._on_reply,
+            self._receiver.receive,
             declared=[*exchanges, self.reply_queue],
             no_ack=True,
         )
@@ -103,18 +86,17 @@ class RpcClient:
     async def call(self, route: str, call: Call) -> CallResult:
         """Send a call and return its result; see MessageBus.call."""
         budget = self._budget(call)
-        sender = self._senders.get(route) or await self._open_sender(route, budget)
+        sender = self._senders.by_route.get(route) or await self._senders.open(route, budget)
         reply: asyncio.Future[bytes] = self._loop.create_future()
-        correlation_id, deadline = next(self._ids), call.deadline
-        self._calls[correlation_id] = (reply, route, deadline, deadline - budget, sender.callee)
-        sender.pending[correlation_id] = reply
+        calls, correlation_id, deadline = self._pending.calls, next(self._ids), call.deadline
+        calls[correlation_id] = (reply, route, deadline, deadline - budget, sender)
         timer = self._loop.call_later(budget, self._expire, route, correlation_id, reply)
         try:
             if not self._transport.writable:
                 await self._wait_writable(reply)
                 budget = call.remaining
             if not reply.done():  # the deadline has passed, or the session is lost
-                only = len(self._calls) == 1
+                only = len(calls) == 1
                 sender.send(route, call.request, correlation_id, budget, only=only)
             body = await reply
         except asyncio.CancelledError:
@@ -122,16 +104,16 @@ class RpcClient:
             raise
         finally:
             timer.cancel()
-            del self._calls[correlation_id], sender.pending[correlation_id]
+            del calls[correlation_id]
         return result_of(body)
 
     async def stream(self, route: str, call: Call) -> AsyncGenerator[bytes, None]:
         """Send a call and yield the payload of each reply; see MessageBus.stream."""
         correlation_id = next(self._ids)
         budget = self._budget(call)
-        sender = self._senders.get(route) or await self._open_sender(route, budget)
+        sender = self._senders.by_route.get(route) or await self._senders.open(route, budget)
         stream = ReplyStream(correlation_id, route, sender, self._controls)
-        self._streams[correlation_id] = stream
+        self._pending.streams[correlation_id] = stream
         try:
             async with asyncio.timeout(call.remaining):
                 await self._transport.wait_writable()
@@ -149,7 +131,7 @@ class RpcClient:
             stream.ended = error.reason not in _CALLER_ERRORS
             raise
         finally:
-            del self._streams[correlation_id]
+            del self._pending.streams[correlation_id]
             if not stream.ended:
                 self._cancel(route, correlation_id)
 
@@ -157,14 +139,14 @@ class RpcClient:
         """Call every process that serves the route; see MessageBus.broadcast."""
         budget = self._budget(call)
         correlation_id = next(self._ids)
-        _, replies = self._broadcasts[correlation_id] = route, list[bytes]()
+        _, replies = self._pending.broadcasts[correlation_id] = route, list[bytes]()
         request = with_budget(call.request, budget)
         control = Control(correlation_id=correlation_id, request=request)
         self._controls.send(owner(route), route, control)
         try:
             await asyncio.sleep(budget)  # the number of processes is unknown
         finally:
-            del self._broadcasts[correlation_id]
+            del self._pending.broadcasts[correlation_id]
         payloads = []
         for reply in replies:
             with suppress(ServiceError):  # the error of one process must not hide the other replies
@@ -181,29 +163,6 @@ class RpcClient:
         if budget <= 0:
             raise deadline_exceeded(Outcome.NO_EFFECT)
         return budget
-
-    async def _open_sender(self, route: str, budget: float) -> CallSender:
-        """Return the sender of the calls of a route.
-
-        UNAVAILABLE, NO_ROUTE if the service that owns the route has no exchange.
-        """
-        name = exchange("calls", owner(route))
-        try:
-            async with asyncio.timeout(budget):
-                channel = await self._publishers.open(name)
-        except MissingError:
-            raise self._no_route(route) from None
-        except TimeoutError:
-            raise deadline_exceeded(Outcome.NO_EFFECT) from None
-        except BROKER_ERRORS:
-            raise not_connected() from None
-        for sender in self._senders.values():
-            if sender.channel is channel:
-                break
-        else:
-            sender = CallSender(channel, self._reply_to, self._service)
-        self._senders[route] = sender
-        return sender
 
     async def _wait_writable(self, reply: "asyncio.Future[bytes]") -> None:
         """Wait until the socket is writable, or until the call fails (deadline, lost session)."""
@@ -226,133 +185,26 @@ class RpcClient:
         if not self._lost.is_set():
             self._controls.cancel(route, correlation_id)
 
-    def _on_reply(self, message: Delivered) -> None:
-        """Pass a reply to its call: only the service that was called may reply."""
-        correlation_id, sender = message.correlation_id, message.user_id
-        if not correlation_id:
-            self._on_batch(message)
-        elif (pending := self._calls.get(correlation_id)) is not None:
-            reply, route, _, _, callee = pending
-            if sender != callee:
-                self._security_log.refuse_sender("reply", route, sender)
-            elif message.oversized:
-                self._fail_call(correlation_id, reply_too_large())
-            elif not reply.done():
-                reply.set_result(message.body)
-                answered = self._second_replies.answered  # inline: for each reply
-                answered[correlation_id] = route, message.reply_to
-                if len(answered) > REMEMBERED:
-                    self._second_replies.renew()
-            else:
-                self._second_replies.check(correlation_id, message)
-        elif (stream := self._streams.get(correlation_id)) is not None:
-            if sender != stream.sender.callee:
-                self._security_log.refuse_sender("reply", stream.route, sender)
-            else:
-                self._put(stream, message)
-        else:
-            self._on_shared_reply(message)
-
-    def _put(self, stream: ReplyStream, message: Delivered) -> None:
-        """Add a reply to its stream. Replies of two workers break it, by their numbers."""
-        first = stream.worker = message.reply_to if stream.worker is None else stream.worker
-        if message.reply_to != first:
-            self._second_replies.write(stream.route, first, message.reply_to)
-        stream.put(reply_too_large() if message.oversized else message)
-
-    def _on_shared_reply(self, message: Delivered) -> None:
-        """Take the reply to a broadcast or the answer to a probe; each process may send one."""
-        correlation_id, sender = message.correlation_id, message.user_id
-        broadcast = self._broadcasts.get(correlation_id)
-        route = broadcast[0] if broadcast else self._lost_calls.probed(correlation_id)
-        if not route:
-            self._second_replies.check(correlation_id, message)
-        elif sender != owner(route):
-            self._security_log.refuse_sender("reply", route, sender)
-        elif message.oversized or len(message.body) > _MAX_SHARED_REPLY:
-            return
-        elif broadcast:
-            if len(broadcast[1]) < _MAX_SHARED_REPLIES:
-                broadcast[1].append(message.body)
-        else:
-            self._lost_calls.on_answer(correlation_id, message.body)
-
-    def _on_batch(self, message: Delivered) -> None:
-        try:
-            replies = unpack(message.body)
-        except ServiceError as error:  # any service that is called can send malformed batches
-            self._security_log.refuse_message("reply", error.reason)
-            return
-        for correlation_id, body in replies:
-            if (pending := self._calls.get(correlation_id)) is None:
-                self._second_replies.check(correlation_id, message)
-                continue
-            reply, route, _, _, callee = pending
-            if message.user_id != callee:
-                self._security_log.refuse_sender("reply", route, message.user_id)
-            elif not reply.done():
-                reply.set_result(body)
-                answered = self._second_replies.answered  # inline: for each reply
-                answered[correlation_id] = route, message.reply_to
-                if len(answered) > REMEMBERED:
-                    self._second_replies.renew()
-            else:
-                self._second_replies.check(correlation_id, message)
-
     def _on_returned(self, returned: Returned) -> None:
+        """Take an unroutable message: a batch of calls, a probe or a call."""
         if route := single_route(returned.routing_key):
-            if sender := self._senders.get(route):  # else its channel is lost, its calls failed
-                sender.resend_unbatched(route, returned.body, self._calls)
+            if sender := self._senders.by_route.get(route):  # else its channel and calls are lost
+                sender.resend_unbatched(route, returned.body, self._pending.calls)
         elif not returned.correlation_id:
             self._lost_calls.on_returned(returned.routing_key)
         else:
-            self._fail_call(returned.correlation_id, self._no_route(returned.routing_key))
-
-    def _no_route(self, route: str) -> ServiceError:
-        if owner(route) == self._service:  # a queue or binding of this process may be missing
-            self._suspicious.set()
-        return no_route()
-
-    def _fail_call(self, correlation_id: str, error: ServiceError) -> None:
-        if (pending := self._calls.get(correlation_id)) is not None:
-            if not pending[0].done():
-                pending[0].set_exception(error)
-        elif (stream := self._streams.get(correlation_id)) is not None:
-            stream.put(error)
+            error = self._senders.no_route(returned.routing_key)
+            self._pending.fail(returned.correlation_id, error)
 
     def _probe(self, id_: str, route: str, waiting_ms: int) -> None:
         if self._transport.writable:
             self._controls.probe(id_, route, waiting_ms)
 
-    def _sent_before(self, moment: float) -> Iterator[tuple[str, str, float]]:
-        """Yield correlation id, route and time of each call and stream sent before `moment`."""
-        for correlation_id, (_, route, _, sent, _) in self._calls.items():
-            if sent > moment:  # the calls are in the order of sending
-                break
-            yield correlation_id, route, sent
-        for correlation_id, stream in self._streams.items():
-            if stream.sent <= moment:
-                yield correlation_id, stream.route, stream.sent
-
     def _on_channel_lost(self, channel: MessageChannel) -> None:
-        """Fail the pending calls that were sent on a channel: some may have been delivered."""
-        for route, sender in list(self._senders.items()):
-            if sender.channel is channel:
-                del self._senders[route]
-                _fail_lost(sender.pending.values(), ())
-        streams = self._streams.values()
-        _fail_lost((), [each for each in streams if each.sender.channel is channel])
+        self._senders.forget(channel)
+        self._pending.fail_lost(channel)
 
     def mark_lost(self) -> None:
         """Fail every pending call and stream, and probe nothing more."""
         self._lost_calls.stop()
-        replies = (reply for reply, *_ in self._calls.values())
-        _fail_lost(replies, self._streams.values())
-
-
-def _fail_lost(replies: "Iterable[asyncio.Future[bytes]]", streams: Iterable[ReplyStream]) -> None:
-    for reply in replies:
-        if not reply.done():
-            reply.set_exception(connection_lost())
-    for stream in streams:
-        stream.put(connection_lost())
+        self._pending.fail_lost()

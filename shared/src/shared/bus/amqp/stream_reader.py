@@ -2,10 +2,9 @@
 
 import asyncio
 import logging
-import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 from uuid import uuid4
 
 import structlog
@@ -16,9 +15,11 @@ from shared.bus.amqp.broker_connection import BrokerConnection
 from shared.bus.amqp.broker_errors import BROKER_ERRORS, broker_errors
 from shared.bus.amqp.broker_session import BrokerSession
 from shared.bus.amqp.declarations import Binding, Queue
+from shared.bus.amqp.event_senders import is_from_owner, log_forged_event
 from shared.bus.amqp.message_channel import MessageChannel
-from shared.bus.amqp.queue_consumer import QueueConsumer, is_from_owner, log_forged_event
+from shared.bus.amqp.queue_consumer import QueueConsumer
 from shared.bus.amqp.received_messages import Delivered
+from shared.bus.amqp.stream_channel import Arrived, open_stream
 from shared.bus.amqp.topology import event_bindings, event_stream, exchange
 from shared.bus.message_bus import EventHandler
 from shared.limited_log import LimitedLog
@@ -26,21 +27,14 @@ from shared.limited_log import LimitedLog
 __all__ = ["StreamReader"]
 
 _log = structlog.get_logger()
-_PREFETCH: Final = 64
-"""Events that are handled in a row: at about 25 us each, they hardly delay the event loop."""
 _START_SECONDS: Final = 1.0
 """Longest wait of a new session for the past events; its calls then start without them."""
 _REPLAY_SECONDS: Final = 60.0
 """Longest time to read the past events; reading then starts again."""
 _RETRY_SECONDS: Final = 2.0
 """Time between two attempts to read."""
-_CLOSE_SECONDS: Final = 1.0
-"""Longest wait for the broker to close the channel."""
 _MAX_ERROR: Final = 500
 """Characters of an error in the log."""
-
-_Arrived = asyncio.Queue[Delivered | None]
-"""Messages; None once the channel is lost."""
 
 
 class StreamReader(QueueConsumer):
@@ -60,13 +54,11 @@ class StreamReader(QueueConsumer):
         seconds: float,
         replay_seconds: float = _REPLAY_SECONDS,
     ) -> None:
-        super().__init__(stream, _PREFETCH)
+        super().__init__(stream)
         self.complete = False
         self._types = types
         self._handler = handler
-        # An interval, measured by the broker's clock; a timestamp would depend on this machine's
-        # clock.
-        self._offset = f"{math.ceil(seconds)}s"
+        self._seconds = seconds
         self._replay_seconds = replay_seconds
         self._completed = asyncio.Event()
         self._log = LimitedLog()
@@ -96,15 +88,9 @@ class StreamReader(QueueConsumer):
         """See QueueConsumer.own."""
         return [self._stream]
 
-    def restored(self) -> None:
-        """See Watched.restored."""
-
     def foreign(self) -> Sequence[Binding]:
         """See Watched.foreign."""
         return event_bindings(self._stream.name, self._types)
-
-    def checked(self, missing: bool) -> None:
-        """See Watched.checked."""
 
     async def _read(self, session: BrokerSession) -> None:
         while True:
@@ -122,20 +108,11 @@ class StreamReader(QueueConsumer):
 
     async def _read_once(self, session: BrokerSession) -> None:
         """Read until the channel is lost; raises BROKER_ERRORS."""
-        connection, arrived = session.consuming, _Arrived()
-
-        def on_lost(*_reason: Any) -> None:
-            arrived.put_nowait(None)
-
+        connection = session.consuming
         async with asyncio.timeout(self._replay_seconds) as limit:
             stream = self._stream = event_stream(session.service, self.queue_name)
             await connection.declare(stream, *event_bindings(stream.name, self._types))
-            channel = await connection.channel(prefetch=_PREFETCH, on_lost=on_lost)
-            consuming = False
-            try:
-                arguments = {"x-stream-offset": self._offset}
-                await channel.consume([stream.name], arrived.put_nowait, arguments=arguments)
-                consuming = True
+            async with open_stream(connection, stream.name, self._seconds) as (channel, arrived):
                 mark = await self._publish_mark(session, stream.name)
 
                 def complete() -> None:
@@ -144,13 +121,6 @@ class StreamReader(QueueConsumer):
                     self._completed.set()
 
                 await self._handle_all(session, channel, arrived, mark, complete)
-            finally:
-                if not session.lost.is_set():
-                    with suppress(*BROKER_ERRORS):
-                        async with asyncio.timeout(_CLOSE_SECONDS):
-                            if consuming:  # no message may arrive while the channel closes
-                                await channel.stop_consuming([stream.name])
-                            await connection.close_channel(channel)
 
     async def _publish_mark(self, session: BrokerSession, stream: str) -> str:
         """Publish a mark to this stream only; return its correlation id."""
@@ -165,7 +135,7 @@ class StreamReader(QueueConsumer):
         self,
         session: BrokerSession,
         channel: MessageChannel,
-        arrived: _Arrived,
+        arrived: Arrived,
         mark: str,
         complete: Callable[[], None],
     ) -> None:

@@ -14,7 +14,8 @@ from aiormq.connection import TransportFactory
 from aiormq.exceptions import AMQPConnectionError
 from yarl import URL
 
-from shared.bus.amqp.frame_reader import FrameReader, ProtocolError
+from shared.bus.amqp.frame_format import ProtocolError
+from shared.bus.amqp.frame_reader import FrameReader
 from shared.bus.amqp.received_messages import Message
 
 __all__ = ["Factory", "Transport"]

@@ -2,10 +2,28 @@
 
 from postbus import reasons
 from postbus.bus.v1 import Outcome
-from shared.bus.envelope import unavailable
+from postbus_runtime.reasons import Reason
 from shared.errors import ServiceError
 
-__all__ = ["broker_blocked", "connection_lost", "no_route", "reply_too_large", "worker_lost"]
+__all__ = [
+    "broker_blocked",
+    "connection_lost",
+    "no_route",
+    "not_connected",
+    "reply_too_large",
+    "unavailable",
+    "worker_lost",
+]
+
+
+def unavailable(reason: Reason, message: str, outcome: int = Outcome.NO_EFFECT) -> ServiceError:
+    """Return the error of a call that could not be delivered, or that has no reply."""
+    return ServiceError(reason, message, retry_after=1, outcome=outcome)
+
+
+def not_connected() -> ServiceError:
+    """Return UNAVAILABLE, NOT_CONNECTED: the call was not sent, the broker is unreachable."""
+    return unavailable(reasons.NOT_CONNECTED, "The message broker is unavailable.")
 
 
 def no_route() -> ServiceError:

@@ -1,9 +1,43 @@
-"""The calls that arrived in a batch, at their server."""
+"""The calls that a server has received, each alone or in a batch."""
+
+import asyncio
+from typing import Final
 
 from shared.bus.amqp.message_channel import MessageChannel
 from shared.bus.amqp.received_messages import Delivered
 
-__all__ = ["BatchedCall", "ReceivedBatch", "acknowledge"]
+__all__ = [
+    "MAX_CALLS",
+    "BatchedCall",
+    "CallKey",
+    "HeldCalls",
+    "ReceivedBatch",
+    "acknowledge",
+]
+
+MAX_CALLS: Final = 1024
+"""Calls that a server holds, running or waiting for a slot, before it refuses more."""
+
+CallKey = tuple[str, str]
+"""A call, by its reply-to and correlation id."""
+
+
+class HeldCalls:
+    """The calls that a server holds, running or waiting for a slot, over all its sessions."""
+
+    __slots__ = ("by_key", "bytes", "running")
+
+    def __init__(self, running: dict[object, asyncio.Task[None]]) -> None:
+        self.by_key: dict[CallKey, Delivered] = {}
+        self.bytes = 0
+        """Bytes of their requests."""
+        self.running = running
+        """The tasks of the calls and of broadcasts."""
+
+    def cancel(self, key: CallKey) -> None:
+        """Cancel the task of a call."""
+        if message := self.by_key.get(key):
+            self.running[message].cancel()
 
 
 class ReceivedBatch:
