@@ -217,7 +217,7 @@ def unique() -> Callable[[str], str]:
 
 @pytest.fixture(scope="module")
 def frozen_heap() -> Iterator[None]:
-    """Keep what earlier tests left out of garbage collections, which would count as time of a test."""
+    """Exclude the objects of earlier tests from garbage collections, which take CPU time."""
     gc.collect()
     gc.freeze()
     yield
