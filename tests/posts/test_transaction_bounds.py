@@ -586,7 +586,7 @@ async def test_deleted_caller_is_refused(mongo: Mongo, authors: AuthorRepository
             await call
 
 
-async def users_with(follows: list[str]) -> MemoryBus:
+async def users_with(follows: list[str], revision: int) -> MemoryBus:
     """Return a bus with a worker `users`, in which Alice has a new name and these follows."""
     bus, prefix = MemoryBus(), "postbus.users.v1.UsersService"
     profile = Profile(id=ALICE, username="New", version=9)
@@ -596,7 +596,7 @@ async def users_with(follows: list[str]) -> MemoryBus:
     }
 
     async def reply(route: str, _body: bytes, _service: str) -> bytes:
-        return encode(Reply(payload=replies[route]))
+        return encode(Reply(payload=replies[route], caller_revision=revision))
 
     await bus.serve("users", list(replies), reply)
     return bus
@@ -606,9 +606,11 @@ async def copy(
     mongo: Mongo, authors: AuthorRepository, revision: int, *, follows: list[str]
 ) -> Author:
     """Copy Alice from `users` with a revision; return her stored data."""
-    projection = a_projection(mongo, authors, await users_with(follows))
+    projection = a_projection(mongo, authors, await users_with(follows, revision))
     operation_id = str(time.monotonic_ns())
-    await projection.resync.run(a_context(caller_revision=revision, operation_id=operation_id))
+    context = a_context(caller_revision=revision, operation_id=operation_id)
+    with context:
+        await projection.resync.run(context)
     return (await authors.by_ids([ALICE]))[ALICE]
 
 

@@ -228,6 +228,7 @@ PROOFS: Final = {
     "bus/client.py _retry": "compares the outcomes of all tries",
     "bus/consumed_event.py ConsumedEvent.operation": NO_CALL,
     "bus/event_dispatch.py EventDispatcher._consume": NO_CALL,
+    "bus/dispatch.py _id_too_long": NOT_STARTED,
     "bus/dispatch.py _not_a_caller": NOT_STARTED,
     "bus/dispatch.py _not_served": NOT_STARTED,
     "bus/dispatch.py _too_large": NOT_STARTED,
@@ -258,6 +259,7 @@ PROOFS: Final = {
     "runtime/session_verifier.py _unknown": NOT_STARTED,
     "wire.py _malformed": NOT_STARTED,
     "wire.py invalid_fields": NOT_STARTED,
+    "wire.py parse_as": NOT_STARTED,
 }
 """Every place of `shared` that makes an error with the outcome NO_EFFECT, with the proof."""
 

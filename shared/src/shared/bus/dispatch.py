@@ -49,6 +49,10 @@ _MAX_BUDGET = 60.0
 """Seconds; a longer budget of the caller is reduced to it."""
 _MAX_REQUEST_BYTES = 4 * 2**20
 """A larger request is refused undecoded. The gateway accepts bodies of 2 MiB by default."""
+_MAX_ID = 255
+"""Characters of an operation id or correlation id: events and nested calls repeat them."""
+_MAX_ADDRESS = 64
+"""Characters of the client's address that are kept: more than an address has."""
 _CLOCK_LOG_SECONDS = 60.0
 """Shortest time between two log lines about the clock."""
 _FAILURE_LINES = 10
@@ -201,6 +205,9 @@ class Dispatcher:
         if caller is None and served.needs_user:
             raise token_missing()
         operation_id = request.operation_id or str(uuid7())
+        correlation_id = request.correlation_id or operation_id
+        if len(operation_id) > _MAX_ID or len(correlation_id) > _MAX_ID:
+            raise _id_too_long()
         context = Context(
             name=served.name,
             caller=caller,
@@ -208,10 +215,10 @@ class Dispatcher:
             access_token=token,
             deadline=time.monotonic() + min(budget_of(request), _MAX_BUDGET),
             operation_id=operation_id,
-            correlation_id=request.correlation_id or operation_id,
+            correlation_id=correlation_id,
             traceparent=traceparent,
             caller_revision=request.caller_revision,
-            client_address=request.client_address,
+            client_address=request.client_address[:_MAX_ADDRESS],
         )
         if request.metadata:
             context.received_metadata = read_metadata(request.metadata)
@@ -288,6 +295,11 @@ class Dispatcher:
 def _not_a_caller() -> ServiceError:
     text = "The contract does not list this service as a caller of the method."
     return ServiceError(reasons.SERVICE_NOT_ALLOWED, text)
+
+
+def _id_too_long() -> ServiceError:
+    text = f"An operation id or correlation id has at most {_MAX_ID} characters."
+    return ServiceError(reasons.MALFORMED_MESSAGE, text)
 
 
 async def _not_served() -> bytes:

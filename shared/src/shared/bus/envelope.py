@@ -18,6 +18,7 @@ from postbus import reasons
 from postbus.bus.v1 import Outcome, Reply
 from postbus_runtime.reasons import Reason
 from shared.errors import ServiceError, internal
+from shared.field_limit import UNCOUNTED_BYTES, exceeds_field_limit
 from shared.metadata import NO_METADATA, Metadata, OutgoingMetadata, read_metadata
 from shared.wire import encode, message_class, parse_as
 
@@ -231,6 +232,8 @@ def next_payload(reply: bytes, sequence: int, call: Call) -> bytes | None:
 
 
 def _read(reply: bytes) -> Any:
+    if len(reply) > UNCOUNTED_BYTES and exceeds_field_limit(_Reply, reply):
+        raise internal()  # as below
     try:
         message = _Reply.FromString(reply)
     except DecodeError:  # the caller is not at fault, and the call may have had an effect
