@@ -1,7 +1,7 @@
 """Notifications in MongoDB."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
 from odmantic.query import QueryExpression, and_, eq, in_, lt
@@ -61,7 +61,7 @@ class NotificationRepository:
             post_id=post_id,
             comment_id=comment_id,
             created_at=now(),
-            expires_at=datetime.now(UTC) + _RETENTION,
+            expires_at=await self._notifications.database_time() + _RETENTION,
         )
         await self._notifications.insert(notification)
         return notification
