@@ -648,3 +648,15 @@ async def test_partial_copy_of_many_follows_is_continued_by_the_next_call(
         steps.append((author.revision, author.ahead, await count(mongo, "follows")))
 
     assert steps == [(0, [2], 200), (2, None, 250)]
+
+
+async def test_revision_far_ahead_is_refused(authors: AuthorRepository) -> None:
+    """It would count as missing changes for ever."""
+    await authors.upsert_if_newer(an_author(revision=3))
+
+    for revision in (4 + 1_000_000, 2**63 - 1, 2**64 - 1):
+        with pytest.raises(ServiceError, match="FORGED"):
+            await authors.add_revision(ALICE, revision)
+    with pytest.raises(ServiceError, match="FORGED"):
+        await authors.add_revision(BOB, 1_000_001)
+    assert await authors.add_revision(ALICE, 3 + 1_000_000)

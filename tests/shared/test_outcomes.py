@@ -259,7 +259,6 @@ PROOFS: Final = {
     "runtime/session_verifier.py _unknown": NOT_STARTED,
     "wire.py _malformed": NOT_STARTED,
     "wire.py invalid_fields": NOT_STARTED,
-    "wire.py parse_as": NOT_STARTED,
 }
 """Every place of `shared` that makes an error with the outcome NO_EFFECT, with the proof."""
 

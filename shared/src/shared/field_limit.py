@@ -10,6 +10,8 @@ from typing import Final
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
+from shared.bounds import MAX_NESTING
+
 __all__ = ["UNCOUNTED_BYTES", "exceeds_field_limit"]
 
 _MAX_FIELDS: Final = 50_000
@@ -19,7 +21,7 @@ UNCOUNTED_BYTES: Final = 16 * 2**10
 of packed lists."""
 _FIXED: Final = {1: 8, 5: 4}
 """Bytes of the wire types I64 and I32 (https://protobuf.dev/programming-guides/encoding)."""
-_VARINT, _LEN = 0, 2
+_VARINT, _LEN, _GROUP = 0, 2, 3
 _VARINT_BYTES: Final = 10
 _CONTINUED: Final = bytes(range(0x80, 0x100))
 """The bytes of a varint but its last one."""
@@ -54,7 +56,7 @@ def exceeds_field_limit(kind: type[Message], data: bytes) -> bool:
 
 def _count(plan: _Plan, data: bytes) -> int:
     """Count the fields of a message, at least until there are too many."""
-    count, position, end = 0, 0, len(data)
+    count, position, end, groups = 0, 0, len(data), 0
     outer: list[tuple[_Plan, int]] = []
     while count <= _MAX_FIELDS:
         while position >= end:
@@ -76,8 +78,12 @@ def _count(plan: _Plan, data: bytes) -> int:
             if content is not None:
                 count += _elements(data[position : position + size], content)
             position += size
-        else:  # the marks of a group (3, 4) have no content of their own
-            position += _FIXED.get(kind, 0)
+        elif kind in _FIXED:
+            position += _FIXED[kind]
+        else:  # the begin or the end of a group
+            groups += 1 if kind == _GROUP else -1
+            if not 0 <= groups <= MAX_NESTING:
+                raise IndexError("groups that the parser refuses")
     return count
 
 

@@ -90,14 +90,15 @@ def parse(name: str, data: bytes) -> Message:
     return parse_as(message_class(name), data)
 
 
-def parse_as(kind: type[Message], data: bytes) -> Message:
+def parse_as(kind: type[Message], data: bytes, *, counted: bool = True) -> Message:
     """Return upb's message of this class; INVALID_ARGUMENT, MALFORMED_MESSAGE if `data` is
     malformed, or has more than 50,000 fields.
+
+    Without `counted` any number of fields is accepted: for messages of clients, whose size is
+    bounded and whose violations name the field.
     """
-    if len(data) > UNCOUNTED_BYTES and exceeds_field_limit(kind, data):
-        raise ServiceError(
-            reasons.MALFORMED_MESSAGE, f"A {kind.DESCRIPTOR.full_name} with too many fields."
-        )
+    if counted and len(data) > UNCOUNTED_BYTES and exceeds_field_limit(kind, data):
+        raise _malformed(kind.DESCRIPTOR.full_name)
     try:
         return kind.FromString(data)
     except DecodeError:
