@@ -29,6 +29,7 @@ from tools.accounts.set_up import set_up_broker_accounts
 from tools.paths import SECRETS
 from tools.secrets import Secrets
 from tools.servers.addresses import service_url
+from tools.servers.signals import interrupt_on_sigterm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +54,11 @@ def _server(name: str) -> str:
     if not url:
         pytest.fail(f"POSTBUS_{name}_URL is not set: run the tests with ./just test")
     return url
+
+
+def pytest_configure() -> None:
+    """Let SIGTERM end the run as Ctrl-C does: with the fixtures, which end their processes."""
+    interrupt_on_sigterm()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

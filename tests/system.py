@@ -22,6 +22,7 @@ from tools.dev.environment import service_of
 from tools.paths import SECRETS, SERVICES
 from tools.secrets import Secrets
 from tools.servers.addresses import in_database, owner_url, service_url
+from tools.servers.guardian import end_with_this_process
 from tools.services import databases
 
 __all__ = ["WITHOUT_RATES", "Cost", "System", "free_port", "run_system"]
@@ -94,13 +95,15 @@ class System:
         owner = arguments[:1] == ("migrate",)
         environment = self._environment | self.accounts(service, owner=owner) | probe | settings
         with (self._logs / f"{name}.log").open("ab") as log:
-            return await asyncio.create_subprocess_exec(
+            process = await asyncio.create_subprocess_exec(
                 ROOT / service / ".venv/bin/python",
                 *program,
                 env={"PATH": os.environ["PATH"], **environment},
                 stdout=log if stdout is None else stdout,
                 stderr=log,
             )
+        end_with_this_process(process.pid)
+        return process
 
     async def output(self, service: str, *arguments: str) -> str:
         """Run a command of a service; return its output."""

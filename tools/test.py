@@ -1,15 +1,20 @@
 """`just test`: pytest on real servers."""
 
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Final
 
 from tools.paths import ROOT
 from tools.servers import servers
+from tools.servers.guardian import end_with_this_process, kill_group
 
-_STOP_SECONDS = 5
+__all__ = ["run_group", "test"]
+
+_STOP_SECONDS: Final = 15.0
+"""Time in which the fixtures of pytest end their processes after a signal."""
 
 
 def test(arguments: Sequence[str]) -> int:
@@ -18,30 +23,26 @@ def test(arguments: Sequence[str]) -> int:
     The tests use databases and virtual hosts of their own; a running `just dev` is not affected.
     """
     with servers("test") as addresses:
-        pytest = subprocess.Popen(
-            [sys.executable, "-m", "pytest", *arguments],
-            env=os.environ | addresses.as_environment(),
-            cwd=ROOT,
-        )
-        return _wait(pytest)
+        command = [sys.executable, "-m", "pytest", *arguments]
+        return run_group(command, os.environ | addresses.as_environment())
 
 
-def _wait(pytest: subprocess.Popen[bytes]) -> int:
-    """Wait for pytest; after an interrupt, let it clean up."""
+def run_group(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a command as a process group of its own, and return its exit code.
+
+    The whole group ends with the command and with this process, whichever of them gets a signal. A
+    signal to this process, or Ctrl-C, reaches the command as SIGTERM: in the same group, Ctrl-C
+    would reach it twice, and the second time interrupt its clean-up.
+    """
+    process = subprocess.Popen(command, env=dict(environment), cwd=ROOT, start_new_session=True)
     try:
-        return pytest.wait()
-    except KeyboardInterrupt:  # Ctrl-C has also reached pytest
-        _end(pytest)
+        end_with_this_process(process.pid)
+        return process.wait()
+    except BaseException:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=_STOP_SECONDS)
         raise
-    except SystemExit:
-        pytest.send_signal(signal.SIGINT)
-        _end(pytest)
-        raise
-
-
-def _end(pytest: subprocess.Popen[bytes]) -> None:
-    try:
-        pytest.wait(timeout=_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        pytest.kill()
-        pytest.wait()
+    finally:
+        kill_group(process.pid)
+        process.wait()

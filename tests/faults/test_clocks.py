@@ -6,7 +6,7 @@ They are valid for 10 minutes, and accepted for 30 seconds more.
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -15,7 +15,7 @@ from pymongo import AsyncMongoClient
 
 from tests.clocks import clock_settings, find_faketime
 from tests.conftest import Place
-from tests.people import PASSWORD, Client, sign_up
+from tests.people import PASSWORD, Client, Person, eventually, sign_up
 from tests.system import System
 from tools.servers.errors import ServersUnavailableError
 
@@ -138,6 +138,90 @@ async def test_clock_that_is_wrong_by_10_minutes_fails_tokens_only_and_is_named_
     assert any(line["process"] == process and abs(line["seconds"] - expected) < 5 for line in found)
     if service == "posts":
         assert any(abs(line["seconds"] + seconds) < 5 for line in skews(system, "posts"))
+
+
+DAY, YEAR = 86_400, 31_536_000
+
+
+def seconds_until(year: int) -> int:
+    return round((datetime(year, 6, 1, tzinfo=UTC) - datetime.now(UTC)).total_seconds())
+
+
+@pytest.mark.parametrize(
+    ("service", "seconds"),
+    [
+        ("posts", -DAY),
+        ("posts", -10 * YEAR),
+        ("posts", seconds_until(2039)),
+        ("users", DAY),
+        ("users", -10 * YEAR),
+        ("users", seconds_until(2039)),
+        ("gateway", -10 * YEAR),
+        ("gateway", seconds_until(2039)),
+    ],
+)
+@pytest.mark.timeout(120)
+async def test_process_that_starts_in_another_year_serves_all_but_tokens_and_destroys_nothing(
+    system: System,
+    client: httpx.AsyncClient,
+    unique: Unique,
+    faketime: str,
+    service: str,
+    seconds: int,
+) -> None:
+    await system.stop("gateway")
+    await system.start("gateway")  # it logs the clock of each worker once a minute
+    await system.until_ready()
+    alice, bob = [await sign_up(client, unique(name)) for name in ("alice", "bob")]
+    sessions = [await log_in(client, bob)]
+    post = await Client(client, alice).done("POST", "/v1/posts", {"title": "Hi"})
+    path = f"/v1/posts/{post['id']}"
+    before = len(skews(system, "gateway"))
+
+    async with wrong_clock(system, service, seconds, faketime):
+        migrated = await system.run(
+            "posts" if service == "gateway" else service,
+            "migrate",
+            stdout=None,
+            **clock_settings(faketime, seconds),
+        )
+        assert await migrated.wait() == 0
+        await sign_up(client, unique("carl"))
+        sessions.append(await log_in(client, bob))
+        public = [await client.get(each) for each in (path, "/v1/posts", "/v1/tags")]
+        follow = await Client(client, bob).send("PUT", f"/v1/users/{alice.username}/follow")
+        private = await Client(client, bob).send("POST", "/v1/posts", {"title": "Hi"})
+
+    assert [each.status_code for each in public] == [200, 200, 200]
+    # `users` verifies the token to follow, `posts` to write
+    assert (follow.is_success, private.is_success) == (service == "posts", service == "users")
+    named = "posts" if service == "gateway" else service
+    expected = -seconds if service == "gateway" else seconds
+    found = skews(system, "gateway")[before:]
+    assert any(each["process"] == named and abs(each["seconds"] - expected) < 60 for each in found)
+    for session in sessions:
+        await Client(client).done(
+            "POST", "/v1/auth/refresh", {"refreshToken": session["refreshToken"]}
+        )
+    assert (await client.get(path)).json()["title"] == "Hi"
+    if follow.is_success:
+        url = system.databases("posts")["POSTBUS_MONGO_URL"]
+        async with AsyncMongoClient[dict[str, Any]](url, tz_aware=True) as mongo:
+            notifications = mongo.get_default_database()["notifications"]
+
+            async def kept() -> bool:
+                stored = await notifications.find_one({"user_id": alice.id})
+                if stored is None:
+                    return False
+                left: timedelta = stored["expires_at"] - datetime.now(UTC)
+                return timedelta(days=89) < left <= timedelta(days=90)
+
+            await eventually(kept)
+
+
+async def log_in(client: httpx.AsyncClient, person: Person) -> dict[str, Any]:
+    account = {"login": person.username, "password": PASSWORD}
+    return await Client(client).done("POST", "/v1/auth/login", account)
 
 
 @pytest.mark.timeout(120)

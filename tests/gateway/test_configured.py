@@ -29,7 +29,7 @@ Configure = Callable[..., AbstractAsyncContextManager[uvicorn.Config]]
 @pytest.fixture
 def configured(monkeypatch: pytest.MonkeyPatch, bus: MemoryBus, tokens: TokenMaker) -> Configure:
     """Return a function that starts the gateway with settings, and yields uvicorn's Config."""
-    monkeypatch.setenv("POSTBUS_AMQP_URL", "amqp://memory")
+    monkeypatch.setenv("POSTBUS_AMQP_URL", "amqp://u:p@memory")
     monkeypatch.setenv("POSTBUS_VERIFICATION_KEYS", tokens.key_set)
     monkeypatch.setattr(gc_tuning, "freeze", lambda: None)
 
@@ -118,7 +118,7 @@ async def test_metadata_headers_take_effect(configured: Configure, worker: Worke
 
 
 def test_credentials_are_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("POSTBUS_AMQP_URL", "amqp://memory")
+    monkeypatch.setenv("POSTBUS_AMQP_URL", "amqp://u:p@memory")
     monkeypatch.setenv("POSTBUS_VERIFICATION_KEYS", "{}")
     monkeypatch.setenv("POSTBUS_METADATA_HEADERS", "x-tenant,Authorization")
     with pytest.raises(ValidationError, match="no credentials"):

@@ -331,7 +331,7 @@ def test_malformed_address_of_redis_is_refused_at_the_start(
 
 
 def settings_with(monkeypatch: pytest.MonkeyPatch, address: str) -> GatewaySettings:
-    given = {"amqp_url": "amqp://a", "verification_keys": "{}", "rate_storage_url": address}
+    given = {"amqp_url": "amqp://u:p@a", "verification_keys": "{}", "rate_storage_url": address}
     for name, value in given.items():
         monkeypatch.setenv(f"POSTBUS_{name.upper()}", value)
     return GatewaySettings()

@@ -13,7 +13,7 @@ from gateway.socket_limits import SocketLimits
 
 
 def settings(monkeypatch: pytest.MonkeyPatch, **values: str) -> GatewaySettings:
-    required = {"amqp_url": "amqp://a", "verification_keys": "{}"}
+    required = {"amqp_url": "amqp://u:p@a", "verification_keys": "{}"}
     for name, value in {**required, **values}.items():
         monkeypatch.setenv(f"POSTBUS_{name.upper()}", value)
     return GatewaySettings()

@@ -250,7 +250,7 @@ async def test_repair_without_the_broker_says_that_authors_are_not_compared(
     system: System, alice: Person, database: Database
 ) -> None:
     await until(database, {"_id": alice.id, "version": {"$gt": 0}})
-    nowhere = f"amqp://posts@127.0.0.1:{free_port()}/"
+    nowhere = f"amqp://posts:x@127.0.0.1:{free_port()}/"
 
     repair = await system.run(
         "posts", "repair", stdout=asyncio.subprocess.PIPE, POSTBUS_AMQP_URL=nowhere

@@ -568,7 +568,7 @@ async def test_deleted_caller_is_refused(mongo: Mongo, authors: AuthorRepository
             await call
 
 
-async def users_with(follows: list[str]) -> MemoryBus:
+async def users_with(follows: list[str], revision: int) -> MemoryBus:
     """Return a bus with a worker `users`, in which Alice has a new name and these follows."""
     bus, prefix = MemoryBus(), "postbus.users.v1.UsersService"
     profile = Profile(id=ALICE, username="New", version=9)
@@ -578,7 +578,7 @@ async def users_with(follows: list[str]) -> MemoryBus:
     }
 
     async def reply(route: str, _body: bytes, _service: str) -> bytes:
-        return encode(Reply(payload=replies[route]))
+        return encode(Reply(payload=replies[route], caller_revision=revision))
 
     await bus.serve("users", list(replies), reply)
     return bus
@@ -588,9 +588,11 @@ async def copy(
     mongo: Mongo, authors: AuthorRepository, revision: int, *, follows: list[str]
 ) -> Author:
     """Copy Alice from `users` with a revision; return her stored data."""
-    projection = a_projection(mongo, authors, await users_with(follows))
+    projection = a_projection(mongo, authors, await users_with(follows, revision))
     operation_id = str(time.monotonic_ns())
-    await projection.resync.run(a_context(caller_revision=revision, operation_id=operation_id))
+    context = a_context(caller_revision=revision, operation_id=operation_id)
+    with context:
+        await projection.resync.run(context)
     return (await authors.by_ids([ALICE]))[ALICE]
 
 
@@ -628,3 +630,15 @@ async def test_partial_copy_of_many_follows_is_continued_by_the_next_call(
         steps.append((author.revision, author.ahead, await count(mongo, "follows")))
 
     assert steps == [(0, [2], 200), (2, None, 250)]
+
+
+async def test_revision_far_ahead_is_refused(authors: AuthorRepository) -> None:
+    """It would count as missing changes for ever."""
+    await authors.upsert_if_newer(an_author(revision=3))
+
+    for revision in (4 + 1_000_000, 2**63 - 1, 2**64 - 1):
+        with pytest.raises(ServiceError, match="FORGED"):
+            await authors.add_revision(ALICE, revision)
+    with pytest.raises(ServiceError, match="FORGED"):
+        await authors.add_revision(BOB, 1_000_001)
+    assert await authors.add_revision(ALICE, 3 + 1_000_000)

@@ -4,7 +4,9 @@ import asyncio
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
+from unittest.mock import Mock
 
+import aiormq
 import httpx
 import pytest
 import structlog
@@ -20,14 +22,14 @@ from tests.skipping_loop import run_without_waiting
 @pytest.mark.parametrize(
     ("address", "expected"),
     [
-        ("amqp://rabbitmq", ["amqp://rabbitmq"]),
+        ("amqp://u:p@rabbitmq", ["amqp://u:p@rabbitmq"]),
         ("amqp://u:p@rabbitmq:5672/", ["amqp://u:p@rabbitmq:5672/"]),
         ("amqp://u:p@a:1,b:2,c/v", ["amqp://u:p@a:1/v", "amqp://u:p@b:2/v", "amqp://u:p@c/v"]),
         (
             "amqps://u:p@a,b/%2Fv?cafile=/ca,b.pem",
             ["amqps://u:p@a/%2Fv?cafile=/ca,b.pem", "amqps://u:p@b/%2Fv?cafile=/ca,b.pem"],
         ),
-        ("amqp://[::1]:5672,[::2]/v", ["amqp://[::1]:5672/v", "amqp://[::2]/v"]),
+        ("amqp://u:p@[::1]:5672,[::2]/v", ["amqp://u:p@[::1]:5672/v", "amqp://u:p@[::2]/v"]),
         ("amqp://u:p@a, b,a/v", ["amqp://u:p@a/v", "amqp://u:p@b/v"]),
         (" amqp://u:p@a/v \n", ["amqp://u:p@a/v"]),
     ],
@@ -41,6 +43,65 @@ def test_password_may_contain_commas_and_at_signs() -> None:
 
     assert [first.host, second.host] == ["a", "b"]
     assert {(each.user, each.password) for each in (first, second)} == {("u", "p,q@r@s,")}
+
+
+@pytest.mark.parametrize(
+    ("account", "user", "password"),
+    [
+        ("us%65r:p%40%3A%2F%25", "user", "p@:/%"),
+        ("us@er:p@ss", "us@er", "p@ss"),
+        ("user:p:q", "user", "p:q"),
+        ("üser:密码", "üser", "密码"),
+        ("%C3%BCser:%E5%AF%86", "üser", "密"),
+        ("user:100%", "user", "100%"),
+        ("guest:guest", "guest", "guest"),
+    ],
+)
+def test_account_of_an_address_may_have_any_characters(
+    account: str, user: str, password: str
+) -> None:
+    [broker] = broker_addresses(f"amqp://{account}@[::1]:5672/v")
+
+    assert (broker.user, broker.password, broker.host) == (user, password, "::1")
+
+
+@pytest.mark.parametrize(
+    ("path", "vhost"),
+    [("", "/"), ("/", "/"), ("//", "/"), ("/%2F", "/"), ("/%2f", "/"), ("/a%2Fb", "a/b")],
+)
+def test_virtual_host_is_that_of_the_path(path: str, vhost: str) -> None:
+    [broker] = broker_addresses(f"amqp://u:p@a{path}")
+
+    assert aiormq.Connection(broker, loop=Mock()).vhost == vhost
+
+
+@pytest.mark.parametrize(
+    ("account", "missing"),
+    [
+        ("", "no user and no password"),
+        ("@", "no user and no password"),
+        (":@", "no user and no password"),
+        ("user@", "no password"),
+        ("user:@", "no password"),
+        (":secret@", "no user"),
+    ],
+)
+def test_address_without_an_account_is_an_error_that_names_the_setting(
+    account: str, missing: str
+) -> None:
+    """aiormq would log in as `guest`."""
+    address = SecretStr(f"amqp://{account}a:5672,b:5672/vhost")
+
+    with pytest.raises(ValidationError) as caught:
+        ServiceSettings(amqp_url=address, verification_keys="{}")
+
+    [error] = caught.value.errors()
+    assert error["loc"] == ("amqp_url",)  # shown as POSTBUS_AMQP_URL
+    assert (
+        f"the address of the broker has {missing}; it must have the form amqp://user:"
+        in (error["msg"])
+    )
+    assert "secret" not in error["msg"]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ KEYS_OF_THE_PROGRAM = {
     "gateway.update_masks.resource_of",
     "shared.bounds._counter",
     "shared.bounds.max_elements",
+    "shared.field_limit._plan",
     "shared.output_only.is_output_only",
     "shared.output_only.remover",
     "shared.protojson.writer._writer",

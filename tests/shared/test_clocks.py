@@ -24,7 +24,7 @@ from tools.paths import ROOT, SERVICES
 SHOWN: Final = "shown to people; nothing is decided by it"
 TOKENS: Final = "the times of access tokens, with a leeway of 30 seconds"
 WITHIN: Final = "compared with a time of the same process only"
-LONG: Final = "the end of a day or of months, which the database compares with its clock"
+STORED: Final = "never without a reply of the database"
 ORDER: Final = "orders items; a version or an id decides which of two is newer"
 
 CLOCKS: Final = {
@@ -32,8 +32,6 @@ CLOCKS: Final = {
     "gateway/operator_routes.py security_txt_routes.security_txt": SHOWN,
     "gateway/rate_limits.py RateLimits.__init__": WITHIN,
     "gateway/rate_storage.py BoundedStorage.get_expiry": WITHIN,
-    "posts/migrations.py _move_events_to_outbox": LONG,
-    "posts/notification_repository.py NotificationRepository.add": LONG,
     "posts/stored_times.py now": ORDER,
     "shared/bus/amqp/failed_events.py FailedEvents._destination": SHOWN,
     "shared/bus/client.py publish": SHOWN,
@@ -46,11 +44,12 @@ CLOCKS: Final = {
     ),
     "shared/access_tokens.py Caller.remaining": TOKENS,
     "shared/access_tokens.py TokenVerifier._log_clock_skew": "measures the difference, for the log",
-    "shared/outbox/mongo_inbox.py MongoInbox._now": "never without a reply of the database",
+    "shared/data/mongo_collection.py Collection.database_time": STORED,
+    "shared/outbox/mongo_inbox.py MongoInbox._now": STORED,
     "shared/runtime/worker.py Health.check": "for the gateway, which measures the difference",
     "users/account_handlers.py _new_user": SHOWN,
     "users/account_handlers.py _with_derived": SHOWN,
-    "users/session_repository.py SessionRepository.expiry": LONG,
+    "users/session_repository.py SessionRepository.expiry": SHOWN,
     "users/token_signer.py TokenSigner.sign": TOKENS,
 }
 """Every place of the sources that reads the clock of its process, with the reason."""

@@ -109,7 +109,7 @@ def test_malformed_address_of_mongodb_is_refused_without_its_password(
 def test_malformed_address_in_the_settings_names_the_setting() -> None:
     with pytest.raises(ValidationError) as raised:
         UsersSettings(
-            amqp_url=SecretStr("amqp://a"),
+            amqp_url=SecretStr("amqp://u:p@a"),
             verification_keys="{}",
             postgres_url=SecretStr("postgresql://user:hunter2@host:0/name"),
             page_token_key=SecretStr("x"),

@@ -225,7 +225,8 @@ async def test_statistics_of_a_worker_count_for_itself_and_only_if_they_are_cons
 async def test_handlers_in_the_statistics_of_a_worker_are_bounded() -> None:
     bus, route = MemoryBus(), "postbus.bus.v1.WorkerService.GetStatistics.posts"
     counts = Histogram(counts=[1], sum=1.0)
-    many = [HandlerStatistics(name=f"h{n}", duration=counts, wait=counts) for n in range(5001)]
+    many = [HandlerStatistics(name=f"h{n}", duration=counts, wait=counts) for n in range(20)]
+    many += [HandlerStatistics(name=f"h{n}") for n in range(20, 5001)]
     for number, handlers in enumerate((many[:10], many, many[10:20])):
         response = GetStatisticsResponse(instance=Instance(id=f"{number}"), handlers=handlers)
 

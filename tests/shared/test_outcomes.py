@@ -233,6 +233,7 @@ PROOFS: Final = {
     "bus/dispatch.py _too_large": NOT_STARTED,
     "bus/memory.py _replies": NOT_STARTED,
     "bus/memory.py _request": BEFORE_SENDING,
+    "bus/request_verification.py _id_too_long": NOT_STARTED,
     "bus/request_verification.py _not_a_caller": NOT_STARTED,
     "bus/served_method.py encode_response": ROLLED_BACK,
     "context.py Context.__enter__": NOT_STARTED,

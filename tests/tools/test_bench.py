@@ -20,7 +20,7 @@ Dispatcher("posts", [runpy.run_path(sys.argv[1])["Posts"](), Health({})], None, 
 def test_worker_of_a_benchmark_has_a_handler_of_every_method(program: str) -> None:
     path = ROOT / "bench" / program
     needed = {
-        "BENCH_URL": "amqp://127.0.0.1",
+        "BENCH_URL": "amqp://u:p@127.0.0.1",
         "BENCH_PAYLOAD": str(path.parent / "payload.json"),
         "PYTHONPATH": str(path.parent),
     }

@@ -130,7 +130,7 @@ def settings(
 ) -> UsersSettings:
     """Return the settings of the worker; the parameter of a test has further ones."""
     return UsersSettings(
-        amqp_url=SecretStr("amqp://nowhere"),
+        amqp_url=SecretStr("amqp://u:p@nowhere"),
         verification_keys=tokens.key_set,
         postgres_url=SecretStr(worker_database),
         page_token_key=SecretStr("of the tests alone"),

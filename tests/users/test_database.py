@@ -3,7 +3,7 @@
 import subprocess
 import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
@@ -36,7 +36,7 @@ NOW = datetime.now(UTC)
 def run_migrate(url: str, *arguments: str) -> None:
     """Run the command `migrate` of the worker."""
     environment = {
-        "POSTBUS_AMQP_URL": "amqp://nowhere",
+        "POSTBUS_AMQP_URL": "amqp://u:p@nowhere",
         "POSTBUS_POSTGRES_URL": url,
         "POSTBUS_SIGNING_KEY": "none",
         "POSTBUS_VERIFICATION_KEYS": "none",
@@ -169,9 +169,7 @@ async def run_every_query(postgres: Postgres) -> None:
     token = RefreshToken.new()
     await sessions.open(ann, "", token)
     await sessions.find_by_token(token, time.monotonic())
-    await sessions.rotate(
-        token, token.next(), expires_at=NOW + timedelta(days=1), sealed_response=b"sealed"
-    )
+    await sessions.rotate(token, token.next(), sealed_response=b"sealed")
     await sessions.purge_responses()
     caller = Caller(user_id="ann", session_id=token.session_id, expires_at=NOW)
     context = Context(name="", caller=caller, deadline=0, traceparent="")

@@ -277,10 +277,27 @@ async def test_session_is_found_by_its_family_until_it_expires(
     expire = "UPDATE sessions SET expires_at = now() WHERE id = $1"
     await stored.database.execute(expire, token.session_id)
     states.append(await found(token))
-    rotation: dict[str, Any] = {"expires_at": NOW + timedelta(days=1), "sealed_response": b""}
-    states.append(await stored.sessions.rotate(token, token.next(), **rotation))
+    states.append(await stored.sessions.rotate(token, token.next(), sealed_response=b""))
 
     assert states == [True, True, False, False, False]
+
+
+@pytest.mark.parametrize(("age", "days"), [(0, 30), (149, 30), (179, 1)])
+async def test_stored_expiry_is_by_the_clock_of_the_database(
+    stored: Stored, unique: Unique, age: int, days: int
+) -> None:
+    """A worker whose clock is wrong by years ends no session, and opens none without an end."""
+    user, token = await stored.account(unique("ann")), RefreshToken.new()
+    left = "SELECT extract(epoch FROM expires_at - now()) / 86400 FROM sessions WHERE id = $1"
+    await stored.sessions.open(user, "", token)
+    opened = await stored.database.fetchval(left, token.session_id)
+    older = "UPDATE sessions SET created_at = now() - $2::interval, expires_at = now() + '1 h'"
+    await stored.database.execute(f"{older} WHERE id = $1", token.session_id, timedelta(days=age))
+
+    await stored.sessions.rotate(token, token.next(), sealed_response=b"")
+
+    rotated = await stored.database.fetchval(left, token.session_id)
+    assert (round(opened, 2), round(rotated, 2)) == (30, days)
 
 
 async def test_session_waits_for_a_concurrent_change_of_the_password(

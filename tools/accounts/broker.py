@@ -18,6 +18,18 @@ __all__ = ["set_up_broker"]
 _ANSWER_SECONDS: Final = 10
 _SALT_BYTES: Final = 4
 """Of a password hash (https://www.rabbitmq.com/docs/passwords)."""
+_POLICY: Final = "postbus"
+_BOUNDS: Final = {
+    "pattern": ".*",
+    "apply-to": "queues",
+    "definition": {"max-length-bytes": 256 * 2**20},
+}
+"""The largest backlog of each queue. The events of a consumer are then refused
+(`x-overflow=reject-publish`), and stay in the outbox of their service; of dead letters, and of the
+queues of one process, the oldest messages are dropped."""
+_ACCOUNT_LIMITS: Final = {"max-connections": 1_000, "max-channels": 20_000}
+"""The most that one account may use of what all accounts share: a process of a service has two
+connections."""
 _FORBIDDEN: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
 
@@ -31,6 +43,9 @@ def set_up_broker(
 ) -> None:
     """Make or update the accounts, and give them their rights on the virtual host.
 
+    Bounds the queues of the virtual host and the connections of each account, so that a compromised
+    account can use up less of the broker.
+
     An existing account with another password gets the given one if `replace`; otherwise
     MissingRightsError. Raises the same if the account of the URL is not an administrator, OSError
     if the broker cannot be reached.
@@ -42,6 +57,9 @@ def set_up_broker(
             path = f"permissions/{quote(vhost, safe='')}/{quote(name, safe='')}"
             if api.get(path) != about.permissions() | {"user": name, "vhost": vhost}:
                 api.put(path, about.permissions())
+            for limit, value in _ACCOUNT_LIMITS.items():
+                api.put(f"user-limits/{quote(name, safe='')}/{limit}", {"value": value})
+        api.put(f"operator-policies/{quote(vhost, safe='')}/{_POLICY}", _BOUNDS)
     except urllib.error.HTTPError as error:
         if error.code not in _FORBIDDEN:
             raise
@@ -84,6 +102,11 @@ def _commands(vhost: str, rights: Mapping[str, Rights]) -> list[str]:
             commands.append(f"rabbitmqctl set_user_tags {name} {about.tags.replace(',', ' ')}")
         expressions = " ".join(f"'{text}'" for text in about.permissions().values())
         commands.append(f"rabbitmqctl set_permissions -p {vhost} {name} {expressions}")
+        commands.append(f"rabbitmqctl set_user_limits {name} '{json.dumps(_ACCOUNT_LIMITS)}'")
+    commands.append(
+        f"rabbitmqctl set_operator_policy -p {vhost} --apply-to {_BOUNDS['apply-to']}"
+        f" {_POLICY} '{_BOUNDS['pattern']}' '{json.dumps(_BOUNDS['definition'])}'"
+    )
     return commands
 
 
@@ -107,7 +130,7 @@ class _Api:
                 raise
             return None
 
-    def put(self, path: str, body: Mapping[str, str]) -> None:
+    def put(self, path: str, body: Mapping[str, object]) -> None:
         self._send("PUT", path, json.dumps(body).encode())
 
     def _send(self, method: str, path: str, body: bytes | None = None) -> bytes:

@@ -18,6 +18,7 @@ from tools.migrate import migrate
 from tools.paths import LOGS, ROOT, SECRETS, python_of
 from tools.secrets import Secrets
 from tools.servers import servers
+from tools.servers.guardian import end_with_this_process
 from tools.servers.ports import free_port
 
 _READY_SECONDS = 60
@@ -197,6 +198,7 @@ def _running(service: str, environment: dict[str, str]) -> Iterator[None]:
             stderr=log,
         )
     try:
+        end_with_this_process(process.pid)
         yield
     finally:
         process.terminate()

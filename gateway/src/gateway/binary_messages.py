@@ -75,7 +75,7 @@ class BinaryBody:
         """
         message: Any = self._request()
         target = message if self._field is None else getattr(message, self._field.name)
-        target.CopyFrom(parse_as(type(target), data))
+        target.CopyFrom(parse_as(type(target), data, counted=False))
         found = []
         if remove_unknown(message):
             path = "" if self._field is None else self._field.json_name

@@ -43,7 +43,7 @@ def _write_json(message: Message) -> bytes:
 
 
 def _read_binary(kind: type[Message], data: bytes) -> Message:
-    message = parse_as(kind, data)
+    message = parse_as(kind, data, counted=False)
     remove_unknown(message)  # protobuf's own readers ignore them
     return message
 

@@ -101,9 +101,9 @@ async def _move_events_to_outbox(database: Database) -> None:
             for event in entry["events"]:
                 waiting = {"$set": {"event": event, "until": _EPOCH}}
                 await outbox.update_one({"_id": decode(Event, event).id}, waiting, upsert=True)
-            done, old = {"done_at": datetime.now(UTC)}, ("events", "until", "event_id", "claim")
-            change = {"$set": done, "$unset": dict.fromkeys(old, "")}
-            await inbox.update_one({"_id": entry["_id"]}, change)
+            done = {"$set": {"done_at": "$$NOW"}}  # the clock of the database
+            old = {"$unset": ["events", "until", "event_id", "claim"]}
+            await inbox.update_one({"_id": entry["_id"]}, [done, old])
 
 
 async def _up_to_likers(database: Database) -> None:

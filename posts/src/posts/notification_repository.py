@@ -1,7 +1,7 @@
 """Notifications in MongoDB."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
 from odmantic.query import QueryExpression, and_, eq, in_
@@ -55,7 +55,7 @@ class NotificationRepository(Repository[Notification]):
             post_id=post_id,
             comment_id=comment_id,
             created_at=now(),
-            expires_at=datetime.now(UTC) + _RETENTION,
+            expires_at=await self.database_time() + _RETENTION,
         )
         await self.insert(notification)
         return notification

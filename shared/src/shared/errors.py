@@ -103,7 +103,10 @@ class ServiceError(Exception):
             retry_after=seconds if 0 < seconds <= MAX_DURATION_SECONDS else None,
             outcome=error.outcome if error.outcome in _OUTCOMES else Outcome.UNKNOWN,
             trace_id=error.trace_id[:_MAX_TEXT],
-            details=[ErrorDetail(type=each.type, value=each.value) for each in error.details],
+            details=[
+                ErrorDetail(type=each.type, value=each.value)
+                for each in error.details[:_MAX_DETAILS]
+            ],
         )
 
     def to_message(self, trace_id: str) -> Error:

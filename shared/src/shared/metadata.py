@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -15,6 +17,8 @@ MAX_METADATA_BYTES: Final = 8 * 1024
 """Most bytes of all names and values of a request, of the headers or of the trailers of a reply."""
 _VALUE_BYTES: Final = 8
 """Bytes that each value counts besides its text: the framing of protobuf and HTTP."""
+_MAX_VALUES: Final = 1024
+"""Entries that are read, and values of an entry: more exceed the bytes by their framing alone."""
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 _TEXT: Final = re.compile(r"(?:[\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?)?")
 """A field value of HTTP in ASCII (RFC 9110, section 5.5)."""
@@ -51,9 +55,8 @@ def read_metadata(entries: Iterable[Any]) -> Metadata:
     `entries` are messages of postbus.bus.v1.Metadata. Any client of the broker can send them.
     """
     found = OutgoingMetadata()
-    for entry in entries:
-        try:
-            found.add(entry.name, *entry.values)
-        except ValueError:
-            continue
+    for entry in islice(entries, _MAX_VALUES):
+        if len(entry.values) <= _MAX_VALUES:
+            with suppress(ValueError):
+                found.add(entry.name, *entry.values)
     return found.values

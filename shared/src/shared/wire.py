@@ -21,6 +21,7 @@ from postbus_runtime.conversions import InexactTimeError
 from shared.bounds import OverBoundError, count_elements
 from shared.errors import MAX_VIOLATIONS, FieldViolation, ServiceError, shown_name
 from shared.exact_times import find_inexact_times
+from shared.field_limit import UNCOUNTED_BYTES, exceeds_field_limit
 
 if TYPE_CHECKING:
     from protovalidate._gen.buf.validate.validate_pb import FieldPathElement, Violation
@@ -76,11 +77,9 @@ def decode(message_type: type[M], data: bytes) -> M:
     Duration that Python cannot represent exactly; see `shared.exact_times`.
     """
     codec = CODECS[message_type]
+    message = parse_as(codec.upb, data)
     try:
-        message = codec.upb.FromString(data)
         converted: M = codec.read(message)
-    except DecodeError:
-        raise _malformed(codec.upb.DESCRIPTOR.full_name) from None
     except (InexactTimeError, OverflowError):
         raise invalid_fields(find_inexact_times(message)) from None
     return converted
@@ -91,8 +90,15 @@ def parse(name: str, data: bytes) -> Message:
     return parse_as(message_class(name), data)
 
 
-def parse_as(kind: type[Message], data: bytes) -> Message:
-    """Return upb's message of this class; INVALID_ARGUMENT if `data` is malformed."""
+def parse_as(kind: type[Message], data: bytes, *, counted: bool = True) -> Message:
+    """Return upb's message of this class; INVALID_ARGUMENT, MALFORMED_MESSAGE if `data` is
+    malformed, or has more than 50,000 fields.
+
+    Without `counted` any number of fields is accepted: for messages of clients, whose size is
+    bounded and whose violations name the field.
+    """
+    if counted and len(data) > UNCOUNTED_BYTES and exceeds_field_limit(kind, data):
+        raise _malformed(kind.DESCRIPTOR.full_name)
     try:
         return kind.FromString(data)
     except DecodeError:

@@ -77,9 +77,7 @@ class RefreshHandlers:
         new, expires_at = old.next(), self.sessions.expiry(session.created_at)
         response = RefreshSessionResponse(**self.tokens.fields(session.user_id, new, expires_at))
         sealed = seal_response(encode(response), old, context.operation_id)
-        rotated = await self.sessions.rotate(
-            old, new, expires_at=expires_at, sealed_response=sealed
-        )
+        rotated = await self.sessions.rotate(old, new, sealed_response=sealed)
         return response if rotated else None
 
     async def _handle_reuse(self, session: Session, context: Context) -> ServiceError:

@@ -55,7 +55,10 @@ class SessionRepository:
 
     @staticmethod
     def expiry(created_at: datetime | None = None) -> datetime:
-        """Return the expiry of a refresh token issued now, in a session opened at `created_at`."""
+        """Return the expiry of a refresh token issued now, in a session opened at `created_at`.
+
+        It is shown to the client; the stored one is by the clock of the database.
+        """
         now = datetime.now(UTC)
         return min(now + _LIFETIME, (created_at or now) + _MAX_LIFETIME)
 
@@ -69,7 +72,7 @@ class SessionRepository:
             secret_hash=token.secret_hash,
             created_at=func.now(),  # type: ignore[arg-type]  # the clock of the database
             refreshed_at=func.now(),  # type: ignore[arg-type]  # the clock of the database
-            expires_at=self.expiry(),
+            expires_at=func.now() + _LIFETIME,  # type: ignore[arg-type]  # the clock of the database
         )
         unchanged = select(User.id).where(User.id == user.id)
         unchanged = unchanged.where(User.password_version == user.password_version)
@@ -104,9 +107,7 @@ class SessionRepository:
             sealed_response=opened.answer if repeatable else None,
         )
 
-    async def rotate(
-        self, old: RefreshToken, new: RefreshToken, *, expires_at: datetime, sealed_response: bytes
-    ) -> bool:
+    async def rotate(self, old: RefreshToken, new: RefreshToken, *, sealed_response: bytes) -> bool:
         """Replace the current token `old` by `new`; False if `old` is not the current one.
 
         Of concurrent calls one succeeds: the row is locked until its transaction commits.
@@ -121,7 +122,9 @@ class SessionRepository:
             .values(
                 secret_hash=new.secret_hash,
                 refreshed_at=func.clock_timestamp(),
-                expires_at=expires_at,
+                expires_at=func.least(
+                    func.now() + _LIFETIME, col(Session.created_at) + _MAX_LIFETIME
+                ),
                 answer=sealed_response,
             )
         )

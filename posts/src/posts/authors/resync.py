@@ -36,9 +36,12 @@ class Resync:
         """
         user_id = context.user_id
         request = BatchGetUsersRequest(ids=[user_id])
+        # Only `users` knows the revision: one that the request claims would be stored for ever.
+        claimed, context.caller_revision = context.caller_revision, 0
         response = await self.users.batch_get_users(request, timeout=USERS_TIMEOUT)
         # read before the follows, so that they are at least as new as the revision
         revision = context.caller_revision
+        context.raise_revision(claimed)
         followed = await self.users.list_followed_ids(
             ListFollowedIdsRequest(), timeout=USERS_TIMEOUT
         )

@@ -5,6 +5,7 @@ from typing import Final
 
 from odmantic.query import and_, eq, in_, lt
 
+from postbus import reasons
 from postbus.posts.v1 import Author as AuthorMessage
 from postbus.users.v1 import Profile
 from posts.authors.cache import AuthorCache
@@ -12,11 +13,14 @@ from posts.models import Author
 from posts.repository import lock
 from shared.data.mongo_collection import Collection
 from shared.data.mongo_database import Mongo
+from shared.errors import ServiceError
 
 __all__ = ["MAX_AHEAD", "AuthorRepository", "author_message", "has_stored", "with_revision"]
 
 MAX_AHEAD: Final = 100
 """Revisions stored after a missing one. Further revisions are not stored and count as missing."""
+_MAX_REVISION_STEP: Final = 1_000_000
+"""Each change of an account adds one to its revision, and events are lost rarely."""
 
 
 class AuthorRepository(Collection[Author]):
@@ -43,11 +47,14 @@ class AuthorRepository(Collection[Author]):
     async def add_revision(self, user_id: str, revision: int) -> bool:
         """Record that the change with this revision is stored; False if that is recorded already.
 
-        Part of the unit of work that stores the change. A revision of 0 is not recorded.
+        Part of the unit of work that stores the change. A revision of 0 is not recorded. Raises
+        FORGED for a revision far beyond the stored one: it would count as missing ones for ever.
         """
         if revision == 0:
             return True
         author = await self.get(user_id)
+        if revision - (author.revision if author else 0) > _MAX_REVISION_STEP:
+            raise ServiceError(reasons.FORGED, "The owner has no such revision of the user.")
         if author is None:
             author = Author.unnamed(user_id)
             await self.insert(author)

@@ -17,6 +17,9 @@ __all__ = ["ConsumedEvent"]
 
 _BUDGET: Final = 30.0
 """Seconds for one execution of a consumer."""
+_MAX_ID: Final = 255
+"""Characters of an event's id or correlation id: the events that its consumer publishes repeat
+them."""
 _MAX_VERSION: Final = 2**63 - 1
 """Largest version: the integers of the databases have a sign."""
 
@@ -48,8 +51,11 @@ class ConsumedEvent:
     def operation(self, event: Any) -> Operation:
         """Return the operation of an event at this consumer, with the version of its subject.
 
-        INVALID_ARGUMENT, MALFORMED_MESSAGE if a database cannot store the version.
+        INVALID_ARGUMENT, MALFORMED_MESSAGE if a database cannot store the version, and if an id is
+        longer than 255 characters.
         """
+        if max(len(event.id), len(event.correlation_id)) > _MAX_ID:
+            raise ServiceError(reasons.MALFORMED_MESSAGE, "An id exceeds 255 characters.")
         if event.version > _MAX_VERSION:
             raise ServiceError(reasons.MALFORMED_MESSAGE, "The version exceeds 63 bits.")
         return Operation(

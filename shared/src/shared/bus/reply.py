@@ -9,6 +9,7 @@ from postbus.bus.v1 import Outcome, Reply
 from shared.bus.call import Call
 from shared.bus.call_errors import unavailable
 from shared.errors import ServiceError, internal
+from shared.field_limit import UNCOUNTED_BYTES, exceeds_field_limit
 from shared.metadata import OutgoingMetadata, read_metadata
 from shared.wire import encode, message_class
 
@@ -111,6 +112,8 @@ def next_payload(reply: bytes, sequence: int, call: Call) -> bytes | None:
 
 
 def _read(reply: bytes) -> Any:
+    if len(reply) > UNCOUNTED_BYTES and exceeds_field_limit(_Reply, reply):
+        raise internal()  # as below
     try:
         message = _Reply.FromString(reply)
     except DecodeError:  # the caller is not at fault, and the call may have had an effect

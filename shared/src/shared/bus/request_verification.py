@@ -21,6 +21,10 @@ __all__ = ["RequestVerification", "Verifier"]
 
 _MAX_BUDGET: Final = 60.0
 """Seconds; a longer budget of the caller is reduced to it."""
+_MAX_ID: Final = 255
+"""Characters of an operation id or correlation id: events and nested calls repeat them."""
+_MAX_ADDRESS: Final = 64
+"""Characters of the client's address that are kept: more than an address has."""
 _CLOCK_LOG_SECONDS: Final = 60.0
 """Shortest time between two log lines about the clock."""
 
@@ -61,6 +65,9 @@ class RequestVerification:
         if caller is None and served.needs_user:
             raise token_missing()
         operation_id = request.operation_id or str(uuid7())
+        correlation_id = request.correlation_id or operation_id
+        if len(operation_id) > _MAX_ID or len(correlation_id) > _MAX_ID:
+            raise _id_too_long()
         context = Context(
             name=served.name,
             caller=caller,
@@ -68,10 +75,10 @@ class RequestVerification:
             access_token=token,
             deadline=time.monotonic() + min(budget_of(request), _MAX_BUDGET),
             operation_id=operation_id,
-            correlation_id=request.correlation_id or operation_id,
+            correlation_id=correlation_id,
             traceparent=traceparent,
             caller_revision=request.caller_revision,
-            client_address=request.client_address,
+            client_address=request.client_address[:_MAX_ADDRESS],
         )
         if request.metadata:
             context.received_metadata = read_metadata(request.metadata)
@@ -94,3 +101,8 @@ class RequestVerification:
 def _not_a_caller() -> ServiceError:
     text = "The contract does not list this service as a caller of the method."
     return ServiceError(reasons.SERVICE_NOT_ALLOWED, text)
+
+
+def _id_too_long() -> ServiceError:
+    text = f"An operation id or correlation id has at most {_MAX_ID} characters."
+    return ServiceError(reasons.MALFORMED_MESSAGE, text)

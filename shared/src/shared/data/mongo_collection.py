@@ -5,6 +5,7 @@ throughput. ODMantic's models and query expressions work without its engine.
 """
 
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 from odmantic import Model
@@ -45,6 +46,15 @@ class Collection(Generic[M]):
         """Insert a document; ALREADY_EXISTS if its id or a unique field is taken."""
         async with session_of(self._database) as session:
             await self._documents.insert_one(instance.model_dump_doc(), session=session)
+
+    async def database_time(self) -> datetime:
+        """Return the time of the database in a unit of work, as the last reply has brought it.
+
+        A TTL index compares stored times with it: the clock of this process may be wrong by years.
+        """
+        async with session_of(self._database) as session:
+            time = None if session is None else session.operation_time
+        return datetime.now(UTC) if time is None else time.as_datetime()
 
     async def get(self, id_: str) -> M | None:
         """Return the document with this id, or None."""

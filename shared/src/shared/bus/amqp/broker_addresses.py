@@ -15,6 +15,7 @@ _MALFORMED: Final = (
     f"the address of the broker must have the form {_FORM}, with the characters / ? # and % of its"
     " parts percent-encoded"
 )
+_NO_ACCOUNT: Final = f"the address of the broker has no {{}}; it must have the form {_FORM}"
 
 
 class BrokerAddressError(ValueError):
@@ -26,7 +27,8 @@ def broker_addresses(address: str) -> list[URL]:
 
     `amqp://user:password@host1:5672,host2:5673/vhost` names two nodes of a cluster; account,
     virtual host and options are those of all. The scheme `amqps` stands for TLS. Spaces around the
-    address are ignored. Raises BrokerAddressError.
+    address are ignored. Raises BrokerAddressError, also without a user or a password: aiormq would
+    log in as `guest`.
     """
     found = _URL.fullmatch(address.strip())
     if found is None or found["scheme"].lower() not in _SCHEMES:
@@ -42,9 +44,12 @@ def broker_addresses(address: str) -> list[URL]:
 
 def _url(text: str, host: str) -> URL:
     """Return a URL; `host` is quoted in the error, so it must not be a part of the account."""
+    url = None
     with suppress(ValueError):  # its text may contain the password
         url = URL(text)
-        if url.host and url.port != 0:
-            return url
-    named = f"; it has an invalid host or port {host!r}" if host else ""
-    raise BrokerAddressError(_MALFORMED + named)
+    if url is None or not url.host or url.port == 0:
+        named = f"; it has an invalid host or port {host!r}" if host else ""
+        raise BrokerAddressError(_MALFORMED + named)
+    if missing := " and no ".join(each for each in ("user", "password") if not getattr(url, each)):
+        raise BrokerAddressError(_NO_ACCOUNT.format(missing))
+    return url

@@ -80,23 +80,27 @@ class MessageChannel:
     ) -> list[str]:
         """Declare objects, and pass the messages of queues to `handler`, in one round trip.
 
-        The bindings in `bound` are made after the start of the consumers. A channel has one
+        The consumer of a declared queue starts next, before the queue can expire on a slow broker.
+        The bindings in `bound` are made after the start of all consumers. A channel has one
         handler, which must not raise. The name of a queue is the tag of its consumer. Returns the
         names of the declared queues that had no consumer.
         """
         self._on_delivered = handler
         tags = list(queues)
         self._underlay.consumers.update(dict.fromkeys(tags, _drop))
-        consumes = [
-            Basic.Consume(
+        consumes = {
+            tag: Basic.Consume(
                 queue=tag, consumer_tag=tag, no_ack=no_ack, arguments=dict(arguments or {})
             )
             for tag in tags
-        ]
+        }
+        methods: list[Frame] = []
+        for each in declared:
+            methods += each.methods()
+            if isinstance(each, Queue) and each.name in consumes:
+                methods.append(consumes.pop(each.name))
         bindings = [method for each in bound for method in each.methods()]
-        replies = await self.request_all(
-            [*(method for each in declared for method in each.methods()), *consumes, *bindings]
-        )
+        replies = await self.request_all([*methods, *consumes.values(), *bindings])
         return [
             str(reply.queue)
             for reply in replies

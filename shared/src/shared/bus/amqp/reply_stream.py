@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from typing import Final
 
 from postbus import reasons
 from postbus.bus.v1 import Control, Outcome
@@ -14,6 +15,9 @@ from shared.bus.message_bus import CREDIT
 from shared.errors import ServiceError
 
 __all__ = ["ReplyStream"]
+
+_MAX_WAITING: Final = 32 * 2**20
+"""Bytes of the replies that wait in a stream."""
 
 
 class ReplyStream:
@@ -33,13 +37,21 @@ class ReplyStream:
         self._correlation_id = correlation_id
         self._replies: asyncio.Queue[Delivered | ServiceError] = asyncio.Queue()
         self._consumed = 0
+        self._bytes = 0
+        """Bytes of the replies that wait."""
+        self._broken = False
 
     def put(self, reply: Delivered | ServiceError) -> None:
-        """Add a reply, or the error that ends the stream. Replies beyond the credit break it."""
-        waiting = self._replies.qsize()
-        if isinstance(reply, ServiceError) or waiting < CREDIT:
+        """Add a reply, or the error that ends the stream. It breaks if more replies wait than the
+        credit, or more than 32 MiB.
+        """
+        if isinstance(reply, ServiceError):
             self._replies.put_nowait(reply)
-        elif waiting == CREDIT:
+        elif self._replies.qsize() < CREDIT and self._bytes + len(reply.body) <= _MAX_WAITING:
+            self._bytes += len(reply.body)
+            self._replies.put_nowait(reply)
+        elif not self._broken:
+            self._broken = True
             text = "The worker sent more replies than the caller allowed."
             self._replies.put_nowait(unavailable(reasons.STREAM_BROKEN, text, Outcome.UNKNOWN))
 
@@ -48,6 +60,7 @@ class ReplyStream:
         reply = await self._replies.get()
         if isinstance(reply, ServiceError):
             raise reply
+        self._bytes -= len(reply.body)
         self._consumed += 1
         if self._consumed >= CREDIT // 2 and reply.reply_to:
             credit = Control(correlation_id=self._correlation_id, credit=self._consumed)
