@@ -223,7 +223,7 @@ async def respond(client: httpx.AsyncClient, verb: str, url: str, body: str | No
     if raw:  # with the media type as the first line of the body
         verb = verb.removeprefix("RAW ")
         headers["Content-Type"], _, body = (body or "").partition("\n")
-        headers["Accept"] = "text/x-other"  # which a raw body ignores
+        headers["Accept"] = "application/json"  # which a raw body ignores
     response = await client.request(verb, url, content=body, headers=headers)
     if raw and "problem" not in response.headers.get("content-type", ""):
         return [response.status_code, [dict(response.headers), response.text]]

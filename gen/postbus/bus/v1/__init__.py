@@ -628,8 +628,8 @@ class Request(GeneratedMessage):
     operation_id: str = betterproto.string_field(4)
     """
     Idempotency key. For 24 hours, a repeated call of the same caller with the same id has no second
-     effect and gets the stored reply. Use a UUIDv7 or a key of your own. Without an access token, a call
-     is a repetition only if its request is the same too.
+     effect and gets the stored reply. Use a UUIDv7 or a key of your own, of at most 255 characters.
+     Without an access token, a call is a repetition only if its request is the same too.
     """
 
     traceparent: str = betterproto.string_field(5)
@@ -637,7 +637,7 @@ class Request(GeneratedMessage):
 
     correlation_id: str = betterproto.string_field(6)
     """
-    For a nested call, the `operation_id` of the first call of the chain.
+    For a nested call, the `operation_id` of the first call of the chain; at most 255 characters.
     """
 
     sent_unix_ms: int = betterproto.int64_field(7)
