@@ -20,7 +20,7 @@ _NAME: Final = re.compile(r".+\.delay\.(?P<milliseconds>\d+)")
 
 
 def delay_queues(names: Sequence[str]) -> list[str]:
-    """Return the delay queues among queues: those of the services, and those of older versions."""
+    """Return the delay queues of the services, and of older versions, from a list of queues."""
     return [name for name in names if _NAME.fullmatch(name)]
 
 

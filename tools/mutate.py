@@ -127,7 +127,7 @@ def _assignment(source: str, name: str) -> str:
 
 
 def mutate(words: Sequence[str]) -> int:
-    """Remove, one at a time, the guards whose file or name has one of `words`; all without words.
+    """Remove, one at a time, the guards whose file or name contains one of `words`, or all guards.
 
     Each guard takes a run of its tests: all of them take about three hours.
     """

@@ -20,7 +20,7 @@ _STAMP: Final = DEV / "gen.stamp"
 
 
 def up_to_date() -> bool:
-    """Return whether inputs and output are those of the last complete run."""
+    """Return whether inputs and output are the same as at the end of the last complete run."""
     return _STAMP.exists() and _STAMP.read_text() == _fingerprint()
 
 

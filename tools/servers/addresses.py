@@ -65,7 +65,7 @@ def with_account(url: str, user: str, password: str) -> str:
 
 
 def in_database(url: str, database: str) -> str:
-    """Return the URL with another database; its accounts are those of that database in MongoDB."""
+    """Return the URL with another database; MongoDB looks for the account in this database."""
     parts = urlsplit(url)
     query = [(name, value) for name, value in parse_qsl(parts.query) if name != "authSource"]
     return urlunsplit(parts._replace(path=f"/{quote(database)}", query=urlencode(query)))

@@ -68,7 +68,7 @@ class _Child:
 
 
 def main(lines: Iterable[str]) -> None:
-    """Read children until the end of `lines`, and end those that still run."""
+    """Read process ids until the end of `lines`, then end the processes that still run."""
     children: list[_Child] = []
     for line in lines:
         leads, _, known = line.rstrip("\n").partition(" ")

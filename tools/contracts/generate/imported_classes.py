@@ -16,7 +16,7 @@ _WELL_KNOWN: Final = "google.protobuf"
 
 
 def imported_protos(contracts: Contracts) -> list[FileDescriptorProto]:
-    """Return the files of the third-party packages that contracts use, and of those they import."""
+    """Return the third-party files that the contracts import, directly or through other files."""
     files = {file.name: file for file in contracts.protos}
     found: set[str] = set()
     waiting = {kind.file.package for kind in contracts.imported.values()}

@@ -107,7 +107,7 @@ def _require_json_name(field: FieldDescriptor) -> None:
 
 
 def generated_names(contracts: Contracts) -> Iterator[GeneratedName]:
-    """Yield the names of every output, each after those that it builds on."""
+    """Yield the names of every output; a name comes after the names that it is built from."""
     for file in contracts.files:
         yield from _of_package(contracts, file)
     for enum in contracts.enums:

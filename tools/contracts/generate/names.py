@@ -159,7 +159,7 @@ def _numbered(name: str, index: int) -> str:
 def _messages(
     messages: Sequence[Descriptor], both: Set[str], name: Callable[[Descriptor, Set[str]], Named]
 ) -> list[Named]:
-    """Return the candidates of messages; those in `both` have two names."""
+    """Return the candidates of messages; a message in `both` has two names."""
     first = first_versions(messages)
     taken = {(each.file.package, pascal_case(short_name(each))) for each in messages}
     found = []

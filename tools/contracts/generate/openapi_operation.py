@@ -133,7 +133,7 @@ class Operation:
         return example
 
     def _outside_body(self) -> frozenset[str]:
-        """Return the fields that are not in the body: those of the path, and derived ones."""
+        """Return the fields that are not in the body: path parameters and derived fields."""
         derived = _DERIVED if self._binding.verb == "PATCH" else frozenset()
         return derived | {path[0].name for path, _ in self._binding.variables}
 

@@ -57,7 +57,7 @@ def _line(kind: Any) -> tuple[tuple[str, str], tuple[int, int, int, int]]:
 
 
 def first_versions(kinds: Iterable[Any]) -> set[str]:
-    """Return the full names of those that no earlier version of their package has."""
+    """Return the full names of elements that no earlier version of their package has."""
     first: dict[tuple[str, str], tuple[tuple[int, int, int, int], str]] = {}
     for kind in kinds:
         line, version = _line(kind)

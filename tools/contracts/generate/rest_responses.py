@@ -186,7 +186,7 @@ class ErrorResponses:
         }
 
     def of_operation(self, statuses: Iterable[str], names: Iterable[str]) -> dict[str, Schema]:
-        """Return the responses with these shared statuses, and those of the reasons of a method.
+        """Return the responses with these shared statuses, and the responses of a method's reasons.
 
         A response with a reason of the method is not a reference to the shared one. Names that the
         contracts do not have are left out.
