@@ -556,7 +556,7 @@ async def test_follower_stops_without_an_answer_of_the_broker(
     ("wrong", "reason"),
     [
         ({"path": "/no_such_vhost"}, "530 NOT_ALLOWED - "),
-        ({"password": "wrong"}, "403 ACCESS_REFUSED - "),
+        ({"username": "test", "password": "wrong"}, "403 ACCESS_REFUSED - "),
     ],
 )
 async def test_reason_of_the_broker_not_to_connect_is_logged(
