@@ -118,9 +118,7 @@ async def test_clock_that_is_wrong_by_10_minutes_fails_tokens_only_and_is_named_
     service: str,
     seconds: int,
 ) -> None:
-    await system.stop("gateway")
-    await system.start("gateway")  # it logs the clock of each worker once a minute
-    await system.until_ready()
+    await restart_gateway(system)
     before = len(skews(system, "gateway"))
     alice = await sign_up(client, unique("alice"))
     post = await Client(client, alice).done("POST", "/v1/posts", {"title": "Hi"})
@@ -138,6 +136,13 @@ async def test_clock_that_is_wrong_by_10_minutes_fails_tokens_only_and_is_named_
     assert any(line["process"] == process and abs(line["seconds"] - expected) < 5 for line in found)
     if service == "posts":
         assert any(abs(line["seconds"] + seconds) < 5 for line in skews(system, "posts"))
+
+
+async def restart_gateway(system: System) -> None:
+    """Let the gateway log the clock of each worker again, which it does once a minute."""
+    await system.stop("gateway")
+    await system.start("gateway")
+    await system.until_ready()
 
 
 DAY, YEAR = 86_400, 31_536_000
@@ -169,9 +174,7 @@ async def test_process_that_starts_in_another_year_serves_all_but_tokens_and_des
     service: str,
     seconds: int,
 ) -> None:
-    await system.stop("gateway")
-    await system.start("gateway")  # it logs the clock of each worker once a minute
-    await system.until_ready()
+    await restart_gateway(system)
     alice, bob = [await sign_up(client, unique(name)) for name in ("alice", "bob")]
     sessions = [await log_in(client, bob)]
     post = await Client(client, alice).done("POST", "/v1/posts", {"title": "Hi"})

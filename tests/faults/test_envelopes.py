@@ -52,7 +52,7 @@ CALLERS: Final = [
 
 
 def values(field: FieldDescriptor) -> list[Any]:
-    """Return absurd values of a field; those of a list are its only element, or far too many."""
+    """Return absurd values of a field; for a list, one absurd element or far too many elements."""
     each: list[Any]
     if field.message_type is not None:
         kind = message_class(field.message_type.full_name)

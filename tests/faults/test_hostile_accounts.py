@@ -1,4 +1,4 @@
-"""What bounds a compromised account that writes to its own exchanges as fast as it can."""
+"""The broker bounds a compromised account that floods its own exchanges."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -28,7 +28,7 @@ SIZE = 100_000
 async def bounded_vhost(
     run_id: str, unique: Unique, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[str]:
-    """A virtual host whose queues have at most a megabyte."""
+    """A virtual host that limits each queue to one megabyte."""
     bounds = {**broker._BOUNDS, "definition": {"max-length-bytes": BOUND}}
     monkeypatch.setattr(broker, "_BOUNDS", bounds)
     async with new_vhost(unique(f"{run_id}_bounded")) as url:

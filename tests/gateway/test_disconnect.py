@@ -228,7 +228,7 @@ async def test_short_call_is_not_watched(verifier: TokenVerifier) -> None:
 
 
 def stream_of(payloads: AsyncGenerator[bytes, None]) -> StreamResponse:
-    """Return a stream whose parts are the payloads."""
+    """Return a stream with one part per payload."""
 
     async def encode(payload: bytes) -> bytes:
         return payload

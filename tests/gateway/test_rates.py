@@ -249,10 +249,10 @@ async def silent_store(*, accepts: bool) -> AsyncIterator[tuple[SecretStr, list[
 
 
 class EndlessStorage(RedisStorage):
-    """A store whose driver never returns."""
+    """A store with a driver that never returns."""
 
     async def incr(self, *_arguments: object, **_options: object) -> int:
-        """Wait for ever."""
+        """Never return."""
         await asyncio.Event().wait()
         return 0
 

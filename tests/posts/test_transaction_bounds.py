@@ -633,7 +633,7 @@ async def test_partial_copy_of_many_follows_is_continued_by_the_next_call(
 
 
 async def test_revision_far_ahead_is_refused(authors: AuthorRepository) -> None:
-    """It would count as missing changes for ever."""
+    """Otherwise the author would count as incomplete for ever."""
     await authors.upsert_if_newer(an_author(revision=3))
 
     for revision in (4 + 1_000_000, 2**63 - 1, 2**64 - 1):

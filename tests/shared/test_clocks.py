@@ -82,7 +82,7 @@ def test_every_place_that_reads_the_clock_has_a_reason() -> None:
 
 
 def answering(clock: timedelta | None) -> RpcHandler:
-    """Return a worker whose clock is ahead, or one of the previous release, with None."""
+    """Return a worker with a clock ahead by `clock`; None is a worker of the previous release."""
 
     async def answer(_route: str, _body: bytes, _service: str) -> bytes:
         response = CheckResponse()

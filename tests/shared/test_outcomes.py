@@ -180,7 +180,7 @@ async def test_error_of_a_call_that_was_delivered_before_has_an_unknown_outcome(
 
 
 async def test_event_that_cannot_be_published_after_the_handler_is_an_unknown_outcome() -> None:
-    """A service without a database cannot undo what its handler has done."""
+    """A service without a database cannot undo the effects of its handler."""
 
     async def refuse(_event: Event) -> None:
         raise ServiceError(reasons.EVENT_REFUSED, "", outcome=Outcome.NO_EFFECT)

@@ -1,6 +1,7 @@
 """The end of a WebSocket, which either side closes, or the server when it shuts down."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ _CLOSE_SECONDS: Final = 3.0
 """Time for a client to read everything that was sent, and to send its close frame."""
 
 
-class WebSocketClosing(WebSocketOutput):
+class WebSocketClosing(WebSocketOutput, ABC):
     """A WebSocket that closes without the loss of sent messages. A subclass receives frames."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -24,9 +25,9 @@ class WebSocketClosing(WebSocketOutput):
         self._receiver: Receiver | None = None
         self._continuation: asyncio.Handle | None = None
 
+    @abstractmethod
     def _discard_received(self) -> None:
-        """Discard everything that was received and not handled."""
-        raise NotImplementedError
+        """Discard the received bytes and frames that are not handled yet."""
 
     def close(self, code: int, reason: str) -> None:
         """See Socket. The frame is sent even if the transport's buffer is full."""

@@ -21,7 +21,7 @@ _FAILURE_LINES: Final = 10
 
 
 class FailedCalls:
-    """Logs the errors of calls and encodes them. `incidents` are those of the bus."""
+    """Logs and encodes the errors of calls. `incidents` counts undeclared reasons."""
 
     def __init__(self, security_log: SecurityLog, incidents: Counter[str]) -> None:
         self._security_log = security_log

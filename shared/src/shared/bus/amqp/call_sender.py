@@ -100,7 +100,7 @@ class CallSender:
 
 
 class CallSenders:
-    """The senders of the calls of `service`, whose replies go to the queue `reply_to`.
+    """Opens one sender of calls per callee. Replies to `service` go to the queue `reply_to`.
 
     The routes of a callee share a sender, and with it a channel, whose loss concerns only the calls
     to this callee. `suspicious` is set once a method of `service` itself is unroutable.

@@ -1,4 +1,4 @@
-"""Separate the AMQP frames of messages from those of connections and channels.
+"""Separate AMQP frames with messages from frames about connections and channels.
 
 Numbers in comments are sections of the specification; see `frame_format`.
 
